@@ -1,0 +1,277 @@
+"""LLaVA-UHD: a vision tower that compresses inside itself, a connector and a causal language model.
+
+Follows `LlavaForConditionalGeneration` of `transformers`, so that what is written for its vision-language models
+(`generate`, pipelines, Trainer, PEFT) works here; what differs is that images are packed: `pixel_values` holds the
+patches of all images of the batch one after another, and `grid_hws` says how many belong to each.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import LongTensor, Tensor, nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import can_return_tuple
+
+from foveate.connectors.mlp import MLPConnector
+from foveate.encoders.vit_uhd import ViTUHDModel
+from foveate.errors import FoveateError
+
+from .configuration import LlavaUHDConfig
+
+
+@dataclass
+class LlavaUHDImageFeatures(BaseModelOutputWithPooling):
+    """What the vision tower and the connector make of the images of a batch.
+
+    Attributes:
+        last_hidden_state: `(L', D)`, packed tokens of the vision tower after its last stage.
+        pooler_output: for each image `(rows * columns, d)`, its tokens as the language model reads them, row-major.
+        grid_hws: `(n, 2)`, rows and columns of each image after the last stage.
+        hidden_states: those of the vision tower, where they were asked for.
+    """
+
+    pooler_output: tuple[Tensor, ...] | None = None
+    grid_hws: Tensor | None = None
+
+
+@dataclass
+class LlavaUHDModelOutputWithPast(BaseModelOutputWithPast):
+    """`BaseModelOutputWithPast` and `image_hidden_states (L', d)`: the packed embeddings of all images."""
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class LlavaUHDCausalLMOutputWithPast(ModelOutput):
+    """Loss (where labels were given), logits `(batch, positions kept, vocabulary)`, cache, and the packed image
+    embeddings `image_hidden_states (L', d)`."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+
+
+class LlavaUHDPreTrainedModel(PreTrainedModel):
+    """Loading, saving and capabilities shared by the classes below."""
+
+    config: LlavaUHDConfig
+    config_class = LlavaUHDConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = False
+    _supports_attention_backend = True
+
+
+class LlavaUHDModel(LlavaUHDPreTrainedModel):
+    """Vision tower, connector and language model, without the output layer."""
+
+    def __init__(self, config: LlavaUHDConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = ViTUHDModel._from_config(config.vision_config)
+        self.multi_modal_projector = MLPConnector(
+            config.vision_config.hidden_size,
+            config.text_config.hidden_size,
+            config.projector_hidden_act,
+            config.multimodal_projector_bias,
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: Tensor, grid_hws: LongTensor, **kwargs: Any
+    ) -> tuple | LlavaUHDImageFeatures:
+        """Encode images into embeddings of the language model.
+
+        Args:
+            pixel_values: `(L, C, p, p)`, patches of all images, packed, row-major.
+            grid_hws: `(n, 2)`, rows and columns of patches of each image.
+
+        Raises:
+            FoveateError: if the grids do not account for the patches, or a stage cannot divide them.
+        """
+        if grid_hws is None:
+            raise FoveateError("pixel_values came without grid_hws: the size of each image, in patches, is needed")
+        encoded = self.vision_tower(pixel_values=pixel_values, grid_hws=grid_hws, return_dict=True, **kwargs)
+        embeddings = self.multi_modal_projector(encoded.last_hidden_state)
+        counts = encoded.grid_hws.prod(dim=-1).tolist()
+        return LlavaUHDImageFeatures(
+            last_hidden_state=encoded.last_hidden_state,
+            pooler_output=torch.split(embeddings, counts),
+            grid_hws=encoded.grid_hws,
+            hidden_states=encoded.hidden_states,
+        )
+
+    def get_placeholder_mask(
+        self, input_ids: LongTensor | None, inputs_embeds: Tensor, image_features: Tensor
+    ) -> Tensor:
+        """Mask `(batch, length, 1)` of the positions that image tokens fill.
+
+        Without `input_ids`, a placeholder is an embedding equal to that of `config.image_token_id`.
+
+        Raises:
+            FoveateError: if the number of placeholders is not that of the image tokens `(L', d)`.
+        """
+        if input_ids is not None:
+            mask = input_ids == self.config.image_token_id
+        else:
+            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        if not torch.compiler.is_compiling() and (found := int(mask.sum())) != image_features.shape[0]:
+            raise FoveateError(
+                f"the prompts have {found} image placeholders (token {self.config.image_token_id}), but the images "
+                f"have {image_features.shape[0]} tokens: let the processor write one placeholder for each token"
+            )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: LongTensor | None = None,
+        pixel_values: Tensor | None = None,
+        grid_hws: LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, LlavaUHDImageFeatures] | None = None,
+        **kwargs: Any,
+    ) -> tuple | LlavaUHDModelOutputWithPast:
+        """Run the language model on text `(batch, length)` whose placeholders are filled with image tokens.
+
+        `mm_encoder_outputs={"image": get_image_features(...)}` gives images that are already encoded, in place of
+        `pixel_values` and `grid_hws`; `generate` uses it to encode once for all beams.
+
+        Raises:
+            FoveateError: if inputs contradict each other, or placeholders and image tokens differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise FoveateError("give exactly one of input_ids and inputs_embeds")
+        images = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None:
+            if images is not None:
+                raise FoveateError("give images as pixel_values or as mm_encoder_outputs, not both")
+            images = self.get_image_features(pixel_values, grid_hws, return_dict=True)
+
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        image_features = None
+        if images is not None:
+            image_features = torch.cat(tuple(images.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            return_dict=True,
+            **kwargs,
+        )
+        return LlavaUHDModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin):
+    """LLaVA-UHD with its output layer: answers questions about images (`generate`) and trains on answers (`labels`)."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: LlavaUHDConfig) -> None:
+        super().__init__(config)
+        self.model = LlavaUHDModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(
+        self, pixel_values: Tensor, grid_hws: LongTensor, **kwargs: Any
+    ) -> tuple | LlavaUHDImageFeatures:
+        """See `LlavaUHDModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, grid_hws, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: LongTensor | None = None,
+        pixel_values: Tensor | None = None,
+        grid_hws: LongTensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: LongTensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, LlavaUHDImageFeatures] | None = None,
+        **kwargs: Any,
+    ) -> tuple | LlavaUHDCausalLMOutputWithPast:
+        """Predict the next token at each position.
+
+        Args:
+            input_ids: `(batch, length)`, with one placeholder (`config.image_token_id`) for each merged image token.
+            pixel_values: `(L, C, p, p)`, patches of all images of the batch in the order of their placeholders.
+            grid_hws: `(n, 2)`, rows and columns of patches of each image.
+            attention_mask: `(batch, length)`, 0 for padding.
+            labels: `(batch, length)`, the token at each position (not shifted); -100 is left out of the loss.
+            logits_to_keep: compute logits of this many last positions only (0: all), or of these positions.
+            mm_encoder_outputs: images that are already encoded, see `LlavaUHDModel.forward`.
+
+        Raises:
+            FoveateError: if inputs contradict each other, or placeholders and image tokens differ in number.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            grid_hws=grid_hws,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return LlavaUHDCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
