@@ -1,0 +1,7 @@
+"""`python -m foveate`: the same as the console script."""
+
+import sys
+
+from foveate.cli import main
+
+sys.exit(main())

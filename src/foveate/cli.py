@@ -1,0 +1,208 @@
+"""The command line: `foveate ask | info | train | convert | bench`.
+
+This module knows the names of the commands and one line about each; the module behind a command is imported
+only when that command is run, so that `foveate --help` does not wait for torch. It also owns what
+all commands share: how an error is said (one sentence, exit code 2, JSON under `--json`) and `--debug`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import re
+import sys
+import traceback
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperGroup
+
+from foveate.commands.console import print_json
+from foveate.errors import FoveateError
+
+INVALID_INPUT = 2
+INTERNAL_ERROR = 1
+INTERRUPTED = 130
+
+TARGETS = {
+    "ask": "foveate.commands.ask:ask",
+    "info": "foveate.commands.info:info",
+    "train": "foveate.commands.train:train",
+    "convert": "foveate.commands.convert:convert",
+    "encoders": "foveate.commands.bench:encoders",
+}
+"""The function behind each command, as `module:function`."""
+
+# typer carries its own copy of click since 0.2x, so the base of its usage errors is found through typer.
+ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def _examples(lines: str) -> str | None:
+    """The epilog of a command from the lines of its examples."""
+    examples = [line.strip() for line in lines.splitlines() if line.strip()]
+    return (
+        "\n".join(["[bold]Examples[/bold]", *(f"  {escape(line)}" for line in examples)])
+        if examples
+        else None
+    )
+
+
+def _help(docstring: str | None) -> str:
+    """A docstring as help: paragraphs reflowed, without the sections written for readers of the code."""
+    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring or ""))
+    prose = itertools.takewhile(
+        lambda text: not re.match(r"(Args|Returns|Raises|Yields):\s", text), paragraphs
+    )
+    return "\n\n".join(" ".join(text.split()) for text in prose)
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists its commands from one line each and imports the one that is run."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Replace the line in the list by the real command, with all its options.
+
+        Args:
+            ctx: The context of the group.
+            args: The command's name and what follows it.
+
+        Returns:
+            Name, command and remaining arguments, as the base class returns them.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        if name not in TARGETS:
+            return name, command, rest
+        module_name, function = TARGETS[name].split(":")
+        module = importlib.import_module(module_name)
+        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        run = getattr(module, function)
+        single.command(name, help=_help(run.__doc__), epilog=_examples(getattr(module, "EXAMPLES", "")))(run)
+        return name, typer.main.get_command(single), rest
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    epilog=_examples(
+        """
+        foveate info
+        foveate ask examples/receipt.png "What is the total?"
+        foveate ask photo.jpg "What does the sign say?" --model path/or/hub-id --json
+        """
+    ),
+    help=_help(
+        """
+        Multimodal models that read fewer visual tokens.
+
+        foveate's vision transformer merges tokens inside itself: later blocks, the connector and the language
+        model all work on a fraction of the image's patches. Every command takes [bold]--json[/bold] and ends
+        with exit code 2 and one sentence when what it was given cannot work.
+        """
+    ),
+)
+bench = typer.Typer(
+    cls=LazyGroup,
+    rich_markup_mode="rich",
+    epilog=_examples("foveate bench encoders --help"),
+)
+app.add_typer(bench, name="bench")
+
+
+def _list(group: typer.Typer, name: str, line: str) -> None:
+    group.command(name, help=line)(lambda: None)
+
+
+_list(app, "ask", "Ask a question about an image, and see where its tokens went.")
+_list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
+_list(app, "train", "Train a model from a recipe, or resume a run.")
+_list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
+_list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure cost under one protocol; results are written as JSON."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"foveate {version('foveate')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _foveate(
+    ctx: typer.Context,
+    version: Annotated[  # noqa: ARG001 (acted on by its callback)
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+    debug: Annotated[  # noqa: ARG001 (acted on by `main`, wherever it stands)
+        bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere in the line.")
+    ] = False,
+) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def _given(arguments: list[str], option: str) -> bool:
+    """Whether an option is in the line, before a `--` that ends the options."""
+    return option in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+
+
+def _sentence(error: BaseException) -> str:
+    """An error's message on one line, with the file it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        message = str(error) or type(error).__name__
+    return " ".join(message.split())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; `sys.argv[1:]` by default.
+
+    Returns:
+        The exit code: 0; 2 for input that cannot work; 1 for a fault of foveate; 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = _given(arguments, "--json")
+    debug = _given(arguments, "--debug")
+    if debug:
+        arguments.remove("--debug")
+
+    def say(code: int, message: str) -> int:
+        if debug:
+            traceback.print_exc()
+        if as_json:
+            print_json({"error": message})
+        else:
+            typer.echo(f"error: {message}", err=True)
+        return code
+
+    try:
+        result = typer.main.get_command(app).main(arguments, prog_name="foveate", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except ClickException as error:
+        path = error.ctx.command_path if getattr(error, "ctx", None) else "foveate"
+        return say(INVALID_INPUT, f"{_sentence_of_usage(error)} See '{path} --help'.")
+    except (FoveateError, OSError) as error:
+        return say(INVALID_INPUT, _sentence(error))
+    except Exception as error:
+        what = f"{type(error).__name__}: {_sentence(error)}"
+        return say(INTERNAL_ERROR, f"foveate failed: {what} (--debug shows where; please report it)")
+
+
+def _sentence_of_usage(error: Any) -> str:
+    """A usage error's message, on one line that ends with a full stop."""
+    message = " ".join(str(error.format_message()).split())
+    return message if message.endswith((".", "?")) else f"{message}."

@@ -1,0 +1,24 @@
+"""Where commands print: answers on standard output, remarks on standard error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+
+console = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on standard output.
+
+    Args:
+        document: What `json.dumps` can write. NaN and infinity are refused: they are not JSON.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
