@@ -1,0 +1,59 @@
+# Everything sets itself up in .venv from python3 alone; the second time only what changed is done again.
+PYTHON ?= python3
+BIN := .venv/bin
+# The stamps carry a hash of what was installed from, so that a touched but unchanged file costs nothing.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+CORE := .venv/.core-$(KEY)
+DEV := .venv/.dev-$(KEY)
+# One worker a core; each test process keeps to one thread (tests/conftest.py).
+WORKERS ?= logical
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check fix bench bench-gpu docs clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(CORE): | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(DEV): | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(CORE)
+
+demo: $(CORE) ## the embedded model answers a question about a bundled image; writes demo.png
+	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture demo.png
+
+test: $(DEV) ## the quick tests
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+
+test-all: $(DEV) ## all tests, the slow ones too
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
+
+check: $(DEV) ## ruff, types, and whether generated pages are up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+	$(BIN)/python docs/generate.py --check
+
+fix: $(DEV) ## what ruff can put right, and the generated pages
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python docs/generate.py
+
+docs: $(DEV) ## regenerate the reference, the figures and the blocks of numbers
+	$(BIN)/python docs/generate.py
+
+bench: $(DEV) ## cost of the encoders on this machine's CPU, small: benchmarks/results/
+	$(BIN)/foveate bench encoders --quick
+
+bench-gpu: $(DEV) ## the full comparison on a GPU: benchmarks/results/
+	$(BIN)/foveate bench encoders --device cuda
+
+clean: ## remove the environment and what runs left
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build demo.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,23 @@
+"""What every test starts from: no network, one thread, a fixed seed."""
+
+import os
+
+# Before torch and transformers are imported; processes that tests start inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# Examples are the same in every run, and a slow machine is no failure.
+settings.register_profile("foveate", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("foveate")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
