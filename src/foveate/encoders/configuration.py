@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -13,7 +15,8 @@ POSITION_EMBEDDINGS = ("bicubic", "bilinear-antialias", "none")
 NORMS = ("layer_norm", "rms_norm")
 MLPS = ("plain", "gated")
 
-# Names in the released LLaVA-UHD v3 configurations.
+# Names in the released MoonViT and LLaVA-UHD v3 configurations.
+RELEASED_MODEL_TYPE = "moonvit"
 _RELEASED_METHODS = {"m_pooling": "content-adaptive", "avg_pooling": "average"}
 
 
@@ -98,6 +101,17 @@ class ViTUHDConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     initializer_range: float = 0.02
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields of a folder or Hub id, those of the released layout (`model_type: moonvit`) read as ours."""
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _read_released(fields), kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> ViTUHDConfig:
+        """A configuration from its fields, ours or those of the released layout."""
+        return super().from_dict(_read_released(config_dict), **kwargs)
+
     def __post_init__(self, **kwargs):
         self.merger_layer_index = sorted(self.merger_layer_index or ())
         self.full_attention_layers = list(self.full_attention_layers)
@@ -171,4 +185,11 @@ class ViTUHDConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["ViTUHDConfig"]
+def _read_released(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `moonvit` configuration with that class's defaults: patch 14 and, if none are named, no stages."""
+    if fields.get("model_type") != RELEASED_MODEL_TYPE:
+        return fields
+    return {"patch_size": 14, "merger_layer_index": None, **fields, "model_type": ViTUHDConfig.model_type}
+
+
+__all__ = ["RELEASED_MODEL_TYPE", "ViTUHDConfig"]
