@@ -1,6 +1,7 @@
 """LLaVA-UHD v3: the flagship model, its processor and its checkpoints."""
 
-from .configuration import LlavaUHDConfig
+from .checkpoint import register_released_keys
+from .configuration import LlavaUHDConfig, ReleasedLlavaUHDConfig
 from .modeling import LlavaUHDForConditionalGeneration, LlavaUHDModel
 from .processing import LlavaUHDProcessor
 from .tokenizer import byte_tokenizer
@@ -27,7 +28,9 @@ def register() -> None:
 
     from foveate.views.image_processing import LlavaUHDImageProcessor
 
-    AutoConfig.register(LlavaUHDConfig.model_type, LlavaUHDConfig, exist_ok=True)
+    for config_class in (LlavaUHDConfig, ReleasedLlavaUHDConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    register_released_keys(LlavaUHDConfig.model_type)
     AutoModel.register(LlavaUHDConfig, LlavaUHDModel, exist_ok=True)
     AutoModelForImageTextToText.register(LlavaUHDConfig, LlavaUHDForConditionalGeneration, exist_ok=True)
     AutoImageProcessor.register(LlavaUHDConfig, LlavaUHDImageProcessor, exist_ok=True)

@@ -1,10 +1,13 @@
 """Configuration of LLaVA-UHD."""
 
+from os import PathLike
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from foveate.encoders.configuration import ViTUHDConfig
+
+from .checkpoint import convert_released_config, is_released_config
 
 
 class LlavaUHDConfig(PreTrainedConfig):
@@ -48,3 +51,22 @@ class LlavaUHDConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read `config.json`, of our own or of the released layout."""
+        fields, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return (convert_released_config(fields) if is_released_config(fields) else fields), unused
+
+
+class ReleasedLlavaUHDConfig(LlavaUHDConfig):
+    """What `AutoConfig` finds under the model type of the release; it always gives a `LlavaUHDConfig`."""
+
+    model_type = "llava_uhd_v3"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> LlavaUHDConfig:
+        """Convert the content of a released `config.json`."""
+        return LlavaUHDConfig.from_dict(convert_released_config(config_dict), **kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import LongTensor, Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import can_return_tuple
 
@@ -18,6 +18,7 @@ from foveate.connectors.mlp import MLPConnector
 from foveate.encoders.vit_uhd import ViTUHDModel
 from foveate.errors import FoveateError
 
+from .checkpoint import UNUSED_KEYS
 from .configuration import LlavaUHDConfig
 
 
@@ -65,6 +66,7 @@ class LlavaUHDPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
+    _keys_to_ignore_on_load_unexpected = UNUSED_KEYS
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = False
@@ -196,14 +198,58 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
 class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin):
     """LLaVA-UHD with its output layer: answers questions about images (`generate`) and trains on answers (`labels`)."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: LlavaUHDConfig) -> None:
         super().__init__(config)
         self.model = LlavaUHDModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self._tied_weights_keys = {"lm_head.weight": _name_of(self.get_input_embeddings(), self) + ".weight"}
         self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, vision_tower: ViTUHDModel, language_model: PreTrainedModel, image_token_id: int, **config_fields: Any
+    ) -> "LlavaUHDForConditionalGeneration":
+        """Join a (pretrained) vision tower and a causal language model by a new connector: where training starts.
+
+        Args:
+            vision_tower: any ViT-UHD.
+            language_model: a model of `AutoModelForCausalLM`. Both parts are taken as they are, not copied.
+            image_token_id: id of the placeholder; the language model's vocabulary must have it
+                (`resize_token_embeddings`).
+            config_fields: other fields of `LlavaUHDConfig`.
+
+        Raises:
+            FoveateError: if the language model has no row for `image_token_id`, or an output layer with a bias.
+        """
+        head = language_model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise FoveateError(
+                f"{type(language_model).__name__} cannot be the language model: its output layer is no linear layer "
+                "without bias"
+            )
+        if not 0 <= image_token_id < head.out_features:
+            raise FoveateError(
+                f"image_token_id {image_token_id} is outside the vocabulary of the language model (0 to "
+                f"{head.out_features - 1}): resize_token_embeddings first"
+            )
+        config = LlavaUHDConfig(
+            vision_config=vision_tower.config,
+            text_config=language_model.config,
+            image_token_id=image_token_id,
+            **config_fields,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        model.model.vision_tower = vision_tower
+        model.model.language_model = language_model.base_model
+        model.lm_head = head
+        model.model.multi_modal_projector.to_empty(device=head.weight.device).to(head.weight.dtype)
+        for module in model.model.multi_modal_projector.modules():
+            model._init_weights(module)
+        model.generation_config = language_model.generation_config
+        return model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -262,7 +308,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        logits = _scale_logits(self.lm_head(outputs.last_hidden_state[:, kept, :]), self.config.text_config)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
@@ -275,3 +321,70 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[LongTensor | None, dict[str, Any]]:
+        """Repeat each prompt for its beams, or the sequences to return; packed images are repeated prompt by prompt.
+
+        Releases of `transformers` that encode images before this step leave no `pixel_values` to repeat here.
+        """
+        pixel_values = model_kwargs.pop("pixel_values", None)
+        grid_hws = model_kwargs.pop("grid_hws", None)
+        if pixel_values is not None and expand_size > 1:
+            tokens = (input_ids == self.config.image_token_id).sum(-1).tolist()
+            pixel_values, grid_hws = _repeat_images(
+                pixel_values, grid_hws, tokens, expand_size, self.config.vision_config.num_stages
+            )
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        if pixel_values is not None:
+            model_kwargs |= {"pixel_values": pixel_values, "grid_hws": grid_hws}
+        return input_ids, model_kwargs
+
+
+def _repeat_images(
+    pixel_values: Tensor, grid_hws: LongTensor, tokens: list[int], times: int, num_stages: int
+) -> tuple[Tensor, LongTensor]:
+    """Repeat the packed images of each prompt `times` times: [A B | C] gives [A B A B | C C] for `times=2`.
+
+    `tokens` is the number of placeholders of each prompt, from which follows which images are its own.
+    """
+    sizes = grid_hws.prod(-1).tolist()
+    images = list(zip(pixel_values.split(sizes), grid_hws.split(1), sizes, strict=True))
+    repeated: list[tuple[Tensor, Tensor, int]] = []
+    for count in tokens:
+        own = []
+        while count > 0 and images:
+            own.append(images.pop(0))
+            count -= own[-1][2] >> (2 * num_stages)
+        if count:
+            raise FoveateError("the prompts' image placeholders are not those of whole images, in order")
+        repeated += own * times
+    if images:
+        raise FoveateError(f"{len(images)} images have no placeholders in the prompts")
+    if not repeated:
+        return pixel_values[:0], grid_hws[:0]
+    patches, grids, _ = zip(*repeated)
+    return torch.cat(patches), torch.cat(grids)
+
+
+def _scale_logits(logits: Tensor, text_config: PreTrainedConfig) -> Tensor:
+    """What some language models do after their output layer: scale (Cohere, Granite) or soft-cap (Gemma) logits."""
+    if (scale := getattr(text_config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(text_config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(text_config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def _name_of(module: nn.Module, parent: nn.Module) -> str:
+    """Dotted name of a module inside another."""
+    return next(name for name, candidate in parent.named_modules() if candidate is module)

@@ -5,6 +5,7 @@ from typing import Any
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from foveate.errors import FoveateError
+from foveate.views.images import open_image
 
 from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
 
@@ -45,6 +46,13 @@ class LlavaUHDProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
 
+    def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Open the images (see `foveate.views.images.open_image`), keeping how they are grouped.
+
+        Addresses of the web are left to `transformers`, which downloads them.
+        """
+        return super().prepare_inputs_layout(images=_opened(images), text=text, **kwargs)
+
     def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
         """Check that each prompt has as many placeholders as it has images.
 
@@ -72,23 +80,36 @@ class LlavaUHDProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image: one for each token after the last stage."""
+        num_stages = kwargs.get("num_stages") or self.image_processor.num_stages
         rows, columns = (int(side) for side in image_inputs["grid_hws"][image_idx])
-        return self.image_token * self._merged(rows, columns)
+        return self.image_token * ((rows >> num_stages) * (columns >> num_stages))
 
-    def _merged(self, rows: int, columns: int) -> int:
-        """Tokens that the stages leave of a grid of patches, known from sizes alone."""
-        side = 2**self.image_processor.num_stages
-        if rows % side or columns % side:
-            raise FoveateError(
-                f"a grid of {rows} x {columns} patches cannot be divided by {self.image_processor.num_stages} stages:"
-                f" both sides must be multiples of {side}"
-            )
-        return (rows // side) * (columns // side)
+    def _get_num_multimodal_tokens(
+        self, image_sizes: list[list[int]] | None = None, **kwargs: Any
+    ) -> MultiModalData:
+        """Placeholders and patches of images of these sizes `(height, width)` in pixels, without the images.
 
-    @property
-    def model_input_names(self) -> list[str]:
-        names = [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
-        return [name for name in dict.fromkeys(names) if name != "token_type_ids"]
+        Servers call this name of `transformers` to plan memory.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        options = {name: value for name, value in kwargs.items() if value is not None}
+        processor = self.image_processor
+        return MultiModalData(
+            num_image_tokens=[processor.num_tokens(width, height, **options) for height, width in image_sizes],
+            num_image_patches=[
+                processor.get_number_of_image_patches(height, width, options) for height, width in image_sizes
+            ],
+        )
+
+
+def _opened(images: Any) -> Any:
+    """Images of any kind as PIL images, lists as lists, a batched array as a list."""
+    if images is None or (isinstance(images, str) and images.startswith(("http://", "https://"))):
+        return images
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
+        return [_opened(image) for image in images]
+    return open_image(images)
 
 
 def _images_per_prompt(images: Any) -> int | list[int]:
