@@ -1,0 +1,89 @@
+"""`foveate train`: run a recipe, or go on with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.commands.console import console, notes, print_json
+from foveate.errors import FoveateError
+from foveate.training.recipe import read_recipe
+
+EXAMPLES = """
+    foveate train recipes/tiny.yaml
+    foveate train recipes/tiny.yaml --max-minutes 60 --output runs/first
+    foveate train recipes/tiny.yaml --export my-model
+    accelerate launch --num_processes 2 -m foveate train recipes/tiny.yaml
+"""
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for checkpoints, log and model instead of the recipe's.", show_default=False
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Go on from the newest checkpoint; --no-resume refuses a folder that has one."),
+    ] = True,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop cleanly, with a checkpoint, after this many minutes.", show_default=False),
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="Train this stage only, from the newest weights of the stages before it.", show_default=False
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train nothing; save the newest checkpoint's model to this folder.", show_default=False
+        ),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON, and the progress elsewhere.")
+    ] = False,
+) -> None:
+    """Train a model as a recipe says: which parts, on what data, in which stages.
+
+    Stop it at any moment, by Ctrl-C, SIGTERM or a power cut: the same command goes on where the newest checkpoint
+    stands, with the same batches and the same loss curve as if it had never stopped. Progress is written to
+    log.jsonl and losses.png in the output folder, and the trained model to its folder model.
+    """
+    content = read_recipe(recipe)
+    # Only now: a mistake in the recipe should not have to wait for torch and transformers.
+    try:
+        from foveate.training.run import Run
+
+        run = Run(content, output, cpu=cpu, workers=workers)
+    except ImportError as error:
+        raise FoveateError(
+            f"training needs more packages ({error}); install them with `pip install foveate[train]`."
+        ) from error
+    if export is not None:
+        result = run.export(export)
+    else:
+        result = run.train(resume, max_minutes, stage, notes if as_json else console)
+    document: dict[str, Any] = {
+        "finished": result.finished,
+        **asdict(result.progress),
+        "model": str(result.model) if result.model else None,
+        "log": str(result.log),
+    }
+    if as_json:
+        print_json(document)
+    else:
+        state = "finished" if result.finished else "stopped; the same command goes on from here"
+        console.print(
+            f"{state}: step {document['step']}, {document['samples']} samples, model in {document['model']}"
+        )

@@ -1,0 +1,121 @@
+"""The model and processor that a recipe names, and the form in which the trained ones are saved."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from foveate.encoders.configuration import ViTUHDConfig
+from foveate.errors import FoveateError
+from foveate.llava_uhd.configuration import LlavaUHDConfig
+from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
+from foveate.llava_uhd.processing import LlavaUHDProcessor
+from foveate.llava_uhd.tokenizer import byte_tokenizer
+from foveate.training.recipe import ModelChoice, NewModel
+from foveate.views.image_processing import LlavaUHDImageProcessor
+
+
+def build_model(choice: ModelChoice, seed: int) -> tuple[LlavaUHDForConditionalGeneration, LlavaUHDProcessor]:
+    """The model of a recipe in float32, and its processor.
+
+    Raises:
+        FoveateError: the pretrained model cannot be loaded, or a field of the new one's configuration is not possible.
+    """
+    if choice.new is not None:
+        return new_model(choice.new, seed)
+    try:
+        model = LlavaUHDForConditionalGeneration.from_pretrained(choice.pretrained, dtype=torch.float32)
+        processor = LlavaUHDProcessor.from_pretrained(choice.pretrained)
+    except (OSError, ValueError) as error:
+        raise FoveateError(f"the model {choice.pretrained!r} cannot be loaded: {error}") from error
+    return model, processor
+
+
+def new_model(new: NewModel, seed: int) -> tuple[LlavaUHDForConditionalGeneration, LlavaUHDProcessor]:
+    """A model with random weights that depend on `seed` alone, and its processor.
+
+    Raises:
+        FoveateError: a field of a configuration does not exist or has an impossible value.
+    """
+    tokenizer = byte_tokenizer() if new.tokenizer == "bytes" else _tokenizer(new.tokenizer)
+    vision = _configured(ViTUHDConfig, new.vision, "model.new.vision")
+    fields = dict(new.text)
+    try:
+        text_class = type(AutoConfig.for_model(fields.pop("model_type", "llama")))
+    except ValueError as error:
+        raise FoveateError(f"model.new.text.model_type: {error}") from error
+    fields = {"vocab_size": len(tokenizer), **fields}
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = _configured(text_class, fields, "model.new.text", **special)
+    images = LlavaUHDImageProcessor(
+        **{**new.images, "patch_size": vision.patch_size, "num_stages": vision.num_stages}
+    )
+    processor = LlavaUHDProcessor(images, tokenizer)
+    # The placeholder may just have been added to the tokenizer.
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    config = LlavaUHDConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaUHDForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, processor
+
+
+def export(
+    model: LlavaUHDForConditionalGeneration,
+    processor: LlavaUHDProcessor,
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Path:
+    """Saves model and processor for `from_pretrained`, weights in `dtype`; the model in memory stays as it is.
+
+    The folder appears complete or not at all: it is written beside its place and then moved there.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    state = {
+        name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    kept, used_cache = model.config.dtype, model.config.use_cache
+    try:
+        model.config.dtype = dtype
+        model.config.use_cache = True  # the trainer turns it off
+        model.save_pretrained(partial, state_dict=state)
+    finally:
+        model.config.dtype, model.config.use_cache = kept, used_cache
+    processor.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise FoveateError(
+            f"model.new.tokenizer: {name!r} is neither `bytes` nor a tokenizer: {error}"
+        ) from error
+
+
+def _configured(kind: type, fields: dict[str, Any], where: str, **more: Any) -> Any:
+    """A configuration of class `kind`; unknown fields, which transformers would keep silently, are refused."""
+    known = {name for name in vars(kind()) if not name.startswith("_")} - {
+        "transformers_version",
+        "architectures",
+    }
+    unknown = sorted(set(fields) - known - {"model_type"})
+    if unknown:
+        raise FoveateError(
+            f"{where}: unknown keys {', '.join(unknown)}; possible are {', '.join(sorted(known))}."
+        )
+    try:
+        return kind(**{**more, **fields})
+    except (TypeError, ValueError) as error:
+        raise FoveateError(f"{where}: {error}") from error

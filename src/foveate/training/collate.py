@@ -1,0 +1,142 @@
+"""From examples to the tensors of a training batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from foveate.errors import FoveateError
+from foveate.llava_uhd.processing import LlavaUHDProcessor
+from foveate.training.examples import ROLES, Example, Turn
+from foveate.training.supervision import UNKNOWN, cell_targets
+from foveate.views.images import open_image
+
+#: Label of a position that is not learned.
+IGNORED = -100
+
+
+class Collator:
+    """Makes a batch of examples: model inputs, labels, and cell targets.
+
+    Only what the assistant says is learned: the tokens of each answer and the end token after it. Prompts,
+    image tokens and padding carry the label -100. Rows are padded on the right.
+
+    Args:
+        processor: Processor of the model that is trained.
+        answers: Produce `input_ids`, `attention_mask` and `labels`.
+        cells: Produce `cells`, the characters per cell of the final tokens.
+    """
+
+    def __init__(self, processor: LlavaUHDProcessor, answers: bool = True, cells: bool = False) -> None:
+        self.processor = processor
+        self.answers = answers
+        self.cells = cells
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """A batch with `pixel_values` (L, C, p, p) and `grid_hws` (n, 2), and what the collator was asked for.
+
+        `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells).
+
+        Raises:
+            FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`).
+        """
+        pictures = [[open_image(image) for image in example.images] for example in examples]
+        flat = [picture for row in pictures for picture in row]
+        batch: dict[str, torch.Tensor] = {}
+        grids: list[list[int]] = []
+        if flat:
+            images = self.processor.image_processor(images=flat, return_tensors="pt")
+            batch |= {"pixel_values": images["pixel_values"], "grid_hws": images["grid_hws"]}
+            grids = images["grid_hws"].tolist()
+        if self.cells and flat:
+            batch["cells"] = self._cell_targets(examples, pictures, grids)
+        if self.answers:
+            batch |= self._text(examples, grids)
+        return batch
+
+    def encode(
+        self, conversations: Sequence[Turn], grids: Sequence[Sequence[int]]
+    ) -> tuple[list[int], list[int]]:
+        """Token ids and labels of one conversation whose images have the patch grids `grids`.
+
+        Raises:
+            FoveateError: the conversation has no answer; or the template rewrites what came before an answer, or does
+                not close an answer with the end token, so that the learned tokens cannot be told apart.
+        """
+        messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in conversations]
+        ids = self._tokenize(messages, grids)
+        labels = [IGNORED] * len(ids)
+        end = self.processor.tokenizer.eos_token_id
+        learned = False
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._tokenize(messages[:index], grids, prompt=True)
+            through = ids if index + 1 == len(messages) else self._tokenize(messages[: index + 1], grids)
+            if ids[: len(before)] != before or ids[: len(through)] != through:
+                raise FoveateError(
+                    "the chat template writes a conversation differently when it goes on, so answers cannot be told "
+                    "from prompts; give the processor a template that only appends."
+                )
+            answer = through[len(before) :]
+            if end not in answer:
+                raise FoveateError(
+                    f"the chat template does not close an answer with the end token "
+                    f"{self.processor.tokenizer.eos_token!r}; the model would never learn to stop."
+                )
+            stop = len(before) + answer.index(end) + 1
+            labels[len(before) : stop] = ids[len(before) : stop]
+            learned = True
+        if not learned:
+            raise FoveateError("a conversation without an answer of `gpt` cannot be learned from.")
+        return ids, labels
+
+    def _tokenize(
+        self, messages: list[dict[str, str]], grids: Sequence[Sequence[int]], prompt: bool = False
+    ) -> list[int]:
+        """Ids of the messages, every placeholder expanded to the tokens of its image."""
+        tokenizer = self.processor.tokenizer
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=self.processor.chat_template, tokenize=False, add_generation_prompt=prompt
+        )
+        pieces = text.split(self.processor.image_token)
+        expanded = [pieces[0]]
+        for index, piece in enumerate(pieces[1:]):
+            expanded += [self.processor.replace_image_token({"grid_hws": grids}, index), piece]
+        return tokenizer("".join(expanded), add_special_tokens=False)["input_ids"]
+
+    def _text(self, examples: Sequence[Example], grids: list[list[int]]) -> dict[str, torch.Tensor]:
+        rows = []
+        start = 0
+        for example in examples:
+            stop = start + len(example.images)
+            rows.append(self.encode(example.conversations, grids[start:stop]))
+            start = stop
+        length = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id, dtype=torch.long)
+        labels = torch.full((len(rows), length), IGNORED, dtype=torch.long)
+        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
+        for row, (ids, row_labels) in enumerate(rows):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.tensor(row_labels)
+            attention_mask[row, : len(ids)] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def _cell_targets(
+        self, examples: Sequence[Example], pictures: list[list], grids: list[list[int]]
+    ) -> torch.Tensor:
+        patch, stages = self.processor.image_processor.patch_size, self.processor.image_processor.num_stages
+        targets = []
+        remaining = iter(grids)
+        for example, row in zip(examples, pictures, strict=True):
+            for index, picture in enumerate(row):
+                rows, columns = next(remaining)
+                if example.characters is None:
+                    tokens = rows * columns // 4**stages
+                    targets.append(np.full((tokens, 2 * 4**stages), UNKNOWN, dtype=np.int64))
+                else:
+                    drawn = example.characters[index]
+                    targets.append(cell_targets(drawn, picture.size, (rows, columns), patch, stages))
+        return torch.from_numpy(np.concatenate(targets))

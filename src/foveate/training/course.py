@@ -1,0 +1,142 @@
+"""When a running stage logs, saves and stops, and what the person watching sees."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from foveate.training.recipe import Recipe, Stage
+
+
+class StopRequest:
+    """Whether training should end after the current step: out of time, or asked to by a signal.
+
+    Args:
+        max_minutes: Minutes from now, or None for no limit.
+    """
+
+    def __init__(self, max_minutes: float | None = None) -> None:
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._asked = threading.Event()
+
+    def ask(self) -> None:
+        """Ask for a clean stop after the current step."""
+        self._asked.set()
+
+    @property
+    def wanted(self) -> bool:
+        """True once the time is over or a stop was asked for."""
+        return self._asked.is_set() or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for a clean stop inside this context; a second SIGINT interrupts at once."""
+
+        def handle(number: int, frame: Any) -> None:  # noqa: ARG001 (a signal handler's signature)
+            if number == signal.SIGINT and self._asked.is_set():
+                raise KeyboardInterrupt
+            self.ask()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals can only be handled in the main thread
+            return
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+class Course(TrainerCallback):
+    """Decides after every step whether to log, save and stop.
+
+    Every checkpoint comes with a line of the log, so that a resumed run continues the averages of the log where
+    an uninterrupted one would have begun new ones.
+
+    Args:
+        recipe: Gives the intervals.
+        stop: Asked after every step.
+        agree: Turns this process's wish into one answer of all processes.
+    """
+
+    def __init__(self, recipe: Recipe, stop: StopRequest, agree: Any) -> None:
+        self._recipe = recipe
+        self._stop = stop
+        self._agree = agree
+        self._saved = time.monotonic()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Sets the flags of `control` for the step that has just ended."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        due = time.monotonic() - self._saved >= 60 * self._recipe.save_minutes
+        stop, due = self._agree(self._stop.wanted), self._agree(due)
+        control.should_training_stop = stop or last
+        control.should_save = stop or last or due or step % self._recipe.save_every == 0
+        control.should_log = control.should_save or step % self._recipe.log_every == 0
+        if control.should_save:
+            self._saved = time.monotonic()
+
+
+class Display:
+    """A progress bar on a terminal; a line for every entry of the log elsewhere.
+
+    Args:
+        console: Where to write.
+        stage: The stage that is shown.
+        done: Steps that earlier runs made.
+    """
+
+    def __init__(self, console: Console, stage: Stage, done: int) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._stage = stage
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, TextColumn("{task.fields[losses]}"), console=console)
+            self._task = self._progress.add_task(stage.name, total=stage.steps, completed=done, losses="")
+            self._progress.start()
+
+    def show(self, entry: dict[str, Any]) -> None:
+        """Shows one entry of the log."""
+        names = (
+            "answer_loss",
+            "answer_accuracy",
+            "cell_loss",
+            "cell_accuracy",
+            "before_accuracy",
+            "samples_per_second",
+        )
+        losses = "  ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in names if name in entry)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=entry["stage_step"], losses=losses)
+        else:
+            minutes = entry["seconds"] / 60
+            self._console.print(
+                f"{self._stage.name} {entry['stage_step']}/{self._stage.steps}  {losses}  {minutes:.1f} min",
+                soft_wrap=True,
+            )
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,205 @@
+"""Conversations in LLaVA's format, checked from the first line to the last before any training starts.
+
+A file is a JSON array, or JSONL with one object a line:
+
+    {"id": "1", "image": "receipts/7.png", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat is the total?"}, {"from": "gpt", "value": "12.40"}]}
+
+`image` is a path or a list of paths, and may be left out for text alone; there is one `<image>` in the turns of
+`human` for every path. A first turn from `system` is possible.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.training.examples import PLACEHOLDER, ROLES, Example
+
+#: Problems that are written out; a file with more of them has one problem, and a longer list does not help.
+MOST_PROBLEMS = 20
+
+
+def read_conversations(path: str | Path, images: str | Path | None = None) -> list[Example]:
+    """Reads and checks a JSON or JSONL file.
+
+    Args:
+        path: The file. A first character `[` makes it a JSON array, everything else JSONL.
+        images: Folder of the image paths; the file's own by default.
+
+    Raises:
+        FoveateError: naming, with file and line, every entry (up to `MOST_PROBLEMS`) that cannot be learned from:
+            broken JSON, missing or unreadable images, a number of `<image>` that differs from that of the images,
+            empty answers, turns in the wrong order.
+    """
+    path = Path(path)
+    folder = path.parent if images is None else Path(images)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FoveateError(f"the data file {path} cannot be read: {error}") from error
+
+    examples: list[Example] = []
+    problems: list[str] = []
+    readable: dict[Path, str | None] = {}
+    for place, entry in _entries(text):
+        found = [entry] if isinstance(entry, str) else _problems(entry, folder, readable)
+        problems += [f"{path}, {place}: {problem}" for problem in found]
+        if not found:
+            examples.append(_example(entry, folder))
+    if problems:
+        shown = problems[:MOST_PROBLEMS]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more")
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise FoveateError(f"{path} has {count}:\n" + "\n".join(shown))
+    if not examples:
+        raise FoveateError(f"{path} holds no conversations.")
+    return examples
+
+
+def _entries(text: str) -> Iterator[tuple[str, Any]]:
+    """(place, entry) of every entry; broken JSON comes as a text that says what is wrong."""
+    if text.lstrip()[:1] == "[":
+        yield from _array_entries(text)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"line {number}", _not_text(json.loads(line))
+        except json.JSONDecodeError as error:
+            yield f"line {number}", f"broken JSON: {error.msg} at column {error.colno}"
+
+
+def _array_entries(text: str) -> Iterator[tuple[str, Any]]:
+    """Entries of a JSON array one by one, so that each is known by its number and line."""
+    decoder = json.JSONDecoder()
+    position, line, counted, number = text.index("[") + 1, 1, 0, 0
+
+    def skip(position: int, separators: str) -> int:
+        while position < len(text) and text[position] in separators:
+            position += 1
+        return position
+
+    while True:
+        position = skip(position, " \t\r\n")
+        line, counted = line + text.count("\n", counted, position), position
+        if text[position : position + 1] == "]":
+            after = skip(position + 1, " \t\r\n")
+            if after < len(text):
+                yield (
+                    f"line {line + text.count(chr(10), position, after)}",
+                    "broken JSON: text after the end of the array",
+                )
+            return
+        number += 1
+        place = f"line {line} (element {number})"
+        try:
+            entry, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            yield (
+                f"line {error.lineno} (element {number})",
+                f"broken JSON: {error.msg} at column {error.colno}",
+            )
+            return
+        yield place, _not_text(entry)
+        position = skip(position, " \t\r\n")
+        if text[position : position + 1] == ",":
+            position += 1
+        elif text[position : position + 1] != "]":
+            line += text.count("\n", counted, position)
+            yield f"line {line} (after element {number})", "broken JSON: expected `,` or `]`"
+            return
+
+
+def _not_text(entry: Any) -> Any:
+    """The entry, unless it is a text, which `_entries` keeps for problems."""
+    return (
+        f"expected an object with `conversations`, found the text {entry!r}"
+        if isinstance(entry, str)
+        else entry
+    )
+
+
+def _paths(entry: dict[str, Any]) -> list[str]:
+    image = entry.get("image")
+    return [] if image is None else [image] if isinstance(image, str) else list(image)
+
+
+def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> list[str]:
+    """What is wrong with an entry; `readable` keeps what is known about images already seen."""
+    if not isinstance(entry, dict):
+        return [f"expected an object with `conversations`, found {type(entry).__name__}"]
+    turns = entry.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        return ["`conversations` is missing or empty"]
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
+            return [f"turn {number} is not an object with a text `value`"]
+        if turn.get("from") not in ROLES:
+            return [f"turn {number} is from {turn.get('from')!r}; possible are {', '.join(ROLES)}"]
+    image = entry.get("image")
+    if not (
+        image is None
+        or isinstance(image, str)
+        or (isinstance(image, list) and all(isinstance(p, str) for p in image))
+    ):
+        return ["`image` must be a path or a list of paths"]
+
+    problems = _turn_problems(turns)
+    placeholders = sum(turn["value"].count(PLACEHOLDER) for turn in turns)
+    paths = _paths(entry)
+    if placeholders != len(paths):
+        problems.append(f"{placeholders} {PLACEHOLDER} in the turns, but {len(paths)} images")
+    for name in paths:
+        path = folder / name
+        if path not in readable:
+            readable[path] = _image_problem(path)
+        if readable[path] is not None:
+            problems.append(str(readable[path]))
+    return problems
+
+
+def _turn_problems(turns: list[dict[str, str]]) -> list[str]:
+    problems = []
+    spoken = turns[1:] if turns[0]["from"] == "system" else turns
+    offset = len(turns) - len(spoken) + 1
+    for number, turn in enumerate(spoken):
+        expected = ("human", "gpt")[number % 2]
+        if turn["from"] != expected:
+            problems.append(f"turn {number + offset} is from {turn['from']}, expected {expected}")
+            break
+    if spoken and len(spoken) % 2:
+        problems.append("the last turn is not an answer of gpt")
+    if not spoken:
+        problems.append("there is no question and no answer")
+    for number, turn in enumerate(turns, 1):
+        if turn["from"] == "gpt" and not turn["value"].strip():
+            problems.append(f"turn {number} is an empty answer")
+        if turn["from"] != "human" and PLACEHOLDER in turn["value"]:
+            problems.append(
+                f"turn {number} is from {turn['from']} and holds {PLACEHOLDER}; only human shows images"
+            )
+    return problems
+
+
+def _image_problem(path: Path) -> str | None:
+    """Why an image cannot be used, from its header and checksums, without decoding all of it."""
+    if not path.is_file():
+        return f"the image {path} does not exist"
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except Exception as error:  # Pillow's readers raise whatever a broken file leads to
+        return f"the image {path} cannot be read: {error}"
+    return None
+
+
+def _example(entry: dict[str, Any], folder: Path) -> Example:
+    return Example([folder / name for name in _paths(entry)], entry["conversations"])

@@ -1,0 +1,95 @@
+"""The log of a run: one JSON object a line, and a picture of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError
+
+
+class RunLog:
+    """Appends to `log.jsonl`, one object per line, and takes back what a resumed run will write again.
+
+    Args:
+        path: The file; created with the first line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Writes one line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines; the last one may have been cut by a kill and is then left out."""
+        if not self.path.exists():
+            return []
+        entries = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return entries
+
+    def rewind(self, step: int) -> float:
+        """Removes lines after global step `step`, which a resumed run repeats.
+
+        Returns:
+            Seconds of training that the remaining log accounts for.
+        """
+        kept = [entry for entry in self.read() if entry["step"] <= step]
+        if self.path.exists():
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+            os.replace(partial, self.path)
+        return kept[-1]["seconds"] if kept else 0.0
+
+
+def require_matplotlib() -> None:
+    """Raises FoveateError where the loss picture could not be drawn, before hours of training rather than after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise FoveateError(
+            "The loss picture needs matplotlib; install it with `pip install foveate[train]`."
+        ) from error
+
+
+def draw_losses(log: RunLog, path: Path) -> None:
+    """Draws losses above and accuracies below over the samples seen; stages are told apart by vertical lines."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    entries = log.read()
+    if not entries:
+        return
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes, names, label in (
+        (above, ("answer_loss", "cell_loss", "before_loss"), "loss (nats)"),
+        (below, ("answer_accuracy", "cell_accuracy", "before_accuracy"), "accuracy"),
+    ):
+        for name in names:
+            points = [(entry["samples"], entry[name]) for entry in entries if name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
+        for previous, entry in zip(entries, entries[1:], strict=False):
+            if previous["stage"] != entry["stage"]:
+                axes.axvline(previous["samples"], color="grey", linewidth=0.8)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    below.set_ylim(0, 1)
+    below.set_xlabel("samples")
+    partial = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)

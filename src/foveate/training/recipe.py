@@ -1,0 +1,432 @@
+"""Training recipes: one YAML file says which model is trained on what, in which stages.
+
+A recipe holds nothing about the machine it runs on: no devices, no process counts, no absolute paths. Relative
+paths in it are relative to the recipe's own folder (data) or to the current folder (output). Every key is
+checked; an unknown one is an error that names the keys that exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from foveate.errors import FoveateError
+from foveate.training.learner import PARTS
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model that starts from random weights.
+
+    Args:
+        vision: Fields of `ViTUHDConfig`.
+        text: Fields of the language model's configuration, with its `model_type`. The vocabulary and the special
+            tokens follow the tokenizer.
+        tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.
+        images: Settings of the image processor; patch size and stages follow `vision`.
+    """
+
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    tokenizer: str = "bytes"
+    images: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model is trained: exactly one of a pretrained one and a new one.
+
+    Args:
+        pretrained: Folder or Hub id of a LLaVA-UHD model (`from:` in the file).
+        new: Configuration of a model that starts from random weights.
+    """
+
+    pretrained: str | None = field(default=None, metadata={"key": "from"})
+    new: NewModel | None = None
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError unless exactly one of the two is given."""
+        if (self.pretrained is None) == (self.new is None):
+            raise FoveateError(f"{where}: give either `from` (a folder or Hub id) or `new`, and not both.")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """From which range the sizes of rendered images are drawn, in pixels.
+
+    Args:
+        width: Least and greatest width.
+        height: Least and greatest height.
+        pixels: Greatest area; wider and higher images than this are drawn again.
+    """
+
+    width: tuple[int, int]
+    height: tuple[int, int]
+    pixels: int | None = None
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError for an empty range, or one that no area of `pixels` can hold."""
+        for name in ("width", "height"):
+            least, greatest = getattr(self, name)
+            if not 1 <= least <= greatest:
+                raise FoveateError(
+                    f"{where}.{name}: [{least}, {greatest}] is not a range of pixels from least to greatest."
+                )
+        if self.pixels is not None and self.pixels < self.width[0] * self.height[0]:
+            raise FoveateError(
+                f"{where}.pixels: {self.pixels} is less than the smallest image, {self.width[0]} x {self.height[0]}."
+            )
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Images drawn while training by `foveate.training.data.render`.
+
+    Args:
+        tasks: Weight of every task; empty means all tasks alike.
+        sizes: Range of image sizes.
+        final_sizes: Where given, the range grows from `sizes` to this one over the first `growth` of the stage.
+        growth: Fraction of the stage over which sizes grow.
+    """
+
+    tasks: dict[str, float] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=lambda: Sizes((128, 640), (128, 640)))
+    final_sizes: Sizes | None = None
+    growth: float = 0.5
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError for weights that are not positive or a growth outside (0, 1]."""
+        for task, weight in self.tasks.items():
+            if not weight > 0:
+                raise FoveateError(
+                    f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out."
+                )
+        if not 0 < self.growth <= 1:
+            raise FoveateError(f"{where}.growth: {self.growth} is not a fraction between 0 and 1.")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Conversations in LLaVA's format.
+
+    Args:
+        path: JSON or JSONL file.
+        images: Folder that the image paths in the file are relative to; the file's own folder by default.
+    """
+
+    path: str
+    images: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """One source of training data; exactly one of the three kinds, with its share of the batches.
+
+    Args:
+        rendered: Images drawn while training.
+        files: A file in LLaVA's format.
+        easy_vqa: The public easy-VQA data set (the `easy-vqa` package), training split.
+        weight: Share of the batch groups that come from this source, relative to the others.
+    """
+
+    rendered: Rendered | None = None
+    files: Files | None = None
+    easy_vqa: bool = False
+    weight: float = 1.0
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError unless exactly one kind of source is given, with a positive weight."""
+        if (self.rendered is not None) + (self.files is not None) + self.easy_vqa != 1:
+            raise FoveateError(f"{where}: give exactly one of `rendered`, `files` and `easy_vqa: true`.")
+        if not self.weight > 0:
+            raise FoveateError(f"{where}.weight: {self.weight} is not positive.")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """How much every loss counts. With `answer: 0` the language model does not run at all.
+
+    Args:
+        answer: Cross entropy of the answer's tokens.
+        cells: Characters per cell, from the tower's final tokens.
+        before: Characters per cell, from the tokens before the last stage.
+        blank: Weight of a blank cell against 1 for a cell that holds a character.
+    """
+
+    answer: float = 1.0
+    cells: float = 0.0
+    before: float = 0.0
+    blank: float = 0.1
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError for negative weights, or when nothing is left to learn."""
+        for name in ("answer", "cells", "before", "blank"):
+            if getattr(self, name) < 0:
+                raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
+        if not (self.answer or self.cells or self.before):
+            raise FoveateError(f"{where}: all losses have weight 0; nothing would be learned.")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Course of the learning rates, as a factor on the rate of every part.
+
+    Args:
+        kind: `constant`, or `cosine` or `linear` decay after the warm-up.
+        warmup: Steps over which the factor rises linearly to 1.
+        final: Factor at the last step of a decay.
+    """
+
+    kind: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: int = 0
+    final: float = 0.0
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError for a negative warm-up or a final factor outside 0 to 1."""
+        if self.warmup < 0:
+            raise FoveateError(f"{where}.warmup: {self.warmup} steps are negative.")
+        if not 0 <= self.final <= 1:
+            raise FoveateError(f"{where}.final: {self.final} is not between 0 and 1.")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Factor at optimiser step `step`, counted from 0, of a stage of `steps`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.kind == "constant":
+            return 1.0
+        done = min((step - self.warmup) / max(steps - self.warmup, 1), 1.0)
+        fall = done if self.kind == "linear" else 0.5 * (1 - math.cos(math.pi * done))
+        return 1.0 - (1.0 - self.final) * fall
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training: data, losses and learning rates stay the same throughout.
+
+    Args:
+        name: Name of the stage, also of its folder.
+        steps: Optimiser steps.
+        data: Sources, mixed by their weights.
+        train: Learning rate of each part that trains; parts left out are frozen.
+        batch_size: Samples of one forward and backward pass, over all processes.
+        accumulate: Passes per optimiser step.
+        groups: Parts into which a batch is divided, each with its own source and image size. Images of equal size
+            are encoded together, so fewer groups are faster, and more groups mix better.
+        loss: Weights of the losses.
+        schedule: Course of the learning rates.
+        weight_decay: Decay of the weight matrices (not of biases, norms and embeddings).
+        betas: Decay rates of AdamW's averages.
+        clip: Greatest norm of the gradient; 0 does not clip.
+    """
+
+    name: str
+    steps: int
+    data: list[Data]
+    train: dict[str, float]
+    batch_size: int = 32
+    accumulate: int = 1
+    groups: int = 1
+    loss: Losses = field(default_factory=Losses)
+    schedule: Schedule = field(default_factory=Schedule)
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError for numbers and part names that make no sense."""
+        if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
+            raise FoveateError(
+                f"{where}.name: {self.name!r} must consist of letters, digits, - and _; it names a folder."
+            )
+        for name in ("steps", "batch_size", "accumulate", "groups"):
+            if getattr(self, name) < 1:
+                raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
+        if self.batch_size % self.groups:
+            raise FoveateError(
+                f"{where}.groups: {self.groups} groups do not divide a batch of {self.batch_size}."
+            )
+        if not self.data:
+            raise FoveateError(f"{where}.data: at least one source of data is needed.")
+        if not self.train:
+            raise FoveateError(f"{where}.train: at least one part must train; parts are {', '.join(PARTS)}.")
+        for part, rate in self.train.items():
+            if part not in PARTS:
+                raise FoveateError(f"{where}.train: unknown part {part!r}; parts are {', '.join(PARTS)}.")
+            if not rate > 0:
+                raise FoveateError(
+                    f"{where}.train.{part}: the learning rate {rate} is not positive; leave a frozen part out."
+                )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training run.
+
+    Args:
+        model: The model to train.
+        stages: Stages, trained one after the other.
+        output: Folder for checkpoints, log, loss picture and the trained model.
+        seed: Seed of initial weights and data.
+        bf16: Compute in bfloat16 where that is safe; weights and optimiser state stay float32.
+        log_every: Steps between lines of the log.
+        save_every: Steps between checkpoints.
+        save_minutes: Minutes between checkpoints, whichever comes first.
+        keep: Checkpoints kept per stage.
+    """
+
+    model: ModelChoice
+    stages: list[Stage]
+    output: str
+    seed: int = 0
+    bf16: bool = True
+    log_every: int = 20
+    save_every: int = 1000
+    save_minutes: float = 10.0
+    keep: int = 2
+
+    def check(self, where: str) -> None:
+        """Raises FoveateError for empty or ambiguous stages and counts below 1."""
+        if not self.stages:
+            raise FoveateError(f"{where}.stages: at least one stage is needed.")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise FoveateError(
+                f"{where}.stages: two stages have the same name; names are {', '.join(names)}."
+            )
+        for name in ("log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
+        if not self.save_minutes > 0:
+            raise FoveateError(f"{where}.save_minutes: {self.save_minutes} is not positive.")
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads and checks the recipe file `path`.
+
+    Raises:
+        FoveateError: the file cannot be read, is not YAML, or has a key or value that is not possible; the message
+            names the file and the place in it.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise FoveateError("Recipes need PyYAML; install it with `pip install foveate[train]`.") from error
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FoveateError(f"The recipe {path} cannot be read: {error}.") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FoveateError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    try:
+        recipe = parse_recipe(content)
+    except FoveateError as error:
+        raise FoveateError(f"{path}: {error}") from error
+    return _with_paths_from(recipe, path.parent)
+
+
+def parse_recipe(content: Any) -> Recipe:
+    """The recipe of an already parsed YAML document.
+
+    Raises:
+        FoveateError: a key or value is not possible; the message starts with its place, such as `stages[1].loss`.
+    """
+    return _read(Recipe, content, "recipe")
+
+
+def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with its data paths made relative to `folder` instead of to the recipe's file."""
+
+    def moved(data: Data) -> Data:
+        if data.files is None:
+            return data
+        images = None if data.files.images is None else str(folder / data.files.images)
+        return dataclasses.replace(data, files=Files(str(folder / data.files.path), images))
+
+    stages = [
+        dataclasses.replace(stage, data=[moved(data) for data in stage.data]) for stage in recipe.stages
+    ]
+    return dataclasses.replace(recipe, stages=stages)
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value` of the YAML document as the annotated type `kind`, or a FoveateError that starts with `where`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _read(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise FoveateError(
+                f"{where}: {value!r} is not possible; possible are {', '.join(map(str, arguments))}."
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list) or len(value) != len(arguments):
+            raise FoveateError(f"{where}: expected a list of {len(arguments)} values, found {value!r}.")
+        return tuple(
+            _read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True))
+        )
+    if origin is list:
+        if not isinstance(value, list):
+            raise FoveateError(f"{where}: expected a list, found {value!r}.")
+        return [_read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise FoveateError(f"{where}: expected keys with values, found {value!r}.")
+        return {
+            _read(arguments[0], k, where): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()
+        }
+    return _read_scalar(kind, value, where)
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    fields = {f.metadata.get("key", f.name): f for f in dataclasses.fields(kind)}
+    if not isinstance(value, dict):
+        raise FoveateError(
+            f"{where}: expected keys with values, found {value!r}; possible keys are {', '.join(fields)}."
+        )
+    unknown = [str(key) for key in value if key not in fields]
+    if unknown:
+        raise FoveateError(
+            f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}; possible are {', '.join(fields)}."
+        )
+    for key, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and key not in value:
+            raise FoveateError(f"{where}: the key {key} is missing.")
+    hints = typing.get_type_hints(kind)
+    result = kind(
+        **{fields[k].name: _read(hints[fields[k].name], v, f"{where}.{k}") for k, v in value.items()}
+    )
+    if hasattr(result, "check"):
+        result.check(where)
+    return result
+
+
+def _read_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    right = isinstance(value, (int, float) if kind is float else kind)
+    if isinstance(value, bool) and kind is not bool:
+        right = False
+    if not right and kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as a text; everybody means the number.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not right:
+        raise FoveateError(f"{where}: expected {names[kind]}, found {value!r}.")
+    return float(value) if kind is float else value

@@ -1,0 +1,219 @@
+"""Runs a recipe: its stages one after the other, from wherever an earlier run stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from transformers import TrainingArguments
+
+from foveate.errors import FoveateError
+from foveate.llava_uhd.processing import LlavaUHDProcessor
+from foveate.training import checkpoints
+from foveate.training.building import build_model, export
+from foveate.training.collate import Collator
+from foveate.training.course import Display, StopRequest
+from foveate.training.learner import Learner
+from foveate.training.log import RunLog, require_matplotlib
+from foveate.training.recipe import Recipe, Stage
+from foveate.training.sources import open_source
+from foveate.training.streams import BatchStream
+from foveate.training.trainer import Progress, StageTrainer, load_weights, training_arguments
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Args:
+        finished: Whether all stages asked for are complete.
+        progress: Steps, samples and seconds so far, over all runs.
+        model: Folder of the exported model, None if nothing was trained yet.
+        log: The JSONL log.
+    """
+
+    finished: bool
+    progress: Progress
+    model: Path | None
+    log: Path
+
+
+class Run:
+    """A recipe with its output folder.
+
+    Args:
+        recipe: What to train.
+        output: Folder that replaces the recipe's.
+        cpu: Use the CPU even where there is a GPU.
+        workers: Processes that prepare batches.
+    """
+
+    def __init__(
+        self, recipe: Recipe, output: Path | None = None, cpu: bool = False, workers: int = 1
+    ) -> None:
+        self.recipe = recipe
+        self.output = Path(output or recipe.output)
+        self.cpu = cpu
+        self.workers = workers
+        self.log = RunLog(self.output / "log.jsonl")
+
+    def train(
+        self,
+        resume: bool = True,
+        max_minutes: float | None = None,
+        only: str | None = None,
+        console: Console | None = None,
+    ) -> RunResult:
+        """Trains all stages that are not complete, or only the stage named `only`.
+
+        Args:
+            resume: Go on from the newest checkpoint; False refuses an output folder that has one.
+            max_minutes: Stop cleanly, with a checkpoint, after this time. SIGTERM and SIGINT do the same.
+            only: Name of the one stage to train, from the newest weights of the stages before it.
+            console: Where progress is shown.
+
+        Raises:
+            FoveateError: the recipe does not fit the model or the data, or there is something to resume and
+                `resume` is False.
+        """
+        require_matplotlib()
+        stages = self._chosen(only)
+        if not resume and any(checkpoints.latest(self._folder(i)) for i in range(len(self.recipe.stages))):
+            raise FoveateError(
+                f"{self.output} already holds checkpoints; resume, or choose another output folder."
+            )
+        model, processor = build_model(self.recipe.model, self.recipe.seed)
+        learner = Learner(model)
+        unit = model.config.vision_config.unit
+        sources = {
+            index: [(open_source(data, unit, self.recipe.seed), data.weight) for data in stage.data]
+            for index, stage in stages
+        }
+        stop = StopRequest(max_minutes)
+        with stop.on_signals():
+            for index, stage in stages:
+                finished = self._train_stage(
+                    index, stage, learner, processor, sources[index], stop, console or Console()
+                )
+                if not finished:
+                    break
+        return RunResult(finished, self._progress(), self.output / "model", self.log.path)
+
+    def export(self, folder: Path) -> RunResult:
+        """Saves the model of the newest checkpoint, in bfloat16 and without the heads, to `folder`.
+
+        Raises:
+            FoveateError: there is no checkpoint yet.
+        """
+        newest = self._newest(len(self.recipe.stages))
+        if newest is None:
+            raise FoveateError(f"{self.output} holds no checkpoint to export; train first.")
+        model, processor = build_model(self.recipe.model, self.recipe.seed)
+        learner = Learner(model)
+        load_weights(learner, newest)
+        export(model, processor, folder)
+        return RunResult(self._complete(), self._progress(), folder, self.log.path)
+
+    def _train_stage(
+        self,
+        index: int,
+        stage: Stage,
+        learner: Learner,
+        processor: LlavaUHDProcessor,
+        sources: list,
+        stop: StopRequest,
+        console: Console,
+    ) -> bool:
+        """Trains one stage to its end (True) or until stopped (False); a complete stage is only loaded."""
+        folder = self._folder(index)
+        newest = checkpoints.latest(folder)
+        before = self._newest(index)
+        if newest is not None and newest[1] >= stage.steps:
+            load_weights(learner, newest[0])
+            return True
+        if newest is None and before is not None:
+            load_weights(learner, before)
+        args = training_arguments(self.recipe, stage, folder, self.cpu)
+        done = newest[1] if newest else 0
+        start = Progress.of(before) if before else Progress()
+        display = None
+        if args.process_index == 0:
+            checkpoints.clean(folder)
+            self.log.rewind(start.step + done)
+            display = Display(console, stage, done)
+        trainer = StageTrainer(
+            learner,
+            args,
+            recipe=self.recipe,
+            stage=stage,
+            stream=self._stream(index, stage, processor, sources, done, args),
+            start=start,
+            log=self.log,
+            stop=stop,
+            workers=self.workers,
+            display=display,
+        )
+        try:
+            if newest is None:
+                trainer.train()
+            else:
+                trainer.resume(newest[0])
+        finally:
+            if display is not None:
+                display.close()
+        if args.process_index == 0:
+            export(learner.model, processor, self.output / "model")
+        trainer.accelerator.wait_for_everyone()
+        return trainer.state.global_step >= stage.steps
+
+    def _stream(
+        self,
+        index: int,
+        stage: Stage,
+        processor: LlavaUHDProcessor,
+        sources: list,
+        done: int,
+        args: TrainingArguments,
+    ) -> BatchStream:
+        return BatchStream(
+            stage,
+            sources,
+            Collator(
+                processor, answers=stage.loss.answer > 0, cells=bool(stage.loss.cells or stage.loss.before)
+            ),
+            # Stages see different data.
+            seed=self.recipe.seed * 1000 + index,
+            start=done * stage.accumulate,
+            rank=args.process_index,
+            processes=args.world_size,
+        )
+
+    def _chosen(self, only: str | None) -> list[tuple[int, Stage]]:
+        stages = list(enumerate(self.recipe.stages))
+        if only is None:
+            return stages
+        chosen = [(index, stage) for index, stage in stages if stage.name == only]
+        if not chosen:
+            names = ", ".join(stage.name for stage in self.recipe.stages)
+            raise FoveateError(f"the recipe has no stage {only!r}; its stages are {names}.")
+        return chosen
+
+    def _folder(self, index: int) -> Path:
+        return self.output / "stages" / f"{index + 1}-{self.recipe.stages[index].name}"
+
+    def _newest(self, end: int) -> Path | None:
+        """The newest checkpoint of the stages before number `end`."""
+        for index in reversed(range(end)):
+            found = checkpoints.latest(self._folder(index))
+            if found:
+                return found[0]
+        return None
+
+    def _progress(self) -> Progress:
+        newest = self._newest(len(self.recipe.stages))
+        return Progress.of(newest) if newest else Progress()
+
+    def _complete(self) -> bool:
+        found = [checkpoints.latest(self._folder(index)) for index in range(len(self.recipe.stages))]
+        return all(f and f[1] >= stage.steps for f, stage in zip(found, self.recipe.stages, strict=True))

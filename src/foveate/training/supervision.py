@@ -1,0 +1,165 @@
+"""Dense supervision of the vision tower: which character stands in each small cell of the image.
+
+From answers alone a small encoder does not begin to read: a handful of answer characters says little about
+which of a few hundred patches carries which letter. A renderer knows where it put every character, so every
+image carries hundreds of free labels. The image is cut into *cells* of half a patch in width and one patch in
+height (a character is about twice as tall as it is wide), each labelled with the character whose centre lies
+in it, or blank. One linear head on the tower's final tokens names the characters of all cells of a token; a
+second one does the same on the tokens just before the last stage, so that the blocks before a merge learn
+what the merge must keep. The heads are training equipment and are never part of an exported model.
+
+With s stages and a patch of p pixels, a final token covers 2^s x 2^s patches, hence 2^s rows of 2^(s+1)
+cells; a token before the last stage covers 2^(s-1) rows of 2^s cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+#: Class of a cell in which no character has its centre.
+BLANK = 0
+#: Label of a cell that holds a character outside printable ASCII: neither blank nor nameable.
+UNKNOWN = -100
+FIRST_CHARACTER, LAST_CHARACTER = 32, 126
+#: Blank, then the characters from space to tilde.
+NUM_CLASSES = LAST_CHARACTER - FIRST_CHARACTER + 2
+
+
+class Character(Protocol):
+    """A drawn character: `char`, and its centre `x`, `y` in pixels of the image it was drawn on."""
+
+    char: str
+    x: float
+    y: float
+
+
+def character_class(char: str) -> int:
+    """Class of one character: 1 to 95 for printable ASCII, `UNKNOWN` for everything else."""
+    code = ord(char)
+    return code - FIRST_CHARACTER + 1 if FIRST_CHARACTER <= code <= LAST_CHARACTER else UNKNOWN
+
+
+def cell_map(
+    characters: Sequence[Character], image_size: tuple[int, int], grid: tuple[int, int], patch_size: int
+) -> np.ndarray:
+    """Classes of all cells of one image.
+
+    Args:
+        characters: What was drawn, with centres in pixels of the original image.
+        image_size: (width, height) of the original image, before the processor resized it.
+        grid: (rows, columns) of patches after resizing.
+        patch_size: Side of a patch in pixels.
+
+    Returns:
+        int64 array (rows, 2 * columns). Where two centres share a cell, the character listed first wins;
+        a character whose centre lies outside the image is left out.
+    """
+    rows, columns = grid
+    cells = np.full((rows, 2 * columns), BLANK, dtype=np.int64)
+    if not characters:
+        return cells
+    classes = np.fromiter((character_class(c.char) for c in characters), np.int64, len(characters))
+    x = np.fromiter((c.x for c in characters), np.float64, len(characters))
+    y = np.fromiter((c.y for c in characters), np.float64, len(characters))
+    column = np.floor(x * (columns * patch_size / image_size[0]) / (patch_size / 2)).astype(np.int64)
+    row = np.floor(y * (rows * patch_size / image_size[1]) / patch_size).astype(np.int64)
+    inside = (column >= 0) & (column < 2 * columns) & (row >= 0) & (row < rows)
+    # Of equal indices the last assignment stays, so the first character must be assigned last.
+    row, column, classes = row[inside][::-1], column[inside][::-1], classes[inside][::-1]
+    cells[row, column] = classes
+    return cells
+
+
+def cell_targets(
+    characters: Sequence[Character],
+    image_size: tuple[int, int],
+    grid: tuple[int, int],
+    patch_size: int,
+    num_stages: int,
+) -> np.ndarray:
+    """Targets (L', 2 * 4^s) of one image's final tokens: tokens row-major, the cells of a token row-major.
+
+    The arguments are those of `cell_map`; `num_stages` is the s of the tower.
+    """
+    cells = cell_map(characters, image_size, grid, patch_size)
+    side = 2**num_stages
+    blocks = cells.reshape(grid[0] // side, side, grid[1] // side, 2 * side)
+    return blocks.transpose(0, 2, 1, 3).reshape(-1, 2 * side * side)
+
+
+def targets_before_last_stage(targets: torch.Tensor) -> torch.Tensor:
+    """Targets (L', 2 * 4^s) of final tokens as those of the 2 x 2 tokens that made each of them.
+
+    Returns:
+        (L', 4, 2 * 4^(s-1)): the four tokens of a window row-major, as a stage reads them.
+    """
+    side = round((targets.shape[1] / 2) ** 0.5)
+    quarters = targets.view(-1, 2, side // 2, 2, side).transpose(2, 3)
+    return quarters.reshape(-1, 4, side * side // 2)
+
+
+@dataclass
+class CellScore:
+    """Sums over the labelled cells of a batch, so that batches and processes can be added up."""
+
+    loss: torch.Tensor  #: weighted sum of the cross entropies
+    weight: torch.Tensor  #: sum of the weights; loss / weight is the mean
+    correct: torch.Tensor  #: cells holding a character that was named rightly
+    characters: torch.Tensor  #: cells holding a character
+
+
+def cell_weight(targets: torch.Tensor, blank_weight: float) -> torch.Tensor:
+    """Sum of the weights of targets (...): 1 for a character, `blank_weight` for blank, 0 for `UNKNOWN`."""
+    return (targets > BLANK).sum() + blank_weight * (targets == BLANK).sum()
+
+
+class CellHead(nn.Module):
+    """Names the characters of the cells of a token: normalise, then one linear map.
+
+    Args:
+        hidden_size: Width D of a token.
+        num_cells: Cells per token.
+    """
+
+    def __init__(self, hidden_size: int, num_cells: int) -> None:
+        super().__init__()
+        self.num_cells = num_cells
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear = nn.Linear(hidden_size, num_cells * NUM_CLASSES)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (..., D) to logits (..., cells, classes)."""
+        return self.linear(self.norm(tokens)).unflatten(-1, (self.num_cells, NUM_CLASSES))
+
+    def score(self, tokens: torch.Tensor, targets: torch.Tensor, blank_weight: float) -> CellScore:
+        """Cross entropy and accuracy of tokens (..., D) against targets (..., cells)."""
+        logits = self(tokens).flatten(0, -2)
+        targets = targets.flatten()
+        weights = torch.ones(NUM_CLASSES, dtype=torch.float32, device=logits.device)
+        weights[BLANK] = blank_weight
+        loss = F.cross_entropy(logits.float(), targets, weights, ignore_index=UNKNOWN, reduction="sum")
+        held = targets > BLANK
+        with torch.no_grad():
+            correct = (logits[held].argmax(-1) == targets[held]).sum()
+        return CellScore(loss, cell_weight(targets, blank_weight), correct, held.sum())
+
+
+class CellReader(nn.Module):
+    """The two heads over a vision tower: `final` on its output, `before` on the tokens entering its last stage.
+
+    Args:
+        hidden_size: Width of the tower's tokens.
+        num_stages: Stages s of the tower; without stages there is no head `before`.
+    """
+
+    def __init__(self, hidden_size: int, num_stages: int) -> None:
+        super().__init__()
+        self.final = CellHead(hidden_size, 2 * 4**num_stages)
+        self.before = CellHead(hidden_size, 2 * 4 ** (num_stages - 1)) if num_stages else None

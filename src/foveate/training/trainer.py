@@ -1,0 +1,328 @@
+"""`transformers.Trainer` for one stage of a recipe.
+
+What differs from the plain trainer: several losses with exact means over processes and accumulation steps,
+learning rates per part, checkpoints that appear in one step, and a data stream that resumes by number.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from foveate.training import checkpoints
+from foveate.training.course import Course, Display, StopRequest
+from foveate.training.learner import SUMS, Learner, part_of
+from foveate.training.log import RunLog, draw_losses
+from foveate.training.recipe import Recipe, Stage
+from foveate.training.streams import BatchStream
+from foveate.training.supervision import cell_weight
+
+WEIGHTS = "learner.safetensors"
+PROGRESS = "progress.json"
+TRAINER_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, over all its stages.
+
+    Args:
+        step: Optimiser steps.
+        samples: Samples that were learned from.
+        seconds: Seconds spent training.
+    """
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> Progress:
+        """The progress that a checkpoint was saved at."""
+        return cls(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+
+
+def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = False) -> TrainingArguments:
+    """The trainer's arguments for a stage; logging, saving and stopping are decided by `Course`."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.accumulate,
+        max_grad_norm=stage.clip,
+        bf16=recipe.bf16,
+        # Said plainly, because the trainer refuses bfloat16 on a machine that merely has no GPU.
+        use_cpu=cpu or not torch.accelerator.is_available(),
+        seed=recipe.seed,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        # A batch without images or without answers leaves parts without a gradient.
+        ddp_find_unused_parameters=True,
+    )
+
+
+def load_weights(learner: Learner, checkpoint: Path) -> None:
+    """Loads the weights of a checkpoint, heads included."""
+    load_model(learner, checkpoint / WEIGHTS)
+
+
+class StageTrainer(Trainer):
+    """Trains the parts of a `Learner` that a stage names.
+
+    Args:
+        learner: Model and heads.
+        args: From `training_arguments`.
+        recipe: Gives the intervals of log and checkpoints.
+        stage: What is trained on what, and how.
+        stream: The batches, from the step on at which training resumes.
+        start: Progress of the run before this stage.
+        log: Receives a line every few steps.
+        stop: Asked for a clean stop after every step.
+        workers: Processes that prepare batches; 0 prepares them in this one.
+        display: Where progress is shown, None in all but the main process.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        args: TrainingArguments,
+        *,
+        recipe: Recipe,
+        stage: Stage,
+        stream: BatchStream,
+        start: Progress,
+        log: RunLog,
+        stop: StopRequest,
+        workers: int = 1,
+        display: Display | None = None,
+    ) -> None:
+        for name, parameter in learner.named_parameters():
+            parameter.requires_grad_(part_of(name) in stage.train)
+        super().__init__(model=learner, args=args, train_dataset=stream)
+        self.loss_is_scaled_for_ga = True
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Course(recipe, stop, self._any_process))
+        self._recipe = recipe
+        self._stage = stage
+        self._start = start
+        self._log = log
+        self._workers = workers
+        self._display = display
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        self._clock = time.monotonic()
+        self._earlier_seconds = start.seconds
+        self._logged = (0, self._clock)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Trains from a checkpoint of this stage to the stage's end or until stopped."""
+        self._earlier_seconds = Progress.of(checkpoint).seconds
+        self._logged = (int(checkpoint.name.rpartition("-")[2]), self._clock)
+        self.train(resume_from_checkpoint=str(checkpoint))
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The stream as it is: it divides batches among processes and workers by itself."""
+        return DataLoader(
+            self.train_dataset,
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=4 if self._workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
+            pin_memory=self.args.device.type == "cuda",
+            # Its own generator: starting the workers must not move the random state of the training.
+            generator=torch.Generator(),
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+        """The micro-batches of one optimiser step, and over how much their losses are averaged.
+
+        The second is (2,): learned tokens and weight of labelled cells, summed over micro-batches and processes, so
+        that the mean does not depend on how a batch is divided.
+        """
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        totals = torch.zeros(2, dtype=torch.float64)
+        for batch in batches:
+            if "labels" in batch:
+                totals[0] += (batch["labels"][:, 1:] != -100).sum()
+            if "cells" in batch:
+                totals[1] += cell_weight(batch["cells"], self._stage.loss.blank)
+        return batches, self.accelerator.reduce(totals.to(device, torch.float32), "sum")
+
+    # Losses
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """The weighted losses of a micro-batch, as its share of the mean over the whole batch."""
+        weights = self._stage.loss
+        sums = model(**inputs, blank_weight=weights.blank)
+        # Accumulated in float64 on the CPU: thousands of losses of float32 would lose digits.
+        self._sums += torch.stack(
+            [
+                sums[name].detach().double().cpu() if name in sums else torch.zeros((), dtype=torch.float64)
+                for name in SUMS
+            ]
+        )
+        totals = num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny)
+        loss = torch.zeros((), device=totals.device)
+        for name, weight, total in (
+            ("answer_loss", weights.answer, totals[0]),
+            ("cell_loss", weights.cells, totals[1]),
+            ("before_loss", weights.before, totals[1]),
+        ):
+            if weight and name in sums:
+                loss = loss + weight * sums[name] / total
+        # Gradients are averaged over processes, and this is already a share of the sum.
+        loss = loss * self.accelerator.num_processes
+        return (loss, sums) if return_outputs else loss
+
+    # Optimiser
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with one learning rate per part; weight matrices decay, biases, norms and embeddings do not."""
+        if self.optimizer is None:
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            for name, parameter in (model or self.model).named_parameters():
+                if parameter.requires_grad:
+                    decays = parameter.ndim > 1 and "emb" not in name
+                    groups.setdefault((part_of(name), decays), []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {
+                        "params": parameters,
+                        "lr": self._stage.train[part],
+                        "weight_decay": self._stage.weight_decay if decays else 0.0,
+                        "part": part,
+                    }
+                    for (part, decays), parameters in groups.items()
+                ],
+                betas=self._stage.betas,
+                fused=True,
+            )
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The recipe's schedule, as one factor on all learning rates."""
+        if self.lr_scheduler is None:
+            schedule = self._stage.schedule
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: schedule.factor(step, num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """Writes the means since the last line to the run's log."""
+        if "loss" not in logs:
+            return  # the plain trainer's summary at the end
+        sums = dict(
+            zip(SUMS, self.accelerator.reduce(self._sums.to(self._float), "sum").tolist(), strict=True)
+        )
+        self._sums.zero_()
+        if not self.is_world_process_zero():
+            return
+        progress = self._progress()
+        previous, self._logged = self._logged, (self.state.global_step, time.monotonic())
+        samples = (self._logged[0] - previous[0]) * self._stage.batch_size * self._stage.accumulate
+        entry: dict[str, Any] = {
+            "step": progress.step,
+            "stage": self._stage.name,
+            "stage_step": self.state.global_step,
+            "samples": progress.samples,
+            "loss": logs["loss"],
+        }
+        for name, value, count in (
+            ("answer_loss", "answer_loss", "answer_tokens"),
+            ("answer_accuracy", "answer_right", "answer_tokens"),
+            ("cell_loss", "cell_loss", "cell_weight"),
+            ("cell_accuracy", "cell_right", "cell_characters"),
+            ("before_loss", "before_loss", "cell_weight"),
+            ("before_accuracy", "before_right", "cell_characters"),
+        ):
+            if sums[count] and (not name.startswith("before") or sums["before_loss"]):
+                entry[name] = sums[value] / sums[count]
+        factor = self._stage.schedule.factor(self.state.global_step - 1, self._stage.steps)
+        entry["learning_rates"] = {part: rate * factor for part, rate in self._stage.train.items()}
+        entry["grad_norm"] = logs.get("grad_norm")
+        entry["samples_per_second"] = round(samples / max(self._logged[1] - previous[1], 1e-9), 2)
+        entry["seconds"] = round(progress.seconds, 2)
+        entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._log.append(entry)
+        if self._display is not None:
+            self._display.show(entry)
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        if self.args.should_save:
+            writing = checkpoints.writing_folder(folder, step)
+        self.accelerator.wait_for_everyone()
+        writing = folder / f"{checkpoints.WRITING}{step}"
+        self._save_optimizer_and_scheduler(str(writing))
+        self._save_rng_state(str(writing))
+        if self.args.should_save:
+            save_model(self.model, str(writing / WEIGHTS))
+            self.state.save_to_json(str(writing / TRAINER_STATE))
+            (writing / PROGRESS).write_text(json.dumps(asdict(self._progress())), encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.commit(folder, step, self._recipe.keep)
+            draw_losses(self._log, self._log.path.with_name("losses.png"))
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(model or self.model, Path(resume_from_checkpoint))
+
+    def _progress(self) -> Progress:
+        step = self.state.global_step
+        return Progress(
+            step=self._start.step + step,
+            samples=self._start.samples + step * self._stage.batch_size * self._stage.accumulate,
+            seconds=self._earlier_seconds + time.monotonic() - self._clock,
+        )
+
+    @property
+    def _float(self) -> torch.dtype:
+        # Apple's GPUs have no float64, and sums are only logged.
+        return torch.float32 if self.args.device.type == "mps" else torch.float64
+
+    def _any_process(self, wish: bool) -> bool:
+        """Whether any process wishes so; all must stop and save at the same step."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        wishes = torch.tensor(float(wish), device=self.args.device)
+        return bool(self.accelerator.reduce(wishes, "sum") > 0)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:  # noqa: ARG001 (called by the data loader)
+    """Workers ignore Ctrl-C, which a terminal sends to all: the trainer stops them after its last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
