@@ -1,0 +1,116 @@
+"""A sheet to draw on that remembers where every character went."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+from .fonts import Face, Font, families_of
+from .paper import Colour
+from .sample import Character
+from .words import Vocabulary
+
+
+class DoesNotFit(Exception):
+    """Raised by a renderer when what it drew at random has no room; it is asked again with less to draw."""
+
+
+class Box(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Drawn(NamedTuple):
+    """What a renderer returns besides the page it drew on."""
+
+    question: str
+    answer: str
+    meta: dict[str, Any]
+
+
+@dataclass
+class Brief:
+    """What a renderer is asked for: everything random comes from `rng`.
+
+    `attempt` counts how often this sample did not fit before; renderers draw less and shorter as it grows.
+    """
+
+    rng: random.Random
+    split: str
+    width: int
+    height: int
+    difficulty: float
+    attempt: int = 0
+
+    def __post_init__(self) -> None:
+        self.words = Vocabulary(self.rng, self.split)
+
+    @property
+    def least_cap(self) -> float:
+        """Smallest height of capitals in pixels."""
+        return 11 - 4 * self.difficulty
+
+    def upto(self, easy: int, hard: int) -> int:
+        """An upper end that grows with the difficulty, and shrinks with every attempt that did not fit."""
+        return max(1, round(easy + (hard - easy) * self.difficulty) - self.attempt // 2)
+
+    def font(self, kind: str | None = None, lower: bool = True) -> Font:
+        """A font of this split. `kind`: "mono" asks for fixed width where there is one; `lower`: small letters are
+        needed."""
+        families = families_of(self.split)
+        for _ in range(60):
+            font = self.rng.choice(self.rng.choice(families))
+            if font.caps_only and lower or font.slanted and self.rng.random() < 0.7:
+                continue
+            if kind == "mono" and not font.mono:
+                continue
+            return font
+        return next(font for family in families for font in family if not (font.caps_only and lower))
+
+
+class Page:
+    """An RGB image, its drawing pen, and the characters drawn so far."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.draw = ImageDraw.Draw(image)
+        self.characters: list[Character] = []
+        self.boxes: list[Box] = []  # ink of each character, in the same order
+
+    def text(self, x: float, baseline: float, text: str, face: Face, fill: Colour, spacing: float = 0.0) -> float:
+        """Draw `text` from pen position `x` on `baseline`, both in pixels; returns the pen position after it.
+
+        Raises DoesNotFit when ink would leave the image.
+        """
+        y = round(baseline)
+        width, height = self.image.size
+        for char, pen in zip(text, face.pens(text, spacing)[:-1], strict=True):
+            if char == " ":
+                continue
+            position = math.floor((x + pen) * 4 + 0.5)
+            pixel, quarter = divmod(position, 4)
+            glyph = face.glyph(char, quarter)
+            if glyph.matte is None:
+                continue
+            box = Box(pixel + glyph.ink[0], y + glyph.ink[1], pixel + glyph.ink[2], y + glyph.ink[3])
+            if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
+                raise DoesNotFit(text)
+            self.draw.bitmap((box.left, box.top), glyph.matte, fill)
+            self.boxes.append(box)
+            self.characters.append(Character(char, (box.left + box.right) / 2, (box.top + box.bottom) / 2))
+        return x + face.width(text, spacing)
+
+    def text_right(self, x: float, baseline: float, text: str, face: Face, fill: Colour) -> float:
+        """Draw `text` so that its pen ends at `x`; returns where it began."""
+        begin = x - face.width(text)
+        self.text(begin, baseline, text, face, fill)
+        return begin
+
+    def text_centred(self, x: float, baseline: float, text: str, face: Face, fill: Colour) -> None:
+        self.text(x - face.width(text) / 2, baseline, text, face, fill)

@@ -1,0 +1,128 @@
+"""`render`: one question about one rendered image."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import documents, shapes, textpages
+from .page import Brief, DoesNotFit, Drawn, Page
+from .paper import degrade
+from .sample import Sample
+from .words import SPLITS
+
+
+@dataclass(frozen=True)
+class Task:
+    """How to draw one task. `smallest`: least width and height in pixels; `aspect`: usual range of width over height;
+    `weight`: how often it is drawn when no task is named."""
+
+    draw: Callable[[Brief], tuple[Page, Drawn]]
+    smallest: tuple[int, int] = (96, 64)
+    aspect: tuple[float, float] = (0.5, 2.6)
+    weight: float = 1.0
+    colour_matters: bool = False
+    turn: bool = True
+
+
+_TASKS: dict[str, Task] = {
+    "read_word": Task(textpages.read_word, (64, 32), (0.7, 4.0), 2.0),
+    "read_line": Task(textpages.read_line, (96, 64), (0.7, 2.6), 1.0),
+    "word_position": Task(textpages.word_position, (96, 64), (0.7, 3.0), 1.0),
+    "transcribe": Task(textpages.transcribe, (80, 48), (0.7, 3.5), 2.0),
+    "read_field": Task(documents.read_field, (96, 64), (0.6, 2.6), 4.0),
+    "document_yes_no": Task(documents.document_yes_no, (96, 64), (0.6, 2.6), 1.0),
+    "count_shapes": Task(shapes.count_shapes, (64, 64), (0.5, 2.0), 1.5, True, False),
+    "shape_colour": Task(shapes.shape_colour, (64, 64), (0.5, 2.0), 1.0, True, False),
+    "shape_kind": Task(shapes.shape_kind, (64, 64), (0.5, 2.0), 1.0, True, False),
+    "shape_exists": Task(shapes.shape_exists, (64, 64), (0.5, 2.0), 1.5, True, False),
+    "shape_position": Task(shapes.shape_position, (64, 64), (0.5, 2.0), 1.0, True, False),
+}
+TASKS: tuple[str, ...] = tuple(_TASKS)
+LARGEST_SIDE = 2048
+_ATTEMPTS = 60
+
+
+def smallest_size(task: str) -> tuple[int, int]:
+    """Least width and height in pixels that `render` accepts for `task`."""
+    return _task(task).smallest
+
+
+def _task(name: str) -> Task:
+    if name not in _TASKS:
+        raise ValueError(f"unknown task {name!r}; possible are {', '.join(TASKS)}")
+    return _TASKS[name]
+
+
+def _draw_size(rng: random.Random, task: Task, sides: tuple[int, int]) -> tuple[int, int]:
+    """A size between `sides`: mean side and proportions even on a logarithmic scale."""
+    low, high = sides
+    mean = low * (high / low) ** rng.random()
+    proportion = (task.aspect[0] * (task.aspect[1] / task.aspect[0]) ** rng.random()) ** 0.5
+    width, height = round(mean * proportion), round(mean / proportion)
+    least = task.smallest
+    return min(high, max(low, least[0], width)), min(high, max(low, least[1], height))
+
+
+def render(
+    task: str | None = None,
+    seed: int = 0,
+    split: str = "train",
+    size: tuple[int, int] | None = None,
+    *,
+    sides: tuple[int, int] | None = None,
+    difficulty: float = 1.0,
+) -> Sample:
+    """Render one image and one question with its answer.
+
+    The same arguments give the same sample wherever the same fonts are installed; the global random state is neither
+    read nor changed.
+
+    Args:
+        task: a name of `TASKS`, or None: one is drawn.
+        seed: any whole number.
+        split: "train" or "heldout". Held out are font families, words (every word, code, date and amount of three
+            characters or more that is printed), layouts, some field names and wordings.
+        size: exact width and height in pixels; None: drawn between `sides`.
+        sides: shortest and longest side in pixels when `size` is None; None: 64 to 192 at difficulty 0, 128 to 640
+            at difficulty 1.
+        difficulty: 0 (large type, little on the page, no noise) to 1 (everything).
+
+    Raises ValueError for an unknown task or split, and for a size below `smallest_size(task)`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; possible are {', '.join(SPLITS)}")
+    if not 0 <= difficulty <= 1:
+        raise ValueError(f"difficulty must lie between 0 and 1, got {difficulty}")
+    rng = random.Random(f"{seed}|{split}|{task}|{size}|{sides}|{difficulty}")
+    if task is None:
+        names = [n for n in TASKS if size is None or (size[0] >= _TASKS[n].smallest[0] and size[1] >= _TASKS[n].smallest[1])]
+        if not names:
+            raise ValueError(f"no task can be drawn at {size[0]} x {size[1]} pixels")
+        task = rng.choices(names, [_TASKS[n].weight for n in names])[0]
+    what = _task(task)
+    if sides is None:
+        sides = (round(64 + 64 * difficulty), round(192 + 448 * difficulty))
+    if not 16 <= sides[0] <= sides[1] <= LARGEST_SIDE:
+        raise ValueError(f"sides must be (shortest, longest) between 16 and {LARGEST_SIDE}, got {sides}")
+    if size is None:
+        if sides[1] < max(what.smallest):
+            raise ValueError(f"{task} needs at least {what.smallest[0]} x {what.smallest[1]} pixels, sides are {sides}")
+        size = _draw_size(rng, what, sides)
+    elif size[0] < what.smallest[0] or size[1] < what.smallest[1]:
+        raise ValueError(f"{task} needs at least {what.smallest[0]} x {what.smallest[1]} pixels, got {size[0]} x {size[1]}")
+    elif max(size) > LARGEST_SIDE:
+        raise ValueError(f"sides of at most {LARGEST_SIDE} pixels can be rendered, got {size[0]} x {size[1]}")
+    for attempt in range(_ATTEMPTS):
+        brief = Brief(rng, split, size[0], size[1], difficulty, attempt)
+        try:
+            page, drawn = what.draw(brief)
+        except DoesNotFit:
+            continue
+        image, characters = degrade(
+            rng, page.image, page.characters, difficulty, turn=what.turn, colour_matters=what.colour_matters
+        )
+        meta = {"split": split, "seed": seed, "difficulty": difficulty, "attempt": attempt, **drawn.meta}
+        return Sample(image, drawn.question, drawn.answer, task, characters, meta)
+    raise RuntimeError(f"{task} could not be laid out in {size[0]} x {size[1]} pixels (seed {seed}, split {split})")

@@ -1,0 +1,42 @@
+"""What a rendered question consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+
+class Character(NamedTuple):
+    """One drawn character.
+
+    `x` and `y` are the centre of its ink in pixels of the image, measured from the left and top edge of the
+    image (the centre of the pixel in the top left corner is 0.5, 0.5).
+    """
+
+    char: str
+    x: float
+    y: float
+
+
+@dataclass(slots=True)
+class Sample:
+    """A rendered image with one question that has one exact short answer.
+
+    Attributes:
+        image: RGB.
+        question: a question (or request) in plain words.
+        answer: printable ASCII.
+        task: a name of `TASKS`.
+        characters: every character drawn anywhere in the image, in drawing order, spaces left out; dense
+            supervision that costs nothing.
+        meta: split, seed, difficulty, template, and what the task wants to be known of the picture.
+    """
+
+    image: Image.Image
+    question: str
+    answer: str
+    task: str
+    characters: list[Character]
+    meta: dict[str, Any] = field(default_factory=dict)
