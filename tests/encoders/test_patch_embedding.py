@@ -43,7 +43,9 @@ def resize_one_dimension(source: int, target: int, antialias: bool) -> list[list
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(("source", "target"), [*UP, *DOWN, (6, 6)])
-def test_bilinear_matrix_is_the_triangle_filter_on_both_axes(source: int, target: int, antialias: bool) -> None:
+def test_bilinear_matrix_is_the_triangle_filter_on_both_axes(
+    source: int, target: int, antialias: bool
+) -> None:
     matrix = resize_matrix(source, target, "bilinear", antialias)
     axis = resize_one_dimension(source, target, antialias)
     assert matrix.shape == (target * target, source * source)
