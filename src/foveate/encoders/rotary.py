@@ -44,30 +44,42 @@ def rotary_angles(height: int, width: int, head_dim: int, theta: float, layout: 
 
 def packed_rotation(
     layout: Layout, head_dim: int, theta: float, rope_layout: str, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Cosines and sines of a packed batch, each (L, head_dim / 2) float32; `None` without rotary positions."""
+) -> torch.Tensor | None:
+    """Rotation of every token of a packed batch: exp(i angle), (L, head_dim / 2) complex64.
+
+    `None` without rotary positions.
+    """
     if rope_layout == "none":
         return None
     stride = 2**layout.merges if rope_layout == "hierarchical" else 1
     parts = []
     for group in layout.groups:
         angles = rotary_angles(group.height, group.width, head_dim, theta, rope_layout, stride)
-        parts.append(angles.repeat(group.count, 1) if group.count > 1 else angles)
-    angles = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
-    return angles.cos(), angles.sin()
+        turns = torch.polar(torch.ones_like(angles), angles)
+        parts.append(turns.repeat(group.count, 1) if group.count > 1 else turns)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
 
 
-def rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], rope_layout: str) -> torch.Tensor:
-    """Turn the channel pairs of x (L, ..., head_dim) by each token's angles, in float32.
+def rotate(x: torch.Tensor, rotation: torch.Tensor, rope_layout: str) -> torch.Tensor:
+    """Turn the channel pairs of x by each token's rotation, in float32; x may be overwritten.
 
     Pairs are neighbouring channels (2c, 2c + 1), except with `"half"`, where they are (c, c + head_dim / 2).
+    Neighbouring channels are one complex number in memory, so that a rotation is one multiplication: on a CPU
+    many times faster than the four real ones.
+
+    Args:
+        x: (L, ..., head_dim), the fresh output of a projection.
+        rotation: (L, head_dim / 2) complex64.
+        rope_layout: As in `rotary_angles`.
     """
-    cos, sin = (table.view(len(table), *[1] * (x.ndim - 2), -1) for table in rotation)
+    rotation = rotation.view(len(rotation), *[1] * (x.ndim - 2), -1)
     if rope_layout == "half":
         first, second = x.float().chunk(2, dim=-1)
+        cos, sin = rotation.real, rotation.imag
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    turned = pairs * rotation if torch.is_grad_enabled() else pairs.mul_(rotation)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 __all__ = ["packed_rotation", "rotary_angles", "rotate"]

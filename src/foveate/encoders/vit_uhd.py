@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from foveate.encoders.attention import Segments, packed_attention, window_order
 from foveate.encoders.compression import ContentAdaptivePooling, build_stage
 from foveate.encoders.configuration import ViTUHDConfig
+from foveate.encoders.early_compression import EarlyCompressor
 from foveate.encoders.layout import Layout
 from foveate.encoders.positions import InterpolatedPositions, WindowPositions
 from foveate.encoders.rotary import packed_rotation, rotate
@@ -132,18 +133,18 @@ class ViTUHDBlock(GradientCheckpointingLayer):
         self,
         x: torch.Tensor,
         segments: Segments,
-        rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
+        rotation: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attention within segments, then the MLP; (L, D) -> (L, D). The stage is the encoder's to call."""
         x = x + self.wo(self._attend(self.norm0(x), segments, rotation))
         return x + self.mlp(self.norm1(x))
 
-    def _attend(self, x, segments, rotation) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, segments: Segments, rotation: torch.Tensor | None) -> torch.Tensor:
         heads = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))
-        value = heads[:, 2]
-        query, key = heads[:, 0], heads[:, 1]
+        query_key, value = heads[:, :2], heads[:, 2]
         if rotation is not None:
-            query, key = rotate(heads[:, :2], rotation, self.config.rope_layout).unbind(1)
+            query_key = rotate(query_key, rotation, self.config.rope_layout)
+        query, key = query_key.unbind(1)
         return packed_attention(self, query, key, value, segments)
 
 
@@ -193,8 +194,7 @@ class _Passage:
             order, self.windowed = window_order(layout, config.window_size)
             self.order = order.to(device)
             if self.rotation is not None:
-                cos, sin = self.rotation
-                self.rotation = cos[self.order], sin[self.order]
+                self.rotation = self.rotation[self.order]
 
     def segments(self, index: int) -> Segments:
         """The segments that block `index` attends within."""
@@ -225,6 +225,11 @@ class ViTUHDPreTrainedModel(PreTrainedModel):
     # Saved by the authors in every stage, used by none of their code.
     _keys_to_ignore_on_load_unexpected = [r"merger\.zero_init_fc\.weight$"]
 
+    def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
+        # For classes outside its own package, transformers skips modules without parameters of their own, and
+        # with them the stages. That guards against initialisations that overwrite loaded weights; ours do not.
+        super()._initialize_weights(module, False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
@@ -238,7 +243,7 @@ class ViTUHDPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, (InterpolatedPositions, WindowPositions)):
             init.normal_(module.weight, std=std)
-        elif isinstance(module, ContentAdaptivePooling):
+        elif isinstance(module, (ContentAdaptivePooling, EarlyCompressor)):
             # Children are initialised before their parents, so this has the last word.
             module.reset_parameters()
 
@@ -291,8 +296,8 @@ class ViTUHDModel(ViTUHDPreTrainedModel):
         """
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != self.patch_embed.patch_shape:
             raise FoveateError(
-                f"pixel_values must be packed patches (L, {', '.join(map(str, self.patch_embed.patch_shape))}), "
-                f"not {tuple(pixel_values.shape)}."
+                f"pixel_values must be packed patches (L, {', '.join(map(str, self.patch_embed.patch_shape))}), not "
+                f"{tuple(pixel_values.shape)}."
             )
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)

@@ -91,13 +91,17 @@ class Rendered:
         tasks: Weight of every task; empty means all tasks alike.
         sizes: Range of image sizes.
         final_sizes: Where given, the range grows from `sizes` to this one over the first `growth` of the stage.
-        growth: Fraction of the stage over which sizes grow.
+        growth: Fraction of the stage over which sizes and difficulty grow.
+        difficulty: Difficulty of the images at the stage's start, 0 (large plain type, little on a page) to 1.
+        final_difficulty: Where given, the difficulty that is reached after `growth` of the stage.
     """
 
     tasks: dict[str, float] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=lambda: Sizes((128, 640), (128, 640)))
     final_sizes: Sizes | None = None
     growth: float = 0.5
+    difficulty: float = 1.0
+    final_difficulty: float | None = None
 
     def check(self, where: str) -> None:
         """Raises FoveateError for weights that are not positive or a growth outside (0, 1]."""
@@ -108,6 +112,10 @@ class Rendered:
                 )
         if not 0 < self.growth <= 1:
             raise FoveateError(f"{where}.growth: {self.growth} is not a fraction between 0 and 1.")
+        for name in ("difficulty", "final_difficulty"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise FoveateError(f"{where}.{name}: {value} is not between 0 and 1.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ worker processes, and for several training processes, which share every batch be
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Protocol
@@ -19,6 +20,9 @@ from foveate.errors import FoveateError
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.recipe import Rendered, Sizes, Stage
+
+#: A page crowded with text, for dense supervision; not one of the tasks with a question.
+TEXT_PAGE = "text_page"
 
 #: Makes one example when called; drawing is left to the process that needs it.
 Draw = Callable[[], Example]
@@ -81,10 +85,11 @@ class RenderedSource:
         self._settings = settings
         self._unit = unit
         shares = settings.tasks or dict.fromkeys(TASKS, 1.0)
-        unknown = sorted(set(shares) - set(TASKS))
+        possible = {*TASKS, TEXT_PAGE}
+        unknown = sorted(set(shares) - possible)
         if unknown:
             raise FoveateError(
-                f"unknown rendered tasks {', '.join(unknown)}; possible are {', '.join(sorted(TASKS))}."
+                f"unknown rendered tasks {', '.join(unknown)}; possible are {', '.join(sorted(possible))}."
             )
         self._tasks = list(shares)
         self._weights = np.array([shares[task] for task in self._tasks]) / sum(shares.values())
@@ -92,12 +97,13 @@ class RenderedSource:
     def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
         """See `Source.draws`; tasks are drawn for every example, the size for the group."""
         width, height = self._size(progress, rng)
+        difficulty = difficulty_at(self._settings, progress)
         draws = []
         for _ in positions:
             task = self._tasks[rng.choice(len(self._tasks), p=self._weights)]
             extra = rng.integers(0, self._unit, 2) if rng.random() < 0.5 else (0, 0)
             size = (width + int(extra[0]), height + int(extra[1]))
-            draws.append(partial(_render, task, int(rng.integers(2**62)), size))
+            draws.append(partial(_render, task, int(rng.integers(2**62)), size, difficulty))
         return draws
 
     def _size(self, progress: float, rng: np.random.Generator) -> tuple[int, int]:
@@ -134,10 +140,21 @@ def sizes_at(settings: Rendered, progress: float) -> Sizes:
     return Sizes(width, height, between(*areas))
 
 
-def _render(task: str, seed: int, size: tuple[int, int]) -> Example:
-    from foveate.training.data import render
+def difficulty_at(settings: Rendered, progress: float) -> float:
+    """The difficulty of the images when the fraction `progress` of the stage is done."""
+    if settings.final_difficulty is None:
+        return settings.difficulty
+    share = min(progress / settings.growth, 1.0)
+    return settings.difficulty + (settings.final_difficulty - settings.difficulty) * share
 
-    sample = render(task, seed, split="train", size=size)
+
+def _render(task: str, seed: int, size: tuple[int, int], difficulty: float) -> Example:
+    from foveate.training.data import render, render_text_page
+
+    if task == TEXT_PAGE:
+        sample = render_text_page(random.Random(seed), size, split="train", difficulty=difficulty)
+    else:
+        sample = render(task, seed, split="train", size=size, difficulty=difficulty)
     return Example.of_question(sample.image, sample.question, sample.answer, sample.characters, sample.task)
 
 
