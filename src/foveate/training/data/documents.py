@@ -98,15 +98,17 @@ def _columns(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: 
 
 
 def _leaders(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
-    """Value at the right edge, dots between."""
-    dot = brief.rng.choice((".", "_", "."))
+    """Value at the right edge, dots or a line between."""
+    line = brief.rng.random() < 0.3
     for field, y, face, bold in room.rows(fields):
         end = page.text(room.left, y, field.label + " ", bold, ink)
         begin = page.text_right(room.right, y, field.value, face, ink)
         if begin < end + face.width("  "):
             raise DoesNotFit("leaders")
-        count = int((begin - end - face.width(" ")) / face.width(dot * 8) * 8)
-        page.text(end, y, dot * max(0, count), face, ink)
+        if line:
+            page.draw.line((end, y, begin - face.width(" "), y), fill=ink)
+        else:
+            page.text(end, y, "." * max(0, int((begin - end - face.width(" ")) / face.width("."))), face, ink)
 
 
 def _right(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
@@ -141,12 +143,13 @@ def _boxes(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Ro
     """Rows of a box with a rule between label and value."""
     edge = room.left + max(room.bold.width(f.label) for f in fields) + room.cap
     ys = list(room.rows(fields))
-    top = ys[0][1] - room.cap - 0.35 * room.leading
+    below = 0.58 * (room.leading - room.cap)  # rules lie a little nearer to the next capitals than to these, for descenders
+    top = ys[0][1] + below - room.leading
     for field, y, face, bold in ys:
         page.text(room.left, y, field.label, bold, ink)
         page.text(edge, y, field.value, face, ink)
-    left, right, bottom = room.left - 3, room.right + 1, ys[-1][1] + 0.45 * room.leading
-    for y in [top, *(y + 0.45 * room.leading for _, y, _, _ in ys)]:
+    left, right, bottom = room.left - 3, room.right + 1, ys[-1][1] + below
+    for y in [top, *(y + below for _, y, _, _ in ys)]:
         page.draw.line((left, y, right, y), fill=ink)
     for x in (left, edge - 0.5 * room.cap, right):
         page.draw.line((x, top, x, bottom), fill=ink)
@@ -223,7 +226,7 @@ def _form(brief: Brief) -> tuple[Page, list[Filled], dict[str, object]]:
     else:
         widest = max(w[0] for w in widths) + max(w[1] for w in widths) + 2.5
         lines = len(fields)
-    leading = rng.uniform(1.8, 2.8)
+    leading = rng.uniform(2.1 if layout == "boxes" else 1.8, 2.8)
     heading = _heading(brief, longest) if rng.random() < 0.35 and brief.attempt < 6 else ""
     step = (leading + 2.1 if two_lines else leading) * lines + 1 + (2.6 if heading else 0)
     margin = rng.uniform(3, 4 + 0.03 * brief.width)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -90,21 +89,21 @@ class Page:
         """
         y = round(baseline)
         width, height = self.image.size
-        for char, pen in zip(text, face.pens(text, spacing)[:-1], strict=True):
+        pens = face.pens(text, spacing)
+        for char, pen in zip(text, pens, strict=False):
             if char == " ":
                 continue
-            position = math.floor((x + pen) * 4 + 0.5)
-            pixel, quarter = divmod(position, 4)
-            glyph = face.glyph(char, quarter)
-            if glyph.matte is None:
+            pixel, half = divmod(int(2 * (x + pen) + 0.5), 2)
+            matte, left, top, right, bottom = face.glyph(char, half)
+            if matte is None:
                 continue
-            box = Box(pixel + glyph.ink[0], y + glyph.ink[1], pixel + glyph.ink[2], y + glyph.ink[3])
-            if box.left < 0 or box.top < 0 or box.right > width or box.bottom > height:
+            left, top, right, bottom = left + pixel, top + y, right + pixel, bottom + y
+            if left < 0 or top < 0 or right > width or bottom > height:
                 raise DoesNotFit(text)
-            self.draw.bitmap((box.left, box.top), glyph.matte, fill)
-            self.boxes.append(box)
-            self.characters.append(Character(char, (box.left + box.right) / 2, (box.top + box.bottom) / 2))
-        return x + face.width(text, spacing)
+            self.draw.bitmap((left, top), matte, fill)
+            self.boxes.append(Box(left, top, right, bottom))
+            self.characters.append(Character(char, (left + right) / 2, (top + bottom) / 2))
+        return x + pens[-1]
 
     def text_right(self, x: float, baseline: float, text: str, face: Face, fill: Colour) -> float:
         """Draw `text` so that its pen ends at `x`; returns where it began."""

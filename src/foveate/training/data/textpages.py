@@ -80,8 +80,8 @@ def render_text_page(
         difficulty: 0 plain black on white, 1 every paper, ink and defect.
         caps: smallest and largest height of capitals in pixels.
 
-    The answer is the text in reading order, one space between words; the question asks to read it all. Every line
-    has its own font and size. Fills what fits: a tiny page may hold a single character.
+    The answer is the text in reading order, one space between words; the question asks to read it all. A page has
+    one to three fonts and sizes. Fills what fits: a tiny page may hold a single character.
     """
     width, height = size
     if width < 16 or height < 16:
@@ -95,11 +95,12 @@ def render_text_page(
     usual = low * (high / low) ** rng.random()  # pages lean to one size
     lines: list[str] = []
     y = rng.uniform(1, 4)
-    one_font = brief.font() if rng.random() < 0.5 else None
+    fonts = [brief.font() for _ in range(rng.choice((1, 1, 2, 3)))]
+    sizes = [usual, *(low * (high / low) ** rng.random() for _ in range(2))]
     while True:
-        cap = usual if rng.random() < 0.5 else low * (high / low) ** rng.random()
+        cap = rng.choice(sizes)
         cap = min(cap, (height - y) / 1.75 if not lines else cap, high)
-        font = one_font or brief.font()
+        font = rng.choice(fonts)
         line = cap * rng.uniform(1.5, 2.2)
         if y + 1.45 * cap > height and lines:
             break
@@ -114,7 +115,7 @@ def render_text_page(
         if text:
             lines.append(text)
         elif not lines:
-            low = high = usual = max(4.0, min(cap, high) * 0.6)
+            sizes = [max(4.0, min(cap, high) * 0.6)]
             if cap <= 5:
                 break
             continue
@@ -170,7 +171,11 @@ def read_word(brief: Brief) -> tuple[Page, Drawn]:
     longest = max(1, brief.upto(5, 10))
     number = rng.random() < 0.4
     if number:
-        text = brief.words.digits(1, min(8, longest)) if rng.random() < 0.6 or longest < 3 else brief.words.code(3, max(3, min(8, longest)))
+        text = brief.words.digits(1, min(8, longest))
+        if rng.random() < 0.4 and longest >= 3:
+            text = brief.words.code(3, min(8, longest))
+            while text.isalpha():
+                text = brief.words.code(3, min(8, longest))
     else:
         text = any_string(brief.words, longest)
         while not text.isalpha():
