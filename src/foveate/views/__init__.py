@@ -14,7 +14,7 @@ def register() -> None:
     """
     from transformers import AutoImageProcessor
 
-    from ..llava_uhd.configuration import LlavaUHDConfig
+    from foveate.llava_uhd.configuration import LlavaUHDConfig
 
     AutoImageProcessor.register(
         LlavaUHDConfig,

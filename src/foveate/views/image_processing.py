@@ -8,7 +8,7 @@ It builds on the Pillow backend of `transformers` and needs no torchvision.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from ..errors import FoveateError
+from foveate.errors import FoveateError
+
 from .images import Channels, open_image
 from .native import native_size, unit_size
 
@@ -75,12 +76,14 @@ class LlavaUHDImageProcessor(PilBackend):
     max_edge = 5120
     upscale_factor = None
     valid_kwargs = LlavaUHDImagesKwargs
-    model_input_names = ["pixel_values", "grid_hws"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "grid_hws"]
 
     def __init__(self, **kwargs: Any) -> None:
         # The released preprocessor configuration: `any_res` selects this rule, `allow_upscale` stands for a factor.
         if kwargs.pop("any_res", True) is False:
-            raise FoveateError("any_res=False (sliced views) is not what LlavaUHDImageProcessor does; it resizes natively.")
+            raise FoveateError(
+                "any_res=False asks for sliced views, and this image processor makes one native view only."
+            )
         if kwargs.pop("allow_upscale", False):
             kwargs.setdefault("upscale_factor", RELEASED_UPSCALE_FACTOR)
         super().__init__(**kwargs)
@@ -104,9 +107,7 @@ class LlavaUHDImageProcessor(PilBackend):
         columns, rows = native_size(width, height, **rule)
         return columns * rows // unit_size(rule["patch_size"], rule["num_stages"]) ** 2
 
-    def get_number_of_image_patches(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
-    ) -> int:
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Patches of an image of ``height`` x ``width`` pixels before any compression (the name that servers call)."""
         rule = self._size_rule(images_kwargs or {})
         columns, rows = native_size(width, height, **rule)
@@ -119,7 +120,7 @@ class LlavaUHDImageProcessor(PilBackend):
             FoveateError: there is no image, one cannot be read, a video is given, or a setting cannot be met.
         """
         if videos is not None:
-            raise FoveateError("this image processor takes images only; cut a video into frames and give those as images.")
+            raise FoveateError("this image processor takes images only: cut a video into frames and give those.")
         return super().__call__(images, *args, **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
@@ -127,8 +128,8 @@ class LlavaUHDImageProcessor(PilBackend):
         for name in ("size", "crop_size", "pad_size", "do_center_crop", "do_pad"):
             if kwargs.get(name):
                 raise FoveateError(
-                    f"{name}={kwargs[name]!r} has no meaning at native resolution: images are neither cropped nor padded, "
-                    "and scale_resolution, min_resolution, max_edge and upscale_factor set their size."
+                    f"{name}={kwargs[name]!r} has no meaning at native resolution: images are neither cropped nor "
+                    "padded, and scale_resolution, min_resolution, max_edge and upscale_factor set their size."
                 )
         if kwargs.get("do_resize") and kwargs.get("resample") is None:
             raise FoveateError("do_resize=True needs a filter: resample is None; the released model uses bicubic (3).")
@@ -143,7 +144,10 @@ class LlavaUHDImageProcessor(PilBackend):
         return {name: overrides.get(name, getattr(self, name)) for name in names}
 
     def _prepare_image_like_inputs(
-        self, images: Any, *args: Any, expected_ndims: int = 3, **kwargs: Any
+        self,
+        images: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> list[Image.Image]:
         order = kwargs.get("input_data_format")
         channels: Channels | None = None if order is None else ("first" if "first" in str(order).lower() else "last")
@@ -176,7 +180,9 @@ class LlavaUHDImageProcessor(PilBackend):
                     f"(patch_size={patch} and {rule['num_stages']} stages); this one is {width} x {height}."
                 )
         scale, shift = affine(
-            rescale_factor if do_rescale else 1.0, image_mean if do_normalize else 0.0, image_std if do_normalize else 1.0
+            rescale_factor if do_rescale else 1.0,
+            image_mean if do_normalize else 0.0,
+            image_std if do_normalize else 1.0,
         )
         grids = torch.tensor([(height // patch, width // patch) for width, height in sizes], dtype=torch.long)
         counts = grids.prod(dim=1).tolist()

@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import FoveateError
+from foveate.errors import FoveateError
 
 #: Most pixels that are decoded: twice Pillow's warning level, 179 megapixels or 0.5 GB of RGB.
 MAX_PIXELS = 2 * 89_478_485
@@ -30,7 +30,8 @@ MAX_BYTES = 2**30
 #: Raster formats that are read. Formats that run a program (EPS, WMF), that only name a plug-in (HDF5, GRIB, BUFR) or
 #: that nearly any bytes pass for (TGA, XV thumbnails) are left out.
 FORMATS = (
-    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "PSD", "PCX", "SGI", "QOI",
+    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "PSD", "PCX",
+    "SGI", "QOI",
 )  # fmt: skip
 
 #: How to bring an image upright, by the value of its EXIF orientation tag (274); 1 is upright.
@@ -48,7 +49,7 @@ UPRIGHT = {
 LOOKALIKES = (
     (re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype svg[^>]*>\s*)?<svg", re.I | re.S),
      "it is an SVG drawing; render it to PNG first"),
-    (re.compile(rb"(<!doctype html|<html|<head|<body)", re.I), "it is a web page, perhaps an error page saved as an image"),
+    (re.compile(rb"(<!doctype html|<html|<head|<body)", re.I), "it is a web page, perhaps a saved error"),
     (re.compile(rb"%PDF-"), "it is a PDF; render the page to PNG first"),
     (re.compile(rb"%!PS"), "it is PostScript; render it to PNG first"),
     (re.compile(rb"....ftyp(isom|mp4|avc1|qt  |M4V|dash)", re.S), "it is a video; foveate reads single images here"),
@@ -94,7 +95,7 @@ def _open_path(path: str | os.PathLike[str], max_pixels: int) -> Image.Image:
         raise FoveateError(f"{text[:80]!r} is an address, and foveate reads files only: download it and give its path.")
     name = repr(os.fsdecode(text))
     try:
-        kind = os.stat(text).st_mode
+        kind = Path(os.fsdecode(text)).stat().st_mode
         if stat.S_ISDIR(kind):
             raise FoveateError(f"{name} is a directory, not an image file.")
         if not stat.S_ISREG(kind):
@@ -225,7 +226,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
                 return Image.alpha_composite(white, rgba).convert("RGB")
             return image.convert("RGB")
     except Exception as error:
-        raise FoveateError(f"{name} has colours of kind {image.mode!r} that cannot be read: {_reason(error)}.") from None
+        raise FoveateError(
+            f"{name} has colours of kind {image.mode!r} that cannot be read: {_reason(error)}."
+        ) from None
 
 
 def _deep_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -235,7 +238,9 @@ def _deep_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
         return Image.fromarray(_float_to_8bit(grey, name)).convert("RGB")
     low, high = int(grey.min()), int(grey.max())
     if low < 0 or high > 65535:
-        raise FoveateError(f"{name} has grey values from {low} to {high}; foveate reads 8 bits (0..255) or 16 (0..65535).")
+        raise FoveateError(
+            f"{name} has grey values from {low} to {high}; foveate reads 8 bits (0..255) or 16 (0..65535)."
+        )
     return Image.fromarray(_16_to_8bit(grey)).convert("RGB")
 
 
@@ -272,7 +277,9 @@ def _from_array(source: Any, channels: Channels | None, max_pixels: int) -> Imag
     if height < 1 or width < 1:
         raise FoveateError(f"{name} has no pixels: its size is {width} x {height}.")
     if width * height > max_pixels:
-        raise FoveateError(f"{name} of {width} x {height} pixels is above the limit of {max_pixels / 1e6:.3g} megapixels.")
+        raise FoveateError(
+            f"{name} of {width} x {height} pixels is above the limit of {max_pixels / 1e6:.3g} megapixels."
+        )
     array = np.ascontiguousarray(_array_to_8bit(array, name))
     return _to_rgb(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), name)
 
@@ -291,8 +298,8 @@ def _channels_last(array: np.ndarray, prefer: Channels, fixed: bool) -> np.ndarr
         if first:
             return np.moveaxis(array, 0, -1)
     raise FoveateError(
-        f"an array of shape {tuple(array.shape)} is not an image: expected (height, width) or (height, width, channels) "
-        "with 1 (grey), 3 (RGB) or 4 (RGBA) channels" + (f", channels {prefer}" if fixed else "") + "."
+        f"an array of shape {tuple(array.shape)} is not an image: expected (height, width) or (height, width, "
+        "channels) with 1 (grey), 3 (RGB) or 4 (RGBA) channels" + (f", channels {prefer}" if fixed else "") + "."
     )
 
 

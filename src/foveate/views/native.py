@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Any
 
-from ..errors import FoveateError
+from foveate.errors import FoveateError
 
 #: No image format stores a longer side; a larger number is a mistake of the caller, not a size.
 LONGEST_SIDE = 2**31 - 1
 
 
-def positive_int(name: str, value: object) -> int:
+def positive_int(name: str, value: Any) -> int:
     """``value`` as an int (numpy integers too); a `FoveateError` naming it if it is not a whole number from 1 on."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)
     except TypeError:
         raise FoveateError(f"{name} must be a whole number, got {value!r}.") from None
     if isinstance(value, bool) or number < 1:
