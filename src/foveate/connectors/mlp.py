@@ -7,12 +7,14 @@ from transformers.activations import ACT2FN
 class MLPConnector(nn.Module):
     """`linear_2(act(linear_1(x)))`, applied to each visual token on its own; the number of tokens is kept.
 
-    LLaVA-UHD v3 (arXiv 2511.21150) needs no more than this, because its vision tower has already merged the tokens.
+    LLaVA-UHD v3 (arXiv 2511.21150) needs no more than this, because its vision tower has already merged the
+    tokens.
 
     Args:
         vision_hidden_size: width `D` of the tokens that the vision tower returns.
         text_hidden_size: width `d` of the embeddings that the language model reads.
-        activation: name of an activation of `transformers` ("gelu" is the exact GELU, which the paper's model uses).
+        activation: name of an activation of `transformers` ("gelu" is the exact GELU, which the paper's model
+            uses).
         bias: whether both linear layers have a bias.
     """
 

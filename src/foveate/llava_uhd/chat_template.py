@@ -2,10 +2,10 @@
 
 IMAGE_TOKEN = "<image>"
 
-# A message's content is a string (which may hold placeholders itself, as in LLaVA's training data) or a list of parts
-# of type "image" and "text". A newline follows each image that is not the last part, as in LLaVA's prompts, so that
-# both ways of writing a turn give the same prompt. `generation` marks what the assistant says, for trainers that
-# compute the loss on answers only (`return_assistant_tokens_mask`).
+# A message's content is a string (which may hold placeholders itself, as in LLaVA's training data) or a list
+# of parts of type "image" and "text". A newline follows each image that is not the last part, as in LLaVA's
+# prompts, so that both ways of writing a turn give the same prompt. `generation` marks what the assistant
+# says, for trainers that compute the loss on answers only (`return_assistant_tokens_mask`).
 CHAT_TEMPLATE = """\
 {%- macro render(content) -%}
 {%- if content is string -%}

@@ -1,8 +1,8 @@
 """The authors' full-model layout of LLaVA-UHD v3: configuration and weight names, read by `from_pretrained`.
 
-A released folder is a LLaVA checkpoint: a flat configuration of the language model with `mm_*` fields, and keys
-`model.vision_tower.vision_tower.*`, `model.mm_projector.proj.*`, `model.layers.*`, `lm_head.weight`. Both are turned
-into ours while loading; `save_pretrained` always writes our own layout.
+A released folder is a LLaVA checkpoint: a flat configuration of the language model with `mm_*` fields, and
+keys `model.vision_tower.vision_tower.*`, `model.mm_projector.proj.*`, `model.layers.*`, `lm_head.weight`.
+Both are turned into ours while loading; `save_pretrained` always writes our own layout.
 """
 
 from dataclasses import fields
@@ -19,7 +19,8 @@ from foveate.errors import FoveateError
 # Model types of released configurations, and the language model that a flat one describes.
 RELEASED_MODEL_TYPES = {"llava_uhd_v3": "qwen2", "llava_qwen": "qwen2", "llava_qwen3": "qwen3"}
 
-# Released names on the left. Patterns match no key of our own layout, where the language model is `language_model`.
+# Released names on the left. Patterns match no key of our own layout, where the language model is
+# `language_model`.
 RELEASED_KEYS = {
     r"^model\.vision_tower\.vision_tower\.": "model.vision_tower.",
     r"^model\.mm_projector\.proj\.0\.": "model.multi_modal_projector.linear_1.",
@@ -29,11 +30,12 @@ RELEASED_KEYS = {
     r"^model\.norm\.": "model.language_model.norm.",
 }
 
-# In LLaVA's state dicts, used by no forward pass of this model: the embedding that other variants put at row ends.
+# In LLaVA's state dicts, used by no forward pass of this model: the embedding that other variants put at row
+# ends.
 UNUSED_KEYS = [r"^model\.image_newline$"]
 
-# The first id after the tokenizer of Qwen2, whose models have spare rows there. The authors mark images with -200,
-# which is no token, so that their configurations do not say which id a placeholder has.
+# The first id after the tokenizer of Qwen2, whose models have spare rows there. The authors mark images with
+# -200, which is no token, so that their configurations do not say which id a placeholder has.
 QWEN2_IMAGE_TOKEN_ID = 151646
 
 
@@ -61,21 +63,22 @@ def is_released_config(config: dict[str, Any]) -> bool:
 def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
     """Turn the content of a released `config.json` into fields of `LlavaUHDConfig`.
 
-    The language model's fields stand at the top, or in `text_config`. The vision tower's stand in `vision_config`; the
-    training code saves no more than the tower's folder (`mm_vision_tower`), which is read where it exists, and else the
-    tower is the released one (patch 10, stages after blocks 4 and 18, width 1152), the default of `ViTUHDConfig`.
+    The language model's fields stand at the top, or in `text_config`. The vision tower's stand in
+    `vision_config`; the training code saves no more than the tower's folder (`mm_vision_tower`), which is
+    read where it exists, and else the tower is the released one (patch 10, stages after blocks 4 and 18,
+    width 1152), the default of `ViTUHDConfig`.
 
     Raises:
         FoveateError: for a projector or a vision tower that is not that of LLaVA-UHD v3.
     """
     projector = config.get("mm_projector_type", "mlp")
     if projector != "mlp":
-        raise FoveateError(f"mm_projector_type {projector!r} is not supported: LLaVA-UHD v3 has the projector 'mlp'")
+        raise FoveateError(
+            f"mm_projector_type {projector!r} is not supported: LLaVA-UHD v3 has the projector 'mlp'"
+        )
     text_config = _text_config(config)
-    image_token_id = next(
-        (config[name] for name in ("image_token_id", "image_token_index") if (config.get(name) or -1) >= 0), None
-    )
-    if image_token_id is None:
+    image_token_id = config.get("image_token_id", config.get("image_token_index"))
+    if image_token_id is None or image_token_id < 0:
         image_token_id = min(QWEN2_IMAGE_TOKEN_ID, text_config["vocab_size"] - 1)
     converted = {
         "model_type": "llava_uhd",
@@ -87,7 +90,9 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
         ),
         "architectures": ["LlavaUHDForConditionalGeneration"],
     }
-    return converted | {name: config[name] for name in ("dtype", "torch_dtype") if config.get(name) is not None}
+    return converted | {
+        name: config[name] for name in ("dtype", "torch_dtype") if config.get(name) is not None
+    }
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +104,8 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     model_type = text.get("model_type", RELEASED_MODEL_TYPES[config["model_type"]])
     if model_type not in CONFIG_MAPPING:
         raise FoveateError(f"text_config has model_type {model_type!r}, which transformers does not know")
-    # A flat configuration holds `mm_*` fields and the trainer's too; only what the language model defines is kept.
+    # A flat configuration holds `mm_*` fields and the trainer's too; only what the language model defines is
+    # kept.
     config_class = CONFIG_MAPPING[model_type]
     known = {field.name for field in fields(config_class)} | {"rope_theta", "rope_scaling"}
     kept = {name: value for name, value in text.items() if name in known}
@@ -119,7 +125,8 @@ def _vision_config(config: dict[str, Any]) -> dict[str, Any]:
         released = ViTUHDConfig().hidden_size
         if config.get("mm_hidden_size", released) != released:
             raise FoveateError(
-                f"config.json does not describe its vision tower ({tower!r} is no folder here), and with mm_hidden_size "
-                f"{config['mm_hidden_size']} it is not the released one ({released}): add a vision_config to config.json"
+                f"config.json does not describe its vision tower ({tower!r} is no folder here), and with "
+                f"mm_hidden_size {config['mm_hidden_size']} it is not the released one ({released}): "
+                "add a vision_config to config.json"
             )
-    return {name: value for name, value in vision.items() if name != "model_type"}
+    return ViTUHDConfig.from_dict(vision).to_dict()

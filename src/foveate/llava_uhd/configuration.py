@@ -1,7 +1,7 @@
 """Configuration of LLaVA-UHD."""
 
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -17,23 +17,25 @@ class LlavaUHDConfig(PreTrainedConfig):
         vision_config: configuration of the vision tower (`ViTUHDConfig`, or its fields as a dict).
         text_config: configuration of the language model (any of `AutoConfig`, or its fields as a dict with
             `model_type`; Qwen2 where that is missing).
-        image_token_id: id of the placeholder token that image tokens replace. `image_token_index` is the same field.
+        image_token_id: id of the placeholder token that image tokens replace. `image_token_index` is the same
+            field.
         projector_hidden_act: activation of the connector.
         multimodal_projector_bias: whether the connector's layers have biases.
-        tie_word_embeddings: whether the output layer is the input embedding; follows `text_config` where not given.
+        tie_word_embeddings: whether the output layer is the input embedding; follows `text_config` where not
+            given.
 
     Example:
         >>> from transformers import Qwen3Config
         >>> config = LlavaUHDConfig(
-        ...     vision_config=ViTUHDConfig(hidden_size=192, patch_size=8, num_hidden_layers=8, merger_layer_index=[2, 5]),
+        ...     vision_config=ViTUHDConfig(hidden_size=192, num_attention_heads=6, patch_size=8),
         ...     text_config=Qwen3Config(hidden_size=256, vocab_size=260),
         ...     image_token_id=259,
         ... )
     """
 
     model_type = "llava_uhd"
-    sub_configs = {"vision_config": ViTUHDConfig, "text_config": AutoConfig}
-    attribute_map = {"image_token_index": "image_token_id"}
+    sub_configs: ClassVar[dict[str, type]] = {"vision_config": ViTUHDConfig, "text_config": AutoConfig}
+    attribute_map: ClassVar[dict[str, str]] = {"image_token_index": "image_token_id"}
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -44,7 +46,7 @@ class LlavaUHDConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, PreTrainedConfig):
-            self.vision_config = ViTUHDConfig(**(self.vision_config or {}))
+            self.vision_config = ViTUHDConfig.from_dict(dict(self.vision_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
             fields = dict(self.text_config or {})
             self.text_config = AutoConfig.for_model(fields.pop("model_type", "qwen2"), **fields)

@@ -1,12 +1,15 @@
 """LLaVA-UHD: a vision tower that compresses inside itself, a connector and a causal language model.
 
-Follows `LlavaForConditionalGeneration` of `transformers`, so that what is written for its vision-language models
-(`generate`, pipelines, Trainer, PEFT) works here; what differs is that images are packed: `pixel_values` holds the
-patches of all images of the batch one after another, and `grid_hws` says how many belong to each.
+Follows `LlavaForConditionalGeneration` of `transformers`, so that what is written for its vision-language
+models (`generate`, pipelines, Trainer, PEFT) works here. What differs is that images are packed:
+`pixel_values` holds the patches of all images of the batch one after another, and `grid_hws` says how many
+belong to each.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import LongTensor, Tensor, nn
@@ -28,7 +31,8 @@ class LlavaUHDImageFeatures(BaseModelOutputWithPooling):
 
     Attributes:
         last_hidden_state: `(L', D)`, packed tokens of the vision tower after its last stage.
-        pooler_output: for each image `(rows * columns, d)`, its tokens as the language model reads them, row-major.
+        pooler_output: for each image `(rows * columns, d)`, its tokens as the language model reads them,
+            row-major.
         grid_hws: `(n, 2)`, rows and columns of each image after the last stage.
         hidden_states: those of the vision tower, where they were asked for.
     """
@@ -39,15 +43,23 @@ class LlavaUHDImageFeatures(BaseModelOutputWithPooling):
 
 @dataclass
 class LlavaUHDModelOutputWithPast(BaseModelOutputWithPast):
-    """`BaseModelOutputWithPast` and `image_hidden_states (L', d)`: the packed embeddings of all images."""
+    """Output of the language model, and `image_hidden_states (L', d)`, the embeddings of all images."""
 
     image_hidden_states: Tensor | None = None
 
 
 @dataclass
 class LlavaUHDCausalLMOutputWithPast(ModelOutput):
-    """Loss (where labels were given), logits `(batch, positions kept, vocabulary)`, cache, and the packed image
-    embeddings `image_hidden_states (L', d)`."""
+    """Output of `LlavaUHDForConditionalGeneration`.
+
+    Attributes:
+        loss: mean cross entropy of the labels that are not -100, where labels were given.
+        logits: `(batch, positions kept, vocabulary)`.
+        past_key_values: the cache.
+        hidden_states: those of the language model, where they were asked for.
+        attentions: those of the language model, where they were asked for.
+        image_hidden_states: `(L', d)`, the packed embeddings of all images.
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -65,11 +77,10 @@ class LlavaUHDPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected = UNUSED_KEYS
     _supports_flash_attn = True
     _supports_sdpa = True
-    _supports_flex_attn = False
     _supports_attention_backend = True
 
 
@@ -79,19 +90,16 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
     def __init__(self, config: LlavaUHDConfig) -> None:
         super().__init__(config)
         self.vision_tower = ViTUHDModel._from_config(config.vision_config)
-        self.multi_modal_projector = MLPConnector(
-            config.vision_config.hidden_size,
-            config.text_config.hidden_size,
-            config.projector_hidden_act,
-            config.multimodal_projector_bias,
-        )
+        self.multi_modal_projector = _connector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding of text tokens."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of text tokens."""
         self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
@@ -103,18 +111,18 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         Args:
             pixel_values: `(L, C, p, p)`, patches of all images, packed, row-major.
             grid_hws: `(n, 2)`, rows and columns of patches of each image.
+            **kwargs: options of the vision tower, such as `output_hidden_states`.
 
         Raises:
             FoveateError: if the grids do not account for the patches, or a stage cannot divide them.
         """
         if grid_hws is None:
-            raise FoveateError("pixel_values came without grid_hws: the size of each image, in patches, is needed")
+            raise FoveateError("pixel_values came without grid_hws, the rows and columns of each image")
         encoded = self.vision_tower(pixel_values=pixel_values, grid_hws=grid_hws, return_dict=True, **kwargs)
         embeddings = self.multi_modal_projector(encoded.last_hidden_state)
-        counts = encoded.grid_hws.prod(dim=-1).tolist()
         return LlavaUHDImageFeatures(
             last_hidden_state=encoded.last_hidden_state,
-            pooler_output=torch.split(embeddings, counts),
+            pooler_output=torch.split(embeddings, encoded.grid_hws.prod(dim=-1).tolist()),
             grid_hws=encoded.grid_hws,
             hidden_states=encoded.hidden_states,
         )
@@ -134,10 +142,11 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         else:
             token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
-        if not torch.compiler.is_compiling() and (found := int(mask.sum())) != image_features.shape[0]:
+        # Counting waits for the device, which a compiled graph cannot do.
+        if not torch.compiler.is_compiling() and (found := int(mask.sum())) != len(image_features):
             raise FoveateError(
-                f"the prompts have {found} image placeholders (token {self.config.image_token_id}), but the images "
-                f"have {image_features.shape[0]} tokens: let the processor write one placeholder for each token"
+                f"the prompts have {found} image placeholders (token {self.config.image_token_id}) and the "
+                f"images {len(image_features)} tokens: let the processor write one placeholder for each token"
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
@@ -154,10 +163,19 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         mm_encoder_outputs: dict[str, LlavaUHDImageFeatures] | None = None,
         **kwargs: Any,
     ) -> tuple | LlavaUHDModelOutputWithPast:
-        """Run the language model on text `(batch, length)` whose placeholders are filled with image tokens.
+        """Run the language model on text whose placeholders are filled with image tokens.
 
-        `mm_encoder_outputs={"image": get_image_features(...)}` gives images that are already encoded, in place of
-        `pixel_values` and `grid_hws`; `generate` uses it to encode once for all beams.
+        Args:
+            input_ids: `(batch, length)`, with one placeholder for each image token.
+            pixel_values: `(L, C, p, p)`, patches of all images, in the order of their placeholders.
+            grid_hws: `(n, 2)`, rows and columns of patches of each image.
+            attention_mask: `(batch, length)`, 0 for padding.
+            position_ids: `(batch, length)`; consecutive where not given.
+            past_key_values: cache of the positions before.
+            inputs_embeds: `(batch, length, d)`, in place of `input_ids`.
+            mm_encoder_outputs: `{"image": get_image_features(...)}`, images that are already encoded, in
+                place of `pixel_values` and `grid_hws`; `generate` encodes once for all beams with it.
+            **kwargs: options of the language model.
 
         Raises:
             FoveateError: if inputs contradict each other, or placeholders and image tokens differ in number.
@@ -174,7 +192,8 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         image_features = None
         if images is not None:
-            image_features = torch.cat(tuple(images.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            image_features = torch.cat(tuple(images.pooler_output))
+            image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
@@ -196,43 +215,53 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
 
 
 class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin):
-    """LLaVA-UHD with its output layer: answers questions about images (`generate`) and trains on answers (`labels`)."""
+    """LLaVA-UHD with its output layer: it answers (`generate`) and trains on answers (`labels`).
 
-    _tp_plan = {"lm_head": "colwise_gather_output"}
+    `from_pretrained` reads folders and Hub ids saved by `foveate`, and the authors' layout (see
+    `foveate.llava_uhd.checkpoint`); `from_parts` joins pretrained parts.
+    """
+
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: LlavaUHDConfig) -> None:
         super().__init__(config)
         self.model = LlavaUHDModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self._tied_weights_keys = {"lm_head.weight": _name_of(self.get_input_embeddings(), self) + ".weight"}
+        # Language models name their embedding differently.
+        self._tied_weights_keys = {"lm_head.weight": f"{_name_in(self, self.get_input_embeddings())}.weight"}
         self.post_init()
 
     @classmethod
     def from_parts(
-        cls, vision_tower: ViTUHDModel, language_model: PreTrainedModel, image_token_id: int, **config_fields: Any
-    ) -> "LlavaUHDForConditionalGeneration":
-        """Join a (pretrained) vision tower and a causal language model by a new connector: where training starts.
+        cls,
+        vision_tower: ViTUHDModel,
+        language_model: PreTrainedModel,
+        image_token_id: int,
+        **config_fields: Any,
+    ) -> LlavaUHDForConditionalGeneration:
+        """Join a vision tower and a causal language model by a new connector: where training starts.
 
         Args:
             vision_tower: any ViT-UHD.
             language_model: a model of `AutoModelForCausalLM`. Both parts are taken as they are, not copied.
-            image_token_id: id of the placeholder; the language model's vocabulary must have it
-                (`resize_token_embeddings`).
-            config_fields: other fields of `LlavaUHDConfig`.
+            image_token_id: id of the placeholder, a row of the language model's vocabulary
+                (`resize_token_embeddings` adds rows).
+            **config_fields: other fields of `LlavaUHDConfig`.
 
         Raises:
-            FoveateError: if the language model has no row for `image_token_id`, or an output layer with a bias.
+            FoveateError: if the language model's vocabulary lacks `image_token_id`, or its output layer is
+                not a linear layer without bias.
         """
         head = language_model.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None:
             raise FoveateError(
-                f"{type(language_model).__name__} cannot be the language model: its output layer is no linear layer "
-                "without bias"
+                f"{type(language_model).__name__} cannot be the language model: "
+                "its output layer must be a linear layer without bias"
             )
         if not 0 <= image_token_id < head.out_features:
             raise FoveateError(
-                f"image_token_id {image_token_id} is outside the vocabulary of the language model (0 to "
-                f"{head.out_features - 1}): resize_token_embeddings first"
+                f"image_token_id {image_token_id} is outside the language model's vocabulary "
+                f"(0 to {head.out_features - 1}): resize_token_embeddings first"
             )
         config = LlavaUHDConfig(
             vision_config=vision_tower.config,
@@ -240,30 +269,34 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
             image_token_id=image_token_id,
             **config_fields,
         )
-        with torch.device("meta"):
-            model = cls(config)
-        model.model.vision_tower = vision_tower
-        model.model.language_model = language_model.base_model
-        model.lm_head = head
-        model.model.multi_modal_projector.to_empty(device=head.weight.device).to(head.weight.dtype)
-        for module in model.model.multi_modal_projector.modules():
-            model._init_weights(module)
-        model.generation_config = language_model.generation_config
-        return model
+        with torch.device("meta"):  # no memory for weights that are replaced
+            joined = cls(config)
+        connector = _connector(config).to(head.weight.device, head.weight.dtype)
+        for layer in connector.modules():
+            joined._init_weights(layer)
+        joined.model.vision_tower = vision_tower
+        joined.model.multi_modal_projector = connector
+        joined.model.language_model = language_model.base_model
+        joined.lm_head = head
+        joined.generation_config = language_model.generation_config
+        return joined
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding of text tokens."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of text tokens."""
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output layer."""
         return self.lm_head
 
     def get_image_features(
         self, pixel_values: Tensor, grid_hws: LongTensor, **kwargs: Any
     ) -> tuple | LlavaUHDImageFeatures:
-        """See `LlavaUHDModel.get_image_features`."""
+        """Encode images, see `LlavaUHDModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, grid_hws, **kwargs)
 
     @can_return_tuple
@@ -284,13 +317,18 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         """Predict the next token at each position.
 
         Args:
-            input_ids: `(batch, length)`, with one placeholder (`config.image_token_id`) for each merged image token.
-            pixel_values: `(L, C, p, p)`, patches of all images of the batch in the order of their placeholders.
+            input_ids: `(batch, length)`, with one placeholder (`config.image_token_id`) for each image token.
+            pixel_values: `(L, C, p, p)`, patches of all images of the batch, in the order of their
+                placeholders.
             grid_hws: `(n, 2)`, rows and columns of patches of each image.
             attention_mask: `(batch, length)`, 0 for padding.
+            position_ids: `(batch, length)`; consecutive where not given.
+            past_key_values: cache of the positions before.
+            inputs_embeds: `(batch, length, d)`, in place of `input_ids`.
             labels: `(batch, length)`, the token at each position (not shifted); -100 is left out of the loss.
-            logits_to_keep: compute logits of this many last positions only (0: all), or of these positions.
+            logits_to_keep: compute the logits of this many last positions (0: all), or of these positions.
             mm_encoder_outputs: images that are already encoded, see `LlavaUHDModel.forward`.
+            **kwargs: options of the language model and the loss (`num_items_in_batch`).
 
         Raises:
             FoveateError: if inputs contradict each other, or placeholders and image tokens differ in number.
@@ -308,7 +346,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = _scale_logits(self.lm_head(outputs.last_hidden_state[:, kept, :]), self.config.text_config)
+        logits = _scaled(self.lm_head(outputs.last_hidden_state[:, kept, :]), self.config.text_config)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
@@ -329,29 +367,37 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         input_ids: LongTensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[LongTensor | None, dict[str, Any]]:
-        """Repeat each prompt for its beams, or the sequences to return; packed images are repeated prompt by prompt.
+        """Repeat each prompt, with its images, for its beams or for the sequences to return.
 
-        Releases of `transformers` that encode images before this step leave no `pixel_values` to repeat here.
+        Releases of `transformers` that encode images before this step leave no `pixel_values` to repeat.
         """
         pixel_values = model_kwargs.pop("pixel_values", None)
         grid_hws = model_kwargs.pop("grid_hws", None)
         if pixel_values is not None and expand_size > 1:
             tokens = (input_ids == self.config.image_token_id).sum(-1).tolist()
-            pixel_values, grid_hws = _repeat_images(
-                pixel_values, grid_hws, tokens, expand_size, self.config.vision_config.num_stages
-            )
+            num_stages = self.config.vision_config.num_stages
+            pixel_values, grid_hws = _repeat_images(pixel_values, grid_hws, tokens, expand_size, num_stages)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
         if pixel_values is not None:
             model_kwargs |= {"pixel_values": pixel_values, "grid_hws": grid_hws}
         return input_ids, model_kwargs
 
 
+def _connector(config: LlavaUHDConfig) -> MLPConnector:
+    return MLPConnector(
+        config.vision_config.hidden_size,
+        config.text_config.hidden_size,
+        config.projector_hidden_act,
+        config.multimodal_projector_bias,
+    )
+
+
 def _repeat_images(
     pixel_values: Tensor, grid_hws: LongTensor, tokens: list[int], times: int, num_stages: int
 ) -> tuple[Tensor, LongTensor]:
-    """Repeat the packed images of each prompt `times` times: [A B | C] gives [A B A B | C C] for `times=2`.
+    """Repeat the packed images of each prompt: [A B | C] becomes [A B A B | C C] for `times=2`.
 
     `tokens` is the number of placeholders of each prompt, from which follows which images are its own.
     """
@@ -364,18 +410,17 @@ def _repeat_images(
             own.append(images.pop(0))
             count -= own[-1][2] >> (2 * num_stages)
         if count:
-            raise FoveateError("the prompts' image placeholders are not those of whole images, in order")
+            raise FoveateError(
+                "the image placeholders of each prompt must be those of whole images, in order"
+            )
         repeated += own * times
     if images:
         raise FoveateError(f"{len(images)} images have no placeholders in the prompts")
-    if not repeated:
-        return pixel_values[:0], grid_hws[:0]
-    patches, grids, _ = zip(*repeated)
-    return torch.cat(patches), torch.cat(grids)
+    return torch.cat([patches for patches, _, _ in repeated]), torch.cat([grid for _, grid, _ in repeated])
 
 
-def _scale_logits(logits: Tensor, text_config: PreTrainedConfig) -> Tensor:
-    """What some language models do after their output layer: scale (Cohere, Granite) or soft-cap (Gemma) logits."""
+def _scaled(logits: Tensor, text_config: PreTrainedConfig) -> Tensor:
+    """Scale (Cohere, Granite) or soft-cap (Gemma) logits, as the language model does by itself."""
     if (scale := getattr(text_config, "logit_scale", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(text_config, "logits_scaling", None)) is not None:
@@ -385,6 +430,6 @@ def _scale_logits(logits: Tensor, text_config: PreTrainedConfig) -> Tensor:
     return logits
 
 
-def _name_of(module: nn.Module, parent: nn.Module) -> str:
+def _name_in(parent: nn.Module, module: nn.Module) -> str:
     """Dotted name of a module inside another."""
     return next(name for name, candidate in parent.named_modules() if candidate is module)

@@ -13,10 +13,10 @@ from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
 class LlavaUHDProcessor(ProcessorMixin):
     """An image processor and a tokenizer, called as one.
 
-    `processor(images=..., text=..., return_tensors="pt", padding=True)` writes, for each image placeholder in the
-    text, as many placeholders as the image has tokens after the last stage, and returns `input_ids` and
-    `attention_mask (batch, length)`, `pixel_values (L, C, p, p)` and `grid_hws (n, 2)`. Images come in the order of
-    their placeholders, as a flat list or as one list for each prompt.
+    `processor(images=..., text=..., return_tensors="pt", padding=True)` writes, for each image placeholder in
+    the text, as many placeholders as the image has tokens after the last stage, and returns `input_ids` and
+    `attention_mask (batch, length)`, `pixel_values (L, C, p, p)` and `grid_hws (n, 2)`. Images come in the
+    order of their placeholders, as a flat list or as one list for each prompt.
 
     Args:
         image_processor: a `LlavaUHDImageProcessor`.
@@ -25,9 +25,10 @@ class LlavaUHDProcessor(ProcessorMixin):
         image_token: the placeholder.
 
     Example:
-        >>> messages = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "?"}]}]
+        >>> content = [{"type": "image", "image": "sign.png"}, {"type": "text", "text": "Which date?"}]
         >>> inputs = processor.apply_chat_template(
-        ...     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ...     [{"role": "user", "content": content}],
+        ...     add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
         ... )
         >>> answer = model.generate(**inputs, max_new_tokens=20)[:, inputs["input_ids"].shape[1]:]
         >>> processor.batch_decode(answer, skip_special_tokens=True)
@@ -59,22 +60,18 @@ class LlavaUHDProcessor(ProcessorMixin):
         Raises:
             FoveateError: naming both counts, and the prompt where images came as one list for each prompt.
         """
-        if text is not None:
-            prompts = [text] if isinstance(text, str) else text
+        prompts = [text] if isinstance(text, str) else text or []
+        if prompts and all(isinstance(prompt, str) for prompt in prompts):
             placeholders = [prompt.count(self.image_token) for prompt in prompts]
-            counts = _images_per_prompt(images)
-            if isinstance(counts, list) and len(counts) == len(placeholders):
-                for index, (found, given) in enumerate(zip(placeholders, counts)):
-                    if found != given:
-                        raise FoveateError(
-                            f"prompt {index} has {found} {self.image_token} placeholders, but {given} images came with it"
-                        )
-            else:
-                given = sum(counts) if isinstance(counts, list) else counts
-                if sum(placeholders) != given:
+            given = _images_per_prompt(images)
+            if len(given) != len(placeholders):  # a flat list, of all prompts
+                placeholders, given = [sum(placeholders)], [sum(given)]
+            for index, (found, count) in enumerate(zip(placeholders, given, strict=True)):
+                if found != count:
+                    where = f"prompt {index}" if len(placeholders) > 1 else "the text"
                     raise FoveateError(
-                        f"the text has {sum(placeholders)} {self.image_token} placeholders, but {given} images came"
-                        " with it"
+                        f"{where} has {found} {self.image_token} placeholders, "
+                        f"but {count} images came with it"
                     )
         super().validate_inputs(images=images, text=text, **kwargs)
 
@@ -96,7 +93,9 @@ class LlavaUHDProcessor(ProcessorMixin):
         options = {name: value for name, value in kwargs.items() if value is not None}
         processor = self.image_processor
         return MultiModalData(
-            num_image_tokens=[processor.num_tokens(width, height, **options) for height, width in image_sizes],
+            num_image_tokens=[
+                processor.num_tokens(width, height, **options) for height, width in image_sizes
+            ],
             num_image_patches=[
                 processor.get_number_of_image_patches(height, width, options) for height, width in image_sizes
             ],
@@ -112,12 +111,12 @@ def _opened(images: Any) -> Any:
     return open_image(images)
 
 
-def _images_per_prompt(images: Any) -> int | list[int]:
-    """Number of images: of all prompts (a flat list), or of each (one list for each prompt)."""
+def _images_per_prompt(images: Any) -> list[int]:
+    """Number of images of each prompt, or of all prompts where they came as a flat list."""
     if images is None:
-        return 0
+        return [0]
     if not isinstance(images, (list, tuple)):
-        return 1
+        return [1]
     if any(isinstance(group, (list, tuple)) for group in images):
         return [len(group) if isinstance(group, (list, tuple)) else 1 for group in images]
-    return len(images)
+    return [len(images)]

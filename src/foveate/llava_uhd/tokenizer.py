@@ -9,11 +9,11 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose token `b` is the byte `b` (0 to 255), followed by four special tokens (256 to 259).
+    """Return a tokenizer whose tokens 0 to 255 are the bytes, followed by four special tokens (256 to 259).
 
-    Any text is encoded and decoded without loss, whatever its script. It pads on the left, ends an answer with
-    `<|im_end|>`, and carries the chat template of `foveate`. It is saved and loaded like every tokenizer of
-    `transformers` (`save_pretrained`, `AutoTokenizer`).
+    Any text is encoded and decoded without loss, whatever its script. It pads on the left, ends an answer
+    with `<|im_end|>`, and carries the chat template of `foveate`. It is saved and loaded like every tokenizer
+    of `transformers` (`save_pretrained`, `AutoTokenizer`).
     """
     vocabulary = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
