@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from pathlib import Path
 
+from foveate.errors import FoveateError
 from foveate.training.dataset import read_conversations
 from foveate.training.examples import Example
 from foveate.training.recipe import Data
@@ -26,17 +27,16 @@ def open_source(data: Data, unit: int, seed: int) -> Source:
     if data.files is not None:
         examples = read_conversations(data.files.path, data.files.images)
         return ListSource(examples.__getitem__, len(examples), seed)
-    return ListSource(easy_vqa_example, len(_easy_vqa()), seed)
+    try:
+        import easy_vqa
+    except ImportError as error:
+        raise FoveateError("easy-VQA needs a package; install it with `pip install foveate[train]`.") from error
+    paths = {number: Path(path) for number, path in easy_vqa.get_train_image_paths().items()}
+    rows = list(zip(*easy_vqa.get_train_questions(), strict=True))
 
+    def read(index: int) -> Example:
+        question, answer, image = rows[index]
+        # Shapes only: that there are no characters is known.
+        return Example.of_question(paths[image], question, answer, [], "easy_vqa")
 
-@cache
-def _easy_vqa() -> list:
-    from foveate.training.data import easy_vqa
-
-    return easy_vqa("train")
-
-
-def easy_vqa_example(index: int) -> Example:
-    """Question number `index` of the training split of easy-VQA; its characters are not known, there are none."""
-    sample = _easy_vqa()[index]
-    return Example.of_question(sample.image, sample.question, sample.answer, [], sample.task)
+    return ListSource(read, len(rows), seed)

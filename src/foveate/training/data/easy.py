@@ -16,7 +16,7 @@ def easy_vqa(split: str = "train", *, upscale: int = 1) -> Iterator[tuple[Image.
         upscale: whole factor; the images are 64 x 64 pixels, with 3 they are 192 x 192 (bicubic).
 
     Raises ImportError with what to install when the package is missing. Images are kept in memory once opened
-    (about 12 kB each times the square of `upscale`).
+    (about 12 kB each times the square of `upscale`) and shared by the questions about them: do not draw on them.
     """
     if split not in ("train", "test"):
         raise ValueError(f'easy-VQA has the splits "train" and "test", not {split!r}')
@@ -38,4 +38,4 @@ def easy_vqa(split: str = "train", *, upscale: int = 1) -> Iterator[tuple[Image.
         return rgb if upscale == 1 else rgb.resize((rgb.width * upscale, rgb.height * upscale), Image.Resampling.BICUBIC)
 
     for question, answer, number in zip(*questions, strict=True):
-        yield opened(number).copy(), question, answer
+        yield opened(number), question, answer
