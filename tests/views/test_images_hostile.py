@@ -124,7 +124,7 @@ def test_paths_that_lead_nowhere(tmp_path):
         (tmp_path, "is a directory"),
         (str(tmp_path / "a\0b.png"), "cannot open"),
         (tmp_path / ("x" * 5000), "cannot open"),
-        ("", "no image file"),
+        ("", "path is empty"),
         ("https://example.org/a.png", "is an address"),
         ("data:image/png;base64,AAAA", "is an address"),
     ]:

@@ -94,6 +94,8 @@ def _open_path(path: str | os.PathLike[str], max_pixels: int) -> Image.Image:
     if isinstance(text, str) and re.match(r"(https?|ftp|s3|data):", text):
         raise FoveateError(f"{text[:80]!r} is an address, and foveate reads files only: download it and give its path.")
     name = repr(os.fsdecode(text))
+    if not text:
+        raise FoveateError("no image file: the given path is empty.")
     try:
         kind = Path(os.fsdecode(text)).stat().st_mode
         if stat.S_ISDIR(kind):
