@@ -71,9 +71,7 @@ def test_no_command_shows_help(run):
 
 
 def test_python_m_foveate_and_one_version():
-    done = subprocess.run(
-        [sys.executable, "-m", "foveate", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "foveate", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"foveate {version('foveate')}"
     assert foveate.__version__ == version("foveate")
 

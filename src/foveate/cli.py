@@ -43,19 +43,13 @@ ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base._
 def _examples(lines: str) -> str | None:
     """The epilog of a command from the lines of its examples."""
     examples = [line.strip() for line in lines.splitlines() if line.strip()]
-    return (
-        "\n".join(["[bold]Examples[/bold]", *(f"  {escape(line)}" for line in examples)])
-        if examples
-        else None
-    )
+    return "\n".join(["[bold]Examples[/bold]", *(f"  {escape(line)}" for line in examples)]) if examples else None
 
 
 def _help(docstring: str | None) -> str:
     """A docstring as help: paragraphs reflowed, without the sections written for readers of the code."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring or ""))
-    prose = itertools.takewhile(
-        lambda text: not re.match(r"(Args|Returns|Raises|Yields):\s", text), paragraphs
-    )
+    prose = itertools.takewhile(lambda text: not re.match(r"(Args|Returns|Raises|Yields):\s", text), paragraphs)
     return "\n\n".join(" ".join(text.split()) for text in prose)
 
 
@@ -137,11 +131,11 @@ def _print_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _foveate(
     ctx: typer.Context,
-    version: Annotated[  # noqa: ARG001 (acted on by its callback)
+    version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
     ] = False,
-    debug: Annotated[  # noqa: ARG001 (acted on by `main`, wherever it stands)
+    debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere in the line.")
     ] = False,
 ) -> None:

@@ -1,0 +1,58 @@
+"""Writes what is generated in the documentation, or with `--check` says what is out of date.
+
+    python docs/generate.py [--check]
+
+Generated are `docs/figures/pvc.svg`, `docs/reference.md` and `docs/reference/`, and, in README.md and in the
+pages, whatever stands between `<!-- generated: NAME -->` and `<!-- end -->` (see `generator/tables.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from generator import pvc, reference, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+
+
+def wanted() -> dict[Path, str]:
+    """Every generated file with the text it should have."""
+    files = {DOCS / "figures" / "pvc.svg": pvc.draw()}
+    files |= {DOCS / path: text for path, text in reference.pages().items()}
+    for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "benchmarks" / "README.md"]:
+        if page not in files:
+            files[page] = tables.fill(page.read_text(encoding="utf-8"), ROOT, page)
+    return files
+
+
+def main() -> int:
+    """Write or check; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if anything is out of date")
+    check = parser.parse_args().check
+
+    files = wanted()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    orphans = [path for path in (DOCS / "reference").glob("*.md") if path not in files]
+    if check:
+        for path in stale + orphans:
+            print(f"out of date: {path.relative_to(ROOT)} (make docs)", file=sys.stderr)
+        return 1 if stale or orphans else 0
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files[path], encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+    for path in orphans:
+        path.unlink()
+        print(f"removed {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `docs/generate.py` writes: figures, the reference, and the blocks of numbers."""

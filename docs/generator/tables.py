@@ -1,0 +1,120 @@
+"""The blocks of a page that are made from code or from committed JSON, never typed.
+
+A page holds `<!-- generated: NAME -->` and `<!-- end -->`; what stands between them is replaced by what the
+function of that name in `BLOCKS` returns. Numbers come from two places, and until a file is there the block says
+so:
+
+- `src/foveate/embedded/evaluation.json`, the evaluation of the embedded model:
+  `{"command": str, "tasks": [{"task", "questions", "accuracy", "interval": [low, high], "majority"}, ...]}`
+- `benchmarks/results/encoders-*.json`, runs of `foveate bench encoders`:
+  `{"command": str, "machine": str, "rows": [{"encoder", "pixels", "tokens", "flops", "seconds", "peak_bytes",
+  "ttft_seconds"}, ...]}`
+
+Fractions are between 0 and 1, `pixels` is the side of a square image, `seconds` the median time of the encoder and
+`ttft_seconds` that to the first token (or null where it was not measured).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str, root: Path, page: Path) -> str:
+    """A page with its blocks brought up to date.
+
+    Args:
+        text: The page.
+        root: The repository.
+        page: The page's path, for links relative to it and for errors.
+
+    Raises:
+        ValueError: If a block has a name that nothing generates.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in BLOCKS:
+            raise ValueError(f"{page}: nothing generates {name!r}; possible are {', '.join(BLOCKS)}")
+        return f"{match[1]}{BLOCKS[name](root)}\n{match[3]}"
+
+    return BLOCK.sub(replace, text)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table; every column but the first is aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def stages(_root: Path) -> str:
+    """The kinds of stage, from the code."""
+    from foveate.encoders.compression import AveragePooling, ContentAdaptivePooling
+    from foveate.encoders.configuration import MERGING_METHODS
+    from foveate.encoders.early_compression import EarlyCompressor
+    from generator.reference import first_sentence
+
+    kinds = {"content-adaptive": ContentAdaptivePooling, "average": AveragePooling, "early": EarlyCompressor}
+    rows = []
+    for name in MERGING_METHODS:
+        cls = kinds[name]
+        path = f"src/{cls.__module__.replace('.', '/')}.py"
+        rows.append([f"`{name}`", first_sentence(cls), f"[{path.rsplit('/', 1)[1]}](../{path})"])
+    return table(["`merging_method`", "what it does", "file"], rows).replace("---:", "---")
+
+
+def embedded(root: Path) -> str:
+    """The evaluation of the embedded model."""
+    path = root / "src/foveate/embedded/evaluation.json"
+    if not path.exists():
+        return "*The embedded model has not been evaluated yet.*"
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            task["task"],
+            f"{task['questions']:,}",
+            f"**{percent(task['accuracy'])}**",
+            " to ".join(percent(bound) for bound in task["interval"]),
+            percent(task["majority"]),
+        ]
+        for task in evaluation["tasks"]
+    ]
+    header = ["held-out questions", "number", "exactly right", "95 % interval", "always the commonest answer"]
+    return f"{table(header, rows)}\n\nFrom `{path.relative_to(root)}`, made by `{evaluation['command']}`."
+
+
+def encoders(root: Path) -> str:
+    """The cost of the encoders, one table for each machine."""
+    paths = sorted((root / "benchmarks/results").glob("encoders-*.json"))
+    parts = []
+    for path in paths:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rows = [
+            [
+                row["encoder"],
+                str(row["pixels"]),
+                f"{row['tokens']:,}",
+                f"{row['flops'] / 1e9:,.0f}",
+                f"{row['seconds'] * 1e3:,.0f}",
+                f"{row['peak_bytes'] / 2**20:,.0f}",
+                "" if row["ttft_seconds"] is None else f"{row['ttft_seconds'] * 1e3:,.0f}",
+            ]
+            for row in sorted(run["rows"], key=lambda row: (row["pixels"], row["encoder"]))
+        ]
+        header = ["encoder", "side, px", "tokens out", "GFLOPs", "encoder, ms", "peak, MiB", "to first token, ms"]
+        source = f"{run['machine']}; from `{path.relative_to(root)}`, made by `{run['command']}`."
+        parts.append(f"{table(header, rows)}\n\n{source}")
+    return "\n\n".join(parts) or "*The encoders have not been measured yet.*"
+
+
+def percent(fraction: float) -> str:
+    """A fraction in percent with one decimal."""
+    return f"{100 * fraction:.1f} %"
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"stages": stages, "embedded": embedded, "encoders": encoders}
