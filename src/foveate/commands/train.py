@@ -24,9 +24,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for checkpoints, log and model instead of the recipe's.", show_default=False
-        ),
+        typer.Option(help="Folder for checkpoints, log and model instead of the recipe's.", show_default=False),
     ] = None,
     resume: Annotated[
         bool,
@@ -44,9 +42,7 @@ def train(
     ] = None,
     export: Annotated[
         Path | None,
-        typer.Option(
-            help="Train nothing; save the newest checkpoint's model to this folder.", show_default=False
-        ),
+        typer.Option(help="Train nothing; save the newest checkpoint's model to this folder.", show_default=False),
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
@@ -84,6 +80,4 @@ def train(
         print_json(document)
     else:
         state = "finished" if result.finished else "stopped; the same command goes on from here"
-        console.print(
-            f"{state}: step {document['step']}, {document['samples']} samples, model in {document['model']}"
-        )
+        console.print(f"{state}: step {document['step']}, {document['samples']} samples, model in {document['model']}")

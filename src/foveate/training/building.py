@@ -51,9 +51,7 @@ def new_model(new: NewModel, seed: int) -> tuple[LlavaUHDForConditionalGeneratio
     fields = {"vocab_size": len(tokenizer), **fields}
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = _configured(text_class, fields, "model.new.text", **special)
-    images = LlavaUHDImageProcessor(
-        **{**new.images, "patch_size": vision.patch_size, "num_stages": vision.num_stages}
-    )
+    images = LlavaUHDImageProcessor(**{**new.images, "patch_size": vision.patch_size, "num_stages": vision.num_stages})
     processor = LlavaUHDProcessor(images, tokenizer)
     # The placeholder may just have been added to the tokenizer.
     text.vocab_size = max(text.vocab_size, len(tokenizer))
@@ -99,9 +97,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise FoveateError(
-            f"model.new.tokenizer: {name!r} is neither `bytes` nor a tokenizer: {error}"
-        ) from error
+        raise FoveateError(f"model.new.tokenizer: {name!r} is neither `bytes` nor a tokenizer: {error}") from error
 
 
 def _configured(kind: type, fields: dict[str, Any], where: str, **more: Any) -> Any:
@@ -112,9 +108,7 @@ def _configured(kind: type, fields: dict[str, Any], where: str, **more: Any) -> 
     }
     unknown = sorted(set(fields) - known - {"model_type"})
     if unknown:
-        raise FoveateError(
-            f"{where}: unknown keys {', '.join(unknown)}; possible are {', '.join(sorted(known))}."
-        )
+        raise FoveateError(f"{where}: unknown keys {', '.join(unknown)}; possible are {', '.join(sorted(known))}.")
     try:
         return kind(**{**more, **fields})
     except (TypeError, ValueError) as error:

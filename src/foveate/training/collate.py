@@ -56,9 +56,7 @@ class Collator:
             batch |= self._text(examples, grids)
         return batch
 
-    def encode(
-        self, conversations: Sequence[Turn], grids: Sequence[Sequence[int]]
-    ) -> tuple[list[int], list[int]]:
+    def encode(self, conversations: Sequence[Turn], grids: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
         """Token ids and labels of one conversation whose images have the patch grids `grids`.
 
         Raises:
@@ -124,9 +122,7 @@ class Collator:
             attention_mask[row, : len(ids)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
-    def _cell_targets(
-        self, examples: Sequence[Example], pictures: list[list], grids: list[list[int]]
-    ) -> torch.Tensor:
+    def _cell_targets(self, examples: Sequence[Example], pictures: list[list], grids: list[list[int]]) -> torch.Tensor:
         patch, stages = self.processor.image_processor.patch_size, self.processor.image_processor.num_stages
         targets = []
         remaining = iter(grids)

@@ -120,11 +120,7 @@ def _array_entries(text: str) -> Iterator[tuple[str, Any]]:
 
 def _not_text(entry: Any) -> Any:
     """The entry, unless it is a text, which `_entries` keeps for problems."""
-    return (
-        f"expected an object with `conversations`, found the text {entry!r}"
-        if isinstance(entry, str)
-        else entry
-    )
+    return f"expected an object with `conversations`, found the text {entry!r}" if isinstance(entry, str) else entry
 
 
 def _paths(entry: dict[str, Any]) -> list[str]:
@@ -146,9 +142,7 @@ def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> lis
             return [f"turn {number} is from {turn.get('from')!r}; possible are {', '.join(ROLES)}"]
     image = entry.get("image")
     if not (
-        image is None
-        or isinstance(image, str)
-        or (isinstance(image, list) and all(isinstance(p, str) for p in image))
+        image is None or isinstance(image, str) or (isinstance(image, list) and all(isinstance(p, str) for p in image))
     ):
         return ["`image` must be a path or a list of paths"]
 
@@ -183,9 +177,7 @@ def _turn_problems(turns: list[dict[str, str]]) -> list[str]:
         if turn["from"] == "gpt" and not turn["value"].strip():
             problems.append(f"turn {number} is an empty answer")
         if turn["from"] != "human" and PLACEHOLDER in turn["value"]:
-            problems.append(
-                f"turn {number} is from {turn['from']} and holds {PLACEHOLDER}; only human shows images"
-            )
+            problems.append(f"turn {number} is from {turn['from']} and holds {PLACEHOLDER}; only human shows images")
     return problems
 
 

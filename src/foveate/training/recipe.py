@@ -85,37 +85,40 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Images drawn while training by `foveate.training.data.render`.
+    """Images drawn while training by `foveate.training.data`.
 
     Args:
-        tasks: Weight of every task; empty means all tasks alike.
+        tasks: Weight of every task (`foveate.training.data.TASKS`, and `text_page` for pages that are full of
+            text); empty means all tasks with their own weights.
         sizes: Range of image sizes.
         final_sizes: Where given, the range grows from `sizes` to this one over the first `growth` of the stage.
-        growth: Fraction of the stage over which sizes and difficulty grow.
-        difficulty: Difficulty of the images at the stage's start, 0 (large plain type, little on a page) to 1.
-        final_difficulty: Where given, the difficulty that is reached after `growth` of the stage.
+        difficulty: Range of difficulties, from 0 (large type, clean paper) to 1.
+        final_difficulty: Where given, the range that `difficulty` grows to in the same way.
+        growth: Fraction of the stage over which sizes and difficulties grow.
+        caps: Smallest and largest height of capitals in pixels on text pages.
     """
 
     tasks: dict[str, float] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=lambda: Sizes((128, 640), (128, 640)))
     final_sizes: Sizes | None = None
+    difficulty: tuple[float, float] = (0.0, 1.0)
+    final_difficulty: tuple[float, float] | None = None
     growth: float = 0.5
-    difficulty: float = 1.0
-    final_difficulty: float | None = None
+    caps: tuple[float, float] = (7.0, 28.0)
 
     def check(self, where: str) -> None:
-        """Raises FoveateError for weights that are not positive or a growth outside (0, 1]."""
+        """Raises FoveateError for weights that are not positive and ranges that are none."""
         for task, weight in self.tasks.items():
             if not weight > 0:
-                raise FoveateError(
-                    f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out."
-                )
+                raise FoveateError(f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out.")
+        for name in ("difficulty", "final_difficulty"):
+            least, greatest = getattr(self, name) or (0.0, 1.0)
+            if not 0 <= least <= greatest <= 1:
+                raise FoveateError(f"{where}.{name}: [{least}, {greatest}] is not a range between 0 and 1.")
         if not 0 < self.growth <= 1:
             raise FoveateError(f"{where}.growth: {self.growth} is not a fraction between 0 and 1.")
-        for name in ("difficulty", "final_difficulty"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise FoveateError(f"{where}.{name}: {value} is not between 0 and 1.")
+        if not 4 <= self.caps[0] <= self.caps[1]:
+            raise FoveateError(f"{where}.caps: {list(self.caps)} is not a range of pixels from 4 on.")
 
 
 @dataclass(frozen=True)
@@ -255,16 +258,19 @@ class Stage:
             if getattr(self, name) < 1:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
         if self.batch_size % self.groups:
-            raise FoveateError(
-                f"{where}.groups: {self.groups} groups do not divide a batch of {self.batch_size}."
-            )
+            raise FoveateError(f"{where}.groups: {self.groups} groups do not divide a batch of {self.batch_size}.")
         if not self.data:
             raise FoveateError(f"{where}.data: at least one source of data is needed.")
+        reached = {"vision_tower", "stages"}
+        reached |= {"connector", "language_model"} if self.loss.answer else set()
+        reached |= {"heads"} if self.loss.cells or self.loss.before else set()
         if not self.train:
             raise FoveateError(f"{where}.train: at least one part must train; parts are {', '.join(PARTS)}.")
         for part, rate in self.train.items():
             if part not in PARTS:
                 raise FoveateError(f"{where}.train: unknown part {part!r}; parts are {', '.join(PARTS)}.")
+            if part not in reached:
+                raise FoveateError(f"{where}.train.{part}: none of the losses of this stage reaches this part.")
             if not rate > 0:
                 raise FoveateError(
                     f"{where}.train.{part}: the learning rate {rate} is not positive; leave a frozen part out."
@@ -303,9 +309,7 @@ class Recipe:
             raise FoveateError(f"{where}.stages: at least one stage is needed.")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
-            raise FoveateError(
-                f"{where}.stages: two stages have the same name; names are {', '.join(names)}."
-            )
+            raise FoveateError(f"{where}.stages: two stages have the same name; names are {', '.join(names)}.")
         for name in ("log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
@@ -358,9 +362,7 @@ def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
         images = None if data.files.images is None else str(folder / data.files.images)
         return dataclasses.replace(data, files=Files(str(folder / data.files.path), images))
 
-    stages = [
-        dataclasses.replace(stage, data=[moved(data) for data in stage.data]) for stage in recipe.stages
-    ]
+    stages = [dataclasses.replace(stage, data=[moved(data) for data in stage.data]) for stage in recipe.stages]
     return dataclasses.replace(recipe, stages=stages)
 
 
@@ -375,16 +377,12 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_dataclass(kind, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise FoveateError(
-                f"{where}: {value!r} is not possible; possible are {', '.join(map(str, arguments))}."
-            )
+            raise FoveateError(f"{where}: {value!r} is not possible; possible are {', '.join(map(str, arguments))}.")
         return value
     if origin is tuple:
         if not isinstance(value, list) or len(value) != len(arguments):
             raise FoveateError(f"{where}: expected a list of {len(arguments)} values, found {value!r}.")
-        return tuple(
-            _read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True))
-        )
+        return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
     if origin is list:
         if not isinstance(value, list):
             raise FoveateError(f"{where}: expected a list, found {value!r}.")
@@ -392,9 +390,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise FoveateError(f"{where}: expected keys with values, found {value!r}.")
-        return {
-            _read(arguments[0], k, where): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()
-        }
+        return {_read(arguments[0], k, where): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     return _read_scalar(kind, value, where)
 
 
@@ -414,9 +410,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
         if required and key not in value:
             raise FoveateError(f"{where}: the key {key} is missing.")
     hints = typing.get_type_hints(kind)
-    result = kind(
-        **{fields[k].name: _read(hints[fields[k].name], v, f"{where}.{k}") for k, v in value.items()}
-    )
+    result = kind(**{fields[k].name: _read(hints[fields[k].name], v, f"{where}.{k}") for k, v in value.items()})
     if hasattr(result, "check"):
         result.check(where)
     return result

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from foveate.errors import FoveateError
 from foveate.llava_uhd.processing import LlavaUHDProcessor
 from foveate.training import checkpoints
+from foveate.training.attention import prefer_plain_when_short
 from foveate.training.building import build_model, export
 from foveate.training.collate import Collator
 from foveate.training.course import Display, StopRequest
@@ -49,9 +50,7 @@ class Run:
         workers: Processes that prepare batches.
     """
 
-    def __init__(
-        self, recipe: Recipe, output: Path | None = None, cpu: bool = False, workers: int = 1
-    ) -> None:
+    def __init__(self, recipe: Recipe, output: Path | None = None, cpu: bool = False, workers: int = 1) -> None:
         self.recipe = recipe
         self.output = Path(output or recipe.output)
         self.cpu = cpu
@@ -80,9 +79,7 @@ class Run:
         require_matplotlib()
         stages = self._chosen(only)
         if not resume and any(checkpoints.latest(self._folder(i)) for i in range(len(self.recipe.stages))):
-            raise FoveateError(
-                f"{self.output} already holds checkpoints; resume, or choose another output folder."
-            )
+            raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model)
         unit = model.config.vision_config.unit
@@ -142,6 +139,8 @@ class Run:
             checkpoints.clean(folder)
             self.log.rewind(start.step + done)
             display = Display(console, stage, done)
+        if args.device.type == "cpu":
+            prefer_plain_when_short(learner.model.model.vision_tower)
         trainer = StageTrainer(
             learner,
             args,
@@ -179,9 +178,7 @@ class Run:
         return BatchStream(
             stage,
             sources,
-            Collator(
-                processor, answers=stage.loss.answer > 0, cells=bool(stage.loss.cells or stage.loss.before)
-            ),
+            Collator(processor, answers=stage.loss.answer > 0, cells=bool(stage.loss.cells or stage.loss.before)),
             # Stages see different data.
             seed=self.recipe.seed * 1000 + index,
             start=done * stage.accumulate,

@@ -8,6 +8,7 @@ worker processes, and for several training processes, which share every batch be
 from __future__ import annotations
 
 import random
+import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Protocol
@@ -68,6 +69,12 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
+#: Pages full of text, for dense supervision; beside the tasks of `foveate.training.data.TASKS`.
+TEXT_PAGE = "text_page"
+_SMALLEST_TEXT_PAGE = (32, 32)
+_ATTEMPTS = 20
+
+
 class RenderedSource:
     """Images drawn while training, all of a group within one unit of the same size.
 
@@ -75,45 +82,60 @@ class RenderedSource:
     the other half are up to one unit larger and are resized to the same grid, as images of any size are in use.
 
     Args:
-        settings: Tasks and sizes.
+        settings: Tasks, sizes and difficulties.
         unit: Pixels on the side of a final token.
+
+    Raises:
+        FoveateError: a task does not exist, or is larger than the sizes allow.
     """
 
     def __init__(self, settings: Rendered, unit: int) -> None:
-        from foveate.training.data import TASKS
+        from foveate.training.data import TASKS, smallest_size
 
         self._settings = settings
         self._unit = unit
-        shares = settings.tasks or dict.fromkeys(TASKS, 1.0)
-        possible = {*TASKS, TEXT_PAGE}
-        unknown = sorted(set(shares) - possible)
+        known = {TEXT_PAGE: _SMALLEST_TEXT_PAGE} | {task: smallest_size(task) for task in TASKS}
+        unknown = sorted(set(settings.tasks) - set(known))
         if unknown:
-            raise FoveateError(
-                f"unknown rendered tasks {', '.join(unknown)}; possible are {', '.join(sorted(possible))}."
-            )
-        self._tasks = list(shares)
-        self._weights = np.array([shares[task] for task in self._tasks]) / sum(shares.values())
+            raise FoveateError(f"unknown rendered tasks {', '.join(unknown)}; possible are {', '.join(known)}.")
+        # Without names, the renderer chooses among the tasks that fit a size.
+        self._shares = settings.tasks
+        self._smallest = {task: known[task] for task in settings.tasks}
+        for sizes in (settings.sizes, settings.final_sizes):
+            for task, least in self._smallest.items():
+                if sizes is not None and (sizes.width[1] < least[0] or sizes.height[1] < least[1]):
+                    raise FoveateError(
+                        f"the task {task} needs images of at least {least[0]} x {least[1]} pixels, but sizes end at "
+                        f"{sizes.width[1]} x {sizes.height[1]}."
+                    )
 
     def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
-        """See `Source.draws`; tasks are drawn for every example, the size for the group."""
-        width, height = self._size(progress, rng)
-        difficulty = difficulty_at(self._settings, progress)
+        """See `Source.draws`; task and difficulty are drawn for every example, the size for the group."""
+        share = min(progress / self._settings.growth, 1.0)
+        width, height, tasks = self._size(share, rng)
+        weights = np.array([self._shares[task] for task in tasks if task is not None])
+        easiest, hardest = _difficulties(self._settings, share)
         draws = []
         for _ in positions:
-            task = self._tasks[rng.choice(len(self._tasks), p=self._weights)]
+            task = tasks[rng.choice(len(tasks), p=weights / weights.sum() if len(weights) else None)]
             extra = rng.integers(0, self._unit, 2) if rng.random() < 0.5 else (0, 0)
             size = (width + int(extra[0]), height + int(extra[1]))
-            draws.append(partial(_render, task, int(rng.integers(2**62)), size, difficulty))
+            difficulty = float(rng.uniform(easiest, hardest))
+            draws.append(partial(_render, task, int(rng.integers(2**62)), size, difficulty, self._settings.caps))
         return draws
 
-    def _size(self, progress: float, rng: np.random.Generator) -> tuple[int, int]:
-        """Width and height of a group, multiples of the unit; small sizes are as likely as large ones (log scale)."""
-        sizes = sizes_at(self._settings, progress)
+    def _size(self, share: float, rng: np.random.Generator) -> tuple[int, int, list[str | None]]:
+        """Width and height of a group, multiples of the unit, and the tasks that fit; None lets the renderer choose.
+
+        Small sizes are as likely as large ones (even on a logarithmic scale).
+        """
+        sizes = sizes_at(self._settings, share)
         for _ in range(1000):
             width, height = (self._side(low, high, rng) for low, high in (sizes.width, sizes.height))
-            if sizes.pixels is None or width * height <= sizes.pixels:
-                return width, height
-        return sizes.width[0], sizes.height[0]
+            fits = [t for t, least in self._smallest.items() if width >= least[0] and height >= least[1]]
+            if (sizes.pixels is None or width * height <= sizes.pixels) and (fits or not self._shares):
+                return width, height, [*fits] or [None]
+        raise FoveateError(f"no size within {sizes} fits any of the tasks {', '.join(self._shares)}.")
 
     def _side(self, low: int, high: int, rng: np.random.Generator) -> int:
         least = max(-(-low // self._unit), 1)
@@ -121,40 +143,44 @@ class RenderedSource:
         return int(np.exp(rng.uniform(np.log(least), np.log(greatest + 1)))) * self._unit
 
 
-def sizes_at(settings: Rendered, progress: float) -> Sizes:
-    """The range of sizes when the fraction `progress` of the stage is done."""
-    first, last = settings.sizes, settings.final_sizes
-    if last is None:
-        return first
-    share = min(progress / settings.growth, 1.0)
+def _between(first: float, last: float, share: float) -> float:
+    return first + (last - first) * share
 
-    def between(a: int, b: int) -> int:
-        return round(a + (b - a) * share)
 
-    width = (between(first.width[0], last.width[0]), between(first.width[1], last.width[1]))
-    height = (between(first.height[0], last.height[0]), between(first.height[1], last.height[1]))
+def _difficulties(settings: Rendered, share: float) -> tuple[float, float]:
+    first, last = settings.difficulty, settings.final_difficulty or settings.difficulty
+    return _between(first[0], last[0], share), _between(first[1], last[1], share)
+
+
+def sizes_at(settings: Rendered, share: float) -> Sizes:
+    """The range of sizes when the fraction `share` of the growth is done."""
+    first, last = settings.sizes, settings.final_sizes or settings.sizes
+    sides = [
+        (round(_between(a[0], b[0], share)), round(_between(a[1], b[1], share)))
+        for a, b in ((first.width, last.width), (first.height, last.height))
+    ]
     if first.pixels is None and last.pixels is None:
-        return Sizes(width, height)
-    # A side without a limit of area is limited by its greatest image.
-    areas = [s.pixels or s.width[1] * s.height[1] for s in (first, last)]
-    return Sizes(width, height, between(*areas))
+        return Sizes(*sides)
+    # Where only one end limits the area, the other end's limit is its greatest image.
+    areas = [sizes.pixels or sizes.width[1] * sizes.height[1] for sizes in (first, last)]
+    return Sizes(*sides, round(_between(*areas, share)))
 
 
-def difficulty_at(settings: Rendered, progress: float) -> float:
-    """The difficulty of the images when the fraction `progress` of the stage is done."""
-    if settings.final_difficulty is None:
-        return settings.difficulty
-    share = min(progress / settings.growth, 1.0)
-    return settings.difficulty + (settings.final_difficulty - settings.difficulty) * share
-
-
-def _render(task: str, seed: int, size: tuple[int, int], difficulty: float) -> Example:
+def _render(
+    task: str | None, seed: int, size: tuple[int, int], difficulty: float, caps: tuple[float, float]
+) -> Example:
     from foveate.training.data import render, render_text_page
 
     if task == TEXT_PAGE:
-        sample = render_text_page(random.Random(seed), size, split="train", difficulty=difficulty)
+        sample = render_text_page(random.Random(seed), size, difficulty=difficulty, caps=caps)
     else:
-        sample = render(task, seed, split="train", size=size, difficulty=difficulty)
+        for attempt in range(_ATTEMPTS):
+            try:
+                sample = render(task, seed + attempt, size=size, difficulty=difficulty)
+                break
+            except RuntimeError:  # this layout does not fit this size; another one will
+                if attempt + 1 == _ATTEMPTS:
+                    raise
     return Example.of_question(sample.image, sample.question, sample.answer, sample.characters, sample.task)
 
 

@@ -242,9 +242,7 @@ class StageTrainer(Trainer):
         """Writes the means since the last line to the run's log."""
         if "loss" not in logs:
             return  # the plain trainer's summary at the end
-        sums = dict(
-            zip(SUMS, self.accelerator.reduce(self._sums.to(self._float), "sum").tolist(), strict=True)
-        )
+        sums = dict(zip(SUMS, self.accelerator.reduce(self._sums.to(self._float), "sum").tolist(), strict=True))
         self._sums.zero_()
         if not self.is_world_process_zero():
             return
