@@ -1,0 +1,72 @@
+"""The documentation: its links lead somewhere, its Python runs, its numbers come from files."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+from generator import tables  # noqa: E402
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_between_files_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+
+
+def page_with(name: str) -> str:
+    return f"before\n<!-- generated: {name} -->\nold\n<!-- end -->\nafter\n"
+
+
+def test_a_block_says_that_nothing_was_measured(tmp_path):
+    for name in ("embedded", "encoders"):
+        text = tables.fill(page_with(name), tmp_path, tmp_path / "page.md")
+        assert "old" not in text
+        assert "yet.*" in text
+        assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
+
+
+def test_numbers_are_those_of_the_file(tmp_path):
+    path = tmp_path / "src/foveate/embedded/evaluation.json"
+    path.parent.mkdir(parents=True)
+    task = {
+        "task": "read a word",
+        "questions": 1000,
+        "accuracy": 0.8764,
+        "interval": [0.8545, 0.8954],
+        "majority": 0.021,
+    }
+    path.write_text(json.dumps({"command": "a command", "tasks": [task]}))
+    text = tables.fill(page_with("embedded"), tmp_path, tmp_path / "page.md")
+    assert "| read a word | 1,000 | **87.6 %** | 85.5 % to 89.5 % | 2.1 % |" in text
+    assert "`a command`" in text
+    assert tables.fill(text, tmp_path, tmp_path / "page.md") == text
+
+
+def test_a_block_that_nothing_generates_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing generates 'speed'; possible are"):
+        tables.fill(page_with("speed"), tmp_path, tmp_path / "page.md")
