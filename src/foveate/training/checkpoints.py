@@ -72,7 +72,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk. Windows cannot open folders; there it is left."""
+    """Waits until a file, or the entries of a folder, are on the disk; Windows cannot open folders and leaves those."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

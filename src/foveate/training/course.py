@@ -40,7 +40,7 @@ class StopRequest:
     def on_signals(self) -> Iterator[None]:
         """SIGTERM and SIGINT ask for a clean stop inside this context; a second SIGINT interrupts at once."""
 
-        def handle(number: int, frame: Any) -> None:  # noqa: ARG001 (a signal handler's signature)
+        def handle(number: int, frame: Any) -> None:
             if number == signal.SIGINT and self._asked.is_set():
                 raise KeyboardInterrupt
             self.ask()
@@ -79,7 +79,7 @@ class Course(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        **kwargs: Any,  # noqa: ARG002
+        **kwargs: Any,
     ) -> None:
         """Sets the flags of `control` for the step that has just ended."""
         step, last = state.global_step, state.global_step >= state.max_steps

@@ -1,9 +1,9 @@
-"""Conversations in LLaVA's format, checked from the first line to the last before any training starts.
+r"""Conversations in LLaVA's format, checked from the first line to the last before any training starts.
 
 A file is a JSON array, or JSONL with one object a line:
 
     {"id": "1", "image": "receipts/7.png", "conversations": [
-        {"from": "human", "value": "<image>\\nWhat is the total?"}, {"from": "gpt", "value": "12.40"}]}
+        {"from": "human", "value": "<image>\nWhat is the total?"}, {"from": "gpt", "value": "12.40"}]}
 
 `image` is a path or a list of paths, and may be left out for text alone; there is one `<image>` in the turns of
 `human` for every path. A first turn from `system` is possible.

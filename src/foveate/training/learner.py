@@ -115,10 +115,10 @@ class Learner(nn.Module):
         self._tokens = self._windows = None
         return sums
 
-    def _keep_tokens(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002 (a hook's signature)
+    def _keep_tokens(self, module: nn.Module, args: Any, output: Any) -> None:
         self._tokens = output
 
-    def _keep_windows(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:  # noqa: ARG002
+    def _keep_windows(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self._windows = args[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class RunLog:
         if self.path.exists():
             partial = self.path.with_name(f".{self.path.name}.partial")
             partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            os.replace(partial, self.path)
+            partial.replace(self.path)
         return kept[-1]["seconds"] if kept else 0.0
 
 
@@ -81,7 +81,7 @@ def draw_losses(log: RunLog, path: Path) -> None:
             points = [(entry["samples"], entry[name]) for entry in entries if name in entry]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
-        for previous, entry in zip(entries, entries[1:], strict=False):
+        for previous, entry in pairwise(entries):
             if previous["stage"] != entry["stage"]:
                 axes.axvline(previous["samples"], color="grey", linewidth=0.8)
         axes.set_ylabel(label)
@@ -92,4 +92,4 @@ def draw_losses(log: RunLog, path: Path) -> None:
     below.set_xlabel("samples")
     partial = path.with_name(f".{path.name}.partial.png")
     figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    partial.replace(path)

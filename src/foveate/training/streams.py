@@ -8,7 +8,6 @@ worker processes, and for several training processes, which share every batch be
 from __future__ import annotations
 
 import random
-import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Protocol
@@ -21,9 +20,6 @@ from foveate.errors import FoveateError
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.recipe import Rendered, Sizes, Stage
-
-#: A page crowded with text, for dense supervision; not one of the tasks with a question.
-TEXT_PAGE = "text_page"
 
 #: Makes one example when called; drawing is left to the process that needs it.
 Draw = Callable[[], Example]
@@ -57,7 +53,7 @@ class ListSource:
         self._count = count
         self._order = lru_cache(maxsize=2)(partial(_order, count, seed))
 
-    def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:  # noqa: ARG002
+    def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
         """See `Source.draws`; a source that has the batches to itself shows every example once per epoch."""
         return [
             partial(self._read, int(self._order(position // self._count)[position % self._count]))

@@ -238,7 +238,7 @@ class StageTrainer(Trainer):
 
     # Log
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Writes the means since the last line to the run's log."""
         if "loss" not in logs:
             return  # the plain trainer's summary at the end
@@ -278,7 +278,7 @@ class StageTrainer(Trainer):
 
     # Checkpoints
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder, step = Path(self.args.output_dir), self.state.global_step
         if self.args.should_save:
             writing = checkpoints.writing_folder(folder, step)
@@ -320,7 +320,7 @@ class StageTrainer(Trainer):
         return bool(self.accelerator.reduce(wishes, "sum") > 0)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:  # noqa: ARG001 (called by the data loader)
+def _leave_signals_to_the_trainer(worker: int) -> None:
     """Workers ignore Ctrl-C, which a terminal sends to all: the trainer stops them after its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
