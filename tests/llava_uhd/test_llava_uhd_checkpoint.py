@@ -8,11 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_llava_uhd import small_text_config, small_vision_config
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from foveate.errors import FoveateError
-from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration
-from foveate.llava_uhd.checkpoint import convert_released_config
+from foveate.llava_uhd import (
+    LlavaUHDConfig,
+    LlavaUHDForConditionalGeneration,
+    LlavaUHDProcessor,
+    byte_tokenizer,
+)
+from foveate.llava_uhd.checkpoint import convert_released_config, pair
+from foveate.views.image_processing import LlavaUHDImageProcessor
 
 # What a configuration of the authors' training code holds beside the language model's fields.
 LLAVA_FIELDS = {
@@ -152,6 +159,58 @@ def test_sharded_weights(tmp_path, batch):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     (tmp_path / "model.safetensors").unlink()
     assert same_logits(LlavaUHDForConditionalGeneration.from_pretrained(tmp_path), native, batch)
+
+
+PREPROCESSOR = {
+    "image_processor_type": "LlavaUhdImageProcessor",
+    "processor_class": "LlavaUhdV3Processor",
+    "auto_map": {
+        "AutoProcessor": "processing_llava_uhd_v3.LlavaUhdV3Processor",
+        "AutoImageProcessor": "image_processing_llava_uhd.LlavaUhdImageProcessor",
+    },
+    "scale_resolution": 64,
+    "patch_size": 10,  # the vision tower's is 4
+    "any_res": True,
+    "allow_upscale": True,
+}
+
+
+@pytest.mark.parametrize("preprocessor", [PREPROCESSOR, None])
+def test_processor_of_a_released_folder(tmp_path, pictures, preprocessor):
+    native = write_released(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens("<unused>")  # so that the placeholder gets the id that this model does not expect
+    Tokenizer.from_str(tokenizer.backend_tokenizer.to_str().replace("<image>", "<other>")).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    if preprocessor:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    processor = LlavaUHDProcessor.from_pretrained(tmp_path)
+    assert processor.image_token_id == 261
+    assert (processor.image_processor.patch_size, processor.image_processor.num_stages) == (4, 2)
+    assert processor.image_processor.upscale_factor == (1.4 if preprocessor else None)
+    assert processor.image_processor.scale_resolution == (64 if preprocessor else 1560)
+    small = {"scale_resolution": 64, "min_resolution": 16}
+    inputs = processor(images=pictures[0], text="<image>?", return_tensors="pt", images_kwargs=small)
+
+    loaded = LlavaUHDForConditionalGeneration.from_pretrained(tmp_path)
+    with pytest.raises(FoveateError, match=r"id 261, .* vocabulary \(0 to 259\) lacks"):
+        pair(loaded, processor)
+    loaded.resize_token_embeddings(262)
+    pair(loaded, processor)
+    theirs = inputs["input_ids"].masked_fill(inputs["input_ids"] == 261, 259)
+    with torch.no_grad():
+        expected = native(**{**inputs, "input_ids": theirs}).logits
+        assert torch.allclose(loaded(**inputs).logits[..., :260], expected, atol=1e-6)
+
+
+def test_a_pair_that_does_not_fit(qwen2, processor):
+    pair(qwen2, processor)
+    assert qwen2.config.image_token_id == 259
+    other = LlavaUHDProcessor(LlavaUHDImageProcessor(patch_size=4, num_stages=3), byte_tokenizer())
+    with pytest.raises(FoveateError, match="patch_size 4 and num_stages 3.*patch_size 4 and num_stages 2"):
+        pair(qwen2, other)
 
 
 def test_unknown_and_missing_weights_are_reported(tmp_path):

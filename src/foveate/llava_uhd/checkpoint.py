@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
@@ -73,9 +73,7 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     projector = config.get("mm_projector_type", "mlp")
     if projector != "mlp":
-        raise FoveateError(
-            f"mm_projector_type {projector!r} is not supported: LLaVA-UHD v3 has the projector 'mlp'"
-        )
+        raise FoveateError(f"mm_projector_type {projector!r} is not supported: LLaVA-UHD v3 has the projector 'mlp'")
     text_config = _text_config(config)
     image_token_id = config.get("image_token_id", config.get("image_token_index"))
     if image_token_id is None or image_token_id < 0:
@@ -85,14 +83,32 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
         "vision_config": _vision_config(config),
         "text_config": text_config,
         "image_token_id": image_token_id,
-        "tie_word_embeddings": bool(
-            text_config.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
-        ),
+        "tie_word_embeddings": bool(text_config.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         "architectures": ["LlavaUHDForConditionalGeneration"],
     }
-    return converted | {
-        name: config[name] for name in ("dtype", "torch_dtype") if config.get(name) is not None
-    }
+    return converted | {name: config[name] for name in ("dtype", "torch_dtype") if config.get(name) is not None}
+
+
+def pair(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Make a model take the processor's placeholder, which released configurations do not know.
+
+    Raises:
+        FoveateError: if the model's vocabulary lacks the placeholder, or the processor cuts images into
+            patches or stages that are not the vision tower's.
+    """
+    vision, image_processor = model.config.vision_config, processor.image_processor
+    expected, found = (
+        f"patch_size {part.patch_size} and num_stages {part.num_stages}" for part in (vision, image_processor)
+    )
+    if found != expected:
+        raise FoveateError(f"the image processor has {found}, but the vision tower has {expected}")
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if processor.image_token_id >= vocabulary:
+        raise FoveateError(
+            f"the placeholder {processor.image_token!r} has the id {processor.image_token_id}, which the "
+            f"model's vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first"
+        )
+    model.config.image_token_id = processor.image_token_id
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

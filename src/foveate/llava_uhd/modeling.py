@@ -410,9 +410,7 @@ def _repeat_images(
             own.append(images.pop(0))
             count -= own[-1][2] >> (2 * num_stages)
         if count:
-            raise FoveateError(
-                "the image placeholders of each prompt must be those of whole images, in order"
-            )
+            raise FoveateError("the image placeholders of each prompt must be those of whole images, in order")
         repeated += own * times
     if images:
         raise FoveateError(f"{len(images)} images have no placeholders in the prompts")

@@ -1,13 +1,22 @@
 """Processor of LLaVA-UHD: prompts and images in, model inputs out."""
 
+from os import PathLike
 from typing import Any
 
+from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.utils import cached_file
 
 from foveate.errors import FoveateError
+from foveate.views.image_processing import LlavaUHDImageProcessor
 from foveate.views.images import open_image
 
 from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
+from .checkpoint import is_released_config
+from .configuration import LlavaUHDConfig
+
+# Arguments of `from_pretrained` that say where a file is, and how to get it.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class LlavaUHDProcessor(ProcessorMixin):
@@ -47,6 +56,26 @@ class LlavaUHDProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> "LlavaUHDProcessor":
+        """Load the processor of a folder or Hub id, saved by `save_pretrained` or of the authors' layout.
+
+        The authors' folders hold a tokenizer without the placeholder, which is added, and settings of an
+        image processor or none; patch size and number of stages are those of the vision tower. None of the
+        Python code that such a folder may hold is run.
+        """
+        where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+        if not _is_released(pretrained_model_name_or_path, where):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = LlavaUHDConfig.from_pretrained(pretrained_model_name_or_path, **where)
+        grid = {name: getattr(config.vision_config, name) for name in ("patch_size", "num_stages")}
+        if _has_file(pretrained_model_name_or_path, "preprocessor_config.json", where):
+            image_processor = LlavaUHDImageProcessor.from_pretrained(pretrained_model_name_or_path, **grid, **where)
+        else:
+            image_processor = LlavaUHDImageProcessor(**grid)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config.text_config, **where)
+        return cls(image_processor, tokenizer, chat_template=kwargs.get("chat_template"))
+
     def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         """Open the images (see `foveate.views.images.open_image`), keeping how they are grouped.
 
@@ -70,8 +99,7 @@ class LlavaUHDProcessor(ProcessorMixin):
                 if found != count:
                     where = f"prompt {index}" if len(placeholders) > 1 else "the text"
                     raise FoveateError(
-                        f"{where} has {found} {self.image_token} placeholders, "
-                        f"but {count} images came with it"
+                        f"{where} has {found} {self.image_token} placeholders, but {count} images came with it"
                     )
         super().validate_inputs(images=images, text=text, **kwargs)
 
@@ -81,9 +109,7 @@ class LlavaUHDProcessor(ProcessorMixin):
         rows, columns = (int(side) for side in image_inputs["grid_hws"][image_idx])
         return self.image_token * ((rows >> num_stages) * (columns >> num_stages))
 
-    def _get_num_multimodal_tokens(
-        self, image_sizes: list[list[int]] | None = None, **kwargs: Any
-    ) -> MultiModalData:
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """Placeholders and patches of images of these sizes `(height, width)` in pixels, without the images.
 
         Servers call this name of `transformers` to plan memory.
@@ -93,13 +119,28 @@ class LlavaUHDProcessor(ProcessorMixin):
         options = {name: value for name, value in kwargs.items() if value is not None}
         processor = self.image_processor
         return MultiModalData(
-            num_image_tokens=[
-                processor.num_tokens(width, height, **options) for height, width in image_sizes
-            ],
+            num_image_tokens=[processor.num_tokens(width, height, **options) for height, width in image_sizes],
             num_image_patches=[
                 processor.get_number_of_image_patches(height, width, options) for height, width in image_sizes
             ],
         )
+
+
+def _is_released(name_or_path: str | PathLike[str], where: dict[str, Any]) -> bool:
+    """Whether a folder or Hub id has the authors' `config.json`."""
+    if not _has_file(name_or_path, "config.json", where):
+        return False
+    return is_released_config(PreTrainedConfig.get_config_dict(name_or_path, **where)[0])
+
+
+def _has_file(name_or_path: str | PathLike[str], file: str, where: dict[str, Any]) -> bool:
+    # An id that cannot be reached has no file here; what loads next says so.
+    quiet = {
+        "_raise_exceptions_for_gated_repo": False,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    return cached_file(name_or_path, file, **where, **quiet) is not None
 
 
 def _opened(images: Any) -> Any:
