@@ -218,8 +218,7 @@ def test_any_number_of_stages_packed_equals_alone(stages: list[int], method: str
     with torch.no_grad():
         together = model(patches, grids)
         alone = [
-            model(image, grid[None])
-            for image, grid in zip(patches.split(grids.prod(1).tolist()), grids, strict=True)
+            model(image, grid[None]) for image, grid in zip(patches.split(grids.prod(1).tolist()), grids, strict=True)
         ]
     assert torch.equal(together.grid_hws, grids // factor)
     expected = torch.cat([output.last_hidden_state for output in alone])
@@ -250,9 +249,7 @@ def test_stages_of_different_kinds_in_one_model() -> None:
     assert [len(hidden) for hidden in output.hidden_states] == [128, 32, 8, 2, 2]
 
 
-@pytest.mark.parametrize(
-    ("side", "tokens", "published"), [(512, 144, 163), (768, 361, 368), (1024, 625, 655)]
-)
+@pytest.mark.parametrize(("side", "tokens", "published"), [(512, 144, 163), (768, 361, 368), (1024, 625, 655)])
 def test_tokens_of_the_released_geometry(side: int, tokens: int, published: int) -> None:
     """Patch 10 and two stages: one token per 40 x 40 px; the published counts are side^2 / 1600."""
     config = ViTUHDConfig()
@@ -267,7 +264,5 @@ def test_grids_that_a_stage_cannot_divide_are_refused(stages: list[int], grid: l
     model = small_model(stages)
     grids = torch.tensor([[8, 8], grid])
     patches = torch.randn(64 + grid[0] * grid[1], 3, 4, 4)
-    with pytest.raises(
-        FoveateError, match=rf"image 1 has {grid[0]} x {grid[1]} .* multiples of {2 ** len(stages)}"
-    ):
+    with pytest.raises(FoveateError, match=rf"image 1 has {grid[0]} x {grid[1]} .* multiples of {2 ** len(stages)}"):
         model(patches, grids)

@@ -212,8 +212,7 @@ def test_the_same_numbers_as_minicpm_v(grids: list[tuple[int, int]]) -> None:
     with torch.no_grad():
         ours = layout.merged().unpack(stage(layout.windows(layout.pack(x))))
         theirs = [
-            merger(image[None], torch.tensor([grid]))[0]
-            for image, grid in zip(x.split(lengths), grids, strict=True)
+            merger(image[None], torch.tensor([grid]))[0] for image, grid in zip(x.split(lengths), grids, strict=True)
         ]
     torch.testing.assert_close(ours, torch.cat(theirs), rtol=0, atol=1e-10)
 

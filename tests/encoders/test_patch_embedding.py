@@ -43,9 +43,7 @@ def resize_one_dimension(source: int, target: int, antialias: bool) -> list[list
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize(("source", "target"), [*UP, *DOWN, (6, 6)])
-def test_bilinear_matrix_is_the_triangle_filter_on_both_axes(
-    source: int, target: int, antialias: bool
-) -> None:
+def test_bilinear_matrix_is_the_triangle_filter_on_both_axes(source: int, target: int, antialias: bool) -> None:
     matrix = resize_matrix(source, target, "bilinear", antialias)
     axis = resize_one_dimension(source, target, antialias)
     assert matrix.shape == (target * target, source * source)
@@ -115,7 +113,7 @@ def test_adjoint_equals_magnifying_the_patch(source: int, target: int, mode: str
 
 @pytest.mark.parametrize(("mode", "antialias"), FILTERS)
 def test_shrinking_reweights_the_kernel_sum_by_about_ten_per_cent(mode: str, antialias: bool) -> None:
-    """The flat-patch response of a single-tap kernel moves by up to 6-11 % from 14 to 10; a smooth one's hardly does."""
+    """From 14 to 10 the flat-patch response of a single-tap kernel moves by up to 6-11 %, a smooth one's hardly."""
     taps = torch.eye(14 * 14, dtype=torch.float64).view(-1, 1, 14, 14)
     moved = (resize_patch_kernel(taps, 10, mode=mode, antialias=antialias).sum((1, 2, 3)) - 1).abs().max()
     assert 0.05 < moved < 0.12

@@ -82,7 +82,7 @@ class EarlyCompressor(nn.Module):
             self.fc1.bias.copy_(block.mlp.fc1.bias)  # one token gets one bias: only the weights are quartered
 
     def attend(self, windows: torch.Tensor) -> torch.Tensor:
-        """y of the equations above: (M, 4, D) -> (M, 4, D). Tokens of different windows do not meet."""
+        """The y of the equations above, (M, 4, D) -> (M, 4, D). Tokens of different windows do not meet."""
         heads = self.wqkv(self.norm0(windows)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0

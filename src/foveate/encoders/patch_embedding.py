@@ -15,8 +15,8 @@ What this keeps depends on the direction:
   tell apart. The sum of the kernel (its answer to a flat patch) is then not exactly kept either: from 14 to 10 pixels
   each tap is re-weighted by 0.89 to 1.11, which smooth kernels average out to a fraction of a per cent.
 
-The adjoint method answers another question: ``w_new = U^T w``, with ``U`` the resize from ``t`` to ``s``, responds to a
-small patch exactly as ``w`` responds to that patch magnified to ``s x s``, for any pair of sizes, flat patches included.
+The adjoint method answers another question: ``w_new = U^T w``, with ``U`` the resize from ``t`` to ``s``, responds to
+a small patch exactly as ``w`` responds to that patch magnified to ``s x s``, for any two sizes, flat patches included.
 
 Neither the paper nor anything released states the interpolation that was used, so it is a parameter here. FlexiViT's
 own resize is bilinear and antialiased, which is the default.
@@ -60,9 +60,7 @@ def resize_matrix(source: int, target: int, mode: ResizeMode = "bilinear", antia
     if source == target:
         return torch.eye(source * source, dtype=torch.float64)
     one_hot_patches = torch.eye(source * source, dtype=torch.float64).view(-1, 1, source, source)
-    resized = F.interpolate(
-        one_hot_patches, size=(target, target), mode=mode, align_corners=False, antialias=antialias
-    )
+    resized = F.interpolate(one_hot_patches, size=(target, target), mode=mode, align_corners=False, antialias=antialias)
     return resized.flatten(1).T.contiguous()
 
 
