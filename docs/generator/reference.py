@@ -225,6 +225,6 @@ def _command_line() -> str:
             default = "" if parameter.default in (None, False, ()) or parameter.required else f"`{parameter.default}`"
             meaning = " ".join((getattr(parameter, "help", "") or "").split()).replace("|", "\\|")
             lines.append(f"| `{names}` | {'required' if parameter.required else default} | {meaning} |")
-        examples = re.sub(r"\[/?bold\]", "", command.epilog or "").replace("\\[", "[")
-        lines += ["", "```sh", *(line.strip() for line in examples.splitlines()[1:]), "```", ""]
+        examples = [line.strip() for line in command.examples.splitlines() if line.strip()]
+        lines += ["", "```sh", *examples, "```", ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -17,8 +17,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from foveate.commands.console import print_json
 from foveate.errors import FoveateError
@@ -40,12 +39,6 @@ TARGETS = {
 ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-def _examples(lines: str) -> str | None:
-    """The epilog of a command from the lines of its examples."""
-    examples = [line.strip() for line in lines.splitlines() if line.strip()]
-    return "\n".join(["[bold]Examples[/bold]", *(f"  {escape(line)}" for line in examples)]) if examples else None
-
-
 def _help(docstring: str | None) -> str:
     """A docstring as help: paragraphs reflowed, without the sections written for readers of the code."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring or ""))
@@ -53,7 +46,23 @@ def _help(docstring: str | None) -> str:
     return "\n\n".join(" ".join(text.split()) for text in prose)
 
 
-class LazyGroup(TyperGroup):
+class WithExamples:
+    """A command whose help ends with examples, one a line, as they are typed."""
+
+    examples = ""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, then the examples."""
+        super().format_help(ctx, formatter)  # ty: ignore[unresolved-attribute]
+        lines = [line.strip() for line in self.examples.splitlines() if line.strip()]
+        formatter.write("".join(["\n Examples\n", *(f"   {line}\n" for line in lines)]) if lines else "")
+
+
+class Command(WithExamples, TyperCommand):
+    """One command."""
+
+
+class LazyGroup(WithExamples, TyperGroup):
     """A group that lists its commands from one line each and imports the one that is run."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -73,21 +82,29 @@ class LazyGroup(TyperGroup):
         module = importlib.import_module(module_name)
         single = typer.Typer(add_completion=False, rich_markup_mode="rich")
         run = getattr(module, function)
-        single.command(name, help=_help(run.__doc__), epilog=_examples(getattr(module, "EXAMPLES", "")))(run)
-        return name, typer.main.get_command(single), rest
+        single.command(name, cls=Command, help=_help(run.__doc__))(run)
+        command = typer.main.get_command(single)
+        command.examples = getattr(module, "EXAMPLES", "")  # ty: ignore[unresolved-attribute]
+        return name, command, rest
 
 
-app = typer.Typer(
-    cls=LazyGroup,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    epilog=_examples(
-        """
+class _Foveate(LazyGroup):
+    examples = """
         foveate info
         foveate ask examples/receipt.png "What is the total?"
         foveate ask photo.jpg "What does the sign say?" --model path/or/hub-id --json
-        """
-    ),
+        foveate COMMAND --help
+    """
+
+
+class _Bench(LazyGroup):
+    examples = "foveate bench encoders --help"
+
+
+app = typer.Typer(
+    cls=_Foveate,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
     help=_help(
         """
         Multimodal models that read fewer visual tokens.
@@ -98,11 +115,7 @@ app = typer.Typer(
         """
     ),
 )
-bench = typer.Typer(
-    cls=LazyGroup,
-    rich_markup_mode="rich",
-    epilog=_examples("foveate bench encoders --help"),
-)
+bench = typer.Typer(cls=_Bench, rich_markup_mode="rich")
 app.add_typer(bench, name="bench")
 
 
