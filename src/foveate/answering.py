@@ -1,0 +1,443 @@
+"""`ask`: one question about one image, with an account of where the tokens and the time went.
+
+The account is taken from the run itself: hooks read the shapes and the clock while `generate` works, and are removed
+when it ends. They see every model of `AutoModelForImageTextToText`; a ViT-UHD also shows its stages.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TextStreamer
+
+from foveate.encoders import ViTUHDConfig, ViTUHDModel
+from foveate.errors import FoveateError
+from foveate.loading import load
+from foveate.views.images import open_image
+
+#: The parts of an answer's time, in order.
+PARTS = ("view", "encoder", "connector", "prefill", "decode")
+
+#: Where `transformers` keeps what maps encoder features into the language model's space.
+CONNECTORS = ("multi_modal_projector", "connector", "embed_vision", "aligner", "mm_projector", "qformer")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The tokens of the image at one point of the model.
+
+    Attributes:
+        name: such as ``"patches"`` or ``"stage 1"``.
+        grid: rows and columns of tokens, where the model keeps them as one grid.
+        tokens: number of tokens.
+        size: pixels of the resized image ``(width, height)`` that one token stands for, where that is known.
+        detail: what made these tokens, in words.
+    """
+
+    name: str
+    grid: tuple[int, int] | None
+    tokens: int
+    size: tuple[int, int] | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token counts of one answer.
+
+    Attributes:
+        read: image tokens that the language model reads.
+        unmerged: image tokens before any merging: one a patch.
+        text: text tokens of the prompt.
+        generated: tokens of the answer.
+    """
+
+    read: int
+    unmerged: int
+    text: int
+    generated: int
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What a content-adaptive stage looked at: one value for each token that entered it, as a map.
+
+    Attributes:
+        stage: name of the stage.
+        weight: ``(rows, columns)``, the weight of each token in its 2 x 2 window, averaged over channels. The four
+            weights of a window sum to 1; average pooling gives 1/4 everywhere.
+        spread: ``(rows, columns)``, root mean square over channels of the weight's distance from 1/4.
+    """
+
+    stage: str
+    weight: np.ndarray
+    spread: np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and where its tokens and its time went.
+
+    Attributes:
+        text: the answer.
+        question: what was asked.
+        model: the name of the model.
+        image_size: ``(width, height)`` in pixels of the image as given, upright.
+        view_size: ``(width, height)`` in pixels to which it was resized, where the model makes one view of it.
+        stages: the image's tokens from patches to what the language model reads.
+        tokens: token counts.
+        times: seconds for ``view`` (opening, resizing, patches, tokenising), ``encoder``, ``connector``, ``prefill``
+            (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which is a little
+            more than their sum. Parts that a model does not have are missing.
+        device: where the model ran.
+        pooling: for each content-adaptive stage what it looked at, if `ask` was told to keep it.
+    """
+
+    text: str
+    question: str
+    model: str
+    image_size: tuple[int, int]
+    view_size: tuple[int, int] | None
+    stages: list[Stage]
+    tokens: Tokens
+    times: dict[str, float]
+    device: str
+    pooling: list[Pooling] = field(default_factory=list, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain JSON values, without the pooling maps."""
+        document = {name: value for name, value in vars(self).items() if name != "pooling"}
+        document["stages"] = [asdict(stage) for stage in self.stages]
+        document["tokens"] = asdict(self.tokens)
+        return document
+
+
+def ask(
+    image: Any,
+    question: str,
+    model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
+    plan: object | None = None,
+    *,
+    max_new_tokens: int = 128,
+    stream: Callable[[str], object] | None = None,
+    keep_pooling: bool = False,
+) -> Answer:
+    """Answer one question about one image; always the same answer to the same question (greedy decoding).
+
+    Args:
+        image: a path, bytes, a PIL image or an array (see `foveate.views.images.open_image`).
+        question: the question, in plain words. Text that the model's tokenizer would take for a control token, such
+            as ``<image>``, is asked as text.
+        model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
+            last model loaded by name is kept for the next question.
+        plan: reserved for methods that shorten the sequence before or inside the language model.
+        max_new_tokens: length at which an answer is cut off.
+        stream: called with each piece of the answer's text as soon as it is final.
+        keep_pooling: also keep what the content-adaptive stages looked at, for a picture; the image is encoded once
+            more for it, outside of the measured times.
+
+    Raises:
+        FoveateError: the image cannot be read, the question is empty or too long, the model cannot be loaded or asked,
+            or a plan is given.
+    """
+    if plan is not None:
+        raise FoveateError(
+            f"plan={plan!r} cannot be followed: this release of foveate has no methods before or inside the language "
+            "model; tokens are reduced by the stages that a model was trained with. Leave the plan out."
+        )
+    if not isinstance(question, str) or not question.strip():
+        raise FoveateError("the question is empty: say in words what you want to know about the image.")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise FoveateError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}.")
+    net, processor, name = _model(model)
+
+    start = time.perf_counter()
+    picture = open_image(image)
+    inputs = _inputs(net, processor, picture, question)
+    length = inputs["input_ids"].shape[1]
+    _check_length(net, length, max_new_tokens)
+    trace = Trace(net)
+    view = time.perf_counter() - start
+
+    with torch.inference_mode(), trace.watching():
+        started = trace.now()
+        output = net.generate(
+            **inputs,
+            generation_config=_greedy(net, max_new_tokens),
+            streamer=None if stream is None else _Stream(_tokenizer(processor), stream),
+        )
+        finished = trace.now()
+    written = output[0] if net.config.is_encoder_decoder else output[0, length:]
+
+    times = {"view": view, **trace.times(finished), "total": view + finished - started}
+    stages, view_size = _stages(net, trace, inputs)
+    return Answer(
+        text=_tokenizer(processor).decode(written, skip_special_tokens=True).strip(),
+        question=question,
+        model=name,
+        image_size=picture.size,
+        view_size=view_size,
+        stages=stages,
+        tokens=Tokens(
+            read=stages[-1].tokens,
+            unmerged=max(stage.tokens for stage in stages),
+            text=length - _placeholders(net, inputs),
+            generated=len(written),
+        ),
+        times=times,
+        device=str(net.device),
+        pooling=_pooling(net, inputs) if keep_pooling else [],
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(name: str | None) -> tuple[Any, Any]:
+    return load(name)
+
+
+def _model(model: Any) -> tuple[Any, Any, str]:
+    """Model, processor and a name for them."""
+    if isinstance(model, tuple):
+        if len(model) != 2 or not isinstance(model[0], nn.Module) or not callable(model[1]):
+            raise FoveateError("as a tuple, model must be (model, processor), as foveate.load returns them.")
+        net, processor = model
+        return net, processor, getattr(net, "name_or_path", "") or type(net).__name__
+    if model is not None and not isinstance(model, (str, os.PathLike)):
+        raise FoveateError(
+            f"model must be a folder, a Hub id or (model, processor), not {type(model).__name__}; a model alone does "
+            "not know how to read text and images."
+        )
+    name = None if model is None else os.fspath(model)
+    return *_kept(name), name or "embedded"
+
+
+def _tokenizer(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", processor)
+
+
+def _inputs(net: Any, processor: Any, picture: Any, question: str) -> Any:
+    """The model's inputs for one user turn: the image, then the question."""
+    question = as_plain_text(question.strip(), _tokenizer(processor))
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    else:
+        placeholder = getattr(processor, "image_token", "")
+        inputs = processor(images=picture, text=f"{placeholder}{question}", return_tensors="pt")
+    return inputs.to(net.device, dtype=net.dtype)
+
+
+def as_plain_text(text: str, tokenizer: Any) -> str:
+    """`text` in which no token with a special meaning (placeholders, ends of turns) can be read any more.
+
+    A space behind the first character of such a token breaks it: ``<image>`` becomes ``< image>``. Without it, a
+    question could stand for an image that is not there, or end the user's turn.
+    """
+    special = set(tokenizer.all_special_tokens)
+    special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = {token for token in special if len(token) > 1}
+    while found := [token for token in special if token in text]:
+        for token in found:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def _check_length(net: Any, length: int, max_new_tokens: int) -> None:
+    longest = getattr(net.config.get_text_config(), "max_position_embeddings", None)
+    if longest and length + max_new_tokens > longest:
+        raise FoveateError(
+            f"image and question take {length} tokens; with max_new_tokens={max_new_tokens} that is more than the "
+            f"{longest} positions of this model: ask a shorter question, or give a smaller image."
+        )
+
+
+def _greedy(net: Any, max_new_tokens: int) -> Any:
+    """The model's own generation settings without sampling, so that an answer can be repeated."""
+    settings = copy.deepcopy(net.generation_config)
+    settings.do_sample = False
+    settings.temperature = settings.top_p = settings.top_k = settings.min_p = settings.typical_p = None
+    settings.num_beams, settings.num_return_sequences = 1, 1
+    settings.max_length, settings.max_new_tokens = None, max_new_tokens
+    return settings
+
+
+class _Stream(TextStreamer):
+    """Hands finished text to a function instead of printing it."""
+
+    def __init__(self, tokenizer: Any, receive: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.receive = receive
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass on a piece of text, if there is one."""
+        if text:
+            self.receive(text)
+
+
+class Trace:
+    """What the parts of a model do in one run: when they start and end, and how many tokens they put out.
+
+    Attributes:
+        tokens: tokens that a part gave in its first run: ``"encoder"``, ``"connector"``, and for a ViT-UHD
+            ``"patches"`` and the index of each block with a stage.
+    """
+
+    def __init__(self, net: Any) -> None:
+        self.device = net.device
+        base = net.base_model
+        self.encoder = _other_than(net, net.get_encoder(modality="image"))
+        self.connector = next((found for name in CONNECTORS if (found := getattr(base, name, None)) is not None), None)
+        self.language_model = _other_than(net, net.get_decoder())
+        self.tokens: dict[str | int, int] = {}
+        self._spans: dict[str, list[tuple[float, float]]] = {}
+
+    def now(self) -> float:
+        """Seconds on a clock that waits for the device to finish what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """Read shapes and clock of the parts while the block runs; afterwards the model has no hooks of ours."""
+        with ExitStack() as hooks:
+            parts = ("encoder", self.encoder), ("connector", self.connector), ("language_model", self.language_model)
+            for name, part in parts:
+                if part is not None:
+                    self._time(hooks, name, part)
+            if isinstance(self.encoder, ViTUHDModel):
+                self._count(hooks, "patches", self.encoder.patch_embed)
+                for index in self.encoder.config.merger_layer_index:
+                    self._count(hooks, index, self.encoder.get_submodule(f"encoder.blocks.{index}.merger"))
+            yield
+
+    def _time(self, hooks: ExitStack, name: str, part: nn.Module) -> None:
+        begun: list[float] = []
+
+        def before(*_: Any) -> None:
+            begun.append(self.now())
+
+        def after(_part: nn.Module, _inputs: Any, output: Any) -> None:
+            self._spans.setdefault(name, []).append((begun.pop(), self.now()))
+            self.tokens.setdefault(name, _tokens_of(output))
+
+        hooks.callback(part.register_forward_pre_hook(before).remove)
+        hooks.callback(part.register_forward_hook(after).remove)
+
+    def _count(self, hooks: ExitStack, name: str | int, part: nn.Module) -> None:
+        def after(_part: nn.Module, _inputs: Any, output: Any) -> None:
+            self.tokens.setdefault(name, _tokens_of(output))
+
+        hooks.callback(part.register_forward_hook(after).remove)
+
+    def times(self, finished: float) -> dict[str, float]:
+        """Seconds in each part; decoding is what follows the language model's first run, until `finished`."""
+        times = {}
+        for name in ("encoder", "connector"):
+            if spans := self._spans.get(name):
+                times[name] = sum(end - start for start, end in spans)
+        if spans := self._spans.get("language_model"):
+            first_start, first_end = spans[0]
+            times |= {"prefill": first_end - first_start, "decode": finished - first_end}
+        return times
+
+
+def _other_than(net: Any, part: Any) -> nn.Module | None:
+    """`part`, unless the look-up of transformers fell back to the model itself."""
+    return part if isinstance(part, nn.Module) and part is not net and part is not net.base_model else None
+
+
+def _tokens_of(output: Any) -> int:
+    """Number of tokens in a module's output: all axes of its features but the last."""
+    if not isinstance(output, torch.Tensor):
+        output = getattr(output, "last_hidden_state", None) if hasattr(output, "last_hidden_state") else output[0]
+    return output.numel() // output.shape[-1] if isinstance(output, torch.Tensor) and output.numel() else 0
+
+
+def _placeholders(net: Any, inputs: Any) -> int:
+    """Positions of the prompt that image tokens fill."""
+    token = getattr(net.config, "image_token_id", None)
+    if token is None:
+        token = getattr(net.config, "image_token_index", None)
+    return 0 if token is None else int((inputs["input_ids"] == token).sum())
+
+
+def _stages(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[int, int] | None]:
+    """The image's tokens along the way, and the size of the view where there is one."""
+    read = _placeholders(net, inputs)
+    if isinstance(trace.encoder, ViTUHDModel):
+        return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"][0].tolist())
+    encoded = trace.tokens.get("encoder", 0)
+    grids = inputs.get("image_grid_thw")
+    patches = int(grids.prod(-1).sum()) if grids is not None else encoded
+    stages = []
+    if patches:
+        stages.append(Stage("patches", None, patches, None, "tokens of the vision encoder"))
+    read = read if read > 1 else trace.tokens.get("connector", encoded)
+    stages.append(Stage("language model", None, read, None, "image tokens that the language model reads"))
+    return stages, None
+
+
+def _vit_uhd_stages(
+    config: ViTUHDConfig, tokens: dict[str | int, int], grid: list[int]
+) -> tuple[list[Stage], tuple[int, int]]:
+    rows, columns = grid
+    side = config.patch_size
+    view_size = (columns * side, rows * side)
+    stages = [
+        Stage("patches", (rows, columns), tokens["patches"], (side, side), f"one token for {side} x {side} pixels")
+    ]
+    for number, (index, method) in enumerate(zip(config.merger_layer_index, config.stage_methods, strict=True), 1):
+        rows, columns, side = rows // 2, columns // 2, side * 2
+        detail = f"{method} pooling of 2 x 2 tokens after block {index + 1} of {config.num_hidden_layers}"
+        stages.append(Stage(f"stage {number}", (rows, columns), tokens[index], (side, side), detail))
+    return stages, view_size
+
+
+def _pooling(net: Any, inputs: Any) -> list[Pooling]:
+    """What each content-adaptive stage looks at in the image, from one more run of the encoder."""
+    encoder = net.get_encoder(modality="image")
+    if not isinstance(encoder, ViTUHDModel):
+        return []
+    found: list[Pooling] = []
+    rows, columns = inputs["grid_hws"][0].tolist()
+    with ExitStack() as hooks, torch.inference_mode():
+        for number, index in enumerate(encoder.config.merger_layer_index):
+            merger = encoder.get_submodule(f"encoder.blocks.{index}.merger")
+            if not hasattr(merger, "weights"):
+                continue
+            grid = (rows >> number, columns >> number)
+
+            def before(
+                stage: Any, windows: tuple[torch.Tensor], name: str = f"stage {number + 1}", grid: Any = grid
+            ) -> None:
+                weights = stage.weights(windows[0]).float()
+                maps = weights.mean(-1), (weights - 0.25).square().mean(-1).sqrt()
+                found.append(Pooling(name, *(_as_map(values, grid) for values in maps)))
+
+            hooks.callback(merger.register_forward_pre_hook(before).remove)
+        encoder(pixel_values=inputs["pixel_values"], grid_hws=inputs["grid_hws"])
+    return found
+
+
+def _as_map(values: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """Values of windows ``(M, 4)``, row-major windows and tokens, at their place in the grid ``(rows, columns)``."""
+    rows, columns = grid
+    placed = values.reshape(rows // 2, columns // 2, 2, 2).permute(0, 2, 1, 3)
+    return placed.reshape(rows, columns).cpu().numpy()

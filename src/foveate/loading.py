@@ -1,0 +1,140 @@
+"""`load`: a model and its processor, from the package itself, from a folder or from the Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from foveate.errors import FoveateError
+
+#: Folder of the model that ships with foveate.
+EMBEDDED = Path(__file__).with_name("embedded")
+
+#: Half-precision models up to this size are widened on a CPU, where float32 is faster and as cheap to hold.
+WIDEN_UP_TO_BYTES = 2**31
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+) -> tuple[Any, Any]:
+    """Load a model that answers questions about images, and its processor.
+
+    Args:
+        name: a folder, or the id of a model on the Hugging Face Hub: LLaVA-UHD, or any model of
+            `AutoModelForImageTextToText`. `None` is the model embedded in foveate.
+        dtype: ``"auto"`` keeps the precision of the checkpoint, but widens bfloat16 and float16 to float32 on a CPU
+            if the model then takes less than 2 GiB; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
+        device: such as ``"cpu"`` or ``"cuda:0"``; by default the first GPU, or the CPU where there is none.
+
+    Returns:
+        The model, in evaluation mode on the device, and its processor.
+
+    Raises:
+        FoveateError: there is no such model, it cannot be reached offline, it answers no questions about images, it
+            needs a package that is missing, or the device or dtype does not exist.
+    """
+    location = str(EMBEDDED) if name is None else os.fspath(name)
+    _check_location(location, embedded=name is None)
+    target, precision = _device(device), _dtype(dtype)
+    shown = "the embedded model" if name is None else repr(location)
+    with _explained(shown):
+        config = AutoConfig.from_pretrained(location)
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise FoveateError(
+                f"{shown} is a {config.model_type!r} model, which does not answer questions about images: foveate asks "
+                "models of transformers' AutoModelForImageTextToText."
+            )
+        with _progress_bars_hidden(Path(location).is_dir()):
+            model = AutoModelForImageTextToText.from_pretrained(location, dtype=precision)
+        processor = AutoProcessor.from_pretrained(location)
+    if precision == "auto" and target.type == "cpu" and 4 * model.num_parameters() <= WIDEN_UP_TO_BYTES:
+        model = model.float()
+    return model.to(target).eval(), processor
+
+
+def _check_location(location: str, embedded: bool) -> None:
+    """Tell a missing or wrong folder from a Hub id before anything is looked up."""
+    path = Path(location)
+    if embedded and not (path / "config.json").is_file():
+        raise FoveateError(
+            "this installation of foveate has no embedded model: name a folder or a Hub id, or reinstall foveate."
+        )
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FoveateError(f"{location!r} holds no model: there is no config.json in that folder.")
+    elif path.exists():
+        raise FoveateError(f"{location!r} is a file; name the folder that holds the model's config.json.")
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) or location.startswith("."):
+        raise FoveateError(f"there is no folder {location!r}, and it cannot be a Hub id, which reads 'owner/name'.")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise FoveateError(f"cannot use device {str(device)!r} here: {reason}.") from None
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if dtype in ("auto",) or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    if dtype in DTYPES:
+        return getattr(torch, str(dtype))
+    raise FoveateError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+
+
+@contextmanager
+def _progress_bars_hidden(hidden: bool) -> Generator[None]:
+    """Hide transformers' bar of loaded weights, which is no news where nothing is downloaded."""
+    if not hidden or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(shown: str) -> Generator[None]:
+    """Turn what transformers and the Hub raise for a wrong name into one sentence that says what to do."""
+    try:
+        yield
+    except FoveateError:
+        raise
+    except ImportError as error:
+        raise FoveateError(f"{shown} needs a package that is not installed: {_first_line(error)}") from error
+    except OSError as error:  # also what an unknown id, no network and a missing file of the repository give
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+        hint = (
+            "it is not in the local cache, and HF_HUB_OFFLINE forbids to download it"
+            if offline
+            else "neither a folder nor a model that the Hugging Face Hub gives out to you, or the network is down"
+        )
+        raise FoveateError(f"cannot load {shown}: {hint} ({_first_line(error)})") from error
+    except (ValueError, KeyError) as error:
+        raise FoveateError(f"cannot load {shown}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."

@@ -1,0 +1,95 @@
+"""Random models, small enough to make in a test, saved as a user's folder would hold them."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from foveate import (
+    LlavaUHDConfig,
+    LlavaUHDForConditionalGeneration,
+    LlavaUHDImageProcessor,
+    LlavaUHDProcessor,
+    ViTUHDConfig,
+)
+from foveate.llava_uhd import byte_tokenizer
+
+SPREAD = 0.3  # large initial weights, so that answers depend on every input
+
+
+def text_config() -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=258,
+        pad_token_id=256,
+        initializer_range=SPREAD,
+    )
+
+
+def save_llava_uhd(
+    folder: Path, methods: tuple[str, ...] = ("content-adaptive", "content-adaptive"), dtype=torch.float32
+) -> Path:
+    """LLaVA-UHD with a patch of 4 pixels and one stage for each method; images have 64 x 64 pixels at most."""
+    torch.manual_seed(0)
+    vision = ViTUHDConfig(
+        patch_size=4,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        merger_layer_index=list(range(len(methods))),
+        merging_method=list(methods),
+        init_pos_emb_height=4,
+        init_pos_emb_width=4,
+        initializer_range=SPREAD,
+    )
+    model = LlavaUHDForConditionalGeneration(
+        LlavaUHDConfig(vision_config=vision, text_config=text_config(), image_token_id=259)
+    )
+    for block in model.model.vision_tower.encoder.blocks:
+        if block.merger is not None and hasattr(block.merger, "weights"):
+            torch.nn.init.normal_(block.merger.attn_layer[2].weight)  # stages that prefer some tokens to others
+    images = LlavaUHDImageProcessor(patch_size=4, num_stages=len(methods), scale_resolution=64, min_resolution=None)
+    model.to(dtype).save_pretrained(folder)
+    LlavaUHDProcessor(images, byte_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def save_llava(folder: Path) -> Path:
+    """LLaVA of transformers itself: a CLIP tower that sees 8 x 8 patches, all of which are read."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=4
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text_config(), image_token_index=259)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    LlavaProcessor(
+        CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        chat_template=tokenizer.chat_template,
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
