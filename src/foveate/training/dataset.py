@@ -57,7 +57,7 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
         if len(problems) > len(shown):
             shown.append(f"and {len(problems) - len(shown)} more")
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        raise FoveateError(f"{path} has {count}:\n" + "\n".join(shown))
+        raise FoveateError(f"{path} has {count}:\n" + ";\n".join(shown))
     if not examples:
         raise FoveateError(f"{path} holds no conversations.")
     return examples

@@ -71,9 +71,9 @@ def cell_map(
     column = np.floor(x * (columns * patch_size / image_size[0]) / (patch_size / 2)).astype(np.int64)
     row = np.floor(y * (rows * patch_size / image_size[1]) / patch_size).astype(np.int64)
     inside = (column >= 0) & (column < 2 * columns) & (row >= 0) & (row < rows)
-    # Of equal indices the last assignment stays, so the first character must be assigned last.
-    row, column, classes = row[inside][::-1], column[inside][::-1], classes[inside][::-1]
-    cells[row, column] = classes
+    # `unique` gives the first of equal places; assigning to equal places directly would keep an arbitrary one.
+    places, first = np.unique(row[inside] * 2 * columns + column[inside], return_index=True)
+    cells.reshape(-1)[places] = classes[inside][first]
     return cells
 
 

@@ -1,0 +1,25 @@
+"""A processor and a model of the size that tests can train."""
+
+import pytest
+from small_training import TEXT, VISION
+
+from foveate.training.building import new_model
+from foveate.training.recipe import NewModel
+
+
+@pytest.fixture(scope="session")
+def _built():
+    images = {"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}
+    return new_model(NewModel(VISION, TEXT, images=images), seed=0)
+
+
+@pytest.fixture(scope="session")
+def processor(_built):
+    """Patches of 8 px, two stages: a token stands for 32 x 32 px."""
+    return _built[1]
+
+
+@pytest.fixture
+def model(_built):
+    """Read it, do not change it."""
+    return _built[0]

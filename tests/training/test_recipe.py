@@ -1,0 +1,139 @@
+"""A recipe says what it means, or the error says where it does not."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from small_training import recipe, small_stage
+
+from foveate import FoveateError
+from foveate.training.recipe import Schedule, parse_recipe, read_recipe
+
+RENDERED = [{"rendered": {}}]
+SHIPPED = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path):
+    assert read_recipe(path).stages
+
+
+def test_values_arrive_with_their_types():
+    stage = small_stage(
+        [{"rendered": {"sizes": {"width": [64, 96], "height": [32, 64]}}, "weight": 2}, {"easy_vqa": True}],
+        loss={"answer": 0.5, "cells": 1},
+        schedule={"kind": "linear", "warmup": 10},
+        train={"vision_tower": "1e-3", "heads": 2},
+    )
+    result = parse_recipe(recipe(Path("out"), stage))
+    (one,) = result.stages
+    assert one.data[0].rendered.sizes.width == (64, 96)
+    assert one.data[0].weight == 2.0
+    assert isinstance(one.data[0].weight, float)
+    assert one.data[1].easy_vqa is True
+    assert one.loss.cells == 1.0
+    assert one.schedule.warmup == 10
+    assert one.train == {"vision_tower": 1e-3, "heads": 2.0}
+    assert result.model.pretrained is None
+
+
+def test_from_names_a_pretrained_model():
+    content = recipe(Path("out"), small_stage(RENDERED), model={"from": "some/model"})
+    assert parse_recipe(content).model.pretrained == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"loss": {"cels": 1}}, ["stages[0].loss", "cels", "cells"]),
+        ({"step": 5}, ["stages[0]", "step", "steps"]),
+        ({"steps": "many"}, ["stages[0].steps", "whole number", "many"]),
+        ({"steps": True}, ["stages[0].steps", "whole number"]),
+        ({"steps": 0}, ["stages[0].steps", "at least 1"]),
+        ({"data": []}, ["stages[0].data"]),
+        ({"data": [{}]}, ["stages[0].data[0]", "exactly one"]),
+        ({"data": [{"rendered": {}, "easy_vqa": True}]}, ["stages[0].data[0]", "exactly one"]),
+        ({"data": [{"rendered": {"sizes": {"width": [64, 32], "height": [32, 64]}}}]}, ["sizes.width", "64"]),
+        ({"data": [{"rendered": {"sizes": {"width": [64], "height": [32, 64]}}}]}, ["sizes.width", "2 values"]),
+        ({"data": [{"rendered": {"difficulty": [0.5, 1.5]}}]}, ["rendered.difficulty", "1.5"]),
+        ({"data": [{"rendered": {"tasks": {"read_word": 0}}}]}, ["tasks.read_word", "not positive"]),
+        ({"train": {}}, ["stages[0].train", "vision_tower"]),
+        ({"train": {"vision": 1e-3}}, ["stages[0].train", "vision", "vision_tower"]),
+        ({"train": {"vision_tower": 0}}, ["train.vision_tower", "not positive"]),
+        ({"train": {"heads": 1e-3}}, ["train.heads", "losses"]),
+        ({"loss": {"answer": 0, "cells": 1}, "train": {"connector": 1e-3}}, ["train.connector", "losses"]),
+        ({"loss": {"answer": 0}}, ["stages[0].loss", "weight 0"]),
+        ({"loss": {"answer": -1}}, ["loss.answer", "negative"]),
+        ({"schedule": {"kind": "cosin"}}, ["schedule.kind", "cosine"]),
+        ({"schedule": {"final": 2}}, ["schedule.final"]),
+        ({"groups": 3}, ["groups", "batch of 4"]),
+        ({"name": "a/b"}, ["stages[0].name", "a/b"]),
+    ],
+)
+def test_mistakes_in_a_stage_are_named_with_their_place(changes, words):
+    with pytest.raises(FoveateError) as error:
+        parse_recipe(recipe(Path("out"), small_stage(RENDERED) | changes))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"stages": []}, ["stages"]),
+        ({"stages": [small_stage(RENDERED)] * 2}, ["same name", "one"]),
+        ({"model": {}}, ["model", "from", "new"]),
+        ({"model": {"from": "a", "new": {"vision": {}, "text": {}}}}, ["model", "not both"]),
+        ({"model": {"new": {"vision": {}}}}, ["model.new", "text", "missing"]),
+        ({"model": "small"}, ["model", "small"]),
+        ({"keep": 0}, ["keep"]),
+        ({"outputs": "x"}, ["unknown key", "output"]),
+    ],
+)
+def test_mistakes_outside_stages_are_named(changes, words):
+    with pytest.raises(FoveateError) as error:
+        parse_recipe(recipe(Path("out"), small_stage(RENDERED)) | changes)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_missing_key_is_named():
+    content = recipe(Path("out"), small_stage(RENDERED))
+    del content["stages"][0]["steps"]
+    with pytest.raises(FoveateError, match=r"stages\[0\]: the key steps is missing"):
+        parse_recipe(content)
+
+
+def test_errors_of_files_name_the_file(tmp_path):
+    with pytest.raises(FoveateError, match=r"absent\.yaml"):
+        read_recipe(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("stages: [1, 2", encoding="utf-8")
+    with pytest.raises(FoveateError, match=r"broken\.yaml is not valid YAML.*line 1"):
+        read_recipe(broken)
+    broken.write_text("- a list", encoding="utf-8")
+    with pytest.raises(FoveateError, match=r"broken\.yaml: recipe: expected keys"):
+        read_recipe(broken)
+
+
+def test_data_paths_are_relative_to_the_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    data = [{"files": {"path": "rows.jsonl", "images": "pictures"}}]
+    path.write_text(yaml.safe_dump(recipe(Path("out"), small_stage(data))), encoding="utf-8")
+    files = read_recipe(path).stages[0].data[0].files
+    assert Path(files.path) == tmp_path / "rows.jsonl"
+    assert Path(files.images) == tmp_path / "pictures"
+    assert read_recipe(path).output == "out"
+
+
+def test_schedules():
+    cosine = Schedule("cosine", warmup=4, final=0.1)
+    assert [cosine.factor(step, 104) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert cosine.factor(4, 104) == 1.0
+    assert math.isclose(cosine.factor(54, 104), 0.55)
+    assert math.isclose(cosine.factor(104, 104), 0.1)
+    assert math.isclose(cosine.factor(500, 104), 0.1)
+    linear = Schedule("linear", final=0.5)
+    assert [linear.factor(step, 10) for step in (0, 5, 10)] == [1.0, 0.75, 0.5]
+    assert Schedule("constant", warmup=2).factor(1000, 10) == 1.0
