@@ -30,6 +30,7 @@ BARS = [(66, 133, 190), (66, 133, 190), (66, 133, 190), (222, 122, 48), (66, 133
 
 
 def mono(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans Mono at a size in pixels."""
     return ImageFont.truetype(str(MONOSPACE / f"DejaVuSansMono{'-Bold' if bold else ''}.ttf"), size)
 
 
