@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .fields import ASK, HELD_OUT, TRAIN, FieldKind, fill
 from .fonts import Face
 from .page import Brief, DoesNotFit, Drawn, Page
-from .paper import Colour, colours, sheet
+from .paper import Colour, apart, colours, sheet
 from .questions import ask, yes_no
 from .textpages import any_string
 
@@ -236,7 +236,7 @@ def _form(brief: Brief) -> tuple[Page, list[Filled], dict[str, object]]:
     cap = min(fits, rng.uniform(brief.least_cap, 26))
     face, bold = font.face(cap), label_font.face(cap)
     paper, ink = colours(rng, brief.difficulty)
-    page = Page(sheet(rng, brief.width, brief.height, paper, brief.difficulty))
+    page = Page(sheet(rng, brief.width, brief.height, paper, brief.difficulty), apart(paper, ink))
     spare_x, spare_y = brief.width - 2 * margin - widest * cap * 1.05, brief.height - 2 * margin - step * cap
     left = margin + max(0, spare_x) * rng.random() * 0.6
     top = margin + max(0, spare_y) * rng.random()

@@ -76,8 +76,9 @@ class Brief:
 class Page:
     """An RGB image, its drawing pen, and the characters drawn so far."""
 
-    def __init__(self, image: Image.Image) -> None:
+    def __init__(self, image: Image.Image, contrast: float = 200.0) -> None:
         self.image = image
+        self.contrast = contrast  # difference of luminance of paper and ink, 0 to 255
         self.draw = ImageDraw.Draw(image)
         self.characters: list[Character] = []
         self.boxes: list[Box] = []  # ink of each character, in the same order

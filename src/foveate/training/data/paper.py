@@ -42,9 +42,16 @@ def luminance(colour: Colour) -> float:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
-def colours(rng: random.Random, difficulty: float) -> tuple[Colour, Colour]:
-    """Paper and ink of a document, at least 70 (of 255) apart in luminance."""
+def apart(one: Colour, other: Colour) -> float:
+    """Difference of luminance, 0 to 255."""
+    return abs(luminance(one) - luminance(other))
+
+
+def colours(rng: random.Random, difficulty: float, dark: bool = True) -> tuple[Colour, Colour]:
+    """Paper and ink of a document, at least 80 (of 255) apart in luminance; `dark`: light ink on dark paper too."""
     kind = rng.random()
+    if not dark:
+        kind = max(kind, 0.12)
     if kind > difficulty * 0.75:
         paper = (rng.randint(238, 255),) * 3
         return paper, (rng.randint(0, 60),) * 3
@@ -58,7 +65,7 @@ def colours(rng: random.Random, difficulty: float) -> tuple[Colour, Colour]:
         else:
             paper = tuple(rng.randint(185, 255) for _ in range(3))
             ink = tuple(rng.randint(0, 130) for _ in range(3))
-        if abs(luminance(paper) - luminance(ink)) >= 70:
+        if apart(paper, ink) >= 80:
             return paper, ink
 
 
@@ -120,10 +127,12 @@ def degrade(
     grey: bool | None = None,
     turn: bool = True,
     colour_matters: bool = False,
+    contrast: float = 200.0,
 ) -> tuple[Image.Image, list[Character]]:
     """The page as a camera, a scanner or a careless save leaves it, and where its characters are then.
 
-    `grey`: turn into grey levels (None: sometimes). `colour_matters`: never take colours away.
+    `grey`: turn into grey levels (None: sometimes). `colour_matters`: never take colours away. `contrast`: difference
+    of luminance between paper and ink; noise stays well below it.
     """
     if difficulty <= 0:
         return image, characters
@@ -135,9 +144,9 @@ def degrade(
             low, high = rng.randint(0, 60), rng.randint(185, 255)
             image = image.point([min(255, max(0, int((v - low) * 255 / (high - low)))) for v in range(256)])
     if rng.random() < 0.25 * difficulty:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.3 + 0.5 * difficulty)))
+        image = image.filter(ImageFilter.BoxBlur(rng.uniform(0.2, 0.25 + 0.5 * difficulty)))
     if rng.random() < 0.4 * difficulty:
-        strength = rng.uniform(1, 4 + 10 * difficulty)
+        strength = min(rng.uniform(1, 4 + 10 * difficulty), 0.1 * contrast)
         pixels = np.asarray(image).astype(np.int16)
         grain = (noise(rng, image.width, image.height, rng.choice((1, 1, 2))) * strength).astype(np.int16)
         pixels += grain if pixels.ndim == 2 else grain[:, :, None]

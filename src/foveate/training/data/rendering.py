@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import documents, shapes, textpages
+from . import documents, receipts, shapes, signs, tables, textpages
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import degrade
 from .sample import Sample
@@ -33,6 +33,14 @@ _TASKS: dict[str, Task] = {
     "transcribe": Task(textpages.transcribe, (80, 48), (0.7, 3.5), 2.0),
     "read_field": Task(documents.read_field, (96, 64), (0.6, 2.6), 4.0),
     "document_yes_no": Task(documents.document_yes_no, (96, 64), (0.6, 2.6), 1.0),
+    "receipt_company": Task(receipts.receipt_company, (128, 144), (0.35, 1.1), 1.0),
+    "receipt_date": Task(receipts.receipt_date, (128, 144), (0.35, 1.1), 1.0),
+    "receipt_total": Task(receipts.receipt_total, (128, 144), (0.35, 1.1), 1.0),
+    "receipt_address": Task(receipts.receipt_address, (128, 144), (0.35, 1.1), 1.0),
+    "receipt_detail": Task(receipts.receipt_detail, (128, 144), (0.35, 1.1), 1.0),
+    "sign": Task(signs.sign, (64, 48), (0.5, 2.5), 2.0, True),
+    "table_cell": Task(tables.table_cell, (112, 64), (0.7, 2.4), 2.0),
+    "table_row": Task(tables.table_row, (112, 64), (0.7, 2.4), 1.0),
     "count_shapes": Task(shapes.count_shapes, (64, 64), (0.5, 2.0), 1.5, True, False),
     "shape_colour": Task(shapes.shape_colour, (64, 64), (0.5, 2.0), 1.0, True, False),
     "shape_kind": Task(shapes.shape_kind, (64, 64), (0.5, 2.0), 1.0, True, False),
@@ -41,7 +49,7 @@ _TASKS: dict[str, Task] = {
 }
 TASKS: tuple[str, ...] = tuple(_TASKS)
 LARGEST_SIDE = 2048
-_ATTEMPTS = 60
+_ATTEMPTS = 150
 
 
 def smallest_size(task: str) -> tuple[int, int]:
@@ -121,7 +129,13 @@ def render(
         except DoesNotFit:
             continue
         image, characters = degrade(
-            rng, page.image, page.characters, difficulty, turn=what.turn, colour_matters=what.colour_matters
+            rng,
+            page.image,
+            page.characters,
+            difficulty,
+            turn=what.turn,
+            colour_matters=what.colour_matters,
+            contrast=page.contrast,
         )
         meta = {"split": split, "seed": seed, "difficulty": difficulty, "attempt": attempt, **drawn.meta}
         return Sample(image, drawn.question, drawn.answer, task, characters, meta)

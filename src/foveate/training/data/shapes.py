@@ -101,6 +101,11 @@ def _clash(groups: tuple[set[str], ...], name: str, others: set[str]) -> bool:
     return any(name in group and (group - {name}) & others for group in groups)
 
 
+def look_alike(colour: str, others: set[str]) -> bool:
+    """Whether `colour` is one of `others` or could be taken for one."""
+    return colour in others or _clash(_NEAR, colour, others)
+
+
 def _palette(brief: Brief, ground: str) -> tuple[list[str], list[str]]:
     """Kinds and colours that may appear together on a ground of the named colour."""
     rng, d = brief.rng, brief.difficulty
@@ -114,7 +119,7 @@ def _palette(brief: Brief, ground: str) -> tuple[list[str], list[str]]:
             kinds.append(kind)
     colours: list[str] = []
     for colour in every_colour:
-        if colour != ground and not _clash(_NEAR, colour, set(colours)) and not _clash(_NEAR, colour, {ground}):
+        if not look_alike(colour, {ground, *colours}):
             colours.append(colour)
     return kinds[: rng.randint(2, 5)], colours[: rng.randint(2, 6)]
 

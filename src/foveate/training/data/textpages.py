@@ -6,7 +6,7 @@ import random
 
 from .fonts import Face
 from .page import Brief, DoesNotFit, Drawn, Page
-from .paper import colours, degrade, sheet
+from .paper import apart, colours, degrade, sheet
 from .questions import ORDINALS, ask
 from .sample import Sample
 from .words import Vocabulary
@@ -90,7 +90,7 @@ def render_text_page(
         raise ValueError(f"caps must be (smallest, largest) with 4 <= smallest <= largest, got {caps}")
     brief = Brief(rng, split, width, height, difficulty)
     paper, ink = colours(rng, difficulty)
-    page = Page(sheet(rng, width, height, paper, difficulty))
+    page = Page(sheet(rng, width, height, paper, difficulty), apart(paper, ink))
     low, high = caps
     usual = low * (high / low) ** rng.random()  # pages lean to one size
     lines: list[str] = []
@@ -120,7 +120,7 @@ def render_text_page(
                 break
             continue
         y += line
-    image, characters = degrade(rng, page.image, page.characters, difficulty)
+    image, characters = degrade(rng, page.image, page.characters, difficulty, contrast=page.contrast)
     meta = {"split": split, "difficulty": difficulty, "lines": lines}
     question = ask(rng, split, TRANSCRIBE)
     return Sample(image, question, " ".join(lines), "text_page", characters, meta)
@@ -161,7 +161,7 @@ def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: tuple[i
 
 def _sheet(brief: Brief) -> tuple[Page, tuple[int, int, int]]:
     paper, ink = colours(brief.rng, brief.difficulty)
-    return Page(sheet(brief.rng, brief.width, brief.height, paper, brief.difficulty)), ink
+    return Page(sheet(brief.rng, brief.width, brief.height, paper, brief.difficulty), apart(paper, ink)), ink
 
 
 def read_word(brief: Brief) -> tuple[Page, Drawn]:

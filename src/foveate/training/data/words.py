@@ -190,15 +190,21 @@ class Vocabulary:
             return f"Lot {number}, Taman {name}"
         return f"{number}, {name} {rng.choice(_STREETS)[:2]}."
 
-    def address(self, lines: int = 2) -> list[str]:
-        """Street, then town with a post code, over one to three lines."""
+    def address(self, lines: int = 2, longest: int = 40) -> list[str]:
+        """Street, then town with a post code, over one to three lines of up to `longest` characters (12 or more)."""
         rng = self.rng
-        code = self.digits(5, 5)
-        last = f"{code} {self.town()}" if rng.random() < 0.7 else f"{self.town()} {code}"
-        if lines == 1:
-            return [f"{self.street()}, {last}"]
-        middle = [f"{rng.choice(('Taman', 'Bandar', 'Block', 'Level 2', 'Unit 7', 'Old', 'New'))} {self.town()}"] if lines > 2 else []
-        return [self.street() + rng.choice((",", "")), *(m + rng.choice((",", "")) for m in middle), last]
+        for _ in range(40):
+            code = self.digits(5, 5)
+            last = f"{code} {self.town()}" if rng.random() < 0.7 else f"{self.town()} {code}"
+            if lines == 1:
+                address = [f"{self.street()}, {last}"]
+            else:
+                area = rng.choice(("Taman", "Bandar", "Block", "Level 2", "Unit 7", "Old", "New", "Upper", "Kampung"))
+                middle = [f"{area} {self.town()}" + rng.choice((",", ""))] if lines > 2 else []
+                address = [self.street() + rng.choice((",", "")), *middle, last]
+            if max(map(len, address)) <= longest:
+                return address
+        return [f"{rng.randint(1, 99)} {self.word(4, 8).title()}", f"{self.digits(3, 4)} {self.word(4, 6).title()}"]
 
     def phone(self) -> str:
         rng = self.rng
