@@ -9,7 +9,7 @@ DEV := .venv/.dev-$(KEY)
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fix bench bench-gpu docs clean
+.PHONY: help demo test test-all check fix docs picture bench bench-gpu clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -47,6 +47,9 @@ fix: $(DEV) ## what ruff can put right, and the generated pages
 
 docs: $(DEV) ## regenerate the reference, the figures and the blocks of numbers
 	$(BIN)/python docs/generate.py
+
+picture: $(DEV) ## redraw the picture of the README with the embedded model
+	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture docs/figures/demo.png
 
 bench: $(DEV) ## cost of the encoders on this machine's CPU, small: benchmarks/results/
 	$(BIN)/foveate bench encoders --quick
