@@ -5,16 +5,22 @@ keys `model.vision_tower.vision_tower.*`, `model.mm_projector.proj.*`, `model.la
 Both are turned into ours while loading; `save_pretrained` always writes our own layout.
 """
 
+from __future__ import annotations
+
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from foveate.encoders.configuration import ViTUHDConfig
 from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from .modeling import LlavaUHDForConditionalGeneration
+    from .processing import LlavaUHDProcessor
 
 # Model types of released configurations, and the language model that a flat one describes.
 RELEASED_MODEL_TYPES = {"llava_uhd_v3": "qwen2", "llava_qwen": "qwen2", "llava_qwen3": "qwen3"}
@@ -51,7 +57,9 @@ class ReleasedKey(WeightRenaming):
 
 def register_released_keys(model_type: str) -> None:
     """Let `from_pretrained` of every model with this `model_type` read released keys."""
-    renamings = [ReleasedKey(source, target) for source, target in RELEASED_KEYS.items()]
+    renamings: list[WeightConverter | WeightRenaming] = [
+        ReleasedKey(source, target) for source, target in RELEASED_KEYS.items()
+    ]
     register_checkpoint_conversion_mapping(model_type, renamings, overwrite=True)
 
 
@@ -89,7 +97,7 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
     return converted | {name: config[name] for name in ("dtype", "torch_dtype") if config.get(name) is not None}
 
 
-def pair(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+def pair(model: LlavaUHDForConditionalGeneration, processor: LlavaUHDProcessor) -> None:
     """Make a model take the processor's placeholder, which released configurations do not know.
 
     Raises:
@@ -102,7 +110,7 @@ def pair(model: PreTrainedModel, processor: ProcessorMixin) -> None:
     )
     if found != expected:
         raise FoveateError(f"the image processor has {found}, but the vision tower has {expected}")
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = model.config.text_config.vocab_size
     if processor.image_token_id >= vocabulary:
         raise FoveateError(
             f"the placeholder {processor.image_token!r} has the id {processor.image_token_id}, which the "

@@ -37,8 +37,9 @@ class LlavaUHDConfig(PreTrainedConfig):
     sub_configs: ClassVar[dict[str, type]] = {"vision_config": ViTUHDConfig, "text_config": AutoConfig}
     attribute_map: ClassVar[dict[str, str]] = {"image_token_index": "image_token_id"}
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    # Dicts, configurations or None as arguments, always configurations afterwards.
+    vision_config: Any = None
+    text_config: Any = None
     image_token_id: int = 151646
     projector_hidden_act: str = "gelu"
     multimodal_projector_bias: bool = True

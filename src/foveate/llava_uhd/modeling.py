@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import LongTensor, Tensor, nn
+from torch import Tensor, nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import can_return_tuple
@@ -37,7 +37,7 @@ class LlavaUHDImageFeatures(BaseModelOutputWithPooling):
         hidden_states: those of the vision tower, where they were asked for.
     """
 
-    pooler_output: tuple[Tensor, ...] | None = None
+    pooler_output: Any = None  # tuple[Tensor, ...], or a list of them where beams were expanded
     grid_hws: Tensor | None = None
 
 
@@ -75,7 +75,7 @@ class LlavaUHDPreTrainedModel(PreTrainedModel):
     config: LlavaUHDConfig
     config_class = LlavaUHDConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: ClassVar[list[str]] = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected = UNUSED_KEYS
@@ -104,7 +104,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, grid_hws: LongTensor, **kwargs: Any
+        self, pixel_values: Tensor, grid_hws: Tensor, **kwargs: Any
     ) -> tuple | LlavaUHDImageFeatures:
         """Encode images into embeddings of the language model.
 
@@ -127,21 +127,25 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             hidden_states=encoded.hidden_states,
         )
 
-    def get_placeholder_mask(
-        self, input_ids: LongTensor | None, inputs_embeds: Tensor, image_features: Tensor
-    ) -> Tensor:
-        """Mask `(batch, length, 1)` of the positions that image tokens fill.
+    def is_placeholder(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Mask `(batch, length)` of the placeholders.
 
         Without `input_ids`, a placeholder is an embedding equal to that of `config.image_token_id`.
+        """
+        if input_ids is not None and (inputs_embeds is None or input_ids.numel()):
+            return input_ids.eq(self.config.image_token_id)
+        if inputs_embeds is None:
+            raise FoveateError("give input_ids or inputs_embeds")
+        token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+        return inputs_embeds.eq(self.get_input_embeddings()(token)).all(-1)
+
+    def get_placeholder_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
+        """Mask `(batch, length, 1)` of the positions that image tokens fill.
 
         Raises:
             FoveateError: if the number of placeholders is not that of the image tokens `(L', d)`.
         """
-        if input_ids is not None:
-            mask = input_ids == self.config.image_token_id
-        else:
-            token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(token)).all(-1)
+        mask = self.is_placeholder(input_ids, inputs_embeds)
         # Counting waits for the device, which a compiled graph cannot do.
         if not torch.compiler.is_compiling() and (found := int(mask.sum())) != len(image_features):
             raise FoveateError(
@@ -153,11 +157,11 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: LongTensor | None = None,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        grid_hws: LongTensor | None = None,
+        grid_hws: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: LongTensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, LlavaUHDImageFeatures] | None = None,
@@ -294,7 +298,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         return self.lm_head
 
     def get_image_features(
-        self, pixel_values: Tensor, grid_hws: LongTensor, **kwargs: Any
+        self, pixel_values: Tensor, grid_hws: Tensor, **kwargs: Any
     ) -> tuple | LlavaUHDImageFeatures:
         """Encode images, see `LlavaUHDModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, grid_hws, **kwargs)
@@ -302,14 +306,14 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
     @can_return_tuple
     def forward(
         self,
-        input_ids: LongTensor | None = None,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        grid_hws: LongTensor | None = None,
+        grid_hws: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        position_ids: LongTensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
-        labels: LongTensor | None = None,
+        labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, LlavaUHDImageFeatures] | None = None,
         **kwargs: Any,
@@ -364,9 +368,9 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
-        input_ids: LongTensor | None = None,
+        input_ids: Tensor | None = None,
         **model_kwargs: Any,
-    ) -> tuple[LongTensor | None, dict[str, Any]]:
+    ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeat each prompt, with its images, for its beams or for the sequences to return.
 
         Releases of `transformers` that encode images before this step leave no `pixel_values` to repeat.
@@ -374,12 +378,12 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         pixel_values = model_kwargs.pop("pixel_values", None)
         grid_hws = model_kwargs.pop("grid_hws", None)
         if pixel_values is not None and expand_size > 1:
-            tokens = (input_ids == self.config.image_token_id).sum(-1).tolist()
+            mask = self.model.is_placeholder(input_ids, model_kwargs.get("inputs_embeds"))
+            tokens = mask.sum(-1).tolist()
             num_stages = self.config.vision_config.num_stages
             pixel_values, grid_hws = _repeat_images(pixel_values, grid_hws, tokens, expand_size, num_stages)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
+        expand: Any = super()._expand_inputs_for_generation  # typed for a protocol that asks for less
+        input_ids, model_kwargs = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         if pixel_values is not None:
             model_kwargs |= {"pixel_values": pixel_values, "grid_hws": grid_hws}
         return input_ids, model_kwargs
@@ -395,8 +399,8 @@ def _connector(config: LlavaUHDConfig) -> MLPConnector:
 
 
 def _repeat_images(
-    pixel_values: Tensor, grid_hws: LongTensor, tokens: list[int], times: int, num_stages: int
-) -> tuple[Tensor, LongTensor]:
+    pixel_values: Tensor, grid_hws: Tensor, tokens: list[int], times: int, num_stages: int
+) -> tuple[Tensor, Tensor]:
     """Repeat the packed images of each prompt: [A B | C] becomes [A B A B | C C] for `times=2`.
 
     `tokens` is the number of placeholders of each prompt, from which follows which images are its own.
