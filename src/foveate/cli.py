@@ -53,7 +53,7 @@ class WithExamples:
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, then the examples."""
-        super().format_help(ctx, formatter)  # ty: ignore[unresolved-attribute]
+        super().format_help(ctx, formatter)  # ty: ignore[missing-attribute]
         lines = [line.strip() for line in self.examples.splitlines() if line.strip()]
         formatter.write("".join(["\n Examples\n", *(f"   {line}\n" for line in lines)]) if lines else "")
 
@@ -84,7 +84,7 @@ class LazyGroup(WithExamples, TyperGroup):
         run = getattr(module, function)
         single.command(name, cls=Command, help=_help(run.__doc__))(run)
         command = typer.main.get_command(single)
-        command.examples = getattr(module, "EXAMPLES", "")  # ty: ignore[unresolved-attribute]
+        command.examples = getattr(module, "EXAMPLES", "")  # ty: ignore[missing-attribute]
         return name, command, rest
 
 
