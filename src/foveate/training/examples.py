@@ -43,10 +43,13 @@ class Example:
         answer: str,
         characters: Sequence[Character] | None = None,
         task: str = "",
+        more: Sequence[tuple[str, str]] = (),
     ) -> Example:
-        """One picture, one question, one answer."""
+        """One picture, one question with its answer, and those of `more` as further turns."""
         turns: list[Turn] = [
             {"from": "human", "value": f"{PLACEHOLDER}\n{question}"},
             {"from": "gpt", "value": answer},
         ]
+        for next_question, next_answer in more:
+            turns += [{"from": "human", "value": next_question}, {"from": "gpt", "value": next_answer}]
         return cls([image], turns, None if characters is None else [characters], task)

@@ -177,7 +177,9 @@ def _render(
             except RuntimeError:  # this layout does not fit this size; another one will
                 if attempt + 1 == _ATTEMPTS:
                     raise
-    return Example.of_question(sample.image, sample.question, sample.answer, sample.characters, sample.task)
+    return Example.of_question(
+        sample.image, sample.question, sample.answer, sample.characters, sample.task, sample.more
+    )
 
 
 class BatchStream(IterableDataset):

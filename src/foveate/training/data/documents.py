@@ -255,17 +255,21 @@ def _shown(brief: Brief, label: str) -> str:
 
 def read_field(brief: Brief) -> tuple[Page, Drawn]:
     """The value of one field."""
-    rng = brief.rng
     page, fields, meta = _form(brief)
-    field = rng.choice(fields)
+    first, *others = brief.rng.sample(fields, min(3, len(fields)))
+    more = tuple((_question(brief, fields, field), field.value) for field in others)
+    return page, Drawn(_question(brief, fields, first), first.value, {**meta, "label": first.label}, more)
+
+
+def _question(brief: Brief, fields: list[Filled], field: Filled) -> str:
+    """A question for one field of a form."""
+    rng = brief.rng
     kind = field.kind
     alone = kind is not None and sum(f.kind is not None and f.kind.values == kind.values for f in fields) == 1
     if kind is not None and kind.special and alone and rng.random() < 0.2 and all(f.kind for f in fields):
-        question = ask(rng, brief.split, kind.special)
-    else:
-        name = field.name if rng.random() < 0.8 else field.label
-        question = ask(rng, brief.split, ASK, name=name, label=_shown(brief, field.label))
-    return page, Drawn(question, field.value, {**meta, "label": field.label})
+        return ask(rng, brief.split, kind.special)
+    name = field.name if rng.random() < 0.8 else field.label
+    return ask(rng, brief.split, ASK, name=name, label=_shown(brief, field.label))
 
 
 def document_yes_no(brief: Brief) -> tuple[Page, Drawn]:

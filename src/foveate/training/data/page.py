@@ -26,11 +26,12 @@ class Box(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a renderer returns besides the page it drew on."""
+    """What a renderer returns besides the page it drew on; `more`: further questions with their answers."""
 
     question: str
     answer: str
     meta: dict[str, Any]
+    more: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass

@@ -364,32 +364,40 @@ DETAILS = {
 }  # fmt: skip
 
 
-def receipt_company(brief: Brief) -> tuple[Page, Drawn]:
-    """The firm at the head of the receipt."""
+def _main_field(brief: Brief, asked: str) -> tuple[Page, Drawn]:
+    """A receipt and a question for one of its four main fields; two of the others are asked for too."""
     receipt = _receipt(brief)
     page, meta = _print(brief, receipt)
-    return page, Drawn(ask(brief.rng, brief.split, COMPANY), " ".join(receipt.company), meta)
+    answers = {
+        "company": (COMPANY, " ".join(receipt.company)),
+        "date": (DATE, receipt.date),
+        "total": (TOTAL, receipt.total),
+        "address": (ADDRESS, " ".join(receipt.address)),
+    }
+    wordings, answer = answers.pop(asked)
+    question = ask(brief.rng, brief.split, wordings)
+    more = tuple((ask(brief.rng, brief.split, w), a) for w, a in brief.rng.sample(list(answers.values()), 2))
+    return page, Drawn(question, answer, meta, more)
+
+
+def receipt_company(brief: Brief) -> tuple[Page, Drawn]:
+    """The firm at the head of the receipt."""
+    return _main_field(brief, "company")
 
 
 def receipt_date(brief: Brief) -> tuple[Page, Drawn]:
     """The date as printed, without the time."""
-    receipt = _receipt(brief)
-    page, meta = _print(brief, receipt)
-    return page, Drawn(ask(brief.rng, brief.split, DATE), receipt.date, meta)
+    return _main_field(brief, "date")
 
 
 def receipt_total(brief: Brief) -> tuple[Page, Drawn]:
     """What had to be paid, as printed; a currency only where no space parts it from the digits."""
-    receipt = _receipt(brief)
-    page, meta = _print(brief, receipt)
-    return page, Drawn(ask(brief.rng, brief.split, TOTAL), receipt.total, meta)
+    return _main_field(brief, "total")
 
 
 def receipt_address(brief: Brief) -> tuple[Page, Drawn]:
     """The address, lines joined by one space."""
-    receipt = _receipt(brief)
-    page, meta = _print(brief, receipt)
-    return page, Drawn(ask(brief.rng, brief.split, ADDRESS), " ".join(receipt.address), meta)
+    return _main_field(brief, "address")
 
 
 def receipt_detail(brief: Brief) -> tuple[Page, Drawn]:

@@ -32,6 +32,8 @@ class Sample:
         characters: every character drawn anywhere in the image, in drawing order, spaces left out; dense
             supervision that costs nothing.
         meta: split, seed, difficulty, template, and what the task wants to be known of the picture.
+        more: further questions about the same picture with their answers, none of which gives away `answer`;
+            encoding a picture costs more than asking again.
     """
 
     image: Image.Image
@@ -40,3 +42,4 @@ class Sample:
     task: str
     characters: list[Character]
     meta: dict[str, Any] = field(default_factory=dict)
+    more: list[tuple[str, str]] = field(default_factory=list)

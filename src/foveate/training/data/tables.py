@@ -151,9 +151,12 @@ def table_cell(brief: Brief) -> tuple[Page, Drawn]:
     """A cell by the name of its row and the head of its column."""
     rng = brief.rng
     page, columns, names, cells, meta = _table(brief)
-    r, c = rng.randrange(len(names)), rng.randrange(len(columns))
-    question = ask(rng, brief.split, CELL, row=_said(brief, names[r]), column=_said(brief, columns[c][0]))
-    return page, Drawn(question, cells[r][c], meta)
+    places = [(r, c) for r in range(len(names)) for c in range(len(columns))]
+    questions = [
+        (ask(rng, brief.split, CELL, row=_said(brief, names[r]), column=_said(brief, columns[c][0])), cells[r][c])
+        for r, c in rng.sample(places, min(3, len(places)))
+    ]
+    return page, Drawn(*questions[0], meta, tuple(questions[1:]))
 
 
 def table_row(brief: Brief) -> tuple[Page, Drawn]:

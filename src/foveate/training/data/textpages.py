@@ -247,10 +247,12 @@ def read_line(brief: Brief) -> tuple[Page, Drawn]:
     """The nth line of a few."""
     rng = brief.rng
     page, rows = _lines(brief, rng.randint(2, max(2, brief.upto(3, 8))), max(1, brief.upto(1, 3)), straight=False)
-    n = rng.randrange(len(rows))
-    nth = "last" if n == len(rows) - 1 and rng.random() < 0.5 else ORDINALS[n]
-    wordings = [w for w in NTH_LINE if "{n}" not in w] if nth == "last" else NTH_LINE
-    return page, Drawn(ask(rng, brief.split, wordings, nth=nth, n=str(n + 1)), " ".join(rows[n]), {"lines": len(rows)})
+    questions = []
+    for n in rng.sample(range(len(rows)), min(3, len(rows))):
+        nth = "last" if n == len(rows) - 1 and rng.random() < 0.5 else ORDINALS[n]
+        wordings = [w for w in NTH_LINE if "{n}" not in w] if nth == "last" else NTH_LINE
+        questions.append((ask(rng, brief.split, wordings, nth=nth, n=str(n + 1)), " ".join(rows[n])))
+    return page, Drawn(*questions[0], {"lines": len(rows)}, tuple(questions[1:]))
 
 
 def word_position(brief: Brief) -> tuple[Page, Drawn]:
