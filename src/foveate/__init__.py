@@ -1,17 +1,39 @@
-"""foveate: multimodal models that read fewer visual tokens."""
+"""foveate: multimodal models that read fewer visual tokens.
 
-from foveate import encoders, llava_uhd
-from foveate.encoders import ViTUHDConfig, ViTUHDModel
+Importing foveate makes the Auto classes of `transformers` know its models.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
 from foveate.errors import FoveateError
-from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
-from foveate.views.image_processing import LlavaUHDImageProcessor
+
+if TYPE_CHECKING:
+    from foveate.answering import Answer, ask
+    from foveate.encoders import ViTUHDConfig, ViTUHDModel
+    from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
+    from foveate.loading import load
+    from foveate.views import LlavaUHDImageProcessor
 
 __version__ = "0.1.0"
 
-encoders.register()
-llava_uhd.register()
+_ROOMS = {
+    "Answer": "answering",
+    "LlavaUHDConfig": "llava_uhd",
+    "LlavaUHDForConditionalGeneration": "llava_uhd",
+    "LlavaUHDImageProcessor": "views",
+    "LlavaUHDProcessor": "llava_uhd",
+    "ViTUHDConfig": "encoders",
+    "ViTUHDModel": "encoders",
+    "ask": "answering",
+    "load": "loading",
+}
 
 __all__ = [
+    "Answer",
     "FoveateError",
     "LlavaUHDConfig",
     "LlavaUHDForConditionalGeneration",
@@ -20,4 +42,34 @@ __all__ = [
     "ViTUHDConfig",
     "ViTUHDModel",
     "__version__",
+    "ask",
+    "load",
+    "register",
 ]
+
+
+def register() -> None:
+    """Make the Auto classes of `transformers` know foveate's models. Doing it twice changes nothing."""
+    from foveate import encoders, llava_uhd
+
+    encoders.register()
+    llava_uhd.register()
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room when it is first used."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# Registering imports torch and transformers, which takes seconds. The command line (`foveate_cli`) therefore does it
+# when a command runs, and not for `foveate --help`.
+if "foveate_cli" not in sys.modules:
+    register()

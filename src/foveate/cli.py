@@ -7,6 +7,7 @@ all commands share: how an error is said (one sentence, exit code 2, JSON under 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import itertools
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+import foveate
 from foveate.commands.console import print_json
 from foveate.errors import FoveateError
 
@@ -80,9 +82,15 @@ class LazyGroup(WithExamples, TyperGroup):
             return name, command, rest
         module_name, function = TARGETS[name].split(":")
         module = importlib.import_module(module_name)
-        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
         run = getattr(module, function)
-        single.command(name, cls=Command, help=_help(run.__doc__))(run)
+
+        @functools.wraps(run)
+        def registered(*values: Any, **options: Any) -> Any:
+            foveate.register()
+            return run(*values, **options)
+
+        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        single.command(name, cls=Command, help=_help(run.__doc__))(registered)
         command = typer.main.get_command(single)
         command.examples = getattr(module, "EXAMPLES", "")  # ty: ignore[missing-attribute]
         return name, command, rest
