@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import documents, receipts, shapes, signs, tables, textpages
+from . import charts, documents, receipts, shapes, signs, tables, textpages
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import degrade
 from .sample import Sample
@@ -41,6 +41,9 @@ _TASKS: dict[str, Task] = {
     "sign": Task(signs.sign, (64, 48), (0.5, 2.5), 2.0, True),
     "table_cell": Task(tables.table_cell, (112, 64), (0.7, 2.4), 2.0),
     "table_row": Task(tables.table_row, (112, 64), (0.7, 2.4), 1.0),
+    "chart_value": Task(charts.chart_value, (128, 96), (0.7, 2.2), 1.0, True),
+    "chart_extreme": Task(charts.chart_extreme, (128, 96), (0.7, 2.2), 1.0, True),
+    "chart_compare": Task(charts.chart_compare, (128, 96), (0.7, 2.2), 1.0, True),
     "count_shapes": Task(shapes.count_shapes, (64, 64), (0.5, 2.0), 1.5, True, False),
     "shape_colour": Task(shapes.shape_colour, (64, 64), (0.5, 2.0), 1.0, True, False),
     "shape_kind": Task(shapes.shape_kind, (64, 64), (0.5, 2.0), 1.0, True, False),

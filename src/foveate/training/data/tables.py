@@ -88,7 +88,7 @@ def _table(brief: Brief) -> tuple[Page, list[tuple[str, str]], list[str], list[l
     font = brief.font("mono" if rng.random() < 0.2 else None)
     title = brief.words.word(4, 9).title() + rng.choice(("", " list", " table")) if rng.random() < 0.25 and brief.attempt < 6 else ""
     strings = [[corner, *(head for head, _ in columns)], *([name, *row] for name, row in zip(names, cells, strict=True))]
-    gap = rng.uniform(1.2, 2.2)
+    gap = rng.uniform(1.6, 2.6)
     widths = [max(font.width(row[c], 1.05) for row in strings) + gap for c in range(count + 1)]
     leading = rng.uniform(1.8, 2.6)
     margin = rng.uniform(3, 5 + 0.03 * brief.width)

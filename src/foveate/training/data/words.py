@@ -167,11 +167,11 @@ class Vocabulary:
         name = " ".join(words).title() + " "
         if rng.random() < 0.8:
             end = rng.choice(_BUSINESS_LIST)
-            name += end if rng.random() < 0.5 else end.title().replace("Bhd", "Bhd").replace("'S", "'s")
+            name += end if rng.random() < 0.5 else end.title().replace("'S", "'s")
         while len(name.strip()) > longest and len(words) > 1:
             words.pop()
             name = " ".join(words).title()
-        return name.strip()[:longest].strip()
+        return name.strip() if len(name.strip()) <= longest else words[0].title()
 
     def town(self) -> str:
         return self.word(4, 9).title()
