@@ -117,6 +117,11 @@ def test_packed_images_are_repeated_prompt_by_prompt(qwen2):
     assert others["grid_hws"].tolist() == [[4, 8], [8, 4], [4, 8], [8, 4], [4, 4], [4, 4]]
     order = [*range(64), *range(64), *range(64, 80), *range(64, 80)]
     assert others["pixel_values"].flatten().tolist() == order
+    embeds = qwen2.get_input_embeddings()(ids)
+    _, from_embeds = qwen2._expand_inputs_for_generation(
+        2, input_ids=ids[:, :0], inputs_embeds=embeds, pixel_values=patches, grid_hws=grids
+    )
+    assert torch.equal(from_embeds["pixel_values"], others["pixel_values"])
 
     with pytest.raises(FoveateError, match="whole images"):
         qwen2._expand_inputs_for_generation(2, input_ids=ids[:, 1:], pixel_values=patches, grid_hws=grids)

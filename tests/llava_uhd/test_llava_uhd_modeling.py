@@ -144,6 +144,33 @@ def test_bfloat16(model, batch):
     assert agreement.min() > 0.99
 
 
+@torch.no_grad()
+def test_one_seam_before_the_language_model(model, batch):
+    """Methods shorten the sequence in a hook on this call: everything they need comes by keyword."""
+    seen = []
+
+    def look(module, args, kwargs):
+        assert args == ()
+        shapes = {name: tuple(kwargs[name].shape) for name in ("inputs_embeds", "position_ids", "attention_mask")}
+        seen.append(shapes | {"cached": kwargs["past_key_values"].get_seq_length()})
+
+    hook = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        model.generate(**batch, max_new_tokens=2, do_sample=False, eos_token_id=None)
+    finally:
+        hook.remove()
+    length = batch["input_ids"].shape[1]
+    assert seen == [
+        {
+            "inputs_embeds": (3, length, 32),
+            "position_ids": (3, length),
+            "attention_mask": (3, length),
+            "cached": 0,
+        },
+        {"inputs_embeds": (3, 1, 32), "position_ids": (3, 1), "attention_mask": (3, length + 1), "cached": length},
+    ]
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -271,6 +298,26 @@ def test_lora_trains_adapters_only_and_comes_back(fresh, batch, tmp_path):
         assert torch.equal(loaded(**batch).logits, expected)
         assert torch.allclose(loaded.merge_and_unload()(**batch).logits, expected, atol=1e-4)
     assert loaded.generate(**batch, max_new_tokens=2, do_sample=False).shape[0] == 3
+
+
+def test_lora_with_gradient_checkpointing(fresh, batch):
+    """Frozen embeddings and checkpointed blocks still pass gradients to the adapters of every part."""
+    peft = pytest.importorskip("peft")
+    plain = copy.deepcopy(fresh)
+    gradients = []
+    for candidate, checkpointing in ((plain, False), (fresh, True)):
+        torch.manual_seed(0)
+        settings = peft.LoraConfig(target_modules=["q_proj", "wqkv", "linear_1"], r=2, init_lora_weights=False)
+        adapted = peft.get_peft_model(candidate, settings).train()
+        if checkpointing:
+            adapted.enable_input_require_grads()
+            adapted.gradient_checkpointing_enable()
+        adapted(**batch, labels=answers_as_labels(batch)).loss.backward()
+        gradients.append([p.grad for p in adapted.parameters() if p.requires_grad])
+    assert len(gradients[0]) == 2 * (2 + 3 + 1)
+    for expected, found in zip(*gradients, strict=True):
+        assert expected.any()
+        assert torch.allclose(expected, found, atol=1e-5)
 
 
 # ---------------------------------------------------------------- saving, loading, building
