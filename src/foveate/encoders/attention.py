@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -82,7 +83,8 @@ def packed_attention(
     Returns:
         (L, heads * head_dim).
     """
-    implementation = block.config._attn_implementation
+    config: Any = block.config
+    implementation = config._attn_implementation
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     options = {
         "attention_mask": None,
@@ -101,9 +103,7 @@ def packed_attention(
     start = 0
     for count, length in segments.runs:
         stop = start + count * length
-        heads = (
-            tensor[start:stop].unflatten(0, (count, length)).transpose(1, 2) for tensor in (query, key, value)
-        )
+        heads = (tensor[start:stop].unflatten(0, (count, length)).transpose(1, 2) for tensor in (query, key, value))
         parts.append(attend(block, *heads, **options)[0].reshape(stop - start, -1))
         start = stop
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -7,6 +7,8 @@ images into windows is the layout's work (`Layout.windows`), not the stage's.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -38,16 +40,19 @@ class ContentAdaptivePooling(nn.Module):
         super().__init__()
         self.attn_layer = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
 
+    def _layers(self) -> tuple[nn.Linear, nn.GELU, nn.Linear]:
+        return cast("tuple[nn.Linear, nn.GELU, nn.Linear]", tuple(self.attn_layer))
+
     def reset_parameters(self) -> None:
         """Start as exact average pooling that trains: W1 random, b1, W2 and b2 zero."""
-        first, _, second = self.attn_layer
+        first, _, second = self._layers()
         init.normal_(first.weight, std=first.in_features**-0.5)
         for zeroed in (first.bias, second.weight, second.bias):
             init.zeros_(zeroed)
 
     def weights(self, windows: torch.Tensor) -> torch.Tensor:
         """The weights a of (M, 4, D) windows: the same shape, sums over the four tokens are 1."""
-        first, activation, second = self.attn_layer
+        first, activation, second = self._layers()
         own, shared = first.weight.chunk(2, dim=1)
         mean = nn.functional.linear(windows.mean(dim=1), shared, first.bias)
         hidden = activation(nn.functional.linear(windows, own) + mean[:, None])

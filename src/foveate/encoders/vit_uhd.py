@@ -125,9 +125,9 @@ class ViTUHDBlock(GradientCheckpointingLayer):
         self.wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
         self.mlp = GatedMLP(config) if config.mlp_type == "gated" else PlainMLP(config)
         self.merger = None
-        if index in config.merger_layer_index:
-            stage = config.merger_layer_index.index(index)
-            self.merger = build_stage(config, config.stage_methods[stage])
+        stages = list(config.merger_layer_index or ())
+        if index in stages:
+            self.merger = build_stage(config, config.stage_methods[stages.index(index)])
 
     def forward(
         self,
@@ -171,7 +171,7 @@ class ViTUHDEncoder(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x, passage.segments(index), passage.rotation)
             if block.merger is not None:
-                x = block.merger(layout.windows(passage.leave(x)))
+                x = block.merger(layout.windows(passage.leave(x)))  # ty: ignore[not-callable]
                 layout = layout.merged()
                 passage = _Passage(self.config, layout, x.device)
                 x = passage.enter(x)
@@ -216,7 +216,7 @@ class ViTUHDPreTrainedModel(PreTrainedModel):
     config_class = ViTUHDConfig
     base_model_prefix = "vit_uhd"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # ty: ignore[invalid-assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["ViTUHDBlock"]
     _supports_sdpa = True
@@ -239,8 +239,9 @@ class ViTUHDPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)  # RMSNorm has none
+            if bias is not None:
+                init.zeros_(bias)
         elif isinstance(module, (InterpolatedPositions, WindowPositions)):
             init.normal_(module.weight, std=std)
         elif isinstance(module, (ContentAdaptivePooling, EarlyCompressor)):
