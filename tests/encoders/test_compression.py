@@ -266,3 +266,13 @@ def test_grids_that_a_stage_cannot_divide_are_refused(stages: list[int], grid: l
     patches = torch.randn(64 + grid[0] * grid[1], 3, 4, 4)
     with pytest.raises(FoveateError, match=rf"image 1 has {grid[0]} x {grid[1]} .* multiples of {2 ** len(stages)}"):
         model(patches, grids)
+
+
+def test_a_kind_stays_with_the_block_it_was_named_for() -> None:
+    config = ViTUHDConfig(
+        num_hidden_layers=4, merger_layer_index=[3, 0, 2], merging_method=["early", "avg_pooling", "m_pooling"]
+    )
+    assert config.merger_layer_index == [0, 2, 3]
+    assert config.stage_methods == ["average", "content-adaptive", "early"]
+    again = ViTUHDConfig.from_dict(config.to_dict())
+    assert (again.merger_layer_index, again.stage_methods) == (config.merger_layer_index, config.stage_methods)

@@ -123,6 +123,16 @@ def test_shrinking_reweights_the_kernel_sum_by_about_ten_per_cent(mode: str, ant
     assert resized.sum().item() == pytest.approx(smooth.sum().item(), rel=0.01)
 
 
+@pytest.mark.parametrize(("mode", "antialias"), FILTERS)
+@pytest.mark.parametrize(("source", "target"), [(14, 10), (10, 14), (16, 8)])
+def test_the_definition(source: int, target: int, mode: str, antialias: bool) -> None:
+    """(B^T)^+ w with the whole matrix B, which the code never forms."""
+    weight = random(4, 2, source, source)
+    inverse = torch.linalg.pinv(resize_matrix(source, target, mode, antialias).T)
+    resized = resize_patch_kernel(weight, target, mode=mode, antialias=antialias)
+    torch.testing.assert_close(resized.flatten(2), weight.flatten(2) @ inverse.T, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype_is_kept_and_the_arithmetic_is_double(dtype: torch.dtype) -> None:
     weight = random(4, 3, 14, 14).to(dtype)

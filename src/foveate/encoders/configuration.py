@@ -113,13 +113,17 @@ class ViTUHDConfig(PreTrainedConfig):
         return super().from_dict(_read_released(config_dict), **kwargs)
 
     def __post_init__(self, **kwargs):
-        self.merger_layer_index = sorted(self.merger_layer_index or ())
+        layers = list(self.merger_layer_index or ())
         self.full_attention_layers = list(self.full_attention_layers)
         methods = self.merging_method or "content-adaptive"
         if isinstance(methods, str):
             self.merging_method = _RELEASED_METHODS.get(methods, methods)
         else:
-            self.merging_method = [_RELEASED_METHODS.get(method, method) for method in methods]
+            kinds = [_RELEASED_METHODS.get(method, method) for method in methods]
+            if len(kinds) == len(layers):  # a kind stays with its block
+                kinds = [kind for _, kind in sorted(zip(layers, kinds, strict=True))]
+            self.merging_method = kinds
+        self.merger_layer_index = sorted(layers)
         super().__post_init__(**kwargs)
         self._check()
 
@@ -148,9 +152,7 @@ class ViTUHDConfig(PreTrainedConfig):
             ("mlp_type", MLPS),
         ):
             if getattr(self, name) not in allowed:
-                raise FoveateError(
-                    f"{name}={getattr(self, name)!r} is not known; possible are {', '.join(allowed)}."
-                )
+                raise FoveateError(f"{name}={getattr(self, name)!r} is not known; possible are {', '.join(allowed)}.")
         for method in self.stage_methods:
             if method not in MERGING_METHODS:
                 raise FoveateError(

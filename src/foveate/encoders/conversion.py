@@ -9,6 +9,7 @@ a training stage then absorbs what changed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from foveate.encoders.vit_sources import Tower, read_source, reorder_rotary
 from foveate.encoders.vit_uhd import ViTUHDModel
 from foveate.errors import FoveateError
 
+MAX_PATCH_SIZE = 256
+"""Side in pixels of the largest patch that a conversion makes; the largest in use are 64."""
+
 
 def from_vit(
-    source: nn.Module | str | Path,
+    source: nn.Module | str | Path | Tower,
     patch_size: int | None = None,
     merger_layer_index: Sequence[int] | None = None,
     merging_method: str | Sequence[str] = "content-adaptive",
@@ -43,7 +47,8 @@ def from_vit(
 
     Args:
         source: The vision tower or a model that contains it, a folder, or a Hub id. MoonViT (`kimi_k25`), SigLIP2
-            NaFlex, Qwen2-VL, Qwen2.5-VL, and ViT-UHD itself are possible. It is not changed.
+            NaFlex, Qwen2-VL, Qwen2.5-VL, and ViT-UHD itself are possible. Or what `read_source` made of one of them.
+            It is not changed.
         patch_size: Side of the new patches in pixels; `None` keeps the source's.
         merger_layer_index: 0-based blocks after which a stage runs. `None`: as the source has them, that is none,
             except for ViT-UHD.
@@ -66,7 +71,8 @@ def from_vit(
     Raises:
         FoveateError: If there is no supported tower in the source, or the options cannot be met.
     """
-    tower = read_source(source)
+    tower = source if isinstance(source, Tower) else read_source(source)
+    tower = replace(tower, weights=dict(tower.weights))
     config = _configure(tower, patch_size, merger_layer_index, merging_method, early_per_token_norm)
     _choose_rope(tower, config, rope_layout)
     _choose_final_norm(tower, config, final_norm)
@@ -75,7 +81,7 @@ def from_vit(
     weights["patch_embed.proj.weight"] = resize_patch_kernel(
         kernel, config["patch_size"], mode=resize_mode, antialias=resize_antialias, method=resize_method
     )
-    return _load(tower, ViTUHDConfig(**config)).to(kernel.device, kernel.dtype).eval()
+    return _load(tower, ViTUHDConfig.from_dict(config)).to(kernel.device, kernel.dtype).eval()
 
 
 def _configure(
@@ -89,6 +95,8 @@ def _configure(
     config = {"merger_layer_index": [], **tower.fields}
     config["num_channels"] = tower.weights["patch_embed.proj.weight"].shape[1]
     if patch_size is not None:
+        if patch_size > MAX_PATCH_SIZE:
+            raise FoveateError(f"patch_size={patch_size} is too large; possible are 1 to {MAX_PATCH_SIZE} pixels.")
         config["patch_size"] = patch_size
     if stages is not None:
         config["merger_layer_index"] = list(stages)
@@ -130,7 +138,7 @@ def _choose_final_norm(tower: Tower, config: dict[str, Any], wanted: bool | None
 def _load(tower: Tower, config: ViTUHDConfig) -> ViTUHDModel:
     """The model with the tower's weights; stages that the tower has not are initialised."""
     model = ViTUHDModel(config)
-    had = _stages(ViTUHDConfig(**{"merger_layer_index": [], **tower.fields}))
+    had = _stages(ViTUHDConfig.from_dict({"merger_layer_index": [], **tower.fields}))
     new = {index: kind for index, kind in _stages(config).items() if had.get(index) != kind}
     if config.window_position_embedding and config.num_stages != len(had):
         raise FoveateError(
@@ -153,7 +161,7 @@ def _load(tower: Tower, config: ViTUHDConfig) -> ViTUHDModel:
 
 def _stages(config: ViTUHDConfig) -> dict[int, tuple[str, bool]]:
     """Kind of the stage after each block that has one."""
-    kinds = zip(config.merger_layer_index, config.stage_methods, strict=True)
+    kinds = zip(config.merger_layer_index or (), config.stage_methods, strict=True)
     return {index: (kind, kind == "early" and config.early_per_token_norm) for index, kind in kinds}
 
 

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
+from foveate.encoders.configuration import ViTUHDConfig
+
 
 class EarlyCompressor(nn.Module):
     """Each window becomes the mean of its attended tokens plus an MLP of all four.
@@ -31,7 +33,7 @@ class EarlyCompressor(nn.Module):
             that a block's parameters fit. Attention always runs on PyTorch's SDPA: it has four keys.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ViTUHDConfig) -> None:
         super().__init__()
         width, hidden = config.hidden_size, 4 * config.intermediate_size
         norm = nn.LayerNorm if config.norm_type == "layer_norm" else nn.RMSNorm
@@ -67,19 +69,21 @@ class EarlyCompressor(nn.Module):
         Args:
             block: The `ViTUHDBlock` after which the stage runs; it is not changed and shares no memory.
         """
-        for name in ("norm0", "wqkv", "wo"):
-            getattr(self, name).load_state_dict(getattr(block, name).state_dict())
-        copies = 1 if self.per_token_norm else 4
-        self.norm1.load_state_dict({name: value.repeat(copies) for name, value in block.norm1.state_dict().items()})
+        given = block.state_dict()
+        for layer in ("norm0", "wqkv", "wo"):
+            for name, parameter in getattr(self, layer).named_parameters():
+                parameter.copy_(given[f"{layer}.{name}"])
+        for name, parameter in self.norm1.named_parameters():
+            parameter.copy_(given[f"norm1.{name}"].repeat(1 if self.per_token_norm else 4))
 
-        for name in ("fc0",) if self.gate is None else ("fc0", "gate"):
-            layer, source = getattr(self, name), getattr(block.mlp, name)
-            layer.weight.copy_(_on_diagonal(source.weight))
-            if layer.bias is not None:
-                layer.bias.copy_(source.bias.repeat(4))
-        self.fc1.weight.copy_(_over_tokens(block.mlp.fc1.weight))
+        for name, layer in (("mlp.fc0", self.fc0), ("mlp.gate", self.gate)):
+            if layer is not None:
+                layer.weight.copy_(_on_diagonal(given[f"{name}.weight"]))
+                if layer.bias is not None:
+                    layer.bias.copy_(given[f"{name}.bias"].repeat(4))
+        self.fc1.weight.copy_(_over_tokens(given["mlp.fc1.weight"]))
         if self.fc1.bias is not None:
-            self.fc1.bias.copy_(block.mlp.fc1.bias)  # one token gets one bias: only the weights are quartered
+            self.fc1.bias.copy_(given["mlp.fc1.bias"])  # one token gets one bias: only the weights are quartered
 
     def attend(self, windows: torch.Tensor) -> torch.Tensor:
         """The y of the equations above, (M, 4, D) -> (M, 4, D). Tokens of different windows do not meet."""

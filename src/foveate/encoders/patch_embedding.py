@@ -53,15 +53,20 @@ def resize_matrix(source: int, target: int, mode: ResizeMode = "bilinear", antia
     Raises:
         FoveateError: a side below 1 or an unknown mode.
     """
+    axis = _axis_matrix(source, target, mode, antialias)
+    return torch.kron(axis, axis)
+
+
+def _axis_matrix(source: int, target: int, mode: str, antialias: bool) -> Tensor:
+    """The same map along one axis, (t, s): rows and columns are resized one after the other."""
     if mode not in get_args(ResizeMode):
         raise FoveateError(f"unknown resize mode {mode!r}: choose one of {', '.join(get_args(ResizeMode))}")
     if source < 1 or target < 1:
         raise FoveateError(f"a patch has at least one pixel a side, got a resize from {source} to {target}")
-    if source == target:
-        return torch.eye(source * source, dtype=torch.float64)
-    one_hot_patches = torch.eye(source * source, dtype=torch.float64).view(-1, 1, source, source)
-    resized = F.interpolate(one_hot_patches, size=(target, target), mode=mode, align_corners=False, antialias=antialias)
-    return resized.flatten(1).T.contiguous()
+    # Two equal columns, because antialiased interpolation to a width of 1 is wrong on CPUs (seen with torch 2.14).
+    one_hot_columns = torch.eye(source, dtype=torch.float64).view(source, 1, source, 1).repeat(1, 1, 1, 2)
+    resized = F.interpolate(one_hot_columns, size=(target, 2), mode=mode, align_corners=False, antialias=antialias)
+    return resized[..., 0].flatten(1).T.contiguous()
 
 
 def resize_patch_kernel(
@@ -92,11 +97,11 @@ def resize_patch_kernel(
     if weight.ndim != 4 or weight.shape[-1] != weight.shape[-2]:
         raise FoveateError(f"a patch kernel has the shape (D, C, s, s), got {tuple(weight.shape)}")
     weight, source = weight.detach(), weight.shape[-1]
-    if method == "pseudo-inverse":
-        transfer = torch.linalg.pinv(resize_matrix(source, size, mode, antialias).T)
+    if method == "pseudo-inverse":  # that of a Kronecker product is the product of theirs
+        transfer = torch.linalg.pinv(_axis_matrix(source, size, mode, antialias).T)
     else:
-        transfer = resize_matrix(size, source, mode, antialias).T
+        transfer = _axis_matrix(size, source, mode, antialias).T
     if source == size:
         return weight.clone()
-    resized = weight.to("cpu", torch.float64).flatten(2) @ transfer.T
-    return resized.view(*weight.shape[:2], size, size).to(weight.device, weight.dtype)
+    resized = transfer @ weight.to("cpu", torch.float64) @ transfer.T
+    return resized.to(weight.device, weight.dtype)

@@ -7,9 +7,10 @@ and which norm and MLP the blocks have. `read_source` finds the tower in a model
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ class Tower:
         weights: Its tensors under ViT-UHD's names, in the source's dtype.
         rotary_channels: How `wqkv` lays out rotary positions, see `rotary_channels`; "none" without them.
         merger_norm: Parameters (weight, bias) of the norm in front of the source's own patch merger, if it has one.
-        image_mean: Normalisation the tower was trained with, for each channel.
-        image_std: The same.
+        image_mean: Mean of each channel that the tower's images are normalised with.
+        image_std: Standard deviation of each channel, likewise.
     """
 
     family: str
@@ -131,7 +132,7 @@ def reorder_rotary(tensor: Tensor, num_heads: int, source: str, target: str) -> 
 
 
 def _read_blocks(
-    source: _Source, prefix: str, count: int, names: dict[str, str | tuple[str, ...]]
+    source: _Source, prefix: str, count: int, names: Mapping[str, str | tuple[str, ...]]
 ) -> dict[str, Tensor]:
     """Tensors of all blocks; `names` maps our layer of a block to theirs (several are concatenated)."""
     weights = {}
@@ -347,6 +348,12 @@ READERS: dict[str, Callable[[Any, _Source], Tower]] = {
 
 SUPPORTED = "MoonViT (kimi_k25), SigLIP2 NaFlex, the towers of Qwen2-VL and Qwen2.5-VL, and ViT-UHD itself"
 
+# A file that may be missing: ask for it without an exception.
+_OPTIONAL: dict[str, Any] = {
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
+
 # Where models keep their vision tower, innermost name last.
 _TOWER_PREFIX = re.compile(r"^(?:model\.)?(?:visual|vision_tower\.vision_tower|vision_tower|vision_model)\.")
 
@@ -365,8 +372,12 @@ def read_source(source: nn.Module | str | Path) -> Tower:
     Raises:
         FoveateError: If there is no supported tower, or it is incomplete, quantised or has adapters.
     """
-    config, tensors = _from_module(source) if isinstance(source, nn.Module) else _from_files(str(source))
-    return READERS[config.model_type](config, _Source(tensors))
+    if isinstance(source, nn.Module):
+        config, tensors = _from_module(source)
+        return READERS[config.model_type](config, _Source(tensors))
+    config, tensors = _from_files(str(source))
+    tower = READERS[config.model_type](config, _Source(tensors))
+    return replace(tower, **_normalisation(str(source)))
 
 
 def _from_module(model: nn.Module) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
@@ -396,7 +407,7 @@ def _from_files(name: str) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
 
 def _tower_config(name: str, fields: dict[str, Any]) -> PreTrainedConfig:
     """The tower's configuration from the fields of a whole model's, or of its own."""
-    kind = fields.get("model_type")
+    kind = fields.get("model_type", "")
     config: Any = None
     if kind in CONFIG_MAPPING:
         config = CONFIG_MAPPING[kind].from_dict(fields)
@@ -411,13 +422,24 @@ def _tower_config(name: str, fields: dict[str, Any]) -> PreTrainedConfig:
     return config
 
 
+def _normalisation(name: str) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation in the preprocessor configuration next to the weights, if it has them."""
+    file = cached_file(name, "preprocessor_config.json", **_OPTIONAL)
+    if file is None:
+        return {}
+    try:
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        return {key: tuple(map(float, values[key])) for key in ("image_mean", "image_std") if values.get(key)}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FoveateError(f"{file} is not a preprocessor configuration: {error}.") from error
+
+
 def _weight_files(name: str) -> list[str]:
     """The safetensors files of a folder or Hub id."""
-    optional = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = cached_file(name, "model.safetensors", **optional)
+    file = cached_file(name, "model.safetensors", **_OPTIONAL)
     if file is not None:
         return [file]
-    index = cached_file(name, "model.safetensors.index.json", **optional)
+    index = cached_file(name, "model.safetensors.index.json", **_OPTIONAL)
     if index is None:
         raise FoveateError(f"{name!r} has no weights in the safetensors format (model.safetensors or its index).")
     return get_checkpoint_shard_files(name, index)[0]
