@@ -111,7 +111,10 @@ def with_template(processor, template: str) -> LlavaUHDProcessor:
 
 
 def test_a_template_without_an_end_token_is_refused(processor):
-    endless = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    endless = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     with pytest.raises(FoveateError, match="end token"):
         Collator(with_template(processor, endless))([ONE])
 

@@ -70,6 +70,8 @@ def train(
         result = run.export(export)
     else:
         result = run.train(resume, max_minutes, stage, notes if as_json else console)
+    if not run.is_main_process:
+        return
     document: dict[str, Any] = {
         "finished": result.finished,
         **asdict(result.progress),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from foveate.encoders.configuration import ViTUHDConfig
 from foveate.errors import FoveateError
@@ -80,13 +81,17 @@ def export(
         name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
-    kept, used_cache = model.config.dtype, model.config.use_cache
+    kept = dict(vars(model.config))
+    bars = logging.is_progress_bar_enabled()
     try:
+        logging.disable_progress_bar()  # one more bar under the one of the training would only disturb it
         model.config.dtype = dtype
-        model.config.use_cache = True  # the trainer turns it off
+        vars(model.config).pop("use_cache", None)  # the trainer's, for training only
         model.save_pretrained(partial, state_dict=state)
     finally:
-        model.config.dtype, model.config.use_cache = kept, used_cache
+        vars(model.config).update(kept)
+        if bars:
+            logging.enable_progress_bar()
     processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -12,9 +12,6 @@ from foveate.encoders.layout import Layout
 from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
 from foveate.training.supervision import CellReader, targets_before_last_stage
 
-#: The groups of parameters that a recipe trains or freezes, and gives learning rates to.
-PARTS = ("vision_tower", "stages", "connector", "language_model", "heads")
-
 #: Sums that one forward reports; those of all micro-batches and processes are added before they are divided.
 SUMS = (
     "answer_loss",
@@ -37,16 +34,19 @@ class Learner(nn.Module):
 
     Args:
         model: The model to train.
+        seed: Seed of the heads' first weights; the global random state is left alone.
     """
 
     #: The trainer divides the losses itself.
     accepts_loss_kwargs = False
 
-    def __init__(self, model: LlavaUHDForConditionalGeneration) -> None:
+    def __init__(self, model: LlavaUHDForConditionalGeneration, seed: int = 0) -> None:
         super().__init__()
         self.model = model
         vision = model.config.vision_config
-        self.reader = CellReader(vision.hidden_size, vision.num_stages)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.reader = CellReader(vision.hidden_size, vision.num_stages)
         self._tokens: Any = None
         self._windows: torch.Tensor | None = None
         tower = model.model.vision_tower
@@ -123,7 +123,7 @@ class Learner(nn.Module):
 
 
 def part_of(name: str) -> str:
-    """The part of `PARTS` that the parameter `name` of a `Learner` belongs to."""
+    """The part of `recipe.PARTS` that the parameter `name` of a `Learner` belongs to."""
     if name.startswith("reader."):
         return "heads"
     if ".vision_tower." in name:

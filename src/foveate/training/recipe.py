@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foveate.errors import FoveateError
-from foveate.training.learner import PARTS
+
+#: The groups of parameters that a recipe trains or freezes, and gives learning rates to.
+PARTS = ("vision_tower", "stages", "connector", "language_model", "heads")
 
 
 @dataclass(frozen=True)

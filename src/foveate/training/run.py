@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import PartialState
 from rich.console import Console
 from transformers import TrainingArguments
 
@@ -57,6 +58,11 @@ class Run:
         self.workers = workers
         self.log = RunLog(self.output / "log.jsonl")
 
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the one process of `accelerate launch` that writes and reports."""
+        return PartialState().is_main_process
+
     def train(
         self,
         resume: bool = True,
@@ -81,7 +87,7 @@ class Run:
         if not resume and any(checkpoints.latest(self._folder(i)) for i in range(len(self.recipe.stages))):
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = Learner(model)
+        learner = Learner(model, self.recipe.seed)
         unit = model.config.vision_config.unit
         sources = {
             index: [(open_source(data, unit, self.recipe.seed), data.weight) for data in stage.data]
@@ -107,7 +113,7 @@ class Run:
         if newest is None:
             raise FoveateError(f"{self.output} holds no checkpoint to export; train first.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = Learner(model)
+        learner = Learner(model, self.recipe.seed)
         load_weights(learner, newest)
         export(model, processor, folder)
         return RunResult(self._complete(), self._progress(), folder, self.log.path)

@@ -1,0 +1,278 @@
+"""Exact-match evaluation on rendered pictures of the held-out split and on the test split of easy-VQA.
+
+    python -m foveate.training.evaluate MODEL -o evaluation.json
+
+An answer counts when it equals the expected one character for character, after white space at both ends is removed.
+Every task is reported with the 95 % Wilson interval of its accuracy and with the accuracy of always giving the most
+frequent answer. Rows are written as they come, and an evaluation that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+
+import foveate
+from foveate.commands.console import notes
+from foveate.errors import FoveateError
+from foveate.loading import load
+
+EASY_VQA = "easy_vqa"
+#: Answers of this length, in characters, count as "words and numbers of 1 to 8 characters".
+SHORT = range(1, 9)
+#: Tasks whose answer stands in the picture as text.
+READING = (
+    "read_word",
+    "read_line",
+    "read_field",
+    "sign",
+    "table_cell",
+    "receipt_date",
+    "receipt_total",
+    "receipt_detail",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of the evaluation; `index` is its number within the task."""
+
+    task: str
+    index: int
+    image: Image.Image
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy of a group of questions.
+
+    Args:
+        count: Questions.
+        right: Answers that match exactly.
+        accuracy: right / count.
+        low: Lower end of the 95 % Wilson interval.
+        high: Upper end.
+        majority: Accuracy of always giving the most frequent answer of the group.
+    """
+
+    count: int
+    right: int
+    accuracy: float
+    low: float
+    high: float
+    majority: float
+
+    @classmethod
+    def of(cls, rows: Sequence[dict[str, Any]]) -> Score:
+        """The score of rows with `answer` and `right`."""
+        count, right = len(rows), sum(row["right"] for row in rows)
+        low, high = wilson_interval(right, count)
+        majority = max(Counter(row["answer"] for row in rows).values()) / count
+        return cls(count, right, *(round(x, 4) for x in (right / count, low, high, majority)))
+
+
+def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (E. B. Wilson, 1927); `z` is the normal quantile, 95 % by default."""
+    share = right / count
+    scale = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / scale
+    half = z / scale * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def questions(task: str, count: int, difficulty: float, skip: set[int]) -> Iterator[Question]:
+    """The first `count` questions of a task, without those whose index is in `skip`.
+
+    Rendered tasks are drawn from the held-out split, of every size from 128 to 640 pixels; easy-VQA's are spread
+    evenly over its test split.
+    """
+    from foveate.training.data import easy_vqa, render
+
+    if task == EASY_VQA:
+        everything = list(easy_vqa("test"))
+        for index in range(min(count, len(everything))):
+            if index not in skip:
+                image, text, answer = everything[index * len(everything) // min(count, len(everything))]
+                yield Question(task, index, image, text, answer)
+        return
+    for index in range(count):
+        if index not in skip:
+            sample = render(task, index, split="heldout", sides=(128, 640), difficulty=difficulty)
+            yield Question(task, index, sample.image, sample.question, sample.answer)
+
+
+def batches(stream: Iterator[Question], size: int) -> Iterator[list[Question]]:
+    """Batches of questions of similar size: 16 batches are gathered, sorted by area and cut."""
+    held: list[Question] = []
+    for question in stream:
+        held.append(question)
+        if len(held) == 16 * size:
+            yield from _cut(held, size)
+            held = []
+    yield from _cut(held, size)
+
+
+def _cut(held: list[Question], size: int) -> Iterator[list[Question]]:
+    held.sort(key=lambda question: (question.image.width * question.image.height, question.index))
+    for start in range(0, len(held), size):
+        yield held[start : start + size]
+
+
+@torch.inference_mode()
+def answers(model: Any, processor: Any, asked: Sequence[Question]) -> list[str]:
+    """Greedy answers to a batch of questions.
+
+    Generation stops a few tokens after the longest expected answer: a longer one is wrong whatever follows.
+    """
+    prompts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for question in asked
+    ]
+    pictures = [[question.image] for question in asked]
+    inputs = processor(images=pictures, text=prompts, return_tensors="pt", padding=True, padding_side="left")
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    tokenizer = processor.tokenizer
+    longest = max(len(tokenizer(question.answer, add_special_tokens=False)["input_ids"]) for question in asked)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=longest + 4)
+    written = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+def evaluate(
+    name: str | None,
+    rows_file: Path,
+    tasks: Sequence[str],
+    count: int,
+    easy_count: int,
+    difficulty: float,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Answers all questions that `rows_file` does not hold yet, and returns the rows of all.
+
+    Raises:
+        FoveateError: a task does not exist, or the rows come from an evaluation with other settings.
+    """
+    from foveate.training.data import TASKS
+
+    unknown = sorted(set(tasks) - {*TASKS, EASY_VQA})
+    if unknown:
+        raise FoveateError(f"unknown tasks {', '.join(unknown)}; possible are {', '.join((*TASKS, EASY_VQA))}.")
+    settings = {"model": name or "embedded", "difficulty": difficulty}
+    rows = _read_rows(rows_file, settings)
+    done: dict[str, set[int]] = defaultdict(set)
+    for row in rows:
+        done[row["task"]].add(row["index"])
+    model, processor = load(name)
+    with rows_file.open("a", encoding="utf-8") as file:
+        if not rows:
+            file.write(json.dumps(settings) + "\n")
+        for task in tasks:
+            stream = questions(task, easy_count if task == EASY_VQA else count, difficulty, done[task])
+            for asked in batches(stream, batch_size):
+                for question, text in zip(asked, answers(model, processor, asked), strict=True):
+                    row = {
+                        "task": task,
+                        "index": question.index,
+                        "question": question.text,
+                        "answer": question.answer,
+                        "text": text,
+                        "right": text == question.answer.strip(),
+                    }
+                    rows.append(row)
+                    file.write(json.dumps(row) + "\n")
+                file.flush()
+            of_task = [row for row in rows if row["task"] == task]
+            notes.print(f"{task}: {sum(row['right'] for row in of_task)} of {len(of_task)}")
+    return [row for row in rows if row["task"] in tasks]
+
+
+def _read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier evaluation with the same settings; a line that a kill cut off is dropped from the file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entries = []
+    for line in lines:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    if entries and entries[0] != settings:
+        raise FoveateError(f"{path} holds rows of another evaluation, {entries[0]}; choose another file or remove it.")
+    if len(entries) < len(lines):
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    return entries[1:]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of every task, and of the short words and numbers that stand in the pictures as text."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["task"]].append(row)
+    short = [row for row in rows if row["task"] in READING and len(row["answer"]) in SHORT]
+    result: dict[str, Any] = {"tasks": {task: asdict(Score.of(group)) for task, group in groups.items()}}
+    if short:
+        result["reading_1_to_8_characters"] = {
+            "tasks": sorted({row["task"] for row in short}),
+            **asdict(Score.of(short)),
+        }
+    return result
+
+
+def main(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id; `embedded` is the embedded model.")] = "embedded",
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")] = Path("evaluation.json"),
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Held-out questions per rendered task.")] = 500,
+    easy_count: Annotated[int, typer.Option(min=1, help="Questions of easy-VQA's test split.")] = 9673,
+    difficulty: Annotated[float, typer.Option(min=0, max=1, help="Difficulty of the rendered pictures.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+) -> None:
+    """Measure how many answers of a model are exactly right, task by task."""
+    from foveate.training.data import TASKS
+
+    start = time.monotonic()
+    rows_file = output.with_suffix(".rows.jsonl")
+    rows_file.parent.mkdir(parents=True, exist_ok=True)
+    name = None if model == "embedded" else model
+    try:
+        rows = evaluate(name, rows_file, task or [*TASKS, EASY_VQA], count, easy_count, difficulty, batch_size)
+    except FoveateError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    document = {
+        "model": model,
+        "split": {"rendered": "heldout", EASY_VQA: "test"},
+        "difficulty": difficulty,
+        "interval": "Wilson, 95 %",
+        **summary(rows),
+        "seconds": round(time.monotonic() - start, 1),
+        "versions": {"foveate": foveate.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "command": shlex.join(["python", "-m", "foveate.training.evaluate", *sys.argv[1:]]),
+    }
+    partial = output.with_name(f".{output.name}.partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    partial.replace(output)
+    typer.echo(f"{output} and {rows_file}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,55 @@
+"""Two processes on the CPU compute what one computes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed
+import yaml
+from small_training import EVERYTHING, read_log, recipe, small_stage, write_conversations
+
+from foveate.training.recipe import read_recipe
+from foveate.training.run import Run
+
+
+def write_recipe(folder: Path, output: Path) -> Path:
+    """Answers of different length, images of different size, and pictures without known characters: the halves of a
+    batch hold different numbers of learned tokens and cells, and the loss must still be the mean over all."""
+    rendered = {"tasks": {"text_page": 1, "read_word": 1}, "sizes": {"width": [64, 128], "height": [64, 96]}}
+    stage = small_stage(
+        [{"rendered": rendered}, {"files": {"path": str(write_conversations(folder))}}],
+        groups=2,
+        accumulate=2,
+        steps=6,
+        train=EVERYTHING | {"heads": 1e-3},
+        loss={"answer": 1, "cells": 0.5, "before": 0.5},
+    )
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(output, stage, log_every=1, save_every=3)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_give_the_loss_of_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    path = write_recipe(tmp_path, one)
+    Run(read_recipe(path), workers=0).train()
+
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
+    launch += ["--num_processes", "2", "--main_process_port", "0"]
+    command = [*launch, "-m", "foveate.training", str(path), "--output", str(two), "--workers", "0", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+    expected, actual = read_log(one), read_log(two)
+    assert [entry["step"] for entry in actual] == [entry["step"] for entry in expected] == list(range(1, 7))
+    for a, e in zip(actual, expected, strict=True):
+        assert set(a) == set(e)
+        assert a["samples"] == e["samples"]
+        for name in ("loss", "answer_loss", "cell_loss", "before_loss", "grad_norm"):
+            assert a[name] == pytest.approx(e[name], rel=2e-5), (name, a["step"])
+        for name in ("answer_accuracy", "cell_accuracy", "before_accuracy"):
+            assert a[name] == pytest.approx(e[name], abs=1e-12), (name, a["step"])
+    # One report, from one process.
+    assert result.stdout.count('"finished": true') == 1
