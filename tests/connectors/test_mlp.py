@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from foveate.connectors import MLPConnector
+from foveate.errors import FoveateError
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -25,3 +26,8 @@ def test_acts_on_each_token_alone():
     tokens = torch.randn(7, 6)
     one_by_one = torch.cat([connector(token[None]) for token in tokens])
     assert torch.allclose(connector(tokens), one_by_one, atol=1e-6)
+
+
+def test_an_activation_that_does_not_exist():
+    with pytest.raises(FoveateError, match=r"no activation 'gelux'; possible are .*gelu.*silu"):
+        MLPConnector(6, 10, activation="gelux")

@@ -451,3 +451,8 @@ def test_default_configuration_is_the_published_shape():
     assert config.vision_config.unit == 40
     assert config.text_config.model_type == "qwen2"
     assert not LlavaUHDConfig(tie_word_embeddings=False).tie_word_embeddings
+
+
+def test_a_placeholder_that_is_no_token():
+    with pytest.raises(FoveateError, match="image_token_id must be a token, 0 or more, not -200"):
+        LlavaUHDConfig(image_token_index=-200)

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from foveate.errors import FoveateError
+
 
 class MLPConnector(nn.Module):
     """`linear_2(act(linear_1(x)))`, applied to each visual token on its own; the number of tokens is kept.
@@ -16,12 +18,17 @@ class MLPConnector(nn.Module):
         activation: name of an activation of `transformers` ("gelu" is the exact GELU, which the paper's model
             uses).
         bias: whether both linear layers have a bias.
+
+    Raises:
+        FoveateError: if there is no such activation.
     """
 
     def __init__(
         self, vision_hidden_size: int, text_hidden_size: int, activation: str = "gelu", bias: bool = True
     ) -> None:
         super().__init__()
+        if activation not in ACT2FN:
+            raise FoveateError(f"there is no activation {activation!r}; possible are {', '.join(sorted(ACT2FN))}")
         self.linear_1 = nn.Linear(vision_hidden_size, text_hidden_size, bias=bias)
         self.act = ACT2FN[activation]
         self.linear_2 = nn.Linear(text_hidden_size, text_hidden_size, bias=bias)

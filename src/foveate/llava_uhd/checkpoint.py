@@ -8,12 +8,14 @@ Both are turned into ours while loading; `save_pretrained` always writes our own
 from __future__ import annotations
 
 from dataclasses import fields
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.utils import CONFIG_NAME, cached_file
 
 from foveate.encoders.configuration import ViTUHDConfig
 from foveate.errors import FoveateError
@@ -66,6 +68,26 @@ def register_released_keys(model_type: str) -> None:
 def is_released_config(config: dict[str, Any]) -> bool:
     """Whether this content of a `config.json` describes a released LLaVA-UHD v3."""
     return config.get("model_type") in RELEASED_MODEL_TYPES
+
+
+def is_released(name_or_path: str | PathLike[str], **where: Any) -> bool:
+    """Whether a folder or Hub id holds a released LLaVA-UHD v3.
+
+    `where` is what `from_pretrained` takes to find and get files: `revision`, `local_files_only`, ...
+    """
+    if not has_file(name_or_path, CONFIG_NAME, **where):
+        return False
+    return is_released_config(PreTrainedConfig.get_config_dict(name_or_path, **where)[0])
+
+
+def has_file(name_or_path: str | PathLike[str], file: str, **where: Any) -> bool:
+    """Whether a folder or Hub id has a file; one that cannot be reached has none."""
+    quiet = {
+        "_raise_exceptions_for_gated_repo": False,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    return cached_file(name_or_path, file, **where, **quiet) is not None
 
 
 def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from foveate.encoders.configuration import ViTUHDConfig
+from foveate.errors import FoveateError
 
 from .checkpoint import convert_released_config, is_released_config
 
@@ -23,6 +24,9 @@ class LlavaUHDConfig(PreTrainedConfig):
         multimodal_projector_bias: whether the connector's layers have biases.
         tie_word_embeddings: whether the output layer is the input embedding; follows `text_config` where not
             given.
+
+    Raises:
+        FoveateError: if `image_token_id` is not the id of a token.
 
     Example:
         >>> from transformers import Qwen3Config
@@ -54,6 +58,8 @@ class LlavaUHDConfig(PreTrainedConfig):
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         super().__post_init__(**kwargs)
+        if not isinstance(self.image_token_id, int) or self.image_token_id < 0:
+            raise FoveateError(f"image_token_id must be a token, 0 or more, not {self.image_token_id!r}")
 
     @classmethod
     def get_config_dict(

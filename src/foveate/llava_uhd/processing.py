@@ -3,16 +3,15 @@
 from os import PathLike
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer
 from transformers.processing_utils import MultiModalData, ProcessorMixin
-from transformers.utils import cached_file
 
 from foveate.errors import FoveateError
 from foveate.views.image_processing import LlavaUHDImageProcessor
 from foveate.views.images import open_image
 
 from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
-from .checkpoint import is_released_config
+from .checkpoint import has_file, is_released
 from .configuration import LlavaUHDConfig
 
 # Arguments of `from_pretrained` that say where a file is, and how to get it.
@@ -65,11 +64,11 @@ class LlavaUHDProcessor(ProcessorMixin):
         Python code that such a folder may hold is run.
         """
         where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-        if not _is_released(pretrained_model_name_or_path, where):
+        if not is_released(pretrained_model_name_or_path, **where):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = LlavaUHDConfig.from_pretrained(pretrained_model_name_or_path, **where)
         grid = {name: getattr(config.vision_config, name) for name in ("patch_size", "num_stages")}
-        if _has_file(pretrained_model_name_or_path, "preprocessor_config.json", where):
+        if has_file(pretrained_model_name_or_path, "preprocessor_config.json", **where):
             image_processor = LlavaUHDImageProcessor.from_pretrained(pretrained_model_name_or_path, **grid, **where)
         else:
             image_processor = LlavaUHDImageProcessor(**grid)
@@ -124,23 +123,6 @@ class LlavaUHDProcessor(ProcessorMixin):
                 processor.get_number_of_image_patches(height, width, options) for height, width in image_sizes
             ],
         )
-
-
-def _is_released(name_or_path: str | PathLike[str], where: dict[str, Any]) -> bool:
-    """Whether a folder or Hub id has the authors' `config.json`."""
-    if not _has_file(name_or_path, "config.json", where):
-        return False
-    return is_released_config(PreTrainedConfig.get_config_dict(name_or_path, **where)[0])
-
-
-def _has_file(name_or_path: str | PathLike[str], file: str, where: dict[str, Any]) -> bool:
-    # An id that cannot be reached has no file here; what loads next says so.
-    quiet = {
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    return cached_file(name_or_path, file, **where, **quiet) is not None
 
 
 def _opened(images: Any) -> Any:
