@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw
 from .fonts import Face, Font
 from .page import Box, Brief, DoesNotFit, Drawn, Page
 from .paper import Colour, apart, colours, sheet
-from .questions import ask, yes_no
+from .questions import ask, wordings, yes_no
 from .shapes import COLOURS, look_alike, tint
 
 LAYOUTS = {"train": ("columns", "bars", "line", "pie"), "heldout": ("columns", "bars", "line", "pie")}
@@ -22,56 +23,16 @@ STYLES = {
     "line": {"train": ("dots", "grid"), "heldout": ("squares", "dashed")},
     "pie": {"train": ("full",), "heldout": ("ring",)},
 }
-VALUE = (
-    "What is the value of {name}?", "How much is {name}?", "What value does {name} have?", "Read the value of {name}.",
-    "What is {name}'s value?", "What number belongs to {name}?", "How high is {name}?", "{name}: what value?",
-    "What is the number for {name}?",
-)  # fmt: skip
-SHARE = ("What percentage is {name}?", "How many percent is {name}?", "What is the share of {name}?", "What percent does {name} have?")
-HIGHEST = {
-    "columns": ("Which bar is the tallest?", "Which bar is tallest?", "Which is the highest bar?", "What is the tallest bar?",
-                "Which column is the highest?", "Which bar is biggest?", "What has the highest value?", "Which one is the largest?"),
-    "bars": ("Which bar is the longest?", "Which bar is longest?", "What has the highest value?", "Which is the largest?",
-             "What is the longest bar?", "Which bar is biggest?", "Which one has the largest value?"),
-    "line": ("Where is the line highest?", "Which point is the highest?", "What has the highest value?", "Where does the line peak?",
-             "When is the value largest?", "At which label is the maximum?"),
-    "pie": ("Which slice is the largest?", "What is the biggest slice?", "Which part is largest?", "What has the largest share?",
-            "Which sector is the biggest?", "What takes the most of the pie?"),
-}  # fmt: skip
-LOWEST = {
-    "columns": ("Which bar is the shortest?", "Which bar is lowest?", "Which is the smallest bar?", "What has the lowest value?",
-                "Which column is the lowest?", "Which bar is smallest?", "What is the shortest bar?"),
-    "bars": ("Which bar is the shortest?", "What has the lowest value?", "Which is the smallest?", "What is the shortest bar?",
-             "Which bar is smallest?", "Which one has the smallest value?"),
-    "line": ("Where is the line lowest?", "Which point is the lowest?", "What has the lowest value?", "When is the value smallest?",
-             "Where does the line reach its minimum?", "At which label is the minimum?"),
-    "pie": ("Which slice is the smallest?", "What is the smallest slice?", "Which part is smallest?", "What has the smallest share?",
-            "Which sector is the smallest?", "What takes the least of the pie?"),
-}  # fmt: skip
-MORE = (
-    "Is {a} higher than {b}?", "Is {a} greater than {b}?", "Is {a} more than {b}?", "Does {a} have a higher value than {b}?",
-    "Is {a} larger than {b}?", "Is {a} above {b} in value?",
-)  # fmt: skip
-LESS = (
-    "Is {a} lower than {b}?", "Is {a} less than {b}?", "Is {a} smaller than {b}?", "Does {a} have a lower value than {b}?",
-    "Is {a} below {b} in value?", "Is the value of {a} smaller than that of {b}?",
-)  # fmt: skip
-WHICH_MORE = (
-    "Which is higher, {a} or {b}?", "Which is larger: {a} or {b}?", "{a} or {b}: which is bigger?", "Which one is greater, {a} or {b}?",
-    "Which has the higher value, {a} or {b}?", "What is more, {a} or {b}?",
-)  # fmt: skip
-WHICH_LESS = (
-    "Which is lower, {a} or {b}?", "Which is smaller: {a} or {b}?", "{a} or {b}: which is smaller?", "Which one is less, {a} or {b}?",
-    "Which has the lower value, {a} or {b}?", "What is less, {a} or {b}?",
-)  # fmt: skip
-HOW_MANY = {
-    "columns": ("How many bars are there?", "How many bars does the chart have?", "Count the bars."),
-    "bars": ("How many bars are there?", "How many bars does the chart have?", "Count the bars."),
-    "line": ("How many points are there?", "How many points does the line have?", "Count the points."),
-    "pie": ("How many slices are there?", "How many slices does the pie have?", "Count the slices."),
-}
-TITLE = ("What is the title?", "What is the title of the chart?", "What is the chart about?", "Read the title.", "What does the chart show?",
-         "Which title does the chart have?")  # fmt: skip
+VALUE = wordings("chart.value")
+SHARE = wordings("chart.share")
+HIGHEST = {way: wordings(f"chart.highest.{way}") for way in ("columns", "bars", "line", "pie")}
+LOWEST = {way: wordings(f"chart.lowest.{way}") for way in ("columns", "bars", "line", "pie")}
+MORE = wordings("chart.more")
+LESS = wordings("chart.less")
+WHICH_MORE = wordings("chart.which_more")
+WHICH_LESS = wordings("chart.which_less")
+HOW_MANY = {way: wordings(f"chart.how_many.{way}") for way in ("columns", "bars", "line", "pie")}
+TITLE = wordings("chart.title")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -94,7 +55,7 @@ def _values(rng: random.Random, count: int, apart_by: float) -> list[int]:
     for _ in range(400):
         values = [max(1, round(scale * rng.uniform(0.08, 1))) for _ in range(count)]
         ranked = sorted(values)
-        if all(b - a >= max(1, apart_by * ranked[-1]) for a, b in zip(ranked, ranked[1:], strict=False)):
+        if all(b - a >= max(1, apart_by * ranked[-1]) for a, b in pairwise(ranked)):
             return values
     raise DoesNotFit("values too near to one another")
 
@@ -149,6 +110,8 @@ def _grid_step(top: int) -> int:
 
 
 class Sheet(NamedTuple):
+    """A page with the colours and faces that a chart is drawn with; `soft` is the colour of grid lines."""
+
     page: Page
     paper: Colour
     ink: Colour
@@ -200,7 +163,11 @@ def _columns(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour]
     floor = box.bottom - 1.9 * s.cap
     room = floor - box.top - (1.7 * s.cap if any(chart.printed) else 0.5 * s.cap)
     slot = (box.right - axis) / count
-    if room < 4 * s.cap or any(s.face.width(name) > slot - 3 for name in chart.names) or any(s.face.width(p) > slot - 1 for p in chart.printed):
+    if (
+        room < 4 * s.cap
+        or any(s.face.width(name) > slot - 3 for name in chart.names)
+        or any(s.face.width(p) > slot - 1 for p in chart.printed)
+    ):
         raise DoesNotFit("columns")
     reach = max([top_value, *(v for v, _ in ticks)])
     for value, text in ticks:
@@ -268,11 +235,15 @@ def _line(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], s
     colour = fills[0]
     thick = 1 + (s.cap > 9) + (brief.rng.random() < 0.3)
     if style == "dashed":
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             parts = max(2, int(math.hypot(x1 - x0, y1 - y0) / 5))
             for k in range(0, parts, 2):
                 a, b = k / parts, (k + 1) / parts
-                s.page.draw.line((x0 + a * (x1 - x0), y0 + a * (y1 - y0), x0 + b * (x1 - x0), y0 + b * (y1 - y0)), fill=colour, width=thick)
+                s.page.draw.line(
+                    (x0 + a * (x1 - x0), y0 + a * (y1 - y0), x0 + b * (x1 - x0), y0 + b * (y1 - y0)),
+                    fill=colour,
+                    width=thick,
+                )
     else:
         s.page.draw.line(points, fill=colour, width=thick)
     radius = 2 + thick
@@ -296,7 +267,10 @@ def _pie(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], st
     texts = [f"{n} {p}".strip() for n, p in zip(chart.names, chart.printed, strict=True)]
     legend = max(s.face.width(t) for t in texts) + 2.2 * s.cap
     high = 1.8 * s.cap * len(texts)
-    beside = box.right - box.left - legend > min(box.bottom - box.top, box.right - box.left) * 0.45 and box.right - box.left > box.bottom - box.top
+    beside = (
+        box.right - box.left - legend > min(box.bottom - box.top, box.right - box.left) * 0.45
+        and box.right - box.left > box.bottom - box.top
+    )
     if beside:
         radius = min(box.right - box.left - legend - 4, box.bottom - box.top) / 2 - 1
         cx, cy = box.left + radius, (box.top + box.bottom) / 2
@@ -369,7 +343,15 @@ def _chart(brief: Brief, printed: bool | None = None) -> tuple[Page, Chart]:
     fills, tints = _fills(brief, count, s.paper)
     if kind == "pie" and not tints[0]:
         raise DoesNotFit("a pie needs a colour for each slice")
-    chart = Chart(kind, names, values, texts if shown else [""] * count, title, tints, {"kind": kind, "style": style, "cap": s.cap, "bars": count})
+    chart = Chart(
+        kind,
+        names,
+        values,
+        texts if shown else [""] * count,
+        title,
+        tints,
+        {"kind": kind, "style": style, "cap": s.cap, "bars": count},
+    )
     _DRAW[kind](brief, s, box, chart, fills, style)
     return s.page, chart
 
@@ -391,11 +373,15 @@ def chart_extreme(brief: Brief) -> tuple[Page, Drawn]:
     rng = brief.rng
     page, chart = _chart(brief)
     if rng.random() < 0.12:
-        return page, Drawn(ask(rng, brief.split, HOW_MANY[chart.kind]), str(len(chart.names)), {**chart.meta, "asked": "count"})
+        return page, Drawn(
+            ask(rng, brief.split, HOW_MANY[chart.kind]), str(len(chart.names)), {**chart.meta, "asked": "count"}
+        )
     high = rng.random() < 0.5
     i = chart.values.index(max(chart.values) if high else min(chart.values))
     wordings = (HIGHEST if high else LOWEST)[chart.kind]
-    return page, Drawn(ask(rng, brief.split, wordings), chart.names[i], {**chart.meta, "asked": "highest" if high else "lowest"})
+    return page, Drawn(
+        ask(rng, brief.split, wordings), chart.names[i], {**chart.meta, "asked": "highest" if high else "lowest"}
+    )
 
 
 def chart_compare(brief: Brief) -> tuple[Page, Drawn]:
@@ -407,7 +393,11 @@ def chart_compare(brief: Brief) -> tuple[Page, Drawn]:
     if rng.random() < 0.5:
         more = rng.random() < 0.5
         truth = (chart.values[i] > chart.values[j]) == more
-        return page, Drawn(ask(rng, brief.split, MORE if more else LESS, a=a, b=b), yes_no(truth), {**chart.meta, "asked": "yes_no"})
+        return page, Drawn(
+            ask(rng, brief.split, MORE if more else LESS, a=a, b=b), yes_no(truth), {**chart.meta, "asked": "yes_no"}
+        )
     more = rng.random() < 0.5
     answer = a if (chart.values[i] > chart.values[j]) == more else b
-    return page, Drawn(ask(rng, brief.split, WHICH_MORE if more else WHICH_LESS, a=a, b=b), answer, {**chart.meta, "asked": "which"})
+    return page, Drawn(
+        ask(rng, brief.split, WHICH_MORE if more else WHICH_LESS, a=a, b=b), answer, {**chart.meta, "asked": "which"}
+    )

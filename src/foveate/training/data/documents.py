@@ -9,21 +9,12 @@ from .fields import ASK, HELD_OUT, TRAIN, FieldKind, fill
 from .fonts import Face
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import Colour, apart, colours, sheet
-from .questions import ask, yes_no
+from .questions import ask, wordings, yes_no
 from .textpages import any_string
 
-IS_IT = (
-    "Is the {name} {value}?", "Does the {name} read {value}?", "Is {value} the {name}?", "Is {label} {value}?",
-    "Does it say {value} next to {label}?", "Is it true that the {name} is {value}?",
-)  # fmt: skip
-IS_THERE = (
-    "Is there a field called {label}?", "Does the document have a field {label}?", "Is {label} on this form?",
-    "Can you see a field named {label}?", "Does this form ask for {label}?", "Is a {label} given?",
-)  # fmt: skip
-APPEARS = (
-    "Does the word {word} appear?", "Is {word} written in the image?", "Does the document mention {word}?",
-    "Is the text {word} on the page?", "Can you read {word} anywhere?", "Does it say {word} somewhere?",
-)  # fmt: skip
+IS_IT = wordings("form.is_it")
+IS_THERE = wordings("form.is_there")
+APPEARS = wordings("form.appears")
 
 LAYOUTS = {
     "train": ("colon", "columns", "leaders", "boxes", "stacked", "two_up", "ruled"),
@@ -32,6 +23,8 @@ LAYOUTS = {
 
 
 class Filled(NamedTuple):
+    """One field of a form: its kind, printed label, value, and the noun in questions."""
+
     kind: FieldKind | None  # None: a label that is only a word
     label: str
     value: str
@@ -73,7 +66,9 @@ def _mark(brief: Brief, label: str) -> str:
 
 def _heading(brief: Brief, longest: int) -> str:
     rng = brief.rng
-    text = rng.choice(("Invoice", "Order form", "Delivery note", "Membership", "Registration", "Statement", "Application"))
+    text = rng.choice(
+        ("Invoice", "Order form", "Delivery note", "Membership", "Registration", "Statement", "Application")
+    )
     if brief.split == "heldout" or rng.random() < 0.4:
         text = brief.words.word(4, max(4, min(10, longest))).title() + rng.choice(("", " form", " card", " sheet"))
     return text.upper() if rng.random() < 0.4 else text
@@ -143,7 +138,9 @@ def _boxes(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Ro
     """Rows of a box with a rule between label and value."""
     edge = room.left + max(room.bold.width(f.label) for f in fields) + room.cap
     ys = list(room.rows(fields))
-    below = 0.58 * (room.leading - room.cap)  # rules lie a little nearer to the next capitals than to these, for descenders
+    below = 0.58 * (
+        room.leading - room.cap
+    )  # rules lie a little nearer to the next capitals than to these, for descenders
     top = ys[0][1] + below - room.leading
     for field, y, face, bold in ys:
         page.text(room.left, y, field.label, bold, ink)
@@ -200,9 +197,18 @@ class Room:
 
 
 _DRAW: dict[str, Callable[[Brief, Page, list[Filled], Colour, Room], None]] = {
-    "colon": _colon, "columns": _columns, "leaders": _leaders, "boxes": _boxes, "stacked": _stacked,
-    "two_up": _two_up, "ruled": _ruled, "right": _right, "band": _band, "dash": _dash, "equals": _equals,
-}  # fmt: skip
+    "colon": _colon,
+    "columns": _columns,
+    "leaders": _leaders,
+    "boxes": _boxes,
+    "stacked": _stacked,
+    "two_up": _two_up,
+    "ruled": _ruled,
+    "right": _right,
+    "band": _band,
+    "dash": _dash,
+    "equals": _equals,
+}
 
 
 def _form(brief: Brief) -> tuple[Page, list[Filled], dict[str, object]]:
@@ -298,8 +304,12 @@ def document_yes_no(brief: Brief) -> tuple[Page, Drawn]:
             label = rng.choice(other.labels) if rng.random() < 0.6 else brief.words.word(3, 8).title()
             if any(label.lower() == each.lower() for f in fields if f.kind for each in f.kind.labels):
                 label = ""
-        return page, Drawn(ask(rng, brief.split, IS_THERE, label=_shown(brief, label)), yes_no(truth), {**meta, "kind": "field"})
+        return page, Drawn(
+            ask(rng, brief.split, IS_THERE, label=_shown(brief, label)), yes_no(truth), {**meta, "kind": "field"}
+        )
     word = rng.choice(field.value.split()) if truth else ""
     while not truth and (not word or word.lower() in printed):
         word = any_string(brief.words, 8)
-    return page, Drawn(ask(rng, brief.split, APPEARS, word=_shown(brief, word)), yes_no(truth), {**meta, "kind": "appears"})
+    return page, Drawn(
+        ask(rng, brief.split, APPEARS, word=_shown(brief, word)), yes_no(truth), {**meta, "kind": "appears"}
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image
+
+from foveate.errors import FoveateError
 
 
 def easy_vqa(split: str = "train", *, upscale: int = 1) -> Iterator[tuple[Image.Image, str, str]]:
@@ -15,27 +17,29 @@ def easy_vqa(split: str = "train", *, upscale: int = 1) -> Iterator[tuple[Image.
         split: "train" (38,575 questions) or "test" (9,673).
         upscale: whole factor; the images are 64 x 64 pixels, with 3 they are 192 x 192 (bicubic).
 
-    Raises ImportError with what to install when the package is missing. Images are kept in memory once opened
+    Raises FoveateError with what to install when the package is missing. Images are kept in memory once opened
     (about 12 kB each times the square of `upscale`) and shared by the questions about them: do not draw on them.
     """
     if split not in ("train", "test"):
-        raise ValueError(f'easy-VQA has the splits "train" and "test", not {split!r}')
+        raise FoveateError(f'easy-VQA has the splits "train" and "test", not {split!r}.')
     if upscale < 1:
-        raise ValueError(f"upscale must be 1 or more, got {upscale}")
+        raise FoveateError(f"upscale must be 1 or more, got {upscale}.")
     try:
         import easy_vqa as package
     except ImportError as error:
-        raise ImportError("easy_vqa() needs the data set: pip install easy-vqa") from error
+        raise FoveateError("easy-VQA needs a package; install it with `pip install easy-vqa`.") from error
     if split == "train":
         questions, paths = package.get_train_questions(), package.get_train_image_paths()
     else:
         questions, paths = package.get_test_questions(), package.get_test_image_paths()
 
-    @lru_cache(maxsize=None)
+    @cache
     def opened(number: int) -> Image.Image:
         with Image.open(paths[number]) as image:
             rgb = image.convert("RGB")
-        return rgb if upscale == 1 else rgb.resize((rgb.width * upscale, rgb.height * upscale), Image.Resampling.BICUBIC)
+        return (
+            rgb if upscale == 1 else rgb.resize((rgb.width * upscale, rgb.height * upscale), Image.Resampling.BICUBIC)
+        )
 
     for question, answer, number in zip(*questions, strict=True):
         yield opened(number), question, answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .questions import wordings
 from .words import Vocabulary
 
 
@@ -30,12 +31,24 @@ TRAIN = (
     _field("order number", "Order No|Order Number|Order #|Order|ORDER NO.", "code"),
     _field("account number", "Account No|Account Number|Acct No|A/C No|Account", "number"),
     _field("customer number", "Customer No|Customer ID|Cust No|Client No|Customer number", "number"),
-    _field("date", "Date|DATE|Date of issue|Dated", "date", "When was it issued?|When is this dated?|What date is on it?"),
+    _field(
+        "date", "Date|DATE|Date of issue|Dated", "date", "When was it issued?|When is this dated?|What date is on it?"
+    ),
     _field("due date", "Due Date|Due|Payment due|Pay by", "date", "When is it due?|When must it be paid?"),
     _field("name", "Name|NAME|Full name", "person", "Who is named here?|Whose document is this?|Who is it?"),
-    _field("customer name", "Customer|Customer name|Client|Bill to|Sold to", "person", "Who is the customer?|Who is it billed to?"),
+    _field(
+        "customer name",
+        "Customer|Customer name|Client|Bill to|Sold to",
+        "person",
+        "Who is the customer?|Who is it billed to?",
+    ),
     _field("company", "Company|Firm|Supplier|Vendor|Employer", "company", "Which company is named?|What firm is it?"),
-    _field("total", "Total|TOTAL|Amount due|Total due|Grand total", "amount", "How much is it?|How much has to be paid?|What is the amount due?"),
+    _field(
+        "total",
+        "Total|TOTAL|Amount due|Total due|Grand total",
+        "amount",
+        "How much is it?|How much has to be paid?|What is the amount due?",
+    ),
     _field("tax", "Tax|VAT|GST|Sales tax", "amount", "How much tax is there?|How much is the tax?"),
     _field("subtotal", "Subtotal|Sub-total|Net amount|Net", "amount", "How much is it before tax?"),
     _field("city", "City|Town|CITY|Place", "town", "Which city is named?|In which town is it?"),
@@ -61,7 +74,7 @@ TRAIN = (
     _field("password", "Password|Passcode|PIN|Key", "code"),
     _field("department", "Department|Dept|Section|Division", "thing", "Which department is it?"),
     _field("code", "Code|CODE|Item code|Code no", "code"),
-)  # fmt: skip
+)
 HELD_OUT = (
     _field("permit number", "Permit No|Permit|PERMIT", "code"),
     _field("policy number", "Policy No|Policy|Policy number", "number"),
@@ -77,21 +90,16 @@ HELD_OUT = (
     _field("licence plate", "Plate|Reg No|Licence plate", "code"),
 )
 
-ASK = (
-    "What is the {name}?", "What's the {name}?", "Read the {name}.", "Which {name} is shown?", "What {name} is given?",
-    "Give me the {name}.", "What is written in the field {label}?", "What does it say next to {label}?",
-    "Find the {name}.", "{name}?", "What is the value of {label}?", "What does the {name} field say?",
-    "What is the {name} on this form?", "What is the {name} in the document?",
-    "What comes after {label}?", "Tell me the {name}.", "What {name} does the document show?",
-    "Please read the {name}.", "What has been filled in for {label}?", "State the {name}.",
-)  # fmt: skip
+ASK = wordings("form.ask")
 
 
 def fill(words: Vocabulary, values: str, longest: int) -> str:
     """A value of at most about `longest` characters for a field whose `values` is one of the kinds above."""
     rng = words.rng
     if values == "code":
-        return words.code(3, max(3, min(9, longest))) if rng.random() < 0.75 else words.digits(3, max(3, min(8, longest)))
+        return (
+            words.code(3, max(3, min(9, longest))) if rng.random() < 0.75 else words.digits(3, max(3, min(8, longest)))
+        )
     if values == "number":
         return words.digits(3, max(3, min(9, longest)))
     if values == "short_code":

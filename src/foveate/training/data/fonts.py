@@ -85,6 +85,7 @@ class Face:
         return pens
 
     def width(self, text: str, spacing: float = 0.0) -> float:
+        """Width of `text` in pixels, pen to pen."""
         return self.pens(text, spacing)[-1]
 
     def glyph(self, char: str, half: int = 0) -> Glyph:
@@ -118,20 +119,22 @@ class Font:
     style: str
     cap_ratio: float  # height of "H" over the size in pixels
     mono: bool
-    caps_only: bool  # small letters look like capitals: draw capitals with it, nothing else
     advances: dict[str, float] = field(repr=False)  # at REFERENCE_SIZE
     _kerns: bytearray = field(default_factory=lambda: bytearray(b"\xff" * (95 * 95)), repr=False)
     _reference: ImageFont.FreeTypeFont | None = field(default=None, repr=False)
 
     def open(self, size: int) -> ImageFont.FreeTypeFont:
+        """The font at `size` pixels as Pillow has it."""
         return _open(self.path, size)
 
     @property
     def bold(self) -> bool:
+        """Whether the strokes are heavy."""
         return any(word in self.style.lower() for word in ("bold", "black", "heavy"))
 
     @property
     def slanted(self) -> bool:
+        """Whether it is italic or oblique."""
         return any(word in self.style.lower() for word in ("italic", "oblique"))
 
     def kern(self, first: str, second: str) -> float:
@@ -206,6 +209,8 @@ def _read(path: str) -> Font | None:
             seen[char] = (mask.size, ink)
         if len({seen[char] for char in "ABGQ08~{@,"}) < 10:
             return None
+        if any(seen[char] == seen[char.upper()] for char in "abgq"):
+            return None  # capitals in place of small letters: what is drawn would not be what was meant
         top, bottom = font.getbbox("H", anchor="ls")[1::2]
         if bottom - top < REFERENCE_SIZE / 4:
             return None
@@ -220,7 +225,6 @@ def _read(path: str) -> Font | None:
         style=style or "",
         cap_ratio=(bottom - top) / REFERENCE_SIZE,
         mono=max(advances.values()) - min(advances.values()) < 0.01,
-        caps_only=seen["a"] == seen["A"] or seen["b"] == seen["B"] or seen["g"] == seen["G"],
         advances=advances,
     )
 
@@ -237,7 +241,11 @@ def families() -> dict[str, list[Font]]:
     found: dict[str, dict[str, Font]] = {}
     for folder in font_folders():
         for file in sorted(folder.rglob("*")):
-            if file.suffix.lower() not in (".ttf", ".otf") or _NOT_TEXT.search(file.stem) or _TOO_THIN.search(file.stem):
+            if (
+                file.suffix.lower() not in (".ttf", ".otf")
+                or _NOT_TEXT.search(file.stem)
+                or _TOO_THIN.search(file.stem)
+            ):
                 continue
             font = _read(str(file))
             if font is not None:
@@ -252,13 +260,19 @@ def families() -> dict[str, list[Font]]:
 
 
 # What most documents are set in; drawn three times as often as the others.
-_USUAL = re.compile(r"liberation|dejavu|noto|roboto|open sans|lato|nimbus|free(sans|serif|mono)|aerial|veranda|tymes|carlito|caladea|stix")
+_USUAL = re.compile(
+    r"liberation|dejavu|noto|roboto|open sans|lato|nimbus|free(sans|serif|mono)|aerial|veranda|tymes|carlito"
+    r"|caladea|stix"
+)
 
 
 @lru_cache(maxsize=2)
 def families_of(split: str) -> tuple[tuple[Font, ...], ...]:
-    """The families of one split. About one in six families is held out; with two or more families both splits have
-    one and share none; a single family serves both."""
+    """The families of one split, those common in print listed three times.
+
+    About one in six families is held out. With two or more families both splits have one and share none; a single
+    family serves both.
+    """
     every = families()
     if len(every) == 1:
         return tuple(tuple(fonts) for fonts in every.values())

@@ -14,11 +14,13 @@ from .sample import Character
 from .words import Vocabulary
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(Exception):  # noqa: N818 - a signal between renderers and `render`, not an error
     """Raised by a renderer when what it drew at random has no room; it is asked again with less to draw."""
 
 
 class Box(NamedTuple):
+    """A rectangle in pixels of the image."""
+
     left: float
     top: float
     right: float
@@ -60,18 +62,15 @@ class Brief:
         """An upper end that grows with the difficulty, and shrinks with every attempt that did not fit."""
         return max(1, round(easy + (hard - easy) * self.difficulty) - self.attempt // 2)
 
-    def font(self, kind: str | None = None, lower: bool = True) -> Font:
-        """A font of this split. `kind`: "mono" asks for fixed width where there is one; `lower`: small letters are
-        needed."""
+    def font(self, kind: str | None = None) -> Font:
+        """A font of this split, seldom a slanted one; `kind`: "mono" asks for fixed width where there is one."""
         families = families_of(self.split)
         for _ in range(60):
             font = self.rng.choice(self.rng.choice(families))
-            if font.caps_only and lower or font.slanted and self.rng.random() < 0.7:
-                continue
-            if kind == "mono" and not font.mono:
+            if (font.slanted and self.rng.random() < 0.7) or (kind == "mono" and not font.mono):
                 continue
             return font
-        return next(font for family in families for font in family if not (font.caps_only and lower))
+        return families[0][0]
 
 
 class Page:
@@ -114,4 +113,5 @@ class Page:
         return begin
 
     def text_centred(self, x: float, baseline: float, text: str, face: Face, fill: Colour) -> None:
+        """Draw `text` with its middle at `x`."""
         self.text(x - face.width(text) / 2, baseline, text, face, fill)

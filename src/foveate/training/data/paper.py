@@ -39,6 +39,7 @@ def noise(rng: random.Random, width: int, height: int, grain: int = 1) -> np.nda
 
 
 def luminance(colour: Colour) -> float:
+    """Brightness, 0 to 255, by the weights of Rec. 601."""
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
 
 
@@ -114,7 +115,9 @@ def _turned(
     if any(not (edge <= m.x <= width - edge and edge <= m.y <= height - edge) for m in moved):
         return image, characters
     fill = image.getpixel((0, 0))
-    turned = image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR, fillcolor=fill)
+    turned = image.transform(
+        image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR, fillcolor=fill
+    )
     return turned, moved
 
 

@@ -1,21 +1,48 @@
-"""Wordings. Each task has a list of ways to ask; the last third of every list with six or more is held out."""
+"""Wordings of questions, kept in `wordings.txt`: one section for each thing that is asked, one wording a line.
+
+The last third of every section with six or more is held out.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 
-_OPENINGS = ("Please tell me: ", "Tell me, ", "Look at the image. ", "Question: ", "Quick question: ", "Can you tell me: ")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_OPENINGS = (
+    "Please tell me: ",
+    "Tell me, ",
+    "Look at the image. ",
+    "Question: ",
+    "Quick question: ",
+    "Can you tell me: ",
+)
 _HELD_OUT_OPENINGS = ("I need to know: ", "Looking at this picture, ", "Answer briefly: ")
 
 
-def ask(rng: random.Random, split: str, wordings: Sequence[str], **words: str) -> str:
-    """One of `wordings` with `words` put in, in a random style: with or without question mark and capital."""
-    reserved = len(wordings) // 3 if len(wordings) >= 6 else 0
+@cache
+def _sections() -> dict[str, tuple[str, ...]]:
+    sections: dict[str, tuple[str, ...]] = {}
+    for block in (files(__package__) / "wordings.txt").read_text(encoding="ascii").strip().split("\n\n"):
+        name, *lines = block.split("\n")
+        sections[name.strip("[]")] = tuple(lines)
+    return sections
+
+
+def wordings(section: str) -> tuple[str, ...]:
+    """All ways to ask one thing; `{...}` are slots."""
+    return _sections()[section]
+
+
+def ask(rng: random.Random, split: str, ways: Sequence[str], **words: str) -> str:
+    """One of `ways` with `words` in its slots, in a random style: with or without question mark and capital."""
+    reserved = len(ways) // 3 if len(ways) >= 6 else 0
     if split == "heldout" and reserved and rng.random() < 0.5:
-        wording = rng.choice(wordings[-reserved:])
+        wording = rng.choice(ways[-reserved:])
     else:
-        wording = rng.choice(wordings[: len(wordings) - reserved])
+        wording = rng.choice(ways[: len(ways) - reserved])
     first_is_slot = wording.startswith("{")
     question = wording.format(**words)
     style = rng.random()
@@ -32,7 +59,5 @@ def ask(rng: random.Random, split: str, wordings: Sequence[str], **words: str) -
 
 
 def yes_no(truth: bool) -> str:
+    """The answer "yes" or "no"."""
     return "yes" if truth else "no"
-
-
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .fonts import Font
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import Colour, apart, colours, sheet, thermal
-from .questions import ask
+from .questions import ask, wordings
 from .words import split_of
 
 LAYOUTS = {
@@ -15,11 +15,28 @@ LAYOUTS = {
     "train": (("pair", "under", "columns", "coded"), ("lines", "pairs", "bare")),
     "heldout": (("priced_first", "numbered"), ("stacked", "ends")),
 }
-TITLES = ("TAX INVOICE", "RECEIPT", "CASH BILL", "INVOICE", "SALES RECEIPT", "CASH SALE", "OFFICIAL RECEIPT", "SIMPLIFIED TAX INVOICE")
+TITLES = (
+    "TAX INVOICE",
+    "RECEIPT",
+    "CASH BILL",
+    "INVOICE",
+    "SALES RECEIPT",
+    "CASH SALE",
+    "OFFICIAL RECEIPT",
+    "SIMPLIFIED TAX INVOICE",
+)
 THANKS = (
-    "THANK YOU", "Thank you, please come again", "GOODS SOLD ARE NOT RETURNABLE", "Please keep this receipt", "HAVE A NICE DAY",
-    "THANK YOU FOR SHOPPING WITH US", "No exchange, no refund", "See you again", "Customer copy", "VISIT US AGAIN",
-)  # fmt: skip
+    "THANK YOU",
+    "Thank you, please come again",
+    "GOODS SOLD ARE NOT RETURNABLE",
+    "Please keep this receipt",
+    "HAVE A NICE DAY",
+    "THANK YOU FOR SHOPPING WITH US",
+    "No exchange, no refund",
+    "See you again",
+    "Customer copy",
+    "VISIT US AGAIN",
+)
 
 
 @dataclass
@@ -41,6 +58,8 @@ class Row:
 
 @dataclass
 class Item:
+    """One sold article; `unit` is its price in cents."""
+
     name: str
     count: int
     unit: int  # cents
@@ -48,6 +67,7 @@ class Item:
 
     @property
     def amount(self) -> int:
+        """Price of all of them in cents."""
         return self.count * self.unit
 
 
@@ -92,7 +112,9 @@ def _items(brief: Brief, taxed: float) -> tuple[list[Item], int, int]:
             items.append(Item(name, many, unit, words.digits(4, 8)))
         net = sum(item.amount for item in items)
         tax = round(net * taxed)
-        if split_of(_money(net + tax)) == brief.split and split_of(_money(tax)) == brief.split or not taxed and split_of(_money(net)) == brief.split:
+        if (split_of(_money(net + tax)) == brief.split and split_of(_money(tax)) == brief.split) or (
+            not taxed and split_of(_money(net)) == brief.split
+        ):
             return items, tax, net + tax
     raise DoesNotFit("no sum in the split")
 
@@ -130,11 +152,20 @@ def _particulars(brief: Brief, receipt: Receipt, how: str) -> list[Row]:
     if rng.random() < 0.3 + 0.5 * brief.difficulty and brief.attempt < 12:
         number = words.code(5, 10) if rng.random() < 0.5 else words.digits(4, 8)
         receipt.details["number"] = number
-        others.append((rng.choice(("Invoice No", "Receipt No", "Bill No", "INV NO", "Doc No", "Receipt #", "Invoice #", "No.")), number))
+        others.append(
+            (
+                rng.choice(
+                    ("Invoice No", "Receipt No", "Bill No", "INV NO", "Doc No", "Receipt #", "Invoice #", "No.")
+                ),
+                number,
+            )
+        )
     if rng.random() < 0.5 * brief.difficulty and brief.attempt < 8:
         who = words.known(3, 8)
         receipt.details["cashier"] = who.upper() if rng.random() < 0.5 else who.title()
-        others.append((rng.choice(("Cashier", "CASHIER", "Served by", "Operator", "Staff")), receipt.details["cashier"]))
+        others.append(
+            (rng.choice(("Cashier", "CASHIER", "Served by", "Operator", "Staff")), receipt.details["cashier"])
+        )
     if rng.random() < 0.2 * brief.difficulty and brief.attempt < 8:
         others.append((rng.choice(("Table", "Counter", "POS", "Terminal", "Till")), words.digits(1, 2)))
     entries = [date, *others]
@@ -143,7 +174,10 @@ def _particulars(brief: Brief, receipt: Receipt, how: str) -> list[Row]:
         return [Row(left=f"{k}{mark} {v}" if k != date[0] else v) for k, v in entries]
     if how == "pairs" and len(entries) > 1:
         (a, b), (c, d) = entries[:2]
-        return [Row(left=f"{a}{mark} {b}", right=f"{c}{mark} {d}"), *(Row(left=f"{k}{mark} {v}") for k, v in entries[2:])]
+        return [
+            Row(left=f"{a}{mark} {b}", right=f"{c}{mark} {d}"),
+            *(Row(left=f"{k}{mark} {v}") for k, v in entries[2:]),
+        ]
     if how == "stacked":
         return [row for k, v in entries for row in (Row(left=k), Row(left=v))]
     if how == "ends":
@@ -158,8 +192,18 @@ def _goods(brief: Brief, receipt: Receipt, how: str, unit: str) -> list[Row]:
     rng = brief.rng
     rows: list[Row] = []
     if how == "columns":
-        names = rng.choice((("Item", "Qty", "Amount"), ("DESCRIPTION", "QTY", "TOTAL"), ("Description", "Qty", "Amt"), ("ITEM", "QTY", "RM")))
-        rows = [Row(left=names[0], right=names[2], cells=[(names[1], 0.68)], bold=True), Row(special=rng.choice(("rule", "dashes")))]
+        names = rng.choice(
+            (
+                ("Item", "Qty", "Amount"),
+                ("DESCRIPTION", "QTY", "TOTAL"),
+                ("Description", "Qty", "Amt"),
+                ("ITEM", "QTY", "RM"),
+            )
+        )
+        rows = [
+            Row(left=names[0], right=names[2], cells=[(names[1], 0.68)], bold=True),
+            Row(special=rng.choice(("rule", "dashes"))),
+        ]
         return rows + [Row(left=i.name, right=_money(i.amount), cells=[(str(i.count), 0.68)]) for i in receipt.items]
     tail = rng.choice(("", "", " SR", " S", " *"))
     for n, item in enumerate(receipt.items, 1):
@@ -168,7 +212,11 @@ def _goods(brief: Brief, receipt: Receipt, how: str, unit: str) -> list[Row]:
         if how == "under":
             rows += [Row(left=item.name), Row(left="  " + several, right=price + tail)]
         elif how == "coded":
-            rows += [Row(left=item.code + "  " + item.name)] if rng.random() < 0.5 else [Row(left=item.name), Row(left=item.code)]
+            rows += (
+                [Row(left=item.code + "  " + item.name)]
+                if rng.random() < 0.5
+                else [Row(left=item.name), Row(left=item.code)]
+            )
             rows += [Row(left="", cells=[(several, 0.62)], right=price + tail)]
         elif how == "priced_first":
             rows.append(Row(left=f"{price}  {item.name}" + (f" x{item.count}" if item.count > 1 else "")))
@@ -196,12 +244,33 @@ def _sums(brief: Brief, receipt: Receipt, tax: int, total: int, unit: str) -> li
         receipt.details["tax"] = _money(tax)
     if rng.random() < 0.25 * brief.difficulty:
         rows.append(row(rng.choice(("Rounding", "Rounding adj", "Discount")), 0))
-    names = ("Total", "TOTAL", "Grand Total", "TOTAL DUE", "Total Amount", "Amount due", "TOTAL PAYABLE", "NETT TOTAL", "Round d Total", "Total incl. tax")
-    rows.append(row(rng.choice(names[:8] if brief.difficulty < 0.5 else names) + in_label + rng.choice(("", ":", " :")), total, scale, rng.random() < 0.6))
+    names = (
+        "Total",
+        "TOTAL",
+        "Grand Total",
+        "TOTAL DUE",
+        "Total Amount",
+        "Amount due",
+        "TOTAL PAYABLE",
+        "NETT TOTAL",
+        "Round d Total",
+        "Total incl. tax",
+    )
+    rows.append(
+        row(
+            rng.choice(names[:8] if brief.difficulty < 0.5 else names) + in_label + rng.choice(("", ":", " :")),
+            total,
+            scale,
+            rng.random() < 0.6,
+        )
+    )
     receipt.total = f"{unit.strip() if not unit.endswith(' ') else ''}{_money(total)}"
     if rng.random() < 0.7 * brief.difficulty and brief.attempt < 10:
         paid = max(total, -(-total // 500) * 500 if rng.random() < 0.7 else total)
-        rows += [row(rng.choice(("CASH", "Cash", "Paid", "Tendered")), paid), row(rng.choice(("CHANGE", "Change", "Change due")), paid - total)]
+        rows += [
+            row(rng.choice(("CASH", "Cash", "Paid", "Tendered")), paid),
+            row(rng.choice(("CHANGE", "Change", "Change due")), paid - total),
+        ]
         receipt.details["paid"], receipt.details["change"] = _money(paid), _money(paid - total)
     return rows
 
@@ -226,7 +295,9 @@ def _receipt(brief: Brief) -> Receipt:
     address = words.address(rng.choice((2, 2, 3)) if brief.attempt < 15 else 2, longest)
     if rng.random() < 0.6:
         address = [line.upper() for line in address]
-    tax_rate = rng.choice((0, 0, 0.06, 0.1, 0.2)) if rng.random() < 0.3 + 0.5 * brief.difficulty and brief.attempt < 30 else 0
+    tax_rate = (
+        rng.choice((0, 0, 0.06, 0.1, 0.2)) if rng.random() < 0.3 + 0.5 * brief.difficulty and brief.attempt < 30 else 0
+    )
     items, tax, total = _items(brief, tax_rate)
     unit = rng.choice(("", "", "", "$", "RM", "RM ", "$ "))
     unit_of_items = unit if rng.random() < 0.3 else ""
@@ -291,11 +362,24 @@ def _width(row: Row, font: Font) -> float:
         if at < 0:
             need = max(need, font.width(row.left + " ", 1.04) / -at, font.width(cell, 1.04) / (1 + at))
         else:
-            need = max(need, font.width(f"{row.left}  {cell}", 1.04) / at, font.width(f"  {row.right}", 1.04) / (1 - at))
+            need = max(
+                need, font.width(f"{row.left}  {cell}", 1.04) / at, font.width(f"  {row.right}", 1.04) / (1 - at)
+            )
     return need * row.scale
 
 
-def _draw_row(page: Page, row: Row, font: Font, cap: float, left: float, right: float, y: float, step: float, ink: Colour, chance: float) -> None:
+def _draw_row(
+    page: Page,
+    row: Row,
+    font: Font,
+    cap: float,
+    left: float,
+    right: float,
+    y: float,
+    step: float,
+    ink: Colour,
+    chance: float,
+) -> None:
     middle = y + step / 2
     if row.special == "rule":
         page.draw.line((left, middle, right, middle), fill=ink, width=1 + (chance < 0.2))
@@ -326,42 +410,14 @@ def _draw_row(page: Page, row: Row, font: Font, cap: float, left: float, right: 
         raise DoesNotFit("row")
 
 
-COMPANY = (
-    "Which company issued this receipt?", "What is the company?", "What is the name of the shop?", "Who is the seller?",
-    "What is the company name?", "Which store is this receipt from?", "Where was this bought?", "Who issued it?",
-    "What is the name of the company on the receipt?", "Which shop is it?", "What is the store called?", "Name the vendor.",
-)  # fmt: skip
-DATE = (
-    "What is the date?", "When was it issued?", "What is the date of the receipt?", "What date is on the receipt?",
-    "When was this bought?", "On which date was it issued?", "When was the purchase made?", "date?", "Read the date.",
-    "What day was the receipt printed?", "Which date does the receipt show?", "What is the purchase date?",
-)  # fmt: skip
-TOTAL = (
-    "What is the total?", "How much was paid in total?", "What is the total amount?", "How much is it in total?",
-    "What is the total on the receipt?", "How much does it come to?", "Total?", "What is the grand total?", "How much was the bill?",
-    "What amount is due?", "Read the total.", "What was the total price?", "How much did everything cost?",
-    "What is the amount to pay?",
-)  # fmt: skip
-ADDRESS = (
-    "What is the address?", "Where is the shop?", "What is the address of the company?", "What is the shop's address?",
-    "Read the address.", "Where is the company located?", "What address is printed on the receipt?", "Address?",
-    "At what address is the store?",
-)  # fmt: skip
-AMOUNT_OF = (
-    "How much is the {item}?", "What is the price of {item}?", "What does {item} cost?", "How much did {item} cost?",
-    "What is the amount for {item}?", "{item}: how much?", "What was paid for {item}?",
-)  # fmt: skip
-AMOUNT_OF_SEVERAL = ("What is the amount for {item}?", "What was paid for {item}?", "How much in all for {item}?")
-COUNT_OF = ("How many {item} were bought?", "What is the quantity of {item}?", "How many {item}?")
-DETAILS = {
-    "number": ("What is the receipt number?", "What is the invoice number?", "Read the invoice number.", "What is the bill number?",
-               "Which number does the receipt have?", "What is the document number?"),
-    "cashier": ("Who is the cashier?", "Who served the customer?", "What is the name of the cashier?", "Cashier?", "Which cashier was it?",
-                "Who was at the till?"),
-    "tax": ("How much tax was paid?", "What is the tax?", "How much is the tax?", "What is the tax amount?", "Tax?", "How much tax is included?"),
-    "paid": ("How much cash was given?", "How much did the customer hand over?", "What amount was tendered?"),
-    "change": ("How much change was given?", "What is the change?", "How much change is there?", "Change?"),
-}  # fmt: skip
+COMPANY = wordings("receipt.company")
+DATE = wordings("receipt.date")
+TOTAL = wordings("receipt.total")
+ADDRESS = wordings("receipt.address")
+AMOUNT_OF = wordings("receipt.amount_of")
+AMOUNT_OF_SEVERAL = wordings("receipt.amount_of_several")
+COUNT_OF = wordings("receipt.count_of")
+DETAILS = {way: wordings(f"receipt.details.{way}") for way in ("number", "cashier", "tax", "paid", "change")}
 
 
 def _main_field(brief: Brief, asked: str) -> tuple[Page, Drawn]:

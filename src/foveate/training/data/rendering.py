@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from foveate.errors import FoveateError
+
 from . import charts, documents, receipts, shapes, signs, tables, textpages
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import degrade
@@ -15,8 +17,11 @@ from .words import SPLITS
 
 @dataclass(frozen=True)
 class Task:
-    """How to draw one task. `smallest`: least width and height in pixels; `aspect`: usual range of width over height;
-    `weight`: how often it is drawn when no task is named."""
+    """How to draw one task.
+
+    `smallest`: least width and height in pixels; `aspect`: usual range of width over height; `weight`: how often it
+    is drawn when no task is named.
+    """
 
     draw: Callable[[Brief], tuple[Page, Drawn]]
     smallest: tuple[int, int] = (96, 64)
@@ -51,7 +56,7 @@ _TASKS: dict[str, Task] = {
     "shape_position": Task(shapes.shape_position, (64, 64), (0.5, 2.0), 1.0, True, False),
 }
 TASKS: tuple[str, ...] = tuple(_TASKS)
-LARGEST_SIDE = 2048
+LARGEST_SIDE = 1024
 _ATTEMPTS = 150
 
 
@@ -62,8 +67,36 @@ def smallest_size(task: str) -> tuple[int, int]:
 
 def _task(name: str) -> Task:
     if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; possible are {', '.join(TASKS)}")
+        raise FoveateError(f"unknown task {name!r}; possible are {', '.join(TASKS)}.")
     return _TASKS[name]
+
+
+def usual_sides(difficulty: float) -> tuple[int, int]:
+    """Shortest and longest side in pixels of images whose size is not given."""
+    return round(64 + 64 * difficulty), round(192 + 448 * difficulty)
+
+
+def check(
+    task: str, split: str, size: tuple[int, int] | None, sides: tuple[int, int] | None, difficulty: float
+) -> None:
+    """Raise FoveateError where `render` cannot draw what is asked for; the arguments are those of `render`."""
+    if split not in SPLITS:
+        raise FoveateError(f"unknown split {split!r}; possible are {', '.join(SPLITS)}.")
+    if not 0 <= difficulty <= 1:
+        raise FoveateError(f"difficulty must lie between 0 and 1, got {difficulty}.")
+    width, height = smallest_size(task)
+    needs = f"{task} needs at least {width} x {height} pixels"
+    if size is not None:
+        if size[0] < width or size[1] < height:
+            raise FoveateError(f"{needs}, got {size[0]} x {size[1]}.")
+        if max(size) > LARGEST_SIDE:
+            raise FoveateError(f"sides of at most {LARGEST_SIDE} pixels can be rendered, got {size[0]} x {size[1]}.")
+        return
+    low, high = usual_sides(difficulty) if sides is None else sides
+    if not 16 <= low <= high <= LARGEST_SIDE:
+        raise FoveateError(f"sides must be (shortest, longest) between 16 and {LARGEST_SIDE}, got {(low, high)}.")
+    if high < max(width, height):
+        raise FoveateError(f"{needs}, but the longest side asked for is {high}.")
 
 
 def _draw_size(rng: random.Random, task: Task, sides: tuple[int, int]) -> tuple[int, int]:
@@ -74,6 +107,15 @@ def _draw_size(rng: random.Random, task: Task, sides: tuple[int, int]) -> tuple[
     width, height = round(mean * proportion), round(mean / proportion)
     least = task.smallest
     return min(high, max(low, least[0], width)), min(high, max(low, least[1], height))
+
+
+def _draw_task(rng: random.Random, size: tuple[int, int] | None, sides: tuple[int, int]) -> str:
+    """A task that can be drawn at the size, by weight."""
+    width, height = size if size is not None else (sides[1], sides[1])
+    names = [n for n, t in _TASKS.items() if width >= t.smallest[0] and height >= t.smallest[1]]
+    if not names:
+        raise FoveateError(f"no task can be drawn at {width} x {height} pixels.")
+    return rng.choices(names, [_TASKS[n].weight for n in names])[0]
 
 
 def render(
@@ -87,44 +129,33 @@ def render(
 ) -> Sample:
     """Render one image and one question with its answer.
 
-    The same arguments give the same sample wherever the same fonts are installed; the global random state is neither
-    read nor changed.
+    The same arguments give the same sample wherever the same fonts and the same versions of Pillow and numpy are
+    installed; the global random state is neither read nor changed.
 
     Args:
         task: a name of `TASKS`, or None: one is drawn.
         seed: any whole number.
-        split: "train" or "heldout". Held out are font families, words (every word, code, date and amount of three
-            characters or more that is printed), layouts, some field names and wordings.
+        split: "train" or "heldout". Held out are font families (when two or more are found), words (every word,
+            code, date and amount of three characters or more that may be an answer; months, units, "LTD", colours
+            and the names of usual fields are shared), layouts, some kinds of fields and some wordings.
         size: exact width and height in pixels; None: drawn between `sides`.
         sides: shortest and longest side in pixels when `size` is None; None: 64 to 192 at difficulty 0, 128 to 640
             at difficulty 1.
         difficulty: 0 (large type, little on the page, no noise) to 1 (everything).
 
-    Raises ValueError for an unknown task or split, and for a size below `smallest_size(task)`.
+    Raises:
+        FoveateError: an unknown task or split, or a size below `smallest_size(task)`.
+        RuntimeError: no layout was found that fits (none is known that does this).
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; possible are {', '.join(SPLITS)}")
-    if not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty must lie between 0 and 1, got {difficulty}")
-    rng = random.Random(f"{seed}|{split}|{task}|{size}|{sides}|{difficulty}")
+    difficulty = float(difficulty)
+    size = None if size is None else (int(size[0]), int(size[1]))
+    sides = None if sides is None else (int(sides[0]), int(sides[1]))
+    rng = random.Random(f"{int(seed)}|{split}|{task}|{size}|{sides}|{difficulty}")
     if task is None:
-        names = [n for n in TASKS if size is None or (size[0] >= _TASKS[n].smallest[0] and size[1] >= _TASKS[n].smallest[1])]
-        if not names:
-            raise ValueError(f"no task can be drawn at {size[0]} x {size[1]} pixels")
-        task = rng.choices(names, [_TASKS[n].weight for n in names])[0]
+        task = _draw_task(rng, size, sides or usual_sides(difficulty))
+    check(task, split, size, sides, difficulty)
     what = _task(task)
-    if sides is None:
-        sides = (round(64 + 64 * difficulty), round(192 + 448 * difficulty))
-    if not 16 <= sides[0] <= sides[1] <= LARGEST_SIDE:
-        raise ValueError(f"sides must be (shortest, longest) between 16 and {LARGEST_SIDE}, got {sides}")
-    if size is None:
-        if sides[1] < max(what.smallest):
-            raise ValueError(f"{task} needs at least {what.smallest[0]} x {what.smallest[1]} pixels, sides are {sides}")
-        size = _draw_size(rng, what, sides)
-    elif size[0] < what.smallest[0] or size[1] < what.smallest[1]:
-        raise ValueError(f"{task} needs at least {what.smallest[0]} x {what.smallest[1]} pixels, got {size[0]} x {size[1]}")
-    elif max(size) > LARGEST_SIDE:
-        raise ValueError(f"sides of at most {LARGEST_SIDE} pixels can be rendered, got {size[0]} x {size[1]}")
+    size = size or _draw_size(rng, what, sides or usual_sides(difficulty))
     for attempt in range(_ATTEMPTS):
         brief = Brief(rng, split, size[0], size[1], difficulty, attempt)
         try:

@@ -10,27 +10,64 @@ from PIL import Image, ImageDraw
 
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import Colour, luminance, sheet
-from .questions import ask, yes_no
+from .questions import ask, wordings, yes_no
 
 # Name: centre of the colour; the drawn one is near it.
 COLOURS: dict[str, Colour] = {
-    "red": (215, 35, 35), "green": (35, 150, 50), "blue": (35, 70, 215), "yellow": (245, 215, 30),
-    "orange": (245, 135, 20), "purple": (125, 45, 165), "pink": (250, 140, 190), "brown": (120, 70, 30),
-    "black": (18, 18, 18), "white": (250, 250, 250), "gray": (128, 128, 128), "teal": (0, 128, 128),
+    "red": (215, 35, 35),
+    "green": (35, 150, 50),
+    "blue": (35, 70, 215),
+    "yellow": (245, 215, 30),
+    "orange": (245, 135, 20),
+    "purple": (125, 45, 165),
+    "pink": (250, 140, 190),
+    "brown": (120, 70, 30),
+    "black": (18, 18, 18),
+    "white": (250, 250, 250),
+    "gray": (128, 128, 128),
+    "teal": (0, 128, 128),
     "cyan": (60, 215, 235),
-}  # fmt: skip
-KINDS = ("circle", "square", "triangle", "rectangle", "star", "diamond", "hexagon", "cross", "ellipse", "pentagon", "heart", "arrow")
+}
+KINDS = (
+    "circle",
+    "square",
+    "triangle",
+    "rectangle",
+    "star",
+    "diamond",
+    "hexagon",
+    "cross",
+    "ellipse",
+    "pentagon",
+    "heart",
+    "arrow",
+)
 _EASY_KINDS, _EASY_COLOURS = 4, ("red", "green", "blue", "yellow", "black", "gray", "brown", "teal")
 # Shapes and colours that a viewer could take for one another never share a picture.
 _LOOK_ALIKE = ({"rectangle", "square"}, {"circle", "ellipse"}, {"pentagon", "hexagon"}, {"square", "diamond"})
-_NEAR = ({"teal", "cyan"}, {"teal", "green"}, {"teal", "blue"}, {"red", "orange"}, {"orange", "yellow"}, {"orange", "brown"}, {"red", "brown"},
-         {"pink", "purple"}, {"cyan", "blue"}, {"white", "gray"}, {"black", "gray"}, {"red", "pink"})  # fmt: skip
+_NEAR = (
+    {"teal", "cyan"},
+    {"teal", "green"},
+    {"teal", "blue"},
+    {"red", "orange"},
+    {"orange", "yellow"},
+    {"orange", "brown"},
+    {"red", "brown"},
+    {"pink", "purple"},
+    {"cyan", "blue"},
+    {"white", "gray"},
+    {"black", "gray"},
+    {"red", "pink"},
+)
 
 _OUTLINES: dict[str, list[tuple[float, float]]] = {}
 
 
 def _regular(corners: int, turn: float = -90) -> list[tuple[float, float]]:
-    return [(math.cos(math.radians(turn + 360 * i / corners)), math.sin(math.radians(turn + 360 * i / corners))) for i in range(corners)]
+    return [
+        (math.cos(math.radians(turn + 360 * i / corners)), math.sin(math.radians(turn + 360 * i / corners)))
+        for i in range(corners)
+    ]
 
 
 def _outline(kind: str) -> list[tuple[float, float]]:
@@ -45,24 +82,45 @@ def _outline(kind: str) -> list[tuple[float, float]]:
             triangle=_regular(3),
             pentagon=_regular(5),
             hexagon=_regular(6, 0),
-            star=[(x * (1 if i % 2 == 0 else 0.42), y * (1 if i % 2 == 0 else 0.42)) for i, (x, y) in enumerate(_regular(10))],
-            cross=[(-0.3, -0.95), (0.3, -0.95), (0.3, -0.3), (0.95, -0.3), (0.95, 0.3), (0.3, 0.3), (0.3, 0.95), (-0.3, 0.95),
-                   (-0.3, 0.3), (-0.95, 0.3), (-0.95, -0.3), (-0.3, -0.3)],
-            heart=[(0.058 * 16 * math.sin(t) ** 3, -0.058 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)))
-                   for t in (2 * math.pi * i / 40 for i in range(40))],
+            star=[
+                (x * (1 if i % 2 == 0 else 0.42), y * (1 if i % 2 == 0 else 0.42))
+                for i, (x, y) in enumerate(_regular(10))
+            ],
+            cross=[
+                (-0.3, -0.95),
+                (0.3, -0.95),
+                (0.3, -0.3),
+                (0.95, -0.3),
+                (0.95, 0.3),
+                (0.3, 0.3),
+                (0.3, 0.95),
+                (-0.3, 0.95),
+                (-0.3, 0.3),
+                (-0.95, 0.3),
+                (-0.95, -0.3),
+                (-0.3, -0.3),
+            ],
+            heart=[
+                (
+                    0.058 * 16 * math.sin(t) ** 3,
+                    -0.058 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
+                )
+                for t in (2 * math.pi * i / 40 for i in range(40))
+            ],
             arrow=[(-0.95, -0.25), (0.1, -0.25), (0.1, -0.65), (0.97, 0), (0.1, 0.65), (0.1, 0.25), (-0.95, 0.25)],
-        )  # fmt: skip
+        )
     return _OUTLINES[kind]
 
 
 @dataclass
 class Shape:
+    """One shape: kind, name of the colour, centre and radius in pixels."""
+
     kind: str
     colour: str
     x: float
     y: float
     radius: float
-    large: bool | None = None
 
     def __str__(self) -> str:
         return f"{self.colour} {self.kind}"
@@ -83,7 +141,10 @@ def paint(rng: random.Random, page: Page, shape: Shape, difficulty: float) -> No
     side = math.ceil(2 * shape.radius) + 4
     scale = 3
     points = [
-        ((x * cos - y * sin) * shape.radius * scale + side * scale / 2, (x * sin + y * cos) * shape.radius * scale + side * scale / 2)
+        (
+            (x * cos - y * sin) * shape.radius * scale + side * scale / 2,
+            (x * sin + y * cos) * shape.radius * scale + side * scale / 2,
+        )
         for x, y in _outline(shape.kind)
     ]
     mask = Image.new("L", (side * scale, side * scale), 0)
@@ -170,11 +231,7 @@ def _plural(kind: str) -> str:
     return {"cross": "crosses"}.get(kind, kind + "s")
 
 
-HOW_MANY = (
-    "How many {what} are there?", "How many {what} can you see?", "Count the {what}.", "How many {what}?",
-    "What is the number of {what}?", "How many {what} are in the image?", "How many {what} do you see?",
-    "Number of {what}?", "How many {what} are shown in the picture?",
-)  # fmt: skip
+HOW_MANY = wordings("shape.how_many")
 
 
 def count_shapes(brief: Brief) -> tuple[Page, Drawn]:
@@ -193,7 +250,9 @@ def count_shapes(brief: Brief) -> tuple[Page, Drawn]:
     else:
         wanted = []
         for _ in range(answer):
-            wanted.append((kind if how != "colour" else rng.choice(kinds), colour if how != "kind" else rng.choice(colours)))
+            wanted.append(
+                (kind if how != "colour" else rng.choice(kinds), colour if how != "kind" else rng.choice(colours))
+            )
         pairs = [(k, c) for k in kinds for c in colours]
         if how == "kind":
             pairs = [p for p in pairs if p[0] != kind]
@@ -210,15 +269,8 @@ def count_shapes(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, HOW_MANY, what=what), str(answer), meta)
 
 
-COLOUR_OF = (
-    "What color is the {kind}?", "What colour is the {kind}?", "Which color does the {kind} have?", "The {kind} is what color?",
-    "What is the color of the {kind}?", "In which color is the {kind} drawn?", "What is the colour of the {kind}?",
-    "Name the color of the {kind}.", "What color does the {kind} have?",
-)  # fmt: skip
-COLOUR_OF_ONLY = (
-    "What color is the shape?", "What is the color of the shape?", "what color is it?", "Which color is the object?",
-    "What colour is the shape?", "What color does the shape have?",
-)  # fmt: skip
+COLOUR_OF = wordings("shape.colour_of")
+COLOUR_OF_ONLY = wordings("shape.colour_of_only")
 
 
 def shape_colour(brief: Brief) -> tuple[Page, Drawn]:
@@ -235,14 +287,8 @@ def shape_colour(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, wordings, kind=kind), colour, {"shapes": [str(s) for s in shapes]})
 
 
-KIND_OF = (
-    "What is the {colour} shape?", "What shape is {colour}?", "Which shape is {colour}?", "Name the {colour} shape.",
-    "What kind of shape is the {colour} one?", "The {colour} object is what shape?", "What is the {colour} thing?",
-)  # fmt: skip
-KIND_OF_ONLY = (
-    "What shape is in the image?", "What shape is this?", "What shape does the image contain?", "Which shape is shown?",
-    "What shape is present?", "What kind of shape is it?", "Name the shape.",
-)  # fmt: skip
+KIND_OF = wordings("shape.kind_of")
+KIND_OF_ONLY = wordings("shape.kind_of_only")
 
 
 def shape_kind(brief: Brief) -> tuple[Page, Drawn]:
@@ -259,11 +305,8 @@ def shape_kind(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, wordings, colour=colour), kind, {"shapes": [str(s) for s in shapes]})
 
 
-EXISTS = (
-    "Is there a {what}?", "Does the image contain a {what}?", "Is there a {what} in the image?", "Is a {what} present?",
-    "Can you see a {what}?", "Does the picture show a {what}?", "Do you see a {what}?", "Is a {what} shown?",
-)  # fmt: skip
-NOT_EXISTS = ("Is there not a {what}?", "Does the image not contain a {what}?", "Is no {what} present?")
+EXISTS = wordings("shape.exists")
+NOT_EXISTS = wordings("shape.not_exists")
 
 
 def shape_exists(brief: Brief) -> tuple[Page, Drawn]:
@@ -296,22 +339,9 @@ def shape_exists(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(question, yes_no(truth), {"shapes": [f"{c} {k}" for k, c in wanted], "kind": how})
 
 
-WHERE = {
-    "left": ("Is the {a} left of the {b}?", "Is the {a} to the left of the {b}?"),
-    "right": ("Is the {a} right of the {b}?", "Is the {a} to the right of the {b}?"),
-    "above": ("Is the {a} above the {b}?", "Is the {a} higher than the {b}?"),
-    "below": ("Is the {a} below the {b}?", "Is the {a} under the {b}?", "Is the {a} lower than the {b}?"),
-}
-WHICH_SIDE = {
-    "horizontal": ("Is the {a} left or right of the {b}?", "Left or right: where is the {a} from the {b}?"),
-    "vertical": ("Is the {a} above or below the {b}?", "Above or below: where is the {a} from the {b}?"),
-}
-MOST = {
-    "left": ("Which shape is leftmost?", "What shape is furthest left?"),
-    "right": ("Which shape is rightmost?", "What shape is furthest right?"),
-    "above": ("Which shape is at the top?", "What is the highest shape?"),
-    "below": ("Which shape is at the bottom?", "What is the lowest shape?"),
-}
+WHERE = {way: wordings(f"shape.where.{way}") for way in ("left", "right", "above", "below")}
+WHICH_SIDE = {way: wordings(f"shape.which_side.{way}") for way in ("horizontal", "vertical")}
+MOST = {way: wordings(f"shape.most.{way}") for way in ("left", "right", "above", "below")}
 
 
 def shape_position(brief: Brief) -> tuple[Page, Drawn]:

@@ -9,39 +9,34 @@ from PIL import Image, ImageDraw
 from .fonts import Font
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import apart, sheet
-from .questions import ask
+from .questions import ask, wordings
 from .shapes import look_alike, on, tint
 from .textpages import any_string
 
-PLATES = {"train": ("box", "round_box", "disc", "octagon", "tag", "banner"), "heldout": ("pennant", "ellipse", "hexagon")}
-TEXT = (
-    "What does the sign say?", "What is written on the sign?", "Read the sign.", "What is on the sign?", "What does the label say?",
-    "What text is on the plate?", "What's on the sign?", "What is printed on the label?", "Read the label.", "What does it say on the sign?",
-    "What does this sign read?", "Text on the sign?",
-)  # fmt: skip
-NUMBER = (
-    "What number is on the sign?", "What is the number on the sign?", "Read the number on the sign.", "Which number does the sign show?",
-    "What number does the label have?", "What is the number?", "Which number is on the plate?", "Number on the sign?",
-)  # fmt: skip
-WORD = (
-    "What word is on the sign?", "Which word is on the sign?", "Read the word on the sign.", "What is the word on the label?",
-    "Which word does the sign show?", "What is the word?", "What word does the plate show?", "Word on the sign?",
-)  # fmt: skip
-LINE = ("What is on the {nth} line of the sign?", "Read the {nth} line of the sign.", "What does the {nth} line of the sign say?")
-OF_COLOUR = (
-    "What does the {colour} sign say?", "What is written on the {colour} sign?", "Read the {colour} sign.", "What's on the {colour} sign?",
-    "Which text is on the {colour} plate?", "What does the {colour} label say?", "Text of the {colour} sign?",
-)  # fmt: skip
-COLOUR = ("What color is the sign?", "What colour is the sign?", "Which color does the sign have?", "What is the color of the sign?")
+PLATES = {
+    "train": ("box", "round_box", "disc", "octagon", "tag", "banner"),
+    "heldout": ("pennant", "ellipse", "hexagon"),
+}
+TEXT = wordings("sign.text")
+NUMBER = wordings("sign.number")
+WORD = wordings("sign.word")
+LINE = wordings("sign.line")
+OF_COLOUR = wordings("sign.of_colour")
+COLOUR = wordings("sign.colour")
 _PLATE_COLOURS = ("red", "green", "blue", "yellow", "orange", "white", "black", "brown", "gray", "purple", "teal")
 
 
-def _corners(plate: str, left: float, top: float, right: float, bottom: float) -> tuple[list[tuple[float, float]], tuple[float, float]]:
+def _corners(
+    plate: str, left: float, top: float, right: float, bottom: float
+) -> tuple[list[tuple[float, float]], tuple[float, float]]:
     """Outline of a plate, and the part of its width and height that text may take."""
     cx, cy, w, h = (left + right) / 2, (top + bottom) / 2, (right - left) / 2, (bottom - top) / 2
 
     def around(count: int, turn: float = 0.0) -> list[tuple[float, float]]:
-        return [(cx + w * math.cos(turn + 2 * math.pi * i / count), cy + h * math.sin(turn + 2 * math.pi * i / count)) for i in range(count)]
+        return [
+            (cx + w * math.cos(turn + 2 * math.pi * i / count), cy + h * math.sin(turn + 2 * math.pi * i / count))
+            for i in range(count)
+        ]
 
     if plate in ("disc", "ellipse"):
         return around(48), (0.74, 0.66)
@@ -51,20 +46,48 @@ def _corners(plate: str, left: float, top: float, right: float, bottom: float) -
         return around(6), (0.72, 0.66)
     if plate == "round_box":
         r = 0.3 * min(w, h)
-        corners = [(right - r, bottom - r, 0), (left + r, bottom - r, 1), (left + r, top + r, 2), (right - r, top + r, 3)]
+        corners = [
+            (right - r, bottom - r, 0),
+            (left + r, bottom - r, 1),
+            (left + r, top + r, 2),
+            (right - r, top + r, 3),
+        ]
         return [
-            (x + r * math.cos(math.pi / 2 * (k + i / 6)), y + r * math.sin(math.pi / 2 * (k + i / 6))) for x, y, k in corners for i in range(7)
+            (x + r * math.cos(math.pi / 2 * (k + i / 6)), y + r * math.sin(math.pi / 2 * (k + i / 6)))
+            for x, y, k in corners
+            for i in range(7)
         ], (0.88, 0.86)
     if plate == "tag":
-        return [(left, cy), (left + 0.3 * w, top), (right, top), (right, bottom), (left + 0.3 * w, bottom)], (0.68, 0.84)
+        return [(left, cy), (left + 0.3 * w, top), (right, top), (right, bottom), (left + 0.3 * w, bottom)], (
+            0.68,
+            0.84,
+        )
     if plate == "banner":
-        return [(left, top), (right, top), (right - 0.2 * w, cy), (right, bottom), (left, bottom), (left + 0.2 * w, cy)], (0.72, 0.84)
+        return [
+            (left, top),
+            (right, top),
+            (right - 0.2 * w, cy),
+            (right, bottom),
+            (left, bottom),
+            (left + 0.2 * w, cy),
+        ], (0.72, 0.84)
     if plate == "pennant":
-        return [(left, top), (right - 0.3 * w, top), (right, cy), (right - 0.3 * w, bottom), (left, bottom)], (0.7, 0.84)
+        return [(left, top), (right - 0.3 * w, top), (right, cy), (right - 0.3 * w, bottom), (left, bottom)], (
+            0.7,
+            0.84,
+        )
     return [(left, top), (right, top), (right, bottom), (left, bottom)], (0.9, 0.86)
 
 
-def _sign(brief: Brief, page: Page, area: tuple[float, float, float, float], colour: str, lines: list[str], plate: str, font: Font) -> float:
+def _sign(
+    brief: Brief,
+    page: Page,
+    area: tuple[float, float, float, float],
+    colour: str,
+    lines: list[str],
+    plate: str,
+    font: Font,
+) -> float:
     """Draw one sign within `area`; returns its cap height."""
     rng = brief.rng
     left, top, right, bottom = area

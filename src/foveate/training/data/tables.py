@@ -6,23 +6,12 @@ from collections.abc import Callable
 
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import apart, colours, sheet
-from .questions import ask
+from .questions import ask, wordings
 
 LAYOUTS = {"train": ("grid", "rules", "plain", "banded", "head"), "heldout": ("open", "columns", "double")}
-CELL = (
-    "What is the {column} of {row}?", "What is the value of {column} for {row}?", "What is {row}'s {column}?", "{row}, {column}?",
-    "What is in row {row} and column {column}?", "Read the {column} of {row}.", "Look up {column} for {row}.",
-    "In the row {row}, what is the {column}?", "Which {column} does {row} have?", "What does the table give as {column} for {row}?",
-    "What is written under {column} for {row}?", "Find the {column} for {row} in the table.",
-)  # fmt: skip
-WHO_HAS = (
-    "Which row has the {column} {value}?", "Whose {column} is {value}?", "Which entry has {value} as {column}?",
-    "For which row is the {column} {value}?", "Who has the {column} {value}?", "{value} is the {column} of which row?",
-)  # fmt: skip
-EXTREME = (
-    "Which row has the {most} {column}?", "Who has the {most} {column}?", "Which entry has the {most} {column}?",
-    "The {most} {column} belongs to which row?", "Where is the {column} {most}?", "Find the row with the {most} {column}.",
-)  # fmt: skip
+CELL = wordings("table.cell")
+WHO_HAS = wordings("table.who_has")
+EXTREME = wordings("table.extreme")
 HEADS = {
     "amount": ("Price", "Cost", "Amount", "Total", "Fee"),
     "count": ("Qty", "Stock", "Units", "Sold", "Points", "Score", "Age", "Size"),
@@ -42,7 +31,7 @@ def _columns(brief: Brief, count: int, longest: int) -> list[tuple[str, str]]:
         if kind == "date" and longest < 10:
             continue
         head = rng.choice(HEADS[kind])
-        if rng.random() < 0.25 or brief.split == "heldout" and rng.random() < 0.5:
+        if rng.random() < 0.25 or (brief.split == "heldout" and rng.random() < 0.5):
             head = brief.words.word(3, max(3, min(7, longest))).title()
         if rng.random() < 0.15:
             head = head.upper()
@@ -86,8 +75,15 @@ def _table(brief: Brief) -> tuple[Page, list[tuple[str, str]], list[str], list[l
     if any(corner.lower() == head.lower() for head, _ in columns):
         corner = ""
     font = brief.font("mono" if rng.random() < 0.2 else None)
-    title = brief.words.word(4, 9).title() + rng.choice(("", " list", " table")) if rng.random() < 0.25 and brief.attempt < 6 else ""
-    strings = [[corner, *(head for head, _ in columns)], *([name, *row] for name, row in zip(names, cells, strict=True))]
+    title = (
+        brief.words.word(4, 9).title() + rng.choice(("", " list", " table"))
+        if rng.random() < 0.25 and brief.attempt < 6
+        else ""
+    )
+    strings = [
+        [corner, *(head for head, _ in columns)],
+        *([name, *row] for name, row in zip(names, cells, strict=True)),
+    ]
     gap = rng.uniform(1.6, 2.6)
     widths = [max(font.width(row[c], 1.05) for row in strings) + gap for c in range(count + 1)]
     leading = rng.uniform(1.8, 2.6)

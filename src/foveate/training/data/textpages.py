@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import random
 
+from foveate.errors import FoveateError
+
 from .fonts import Face
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import apart, colours, degrade, sheet
-from .questions import ORDINALS, ask
+from .questions import ORDINALS, ask, wordings
 from .sample import Sample
 from .words import Vocabulary
 
-ONLY_WORD = (
-    "What does it say?", "What word is shown?", "Read the text.", "What is written here?", "Which word is this?",
-    "What is the word in the image?", "Read the word.", "What text is in the picture?", "What does the image say?",
-    "What is written in the image?", "What's written there?", "Read this.",
-)  # fmt: skip
-ONLY_NUMBER = (
-    "What number is shown?", "Read the number.", "What does it say?", "Which number is this?", "What is written here?",
-    "What is the number in the image?", "What number do you see?", "Read the text.", "Read the code.",
-)  # fmt: skip
-NTH_LINE = (
-    "What does the {nth} line say?", "Read the {nth} line.", "What is written on the {nth} line?",
-    "Read line {n}.", "What is on line {n}?", "Transcribe the {nth} line.", "What is line {n}?", "Give the {nth} line.",
-)  # fmt: skip
-WORD_OF_LINE = (
-    "What is the {end} word of the {nth} line?", "What is the {end} word on line {n}?",
-    "Read the {end} word of line {n}.", "Which word is the {end} on the {nth} line?",
-    "The {nth} line: what is its {end} word?", "Which word {verb} line {n}?",
-)  # fmt: skip
-BESIDE = {
-    "right": ("What is written to the right of {word}?", "Which word is right of {word}?", "What comes after {word}?",
-              "What word follows {word}?", "Read the word after {word}.", "What is next to {word} on the right?"),
-    "left": ("What is written to the left of {word}?", "Which word is left of {word}?", "What comes before {word}?",
-             "What word is before {word}?", "Read the word before {word}.", "What is just left of {word}?"),
-    "below": ("What is written below {word}?", "Which word is under {word}?", "What word is below {word}?",
-              "Read the word under {word}.", "What is beneath {word}?", "What is the word directly below {word}?"),
-    "above": ("What is written above {word}?", "Which word is over {word}?", "What word is above {word}?",
-              "Read the word above {word}.", "What is on top of {word}?", "What is the word directly above {word}?"),
-}  # fmt: skip
-TRANSCRIBE = (
-    "Transcribe the text.", "Read all the text.", "What is the full text?", "Write down everything you can read.",
-    "Read the whole page.", "Transcribe the image.", "Type out all text.", "Copy the text.", "Read everything.",
-)  # fmt: skip
+ONLY_WORD = wordings("page.only_word")
+ONLY_NUMBER = wordings("page.only_number")
+NTH_LINE = wordings("page.nth_line")
+WORD_OF_LINE = wordings("page.word_of_line")
+BESIDE = {way: wordings(f"page.beside.{way}") for way in ("right", "left", "below", "above")}
+TRANSCRIBE = wordings("page.transcribe")
 
 
 def any_string(words: Vocabulary, longest: int) -> str:
@@ -85,9 +61,9 @@ def render_text_page(
     """
     width, height = size
     if width < 16 or height < 16:
-        raise ValueError(f"a text page needs at least 16 x 16 pixels, got {width} x {height}")
+        raise FoveateError(f"a text page needs at least 16 x 16 pixels, got {width} x {height}.")
     if not 4 <= caps[0] <= caps[1]:
-        raise ValueError(f"caps must be (smallest, largest) with 4 <= smallest <= largest, got {caps}")
+        raise FoveateError(f"caps must be (smallest, largest) with 4 <= smallest <= largest, got {caps}.")
     brief = Brief(rng, split, width, height, difficulty)
     paper, ink = colours(rng, difficulty)
     page = Page(sheet(rng, width, height, paper, difficulty), apart(paper, ink))
@@ -263,7 +239,12 @@ def word_position(brief: Brief) -> tuple[Page, Drawn]:
         page, rows = _lines(brief, count, columns, straight=False)
         n = rng.randrange(len(rows))
         last = rng.random() < 0.5
-        words = {"end": "last" if last else "first", "verb": "ends" if last else "begins", "nth": ORDINALS[n], "n": str(n + 1)}
+        words = {
+            "end": "last" if last else "first",
+            "verb": "ends" if last else "begins",
+            "nth": ORDINALS[n],
+            "n": str(n + 1),
+        }
         answer = rows[n][-1 if last else 0]
         return page, Drawn(ask(rng, brief.split, WORD_OF_LINE, **words), answer, {"lines": len(rows), "kind": "ends"})
     if brief.width < brief.height * 0.7:
@@ -285,4 +266,6 @@ def transcribe(brief: Brief) -> tuple[Page, Drawn]:
     """All text of a short page in reading order, lines joined by one space."""
     rng = brief.rng
     page, rows = _lines(brief, rng.randint(1, max(1, brief.upto(2, 5))), max(1, brief.upto(1, 3)), straight=False)
-    return page, Drawn(ask(rng, brief.split, TRANSCRIBE), " ".join(w for row in rows for w in row), {"lines": len(rows)})
+    return page, Drawn(
+        ask(rng, brief.split, TRANSCRIBE), " ".join(w for row in rows for w in row), {"lines": len(rows)}
+    )

@@ -13,17 +13,61 @@ from functools import lru_cache
 from importlib.resources import files
 
 SPLITS = ("train", "heldout")
-_ONSETS = "b c d f g h j k l m n p r s t v w z br bl ch cl cr dr fl fr gl gr kn pl pr qu sc sh sk sl sm sn sp st str sw th tr tw"
+_ONSETS = (
+    "b c d f g h j k l m n p r s t v w z br bl ch cl cr dr fl fr gl gr kn pl pr qu sc sh sk sl sm sn sp st str sw th"
+    " tr tw"
+)
 _VOWELS = "a e i o u ai au ea ee ei ia ie io oa oo ou ue y"
 _CODAS = "b ck d f g l ll m n nd ng nk nt p r rd rk rm rn rt s sk ss st t th x ct lt mp pt sh ch"
 _ONSET_LIST, _VOWEL_LIST, _CODA_LIST = _ONSETS.split(), _VOWELS.split(), _CODAS.split()
 # No I, O, Q: in many fonts they are drawn like 1, 0 and O, and a code has no context that tells.
 _CODE_LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
-_MONTHS = "January February March April May June July August September October November December".split()
-_BUSINESS = "SDN BHD|ENTERPRISE|TRADING|LTD|INC|CO.|MART|STORE|RESTAURANT|CAFE|BAKERY|HARDWARE|SUPPLIES|MARKET|SHOP|& SONS|GROUP"
-_BUSINESS += "|(M) SDN BHD|ELECTRONICS|BOOKS|FASHION|MOTORS|PHARMACY|STATIONERY|FOODS|LLC|GMBH|HOLDINGS|SERVICES"
-_BUSINESS_LIST = _BUSINESS.split("|")
-_STREETS = "Street Road Avenue Lane Drive Way Square Court Close Hill".split()
+_MONTHS = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+]
+_BUSINESS = [
+    "SDN BHD",
+    "ENTERPRISE",
+    "TRADING",
+    "LTD",
+    "INC",
+    "CO.",
+    "MART",
+    "STORE",
+    "RESTAURANT",
+    "CAFE",
+    "BAKERY",
+    "HARDWARE",
+    "SUPPLIES",
+    "MARKET",
+    "SHOP",
+    "& SONS",
+    "GROUP",
+    "(M) SDN BHD",
+    "ELECTRONICS",
+    "BOOKS",
+    "FASHION",
+    "MOTORS",
+    "PHARMACY",
+    "STATIONERY",
+    "FOODS",
+    "LLC",
+    "GMBH",
+    "HOLDINGS",
+    "SERVICES",
+]
+_STREETS = ["Street", "Road", "Avenue", "Lane", "Drive", "Way", "Square", "Court", "Close", "Hill"]
 
 
 def split_of(text: str) -> str:
@@ -48,7 +92,7 @@ class Vocabulary:
         self.rng = rng
         self.split = split
 
-    def _keep(self, draw) -> str:  # noqa: ANN001 - a function without arguments that returns a string
+    def _keep(self, draw) -> str:
         for _ in range(400):
             text = draw()
             if len(text) < 3 or split_of(text) == self.split:
@@ -166,7 +210,7 @@ class Vocabulary:
         words = [self.word(3, 9) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
         name = " ".join(words).title() + " "
         if rng.random() < 0.8:
-            end = rng.choice(_BUSINESS_LIST)
+            end = rng.choice(_BUSINESS)
             name += end if rng.random() < 0.5 else end.title().replace("'S", "'s")
         while len(name.strip()) > longest and len(words) > 1:
             words.pop()
@@ -174,16 +218,20 @@ class Vocabulary:
         return name.strip() if len(name.strip()) <= longest else words[0].title()
 
     def town(self) -> str:
+        """A town."""
         return self.word(4, 9).title()
 
     def street(self) -> str:
+        """A street with a number."""
         rng = self.rng
         number, name = rng.randint(1, 299), self.word(4, 9).title()
         kind = rng.randrange(5)
         if kind == 0:
             return f"{number} {name} {rng.choice(_STREETS)}"
         if kind == 1:
-            return f"No. {number}, Jalan {name}" + (f" {rng.randint(1, 30)}/{rng.randint(1, 60)}" if rng.random() < 0.5 else "")
+            return f"No. {number}, Jalan {name}" + (
+                f" {rng.randint(1, 30)}/{rng.randint(1, 60)}" if rng.random() < 0.5 else ""
+            )
         if kind == 2:
             return f"{name}str. {number}"
         if kind == 3:
@@ -207,5 +255,8 @@ class Vocabulary:
         return [f"{rng.randint(1, 99)} {self.word(4, 8).title()}", f"{self.digits(3, 4)} {self.word(4, 6).title()}"]
 
     def phone(self) -> str:
+        """A telephone number."""
         rng = self.rng
-        return rng.choice(("03-{}", "+60 {}", "({}) {}", "0{}-{}", "{} {}")).format(self.digits(3, 4), self.digits(4, 6))
+        return rng.choice(("03-{}", "+60 {}", "({}) {}", "0{}-{}", "{} {}")).format(
+            self.digits(3, 4), self.digits(4, 6)
+        )
