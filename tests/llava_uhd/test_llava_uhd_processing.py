@@ -1,5 +1,6 @@
 """The processor: placeholders, images of any kind, chats."""
 
+import base64
 import io
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_lists_without_tensors(processor, pictures):
 def test_counts_are_known_from_sizes_alone(processor, pictures):
     sizes = [[picture.height, picture.width] for picture in pictures] + [[500, 3], [1000, 2000]]
     images = [*pictures, Image.new("RGB", (3, 500)), Image.new("RGB", (2000, 1000))]
-    for options in ({}, {"scale_resolution": 32}, {"upscale_factor": 2.0}, {"num_stages": 1}):
+    for options in ({}, {"scale_resolution": 32}, {"upscale_factor": 2.0}, {"num_stages": 1}, {"num_stages": 0}):
         known = processor._get_num_multimodal_tokens(image_sizes=sizes, **options)
         inputs = processor(images=images, text="<image>" * len(images), return_tensors="pt", images_kwargs=options)
         assert known.num_image_patches == inputs["grid_hws"].prod(-1).tolist()
@@ -108,6 +109,21 @@ def test_images_of_any_kind(processor, pictures, tmp_path):
     assert torch.equal(several["pixel_values"], expected.repeat(2, 1, 1, 1))
     grey = processor(images=array[..., 0], text="<image>", return_tensors="pt")
     assert grey["grid_hws"].tolist() == [[8, 12]]
+
+
+def test_chat_in_the_format_of_openai(processor, pictures):
+    data = io.BytesIO()
+    pictures[0].save(data, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    part = {"type": "image_url", "image_url": {"url": address}}
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template([{"role": "user", "content": [part, text_part("?")]}], **options)
+    ours = [{"role": "user", "content": [image_part(pictures[0]), text_part("?")]}]
+    expected = processor.apply_chat_template(ours, **options)
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+    for broken in (address.replace("base64,", "base64,?"), "data:image/png,abc"):
+        with pytest.raises(FoveateError, match="must go on with ';base64,' and valid base64"):
+            processor(images=broken, text="<image>")
 
 
 def test_images_alone_and_text_alone(processor, pictures):

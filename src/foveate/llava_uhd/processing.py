@@ -1,5 +1,6 @@
 """Processor of LLaVA-UHD: prompts and images in, model inputs out."""
 
+import base64
 from os import PathLike
 from typing import Any
 
@@ -104,7 +105,9 @@ class LlavaUHDProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image: one for each token after the last stage."""
-        num_stages = kwargs.get("num_stages") or self.image_processor.num_stages
+        num_stages = kwargs.get("num_stages")
+        if num_stages is None:
+            num_stages = self.image_processor.num_stages
         rows, columns = (int(side) for side in image_inputs["grid_hws"][image_idx])
         return self.image_token * ((rows >> num_stages) * (columns >> num_stages))
 
@@ -131,7 +134,22 @@ def _opened(images: Any) -> Any:
         return images
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         return [_opened(image) for image in images]
+    if isinstance(images, str) and images.startswith("data:"):
+        return open_image(_inline_data(images))
     return open_image(images)
+
+
+def _inline_data(address: str) -> bytes:
+    """The bytes that a `data:` address holds, as chat messages in the format of OpenAI have them."""
+    header, _, data = address.partition(",")
+    try:
+        if not header.endswith(";base64"):
+            raise ValueError
+        return base64.b64decode(data, validate=True)
+    except ValueError:
+        raise FoveateError(
+            f"an image that starts with {header[:60]!r} must go on with ';base64,' and valid base64"
+        ) from None
 
 
 def _images_per_prompt(images: Any) -> list[int]:
