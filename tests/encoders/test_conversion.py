@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from towers import FAMILIES, PATCH, TEXT, build, tower_of
@@ -15,6 +16,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import convert_ima
 
 from foveate import FoveateError, ViTUHDConfig, ViTUHDModel
 from foveate.encoders.vit_sources import rotary_channels
+from foveate.llava_uhd.configuration import LlavaUHDConfig
+from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
 
 SIZES = [(4, 8), (8, 4), (12, 20), (4, 8)]  # patches; some beyond one window of Qwen2.5-VL (8 patches)
 
@@ -324,6 +327,23 @@ def test_a_released_folder_can_be_converted() -> None:
     torch.testing.assert_close(
         run(model, pictures).last_hidden_state, run(loaded, pictures).last_hidden_state, rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize("prefix", ["model.vision_tower.", "model.vision_tower.vision_tower."])
+def test_the_tower_of_a_llava_uhd(prefix: str, tmp_path: Path) -> None:
+    """As a model, as the folder it writes, and under the keys of the authors' release."""
+    config = LlavaUHDConfig(vision_config=vit_uhd().config, text_config=Qwen2Config(**TEXT))
+    whole = LlavaUHDForConditionalGeneration(config).eval()
+    whole.model.vision_tower.load_state_dict(vit_uhd().state_dict())
+    whole.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace("model.vision_tower.", prefix): tensor for name, tensor in weights.items()}
+    assert any(name.startswith(prefix) for name in renamed)
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = run(vit_uhd(), images()).last_hidden_state
+    for source in (whole, tmp_path):
+        output = run(ViTUHDModel.from_vit(source), images()).last_hidden_state
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
