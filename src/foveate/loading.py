@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from foveate.errors import FoveateError
+from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
+from foveate.llava_uhd.checkpoint import is_released, pair
 
 #: Folder of the model that ships with foveate.
 EMBEDDED = Path(__file__).with_name("embedded")
@@ -46,29 +48,43 @@ def load(
         FoveateError: there is no such model, it cannot be reached offline, it answers no questions about images, it
             needs a package that is missing, or the device or dtype does not exist.
     """
-    location = str(EMBEDDED) if name is None else os.fspath(name)
-    _check_location(location, embedded=name is None)
+    location = locate(name)
     target, precision = _device(device), _dtype(dtype)
-    shown = "the embedded model" if name is None else repr(location)
-    with _explained(shown):
-        config = AutoConfig.from_pretrained(location)
-        if type(config) not in AutoModelForImageTextToText._model_mapping:
-            raise FoveateError(
-                f"{shown} is a {config.model_type!r} model, which does not answer questions about images: foveate asks "
-                "models of transformers' AutoModelForImageTextToText."
-            )
+    with _explained(name):
+        config = _config(location, name)
         with _progress_bars_hidden(Path(location).is_dir()):
-            model = AutoModelForImageTextToText.from_pretrained(location, dtype=precision)
-        processor = AutoProcessor.from_pretrained(location)
+            model = AutoModelForImageTextToText.from_pretrained(location, config=config, dtype=precision)
+        processor = _processor(location, config)
+        if isinstance(model, LlavaUHDForConditionalGeneration):
+            pair(model, processor)
     if precision == "auto" and target.type == "cpu" and 4 * model.num_parameters() <= WIDEN_UP_TO_BYTES:
         model = model.float()
     return model.to(target).eval(), processor
 
 
-def _check_location(location: str, embedded: bool) -> None:
-    """Tell a missing or wrong folder from a Hub id before anything is looked up."""
+def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:
+    """A model without weights (on the meta device) and its processor: what a model is, without downloading it.
+
+    Raises:
+        FoveateError: as `load` does.
+    """
+    location = locate(name)
+    with _explained(name):
+        config = _config(location, name)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+        return model.eval(), _processor(location, config)
+
+
+def locate(name: str | os.PathLike[str] | None) -> str:
+    """The folder or Hub id that a name stands for; tells a missing folder from an id before anything is looked up.
+
+    Raises:
+        FoveateError: it is neither the folder of a model nor can be the id of one.
+    """
+    location = str(EMBEDDED) if name is None else os.fspath(name)
     path = Path(location)
-    if embedded and not (path / "config.json").is_file():
+    if name is None and not (path / "config.json").is_file():
         raise FoveateError(
             "this installation of foveate has no embedded model: name a folder or a Hub id, or reinstall foveate."
         )
@@ -79,6 +95,29 @@ def _check_location(location: str, embedded: bool) -> None:
         raise FoveateError(f"{location!r} is a file; name the folder that holds the model's config.json.")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) or location.startswith("."):
         raise FoveateError(f"there is no folder {location!r}, and it cannot be a Hub id, which reads 'owner/name'.")
+    return location
+
+
+def _shown(name: str | os.PathLike[str] | None) -> str:
+    return "the embedded model" if name is None else repr(os.fspath(name))
+
+
+def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
+    """The model's configuration, if it is of a kind that answers questions about images."""
+    if is_released(location):  # the authors' layout has model types that `AutoConfig` does not know
+        return LlavaUHDConfig.from_pretrained(location)
+    config = AutoConfig.from_pretrained(location)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise FoveateError(
+            f"{_shown(name)} is a {config.model_type!r} model, which does not answer questions about images: foveate "
+            "asks models of transformers' AutoModelForImageTextToText."
+        )
+    return config
+
+
+def _processor(location: str, config: Any) -> Any:
+    # `AutoProcessor` would ask to run the Python files that a folder in the authors' layout names.
+    return (LlavaUHDProcessor if isinstance(config, LlavaUHDConfig) else AutoProcessor).from_pretrained(location)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -115,8 +154,9 @@ def _progress_bars_hidden(hidden: bool) -> Generator[None]:
 
 
 @contextmanager
-def _explained(shown: str) -> Generator[None]:
+def _explained(name: str | os.PathLike[str] | None) -> Generator[None]:
     """Turn what transformers and the Hub raise for a wrong name into one sentence that says what to do."""
+    shown = _shown(name)
     try:
         yield
     except FoveateError:

@@ -11,6 +11,7 @@ from small_llava_uhd import small_text_config, small_vision_config
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from foveate import load
 from foveate.errors import FoveateError
 from foveate.llava_uhd import (
     LlavaUHDConfig,
@@ -254,3 +255,16 @@ def test_a_sparse_configuration_is_the_released_model():
     assert config.text_config.rope_parameters["rope_theta"] == 1000000.0
     assert (config.vision_config.patch_size, config.vision_config.merger_layer_index) == (10, [4, 18])
     assert config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("model_type", ["llava_qwen", "llava_uhd_v3"])
+def test_loaded_by_name(tmp_path, pictures, model_type):
+    """`foveate.load` runs no Python code of the folder and makes model and processor agree."""
+    native = write_released(tmp_path, model_type=model_type, image_token_index=-200)
+    byte_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    model, processor = load(tmp_path, device="cpu")
+    assert (type(model), type(processor)) == (LlavaUHDForConditionalGeneration, LlavaUHDProcessor)
+    small = {"scale_resolution": 64, "min_resolution": 16}
+    inputs = processor(images=pictures[0], text="<image>?", return_tensors="pt", images_kwargs=small)
+    assert same_logits(model, native, inputs)
