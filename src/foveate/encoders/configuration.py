@@ -130,7 +130,7 @@ class ViTUHDConfig(PreTrainedConfig):
     @property
     def num_stages(self) -> int:
         """Number of stages s; the encoder returns 4^s times fewer tokens than it embeds."""
-        return len(self.merger_layer_index)
+        return len(self.merger_layer_index or ())
 
     @property
     def unit(self) -> int:
@@ -142,7 +142,7 @@ class ViTUHDConfig(PreTrainedConfig):
         """Kind of each stage, in the order of `merger_layer_index`."""
         if isinstance(self.merging_method, str):
             return [self.merging_method] * self.num_stages
-        return list(self.merging_method)
+        return list(self.merging_method or ())
 
     def _check(self) -> None:
         for name, allowed in (
