@@ -159,15 +159,19 @@ def ask(
         raise FoveateError("the question is empty: say in words what you want to know about the image.")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise FoveateError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}.")
+
+    # The image before the model: what is wrong with it should not have to wait for a model to load.
+    start = time.perf_counter()
+    picture = open_image(image)
+    opening = time.perf_counter() - start
     net, processor, name = _model(model)
 
     start = time.perf_counter()
-    picture = open_image(image)
     inputs = _inputs(net, processor, picture, question)
     length = inputs["input_ids"].shape[1]
     _check_length(net, length, max_new_tokens)
+    view = opening + time.perf_counter() - start
     trace = Trace(net)
-    view = time.perf_counter() - start
 
     with torch.inference_mode(), trace.watching():
         started = trace.now()
@@ -323,7 +327,7 @@ class Trace:
                     self._time(hooks, name, part)
             if isinstance(self.encoder, ViTUHDModel):
                 self._count(hooks, "patches", self.encoder.patch_embed)
-                for index in self.encoder.config.merger_layer_index:
+                for index in self.encoder.config.merger_layer_index or ():
                     self._count(hooks, index, self.encoder.get_submodule(f"encoder.blocks.{index}.merger"))
             yield
 
@@ -398,14 +402,12 @@ def _vit_uhd_stages(
     config: ViTUHDConfig, tokens: dict[str | int, int], grid: list[int]
 ) -> tuple[list[Stage], tuple[int, int]]:
     rows, columns = grid
-    side = config.patch_size
+    side, blocks = config.patch_size, config.merger_layer_index or ()
     view_size = (columns * side, rows * side)
-    stages = [
-        Stage("patches", (rows, columns), tokens["patches"], (side, side), f"one token for {side} x {side} pixels")
-    ]
-    for number, (index, method) in enumerate(zip(config.merger_layer_index, config.stage_methods, strict=True), 1):
+    stages = [Stage("patches", (rows, columns), tokens["patches"], (side, side), "patch embedding")]
+    for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
         rows, columns, side = rows // 2, columns // 2, side * 2
-        detail = f"{method} pooling of 2 x 2 tokens after block {index + 1} of {config.num_hidden_layers}"
+        detail = f"{method} after block {index + 1} of {config.num_hidden_layers}"
         stages.append(Stage(f"stage {number}", (rows, columns), tokens[index], (side, side), detail))
     return stages, view_size
 

@@ -1,0 +1,130 @@
+"""`foveate ask`: a question about an image, and where its tokens and its time went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foveate.commands.console import console, print_json
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.answering import Answer
+
+EXAMPLES = """
+    foveate ask examples/receipt.png "What is the total?"
+    foveate ask examples/chart.png "Which month had the most visitors?" --picture out.png
+    foveate ask scan.jpg "Who signed it?" --model path/to/folder --json
+    foveate ask photo.jpg "What does the sign say?" --model owner/name-on-the-hub
+"""
+
+PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def ask(
+    image: Annotated[
+        str, typer.Argument(help="Image file: PNG, JPEG, WebP, GIF, TIFF, BMP and others.", show_default=False)
+    ],
+    question: Annotated[str, typer.Argument(help="Question in plain words, in quotes.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub id of an image-text-to-text model.", show_default="the embedded model"),
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Reserved for methods that shorten the sequence; none are in this release.", show_default=False
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw the image, its windows, tokens and times into this file (.png).", show_default=False),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut the answer off after this many tokens.")] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Ask a question about an image, and see where its tokens went.
+
+    The answer is printed as it is written. Below it stand the size of the image, its grid of tokens at every stage
+    inside the vision transformer, the tokens that the language model reads against those without merging, and the
+    time of each part: view (open, resize, cut into patches), encoder, connector, prefill (the language model reads
+    the prompt) and decode (it writes the answer). The same question always gets the same answer.
+    """
+    if picture is not None:
+        _check_picture(picture)
+    from foveate.answering import ask as ask_model
+
+    answer = ask_model(
+        image,
+        question,
+        model,
+        plan,
+        max_new_tokens=max_new_tokens,
+        stream=None if as_json else _print_piece,
+        keep_pooling=picture is not None,
+    )
+    if picture is not None:
+        from foveate.pictures import draw_answer
+
+        draw_answer(answer, image).save(picture)
+    if as_json:
+        print_json(answer.to_dict() | {"picture": str(picture) if picture else None})
+        return
+    console.print()
+    _print_account(answer)
+    if picture is not None:
+        console.print(f"picture   {picture}", markup=False, soft_wrap=True)
+
+
+def _check_picture(picture: Path) -> None:
+    """Find out before the model runs whether the picture can be written."""
+    if picture.suffix.lower() not in PICTURE_FORMATS:
+        raise FoveateError(
+            f"cannot draw a picture into {str(picture)!r}: its name must end in {', '.join(PICTURE_FORMATS)}."
+        )
+    if picture.is_dir() or not picture.parent.is_dir():
+        raise FoveateError(f"cannot draw a picture into {str(picture)!r}: there is no folder {str(picture.parent)!r}.")
+
+
+def _print_piece(text: str) -> None:
+    console.print(printable(text), end="", markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a terminal would act on instead of showing them."""
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+
+
+def _print_account(answer: Answer) -> None:
+    from rich.table import Table
+
+    width, height = answer.image_size
+    seen = ""
+    if answer.view_size not in (None, answer.image_size):
+        seen = f", seen at {answer.view_size[0]} x {answer.view_size[1]}"  # type: ignore[index]
+    console.print()
+    tokens, times = answer.tokens, answer.times
+    fewer = f", {tokens.unmerged / tokens.read:.3g} times fewer than {tokens.unmerged} patches" if tokens.read else ""
+    parts = ", ".join(f"{part} {1000 * seconds:.0f}" for part, seconds in times.items() if part != "total")
+    for name, value in {
+        "image": f"{width} x {height} px{seen}",
+        "tokens": f"the language model reads {tokens.read} of the image{fewer}, and {tokens.text} of text",
+        "time": f"{1000 * times['total']:.0f} ms on {answer.device}: {parts}",
+    }.items():
+        console.print(f"{name:9} {value}", markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column, justify in (
+        ("stage", "left"),
+        ("grid", "right"),
+        ("tokens", "right"),
+        ("pixels", "right"),
+        ("made by", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for stage in answer.stages:
+        grid = f"{stage.grid[0]} x {stage.grid[1]}" if stage.grid else "-"
+        pixels = f"{stage.size[0]} x {stage.size[1]}" if stage.size else "-"
+        table.add_row(stage.name, grid, str(stage.tokens), pixels, stage.detail)
+    console.print(table)

@@ -1,0 +1,258 @@
+"""The picture of one answer: the image, the windows of every stage and what they looked at, tokens and time.
+
+Drawn with Pillow alone, in its built-in font.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.answering import PARTS, Answer, Pooling, Stage
+from foveate.views.images import open_image
+
+WIDTH, MARGIN, GAP = 1600, 48, 32
+INK, MUTED, LINE, PAPER = (27, 31, 36), (104, 112, 122), (222, 226, 230), (255, 255, 255)
+MORE, LESS = (217, 72, 15), (28, 100, 200)
+TINTS = {
+    "view": (134, 142, 150),
+    "encoder": (28, 100, 200),
+    "connector": (112, 72, 232),
+    "prefill": (12, 133, 99),
+    "decode": (240, 140, 0),
+}
+TOKEN_TINT = (28, 100, 200)
+
+#: Tallest panel in pixels, and the shortest side that a panel of a very thin image is widened to.
+TALLEST, THINNEST = 620, 24
+#: Windows are outlined where they are at least this many pixels wide in the picture.
+FINEST_GRID = 4
+#: Longest question and answer that are shown, in lines.
+MOST_LINES = 4
+#: Characters of a text that are looked at; more do not fit `MOST_LINES`.
+LONGEST_TEXT = 1000
+
+
+def draw_answer(answer: Answer, image: Any) -> Image.Image:
+    """Draw an answer as one RGB picture, 1600 pixels wide.
+
+    The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged, tinted by the weight
+    that its tokens had: orange above 1/4, blue below, clear where it is what average pooling would give.
+
+    Args:
+        answer: from `ask`; with ``keep_pooling=True`` the panels show the weights, otherwise the windows only.
+        image: the image that was asked about, in any form that `open_image` reads.
+    """
+    view = open_image(image)
+    if answer.view_size is not None:
+        view = view.resize(answer.view_size, Image.Resampling.BICUBIC)
+    merging = [stage for stage in answer.stages[1:] if stage.grid is not None]
+    size = _panel_size(view.size, panels=1 + len(merging))
+
+    blocks = [_words(answer), _panels(answer, view, merging, size)]
+    if answer.pooling:
+        blocks.append(_legend(answer.pooling))
+    blocks += [_token_bars(answer), _time_bar(answer)]
+    height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
+    canvas = Image.new("RGB", (WIDTH, height), PAPER)
+    top = MARGIN
+    for block in blocks:
+        canvas.paste(block, (MARGIN, top))
+        top += block.height + GAP
+    return canvas
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _blank(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    block = Image.new("RGB", (WIDTH - 2 * MARGIN, height), PAPER)
+    return block, ImageDraw.Draw(block)
+
+
+def _wrapped(text: str, font: Any, width: float) -> list[str]:
+    """Lines of `text` that fit `width`; words longer than a line are cut, and what is too long ends in an ellipsis."""
+    lines, line = [], ""
+    for word in text[:LONGEST_TEXT].split():
+        while font.getlength(word) > width:
+            cut = max(bisect.bisect(range(len(word)), width, key=lambda n: font.getlength(word[: n + 1])), 1)
+            lines, line, word = [*lines, *([line] if line else []), word[:cut]], "", word[cut:]
+        if line and font.getlength(f"{line} {word}") > width:
+            lines, line = [*lines, line], word
+        else:
+            line = f"{line} {word}" if line else word
+    lines = [*lines, line] if line else lines
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + " ..."]
+
+
+def _words(answer: Answer) -> Image.Image:
+    """Question and answer, above each other."""
+    small, question, text = _font(20), _font(30), _font(40)
+    width = WIDTH - 2 * MARGIN
+    asked, said = _wrapped(answer.question, question, width), _wrapped(answer.text or "(no answer)", text, width)
+    block, draw = _blank(32 + 40 * len(asked) + 52 * len(said) + 4)
+    draw.text((0, 0), f"{_short(answer.model)} was asked", font=small, fill=MUTED)
+    top = 32
+    for line in asked:
+        draw.text((0, top), line, font=question, fill=INK)
+        top += 40
+    for line in said:
+        draw.text((0, top), line, font=text, fill=MORE)
+        top += 52
+    return block
+
+
+def _short(model: str) -> str:
+    name = "the embedded model" if model == "embedded" else model
+    return name if len(name) <= 60 else "..." + name[-57:]
+
+
+def _panel_size(view: tuple[int, int], panels: int) -> tuple[int, int]:
+    """Size of one panel: all equal, side by side, and no taller than `TALLEST`; thin images are widened."""
+    width = (WIDTH - 2 * MARGIN - GAP * (panels - 1)) // panels
+    scale = min(width / view[0], TALLEST / view[1])
+    return max(round(view[0] * scale), THINNEST), max(round(view[1] * scale), THINNEST)
+
+
+def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple[int, int]) -> Image.Image:
+    """The image, then each stage's windows, with a heading of two lines above each."""
+    columns = 1 + len(merging)
+    pitch = (WIDTH - 2 * MARGIN - GAP * (columns - 1)) // columns + GAP
+    block, draw = _blank(64 + size[1] + 2)
+    weights = {pooling.stage: pooling.weight for pooling in answer.pooling}
+    first = answer.stages[0]
+    asked = f"{answer.image_size[0]} x {answer.image_size[1]} px"
+    if answer.view_size not in (None, answer.image_size):
+        asked += f", seen at {view.width} x {view.height}"
+    panels = [("image", f"{asked}, {first.tokens} {first.name}", view.resize(size, Image.Resampling.LANCZOS))]
+    panels += [
+        (stage.name, _count(stage), _stage_panel(view, stage, weights.get(stage.name), size)) for stage in merging
+    ]
+    for number, (title, subtitle, panel) in enumerate(panels):
+        left = number * pitch
+        draw.text((left, 0), title, font=_font(24), fill=INK)
+        draw.text((left, 31), subtitle, font=_font(20), fill=MUTED)
+        block.paste(panel, (left, 64))
+        draw.rectangle((left - 1, 63, left + size[0], 64 + size[1]), outline=LINE)
+    return block
+
+
+def _count(stage: Stage) -> str:
+    rows, columns = stage.grid or (1, stage.tokens)
+    each = f", {stage.size[0]} x {stage.size[1]} px each" if stage.size else ""
+    return f"{rows} x {columns} = {stage.tokens} tokens{each}"
+
+
+def _stage_panel(view: Image.Image, stage: Stage, weight: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
+    """The image in pale grey, tinted by the weights of its tokens, with the outlines of the windows."""
+    grey = np.asarray(view.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
+    pixels = np.repeat(255 - 0.55 * (255 - grey)[..., None], 3, axis=2)
+    if weight is not None:
+        tint, strength = _tint(weight)
+        tint = np.asarray(Image.fromarray(tint).resize(size, Image.Resampling.NEAREST), np.float32)
+        alpha = np.asarray(Image.fromarray(strength).resize(size, Image.Resampling.NEAREST))[..., None]
+        pixels += alpha * (tint * pixels / 255 - pixels)  # multiplied, so that ink stays dark
+    panel = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    rows, columns = stage.grid or (1, 1)
+    if min(size[0] / columns, size[1] / rows) >= FINEST_GRID:
+        overlay = Image.new("RGBA", size, (0, 0, 0, 0))
+        draw = ImageDraw.Draw(overlay)
+        for column in range(1, columns):
+            draw.line([(size[0] * column / columns, 0), (size[0] * column / columns, size[1])], fill=(*INK, 52))
+        for row in range(1, rows):
+            draw.line([(0, size[1] * row / rows), (size[0], size[1] * row / rows)], fill=(*INK, 52))
+        panel.paste(overlay, mask=overlay)
+    return panel
+
+
+def _range(weight: np.ndarray) -> float:
+    """Distance from 1/4 that is drawn in full colour: all but the most extreme 2 % of tokens stay within it."""
+    return max(float(np.quantile(np.abs(weight - 0.25), 0.98)), 1e-3)
+
+
+def _tint(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colour ``(rows, columns, 3)`` and its strength 0..1 ``(rows, columns)`` for each token's weight."""
+    distance = ((weight - 0.25) / _range(weight)).clip(-1, 1).astype(np.float32)
+    colour = np.where((distance > 0)[..., None], np.array(MORE), np.array(LESS))
+    return colour.astype(np.uint8), np.abs(distance)
+
+
+def _legend(pooling: list[Pooling]) -> Image.Image:
+    """What the tints mean, with the numbers that belong to full colour."""
+    font = _font(20)
+    block, draw = _blank(60)
+    draw.text(
+        (0, 0),
+        "Tint: weight of a token in its 2 x 2 window, averaged over channels (average pooling: 1/4 each). "
+        "Every channel has weights of its own.",
+        font=font,
+        fill=MUTED,
+    )
+    left = 0
+    for stage in pooling:
+        most = _range(stage.weight)
+        low, high = 0.25 - most, 0.25 + most
+        for text, colour in ((f"{stage.stage}:", INK), (f"{low:.3f}", LESS)):
+            draw.text((left, 34), text, font=font, fill=colour)
+            left += round(font.getlength(text)) + 10
+        ramp = np.linspace(-1, 1, 120, dtype=np.float32)[None].repeat(16, axis=0)
+        strength = np.abs(ramp)[..., None]
+        colours = np.where((ramp > 0)[..., None], np.array(MORE), np.array(LESS))
+        block.paste(Image.fromarray((255 + strength * (colours - 255)).astype(np.uint8)), (left, 38))
+        left += 130
+        ending = f"{high:.3f}", MORE
+        draw.text((left, 34), ending[0], font=font, fill=ending[1])
+        left += round(font.getlength(ending[0])) + 10
+        text = f"(one channel is typically {float(np.sqrt((stage.spread**2).mean())):.3f} from 1/4)"
+        draw.text((left, 34), text, font=font, fill=MUTED)
+        left += round(font.getlength(text)) + 40
+    return block
+
+
+def _token_bars(answer: Answer) -> Image.Image:
+    """Tokens at every stage as bars, longest first; the last one is what the language model reads."""
+    font, row = _font(20), 36
+    block, draw = _blank(34 + row * len(answer.stages))
+    factor = answer.tokens.unmerged / max(answer.tokens.read, 1)
+    title = f"Tokens: the language model reads {answer.tokens.read} instead of {answer.tokens.unmerged}"
+    draw.text((0, 0), f"{title}, {factor:.3g} times fewer" if factor > 1 else title, font=_font(24), fill=INK)
+    for number, stage in enumerate(answer.stages):
+        top = 36 + row * number
+        length = max(round((WIDTH - 2 * MARGIN - 540) * stage.tokens / answer.tokens.unmerged), 3)
+        draw.text((0, top), stage.name, font=font, fill=MUTED)
+        draw.rounded_rectangle((180, top + 2, 180 + length, top + 22), radius=3, fill=TOKEN_TINT)
+        draw.text((180 + length + 12, top), str(stage.tokens), font=font, fill=INK)
+    return block
+
+
+def _time_bar(answer: Answer) -> Image.Image:
+    """Time by part: one bar, and a legend with milliseconds below it."""
+    font, width = _font(20), WIDTH - 2 * MARGIN
+    parts = [(part, answer.times[part]) for part in PARTS if part in answer.times]
+    total = sum(seconds for _, seconds in parts)
+    block, draw = _blank(104)
+    draw.text((0, 0), f"Time: {_duration(answer.times['total'])} on {answer.device}", font=_font(24), fill=INK)
+    left = 0.0
+    for part, seconds in parts:
+        right = left + width * seconds / total
+        draw.rectangle((round(left), 38, max(round(right) - 1, round(left)), 62), fill=TINTS[part])
+        left = right
+    at = 0
+    for part, seconds in parts:
+        draw.rounded_rectangle((at, 78, at + 18, 96), radius=4, fill=TINTS[part])
+        text = f"{part} {_duration(seconds)}"
+        draw.text((at + 28, 75), text, font=font, fill=INK)
+        at += 28 + round(font.getlength(text)) + 36
+    return block
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.1 else f"{1000 * seconds:.0f} ms"
