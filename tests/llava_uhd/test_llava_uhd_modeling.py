@@ -126,6 +126,14 @@ def test_hidden_states_of_both_parts(qwen2, batch):
     assert [len(states) for states in features.hidden_states] == [13 * 16, 13 * 4, 13, 13]
 
 
+def test_parts_are_where_tools_look_for_them(model):
+    assert model.base_model is model.model
+    assert model.get_encoder("image") is model.model.vision_tower
+    assert model.get_decoder() is model.model.language_model
+    assert model.get_output_embeddings() is model.lm_head
+    assert model.can_generate()
+
+
 @torch.no_grad()
 def test_attention_implementations_agree(model, batch):
     eager = copy.deepcopy(model)

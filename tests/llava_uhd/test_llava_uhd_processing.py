@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 
 from foveate.errors import FoveateError
 from foveate.llava_uhd import LlavaUHDProcessor, byte_tokenizer
@@ -191,6 +191,10 @@ def test_chats_of_a_batch_with_and_without_images(processor, pictures):
     assert "pixel_values" not in alone
 
 
+@pytest.mark.skipif(
+    not hasattr(ProcessorMixin, "_adjust_assistant_masks_indices"),
+    reason="this transformers release marks positions of the prompt before placeholders are expanded",
+)
 def test_answers_are_marked_for_training(processor, pictures):
     messages = [
         {"role": "user", "content": [image_part(pictures[0]), text_part("Which?")]},
