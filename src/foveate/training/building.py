@@ -28,9 +28,10 @@ def build_model(choice: ModelChoice, seed: int) -> tuple[LlavaUHDForConditionalG
     """
     if choice.new is not None:
         return new_model(choice.new, seed)
+    pretrained = str(choice.pretrained)
     try:
-        model = LlavaUHDForConditionalGeneration.from_pretrained(choice.pretrained, dtype=torch.float32)
-        processor = LlavaUHDProcessor.from_pretrained(choice.pretrained)
+        model = LlavaUHDForConditionalGeneration.from_pretrained(pretrained, dtype=torch.float32)
+        processor = LlavaUHDProcessor.from_pretrained(pretrained)
     except (OSError, ValueError) as error:
         raise FoveateError(f"the model {choice.pretrained!r} cannot be loaded: {error}") from error
     return model, processor
@@ -100,7 +101,8 @@ def export(
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        return tokenizer
     except (OSError, ValueError) as error:
         raise FoveateError(f"model.new.tokenizer: {name!r} is neither `bytes` nor a tokenizer: {error}") from error
 

@@ -10,6 +10,7 @@ import torch
 from foveate.errors import FoveateError
 from foveate.llava_uhd.processing import LlavaUHDProcessor
 from foveate.training.examples import ROLES, Example, Turn
+from foveate.training.pointing import NOWHERE, answer_places
 from foveate.training.supervision import UNKNOWN, cell_targets
 from foveate.views.images import open_image
 
@@ -27,17 +28,21 @@ class Collator:
         processor: Processor of the model that is trained.
         answers: Produce `input_ids`, `attention_mask` and `labels`.
         cells: Produce `cells`, the characters per cell of the final tokens.
+        pointing: Produce `pointers`, where to look for every character of an answer.
     """
 
-    def __init__(self, processor: LlavaUHDProcessor, answers: bool = True, cells: bool = False) -> None:
+    def __init__(
+        self, processor: LlavaUHDProcessor, answers: bool = True, cells: bool = False, pointing: bool = False
+    ) -> None:
         self.processor = processor
         self.answers = answers
         self.cells = cells
+        self.pointing = pointing
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """A batch with `pixel_values` (L, C, p, p) and `grid_hws` (n, 2), and what the collator was asked for.
 
-        `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells).
+        `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells), `pointers` (B, T).
 
         Raises:
             FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`).
@@ -53,7 +58,7 @@ class Collator:
         if self.cells and flat:
             batch["cells"] = self._cell_targets(examples, pictures, grids)
         if self.answers:
-            batch |= self._text(examples, grids)
+            batch |= self._text(examples, pictures, grids)
         return batch
 
     def encode(self, conversations: Sequence[Turn], grids: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
@@ -105,12 +110,17 @@ class Collator:
             expanded += [self.processor.replace_image_token({"grid_hws": grids}, index), piece]
         return tokenizer("".join(expanded), add_special_tokens=False)["input_ids"]
 
-    def _text(self, examples: Sequence[Example], grids: list[list[int]]) -> dict[str, torch.Tensor]:
+    def _text(
+        self, examples: Sequence[Example], pictures: list[list], grids: list[list[int]]
+    ) -> dict[str, torch.Tensor]:
         rows = []
+        pointers = []
         start = 0
         for example in examples:
             stop = start + len(example.images)
             rows.append(self.encode(example.conversations, grids[start:stop]))
+            if self.pointing:
+                pointers.append(self._pointers(example, pictures[len(pointers)], grids[start:stop], *rows[-1]))
             start = stop
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id, dtype=torch.long)
@@ -120,7 +130,41 @@ class Collator:
             input_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(ids)] = torch.tensor(row_labels)
             attention_mask[row, : len(ids)] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        if self.pointing:
+            batch["pointers"] = torch.full_like(labels, NOWHERE)
+            for row, positions in enumerate(pointers):
+                batch["pointers"][row, : len(positions)] = torch.tensor(positions)
+        return batch
+
+    def _pointers(
+        self, example: Example, pictures: list, grids: Sequence[Sequence[int]], ids: list[int], labels: list[int]
+    ) -> list[int]:
+        """For every position the position of the image token that holds the character predicted there.
+
+        `NOWHERE` where that is not known: without characters, for several images, for answers that are not written in
+        the image or not one token a character.
+        """
+        pointers = [NOWHERE] * len(ids)
+        if example.characters is None or len(pictures) != 1:
+            return pointers
+        rows, columns = (side >> self.processor.image_processor.num_stages for side in grids[0])
+        image = ids.index(self.processor.image_token_id)
+        learned = [label != IGNORED for label in labels]
+        begin = 0
+        for turn in example.conversations:
+            if turn["from"] != "gpt":
+                continue
+            begin = learned.index(True, begin)
+            end = learned.index(False, begin) if False in learned[begin:] else len(learned)
+            answer = turn["value"]
+            places = answer_places(answer, example.characters[0], pictures[0].size, (rows, columns))
+            if places is not None and end - begin == len(answer) + 1:  # the end token follows
+                for offset, place in enumerate(places):
+                    # Position i predicts token i + 1.
+                    pointers[begin + offset - 1] = NOWHERE if place == NOWHERE else image + place
+            begin = end
+        return pointers
 
     def _cell_targets(self, examples: Sequence[Example], pictures: list[list], grids: list[list[int]]) -> torch.Tensor:
         patch, stages = self.processor.image_processor.patch_size, self.processor.image_processor.num_stages

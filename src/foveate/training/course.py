@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ class StopRequest:
         return self._asked.is_set() or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     @contextmanager
-    def on_signals(self) -> Iterator[None]:
+    def on_signals(self) -> Generator[None]:
         """SIGTERM and SIGINT ask for a clean stop inside this context; a second SIGINT interrupts at once."""
 
         def handle(number: int, frame: Any) -> None:
@@ -124,6 +124,7 @@ class Display:
             "cell_loss",
             "cell_accuracy",
             "before_accuracy",
+            "pointing_accuracy",
             "samples_per_second",
         )
         losses = "  ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in names if name in entry)

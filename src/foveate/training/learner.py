@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from foveate.encoders.layout import Layout
 from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
+from foveate.training.pointing import PointingTeacher
 from foveate.training.supervision import CellReader, targets_before_last_stage
 
 #: Sums that one forward reports; those of all micro-batches and processes are added before they are divided.
@@ -23,6 +25,9 @@ SUMS = (
     "cell_characters",
     "before_loss",
     "before_right",
+    "pointing_loss",
+    "pointing_count",
+    "pointing_right",
 )
 
 
@@ -49,6 +54,7 @@ class Learner(nn.Module):
             self.reader = CellReader(vision.hidden_size, vision.num_stages)
         self._tokens: Any = None
         self._windows: torch.Tensor | None = None
+        self._teacher: PointingTeacher | None = None
         tower = model.model.vision_tower
         tower.register_forward_hook(self._keep_tokens)
         if vision.num_stages:
@@ -60,6 +66,11 @@ class Learner(nn.Module):
         """The model's configuration, where `transformers.Trainer` looks for it."""
         return self.model.config
 
+    def point(self, layers: Sequence[int]) -> None:
+        """Tell the first head of these layers of the language model where to look; see `pointing`."""
+        if self._teacher is None or self._teacher.layers != list(layers):
+            self._teacher = PointingTeacher(self.model.model.language_model, layers)
+
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -68,6 +79,7 @@ class Learner(nn.Module):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         cells: torch.Tensor | None = None,
+        pointers: torch.Tensor | None = None,
         blank_weight: float = 1.0,
     ) -> dict[str, torch.Tensor]:
         """The sums of `SUMS` that the given targets allow.
@@ -79,6 +91,7 @@ class Learner(nn.Module):
             attention_mask: (B, T).
             labels: (B, T), -100 where nothing is learned; None skips the language model.
             cells: Cell classes (L', cells) of the final tokens (`supervision.cell_targets`); None skips the heads.
+            pointers: (B, T), the position to look at from every position (`pointing`), after `point`; None skips them.
             blank_weight: Weight of a blank cell against 1 for a cell with a character.
         """
         sums: dict[str, torch.Tensor] = {}
@@ -99,6 +112,11 @@ class Learner(nn.Module):
             sums["answer_loss"] = F.cross_entropy(logits, targets, reduction="sum")
             sums["answer_tokens"] = learned.sum()
             sums["answer_right"] = (logits.detach().argmax(-1) == targets).sum()
+            if self._teacher is not None:
+                if pointers is not None:
+                    found = self._teacher.score(pointers, attention_mask)
+                    sums |= dict(zip(("pointing_loss", "pointing_count", "pointing_right"), found, strict=True))
+                self._teacher.forget()
         if cells is not None:
             score = self.reader.final.score(self._tokens.last_hidden_state, cells, blank_weight)
             sums |= {
@@ -110,7 +128,7 @@ class Learner(nn.Module):
             if self.reader.before is not None:
                 layout = Layout.from_grids(self._tokens.grid_hws, len(cells), 0)
                 targets = targets_before_last_stage(layout.pack(cells))
-                score = self.reader.before.score(self._windows, targets, blank_weight)
+                score = self.reader.before.score(self._windows, targets, blank_weight)  # ty: ignore[invalid-argument-type]
                 sums |= {"before_loss": score.loss, "before_right": score.correct}
         self._tokens = self._windows = None
         return sums

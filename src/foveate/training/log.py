@@ -75,7 +75,7 @@ def draw_losses(log: RunLog, path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names, label in (
         (above, ("answer_loss", "cell_loss", "before_loss"), "loss (nats)"),
-        (below, ("answer_accuracy", "cell_accuracy", "before_accuracy"), "accuracy"),
+        (below, ("answer_accuracy", "cell_accuracy", "before_accuracy", "pointing_accuracy"), "accuracy"),
     ):
         for name in names:
             points = [(entry["samples"], entry[name]) for entry in entries if name in entry]

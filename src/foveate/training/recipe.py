@@ -169,18 +169,24 @@ class Losses:
         cells: Characters per cell, from the tower's final tokens.
         before: Characters per cell, from the tokens before the last stage.
         blank: Weight of a blank cell against 1 for a cell that holds a character.
+        pointing: Where the language model looks for the next character (`foveate.training.pointing`).
+        pointing_layers: Layers of the language model whose first head is told.
     """
 
     answer: float = 1.0
     cells: float = 0.0
     before: float = 0.0
     blank: float = 0.1
+    pointing: float = 0.0
+    pointing_layers: tuple[int, ...] = (1, 2)
 
     def check(self, where: str) -> None:
         """Raises FoveateError for negative weights, or when nothing is left to learn."""
-        for name in ("answer", "cells", "before", "blank"):
+        for name in ("answer", "cells", "before", "blank", "pointing"):
             if getattr(self, name) < 0:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
+        if self.pointing and not self.answer:
+            raise FoveateError(f"{where}.pointing: needs the language model, which does not run with answer: 0.")
         if not (self.answer or self.cells or self.before):
             raise FoveateError(f"{where}: all losses have weight 0; nothing would be learned.")
 

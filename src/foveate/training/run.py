@@ -145,8 +145,10 @@ class Run:
             checkpoints.clean(folder)
             self.log.rewind(start.step + done)
             display = Display(console, stage, done)
+        if stage.loss.pointing:
+            learner.point(stage.loss.pointing_layers)
         if args.device.type == "cpu":
-            prefer_plain_when_short(learner.model.model.vision_tower)
+            prefer_plain_when_short(learner.model)
         trainer = StageTrainer(
             learner,
             args,
@@ -184,7 +186,12 @@ class Run:
         return BatchStream(
             stage,
             sources,
-            Collator(processor, answers=stage.loss.answer > 0, cells=bool(stage.loss.cells or stage.loss.before)),
+            Collator(
+                processor,
+                answers=stage.loss.answer > 0,
+                cells=bool(stage.loss.cells or stage.loss.before),
+                pointing=stage.loss.pointing > 0,
+            ),
             # Stages see different data.
             seed=self.recipe.seed * 1000 + index,
             start=done * stage.accumulate,

@@ -151,15 +151,16 @@ def _difficulties(settings: Rendered, share: float) -> tuple[float, float]:
 def sizes_at(settings: Rendered, share: float) -> Sizes:
     """The range of sizes when the fraction `share` of the growth is done."""
     first, last = settings.sizes, settings.final_sizes or settings.sizes
-    sides = [
-        (round(_between(a[0], b[0], share)), round(_between(a[1], b[1], share)))
-        for a, b in ((first.width, last.width), (first.height, last.height))
-    ]
+
+    def between(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+        return round(_between(a[0], b[0], share)), round(_between(a[1], b[1], share))
+
+    width, height = between(first.width, last.width), between(first.height, last.height)
     if first.pixels is None and last.pixels is None:
-        return Sizes(*sides)
+        return Sizes(width, height)
     # Where only one end limits the area, the other end's limit is its greatest image.
     areas = [sizes.pixels or sizes.width[1] * sizes.height[1] for sizes in (first, last)]
-    return Sizes(*sides, round(_between(*areas, share)))
+    return Sizes(width, height, round(_between(*areas, share)))
 
 
 def _render(

@@ -33,11 +33,19 @@ NUM_CLASSES = LAST_CHARACTER - FIRST_CHARACTER + 2
 
 
 class Character(Protocol):
-    """A drawn character: `char`, and its centre `x`, `y` in pixels of the image it was drawn on."""
+    """A drawn character, and its centre in pixels of the image it was drawn on."""
 
-    char: str
-    x: float
-    y: float
+    @property
+    def char(self) -> str:
+        """The character."""
+
+    @property
+    def x(self) -> float:
+        """Pixels from the left edge."""
+
+    @property
+    def y(self) -> float:
+        """Pixels from the top edge."""
 
 
 def character_class(char: str) -> int:

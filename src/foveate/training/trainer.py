@@ -24,6 +24,7 @@ from foveate.training import checkpoints
 from foveate.training.course import Course, Display, StopRequest
 from foveate.training.learner import SUMS, Learner, part_of
 from foveate.training.log import RunLog, draw_losses
+from foveate.training.pointing import NOWHERE
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.streams import BatchStream
 from foveate.training.supervision import cell_weight
@@ -98,6 +99,9 @@ class StageTrainer(Trainer):
         display: Where progress is shown, None in all but the main process.
     """
 
+    model: Learner
+    args: TrainingArguments
+
     def __init__(
         self,
         learner: Learner,
@@ -140,7 +144,7 @@ class StageTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """The stream as it is: it divides batches among processes and workers by itself."""
         return DataLoader(
-            self.train_dataset,
+            self.train_dataset,  # ty: ignore[invalid-argument-type]
             batch_size=None,
             num_workers=self._workers,
             prefetch_factor=4 if self._workers else None,
@@ -155,16 +159,18 @@ class StageTrainer(Trainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """The micro-batches of one optimiser step, and over how much their losses are averaged.
 
-        The second is (2,): learned tokens and weight of labelled cells, summed over micro-batches and processes, so
-        that the mean does not depend on how a batch is divided.
+        The second is (3,): learned tokens, weight of labelled cells and comparisons of pointing, summed over
+        micro-batches and processes, so that the mean does not depend on how a batch is divided.
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        totals = torch.zeros(2, dtype=torch.float64)
+        totals = torch.zeros(3, dtype=torch.float64)
         for batch in batches:
             if "labels" in batch:
                 totals[0] += (batch["labels"][:, 1:] != -100).sum()
             if "cells" in batch:
                 totals[1] += cell_weight(batch["cells"], self._stage.loss.blank)
+            if "pointers" in batch:
+                totals[2] += (batch["pointers"] != NOWHERE).sum() * len(self._stage.loss.pointing_layers)
         return batches, self.accelerator.reduce(totals.to(device, torch.float32), "sum")
 
     # Losses
@@ -174,7 +180,7 @@ class StageTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The weighted losses of a micro-batch, as its share of the mean over the whole batch."""
         weights = self._stage.loss
@@ -192,6 +198,7 @@ class StageTrainer(Trainer):
             ("answer_loss", weights.answer, totals[0]),
             ("cell_loss", weights.cells, totals[1]),
             ("before_loss", weights.before, totals[1]),
+            ("pointing_loss", weights.pointing, totals[2]),
         ):
             if weight and name in sums:
                 loss = loss + weight * sums[name] / total
@@ -231,7 +238,7 @@ class StageTrainer(Trainer):
         if self.lr_scheduler is None:
             schedule = self._stage.schedule
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: schedule.factor(step, num_training_steps)
+                optimizer or self.create_optimizer(), lambda step: schedule.factor(step, num_training_steps)
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -263,6 +270,8 @@ class StageTrainer(Trainer):
             ("cell_accuracy", "cell_right", "cell_characters"),
             ("before_loss", "before_loss", "cell_weight"),
             ("before_accuracy", "before_right", "cell_characters"),
+            ("pointing_loss", "pointing_loss", "pointing_count"),
+            ("pointing_accuracy", "pointing_right", "pointing_count"),
         ):
             if sums[count] and (not name.startswith("before") or sums["before_loss"]):
                 entry[name] = sums[value] / sums[count]
@@ -279,7 +288,7 @@ class StageTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder, step = Path(self.args.output_dir), self.state.global_step
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
         if self.args.should_save:
             writing = checkpoints.writing_folder(folder, step)
         self.accelerator.wait_for_everyone()
@@ -297,7 +306,7 @@ class StageTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        load_weights(model or self.model, Path(resume_from_checkpoint))
+        load_weights(model or self.model, Path(resume_from_checkpoint))  # ty: ignore[invalid-argument-type]
 
     def _progress(self) -> Progress:
         step = self.state.global_step

@@ -1,8 +1,8 @@
 """Rendered questions about rendered images, and the public easy-VQA: what the embedded model is trained on.
 
-The modules use Pillow and numpy only, so that they run in worker processes that never touch torch. Every picture is
-drawn by one file: `textpages`, `documents`, `receipts`, `tables`, `charts`, `signs`, `shapes`; `fonts`, `words`,
-`questions` and `paper` are what they draw with.
+The modules use Pillow and numpy only, so that they run in worker processes that never touch torch. Each kind of
+picture is drawn by one file: `textpages`, `documents`, `cards`, `receipts`, `tables`, `charts`, `signs`, `shapes`;
+`fonts`, `words`, `questions` and `paper` are what they draw with.
 """
 
 from .easy import easy_vqa

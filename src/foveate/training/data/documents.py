@@ -162,7 +162,7 @@ def _stacked(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: 
 
 def _band(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
     """Label light on a dark band, value beneath."""
-    paper = page.image.getpixel((0, 0))
+    paper = tuple(page.image.crop((0, 0, 1, 1)).tobytes())
     for field, y, face, bold in room.rows(fields, two_lines=True):
         page.draw.rectangle((room.left - 3, y - room.cap * 3.2, room.right, y - room.cap * 1.4), fill=ink)
         page.text(room.left, y - room.cap * 1.8, field.label, bold, paper)
@@ -296,7 +296,7 @@ def document_yes_no(brief: Brief) -> tuple[Page, Drawn]:
                     value = fill(brief.words, field.kind.values, 14) if field.kind else any_string(brief.words, 8)
         question = ask(rng, brief.split, IS_IT, name=field.name, label=field.label, value=value)
         return page, Drawn(question, yes_no(truth), {**meta, "kind": "value"})
-    printed = " ".join([meta["heading"], *(f"{f.label} {f.name} {f.value}" for f in fields)]).lower()
+    printed = " ".join([str(meta["heading"]), *(f"{f.label} {f.name} {f.value}" for f in fields)]).lower()
     if kind < 0.75:
         label = field.label if truth else ""
         while not truth and (not label or label.lower() in printed):

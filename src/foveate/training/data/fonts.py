@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageFont
 
@@ -50,6 +50,11 @@ class Glyph(NamedTuple):
 
 
 _NO_INK = Glyph(None, 0, 0, 0, 0)
+
+
+def _levels(core: Any) -> bytes:
+    """Grey levels of the mask that Pillow draws a glyph as."""
+    return bytes(core)
 
 
 class Face:
@@ -93,7 +98,7 @@ class Face:
         found = self._glyphs.get((char, half))
         if found is None:
             core, (left, top) = self._pil.getmask2(char, mode="L", anchor="ls", start=(half / 2, 0))
-            matte = Image.frombytes("L", core.size, bytes(core)) if core.size[0] and core.size[1] else None
+            matte = Image.frombytes("L", core.size, _levels(core)) if core.size[0] and core.size[1] else None
             box = matte.getbbox() if matte is not None else None
             if matte is None or box is None:
                 found = _NO_INK
@@ -199,11 +204,11 @@ def _read(path: str) -> Font | None:
         family, style = font.getname()
         if not family or _NOT_TEXT.search(family) or _TOO_THIN.search(f"{family} {style}"):
             return None
-        missing = bytes(font.getmask("\uffff"))
+        missing = _levels(font.getmask("\uffff"))
         seen = {}
         for char in "AaBbGgQq08~{@,":
             mask = font.getmask(char)
-            ink = bytes(mask)
+            ink = _levels(mask)
             if not any(ink) or ink == missing:
                 return None
             seen[char] = (mask.size, ink)

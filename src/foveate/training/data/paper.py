@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from .sample import Character
 
 _TILE = 1024
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]  # red, green, blue
 
 
 @cache
@@ -49,7 +49,7 @@ def apart(one: Colour, other: Colour) -> float:
 
 
 def colours(rng: random.Random, difficulty: float, dark: bool = True) -> tuple[Colour, Colour]:
-    """Paper and ink of a document, at least 80 (of 255) apart in luminance; `dark`: light ink on dark paper too."""
+    """Paper and ink of a document, at least 95 (of 255) apart in luminance; `dark`: light ink on dark paper too."""
     kind = rng.random()
     if not dark:
         kind = max(kind, 0.12)
@@ -66,7 +66,7 @@ def colours(rng: random.Random, difficulty: float, dark: bool = True) -> tuple[C
         else:
             paper = tuple(rng.randint(185, 255) for _ in range(3))
             ink = tuple(rng.randint(0, 130) for _ in range(3))
-        if apart(paper, ink) >= 80:
+        if apart(paper, ink) >= 95:
             return paper, ink
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 _OPENINGS = (
@@ -25,7 +25,7 @@ _HELD_OUT_OPENINGS = ("I need to know: ", "Looking at this picture, ", "Answer b
 @cache
 def _sections() -> dict[str, tuple[str, ...]]:
     sections: dict[str, tuple[str, ...]] = {}
-    for block in (files(__package__) / "wordings.txt").read_text(encoding="ascii").strip().split("\n\n"):
+    for block in Path(__file__).with_name("wordings.txt").read_text(encoding="ascii").strip().split("\n\n"):
         name, *lines = block.split("\n")
         sections[name.strip("[]")] = tuple(lines)
     return sections

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from foveate.errors import FoveateError
 
-from . import charts, documents, receipts, shapes, signs, tables, textpages
+from . import cards, charts, documents, receipts, shapes, signs, tables, textpages
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import degrade
 from .sample import Sample
@@ -37,6 +37,8 @@ _TASKS: dict[str, Task] = {
     "word_position": Task(textpages.word_position, (96, 64), (0.7, 3.0), 1.0),
     "transcribe": Task(textpages.transcribe, (80, 48), (0.7, 3.5), 2.0),
     "read_field": Task(documents.read_field, (96, 64), (0.6, 2.6), 4.0),
+    "read_card": Task(cards.read_card, (112, 64), (0.7, 2.4), 1.0),
+    "menu": Task(cards.menu, (112, 64), (0.6, 2.0), 1.0),
     "document_yes_no": Task(documents.document_yes_no, (96, 64), (0.6, 2.6), 1.0),
     "receipt_company": Task(receipts.receipt_company, (128, 144), (0.35, 1.1), 1.0),
     "receipt_date": Task(receipts.receipt_date, (128, 144), (0.35, 1.1), 1.0),

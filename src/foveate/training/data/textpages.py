@@ -8,7 +8,7 @@ from foveate.errors import FoveateError
 
 from .fonts import Face
 from .page import Brief, DoesNotFit, Drawn, Page
-from .paper import apart, colours, degrade, sheet
+from .paper import Colour, apart, colours, degrade, sheet
 from .questions import ORDINALS, ask, wordings
 from .sample import Sample
 from .words import Vocabulary
@@ -102,7 +102,7 @@ def render_text_page(
     return Sample(image, question, " ".join(lines), "text_page", characters, meta)
 
 
-def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: tuple[int, int, int]) -> str:
+def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: Colour) -> str:
     """Draw words from left to right until no more fits; returns what was drawn."""
     rng, width = brief.rng, page.image.width
     em = face.width("n")
@@ -135,7 +135,7 @@ def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: tuple[i
     return " ".join(words)
 
 
-def _sheet(brief: Brief) -> tuple[Page, tuple[int, int, int]]:
+def _sheet(brief: Brief) -> tuple[Page, Colour]:
     paper, ink = colours(brief.rng, brief.difficulty)
     return Page(sheet(brief.rng, brief.width, brief.height, paper, brief.difficulty), apart(paper, ink)), ink
 

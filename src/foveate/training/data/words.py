@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from functools import lru_cache
-from importlib.resources import files
+from pathlib import Path
 
 SPLITS = ("train", "heldout")
 _ONSETS = (
@@ -36,7 +36,7 @@ _MONTHS = [
     "November",
     "December",
 ]
-_BUSINESS = [
+BUSINESS = (
     "SDN BHD",
     "ENTERPRISE",
     "TRADING",
@@ -66,7 +66,7 @@ _BUSINESS = [
     "GMBH",
     "HOLDINGS",
     "SERVICES",
-]
+)
 _STREETS = ["Street", "Road", "Avenue", "Lane", "Drive", "Way", "Square", "Court", "Close", "Hill"]
 
 
@@ -79,7 +79,7 @@ def split_of(text: str) -> str:
 def dictionary(split: str) -> dict[int, tuple[str, ...]]:
     """Common English words, goods, first names, surnames and towns of one split, by length."""
     by_length: dict[int, list[str]] = {}
-    for word in (files(__package__) / "words.txt").read_text(encoding="ascii").split():
+    for word in Path(__file__).with_name("words.txt").read_text(encoding="ascii").split():
         if split_of(word) == split:
             by_length.setdefault(len(word), []).append(word)
     return {length: tuple(words) for length, words in sorted(by_length.items())}
@@ -210,7 +210,7 @@ class Vocabulary:
         words = [self.word(3, 9) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
         name = " ".join(words).title() + " "
         if rng.random() < 0.8:
-            end = rng.choice(_BUSINESS)
+            end = rng.choice(BUSINESS)
             name += end if rng.random() < 0.5 else end.title().replace("'S", "'s")
         while len(name.strip()) > longest and len(words) > 1:
             words.pop()
