@@ -17,7 +17,7 @@ from foveate.views.images import open_image
 
 WIDTH, MARGIN, GAP = 1600, 48, 32
 INK, MUTED, LINE, PAPER = (27, 31, 36), (104, 112, 122), (222, 226, 230), (255, 255, 255)
-MORE, LESS = (217, 72, 15), (28, 100, 200)
+ACCENT = (217, 72, 15)
 TINTS = {
     "view": (134, 142, 150),
     "encoder": (28, 100, 200),
@@ -40,11 +40,12 @@ LONGEST_TEXT = 1000
 def draw_answer(answer: Answer, image: Any) -> Image.Image:
     """Draw an answer as one RGB picture, 1600 pixels wide.
 
-    The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged, tinted by the weight
-    that its tokens had: orange above 1/4, blue below, clear where it is what average pooling would give.
+    The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged. The tokens that
+    entered a content-adaptive stage are tinted by their effect on its output (see `foveate.answering.Pooling`): clear
+    up to the median of the image, full for the strongest 2 %.
 
     Args:
-        answer: from `ask`; with ``keep_pooling=True`` the panels show the weights, otherwise the windows only.
+        answer: from `ask`; with ``keep_pooling=True`` the panels are tinted, otherwise they show the windows only.
         image: the image that was asked about, in any form that `open_image` reads.
     """
     view = open_image(image)
@@ -103,7 +104,7 @@ def _words(answer: Answer) -> Image.Image:
         draw.text((0, top), line, font=question, fill=INK)
         top += 40
     for line in said:
-        draw.text((0, top), line, font=text, fill=MORE)
+        draw.text((0, top), line, font=text, fill=ACCENT)
         top += 52
     return block
 
@@ -125,14 +126,14 @@ def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple
     columns = 1 + len(merging)
     pitch = (WIDTH - 2 * MARGIN - GAP * (columns - 1)) // columns + GAP
     block, draw = _blank(64 + size[1] + 2)
-    weights = {pooling.stage: pooling.weight for pooling in answer.pooling}
+    effects = {pooling.stage: pooling.effect for pooling in answer.pooling}
     first = answer.stages[0]
     asked = f"{answer.image_size[0]} x {answer.image_size[1]} px"
     if answer.view_size not in (None, answer.image_size):
         asked += f", seen at {view.width} x {view.height}"
     panels = [("image", f"{asked}, {first.tokens} {first.name}", view.resize(size, Image.Resampling.LANCZOS))]
     panels += [
-        (stage.name, _count(stage), _stage_panel(view, stage, weights.get(stage.name), size)) for stage in merging
+        (stage.name, _count(stage), _stage_panel(view, stage, effects.get(stage.name), size)) for stage in merging
     ]
     for number, (title, subtitle, panel) in enumerate(panels):
         left = number * pitch
@@ -149,15 +150,13 @@ def _count(stage: Stage) -> str:
     return f"{rows} x {columns} = {stage.tokens} tokens{each}"
 
 
-def _stage_panel(view: Image.Image, stage: Stage, weight: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
-    """The image in pale grey, tinted by the weights of its tokens, with the outlines of the windows."""
+def _stage_panel(view: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
+    """The image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
     grey = np.asarray(view.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
     pixels = np.repeat(255 - 0.55 * (255 - grey)[..., None], 3, axis=2)
-    if weight is not None:
-        tint, strength = _tint(weight)
-        tint = np.asarray(Image.fromarray(tint).resize(size, Image.Resampling.NEAREST), np.float32)
-        alpha = np.asarray(Image.fromarray(strength).resize(size, Image.Resampling.NEAREST))[..., None]
-        pixels += alpha * (tint * pixels / 255 - pixels)  # multiplied, so that ink stays dark
+    if effect is not None:
+        strength = Image.fromarray(_strength(effect)).resize(size, Image.Resampling.NEAREST)
+        pixels += np.asarray(strength)[..., None] * (np.float32(1 / 255) * np.array(ACCENT, np.float32) - 1) * pixels
     panel = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     rows, columns = stage.grid or (1, 1)
     if min(size[0] / columns, size[1] / rows) >= FINEST_GRID:
@@ -171,45 +170,42 @@ def _stage_panel(view: Image.Image, stage: Stage, weight: np.ndarray | None, siz
     return panel
 
 
-def _range(weight: np.ndarray) -> float:
-    """Distance from 1/4 that is drawn in full colour: all but the most extreme 2 % of tokens stay within it."""
-    return max(float(np.quantile(np.abs(weight - 0.25), 0.98)), 1e-3)
+def _range(effect: np.ndarray) -> tuple[float, float]:
+    """Effects that are drawn clear and in full colour: the median, and what only 2 % of the tokens exceed."""
+    clear, full = (float(value) for value in np.quantile(effect, (0.5, 0.98)))
+    return clear, max(full, clear + 1e-6)
 
 
-def _tint(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colour ``(rows, columns, 3)`` and its strength 0..1 ``(rows, columns)`` for each token's weight."""
-    distance = ((weight - 0.25) / _range(weight)).clip(-1, 1).astype(np.float32)
-    colour = np.where((distance > 0)[..., None], np.array(MORE), np.array(LESS))
-    return colour.astype(np.uint8), np.abs(distance)
+def _strength(effect: np.ndarray) -> np.ndarray:
+    """Strength of the tint, 0..1, of each token."""
+    clear, full = _range(effect)
+    return ((effect - clear) / (full - clear)).clip(0, 1).astype(np.float32)
 
 
 def _legend(pooling: list[Pooling]) -> Image.Image:
-    """What the tints mean, with the numbers that belong to full colour."""
+    """What the tint means, with the numbers that belong to its ends."""
     font = _font(20)
     block, draw = _blank(60)
     draw.text(
         (0, 0),
-        "Tint: weight of a token in its 2 x 2 window, averaged over channels (average pooling: 1/4 each). "
-        "Every channel has weights of its own.",
+        "Tint: what the pooling looks at: how far each token draws the output of its 2 x 2 window away from the "
+        "plain average, in % of its length.",
         font=font,
         fill=MUTED,
     )
+    ramp = np.linspace(0, 1, 120, dtype=np.float32)[None, :, None].repeat(16, axis=0)
+    ramp = Image.fromarray((255 + ramp * (np.array(ACCENT) - 255)).astype(np.uint8))
     left = 0
     for stage in pooling:
-        most = _range(stage.weight)
-        low, high = 0.25 - most, 0.25 + most
-        for text, colour in ((f"{stage.stage}:", INK), (f"{low:.3f}", LESS)):
-            draw.text((left, 34), text, font=font, fill=colour)
-            left += round(font.getlength(text)) + 10
-        ramp = np.linspace(-1, 1, 120, dtype=np.float32)[None].repeat(16, axis=0)
-        strength = np.abs(ramp)[..., None]
-        colours = np.where((ramp > 0)[..., None], np.array(MORE), np.array(LESS))
-        block.paste(Image.fromarray((255 + strength * (colours - 255)).astype(np.uint8)), (left, 38))
-        left += 130
-        ending = f"{high:.3f}", MORE
-        draw.text((left, 34), ending[0], font=font, fill=ending[1])
-        left += round(font.getlength(ending[0])) + 10
-        text = f"(one channel is typically {float(np.sqrt((stage.spread**2).mean())):.3f} from 1/4)"
+        clear, full = _range(stage.effect)
+        for part in (stage.stage, f"{100 * clear:.0f} %", ramp, f"{100 * full:.0f} %"):
+            if isinstance(part, Image.Image):
+                block.paste(part, (left, 38))
+                left += part.width + 10
+            else:
+                draw.text((left, 34), part, font=font, fill=INK)
+                left += round(font.getlength(part)) + 10
+        text = f"(weight of one channel: 1/4 +- {stage.spread:.2f})"
         draw.text((left, 34), text, font=font, fill=MUTED)
         left += round(font.getlength(text)) + 40
     return block
