@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from foveate.training.evaluate import summary, wilson_interval
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
@@ -51,20 +53,33 @@ def test_a_block_says_that_nothing_was_measured(tmp_path):
 
 
 def test_numbers_are_those_of_the_file(tmp_path):
+    rows = [{"task": "read_word", "answer": f"word {index}", "right": index >= 500} for index in range(4000)]
     path = tmp_path / "src/foveate/embedded/evaluation.json"
     path.parent.mkdir(parents=True)
-    task = {
-        "task": "read a word",
-        "questions": 1000,
-        "accuracy": 0.8764,
-        "interval": [0.8545, 0.8954],
-        "majority": 0.021,
-    }
-    path.write_text(json.dumps({"command": "a command", "tasks": [task]}))
+    path.write_text(json.dumps({"command": "a command", **summary(rows)}))
     text = tables.fill(page_with("embedded"), tmp_path, tmp_path / "page.md")
-    assert "| read a word | 1,000 | **87.6 %** | 85.5 % to 89.5 % | 2.1 % |" in text
+    low, high = wilson_interval(3500, 4000)
+    assert f"| read word | 4,000 | **87.5 %** | {100 * low:.1f} % to {100 * high:.1f} % | 0.0 % |" in text
     assert "`a command`" in text
     assert tables.fill(text, tmp_path, tmp_path / "page.md") == text
+
+
+def test_measured_encoders_are_one_table_a_file(tmp_path):
+    row = {"encoder": "ViT-UHD", "pixels": 1024, "tokens": 625, "flops": 3.1e12, "seconds": 0.25, "peak_bytes": 2**30}
+    path = tmp_path / "benchmarks/results/encoders-machine.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"command": "a command", "machine": "one", "rows": [row | {"ttft_seconds": None}]}))
+    text = tables.fill(page_with("encoders"), tmp_path, tmp_path / "page.md")
+    assert "| ViT-UHD | 1024 | 625 | 3,100 | 250 | 1,024 |  |" in text
+
+
+def test_the_picture_appears_when_it_was_drawn(tmp_path):
+    assert "make picture" in tables.fill(page_with("picture"), tmp_path, tmp_path / "page.md")
+    path = tmp_path / "docs/figures/demo.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    assert "](docs/figures/demo.png)" in tables.fill(page_with("picture"), tmp_path, tmp_path / "page.md")
+    assert "](figures/demo.png)" in tables.fill(page_with("picture"), tmp_path, tmp_path / "docs/index.md")
 
 
 def test_a_block_that_nothing_generates_is_an_error(tmp_path):

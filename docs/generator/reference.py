@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -49,8 +49,9 @@ def pages() -> dict[str, str]:
         "",
     ]
     for name, thing in sorted(exported.items(), key=lambda item: item[0].lower()):
-        room = thing.__module__.split(".")[1]
-        lines.append(f"- [`foveate.{name}`](reference/{room}.md#{anchor(name)}): {first_sentence(thing)}")
+        room = thing.__module__.partition(".")[2].partition(".")[0]
+        shown = f"[`foveate.{name}`](reference/{room}.md#{anchor(name)})" if room else f"`foveate.{name}()`"
+        lines.append(f"- {shown}: {first_sentence(thing)}")
     lines += ["", "## Rooms", ""]
     for room, title in ROOMS.items():
         modules = list(_modules(room))
@@ -77,7 +78,7 @@ def first_sentence(thing: Any) -> str:
     paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     if not paragraph:
         raise ValueError(f"{thing.__module__}.{thing.__qualname__} has no docstring")
-    return re.split(r"(?<=[.!?]) (?=[A-Z`])", paragraph)[0]
+    return re.split(r"(?<=[.!?]) (?=[A-Z`])", paragraph)[0].replace("[`", "`").replace("`]", "`")
 
 
 def _modules(room: str) -> Iterator[ModuleType]:
@@ -212,12 +213,15 @@ def _command_line() -> str:
     lines = ["# Command line", "", "Generated from `foveate COMMAND --help` by `make docs`.", ""]
     root: Any = typer.main.get_command(cli.app)
     for name in ("ask", "info", "train", "convert", "bench encoders"):
+        if not importlib.util.find_spec(cli.TARGETS[name.split()[-1]].split(":")[0]):
+            continue
         group, path = root, name.split()
         for part in path[:-1]:
             group = group.commands[part]
         _, command, _ = group.resolve_command(group.make_context("foveate", [path[-1]]), [path[-1]])
         arguments = [p for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join(["foveate", name, *(str(p.name).upper() for p in arguments), "[OPTIONS]"])
+        given = [str(p.name).upper() if p.required else f"[{str(p.name).upper()}]" for p in arguments]
+        usage = " ".join(["foveate", name, *given, "[OPTIONS]"])
         lines += [f"## `foveate {name}`", "", re.sub(r"\[/?bold\]", "", command.help or ""), "", f"    {usage}", ""]
         lines += ["| | default | |", "|---|---|---|"]
         for parameter in command.params:

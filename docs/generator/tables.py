@@ -4,19 +4,19 @@ A page holds `<!-- generated: NAME -->` and `<!-- end -->`; what stands between 
 function of that name in `BLOCKS` returns. Numbers come from two places, and until a file is there the block says
 so:
 
-- `src/foveate/embedded/evaluation.json`, the evaluation of the embedded model:
-  `{"command": str, "tasks": [{"task", "questions", "accuracy", "interval": [low, high], "majority"}, ...]}`
+- `src/foveate/embedded/evaluation.json`, written by `python -m foveate.training.evaluate`;
 - `benchmarks/results/encoders-*.json`, runs of `foveate bench encoders`:
   `{"command": str, "machine": str, "rows": [{"encoder", "pixels", "tokens", "flops", "seconds", "peak_bytes",
   "ttft_seconds"}, ...]}`
 
-Fractions are between 0 and 1, `pixels` is the side of a square image, `seconds` the median time of the encoder and
+There, `pixels` is the side of a square image, `seconds` the median time of the encoder and
 `ttft_seconds` that to the first token (or null where it was not measured).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def fill(text: str, root: Path, page: Path) -> str:
         name = match[2]
         if name not in BLOCKS:
             raise ValueError(f"{page}: nothing generates {name!r}; possible are {', '.join(BLOCKS)}")
-        return f"{match[1]}{BLOCKS[name](root)}\n{match[3]}"
+        return f"{match[1]}{BLOCKS[name](root, page)}\n{match[3]}"
 
     return BLOCK.sub(replace, text)
 
@@ -52,7 +52,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def stages(_root: Path) -> str:
+def stages(_root: Path, _page: Path) -> str:
     """The kinds of stage, from the code."""
     from foveate.encoders.compression import AveragePooling, ContentAdaptivePooling
     from foveate.encoders.configuration import MERGING_METHODS
@@ -68,27 +68,39 @@ def stages(_root: Path) -> str:
     return table(["`merging_method`", "what it does", "file"], rows).replace("---:", "---")
 
 
-def embedded(root: Path) -> str:
+def picture(root: Path, page: Path) -> str:
+    """The picture that the software drew (`make picture`)."""
+    path = root / "docs/figures/demo.png"
+    if not path.exists():
+        return "*No picture has been drawn yet (`make picture`).*"
+    link = os.path.relpath(path, page.parent)
+    return f"![The receipt, the windows of each stage, and what the pooling weights kept]({link})"
+
+
+def embedded(root: Path, _page: Path) -> str:
     """The evaluation of the embedded model."""
     path = root / "src/foveate/embedded/evaluation.json"
     if not path.exists():
         return "*The embedded model has not been evaluated yet.*"
     evaluation = json.loads(path.read_text(encoding="utf-8"))
+    groups = [(name.replace("_", " "), score) for name, score in evaluation["tasks"].items()]
+    if "reading_1_to_8_characters" in evaluation:
+        groups.append(("**reading, 1 to 8 characters**", evaluation["reading_1_to_8_characters"]))
     rows = [
         [
-            task["task"],
-            f"{task['questions']:,}",
-            f"**{percent(task['accuracy'])}**",
-            " to ".join(percent(bound) for bound in task["interval"]),
-            percent(task["majority"]),
+            name,
+            f"{score['count']:,}",
+            f"**{percent(score['accuracy'])}**",
+            f"{percent(score['low'])} to {percent(score['high'])}",
+            percent(score["majority"]),
         ]
-        for task in evaluation["tasks"]
+        for name, score in groups
     ]
-    header = ["held-out questions", "number", "exactly right", "95 % interval", "always the commonest answer"]
+    header = ["task, held out", "questions", "exactly right", "95 % interval", "always the commonest answer"]
     return f"{table(header, rows)}\n\nFrom `{path.relative_to(root)}`, made by `{evaluation['command']}`."
 
 
-def encoders(root: Path) -> str:
+def encoders(root: Path, _page: Path) -> str:
     """The cost of the encoders, one table for each machine."""
     paths = sorted((root / "benchmarks/results").glob("encoders-*.json"))
     parts = []
@@ -117,4 +129,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"stages": stages, "embedded": embedded, "encoders": encoders}
+BLOCKS: dict[str, Callable[[Path, Path], str]] = {
+    "stages": stages,
+    "picture": picture,
+    "embedded": embedded,
+    "encoders": encoders,
+}
