@@ -111,7 +111,7 @@ class Face:
 
 
 _FACES: OrderedDict[tuple[str, int], Face] = OrderedDict()
-_MOST_FACES = 512  # about 50 kB each when full
+_MOST_FACES = 192  # about 300 kB each in use
 _UNKNOWN = 255
 
 

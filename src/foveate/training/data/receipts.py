@@ -62,8 +62,9 @@ class Item:
 
     name: str
     count: int
-    unit: int  # cents
+    unit: int
     code: str
+    printed: str = ""  # `amount` as it stands on the receipt
 
     @property
     def amount(self) -> int:
@@ -204,10 +205,14 @@ def _goods(brief: Brief, receipt: Receipt, how: str, unit: str) -> list[Row]:
             Row(left=names[0], right=names[2], cells=[(names[1], 0.68)], bold=True),
             Row(special=rng.choice(("rule", "dashes"))),
         ]
-        return rows + [Row(left=i.name, right=_money(i.amount), cells=[(str(i.count), 0.68)]) for i in receipt.items]
+        for item in receipt.items:
+            item.printed = _money(item.amount)
+            rows.append(Row(left=item.name, right=item.printed, cells=[(str(item.count), 0.68)]))
+        return rows
     tail = rng.choice(("", "", " SR", " S", " *"))
     for n, item in enumerate(receipt.items, 1):
         price = f"{unit}{_money(item.amount)}"
+        item.printed = price.split()[-1]  # a currency belongs to it only where no space parts them
         several = f"{item.count} {rng.choice('xX')} {_money(item.unit)}"
         if how == "under":
             rows += [Row(left=item.name), Row(left="  " + several, right=price + tail)]
@@ -462,9 +467,7 @@ def receipt_detail(brief: Brief) -> tuple[Page, Drawn]:
     receipt = _receipt(brief)
     page, meta = _print(brief, receipt)
     item = rng.choice(receipt.items)
-    price = next(row.right or row.left for row in receipt.rows if _money(item.amount) in row.right + row.left)
-    amount = next(part for part in price.split() if _money(item.amount) in part)
-    options = [(AMOUNT_OF if item.count == 1 else AMOUNT_OF_SEVERAL, amount, "amount")]
+    options = [(AMOUNT_OF if item.count == 1 else AMOUNT_OF_SEVERAL, item.printed, "amount")]
     if item.count > 1:
         options.append((COUNT_OF, str(item.count), "count"))
     possible = [k for k, v in receipt.details.items() if len(v) < 3 or split_of(v) == brief.split]
