@@ -7,7 +7,15 @@ import torch
 from foveate.encoders.layout import Layout
 
 
-def rotary_angles(height: int, width: int, head_dim: int, theta: float, layout: str, stride: int = 1) -> torch.Tensor:
+def rotary_angles(
+    height: int,
+    width: int,
+    head_dim: int,
+    theta: float,
+    layout: str,
+    stride: int = 1,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
     """Angles of an image's tokens, one per rotated channel pair.
 
     Token (i, j) turns pair c by `frequency * i` or `frequency * j`, with frequencies theta^(-4 k / head_dim),
@@ -24,13 +32,14 @@ def rotary_angles(height: int, width: int, head_dim: int, theta: float, layout: 
         layout: One of the above.
         stride: Distance between neighbouring tokens in units of the finest patch (2^k after k merges with
             hierarchical positions, else 1).
+        device: Where to compute them.
 
     Returns:
         (height * width, head_dim / 2) float32, row-major.
     """
-    frequencies = theta ** (-torch.arange(0, head_dim, 4, dtype=torch.float32) / head_dim)
-    y = (torch.arange(height, dtype=torch.float32) * stride)[:, None] * frequencies
-    x = (torch.arange(width, dtype=torch.float32) * stride)[:, None] * frequencies
+    frequencies = theta ** (-torch.arange(0, head_dim, 4, dtype=torch.float32, device=device) / head_dim)
+    y = (torch.arange(height, dtype=torch.float32, device=device) * stride)[:, None] * frequencies
+    x = (torch.arange(width, dtype=torch.float32, device=device) * stride)[:, None] * frequencies
     y = y[:, None].expand(height, width, -1)
     x = x[None, :].expand(height, width, -1)
     if layout == "interleaved":
@@ -54,10 +63,10 @@ def packed_rotation(
     stride = 2**layout.merges if rope_layout == "hierarchical" else 1
     parts = []
     for group in layout.groups:
-        angles = rotary_angles(group.height, group.width, head_dim, theta, rope_layout, stride)
+        angles = rotary_angles(group.height, group.width, head_dim, theta, rope_layout, stride, device)
         turns = torch.polar(torch.ones_like(angles), angles)
         parts.append(turns.repeat(group.count, 1) if group.count > 1 else turns)
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def rotate(x: torch.Tensor, rotation: torch.Tensor, rope_layout: str) -> torch.Tensor:

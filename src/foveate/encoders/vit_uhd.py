@@ -8,6 +8,7 @@ sequence. Module names are those of the released checkpoints, which therefore lo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -76,6 +77,13 @@ class PatchEmbedding(nn.Module):
         return x
 
 
+_IN_PLACE = {
+    "gelu": torch.ops.aten.gelu_.default,
+    "gelu_pytorch_tanh": partial(torch.ops.aten.gelu_.default, approximate="tanh"),
+}
+"""Activations that can overwrite what they are given."""
+
+
 class PlainMLP(nn.Module):
     """fc1(act(fc0(x)))."""
 
@@ -83,11 +91,16 @@ class PlainMLP(nn.Module):
         super().__init__()
         self.fc0 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
         self.act = ACT2FN[config.hidden_act]
+        self.act_name = config.hidden_act
         self.fc1 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(L, D) -> (L, D)."""
-        return self.fc1(self.act(self.fc0(x)))
+        hidden = self.fc0(x)
+        if self.act_name in _IN_PLACE and not torch.is_grad_enabled():
+            # The widest tensor of the block: a second one would cost memory, and on a CPU the time to map it.
+            return self.fc1(_IN_PLACE[self.act_name](hidden))
+        return self.fc1(self.act(hidden))
 
 
 class GatedMLP(PlainMLP):
