@@ -114,7 +114,7 @@ class Learner(nn.Module):
             sums["answer_right"] = (logits.detach().argmax(-1) == targets).sum()
             if self._teacher is not None:
                 if pointers is not None:
-                    found = self._teacher.score(pointers, attention_mask)
+                    found = self._teacher.score(pointers, attention_mask)  # ty: ignore[invalid-argument-type]
                     sums |= dict(zip(("pointing_loss", "pointing_count", "pointing_right"), found, strict=True))
                 self._teacher.forget()
         if cells is not None:

@@ -77,7 +77,7 @@ class PointingTeacher:
     """
 
     def __init__(self, language_model: PreTrainedModel, layers: Sequence[int]) -> None:
-        blocks = language_model.layers
+        blocks: Any = language_model.layers
         if any(not 0 <= layer < len(blocks) for layer in layers):
             raise FoveateError(f"pointing layers {list(layers)} are not all between 0 and {len(blocks) - 1}.")
         attentions = [blocks[layer].self_attn for layer in layers]
@@ -93,7 +93,8 @@ class PointingTeacher:
         for layer, attention in zip(layers, attentions, strict=True):
             for name in ("q_proj", "k_proj"):
                 getattr(attention, name).register_forward_hook(self._keeper((layer, name)))
-        language_model.rotary_emb.register_forward_hook(self._keep_rotation)
+        rotary: Any = language_model.rotary_emb
+        rotary.register_forward_hook(self._keep_rotation)
 
     def score(
         self, pointers: torch.Tensor, attention_mask: torch.Tensor
