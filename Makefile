@@ -19,10 +19,12 @@ $(BIN)/python:
 
 $(CORE): | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@rm -f .venv/.core-* .venv/.dev-*
 	@touch $@
 
 $(DEV): | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f .venv/.core-* .venv/.dev-*
 	@touch $@ $(CORE)
 
 demo: $(CORE) ## the embedded model answers a question about a bundled image; writes demo.png
