@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,18 @@ from foveate.llava_uhd.processing import LlavaUHDProcessor
 from foveate.llava_uhd.tokenizer import byte_tokenizer
 from foveate.training.recipe import ModelChoice, NewModel
 from foveate.views.image_processing import LlavaUHDImageProcessor
+
+#: What a recipe may set of the image processor; patch size and stages follow the vision tower.
+IMAGE_SETTINGS = (
+    "scale_resolution",
+    "min_resolution",
+    "max_edge",
+    "upscale_factor",
+    "resample",
+    "rescale_factor",
+    "image_mean",
+    "image_std",
+)
 
 
 def build_model(choice: ModelChoice, seed: int) -> tuple[LlavaUHDForConditionalGeneration, LlavaUHDProcessor]:
@@ -53,7 +66,8 @@ def new_model(new: NewModel, seed: int) -> tuple[LlavaUHDForConditionalGeneratio
     fields = {"vocab_size": len(tokenizer), **fields}
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = _configured(text_class, fields, "model.new.text", **special)
-    images = LlavaUHDImageProcessor(**{**new.images, "patch_size": vision.patch_size, "num_stages": vision.num_stages})
+    _refuse_unknown(new.images, set(IMAGE_SETTINGS), "model.new.images")
+    images = LlavaUHDImageProcessor(**new.images, patch_size=vision.patch_size, num_stages=vision.num_stages)
     processor = LlavaUHDProcessor(images, tokenizer)
     # The placeholder may just have been added to the tokenizer.
     text.vocab_size = max(text.vocab_size, len(tokenizer))
@@ -82,15 +96,19 @@ def export(
         name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
-    kept = dict(vars(model.config))
+    config = copy.deepcopy(model.config)
+    vars(config).pop("use_cache", None)  # the trainer's, for training only
+    # Another model around the converted weights: saving takes the precision from the model, and this one trains on.
+    with torch.device("meta"):
+        saved = type(model)(config)
+    saved.load_state_dict(state, assign=True)
+    saved.tie_weights()
+    saved.generation_config = copy.deepcopy(model.generation_config)
     bars = logging.is_progress_bar_enabled()
     try:
         logging.disable_progress_bar()  # one more bar under the one of the training would only disturb it
-        model.config.dtype = dtype
-        vars(model.config).pop("use_cache", None)  # the trainer's, for training only
-        model.save_pretrained(partial, state_dict=state)
+        saved.save_pretrained(partial)
     finally:
-        vars(model.config).update(kept)
         if bars:
             logging.enable_progress_bar()
     processor.save_pretrained(partial)
@@ -113,10 +131,14 @@ def _configured(kind: type, fields: dict[str, Any], where: str, **more: Any) -> 
         "transformers_version",
         "architectures",
     }
-    unknown = sorted(set(fields) - known - {"model_type"})
-    if unknown:
-        raise FoveateError(f"{where}: unknown keys {', '.join(unknown)}; possible are {', '.join(sorted(known))}.")
+    _refuse_unknown(fields, known | {"model_type"}, where)
     try:
         return kind(**{**more, **fields})
     except (TypeError, ValueError) as error:
         raise FoveateError(f"{where}: {error}") from error
+
+
+def _refuse_unknown(fields: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise FoveateError(f"{where}: unknown keys {', '.join(unknown)}; possible are {', '.join(sorted(known))}.")
