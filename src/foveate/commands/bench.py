@@ -1,0 +1,103 @@
+"""`foveate bench`: measure cost."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from foveate.commands.console import console, notes, print_json
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate bench encoders --quick
+    foveate bench encoders --sizes 512,768,1024 --repeats 5 -o benchmarks/results/encoders-cpu.json --resume
+    foveate bench encoders --device cuda --attention flash_attention_2
+"""
+
+
+def encoders(
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Sides of the square images in pixels, with commas; 512,768,1024.", show_default=False),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--encoders", help="vit-uhd, moonvit, qwen2.5-vl, siglip2, with commas; all.", show_default=False),
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Timed turns after a warm-up; 5.", show_default=False)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="512 px and 3 turns unless said otherwise.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU, else float32.", show_default=False),
+    ] = None,
+    attention: Annotated[
+        str, typer.Option(help="Attention of all models: sdpa, or flash_attention_2 where it is installed.")
+    ] = "sdpa",
+    text_tokens: Annotated[int, typer.Option(help="Tokens of text after the image.")] = 32,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU; all that PyTorch takes.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON file; benchmarks/results/encoders-DEVICE.json.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the sizes that the file already has.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compare ViT-UHD with MoonViT, Qwen2.5-VL's tower and SigLIP2: tokens, FLOPs, time, memory, first token.
+
+    Real sizes with random weights (cost does not depend on them), before the same language model: of the size of
+    Qwen2-0.5B, on a GPU of Qwen2-7B. The file is written after every size, so that --resume goes on after an
+    interruption. In float32 on a CPU this takes some 16 GiB of memory and, at 1024 px, minutes a turn.
+    """
+    import torch
+
+    from foveate.benchmark import encoders as benchmark
+    from foveate.benchmark.competitors import Geometry
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = benchmark.Settings(
+        sizes=_numbers(sizes) if sizes else ((512,) if quick else (512, 768, 1024)),
+        encoders=tuple(name.strip() for name in only.split(",")) if only else tuple(benchmark.COMPETITORS),
+        repeats=(3 if quick else 5) if repeats is None else repeats,
+        device=device,
+        dtype=dtype or ("bfloat16" if device == "cuda" else "float32"),
+        attention=attention,
+        text_tokens=text_tokens,
+        threads=torch.get_num_threads() if threads is None else threads,
+        geometry=benchmark.gpu_geometry() if device == "cuda" else Geometry(),
+    )
+    output = output or Path("benchmarks/results") / f"encoders-{device}.json"
+    command = " ".join(["foveate", *sys.argv[1:]])
+    results = benchmark.compare(settings, output, resume=resume, command=command, report=notes.print)
+    if plot is not None:
+        benchmark.plot(results, plot)
+    if as_json:
+        print_json(results)
+        return
+    header, rows = benchmark.table(results)
+    shown = Table(*header, title=results["machine"])
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for claim in results["claims"]:
+        seen = "not measured" if claim["measured"] is None else f"{claim['measured']:.2f} here"
+        console.print(f"{claim['claim']}: {claim['ratio']} in the paper, {seen}.")
+    for line in results["explanation"]:
+        console.print(f"- {line}")
+    console.print(f"written: {output}")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FoveateError(f"--sizes {text!r} must be whole numbers with commas, such as 512,768.") from None
