@@ -7,9 +7,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Generator
+
 import pytest
 import torch
 from hypothesis import settings
+from transformers.utils import logging
 
 torch.set_num_threads(1)
 
@@ -21,3 +24,12 @@ settings.load_profile("foveate")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _progress_bars() -> Generator[None]:
+    """A command has its process to itself and may hide the bars of transformers; here it shares one."""
+    shown = logging.is_progress_bar_enabled()
+    yield
+    if shown:
+        logging.enable_progress_bar()
