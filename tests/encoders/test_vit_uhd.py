@@ -125,8 +125,10 @@ def reference(model: ViTUHDModel, pixels: Tensor, grid: tuple[int, int]) -> tupl
                 j
                 for j in range(len(x))
                 if not windowed
-                or ((i // columns // config.window_size == j // columns // config.window_size)
-                and (i % columns // config.window_size == j % columns // config.window_size))
+                or (
+                    (i // columns // config.window_size == j // columns // config.window_size)
+                    and (i % columns // config.window_size == j % columns // config.window_size)
+                )
             ]
             for head in range(heads):
                 near = torch.stack([keys[j][head] for j in seen])
