@@ -163,13 +163,13 @@ class _Bench:
     def __init__(self, settings: Settings, device: torch.device) -> None:
         self.settings, self.device, self.dtype = settings, device, DTYPES[settings.dtype]
         # Built with PyTorch's own attention, which is what FLOPs are counted on.
+        self.language_model = language_model(settings.geometry, "sdpa").to(device, self.dtype).eval()
         self.competitors: dict[str, Competitor] = {}
         for name in settings.encoders:
             competitor = COMPETITORS[name](settings.geometry, "sdpa")
             competitor.encoder.to(device, self.dtype).eval()
             competitor.connector.to(device, self.dtype).eval()
             self.competitors[name] = competitor
-        self.language_model = language_model(settings.geometry, "sdpa").to(device, self.dtype).eval()
         self.text = torch.arange(settings.text_tokens, device=device)[None] % self.language_model.config.vocab_size
 
     @torch.inference_mode()
