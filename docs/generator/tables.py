@@ -74,7 +74,7 @@ def picture(root: Path, page: Path) -> str:
     if not path.exists():
         return "*No picture has been drawn yet (`make picture`).*"
     link = os.path.relpath(path, page.parent)
-    return f"![The receipt, the windows of each stage, and what the pooling weights kept]({link})"
+    return f"![The receipt, the windows of each stage, and what its pooling looks at]({link})"
 
 
 def embedded(root: Path, _page: Path) -> str:
