@@ -1,5 +1,6 @@
 """Two processes on the CPU compute what one computes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,16 +37,19 @@ def test_two_processes_give_the_loss_of_one(tmp_path):
     path = write_recipe(tmp_path, one)
     Run(read_recipe(path), workers=0).train()
 
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu"]
-    launch += ["--num_processes", "2", "--main_process_port", "0"]
+    # With --cpu the launcher starts one process unless MPI is installed; --multi_gpu means "several on this machine".
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [*launch, "-m", "foveate.training", str(path), "--output", str(two), "--workers", "0", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=on_cpu, timeout=600)
     assert result.returncode == 0, result.stderr
 
     expected, actual = read_log(one), read_log(two)
     assert [entry["step"] for entry in actual] == [entry["step"] for entry in expected] == list(range(1, 7))
     for a, e in zip(actual, expected, strict=True):
         assert set(a) == set(e)
+        assert (a["processes"], e["processes"]) == (2, 1)
         assert a["samples"] == e["samples"]
         for name in ("loss", "answer_loss", "cell_loss", "before_loss", "grad_norm"):
             assert a[name] == pytest.approx(e[name], rel=2e-5), (name, a["step"])

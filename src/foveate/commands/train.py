@@ -16,7 +16,8 @@ EXAMPLES = """
     foveate train recipes/tiny.yaml
     foveate train recipes/tiny.yaml --max-minutes 60 --output runs/first
     foveate train recipes/tiny.yaml --export my-model
-    accelerate launch --num_processes 2 -m foveate train recipes/tiny.yaml
+    accelerate launch --multi_gpu --num_processes 2 -m foveate train recipes/tiny.yaml
+    ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m foveate train recipes/tiny.yaml
 """
 
 

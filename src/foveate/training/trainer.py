@@ -278,6 +278,7 @@ class StageTrainer(Trainer):
         factor = self._stage.schedule.factor(self.state.global_step - 1, self._stage.steps)
         entry["learning_rates"] = {part: rate * factor for part, rate in self._stage.train.items()}
         entry["grad_norm"] = logs.get("grad_norm")
+        entry["processes"] = self.accelerator.num_processes
         entry["samples_per_second"] = round(samples / max(self._logged[1] - previous[1], 1e-9), 2)
         entry["seconds"] = round(progress.seconds, 2)
         entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
