@@ -33,6 +33,8 @@ def test_a_result_has_what_tables_need(tmp_path):
     assert [row["tokens"] for row in results["rows"]] == [4, 9, 9, 25]
     over = {ratio["over"]: ratio for ratio in results["ratios"]}
     assert over["siglip2"]["tokens"] == 25 / 4
+    # 7B: 6.5e9 weights outside the embeddings take two operations a token each, far more than these small encoders.
+    assert over["siglip2"]["flops_before_7b"] == pytest.approx((25 + 4) / (4 + 4), rel=0.03)
     assert {"python", "torch", "transformers", "foveate"} == set(results["versions"])
     assert all(claim["measured"] is None for claim in results["claims"])  # they are about 1024 px
     text = markdown(results)
@@ -49,6 +51,8 @@ def test_resume_keeps_what_was_measured(tmp_path):
     assert "80 px" not in lines and "120 px" in lines
     assert second["rows"][:4] == first["rows"]
     assert [row["pixels"] for row in second["rows"]] == [80] * 4 + [120] * 4
+    again = compare(replace(TINY, sizes=(80, 120)), path, resume=True, command="again", report=lines.append)
+    assert again == second | {"command": "again"} == json.loads(path.read_text())
     with pytest.raises(FoveateError, match=r"other settings \(repeats\)"):
         compare(replace(TINY, repeats=1), path, resume=True)
     path.write_text("[]")
