@@ -45,6 +45,11 @@ def test_a_model_learns_what_it_is_shown(tmp_path, data):
     assert result.finished
     assert result.progress.step == 300
     assert result.progress.samples == log[-1]["samples"] == 300 * 12
+    record = json.loads((run.output / "model" / "training.json").read_text(encoding="utf-8"))
+    assert (record["steps"], record["samples"]) == (300, 300 * 12)
+    assert record["stages"] == {
+        "one": {"steps": 300, **{name: log[-1][name] for name in ("loss", "answer_loss", "answer_accuracy")}}
+    }
 
 
 @pytest.mark.parametrize("parts", [("connector",), ("stages", "language_model"), ("vision_tower",)])

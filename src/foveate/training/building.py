@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,11 @@ def export(
     processor: LlavaUHDProcessor,
     folder: Path,
     dtype: torch.dtype = torch.bfloat16,
+    record: dict[str, Any] | None = None,
 ) -> Path:
     """Saves model and processor for `from_pretrained`, weights in `dtype`; the model in memory stays as it is.
+
+    `record` is written beside them as training.json, which `foveate info` shows.
 
     The folder appears complete or not at all: it is written beside its place and then moved there.
     """
@@ -112,6 +116,8 @@ def export(
         if bars:
             logging.enable_progress_bar()
     processor.save_pretrained(partial)
+    if record:
+        (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder

@@ -52,6 +52,37 @@ class RunLog:
         return kept[-1]["seconds"] if kept else 0.0
 
 
+#: What a training record says of the end of every stage, where the log has it.
+_FINAL = (
+    "loss",
+    "answer_loss",
+    "answer_accuracy",
+    "cell_loss",
+    "cell_accuracy",
+    "before_accuracy",
+    "pointing_accuracy",
+)
+
+
+def training_record(log: RunLog) -> dict[str, Any]:
+    """What is worth knowing of a run beside its model: how long, on how much, and where every stage stood last.
+
+    The figures of a stage are those of its last line in the log.
+    """
+    entries = log.read()
+    if not entries:
+        return {}
+    stages = {entry["stage"]: entry for entry in entries}
+    return {
+        **{name: entries[-1][name] for name in ("samples", "seconds")},
+        "steps": entries[-1]["step"],
+        "stages": {
+            stage: {"steps": last["stage_step"], **{name: last[name] for name in _FINAL if name in last}}
+            for stage, last in stages.items()
+        },
+    }
+
+
 def require_matplotlib() -> None:
     """Raises FoveateError where the loss picture could not be drawn, before hours of training rather than after."""
     try:

@@ -17,7 +17,7 @@ from foveate.training.building import build_model, export
 from foveate.training.collate import Collator
 from foveate.training.course import Display, StopRequest
 from foveate.training.learner import Learner
-from foveate.training.log import RunLog, require_matplotlib
+from foveate.training.log import RunLog, require_matplotlib, training_record
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.sources import open_source
 from foveate.training.streams import BatchStream
@@ -115,7 +115,7 @@ class Run:
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model, self.recipe.seed)
         load_weights(learner, newest)
-        export(model, processor, folder)
+        export(model, processor, folder, record=training_record(self.log))
         return RunResult(self._complete(), self._progress(), folder, self.log.path)
 
     def _train_stage(
@@ -170,7 +170,7 @@ class Run:
             if display is not None:
                 display.close()
         if args.process_index == 0:
-            export(learner.model, processor, self.output / "model")
+            export(learner.model, processor, self.output / "model", record=training_record(self.log))
         trainer.accelerator.wait_for_everyone()
         return trainer.state.global_step >= stage.steps
 
