@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
 from foveate.errors import FoveateError
@@ -84,7 +84,7 @@ def encoders(
         print_json(results)
         return
     header, rows = benchmark.table(results)
-    shown = Table(*header, title=results["machine"])
+    shown = Table(*(Column(name, overflow="fold") for name in header), title=results["machine"])
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
