@@ -45,7 +45,7 @@ def page_with(name: str) -> str:
 
 
 def test_a_block_says_that_nothing_was_measured(tmp_path):
-    for name in ("embedded", "encoders"):
+    for name in ("embedded", "encoders", "authors"):
         text = tables.fill(page_with(name), tmp_path, tmp_path / "page.md")
         assert "old" not in text
         assert "yet.*" in text
@@ -64,13 +64,17 @@ def test_numbers_are_those_of_the_file(tmp_path):
     assert tables.fill(text, tmp_path, tmp_path / "page.md") == text
 
 
-def test_measured_encoders_are_one_table_a_file(tmp_path):
-    row = {"encoder": "ViT-UHD", "pixels": 1024, "tokens": 625, "flops": 3.1e12, "seconds": 0.25, "peak_bytes": 2**30}
-    path = tmp_path / "benchmarks/results/encoders-machine.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"command": "a command", "machine": "one", "rows": [row | {"ttft_seconds": None}]}))
+def test_every_run_of_the_encoders_is_shown_with_its_command(tmp_path):
+    folder = tmp_path / "benchmarks/results"
+    folder.mkdir(parents=True)
+    run = json.loads((ROOT / "benchmarks/results/encoders-cpu.json").read_text(encoding="utf-8"))
+    for machine in ("one", "two"):
+        (folder / f"encoders-{machine}.json").write_text(json.dumps(run | {"machine": machine}))
     text = tables.fill(page_with("encoders"), tmp_path, tmp_path / "page.md")
-    assert "| ViT-UHD | 1024 | 625 | 3,100 | 250 | 1,024 |  |" in text
+    assert text.count(f"made by `{run['command']}`") == 2
+    assert text.index("one; from `benchmarks/results/encoders-one.json`") < text.index("two; from")
+    row = run["rows"][0]
+    assert f"| {row['encoder']} | {row['pixels']} ({row['side']}) | {row['patches']:,} | {row['tokens']:,} |" in text
 
 
 def test_the_picture_appears_when_it_was_drawn(tmp_path):

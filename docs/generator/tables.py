@@ -5,12 +5,7 @@ function of that name in `BLOCKS` returns. Numbers come from two places, and unt
 so:
 
 - `src/foveate/embedded/evaluation.json`, written by `python -m foveate.training.evaluate`;
-- `benchmarks/results/encoders-*.json`, runs of `foveate bench encoders`:
-  `{"command": str, "machine": str, "rows": [{"encoder", "pixels", "tokens", "flops", "seconds", "peak_bytes",
-  "ttft_seconds"}, ...]}`
-
-There, `pixels` is the side of a square image, `seconds` the median time of the encoder and
-`ttft_seconds` that to the first token (or null where it was not measured).
+- `benchmarks/results/encoders-*.json`, runs of `foveate bench encoders`, and `authors-cpu.json` beside them.
 """
 
 from __future__ import annotations
@@ -101,27 +96,37 @@ def embedded(root: Path, _page: Path) -> str:
 
 
 def encoders(root: Path, _page: Path) -> str:
-    """The cost of the encoders, one table for each machine."""
-    paths = sorted((root / "benchmarks/results").glob("encoders-*.json"))
+    """The cost of the encoders: table, the paper's claims and an explanation for each run."""
+    from foveate.benchmark.encoders import markdown
+
     parts = []
-    for path in paths:
+    for path in sorted((root / "benchmarks/results").glob("encoders-*.json")):
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rows = [
-            [
-                row["encoder"],
-                str(row["pixels"]),
-                f"{row['tokens']:,}",
-                f"{row['flops'] / 1e9:,.0f}",
-                f"{row['seconds'] * 1e3:,.0f}",
-                f"{row['peak_bytes'] / 2**20:,.0f}",
-                "" if row["ttft_seconds"] is None else f"{row['ttft_seconds'] * 1e3:,.0f}",
-            ]
-            for row in sorted(run["rows"], key=lambda row: (row["pixels"], row["encoder"]))
-        ]
-        header = ["encoder", "side, px", "tokens out", "GFLOPs", "encoder, ms", "peak, MiB", "to first token, ms"]
         source = f"{run['machine']}; from `{path.relative_to(root)}`, made by `{run['command']}`."
-        parts.append(f"{table(header, rows)}\n\n{source}")
+        parts.append(f"{source}\n\n{markdown(run)}")
     return "\n\n".join(parts) or "*The encoders have not been measured yet.*"
+
+
+def authors(root: Path, _page: Path) -> str:
+    """ViT-UHD against the authors' implementation."""
+    path = root / "benchmarks/results/authors-cpu.json"
+    if not path.exists():
+        return "*Not compared with the authors' code yet.*"
+    run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            ", ".join(row["images"]),
+            f"{row['patches']:,}",
+            f"{row['authors_seconds']:.2f}",
+            f"{row['foveate_seconds']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{row['lowest_ratio']:.2f}",
+        ]
+        for row in run["rows"]
+    ]
+    header = ["images", "patches", "authors, s", "foveate, s", "ratio", "lowest ratio"]
+    where = f"{run['hardware']}, {run['dtype']}; from `{path.relative_to(root)}`."
+    return f"{run['description']}\n\n{table(header, rows)}\n\n{where}"
 
 
 def percent(fraction: float) -> str:
@@ -134,4 +139,5 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "picture": picture,
     "embedded": embedded,
     "encoders": encoders,
+    "authors": authors,
 }
