@@ -5,6 +5,7 @@ Weights are random: cost does not depend on them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,7 @@ class Geometry:
     text: dict[str, Any] = field(default_factory=lambda: dict(QWEN2_0_5B))
 
 
-class Competitor:
+class Competitor(ABC):
     """One encoder with its connector.
 
     Attributes:
@@ -98,25 +99,25 @@ class Competitor:
         """Tokens that the language model reads."""
         return (self.side(pixels) // self.unit) ** 2
 
+    @abstractmethod
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Arguments of `encode` for one random image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, **inputs: torch.Tensor) -> torch.Tensor:
         """Visual tokens that the connector takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops(self, pixels: int) -> int:
         """Closed formula of `encode`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def connector_flops(self, pixels: int) -> int:
         """Closed formula of the connector."""
-        raise NotImplementedError
 
+    @abstractmethod
     def full_attention_flops(self, pixels: int) -> int:
         """The share of `flops` that grows with the square of the number of tokens."""
-        raise NotImplementedError
 
 
 class ViTUHD(Competitor):
