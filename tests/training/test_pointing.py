@@ -130,6 +130,16 @@ def test_pointing_is_learned(tmp_path) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_telling_other_layers_leaves_nothing_of_the_first() -> None:
+    model, _ = small()
+    learner = Learner(model)
+    attentions = [layer.self_attn for layer in model.model.language_model.layers]
+    learner.point([0])
+    learner.point([1])
+    assert [len(attention.q_proj._forward_hooks) for attention in attentions] == [0, 1]
+    assert len(model.model.language_model.rotary_emb._forward_hooks) == 1
+
+
 def test_models_that_cannot_be_told_are_named() -> None:
     model, _ = small(model_type="qwen3", num_key_value_heads=2, head_dim=16)
     with pytest.raises(FoveateError, match="Qwen3Model has another"):

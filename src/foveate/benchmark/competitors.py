@@ -74,6 +74,7 @@ class Competitor(ABC):
     """One encoder with its connector.
 
     Attributes:
+        geometry: Its size.
         name: As in the tables.
         unit: Pixels that a side of the image must be a multiple of.
         patch: Side of a patch in pixels.
@@ -81,6 +82,7 @@ class Competitor(ABC):
         connector: What does.
     """
 
+    geometry: Geometry
     name: str
     unit: int
     patch: int
@@ -91,9 +93,13 @@ class Competitor(ABC):
         """The multiple of the unit nearest to `pixels`: what this encoder makes of a square image."""
         return max(self.unit, (2 * pixels + self.unit) // (2 * self.unit) * self.unit)
 
+    def grid(self, pixels: int) -> int:
+        """Patches on a side."""
+        return self.side(pixels) // self.patch
+
     def patches(self, pixels: int) -> int:
         """Tokens that enter the first block."""
-        return (self.side(pixels) // self.patch) ** 2
+        return self.grid(pixels) ** 2
 
     def tokens(self, pixels: int) -> int:
         """Tokens that the language model reads."""
@@ -120,6 +126,20 @@ class Competitor(ABC):
         """The share of `flops` that grows with the square of the number of tokens."""
 
 
+class PlainTransformer(Competitor):
+    """An encoder whose blocks all run on all patches, with full attention."""
+
+    def flops(self, pixels: int) -> int:
+        """Patch embedding and blocks."""
+        geometry, tokens = self.geometry, self.patches(pixels)
+        one = flops.block(tokens, [tokens], geometry.width, geometry.hidden)
+        return flops.linear(tokens, 3 * self.patch**2, geometry.width) + geometry.blocks * one
+
+    def full_attention_flops(self, pixels: int) -> int:
+        """Attention of all blocks."""
+        return flops.attention([self.patches(pixels)] * self.geometry.blocks, self.geometry.width)
+
+
 class ViTUHD(Competitor):
     """LLaVA-UHD v3's encoder: patches of 10 px, merged four to one after each stage; two-layer connector."""
 
@@ -144,7 +164,7 @@ class ViTUHD(Competitor):
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Packed patches and the grid, which stays on the CPU where it is read."""
-        grid = self.side(pixels) // self.patch
+        grid = self.grid(pixels)
         patches = torch.randn(grid * grid, 3, self.patch, self.patch, device=device, dtype=dtype)
         return {"pixel_values": patches, "grid_hws": torch.tensor([[grid, grid]])}
 
@@ -155,7 +175,7 @@ class ViTUHD(Competitor):
     def flops(self, pixels: int) -> int:
         """Patch embedding, resize of the positions, blocks on what the stages leave, and the stages."""
         geometry, tokens = self.geometry, self.patches(pixels)
-        grid = self.side(pixels) // self.patch
+        grid = self.grid(pixels)
         total = flops.linear(tokens, 3 * self.patch**2, geometry.width)
         if grid != geometry.table:
             total += flops.linear(grid * geometry.table, geometry.table, geometry.width)
@@ -181,7 +201,7 @@ class ViTUHD(Competitor):
         return flops.connector(self.tokens(pixels), self.geometry.width, text, text)
 
 
-class MoonViT(Competitor):
+class MoonViT(PlainTransformer):
     """Kimi's native-resolution encoder (`kimi_k25`): patches of 14 px; its connector merges 2 x 2 of them."""
 
     name = "MoonViT + 2x2 merge"
@@ -214,23 +234,13 @@ class MoonViT(Competitor):
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Packed patches and (1, rows, columns)."""
-        grid = self.side(pixels) // self.patch
+        grid = self.grid(pixels)
         patches = torch.randn(grid * grid, 3, self.patch, self.patch, device=device, dtype=dtype)
         return {"pixel_values": patches, "grid_thw": torch.tensor([[1, grid, grid]], device=device)}
 
     def encode(self, **inputs: torch.Tensor) -> torch.Tensor:
         """(L / 4, 4, D): windows of 2 x 2, which the connector joins."""
         return self.encoder(**inputs).pooler_output
-
-    def flops(self, pixels: int) -> int:
-        """Patch embedding and blocks."""
-        geometry, tokens = self.geometry, self.patches(pixels)
-        one = flops.block(tokens, [tokens], geometry.width, geometry.hidden)
-        return flops.linear(tokens, 3 * self.patch**2, geometry.width) + geometry.blocks * one
-
-    def full_attention_flops(self, pixels: int) -> int:
-        """Attention of all blocks."""
-        return flops.attention([self.patches(pixels)] * self.geometry.blocks, self.geometry.width)
 
     def connector_flops(self, pixels: int) -> int:
         """4D -> 4D -> d."""
@@ -265,7 +275,7 @@ class Qwen25Tower(Competitor):
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Flat patches, every frame twice as the processor gives them, and (1, rows, columns)."""
-        grid = self.side(pixels) // self.patch
+        grid = self.grid(pixels)
         patches = torch.randn(grid * grid, 3 * 2 * self.patch**2, device=device, dtype=dtype)
         return {"hidden_states": patches, "grid_thw": torch.tensor([[1, grid, grid]], device=device)}
 
@@ -285,7 +295,7 @@ class Qwen25Tower(Competitor):
 
     def _windows(self, pixels: int) -> list[int]:
         """Lengths of the windows; the last of a row or column may be smaller."""
-        grid = self.side(pixels) // self.patch
+        grid = self.grid(pixels)
         sides = [min(self.window, grid - start) for start in range(0, grid, self.window)]
         return [height * width for height in sides for width in sides]
 
@@ -298,7 +308,7 @@ class Qwen25Tower(Competitor):
         return 0
 
 
-class SigLIP2(Competitor):
+class SigLIP2(PlainTransformer):
     """SigLIP2-So400m NaFlex: patches of 16 px and no merging at all; two-layer connector."""
 
     name = "SigLIP2-So400m"
@@ -323,7 +333,7 @@ class SigLIP2(Competitor):
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Flat patches (1, L, 768), a mask without padding, and the grid."""
-        grid = self.side(pixels) // self.patch
+        grid = self.grid(pixels)
         return {
             "pixel_values": torch.randn(1, grid * grid, 3 * self.patch**2, device=device, dtype=dtype),
             "pixel_attention_mask": torch.ones(1, grid * grid, dtype=torch.long, device=device),
@@ -333,16 +343,6 @@ class SigLIP2(Competitor):
     def encode(self, **inputs: torch.Tensor) -> torch.Tensor:
         """(L, D)."""
         return self.encoder(**inputs).last_hidden_state[0]
-
-    def flops(self, pixels: int) -> int:
-        """Patch embedding and blocks."""
-        geometry, tokens = self.geometry, self.patches(pixels)
-        one = flops.block(tokens, [tokens], geometry.width, geometry.hidden)
-        return flops.linear(tokens, 3 * self.patch**2, geometry.width) + geometry.blocks * one
-
-    def full_attention_flops(self, pixels: int) -> int:
-        """Attention of all blocks."""
-        return flops.attention([self.patches(pixels)] * self.geometry.blocks, self.geometry.width)
 
     def connector_flops(self, pixels: int) -> int:
         """D -> d -> d."""

@@ -116,11 +116,11 @@ class Collator:
         rows = []
         pointers = []
         start = 0
-        for example in examples:
-            stop = start + len(example.images)
+        for example, own in zip(examples, pictures, strict=True):
+            stop = start + len(own)
             rows.append(self.encode(example.conversations, grids[start:stop]))
             if self.pointing:
-                pointers.append(self._pointers(example, pictures[len(pointers)], grids[start:stop], *rows[-1]))
+                pointers.append(self._pointers(example, own, grids[start:stop], *rows[-1]))
             start = stop
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id, dtype=torch.long)

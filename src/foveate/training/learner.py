@@ -68,8 +68,9 @@ class Learner(nn.Module):
 
     def point(self, layers: Sequence[int]) -> None:
         """Tell the first head of these layers of the language model where to look; see `pointing`."""
-        if self._teacher is None or self._teacher.layers != list(layers):
-            self._teacher = PointingTeacher(self.model.model.language_model, layers)
+        if self._teacher is not None:
+            self._teacher.remove()
+        self._teacher = PointingTeacher(self.model.model.language_model, layers)
 
     def forward(
         self,

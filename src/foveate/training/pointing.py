@@ -90,11 +90,11 @@ class PointingTeacher:
         self._scaling = attentions[0].scaling
         self._head_dim = attentions[0].head_dim
         self._seen: dict[Any, torch.Tensor] = {}
+        rotary: Any = language_model.rotary_emb
+        self._hooks = [rotary.register_forward_hook(self._keep_rotation)]
         for layer, attention in zip(layers, attentions, strict=True):
             for name in ("q_proj", "k_proj"):
-                getattr(attention, name).register_forward_hook(self._keeper((layer, name)))
-        rotary: Any = language_model.rotary_emb
-        rotary.register_forward_hook(self._keep_rotation)
+                self._hooks.append(getattr(attention, name).register_forward_hook(self._keeper((layer, name))))
 
     def score(
         self, pointers: torch.Tensor, attention_mask: torch.Tensor
@@ -126,6 +126,12 @@ class PointingTeacher:
     def forget(self) -> None:
         """Drop what the hooks have kept of the last pass."""
         self._seen.clear()
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self.forget()
+        for hook in self._hooks:
+            hook.remove()
 
     def _turned(self, projected: torch.Tensor) -> torch.Tensor:
         """The first head of projected queries or keys (B, T, heads * head_dim), with its rotary positions."""
