@@ -56,7 +56,7 @@ class Brief:
     @property
     def least_cap(self) -> float:
         """Smallest height of capitals in pixels."""
-        return 11 - 4 * self.difficulty
+        return 12 - 3 * self.difficulty
 
     def upto(self, easy: int, hard: int) -> int:
         """An upper end that grows with the difficulty, and shrinks with every attempt that did not fit."""

@@ -282,7 +282,7 @@ def _sums(brief: Brief, receipt: Receipt, tax: int, total: int, unit: str) -> li
 
 def _least_cap(brief: Brief) -> float:
     """Receipts are set smaller than anything else."""
-    return 9 - 3 * brief.difficulty
+    return 10 - 1.5 * brief.difficulty
 
 
 def _receipt(brief: Brief) -> Receipt:
