@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from foveate.encoders import ViTUHDConfig, ViTUHDModel
     from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.loading import load
+    from foveate.plan import Plan
+    from foveate.runtime import compress
     from foveate.views import LlavaUHDImageProcessor
 
 __version__ = "0.1.0"
@@ -28,7 +30,9 @@ _ROOMS = {
     "LlavaUHDProcessor": "llava_uhd",
     "ViTUHDConfig": "encoders",
     "ViTUHDModel": "encoders",
+    "Plan": "plan",
     "ask": "answering",
+    "compress": "runtime",
     "load": "loading",
 }
 
@@ -39,10 +43,12 @@ __all__ = [
     "LlavaUHDForConditionalGeneration",
     "LlavaUHDImageProcessor",
     "LlavaUHDProcessor",
+    "Plan",
     "ViTUHDConfig",
     "ViTUHDModel",
     "__version__",
     "ask",
+    "compress",
     "load",
     "register",
 ]

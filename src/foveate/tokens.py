@@ -197,8 +197,7 @@ class VisualTokens:
         else:
             index = torch.full_like(crop.index, -1)
             index[crop.index >= 0] = torch.arange(len(places), device=places.device)
-        whole = ("instruction", "text_feature", "cls_feature", "pixels")  # not one value a token
-        measured = {n: v if n.kind in whole else _rows(n, v, places) for n, v in self.measured.items()}
+        measured = {n: v if n.kind in _WHOLE else _rows(n, v, places) for n, v in self.measured.items()}
         return replace(
             self,
             features=self.features[places],
@@ -206,6 +205,25 @@ class VisualTokens:
             measured=measured,
             separators=None,
         )
+
+
+    def take(self, selection: Selection) -> VisualTokens:
+        """The tokens that a selection leaves, for a method that comes after it."""
+        place = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
+        place[selection.indices] = torch.arange(len(selection), device=self.device)
+        crops = tuple(replace(crop, index=place[crop.index]) for crop in self.crops)  # -1 finds the last one, -1 again
+        measured = {n: v if n.kind in _WHOLE else _rows(n, v, selection.indices) for n, v in self.measured.items()}
+        return replace(
+            self,
+            features=selection.apply(self.features) if selection.features is None else selection.features,
+            crops=crops,
+            measured=measured,
+            separators=None if self.separators is None else self.separators[selection.indices],
+        )
+
+
+#: Kinds that are not one value a token.
+_WHOLE = ("instruction", "text_feature", "cls_feature", "pixels")
 
 
 def _rows(need: Need, value: Tensor, places: Tensor) -> Tensor:
@@ -241,6 +259,49 @@ class Selection:
         if self.assignment is None:
             return self.indices[row : row + 1]
         return (self.assignment == row).nonzero().flatten()
+
+    def apply(self, features: Tensor) -> Tensor:
+        """Other features (N, d) of the same tokens, chosen or merged like the selection's own: (k, d).
+
+        Differentiable in the features.
+        """
+        if self.assignment is None:
+            return features[self.indices]
+        used = self.assignment >= 0
+        rows = self.assignment[used]
+        if self.weights is None:
+            share = 1 / rows.bincount(minlength=len(self))[rows].float()
+        else:
+            share = self.weights[used].float()
+        out = torch.zeros(len(self), features.shape[1], device=features.device)
+        return out.index_add(0, rows, features[used].float() * share[:, None]).to(features.dtype)
+
+    def then(self, later: Selection, count: int) -> Selection:
+        """This selection of `count` tokens and, of what it left, a later one, as one selection."""
+        assignment = weights = None
+        if self.assignment is not None or later.assignment is not None:
+            first, second = self._members(count), later._members(len(self))
+            assignment = torch.where(first >= 0, second[first.clamp(min=0)], -1)
+            weights = self._shares(count) * torch.where(first >= 0, later._shares(len(self))[first.clamp(min=0)], 0)
+        features = later.features
+        if features is None and self.features is not None:
+            features = later.apply(self.features)
+        positions = later.positions if later.positions is None else self.indices[later.positions]
+        return Selection(self.indices[later.indices], features, assignment, weights, positions)
+
+    def _members(self, count: int) -> Tensor:
+        if self.assignment is not None:
+            return self.assignment
+        members = torch.full((count,), -1, dtype=torch.int64, device=self.indices.device)
+        members[self.indices] = torch.arange(len(self), device=self.indices.device)
+        return members
+
+    def _shares(self, count: int) -> Tensor:
+        if self.weights is not None:
+            return self.weights
+        members = self._members(count)
+        sizes = members[members >= 0].bincount(minlength=len(self)).clamp(min=1)
+        return torch.where(members >= 0, 1 / sizes[members.clamp(min=0)].float(), 0.0)
 
     def check(self, count: int) -> None:
         """Raise AssertionError if this is no selection of `count` tokens: a method is wrong, not its user."""

@@ -1,0 +1,77 @@
+"""ToMe: token merging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from foveate.encoders.merging.bipartite import Tokens, best, join, layout, match
+from foveate.encoders.merging.method import EncoderMethod, Step, spread
+from foveate.errors import FoveateError
+
+
+@dataclass(frozen=True)
+class ToMe(EncoderMethod):
+    """Merges the r most similar pairs of tokens in every block of the encoder.
+
+    With the keys of the block, averaged over the heads, every second token a is matched with the token b between them
+    of greatest cosine; the r best pairs become their mean, weighted by the number s of patches that each side stands
+    for. From then on the logits of a key carry + log s (Token Merging, arXiv 2210.09461, section 3, eq. 1). At most
+    half of the tokens of a block merge.
+
+    A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r` merge in each
+    block. The authors leave ties to an unstable sort; here the first token wins.
+
+    Args:
+        r: Pairs of a block, for use without a budget.
+        inflect: How r changes over the blocks: 0 constant, -1 falling to 0 (the paper's decreasing schedule), +1
+            growing from 0. The mean stays r.
+    """
+
+    name: ClassVar[str] = "tome"
+    title: ClassVar[str] = "Token Merging: Your ViT But Faster"
+    paper: ClassVar[str] = "arXiv 2210.09461"
+    budget: ClassVar[Literal["count", "optional", "none"]] = "optional"
+
+    r: int | None = None
+    inflect: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters."""
+        if self.r is not None and self.r < 0:
+            raise FoveateError(f"{self.name}: r is {self.r}; it is a number of pairs, 0 or more.")
+        if not -1 <= self.inflect <= 1:
+            raise FoveateError(f"{self.name}: inflect is {self.inflect}; it lies between -1 and 1.")
+
+    def schedule(self, patches: int, blocks: int, cls: bool, count: int | None) -> tuple[Step | None, ...]:
+        """See `EncoderMethod.steps`."""
+        amounts = self.amounts(patches, blocks, cls, count)
+        return tuple(self.step(amount, cls) if amount else None for amount in amounts)
+
+    def amounts(self, patches: int, blocks: int, cls: bool, count: int | None) -> tuple[int, ...]:
+        """Pairs that merge in each block."""
+        if count is not None:
+            return spread(patches - count, patches, blocks, cls, self.inflect)
+        if self.r is None:
+            raise FoveateError(
+                f"{self.name} needs a budget, such as {self.name}:64, or pairs a block, {self.name}(r=8)."
+            )
+        first = int(self.r * (1 - self.inflect))
+        slope = 2 * (self.r - first) / max(blocks - 1, 1)
+        amounts = []
+        for block in range(blocks):
+            amounts.append(min(int(first + slope * block), patches // 2))
+            patches -= amounts[-1]
+        return tuple(amounts)
+
+    def step(self, amount: int, cls: bool) -> Step:
+        """Merge `amount` pairs."""
+
+        def merge(tokens: Tokens, keys: Tensor) -> Tokens:
+            matching = match(keys, cls=cls)
+            row, _ = layout(matching, best(matching, amount), cls=cls, present=tokens.present)
+            return join(tokens, row, tokens.x.shape[1] - amount)
+
+        return merge

@@ -1,0 +1,45 @@
+"""What differs between model families: one short file each."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import Any
+
+from foveate.errors import FoveateError
+from foveate.families.family import Family, ImageLayout
+
+__all__ = ["Family", "ImageLayout", "families", "family_of"]
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All families by name, in alphabetical order."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    found: list[type[Family]] = []
+    waiting = list(Family.__subclasses__())
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if "name" in vars(cls):
+            found.append(cls)
+    return {cls.name: cls() for cls in sorted(found, key=lambda cls: cls.name)}
+
+
+def family_of(model: Any) -> Family:
+    """The family of a `transformers` model.
+
+    Raises:
+        FoveateError: it is of none that foveate knows.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    for family in families().values():
+        if kind in family.model_types:
+            return family
+    possible = ", ".join(sorted(t for family in families().values() for t in family.model_types))
+    raise FoveateError(
+        f"{type(model).__name__} (model type {kind!r}) is of no family that foveate can compress; "
+        f"model types that it can: {possible}."
+    )

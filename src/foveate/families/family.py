@@ -1,0 +1,140 @@
+"""What the runtime asks of a model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.tokens import Crop, Grid, Tower
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How the tokens of one image or clip are laid out, before any of them is left out.
+
+    Args:
+        count: Tokens N that the language model reads.
+        crops: The rectangles they come from.
+        separators: (N,) bool, newline tokens and the like; None: there are none.
+        size: (height, width) in pixels as the encoder saw it, where known.
+    """
+
+    count: int
+    crops: tuple[Crop, ...]
+    separators: Tensor | None = None
+    size: tuple[int, int] | None = None
+
+
+class Family(ABC):
+    """One family of models: where its seam, its encoder and its image tokens are.
+
+    `core` is the model without its output layer (`model.model` in `transformers`): it encodes images, puts their
+    tokens among the text, and calls its language model with `inputs_embeds`. `call` is what `get_image_features` or
+    `get_video_features` was called with, by name, and `output` what it returned.
+    """
+
+    #: Name in listings.
+    name: ClassVar[str]
+    #: What users call it.
+    title: ClassVar[str]
+    #: `config.model_type` of its models.
+    model_types: ClassVar[tuple[str, ...]]
+    #: Attribute of the core that holds the language model.
+    language_model: ClassVar[str] = "language_model"
+    #: Encoder tokens that make one token of the language model, for towers whose merger is of fixed size.
+    merge: ClassVar[int] = 1
+    #: Whether images are cut into tiles.
+    tiled: ClassVar[bool] = False
+
+    def core(self, model: nn.Module) -> Any:
+        """The model without its output layer."""
+        return model.model
+
+    def text(self, core: Any) -> nn.Module:
+        """The language model inside the core."""
+        return getattr(core, self.language_model)
+
+    def placeholder(self, core: Any, modality: str) -> int | None:
+        """Id of the token that stands for "image" or "video" tokens; None where the family has none."""
+        return getattr(core.config, f"{modality}_token_id", None)
+
+    # The encoder
+
+    @abstractmethod
+    def blocks(self, core: Any) -> list[nn.Module]:
+        """The encoder's blocks."""
+
+    def attention(self, block: nn.Module) -> nn.Module:
+        """The attention module of a block; it has a `config` and calls the attention function named there."""
+        return block.self_attn if hasattr(block, "self_attn") else block.attn  # ty: ignore[invalid-return-type]
+
+    def has_cls(self, core: Any) -> bool:
+        """Whether the encoder's sequences begin with a [CLS] token."""
+        return False
+
+    def output_layer(self, core: Any) -> int:
+        """The block whose output becomes the tokens, 0-based."""
+        return len(self.blocks(core)) - 1
+
+    def tower(self, core: Any) -> Tower:
+        """What methods may know of the encoder."""
+        return Tower(len(self.blocks(core)), self.has_cls(core), self.merge, self.output_layer(core))
+
+    # Tokens
+
+    @abstractmethod
+    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+        """The layout of every image of a call."""
+
+    def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
+        """Values (T, C) of the encoder's tokens, in its order and without [CLS], as values of the tokens: (N, C) each.
+
+        Where a merger makes one token of `merge` consecutive ones, it gets their mean.
+        """
+        merged = values if self.merge == 1 else values.unflatten(0, (-1, self.merge)).mean(dim=1)
+        return list(merged.split(self.counts(output)))
+
+    def per_image(self, core: Any, call: Mapping[str, Any], values: Tensor) -> list[Tensor]:
+        """Values (sequences, C), one for every sequence of the encoder, as one value (C,) an image.
+
+        Of a tiled image the first sequence counts, which is the thumbnail.
+        """
+        return list(values)
+
+    def counts(self, output: Any) -> list[int]:
+        """Tokens of every image."""
+        return [len(features) for features in output.pooler_output]
+
+    # The language model
+
+    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
+        """The attention mask of the shortened sequence.
+
+        Families whose image tokens see each other in both directions build their masks in the core, from the long
+        sequence; they override this and build them again from the short one.
+
+        Args:
+            core: The model.
+            arguments: What the language model will be called with; `attention_mask` is (B, P), of all cached and new
+                positions.
+            types: Token types of the new positions (B, p), where the core was given some.
+        """
+        return arguments["attention_mask"]
+
+
+def grid_crop(rows: int, columns: int, device: Any = None) -> tuple[Crop, ...]:
+    """A plain image of rows x columns tokens."""
+    return (Crop(torch.arange(rows * columns, device=device), Grid(rows, columns)),)
+
+
+def frame_crops(frames: int, rows: int, columns: int, device: Any = None) -> tuple[Crop, ...]:
+    """A clip: one crop a frame; a single frame is a plain image."""
+    if frames == 1:
+        return grid_crop(rows, columns, device)
+    places = torch.arange(frames * rows * columns, device=device).view(frames, -1)
+    return tuple(Crop(own, Grid(rows, columns), kind="frame") for own in places)

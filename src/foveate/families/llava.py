@@ -1,0 +1,65 @@
+"""LLaVA-1.5 and models built like it: one image, one raster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from foveate.families.family import Family, ImageLayout, grid_crop
+
+
+class Llava(Family):
+    """LLaVA-1.5: a CLIP, SigLIP or Pixtral tower, and an MLP on every token."""
+
+    name: ClassVar[str] = "llava"
+    title: ClassVar[str] = "LLaVA-1.5"
+    model_types: ClassVar[tuple[str, ...]] = ("llava",)
+
+    def blocks(self, core: Any) -> list[nn.Module]:
+        """The encoder's blocks."""
+        return list(encoder_layers(core.vision_tower))
+
+    def has_cls(self, core: Any) -> bool:
+        """Whether there is a [CLS] token: CLIP has one."""
+        return has_class_embedding(core.vision_tower)
+
+    def output_layer(self, core: Any) -> int:
+        """The block that `vision_feature_layer` reads."""
+        return feature_layer(core, len(self.blocks(core)))
+
+    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+        """One raster an image; Pixtral's has the proportions of the image."""
+        counts = self.counts(output)
+        patch = core.config.vision_config.patch_size
+        if call.get("image_sizes") is not None:
+            grids = [(int(h) // patch, int(w) // patch) for h, w in call["image_sizes"]]
+        else:
+            height, width = call["pixel_values"].shape[-2:]
+            grids = [(height // patch, width // patch)] * len(counts)
+        device = output.pooler_output[0].device
+        return [
+            ImageLayout(count, grid_crop(*grid, device), size=(grid[0] * patch, grid[1] * patch))
+            for count, grid in zip(counts, grids, strict=True)
+        ]
+
+
+def encoder_layers(tower: Any) -> nn.ModuleList:
+    """The blocks of a CLIP, SigLIP or Pixtral tower, with or without a wrapper around it."""
+    tower = getattr(tower, "vision_model", tower)
+    encoder = getattr(tower, "encoder", None) or tower.transformer
+    return encoder.layers
+
+
+def has_class_embedding(tower: Any) -> bool:
+    """Whether a tower puts a [CLS] token before the patches."""
+    tower = getattr(tower, "vision_model", tower)
+    return hasattr(getattr(tower, "embeddings", None), "class_embedding")
+
+
+def feature_layer(core: Any, blocks: int) -> int:
+    """The block (0-based) whose output is `hidden_states[vision_feature_layer]`; of several the last."""
+    layer = core.config.vision_feature_layer
+    layer = layer if isinstance(layer, int) else max(n if n >= 0 else n + blocks + 1 for n in layer)
+    return (layer if layer >= 0 else layer + blocks + 1) - 1

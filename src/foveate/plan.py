@@ -1,0 +1,275 @@
+"""What a user asks for: methods with their budgets, as objects and as text.
+
+    divprune:64                          64 tokens of every image stay
+    hiprune(alpha=0.1):25%               a quarter of the tokens stays
+    fastv:50%@2                          half stay from decoder layer 2 on
+    fastervlm:192 + fastv:50%@2          one after the other
+
+A step is a name, arguments in parentheses, a budget after a colon and decoder layers after an @; steps are joined by +.
+Blanks between the parts mean nothing. Arguments are Python literals; a bare word is a string.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError
+
+#: The file beside a model's weights that `foveate.load` picks up.
+PLAN_FILE = "foveate_plan.json"
+
+_STEP = re.compile(
+    r"\s*(?P<name>[A-Za-z][\w+-]*?)\s*(?:\((?P<arguments>.*)\))?\s*(?::\s*(?P<budget>[^@:]*?))?\s*(?:@(?P<layers>[\d,\s]*))?\s*",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much stays: a number of tokens of every image, or a fraction of them. Exactly one is given.
+
+    Args:
+        tokens: 1 or more.
+        fraction: Above 0, up to 1; a fraction of N tokens is round(fraction * N), at least one token.
+    """
+
+    tokens: int | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.fraction is None):
+            raise FoveateError("a budget is a number of tokens or a fraction of them, one of the two.")
+        if self.tokens is not None and (isinstance(self.tokens, bool) or self.tokens < 1):
+            raise FoveateError(f"a budget of {self.tokens} tokens keeps nothing; the least is 1.")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise FoveateError(f"a budget of {100 * self.fraction:g}% is not between 0 (excluded) and 100%.")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """The budget of `64` or `25%`.
+
+        Raises:
+            FoveateError: it is neither.
+        """
+        text = text.strip()
+        try:
+            if text.endswith("%"):
+                return cls(fraction=float(text[:-1]) / 100)
+            return cls(tokens=int(text))
+        except ValueError as error:
+            if isinstance(error, FoveateError):
+                raise
+            raise FoveateError(
+                f"{text!r} is no budget; write a number of tokens (64) or a fraction of them (25%)."
+            ) from None
+
+    def of(self, count: int) -> int:
+        """Tokens that stay of `count`."""
+        if self.tokens is not None:
+            return min(self.tokens, count)
+        return max(1, min(count, round(float(self.fraction or 0) * count)))
+
+    def __str__(self) -> str:
+        return str(self.tokens) if self.tokens is not None else f"{100 * float(self.fraction or 0):.10g}%"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method of a plan.
+
+    Args:
+        method: A method object (`foveate.selection.methods()` and the other rooms).
+        budget: What stays; None leaves it to the method.
+        layers: Decoder layers at which it acts, for methods inside the language model.
+    """
+
+    method: Any
+    budget: Budget | None = None
+    layers: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={_literal(value)}" for name, value in self.method.arguments.items())
+        text = self.method.name + (f"({arguments})" if arguments else "")
+        if self.budget is not None:
+            text += f":{self.budget}"
+        if self.layers:
+            text += "@" + ",".join(map(str, self.layers))
+        return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Methods with budgets, in the order in which tokens meet them. `str(plan)` parses to an equal plan."""
+
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, plan: Plan | Step | str | Iterable[Any] | Any, budget: Any = None) -> Plan:
+        """A plan from whatever a user has: text, a plan, a method with a `budget`, or a list of these.
+
+        Args:
+            plan: What to do.
+            budget: For a single method: tokens (int), a fraction (float), or text such as "25%".
+
+        Raises:
+            FoveateError: the text is no plan, or it names no known method.
+        """
+        if isinstance(plan, Plan):
+            return plan
+        if isinstance(plan, Step):
+            return cls((plan,))
+        if isinstance(plan, str):
+            return parse_plan(plan)
+        if hasattr(plan, "arguments") and hasattr(plan, "name"):
+            return cls((Step(plan, _budget(budget)),))
+        if isinstance(plan, Iterable):
+            steps = tuple(step for part in plan for step in cls.of(part).steps)
+            if steps:
+                return cls(steps)
+        raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.steps))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the plan beside a model's weights, where `foveate.load` finds it."""
+        path = Path(folder) / PLAN_FILE
+        if not path.parent.is_dir():
+            raise FoveateError(f"there is no folder {str(folder)!r} to save a plan in.")
+        path.write_text(json.dumps({"plan": str(self)}, indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Plan | None:
+        """The plan saved in a folder, None where there is none.
+
+        Raises:
+            FoveateError: the file is not one that `save` wrote.
+        """
+        path = Path(folder) / PLAN_FILE
+        if not path.is_file():
+            return None
+        try:
+            return parse_plan(json.loads(path.read_text(encoding="utf-8"))["plan"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise FoveateError(f"{path} holds no plan: {error}") from error
+
+
+def all_methods() -> dict[str, type]:
+    """Every method of every room by name."""
+    from foveate.selection import methods as before_lm
+
+    return before_lm()
+
+
+def parse_plan(text: str) -> Plan:
+    """The plan that a text describes; see the module.
+
+    Raises:
+        FoveateError: the text cannot be read, or names a method, an argument or a budget that does not exist.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise FoveateError("a plan is empty; write one such as 'divprune:64'.")
+    return Plan(tuple(_step(part) for part in _split(text)))
+
+
+def _split(text: str) -> list[str]:
+    """The steps: pieces between plus signs that stand outside parentheses and after a blank."""
+    parts, depth, start = [], 0, 0
+    for place, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if char == "+" and depth == 0 and (place == 0 or text[place - 1] in " )%0123456789\t\n"):
+            parts.append(text[start:place])
+            start = place + 1
+    return [*parts, text[start:]]
+
+
+def _step(text: str) -> Step:
+    match = _STEP.fullmatch(text)
+    if match is None:
+        raise FoveateError(
+            f"{text.strip()!r} cannot be read as a step; write NAME, NAME:64, NAME(argument=value):25% or NAME:50%@2."
+        )
+    known = all_methods()
+    name = match["name"].lower()
+    if name not in known:
+        close = get_close_matches(name, known, 3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise FoveateError(f"unknown method {match['name']!r}; {hint}possible are {', '.join(known)}.")
+    method = _build(known[name], match["arguments"] or "")
+    budget = Budget.parse(match["budget"]) if match["budget"] is not None else None
+    layers = _layers(match["layers"], name) if match["layers"] is not None else ()
+    if layers and method.site != "decoder":
+        raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
+    if budget is None and method.budget == "count":
+        raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
+    if budget is not None and method.budget == "none":
+        raise FoveateError(f"{name} takes no budget: its own rule decides how many tokens stay.")
+    return Step(method, budget, layers)
+
+
+def _layers(text: str, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FoveateError(f"@{text} names no layers; write {name}:50%@2 or {name}:50%@8,16,24.") from None
+
+
+def _build(cls: type, arguments: str) -> Any:
+    """The method with arguments such as `alpha=0.1, mode=fast`."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # ty: ignore[invalid-argument-type]
+    values: dict[str, Any] = {}
+    name = getattr(cls, "name", cls.__name__)
+    for part in filter(str.strip, _commas(arguments)):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or key not in fields:
+            possible = ", ".join(fields) or "none"
+            raise FoveateError(f"{name} has no argument {part.strip()!r}; possible are {possible} (as name=value).")
+        try:
+            values[key] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            values[key] = value.strip()
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise FoveateError(f"{name}({arguments}): {error}") from error
+
+
+def _commas(text: str) -> list[str]:
+    parts, depth, quote, start = [], 0, "", 0
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+            if char == "," and depth == 0:
+                parts.append(text[start:place])
+                start = place + 1
+    return [*parts, text[start:]]
+
+
+def _literal(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Path) else repr(value)
+
+
+def _budget(budget: Any) -> Budget | None:
+    if budget is None or isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, str):
+        return Budget.parse(budget)
+    if isinstance(budget, int):
+        return Budget(tokens=budget)
+    if isinstance(budget, float):
+        return Budget(fraction=budget)
+    raise FoveateError(f"{budget!r} is no budget; give tokens (64), a fraction (0.25) or text ('25%').")

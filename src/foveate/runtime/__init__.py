@@ -1,0 +1,7 @@
+"""The only code that touches a live model: attach, measure, shorten, restore."""
+
+from __future__ import annotations
+
+from foveate.runtime.attach import Handle, compress
+
+__all__ = ["Handle", "compress"]

@@ -1,0 +1,493 @@
+"""`compress`: attach a plan to a live model, and take it off again.
+
+Three functions of a model are wrapped, each as an attribute of the instance so that removing it is all it takes to
+leave: the forward of the outer model (labels), that of the core (which tokens are an image's), that of the language
+model (the seam: here the sequence gets shorter), and the functions that encode images (layout and probes).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.families import Family, ImageLayout, family_of
+from foveate.plan import Plan, Step
+from foveate.runtime import sequence
+from foveate.runtime.cache import Kept, inside, kept_of, mark
+from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT, Probe
+from foveate.runtime.report import ImageReport, Journal, Report, StepReport
+from foveate.runtime.sequence import Chosen, Shorter
+from foveate.tokens import Need, Selection, Tower, VisualTokens
+
+MODALITIES = ("image", "video")
+
+_attached: WeakKeyDictionary[nn.Module, Handle] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def compress(
+    model: Any,
+    plan: Any,
+    budget: Any = None,
+    *,
+    positions: Literal["original", "contiguous"] | None = None,
+    text_features: Tensor | None = None,
+) -> Handle:
+    """Make a live model read fewer visual tokens, until the handle is restored.
+
+        with foveate.compress(model, "divprune:25%") as handle:
+            model.generate(**inputs)
+        print(handle.report())
+
+    Args:
+        model: A model of `transformers` of a family foveate knows (`foveate.families.families()`), also wrapped by
+            PEFT or in a pipeline. Nothing is copied.
+        plan: Text such as `"divprune:64"` or `"hiprune(alpha=0.1):25%"`, a `Plan`, or a method object.
+        budget: For a method object: tokens (int), a fraction (float) or text ("25%").
+        positions: Positions of what stays: "original" keeps those of the long sequence, "contiguous" closes the gaps.
+            By default what the method's paper does. Models with M-RoPE always keep the original ones.
+        text_features: (prompts, d) or (d,), the prompts in the space of the encoder's [CLS] token, for methods that
+            compare images with a contrastive text encoder.
+
+    Returns:
+        The handle: a context manager with `report()` and `restore()`.
+
+    Raises:
+        FoveateError: the plan cannot be read, the model is of no known family or lacks what a method needs, or
+            something is attached already.
+    """
+    return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features)
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    """The model of `transformers` inside a pipeline, a PEFT model or a compiled module."""
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+        model = model.model
+    while True:
+        if hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            break
+    if not isinstance(model, nn.Module):
+        raise FoveateError(f"a model of transformers can be compressed, not a {type(model).__name__}.")
+    return model
+
+
+@dataclass
+class Encoded:
+    """One call of an encoder: layouts and measurements of its images."""
+
+    layouts: list[ImageLayout]
+    measured: list[dict[Need, Tensor]]
+
+
+@dataclass
+class Frame:
+    """One forward pass of the core, in one thread."""
+
+    arguments: Mapping[str, Any]
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+
+
+class Handle:
+    """A plan attached to a model. Made by `compress`; a context manager that restores the model when left."""
+
+    def __init__(self, model: nn.Module, plan: Plan, positions: str | None, text_features: Tensor | None) -> None:
+        self.model = model
+        self.plan = plan
+        self.family: Family = family_of(model)
+        self._core: Any = self.family.core(model)
+        self._text_features = text_features
+        self._journal = Journal()
+        self._local = threading.local()
+        self._undo: list[Callable[[], None]] = []
+        self._notes: tuple[str, ...] = ()
+        _refuse_sites(plan)
+        last = plan.steps[-1].method
+        self._renumber = (positions or last.positions) == "contiguous"
+        self.tower: Tower = self.family.tower(self._core)
+        self._needs = self._all_needs()
+        with _lock:
+            if self._core in _attached:
+                raise FoveateError(
+                    f"the plan '{_attached[self._core].plan}' is attached to this model already; restore it first, or "
+                    "join both plans with +."
+                )
+            _attached[self._core] = self
+        try:
+            self._attach()
+        except BaseException:
+            self.restore()
+            raise
+
+    # What a user calls
+
+    def report(self, everything: bool = False) -> Report:
+        """What happened to the images of this thread's last call; `everything`: of all calls that are remembered."""
+        return Report(str(self.plan), self._journal.all() if everything else self._journal.last())
+
+    def restore(self) -> None:
+        """Leave the model exactly as it was. Doing it twice changes nothing."""
+        while self._undo:
+            self._undo.pop()()
+        with _lock:
+            if _attached.get(self._core) is self:
+                del _attached[self._core]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.restore()
+
+    def __repr__(self) -> str:
+        return f"<{self.plan} on {type(self.model).__name__}>"
+
+    # Attaching
+
+    def _attach(self) -> None:
+        blocks = self.family.blocks(self._core)
+        attentions = [self.family.attention(block) for block in blocks]
+        self._probe = Probe(attentions, blocks, self._needs, self.tower.has_cls)
+        self._undo.append(self._probe.detach)
+        self._probe.attach()
+        if self.model is not self._core:
+            self._wrap(self.model, "forward", self._outer)
+        self._wrap(self._core, "forward", self._inner)
+        self._wrap(self.family.text(self._core), "forward", self._seam)
+        for modality in MODALITIES:
+            name = f"get_{modality}_features"
+            if hasattr(self._core, name):
+                self._wrap(self._core, name, functools.partial(self._encode, modality))
+
+    def _wrap(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+        """Replace a method of an instance by `around(original, *args, **kwargs)`."""
+        original = getattr(module, name)
+        own = vars(module).get(name)
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return around(original, *args, **kwargs)
+
+        def undo() -> None:
+            if own is None:
+                vars(module).pop(name, None)
+            else:
+                vars(module)[name] = own
+
+        vars(module)[name] = wrapped
+        self._undo.append(undo)
+
+    def _all_needs(self) -> tuple[Need, ...]:
+        needs: dict[Need, None] = {}
+        notes: dict[str, None] = {}
+        for step in self.plan.steps:
+            for need in step.method.needs(self.tower):
+                if need.kind.startswith("cls") and not self.tower.has_cls:
+                    if not (need.kind == "cls_attention" and need.substitute):
+                        raise FoveateError(
+                            f"{step.method.name} needs the encoder's [CLS] token ({need.kind}), and {self.family.title} "
+                            "has none."
+                        )
+                    notes[f"{step.method.name}: attention received in place of [CLS] attention"] = None
+                if need.kind == "text_feature" and self._text_features is None:
+                    raise FoveateError(
+                        f"{step.method.name} compares the image with the prompt in the space of a contrastive text "
+                        "encoder: pass text_features=... to compress."
+                    )
+                if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, "instruction", "text_feature"):
+                    raise FoveateError(f"{step.method.name} needs {need.kind}, which no probe of a live model gives.")
+                needs[need] = None
+        self._notes = tuple(notes)
+        return tuple(needs)
+
+    # Encoding
+
+    def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self._probe.encoding() as found:
+            output = original(*args, **kwargs)
+        if not hasattr(output, "pooler_output"):  # asked for a tuple: none of our callers
+            return output
+        call = inspect.signature(original).bind(*args, **kwargs).arguments
+        call = {**call, **call.pop("kwargs", {})}
+        layouts = self.family.layouts(self._core, modality, call, output)
+        measured: list[dict[Need, Tensor]] = [{} for _ in layouts]
+        for need, values in found.items():
+            value = torch.cat(values)
+            if need.kind == "cls_feature":
+                for image, own in zip(measured, self.family.per_image(self._core, call, value), strict=True):
+                    image[need] = own
+                continue
+            flat = value[:, None] if value.ndim == 1 else value
+            for image, own in zip(measured, self.family.spread(self._core, modality, call, output, flat), strict=True):
+                image[need] = own[:, 0] if value.ndim == 1 else own
+        encoded = Encoded(layouts, measured)
+        frame = self._frame
+        if frame is not None:
+            frame.encoded[modality] = encoded
+        else:  # `generate` encodes before the first forward pass and hands the output on
+            output.foveate_encoded = encoded
+        return output
+
+    @property
+    def _frame(self) -> Frame | None:
+        return getattr(self._local, "frame", None)
+
+    @contextmanager
+    def _in_frame(self, frame: Frame) -> Any:
+        before = self._frame
+        self._local.frame = frame
+        try:
+            yield
+        finally:
+            self._local.frame = before
+
+    # Forward passes
+
+    def _outer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        labels = kwargs.get("labels")
+        self._local.columns = None
+        if labels is None:
+            return original(*args, **kwargs)
+        # The loss over a sequence that is shortened on the way can only be taken afterwards.
+        given = kwargs.get("return_dict")
+        output = original(*args, **{**kwargs, "labels": None, "return_dict": True})
+        columns = self._local.columns
+        if columns is not None:
+            labels = sequence.shorten_labels(labels.to(columns.device), columns)
+        text = self.model.config.get_text_config()
+        extra = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
+        loss = self.model.loss_function(  # ty: ignore[call-non-callable]
+            logits=output.logits, labels=labels, vocab_size=text.vocab_size, **extra
+        )
+        output = type(output)(**{**output, "loss": loss})
+        return output if given is not False else output.to_tuple()
+
+    def _inner(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(original).bind(*args, **kwargs).arguments
+        frame = Frame({**call, **call.pop("kwargs", {})})
+        for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
+            if hasattr(output, "foveate_encoded"):
+                frame.encoded[modality] = output.foveate_encoded
+        with self._in_frame(frame):
+            return original(*args, **kwargs)
+
+    def _seam(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        frame, embeds = self._frame, kwargs.get("inputs_embeds")
+        if frame is None or embeds is None:
+            return original(*args, **kwargs)
+        cache = kwargs.get("past_key_values")
+        kept = kept_of(cache)
+        chosen = self._choose(frame, embeds)
+        if kept is None and all(len(image.columns) == len(image.selection) for image in chosen):
+            if not any(image.selection.features is not None for image in chosen):
+                return original(*args, **kwargs)  # nothing goes: not a bit changes
+        batch, length = embeds.shape[:2]
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if kept is None:
+            earlier = torch.arange(past, device=embeds.device).expand(batch, -1)
+            kept = Kept(earlier, past, torch.zeros(batch, 1, dtype=torch.int64, device=embeds.device))
+        if len(kept.columns) != batch:
+            raise FoveateError(f"a cache of {len(kept.columns)} conversations cannot go on with a batch of {batch}.")
+        mask = frame.arguments.get("attention_mask")
+        seen = sequence.key_mask(kwargs.get("attention_mask") if mask is None else mask, past + length)
+        seen = _of_length(seen, batch, past + length, embeds.device)
+        short = sequence.kept_columns(batch, length, chosen, seen[:, past:], embeds.device)
+        kwargs |= self._shortened(frame, kwargs, short, chosen, kept, seen)
+        if cache is not None:
+            mark(cache, kept)
+        self._local.columns = short.columns
+        with inside(cache):
+            output = original(*args, **kwargs)
+        kept.extend(short.columns, length, short.total)
+        made = getattr(output, "past_key_values", None)
+        if made is not None and made is not cache:
+            mark(made, kept)
+        return output
+
+    def _shortened(
+        self, frame: Frame, kwargs: dict[str, Any], shorter: Shorter, chosen: list[Chosen], kept: Kept, seen: Tensor
+    ) -> dict[str, Any]:
+        """The arguments of the language model that differ for the short sequence."""
+        embeds, columns = kwargs["inputs_embeds"], shorter.columns
+        length, past = embeds.shape[1], kept.length
+        short: dict[str, Any] = {"inputs_embeds": sequence.shorten_features(embeds, columns, chosen)}
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past, past + length, device=embeds.device)[None]
+        gone = shorter.gone + kept.gone if self._renumber else None
+        short["position_ids"] = sequence.gather_positions(positions, columns, gone)
+        everything = torch.cat([kept.columns, torch.where(columns < 0, -1, columns + past)], dim=1)
+        short["attention_mask"] = sequence.gather_mask(seen, everything)
+
+        if kwargs.get("visual_pos_masks") is not None:
+            planes, visual = sequence.shorten_planes(
+                kwargs["deepstack_visual_embeds"], kwargs["visual_pos_masks"], columns, chosen
+            )
+            short |= {"deepstack_visual_embeds": planes, "visual_pos_masks": visual}
+        if kwargs.get("per_layer_inputs") is not None:
+            short["per_layer_inputs"] = sequence.gather(kwargs["per_layer_inputs"], columns)
+        types = next(
+            (frame.arguments[n] for n in ("token_type_ids", "mm_token_type_ids") if frame.arguments.get(n) is not None),
+            None,
+        )
+        if types is not None and types.shape[-1] == length:
+            types = sequence.gather_mask(types, columns)
+        with inside(kwargs.get("past_key_values")):
+            arguments = {**kwargs, **short}
+            short["attention_mask"] = self.family.mask(self._core, arguments, types)
+        return short
+
+    # Choosing
+
+    def _choose(self, frame: Frame, embeds: Tensor) -> list[Chosen]:
+        """Selections of all images whose tokens are in this pass."""
+        chosen: list[Chosen] = []
+        reports: list[ImageReport] = []
+        for modality, encoded in frame.encoded.items():
+            places = self._placeholders(frame, modality)
+            if places is None or not encoded.layouts:
+                continue
+            for number, rows in enumerate(_rows_of_images(places, [layout.count for layout in encoded.layouts])):
+                row, columns = rows[0]
+                selection, report = self._select(frame, modality, encoded, number, row, columns, embeds)
+                chosen += [Chosen(r, c, selection) for r, c in rows]
+                reports.append(report)
+        if reports:
+            self._journal.write(reports)
+        return chosen
+
+    def _placeholders(self, frame: Frame, modality: str) -> Tensor | None:
+        """Where the tokens of a modality stand (B, L), None where there are none."""
+        token = self.family.placeholder(self._core, modality)
+        if token is None:
+            return None
+        ids, embeds = frame.arguments.get("input_ids"), frame.arguments.get("inputs_embeds")
+        if ids is not None:
+            return ids == token
+        own = self._core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+        return (embeds == own).all(dim=-1)
+
+    def _select(
+        self,
+        frame: Frame,
+        modality: str,
+        encoded: Encoded,
+        number: int,
+        row: int,
+        columns: Tensor,
+        embeds: Tensor,
+    ) -> tuple[Selection, ImageReport]:
+        layout = encoded.layouts[number]
+        measured = dict(encoded.measured[number])
+        for need in self._needs:
+            if need.kind == "instruction":
+                measured[need] = self._instruction(frame, row, columns, embeds)
+            elif need.kind == "text_feature" and self._text_features is not None:
+                features = self._text_features
+                measured[need] = features if features.ndim == 1 else features[min(row, len(features) - 1)]
+        tokens = VisualTokens(
+            embeds[row, columns].detach(),
+            layout.crops,
+            {need: value.to(embeds.device) for need, value in measured.items()},
+            layout.separators,
+            layout.size,
+            number,
+            self.tower,
+        )
+        whole = Selection(torch.arange(len(tokens), device=embeds.device))
+        steps = []
+        for step in self.plan.steps:
+            start = time.perf_counter()
+            with torch.no_grad():
+                own = step.method(tokens, _count(step, len(tokens)))
+            spent = 1000 * (time.perf_counter() - start)
+            steps.append(StepReport(str(step), step.method.site, len(tokens), len(own), spent))
+            whole = whole.then(own, layout.count)
+            if step is not self.plan.steps[-1]:
+                tokens = tokens.take(own)
+        return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), self._notes)
+
+    def _instruction(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> Tensor:
+        """Embeddings (T, D) of the text after an image, of all text where none comes after it."""
+        length = embeds.shape[1]
+        text = torch.ones(length, dtype=torch.bool, device=embeds.device)
+        seen = sequence.key_mask(frame.arguments.get("attention_mask"), length)
+        if seen is not None and seen.shape[1] >= length:
+            text &= seen[row, -length:].to(embeds.device) > 0
+        for modality in MODALITIES:
+            places = self._placeholders(frame, modality)
+            if places is not None:
+                text &= ~places[row]
+        after = text.clone()
+        after[: int(columns[-1]) + 1] = False
+        return embeds[row, after if bool(after.any()) else text].detach()
+
+
+def _of_length(seen: Tensor | None, batch: int, length: int, device: Any) -> Tensor:
+    """A mask (B, length) of all cached and new positions; what it does not say of the older ones is that they count."""
+    ones = torch.ones(batch, length, dtype=torch.int64, device=device)
+    if seen is not None:
+        ones[:, length - seen.shape[1] :] = seen
+    return ones
+
+
+def _count(step: Step, count: int) -> int | None:
+    return None if step.budget is None else step.budget.of(count)
+
+
+def _refuse_sites(plan: Plan) -> None:
+    for step in plan.steps:
+        if step.method.site != "before-lm":
+            raise FoveateError(f"{step.method.name} acts {step.method.site}, which cannot be attached yet.")
+
+
+def _rows_of_images(places: Tensor, counts: list[int]) -> list[list[tuple[int, Tensor]]]:
+    """For every image the sequences that hold it, with its columns.
+
+    A row holds whole images, in order. Where `generate` repeats prompts for beams or several answers, each image is
+    in as many neighbouring rows.
+
+    Args:
+        places: (B, L) bool, where image tokens stand.
+        counts: Tokens of every encoded image, in order.
+
+    Raises:
+        FoveateError: the placeholders are not those of these images.
+    """
+    per_row = places.sum(dim=1).tolist()
+    total, encoded = sum(per_row), sum(counts)
+    if not encoded or total % encoded:
+        raise FoveateError(
+            f"the prompts have {total} placeholders for {encoded} visual tokens: images must be encoded with the prompt "
+            "they belong to, all of it at once (no prefill_chunk_size)."
+        )
+    copies = total // encoded
+    found: list[list[tuple[int, Tensor]]] = [[] for _ in counts]
+    rows = [row for row, count in enumerate(per_row) if count]
+    image = 0
+    for first in range(0, len(rows), copies):
+        group = rows[first : first + copies]
+        columns = [places[row].nonzero().flatten() for row in group]
+        start = 0
+        while start < len(columns[0]) and image < len(counts):
+            stop = start + counts[image]
+            for row, own in zip(group, columns, strict=True):
+                found[image].append((row, own[start:stop]))
+            start, image = stop, image + 1
+        if start != len(columns[0]):
+            raise FoveateError("the placeholders of each prompt must be those of whole images, in order.")
+    return found

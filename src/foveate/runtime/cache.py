@@ -1,0 +1,129 @@
+"""A cache that is shorter than the conversation it remembers.
+
+Everything outside the language model counts in the long sequence, with all visual tokens in it: `generate` cuts
+prompts, models derive positions. Everything inside counts what is really there. A cache whose prompt was shortened
+therefore answers `get_seq_length` with the long length outside and the real one inside the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache as remember
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from foveate.errors import FoveateError
+
+
+class Kept:
+    """What a shortened cache holds.
+
+    Args:
+        columns: (B, P) the column of the long sequence that each cached position stands for, -1 for padding.
+        length: Length of the long sequence.
+        gone: (B, 1) image tokens that were left out of each row.
+    """
+
+    def __init__(self, columns: Tensor, length: int, gone: Tensor) -> None:
+        self.columns = columns
+        self.length = length
+        self.gone = gone
+        self.inside = False
+
+    @property
+    def removed(self) -> int:
+        """Columns by which the cache is shorter than the long sequence."""
+        return self.length - self.columns.shape[1]
+
+    def extend(self, columns: Tensor, count: int, gone: Tensor) -> None:
+        """Append `columns` (B, p) of `count` new columns of the long sequence, counted from 0, `gone` (B, 1) left out."""
+        self.columns = torch.cat([self.columns, torch.where(columns < 0, -1, columns + self.length)], dim=1)
+        self.length += count
+        self.gone = self.gone + gone
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows`, in this order."""
+        rows = rows.to(self.columns.device)
+        self.columns, self.gone = self.columns[rows], self.gone[rows]
+
+
+class _Shortened:
+    """Mixed into the class of a cache that was shortened."""
+
+    foveate_kept: Kept
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        length = super().get_seq_length(layer_idx)  # ty: ignore[unresolved-attribute]
+        kept = self.foveate_kept
+        return length if kept.inside else length + kept.removed
+
+    def crop(self, max_length: int) -> None:
+        kept = self.foveate_kept
+        cut = kept.length - max_length if max_length >= 0 else -max_length
+        if cut <= 0:
+            return
+        tail = kept.columns[:, -cut:]
+        expected = torch.arange(kept.length - cut, kept.length, device=tail.device)
+        if cut > kept.columns.shape[1] or not bool((tail == expected).all()):
+            raise FoveateError("a cache of compressed images can only be cropped within the text after the last image.")
+        super().crop(-cut)  # ty: ignore[unresolved-attribute]
+        kept.columns, kept.length = kept.columns[:, :-cut], kept.length - cut
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # ty: ignore[unresolved-attribute]
+        self.foveate_kept.select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # ty: ignore[unresolved-attribute]
+        rows = torch.arange(len(self.foveate_kept.columns), device=self.foveate_kept.columns.device)
+        self.foveate_kept.select(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # ty: ignore[unresolved-attribute]
+        self.foveate_kept.select(torch.as_tensor(indices))
+
+    def reset(self) -> None:
+        super().reset()  # ty: ignore[unresolved-attribute]
+        self.__class__ = type(self).__mro__[2]
+        del self.foveate_kept
+
+
+@remember
+def _shortened(cls: type[Cache]) -> type[Cache]:
+    return type(f"Shortened{cls.__name__}", (_Shortened, cls), {})
+
+
+def kept_of(cache: Any) -> Kept | None:
+    """What a shortened cache holds; None for every other cache."""
+    return getattr(cache, "foveate_kept", None)
+
+
+def mark(cache: Any, kept: Kept) -> None:
+    """Make a cache know that it is shorter than its conversation.
+
+    Raises:
+        FoveateError: it is no cache of `transformers`.
+    """
+    if not isinstance(cache, Cache):
+        raise FoveateError(f"visual tokens can be left out of a cache of transformers, not of a {type(cache).__name__}.")
+    if not isinstance(cache, _Shortened):
+        cache.__class__ = _shortened(type(cache))
+    cache.foveate_kept = kept  # ty: ignore[unresolved-attribute]
+
+
+@contextmanager
+def inside(cache: Any) -> Iterator[None]:
+    """Inside this context a shortened cache counts what is really there."""
+    kept = kept_of(cache)
+    if kept is None:
+        yield
+        return
+    kept.inside = True
+    try:
+        yield
+    finally:
+        kept.inside = False

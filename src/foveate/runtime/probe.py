@@ -1,0 +1,235 @@
+"""Measures what methods need of an encoder, from the queries and keys of the layers they name, and nothing else.
+
+An attention matrix is never asked for: `output_attentions=True` would switch a whole tower to the slow path. Every
+attention module of `transformers` calls a function chosen by its `config`; a probed module gets a copy of its
+config that names ours, which looks at queries and keys, computes the rows or the column sums that were asked for in
+blocks, and hands everything on to the function that was there. All other layers stay untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foveate.errors import FoveateError
+from foveate.tokens import Need
+
+#: What an attention function of ours is called in a config; the rest of the name is the one it stands before.
+PREFIX = "foveate_"
+#: Entries of the largest block of attention that exists at a time.
+_BLOCK = 2**23
+#: Kinds that are computed from queries and keys; the others are outputs of blocks.
+OF_ATTENTION = ("cls_attention", "cls_logits", "received", "keys")
+OF_OUTPUT = ("features", "cls_feature")
+
+_observers: WeakKeyDictionary[nn.Module, Callable[..., None]] = WeakKeyDictionary()
+
+
+def _watched(name: str) -> Callable[..., Any]:
+    """The attention function that lets the observer of a module look, then does what `name` does."""
+
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        observer = _observers.get(module)
+        if observer is not None:
+            observer(module, query, key, attention_mask, kwargs)
+        if name == "eager":
+            home = vars(sys.modules[type(module).__module__])
+            function = home.get("eager_attention_forward") or home["eager_attention"]
+        else:
+            function = ALL_ATTENTION_FUNCTIONS[name]
+        return function(module, query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def _name_before(attention: nn.Module) -> str:
+    config: Any = attention.config
+    return config._attn_implementation or "eager"
+
+
+@contextmanager
+def watched(attention: nn.Module, observer: Callable[..., None]) -> Iterator[None]:
+    """Let `observer(module, query, key, mask, kwargs)` see every call of an attention module inside the context."""
+    before: Any = attention.config
+    name = PREFIX + _name_before(attention)
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _watched(name.removeprefix(PREFIX)))
+    config = copy.copy(before)
+    config._attn_implementation_internal = name
+    _observers[attention] = observer
+    attention.config = config
+    try:
+        yield
+    finally:
+        attention.config = before
+        del _observers[attention]
+
+
+class Probe:
+    """Watches some layers of an encoder; what it sees belongs to the encoding of the calling thread.
+
+    Args:
+        attentions: Attention module of every block of the encoder.
+        blocks: The blocks themselves.
+        needs: What to measure. Kinds that are not of the encoder are left to others.
+        has_cls: Whether the first token of every sequence is [CLS].
+    """
+
+    def __init__(
+        self, attentions: Sequence[nn.Module], blocks: Sequence[nn.Module], needs: Sequence[Need], has_cls: bool
+    ) -> None:
+        self.has_cls = has_cls
+        self._local = threading.local()
+        self._by_layer: dict[int, list[Need]] = {}
+        for need in needs:
+            if need.kind in OF_ATTENTION + OF_OUTPUT:
+                if need.layer is None:
+                    raise FoveateError(f"{need} names no layer of the encoder.")
+                self._by_layer.setdefault(need.layer, []).append(need)
+        self._attentions = attentions
+        self._blocks = blocks
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self) -> None:
+        """Begin to watch."""
+        for layer, needs in self._by_layer.items():
+            of_attention = [need for need in needs if need.kind in OF_ATTENTION]
+            of_output = [need for need in needs if need.kind in OF_OUTPUT]
+            if of_attention:
+                context = watched(self._attentions[layer], self._observer(of_attention))
+                context.__enter__()
+                self._undo.append(lambda context=context: context.__exit__(None, None, None))
+            if of_output:
+                hook = self._blocks[layer].register_forward_hook(self._output(of_output))
+                self._undo.append(hook.remove)
+
+    def detach(self) -> None:
+        """Leave every module as it was."""
+        while self._undo:
+            self._undo.pop()()
+
+    @contextmanager
+    def encoding(self) -> Iterator[dict[Need, list[Tensor]]]:
+        """What is measured inside this context, by this thread: for every need one tensor a call, in order.
+
+        Values are (sequences * tokens) for scores and (sequences * tokens, d) for vectors, [CLS] left out; one row a
+        sequence for `cls_feature`.
+        """
+        found: dict[Need, list[Tensor]] = {}
+        self._local.found = found
+        try:
+            yield found
+        finally:
+            self._local.found = None
+
+    def _observer(self, needs: list[Need]) -> Callable[..., None]:
+        def observe(
+            module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+        ) -> None:
+            found = getattr(self._local, "found", None)
+            if found is None:  # nobody asked, or a checkpointed layer runs again
+                return
+            scaling = kwargs.get("scaling")
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            with torch.no_grad():
+                for q, k, m in _sequences(query.detach(), key.detach(), mask, kwargs):
+                    for need in needs:
+                        value = _measure(need, q, k, m, scaling, self.has_cls)
+                        found.setdefault(need, []).append(value[:, 1 if self.has_cls else 0 :].flatten(0, 1))
+
+        return observe
+
+    def _output(self, needs: list[Need]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            found = getattr(self._local, "found", None)
+            if found is None:
+                return
+            hidden = (output[0] if isinstance(output, tuple) else output).detach()
+            hidden = hidden if hidden.ndim == 3 else hidden[None]
+            for need in needs:
+                if need.kind == "cls_feature":
+                    found.setdefault(need, []).append(hidden[:, 0])
+                else:
+                    found.setdefault(need, []).append(hidden[:, 1 if self.has_cls else 0 :].flatten(0, 1))
+
+        return hook
+
+
+def _sequences(
+    query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Queries and keys (B, H, N, d) that may attend to each other; flash attention packs sequences end to end."""
+    edges = kwargs.get("cu_seq_lens_q")
+    if edges is None:
+        yield query, key, mask
+        return
+    places = edges.tolist()
+    for start, stop in zip(places[:-1], places[1:], strict=True):
+        yield query[:, :, start:stop], key[:, :, start:stop], None
+
+
+def _measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_cls: bool) -> Tensor:
+    """One need from queries and keys (B, H, N, d): (B, N) or (B, N, d)."""
+    if need.kind == "keys":
+        return key.float().mean(dim=1)
+    if need.kind != "received" and not has_cls:
+        return received_attention(query, key, mask, scaling)
+    if need.kind == "received":
+        return received_attention(query, key, mask, scaling)
+    logits = (query[:, :, :1] @ _heads(key, query).transpose(-1, -2)).float() * scaling
+    if need.kind == "cls_logits":
+        return logits[:, :, 0].mean(dim=1)
+    return _masked(logits, mask, 0, 1).softmax(dim=-1)[:, :, 0].mean(dim=1)
+
+
+def _heads(key: Tensor, query: Tensor) -> Tensor:
+    """Keys repeated for the queries that share them (grouped-query attention)."""
+    return key if key.shape[1] == query.shape[1] else key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+
+
+def _masked(logits: Tensor, mask: Tensor | None, start: int, stop: int) -> Tensor:
+    if mask is None:
+        return logits
+    rows = mask if mask.shape[-2] == 1 else mask[:, :, start:stop]
+    return logits.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else logits + rows.float()
+
+
+def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Attention that every token receives, averaged over heads and over the queries that may see it.
+
+    Computed in blocks of queries, so that memory stays bounded.
+
+    Args:
+        query: (B, H, N, d).
+        key: (B, H or fewer, N, d).
+        mask: Broadcasts to (B, H, N, N), bool (True: may see) or added; None: all see all.
+        scaling: Factor of the logits.
+
+    Returns:
+        (B, N) float32.
+    """
+    keys = _heads(key, query).transpose(-1, -2)
+    batch, heads, count, _ = query.shape
+    step = max(1, _BLOCK // max(batch * heads * count, 1))
+    total = torch.zeros(batch, count, device=query.device)
+    seen = torch.zeros(batch, count, device=query.device) if mask is not None else None
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        weights = _masked((query[:, :, start:stop] @ keys).float() * scaling, mask, start, stop).softmax(dim=-1)
+        if seen is not None:
+            weights = weights.nan_to_num()  # rows of padding see nothing
+            seen += (weights > 0).any(dim=1).sum(dim=1)
+        total += weights.sum(dim=(1, 2)) / heads
+    return total / count if seen is None else total / seen.clamp(min=1)

@@ -1,0 +1,151 @@
+"""What a compressed run did, image by image."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+from foveate.families import ImageLayout
+from foveate.tokens import Selection
+
+#: Images that a handle remembers.
+REMEMBERED = 1024
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step of a plan did to one image.
+
+    Args:
+        method: The step as text.
+        site: Where it acts.
+        tokens_in: Tokens that arrived.
+        tokens_kept: Tokens that stayed.
+        milliseconds: Time of the selection; on a GPU the time to queue it.
+    """
+
+    method: str
+    site: str
+    tokens_in: int
+    tokens_kept: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """What happened to one image or clip.
+
+    Args:
+        number: Which of the images of the call.
+        modality: "image" or "video".
+        row: First sequence of the batch that holds it.
+        layout: Its tokens before anything was left out.
+        selection: What stayed of them, after all steps.
+        steps: What every step did.
+        notes: What a user should know, such as a substitute for what the encoder lacks.
+    """
+
+    number: int
+    modality: str
+    row: int
+    layout: ImageLayout
+    selection: Selection
+    steps: tuple[StepReport, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens_in(self) -> int:
+        """Tokens of the untouched model."""
+        return self.layout.count
+
+    @property
+    def tokens_kept(self) -> int:
+        """Tokens that the language model read."""
+        return len(self.selection)
+
+    def as_json(self) -> dict[str, object]:
+        """The report in plain types."""
+        crops = [
+            {"kind": crop.kind, "grid": list(crop.grid), "tokens": len(crop.present), "kept": kept}
+            for crop, kept in zip(self.layout.crops, self.kept_by_crop, strict=True)
+        ]
+        return {
+            "image": self.number,
+            "modality": self.modality,
+            "row": self.row,
+            "tokens_in": self.tokens_in,
+            "tokens_kept": self.tokens_kept,
+            "crops": crops,
+            "steps": [vars(step) for step in self.steps],
+            "notes": list(self.notes),
+        }
+
+    @property
+    def kept_by_crop(self) -> list[int]:
+        """Tokens that stayed of every crop."""
+        kept = set(self.selection.indices.tolist())
+        return [sum(place in kept for place in crop.present.tolist()) for crop in self.layout.crops]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a handle remembers.
+
+    Args:
+        plan: The plan as text.
+        images: The last images, oldest first.
+    """
+
+    plan: str
+    images: tuple[ImageReport, ...] = ()
+
+    @property
+    def tokens_in(self) -> int:
+        """Tokens of the untouched model, over all images."""
+        return sum(image.tokens_in for image in self.images)
+
+    @property
+    def tokens_kept(self) -> int:
+        """Tokens that the language model read, over all images."""
+        return sum(image.tokens_kept for image in self.images)
+
+    def as_json(self) -> dict[str, object]:
+        """The report in plain types."""
+        return {
+            "plan": self.plan,
+            "tokens_in": self.tokens_in,
+            "tokens_kept": self.tokens_kept,
+            "images": [image.as_json() for image in self.images],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.plan}: {self.tokens_kept} of {self.tokens_in} visual tokens of {len(self.images)} images stay"]
+        for image in self.images:
+            steps = ", ".join(f"{s.method} {s.tokens_in} -> {s.tokens_kept} ({s.milliseconds:.1f} ms)" for s in image.steps)
+            lines += [f"  {image.modality} {image.number}: {steps}", *(f"    {note}" for note in image.notes)]
+        return "\n".join(lines)
+
+
+@dataclass
+class Journal:
+    """Reports of the calls of many threads: the last call of each, and all that fit."""
+
+    _all: deque[ImageReport] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _local: threading.local = field(default_factory=threading.local)
+
+    def write(self, images: list[ImageReport]) -> None:
+        """Note the images of one call of this thread."""
+        with self._lock:
+            self._all.extend(images)
+        self._local.last = tuple(images)
+
+    def last(self) -> tuple[ImageReport, ...]:
+        """The images of this thread's last call that had any; those of all threads where it made none."""
+        return getattr(self._local, "last", None) or self.all()
+
+    def all(self) -> tuple[ImageReport, ...]:
+        """The last images of all threads."""
+        with self._lock:
+            return tuple(self._all)
