@@ -25,8 +25,9 @@ class TokenTransforming(EncoderMethod):
         P[m, n] = softmax over m of cos(key_m, key_n) / temperature
         W[m, n] = P[m, n] s_n / sum_n' P[m, n'] s_n'
 
-    for a row n that goes; one that stays has P = 1 at itself. s: the patches that a row stands for. Columns of P sum to 1, so that no patch is lost; rows of W sum to 1, so that scale is kept; the size of a new row
-    is sum_n P[m, n] s_n, and the attention logits of its key carry the log of it.
+    for a row n that goes; one that stays has P = 1 at itself. s is the number of patches that a row stands for. Columns
+    of P sum to 1, so that no patch is lost; rows of W sum to 1, so that scale is kept; the size of a new row is
+    sum_n P[m, n] s_n, and the attention logits of its key carry the log of it.
 
     The authors have published no code, and of the papers only the framework was open to us, not how they choose the
     rows that stay, nor temperatures: that rows go in ToMe's order (most similar to a neighbour first, equal amounts in
