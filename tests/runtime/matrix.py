@@ -1,0 +1,33 @@
+"""Which methods are tested on which families: a covering sample by default, the full product when asked for."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+from families.zoo import zoo
+
+from foveate.selection import methods
+
+
+def steps() -> list[str]:
+    """A step for every method before the language model that runs with default arguments."""
+    found = []
+    for name, cls in methods().items():
+        if cls.trained or cls.site != "before-lm":
+            continue
+        found.append(name if cls.budget == "none" else f"{name}:3")
+    return found
+
+
+def pairs() -> list[Any]:
+    """(specimen, step) parameters. Every method meets two specimens and every specimen three methods without `slow`."""
+    specimens, plans = sorted(zoo()), steps()
+    quick = {(specimens[(2 * i + j) % len(specimens)], plan) for i, plan in enumerate(plans) for j in range(2)}
+    for i, specimen in enumerate(specimens):
+        quick |= {(specimen, plans[(3 * i + j) % len(plans)]) for j in range(3)}
+    return [
+        pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
+        for pair in product(specimens, plans)
+    ]

@@ -1,0 +1,243 @@
+"""What holds for every method on every family: the promises of docs/DESIGN.md, on live models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families.zoo import Specimen, zoo
+from runtime.matrix import pairs
+from torch import Tensor
+
+import foveate
+from foveate import FoveateError
+from foveate.runtime import Handle
+
+#: Prompts with one image, with two, and with one larger one.
+ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))
+
+
+def compress(specimen: Specimen, plan: str) -> Handle:
+    """The plan on a specimen; what a family cannot give is refused with a reason, which is no failure."""
+    try:
+        return foveate.compress(specimen.model(), plan)
+    except FoveateError as error:
+        if "[CLS]" in str(error) or "text_features" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def answers(model: Any, inputs: dict[str, Any], **options: Any) -> list[list[int]]:
+    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, **options)
+    return tokens[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_keeping_everything_changes_no_bit(name: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    before = logits(model, inputs)
+    with foveate.compress(model, "divprune:100%") as handle:
+        assert torch.equal(logits(model, inputs), before)
+        assert handle.report().tokens_kept == handle.report().tokens_in > 0
+
+
+@pytest.mark.parametrize(("name", "plan"), pairs())
+def test_restoring_leaves_the_model_as_it_was(name: str, plan: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    before = logits(model, inputs)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    inside = {module: _insides(module) for module in model.modules()}
+    with compress(specimen, plan):
+        logits(model, inputs)
+    assert torch.equal(logits(model, inputs), before)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert inside == {module: _insides(module) for module in model.modules()}
+
+
+def _insides(module: Any) -> dict[str, Any]:
+    """Attributes of a module by identity, hooks by name; `transformers` has a few hooks of its own."""
+    hooks = {key: list(value) for key, value in vars(module).items() if key.endswith("_hooks")}
+    return {key: id(value) for key, value in vars(module).items() if key not in hooks} | hooks
+
+
+@pytest.mark.parametrize(("name", "plan"), pairs())
+def test_the_announced_number_stays_and_no_text_goes(name: str, plan: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    with compress(specimen, plan) as handle:
+        out = logits(model, inputs)
+        report = handle.report()
+    exact = handle.plan.steps[0].method.exact
+    for image in report.images:
+        image.selection.check(image.tokens_in)
+        if exact and handle.plan.steps[0].budget is not None:
+            assert image.tokens_kept == min(3, image.tokens_in)
+        assert 1 <= image.tokens_kept <= image.tokens_in
+    gone = report.tokens_in - report.tokens_kept
+    longest = inputs["input_ids"].shape[1]
+    per_row = [sum(i.tokens_in - i.tokens_kept for i in report.images if i.row == row) for row in range(len(ROWS))]
+    real = inputs["attention_mask"].sum(dim=1).tolist()
+    assert gone == sum(per_row)
+    assert out.shape[1] == max(count - lost for count, lost in zip(real, per_row, strict=True)) <= longest
+
+
+@pytest.mark.parametrize(("name", "plan"), pairs())
+def test_a_run_is_the_model_given_only_what_stays(name: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The language model, called by hand with the kept embeddings at their positions, says the same."""
+    specimen = zoo()[name]
+    model = specimen.model()
+    inputs = specimen.prompts(model, ROWS[:1])
+    with compress(specimen, plan) as handle:
+        family, core = handle.family, handle.family.core(model)
+        got = logits(model, inputs)
+        (image,) = handle.report().images
+    if type(family).mask is not foveate.families.Family.mask:
+        pytest.skip("its image tokens see each other in both directions; tested with the family")
+    text, seen = family.text(core), {}
+    forward = text.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(text, "forward", spy)
+    logits(model, inputs)
+    monkeypatch.undo()
+    embeds, positions = seen["inputs_embeds"], seen.get("position_ids")
+    columns = (inputs["input_ids"][0] == family.placeholder(core, "image")).nonzero().flatten()
+    stays = torch.ones(embeds.shape[1], dtype=torch.bool)
+    stays[columns] = False
+    stays[columns[image.selection.indices]] = True
+    embeds = embeds.clone()
+    if image.selection.features is not None:
+        embeds[0, columns[image.selection.indices]] = image.selection.features
+    if positions is None:
+        positions = torch.arange(embeds.shape[1])[None]
+    short = positions[..., stays]
+    if positions.ndim == 2 and handle.plan.steps[-1].method.positions == "contiguous":
+        short = positions[:, : len(short[0])]
+    planes = {}
+    if seen.get("deepstack_visual_embeds") is not None:
+        planes["visual_pos_masks"] = seen["visual_pos_masks"][:, stays]
+        planes["deepstack_visual_embeds"] = [image.selection.apply(p) for p in seen["deepstack_visual_embeds"]]
+    if seen.get("per_layer_inputs") is not None:
+        planes["per_layer_inputs"] = seen["per_layer_inputs"][:, stays]
+    with torch.no_grad():
+        hidden = text(inputs_embeds=embeds[:, stays], position_ids=short, attention_mask=stays[stays][None].long(), **planes)
+        expected = model.get_output_embeddings()(hidden.last_hidden_state)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "plan"), pairs())
+def test_a_batch_is_its_rows(name: str, plan: str, side: str) -> None:
+    specimen = zoo()[name]
+    model = specimen.model()
+    with compress(specimen, plan):
+        together = model(**specimen.prompts(model, ROWS, side), use_cache=False)
+        for row in range(len(ROWS)):
+            alone = logits(model, _row(specimen, row, side))[0]
+            many = together.logits[row]
+            # Padding of the short batch stands on the left; padding of the prompts where it was.
+            trailing = 0 if side == "left" else _padding(specimen, row)
+            many = many[len(many) - trailing - len(alone) : len(many) - trailing]
+            torch.testing.assert_close(many, alone, atol=1e-4, rtol=1e-3)
+
+
+def _row(specimen: Specimen, row: int, side: str) -> dict[str, Any]:
+    """One row of the batch by itself: the rows before it are made and cut away, so that seeds are the same."""
+    model = specimen.model()
+    return specimen.prompts(model, [() if i != row else ROWS[i] for i in range(row + 1)], side) | _cut(specimen, row, side)
+
+
+def _cut(specimen: Specimen, row: int, side: str) -> dict[str, Any]:
+    batch = specimen.prompts(specimen.model(), ROWS, side)
+    real = batch["attention_mask"][row].bool()
+    length = batch["input_ids"].shape[1]
+    return {
+        key: value[row : row + 1, real]
+        for key, value in batch.items()
+        if torch.is_tensor(value) and value.shape[:2] == (len(ROWS), length)
+    }
+
+
+def _padding(specimen: Specimen, row: int) -> int:
+    mask = specimen.prompts(specimen.model(), ROWS, "right")["attention_mask"][row]
+    return int((mask == 0).sum())
+
+
+@pytest.mark.parametrize(("name", "plan"), pairs())
+def test_generating_with_a_cache_is_generating_without(name: str, plan: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    with compress(specimen, plan):
+        with_cache = answers(model, inputs)
+        assert with_cache == answers(model, inputs, use_cache=False)
+        assert [row[:1] for row in with_cache] == logits(model, inputs)[:, -1].argmax(dim=-1)[:, None].tolist()
+
+
+@pytest.mark.parametrize(("name", "plan"), pairs())
+def test_eager_and_sdpa_agree(name: str, plan: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    model.set_attn_implementation("eager")
+    try:
+        with compress(specimen, plan):
+            eager = logits(model, inputs)
+    finally:
+        model.set_attn_implementation("sdpa")
+    with compress(specimen, plan):
+        sdpa = logits(model, inputs)
+    real = _short_real(eager, inputs)
+    torch.testing.assert_close(eager[real], sdpa[real], atol=1e-4, rtol=1e-3)
+
+
+def _short_real(out: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """The last positions of every row, which are text in all of them."""
+    real = torch.zeros(out.shape[:2], dtype=torch.bool)
+    real[:, -3:] = True
+    return real
+
+
+@pytest.mark.parametrize(("name", "plan"), pairs())
+def test_the_same_again_and_no_global_randomness(name: str, plan: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    with compress(specimen, plan):
+        state = torch.get_rng_state()
+        first = logits(model, inputs)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(logits(model, inputs), first)
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_labels_give_the_loss_of_the_short_sequence(name: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] >= 100), -100)
+    with foveate.compress(model, "divprune:3") as handle:
+        out = model(**inputs, labels=labels)
+        report = handle.report()
+        place = handle.family.placeholder(handle.family.core(model), "image")
+    losses = []
+    for row in range(len(ROWS)):
+        gone = torch.zeros(labels.shape[1], dtype=torch.bool)
+        columns = (inputs["input_ids"][row] == place).nonzero().flatten()
+        own = [image for image in report.images if image.row == row]
+        for image, part in zip(own, columns.split([image.tokens_in for image in own]), strict=True):
+            gone[part] = True
+            gone[part[image.selection.indices]] = False
+        short = labels[row, ~gone]
+        predicted = out.logits[row, -len(short) :] if len(short) <= out.logits.shape[1] else out.logits[row]
+        short = short[len(short) - len(predicted) :]
+        losses.append(torch.nn.functional.cross_entropy(predicted[:-1].float(), short[1:], reduction="none")[short[1:] >= 0])
+    torch.testing.assert_close(out.loss, torch.cat(losses).mean(), atol=1e-5, rtol=1e-4)
