@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from foveate.runtime.attach import Handle, compress
+from foveate.runtime.attach import Handle, compress, handle_of
 
-__all__ = ["Handle", "compress"]
+__all__ = ["Handle", "compress", "handle_of"]

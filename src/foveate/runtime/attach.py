@@ -70,6 +70,12 @@ def compress(
     return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features)
 
 
+def handle_of(model: Any) -> Handle | None:
+    """The handle of the plan attached to a model, None where none is."""
+    model = _unwrapped(model)
+    return _attached.get(family_of(model).core(model))
+
+
 def _unwrapped(model: Any) -> nn.Module:
     """The model of `transformers` inside a pipeline, a PEFT model or a compiled module."""
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
@@ -240,7 +246,15 @@ class Handle:
             frame.encoded[modality] = encoded
         else:  # `generate` encodes before the first forward pass and hands the output on
             output.foveate_encoded = encoded
+            self._pending[modality] = encoded
         return output
+
+    @property
+    def _pending(self) -> dict[str, Encoded]:
+        """What this thread encoded last outside of a forward pass."""
+        if not hasattr(self._local, "pending"):
+            self._local.pending = {}
+        return self._local.pending
 
     @property
     def _frame(self) -> Frame | None:
@@ -280,8 +294,13 @@ class Handle:
         call = inspect.signature(original).bind(*args, **kwargs).arguments
         frame = Frame({**call, **call.pop("kwargs", {})})
         for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
-            if hasattr(output, "foveate_encoded"):
-                frame.encoded[modality] = output.foveate_encoded
+            if output is None or modality not in MODALITIES:
+                continue
+            # Hooks that move arguments to a device make new outputs, which know nothing of where they come from.
+            encoded = getattr(output, "foveate_encoded", self._pending.get(modality))
+            if encoded is None:
+                raise FoveateError(f"the {modality}s were encoded before the plan was attached; encode them again.")
+            frame.encoded[modality] = encoded
         with self._in_frame(frame):
             return original(*args, **kwargs)
 

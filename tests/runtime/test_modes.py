@@ -1,0 +1,246 @@
+"""The ways in which people run models: generating, chatting, training, adapters, precision, pipelines, threads."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from families.zoo import END, IMAGE, Specimen, zoo
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+import foveate
+from foveate import FoveateError
+from foveate.runtime import handle_of
+
+ROWS = (((3, 4),), ((2, 3), (4, 3)))
+CHATTING = ("llava", "qwen2.5-vl")
+
+
+def inputs_of(specimen: Specimen, **options: Any) -> dict[str, Any]:
+    return specimen.prompts(specimen.model(), ROWS, **options)
+
+
+def written(model: Any, inputs: dict[str, Any], **options: Any) -> list[list[int]]:
+    tokens = model.generate(**inputs, max_new_tokens=5, pad_token_id=0, **options)
+    return tokens[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("name", CHATTING)
+def test_every_way_to_generate(name: str) -> None:
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), inputs_of(specimen)
+    with foveate.compress(model, "divprune:3"):
+        greedy = written(model, inputs, do_sample=False)
+        assert written(model, inputs, do_sample=False, cache_implementation="static") == greedy
+        assert written(model, inputs, num_beams=1, do_sample=False, past_key_values=DynamicCache()) == greedy
+        beams = written(model, inputs, num_beams=3, do_sample=False)
+        assert written(model, inputs, num_beams=3, do_sample=False, use_cache=False) == beams
+        several = written(model, inputs, num_beams=3, num_return_sequences=2, do_sample=False)
+        assert several[::2] == beams
+        torch.manual_seed(3)
+        sampled = written(model, inputs, do_sample=True, num_return_sequences=2)
+        torch.manual_seed(3)
+        assert written(model, inputs, do_sample=True, num_return_sequences=2) == sampled
+
+
+@pytest.mark.parametrize("name", CHATTING)
+def test_a_conversation_goes_on_with_a_new_image(name: str) -> None:
+    """Two turns over one cache say what one pass over the whole conversation says."""
+    specimen = zoo()[name]
+    model = specimen.model()
+    both = specimen.prompts(model, [((3, 4), (2, 3))])
+    ids = both["input_ids"]
+    images = (ids == IMAGE).nonzero()[:, 1]
+    first_image = 12 if name != "llava" else 16
+    cut = int(images[first_image - 1]) + (2 if name != "llava" else 1)  # just behind the first image
+    with foveate.compress(model, "divprune:4"):
+        cache = DynamicCache()
+        turn = {"input_ids": ids[:, :cut], "attention_mask": both["attention_mask"][:, :cut]}
+        turn |= _images(both, slice(0, 1), name, cut)
+        model(**turn, past_key_values=cache)
+        assert cache.get_seq_length() == cut  # the conversation is as long as ever
+        assert cache.layers[0].keys.shape[2] == cut - first_image + 4  # the memory is not
+        rest = {"input_ids": ids, "attention_mask": both["attention_mask"]}
+        rest |= _images(both, slice(1, 2), name, ids.shape[1])
+        if name == "llava":  # M-RoPE of a later turn is worked out from both images, which only a fresh pass can do
+            continued = written(model, rest, do_sample=False, past_key_values=cache)
+            whole = written(model, both, do_sample=False)
+            assert continued == whole
+        text = {"input_ids": torch.cat([ids[:, :cut], torch.tensor([[5, 6]])], dim=1)}
+        text["attention_mask"] = torch.ones_like(text["input_ids"])
+        if "mm_token_type_ids" in both:
+            text["mm_token_type_ids"] = (text["input_ids"] == IMAGE).int()
+        fresh = DynamicCache()
+        model(**turn, past_key_values=fresh)
+        continued = written(model, text, do_sample=False, past_key_values=fresh)
+        assert continued == written(model, {**text, **_images(both, slice(0, 1), name, cut)} | text, do_sample=False)
+
+
+def _images(inputs: dict[str, Any], which: slice, name: str, length: int) -> dict[str, Any]:
+    if name == "llava":
+        return {"pixel_values": inputs["pixel_values"][which]}
+    grids = inputs["image_grid_thw"]
+    sizes = grids.prod(dim=1).tolist()
+    parts = list(inputs["pixel_values"].split(sizes))[which]
+    types = inputs["mm_token_type_ids"][:, :length]
+    return {"pixel_values": torch.cat(parts), "image_grid_thw": grids[which], "mm_token_type_ids": types}
+
+
+def test_caches_can_be_copied_cropped_and_repeated() -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS[:1])
+    with torch.no_grad(), foveate.compress(model, "divprune:3"):
+        cache = DynamicCache()
+        model(**inputs, past_key_values=cache)
+        length = cache.get_seq_length()
+        twin = copy.deepcopy(cache)
+        twin.crop(length - 2)
+        assert (twin.get_seq_length(), cache.get_seq_length()) == (length - 2, length)
+        with pytest.raises(FoveateError, match="within the text after the last image"):
+            twin.crop(4)
+        more = torch.tensor([[7, 8]])
+        mask = torch.ones(1, length + 2, dtype=torch.int64)
+        one = model(input_ids=more, attention_mask=mask, past_key_values=copy.deepcopy(cache)).logits
+        cache.batch_repeat_interleave(2)
+        two = model(input_ids=more.repeat(2, 1), attention_mask=mask.repeat(2, 1), past_key_values=cache).logits
+        torch.testing.assert_close(two, one.repeat(2, 1, 1))
+        cache.reset()
+        assert cache.get_seq_length() == 0
+        assert type(cache) is DynamicCache
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
+def test_training_through_a_plan_reaches_every_part(name: str) -> None:
+    specimen = zoo()[name]
+    model = copy.deepcopy(specimen.model()).train()
+    inputs = inputs_of(specimen)
+    labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] >= END), -100)
+    losses = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        with foveate.compress(model, "pool:4"):
+            loss = model(**inputs, labels=labels, use_cache=False).loss
+            loss.backward()
+        losses.append(loss.item())
+        parameters = dict(model.named_parameters())
+        touched = [n for n, p in parameters.items() if p.grad is not None and float(p.grad.abs().sum()) > 0]
+        for part in ("lm_head", "language_model.layers.0", "layers.0" if name == "llava" else "visual.blocks.0"):
+            assert any(part in n for n in touched), part
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_adapters_of_peft() -> None:
+    peft = pytest.importorskip("peft")
+    specimen = zoo()["llava"]
+    model = copy.deepcopy(specimen.model())
+    inputs = inputs_of(specimen)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False))
+    with foveate.compress(adapted, "divprune:3") as handle:
+        tokens = written(adapted, inputs, do_sample=False)
+        assert handle.report().tokens_kept == 9
+        labels = inputs["input_ids"].masked_fill(inputs["input_ids"] >= END, -100)
+        adapted(**inputs, labels=labels).loss.backward()
+    assert any(p.grad is not None for n, p in adapted.named_parameters() if "lora" in n)
+    with foveate.compress(adapted.merge_and_unload(), "divprune:3"):
+        assert written(model, inputs, do_sample=False) == tokens
+
+
+def test_a_quantised_text_part() -> None:
+    torchao = pytest.importorskip("torchao")
+    specimen = zoo()["llava"]
+    model = copy.deepcopy(specimen.model())
+    torchao.quantize_(model.model.language_model, torchao.quantization.Int8WeightOnlyConfig())
+    inputs = inputs_of(specimen)
+    with foveate.compress(model, "divprune:3") as handle:
+        assert written(model, inputs, do_sample=False) == written(model, inputs, do_sample=False, use_cache=False)
+        assert handle.report().tokens_kept == 9
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_half_precision(name: str) -> None:
+    specimen = zoo()[name]
+    model = copy.deepcopy(specimen.model()).to(torch.bfloat16)
+    inputs = inputs_of(specimen)
+    inputs = {k: v.to(torch.bfloat16) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+    with torch.no_grad(), foveate.compress(model, "pool:3"):
+        out = model(**inputs).logits
+    assert out.dtype == torch.bfloat16
+    assert bool(out[:, -3:].isfinite().all())
+
+
+def test_a_device_map() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    specimen = zoo()["llava"]
+    model = copy.deepcopy(specimen.model())
+    inputs = inputs_of(specimen)
+    with foveate.compress(model, "divprune:3"):
+        expected = written(model, inputs, do_sample=False)
+    model = accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    with foveate.compress(model, "divprune:3"):
+        assert written(model, inputs, do_sample=False) == expected
+    assert written(model, inputs, do_sample=False) != []
+
+
+def test_threads_have_reports_of_their_own() -> None:
+    specimen = zoo()["llava"]
+    model = specimen.model()
+    with foveate.compress(model, "divprune:3") as handle:
+
+        def run(images: int) -> tuple[int, int]:
+            inputs = specimen.prompts(model, [((1, 1),) * images], seed=images)
+            for _ in range(3):
+                with torch.no_grad():
+                    model(**inputs)
+            return len(handle.report().images), images
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(found == images for found, images in pool.map(run, (1, 2, 3, 4)))
+        assert len(handle.report(everything=True).images) == 3 * (1 + 2 + 3 + 4)
+
+
+def test_one_plan_at_a_time() -> None:
+    model = zoo()["llava"].model()
+    with foveate.compress(model, "divprune:3") as handle:
+        assert handle_of(model) is handle
+        with pytest.raises(FoveateError, match="is attached to this model already"):
+            foveate.compress(model, "random:3")
+        handle.restore()
+        handle.restore()
+    assert handle_of(model) is None
+    with foveate.compress(model, "random:3") as handle, pytest.raises(RuntimeError, match="mine"):
+        raise RuntimeError("mine")
+    handle.restore()
+    assert handle_of(model) is None
+
+
+def test_chains_obey_both_budgets() -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), inputs_of(specimen)
+    with torch.no_grad(), foveate.compress(model, "fastervlm:8 + pool:50%") as handle:
+        model(**inputs)
+        for image in handle.report().images:
+            assert [(step.tokens_in, step.tokens_kept) for step in image.steps] == [(16, 8), (8, 4)]
+            image.selection.check(16)
+            weights = image.selection.weights
+            assert weights is not None
+            torch.testing.assert_close(weights.sum(), torch.tensor(4.0))
+
+
+def test_models_that_cannot_be_compressed_are_refused() -> None:
+    text = LlamaForCausalLM(LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(FoveateError, match="of no family that foveate can compress; model types that it can: .*llava"):
+        foveate.compress(text, "divprune:3")
+    with pytest.raises(FoveateError, match="a model of transformers can be compressed, not a str"):
+        foveate.compress("llava", "divprune:3")
+
+
+def test_images_without_their_placeholders_are_refused() -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), inputs_of(specimen)
+    with foveate.compress(model, "divprune:3"), pytest.raises((FoveateError, ValueError)):
+        model(**{**inputs, "pixel_values": inputs["pixel_values"][:2]})
