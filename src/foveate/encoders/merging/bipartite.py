@@ -95,17 +95,15 @@ def best(matching: Matching, count: int | Tensor) -> Tensor:
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, chosen.expand_as(order))
 
 
-def layout(matching: Matching, chosen: Tensor, *, cls: bool, present: Tensor) -> tuple[Tensor, Tensor]:
+def layout(matching: Matching, chosen: Tensor, *, ordered: bool, present: Tensor) -> tuple[Tensor, Tensor]:
     """Where every row goes when the `chosen` tokens of A go into their partners.
 
-    What stays of A comes first: with [CLS] in the order it had, so that [CLS] stays first; without, in the order of
-    falling scores, as in the listing of the paper's appendix. Then all of B. An image of which nothing is chosen
-    keeps its order.
+    What stays of A comes first, then all of B. An image of which nothing is chosen keeps its order.
 
     Args:
         matching: Of N rows.
         chosen: (B, |A|) bool.
-        cls: Whether token 0 is [CLS].
+        ordered: Whether what stays of A keeps its order, which leaves [CLS] first. Otherwise falling scores order it.
         present: (B, N) bool, rows that exist.
 
     Returns:
@@ -116,7 +114,7 @@ def layout(matching: Matching, chosen: Tensor, *, cls: bool, present: Tensor) ->
     half = chosen.shape[1]
     stays = present[:, ::2] & ~chosen
     order = torch.arange(half, device=chosen.device).expand(batch, half)
-    if not cls:
+    if not ordered:
         order = matching.score.argsort(dim=1, descending=True, stable=True)
     place = torch.empty_like(order).scatter_(1, order, stays.gather(1, order).long().cumsum(1) - 1)
     start = stays.sum(1, keepdim=True)

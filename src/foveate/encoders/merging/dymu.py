@@ -26,13 +26,15 @@ class DyMU(EncoderMethod):
     `foveate calibrate`: such that over a set of images a given number of pairs merge in each block on average. At
     most half of the tokens of a block merge.
 
-    In a batch each image merges as it would alone; rows that an image lacks have size 0. The authors divide by
-    size + 0.0001 in batches, and give up the order of the rows even where nothing merged; here a batch equals its
-    images one by one. The other half of the paper, virtual unmerging in the language model, is in
-    `foveate.encoders.merging.unmerging`.
+    In a batch each image merges as it would alone; rows that an image lacks have size 0. In the authors' code it does
+    not: a batch divides by size + 0.0001, and splits the rows of an image where nothing merged into even and odd ones.
+    The other half of the paper, virtual unmerging in the language model, is in `foveate.encoders.merging.unmerging`.
 
     Args:
         thresholds: One a block up to the one whose output is read, or the file that `foveate calibrate` wrote.
+        reference: In encoders without [CLS], order what stays of every second token by score, as the authors' code
+            does with single images, though not with the batches from which it finds the thresholds. By default their
+            order stays in both.
     """
 
     name: ClassVar[str] = "dymu"
@@ -43,6 +45,7 @@ class DyMU(EncoderMethod):
     positions: ClassVar[Literal["original", "contiguous"]] = "original"
 
     thresholds: str | Path | Sequence[float] = ()
+    reference: bool = False
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters; sequences become tuples, so that the method can be hashed."""
@@ -80,7 +83,7 @@ class DyMU(EncoderMethod):
             matching = match(keys, cls=cls, present=present)
             chosen = matching.score > threshold
             chosen &= best(matching, (present.sum(1, keepdim=True) - int(cls)) // 2)
-            row, counts = layout(matching, chosen, cls=cls, present=present)
+            row, counts = layout(matching, chosen, ordered=cls or not self.reference, present=present)
             return join(tokens, row, int(counts.max()))
 
         return merge
@@ -123,7 +126,7 @@ class Calibration:
         self.found.append(max(float(matching.score.flatten()[order[after]]), 0.0))
         chosen = torch.zeros_like(matching.score, dtype=torch.bool).flatten()
         chosen[order[:merges]] = True
-        row, counts = layout(matching, chosen.view_as(matching.score), cls=self.cls, present=present)
+        row, counts = layout(matching, chosen.view_as(matching.score), ordered=True, present=present)
         return join(tokens, row, int(counts.max()))
 
 

@@ -21,7 +21,8 @@ class ToMe(EncoderMethod):
     for. From then on the logits of a key carry + log s (Token Merging, arXiv 2210.09461, section 3, eq. 1). At most
     half of the tokens of a block merge.
 
-    A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r` merge in each
+    Without a [CLS] token, what stays of the a's is put in the order of falling scores, as in the listing of the paper's
+    appendix D; the next block alternates over that order. A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r` merge in each
     block. The authors leave ties to an unstable sort; here the first token wins.
 
     Args:
@@ -71,7 +72,7 @@ class ToMe(EncoderMethod):
 
         def merge(tokens: Tokens, keys: Tensor) -> Tokens:
             matching = match(keys, cls=cls)
-            row, _ = layout(matching, best(matching, amount), cls=cls, present=tokens.present)
+            row, _ = layout(matching, best(matching, amount), ordered=cls, present=tokens.present)
             return join(tokens, row, tokens.x.shape[1] - amount)
 
         return merge

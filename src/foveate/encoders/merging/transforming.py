@@ -67,7 +67,7 @@ class TokenTransforming(EncoderMethod):
             matching = match(keys, cls=cls)
             goes = torch.zeros_like(tokens.present)
             goes[:, ::2] = best(matching, amount)
-            row, _ = layout(matching, goes[:, ::2], cls=cls, present=tokens.present)
+            row, _ = layout(matching, goes[:, ::2], ordered=True, present=tokens.present)
             # Stable sorts put those that stay first, in the order of their new rows.
             stay = row.masked_fill(goes, row.shape[1]).argsort(dim=1, stable=True)[:, :-amount]
             gone = goes.long().argsort(dim=1, descending=True, stable=True)[:, :amount]

@@ -1,0 +1,265 @@
+"""Merging inside live CLIP and SigLIP towers."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from foveate.encoders.merging.bipartite import Tokens, key_bias
+from foveate.encoders.merging.dymu import DyMU
+from foveate.encoders.merging.tome import ToMe
+from foveate.encoders.merging.transforming import TokenTransforming
+from foveate.errors import FoveateError
+from foveate.runtime.vit_merging import calibrate, merging
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 48,
+    "patch_size": 8,
+}
+PATCHES = 36
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def tower(request):
+    torch.manual_seed(1)
+    if request.param == "clip":
+        model = CLIPVisionModel(CLIPVisionConfig(**SIZES))
+    else:
+        model = SiglipVisionModel(SiglipVisionConfig(**SIZES))
+    for parameter in model.parameters():  # far from the start of training, where attention is nearly even
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(3, 3, 48, 48)
+
+
+def run(tower, pixels):
+    with torch.no_grad():
+        return tower(pixels, output_hidden_states=True)
+
+
+def patches(tower, hidden):
+    return hidden[:, 1:] if isinstance(tower, CLIPVisionModel) else hidden
+
+
+def loop(tower, pixels, method, count):
+    """The last block but one of a tower that merges, with the rows short and nothing else shared with the adapter."""
+    cls = isinstance(tower, CLIPVisionModel)
+    x = tower.embeddings(pixels)
+    if cls:
+        x = tower.pre_layrnorm(x)
+    tokens = Tokens.start(x)
+    steps = method.steps(x.shape[1] - cls, 3, cls=cls, count=count)
+    for layer, step in zip(tower.encoder.layers, steps, strict=False):
+        y = layer.layer_norm1(tokens.x)
+        q, k, v = (
+            getattr(layer.self_attn, name)(y).view(*y.shape[:2], 4, 8).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        weights = (q @ k.transpose(2, 3) / 8**0.5 + key_bias(tokens.size)).softmax(-1)
+        y = (weights @ v).transpose(1, 2).flatten(2)
+        tokens = tokens._replace(x=tokens.x + layer.self_attn.out_proj(y))
+        if step is not None:
+            tokens = step(tokens, k.mean(1))
+        tokens = tokens._replace(x=tokens.x + layer.mlp(layer.layer_norm2(tokens.x)))
+    return torch.stack([row[where] for row, where in zip(tokens.x, tokens.source, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [(ToMe(), 10), (ToMe(r=6, inflect=-1), None), (TokenTransforming(), 7), (DyMU((0.6, 0.7, 0.8)), None)],
+    ids=["tome", "tome-r", "token-transforming", "dymu"],
+)
+def test_the_tower_computes_what_the_method_says(tower, pixels, method, count):
+    with torch.no_grad(), merging(tower, method, count, output_layer=-2) as active:
+        hidden = run(tower, pixels).hidden_states[-2]
+        torch.testing.assert_close(hidden, loop(tower, pixels, method, count), atol=1e-4, rtol=1e-4)
+    for image, selection in enumerate(active.selections):
+        selection.check(PATCHES)
+        if count:
+            assert len(selection) == count
+        assert len(selection) < PATCHES
+        assert selection.assignment.bincount().sum() == PATCHES and selection.assignment.bincount().min() > 0
+        features = patches(tower, hidden)[image]
+        assert torch.equal(features, features[selection.indices][selection.assignment])
+        for row, first in enumerate(selection.indices.tolist()):
+            assert int((selection.assignment == row).nonzero()[0]) == first
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [(ToMe(r=0), None), (ToMe(), PATCHES), (TokenTransforming(), 10**6), (DyMU((1.0, 1.0, 1.0)), None)],
+    ids=["tome-r", "tome", "token-transforming", "dymu"],
+)
+def test_merging_nothing_is_the_untouched_tower(tower, pixels, method, count):
+    before = run(tower, pixels)
+    with merging(tower, method, count, output_layer=-2) as active:
+        inside = run(tower, pixels)
+    for left, right in zip(before.hidden_states, inside.hidden_states, strict=True):
+        assert torch.equal(left, right)
+    assert torch.equal(before.pooler_output, inside.pooler_output)
+    assert [len(selection) for selection in active.selections] == [PATCHES] * 3
+
+
+def test_afterwards_the_tower_is_as_it_was(tower, pixels):
+    before = run(tower, pixels)
+    attributes = [set(vars(layer)) for layer in tower.encoder.layers]
+    with pytest.raises(RuntimeError, match="stop"), merging(tower, ToMe(), 10):
+        run(tower, pixels)
+        raise RuntimeError("stop")
+    assert [set(vars(layer)) for layer in tower.encoder.layers] == attributes
+    assert not any("forward" in names for names in attributes)
+    for left, right in zip(before.hidden_states, run(tower, pixels).hidden_states, strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_forward_of_somebody_else_comes_back(tower, pixels):
+    layer = tower.encoder.layers[0]
+    calls = []
+    original = layer.forward
+
+    def theirs(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    layer.forward = theirs
+    with merging(tower, ToMe(r=0)):
+        run(tower, pixels)
+    assert vars(layer)["forward"] is theirs and calls == [1]
+
+
+def test_equal_tokens_go_through_as_if_unmerged(tower):
+    # Positions off and one patch everywhere: every patch is equal, and merging equal tokens changes nothing, provided
+    # that their size counts in attention.
+    with torch.no_grad():
+        tower.embeddings.position_embedding.weight.zero_()
+    pixels = torch.randn(1, 3, 8, 8).repeat(1, 1, 6, 6)
+    before = run(tower, pixels)
+    for method in (ToMe(), TokenTransforming()):
+        with merging(tower, method, 6, output_layer=-2):
+            inside = run(tower, pixels)
+        torch.testing.assert_close(inside.hidden_states[-2], before.hidden_states[-2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(inside.hidden_states[-1], before.hidden_states[-1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(inside.pooler_output, before.pooler_output, atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_after_the_one_that_is_read_do_not_merge(tower, pixels):
+    seen = []
+    hook = tower.encoder.layers[-1].mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    with merging(tower, ToMe(r=8), output_layer=-2) as active:
+        run(tower, pixels)
+        assert [len(selection) for selection in active.selections] == [PATCHES - 3 * 8] * 3
+    with merging(tower, ToMe(r=6), output_layer=-1) as active:
+        run(tower, pixels)
+        assert [len(selection) for selection in active.selections] == [PATCHES - 4 * 6] * 3
+    hook.remove()
+    cls = isinstance(tower, CLIPVisionModel)
+    assert seen == [PATCHES - 3 * 8 + cls, PATCHES - 4 * 6 + cls]  # short in both
+
+
+@pytest.mark.parametrize("method", [ToMe(r=7), DyMU((0.6, 0.7, 0.8))], ids=["tome", "dymu"])
+def test_a_batch_is_its_images(tower, pixels, method):
+    with merging(tower, method, output_layer=-2) as active:
+        together = run(tower, pixels)
+        selections = active.selections
+        for image in range(3):
+            alone = run(tower, pixels[image : image + 1])
+            assert torch.equal(active.selections[0].assignment, selections[image].assignment)
+            for place in (-2, -1):
+                torch.testing.assert_close(
+                    alone.hidden_states[place], together.hidden_states[place][image : image + 1], atol=1e-4, rtol=1e-4
+                )
+
+
+def test_a_budget_may_follow_the_image(tower, pixels):
+    with merging(tower, ToMe(), lambda patches: patches // 4) as active:
+        run(tower, pixels)
+        assert len(active.selections[0]) == 9
+        tower(torch.randn(1, 3, 64, 64), interpolate_pos_encoding=True)
+        assert [len(selection) for selection in active.selections] == [16]
+
+
+def test_eager_attention_gives_the_same(tower, pixels):
+    eager = copy.deepcopy(tower)
+    eager.set_attn_implementation("eager")
+    outputs = []
+    for model in (tower, eager):
+        with merging(model, ToMe(), 9, output_layer=-2):
+            outputs.append(run(model, pixels).hidden_states[-2])
+    assert torch.equal(*outputs)
+
+
+def test_gradients_flow(tower, pixels):
+    with merging(tower, ToMe(), 9, output_layer=-2):
+        hidden = tower(pixels, output_hidden_states=True).hidden_states[-2]
+        patches(tower, hidden).square().mean().backward()
+    for layer in tower.encoder.layers[:3]:
+        assert layer.self_attn.v_proj.weight.grad.abs().sum() > 0
+
+
+def test_threads_have_selections_of_their_own(tower, pixels):
+    with merging(tower, ToMe(), 9) as active:
+        run(tower, pixels[:1])
+        found = []
+        thread = threading.Thread(target=lambda: (run(tower, pixels), found.append(len(active.selections))))
+        thread.start()
+        thread.join()
+        assert found == [3] and len(active.selections) == 1
+
+
+def test_calibration_leaves_the_asked_number_on_average(tower):
+    batches = [torch.randn(8, 3, 48, 48) * torch.rand(8, 1, 1, 1) for _ in range(3)]
+    found = calibrate(tower, batches, 12, output_layer=-2)
+    assert len(found.values) == 3 and found.patches == PATCHES and found.images == 24
+    assert found.encoder == type(tower).__name__
+    counts = []
+    with merging(tower, DyMU(found.values), output_layer=-2) as active:
+        for batch in batches:
+            run(tower, batch)
+            counts += [len(selection) for selection in active.selections]
+    assert abs(sum(counts) / len(counts) - 12) < 2
+    assert len(set(counts)) > 1  # richer images keep more
+
+
+def test_one_batch_is_met_exactly(tower):
+    # The threshold of a single batch lies just below its last merge, so that the same batch merges as it did.
+    batch = torch.randn(6, 3, 48, 48)
+    found = calibrate(tower, [batch], 15, output_layer=-2)
+    with merging(tower, DyMU(found.values), output_layer=-2) as active:
+        run(tower, batch)
+        assert sum(len(selection) for selection in active.selections) == 6 * 15
+
+
+def test_bad_input(tower, pixels):
+    with pytest.raises(FoveateError, match="not on ViTModel"), merging(ViTModel(ViTConfig(**SIZES)), ToMe(), 9):
+        pass
+    with merging(tower, ToMe(), 9) as active:
+        with pytest.raises(FoveateError, match="no image"):
+            _ = active.selections
+        with pytest.raises(FoveateError, match="merges already"), merging(tower, ToMe(), 9):
+            pass
+        run(tower, pixels)
+    with merging(tower, ToMe()), pytest.raises(FoveateError, match="needs a budget"):
+        run(tower, pixels)
+    with pytest.raises(FoveateError, match="there are none"):
+        calibrate(tower, [], 9)
+    with pytest.raises(FoveateError, match="40 of them cannot stay"):
+        calibrate(tower, [pixels], 40)
+    with pytest.raises(FoveateError, match="4 blocks"), merging(tower, ToMe(), 9, output_layer=-6):
+        pass
