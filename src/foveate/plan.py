@@ -165,9 +165,10 @@ class Plan:
 
 def all_methods() -> dict[str, type]:
     """Every method of every room by name."""
-    from foveate.selection import methods as before_lm
+    from foveate.encoders.merging import encoder_methods
+    from foveate.selection import methods
 
-    return before_lm()
+    return dict(sorted({**methods(), **encoder_methods()}.items()))
 
 
 def parse_plan(text: str) -> Plan:

@@ -48,6 +48,8 @@ class Family(ABC):
     language_model: ClassVar[str] = "language_model"
     #: Encoder tokens that make one token of the language model, for towers whose merger is of fixed size.
     merge: ClassVar[int] = 1
+    #: Whether every patch becomes one token of the language model, by itself: methods inside the encoder need that.
+    patchwise: ClassVar[bool] = False
     #: Whether images are cut into tiles.
     tiled: ClassVar[bool] = False
 
@@ -64,6 +66,10 @@ class Family(ABC):
         return getattr(core.config, f"{modality}_token_id", None)
 
     # The encoder
+
+    def vision_tower(self, core: Any) -> nn.Module:
+        """The encoder."""
+        return core.vision_tower
 
     @abstractmethod
     def blocks(self, core: Any) -> list[nn.Module]:

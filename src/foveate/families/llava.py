@@ -16,6 +16,7 @@ class Llava(Family):
     name: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    patchwise: ClassVar[bool] = True
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""

@@ -28,6 +28,7 @@ from foveate.runtime.cache import Kept, inside, kept_of, mark
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT, Probe
 from foveate.runtime.report import ImageReport, Journal, Report, StepReport
 from foveate.runtime.sequence import Chosen, Shorter
+from foveate.runtime.vit_merging import Merging, merging
 from foveate.tokens import Need, Selection, Tower, VisualTokens
 
 MODALITIES = ("image", "video")
@@ -98,6 +99,7 @@ class Encoded:
 
     layouts: list[ImageLayout]
     measured: list[dict[Need, Tensor]]
+    merged: list[Selection] | None = None  # what merging inside the encoder left of every image
 
 
 @dataclass
@@ -121,7 +123,7 @@ class Handle:
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
         self._notes: tuple[str, ...] = ()
-        _refuse_sites(plan)
+        _check_sites(plan, self.family)
         last = plan.steps[-1].method
         self._renumber = (positions or last.positions) == "contiguous"
         self.tower: Tower = self.family.tower(self._core)
@@ -170,6 +172,19 @@ class Handle:
         self._probe = Probe(attentions, blocks, self._needs, self.tower.has_cls)
         self._undo.append(self._probe.detach)
         self._probe.attach()
+        self._merging: Merging | None = None
+        first = self.plan.steps[0]
+        if first.method.site == "in-encoder":
+            budget = first.budget
+            merging_tower = merging(
+                self.family.vision_tower(self._core),
+                first.method,
+                None if budget is None else budget.of,
+                output_layer=self.tower.last_used,
+                cls=self.tower.has_cls,
+            )
+            self._merging = merging_tower.__enter__()
+            self._undo.append(lambda: merging_tower.__exit__(None, None, None) and None)
         if self.model is not self._core:
             self._wrap(self.model, "forward", self._outer)
         self._wrap(self._core, "forward", self._inner)
@@ -201,6 +216,8 @@ class Handle:
         needs: dict[Need, None] = {}
         notes: dict[str, None] = {}
         for step in self.plan.steps:
+            if step.method.site != "before-lm":
+                continue
             for need in step.method.needs(self.tower):
                 if need.kind.startswith("cls") and not self.tower.has_cls:
                     if not (need.kind == "cls_attention" and need.substitute):
@@ -216,6 +233,11 @@ class Handle:
                     )
                 if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, "instruction", "text_feature"):
                     raise FoveateError(f"{step.method.name} needs {need.kind}, which no probe of a live model gives.")
+                if self.plan.steps[0].method.site == "in-encoder" and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
+                    raise FoveateError(
+                        f"{step.method.name} needs {need.kind} of every patch, which {self.plan.steps[0].method.name} "
+                        "has merged by then; join it with a method that needs nothing of the encoder."
+                    )
                 needs[need] = None
         self._notes = tuple(notes)
         return tuple(needs)
@@ -240,7 +262,7 @@ class Handle:
             flat = value[:, None] if value.ndim == 1 else value
             for image, own in zip(measured, self.family.spread(self._core, modality, call, output, flat), strict=True):
                 image[need] = own[:, 0] if value.ndim == 1 else own
-        encoded = Encoded(layouts, measured)
+        encoded = Encoded(layouts, measured, None if self._merging is None else self._merging.selections)
         frame = self._frame
         if frame is not None:
             frame.encoded[modality] = encoded
@@ -430,6 +452,14 @@ class Handle:
         whole = Selection(torch.arange(len(tokens), device=embeds.device))
         steps = []
         for step in self.plan.steps:
+            if encoded.merged is not None and step is self.plan.steps[0]:
+                # The tower gave every patch the feature of the row it went into: one of each row is enough.
+                found = encoded.merged[number]
+                features = tokens.features[found.indices]
+                whole = Selection(found.indices, features, found.assignment, found.weights)
+                steps.append(StepReport(str(step), step.method.site, len(tokens), len(whole), 0.0))
+                tokens = tokens.take(whole)
+                continue
             start = time.perf_counter()
             with torch.no_grad():
                 own = step.method(tokens, _count(step, len(tokens)))
@@ -468,10 +498,20 @@ def _count(step: Step, count: int) -> int | None:
     return None if step.budget is None else step.budget.of(count)
 
 
-def _refuse_sites(plan: Plan) -> None:
-    for step in plan.steps:
-        if step.method.site != "before-lm":
-            raise FoveateError(f"{step.method.name} acts {step.method.site}, which cannot be attached yet.")
+def _check_sites(plan: Plan, family: Family) -> None:
+    """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
+    for place, step in enumerate(plan.steps):
+        method = step.method
+        if method.site == "in-encoder":
+            if place:
+                raise FoveateError(f"{method.name} acts inside the encoder: it must come first in a plan.")
+            if not family.patchwise:
+                raise FoveateError(
+                    f"{method.name} merges inside the encoder, which needs every patch to become one token of the "
+                    f"language model; in {family.title} it does not."
+                )
+        elif method.site != "before-lm":
+            raise FoveateError(f"{method.name} acts {method.site}, where nothing can be attached.")
 
 
 def _rows_of_images(places: Tensor, counts: list[int]) -> list[list[tuple[int, Tensor]]]:
