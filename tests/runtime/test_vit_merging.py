@@ -8,6 +8,8 @@ import torch
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     SiglipVisionConfig,
     SiglipVisionModel,
     ViTConfig,
@@ -18,7 +20,9 @@ from foveate.encoders.merging.bipartite import Tokens, key_bias
 from foveate.encoders.merging.dymu import DyMU
 from foveate.encoders.merging.tome import ToMe
 from foveate.encoders.merging.transforming import TokenTransforming
+from foveate.encoders.merging.unmerging import sequence_groups
 from foveate.errors import FoveateError
+from foveate.runtime.virtual_unmerging import virtual_unmerging
 from foveate.runtime.vit_merging import calibrate, merging
 
 SIZES = {
@@ -120,9 +124,10 @@ def test_merging_nothing_is_the_untouched_tower(tower, pixels, method, count):
 def test_afterwards_the_tower_is_as_it_was(tower, pixels):
     before = run(tower, pixels)
     attributes = [set(vars(layer)) for layer in tower.encoder.layers]
-    with pytest.raises(RuntimeError, match="stop"), merging(tower, ToMe(), 10):
+    with merging(tower, ToMe(), 10):
         run(tower, pixels)
-        raise RuntimeError("stop")
+    with pytest.raises(FoveateError, match="which leaves 3"), merging(tower, ToMe(), 1):
+        run(tower, pixels)
     assert [set(vars(layer)) for layer in tower.encoder.layers] == attributes
     assert not any("forward" in names for names in attributes)
     for left, right in zip(before.hidden_states, run(tower, pixels).hidden_states, strict=True):
@@ -142,6 +147,65 @@ def test_a_forward_of_somebody_else_comes_back(tower, pixels):
     with merging(tower, ToMe(r=0)):
         run(tower, pixels)
     assert vars(layer)["forward"] is theirs and calls == [1]
+
+
+def test_behind_the_hooks_of_accelerate(tower, pixels):
+    hooks = pytest.importorskip("accelerate.hooks")
+    with merging(tower, ToMe(), 10):
+        expected = run(tower, pixels).hidden_states
+    calls = []
+
+    class Hook(hooks.ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            calls.append(1)
+            return args, kwargs
+
+    for layer in tower.encoder.layers:
+        hooks.add_hook_to_module(layer, Hook())
+    with merging(tower, ToMe(), 10):
+        hidden = run(tower, pixels).hidden_states
+    assert len(calls) == 4 and all(torch.equal(*pair) for pair in zip(hidden, expected, strict=True))
+    assert run(tower, pixels).hidden_states[1].shape[1] >= PATCHES
+
+
+def test_in_llava_the_model_around_it_works_unchanged(pixels):
+    torch.manual_seed(1)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**SIZES).to_dict(),
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 40,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        },
+        image_token_id=39,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    ids = torch.tensor([[1, *[39] * PATCHES, 5, 6]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels[:1]}
+    untouched = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    with torch.no_grad():
+        with merging(model.model.vision_tower, ToMe(), 9, output_layer=-2) as active:
+            output = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            (features,) = model.model.get_image_features(pixels[:1]).pooler_output
+            assert output.shape == untouched.shape
+            (selection,) = active.selections
+            assert len(selection) == 9
+            torch.testing.assert_close(features, features[selection.indices][selection.assignment])
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), untouched)
+
+        # Virtual unmerging: the language model computes on 9 + 3 rows.
+        embeddings = model.get_input_embeddings()(ids)
+        embeddings[0, 1 : PATCHES + 1] = features[selection.indices][selection.assignment]
+        group = sequence_groups(ids == 39, [selection.assignment])
+        assert int(group.max()) + 1 == 12
+        with virtual_unmerging(model.model.language_model, group):
+            assert model(inputs_embeds=embeddings).logits.shape == (1, PATCHES + 3, 40)
 
 
 def test_equal_tokens_go_through_as_if_unmerged(tower):

@@ -21,9 +21,10 @@ class ToMe(EncoderMethod):
     for. From then on the logits of a key carry + log s (Token Merging, arXiv 2210.09461, section 3, eq. 1). At most
     half of the tokens of a block merge.
 
-    Without a [CLS] token, what stays of the a's is put in the order of falling scores, as in the listing of the paper's
-    appendix D; the next block alternates over that order. A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r` merge in each
-    block. The authors leave ties to an unstable sort; here the first token wins.
+    A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r` merge in each
+    block. Without a [CLS] token, what stays of the a's is put in the order of falling scores, as in the listing of the
+    paper's appendix D; the next block alternates over that order. Of equal scores the first token wins; the authors
+    leave that to their sort.
 
     Args:
         r: Pairs of a block, for use without a budget.
