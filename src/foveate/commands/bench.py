@@ -16,6 +16,8 @@ EXAMPLES = """
     foveate bench encoders --quick
     foveate bench encoders --sizes 512,768,1024 --repeats 5 -o benchmarks/results/encoders-cpu.json --resume
     foveate bench encoders --device cuda --attention flash_attention_2
+    foveate bench selection --shapes llava-1.5 --methods divprune,random
+    foveate bench selection --device cuda --text qwen2-7b --repeats 10
 """
 
 
@@ -94,6 +96,82 @@ def encoders(
     for line in results["explanation"]:
         console.print(f"- {line}")
     console.print(f"written: {output}")
+
+
+def selection(
+    shapes: Annotated[
+        str | None, typer.Option(help="llava-1.5, llava-next, qwen2.5-vl, with commas; all.", show_default=False)
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods with commas, as `foveate methods` lists them; all.", show_default=False),
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Budgets with commas: 64,25%; those of each shape.", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Timed turns after a warm-up.")] = 3,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text part: qwen2-0.5b or qwen2-7b; the larger one on a GPU.", show_default=False),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    text_tokens: Annotated[int, typer.Option(help="Tokens of text after the image.")] = 32,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU; all that PyTorch takes.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON file; benchmarks/results/selection-DEVICE.json.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what the file already has.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """What choosing tokens costs: every method inside a full prefill, beside random tokens and the untouched model.
+
+    Models of real sizes with random weights: LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL at 1024 px, with a text part of the
+    size of Qwen2-0.5B, on a GPU of Qwen2-7B. All plans run in turns in one process. The file is written after every
+    budget, so that --resume goes on after an interruption.
+    """
+    import torch
+
+    from foveate.benchmark import selection as benchmark
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = benchmark.Settings(
+        shapes=_names(shapes) or tuple(benchmark.SHAPES),
+        methods=_names(methods),
+        budgets=_names(budgets),
+        repeats=repeats,
+        text_tokens=text_tokens,
+        device=device,
+        dtype=dtype,
+        threads=torch.get_num_threads() if threads is None else threads,
+        text=text or ("qwen2-7b" if device == "cuda" else "qwen2-0.5b"),
+    )
+    output = output or Path("benchmarks/results") / f"selection-{device}.json"
+    command = " ".join(["foveate", *sys.argv[1:]])
+    results = benchmark.run(settings, output, resume=resume, command=command, report=notes.print)
+    if plot is not None:
+        benchmark.plot(results, plot)
+    if as_json:
+        print_json(results)
+        return
+    header, rows = benchmark.table(results)
+    shown = Table(*(Column(name, overflow="fold") for name in header))
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for line in results["impossible"]:
+        console.print(f"{line['shape']}: {line['reason']}", markup=False)
+    console.print(f"written: {output}")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
 def _numbers(text: str) -> tuple[int, ...]:
