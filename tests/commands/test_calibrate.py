@@ -1,0 +1,73 @@
+"""`foveate calibrate`: a file of thresholds that a plan can use."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaModel
+
+from foveate.commands.calibrate import calibrate
+from foveate.encoders.merging.dymu import DyMU, Thresholds
+from foveate.errors import FoveateError
+from foveate.runtime.vit_merging import merging
+
+VISION = CLIPVisionConfig(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tower")
+    CLIPVisionModel(VISION).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(0)
+    for number in range(5):
+        Image.fromarray(noise.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_the_file_can_be_used(folder, images, tmp_path, capsys):
+    output = tmp_path / "thresholds.json"
+    calibrate(str(folder), [images], output, count=6, batch_size=2, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    found = Thresholds.load(output)
+    assert document["thresholds"] == list(found.values) and len(found.values) == 3
+    assert (found.patches, found.count, found.images, found.encoder) == (16, 6, 5, "CLIPVisionModel")
+    tower = CLIPVisionModel.from_pretrained(folder)
+    with torch.no_grad(), merging(tower, DyMU(str(output))) as active:
+        tower(torch.randn(2, 3, 32, 32))
+        assert all(len(selection) <= 16 for selection in active.selections)
+
+
+def test_of_a_whole_model_the_block_that_is_read(folder, images, tmp_path, capsys):
+    text = {"model_type": "llama", "vocab_size": 20, "hidden_size": 16, "intermediate_size": 16}
+    text |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlavaConfig(vision_config=VISION.to_dict(), text_config=text, vision_feature_layer=-2, image_token_id=19)
+    LlavaModel(config).save_pretrained(tmp_path / "llava")
+    (tmp_path / "llava" / "preprocessor_config.json").write_text((folder / "preprocessor_config.json").read_text())
+    calibrate(str(tmp_path / "llava"), [images / "0.png", images / "1.png"], tmp_path / "out.json", count=8)
+    assert len(Thresholds.load(tmp_path / "out.json").values) == 2
+    assert "16 tokens to 8" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_bad_input(folder, images, tmp_path):
+    with pytest.raises(FoveateError, match="no images there"):
+        calibrate(str(folder), [tmp_path], tmp_path / "out.json", count=6)
+    with pytest.raises(FoveateError, match="no image or folder"):
+        calibrate(str(folder), [tmp_path / "none.png"], tmp_path / "out.json", count=6)
+    with pytest.raises(FoveateError, match="there is no folder"):
+        calibrate(str(folder), [images], tmp_path / "none" / "out.json", count=6)
+    with pytest.raises(FoveateError, match="17 of them cannot stay"):
+        calibrate(str(folder), [images], tmp_path / "out.json", count=17)
+    assert not (tmp_path / "out.json").exists()
