@@ -167,8 +167,9 @@ def all_methods() -> dict[str, type]:
     """Every method of every room by name."""
     from foveate.encoders.merging import encoder_methods
     from foveate.selection import methods
+    from foveate.views.reduction import Downsample
 
-    return dict(sorted({**methods(), **encoder_methods()}.items()))
+    return dict(sorted({**methods(), **encoder_methods(), Downsample.name: Downsample}.items()))
 
 
 def parse_plan(text: str) -> Plan:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.tokens import Crop, Grid, Tower
@@ -91,6 +92,14 @@ class Family(ABC):
         """What methods may know of the encoder."""
         return Tower(len(self.blocks(core)), self.has_cls(core), self.merge, self.output_layer(core))
 
+    def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
+        """Rows and columns of tokens of every image of a call, before it is made; None where images are no raster."""
+        return None
+
+    def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
+        """The arguments of a call with every image made smaller, to rasters of `grids` tokens."""
+        raise NotImplementedError  # only called where `grids` gives some
+
     # Tokens
 
     @abstractmethod
@@ -144,3 +153,9 @@ def frame_crops(frames: int, rows: int, columns: int, device: Any = None) -> tup
         return grid_crop(rows, columns, device)
     places = torch.arange(frames * rows * columns, device=device).view(frames, -1)
     return tuple(Crop(own, Grid(rows, columns), kind="frame") for own in places)
+
+
+def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (n, C, height, width) at another (height, width), bicubic and antialiased."""
+    small = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False)
+    return small.to(pixels.dtype)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
-from foveate.families.family import Family, ImageLayout, grid_crop
+from foveate.errors import FoveateError
+from foveate.families.family import Family, ImageLayout, grid_crop, resize
+from foveate.tokens import Grid
 
 
 class Llava(Family):
@@ -30,19 +32,29 @@ class Llava(Family):
         """The block that `vision_feature_layer` reads."""
         return feature_layer(core, len(self.blocks(core)))
 
-    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+    def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image; Pixtral's has the proportions of the image."""
-        counts = self.counts(output)
         patch = core.config.vision_config.patch_size
         if call.get("image_sizes") is not None:
-            grids = [(int(h) // patch, int(w) // patch) for h, w in call["image_sizes"]]
-        else:
-            height, width = call["pixel_values"].shape[-2:]
-            grids = [(height // patch, width // patch)] * len(counts)
-        device = output.pooler_output[0].device
+            return [Grid(int(h) // patch, int(w) // patch) for h, w in call["image_sizes"]]
+        height, width = call["pixel_values"].shape[-2:]
+        return [Grid(height // patch, width // patch)] * len(call["pixel_values"])
+
+    def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
+        """Smaller pixels; the tower interpolates its positions."""
+        if call.get("image_sizes") is not None:
+            raise FoveateError("images of a Pixtral tower are best made smaller by the processor, which keeps their size.")
+        (grid,) = set(grids)
+        patch = core.config.vision_config.patch_size
+        pixels = resize(call["pixel_values"], (grid.rows * patch, grid.columns * patch))
+        return {**call, "pixel_values": pixels, "interpolate_pos_encoding": True}
+
+    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+        """One raster an image; Pixtral's has the proportions of the image."""
+        patch, device = core.config.vision_config.patch_size, output.pooler_output[0].device
         return [
-            ImageLayout(count, grid_crop(*grid, device), size=(grid[0] * patch, grid[1] * patch))
-            for count, grid in zip(counts, grids, strict=True)
+            ImageLayout(grid.size, grid_crop(*grid, device), size=(grid.rows * patch, grid.columns * patch))
+            for grid in self.grids(core, modality, call)
         ]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from foveate.families.family import Family, ImageLayout, frame_crops
+from foveate.families.family import Family, ImageLayout, frame_crops, resize
+from foveate.tokens import Grid
 
 
 class Qwen2VL(Family):
@@ -22,6 +24,38 @@ class Qwen2VL(Family):
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""
         return list(core.visual.blocks)
+
+    def vision_tower(self, core: Any) -> nn.Module:
+        """The encoder."""
+        return core.visual
+
+    def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
+        """A raster an image; clips are none."""
+        side = core.visual.spatial_merge_size
+        sizes = call[f"{modality}_grid_thw"].tolist()
+        if any(frames != 1 for frames, _, _ in sizes):
+            return None
+        return [Grid(rows // side, columns // side) for _, rows, columns in sizes]
+
+    def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
+        """Patches back to pixels, resized, and cut into patches again, in the order of merge groups."""
+        side, config = core.visual.spatial_merge_size, core.config.vision_config
+        patch, depth = config.patch_size, config.temporal_patch_size
+        name = "pixel_values" if modality == "image" else "pixel_values_videos"
+        old = call[f"{modality}_grid_thw"].tolist()
+        smaller, sizes = [], []
+        for patches, (_, rows, columns), grid in zip(
+            call[name].split([t * h * w for t, h, w in old]), old, grids, strict=True
+        ):
+            # (row, column, row and column in a merge group, channel, time, height, width) to (channel x time, H, W)
+            cut = patches.view(rows // side, columns // side, side, side, -1, depth, patch, patch)
+            image = cut.permute(4, 5, 0, 2, 6, 1, 3, 7).reshape(1, -1, rows * patch, columns * patch)
+            small = resize(image, (grid.rows * side * patch, grid.columns * side * patch))
+            small = small.view(-1, depth, grid.rows, side, patch, grid.columns, side, patch)
+            smaller.append(small.permute(2, 5, 3, 6, 0, 1, 4, 7).reshape(-1, patches.shape[1]))
+            sizes.append((1, grid.rows * side, grid.columns * side))
+        device = call[f"{modality}_grid_thw"].device
+        return {**call, name: torch.cat(smaller), f"{modality}_grid_thw": torch.tensor(sizes, device=device)}
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """A raster an image, `t` of them a clip."""

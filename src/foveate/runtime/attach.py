@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.families import Family, ImageLayout, family_of
+from foveate.families.family import grid_crop
 from foveate.plan import Plan, Step
 from foveate.runtime import sequence
 from foveate.runtime.cache import Kept, inside, kept_of, mark
@@ -30,6 +31,7 @@ from foveate.runtime.report import ImageReport, Journal, Report, StepReport
 from foveate.runtime.sequence import Chosen, Shorter
 from foveate.runtime.vit_merging import Merging, merging
 from foveate.tokens import Need, Selection, Tower, VisualTokens
+from foveate.views.reduction import places, reduced_grid
 
 MODALITIES = ("image", "video")
 
@@ -233,10 +235,11 @@ class Handle:
                     )
                 if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, "instruction", "text_feature"):
                     raise FoveateError(f"{step.method.name} needs {need.kind}, which no probe of a live model gives.")
-                if self.plan.steps[0].method.site == "in-encoder" and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
+                first = self.plan.steps[0].method
+                if first.site != "before-lm" and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
                     raise FoveateError(
-                        f"{step.method.name} needs {need.kind} of every patch, which {self.plan.steps[0].method.name} "
-                        "has merged by then; join it with a method that needs nothing of the encoder."
+                        f"{step.method.name} needs {need.kind} of every patch, and after {first.name} there are fewer; "
+                        "join it with a method that needs nothing of the encoder."
                     )
                 needs[need] = None
         self._notes = tuple(notes)
@@ -245,12 +248,14 @@ class Handle:
     # Encoding
 
     def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = inspect.signature(original).bind(*args, **kwargs).arguments
+        call = {**call, **call.pop("kwargs", {})}
+        if self.plan.steps[0].method.site == "view":
+            return self._note(modality, *self._encode_smaller(modality, original, call))
         with self._probe.encoding() as found:
             output = original(*args, **kwargs)
         if not hasattr(output, "pooler_output"):  # asked for a tuple: none of our callers
             return output
-        call = inspect.signature(original).bind(*args, **kwargs).arguments
-        call = {**call, **call.pop("kwargs", {})}
         layouts = self.family.layouts(self._core, modality, call, output)
         measured: list[dict[Need, Tensor]] = [{} for _ in layouts]
         for need, values in found.items():
@@ -262,7 +267,34 @@ class Handle:
             flat = value[:, None] if value.ndim == 1 else value
             for image, own in zip(measured, self.family.spread(self._core, modality, call, output, flat), strict=True):
                 image[need] = own[:, 0] if value.ndim == 1 else own
-        encoded = Encoded(layouts, measured, None if self._merging is None else self._merging.selections)
+        merged = None if self._merging is None else self._merging.selections
+        return self._note(modality, output, Encoded(layouts, measured, merged))
+
+    def _encode_smaller(
+        self, modality: str, original: Callable[..., Any], call: dict[str, Any]
+    ) -> tuple[Any, Encoded]:
+        """Encode reduced images; their tokens stand among zeros in a raster of the size that the prompt expects."""
+        step = self.plan.steps[0]
+        grids = self.family.grids(self._core, modality, call)
+        if grids is None or step.budget is None:
+            raise FoveateError(f"{step.method.name} reduces images that are one raster, and these are not.")
+        counts = [step.budget.of(grid.size) for grid in grids]
+        smaller = [reduced_grid(grid, count) for grid, count in zip(grids, counts, strict=True)]
+        if smaller == grids:
+            output = original(**call)
+        else:
+            output = original(**self.family.shrink(self._core, modality, call, smaller))
+        features, layouts, merged = [], [], []
+        for own, grid, small, count in zip(output.pooler_output, grids, smaller, counts, strict=True):
+            rows, at = (index.to(own.device) for index in places(grid, small, count))
+            features.append(own.new_zeros(grid.size, own.shape[-1]).index_copy(0, at, own[rows]))
+            layouts.append(ImageLayout(grid.size, grid_crop(*grid, own.device)))
+            merged.append(Selection(at))
+        output.pooler_output = features
+        return output, Encoded(layouts, [{} for _ in layouts], merged)
+
+    def _note(self, modality: str, output: Any, encoded: Encoded) -> Any:
+        """Remember what an output was made of, until the pass that reads it."""
         frame = self._frame
         if frame is not None:
             frame.encoded[modality] = encoded
@@ -455,7 +487,8 @@ class Handle:
             if encoded.merged is not None and step is self.plan.steps[0]:
                 # The tower gave every patch the feature of the row it went into: one of each row is enough.
                 found = encoded.merged[number]
-                features = tokens.features[found.indices]
+                merges = found.assignment is not None
+                features = tokens.features[found.indices] if merges else None
                 whole = Selection(found.indices, features, found.assignment, found.weights)
                 steps.append(StepReport(str(step), step.method.site, len(tokens), len(whole), 0.0))
                 tokens = tokens.take(whole)
@@ -510,6 +543,11 @@ def _check_sites(plan: Plan, family: Family) -> None:
                     f"{method.name} merges inside the encoder, which needs every patch to become one token of the "
                     f"language model; in {family.title} it does not."
                 )
+        elif method.site == "view":
+            if place:
+                raise FoveateError(f"{method.name} acts on the image: it must come first in a plan.")
+            if type(family).grids is Family.grids:
+                raise FoveateError(f"{method.name} cannot reduce the images of {family.title}; the processor can.")
         elif method.site != "before-lm":
             raise FoveateError(f"{method.name} acts {method.site}, where nothing can be attached.")
 
