@@ -40,6 +40,7 @@ NeedKind = Literal[
     "cls_feature",  # encoder output of the [CLS] token: (d,)
     "instruction",  # embeddings of the prompt's text tokens as the language model reads them: (T, D)
     "text_feature",  # the prompt in the joint space of a contrastive text encoder (given by the user): (d,)
+    "first_layer_attention",  # attention of the prompt's text in the language model's first layer, mean over heads: (N,)
     "pixels",  # the image as the encoder saw it, 0 to 1: (3, height, width)
 ]
 

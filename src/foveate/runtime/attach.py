@@ -26,6 +26,7 @@ from foveate.families.family import grid_crop
 from foveate.plan import Plan, Step
 from foveate.runtime import sequence
 from foveate.runtime.cache import Kept, inside, kept_of, mark
+from foveate.runtime.first_layer import queries_and_keys, text_to_visual
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT, Probe
 from foveate.runtime.report import ImageReport, Journal, Report, StepReport
 from foveate.runtime.sequence import Chosen, Shorter
@@ -34,6 +35,8 @@ from foveate.tokens import Need, Selection, Tower, VisualTokens
 from foveate.views.reduction import places, reduced_grid
 
 MODALITIES = ("image", "video")
+#: Kinds of needs that are read off the prompt.
+OF_PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 _attached: WeakKeyDictionary[nn.Module, Handle] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -109,6 +112,7 @@ class Frame:
     """One forward pass of the core, in one thread."""
 
     arguments: Mapping[str, Any]
+    positions: Tensor | None = None  # what the language model was given
     encoded: dict[str, Encoded] = field(default_factory=dict)
 
 
@@ -233,7 +237,7 @@ class Handle:
                         f"{step.method.name} compares the image with the prompt in the space of a contrastive text "
                         "encoder: pass text_features=... to compress."
                     )
-                if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, "instruction", "text_feature"):
+                if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
                     raise FoveateError(f"{step.method.name} needs {need.kind}, which no probe of a live model gives.")
                 first = self.plan.steps[0].method
                 if first.site != "before-lm" and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
@@ -364,6 +368,7 @@ class Handle:
             return original(*args, **kwargs)
         cache = kwargs.get("past_key_values")
         kept = kept_of(cache)
+        frame.positions = kwargs.get("position_ids")
         chosen = self._choose(frame, embeds)
         if kept is None and all(len(image.columns) == len(image.selection) for image in chosen):
             if not any(image.selection.features is not None for image in chosen):
@@ -468,7 +473,9 @@ class Handle:
         measured = dict(encoded.measured[number])
         for need in self._needs:
             if need.kind == "instruction":
-                measured[need] = self._instruction(frame, row, columns, embeds)
+                measured[need] = embeds[row, self._text_places(frame, row, columns, embeds.shape[1])].detach()
+            elif need.kind == "first_layer_attention":
+                measured[need] = self._first_layer(frame, row, columns, embeds)
             elif need.kind == "text_feature" and self._text_features is not None:
                 features = self._text_features
                 measured[need] = features if features.ndim == 1 else features[min(row, len(features) - 1)]
@@ -503,20 +510,31 @@ class Handle:
                 tokens = tokens.take(own)
         return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), self._notes)
 
-    def _instruction(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> Tensor:
-        """Embeddings (T, D) of the text after an image, of all text where none comes after it."""
-        length = embeds.shape[1]
-        text = torch.ones(length, dtype=torch.bool, device=embeds.device)
+    def _text_places(self, frame: Frame, row: int, columns: Tensor, length: int) -> Tensor:
+        """(T,) the places of the text after an image, of all text where none comes after it."""
+        text = torch.ones(length, dtype=torch.bool, device=columns.device)
         seen = sequence.key_mask(frame.arguments.get("attention_mask"), length)
         if seen is not None and seen.shape[1] >= length:
-            text &= seen[row, -length:].to(embeds.device) > 0
+            text &= seen[row, -length:].to(columns.device) > 0
         for modality in MODALITIES:
             places = self._placeholders(frame, modality)
             if places is not None:
                 text &= ~places[row]
         after = text.clone()
         after[: int(columns[-1]) + 1] = False
-        return embeds[row, after if bool(after.any()) else text].detach()
+        return (after if bool(after.any()) else text).nonzero().flatten()
+
+    def _first_layer(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> Tensor:
+        """Attention that the text pays to an image's tokens in the first decoder layer, (N,)."""
+        positions = frame.positions
+        if positions is not None and positions.shape[-2] > 1:
+            positions = positions[..., row : row + 1, :]
+        found = queries_and_keys(self.family.text(self._core), embeds[row : row + 1].detach(), positions)
+        query, key, scaling = found
+        seen = sequence.key_mask(frame.arguments.get("attention_mask"), embeds.shape[1])
+        own = None if seen is None or seen.shape[1] < embeds.shape[1] else seen[row].to(embeds.device)
+        rows = self._text_places(frame, row, columns, embeds.shape[1])
+        return text_to_visual(query[0], key[0], scaling, rows, columns, own)
 
 
 def _of_length(seen: Tensor | None, batch: int, length: int, device: Any) -> Tensor:

@@ -1,0 +1,81 @@
+"""What the first layer of a language model looks at, before anything of the language model has run.
+
+Methods that choose by the prompt may ask for the attention that text pays to visual tokens in the first decoder layer
+(arXiv 2506.01097). Its queries and keys follow from the embeddings alone: the layer's attention module is called and
+stopped as soon as it has them, and only the rows of the text are worked out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.runtime.probe import watched
+
+
+class _SeenError(Exception):
+    """Raised by the observer when it has what it wants."""
+
+
+def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, float]:
+    """Rotated queries (B, H, L, d) and keys (B, H', L, d) of the first layer, and the factor of the logits.
+
+    Args:
+        text: A language model with `layers`, each with `input_layernorm` and `self_attn`, and `rotary_emb`.
+        embeds: (B, L, D).
+        positions: As the language model would be given them; None: 0 to L - 1.
+
+    Raises:
+        FoveateError: the language model is built otherwise.
+    """
+    layer: Any = next(iter(getattr(text, "layers", [])), None)
+    attention = getattr(layer, "self_attn", None)
+    if attention is None or not hasattr(layer, "input_layernorm") or not hasattr(text, "rotary_emb"):
+        raise FoveateError(f"the first layer of {type(text).__name__} cannot be asked what it looks at.")
+    if positions is None:
+        positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
+    seen: list[tuple[Tensor, Tensor, float]] = []
+
+    def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+        scaling = options.get("scaling")
+        seen.append((query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
+        raise _SeenError
+
+    with watched(attention, observe), torch.no_grad():
+        try:
+            rotation = text.rotary_emb(embeds, positions)  # ty: ignore[call-non-callable]
+            attention(
+                hidden_states=layer.input_layernorm(embeds),
+                position_embeddings=rotation,
+                attention_mask=None,
+                past_key_values=None,
+            )
+        except _SeenError:
+            return seen[0]
+        except TypeError as error:
+            raise FoveateError(f"the first layer of {type(text).__name__} cannot be asked: {error}") from error
+    raise FoveateError(f"the first layer of {type(text).__name__} does not look at anything.")
+
+
+def text_to_visual(
+    query: Tensor, key: Tensor, scaling: float, rows: Tensor, columns: Tensor, seen: Tensor | None
+) -> Tensor:
+    """Attention of text on visual tokens, mean over heads and text: (N,) float32.
+
+    Args:
+        query: (H, L, d) of one sequence.
+        key: (H', L, d).
+        scaling: Factor of the logits.
+        rows: (T,) the positions of the text.
+        columns: (N,) the positions of the visual tokens.
+        seen: (L,) 0 for padding.
+    """
+    key = key if len(key) == len(query) else key.repeat_interleave(len(query) // len(key), dim=0)
+    logits = (query[:, rows] @ key.transpose(-1, -2)).float() * scaling
+    hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None]
+    if seen is not None:
+        hidden = hidden | (seen == 0)
+    return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)[:, :, columns].mean(dim=(0, 1))
