@@ -34,6 +34,7 @@ test: $(DEV) ## the quick tests
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 
 test-all: $(DEV) ## all tests, the slow ones too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torchao>=0.15'
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
 
 check: $(DEV) ## ruff, types, and whether generated pages are up to date
@@ -53,11 +54,13 @@ docs: $(DEV) ## regenerate the reference, the figures and the blocks of numbers
 picture: $(DEV) ## redraw the picture of the README with the embedded model
 	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture docs/figures/demo.png
 
-bench: $(DEV) ## cost of the encoders on this machine's CPU, small: benchmarks/results/
+bench: $(DEV) ## cost of encoders and of selection on this machine's CPU, small: benchmarks/results/
 	$(BIN)/foveate bench encoders --quick
+	$(BIN)/foveate bench selection --shapes llava-1.5 --resume
 
 bench-gpu: $(DEV) ## the full comparison on a GPU: benchmarks/results/
 	$(BIN)/foveate bench encoders --device cuda
+	$(BIN)/foveate bench selection --device cuda --repeats 10 --resume
 
 clean: ## remove the environment and what runs left
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build demo.png
