@@ -95,8 +95,41 @@ def best(matching: Matching, count: int | Tensor) -> Tensor:
     return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, chosen.expand_as(order))
 
 
+def pick(matching: Matching, amount: int, *, ordered: bool) -> tuple[Tensor, Tensor]:
+    """Which tokens of A stay and which go, if the `amount` most similar ones go in every image.
+
+    Args:
+        matching: Of a batch without missing rows.
+        amount: At most half of the tokens, [CLS] not counted.
+        ordered: Whether those that stay keep their order, which leaves [CLS] first. Otherwise by falling scores.
+
+    Returns:
+        (B, |A| - amount) and (B, amount) int64, places in A.
+    """
+    order = matching.score.argsort(dim=1, descending=True, stable=True)
+    gone, stay = order[:, :amount], order[:, amount:]
+    return (stay.sort(dim=1).values if ordered else stay), gone
+
+
+def place(stay: Tensor, gone: Tensor, partner: Tensor, count: int) -> Tensor:
+    """(B, N) int64, the new row of every row: those of A that stay, then B; those that go are with their partners.
+
+    Args:
+        stay: Of `pick`.
+        gone: Of `pick`.
+        partner: (B, |A|) of the matching.
+        count: N.
+    """
+    batch, start = stay.shape
+    row = stay.new_empty(batch, count)
+    row[:, 1::2] = torch.arange(start, start + count // 2, device=row.device)
+    row[:, ::2].scatter_(1, stay, torch.arange(start, device=row.device).expand(batch, start))
+    row[:, ::2].scatter_(1, gone, start + partner.gather(1, gone))
+    return row
+
+
 def layout(matching: Matching, chosen: Tensor, *, ordered: bool, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Where every row goes when the `chosen` tokens of A go into their partners.
+    """Where every row goes when the `chosen` tokens of A go, which may be a different number of them in each image.
 
     What stays of A comes first, then all of B. An image of which nothing is chosen keeps its order.
 
@@ -116,10 +149,10 @@ def layout(matching: Matching, chosen: Tensor, *, ordered: bool, present: Tensor
     order = torch.arange(half, device=chosen.device).expand(batch, half)
     if not ordered:
         order = matching.score.argsort(dim=1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(1, order, stays.gather(1, order).long().cumsum(1) - 1)
+    among = torch.empty_like(order).scatter_(1, order, stays.gather(1, order).long().cumsum(1) - 1)
     start = stays.sum(1, keepdim=True)
-    row = place.new_empty(batch, count)
-    row[:, ::2] = torch.where(chosen, start + matching.partner, place)
+    row = among.new_empty(batch, count)
+    row[:, ::2] = torch.where(chosen, start + matching.partner, among)
     row[:, 1::2] = start + torch.arange(count - half, device=row.device)
     untouched = ~chosen.any(1, keepdim=True)
     row = torch.where(untouched, torch.arange(count, device=row.device), row)
@@ -135,10 +168,10 @@ def join(tokens: Tokens, row: Tensor, length: int) -> Tokens:
         length: Rows afterwards, of the image that has most.
     """
     batch, _, width = tokens.x.shape
-    place = (row + length * torch.arange(batch, device=row.device)[:, None]).flatten()
-    size = tokens.size.new_zeros(batch * length, 1).index_add_(0, place, tokens.size.flatten(0, 1))
+    flat = (row + length * torch.arange(batch, device=row.device)[:, None]).flatten()
+    size = tokens.size.new_zeros(batch * length, 1).index_add_(0, flat, tokens.size.flatten(0, 1))
     mass = (tokens.x.float() * tokens.size).flatten(0, 1)
-    x = mass.new_zeros(batch * length, width).index_add_(0, place, mass) / size.clamp(min=1)
+    x = mass.new_zeros(batch * length, width).index_add_(0, flat, mass) / size.clamp(min=1)
     return Tokens(
         x.view(batch, length, width).to(tokens.x.dtype),
         size.view(batch, length, 1),
@@ -152,15 +185,15 @@ def members(tokens: Tokens, *, cls: bool) -> list[tuple[Tensor, Tensor]]:
     Patches are counted without [CLS]. Only the values matter: the rows themselves may be in any order.
     """
     first = first_member(tokens)
-    place = first.argsort(dim=1, stable=True)
-    rank = torch.empty_like(place).scatter_(
-        1, place, torch.arange(place.shape[1], device=place.device).expand_as(place)
+    order = first.argsort(dim=1, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
-    assignment = rank.gather(1, tokens.source)
-    start = first.gather(1, place)
     return [
-        (begin[int(cls) : count] - int(cls), where[int(cls) :] - int(cls))
-        for begin, where, count in zip(start, assignment, tokens.present.sum(1).tolist(), strict=True)
+        (begin[int(cls) : count] - int(cls), rows[int(cls) :] - int(cls))
+        for begin, rows, count in zip(
+            first.gather(1, order), rank.gather(1, tokens.source), tokens.present.sum(1).tolist(), strict=True
+        )
     ]
 
 

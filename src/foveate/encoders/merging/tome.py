@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.encoders.merging.bipartite import Tokens, best, join, layout, match
+from foveate.encoders.merging.bipartite import Tokens, join, match, pick, place
 from foveate.encoders.merging.method import EncoderMethod, Step, spread
 from foveate.errors import FoveateError
 
@@ -73,7 +73,8 @@ class ToMe(EncoderMethod):
 
         def merge(tokens: Tokens, keys: Tensor) -> Tokens:
             matching = match(keys, cls=cls)
-            row, _ = layout(matching, best(matching, amount), ordered=cls, present=tokens.present)
-            return join(tokens, row, tokens.x.shape[1] - amount)
+            stay, gone = pick(matching, amount, ordered=cls)
+            count = tokens.x.shape[1]
+            return join(tokens, place(stay, gone, matching.partner, count), count - amount)
 
         return merge

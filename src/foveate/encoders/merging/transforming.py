@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.encoders.merging.bipartite import Tokens, best, layout, match
+from foveate.encoders.merging.bipartite import Tokens, match, pick, place
 from foveate.encoders.merging.method import EncoderMethod, Step, spread
 from foveate.errors import FoveateError
 
@@ -65,12 +65,10 @@ class TokenTransforming(EncoderMethod):
 
         def transform(tokens: Tokens, keys: Tensor) -> Tokens:
             matching = match(keys, cls=cls)
-            goes = torch.zeros_like(tokens.present)
-            goes[:, ::2] = best(matching, amount)
-            row, _ = layout(matching, goes[:, ::2], ordered=True, present=tokens.present)
-            # Stable sorts put those that stay first, in the order of their new rows.
-            stay = row.masked_fill(goes, row.shape[1]).argsort(dim=1, stable=True)[:, :-amount]
-            gone = goes.long().argsort(dim=1, descending=True, stable=True)[:, :amount]
+            stay, gone = pick(matching, amount, ordered=True)
+            row = place(stay, gone, matching.partner, tokens.x.shape[1])
+            odd = torch.arange(1, row.shape[1], 2, device=row.device).expand(len(row), -1)
+            stay, gone = torch.cat([2 * stay, odd], dim=1), 2 * gone
 
             unit = F.normalize(keys.float(), dim=-1)
             logits = _rows(unit, gone) @ _rows(unit, stay).transpose(1, 2) / self.temperature
@@ -80,8 +78,8 @@ class TokenTransforming(EncoderMethod):
             size = _rows(tokens.size, stay) + share.sum(dim=1)[..., None]
             mass = _rows(tokens.x, stay).float() * _rows(tokens.size, stay)
             x = (mass + share.transpose(1, 2) @ _rows(tokens.x, gone).float()) / size
-            into = row.scatter(1, gone, logits.argmax(dim=-1))
-            return Tokens(x.to(tokens.x.dtype), size, into.gather(1, tokens.source))
+            row.scatter_(1, gone, logits.argmax(dim=-1))
+            return Tokens(x.to(tokens.x.dtype), size, row.gather(1, tokens.source))
 
         return transform
 
