@@ -1,0 +1,86 @@
+"""Greedy choices of vectors that differ from one another: what several methods share.
+
+A greedy choice looks at one row of the similarity matrix a pick. `Cosines` gives such rows without waiting for the
+device, from the matrix when that is cheaper than a matrix-vector product a pick, else from the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: A row (N,) of similarities to the token whose place (1,) is given.
+Row = Callable[[Tensor], Tensor]
+
+#: Tokens up to which the similarity matrix is held (256 MiB).
+_MOST = 8192
+
+
+class Cosines:
+    """Cosine similarities of the vectors x (N, D), in float32: `cosines(place)` is a row (N,).
+
+    A row of a matrix product costs a tenth to a twentieth of a matrix-vector product, which reads all of `x` for
+    every pick; so the matrix pays from about N / 16 picks on.
+
+    Args:
+        x: (N, D), any precision.
+        picks: How many rows will be asked for.
+    """
+
+    def __init__(self, x: Tensor, picks: int) -> None:
+        self.x = F.normalize(x.float(), dim=-1)
+        self.matrix = gram(self.x) if len(x) <= _MOST and 16 * picks >= len(x) else None
+
+    def __call__(self, place: Tensor) -> Tensor:
+        """Similarities (N,) to the token at `place` (1,)."""
+        if self.matrix is not None:
+            return self.matrix.index_select(0, place)[0]
+        return self.x @ self.x.index_select(0, place)[0]
+
+    def nearest(self) -> Tensor:
+        """Similarity (N,) of every vector to the one that is most like it."""
+        found = []
+        for start in range(0, len(self.x), 1024):
+            if self.matrix is not None:
+                rows = self.matrix[start : start + 1024].clone()
+            else:
+                rows = self.x[start : start + 1024] @ self.x.T
+            rows.diagonal(start).fill_(-torch.inf)  # no vector is its own neighbour
+            found.append(rows.amax(dim=1))
+        return torch.cat(found)
+
+
+def gram(x: Tensor, block: int = 256) -> Tensor:
+    """The products (N, N) of all rows of x, exactly symmetric: half of the blocks are computed, the others mirrored."""
+    out = x.new_empty(len(x), len(x))
+    for start in range(0, len(x), block):
+        rows = slice(start, start + block)
+        part = x[rows] @ x[start:].T
+        out[rows, start:] = part
+        out[start:, rows] = part.T
+    return out
+
+
+def farthest_first(row: Row, first: Tensor, count: int) -> Tensor:
+    """Places (count,) by max-min: each the one whose greatest similarity to those before is least; `first` is (1,).
+
+    Of equal ones the first wins.
+    """
+    return _greedy(row, first, count, torch.maximum)
+
+
+def max_sum(row: Row, first: Tensor, count: int) -> Tensor:
+    """Places (count,) by max-sum: each the one whose similarities to those before have the least sum."""
+    return _greedy(row, first, count, torch.add)
+
+
+def _greedy(row: Row, first: Tensor, count: int, gather: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    picks, similar = [first], None
+    for _ in range(1, count):
+        similar = row(picks[-1]).clone() if similar is None else gather(similar, row(picks[-1]))
+        similar.index_fill_(0, picks[-1], torch.inf)  # picked ones stay picked: inf outlasts both max and sum
+        picks.append(similar.argmin(dim=0, keepdim=True))
+    return torch.cat(picks)
