@@ -269,6 +269,14 @@ def test_eager_attention_gives_the_same(tower, pixels):
     assert torch.equal(*outputs)
 
 
+def test_half_precision(tower, pixels):
+    half = copy.deepcopy(tower).bfloat16()
+    for method in (ToMe(r=7), TokenTransforming(), DyMU((0.6, 0.7, 0.8))):
+        with merging(half, method, 9 if isinstance(method, TokenTransforming) else None, output_layer=-2):
+            hidden = run(half, pixels.bfloat16()).hidden_states[-2]
+        assert hidden.dtype == torch.bfloat16 and bool(hidden.isfinite().all())
+
+
 def test_gradients_flow(tower, pixels):
     with merging(tower, ToMe(), 9, output_layer=-2):
         hidden = tower(pixels, output_hidden_states=True).hidden_states[-2]

@@ -18,7 +18,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "tome.json").read_te
 
 
 def loop(x, keys, r, cls):
-    """One image, one block: appendix D of the paper by hand. Returns rows as (members, feature)."""
+    """One image, one block: section 3 of the paper by hand. Returns rows as (members, feature)."""
     count = len(keys)
     unit = [k / k.norm() if k.norm() > 0 else k for k in keys]
     pairs = []

@@ -2,7 +2,7 @@
 
 Every second token (set A: places 0, 2, 4, ...) is matched with the token between them (set B) whose key is most
 similar; some of A then go into their partners. The rows after it are what stays of A, then all of B: not raster
-order, and the next block alternates over that order. ToMe, arXiv 2210.09461, section 3 and appendix D.
+order, and the next block alternates over that order. ToMe, arXiv 2210.09461, section 3.
 
 Shapes: B images, N rows, N0 tokens at the start (with [CLS], where there is one, at place 0). Images of a batch may
 have different numbers of rows: those that are missing are at the end and have size 0.
@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
 def key_bias(size: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Proportional attention: log(size) (B, 1, 1, N) of keys, to be added to the logits before the softmax.
 
-    A row of s tokens is attended to as s equal tokens would be (ToMe, eq. 1); a missing row, of size 0, not at all.
+    A row of s tokens is attended to as s equal tokens would be (ToMe, section 3); a missing row, of size 0, not at all.
     It is an `attn_mask` of `scaled_dot_product_attention` as it stands, in `dtype`, that of the queries.
     """
     bias = size[..., 0].log()[:, None, None, :]

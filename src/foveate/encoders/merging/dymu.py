@@ -22,7 +22,7 @@ class DyMU(EncoderMethod):
     """Merges, in every block of the encoder, all pairs of tokens that are more similar than a threshold found in data.
 
     The matching is ToMe's; a pair merges where its cosine exceeds the block's threshold, so that simple images end
-    with fewer tokens than rich ones (DToMe; Dynamic Merging, arXiv 2504.17040, section 3.1). The thresholds come from
+    with fewer tokens than rich ones (DToMe, the first half of arXiv 2504.17040). The thresholds come from
     `foveate calibrate`: such that over a set of images a given number of pairs merge in each block on average. At
     most half of the tokens of a block merge.
 
@@ -93,7 +93,7 @@ class Calibration:
     """The threshold of one block, found from batches of images, for DyMU's calibration.
 
     It merges the amount * B best pairs of a whole batch, whichever images they are in. The threshold of the batch is
-    the score of the first pair that does not merge, at least 0; that of the block the mean over batches (section 3.1;
+    the score of the first pair that does not merge, at least 0; that of the block the mean over batches (as
     the authors' code).
 
     Args:

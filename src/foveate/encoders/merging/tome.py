@@ -18,12 +18,12 @@ class ToMe(EncoderMethod):
 
     With the keys of the block, averaged over the heads, every second token a is matched with the token b between them
     of greatest cosine; the r best pairs become their mean, weighted by the number s of patches that each side stands
-    for. From then on the logits of a key carry + log s (Token Merging, arXiv 2210.09461, section 3, eq. 1). At most
+    for. From then on the logits of a key carry + log s (Token Merging, arXiv 2210.09461, section 3). At most
     half of the tokens of a block merge.
 
     A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r` merge in each
-    block. Without a [CLS] token, what stays of the a's is put in the order of falling scores, as in the listing of the
-    paper's appendix D; the next block alternates over that order. Of equal scores the first token wins; the authors
+    block. Without a [CLS] token, what stays of the a's is put in the order of falling scores, as in the authors' code;
+    the next block alternates over that order. Of equal scores the first token wins; the authors
     leave that to their sort.
 
     Args:

@@ -1,6 +1,6 @@
 """Virtual unmerging: a language model that computes on merged tokens and attends as if they were not merged.
 
-The second half of DyMU, arXiv 2504.17040, section 3.2. Let g map each of the N positions of the sequence to one of its
+The second half of DyMU, arXiv 2504.17040. Let g map each of the N positions of the sequence to one of its
 U rows: patches that were merged share a row, everything else has its own. Projections and MLP run on U rows; attention
 runs on N positions, with their own rotary phases:
 
