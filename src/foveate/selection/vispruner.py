@@ -76,6 +76,6 @@ def without_duplicates(x: Tensor, count: int, step: int) -> Tensor:
     while len(rest) > count:
         even, odd = rest[::2], rest[1::2]
         gone = min(step, len(rest) - count, len(even))
-        score = similarity.index_select(0, even).index_select(1, odd).amax(dim=1)
+        score = similarity.index_select(0, odd).amax(dim=0)[even]  # symmetric: whole rows are read, never columns
         rest = torch.cat([even[score.argsort(descending=True, stable=True)[gone:]], odd])
     return rest
