@@ -38,8 +38,9 @@ class RecoverableCompression(Method):
     The authors' code differs, `reference=True`: v is the [CLS] attention; in step 2 the chosen ones compete with the
     least score; in step 3 each centre becomes x_i + sum_j a_j x_j over the 32 others of greatest cosine of keys plus
     50 t / sqrt(d), d the width that t was measured in, unnormalised, and one token sum a_j x_j of all others follows,
-    in the place of the last of them, unless there are no centres. The code takes the width of the features for the
-    number of tokens when it counts centres; its sister function and this take the number of tokens.
+    in the place of the last of them, unless there are no centres. Two slips of the code are not repeated: it takes the
+    width of the features for the number of tokens when it counts centres, and looks up places among the remaining
+    tokens in the keys of all.
 
     Args:
         text: "instruction" (embeddings of the prompt) or "aligned" (a text feature given by the user).
