@@ -81,6 +81,8 @@ def test_relevance_decides_between_equals():
 def test_bad_arguments():
     with pytest.raises(FoveateError, match="instruction, text"):
         CDPruner("clip")  # ty: ignore[invalid-argument-type]
+    with pytest.raises(FoveateError, match="True, False or None"):
+        CDPruner(opposite="false")  # ty: ignore[invalid-argument-type]
     with pytest.raises(FoveateError, match="below 1"):
         CDPruner(theta=1.0)
     with pytest.raises(FoveateError, match="3 features a vector and the tokens have 4"):

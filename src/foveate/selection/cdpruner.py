@@ -56,6 +56,8 @@ class CDPruner(Method):
             raise FoveateError(
                 f"cdpruner: relevance is one of {', '.join(get_args(Relevance))}, not {self.relevance!r}."
             )
+        if self.opposite not in (None, True, False):
+            raise FoveateError(f"cdpruner: opposite is True, False or None, not {self.opposite!r}.")
         if self.theta is not None and not 0 <= self.theta < 1:
             raise FoveateError(f"cdpruner: theta is a number from 0 to below 1, not {self.theta}.")
 
