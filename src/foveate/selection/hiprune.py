@@ -19,7 +19,7 @@ class HiPrune(Method):
 
     Anchors: the round(alpha * count / 5) tokens that receive the most attention at a middle block (mean over heads and
     all queries). Buffers: their neighbours above, below, left and right. Registers: of the rest, those that receive the
-    most at the block whose output is used, until `count` tokens are there (HiPrune, arXiv 2508.00553, section 4).
+    most at the block whose output is used, until `count` tokens are there (HiPrune, arXiv 2508.00553).
     Works without [CLS].
 
     Neighbours are those of the grid. The authors' code adds -1, +1, -width and +width to the place in the list, which

@@ -21,7 +21,7 @@ class PruMerge(Method):
 
     With a = mean_h A[h, CLS, 1:] and its quartiles Q1 and Q3, the patches with a > Q3 + 1.5 (Q3 - Q1) stay, at least
     one. Around each, the k nearest others by the cosine of their keys, kept ones too, are merged with it by attention:
-    y_i = (a_i x_i + sum_j a_j x_j) / (a_i + sum_j a_j) (LLaVA-PruMerge, arXiv 2403.15388, algorithm 1). With a budget
+    y_i = (a_i x_i + sum_j a_j x_j) / (a_i + sum_j a_j) (LLaVA-PruMerge, arXiv 2403.15388). With a budget
     the `count` greatest stay. An encoder without [CLS] ranks by attention received.
 
     Neighbourhoods overlap, so a token may go into several rows. `Selection.assignment` names for a dropped token the

@@ -20,8 +20,8 @@ class VisionZip(Method):
     Dominant tokens: the round(share * count) patches of greatest a = mean_h A[h, CLS, 1:] at the block whose output the
     language model reads. Contextual tokens: of the M patches left, in raster order, every (M // c)-th is a target,
     c = count - dominant; every other patch joins the target whose key (mean over heads) has the greatest cosine with
-    its own; a contextual token is the mean of the target and of what joined it (VisionZip, arXiv 2412.04467, section
-    3.2). An encoder without [CLS] ranks by attention received, as the paper does for SigLIP.
+    its own; a contextual token is the mean of the target and of what joined it (VisionZip, arXiv 2412.04467).
+    An encoder without [CLS] ranks by attention received, as the paper does for SigLIP.
 
     The authors' code returns target + mean(joined), about twice as long, instead of the average that the paper
     describes: `reference=True`. It merges before the connector, this after it. It also passes the [CLS] token itself to
