@@ -78,7 +78,8 @@ class Family(ABC):
 
     def attention(self, block: nn.Module) -> nn.Module:
         """The attention module of a block; it has a `config` and calls the attention function named there."""
-        return block.self_attn if hasattr(block, "self_attn") else block.attn  # ty: ignore[invalid-return-type]
+        names = ("self_attn", "attn", "attention")
+        return next(getattr(block, name) for name in names if hasattr(block, name))
 
     def has_cls(self, core: Any) -> bool:
         """Whether the encoder's sequences begin with a [CLS] token."""
@@ -159,3 +160,21 @@ def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Images (n, C, height, width) at another (height, width), bicubic and antialiased."""
     small = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False)
     return small.to(pixels.dtype)
+
+
+def pool(values: Tensor, grid: Grid, side: int) -> Tensor:
+    """Means of squares of side x side cells of a raster, values (rows * columns, C) row-major.
+
+    Rows and columns at the end that fill no square are left out, as mergers do.
+    """
+    rows, columns = grid.rows // side, grid.columns // side
+    raster = values.view(grid.rows, grid.columns, -1)[: rows * side, : columns * side]
+    return raster.reshape(rows, side, columns, side, -1).mean(dim=(1, 3)).flatten(0, 1)
+
+
+def shrink_patches(patches: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Row-major patches (rows * columns, C, p, p) of an image, of the same image made smaller."""
+    _, channels, height, width = patches.shape
+    image = patches.view(*old, channels, height, width).permute(2, 0, 3, 1, 4)
+    small = resize(image.reshape(1, channels, old.rows * height, -1), (new.rows * height, new.columns * width))
+    return small.view(channels, new.rows, height, new.columns, width).permute(1, 3, 0, 2, 4).flatten(0, 1)

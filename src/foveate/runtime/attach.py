@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from foveate.encoders.merging.unmerging import sequence_groups
 from foveate.errors import FoveateError
 from foveate.families import Family, ImageLayout, family_of
 from foveate.families.family import grid_crop
@@ -30,6 +31,7 @@ from foveate.runtime.first_layer import queries_and_keys, text_to_visual
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT, Probe
 from foveate.runtime.report import ImageReport, Journal, Report, StepReport
 from foveate.runtime.sequence import Chosen, Shorter
+from foveate.runtime.virtual_unmerging import virtual_unmerging
 from foveate.runtime.vit_merging import Merging, merging
 from foveate.tokens import Need, Selection, Tower, VisualTokens
 from foveate.views.reduction import places, reduced_grid
@@ -131,6 +133,12 @@ class Handle:
         self._notes: tuple[str, ...] = ()
         _check_sites(plan, self.family)
         last = plan.steps[-1].method
+        self._virtual = bool(getattr(plan.steps[0].method, "virtual", False))
+        if self._virtual and len(plan.steps) > 1:
+            raise FoveateError(
+                f"{plan.steps[0].method.name} attends as if nothing had been merged, so nothing can go after it; give "
+                "it virtual=False."
+            )
         self._renumber = (positions or last.positions) == "contiguous"
         self.tower: Tower = self.family.tower(self._core)
         self._needs = self._all_needs()
@@ -228,8 +236,8 @@ class Handle:
                 if need.kind.startswith("cls") and not self.tower.has_cls:
                     if not (need.kind == "cls_attention" and need.substitute):
                         raise FoveateError(
-                            f"{step.method.name} needs the encoder's [CLS] token ({need.kind}), and {self.family.title} "
-                            "has none."
+                            f"{step.method.name} needs the encoder's [CLS] token ({need.kind}), and "
+                            f"{self.family.title} has none."
                         )
                     notes[f"{step.method.name}: attention received in place of [CLS] attention"] = None
                 if need.kind == "text_feature" and self._text_features is None:
@@ -274,9 +282,7 @@ class Handle:
         merged = None if self._merging is None else self._merging.selections
         return self._note(modality, output, Encoded(layouts, measured, merged))
 
-    def _encode_smaller(
-        self, modality: str, original: Callable[..., Any], call: dict[str, Any]
-    ) -> tuple[Any, Encoded]:
+    def _encode_smaller(self, modality: str, original: Callable[..., Any], call: dict[str, Any]) -> tuple[Any, Encoded]:
         """Encode reduced images; their tokens stand among zeros in a raster of the size that the prompt expects."""
         step = self.plan.steps[0]
         grids = self.family.grids(self._core, modality, call)
@@ -288,13 +294,19 @@ class Handle:
             output = original(**call)
         else:
             output = original(**self.family.shrink(self._core, modality, call, smaller))
-        features, layouts, merged = [], [], []
-        for own, grid, small, count in zip(output.pooler_output, grids, smaller, counts, strict=True):
-            rows, at = (index.to(own.device) for index in places(grid, small, count))
-            features.append(own.new_zeros(grid.size, own.shape[-1]).index_copy(0, at, own[rows]))
-            layouts.append(ImageLayout(grid.size, grid_crop(*grid, own.device)))
+        planes = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        features: list[list[Tensor]] = [[] for _ in planes]
+        layouts, merged = [], []
+        for image, (grid, small, count) in enumerate(zip(grids, smaller, counts, strict=True)):
+            rows, at = (index.to(planes[0][image].device) for index in places(grid, small, count))
+            for plane, spread in zip(planes, features, strict=True):
+                own = plane[image]
+                spread.append(own.new_zeros(grid.size, own.shape[-1]).index_copy(0, at, own[rows]))
+            layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))
             merged.append(Selection(at))
-        output.pooler_output = features
+        output.pooler_output = features[0]
+        if len(planes) > 1:
+            output.deepstack_features = features[1:]
         return output, Encoded(layouts, [{} for _ in layouts], merged)
 
     def _note(self, modality: str, output: Any, encoded: Encoded) -> Any:
@@ -370,9 +382,13 @@ class Handle:
         kept = kept_of(cache)
         frame.positions = kwargs.get("position_ids")
         chosen = self._choose(frame, embeds)
-        if kept is None and all(len(image.columns) == len(image.selection) for image in chosen):
-            if not any(image.selection.features is not None for image in chosen):
-                return original(*args, **kwargs)  # nothing goes: not a bit changes
+        if not chosen and self._virtual:
+            return original(*args, **kwargs)
+        if kept is None and all(image.changes_nothing for image in chosen):
+            return original(*args, **kwargs)
+        if self._virtual:
+            with virtual_unmerging(self.family.text(self._core), _groups(chosen, embeds)):
+                return original(*args, **kwargs)
         batch, length = embeds.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
         if kept is None:
@@ -537,6 +553,15 @@ class Handle:
         return text_to_visual(query[0], key[0], scaling, rows, columns, own)
 
 
+def _groups(chosen: list[Chosen], embeds: Tensor) -> Tensor:
+    """Which positions (B, L) of a sequence are one row after merging."""
+    image = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    order = sorted(chosen, key=lambda one: (one.row, int(one.columns[0])))
+    for one in order:
+        image[one.row, one.columns] = True
+    return sequence_groups(image, [one.selection.members(len(one.columns)) for one in order])
+
+
 def _of_length(seen: Tensor | None, batch: int, length: int, device: Any) -> Tensor:
     """A mask (B, length) of all cached and new positions; what it does not say of the older ones is that they count."""
     ones = torch.ones(batch, length, dtype=torch.int64, device=device)
@@ -587,8 +612,8 @@ def _rows_of_images(places: Tensor, counts: list[int]) -> list[list[tuple[int, T
     total, encoded = sum(per_row), sum(counts)
     if not encoded or total % encoded:
         raise FoveateError(
-            f"the prompts have {total} placeholders for {encoded} visual tokens: images must be encoded with the prompt "
-            "they belong to, all of it at once (no prefill_chunk_size)."
+            f"the prompts have {total} placeholders for {encoded} visual tokens: images must be encoded with the "
+            "prompt they belong to, all of it at once (no prefill_chunk_size)."
         )
     copies = total // encoded
     found: list[list[tuple[int, Tensor]]] = [[] for _ in counts]

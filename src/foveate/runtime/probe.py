@@ -9,6 +9,7 @@ blocks, and hands everything on to the function that was there. All other layers
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from foveate.encoders.attention import eager_attention
 from foveate.errors import FoveateError
 from foveate.tokens import Need
 
@@ -46,7 +48,7 @@ def _watched(name: str) -> Callable[..., Any]:
             observer(module, query, key, attention_mask, kwargs)
         if name == "eager":
             home = vars(sys.modules[type(module).__module__])
-            function = home.get("eager_attention_forward") or home["eager_attention"]
+            function = home.get("eager_attention_forward", eager_attention)  # encoders of our own share one
         else:
             function = ALL_ATTENTION_FUNCTIONS[name]
         return function(module, query, key, value, attention_mask, **kwargs)
@@ -135,9 +137,7 @@ class Probe:
             self._local.found = None
 
     def _observer(self, needs: list[Need]) -> Callable[..., None]:
-        def observe(
-            module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
-        ) -> None:
+        def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
             found = getattr(self._local, "found", None)
             if found is None:  # nobody asked, or a checkpointed layer runs again
                 return
@@ -175,8 +175,7 @@ def _sequences(
     if edges is None:
         yield query, key, mask
         return
-    places = edges.tolist()
-    for start, stop in zip(places[:-1], places[1:], strict=True):
+    for start, stop in itertools.pairwise(edges.tolist()):
         yield query[:, :, start:stop], key[:, :, start:stop], None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, llama, pixels
@@ -12,6 +13,8 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
+
+Clips = Sequence[Sequence[tuple[int, ...]]]
 
 SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
@@ -44,17 +47,30 @@ MODELS = {"qwen2-vl": qwen2, "qwen2.5-vl": qwen25}
 FAMILY: dict[str, str] = {}
 
 
-def prompts(model: Any, rows: Rows, side: str = "left", seed: int = 0) -> dict[str, Any]:
-    """Images of rows x columns tokens, each of 2 x 2 patches of 4 x 4 pixels."""
+#: Models in whose prompts the frames of a clip stand apart, with text (a time) before each.
+FRAMES_APART = ("qwen3_vl", "qwen3_5", "glm4v", "glm46v")
 
-    def tokens_of(size: tuple[int, int]) -> list[int]:
-        return [START, *[IMAGE] * (size[0] * size[1]), END]
 
-    inputs = conversation(rows, tokens_of, seed, side)
-    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
-    images = image_seeds(rows, seed)
-    if images:
-        values = [pixels(own, 4 * rows * columns, 3 * 2 * 4 * 4) for own, (rows, columns) in images]
-        inputs["pixel_values"] = torch.cat(values)
-        inputs["image_grid_thw"] = torch.tensor([(1, 2 * rows, 2 * columns) for _, (rows, columns) in images])
+def prompts(model: Any, rows: Clips, side: str = "left", seed: int = 0) -> dict[str, Any]:
+    """Images of (rows, columns) tokens, each of 2 x 2 patches of 4 x 4 pixels; clips of (frames, rows, columns)."""
+    kind = model.config.model_type
+
+    def tokens_of(size: tuple[int, ...]) -> list[int]:
+        *clip, height, width = size
+        token = VIDEO if clip and not kind.startswith("glm") else IMAGE
+        frames = clip[0] if clip else 1
+        if kind in FRAMES_APART:
+            return [*[7] * len(clip), START, *[token] * (height * width), END] * frames
+        return [START, *[token] * (frames * height * width), END]
+
+    inputs = conversation(cast("Rows", rows), tokens_of, seed, side)
+    inputs["mm_token_type_ids"] = types = (inputs["input_ids"] == IMAGE).int() + 2 * (inputs["input_ids"] == VIDEO).int()
+    items = [(own, (1, *size)[-3:], len(size) == 3) for own, size in image_seeds(cast("Rows", rows), seed)]
+    for video, name, grid in ((False, "pixel_values", "image_grid_thw"), (True, "pixel_values_videos", "video_grid_thw")):
+        chosen = [(own, (frames, 2 * height, 2 * width)) for own, (frames, height, width), clip in items if clip == video]
+        if chosen:
+            inputs[name] = torch.cat([pixels(own, frames * h * w, 3 * 2 * 4 * 4) for own, (frames, h, w) in chosen])
+            inputs[grid] = torch.tensor([size for _, size in chosen])
+    if kind.startswith("glm") and "video_grid_thw" in inputs:
+        types *= 2  # frames of clips have the placeholder of images
     return inputs

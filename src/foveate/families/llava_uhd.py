@@ -1,0 +1,75 @@
+"""Our LLaVA-UHD: ViT-UHD halves rows and columns of tokens several times on the way through its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.encoders.attention import window_order
+from foveate.encoders.layout import Layout
+from foveate.families.family import Family, ImageLayout, grid_crop, shrink_patches
+from foveate.tokens import Grid, Tower
+
+
+class LlavaUHD(Family):
+    """LLaVA-UHD: native resolution, packed patches."""
+
+    name: ClassVar[str] = "llava-uhd"
+    title: ClassVar[str] = "LLaVA-UHD"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_uhd",)
+
+    def blocks(self, core: Any) -> list[nn.Module]:
+        """The encoder's blocks."""
+        return list(core.vision_tower.encoder.blocks)
+
+    def attention(self, block: nn.Module) -> nn.Module:
+        """Blocks of ViT-UHD attend themselves."""
+        return block
+
+    def tower(self, core: Any) -> Tower:
+        """Every stage joins four tokens."""
+        blocks = len(self.blocks(core))
+        return Tower(blocks, False, 4**core.config.vision_config.num_stages, blocks - 1)
+
+    def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
+        """One raster an image."""
+        side = 2**core.config.vision_config.num_stages
+        return [Grid(rows // side, columns // side) for rows, columns in call["grid_hws"].tolist()]
+
+    def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
+        """Patches of smaller images."""
+        side = 2**core.config.vision_config.num_stages
+        old = [Grid(rows, columns) for rows, columns in call["grid_hws"].tolist()]
+        new = [Grid(side * grid.rows, side * grid.columns) for grid in grids]
+        parts = call["pixel_values"].split([grid.size for grid in old])
+        small = [shrink_patches(*image) for image in zip(parts, old, new, strict=True)]
+        return {**call, "pixel_values": torch.cat(small), "grid_hws": torch.tensor(new, device=call["grid_hws"].device)}
+
+    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+        """One raster an image."""
+        patch, device = core.config.vision_config.patch_size, output.pooler_output[0].device
+        return [
+            ImageLayout(rows * columns, grid_crop(rows, columns, device), size=(height * patch, width * patch))
+            for (rows, columns), (height, width) in zip(
+                output.grid_hws.tolist(), call["grid_hws"].tolist(), strict=True
+            )
+        ]
+
+    def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
+        """Back from the order of the tower, then the means of the stages that were still to come.
+
+        The tower runs images of equal size next to each other, and where it has windows, window by window.
+        """
+        config = core.config.vision_config
+        layout = Layout.from_grids(call["grid_hws"], len(call["pixel_values"]), config.num_stages)
+        while layout.num_tokens > len(values):
+            layout = layout.merged()
+        if config.window_size is not None:
+            order, _ = window_order(layout, config.window_size)
+            values = values[order.argsort().to(values.device)]
+        for _ in range(layout.merges, config.num_stages):
+            values, layout = layout.windows(values).mean(dim=1), layout.merged()
+        return list(layout.unpack(values).split(self.counts(output)))

@@ -1,0 +1,18 @@
+"""Qwen3.5: the encoder of Qwen3-VL without DeepStack, and a language model most of whose layers are linear attention.
+
+Linear layers read the short sequence, so their state is that of a model which was only given what stays.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from foveate.families.qwen2_vl import Qwen2VL
+
+
+class Qwen35(Qwen2VL):
+    """Qwen3.5, dense and with experts."""
+
+    name: ClassVar[str] = "qwen3.5"
+    title: ClassVar[str] = "Qwen3.5"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
