@@ -236,14 +236,22 @@ def _build(cls: type, arguments: str) -> Any:
         if not equals or key not in fields:
             possible = ", ".join(fields) or "none"
             raise FoveateError(f"{name} has no argument {part.strip()!r}; possible are {possible} (as name=value).")
-        try:
-            values[key] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            values[key] = value.strip()
+        values[key] = _value(value.strip())
     try:
         return cls(**values)
     except TypeError as error:
         raise FoveateError(f"{name}({arguments}): {error}") from error
+
+
+def _value(text: str) -> Any:
+    """A Python literal; `true`, `false` and `none` in any case; every other bare word is a string."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _commas(text: str) -> list[str]:

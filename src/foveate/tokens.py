@@ -40,7 +40,7 @@ NeedKind = Literal[
     "cls_feature",  # encoder output of the [CLS] token: (d,)
     "instruction",  # embeddings of the prompt's text tokens as the language model reads them: (T, D)
     "text_feature",  # the prompt in the joint space of a contrastive text encoder (given by the user): (d,)
-    "first_layer_attention",  # attention of the prompt's text in the language model's first layer, mean over heads: (N,)
+    "first_layer_attention",  # attention of the prompt's text in the first decoder layer, mean over heads: (N,)
     "pixels",  # the image as the encoder saw it, 0 to 1: (3, height, width)
 ]
 
@@ -207,7 +207,6 @@ class VisualTokens:
             separators=None,
         )
 
-
     def take(self, selection: Selection) -> VisualTokens:
         """The tokens that a selection leaves, for a method that comes after it."""
         place = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
@@ -281,7 +280,7 @@ class Selection:
         """This selection of `count` tokens and, of what it left, a later one, as one selection."""
         assignment = weights = None
         if self.assignment is not None or later.assignment is not None:
-            first, second = self._members(count), later._members(len(self))
+            first, second = self.members(count), later.members(len(self))
             assignment = torch.where(first >= 0, second[first.clamp(min=0)], -1)
             weights = self._shares(count) * torch.where(first >= 0, later._shares(len(self))[first.clamp(min=0)], 0)
         features = later.features
@@ -290,7 +289,8 @@ class Selection:
         positions = later.positions if later.positions is None else self.indices[later.positions]
         return Selection(self.indices[later.indices], features, assignment, weights, positions)
 
-    def _members(self, count: int) -> Tensor:
+    def members(self, count: int) -> Tensor:
+        """(count,) the row that every original token went into, -1 for those that were dropped."""
         if self.assignment is not None:
             return self.assignment
         members = torch.full((count,), -1, dtype=torch.int64, device=self.indices.device)
@@ -300,7 +300,7 @@ class Selection:
     def _shares(self, count: int) -> Tensor:
         if self.weights is not None:
             return self.weights
-        members = self._members(count)
+        members = self.members(count)
         sizes = members[members >= 0].bincount(minlength=len(self)).clamp(min=1)
         return torch.where(members >= 0, 1 / sizes[members.clamp(min=0)].float(), 0.0)
 

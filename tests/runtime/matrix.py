@@ -6,8 +6,8 @@ from itertools import product
 from typing import Any
 
 import pytest
-from families.zoo import zoo
 
+from families.zoo import zoo
 from foveate.selection import methods
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families.zoo import IMAGE, zoo
 
+from families.zoo import IMAGE, zoo
 from foveate import FoveateError
 from foveate.runtime.first_layer import queries_and_keys, text_to_visual
 

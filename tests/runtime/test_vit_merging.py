@@ -16,6 +16,8 @@ from transformers import (
     ViTModel,
 )
 
+import foveate
+from families.zoo import zoo
 from foveate.encoders.merging.bipartite import Tokens, key_bias
 from foveate.encoders.merging.dymu import DyMU
 from foveate.encoders.merging.tome import ToMe
@@ -335,3 +337,24 @@ def test_bad_input(tower, pixels):
         calibrate(tower, [pixels], 40)
     with pytest.raises(FoveateError, match="4 blocks"), merging(tower, ToMe(), 9, output_layer=-6):
         pass
+
+
+@pytest.mark.parametrize("virtual", [True, False])
+def test_dymu_in_a_plan(virtual: bool) -> None:
+    """With virtual unmerging the sequence keeps its length, without it the language model reads merged tokens only."""
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), [((1, 1),), ((1, 1), (1, 1))])
+    plan = f"dymu(thresholds=(0.3, 0.3, 0.2), virtual={virtual})"
+    with torch.no_grad(), foveate.compress(model, plan) as handle:
+        assert str(handle.plan) == str(foveate.Plan.of(str(handle.plan)))
+        out = model(**inputs).logits
+        report = handle.report()
+        assert report.tokens_kept < report.tokens_in == 48
+        assert (out.shape[1] == inputs["input_ids"].shape[1]) == virtual
+        tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        again = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, use_cache=False)
+        assert torch.equal(tokens, again)
+        beams = model.generate(**inputs, max_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
+        assert beams.shape == tokens.shape
+    with pytest.raises(FoveateError, match="nothing can go after it"):
+        foveate.compress(model, "dymu(thresholds=(0.3, 0.3, 0.2)) + divprune:2")

@@ -40,7 +40,7 @@ class Kept:
         return self.length - self.columns.shape[1]
 
     def extend(self, columns: Tensor, count: int, gone: Tensor) -> None:
-        """Append `columns` (B, p) of `count` new columns of the long sequence, counted from 0, `gone` (B, 1) left out."""
+        """Append `columns` (B, p) of `count` new ones of the long sequence, from 0 on; `gone` (B, 1) were left out."""
         self.columns = torch.cat([self.columns, torch.where(columns < 0, -1, columns + self.length)], dim=1)
         self.length += count
         self.gone = self.gone + gone
@@ -109,7 +109,7 @@ def mark(cache: Any, kept: Kept) -> None:
         FoveateError: it is no cache of `transformers`.
     """
     if not isinstance(cache, Cache):
-        raise FoveateError(f"visual tokens can be left out of a cache of transformers, not of a {type(cache).__name__}.")
+        raise FoveateError(f"visual tokens can be left out of caches of transformers, not of a {type(cache).__name__}.")
     if not isinstance(cache, _Shortened):
         cache.__class__ = _shortened(type(cache))
     cache.foveate_kept = kept  # ty: ignore[unresolved-attribute]

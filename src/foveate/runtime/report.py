@@ -31,6 +31,9 @@ class StepReport:
     tokens_kept: int
     milliseconds: float
 
+    def __str__(self) -> str:
+        return f"{self.method} {self.tokens_in} -> {self.tokens_kept} ({self.milliseconds:.1f} ms)"
+
 
 @dataclass(frozen=True)
 class ImageReport:
@@ -120,9 +123,12 @@ class Report:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.plan}: {self.tokens_kept} of {self.tokens_in} visual tokens of {len(self.images)} images stay"]
+        of = f"{self.tokens_kept} of {self.tokens_in} visual tokens"
+        lines = [f"{self.plan}: {of} of {len(self.images)} images stay"]
         for image in self.images:
-            steps = ", ".join(f"{s.method} {s.tokens_in} -> {s.tokens_kept} ({s.milliseconds:.1f} ms)" for s in image.steps)
+            steps = ", ".join(
+                f"{s.method} {s.tokens_in} -> {s.tokens_kept} ({s.milliseconds:.1f} ms)" for s in image.steps
+            )
             lines += [f"  {image.modality} {image.number}: {steps}", *(f"    {note}" for note in image.notes)]
         return "\n".join(lines)
 

@@ -36,6 +36,11 @@ class Chosen:
         """(k,) the columns that stay."""
         return self.columns[self.selection.indices]
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether all tokens stay as they are."""
+        return len(self.columns) == len(self.selection) and self.selection.features is None
+
 
 @dataclass(frozen=True)
 class Shorter:
@@ -136,9 +141,11 @@ def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[Chosen]
             own = image.selection
             if own.features is None:
                 continue
-            # Recomputed from the weights where a gradient shall reach the tokens that were merged.
-            differentiable = torch.is_grad_enabled() and features.requires_grad and own.assignment is not None
-            value = own.apply(features[image.row, image.columns]) if differentiable else own.features
+            value = own.features
+            if torch.is_grad_enabled() and features.requires_grad and own.assignment is not None:
+                # The value is the method's; the gradient reaches the tokens by the shares that they have in it.
+                shares = own.apply(features[image.row, image.columns])
+                value = value + (shares - shares.detach())
             features[image.row, image.kept] = value.to(features)
     return gather(features, columns)
 

@@ -28,13 +28,17 @@ class DyMU(EncoderMethod):
 
     In a batch each image merges as it would alone; rows that an image lacks have size 0. In the authors' code it does
     not: a batch divides by size + 0.0001, and splits the rows of an image where nothing merged into even and odd ones.
-    The other half of the paper, virtual unmerging in the language model, is in `foveate.encoders.merging.unmerging`.
+
+    The other half of the paper, virtual unmerging (section 3.2), lets the language model compute on merged tokens and
+    attend as if they had not been merged: projections and MLP get shorter, attention and cache do not.
 
     Args:
         thresholds: One a block up to the one whose output is read, or the file that `foveate calibrate` wrote.
         reference: In encoders without [CLS], order what stays of every second token by score, as the authors' code
             does with single images, though not with the batches from which it finds the thresholds. By default their
             order stays in both.
+        virtual: Unmerge virtually in the language model, as in the paper. False: it reads the merged tokens alone, at
+            the position of the first patch of each, and the cache gets shorter too.
     """
 
     name: ClassVar[str] = "dymu"
@@ -46,6 +50,7 @@ class DyMU(EncoderMethod):
 
     thresholds: str | Path | Sequence[float] = ()
     reference: bool = False
+    virtual: bool = True
 
     def __post_init__(self) -> None:
         """Check the hyper-parameters; sequences become tuples, so that the method can be hashed."""
