@@ -107,6 +107,19 @@ class Encoded:
     layouts: list[ImageLayout]
     measured: list[dict[Need, Tensor]]
     merged: list[Selection] | None = None  # what merging inside the encoder left of every image
+    prompt: Tensor | None = None  # ids of the prompt that was chosen for, and what was chosen
+    chosen: list[tuple[Selection, ImageReport]] = field(default_factory=list)
+
+    def goes_on(self, ids: Tensor | None) -> bool:
+        """Whether ids (B, L) are the prompt that was chosen for and something written after it.
+
+        Without a cache `generate` passes the growing text through the model at every step. What a method chose for
+        the prompt stays chosen, as it does with a cache.
+        """
+        before = self.prompt
+        if before is None or ids is None or len(before) != len(ids) or before.shape[1] >= ids.shape[1]:
+            return False
+        return torch.equal(ids[:, : before.shape[1]], before)
 
 
 @dataclass
@@ -260,6 +273,15 @@ class Handle:
     # Encoding
 
     def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if getattr(self._local, "encoding", False):
+            return original(*args, **kwargs)  # some models encode clips by their function for images
+        self._local.encoding = True
+        try:
+            return self._encode_once(modality, original, *args, **kwargs)
+        finally:
+            self._local.encoding = False
+
+    def _encode_once(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(original).bind(*args, **kwargs).arguments
         call = {**call, **call.pop("kwargs", {})}
         if self.plan.steps[0].method.site == "view":
@@ -455,9 +477,14 @@ class Handle:
             places = self._placeholders(frame, modality)
             if places is None or not encoded.layouts:
                 continue
+            ids = frame.arguments.get("input_ids")
+            if not encoded.goes_on(ids):
+                encoded.prompt, encoded.chosen = ids, []
             for number, rows in enumerate(_rows_of_images(places, [layout.count for layout in encoded.layouts])):
                 row, columns = rows[0]
-                selection, report = self._select(frame, modality, encoded, number, row, columns, embeds)
+                if number == len(encoded.chosen):
+                    encoded.chosen.append(self._select(frame, modality, encoded, number, row, columns, embeds))
+                selection, report = encoded.chosen[number]
                 chosen += [Chosen(r, c, selection) for r, c in rows]
                 reports.append(report)
         if reports:

@@ -177,5 +177,7 @@ def shorten_planes(
 
 
 def shorten_labels(labels: Tensor, columns: Tensor) -> Tensor:
-    """Labels (B, L) at `columns`; padding is -100."""
-    return gather(labels, columns).masked_fill(columns < 0, -100)
+    """Labels (B, L) at `columns`; -100 for padding, and for what comes right after it, which nothing predicts."""
+    unpredicted = columns < 0
+    unpredicted[:, 1:] |= columns[:, :-1] < 0
+    return gather(labels, columns).masked_fill(unpredicted, -100)
