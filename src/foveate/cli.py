@@ -1,4 +1,4 @@
-"""The command line: `foveate ask | info | train | convert | bench`.
+"""The command line: `foveate ask | info | methods | train | convert | bench`.
 
 This module knows the names of the commands and one line about each; the module behind a command is imported
 only when that command is run, so that `foveate --help` does not wait for torch. It also owns what
@@ -31,9 +31,11 @@ INTERRUPTED = 130
 TARGETS = {
     "ask": "foveate.commands.ask:ask",
     "info": "foveate.commands.info:info",
+    "methods": "foveate.commands.methods:methods",
     "train": "foveate.commands.train:train",
     "convert": "foveate.commands.convert:convert",
     "encoders": "foveate.commands.bench:encoders",
+    "selection": "foveate.commands.bench:selection",
 }
 """The function behind each command, as `module:function`."""
 
@@ -101,12 +103,16 @@ class _Foveate(LazyGroup):
         foveate info
         foveate ask examples/receipt.png "What is the total?"
         foveate ask photo.jpg "What does the sign say?" --model path/or/hub-id --json
+        foveate methods "*prune*"
         foveate COMMAND --help
     """
 
 
 class _Bench(LazyGroup):
-    examples = "foveate bench encoders --help"
+    examples = """
+        foveate bench encoders --quick
+        foveate bench selection --shapes llava-1.5
+    """
 
 
 app = typer.Typer(
@@ -133,9 +139,11 @@ def _list(group: typer.Typer, name: str, line: str) -> None:
 
 _list(app, "ask", "Ask a question about an image, and see where its tokens went.")
 _list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
+_list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
+_list(bench, "selection", "What every method costs inside a prefill, beside random tokens.")
 
 
 @bench.callback()

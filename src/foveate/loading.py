@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from foveate.errors import FoveateError
 from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.llava_uhd.checkpoint import is_released, pair
+from foveate.plan import PLAN_FILE, Plan
 
 #: Folder of the model that ships with foveate.
 EMBEDDED = Path(__file__).with_name("embedded")
@@ -31,6 +32,7 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
+    plan: Any = "saved",
 ) -> tuple[Any, Any]:
     """Load a model that answers questions about images, and its processor.
 
@@ -40,16 +42,21 @@ def load(
         dtype: ``"auto"`` keeps the precision of the checkpoint, but widens bfloat16 and float16 to float32 on a CPU
             if the model then takes less than 2 GiB; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
         device: such as ``"cpu"`` or ``"cuda:0"``; by default the first GPU, or the CPU where there is none.
+        plan: ``"saved"`` attaches the plan that `Plan.save` left beside the weights, if there is one; ``None`` leaves
+            it off; anything that `foveate.compress` takes is attached instead. `foveate.runtime.handle_of` returns the
+            handle.
 
     Returns:
         The model, in evaluation mode on the device, and its processor.
 
     Raises:
-        FoveateError: there is no such model, it cannot be reached offline, it answers no questions about images, it
+        FoveateError: the plan cannot be read or does not fit the model; there is no such model, it cannot be reached offline, it answers no questions about images, it
             needs a package that is missing, or the device or dtype does not exist.
     """
     location = locate(name)
     target, precision = _device(device), _dtype(dtype)
+    chosen = _saved_plan(location) if isinstance(plan, str) and plan == "saved" else plan
+    chosen = None if chosen is None else Plan.of(chosen)
     with _explained(name):
         config = _config(location, name)
         with _progress_bars_hidden(Path(location).is_dir()):
@@ -59,7 +66,29 @@ def load(
             pair(model, processor)
     if precision == "auto" and target.type == "cpu" and 4 * model.num_parameters() <= WIDEN_UP_TO_BYTES:
         model = model.float()
-    return model.to(target).eval(), processor
+    model = model.to(target).eval()
+    if chosen is not None:
+        from foveate.runtime import compress
+
+        compress(model, chosen)
+    return model, processor
+
+
+def _saved_plan(location: str) -> Plan | None:
+    """The plan beside a model's weights, in a folder or on the Hub; None where there is none or no network."""
+    if Path(location).is_dir():
+        return Plan.read(location)
+    try:
+        found = cached_file(
+            location,
+            PLAN_FILE,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except OSError:  # no such model: the configuration, read next, says so better
+        return None
+    return None if found is None else Plan.read(Path(found).parent)
 
 
 def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:

@@ -81,7 +81,11 @@ def compress(
 def handle_of(model: Any) -> Handle | None:
     """The handle of the plan attached to a model, None where none is."""
     model = _unwrapped(model)
-    return _attached.get(family_of(model).core(model))
+    try:
+        core = family_of(model).core(model)
+    except FoveateError:  # of a family that nothing can be attached to
+        return None
+    return _attached.get(core)
 
 
 def _unwrapped(model: Any) -> nn.Module:

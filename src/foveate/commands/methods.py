@@ -1,0 +1,125 @@
+"""`foveate methods`: the gallery of methods that shorten what a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foveate.commands.console import console, print_json
+
+if TYPE_CHECKING:
+    from foveate.gallery import Entry
+
+EXAMPLES = """
+    foveate methods
+    foveate methods divprune
+    foveate methods "*prune*" --json
+"""
+
+#: Up to this many methods are shown in full; more become one row each.
+IN_FULL = 3
+
+
+def methods(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(help="Wildcards for a name or title, such as '*prune*'.", show_default="all methods"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """List the methods that a plan can name: what each does, needs, and which families of models it runs on.
+
+    Up to three methods are described in full, more as a table. What a method needs is measured while the model
+    encodes the image; where an encoder has no [CLS] token, some papers name a substitute, and the report of a run
+    says when it was used. Nothing is loaded or run.
+    """
+    from foveate.gallery import gallery
+
+    found = gallery(pattern)
+    if as_json:
+        print_json({"methods": [entry.as_json() for entry in found]})
+    elif len(found) <= IN_FULL:
+        for entry in found:
+            _describe(entry)
+    else:
+        _table(found)
+
+
+def _table(found: Sequence[Entry]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("name", no_wrap=True)
+    table.add_column("site", no_wrap=True)
+    table.add_column("budget", no_wrap=True)
+    table.add_column("exact", no_wrap=True)
+    table.add_column("trained", no_wrap=True)
+    table.add_column("families", no_wrap=True, justify="right")
+    table.add_column("needs", overflow="fold", min_width=12)
+    for entry in found:
+        runs = sum(one.outcome != "no" for one in entry.families.values())
+        needs = ", ".join(kind.replace("_", " ") for kind in entry.kinds) or "-"
+        shown = "needed" if entry.budget == "count" else entry.budget
+        table.add_row(
+            entry.name,
+            entry.site,
+            shown,
+            _yes(entry.exact),
+            _yes(entry.trained),
+            f"{runs} of {len(entry.families)}",
+            needs,
+        )
+    console.print(table)
+    console.print(
+        f"\n{len(found)} methods; `foveate methods {found[0].name}` says more of one. Exact: the number of tokens is "
+        "known from sizes alone.",
+        markup=False,
+        style="dim",
+    )
+
+
+def _describe(entry: Entry) -> None:
+    console.print(f"[bold]{entry.name}[/bold]  {entry.summary}")
+    arguments = ", ".join(f"{name}={value!r}" for name, value in entry.arguments.items())
+    needs = ", ".join(
+        kind.replace("_", " ") + (" (or attention received)" if substitute else "")
+        for kind, substitute in entry.kinds.items()
+    )
+    budget = {"count": "needed", "optional": "has its own rule, a budget overrides it", "none": "takes none"}
+    rows = {
+        "paper": entry.title + (f", {entry.paper}" if entry.paper else ""),
+        "site": entry.site,
+        "needs": needs or "nothing but the tokens",
+        "budget": budget[entry.budget],
+        "exact": "yes, the number of tokens is known from sizes alone" if entry.exact else "no",
+        "trained": _yes(entry.trained),
+        "arguments": arguments or "none",
+    }
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, one in entry.families.items():
+        groups.setdefault((one.outcome, one.why), []).append(name)
+    words = {"runs": "runs on", "substitute": "runs with a substitute on", "no": "cannot run on"}
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(f"  {name}", _plain(text))
+    for (outcome, why), names in groups.items():
+        table.add_row("  families", _plain(f"{words[outcome]} {', '.join(names)}" + (f" ({why})" if why else "")))
+    console.print(table)
+    console.print()
+
+
+def _plain(text: str) -> str:
+    """Text in which brackets mean brackets."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
