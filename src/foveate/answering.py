@@ -11,7 +11,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ from transformers import TextStreamer
 from foveate.encoders import ViTUHDConfig, ViTUHDModel
 from foveate.errors import FoveateError
 from foveate.loading import load
+from foveate.plan import Plan
+from foveate.runtime import compress, handle_of
+from foveate.runtime.report import ImageReport
 from foveate.views.images import open_image
 
 #: The parts of an answer's time, in order.
@@ -107,6 +110,8 @@ class Answer:
             (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which is a little
             more than their sum. Parts that a model does not have are missing.
         device: where the model ran.
+        plan: the plan that was followed, as text, or None.
+        selection: what the plan did to each image, as plain values; see `selected`.
         pooling: for each content-adaptive stage what it looked at, if `ask` was told to keep it.
     """
 
@@ -119,6 +124,8 @@ class Answer:
     tokens: Tokens
     times: dict[str, float]
     device: str
+    plan: str | None = None
+    selection: list[dict[str, Any]] = field(default_factory=list, repr=False)
     pooling: list[Pooling] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def ask(
     image: Any,
     question: str,
     model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
-    plan: object | None = None,
+    plan: Any = None,
     *,
     max_new_tokens: int = 128,
     stream: Callable[[str], object] | None = None,
@@ -147,7 +154,8 @@ def ask(
             as ``<image>``, is asked as text.
         model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
             last model loaded by name is kept for the next question.
-        plan: reserved for methods that shorten the sequence before or inside the language model.
+        plan: how to shorten what the language model reads, for this question: anything that `foveate.compress` takes,
+            such as ``"divprune:25%"``. By default the plan that is attached to the model or saved beside it, if any.
         max_new_tokens: length at which an answer is cut off.
         stream: called with each piece of the answer's text as soon as it is final.
         keep_pooling: also keep what the content-adaptive stages looked at, for a picture; the image is encoded once
@@ -155,13 +163,9 @@ def ask(
 
     Raises:
         FoveateError: the image cannot be read, the question is empty or too long, the model cannot be loaded or asked,
-            or a plan is given.
+            or the plan cannot be read or does not fit the model.
     """
-    if plan is not None:
-        raise FoveateError(
-            f"plan={plan!r} cannot be followed: this release of foveate has no methods before or inside the language "
-            "model; tokens are reduced by the stages that a model was trained with. Leave the plan out."
-        )
+    wanted = None if plan is None else Plan.of(plan)
     if not isinstance(question, str) or not question.strip():
         raise FoveateError("the question is empty: say in words what you want to know about the image.")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
@@ -171,7 +175,7 @@ def ask(
     start = time.perf_counter()
     picture = open_image(image)
     opening = time.perf_counter() - start
-    net, processor, name = _model(model)
+    net, processor, name = _model(model, saved=wanted is None)
 
     start = time.perf_counter()
     inputs = _inputs(net, processor, picture, question)
@@ -180,7 +184,8 @@ def ask(
     view = opening + time.perf_counter() - start
     trace = Trace(net)
 
-    with torch.inference_mode(), trace.watching():
+    following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted)
+    with following as handle, torch.inference_mode(), trace.watching():
         started = trace.now()
         output = net.generate(
             **inputs,
@@ -188,10 +193,16 @@ def ask(
             streamer=None if stream is None else _Stream(_tokenizer(processor), stream),
         )
         finished = trace.now()
+        reports = () if handle is None else handle.report().images
     written = output[0] if net.config.is_encoder_decoder else output[0, length:]
 
     times = {"view": view, **trace.times(finished), "total": view + finished - started}
     stages, view_size = _stages(net, trace, inputs)
+    unmerged = max(stage.tokens for stage in stages)
+    if "grid_hws" in inputs:  # also where a plan made the image smaller
+        unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
+    if handle is not None and reports:
+        stages = _stages_of_plan(stages, handle.plan, reports)
     return Answer(
         text=_tokenizer(processor).decode(written, skip_special_tokens=True).strip(),
         question=question,
@@ -201,23 +212,91 @@ def ask(
         stages=stages,
         tokens=Tokens(
             read=stages[-1].tokens,
-            unmerged=max(stage.tokens for stage in stages),
+            unmerged=unmerged,
             text=length - _placeholders(net, inputs),
             generated=len(written),
         ),
         times=times,
         device=str(net.device),
-        pooling=_pooling(net, inputs) if keep_pooling else [],
+        plan=None if handle is None else str(handle.plan),
+        selection=[selected(report, _seen(processor, picture.size)) for report in reports],
+        pooling=_pooling(net, inputs) if keep_pooling and view_size is not None else [],
     )
 
 
+def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> dict[str, Any]:
+    """What a plan did to one image, as plain JSON values.
+
+    Args:
+        report: of the handle of the plan.
+        seen: (left, top, right, bottom) of what the encoder saw, as fractions of the image.
+
+    Returns:
+        The report's own values; ``seen``; for every crop its ``kind``, ``grid``, ``box`` (fractions of what was seen),
+        ``index`` (place of each cell of the grid among the tokens, -1 in padding), ``tokens`` and how many of them the
+        language model reads (``kept``: merged ones count where they stand); and, as places among the image's tokens,
+        ``kept`` (those that stand for themselves), ``merged`` (one mapping for each group: ``at``, where it stands, and
+        ``tokens``, its members), ``dropped`` and ``separators``.
+    """
+    document: dict[str, Any] = report.as_json() | {"seen": list(seen)}
+    layout, places = report.layout, report.selection.indices.tolist()
+    for crop, described in zip(layout.crops, document["crops"], strict=True):
+        described |= {"box": list(crop.box), "index": crop.index.tolist()}
+    groups: list[list[int]] = [[] for _ in places]
+    dropped = []
+    for token, row in enumerate(report.selection.members(layout.count).tolist()):
+        (dropped if row < 0 else groups[row]).append(token)
+    rows = list(zip(places, groups, strict=True))
+    separators = layout.separators
+    return document | {
+        "kept": [place for place, group in rows if group == [place]],
+        "merged": [{"at": place, "tokens": group} for place, group in rows if group != [place]],
+        "dropped": dropped,
+        "separators": [] if separators is None else separators.nonzero().flatten().tolist(),
+    }
+
+
+def _seen(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The part of an image (width, height) that the processor does not cut off, as fractions of it."""
+    images = getattr(processor, "image_processor", None)
+    shortest = getattr(getattr(images, "size", None), "shortest_edge", None)
+    crop = getattr(images, "crop_size", None)
+    if not (getattr(images, "do_center_crop", False) and shortest and crop) or getattr(images, "do_pad", False):
+        return 0.0, 0.0, 1.0, 1.0
+    scale = shortest / min(size)
+    width, height = (
+        min(1.0, side / (scale * own)) for side, own in zip((crop["width"], crop["height"]), size, strict=True)
+    )
+    return (1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2
+
+
+#: What a step of a plan does to tokens, by its site.
+DOINGS = {
+    "before-lm": "chosen before the language model",
+    "in-encoder": "merged inside the encoder",
+    "view": "made from a smaller image",
+}
+
+
+def _stages_of_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport, ...]) -> list[Stage]:
+    """The stages of a model, and one more for every step of the plan that was followed."""
+    if stages[-1].name == "language model":
+        detail = "image tokens of the prompt"
+        stages = [*stages[:-1], Stage("connector", None, stages[-1].tokens, None, detail)]
+    steps = zip(*(report.steps for report in reports), strict=True)
+    return stages + [
+        Stage(str(step), None, sum(one.tokens_kept for one in done), None, DOINGS.get(step.method.site, "shortened"))
+        for step, done in zip(plan.steps, steps, strict=True)
+    ]
+
+
 @functools.lru_cache(maxsize=1)
-def _kept(name: str | None) -> tuple[Any, Any]:
-    return load(name)
+def _kept(name: str | None, saved: bool) -> tuple[Any, Any]:
+    return load(name, plan="saved" if saved else None)
 
 
-def _model(model: Any) -> tuple[Any, Any, str]:
-    """Model, processor and a name for them."""
+def _model(model: Any, saved: bool) -> tuple[Any, Any, str]:
+    """Model, processor and a name for them; `saved`: with the plan that was saved beside it."""
     if isinstance(model, tuple):
         if len(model) != 2 or not isinstance(model[0], nn.Module) or not callable(model[1]):
             raise FoveateError("as a tuple, model must be (model, processor), as foveate.load returns them.")
@@ -229,7 +308,7 @@ def _model(model: Any) -> tuple[Any, Any, str]:
             "not know how to read text and images."
         )
     name = None if model is None else os.fspath(model)
-    return *_kept(name), name or "embedded"
+    return *_kept(name, saved), name or "embedded"
 
 
 def _tokenizer(processor: Any) -> Any:
@@ -411,6 +490,11 @@ def _vit_uhd_stages(
     rows, columns = grid
     side, blocks = config.patch_size, config.merger_layer_index or ()
     view_size = (columns * side, rows * side)
+    if tokens["patches"] != rows * columns:  # the view was made smaller on its way
+        smaller = [Stage("patches", None, tokens["patches"], None, "patch embedding of the smaller image")]
+        for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
+            smaller.append(Stage(f"stage {number}", None, tokens[index], None, f"{method} after block {index + 1}"))
+        return smaller, view_size
     stages = [Stage("patches", (rows, columns), tokens["patches"], (side, side), "patch embedding")]
     for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
         rows, columns, side = rows // 2, columns // 2, side * 2
@@ -420,7 +504,7 @@ def _vit_uhd_stages(
 
 
 def _pooling(net: Any, inputs: Any) -> list[Pooling]:
-    """What each content-adaptive stage looks at in the image, from one more run of the encoder."""
+    """What each content-adaptive stage looks at in the image, from one more run of the encoder without the plan."""
     encoder = net.get_encoder(modality="image")
     if not isinstance(encoder, ViTUHDModel):
         return []

@@ -50,8 +50,9 @@ def load(
         The model, in evaluation mode on the device, and its processor.
 
     Raises:
-        FoveateError: the plan cannot be read or does not fit the model; there is no such model, it cannot be reached offline, it answers no questions about images, it
-            needs a package that is missing, or the device or dtype does not exist.
+        FoveateError: there is no such model, it cannot be reached offline, it answers no questions about images, it
+            needs a package that is missing, the device or dtype does not exist, or the plan cannot be read or does not
+            fit the model.
     """
     location = locate(name)
     target, precision = _device(device), _dtype(dtype)

@@ -42,7 +42,8 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
 
     The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged. The tokens that
     entered a content-adaptive stage are tinted by their effect on its output (see `foveate.answering.Pooling`): clear
-    up to the median of the image, full for the strongest 2 %.
+    up to the median of the image, full for the strongest 2 %. Where a plan was followed, one more panel shows which
+    tokens the language model reads (see `foveate.selection_pictures`).
 
     Args:
         answer: from `ask`; with ``keep_pooling=True`` the panels are tinted, otherwise they show the windows only.
@@ -57,6 +58,10 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
     blocks = [_words(answer), _panels(answer, view, merging, size)]
     if answer.pooling:
         blocks.append(_legend(answer.pooling))
+    if answer.selection:
+        from foveate.selection_pictures import draw_selection
+
+        blocks += [draw_selection(document, open_image(image), WIDTH - 2 * MARGIN) for document in answer.selection]
     blocks += [_token_bars(answer), _time_bar(answer)]
     height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
     canvas = Image.new("RGB", (WIDTH, height), PAPER)
@@ -218,13 +223,23 @@ def _token_bars(answer: Answer) -> Image.Image:
     factor = answer.tokens.unmerged / max(answer.tokens.read, 1)
     title = f"Tokens: the language model reads {answer.tokens.read} instead of {answer.tokens.unmerged}"
     draw.text((0, 0), f"{title}, {factor:.3g} times fewer" if factor > 1 else title, font=_font(24), fill=INK)
+    label = min(
+        180 if answer.plan is None else 460, 20 + max(160, *(round(font.getlength(s.name)) for s in answer.stages))
+    )
     for number, stage in enumerate(answer.stages):
         top = 36 + row * number
         length = max(round((WIDTH - 2 * MARGIN - 540) * stage.tokens / answer.tokens.unmerged), 3)
-        draw.text((0, top), stage.name, font=font, fill=MUTED)
-        draw.rounded_rectangle((180, top + 2, 180 + length, top + 22), radius=3, fill=TOKEN_TINT)
-        draw.text((180 + length + 12, top), str(stage.tokens), font=font, fill=INK)
+        draw.text((0, top), _fitting(stage.name, font, label - 20), font=font, fill=MUTED)
+        draw.rounded_rectangle((label, top + 2, label + length, top + 22), radius=3, fill=TOKEN_TINT)
+        draw.text((label + length + 12, top), str(stage.tokens), font=font, fill=INK)
     return block
+
+
+def _fitting(text: str, font: Any, width: float) -> str:
+    """A text, cut where it is wider than `width`."""
+    if font.getlength(text) <= width:
+        return text
+    return text[: bisect.bisect(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))] + "..."
 
 
 def _time_bar(answer: Answer) -> Image.Image:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
     foveate ask examples/receipt.png "What is the total?"
     foveate ask examples/chart.png "Which month had the most visitors?" --picture out.png
+    foveate ask examples/receipt.png "What is the total?" --plan divprune:25% --picture out.png
     foveate ask scan.jpg "Who signed it?" --model path/to/folder --json
     foveate ask photo.jpg "What does the sign say?" --model owner/name-on-the-hub
 """
@@ -35,12 +36,16 @@ def ask(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Reserved for methods that shorten the sequence; none are in this release.", show_default=False
+            help="Methods that shorten what the language model reads, such as 'divprune:25%' (see foveate methods).",
+            show_default="the plan saved beside the model, if any",
         ),
     ] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw the image, its windows, tokens and times into this file (.png).", show_default=False),
+        typer.Option(
+            help="Draw the image, its windows, kept and merged tokens, and times into this file (.png).",
+            show_default=False,
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut the answer off after this many tokens.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
@@ -48,9 +53,9 @@ def ask(
     """Ask a question about an image, and see where its tokens went.
 
     The answer is printed as it is written. Below it stand the size of the image, its grid of tokens at every stage
-    inside the vision transformer, the tokens that the language model reads against those without merging, and the
-    time of each part: view (open, resize, cut into patches), encoder, connector, prefill (the language model reads
-    the prompt) and decode (it writes the answer). The same question always gets the same answer.
+    inside the vision transformer and after each step of a plan, the tokens that the language model reads against those
+    without merging, and the time of each part: view (open, resize, cut into patches), encoder, connector, prefill (the
+    language model reads the prompt) and decode (it writes the answer). The same question always gets the same answer.
     """
     if picture is not None:
         _check_picture(picture)
@@ -108,10 +113,12 @@ def _print_account(answer: Answer) -> None:
     tokens, times = answer.tokens, answer.times
     fewer = f", {tokens.unmerged / tokens.read:.3g} times fewer than {tokens.unmerged} patches" if tokens.read else ""
     parts = ", ".join(f"{part} {1000 * seconds:.0f}" for part, seconds in times.items() if part != "total")
+    plan = {"plan": answer.plan} if answer.plan else {}
     for name, value in {
         "image": f"{width} x {height} px{seen}",
         "tokens": f"the language model reads {tokens.read} of the image{fewer}, and {tokens.text} of text",
         "time": f"{1000 * times['total']:.0f} ms on {answer.device}: {parts}",
+        **plan,
     }.items():
         console.print(f"{name:9} {value}", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -128,3 +135,5 @@ def _print_account(answer: Answer) -> None:
         pixels = f"{stage.size[0]} x {stage.size[1]}" if stage.size else "-"
         table.add_row(stage.name, grid, str(stage.tokens), pixels, stage.detail)
     console.print(table)
+    for note in dict.fromkeys(note for image in answer.selection for note in image["notes"]):
+        console.print(f"note      {note}", markup=False, soft_wrap=True)

@@ -1,0 +1,201 @@
+"""The picture of what a plan left of an image: kept tokens clear, merged ones tinted by group, dropped ones pale.
+
+Drawn from plain values (`foveate.answering.selected`), so that a saved JSON document can be drawn later as well.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from foveate.pictures import ACCENT, GAP, INK, LINE, MUTED, PAPER, TALLEST, THINNEST, _fitting, _font, _wrapped
+
+#: How much of a merged token is the colour of its group, and how much contrast a dropped one keeps.
+TINT, PALE = 0.5, 0.3
+#: Width of the column of words beside the picture, and the widest that thumbnails get.
+WORDS, THUMBNAIL = 400, 300
+#: Crops are numbered where they are at least this wide and tall in the picture.
+FINEST_CROP = 44
+
+KEPT, MERGED, DROPPED = 0, 1, 2
+
+
+def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> Image.Image:
+    """Draw what a plan left of one image, as one block.
+
+    Args:
+        document: from `foveate.answering.selected`.
+        image: the image, upright.
+        width: of the block in pixels.
+    """
+    left, top, right, bottom = document["seen"]
+    seen = image.crop(
+        (
+            round(left * image.width),
+            round(top * image.height),
+            max(round(right * image.width), round(left * image.width) + 1),
+            max(round(bottom * image.height), round(top * image.height) + 1),
+        )
+    )
+    states, groups = _of_tokens(document)
+    over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
+    apart = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
+    if not over:  # nothing but a thumbnail, or a clip: its first frame
+        over, apart = document["crops"][:1], []
+    tiled = len(document["crops"]) > 1
+
+    room = width - WORDS - GAP - (THUMBNAIL + GAP if apart else 0)
+    panel = _panel(seen, over, states, groups, (room, TALLEST), numbered=tiled)
+    beside = [_panel(seen, [crop], states, groups, (THUMBNAIL, TALLEST), numbered=False) for crop in apart]
+    words = _words(document, states, tiled)
+    tall = max(panel.height, *(one.height for one in (*beside, words)))
+    heading = 64 if tiled else 40
+    block = Image.new("RGB", (width, heading + tall + 2), PAPER)
+    draw = ImageDraw.Draw(block)
+    title = "what the language model reads"
+    draw.text((0, 0), title, font=_font(24), fill=INK)
+    place = 0
+    for crops, one in zip([over, *([crop] for crop in apart)], (panel, *beside), strict=True):
+        block.paste(one, (place, heading))
+        draw.rectangle((place - 1, heading - 1, place + one.width, heading + one.height), outline=LINE)
+        if tiled:
+            kind = "thumbnail" if crops is not over else f"{len(crops)} crops" if len(crops) > 1 else crops[0]["kind"]
+            kept, tokens = sum(crop["kept"] for crop in crops), sum(crop["tokens"] for crop in crops)
+            text = _fitting(f"{kind}: {kept} of {tokens} tokens", _font(20), max(one.width, 260))
+            draw.text((place, 31), text, font=_font(20), fill=MUTED)
+        place += one.width + GAP
+    block.paste(words, (place, heading))
+    return block
+
+
+def _of_tokens(document: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """State and group (-1: none) of every token, with one more at the end for cells without a token."""
+    states = np.full(document["tokens_in"] + 1, DROPPED)
+    groups = np.full(document["tokens_in"] + 1, -1)
+    states[document["kept"]] = KEPT
+    for number, group in enumerate(document["merged"]):
+        states[group["tokens"]] = MERGED
+        groups[group["tokens"]] = number
+    return states, groups
+
+
+def _tints(count: int) -> np.ndarray:
+    """`count` colours (count, 3): neighbours in number are far from each other in hue."""
+    hues = (0.58 + 0.61803398875 * np.arange(max(count, 1))) % 1
+    bright = (0.82, 0.95, 0.68)
+    colours = [colorsys.hsv_to_rgb(hue, 0.8, bright[number % 3]) for number, hue in enumerate(hues)]
+    return 255 * np.array(colours, np.float32)
+
+
+def _panel(
+    seen: Image.Image,
+    crops: list[dict[str, Any]],
+    states: np.ndarray,
+    groups: np.ndarray,
+    room: tuple[int, int],
+    *,
+    numbered: bool,
+) -> Image.Image:
+    """Crops over the image they show, as large as there is room."""
+    scale = min(room[0] / seen.width, room[1] / seen.height)
+    width, height = max(round(seen.width * scale), THINNEST), max(round(seen.height * scale), THINNEST)
+    colour = np.asarray(seen.resize((width, height), Image.Resampling.LANCZOS).convert("RGB"), np.float32)
+    grey = np.asarray(Image.fromarray(colour.astype(np.uint8)).convert("L"), np.float32)[..., None]
+    pixels = np.repeat(255 - PALE * (255 - grey), 3, axis=2)
+    tints = _tints(int(groups.max(initial=-1)) + 1)
+    boxes = []
+    for crop in crops:
+        left, top, right, bottom = (
+            edge * side for edge, side in zip(crop["box"], (width, height, width, height), strict=True)
+        )
+        rows, columns = crop["grid"]
+        across, down = (
+            np.arange(max(round(left), 0), min(round(right), width)),
+            np.arange(max(round(top), 0), min(round(bottom), height)),
+        )
+        if not len(across) or not len(down):
+            continue
+        column = ((across + 0.5 - left) / (right - left) * columns).astype(int).clip(0, columns - 1)
+        row = ((down + 0.5 - top) / (bottom - top) * rows).astype(int).clip(0, rows - 1)
+        index = np.array(crop["index"]).reshape(rows, columns)[row][:, column]
+        state, group = states[index], groups[index]
+        window = np.ix_(down, across)
+        own = pixels[window]
+        own[state == KEPT] = colour[window][state == KEPT]
+        tinted = (1 - TINT) * (0.35 * 255 + 0.65 * colour[window]) + TINT * tints[group]
+        own[state == MERGED] = tinted[state == MERGED]
+        _outline(own, np.where(state == MERGED, group, -1 - state), index)
+        pixels[window] = own
+        boxes.append((crop, (across[0], down[0], across[-1], down[-1])))
+    panel = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(panel)
+    for crop, (left, top, right, bottom) in boxes:
+        if len(crops) > 1:
+            draw.rectangle((left, top, right, bottom), outline=PAPER, width=3)
+            draw.rectangle((left, top, right, bottom), outline=INK, width=1)
+        if numbered and min(right - left, bottom - top) >= FINEST_CROP:
+            _label(draw, str(crop["kept"]), ((left + right) / 2, (top + bottom) / 2), min(right - left, bottom - top))
+    return panel
+
+
+def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray) -> None:
+    """Darken where an area ends, and a little where a cell of a kept or merged area ends."""
+    for axis in (0, 1):
+        here = [slice(None)] * 2
+        here[axis] = slice(1, None)
+        inside = (np.diff(cells, axis=axis) != 0) & (areas[tuple(here)] != -1 - DROPPED)
+        edge = np.diff(areas, axis=axis) != 0
+        pixels[tuple(here)][inside] *= 0.86
+        pixels[tuple(here)][edge] = pixels[tuple(here)][edge] * 0.3 + 0.7 * np.array(INK, np.float32)
+
+
+def _label(draw: ImageDraw.ImageDraw, text: str, centre: tuple[float, float], room: float) -> None:
+    font = _font(int(min(40, max(18, room / 5))))
+    box = draw.textbbox(centre, text, font=font, anchor="mm")
+    draw.rounded_rectangle((box[0] - 9, box[1] - 7, box[2] + 9, box[3] + 7), radius=8, fill=PAPER, outline=LINE)
+    draw.text(centre, text, font=font, fill=ACCENT, anchor="mm")
+
+
+def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.Image:
+    """What the colours mean, how many tokens each is, and what every step did."""
+    block = Image.new("RGB", (WORDS, 1200), PAPER)
+    draw, font, top = ImageDraw.Draw(block), _font(20), 0
+    draw.text((0, top), f"{document['tokens_kept']} of {document['tokens_in']} tokens", font=_font(30), fill=ACCENT)
+    top += 52
+    merged = int((states[:-1] == MERGED).sum())
+    counts = {
+        "kept": f"{len(document['kept'])} as they are",
+        "merged": f"{merged} merged into {len(document['merged'])}",
+        "dropped": f"{len(document['dropped'])} left out",
+    }
+    for kind, text in counts.items():
+        if kind == "merged" and not merged:
+            continue
+        _swatch(draw, kind, top)
+        draw.text((64, top), text, font=font, fill=INK)
+        top += 36
+    lines = []
+    for step in document["steps"]:
+        lines += [*_wrapped(step["method"], font, WORDS), f"{step['tokens_in']} to {step['tokens_kept']} tokens", ""]
+    if tiled:
+        lines += [*_wrapped("Numbers on the crops: how many tokens of each are read.", font, WORDS), ""]
+    for note in document["notes"]:
+        lines += _wrapped(note, font, WORDS)
+    top += 16
+    for line in lines:
+        draw.text((0, top), line, font=font, fill=MUTED)
+        top += 28 if line else 10
+    return block.crop((0, 0, WORDS, min(top + 4, block.height)))
+
+
+def _swatch(draw: ImageDraw.ImageDraw, kind: str, top: int) -> None:
+    if kind == "merged":
+        for number, tint in enumerate(_tints(3)):
+            fill = tuple(int(255 - TINT * (255 - value)) for value in tint)
+            draw.rectangle((16 * number, top + 2, 16 * number + 15, top + 22), fill=fill, outline=INK)
+        return
+    fill = PAPER if kind == "kept" else (226, 227, 228)
+    draw.rectangle((0, top + 2, 47, top + 22), fill=fill, outline=INK if kind == "kept" else LINE)
