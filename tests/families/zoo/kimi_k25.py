@@ -54,6 +54,8 @@ def prompts(model: Any, rows: Rows, side: str = "left", seed: int = 0) -> dict[s
     inputs = conversation(rows, lambda size: [START, *[IMAGE] * (size[0] * size[1]), END], seed, side)
     images = image_seeds(rows, seed)
     if images:
-        inputs["pixel_values"] = torch.cat([pixels(own, 4 * height * width, 3, 4, 4) for own, (height, width) in images])
+        inputs["pixel_values"] = torch.cat(
+            [pixels(own, 4 * height * width, 3, 4, 4) for own, (height, width) in images]
+        )
         inputs["image_grid_thw"] = torch.tensor([(1, 2 * height, 2 * width) for _, (height, width) in images])
     return inputs

@@ -64,10 +64,17 @@ def prompts(model: Any, rows: Clips, side: str = "left", seed: int = 0) -> dict[
         return [START, *[token] * (frames * height * width), END]
 
     inputs = conversation(cast("Rows", rows), tokens_of, seed, side)
-    inputs["mm_token_type_ids"] = types = (inputs["input_ids"] == IMAGE).int() + 2 * (inputs["input_ids"] == VIDEO).int()
+    inputs["mm_token_type_ids"] = types = (inputs["input_ids"] == IMAGE).int() + 2 * (
+        inputs["input_ids"] == VIDEO
+    ).int()
     items = [(own, (1, *size)[-3:], len(size) == 3) for own, size in image_seeds(cast("Rows", rows), seed)]
-    for video, name, grid in ((False, "pixel_values", "image_grid_thw"), (True, "pixel_values_videos", "video_grid_thw")):
-        chosen = [(own, (frames, 2 * height, 2 * width)) for own, (frames, height, width), clip in items if clip == video]
+    for video, name, grid in (
+        (False, "pixel_values", "image_grid_thw"),
+        (True, "pixel_values_videos", "video_grid_thw"),
+    ):
+        chosen = [
+            (own, (frames, 2 * height, 2 * width)) for own, (frames, height, width), clip in items if clip == video
+        ]
         if chosen:
             inputs[name] = torch.cat([pixels(own, frames * h * w, 3 * 2 * 4 * 4) for own, (frames, h, w) in chosen])
             inputs[grid] = torch.tensor([size for _, size in chosen])

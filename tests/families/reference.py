@@ -1,0 +1,148 @@
+"""What is compared with: a model's own eager attention, and its language model given only what stays."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from families.zoo import Specimen
+from torch import Tensor, nn
+
+import foveate
+from foveate.families import family_of
+from foveate.runtime import Handle
+from foveate.runtime.report import Report
+from foveate.tokens import Need
+
+Patch = pytest.MonkeyPatch
+
+
+def encoder_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Of the inputs of a model those of its encoder."""
+    return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+
+
+def encode(model: Any, inputs: dict[str, Any]) -> Any:
+    """Images or clips by the model's own functions."""
+    call = encoder_inputs(inputs)
+    modality = "video" if "pixel_values_videos" in call else "image"
+    with torch.no_grad():
+        return getattr(family_of(model).core(model), f"get_{modality}_features")(**call)
+
+
+def measured(model: Any, inputs: dict[str, Any], needs: list[Need], patch: Patch) -> list[dict[Need, Tensor]]:
+    """What the probes of an attached plan say of every image."""
+    with patch.context() as context:
+        context.setattr(Handle, "_all_needs", lambda self: tuple(needs))
+        with foveate.compress(model, "divprune:50%"):
+            return encode(model, inputs).foveate_encoded.measured
+
+
+def eager(model: Any, inputs: dict[str, Any], patch: Patch) -> dict[Need, Tensor]:
+    """Of one image: features, mean keys and attention received at every block, in the order of the encoder.
+
+    The weights are those that the model's own eager attention returns.
+    """
+    family = family_of(model)
+    blocks = family.blocks(family.core(model))
+    layers = {family.attention(block): layer for layer, block in enumerate(blocks)}
+    found: dict[Need, list[Tensor]] = {}
+
+    def recording(original: Callable[..., Any]) -> Callable[..., Any]:
+        def attend(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output, weights = original(module, query, key, *args, **kwargs)
+            if module in layers:
+                received, keys = weights.mean(dim=(1, 2)).flatten(), key.mean(dim=1).flatten(0, 1)
+                found.setdefault(Need("received", layers[module]), []).append(received)
+                found.setdefault(Need("keys", layers[module]), []).append(keys)
+            return output, weights
+
+        return attend
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            found[Need("features", layer)] = [hidden.flatten(0, -2)]
+
+        return hook
+
+    hooks = [block.register_forward_hook(keep(layer)) for layer, block in enumerate(blocks)]
+    home: Any = sys.modules[type(next(iter(layers))).__module__]
+    name = "eager_attention_forward"
+    if not hasattr(home, name):
+        home, name = sys.modules["foveate.encoders.attention"], "eager_attention"
+    with patch.context() as context, attention(model, "eager"):
+        context.setattr(home, name, recording(getattr(home, name)))
+        encode(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return {need: torch.cat(values) for need, values in found.items()}
+
+
+@contextmanager
+def attention(model: Any, implementation: str) -> Iterator[None]:
+    """Another attention implementation inside the context."""
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def answers(model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:
+    """Four tokens, greedily where not said otherwise."""
+    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, **options)
+    return tokens[:, inputs["input_ids"].shape[1] :]
+
+
+def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Logits of a forward pass."""
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def only_kept(model: Any, inputs: dict[str, Any], report: Report, patch: Patch) -> Tensor:
+    """Logits (1, P, V) of the language model called by hand with the embeddings that stay, at their positions."""
+    family = family_of(model)
+    core = family.core(model)
+    text: Any = family.text(core)
+    seen: dict[str, Any] = {}
+    forward = text.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        return forward(*args, **kwargs)
+
+    with patch.context() as context:
+        context.setattr(text, "forward", spy)
+        logits(model, inputs)
+    stays = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool)
+    for modality in ("image", "video"):
+        own = [image for image in report.images if image.modality == modality]
+        if not own:
+            continue
+        columns = (inputs["input_ids"][0] == family.placeholder(core, modality)).nonzero().flatten()
+        for image, part in zip(own, columns.split([image.tokens_in for image in own]), strict=True):
+            stays[part] = False
+            stays[part[image.selection.indices]] = True
+    short: dict[str, Any] = {
+        "attention_mask": stays[stays][None].long(),
+        "inputs_embeds": seen["inputs_embeds"][:, stays],
+    }
+    positions = seen.get("position_ids")
+    short["position_ids"] = (torch.arange(len(stays))[None] if positions is None else positions)[..., stays]
+    if seen.get("deepstack_visual_embeds") is not None:
+        visual = seen["visual_pos_masks"]
+        short["visual_pos_masks"] = visual[:, stays]
+        short["deepstack_visual_embeds"] = [plane[stays[visual[0]]] for plane in seen["deepstack_visual_embeds"]]
+    with torch.no_grad():
+        return model.get_output_embeddings()(text(**short).last_hidden_state)
+
+
+def row(specimen: Specimen, sizes: Any, number: int) -> dict[str, Any]:
+    """A prompt with the images that it has as row `number` of a batch, and text of its own."""
+    return specimen.prompts(specimen.model(), (sizes,), seed=1000 * number)
