@@ -160,4 +160,10 @@ def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Sel
         else:
             weights[crop.present] = part.weights
         start += len(part)
-    return Selection(indices[order], torch.cat(features)[order], assignment, weights)
+    positions = None
+    width = max((part.positions.shape[1] for part in parts if part.positions is not None), default=0)
+    if width:
+        own_places = [p.indices[:, None].expand(-1, width) if p.positions is None else p.positions for p in parts]
+        carried = [crop.present[places] for crop, places in zip(crops, own_places, strict=True)]
+        positions = torch.cat(carried)[order]
+    return Selection(indices[order], torch.cat(features)[order], assignment, weights, positions)

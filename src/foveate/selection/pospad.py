@@ -1,0 +1,179 @@
+"""PosPad: what any other method drops leaves one marker for each gap, at its position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.selection.method import Method
+from foveate.tokens import Need, Selection, Tower, VisualTokens
+
+MARKERS = ("zero", "mean")
+
+
+@dataclass(frozen=True)
+class PosPad(Method):
+    """Lets another method choose, and puts one marker in place of every run of tokens that it drops.
+
+    The tokens of an image are one sequence, row after row. Each maximal run of dropped ones is replaced by a marker at
+    the run's last place, with that place's position, so that the language model sees where something is missing
+    (PosPad, FocusUI, arXiv 2601.03928). Runs do not end at the ends of rows, and newline tokens are tokens like others.
+    With everything dropped a single marker is left, at the last place.
+
+    The budget counts kept tokens and markers together, exactly; in the paper a ratio of tokens is kept and markers
+    come on top. See `exact_runs` for how many tokens are kept.
+
+    The paper's marker is a learned embedding. Without one (`embedding`) a marker is zero or the mean of its run, for
+    which nothing was trained. Of the choices of a method that merges, rows stay as they are, and members of a merged
+    token that stood elsewhere leave a gap like dropped ones.
+
+    Args:
+        selector: The other method, as in a plan and without a budget, such as `hiprune(alpha=0.1)`, or as an object.
+        marker: "zero" or "mean", what a marker is when there is no embedding.
+        embedding: A safetensors file with the learned marker, its only tensor, (D,) or (1, D).
+    """
+
+    selector: Any = "fastervlm"
+    marker: str = "zero"
+    embedding: str | None = None
+
+    name: ClassVar[str] = "pospad"
+    title: ClassVar[str] = "FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection"
+    paper: ClassVar[str] = "arXiv 2601.03928"
+    whole: ClassVar[bool] = True
+    sees_separators: ClassVar[bool] = True
+    positions: ClassVar = "original"
+
+    def __post_init__(self) -> None:
+        if self.marker not in MARKERS:
+            raise FoveateError(f"pospad: marker is one of {', '.join(MARKERS)}, not {self.marker!r}.")
+        if self.embedding is not None:
+            object.__setattr__(self, "embedding", str(self.embedding))
+        if not isinstance(self.selector, str):  # plans are text, and equal plans are to be equal
+            from foveate.plan import Plan
+
+            object.__setattr__(self, "selector", str(Plan.of(self.selector)))
+        self.method  # noqa: B018 - a wrong name shall be told at once
+
+    @cached_property
+    def method(self) -> Method:
+        """The other method."""
+        from foveate.plan import parse_plan
+
+        steps = parse_plan(f"{self.selector}:1").steps
+        found = steps[0].method
+        if len(steps) != 1 or not isinstance(found, Method) or isinstance(found, PosPad):
+            raise FoveateError(f"pospad: selector is one other method before the language model, not {self.selector}.")
+        return found
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """Those of the other method."""
+        return self.method.needs(tower)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        size, device = len(tokens), tokens.device
+        choices: dict[int, Selection] = {}
+
+        def choose(wanted: int) -> Tensor:
+            if wanted not in choices:
+                nothing = Selection(torch.zeros(0, dtype=torch.int64, device=device))
+                choices[wanted] = self.method(tokens, wanted) if wanted else nothing
+            return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, choices[wanted].indices, True)
+
+        stays, wanted = exact_runs(choose, size, count)
+        chosen, ends = choices[wanted], run_ends(~stays)
+        indices = (stays | ends).nonzero().flatten()
+        row = torch.full((size,), -1, dtype=torch.int64, device=device)
+        row[indices] = torch.arange(len(indices), device=device)
+        # Rows are made of what the other method made them of; markers of nothing, or of their run.
+        members = chosen.members(size)
+        assignment = torch.full_like(row, -1)
+        assignment[members >= 0] = row[chosen.indices[members[members >= 0]]]
+        weights = chosen._shares(size) if len(chosen) else torch.zeros(size, device=device)
+        added = stays.index_fill(0, chosen.indices, False)
+        assignment[added], weights[added] = row[added], 1.0
+        if self.marker == "mean" and self.embedding is None:
+            gone = assignment < 0
+            places = torch.arange(size, device=device)
+            last = torch.where(ends, places, size).flip(0).cummin(0).values.flip(0)
+            assignment[gone], weights[gone] = row[last[gone]], 1.0
+        used = assignment >= 0
+        total = torch.zeros(len(indices), device=device).index_add_(0, assignment[used], weights[used])
+        weights[used] /= total.clamp(min=torch.finfo(torch.float32).tiny)[assignment[used]]
+        found = Selection(indices, None, assignment, weights)
+        features = found.apply(tokens.features)
+        if chosen.features is not None:
+            features[row[chosen.indices]] = chosen.features
+        if self.embedding is not None:
+            features[row[ends]] = _learned(self.embedding).to(features)
+        return Selection(indices, features, assignment, weights)
+
+
+def run_ends(gone: Tensor) -> Tensor:
+    """The last place of every maximal run of True in (N,): (N,) bool."""
+    return gone & ~torch.cat([gone[1:], gone.new_zeros(1)])
+
+
+def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[Tensor, int]:
+    """Tokens to keep, so that they and the runs between them are `count` exactly.
+
+    Where a larger choice contains the smaller ones, kept + runs never falls as tokens are added: one more token adds 1
+    at the end of a run, 2 inside a run, 0 in place of a run of one. So bisection between (count - 1) // 2 tokens, which
+    cannot be too many, and `count`, which always are, finds the m of which m fit and m + 1 do not; that is about
+    log2(count / 2) choices. If m tokens give one less than `count`, because the next one lies inside a run, a token at
+    the end of a run is kept in its place, the nearest to it, which adds exactly 1. There always is one, since not all
+    runs are of one token below N. Choices that do not contain each other end at `count` too, with more such tokens.
+
+    Args:
+        choose: From a number of tokens to (N,) bool, which ones stay; not asked for more than `count`.
+        size: N.
+        count: Kept tokens and runs, 0 < count < N.
+
+    Returns:
+        (N,) bool, and the number of which `choose` gave them, but for those that were added.
+    """
+
+    def total(stays: Tensor) -> int:
+        return int(stays.sum() + run_ends(~stays).sum())
+
+    fits, exceeds = (count - 1) // 2, count
+    while exceeds - fits > 1:
+        middle = (fits + exceeds) // 2
+        if total(choose(middle)) <= count:
+            fits = middle
+        else:
+            exceeds = middle
+    stays = choose(fits).clone()
+    for _ in range(count - total(stays)):
+        gone = ~stays
+        before = torch.cat([gone.new_zeros(1), gone[:-1]])
+        after = torch.cat([gone[1:], gone.new_zeros(1)])
+        edges = (gone & (before ^ after)).nonzero().flatten()  # of runs of two and more
+        wanted = (choose(exceeds) & gone).nonzero().flatten()
+        if len(wanted):
+            edges = edges[(edges[:, None] - wanted).abs().amin(dim=1).argsort(stable=True)]
+        stays[edges[0]] = True
+    return stays, fits
+
+
+@lru_cache(maxsize=8)
+def _learned(path: str) -> Tensor:
+    if not Path(path).is_file():
+        raise FoveateError(f"pospad: there is no file {path!r} with a learned marker.")
+    try:
+        tensors = list(load_file(path).values())
+    except SafetensorError as error:
+        raise FoveateError(f"pospad: {path} is no safetensors file: {error}") from error
+    if len(tensors) != 1:
+        raise FoveateError(f"pospad: {path} holds {len(tensors)} tensors, not one marker.")
+    return tensors[0].flatten()
