@@ -111,7 +111,8 @@ def ordinary(ids: Tensor, sections: tuple[int, ...], interleaved: bool) -> tuple
         )
     half = sum(sections)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
-    config = config_class(hidden_size=2 * half, num_attention_heads=1, num_key_value_heads=1, head_dim=2 * half,
+    config = config_class(  # ty: ignore[unknown-argument]
+        hidden_size=2 * half, num_attention_heads=1, num_key_value_heads=1, head_dim=2 * half,
                     rope_parameters=rope)  # fmt: skip
     rotation = rotation_class(config)  # ty: ignore[invalid-argument-type]
     cos, _ = rotation(torch.zeros(1), ids[:, None])

@@ -35,7 +35,7 @@ class PPE(Method):
     Args:
         members: K, positions that a merged token carries.
         neighbours: k of the density.
-        reference: Members in the order of the authors' code, the last of a cluster first (were its sort stable), and its
+        reference: Members in the order of the authors' code, the last of a cluster first (if sorts are stable), and its
             k = min(3, max(count // 2, 1)) where k exceeds the number of clusters.
     """
 
