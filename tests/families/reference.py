@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from families.zoo import Specimen
 from torch import Tensor, nn
 
 import foveate
+from families.zoo import Specimen
 from foveate.families import family_of
 from foveate.runtime import Handle
 from foveate.runtime.report import Report

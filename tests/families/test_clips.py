@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families.reference import answers, logits, only_kept
-from families.zoo import zoo
 
 import foveate
+from families.reference import answers, logits, only_kept
+from families.zoo import zoo
 
 IMAGE, CLIP = (3, 4), (2, 2, 3)
 MIXED = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")

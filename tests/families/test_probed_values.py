@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import pytest
 import torch
+
 from families.reference import eager, measured, row
 from families.zoo import zoo
-
 from foveate.families import family_of
 from foveate.tokens import Need
 
@@ -33,7 +34,7 @@ def windows_of(rows: int, columns: int, side: int) -> list[list[int]]:
 
 def windowed_groups(rows: int, columns: int, layer: int) -> list[list[int]]:
     """As `groups`, and tokens window by window, each of 2 x 2 tokens."""
-    order = sum(windows_of(rows, columns, 2), [])
+    order = list(chain.from_iterable(windows_of(rows, columns, 2)))
     return [[4 * order.index(token) + i for i in range(4)] for token in range(rows * columns)]
 
 
@@ -54,7 +55,7 @@ def squares(*sides: int) -> Places:
 def windowed_squares(rows: int, columns: int, layer: int) -> list[list[int]]:
     """As `squares(4, 2, 1)`, and patches by windows of 3 x 3, whole ones first."""
     side = (4, 2, 1)[layer]
-    order = sum(sorted(windows_of(rows * side, columns * side, 3), key=len, reverse=True), [])
+    order = list(chain.from_iterable(sorted(windows_of(rows * side, columns * side, 3), key=len, reverse=True)))
     return [[order.index(place) for place in token] for token in squares(4, 2, 1)(rows, columns, layer)]
 
 

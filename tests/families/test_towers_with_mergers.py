@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+import foveate
 from families.reference import answers, encode, encoder_inputs, logits, only_kept
 from families.zoo import zoo
 from families.zoo.mistral3 import BREAK
-
-import foveate
 from foveate.families import family_of
 
 ROWS = (((3, 4), (2, 3)), ((4, 5),))
@@ -148,7 +148,8 @@ def test_linear_layers_remember_what_stays_and_nothing_else(name: str, monkeypat
     for one, two in zip(alone.past_key_values.layers, both.past_key_values.layers, strict=True):
         if hasattr(one, "recurrent_states"):
             states = [
-                list(s.values())[0] if isinstance(s, dict) else s for s in (one.recurrent_states, two.recurrent_states)
+                next(iter(s.values())) if isinstance(s, dict) else s
+                for s in (one.recurrent_states, two.recurrent_states)
             ]
             torch.testing.assert_close(states[0][0], states[1][0], atol=1e-4, rtol=1e-3)
     inputs = specimen.prompts(model, ROWS[:1])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 from transformers import Qwen2Config
 
+from families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 from foveate.encoders import ViTUHDConfig
 from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration
 

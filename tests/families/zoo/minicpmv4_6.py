@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, Qwen3_5TextConfig
+
 from families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, pixels
 from families.zoo.qwen3_5 import text_fields
-from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, Qwen3_5TextConfig
 
 
 def minicpm() -> MiniCPMV4_6ForConditionalGeneration:

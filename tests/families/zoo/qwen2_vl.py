@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, llama, pixels
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
+
+from families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, llama, pixels
 
 Clips = Sequence[Sequence[tuple[int, ...]]]
 

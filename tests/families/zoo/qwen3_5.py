@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
 from families.zoo import llama
 from families.zoo.qwen2_vl import SPECIAL, prompts
 from families.zoo.qwen3_vl import TOWER
-from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 ROPE = {
     "rope_type": "default",
