@@ -172,6 +172,7 @@ def test_the_answer_as_json(pair):
     document = json.loads(json.dumps(ask(noise(32, 32), "?", pair, max_new_tokens=2, keep_pooling=True).to_dict()))
     assert set(document) == {
         "text", "question", "model", "image_size", "view_size", "stages", "tokens", "times", "device",
+        "plan", "selection",
     }  # fmt: skip
     assert document["stages"][1]["grid"] == [4, 4]
     assert document["tokens"]["unmerged"] == 64
@@ -191,7 +192,7 @@ def test_the_last_model_is_kept(tmp_path):
         ({"question": " \n"}, "question is empty"),
         ({"question": None}, "question is empty"),
         ({"question": "long " * 200}, "more than the 512 positions"),
-        ({"plan": "divprune:64"}, "plan='divprune:64' cannot be followed"),
+        ({"plan": "divprune"}, "needs a budget"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 1.5}, "max_new_tokens"),
         ({"image": "missing.png"}, "no image file"),

@@ -50,7 +50,7 @@ def test_ask_as_json_with_a_picture(capsys, folder, image, tmp_path):
     [
         (["none.png", "?"], "no image file at 'none.png'"),
         (["IMAGE", " "], "question is empty"),
-        (["IMAGE", "?", "--plan", "divprune:64"], "cannot be followed"),
+        (["IMAGE", "?", "--plan", "divprun:64"], "did you mean divprune"),
         (["IMAGE", "?", "--picture", "out.txt"], "must end in .png"),
         (["IMAGE", "?", "--picture", "/no/such/folder/out.png"], "there is no folder"),
         (["IMAGE", "?", "--model", "/no/such/model"], "there is no folder '/no/such/model'"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -125,8 +126,8 @@ def verdict(method: Any, family: Family) -> Verdict:
 def _on_tower(method: Any, tower: Tower) -> Verdict:
     try:
         needs = method.needs(tower)
-    except FoveateError as error:
-        return Verdict("no", str(error).rstrip("."))
+    except FoveateError as error:  # of a trained method without its weights, which say what it needs
+        return Verdict("runs" if method.trained else "no", str(error).rstrip("."))
     outcome: Outcome = "runs"
     why: dict[str, None] = {}
     for need in needs:
@@ -153,14 +154,17 @@ def _because(message: str) -> str:
 
 def _entry(cls: Any) -> Entry:
     sample = _sample(cls)
-    needs = sample.needs(Tower(BLOCKS, True, 1, OUTPUT_LAYER)) if hasattr(sample, "needs") else ()
+    needs: tuple[Need, ...] = ()
+    if hasattr(sample, "needs"):
+        with suppress(FoveateError):  # a trained method without its weights
+            needs = tuple(sample.needs(Tower(BLOCKS, True, 1, OUTPUT_LAYER)))
     return Entry(
         name=cls.name,
         title=cls.title,
         paper=cls.paper,
         site=cls.site,
         summary=" ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
-        needs=tuple(needs),
+        needs=needs,
         trained=cls.trained,
         exact=cls.exact,
         budget=cls.budget,

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from foveate.pictures import ACCENT, GAP, INK, LINE, MUTED, PAPER, TALLEST, THINNEST, _fitting, _font, _wrapped
 
-#: How much of a merged token is the colour of its group, and how much contrast a dropped one keeps.
-TINT, PALE = 0.5, 0.3
+#: How strong the colour of a group is, and how much contrast a dropped token keeps on which grey.
+TINT, PALE, GREY = 0.42, 0.3, 224
 #: Width of the column of words beside the picture, and the widest that thumbnails get.
 WORDS, THUMBNAIL = 400, 300
 #: Crops are numbered where they are at least this wide and tall in the picture.
@@ -57,7 +57,7 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
     draw = ImageDraw.Draw(block)
     title = "what the language model reads"
     draw.text((0, 0), title, font=_font(24), fill=INK)
-    place = 0
+    place = 1
     for crops, one in zip([over, *([crop] for crop in apart)], (panel, *beside), strict=True):
         block.paste(one, (place, heading))
         draw.rectangle((place - 1, heading - 1, place + one.width, heading + one.height), outline=LINE)
@@ -104,7 +104,7 @@ def _panel(
     width, height = max(round(seen.width * scale), THINNEST), max(round(seen.height * scale), THINNEST)
     colour = np.asarray(seen.resize((width, height), Image.Resampling.LANCZOS).convert("RGB"), np.float32)
     grey = np.asarray(Image.fromarray(colour.astype(np.uint8)).convert("L"), np.float32)[..., None]
-    pixels = np.repeat(255 - PALE * (255 - grey), 3, axis=2)
+    pixels = np.repeat(GREY - PALE * (255 - grey), 3, axis=2)
     tints = _tints(int(groups.max(initial=-1)) + 1)
     boxes = []
     for crop in crops:
@@ -125,7 +125,7 @@ def _panel(
         window = np.ix_(down, across)
         own = pixels[window]
         own[state == KEPT] = colour[window][state == KEPT]
-        tinted = (1 - TINT) * (0.35 * 255 + 0.65 * colour[window]) + TINT * tints[group]
+        tinted = (0.3 * 255 + 0.7 * grey[window]) / 255 * (255 - TINT * (255 - tints[group]))
         own[state == MERGED] = tinted[state == MERGED]
         _outline(own, np.where(state == MERGED, group, -1 - state), index)
         pixels[window] = own
@@ -137,7 +137,7 @@ def _panel(
             draw.rectangle((left, top, right, bottom), outline=PAPER, width=3)
             draw.rectangle((left, top, right, bottom), outline=INK, width=1)
         if numbered and min(right - left, bottom - top) >= FINEST_CROP:
-            _label(draw, str(crop["kept"]), ((left + right) / 2, (top + bottom) / 2), min(right - left, bottom - top))
+            _label(draw, str(crop["kept"]), (left + 7, top + 7), min(right - left, bottom - top))
     return panel
 
 
@@ -152,11 +152,11 @@ def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray) -> None:
         pixels[tuple(here)][edge] = pixels[tuple(here)][edge] * 0.3 + 0.7 * np.array(INK, np.float32)
 
 
-def _label(draw: ImageDraw.ImageDraw, text: str, centre: tuple[float, float], room: float) -> None:
-    font = _font(int(min(40, max(18, room / 5))))
-    box = draw.textbbox(centre, text, font=font, anchor="mm")
-    draw.rounded_rectangle((box[0] - 9, box[1] - 7, box[2] + 9, box[3] + 7), radius=8, fill=PAPER, outline=LINE)
-    draw.text(centre, text, font=font, fill=ACCENT, anchor="mm")
+def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], room: float) -> None:
+    font, (left, top) = _font(int(min(32, max(18, room / 6)))), corner
+    box = draw.textbbox((left + 9, top + 7), text, font=font)
+    draw.rounded_rectangle((left, top, box[2] + 9, box[3] + 7), radius=8, fill=PAPER, outline=LINE)
+    draw.text((left + 9, top + 7), text, font=font, fill=ACCENT)
 
 
 def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.Image:
@@ -197,5 +197,5 @@ def _swatch(draw: ImageDraw.ImageDraw, kind: str, top: int) -> None:
             fill = tuple(int(255 - TINT * (255 - value)) for value in tint)
             draw.rectangle((16 * number, top + 2, 16 * number + 15, top + 22), fill=fill, outline=INK)
         return
-    fill = PAPER if kind == "kept" else (226, 227, 228)
+    fill = PAPER if kind == "kept" else (GREY, GREY, GREY)
     draw.rectangle((0, top + 2, 47, top + 22), fill=fill, outline=INK if kind == "kept" else LINE)

@@ -1,0 +1,136 @@
+"""Plans where questions are asked and models are loaded; the models are small and random."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import foveate
+from foveate import FoveateError, Plan, ask, load
+from foveate.answering import selected
+from foveate.cli import main
+from foveate.families import ImageLayout
+from foveate.pictures import draw_answer
+from foveate.plan import PLAN_FILE
+from foveate.runtime import handle_of
+from foveate.runtime.report import ImageReport, StepReport
+from foveate.selection_pictures import draw_selection
+from foveate.tokens import Crop, Grid, merged
+from tiny_model import noise, save_llava, save_llava_uhd
+
+
+@pytest.fixture(scope="module")
+def uhd(tmp_path_factory):
+    return load(save_llava_uhd(tmp_path_factory.mktemp("uhd")))
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return load(save_llava(tmp_path_factory.mktemp("llava")))
+
+
+@pytest.mark.parametrize("plan", ["divprune:25%", "vmtc:5", "downsample:50%", "divprune:50% + divprune:4"])
+def test_what_is_read_is_what_the_plan_left(uhd, plan):
+    answer = ask(noise(64, 64), "?", uhd, plan, max_new_tokens=2)
+    [image] = answer.selection
+    assert answer.plan == plan and handle_of(uhd[0]) is None
+    assert answer.tokens.read == image["tokens_kept"] == len(image["kept"]) + len(image["merged"])
+    assert image["tokens_in"] == 16 and answer.tokens.unmerged == 256
+    assert answer.stages[-1].tokens == image["tokens_kept"] and answer.stages[-1].name in plan
+    assert {"view", "encoder", "prefill", "decode", "total"} <= set(answer.times)
+    everything = [*image["kept"], *image["dropped"], *(token for group in image["merged"] for token in group["tokens"])]
+    assert sorted(everything) == list(range(16))
+    json.dumps(answer.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("plan", ["divprune:25%", "tome:50%", "visionzip:10", "downsample:16"])
+def test_another_model(llava, plan):
+    answer = ask(noise(32, 32), "?", llava, plan, max_new_tokens=2)
+    assert answer.tokens.read == answer.selection[0]["tokens_kept"] < 64
+    assert draw_answer(answer, noise(32, 32)).width == 1600
+
+
+def test_a_full_budget_changes_no_answer(uhd):
+    plain = ask(noise(64, 64), "?", uhd, max_new_tokens=8)
+    assert ask(noise(64, 64), "?", uhd, "divprune:100%", max_new_tokens=8).text == plain.text
+    assert plain.plan is None and plain.selection == []
+
+
+def test_an_attached_plan_is_followed_and_stays(uhd):
+    with foveate.compress(uhd[0], "divprune:3") as handle:
+        answer = ask(noise(64, 64), "?", uhd, max_new_tokens=2)
+        assert (answer.plan, answer.tokens.read) == ("divprune:3", 3)
+        assert handle_of(uhd[0]) is handle
+        with pytest.raises(FoveateError, match="attached to this model already"):
+            ask(noise(64, 64), "?", uhd, "divprune:4")
+
+
+def test_a_saved_plan_is_attached_unless_told_otherwise(tmp_path):
+    folder = save_llava_uhd(tmp_path)
+    assert handle_of(load(folder)[0]) is None
+    Plan.of("divprune:5").save(folder)
+    assert str(handle_of(load(folder)[0]).plan) == "divprune:5"
+    assert handle_of(load(folder, plan=None)[0]) is None
+    assert str(handle_of(load(folder, plan="divprune:6")[0]).plan) == "divprune:6"
+    assert ask(noise(64, 64), "?", folder, max_new_tokens=1).tokens.read == 5
+    assert ask(noise(64, 64), "?", folder, "divprune:7", max_new_tokens=1).tokens.read == 7
+    (folder / PLAN_FILE).write_text("{}")
+    with pytest.raises(FoveateError, match="holds no plan"):
+        load(folder)
+
+
+def test_nothing_is_attached_to_what_is_of_no_family():
+    assert handle_of(torch.nn.Linear(1, 1)) is None
+
+
+def test_the_command(capsys, tmp_path):
+    folder, image, target = str(save_llava_uhd(tmp_path)), tmp_path / "n.png", tmp_path / "out.png"
+    noise(64, 64).save(image)
+    line = ["ask", str(image), "?", "--model", folder, "--plan", "vmtc:5", "--max-new-tokens", "2"]
+    assert main([*line, "--picture", str(target), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plan"] == "vmtc:5" and document["tokens"]["read"] == 5
+    assert document["selection"][0]["crops"][0]["grid"] == [4, 4]
+    with Image.open(target) as picture:
+        assert picture.width == 1600
+    assert main(line) == 0
+    out = capsys.readouterr().out
+    assert "plan      vmtc:5" in out and "in place of [CLS] attention" in out
+
+
+def test_kept_is_clear_merged_is_tinted_dropped_is_pale():
+    """A red image of 1 x 3 tokens: the first two are merged, the last one is dropped; then the first one is kept."""
+    red = Image.new("RGB", (90, 30), (200, 0, 0))
+    crops = (Crop(torch.arange(3), Grid(1, 3)),)
+
+    def drawn(members):
+        assignment = torch.tensor(members)
+        selection = merged(torch.zeros(3, 2), torch.tensor([0]), assignment)
+        steps = (StepReport("x:1", "before-lm", 3, 1, 0.0),)
+        report = ImageReport(0, "image", 0, ImageLayout(3, crops), selection, steps)
+        document = selected(report)
+        block = draw_selection(document, red, 1504)
+        width = 1504 - 400 - 32
+        return document, [block.getpixel((1 + round(width * part), 40 + 100)) for part in (1 / 6, 3 / 6, 5 / 6)]
+
+    document, (first, second, third) = drawn([0, 0, -1])
+    assert document["merged"] == [{"at": 0, "tokens": [0, 1]}] and document["dropped"] == [2]
+    assert first == second != third and first != (200, 0, 0) and third[0] == third[1] == third[2]
+    document, (first, second, third) = drawn([0, -1, -1])
+    assert document["kept"] == [0] and first == (200, 0, 0) and second == third
+
+
+def test_budgets_of_crops_are_drawn():
+    grid = Grid(2, 2)
+    crops = (
+        Crop(torch.arange(4), grid, kind="thumbnail"),
+        Crop(torch.arange(4, 8), grid, (0, 0, 0.5, 1), "tile"),
+        Crop(torch.tensor([8, -1, 9, -1]), grid, (0.5, 0, 1.5, 1), "tile"),
+    )
+    selection = merged(torch.zeros(10, 2), torch.tensor([0, 4, 8]), torch.tensor([0, -1, -1, -1, 1, 1, 1, -1, 2, -1]))
+    steps = (StepReport("x:3", "before-lm", 10, 3, 0.0),)
+    document = selected(ImageReport(0, "image", 0, ImageLayout(10, crops), selection, steps))
+    assert [crop["kept"] for crop in document["crops"]] == [1, 1, 1]
+    assert [crop["tokens"] for crop in document["crops"]] == [4, 4, 2]
+    assert draw_selection(document, noise(100, 50), 1504).width == 1504
