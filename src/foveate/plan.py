@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,9 @@ class Budget:
         text = text.strip()
         try:
             if text.endswith("%"):
-                return cls(fraction=float(text[:-1]) / 100)
+                return cls(fraction=float(Decimal(text[:-1].strip()) / 100))  # as written: 0.55% is 0.0055
             return cls(tokens=int(text))
-        except ValueError as error:
+        except (ValueError, InvalidOperation) as error:
             if isinstance(error, FoveateError):
                 raise
             raise FoveateError(
@@ -78,7 +79,9 @@ class Budget:
         return max(1, min(count, round(float(self.fraction or 0) * count)))
 
     def __str__(self) -> str:
-        return str(self.tokens) if self.tokens is not None else f"{100 * float(self.fraction or 0):.10g}%"
+        if self.tokens is not None:
+            return str(self.tokens)
+        return f"{(100 * Decimal(repr(float(self.fraction or 0)))).normalize():f}%"
 
 
 @dataclass(frozen=True)
