@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from families.zoo import zoo
 
+from families.zoo import zoo
 from foveate import FoveateError
 from foveate.benchmark import selection
 from foveate.benchmark.selection import SHAPES, Settings, Shape, plot, run, table

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families.zoo import zoo
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import foveate
+from families.zoo import zoo
 from foveate import FoveateError
 from foveate.families import families
 from foveate.tokens import Grid
@@ -30,7 +30,7 @@ def test_exactly_as_many_tokens_at_places_of_their_own(rows: int, columns: int, 
     assert small.size >= count
     stay, at = places(grid, small, count)
     assert len(stay) == len(at) == count
-    assert 0 <= int(stay[0])
+    assert int(stay[0]) >= 0
     assert int(stay[-1]) < small.size
     assert bool((stay.diff() > 0).all())
     assert bool((at.diff() > 0).all())
@@ -49,7 +49,9 @@ def test_patches_of_qwen_are_those_of_a_smaller_image() -> None:
     y, x = np.mgrid[0:96, 0:160] / 30
     image = np.stack([np.sin(x + k) * np.cos(y - k) for k in range(3)], axis=-1) * 100 + 128
     picture = Image.fromarray(image.astype(np.uint8))
-    processor = Qwen2VLImageProcessor(patch_size=4, merge_size=2, min_pixels=16, max_pixels=10**6, temporal_patch_size=2)
+    processor = Qwen2VLImageProcessor(
+        patch_size=4, merge_size=2, min_pixels=16, max_pixels=10**6, temporal_patch_size=2
+    )
     large = processor(picture, return_tensors="pt", do_resize=False)
     grid = Grid(6, 10)
     call = {"pixel_values": large["pixel_values"], "image_grid_thw": large["image_grid_thw"]}

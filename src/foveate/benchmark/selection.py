@@ -292,7 +292,9 @@ class _Bench:
         self.text = self.model.model.language_model
         self.encoder = getattr(self.model.model, "vision_tower", None) or self.model.model.visual
 
-    def measure(self, budget: str, report: Callable[[str], object]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    def measure(
+        self, budget: str, report: Callable[[str], object]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         """Rows of all plans at one budget, and those that the model cannot run, with the reason."""
         plans, impossible = [UNTOUCHED], []
         for plan in steps_of(self.settings.methods, budget):
@@ -447,7 +449,14 @@ def plot(document: dict[str, Any], path: Path) -> None:
                     if (row["shape"], row["budget"]) == (shape, budget) and row["efficiency"] is not None
                 }
                 places = [(found[name], place) for place, name in enumerate(names) if name in found]
-                axis.scatter(*zip(*places, strict=True), s=22, label=f"{budget} tokens", zorder=3, alpha=0.85, marker="os^"[number % 3])
+                axis.scatter(
+                    *zip(*places, strict=True),
+                    s=22,
+                    label=f"{budget} tokens",
+                    zorder=3,
+                    alpha=0.85,
+                    marker="os^"[number % 3],
+                )
             axis.axvline(1, color="0.2", linewidth=1)
             axis.axvline(0.95, color="0.6", linewidth=0.8, linestyle="--")
             axis.set(title=shape, xlabel="efficiency: speed-up / speed-up of random tokens")

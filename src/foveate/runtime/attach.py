@@ -27,6 +27,7 @@ from foveate.families.family import grid_crop
 from foveate.plan import Plan, Step
 from foveate.runtime import sequence
 from foveate.runtime.cache import Kept, inside, kept_of, mark
+from foveate.runtime.carried import carried_ids, carrying
 from foveate.runtime.first_layer import queries_and_keys, text_to_visual
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT, Probe
 from foveate.runtime.report import ImageReport, Journal, Report, StepReport
@@ -430,13 +431,24 @@ class Handle:
         if cache is not None:
             mark(cache, kept)
         self._local.columns = short.columns
-        with inside(cache):
+        with inside(cache), carrying(self.family.text(self._core), self._carried(short, chosen, frame, kwargs)):
             output = original(*args, **kwargs)
         kept.extend(short.columns, length, short.total)
         made = getattr(output, "past_key_values", None)
         if made is not None and made is not cache:
             mark(made, kept)
         return output
+
+    def _carried(self, short: Shorter, chosen: list[Chosen], frame: Frame, kwargs: dict[str, Any]) -> list[Tensor]:
+        """Position ids for every member that a token carries the position of; none where each has only its own."""
+        if all(image.selection.positions is None for image in chosen):
+            return []
+        if self._renumber:
+            raise FoveateError(f"{self.plan} gives tokens several positions of the original sequence; leave them so.")
+        long = frame.positions
+        if long is None:
+            long = torch.arange(short.columns.max() + 1, device=short.columns.device)[None]
+        return carried_ids(kwargs["position_ids"], long, short.columns, chosen)
 
     def _shortened(
         self, frame: Frame, kwargs: dict[str, Any], shorter: Shorter, chosen: list[Chosen], kept: Kept, seen: Tensor
