@@ -1,0 +1,103 @@
+"""GlobalCom2: the thumbnail commands how much of every tile stays, and helps to choose what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from foveate.errors import FoveateError
+from foveate.selection._tiles import apportion, filled, layout, resampled, seen_by
+from foveate.selection.method import Method, divide
+from foveate.tokens import Need, Selection, Tower, VisualTokens, kept, top
+
+
+@dataclass(frozen=True)
+class GlobalCom2(Method):
+    """Keeps more of the tiles that the thumbnail finds important, and in each what tile and thumbnail agree on.
+
+    With s the [CLS] scores and R the share of all tokens that stays: the thumbnail keeps R of its tokens, those of the
+    greatest s. z_i is the sum of the thumbnail's s within tile i, sigma = softmax(z / temperature), and tile i keeps
+    the share r_i = min(1, R (1 + sigma_i - 1/n)). Its tokens are ranked by c / |c| + g / |g|, c their own s and g the
+    thumbnail's s interpolated at their places, both over the tokens of the tile (GlobalCom2, arXiv 2501.05179, AAAI
+    2026).
+
+    s is the head mean of the [CLS] row of the last block before the softmax, as in the authors' code. Their paper
+    writes the softmax; its values sum to at most one over the thumbnail, and a temperature of 10 would make all r_i
+    nearly equal (`softmax` does it). A tile has the patches of the thumbnail whose middle it shows; the authors divide
+    the thumbnail evenly, padding or not, and round down (`reference`); here shares are scaled so that the number is
+    exact. In their code newline tokens stay and come on top of the budget; here they go first. Plain images, which they
+    leave whole, keep the greatest s.
+
+    Args:
+        temperature: tau.
+        layer: Encoder block of the scores, 0-based or from the end.
+        softmax: Scores after the softmax.
+        reference: An even division of the thumbnail and rounding as in the authors' code; fewer tokens than the budget
+            may stay.
+    """
+
+    temperature: float = 10.0
+    layer: int = -1
+    softmax: bool = False
+    reference: bool = False
+
+    name: ClassVar[str] = "globalcom2"
+    title: ClassVar[str] = (
+        "Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution LVLMs"
+    )
+    paper: ClassVar[str] = "arXiv 2501.05179"
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise FoveateError(f"globalcom2: the temperature is greater than 0, not {self.temperature}.")
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """The [CLS] row."""
+        return (Need("cls_attention" if self.softmax else "cls_logits", tower.layer(self.layer)),)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        scores = tokens.get(*self.needs(tokens.tower)).float()
+        if len(tokens.crops) == 1:
+            place = tokens.crops[0].present
+            return Selection(place[top(scores[place], count)])
+        thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
+        if thumbnail is None or not tiles or not len(thumbnail.present):
+            return self._by_crop(tokens, count)
+        sizes = [len(tile.present) for tile in tiles]
+        total = len(thumbnail.present) + sum(sizes)
+        view = filled(scores, thumbnail)
+        if self.reference:
+            rows, columns = layout(tiles)
+            row = (torch.arange(view.shape[0]) // max(view.shape[0] // rows, 1)).clamp(max=rows - 1)
+            column = (torch.arange(view.shape[1]) // max(view.shape[1] // columns, 1)).clamp(max=columns - 1)
+            owner = (row[:, None] * columns + column).flatten().to(view.device)
+            sums = torch.zeros(len(tiles), device=view.device).index_add_(0, owner, view.flatten())
+        else:
+            sums = seen_by(tiles, thumbnail).to(view.dtype) @ view.flatten()
+        factors = importance(sums.tolist(), self.temperature)
+        if self.reference:
+            ratio = count / total
+            whole = int(len(thumbnail.present) * ratio)
+            shares = [int(size * min(1.0, ratio * factor)) for size, factor in zip(sizes, factors, strict=True)]
+        else:
+            whole, rest = divide(count, [len(thumbnail.present), sum(sizes)])
+            shares = apportion(rest, [size * factor for size, factor in zip(sizes, factors, strict=True)], sizes)
+        picks = [thumbnail.present[top(scores[thumbnail.present], whole)]]
+        for tile, share in zip(tiles, shares, strict=True):
+            guide = resampled(view, thumbnail, tile)[tile.index >= 0]
+            combined = F.normalize(scores[tile.present], dim=0) + F.normalize(guide, dim=0)
+            picks.append(tile.present[top(combined, share)])
+        return kept(torch.cat(picks))
+
+
+def importance(sums: list[float], temperature: float) -> list[float]:
+    """1 + softmax(sums / temperature) - 1 / n, by which the share of every tile is multiplied."""
+    highest = max(sums)
+    powers = [math.exp((value - highest) / temperature) for value in sums]
+    return [1 + power / sum(powers) - 1 / len(sums) for power in powers]
