@@ -16,7 +16,7 @@ from typing import Any, Literal
 from foveate.errors import FoveateError
 from foveate.families import Family, families
 from foveate.plan import Plan, Step, all_methods
-from foveate.runtime.attach import OF_PROMPT, _check_sites
+from foveate.runtime.needs import OF_PROMPT, check_sites
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 from foveate.tokens import Need, Tower
 
@@ -108,7 +108,7 @@ def verdict(method: Any, family: Family) -> Verdict:
     then says what happens on the others.
     """
     try:
-        _check_sites(Plan((Step(method),)), family)
+        check_sites(Plan((Step(method),)), family)
     except FoveateError as error:
         return Verdict("no", _because(str(error)))
     if method.site != "before-lm":

@@ -98,6 +98,10 @@ class Step:
     budget: Budget | None = None
     layers: tuple[int, ...] = ()
 
+    def count(self, tokens: int) -> int | None:
+        """Tokens that stay of `tokens`; None leaves it to the method."""
+        return None if self.budget is None else self.budget.of(tokens)
+
     def __str__(self) -> str:
         arguments = ", ".join(f"{name}={_literal(value)}" for name, value in self.method.arguments.items())
         text = self.method.name + (f"({arguments})" if arguments else "")

@@ -1,0 +1,199 @@
+"""Which tokens stay of every image of a batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.families import Family
+from foveate.plan import Plan
+from foveate.runtime import sequence
+from foveate.runtime.encoding import Encoded
+from foveate.runtime.first_layer import queries_and_keys, text_to_visual
+from foveate.runtime.report import ImageReport, StepReport
+from foveate.runtime.sequence import Chosen
+from foveate.tokens import Need, Selection, Tower, VisualTokens
+
+MODALITIES = ("image", "video")
+
+
+@dataclass
+class Frame:
+    """One forward pass of the core, in one thread."""
+
+    arguments: Mapping[str, Any]
+    positions: Tensor | None = None  # what the language model was given
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+
+
+@dataclass
+class Chooser:
+    """Runs the methods of a plan on the images of a batch."""
+
+    family: Family
+    core: Any
+    plan: Plan
+    tower: Tower
+    needs: tuple[Need, ...]
+    notes: tuple[str, ...]
+    text_features: Tensor | None
+
+    def choose(self, frame: Frame, embeds: Tensor) -> tuple[list[Chosen], list[ImageReport]]:
+        """Selections of all images whose tokens are in this pass, and a report on each image.
+
+        Args:
+            frame: The pass.
+            embeds: (B, L, D), what the language model would read.
+
+        Raises:
+            FoveateError: the prompts and the images do not fit each other.
+        """
+        chosen: list[Chosen] = []
+        reports: list[ImageReport] = []
+        for modality, encoded in frame.encoded.items():
+            places = self._placeholders(frame, modality)
+            if places is None or not encoded.layouts:
+                continue
+            ids = frame.arguments.get("input_ids")
+            if not encoded.goes_on(ids):
+                encoded.prompt, encoded.chosen = ids, []
+            for number, rows in enumerate(rows_of_images(places, [layout.count for layout in encoded.layouts])):
+                row, columns = rows[0]
+                if number == len(encoded.chosen):
+                    encoded.chosen.append(self._select(frame, modality, encoded, number, row, columns, embeds))
+                selection, report = encoded.chosen[number]
+                chosen += [Chosen(r, c, selection) for r, c in rows]
+                reports.append(report)
+        return chosen, reports
+
+    def _placeholders(self, frame: Frame, modality: str) -> Tensor | None:
+        """Where the tokens of a modality stand (B, L), None where there are none."""
+        token = self.family.placeholder(self.core, modality)
+        if token is None:
+            return None
+        ids, embeds = frame.arguments.get("input_ids"), frame.arguments.get("inputs_embeds")
+        if ids is not None:
+            return ids == token
+        own = self.core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+        return (embeds == own).all(dim=-1)
+
+    def _select(
+        self,
+        frame: Frame,
+        modality: str,
+        encoded: Encoded,
+        number: int,
+        row: int,
+        columns: Tensor,
+        embeds: Tensor,
+    ) -> tuple[Selection, ImageReport]:
+        layout = encoded.layouts[number]
+        measured = dict(encoded.measured[number])
+        for need in self.needs:
+            if need.kind == "instruction":
+                measured[need] = embeds[row, self._text_places(frame, row, columns, embeds.shape[1])].detach()
+            elif need.kind == "first_layer_attention":
+                measured[need] = self._first_layer(frame, row, columns, embeds)
+            elif need.kind == "text_feature" and self.text_features is not None:
+                features = self.text_features
+                measured[need] = features if features.ndim == 1 else features[min(row, len(features) - 1)]
+        tokens = VisualTokens(
+            embeds[row, columns].detach(),
+            layout.crops,
+            {need: value.to(embeds.device) for need, value in measured.items()},
+            layout.separators,
+            layout.size,
+            number,
+            self.tower,
+        )
+        whole = Selection(torch.arange(len(tokens), device=embeds.device))
+        steps = []
+        for step in self.plan.steps:
+            if encoded.merged is not None and step is self.plan.steps[0]:
+                # The tower gave every patch the feature of the row it went into: one of each row is enough.
+                found = encoded.merged[number]
+                merges = found.assignment is not None
+                features = tokens.features[found.indices] if merges else None
+                whole = Selection(found.indices, features, found.assignment, found.weights)
+                steps.append(StepReport(str(step), step.method.site, len(tokens), len(whole), 0.0))
+                tokens = tokens.take(whole)
+                continue
+            start = time.perf_counter()
+            with torch.no_grad():
+                own = step.method(tokens, step.count(len(tokens)))
+            spent = 1000 * (time.perf_counter() - start)
+            steps.append(StepReport(str(step), step.method.site, len(tokens), len(own), spent))
+            whole = whole.then(own, layout.count)
+            if step is not self.plan.steps[-1]:
+                tokens = tokens.take(own)
+        return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), self.notes)
+
+    def _text_places(self, frame: Frame, row: int, columns: Tensor, length: int) -> Tensor:
+        """(T,) the places of the text after an image, of all text where none comes after it."""
+        text = torch.ones(length, dtype=torch.bool, device=columns.device)
+        seen = sequence.key_mask(frame.arguments.get("attention_mask"), length)
+        if seen is not None and seen.shape[1] >= length:
+            text &= seen[row, -length:].to(columns.device) > 0
+        for modality in MODALITIES:
+            places = self._placeholders(frame, modality)
+            if places is not None:
+                text &= ~places[row]
+        after = text.clone()
+        after[: int(columns[-1]) + 1] = False
+        return (after if bool(after.any()) else text).nonzero().flatten()
+
+    def _first_layer(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> Tensor:
+        """Attention that the text pays to an image's tokens in the first decoder layer, (N,)."""
+        positions = frame.positions
+        if positions is not None and positions.shape[-2] > 1:
+            positions = positions[..., row : row + 1, :]
+        found = queries_and_keys(self.family.text(self.core), embeds[row : row + 1].detach(), positions)
+        query, key, scaling = found
+        seen = sequence.key_mask(frame.arguments.get("attention_mask"), embeds.shape[1])
+        own = None if seen is None or seen.shape[1] < embeds.shape[1] else seen[row].to(embeds.device)
+        rows = self._text_places(frame, row, columns, embeds.shape[1])
+        return text_to_visual(query[0], key[0], scaling, rows, columns, own)
+
+
+def rows_of_images(places: Tensor, counts: list[int]) -> list[list[tuple[int, Tensor]]]:
+    """For every image the sequences that hold it, with its columns.
+
+    A row holds whole images, in order. Where `generate` repeats prompts for beams or several answers, each image is
+    in as many neighbouring rows.
+
+    Args:
+        places: (B, L) bool, where image tokens stand.
+        counts: Tokens of every encoded image, in order.
+
+    Raises:
+        FoveateError: the placeholders are not those of these images.
+    """
+    per_row = places.sum(dim=1).tolist()
+    total, encoded = sum(per_row), sum(counts)
+    if not encoded or total % encoded:
+        raise FoveateError(
+            f"the prompts have {total} placeholders for {encoded} visual tokens: images must be encoded with the "
+            "prompt they belong to, all of it at once (no prefill_chunk_size)."
+        )
+    copies = total // encoded
+    found: list[list[tuple[int, Tensor]]] = [[] for _ in counts]
+    rows = [row for row, count in enumerate(per_row) if count]
+    image = 0
+    for first in range(0, len(rows), copies):
+        group = rows[first : first + copies]
+        columns = [places[row].nonzero().flatten() for row in group]
+        start = 0
+        while start < len(columns[0]) and image < len(counts):
+            stop = start + counts[image]
+            for row, own in zip(group, columns, strict=True):
+                found[image].append((row, own[start:stop]))
+            start, image = stop, image + 1
+        if start != len(columns[0]):
+            raise FoveateError("the placeholders of each prompt must be those of whole images, in order.")
+    return found

@@ -1,0 +1,111 @@
+"""One call of an encoder: what it is of, and what was measured on the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.families import Family, ImageLayout
+from foveate.families.family import grid_crop
+from foveate.plan import Plan
+from foveate.runtime.probe import Probe
+from foveate.runtime.report import ImageReport
+from foveate.runtime.vit_merging import Merging
+from foveate.tokens import Need, Selection
+from foveate.views.reduction import places, reduced_grid
+
+
+@dataclass
+class Encoded:
+    """One call of an encoder: layouts and measurements of its images."""
+
+    layouts: list[ImageLayout]
+    measured: list[dict[Need, Tensor]]
+    merged: list[Selection] | None = None  # what merging inside the encoder left of every image
+    prompt: Tensor | None = None  # ids of the prompt that was chosen for, and what was chosen
+    chosen: list[tuple[Selection, ImageReport]] = field(default_factory=list)
+
+    def goes_on(self, ids: Tensor | None) -> bool:
+        """Whether ids (B, L) are the prompt that was chosen for and something written after it.
+
+        Without a cache `generate` passes the growing text through the model at every step. What a method chose for
+        the prompt stays chosen, as it does with a cache.
+        """
+        before = self.prompt
+        if before is None or ids is None or len(before) != len(ids) or before.shape[1] >= ids.shape[1]:
+            return False
+        return torch.equal(ids[:, : before.shape[1]], before)
+
+
+@dataclass
+class Encoder:
+    """Encodes the images of a model under a plan."""
+
+    family: Family
+    core: Any
+    plan: Plan
+    probe: Probe
+    merging: Merging | None
+
+    def encode(
+        self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Encoded | None]:
+        """Call `original` (`get_image_features` or `get_video_features`) and measure while it works.
+
+        Returns:
+            Its output, and what is known of it; None where it is of another kind than this family's models read.
+        """
+        call = inspect.signature(original).bind(*args, **kwargs).arguments
+        call = {**call, **call.pop("kwargs", {})}
+        if self.plan.steps[0].method.site == "view":
+            return self._encode_smaller(modality, original, call)
+        with self.probe.encoding() as found:
+            output = original(*args, **kwargs)
+        if not hasattr(output, "pooler_output"):  # asked for a tuple: none of our callers
+            return output, None
+        layouts = self.family.layouts(self.core, modality, call, output)
+        measured: list[dict[Need, Tensor]] = [{} for _ in layouts]
+        for need, values in found.items():
+            value = torch.cat(values)
+            if need.kind == "cls_feature":
+                for image, own in zip(measured, self.family.per_image(self.core, call, value), strict=True):
+                    image[need] = own
+                continue
+            flat = value[:, None] if value.ndim == 1 else value
+            for image, own in zip(measured, self.family.spread(self.core, modality, call, output, flat), strict=True):
+                image[need] = own[:, 0] if value.ndim == 1 else own
+        merged = None if self.merging is None else self.merging.selections
+        return output, Encoded(layouts, measured, merged)
+
+    def _encode_smaller(self, modality: str, original: Callable[..., Any], call: dict[str, Any]) -> tuple[Any, Encoded]:
+        """Encode reduced images; their tokens stand among zeros in a raster of the size that the prompt expects."""
+        step = self.plan.steps[0]
+        grids = self.family.grids(self.core, modality, call)
+        if grids is None or step.budget is None:
+            raise FoveateError(f"{step.method.name} reduces images that are one raster, and these are not.")
+        counts = [step.budget.of(grid.size) for grid in grids]
+        smaller = [reduced_grid(grid, count) for grid, count in zip(grids, counts, strict=True)]
+        if smaller == grids:
+            output = original(**call)
+        else:
+            output = original(**self.family.shrink(self.core, modality, call, smaller))
+        planes = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        features: list[list[Tensor]] = [[] for _ in planes]
+        layouts, merged = [], []
+        for image, (grid, small, count) in enumerate(zip(grids, smaller, counts, strict=True)):
+            rows, at = (index.to(planes[0][image].device) for index in places(grid, small, count))
+            for plane, spread in zip(planes, features, strict=True):
+                own = plane[image]
+                spread.append(own.new_zeros(grid.size, own.shape[-1]).index_copy(0, at, own[rows]))
+            layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))
+            merged.append(Selection(at))
+        output.pooler_output = features[0]
+        if len(planes) > 1:
+            output.deepstack_features = features[1:]
+        return output, Encoded(layouts, [{} for _ in layouts], merged)

@@ -1,0 +1,81 @@
+"""Whether a plan can act on a family, and what has to be measured for it."""
+
+from __future__ import annotations
+
+from foveate.errors import FoveateError
+from foveate.families import Family
+from foveate.plan import Plan
+from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
+from foveate.tokens import Need, Tower
+
+#: Kinds of needs that are read off the prompt.
+OF_PROMPT = ("instruction", "text_feature", "first_layer_attention")
+
+
+def check_sites(plan: Plan, family: Family) -> None:
+    """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
+    for place, step in enumerate(plan.steps):
+        method = step.method
+        if method.site == "in-encoder":
+            if place:
+                raise FoveateError(f"{method.name} acts inside the encoder: it must come first in a plan.")
+            if not family.patchwise:
+                raise FoveateError(
+                    f"{method.name} merges inside the encoder, which needs every patch to become one token of the "
+                    f"language model; in {family.title} it does not."
+                )
+        elif method.site == "view":
+            if place:
+                raise FoveateError(f"{method.name} acts on the image: it must come first in a plan.")
+            if type(family).grids is Family.grids:
+                raise FoveateError(f"{method.name} cannot reduce the images of {family.title}; the processor can.")
+        elif method.site != "before-lm":
+            raise FoveateError(f"{method.name} acts {method.site}, where nothing can be attached.")
+        if getattr(method, "virtual", False) and len(plan.steps) > 1:
+            raise FoveateError(
+                f"{method.name} attends as if nothing had been merged, so nothing can go after it; give it "
+                "virtual=False."
+            )
+
+
+def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> tuple[tuple[Need, ...], tuple[str, ...]]:
+    """What the steps of a plan need, and what a user should know about it.
+
+    Args:
+        plan: The plan.
+        family: The family of the model.
+        tower: Its encoder.
+        text_features: Whether the caller gave the prompts in the space of a contrastive text encoder.
+
+    Returns:
+        The needs, each once, and notes such as a substitute for what the encoder lacks.
+
+    Raises:
+        FoveateError: the encoder, or the caller, does not give what a method needs.
+    """
+    first = plan.steps[0].method
+    needs: dict[Need, None] = {}
+    notes: dict[str, None] = {}
+    for step in plan.steps:
+        name = step.method.name
+        for need in step.method.needs(tower) if step.method.site == "before-lm" else ():
+            if need.kind.startswith("cls") and not tower.has_cls:
+                if not (need.kind == "cls_attention" and need.substitute):
+                    raise FoveateError(
+                        f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none."
+                    )
+                notes[f"{name}: attention received in place of [CLS] attention"] = None
+            if need.kind == "text_feature" and not text_features:
+                raise FoveateError(
+                    f"{name} compares the image with the prompt in the space of a contrastive text encoder: pass "
+                    "text_features=... to compress."
+                )
+            if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
+                raise FoveateError(f"{name} needs {need.kind}, which no probe of a live model gives.")
+            if first.site != "before-lm" and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
+                raise FoveateError(
+                    f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer; join it with a "
+                    "method that needs nothing of the encoder."
+                )
+            needs[need] = None
+    return tuple(needs), tuple(notes)
