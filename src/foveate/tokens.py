@@ -128,7 +128,7 @@ class VisualTokens:
             token of several by their mean. Separators carry zeros.
         separators: (N,) bool, tokens that are not of the image but tell its layout (newlines between rows).
         size: (height, width) of the image in pixels, where known.
-        number: Which image of the call this is, for seeds.
+        number: Which image of its prompt this is, for seeds.
         tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.tower))`.
     """
 

@@ -60,13 +60,15 @@ def carrying(text: nn.Module, ids: Sequence[Tensor]) -> Generator[None]:
     rotary: Any = getattr(text, "rotary_emb", None)
     if rotary is None:
         raise FoveateError(f"{type(text).__name__} has no rotary positions that tokens could carry several of.")
-    original, own = rotary.forward, vars(rotary).get("forward")
+    original, before = rotary.forward, vars(rotary).get("forward")
     parameters = getattr(getattr(text, "config", None), "rope_parameters", None) or {}
 
     def forward(x: Tensor, position_ids: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
         if position_ids.shape[-1] != ids[0].shape[-1]:
             return original(x, position_ids, *rest, **options)
-        found = [original(x, member, *rest, **options) for member in ids]
+        # Some models are given a row of text positions before the axes, and take it off for themselves.
+        own = [member[len(member) - len(position_ids) :] if member.ndim == 3 else member for member in ids]
+        found = [original(x, member, *rest, **options) for member in own]
         cos, sin = (torch.stack(parts) for parts in zip(*found, strict=True))
         half = cos.shape[-1] // 2
         sections = parameters.get("mrope_section") if position_ids.ndim == 3 else None
@@ -82,7 +84,7 @@ def carrying(text: nn.Module, ids: Sequence[Tensor]) -> Generator[None]:
     try:
         yield
     finally:
-        if own is None:
+        if before is None:
             del rotary.forward
         else:
-            rotary.forward = own
+            rotary.forward = before

@@ -66,7 +66,7 @@ class Chooser:
             for number, rows in enumerate(rows_of_images(places, [layout.count for layout in encoded.layouts])):
                 row, columns = rows[0]
                 if number == len(encoded.chosen):
-                    encoded.chosen.append(self._select(frame, modality, encoded, number, row, columns, embeds))
+                    encoded.chosen.append(self._select(frame, modality, encoded, row, columns, embeds))
                 selection, report = encoded.chosen[number]
                 chosen += [Chosen(r, c, selection) for r, c in rows]
                 reports.append(report)
@@ -88,11 +88,11 @@ class Chooser:
         frame: Frame,
         modality: str,
         encoded: Encoded,
-        number: int,
         row: int,
         columns: Tensor,
         embeds: Tensor,
     ) -> tuple[Selection, ImageReport]:
+        number = len(encoded.chosen)
         layout = encoded.layouts[number]
         measured = dict(encoded.measured[number])
         for need in self.needs:
@@ -109,7 +109,7 @@ class Chooser:
             {need: value.to(embeds.device) for need, value in measured.items()},
             layout.separators,
             layout.size,
-            number,
+            sum(report.row == row for _, report in encoded.chosen),  # so that it is the same alone and in a batch
             self.tower,
         )
         whole = Selection(torch.arange(len(tokens), device=embeds.device))
