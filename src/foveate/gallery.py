@@ -93,7 +93,7 @@ def gallery(pattern: str | None = None) -> list[Entry]:
         FoveateError: no method has such a name or title.
     """
     known = all_methods()
-    chosen = [name for name, cls in known.items() if pattern is None or _matches(pattern, name, cls.title)]  # ty: ignore[missing-attribute]
+    chosen = [name for name, cls in known.items() if pattern is None or _matches(pattern, name, cls.title)]
     if not chosen:
         close = get_close_matches(str(pattern).strip("*?").lower(), known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""

@@ -170,7 +170,7 @@ class Plan:
             raise FoveateError(f"{path} holds no plan: {error}") from error
 
 
-def all_methods() -> dict[str, type]:
+def all_methods() -> dict[str, Any]:
     """Every method of every room by name."""
     from foveate.encoders.merging import encoder_methods
     from foveate.selection import methods

@@ -81,7 +81,8 @@ def _prompt(image_tokens: int, text: int) -> dict[str, Any]:
 
 
 def _llava(text: dict[str, Any]) -> nn.Module:
-    config = LlavaConfig(vision_config=_clip(), text_config=Qwen2Config(**text), image_token_id=_IMAGE)
+    config = LlavaConfig(vision_config=_clip(), text_config=Qwen2Config(**text))
+    config.image_token_id = _IMAGE
     return LlavaForConditionalGeneration(config)
 
 
@@ -90,7 +91,8 @@ def _llava_inputs(text: int) -> dict[str, Any]:
 
 
 def _llava_next(text: dict[str, Any]) -> nn.Module:
-    config = LlavaNextConfig(vision_config=_clip(), text_config=Qwen2Config(**text), image_token_id=_IMAGE)
+    config = LlavaNextConfig(vision_config=_clip(), text_config=Qwen2Config(**text))
+    config.image_token_id = _IMAGE
     return LlavaNextForConditionalGeneration(config)
 
 

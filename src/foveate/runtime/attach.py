@@ -253,11 +253,10 @@ class Handle:
         columns = self._local.columns
         if columns is not None:
             labels = sequence.shorten_labels(labels.to(columns.device), columns)
-        text = self.model.config.get_text_config()
+        model: Any = self.model
+        text = model.config.get_text_config()
         extra = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
-        loss = self.model.loss_function(  # ty: ignore[call-non-callable]
-            logits=output.logits, labels=labels, vocab_size=text.vocab_size, **extra
-        )
+        loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=text.vocab_size, **extra)
         output = type(output)(**{**output, "loss": loss})
         return output if given is not False else output.to_tuple()
 

@@ -7,7 +7,7 @@ therefore answers `get_seq_length` with the long length outside and the real one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache as remember
 from typing import Any
@@ -57,7 +57,7 @@ class _Shortened:
     foveate_kept: Kept
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        length = super().get_seq_length(layer_idx)  # ty: ignore[unresolved-attribute]
+        length = super().get_seq_length(layer_idx)  # ty: ignore[missing-attribute]
         kept = self.foveate_kept
         return length if kept.inside else length + kept.removed
 
@@ -70,25 +70,25 @@ class _Shortened:
         expected = torch.arange(kept.length - cut, kept.length, device=tail.device)
         if cut > kept.columns.shape[1] or not bool((tail == expected).all()):
             raise FoveateError("a cache of compressed images can only be cropped within the text after the last image.")
-        super().crop(-cut)  # ty: ignore[unresolved-attribute]
+        super().crop(-cut)  # ty: ignore[missing-attribute]
         kept.columns, kept.length = kept.columns[:, :-cut], kept.length - cut
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)  # ty: ignore[unresolved-attribute]
+        super().reorder_cache(beam_idx)  # ty: ignore[missing-attribute]
         self.foveate_kept.select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)  # ty: ignore[unresolved-attribute]
+        super().batch_repeat_interleave(repeats)  # ty: ignore[missing-attribute]
         rows = torch.arange(len(self.foveate_kept.columns), device=self.foveate_kept.columns.device)
         self.foveate_kept.select(rows.repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)  # ty: ignore[unresolved-attribute]
+        super().batch_select_indices(indices)  # ty: ignore[missing-attribute]
         self.foveate_kept.select(torch.as_tensor(indices))
 
     def reset(self) -> None:
-        super().reset()  # ty: ignore[unresolved-attribute]
-        self.__class__ = type(self).__mro__[2]
+        super().reset()  # ty: ignore[missing-attribute]
+        self.__class__ = type(self).__mro__[2]  # ty: ignore[invalid-assignment]
         del self.foveate_kept
 
 
@@ -112,11 +112,11 @@ def mark(cache: Any, kept: Kept) -> None:
         raise FoveateError(f"visual tokens can be left out of caches of transformers, not of a {type(cache).__name__}.")
     if not isinstance(cache, _Shortened):
         cache.__class__ = _shortened(type(cache))
-    cache.foveate_kept = kept  # ty: ignore[unresolved-attribute]
+    cache.foveate_kept = kept
 
 
 @contextmanager
-def inside(cache: Any) -> Iterator[None]:
+def inside(cache: Any) -> Generator[None]:
     """Inside this context a shortened cache counts what is really there."""
     kept = kept_of(cache)
     if kept is None:

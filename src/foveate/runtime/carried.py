@@ -29,14 +29,12 @@ def carried_ids(short: Tensor, long: Tensor, columns: Tensor, chosen: Sequence[C
         columns: (B, P), see `foveate.runtime.sequence`.
         chosen: What stays; images without `positions` carry their own alone.
     """
-    carrying = [image for image in chosen if image.selection.positions is not None]
-    carried = max((image.selection.positions.shape[1] for image in carrying), default=1)  # ty: ignore[unresolved-attribute]
+    given = [(image, image.selection.positions) for image in chosen]
+    several = [(image, positions) for image, positions in given if positions is not None]
     long = long.expand(*short.shape[:-1], long.shape[-1])
-    result = [short.clone() for _ in range(carried)]
-    for image in carrying:
+    result = [short.clone() for _ in range(max((positions.shape[1] for _, positions in several), default=1))]
+    for image, positions in several:
         places = torch.searchsorted(columns[image.row].contiguous(), image.kept)
-        positions = image.selection.positions
-        assert positions is not None
         for member, ids in enumerate(result):
             source = image.columns[positions[:, member % positions.shape[1]]]
             ids[..., image.row, places] = long[..., image.row, source]

@@ -77,9 +77,10 @@ class Chooser:
         token = self.family.placeholder(self.core, modality)
         if token is None:
             return None
-        ids, embeds = frame.arguments.get("input_ids"), frame.arguments.get("inputs_embeds")
+        ids: Tensor | None = frame.arguments.get("input_ids")
         if ids is not None:
             return ids == token
+        embeds: Tensor = frame.arguments["inputs_embeds"]
         own = self.core.get_input_embeddings()(torch.tensor(token, device=embeds.device))
         return (embeds == own).all(dim=-1)
 

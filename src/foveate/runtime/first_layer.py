@@ -46,7 +46,7 @@ def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) 
 
     with watched(attention, observe), torch.no_grad():
         try:
-            rotation = text.rotary_emb(embeds, positions)  # ty: ignore[call-non-callable]
+            rotation = text.rotary_emb(embeds, positions)  # ty: ignore[not-callable]
             attention(
                 hidden_states=layer.input_layernorm(embeds),
                 position_embeddings=rotation,

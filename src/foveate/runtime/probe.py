@@ -12,8 +12,8 @@ import copy
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -62,7 +62,7 @@ def _name_before(attention: nn.Module) -> str:
 
 
 @contextmanager
-def watched(attention: nn.Module, observer: Callable[..., None]) -> Iterator[None]:
+def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
     """Let `observer(module, query, key, mask, kwargs)` see every call of an attention module inside the context."""
     before: Any = attention.config
     name = PREFIX + _name_before(attention)
@@ -102,7 +102,7 @@ class Probe:
                 self._by_layer.setdefault(need.layer, []).append(need)
         self._attentions = attentions
         self._blocks = blocks
-        self._undo: list[Callable[[], None]] = []
+        self._undo = ExitStack()
 
     def attach(self) -> None:
         """Begin to watch."""
@@ -110,20 +110,17 @@ class Probe:
             of_attention = [need for need in needs if need.kind in OF_ATTENTION]
             of_output = [need for need in needs if need.kind in OF_OUTPUT]
             if of_attention:
-                context = watched(self._attentions[layer], self._observer(of_attention))
-                context.__enter__()
-                self._undo.append(lambda context=context: context.__exit__(None, None, None))
+                self._undo.enter_context(watched(self._attentions[layer], self._observer(of_attention)))
             if of_output:
                 hook = self._blocks[layer].register_forward_hook(self._output(of_output))
-                self._undo.append(hook.remove)
+                self._undo.callback(hook.remove)
 
     def detach(self) -> None:
         """Leave every module as it was."""
-        while self._undo:
-            self._undo.pop()()
+        self._undo.close()
 
     @contextmanager
-    def encoding(self) -> Iterator[dict[Need, list[Tensor]]]:
+    def encoding(self) -> Generator[dict[Need, list[Tensor]]]:
         """What is measured inside this context, by this thread: for every need one tensor a call, in order.
 
         Values are (sequences * tokens) for scores and (sequences * tokens, d) for vectors, [CLS] left out; one row a

@@ -94,7 +94,7 @@ class Seam:
             raise FoveateError(f"{self.plan} gives tokens several positions of the original sequence; leave them so.")
         long = frame.positions
         if long is None:
-            long = torch.arange(short.columns.max() + 1, device=short.columns.device)[None]
+            long = torch.arange(int(short.columns.max()) + 1, device=short.columns.device)[None]
         return carried_ids(kwargs["position_ids"], long, short.columns, chosen)
 
     def _shortened(

@@ -86,9 +86,9 @@ class Method(ABC):
     def _select(self, tokens: VisualTokens, count: int) -> Selection:
         plain = tokens.separators is None or not bool(tokens.separators.any())
         if not plain and not self.sees_separators:
-            ordinary = (~tokens.separators).nonzero().flatten()  # ty: ignore[unsupported-operator]
+            ordinary = (~tokens.separators).nonzero().flatten()
             if count >= len(ordinary):  # there is room for some separators, the first ones
-                first = tokens.separators.nonzero().flatten()[: count - len(ordinary)]  # ty: ignore[possibly-missing-attribute]
+                first = tokens.separators.nonzero().flatten()[: count - len(ordinary)]
                 return Selection(torch.cat([ordinary, first]).sort().values)
         if self.whole or (plain and len(tokens.crops) == 1):
             return self.select(tokens, count)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+from families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 
 TOWER = {
     "hidden_size": 24,
