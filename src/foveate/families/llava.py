@@ -43,7 +43,7 @@ class Llava(Family):
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """Smaller pixels; the tower interpolates its positions."""
         if call.get("image_sizes") is not None:
-            raise FoveateError("images of a Pixtral tower are best made smaller by the processor, which keeps their size.")
+            raise FoveateError("images of a Pixtral tower are made smaller by their processor, not on the way to it.")
         (grid,) = set(grids)
         patch = core.config.vision_config.patch_size
         pixels = resize(call["pixel_values"], (grid.rows * patch, grid.columns * patch))

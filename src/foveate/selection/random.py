@@ -16,8 +16,8 @@ class Random(Method):
     """Keeps tokens drawn at random without replacement, every one with the same chance.
 
     A control, not a paper. The draw depends on the seed, on the number of the image in its prompt and on how many
-    tokens it has, on nothing else: it is the same on every device, and the global random state is left alone. Tiled images are
-    one urn; newline tokens are not drawn.
+    tokens it has, on nothing else: it is the same on every device, and the global random state is left alone. Tiled
+    images are one urn; newline tokens are not drawn.
 
     Args:
         seed: Another one draws other tokens.
