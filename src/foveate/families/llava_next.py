@@ -1,0 +1,159 @@
+"""LLaVA-NeXT and LLaVA-OneVision: a thumbnail and tiles, packed into one raster without its padding, with newlines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.families.family import Family, ImageLayout, frame_crops, grid_crop
+from foveate.families.llava import encoder_layers, feature_layer, has_class_embedding
+from foveate.tokens import Crop, Grid
+
+
+class LlavaNext(Family):
+    """LLaVA-NeXT: where a token comes from is found by letting the model pack values instead of features."""
+
+    name: ClassVar[str] = "llava-next"
+    title: ClassVar[str] = "LLaVA-NeXT"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    tiled: ClassVar[bool] = True
+
+    def blocks(self, core: Any) -> list[nn.Module]:
+        """The encoder's blocks."""
+        return list(encoder_layers(core.vision_tower))
+
+    def has_cls(self, core: Any) -> bool:
+        """Whether there is a [CLS] token: CLIP has one."""
+        return has_class_embedding(core.vision_tower)
+
+    def output_layer(self, core: Any) -> int:
+        """The block that `vision_feature_layer` reads."""
+        return feature_layer(core, len(self.blocks(core)))
+
+    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+        """Thumbnail and tiles of every image; newlines are separators."""
+        device = output.pooler_output[0].device
+        side = _side(core)
+        tiles = self._tiles(core, call)
+        # Row and column of every patch in the raster of all tiles; a newline stands at -1.
+        places = []
+        for count, size in zip(tiles, call["image_sizes"], strict=True):
+            shape = self._shape(core, size) if count > 1 else (0, 0)
+            place = torch.cartesian_prod(*(torch.arange(side * n) for n in shape)).view(-1, 2)
+            raster = place.view(shape[0], side, shape[1], side, 2).transpose(1, 2).reshape(-1, side**2, 2)
+            places.append(torch.cat([torch.zeros(1, side**2, 2), raster]).to(device, torch.float32))
+        packed = self._pack(core, call, places, torch.full((2,), -1.0, device=device))
+        sizes = [(int(height), int(width)) for height, width in call["image_sizes"]]
+        return [_layout(place, side, count, size) for place, count, size in zip(packed, tiles, sizes, strict=True)]
+
+    def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
+        """What the model makes of values instead of features; newlines get zeros."""
+        own = values.unflatten(0, (-1, _side(core) ** 2)).split(self._tiles(core, call))
+        return self._pack(core, call, list(own), values.new_zeros(values.shape[1]))
+
+    def per_image(self, core: Any, call: Mapping[str, Any], values: Tensor) -> list[Tensor]:
+        """The value of the thumbnail, which is the first of every image."""
+        return [own[0] for own in values.split(self._tiles(core, call))]
+
+    def _tiles(self, core: Any, call: Mapping[str, Any]) -> list[int]:
+        """Sequences of the encoder that belong to every image: the thumbnail and its tiles."""
+        shapes = [self._shape(core, size) for size in call["image_sizes"]]
+        return [1 + rows * columns for rows, columns in shapes]
+
+    def _shape(self, core: Any, size: Any) -> tuple[int, int]:
+        """Rows and columns of tiles of an image of a (height, width)."""
+        from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape  # slow to import
+
+        config = core.config
+        return get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+
+    def _pack(self, core: Any, call: Mapping[str, Any], values: list[Tensor], newline: Tensor) -> list[Tensor]:
+        """Values (tiles, patches, C) of every image packed by the model, with `newline` (C,) for newlines: (N, C)."""
+        strategy = core.config.vision_feature_select_strategy
+        return core.pack_image_features(values, call["image_sizes"], strategy, image_newline=newline)[0]
+
+
+class LlavaOnevision(LlavaNext):
+    """LLaVA-OneVision: a SigLIP tower; rasters over a maximum are made smaller; clips are frames of half the side."""
+
+    name: ClassVar[str] = "llava-onevision"
+    title: ClassVar[str] = "LLaVA-OneVision"
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+
+    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+        """As LLaVA-NeXT's; a clip is its frames and one newline at the end."""
+        if modality == "image":
+            return super().layouts(core, modality, call, output)
+        device = output.pooler_output.device
+        clips, frames, _, height, width = call["pixel_values_videos"].shape
+        side = (_side(core) + 1) // 2
+        newline = torch.arange(frames * side**2 + 1, device=device) == frames * side**2
+        crops = frame_crops(frames, side, side, device)
+        return [ImageLayout(len(newline), crops, newline, (height, width))] * clips
+
+    def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
+        """As LLaVA-NeXT's; frames of clips are pooled by the model."""
+        if modality == "image":
+            return super().spread(core, modality, call, output, values)
+        clips = len(call["pixel_values_videos"])
+        pooled = core.apply_pooling(values.unflatten(0, (-1, _side(core) ** 2)))
+        own = pooled.reshape(clips, -1, values.shape[1])
+        return list(torch.cat([own, own.new_zeros(clips, 1, own.shape[2])], dim=1))
+
+    def per_image(self, core: Any, call: Mapping[str, Any], values: Tensor) -> list[Tensor]:
+        """As LLaVA-NeXT's; of a clip the first frame."""
+        if "pixel_values_videos" in call:
+            return [own[0] for own in values.chunk(len(call["pixel_values_videos"]))]
+        return super().per_image(core, call, values)
+
+    def _tiles(self, core: Any, call: Mapping[str, Any]) -> list[int]:
+        """Only images that are alone in their prompt are cut into tiles, where the processor says how many are."""
+        found = super()._tiles(core, call)
+        counts = call.get("batch_num_images")
+        if counts is None:
+            return found
+        alone = [int(count) == 1 for count in counts for _ in range(int(count))]
+        return [tiles if single else 1 for tiles, single in zip(found, alone, strict=True)]
+
+    def _pack(self, core: Any, call: Mapping[str, Any], values: list[Tensor], newline: Tensor) -> list[Tensor]:
+        """As LLaVA-NeXT's; what is over the maximum is interpolated."""
+        most = call.get("vision_aspect_ratio") or core.config.vision_aspect_ratio
+        return core.pack_image_features(values, call["image_sizes"], image_newline=newline, vision_aspect_ratio=most)[0]
+
+
+def _side(core: Any) -> int:
+    """Patches of a side of a tile."""
+    return core.config.vision_config.image_size // core.config.vision_config.patch_size
+
+
+def _layout(place: Tensor, side: int, tiles: int, size: tuple[int, int]) -> ImageLayout:
+    """The layout of an image from where its tokens (N, 2) lie in the raster of all tiles, -1 for newlines."""
+    device = place.device
+    separators = (place < 0).all(dim=1)
+    if tiles == 1:
+        return ImageLayout(len(place), grid_crop(side, side, device), separators, size)
+    thumbnail = Crop(torch.arange(side**2, device=device), Grid(side, side), kind="thumbnail")
+    first = side**2
+    wide = int(separators.nonzero()[0]) - first + 1  # a row ends with the first newline
+    raster = torch.arange(first, len(place), device=device).view(-1, wide)[:, :-1]
+    high, wide = raster.shape
+    crops = [thumbnail]
+    for rows in _runs(place[raster[:, 0], 0], side):
+        for columns in _runs(place[raster[0], 1], side):
+            index = raster[rows][:, columns]
+            box = (columns.start / wide, rows.start / high, columns.stop / wide, rows.stop / high)
+            crops.append(Crop(index.flatten(), Grid(*index.shape), box, "tile"))
+    return ImageLayout(len(place), tuple(crops), separators, size)
+
+
+def _runs(places: Tensor, side: int) -> list[slice]:
+    """Ranges of a line of tokens that lie in the same tile; `places` (n,) ascending are where in the raster they lie.
+
+    A place between two patches, after interpolation, belongs to the tile of the nearer one.
+    """
+    counts = places.add(0.5).div(side).floor().int().unique_consecutive(return_counts=True)[1].tolist()
+    stops = torch.tensor(counts).cumsum(dim=0).tolist()
+    return [slice(stop - count, stop) for count, stop in zip(counts, stops, strict=True)]
