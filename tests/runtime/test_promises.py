@@ -197,6 +197,8 @@ def test_generating_with_a_cache_is_generating_without(name: str, plan: str) -> 
 def test_eager_and_sdpa_agree(name: str, plan: str) -> None:
     specimen = zoo()[name]
     model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    if not all(getattr(module, "_supports_sdpa", True) for module in model.modules()):
+        pytest.skip("a part of it has no sdpa")
     model.set_attn_implementation("eager")
     try:
         with compress(specimen, plan):

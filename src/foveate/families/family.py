@@ -138,7 +138,7 @@ class Family(ABC):
             core: The model.
             arguments: What the language model will be called with; `attention_mask` is (B, P), of all cached and new
                 positions.
-            types: Token types of the new positions (B, p), where the core was given some.
+            types: Token types of the new positions (B, p) or of all (B, P), where the core was given some.
         """
         return arguments["attention_mask"]
 

@@ -125,6 +125,8 @@ class Seam:
         )
         if types is not None and types.shape[-1] == length:
             types = sequence.gather_mask(types, columns)
+        elif types is not None and types.shape[-1] == past + length:
+            types = sequence.gather_mask(types, everything)
         with inside(kwargs.get("past_key_values")):
             arguments = {**kwargs, **short}
             short["attention_mask"] = self.family.mask(self.core, arguments, types)

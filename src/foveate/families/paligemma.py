@@ -1,0 +1,36 @@
+"""PaliGemma: a SigLIP tower, and a prompt whose tokens all see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from foveate.families.llava import Llava
+
+
+class PaliGemma(Llava):
+    """PaliGemma 1 and 2: images and the text after them are one prefix without order; what is answered is causal."""
+
+    name: ClassVar[str] = "paligemma"
+    title: ClassVar[str] = "PaliGemma"
+    model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
+
+    def output_layer(self, core: Any) -> int:
+        """The last block; its normalised output becomes the tokens."""
+        return len(self.blocks(core)) - 1
+
+    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
+        """Both ways within the prefix, which is what has token type 0 in the first pass."""
+        from transformers import PaliGemmaForConditionalGeneration  # slow to import
+
+        cache = arguments.get("past_key_values")
+        return PaliGemmaForConditionalGeneration.create_masks_for_generate(
+            core.config,
+            arguments["inputs_embeds"],
+            arguments["attention_mask"],
+            cache,
+            arguments["position_ids"],
+            token_type_ids=types if cache is None or not cache.is_initialized else None,
+        )
