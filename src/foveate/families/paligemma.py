@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from transformers.masking_utils import create_masks_for_generate
 
 from foveate.families.llava import Llava
 
@@ -23,14 +25,13 @@ class PaliGemma(Llava):
 
     def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
         """Both ways within the prefix, which is what has token type 0 in the first pass."""
-        from transformers import PaliGemmaForConditionalGeneration  # slow to import
-
         cache = arguments.get("past_key_values")
-        return PaliGemmaForConditionalGeneration.create_masks_for_generate(
+        first = cache is None or not cache.is_initialized
+        return create_masks_for_generate(
             core.config,
             arguments["inputs_embeds"],
             arguments["attention_mask"],
             cache,
             arguments["position_ids"],
-            token_type_ids=types if cache is None or not cache.is_initialized else None,
+            block_sequence_ids=torch.where(types == 0, 0, -1) if types is not None and first else None,
         )

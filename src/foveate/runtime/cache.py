@@ -61,6 +61,13 @@ class _Shortened:
         kept = self.foveate_kept
         return length if kept.inside else length + kept.removed
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        length, offset = super().get_mask_sizes(query_length, layer_idx)  # ty: ignore[missing-attribute]
+        kept = self.foveate_kept
+        # What a window holds comes last: in the long sequence it begins later.
+        sliding = self.is_sliding[layer_idx]  # ty: ignore[missing-attribute]
+        return length, offset if kept.inside or not sliding else offset + kept.removed
+
     def crop(self, max_length: int) -> None:
         kept = self.foveate_kept
         cut = kept.length - max_length if max_length >= 0 else -max_length

@@ -105,7 +105,9 @@ class Encoder:
                 spread.append(own.new_zeros(grid.size, own.shape[-1]).index_copy(0, at, own[rows]))
             layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))
             merged.append(Selection(at))
-        output.pooler_output = features[0]
+        # Models whose images are all of one size hold them in one tensor.
+        whole = torch.is_tensor(output.pooler_output)
+        output.pooler_output = torch.stack(features[0]) if whole else features[0]
         if len(planes) > 1:
             output.deepstack_features = features[1:]
         return output, Encoded(layouts, [{} for _ in layouts], merged)
