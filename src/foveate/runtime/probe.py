@@ -202,6 +202,12 @@ def _masked(logits: Tensor, mask: Tensor | None, start: int, stop: int) -> Tenso
     return logits.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else logits + rows.float()
 
 
+def _present(mask: Tensor) -> Tensor:
+    """Tokens (B, N) that may see themselves: all but padding."""
+    own = mask[..., 0, :] if mask.shape[-2] == 1 else mask.diagonal(dim1=-2, dim2=-1)
+    return (own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2).any(dim=1)
+
+
 def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """Attention that every token receives, averaged over heads and over the queries that may see it.
 
@@ -224,8 +230,9 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling:
     for start in range(0, count, step):
         stop = min(start + step, count)
         weights = _masked((query[:, :, start:stop] @ keys).float() * scaling, mask, start, stop).softmax(dim=-1)
-        if seen is not None:
-            weights = weights.nan_to_num()  # rows of padding see nothing
+        if seen is not None and mask is not None:
+            # Rows of padding, which nobody may see, ask nothing; some towers let them.
+            weights = weights.nan_to_num() * _present(mask)[:, None, start:stop, None]
             seen += (weights > 0).any(dim=1).sum(dim=1)
         total += weights.sum(dim=(1, 2)) / heads
     return total / count if seen is None else total / seen.clamp(min=1)
