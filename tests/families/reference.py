@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import foveate
 from families.zoo import Specimen
 from foveate.families import family_of
-from foveate.runtime import Handle
 from foveate.runtime.report import Report
 from foveate.tokens import Need
 
@@ -23,7 +22,11 @@ Patch = pytest.MonkeyPatch
 
 def encoder_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     """Of the inputs of a model those of its encoder."""
-    return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+    return {
+        k: v
+        for k, v in inputs.items()
+        if k not in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+    }
 
 
 def encode(model: Any, inputs: dict[str, Any]) -> Any:
@@ -37,7 +40,7 @@ def encode(model: Any, inputs: dict[str, Any]) -> Any:
 def measured(model: Any, inputs: dict[str, Any], needs: list[Need], patch: Patch) -> list[dict[Need, Tensor]]:
     """What the probes of an attached plan say of every image."""
     with patch.context() as context:
-        context.setattr(Handle, "_all_needs", lambda self: tuple(needs))
+        context.setattr("foveate.runtime.attach.needs_of", lambda *args: (tuple(needs), ()))
         with foveate.compress(model, "divprune:50%"):
             return encode(model, inputs).foveate_encoded.measured
 
@@ -56,9 +59,11 @@ def eager(model: Any, inputs: dict[str, Any], patch: Patch) -> dict[Need, Tensor
         def attend(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
             output, weights = original(module, query, key, *args, **kwargs)
             if module in layers:
-                received, keys = weights.mean(dim=(1, 2)).flatten(), key.mean(dim=1).flatten(0, 1)
-                found.setdefault(Need("received", layers[module]), []).append(received)
-                found.setdefault(Need("keys", layers[module]), []).append(keys)
+                weights_of_all = weights.mean(dim=1)
+                present = weights_of_all.sum(dim=1) > 0  # nobody looks at padding, and what padding asks counts nothing
+                received = (weights_of_all * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True)
+                found.setdefault(Need("received", layers[module]), []).append(received.flatten())
+                found.setdefault(Need("keys", layers[module]), []).append(key.mean(dim=1).flatten(0, 1))
             return output, weights
 
         return attend
@@ -139,6 +144,8 @@ def only_kept(model: Any, inputs: dict[str, Any], report: Report, patch: Patch) 
         visual = seen["visual_pos_masks"]
         short["visual_pos_masks"] = visual[:, stays]
         short["deepstack_visual_embeds"] = [plane[stays[visual[0]]] for plane in seen["deepstack_visual_embeds"]]
+    if seen.get("per_layer_inputs") is not None:
+        short["per_layer_inputs"] = seen["per_layer_inputs"][:, stays]
     with torch.no_grad():
         return model.get_output_embeddings()(text(**short).last_hidden_state)
 

@@ -14,15 +14,16 @@ from families.reference import answers, logits, only_kept
 from families.zoo import IMAGE, zoo
 from foveate.families import family_of
 
-NAMES = ("paligemma", "paligemma2", "gemma3")
+NAMES = ("paligemma", "paligemma2", "gemma3", "gemma4", "gemma4-e")
 ROWS = (((3, 4), (2, 3)), ((4, 5),))
 
 
 def may_see(name: str, image: Tensor, window: int | None) -> Tensor:
     """(P, P) who sees whom in a prompt; `image` (P,) numbers the image that a token is of, -1 for text.
 
-    PaliGemma: everybody everybody. Gemma 3: what came before, and the image that a token is of. Through a window
-    PaliGemma 2 lets the prefix pass whole, Gemma 3 nothing.
+    PaliGemma: everybody everybody, through windows too. Gemma 3: what came before, and the image that a token is of,
+    as far as the window lets them. Gemma 4: the same, and without a window nothing but what came before; small models
+    of it nothing else at all.
     """
     count = len(image)
     seen = torch.zeros(count, count, dtype=torch.bool)
@@ -33,6 +34,7 @@ def may_see(name: str, image: Tensor, window: int | None) -> Tensor:
                 seen[query, key] = True
             else:
                 together = image[query] >= 0 and image[query] == image[key]
+                together &= name == "gemma3" or (name == "gemma4" and window is not None)
                 seen[query, key] = (key <= query or together) and near
     return seen
 
@@ -68,6 +70,8 @@ def test_the_language_model_is_called_with_the_mask_of_what_stays(
     masks = given if isinstance(given, Mapping) else {"full_attention": given}
     for kind, mask in masks.items():
         window = text.config.sliding_window if kind == "sliding_attention" else None
+        if mask is None:  # sdpa has a causal mask of its own
+            mask = torch.ones(1, 1, int(stays.sum()), int(stays.sum()), dtype=torch.bool).tril()
         allowed = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
         assert torch.equal(allowed, may_see(name, image[stays], window)), kind
 
@@ -95,7 +99,7 @@ def test_without_token_types_the_prompt_is_causal(name: str, monkeypatch: pytest
     specimen = zoo()[name]
     model = specimen.model()
     inputs = specimen.prompts(model, ROWS[:1])
-    del inputs["token_type_ids"]
+    del inputs["mm_token_type_ids" if name.startswith("gemma4") else "token_type_ids"]
     with foveate.compress(model, "divprune:4", positions="original") as handle:
         short = logits(model, inputs)
         report = handle.report()

@@ -10,7 +10,7 @@ from families.reference import answers, logits, only_kept
 from families.zoo import zoo
 
 IMAGE, CLIP = (3, 4), (2, 2, 3)
-MIXED = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
+MIXED = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma4-e")
 #: GLM-4V writes clips and images with the same placeholder, and takes no prompt with both.
 CASES = [(name, row) for name in MIXED for row in ((IMAGE, CLIP), (CLIP, IMAGE), (CLIP, CLIP))]
 CASES += [("glm-4v", (CLIP,)), ("glm-4v", (CLIP, CLIP)), ("glm-4.6v", (CLIP,))]
@@ -24,7 +24,7 @@ def test_a_run_is_the_model_given_only_what_stays(name: str, row: tuple, monkeyp
     untouched = logits(model, inputs)
     with foveate.compress(model, "divprune:100%"):
         assert torch.equal(logits(model, inputs), untouched)
-    with foveate.compress(model, "fastervlm:25%") as handle:
+    with foveate.compress(model, "fastervlm:25%", positions="original") as handle:
         short = logits(model, inputs)
         report = handle.report()
         assert answers(model, inputs).equal(answers(model, inputs, use_cache=False))
@@ -51,7 +51,7 @@ def test_a_batch_is_its_rows(name: str) -> None:
         for number in range(len(rows)):
             until = specimen.prompts(model, [() if i != number else rows[i] for i in range(number + 1)])
             inputs = {key: value[-1:] if value.shape[0] == number + 1 else value for key, value in until.items()}
-            alone = {key: inputs[key] for key in inputs if key.startswith(("pixel", "image", "video"))}
+            alone = {key: inputs[key] for key in inputs if key.startswith(("pixel", "image", "video", "num_frames"))}
             alone |= {
                 key: batch[key][number : number + 1, batch["attention_mask"][number].bool()]
                 for key in ("input_ids", "attention_mask", "mm_token_type_ids")

@@ -67,6 +67,7 @@ ORDERS: dict[str, Places] = {
     "glm-4v": groups,
     "mistral3": squares(2, 2, 2),
     "kimi-k2.5": squares(2, 2, 2),
+    "gemma4": squares(2, 2, 2),
     "minicpm-v-4.6": squares(4, 2, 2),
     "llava-uhd": squares(4, 2, 1),
     "llava-uhd-windows": windowed_squares,

@@ -20,6 +20,8 @@ NAMES = (
     "glm-4v",
     "glm-4.6v",
     "mistral3",
+    "gemma4",
+    "gemma4-e",
     "kimi-k2.5",
     "minicpm-v-4.6",
     "llava-uhd",

@@ -180,9 +180,7 @@ def _measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scalin
     """One need from queries and keys (B, H, N, d): (B, N) or (B, N, d)."""
     if need.kind == "keys":
         return key.float().mean(dim=1)
-    if need.kind != "received" and not has_cls:
-        return received_attention(query, key, mask, scaling)
-    if need.kind == "received":
+    if need.kind == "received" or not has_cls:
         return received_attention(query, key, mask, scaling)
     logits = (query[:, :, :1] @ _heads(key, query).transpose(-1, -2)).float() * scaling
     if need.kind == "cls_logits":
