@@ -64,9 +64,10 @@ class _Shortened:
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         length, offset = super().get_mask_sizes(query_length, layer_idx)  # ty: ignore[missing-attribute]
         kept = self.foveate_kept
-        # What a window holds comes last: in the long sequence it begins later.
-        sliding = self.is_sliding[layer_idx]  # ty: ignore[missing-attribute]
-        return length, offset if kept.inside or not sliding else offset + kept.removed
+        windows: list[bool] = self.is_sliding  # ty: ignore[missing-attribute]
+        # What a window holds comes last: in the long sequence it begins later. Layers join a cache as they are used.
+        sliding = layer_idx < len(windows) and windows[layer_idx]
+        return length, offset + kept.removed if sliding and not kept.inside else offset
 
     def crop(self, max_length: int) -> None:
         kept = self.foveate_kept
