@@ -13,7 +13,7 @@ import foveate
 from foveate import cli
 from foveate.errors import FoveateError
 
-COMMANDS = [["ask"], ["info"], ["train"], ["convert"], ["bench", "encoders"]]
+COMMANDS = [["ask"], ["info"], ["train"], ["train-relevance"], ["convert"], ["bench", "encoders"]]
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def ask(
     start = time.perf_counter()
     inputs = _inputs(net, processor, picture, question)
     length = inputs["input_ids"].shape[1]
-    _check_length(net, length, max_new_tokens)
+    check_length(net, length, max_new_tokens)
     view = opening + time.perf_counter() - start
     trace = Trace(net)
 
@@ -189,7 +189,7 @@ def ask(
         started = trace.now()
         output = net.generate(
             **inputs,
-            generation_config=_greedy(net, max_new_tokens),
+            generation_config=greedy(net, max_new_tokens),
             streamer=None if stream is None else _Stream(_tokenizer(processor), stream),
         )
         finished = trace.now()
@@ -348,7 +348,8 @@ def as_plain_text(text: str, tokenizer: Any) -> str:
     return text
 
 
-def _check_length(net: Any, length: int, max_new_tokens: int) -> None:
+def check_length(net: Any, length: int, max_new_tokens: int) -> None:
+    """Raise FoveateError for a prompt of `length` tokens and an answer that are more than a model's positions."""
     longest = getattr(net.config.get_text_config(), "max_position_embeddings", None)
     if longest and length + max_new_tokens > longest:
         raise FoveateError(
@@ -357,7 +358,7 @@ def _check_length(net: Any, length: int, max_new_tokens: int) -> None:
         )
 
 
-def _greedy(net: Any, max_new_tokens: int) -> Any:
+def greedy(net: Any, max_new_tokens: int) -> Any:
     """The model's own generation settings without sampling, so that an answer can be repeated."""
     settings = copy.deepcopy(net.generation_config)
     settings.do_sample = False

@@ -1,4 +1,4 @@
-"""The command line: `foveate ask | info | methods | train | convert | bench`.
+"""The command line: `foveate ask | info | methods | train | train-relevance | convert | bench`.
 
 This module knows the names of the commands and one line about each; the module behind a command is imported
 only when that command is run, so that `foveate --help` does not wait for torch. It also owns what
@@ -33,6 +33,7 @@ TARGETS = {
     "info": "foveate.commands.info:info",
     "methods": "foveate.commands.methods:methods",
     "train": "foveate.commands.train:train",
+    "train-relevance": "foveate.commands.train_relevance:train_relevance",
     "convert": "foveate.commands.convert:convert",
     "encoders": "foveate.commands.bench:encoders",
     "selection": "foveate.commands.bench:selection",
@@ -141,6 +142,7 @@ _list(app, "ask", "Ask a question about an image, and see where its tokens went.
 _list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
 _list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
+_list(app, "train-relevance", "Train the network of the method relevance on what a model's answers rest on.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
 _list(bench, "selection", "What every method costs inside a prefill, beside random tokens.")

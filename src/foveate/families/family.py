@@ -53,6 +53,8 @@ class Family(ABC):
     patchwise: ClassVar[bool] = False
     #: Whether images are cut into tiles.
     tiled: ClassVar[bool] = False
+    #: Token type of what is answered, in models that are given token types.
+    answer_type: ClassVar[int] = 0
 
     def core(self, model: nn.Module) -> Any:
         """The model without its output layer."""

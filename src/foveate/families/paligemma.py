@@ -18,6 +18,7 @@ class PaliGemma(Llava):
     name: ClassVar[str] = "paligemma"
     title: ClassVar[str] = "PaliGemma"
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
+    answer_type: ClassVar[int] = 1
 
     def output_layer(self, core: Any) -> int:
         """The last block; its normalised output becomes the tokens."""

@@ -37,6 +37,8 @@ def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) 
         raise FoveateError(f"the first layer of {type(text).__name__} cannot be asked what it looks at.")
     if positions is None:
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
+    if positions.ndim == 3 and len(positions) == 4:  # `generate` puts those of plain text before the three of M-RoPE
+        positions = positions[1:]
     seen: list[tuple[Tensor, Tensor, float]] = []
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:

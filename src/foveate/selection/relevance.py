@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.selection.method import Method
-from foveate.tokens import Need, Selection, Tower, VisualTokens, top
+from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens, top
 
 KIND = "foveate relevance mapper"
 
@@ -35,7 +35,7 @@ class Relevance(Method):
     own.
 
     Args:
-        weights: A trained network, a file that `Mapper.save` wrote.
+        weights: A trained network, a file that `foveate train-relevance` wrote.
     """
 
     weights: str = ""
@@ -54,7 +54,8 @@ class Relevance(Method):
         """First-layer attention."""
         if not self.weights:
             raise FoveateError(
-                "relevance needs its trained network: relevance(weights=FILE), a file that Mapper.save wrote."
+                "relevance needs its trained network: relevance(weights=FILE), a file that `foveate train-relevance` "
+                "wrote."
             )
         return (Need("first_layer_attention"),)
 
@@ -64,13 +65,17 @@ class Relevance(Method):
         path = Path(self.weights)
         mapper = _mapper(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))
         crop = tokens.crops[0]
-        there = crop.index >= 0
-        picture = torch.zeros(crop.grid.size, device=attention.device)
-        picture[there] = attention[crop.present]
         with torch.no_grad():
             scores = torch.full_like(attention, -torch.inf)
-            scores[crop.present] = mapper(picture.view(*crop.grid)).flatten()[there]
+            scores[crop.present] = mapper(as_picture(attention, crop)).flatten()[crop.index >= 0]
         return Selection(top(scores, count))
+
+
+def as_picture(values: Tensor, crop: Crop) -> Tensor:
+    """Values (N,) of tokens in the rows and columns of a crop, 0 where it has no token."""
+    picture = values.new_zeros(crop.grid.size)
+    picture[crop.index >= 0] = values[crop.present]
+    return picture.view(*crop.grid)
 
 
 class Mapper(nn.Module):
@@ -106,7 +111,7 @@ class Mapper(nn.Module):
             FoveateError: it is not there, or something else.
         """
         if not Path(path).is_file():
-            raise FoveateError(f"relevance: there is no file {str(path)!r}; Mapper.save writes one.")
+            raise FoveateError(f"relevance: there is no file {str(path)!r}; `foveate train-relevance` writes one.")
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
@@ -114,7 +119,7 @@ class Mapper(nn.Module):
         except SafetensorError as error:
             raise FoveateError(f"relevance: {path} is no safetensors file: {error}") from error
         if about.get("kind") != KIND:
-            raise FoveateError(f"relevance: {path} holds no network that Mapper.save wrote.")
+            raise FoveateError(f"relevance: {path} holds no network that `foveate train-relevance` wrote.")
         mapper = cls(int(about["width"]), int(about["depth"]))
         mapper.load_state_dict(tensors)
         return mapper.eval()
