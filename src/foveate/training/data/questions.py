@@ -36,13 +36,17 @@ def wordings(section: str) -> tuple[str, ...]:
     return _sections()[section]
 
 
-def ask(rng: random.Random, split: str, ways: Sequence[str], **words: str) -> str:
-    """One of `ways` with `words` in its slots, in a random style: with or without question mark and capital."""
+def choose(rng: random.Random, split: str, ways: Sequence[str]) -> str:
+    """One of `ways`; of held-out samples half get a wording that is held out."""
     reserved = len(ways) // 3 if len(ways) >= 6 else 0
     if split == "heldout" and reserved and rng.random() < 0.5:
-        wording = rng.choice(ways[-reserved:])
-    else:
-        wording = rng.choice(ways[: len(ways) - reserved])
+        return rng.choice(ways[-reserved:])
+    return rng.choice(ways[: len(ways) - reserved])
+
+
+def ask(rng: random.Random, split: str, ways: Sequence[str], **words: str) -> str:
+    """One of `ways` with `words` in its slots, in a random style: with or without question mark and capital."""
+    wording = choose(rng, split, ways)
     first_is_slot = wording.startswith("{")
     question = wording.format(**words)
     style = rng.random()
