@@ -13,7 +13,16 @@ import foveate
 from foveate import cli
 from foveate.errors import FoveateError
 
-COMMANDS = [["ask"], ["info"], ["train"], ["train-relevance"], ["convert"], ["bench", "encoders"]]
+COMMANDS = [
+    ["ask"],
+    ["info"],
+    ["train"],
+    ["train-relevance"],
+    ["train-scorer"],
+    ["convert"],
+    ["calibrate"],
+    ["bench", "encoders"],
+]
 
 
 @pytest.fixture

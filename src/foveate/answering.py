@@ -178,7 +178,7 @@ def ask(
     net, processor, name = _model(model, saved=wanted is None)
 
     start = time.perf_counter()
-    inputs = _inputs(net, processor, picture, question)
+    inputs = inputs_of(net, processor, picture, question)
     length = inputs["input_ids"].shape[1]
     check_length(net, length, max_new_tokens)
     view = opening + time.perf_counter() - start
@@ -315,7 +315,7 @@ def _tokenizer(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def _inputs(net: Any, processor: Any, picture: Any, question: str) -> Any:
+def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
     """The model's inputs for one user turn: the image, then the question."""
     question = as_plain_text(question.strip(), _tokenizer(processor))
     if getattr(processor, "chat_template", None):

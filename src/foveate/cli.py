@@ -1,4 +1,4 @@
-"""The command line: `foveate ask | info | methods | train | train-relevance | convert | bench`.
+"""The command line: `foveate ask | info | methods | train | convert | calibrate | bench` and more.
 
 This module knows the names of the commands and one line about each; the module behind a command is imported
 only when that command is run, so that `foveate --help` does not wait for torch. It also owns what
@@ -34,7 +34,9 @@ TARGETS = {
     "methods": "foveate.commands.methods:methods",
     "train": "foveate.commands.train:train",
     "train-relevance": "foveate.commands.train_relevance:train_relevance",
+    "train-scorer": "foveate.commands.train_scorer:train_scorer",
     "convert": "foveate.commands.convert:convert",
+    "calibrate": "foveate.commands.calibrate:calibrate",
     "encoders": "foveate.commands.bench:encoders",
     "selection": "foveate.commands.bench:selection",
 }
@@ -143,7 +145,9 @@ _list(app, "info", "Describe a model: its stages, parameters and visual tokens f
 _list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
 _list(app, "train-relevance", "Train the network of the method relevance on what a model's answers rest on.")
+_list(app, "train-scorer", "Train the scorer of the method focusui on rendered screens.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
+_list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
 _list(bench, "selection", "What every method costs inside a prefill, beside random tokens.")
 

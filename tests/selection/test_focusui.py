@@ -59,7 +59,7 @@ def test_scores_equal_the_loop_and_the_method_keeps_the_best(tmp_path: Path) -> 
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="Scorer.save"):
+    with pytest.raises(FoveateError, match="train-scorer"):
         FocusUI().needs(Tower(4, False))
     with pytest.raises(FoveateError, match="no file"):
         Scorer.load(tmp_path / "none")

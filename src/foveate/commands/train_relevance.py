@@ -84,7 +84,7 @@ def train_relevance(
     else:
         samples = relevance.rendered_samples(rendered or 500, seed)
     about = {
-        "model": _mark(place) if place.is_dir() else model,
+        "model": mark(place) if place.is_dir() else model,
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
         "answers": f"own, {max_new_tokens} tokens at most" if own_answers else "of the data",
         "seed": seed,
@@ -130,7 +130,7 @@ def train_relevance(
         console.print(f"  {budget} of the tokens: {listed}")
 
 
-def _mark(folder: Path) -> str:
+def mark(folder: Path) -> str:
     """Changes when a file of a model's folder does."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
     seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]

@@ -32,7 +32,7 @@ class FocusUI(Method):
     Of equal scores the first token wins; the authors shuffle them with a seed made of the prompt (`shuffle`).
 
     Args:
-        weights: A trained scorer, a file that `Scorer.save` wrote.
+        weights: A trained scorer, a file that `foveate train-scorer` wrote.
         shuffle: Let chance decide between equal scores.
         seed: Of the chance.
     """
@@ -55,7 +55,7 @@ class FocusUI(Method):
         """The instruction."""
         if not self.weights:
             raise FoveateError(
-                "focusui needs its trained scorer: focusui(weights=FILE), a file that Scorer.save wrote."
+                "focusui needs its trained scorer: focusui(weights=FILE), a file that `foveate train-scorer` wrote."
             )
         return (Need("instruction"),)
 
@@ -135,7 +135,7 @@ class Scorer(nn.Module):
             FoveateError: it is not there, or something else.
         """
         if not Path(path).is_file():
-            raise FoveateError(f"focusui: there is no file {str(path)!r}; Scorer.save writes one.")
+            raise FoveateError(f"focusui: there is no file {str(path)!r}; `foveate train-scorer` writes one.")
         try:
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
@@ -143,7 +143,7 @@ class Scorer(nn.Module):
         except SafetensorError as error:
             raise FoveateError(f"focusui: {path} is no safetensors file: {error}") from error
         if about.get("kind") != KIND:
-            raise FoveateError(f"focusui: {path} holds no scorer that Scorer.save wrote.")
+            raise FoveateError(f"focusui: {path} holds no scorer that `foveate train-scorer` wrote.")
         scorer = cls(int(about["size"]), int(about["heads"]), float(about["dropout"]))
         scorer.load_state_dict(tensors)
         return scorer.eval()

@@ -124,8 +124,7 @@ class Folder:
                 )
         else:
             self.path.mkdir(exist_ok=True)
-            (self.path / "samples").mkdir(exist_ok=True)
-            _replace(known, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
+            write_whole(known, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
 
     def pictures(self, number: int) -> list[Picture] | None:
         """What was found of a sample; None: nothing yet."""
@@ -144,7 +143,8 @@ class Folder:
         """Write what was found of a sample."""
         tensors = {f"{place}.{name}": value.contiguous() for place, own in enumerate(pictures)
                    for name, value in vars(own).items()}  # fmt: skip
-        _replace(self._sample(number), lambda path: save_file(tensors, path))
+        self._sample(number).parent.mkdir(exist_ok=True)
+        write_whole(self._sample(number), lambda path: save_file(tensors, path))
 
     def _sample(self, number: int) -> Path:
         return self.path / "samples" / f"{number:06}.safetensors"
@@ -155,7 +155,7 @@ class Folder:
         return self.path / "state.pt"
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file that is there completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     write(partial)
@@ -266,7 +266,7 @@ def fit(learned: Sequence[Picture], held: Sequence[Picture], how: Fitting, folde
         folder.log.append({"step": (epoch + 1) * steps_an_epoch, "epoch": epoch + 1, "loss": total / len(learned),
                            "held_out_loss": held_loss, "seconds": seconds})  # fmt: skip
         state = {"of": of, "epoch": epoch + 1} | {name: one.state_dict() for name, one in kinds.items()}
-        _replace(folder.state, lambda path, state=state: torch.save(state, path))
+        write_whole(folder.state, lambda path, state=state: torch.save(state, path))
     told("mapper", how.epochs, how.epochs)
     return mapper.eval()
 
@@ -308,4 +308,4 @@ def kept_shares(mapper: Mapper, pictures: Sequence[Picture]) -> dict[str, dict[s
 
 def save(mapper: Mapper, output: Path) -> None:
     """Write the trained mapper, completely or not at all."""
-    _replace(output, mapper.save)
+    write_whole(output, mapper.save)

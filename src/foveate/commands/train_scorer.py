@@ -1,0 +1,99 @@
+"""`foveate train-scorer`: the scorer of the method `focusui`, trained on rendered screens for one model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foveate.commands.console import console, notes, print_json
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate train-scorer -o scorer.safetensors
+    foveate train-scorer Qwen/Qwen2.5-VL-3B-Instruct -o scorer.safetensors --steps 5000 --max-minutes 60
+    foveate ask screen.png "Click the Save button." --plan "pospad(selector=focusui(weights=scorer.safetensors)):50%"
+"""
+
+
+def train_scorer(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write (.safetensors).", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Screens a step, each with one instruction.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Greatest step size.")] = 1e-3,
+    heads: Annotated[int, typer.Option(min=1, help="Heads of the scorer's attention.")] = 8,
+    dropout: Annotated[float, typer.Option(help="In training.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of screens, first weights and dropout.")] = 0,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out screens to measure the scorer on.")] = 200,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
+    ] = True,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Train the scorer of the method focusui: which tokens of a screen an instruction means.
+
+    Screens are rendered with instructions ("Click the Save button.") and the box of the element that is meant. The
+    model encodes them, its weights stay as they are, and the scorer learns to find the tokens under the box. Stop it at
+    any moment, by Ctrl-C or SIGTERM: the same command goes on from there. State and log are kept in a folder beside the
+    output. At the end the scorer is measured on screens with other fonts, words and layout.
+    """
+    if output is None:
+        raise FoveateError("say where to write the trained scorer: -o scorer.safetensors.")
+    with notes.status("loading foveate"):
+        from foveate.commands.train_relevance import mark
+        from foveate.loading import load, locate
+        from foveate.training import scorer
+        from foveate.training.course import StopRequest
+        from foveate.training.relevance import Folder
+    how = scorer.Fitting(steps, batch_size, learning_rate, seed, heads, dropout)
+    place = Path(locate(model))
+    folder = Folder(output, {"model": mark(place) if place.is_dir() else model, **asdict(how)}, resume)
+    with notes.status(f"reading {model or 'the embedded model'}"):
+        net, processor = load(model, device=device, plan=None)
+
+    stop = StopRequest(max_minutes)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
+        task = progress.add_task("scorer", total=steps)
+
+        def told(step: int, loss: float) -> None:
+            progress.update(task, completed=step, description=f"loss {loss:.4f}")
+
+        fitted = scorer.fit(net, processor, how, folder, told, stop)
+    document: dict[str, Any] = {
+        "finished": fitted.finished,
+        "output": str(output) if fitted.finished else None,
+        "model": model or "embedded",
+        "steps": fitted.step,
+        "screens": fitted.step * batch_size,
+        "log": str(folder.log.path),
+    }
+    if fitted.finished:
+        scorer.save(fitted.scorer, output)
+        with notes.status(f"measuring on {held_out} held-out screens"):
+            document |= {"held_out": held_out, "kept": scorer.measure(net, processor, output, held_out)}
+    if as_json:
+        print_json(document)
+        return
+    if not fitted.finished:
+        console.print(f"stopped after step {fitted.step} of {steps}; the same command goes on from here.")
+        return
+    console.print(f"{output} written: {steps} steps, {document['screens']} screens.")
+    console.print(f"Of the elements that are meant, in {held_out} held-out screens, stays:")
+    for budget, shares in document["kept"].items():
+        listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+        console.print(f"  {budget} of the tokens: {listed}")
