@@ -243,3 +243,7 @@ def test_bad_input(tmp_path: Path) -> None:
         with pytest.raises(FoveateError, match=said):
             train_relevance(str(folder), **arguments)
     assert not output.exists()
+    model, processor = foveate.load(folder)
+    samples = file_samples([write_conversations(tmp_path, 3)], None, None, 0)
+    with foveate.compress(model, "random:50%"), pytest.raises(FoveateError, match="sample 0: the plan 'random:50%' is"):
+        find_pictures(model, processor, samples, Folder(tmp_path / "y", {}), None, quiet)
