@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -113,29 +112,31 @@ def verdict(method: Any, family: Family) -> Verdict:
         return Verdict("no", _because(str(error)))
     if method.site != "before-lm":
         return Verdict("runs")
-    without = _on_tower(method, Tower(BLOCKS, False, family.merge, OUTPUT_LAYER))
+    without = _on_tower(method, family, Tower(BLOCKS, False, family.merge, OUTPUT_LAYER))
     if type(family).has_cls is Family.has_cls:
         return without
-    found = _on_tower(method, Tower(BLOCKS, True, family.merge, OUTPUT_LAYER))
+    found = _on_tower(method, family, Tower(BLOCKS, True, family.merge, OUTPUT_LAYER))
     if found == without:
         return found
     other = "the substitute" if without.outcome == "substitute" else "not possible"
     return Verdict(found.outcome, "; ".join(filter(None, (found.why, f"on encoders without [CLS]: {other}"))))
 
 
-def _on_tower(method: Any, tower: Tower) -> Verdict:
+def _on_tower(method: Any, family: Family, tower: Tower) -> Verdict:
     try:
         needs = method.needs(tower)
-    except FoveateError as error:  # of a trained method without its weights, which say what it needs
-        return Verdict("runs" if method.trained else "no", str(error).rstrip("."))
+    except FoveateError as error:
+        return Verdict("no", str(error).rstrip("."))
     outcome: Outcome = "runs"
-    why: dict[str, None] = {}
+    why: dict[str, None] = {"needs trained weights": None} if method.trained else {}
     for need in needs:
         if need.kind.startswith("cls") and not tower.has_cls:
             if not (need.kind == "cls_attention" and need.substitute):
                 return Verdict("no", "needs a [CLS] token, and the encoder has none")
             outcome = "substitute"
             why["attention received in place of [CLS] attention"] = None
+        if need.kind == "first_layer_attention" and not family.first_layer:
+            return Verdict("no", "needs the attention of the language model's first layer, which cannot be asked")
         if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
             return Verdict("no", f"needs {need.kind}, which no probe of a live model gives")
         if need.kind == "text_feature":
@@ -154,17 +155,14 @@ def _because(message: str) -> str:
 
 def _entry(cls: Any) -> Entry:
     sample = _sample(cls)
-    needs: tuple[Need, ...] = ()
-    if hasattr(sample, "needs"):
-        with suppress(FoveateError):  # a trained method without its weights
-            needs = tuple(sample.needs(Tower(BLOCKS, True, 1, OUTPUT_LAYER)))
+    tower = Tower(BLOCKS, True, 1, OUTPUT_LAYER)
     return Entry(
         name=cls.name,
         title=cls.title,
         paper=cls.paper,
         site=cls.site,
         summary=" ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
-        needs=needs,
+        needs=tuple(sample.needs(tower)) if hasattr(sample, "needs") else (),
         trained=cls.trained,
         exact=cls.exact,
         budget=cls.budget,
@@ -174,9 +172,12 @@ def _entry(cls: Any) -> Entry:
 
 
 def _sample(cls: Any) -> Any:
-    """A method with its defaults; one that cannot be made without arguments has those defaults that there are."""
+    """A method with its defaults; one that cannot be made without arguments has those defaults that there are.
+
+    A trained method gets the name of a file: only with weights does it say what it needs, and it reads them later.
+    """
     try:
-        return cls()
+        return cls(weights="FILE") if "weights" in {field.name for field in dataclasses.fields(cls)} else cls()
     except (FoveateError, TypeError):
         return object.__new__(cls)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import foveate
 from families.zoo import IMAGE, zoo
 from foveate import FoveateError
 from foveate.runtime.first_layer import queries_and_keys, text_to_visual
@@ -37,3 +38,10 @@ def test_attention_is_that_of_the_eager_model(name: str) -> None:
 def test_a_model_without_such_a_layer_is_refused() -> None:
     with pytest.raises(FoveateError, match="the first layer of Linear cannot be asked"):
         queries_and_keys(torch.nn.Linear(2, 2), torch.zeros(1, 2, 2), None)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3.5", "minicpm-v-4.6"])
+def test_families_without_such_a_layer_are_refused_when_attaching(name: str) -> None:
+    model = zoo()[name].model()
+    with pytest.raises(FoveateError, match="relevance needs what the first layer of the language model looks at"):
+        foveate.compress(model, "relevance(weights=mapper.safetensors):50%")

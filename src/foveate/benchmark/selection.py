@@ -454,7 +454,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
                 axis.scatter(
                     *zip(*places, strict=True),
                     s=22,
-                    label=f"{budget} tokens",
+                    label=budget if budget.endswith("%") else f"{budget} tokens",
                     zorder=3,
                     alpha=0.85,
                     marker="os^"[number % 3],
@@ -464,6 +464,6 @@ def plot(document: dict[str, Any], path: Path) -> None:
             axis.set(title=shape, xlabel="efficiency: speed-up / speed-up of random tokens")
             axis.set_yticks(range(len(names)), names)
             axis.grid(axis="y", color="0.92")
-            axis.legend(frameon=False, fontsize=8, loc="lower left")
+            axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3)
         axes[0].invert_yaxis()
         figure.savefig(path, dpi=160)

@@ -53,6 +53,9 @@ class Family(ABC):
     patchwise: ClassVar[bool] = False
     #: Whether images are cut into tiles.
     tiled: ClassVar[bool] = False
+    #: Whether the language model's first layer can be asked what it looks at: it attends, with rotary positions that
+    #: are those of all layers.
+    first_layer: ClassVar[bool] = True
     #: Token type of what is answered, in models that are given token types.
     answer_type: ClassVar[int] = 0
 

@@ -70,6 +70,11 @@ def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> t
                     f"{name} compares the image with the prompt in the space of a contrastive text encoder: pass "
                     "text_features=... to compress."
                 )
+            if need.kind == "first_layer_attention" and not family.first_layer:
+                raise FoveateError(
+                    f"{name} needs what the first layer of the language model looks at, and that of {family.title} "
+                    "cannot be asked."
+                )
             if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
                 raise FoveateError(f"{name} needs {need.kind}, which no probe of a live model gives.")
             if first.site != "before-lm" and need.kind in (*OF_ATTENTION, *OF_OUTPUT):

@@ -15,7 +15,7 @@ class FasterVLM(Method):
 
     a = mean_h A[h, CLS, 1:] at the block whose output the language model reads (block 22 of CLIP ViT-L in LLaVA); the
     `count` greatest stay, in raster order (FasterVLM, arXiv 2412.01818v1, section 3.2). Tiled images divide the budget
-    equally over their crops. An encoder without [CLS] ranks by attention received.
+    over their crops in proportion to the tokens of each. An encoder without [CLS] ranks by attention received.
 
     Args:
         layer: Encoder block to read, 0-based or from the end; None: the one whose output is used. The paper's wording
