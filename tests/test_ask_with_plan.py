@@ -15,9 +15,9 @@ from foveate.pictures import draw_answer
 from foveate.plan import PLAN_FILE
 from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport, StepReport
-from foveate.selection_pictures import draw_selection
+from foveate.selection_pictures import draw_selection, joined
 from foveate.tokens import Crop, Grid, merged
-from tiny_model import noise, save_llava, save_llava_uhd
+from tiny_model import noise, save_internvl, save_llava, save_llava_uhd
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,25 @@ def test_budgets_of_crops_are_drawn():
     assert [crop["kept"] for crop in document["crops"]] == [1, 1, 1]
     assert [crop["tokens"] for crop in document["crops"]] == [4, 4, 2]
     assert draw_selection(document, noise(100, 50), 1504).width == 1504
+
+
+def test_tiles_that_are_images_of_their_own_find_their_places(tmp_path):
+    internvl = load(save_internvl(tmp_path / "internvl"))
+    image = noise(96, 64)  # two rows of three tiles, and a thumbnail
+    answer = ask(image, "?", internvl, "divprune:5", max_new_tokens=2)
+    crops = [crop for document in answer.selection for crop in document["crops"]]
+    assert [crop["kind"] for crop in crops] == ["tile"] * 6 + ["thumbnail"]
+    assert crops[4]["box"] == pytest.approx([1 / 3, 1 / 2, 2 / 3, 1]) and crops[6]["box"] == [0, 0, 1, 1]
+    [whole] = joined(answer.selection)
+    assert (whole["tokens_in"], whole["tokens_kept"], len(whole["dropped"])) == (7 * 16, 7 * 5, 7 * 11)
+    assert sorted(whole["kept"] + whole["dropped"]) == list(range(7 * 16))
+    assert whole["crops"][1]["index"] == list(range(16, 32)) and answer.selection[1]["kept"][0] < 16
+    block = draw_selection(whole, image, 1504)
+    scale = min((1504 - 400 - 32 - 332) / 96, 620 / 64)
+    for number in (0, 4):  # a kept token has the colours of the image, a dropped one is grey
+        row, column = divmod(number, 3)
+        for kind in ("kept", "dropped"):
+            token = max(answer.selection[number][kind])  # far from the number in the tile's first corner
+            x, y = (column * 4 + token % 4 + 0.5) * 8 * scale, (row * 4 + token // 4 + 0.5) * 8 * scale
+            red, green, blue = block.getpixel((1 + round(x), 64 + round(y)))
+            assert (red == green == blue) == (kind == "dropped"), (number, kind)

@@ -8,10 +8,17 @@ from PIL import Image
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    Qwen2Config,
 )
 
 from foveate import (
@@ -87,6 +94,35 @@ def save_llava(folder: Path) -> Path:
         vision_feature_select_strategy="default",
         chat_template=tokenizer.chat_template,
         num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_internvl(folder: Path) -> Path:
+    """InternVL, whose processor cuts images into up to six tiles of 4 x 4 tokens and adds a thumbnail."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    special = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    special["video_token"] = "<video>"
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special.values())})
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+        tokenizer.init_kwargs[name] = token
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(**vision, image_size=32, patch_size=4),
+        text_config=Qwen2Config(**{**text_config().to_dict(), "vocab_size": 280, "model_type": "qwen2"}),
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=16,
+    )
+    InternVLForConditionalGeneration(config).save_pretrained(folder)
+    images = GotOcr2ImageProcessor(size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=6)
+    one = "{% if part['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{ part['text'] }}{% endif %}"
+    turn = "{% for part in message['content'] %}" + one + "{% endfor %}"
+    template = "{% for message in messages %}" + turn + "{% endfor %}"
+    InternVLProcessor(
+        images, tokenizer, InternVLVideoProcessor(), image_seq_length=16, chat_template=template
     ).save_pretrained(folder)
     return folder
 

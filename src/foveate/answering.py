@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Generator
@@ -219,7 +220,11 @@ def ask(
         times=times,
         device=str(net.device),
         plan=None if handle is None else str(handle.plan),
-        selection=[selected(report, _seen(processor, picture.size)) for report in reports],
+        selection=_placed(
+            [selected(report, _seen(processor, picture.size)) for report in reports],
+            None if handle is None else handle.family.whole_tile,
+            picture.size,
+        ),
         pooling=_pooling(net, inputs) if keep_pooling and view_size is not None else [],
     )
 
@@ -254,6 +259,29 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
         "dropped": dropped,
         "separators": [] if separators is None else separators.nonzero().flatten().tolist(),
     }
+
+
+def _placed(documents: list[dict[str, Any]], whole: str | None, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Give tiles that are budgeted as images of their own their places in the image (width, height) of the question.
+
+    Models are not told how many rows and columns of tiles there are. Processors divide an image so that its tiles are
+    as nearly square as their number allows, which is how the division is found again.
+    """
+    if whole is None or len(documents) < 2:
+        return documents
+    tiles = documents[1:] if whole == "first" else documents[:-1]
+    count, ratio = len(tiles), size[0] / size[1]
+    columns = min(
+        (n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(math.log(n * n / (count * ratio)))
+    )
+    rows = count // columns
+    for document in documents:
+        document["crops"][0]["kind"] = "thumbnail"
+    for number, document in enumerate(tiles):
+        row, column = divmod(number, columns)
+        box = [column / columns, row / rows, (column + 1) / columns, (row + 1) / rows]
+        document["crops"][0] |= {"kind": "tile", "box": box}
+    return documents
 
 
 def _seen(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:

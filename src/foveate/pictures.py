@@ -59,9 +59,9 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
     if answer.pooling:
         blocks.append(_legend(answer.pooling))
     if answer.selection:
-        from foveate.selection_pictures import draw_selection
+        from foveate.selection_pictures import draw_selection, joined
 
-        blocks += [draw_selection(document, open_image(image), WIDTH - 2 * MARGIN) for document in answer.selection]
+        blocks += [draw_selection(one, open_image(image), WIDTH - 2 * MARGIN) for one in joined(answer.selection)]
     blocks += [_token_bars(answer), _time_bar(answer)]
     height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
     canvas = Image.new("RGB", (WIDTH, height), PAPER)

@@ -23,6 +23,31 @@ FINEST_CROP = 44
 KEPT, MERGED, DROPPED = 0, 1, 2
 
 
+def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One document in place of those of the tiles of one image; others stay as they are."""
+    if len(documents) < 2 or not any(crop["kind"] == "tile" for one in documents for crop in one["crops"]):
+        return documents
+    whole: dict[str, Any] = documents[0] | {"steps": [dict(step) for step in documents[0]["steps"]]}
+    whole |= {name: [] for name in ("crops", "kept", "merged", "dropped", "separators")}
+    before = 0
+    for document in documents:
+        for crop in document["crops"]:
+            index = [place if place < 0 else place + before for place in crop["index"]]
+            whole["crops"].append(crop | {"index": index})
+        for name in ("kept", "dropped", "separators"):
+            whole[name] += [place + before for place in document[name]]
+        for group in document["merged"]:
+            tokens = [place + before for place in group["tokens"]]
+            whole["merged"].append({"at": group["at"] + before, "tokens": tokens})
+        before += document["tokens_in"]
+    for name in ("tokens_in", "tokens_kept"):
+        whole[name] = sum(document[name] for document in documents)
+        for number, step in enumerate(whole["steps"]):
+            step[name] = sum(document["steps"][number][name] for document in documents)
+    whole["notes"] = list(dict.fromkeys(note for document in documents for note in document["notes"]))
+    return [whole]
+
+
 def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> Image.Image:
     """Draw what a plan left of one image, as one block.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +51,8 @@ class Family(ABC):
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, by itself: methods inside the encoder need that.
     patchwise: ClassVar[bool] = False
-    #: Whether images are cut into tiles.
-    tiled: ClassVar[bool] = False
+    #: Which of an image's tiles shows all of it, in families whose tiles are budgeted as images of their own.
+    whole_tile: ClassVar[Literal["first", "last"] | None] = None
     #: Whether the language model's first layer can be asked what it looks at: it attends, with rotary positions that
     #: are those of all layers.
     first_layer: ClassVar[bool] = True

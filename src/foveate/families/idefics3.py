@@ -19,6 +19,7 @@ class Idefics3(Family):
     name: ClassVar[str] = "idefics3"
     title: ClassVar[str] = "SmolVLM and Idefics3"
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
+    whole_tile: ClassVar = "last"
     language_model: ClassVar[str] = "text_model"
 
     def vision_tower(self, core: Any) -> nn.Module:

@@ -22,6 +22,7 @@ class InternVL(Family):
     name: ClassVar[str] = "internvl"
     title: ClassVar[str] = "InternVL 3"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    whole_tile: ClassVar = "last"
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""
