@@ -109,7 +109,8 @@ def _qwen(text: dict[str, Any]) -> nn.Module:
         rope["mrope_section"] = [8, 12, 12]
     config = Qwen2_5_VLConfig(
         text_config={**text, "rope_parameters": rope},
-        vision_config={"out_hidden_size": text["hidden_size"]},
+        # The width is that of the released towers; the default of transformers is the width of the text.
+        vision_config={"hidden_size": 1280, "out_hidden_size": text["hidden_size"]},
         image_token_id=_IMAGE,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
