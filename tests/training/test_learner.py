@@ -11,7 +11,7 @@ from foveate.training.attention import NAME, prefer_plain_when_short
 from foveate.training.collate import Collator
 from foveate.training.data import Character
 from foveate.training.examples import Example
-from foveate.training.learner import SUMS, Learner, part_of
+from foveate.training.learner import SUMS, Learner
 from foveate.training.recipe import PARTS
 
 
@@ -43,7 +43,7 @@ def test_the_answer_loss_is_the_models(learner, batch):
     assert float(sums["answer_loss"] / sums["answer_tokens"]) == pytest.approx(float(loss), rel=1e-5)
     assert int(sums["answer_tokens"]) == 4 + 7 + 2
     assert int(sums["cell_characters"]) == int((cells > 0).sum()) > 0
-    assert set(sums) == {name for name in SUMS if not name.startswith("pointing")}  # no teacher was asked for
+    assert set(sums) == {name for name in SUMS if not name.startswith(("pointing", "page"))}  # neither was asked for
 
 
 def test_cell_losses_do_not_depend_on_the_company(learner, processor):
@@ -80,12 +80,12 @@ def test_without_answers_the_language_model_does_not_run(learner, batch):
     sums = learner(**{name: value for name, value in batch.items() if name not in text})
     (sums["cell_loss"] + sums["before_loss"]).backward()
     assert "answer_loss" not in sums
-    trained = {part_of(name) for name, p in learner.named_parameters() if p.grad is not None}
+    trained = {learner.part_of(name) for name, p in learner.named_parameters() if p.grad is not None}
     assert trained == {"vision_tower", "stages", "heads"}
 
 
 def test_every_parameter_belongs_to_one_part(learner):
-    parts = {name: part_of(name) for name, _ in learner.named_parameters()}
+    parts = {name: learner.part_of(name) for name, _ in learner.named_parameters()}
     assert set(parts.values()) == set(PARTS)
     assert parts["model.model.vision_tower.encoder.blocks.0.merger.attn_layer.0.weight"] == "stages"
     assert parts["model.model.vision_tower.patch_embed.proj.weight"] == "vision_tower"

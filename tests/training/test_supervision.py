@@ -58,14 +58,14 @@ def test_targets_equal_the_slow_loop(seed, stages, patch):
         Character(rng.choice(alphabet), rng.uniform(-3, width + 3), rng.uniform(-3, height + 3)) for _ in range(count)
     ]
     expected = slow_targets(characters, (width, height), grid, patch, stages)
-    actual = cell_targets(characters, (width, height), grid, patch, stages)
+    actual = cell_targets(characters, (width, height), grid, stages)
     np.testing.assert_array_equal(actual, expected)
 
 
 def test_of_two_characters_in_a_cell_the_first_stays():
     both = [Character("a", 1, 1), Character("b", 2, 2)]
-    assert cell_targets(both, (8, 8), (1, 1), 8, 0).tolist() == [[character_class("a"), BLANK]]
-    assert cell_targets(both[::-1], (8, 8), (1, 1), 8, 0).tolist() == [[character_class("b"), BLANK]]
+    assert cell_targets(both, (8, 8), (1, 1), 0).tolist() == [[character_class("a"), BLANK]]
+    assert cell_targets(both[::-1], (8, 8), (1, 1), 0).tolist() == [[character_class("b"), BLANK]]
 
 
 def test_classes():
@@ -80,8 +80,8 @@ def test_targets_before_the_last_stage_are_those_of_one_stage_less(stages):
     grid = (2**stages * 2, 2**stages * 3)
     size = (grid[1] * 8, grid[0] * 8)
     characters = [Character(rng.choice("abcdef"), rng.uniform(0, size[0]), rng.uniform(0, size[1])) for _ in range(200)]
-    final = torch.from_numpy(cell_targets(characters, size, grid, 8, stages))
-    direct = cell_targets(characters, size, grid, 8, stages - 1)
+    final = torch.from_numpy(cell_targets(characters, size, grid, stages))
+    direct = cell_targets(characters, size, grid, stages - 1)
     # The same tokens as windows of 2 x 2, as `Layout.windows` cuts them.
     rows, columns = grid[0] // 2 ** (stages - 1), grid[1] // 2 ** (stages - 1)
     windows = direct.reshape(rows // 2, 2, columns // 2, 2, -1).transpose(0, 2, 1, 3, 4).reshape(len(final), 4, -1)
@@ -91,7 +91,7 @@ def test_targets_before_the_last_stage_are_those_of_one_stage_less(stages):
 
 def test_scores_are_weighted_sums():
     torch.manual_seed(0)
-    head = CellReader(16, 1).final
+    head = CellReader(16, 1, True).final
     tokens, targets = torch.randn(5, 16), torch.randint(0, NUM_CLASSES, (5, 8))
     targets[0, :3] = BLANK
     targets[1, :2] = UNKNOWN
@@ -118,7 +118,7 @@ def test_scores_are_weighted_sums():
 
 
 def test_a_tower_without_stages_has_one_head():
-    assert CellReader(16, 0).before is None
-    assert CellReader(16, 0).final.num_cells == 2
-    assert CellReader(16, 2).final.num_cells == 32
-    assert CellReader(16, 2).before.num_cells == 8
+    assert CellReader(16, 0, False).before is None
+    assert CellReader(16, 0, False).final.num_cells == 2
+    assert CellReader(16, 2, True).final.num_cells == 32
+    assert CellReader(16, 2, True).before.num_cells == 8

@@ -9,56 +9,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from foveate.encoders.configuration import ViTUHDConfig
 from foveate.errors import FoveateError
-from foveate.llava_uhd.configuration import LlavaUHDConfig
-from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
-from foveate.llava_uhd.processing import LlavaUHDProcessor
-from foveate.llava_uhd.tokenizer import byte_tokenizer
+from foveate.loading import load
+from foveate.training.architectures import architecture_named, architecture_of
 from foveate.training.recipe import ModelChoice, NewModel
-from foveate.views.image_processing import LlavaUHDImageProcessor
-
-#: What a recipe may set of the image processor; patch size and stages follow the vision tower.
-IMAGE_SETTINGS = (
-    "scale_resolution",
-    "min_resolution",
-    "max_edge",
-    "upscale_factor",
-    "resample",
-    "rescale_factor",
-    "image_mean",
-    "image_std",
-)
 
 
-def build_model(choice: ModelChoice, seed: int) -> tuple[LlavaUHDForConditionalGeneration, LlavaUHDProcessor]:
+def build_model(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model of a recipe in float32, and its processor.
 
     Raises:
-        FoveateError: the pretrained model cannot be loaded, or a field of the new one's configuration is not possible.
+        FoveateError: the pretrained model cannot be loaded or trained, or a field of the new one's configuration is
+            not possible.
     """
     if choice.new is not None:
         return new_model(choice.new, seed)
-    pretrained = str(choice.pretrained)
-    try:
-        model = LlavaUHDForConditionalGeneration.from_pretrained(pretrained, dtype=torch.float32)
-        processor = LlavaUHDProcessor.from_pretrained(pretrained)
-    except (OSError, ValueError) as error:
-        raise FoveateError(f"the model {choice.pretrained!r} cannot be loaded: {error}") from error
-    return model, processor
+    model, processor = load(choice.pretrained, dtype="float32", device="cpu", plan=None)
+    architecture_of(model)  # refuses what cannot be trained
+    return model.train(), processor
 
 
-def new_model(new: NewModel, seed: int) -> tuple[LlavaUHDForConditionalGeneration, LlavaUHDProcessor]:
+def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A model with random weights that depend on `seed` alone, and its processor.
 
     Raises:
-        FoveateError: a field of a configuration does not exist or has an impossible value.
+        FoveateError: a field of a configuration does not exist or has an impossible value, or the weights of the
+            language model cannot be had.
     """
-    tokenizer = byte_tokenizer() if new.tokenizer == "bytes" else _tokenizer(new.tokenizer)
-    vision = _configured(ViTUHDConfig, new.vision, "model.new.vision")
+    architecture = architecture_named(new.architecture)
+    tokenizer = architecture.tokenizer() if new.tokenizer == "bytes" else _tokenizer(new.tokenizer)
+    vision = _configured(architecture.vision_class, new.vision, "model.new.vision")
     fields = dict(new.text)
     try:
         text_class = type(AutoConfig.for_model(fields.pop("model_type", "llama")))
@@ -67,23 +50,46 @@ def new_model(new: NewModel, seed: int) -> tuple[LlavaUHDForConditionalGeneratio
     fields = {"vocab_size": len(tokenizer), **fields}
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = _configured(text_class, fields, "model.new.text", **special)
-    _refuse_unknown(new.images, set(IMAGE_SETTINGS), "model.new.images")
-    images = LlavaUHDImageProcessor(**new.images, patch_size=vision.patch_size, num_stages=vision.num_stages)
-    processor = LlavaUHDProcessor(images, tokenizer)
+    _refuse_unknown(new.images, set(architecture.image_settings), "model.new.images")
+    processor = architecture.processor(vision, new.images, tokenizer)
     # The placeholder may just have been added to the tokenizer.
     text.vocab_size = max(text.vocab_size, len(tokenizer))
-    config = LlavaUHDConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id)
+    config = architecture.config(vision, text, processor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlavaUHDForConditionalGeneration(config)
+        model = architecture.model_class(config)
+    if new.language_model is not None:
+        _take_language_model(model, new.language_model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
 
 
+def _take_language_model(model: Any, name: str) -> None:
+    """Start from another model's language model; rows of the vocabulary and biases that it lacks stay as they are.
+
+    Raises:
+        FoveateError: it cannot be loaded, or its sizes differ.
+    """
+    source, _ = load(None if name == "embedded" else name, dtype="float32", device="cpu", plan=None)
+    theirs = source.model.language_model.state_dict()
+    ours = model.model.language_model.state_dict()
+    missing = sorted(key for key in ours if key not in theirs and not key.endswith(".bias"))
+    different = sorted(key for key in theirs if key not in ours or ours[key].shape[1:] != theirs[key].shape[1:])
+    if missing or different:
+        raise FoveateError(
+            f"model.new.language_model: the weights of {name!r} do not fit model.new.text, such as "
+            f"{(missing + different)[0]}."
+        )
+    with torch.no_grad():
+        for key, value in theirs.items():
+            ours[key][: len(value)] = value
+        model.lm_head.weight[: len(source.lm_head.weight)] = source.lm_head.weight
+
+
 def export(
-    model: LlavaUHDForConditionalGeneration,
-    processor: LlavaUHDProcessor,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
     folder: Path,
     dtype: torch.dtype = torch.bfloat16,
     record: dict[str, Any] | None = None,

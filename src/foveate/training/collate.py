@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from foveate.errors import FoveateError
-from foveate.llava_uhd.processing import LlavaUHDProcessor
+from foveate.training.architectures import architecture_of
 from foveate.training.examples import ROLES, Example, Turn
 from foveate.training.pointing import NOWHERE, answer_places
-from foveate.training.supervision import UNKNOWN, cell_targets
+from foveate.training.supervision import UNKNOWN, cell_targets, page_targets
 from foveate.views.images import open_image
 
 #: Label of a position that is not learned.
@@ -29,20 +30,30 @@ class Collator:
         answers: Produce `input_ids`, `attention_mask` and `labels`.
         cells: Produce `cells`, the characters per cell of the final tokens.
         pointing: Produce `pointers`, where to look for every character of an answer.
+        pages: Produce `pages`, the characters that stand anywhere on an image.
     """
 
     def __init__(
-        self, processor: LlavaUHDProcessor, answers: bool = True, cells: bool = False, pointing: bool = False
+        self,
+        processor: Any,
+        answers: bool = True,
+        cells: bool = False,
+        pointing: bool = False,
+        pages: bool = False,
     ) -> None:
         self.processor = processor
+        self.architecture = architecture_of(processor)
+        self.stages = self.architecture.stages_of_processor(processor)
         self.answers = answers
         self.cells = cells
         self.pointing = pointing
+        self.pages = pages
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """A batch with `pixel_values` (L, C, p, p) and `grid_hws` (n, 2), and what the collator was asked for.
+        """A batch with the inputs of the vision tower, and what the collator was asked for.
 
-        `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells), `pointers` (B, T).
+        `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells), `pointers` (B, T), `pages`
+        (n, classes).
 
         Raises:
             FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`).
@@ -50,13 +61,19 @@ class Collator:
         pictures = [[open_image(image) for image in example.images] for example in examples]
         flat = [picture for row in pictures for picture in row]
         batch: dict[str, torch.Tensor] = {}
-        grids: list[list[int]] = []
+        grids: list[tuple[int, int]] = []
         if flat:
-            images = self.processor.image_processor(images=flat, return_tensors="pt")
-            batch |= {"pixel_values": images["pixel_values"], "grid_hws": images["grid_hws"]}
-            grids = images["grid_hws"].tolist()
+            images, grids = self.architecture.images(self.processor, flat)
+            batch |= images
         if self.cells and flat:
             batch["cells"] = self._cell_targets(examples, pictures, grids)
+        if self.pages and flat:
+            pages = [
+                page_targets(None if example.characters is None else example.characters[index])
+                for example in examples
+                for index in range(len(example.images))
+            ]
+            batch["pages"] = torch.from_numpy(np.stack(pages))
         if self.answers:
             batch |= self._text(examples, pictures, grids)
         return batch
@@ -107,11 +124,12 @@ class Collator:
         pieces = text.split(self.processor.image_token)
         expanded = [pieces[0]]
         for index, piece in enumerate(pieces[1:]):
-            expanded += [self.processor.replace_image_token({"grid_hws": grids}, index), piece]
+            rows, columns = self._token_grid(grids[index])
+            expanded += [self.processor.image_token * (rows * columns), piece]
         return tokenizer("".join(expanded), add_special_tokens=False)["input_ids"]
 
     def _text(
-        self, examples: Sequence[Example], pictures: list[list], grids: list[list[int]]
+        self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]
     ) -> dict[str, torch.Tensor]:
         rows = []
         pointers = []
@@ -131,6 +149,7 @@ class Collator:
             labels[row, : len(ids)] = torch.tensor(row_labels)
             attention_mask[row, : len(ids)] = 1
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch |= self.architecture.text_inputs(self.processor, input_ids)
         if self.pointing:
             batch["pointers"] = torch.full_like(labels, NOWHERE)
             for row, positions in enumerate(pointers):
@@ -148,7 +167,7 @@ class Collator:
         pointers = [NOWHERE] * len(ids)
         if example.characters is None or len(pictures) != 1:
             return pointers
-        rows, columns = (side >> self.processor.image_processor.num_stages for side in grids[0])
+        rows, columns = self._token_grid(grids[0])
         image = ids.index(self.processor.image_token_id)
         learned = [label != IGNORED for label in labels]
         begin = 0
@@ -166,17 +185,22 @@ class Collator:
             begin = end
         return pointers
 
-    def _cell_targets(self, examples: Sequence[Example], pictures: list[list], grids: list[list[int]]) -> torch.Tensor:
-        patch, stages = self.processor.image_processor.patch_size, self.processor.image_processor.num_stages
+    def _cell_targets(
+        self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]
+    ) -> torch.Tensor:
         targets = []
         remaining = iter(grids)
         for example, row in zip(examples, pictures, strict=True):
             for index, picture in enumerate(row):
                 rows, columns = next(remaining)
                 if example.characters is None:
-                    tokens = rows * columns // 4**stages
-                    targets.append(np.full((tokens, 2 * 4**stages), UNKNOWN, dtype=np.int64))
+                    tokens = rows * columns // 4**self.stages
+                    targets.append(np.full((tokens, 2 * 4**self.stages), UNKNOWN, dtype=np.int64))
                 else:
                     drawn = example.characters[index]
-                    targets.append(cell_targets(drawn, picture.size, (rows, columns), patch, stages))
+                    targets.append(cell_targets(drawn, picture.size, (rows, columns), self.stages))
         return torch.from_numpy(np.concatenate(targets))
+
+    def _token_grid(self, grid: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the tokens that the language model reads, from those of the patches."""
+        return grid[0] >> self.stages, grid[1] >> self.stages

@@ -1,4 +1,4 @@
-"""What is optimised: a LLaVA-UHD model and the heads that help to train it, with one forward for every loss."""
+"""What is optimised: a model and the heads that help to train it, with one forward for every loss."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel
 
 from foveate.encoders.layout import Layout
-from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
+from foveate.training.architectures import architecture_of
 from foveate.training.pointing import PointingTeacher
-from foveate.training.supervision import CellReader, targets_before_last_stage
+from foveate.training.supervision import NUM_CLASSES, CellReader, targets_before_last_stage
 
 #: Sums that one forward reports; those of all micro-batches and processes are added before they are divided.
 SUMS = (
@@ -28,6 +29,8 @@ SUMS = (
     "pointing_loss",
     "pointing_count",
     "pointing_right",
+    "page_loss",
+    "page_count",
 )
 
 
@@ -45,21 +48,20 @@ class Learner(nn.Module):
     #: The trainer divides the losses itself.
     accepts_loss_kwargs = False
 
-    def __init__(self, model: LlavaUHDForConditionalGeneration, seed: int = 0) -> None:
+    def __init__(self, model: PreTrainedModel, seed: int = 0) -> None:
         super().__init__()
-        self.model = model
-        vision = model.config.vision_config
+        self.model: Any = model
+        self.architecture = architecture_of(model)
+        config = model.config
+        width = self.architecture.token_width(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.reader = CellReader(vision.hidden_size, vision.num_stages)
-        self._tokens: Any = None
-        self._windows: torch.Tensor | None = None
+            self.reader = CellReader(width, self.architecture.stages(config), self.architecture.has_windows(config))
+            # Which characters stand on the page, from its [CLS] token.
+            self.page_reader = nn.Linear(width, NUM_CLASSES - 1) if self.architecture.has_cls(config) else None
+        self._seen: dict[str, torch.Tensor] = {}
         self._teacher: PointingTeacher | None = None
-        tower = model.model.vision_tower
-        tower.register_forward_hook(self._keep_tokens)
-        if vision.num_stages:
-            last = tower.encoder.blocks[vision.merger_layer_index[-1]].merger
-            last.register_forward_pre_hook(self._keep_windows)
+        self.architecture.watch(model, self._seen.__setitem__)
 
     @property
     def config(self) -> Any:
@@ -74,38 +76,29 @@ class Learner(nn.Module):
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        grid_hws: torch.Tensor,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         cells: torch.Tensor | None = None,
         pointers: torch.Tensor | None = None,
+        pages: torch.Tensor | None = None,
         blank_weight: float = 1.0,
+        **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """The sums of `SUMS` that the given targets allow.
 
         Args:
-            pixel_values: Patches (L, C, p, p) of all images.
-            grid_hws: Patch grid (rows, columns) of every image, (n, 2).
-            input_ids: Token ids (B, T) with expanded image placeholders.
-            attention_mask: (B, T).
             labels: (B, T), -100 where nothing is learned; None skips the language model.
             cells: Cell classes (L', cells) of the final tokens (`supervision.cell_targets`); None skips the heads.
             pointers: (B, T), the position to look at from every position (`pointing`), after `point`; None skips them.
+            pages: (n, classes), 1 for every character on an image, 0 for the others, negative where that is not known
+                (`supervision.page_targets`); None skips them.
             blank_weight: Weight of a blank cell against 1 for a cell with a character.
+            inputs: What the model reads: images, ids and mask, as `Collator` makes them.
         """
         sums: dict[str, torch.Tensor] = {}
         if labels is None:
-            self.model.model.vision_tower(pixel_values=pixel_values, grid_hws=grid_hws)
+            self.architecture.encode(self.model, inputs)
         else:
-            hidden = self.model.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pixel_values=pixel_values,
-                grid_hws=grid_hws,
-                use_cache=False,
-            ).last_hidden_state
+            hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
             # Position i predicts token i + 1; only the positions that are learned pass the output layer.
             learned = labels[:, 1:] != -100
             targets = labels[:, 1:][learned]
@@ -115,36 +108,35 @@ class Learner(nn.Module):
             sums["answer_right"] = (logits.detach().argmax(-1) == targets).sum()
             if self._teacher is not None:
                 if pointers is not None:
-                    found = self._teacher.score(pointers, attention_mask)  # ty: ignore[invalid-argument-type]
+                    found = self._teacher.score(pointers, inputs["attention_mask"])
                     sums |= dict(zip(("pointing_loss", "pointing_count", "pointing_right"), found, strict=True))
                 self._teacher.forget()
         if cells is not None:
-            score = self.reader.final.score(self._tokens.last_hidden_state, cells, blank_weight)
-            sums |= {
-                "cell_loss": score.loss,
-                "cell_weight": score.weight,
-                "cell_right": score.correct,
-                "cell_characters": score.characters,
-            }
-            if self.reader.before is not None:
-                layout = Layout.from_grids(self._tokens.grid_hws, len(cells), 0)
-                targets = targets_before_last_stage(layout.pack(cells))
-                score = self.reader.before.score(self._windows, targets, blank_weight)  # ty: ignore[invalid-argument-type]
-                sums |= {"before_loss": score.loss, "before_right": score.correct}
-        self._tokens = self._windows = None
+            sums |= self._read_cells(cells, blank_weight)
+        if pages is not None and self.page_reader is not None:
+            logits = self.page_reader(self._seen["cls"]).float()
+            known = pages >= 0
+            sums["page_loss"] = F.binary_cross_entropy_with_logits(logits[known], pages[known].float(), reduction="sum")
+            sums["page_count"] = known.sum()
+        self._seen.clear()
         return sums
 
-    def _keep_tokens(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._tokens = output
+    def _read_cells(self, cells: torch.Tensor, blank_weight: float) -> dict[str, torch.Tensor]:
+        score = self.reader.final.score(self._seen["tokens"], cells, blank_weight)
+        sums = {
+            "cell_loss": score.loss,
+            "cell_weight": score.weight,
+            "cell_right": score.correct,
+            "cell_characters": score.characters,
+        }
+        if self.reader.before is not None:
+            layout = Layout.from_grids(self._seen["grids"], len(cells), 0)
+            targets = targets_before_last_stage(layout.pack(cells))
+            score = self.reader.before.score(self._seen["windows"], targets, blank_weight)
+            sums |= {"before_loss": score.loss, "before_right": score.correct}
+        return sums
 
-    def _keep_windows(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        self._windows = args[0]
-
-
-def part_of(name: str) -> str:
-    """The part of `recipe.PARTS` that the parameter `name` of a `Learner` belongs to."""
-    if name.startswith("reader."):
-        return "heads"
-    if ".vision_tower." in name:
-        return "stages" if ".merger." in name else "vision_tower"
-    return "connector" if ".multi_modal_projector." in name else "language_model"
+    def part_of(self, name: str) -> str:
+        """The part of `recipe.PARTS` that the learner's parameter `name` belongs to."""
+        heads = name.startswith(("reader.", "page_reader."))
+        return "heads" if heads else self.architecture.part_of(name)

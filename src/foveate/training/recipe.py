@@ -26,17 +26,22 @@ class NewModel:
     """A model that starts from random weights.
 
     Args:
-        vision: Fields of `ViTUHDConfig`.
+        vision: Fields of the vision tower's configuration (`ViTUHDConfig` for LLaVA-UHD).
         text: Fields of the language model's configuration, with its `model_type`. The vocabulary and the special
             tokens follow the tokenizer.
         tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.
         images: Settings of the image processor; patch size and stages follow `vision`.
+        architecture: `llava-uhd`, `llava` (a CLIP tower) or `qwen2.5-vl`.
+        language_model: Folder or Hub id of a model whose language model's weights are taken to start with, or
+            `embedded`; random weights by default.
     """
 
     vision: dict[str, Any]
     text: dict[str, Any]
     tokenizer: str = "bytes"
     images: dict[str, Any] = field(default_factory=dict)
+    architecture: str = "llava-uhd"
+    language_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class ModelChoice:
     """Which model is trained: exactly one of a pretrained one and a new one.
 
     Args:
-        pretrained: Folder or Hub id of a LLaVA-UHD model (`from:` in the file).
+        pretrained: Folder or Hub id of a model of one of these architectures (`from:` in the file).
         new: Configuration of a model that starts from random weights.
     """
 
@@ -171,6 +176,8 @@ class Losses:
         blank: Weight of a blank cell against 1 for a cell that holds a character.
         pointing: Where the language model looks for the next character (`foveate.training.pointing`).
         pointing_layers: Layers of the language model whose first head is told.
+        page: Which characters stand anywhere on an image, from its [CLS] token, so that this token looks at what is
+            written; for towers that have one.
     """
 
     answer: float = 1.0
@@ -179,15 +186,16 @@ class Losses:
     blank: float = 0.1
     pointing: float = 0.0
     pointing_layers: tuple[int, ...] = (1, 2)
+    page: float = 0.0
 
     def check(self, where: str) -> None:
         """Raises FoveateError for negative weights, or when nothing is left to learn."""
-        for name in ("answer", "cells", "before", "blank", "pointing"):
+        for name in ("answer", "cells", "before", "blank", "pointing", "page"):
             if getattr(self, name) < 0:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
         if self.pointing and not self.answer:
             raise FoveateError(f"{where}.pointing: needs the language model, which does not run with answer: 0.")
-        if not (self.answer or self.cells or self.before):
+        if not (self.answer or self.cells or self.before or self.page):
             raise FoveateError(f"{where}: all losses have weight 0; nothing would be learned.")
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 from rich.console import Console
-from transformers import TrainingArguments
+from transformers import ProcessorMixin, TrainingArguments
 
 from foveate.errors import FoveateError
-from foveate.llava_uhd.processing import LlavaUHDProcessor
 from foveate.training import checkpoints
 from foveate.training.attention import prefer_plain_when_short
 from foveate.training.building import build_model, export
@@ -88,7 +87,7 @@ class Run:
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model, self.recipe.seed)
-        unit = model.config.vision_config.unit
+        unit = learner.architecture.unit(model.config)
         sources = {
             index: [(open_source(data, unit, self.recipe.seed), data.weight) for data in stage.data]
             for index, stage in stages
@@ -123,7 +122,7 @@ class Run:
         index: int,
         stage: Stage,
         learner: Learner,
-        processor: LlavaUHDProcessor,
+        processor: ProcessorMixin,
         sources: list,
         stop: StopRequest,
         console: Console,
@@ -178,7 +177,7 @@ class Run:
         self,
         index: int,
         stage: Stage,
-        processor: LlavaUHDProcessor,
+        processor: ProcessorMixin,
         sources: list,
         done: int,
         args: TrainingArguments,
@@ -191,6 +190,7 @@ class Run:
                 answers=stage.loss.answer > 0,
                 cells=bool(stage.loss.cells or stage.loss.before),
                 pointing=stage.loss.pointing > 0,
+                pages=stage.loss.page > 0,
             ),
             # Stages see different data.
             seed=self.recipe.seed * 1000 + index,

@@ -54,16 +54,13 @@ def character_class(char: str) -> int:
     return code - FIRST_CHARACTER + 1 if FIRST_CHARACTER <= code <= LAST_CHARACTER else UNKNOWN
 
 
-def cell_map(
-    characters: Sequence[Character], image_size: tuple[int, int], grid: tuple[int, int], patch_size: int
-) -> np.ndarray:
+def cell_map(characters: Sequence[Character], image_size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
     """Classes of all cells of one image.
 
     Args:
         characters: What was drawn, with centres in pixels of the original image.
         image_size: (width, height) of the original image, before the processor resized it.
         grid: (rows, columns) of patches after resizing.
-        patch_size: Side of a patch in pixels.
 
     Returns:
         int64 array (rows, 2 * columns). Where two centres share a cell, the character listed first wins;
@@ -76,8 +73,8 @@ def cell_map(
     classes = np.fromiter((character_class(c.char) for c in characters), np.int64, len(characters))
     x = np.fromiter((c.x for c in characters), np.float64, len(characters))
     y = np.fromiter((c.y for c in characters), np.float64, len(characters))
-    column = np.floor(x * (columns * patch_size / image_size[0]) / (patch_size / 2)).astype(np.int64)
-    row = np.floor(y * (rows * patch_size / image_size[1]) / patch_size).astype(np.int64)
+    column = np.floor(x * (2 * columns / image_size[0])).astype(np.int64)
+    row = np.floor(y * (rows / image_size[1])).astype(np.int64)
     inside = (column >= 0) & (column < 2 * columns) & (row >= 0) & (row < rows)
     # `unique` gives the first of equal places; assigning to equal places directly would keep an arbitrary one.
     places, first = np.unique(row[inside] * 2 * columns + column[inside], return_index=True)
@@ -89,14 +86,13 @@ def cell_targets(
     characters: Sequence[Character],
     image_size: tuple[int, int],
     grid: tuple[int, int],
-    patch_size: int,
     num_stages: int,
 ) -> np.ndarray:
     """Targets (L', 2 * 4^s) of one image's final tokens: tokens row-major, the cells of a token row-major.
 
     The arguments are those of `cell_map`; `num_stages` is the s of the tower.
     """
-    cells = cell_map(characters, image_size, grid, patch_size)
+    cells = cell_map(characters, image_size, grid)
     side = 2**num_stages
     blocks = cells.reshape(grid[0] // side, side, grid[1] // side, 2 * side)
     return blocks.transpose(0, 2, 1, 3).reshape(-1, 2 * side * side)
@@ -111,6 +107,16 @@ def targets_before_last_stage(targets: torch.Tensor) -> torch.Tensor:
     side = round((targets.shape[1] / 2) ** 0.5)
     quarters = targets.view(-1, 2, side // 2, 2, side).transpose(2, 3)
     return quarters.reshape(-1, 4, side * side // 2)
+
+
+def page_targets(characters: Sequence[Character] | None) -> np.ndarray:
+    """(classes - 1,): 1 for every printable character that stands on the image, else 0; all -1 where unknown."""
+    if characters is None:
+        return np.full(NUM_CLASSES - 1, -1, dtype=np.int64)
+    classes = {character_class(character.char) for character in characters} - {UNKNOWN}
+    targets = np.zeros(NUM_CLASSES - 1, dtype=np.int64)
+    targets[[number - 1 for number in classes]] = 1
+    return targets
 
 
 @dataclass
@@ -164,10 +170,11 @@ class CellReader(nn.Module):
 
     Args:
         hidden_size: Width of the tower's tokens.
-        num_stages: Stages s of the tower; without stages there is no head `before`.
+        num_stages: Stages s: a token covers 2^s x 2^s patches.
+        before: Whether there is a head `before`.
     """
 
-    def __init__(self, hidden_size: int, num_stages: int) -> None:
+    def __init__(self, hidden_size: int, num_stages: int, before: bool) -> None:
         super().__init__()
         self.final = CellHead(hidden_size, 2 * 4**num_stages)
-        self.before = CellHead(hidden_size, 2 * 4 ** (num_stages - 1)) if num_stages else None
+        self.before = CellHead(hidden_size, 2 * 4 ** (num_stages - 1)) if before else None

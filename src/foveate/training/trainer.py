@@ -22,7 +22,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from foveate.training import checkpoints
 from foveate.training.course import Course, Display, StopRequest
-from foveate.training.learner import SUMS, Learner, part_of
+from foveate.training.learner import SUMS, Learner
 from foveate.training.log import RunLog, draw_losses
 from foveate.training.pointing import NOWHERE
 from foveate.training.recipe import Recipe, Stage
@@ -117,11 +117,12 @@ class StageTrainer(Trainer):
         display: Display | None = None,
     ) -> None:
         for name, parameter in learner.named_parameters():
-            parameter.requires_grad_(part_of(name) in stage.train)
+            parameter.requires_grad_(learner.part_of(name) in stage.train)
         super().__init__(model=learner, args=args, train_dataset=stream)
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.add_callback(Course(recipe, stop, self._any_process))
+        self._learner = learner
         self._recipe = recipe
         self._stage = stage
         self._start = start
@@ -159,11 +160,11 @@ class StageTrainer(Trainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """The micro-batches of one optimiser step, and over how much their losses are averaged.
 
-        The second is (3,): learned tokens, weight of labelled cells and comparisons of pointing, summed over
-        micro-batches and processes, so that the mean does not depend on how a batch is divided.
+        The second is (4,): learned tokens, weight of labelled cells, comparisons of pointing and characters of pages,
+        summed over micro-batches and processes, so that the mean does not depend on how a batch is divided.
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        totals = torch.zeros(3, dtype=torch.float64)
+        totals = torch.zeros(4, dtype=torch.float64)
         for batch in batches:
             if "labels" in batch:
                 totals[0] += (batch["labels"][:, 1:] != -100).sum()
@@ -171,6 +172,8 @@ class StageTrainer(Trainer):
                 totals[1] += cell_weight(batch["cells"], self._stage.loss.blank)
             if "pointers" in batch:
                 totals[2] += (batch["pointers"] != NOWHERE).sum() * len(self._stage.loss.pointing_layers)
+            if "pages" in batch:
+                totals[3] += (batch["pages"] >= 0).sum()
         return batches, self.accelerator.reduce(totals.to(device, torch.float32), "sum")
 
     # Losses
@@ -199,6 +202,7 @@ class StageTrainer(Trainer):
             ("cell_loss", weights.cells, totals[1]),
             ("before_loss", weights.before, totals[1]),
             ("pointing_loss", weights.pointing, totals[2]),
+            ("page_loss", weights.page, totals[3]),
         ):
             if weight and name in sums:
                 loss = loss + weight * sums[name] / total
@@ -215,7 +219,7 @@ class StageTrainer(Trainer):
             for name, parameter in (model or self.model).named_parameters():
                 if parameter.requires_grad:
                     decays = parameter.ndim > 1 and "emb" not in name
-                    groups.setdefault((part_of(name), decays), []).append(parameter)
+                    groups.setdefault((self._learner.part_of(name), decays), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
                 [
                     {
@@ -272,6 +276,7 @@ class StageTrainer(Trainer):
             ("before_accuracy", "before_right", "cell_characters"),
             ("pointing_loss", "pointing_loss", "pointing_count"),
             ("pointing_accuracy", "pointing_right", "pointing_count"),
+            ("page_loss", "page_loss", "page_count"),
         ):
             if sums[count] and (not name.startswith("before") or sums["before_loss"]):
                 entry[name] = sums[value] / sums[count]

@@ -1,0 +1,94 @@
+"""What the training must know of a kind of model; everything else is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from foveate.llava_uhd.tokenizer import byte_tokenizer
+
+#: Receives what a hook has seen: a name (`tokens`, `windows`, `grids` or `cls`) and the tensor.
+Keep = Callable[[str, torch.Tensor], None]
+
+
+class Architecture:
+    """A kind of model that recipes can train; the subclasses are the list of what is possible."""
+
+    #: As recipes write it (`model.new.architecture`).
+    name: ClassVar[str]
+    model_class: ClassVar[type]
+    processor_class: ClassVar[type]
+    #: Configuration class of the vision tower, whose fields `model.new.vision` sets.
+    vision_class: ClassVar[type]
+    #: What a recipe may set of the image processor.
+    image_settings: ClassVar[tuple[str, ...]]
+    #: Name of the vision tower in parameter names, with dots around it.
+    tower: ClassVar[str]
+    #: Name of what merges tokens within the tower, and of the connector, in parameter names; None without one.
+    stage: ClassVar[str | None] = None
+    connector: ClassVar[str | None] = None
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer `bytes`, with the special tokens that the model wants."""
+        return byte_tokenizer()
+
+    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+        """The processor of a new model."""
+        raise NotImplementedError
+
+    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+        """The configuration of a new model; `text` may still be changed."""
+        raise NotImplementedError
+
+    def stages(self, config: Any) -> int:
+        """A token that the language model reads covers 2^s x 2^s patches; this is s."""
+        raise NotImplementedError
+
+    def stages_of_processor(self, processor: Any) -> int:
+        """`stages`, from the processor of the model."""
+        raise NotImplementedError
+
+    def token_width(self, config: Any) -> int:
+        """Width D of the tokens that `watch` keeps."""
+        raise NotImplementedError
+
+    def unit(self, config: Any) -> int:
+        """Pixels on the side of a token that the language model reads."""
+        return config.vision_config.patch_size * 2 ** self.stages(config)
+
+    def watch(self, model: Any, keep: Keep) -> None:
+        """Hook the model so that every pass keeps its `tokens` (L', D), packed and row-major within an image.
+
+        Where there are such, also the `windows` (M, 4, D) that enter the last stage with the `grids` (n, 2) after it,
+        and the `cls` tokens (n, D).
+        """
+        raise NotImplementedError
+
+    def has_windows(self, config: Any) -> bool:
+        """Whether `watch` keeps windows."""
+        return False
+
+    def has_cls(self, config: Any) -> bool:
+        """Whether `watch` keeps [CLS] tokens."""
+        return False
+
+    def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Run the vision tower alone."""
+        raise NotImplementedError
+
+    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """Inputs of the vision tower for pictures, and each picture's grid (rows, columns) of patches."""
+        raise NotImplementedError
+
+    def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs beside the ids (B, T), their mask and the images."""
+        return {}
+
+    def part_of(self, name: str) -> str:
+        """The part of `recipe.PARTS` that the model's parameter `name` belongs to."""
+        if self.tower in name:
+            return "stages" if self.stage is not None and self.stage in name else "vision_tower"
+        return "connector" if self.connector is not None and self.connector in name else "language_model"

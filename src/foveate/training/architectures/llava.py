@@ -1,0 +1,96 @@
+"""LLaVA with a CLIP tower: a fixed square of patches and a [CLS] token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from foveate.llava_uhd.chat_template import CHAT_TEMPLATE
+from foveate.training.architectures.architecture import Architecture, Keep
+
+
+class Llava(Architecture):
+    """See `Architecture`. Images are stretched to the tower's square: cropping them would cut off text."""
+
+    name = "llava"
+    model_class = LlavaForConditionalGeneration
+    processor_class = LlavaProcessor
+    vision_class = CLIPVisionConfig
+    image_settings = ("resample", "rescale_factor", "image_mean", "image_std")
+    tower = ".vision_tower."
+    connector = ".multi_modal_projector."
+
+    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+        """See `Architecture.processor`."""
+        side = {"height": vision.image_size, "width": vision.image_size}
+        image_processor = CLIPImageProcessor(**images, size=side, crop_size=side, do_center_crop=False)
+        return LlavaProcessor(
+            image_processor,
+            tokenizer,
+            patch_size=vision.patch_size,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=CHAT_TEMPLATE,
+        )
+
+    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+        """See `Architecture.config`; features are taken before the tower's last layer, as in the released models."""
+        return LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=processor.image_token_id,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+            tie_word_embeddings=text.tie_word_embeddings,
+        )
+
+    def stages(self, config: Any) -> int:
+        """See `Architecture.stages`."""
+        return 0
+
+    def stages_of_processor(self, processor: Any) -> int:
+        """See `Architecture.stages_of_processor`."""
+        return 0
+
+    def token_width(self, config: Any) -> int:
+        """See `Architecture.token_width`."""
+        return config.vision_config.hidden_size
+
+    def watch(self, model: Any, keep: Keep) -> None:
+        """See `Architecture.watch`; what is kept is the output of the layer whose features the connector reads."""
+        tower: Any = model.get_submodule("model.vision_tower")
+
+        def seen(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            keep("cls", hidden[:, 0])
+            keep("tokens", hidden[:, 1:].flatten(0, 1))
+
+        # `hidden_states[0]` is the embedding, so that `hidden_states[-2]` is what layer -2 returns.
+        layer = model.config.vision_feature_layer
+        tower.encoder.layers[layer].register_forward_hook(seen)
+
+    def has_cls(self, config: Any) -> bool:
+        """See `Architecture.has_cls`."""
+        return True
+
+    def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+        """See `Architecture.encode`."""
+        model.model.vision_tower(inputs["pixel_values"])
+
+    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """See `Architecture.images`."""
+        pixels = processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        rows, columns = (side // processor.patch_size for side in pixels.shape[-2:])
+        return {"pixel_values": pixels}, [(rows, columns)] * len(pixels)

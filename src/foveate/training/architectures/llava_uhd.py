@@ -1,0 +1,88 @@
+"""LLaVA-UHD v3: ViT-UHD with its stages, at native resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from foveate.encoders.configuration import ViTUHDConfig
+from foveate.llava_uhd.configuration import LlavaUHDConfig
+from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
+from foveate.llava_uhd.processing import LlavaUHDProcessor
+from foveate.training.architectures.architecture import Architecture, Keep
+from foveate.views.image_processing import LlavaUHDImageProcessor
+
+
+class LlavaUHD(Architecture):
+    """See `Architecture`."""
+
+    name = "llava-uhd"
+    model_class = LlavaUHDForConditionalGeneration
+    processor_class = LlavaUHDProcessor
+    vision_class = ViTUHDConfig
+    # Patch size and stages follow the vision tower.
+    image_settings = (
+        "scale_resolution",
+        "min_resolution",
+        "max_edge",
+        "upscale_factor",
+        "resample",
+        "rescale_factor",
+        "image_mean",
+        "image_std",
+    )
+    tower = ".vision_tower."
+    stage = ".merger."
+    connector = ".multi_modal_projector."
+
+    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+        """See `Architecture.processor`."""
+        image_processor = LlavaUHDImageProcessor(**images, patch_size=vision.patch_size, num_stages=vision.num_stages)
+        return LlavaUHDProcessor(image_processor, tokenizer)
+
+    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+        """See `Architecture.config`."""
+        return LlavaUHDConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id)
+
+    def stages(self, config: Any) -> int:
+        """See `Architecture.stages`."""
+        return config.vision_config.num_stages
+
+    def stages_of_processor(self, processor: Any) -> int:
+        """See `Architecture.stages_of_processor`."""
+        return processor.image_processor.num_stages
+
+    def token_width(self, config: Any) -> int:
+        """See `Architecture.token_width`."""
+        return config.vision_config.hidden_size
+
+    def watch(self, model: Any, keep: Keep) -> None:
+        """See `Architecture.watch`."""
+        tower: Any = model.get_submodule("model.vision_tower")
+
+        def seen(module: nn.Module, args: Any, output: Any) -> None:
+            keep("tokens", output.last_hidden_state)
+            keep("grids", output.grid_hws)
+
+        tower.register_forward_hook(seen)
+        if tower.config.num_stages:
+            last = tower.encoder.blocks[tower.config.merger_layer_index[-1]].merger
+            last.register_forward_pre_hook(lambda module, args: keep("windows", args[0]))
+
+    def has_windows(self, config: Any) -> bool:
+        """See `Architecture.has_windows`."""
+        return config.vision_config.num_stages > 0
+
+    def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+        """See `Architecture.encode`."""
+        model.model.vision_tower(pixel_values=inputs["pixel_values"], grid_hws=inputs["grid_hws"])
+
+    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """See `Architecture.images`."""
+        made = processor.image_processor(images=list(pictures), return_tensors="pt")
+        grids = [(rows, columns) for rows, columns in made["grid_hws"].tolist()]
+        return {"pixel_values": made["pixel_values"], "grid_hws": made["grid_hws"]}, grids

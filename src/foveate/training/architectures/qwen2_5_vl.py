@@ -1,0 +1,97 @@
+"""Qwen2.5-VL: native resolution, 2 x 2 patches a token, positions in three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+
+from foveate.llava_uhd.chat_template import CHAT_TEMPLATE
+from foveate.llava_uhd.tokenizer import byte_tokenizer
+from foveate.training.architectures.architecture import Architecture, Keep
+
+
+class Qwen25VL(Architecture):
+    """See `Architecture`."""
+
+    name = "qwen2.5-vl"
+    model_class = Qwen2_5_VLForConditionalGeneration
+    processor_class = Qwen2_5_VLProcessor
+    vision_class = Qwen2_5_VLVisionConfig
+    image_settings = ("min_pixels", "max_pixels", "resample", "rescale_factor", "image_mean", "image_std")
+    tower = ".visual."
+    #: The merger joins 2 x 2 patches and is what connects; recipes call it `stages`, as losses on tokens reach it.
+    stage = ".visual.merger."
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """See `Architecture.tokenizer`; there is one for frames of a video too."""
+        tokenizer = byte_tokenizer()
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
+        tokenizer.video_token = "<video>"
+        return tokenizer
+
+    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+        """See `Architecture.processor`."""
+        shared = {
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+        }
+        return Qwen2_5_VLProcessor(
+            Qwen2VLImageProcessor(**images, **shared),
+            tokenizer,
+            Qwen2VLVideoProcessor(**shared),
+            chat_template=CHAT_TEMPLATE,
+        )
+
+    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+        """See `Architecture.config`."""
+        vision.out_hidden_size = text.hidden_size
+        return Qwen2_5_VLConfig(
+            vision_config=vision.to_dict(),
+            text_config=text.to_dict(),
+            image_token_id=processor.image_token_id,
+            video_token_id=processor.video_token_id,
+            tie_word_embeddings=text.tie_word_embeddings,
+        )
+
+    def stages(self, config: Any) -> int:
+        """See `Architecture.stages`."""
+        return config.vision_config.spatial_merge_size.bit_length() - 1
+
+    def stages_of_processor(self, processor: Any) -> int:
+        """See `Architecture.stages_of_processor`."""
+        return processor.image_processor.merge_size.bit_length() - 1
+
+    def token_width(self, config: Any) -> int:
+        """See `Architecture.token_width`; the merger writes in the width of the language model."""
+        return config.vision_config.out_hidden_size
+
+    def watch(self, model: Any, keep: Keep) -> None:
+        """See `Architecture.watch`."""
+        tower = model.get_submodule("model.visual")
+        tower.register_forward_hook(lambda module, args, output: keep("tokens", output.pooler_output))
+
+    def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+        """See `Architecture.encode`."""
+        model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+
+    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """See `Architecture.images`."""
+        made = processor.image_processor(images=list(pictures), return_tensors="pt")
+        grids = [(rows, columns) for _, rows, columns in made["image_grid_thw"].tolist()]
+        return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}, grids
+
+    def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `Architecture.text_inputs`: which tokens are an image's, for the positions."""
+        return {"mm_token_type_ids": (input_ids == processor.image_token_id).int()}

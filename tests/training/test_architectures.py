@@ -1,0 +1,185 @@
+"""The kinds of models that recipes train, beside LLaVA-UHD, which the other tests train."""
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import foveate
+from foveate import FoveateError
+from foveate.training.architectures import ARCHITECTURES, architecture_of
+from foveate.training.building import build_model, export, new_model
+from foveate.training.collate import Collator
+from foveate.training.examples import Example
+from foveate.training.learner import Learner
+from foveate.training.recipe import ModelChoice, NewModel
+from foveate.training.supervision import NUM_CLASSES, cell_targets, page_targets
+
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+QWEN_TEXT = {**TEXT, "model_type": "qwen2", "rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2]}}
+CLIP = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
+QWEN = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 14,
+    "window_size": 56,
+    "fullatt_block_indexes": [1],
+}
+NEW = {
+    "llava": NewModel(architecture="llava", vision=CLIP, text=TEXT),
+    "qwen2.5-vl": NewModel(
+        architecture="qwen2.5-vl", vision=QWEN, text=QWEN_TEXT, images={"min_pixels": 56 * 56, "max_pixels": 112 * 112}
+    ),
+}
+
+
+class Drawn:
+    """A character at a place."""
+
+    def __init__(self, char: str, x: float, y: float) -> None:
+        self.char, self.x, self.y = char, x, y
+
+
+def written(width: int, height: int, answer: str) -> Example:
+    image = Image.effect_noise((width, height), 80).convert("RGB")
+    drawn = [Drawn(char, 8 + 12 * place, 20) for place, char in enumerate(answer)]
+    return Example.of_question(image, "What is written?", answer, drawn)
+
+
+EXAMPLES = [written(56, 56, "abc"), written(112, 84, "7%")]
+
+
+@pytest.fixture(params=NEW)
+def made(request):
+    return request.param, *new_model(NEW[request.param], seed=0)
+
+
+def test_every_kind_is_known_by_its_model_and_its_processor(made):
+    name, model, processor = made
+    assert architecture_of(model) is architecture_of(processor) is ARCHITECTURES[name]
+    with pytest.raises(FoveateError, match="Linear cannot be trained here; possible are llava-uhd, llava, qwen2.5-vl"):
+        architecture_of(nn.Linear(1, 1))
+
+
+def test_what_the_heads_read_is_what_the_language_model_gets(made):
+    name, model, processor = made
+    learner = Learner(model)
+    batch = Collator(processor, cells=True)(EXAMPLES)
+    seen = {}
+    ARCHITECTURES[name].watch(model, seen.__setitem__)
+    read = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        learner(**batch)
+    images = batch["input_ids"] == processor.image_token_id
+    assert int(images.sum()) == len(batch["cells"]) == len(seen["tokens"])
+    tokens = seen["tokens"]
+    if name == "llava":
+        tokens = model.model.multi_modal_projector(tokens)
+        assert seen["cls"].shape == (2, 24)
+    torch.testing.assert_close(read[0][images], tokens)
+
+
+def test_cells_are_those_of_the_patches_of_a_token(made):
+    name, _, processor = made
+    collate = Collator(processor, answers=False, cells=True, pages=True)
+    batch = collate(EXAMPLES)
+    grids = {"llava": [(4, 4), (4, 4)], "qwen2.5-vl": [(4, 4), (6, 8)]}[name]
+    stages = {"llava": 0, "qwen2.5-vl": 1}[name]
+    expected = [
+        torch.from_numpy(cell_targets(example.characters[0], example.images[0].size, grid, stages))
+        for example, grid in zip(EXAMPLES, grids, strict=True)
+    ]
+    assert torch.equal(batch["cells"], torch.cat(expected))
+    assert [int(row.sum()) for row in batch["pages"]] == [3, 2]
+
+
+def test_loss_is_the_models_and_reaches_every_part(made):
+    name, model, processor = made
+    learner = Learner(model)
+    collate = Collator(processor, cells=True, pointing=True, pages=True)
+    batch = collate(EXAMPLES)
+    learner.point([0, 1])
+    sums = learner(**batch)
+    plain = {key: value for key, value in batch.items() if key not in ("cells", "pointers", "pages")}
+    loss = model(**plain).loss
+    assert float(sums["answer_loss"] / sums["answer_tokens"]) == pytest.approx(float(loss), rel=1e-5)
+    assert int(sums["pointing_count"]) == 2 * 5
+    assert ("page_loss" in sums) == (name == "llava")
+    sum(value for key, value in sums.items() if key.endswith("loss")).backward()
+    reached = {learner.part_of(n) for n, p in learner.named_parameters() if p.grad is not None}
+    bridge = "connector" if name == "llava" else "stages"
+    assert reached == {"vision_tower", bridge, "language_model", "heads"}
+
+
+def test_reading_is_learned(made):
+    """A few hundred steps on two pages name every character of them: heads, places and gradients fit together."""
+    name, model, processor = made
+    learner = Learner(model)
+    batch = Collator(processor, answers=False, cells=True, pages=True)(EXAMPLES)
+    optimiser = torch.optim.AdamW(learner.parameters(), lr=3e-3)
+    for _ in range(150):
+        sums = learner(**batch)
+        loss = sum(value for key, value in sums.items() if key.endswith("loss"))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert int(sums["cell_right"]) == int(sums["cell_characters"]) == 5
+    if name == "llava":
+        assert float(sums["page_loss"] / sums["page_count"]) < 0.05
+
+
+def test_an_exported_model_is_loaded_like_any_other(made, tmp_path):
+    _, model, processor = made
+    folder = export(model, processor, tmp_path / "model", torch.float32)
+    loaded, _ = foveate.load(folder)
+    assert type(loaded) is type(model)
+    for key, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    answer = foveate.ask(EXAMPLES[1].images[0], "What is written?", model=str(folder), plan="random:4")
+    assert answer.tokens.read == 4
+    again, _ = build_model(ModelChoice(pretrained=str(folder)), 0)
+    assert again.training and type(again) is type(model)
+
+
+def test_a_language_model_can_be_taken_over(tmp_path):
+    source, processor = new_model(NEW["llava"], seed=3)
+    folder = export(source, processor, tmp_path / "source", torch.float32)
+    new = NewModel(**{**vars(NEW["qwen2.5-vl"]), "language_model": str(folder)})
+    model, _ = new_model(new, seed=4)
+    theirs, ours = source.model.language_model.state_dict(), model.model.language_model.state_dict()
+    for key, value in theirs.items():
+        assert torch.equal(ours[key][: len(value)], value), key
+    assert all(not ours[key].any() for key in ours if key not in theirs)  # biases of queries, keys and values
+    wide = NewModel(**{**vars(new), "text": {**QWEN_TEXT, "intermediate_size": 64}})
+    with pytest.raises(FoveateError, match="language_model: the weights of .* do not fit model.new.text"):
+        new_model(wide, seed=4)
+
+
+def test_unknown_kinds_are_refused():
+    with pytest.raises(FoveateError, match="'blip' is not known; possible are llava-uhd, llava, qwen2.5-vl"):
+        new_model(NewModel(architecture="blip", vision={}, text={}), seed=0)
+
+
+def test_pages_name_their_characters_once():
+    drawn = [Drawn(char, 0, 0) for char in "aé a"]
+    assert page_targets(drawn).nonzero()[0].tolist() == [0, ord("a") - 32]
+    assert page_targets(None).tolist() == [-1] * (NUM_CLASSES - 1)
