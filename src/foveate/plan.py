@@ -15,7 +15,7 @@ import ast
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -179,15 +179,20 @@ def all_methods() -> dict[str, Any]:
     return dict(sorted({**methods(), **encoder_methods(), Downsample.name: Downsample}.items()))
 
 
-def parse_plan(text: str) -> Plan:
+def parse_plan(text: str, known: Mapping[str, type] | None = None) -> Plan:
     """The plan that a text describes; see the module.
+
+    Args:
+        text: The plan.
+        known: Methods by name; all registered ones by default.
 
     Raises:
         FoveateError: the text cannot be read, or names a method, an argument or a budget that does not exist.
     """
     if not isinstance(text, str) or not text.strip():
         raise FoveateError("a plan is empty; write one such as 'divprune:64'.")
-    return Plan(tuple(_step(part) for part in _split(text)))
+    known = all_methods() if known is None else known
+    return Plan(tuple(_step(part, known) for part in _split(text)))
 
 
 def _split(text: str) -> list[str]:
@@ -201,19 +206,18 @@ def _split(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def _step(text: str) -> Step:
+def _step(text: str, known: Mapping[str, type]) -> Step:
     match = _STEP.fullmatch(text)
     if match is None:
         raise FoveateError(
             f"{text.strip()!r} cannot be read as a step; write NAME, NAME:64, NAME(argument=value):25% or NAME:50%@2."
         )
-    known = all_methods()
     name = match["name"].lower()
     if name not in known:
         close = get_close_matches(name, known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise FoveateError(f"unknown method {match['name']!r}; {hint}possible are {', '.join(known)}.")
-    method = _build(known[name], match["arguments"] or "")
+    method: Any = _build(known[name], match["arguments"] or "")
     budget = Budget.parse(match["budget"]) if match["budget"] is not None else None
     layers = _layers(match["layers"], name) if match["layers"] is not None else ()
     if layers and method.site != "decoder":
