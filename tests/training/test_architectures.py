@@ -183,3 +183,53 @@ def test_pages_name_their_characters_once():
     drawn = [Drawn(char, 0, 0) for char in "aé a"]
     assert page_targets(drawn).nonzero()[0].tolist() == [0, ord("a") - 32]
     assert page_targets(None).tolist() == [-1] * (NUM_CLASSES - 1)
+
+
+def test_a_window_is_a_part_of_the_positions():
+    model, processor = new_model(NEW["llava"], seed=0)
+    collate = Collator(processor, answers=False, cells=True, window=2)
+    batch = collate(EXAMPLES)
+    assert batch["pixel_values"].shape == (2, 3, 28, 28)
+    expected = [cell_targets(e.characters[0], e.images[0].size, (2, 2), 0) for e in EXAMPLES]
+    assert torch.equal(batch["cells"], torch.cat([torch.from_numpy(rows) for rows in expected]))
+    # A tower that has only the positions of a window, on the same pixels, says the same; every window comes.
+    seen = {}
+    ARCHITECTURES["llava"].watch(model, seen.__setitem__)
+    table = model.model.vision_tower.embeddings.position_embedding.weight
+    part, _ = new_model(NewModel(**{**vars(NEW["llava"]), "vision": {**CLIP, "image_size": 28}}), seed=0)
+    own = {}
+    ARCHITECTURES["llava"].watch(part, own.__setitem__)
+    corners = {(row, column) for row in range(3) for column in range(3)}
+    found = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            ARCHITECTURES["llava"].encode(model, batch)
+        for row, column in corners - found:
+            state = model.model.vision_tower.state_dict()
+            places = [0] + [1 + 4 * (row + r) + column + c for r in range(2) for c in range(2)]
+            state["embeddings.position_embedding.weight"] = table[places]
+            part.model.vision_tower.load_state_dict(state)
+            with torch.no_grad():
+                ARCHITECTURES["llava"].encode(part, batch)
+            if torch.allclose(own["tokens"], seen["tokens"], atol=1e-6):
+                found.add((row, column))
+        if found == corners:
+            break
+    assert found == corners
+
+
+def test_windows_are_refused_where_sizes_are_free():
+    _, processor = new_model(NEW["qwen2.5-vl"], seed=0)
+    with pytest.raises(FoveateError, match="`window` is for towers with a fixed number of positions; qwen2.5-vl has"):
+        Collator(processor, answers=False, window=2)
+
+
+def test_neighbours_have_similar_positions_from_the_start():
+    new = NewModel(**{**vars(NEW["llava"]), "vision": {**CLIP, "hidden_size": 64, "image_size": 140}})
+    table = new_model(new, seed=0)[0].model.vision_tower.embeddings.position_embedding.weight[1:].view(10, 10, 64)
+    near = torch.nn.functional.cosine_similarity(table[4, 4], table[4, 5], dim=0)
+    far = torch.nn.functional.cosine_similarity(table[4, 4], table[9, 0], dim=0)
+    assert near > 0.9 > far
+    shifted = torch.nn.functional.cosine_similarity(table[7, 2], table[7, 3], dim=0)
+    torch.testing.assert_close(near, shifted)

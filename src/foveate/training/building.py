@@ -58,6 +58,7 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = architecture.model_class(config)
+        architecture.initialise(model)
     if new.language_model is not None:
         _take_language_model(model, new.language_model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -31,6 +31,10 @@ class Collator:
         cells: Produce `cells`, the characters per cell of the final tokens.
         pointing: Produce `pointers`, where to look for every character of an answer.
         pages: Produce `pages`, the characters that stand anywhere on an image.
+        window: Make images of this many patches a side (`recipe.Stage.window`).
+
+    Raises:
+        FoveateError: the model takes no windows.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Collator:
         cells: bool = False,
         pointing: bool = False,
         pages: bool = False,
+        window: int | None = None,
     ) -> None:
         self.processor = processor
         self.architecture = architecture_of(processor)
@@ -48,6 +53,11 @@ class Collator:
         self.cells = cells
         self.pointing = pointing
         self.pages = pages
+        self.window = window
+        if window is not None and not self.architecture.has_window():
+            raise FoveateError(
+                f"`window` is for towers with a fixed number of positions; {self.architecture.name} has none."
+            )
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """A batch with the inputs of the vision tower, and what the collator was asked for.
@@ -63,7 +73,7 @@ class Collator:
         batch: dict[str, torch.Tensor] = {}
         grids: list[tuple[int, int]] = []
         if flat:
-            images, grids = self.architecture.images(self.processor, flat)
+            images, grids = self.architecture.images(self.processor, flat, self.window)
             batch |= images
         if self.cells and flat:
             batch["cells"] = self._cell_targets(examples, pictures, grids)

@@ -249,6 +249,8 @@ class Stage:
         weight_decay: Decay of the weight matrices (not of biases, norms and embeddings).
         betas: Decay rates of AdamW's averages.
         clip: Greatest norm of the gradient; 0 does not clip.
+        window: For towers with a fixed number of positions (`llava`) and without the answer loss: images of this many
+            patches a side, each batch at a random place of the positions, which costs far less than whole images.
     """
 
     name: str
@@ -263,6 +265,7 @@ class Stage:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    window: int | None = None
 
     def check(self, where: str) -> None:
         """Raises FoveateError for numbers and part names that make no sense."""
@@ -279,7 +282,9 @@ class Stage:
             raise FoveateError(f"{where}.data: at least one source of data is needed.")
         reached = {"vision_tower", "stages"}
         reached |= {"connector", "language_model"} if self.loss.answer else set()
-        reached |= {"heads"} if self.loss.cells or self.loss.before else set()
+        reached |= {"heads"} if self.loss.cells or self.loss.before or self.loss.page else set()
+        if self.window is not None and (self.window < 1 or self.loss.answer):
+            raise FoveateError(f"{where}.window: a number of patches from 1 on, in a stage with `answer: 0`.")
         if not self.train:
             raise FoveateError(f"{where}.train: at least one part must train; parts are {', '.join(PARTS)}.")
         for part, rate in self.train.items():

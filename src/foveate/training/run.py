@@ -191,6 +191,7 @@ class Run:
                 cells=bool(stage.loss.cells or stage.loss.before),
                 pointing=stage.loss.pointing > 0,
                 pages=stage.loss.page > 0,
+                window=stage.window,
             ),
             # Stages see different data.
             seed=self.recipe.seed * 1000 + index,

@@ -71,16 +71,28 @@ class Architecture:
         """Whether `watch` keeps windows."""
         return False
 
+    def has_window(self) -> bool:
+        """Whether `images` and `encode` take a window: the tower has a fixed number of positions."""
+        return False
+
     def has_cls(self, config: Any) -> bool:
         """Whether `watch` keeps [CLS] tokens."""
         return False
+
+    def initialise(self, model: Any) -> None:
+        """Change the first weights of a new model where those of transformers can be bettered."""
 
     def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
         """Run the vision tower alone."""
         raise NotImplementedError
 
-    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-        """Inputs of the vision tower for pictures, and each picture's grid (rows, columns) of patches."""
+    def images(
+        self, processor: Any, pictures: Sequence[Any], window: int | None = None
+    ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+        """Inputs of the vision tower for pictures, and each picture's grid (rows, columns) of patches.
+
+        `window` makes images of that many patches a side, for `encode` alone; only where `has_window`.
+        """
         raise NotImplementedError
 
     def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,12 +86,49 @@ class Llava(Architecture):
         """See `Architecture.has_cls`."""
         return True
 
-    def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
-        """See `Architecture.encode`."""
-        model.model.vision_tower(inputs["pixel_values"])
+    def has_window(self) -> bool:
+        """See `Architecture.has_window`."""
+        return True
 
-    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    def initialise(self, model: Any) -> None:
+        """Positions begin as sines and cosines of rows and columns, so that neighbours are alike everywhere.
+
+        Source: the fixed positions of MAE (He et al., 2022, arXiv:2111.06377); here they go on learning.
+        """
+        table = model.model.vision_tower.embeddings.position_embedding.weight
+        side, width = math.isqrt(len(table) - 1), table.shape[1]
+        frequencies = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
+        angles = torch.arange(side)[:, None] * frequencies
+        line = torch.cat([angles.sin(), angles.cos()], dim=1)
+        rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+        with torch.no_grad():
+            table[1:, : 4 * (width // 4)] = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+    def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+        """See `Architecture.encode`; images smaller than the tower's are put at a random place of its positions."""
+        tower, pixels = model.model.vision_tower, inputs["pixel_values"]
+        side, window = (size // tower.config.patch_size for size in (tower.config.image_size, pixels.shape[-1]))
+        if window == side:
+            tower(pixels)
+            return
+        embeddings = tower.embeddings
+        row, column = torch.randint(side - window + 1, (2,)).tolist()
+        places = 1 + torch.arange(side * side, device=pixels.device).view(side, side)
+        places = places[row : row + window, column : column + window].flatten()
+        patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        patches = patches + embeddings.position_embedding(places)
+        first = embeddings.class_embedding + embeddings.position_embedding.weight[0]
+        hidden = torch.cat([first.expand(len(patches), 1, -1).to(patches.dtype), patches], dim=1)
+        tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden))
+
+    def images(
+        self, processor: Any, pictures: Sequence[Any], window: int | None = None
+    ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """See `Architecture.images`."""
-        pixels = processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        size = {}
+        if window is not None:
+            side = window * processor.patch_size
+            size = {"size": {"height": side, "width": side}}
+        pixels = processor.image_processor(images=list(pictures), return_tensors="pt", **size)["pixel_values"]
         rows, columns = (side // processor.patch_size for side in pixels.shape[-2:])
         return {"pixel_values": pixels}, [(rows, columns)] * len(pixels)

@@ -81,7 +81,9 @@ class LlavaUHD(Architecture):
         """See `Architecture.encode`."""
         model.model.vision_tower(pixel_values=inputs["pixel_values"], grid_hws=inputs["grid_hws"])
 
-    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    def images(
+        self, processor: Any, pictures: Sequence[Any], window: int | None = None
+    ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """See `Architecture.images`."""
         made = processor.image_processor(images=list(pictures), return_tensors="pt")
         grids = [(rows, columns) for rows, columns in made["grid_hws"].tolist()]

@@ -86,7 +86,9 @@ class Qwen25VL(Architecture):
         """See `Architecture.encode`."""
         model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
 
-    def images(self, processor: Any, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    def images(
+        self, processor: Any, pictures: Sequence[Any], window: int | None = None
+    ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """See `Architecture.images`."""
         made = processor.image_processor(images=list(pictures), return_tensors="pt")
         grids = [(rows, columns) for _, rows, columns in made["image_grid_thw"].tolist()]
