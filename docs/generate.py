@@ -2,8 +2,8 @@
 
     python docs/generate.py [--check]
 
-Generated are `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md` and
-`docs/matrix.md`, and, in README.md and in the pages, whatever stands between `<!-- generated: NAME -->` and
+Generated are `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/matrix.md`
+and `docs/flops.md`, and, in README.md and in the pages, whatever stands between `<!-- generated: NAME -->` and
 `<!-- end -->` (see `generator/tables.py`).
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from generator import gallery, pvc, reference, tables
+from generator import flops, gallery, pvc, reference, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 def wanted() -> dict[Path, str]:
     """Every generated file with the text it should have."""
     files = {DOCS / "figures" / "pvc.svg": pvc.draw()}
-    files |= {DOCS / path: text for path, text in (reference.pages() | gallery.pages()).items()}
+    files |= {DOCS / path: text for path, text in (reference.pages() | gallery.pages() | flops.pages()).items()}
     for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "benchmarks" / "README.md"]:
         if page not in files:
             files[page] = tables.fill(page.read_text(encoding="utf-8"), ROOT, page)

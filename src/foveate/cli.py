@@ -39,6 +39,7 @@ TARGETS = {
     "calibrate": "foveate.commands.calibrate:calibrate",
     "encoders": "foveate.commands.bench:encoders",
     "selection": "foveate.commands.bench:selection",
+    "flops": "foveate.commands.flops:flops",
 }
 """The function behind each command, as `module:function`."""
 
@@ -147,6 +148,7 @@ _list(app, "train", "Train a model from a recipe, or resume a run.")
 _list(app, "train-relevance", "Train the network of the method relevance on what a model's answers rest on.")
 _list(app, "train-scorer", "Train the scorer of the method focusui on rendered screens.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
+_list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
 _list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
 _list(bench, "selection", "What every method costs inside a prefill, beside random tokens.")

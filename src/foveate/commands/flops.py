@@ -1,0 +1,230 @@
+"""`foveate flops`: what a model costs with and without a plan, from shapes alone."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.commands.console import console, print_json
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.benchmark.closed_form import Model, View
+
+EXAMPLES = """
+    foveate flops --model llava-1.5-7b --plan fastv:50%@2
+    foveate flops --model qwen2.5-vl-7b --image 1920x1080 --plan divprune:25%
+    foveate flops --model llava-next-7b --plan "fastervlm:640 + pyramiddrop:50%@8,16,24" --json
+    foveate flops --model path/or/hub-id --tokens 1000 --text 200
+    foveate flops --papers
+"""
+
+#: Units of large numbers.
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def flops(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A released model by name (llava-1.5-7b, qwen2.5-vl-7b, ...), a folder or a Hub id.",
+            show_default="the embedded model",
+        ),
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="A plan, such as fastervlm:192 or fastv:50%@2.", show_default="the untouched model"),
+    ] = None,
+    image: Annotated[str, typer.Option(help="Width and height of the image in pixels.")] = "1024x768",
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Visual tokens of the language model, in place of an image; no encoder is counted then."),
+    ] = None,
+    text: Annotated[int, typer.Option(help="Tokens of the prompt beside the image's.")] = 64,
+    dtype: Annotated[str, typer.Option(help="Of the cache: float32, bfloat16, float16, int8 or int4.")] = "bfloat16",
+    attention: Annotated[
+        str, typer.Option(help="Attention of the language model: full, as counters see it, causal (half) or none.")
+    ] = "full",
+    head: Annotated[str, typer.Option(help="Positions of the output layer: last, all or none.")] = "last",
+    papers: Annotated[
+        bool, typer.Option("--papers", help="Published numbers beside those counted here, and nothing else.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """FLOPs, MACs and cache of an image and a prompt, with and without a plan, from shapes alone.
+
+    Nothing is loaded but the configuration, and nothing runs. The number of visual tokens is that of the model's
+    processor for an image of the given size. Counted are matrix products and attention, as
+    torch.utils.flop_counter does; what a method spends on choosing tokens is not.
+    """
+    if papers:
+        _papers(as_json)
+        return
+    document = describe(model, plan, image, tokens, text, dtype, attention, head)
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def describe(
+    name: str | None = None,
+    plan: str | None = None,
+    image: str = "1024x768",
+    tokens: int | None = None,
+    text: int = 64,
+    dtype: str = "bfloat16",
+    attention: str = "full",
+    head: str = "last",
+) -> dict[str, Any]:
+    """What `foveate flops` prints, as plain JSON values.
+
+    Raises:
+        FoveateError: the model, the plan, the image or a choice is not possible.
+    """
+    from foveate.benchmark import closed_form
+
+    convention = _convention(attention, head)
+    if dtype not in closed_form.DTYPES:
+        raise FoveateError(f"dtype {dtype!r} is not one of {', '.join(closed_form.DTYPES)}.")
+    if text < 0:
+        raise FoveateError(f"{text} tokens of text are not possible; the least is 0.")
+    found = closed_form.named(name)
+    shape = closed_form.shape_of(found.config)
+    shape, view, size = _view(found, shape, image, tokens)
+    chosen = closed_form.read_plan(plan) if plan else None
+    runs = {"untouched": closed_form.follow(None, shape, view), "plan": closed_form.follow(chosen, shape, view)}
+    costs = {key: closed_form.cost(shape, run, text, convention) for key, run in runs.items()}
+    bytes_of = closed_form.DTYPES[dtype]
+    before, after = costs["untouched"], costs["plan"]
+    rows = [(part, before.parts[part], after.parts[part]) for part in before.parts]
+    rows = [row for row in rows if any(row[1:])]
+    rows += [("to the first token", before.total, after.total), ("each further token", before.decode, after.decode)]
+    return {
+        "model": found.name,
+        "type": shape.kind,
+        "plan": None if chosen is None else str(chosen),
+        "image": size,
+        "patches": runs["plan"].view.patches if size else None,
+        "untouched_patches": view.patches if size else None,
+        "sequences": len(view.grids),
+        "tokens": view.tokens,
+        "tokens_per_layer": list(runs["plan"].kept),
+        "text": text,
+        "attention": attention,
+        "head": head,
+        "parts": [
+            {
+                "part": part,
+                "flops": now,
+                "macs": now // 2,
+                "untouched_flops": was,
+                "share": now / was if was else None,
+            }
+            for part, was, now in rows
+        ],
+        "kv": {
+            "dtype": dtype,
+            "bytes": int(after.cached * bytes_of),
+            "untouched_bytes": int(before.cached * bytes_of),
+            "image_bytes": int(after.cached_image * bytes_of),
+            "share": after.cached / before.cached,
+        },
+    }
+
+
+def _convention(attention: str, head: str) -> Any:
+    from foveate.benchmark.closed_form import Convention
+
+    kinds: dict[str, tuple[str, ...]] = {"attention": ("full", "causal", "none"), "head": ("last", "all", "none")}
+    for name, value in (("attention", attention), ("head", head)):
+        if value not in kinds[name]:
+            raise FoveateError(f"--{name} {value!r} is not one of {', '.join(kinds[name])}.")
+    return Convention(attention=attention, head=head)  # ty: ignore[invalid-argument-type]
+
+
+def _view(found: Any, shape: Model, image: str, tokens: int | None) -> tuple[Model, View, list[int] | None]:
+    """The model (without encoder where tokens are given), its view and the size of the image."""
+    from foveate.benchmark import closed_form
+
+    if tokens is not None:
+        if tokens < 1:
+            raise FoveateError(f"{tokens} visual tokens cannot be counted; the least is 1.")
+        return closed_form.Model(shape.kind, shape.text), closed_form.View((), tokens), None
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", image)
+    if match is None:
+        raise FoveateError(f"--image {image!r} is no size; write width x height in pixels, such as 1024x768.")
+    width, height = int(match[1]), int(match[2])
+    return shape, closed_form.view_of(found.config, width, height, found.images), [width, height]
+
+
+def _print(document: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    size = document["image"]
+    seen = f"{size[0]} x {size[1]} px, " if size else ""
+    if document["patches"]:
+        sequences = f" in {document['sequences']} sequences" if document["sequences"] > 1 else ""
+        seen += f"{document['untouched_patches']:,} patches{sequences}, "
+    console.print(
+        f"{document['model']}: {seen}{document['tokens']:,} visual tokens, {document['text']} of text", markup=False
+    )
+    if document["plan"]:
+        reduced = f"{document['patches']:,} patches, " if document["patches"] != document["untouched_patches"] else ""
+        console.print(f"{document['plan']}: {reduced}{spans(document['tokens_per_layer'])}", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("part")
+    for title in ("FLOPs", "MACs", *(("untouched", "share") if document["plan"] else ())):
+        table.add_column(title, justify="right")
+    for row in document["parts"]:
+        cells = [shown(row["flops"]), shown(row["macs"])]
+        if document["plan"]:
+            cells += [shown(row["untouched_flops"]), "-" if row["share"] is None else f"{row['share']:.1%}"]
+        table.add_row(row["part"], *cells)
+    kv = document["kv"]
+    cells = [f"{kv['bytes'] / 2**20:,.1f} MiB", ""]
+    if document["plan"]:
+        cells += [f"{kv['untouched_bytes'] / 2**20:,.1f} MiB", f"{kv['share']:.1%}"]
+    table.add_row(f"cache, {kv['dtype']}", *cells)
+    console.print(table)
+
+
+def spans(kept: list[int]) -> str:
+    """Tokens of the layers in words: `576 in layers 0-1, 288 in layers 2-31`."""
+    parts, start = [], 0
+    for layer in range(1, len(kept) + 1):
+        if layer == len(kept) or kept[layer] != kept[start]:
+            last = layer - 1
+            where = f"layers {start}-{last}" if last > start else f"layer {start}"
+            parts.append(f"{kept[start]:,} in {where}")
+            start = layer
+    return ", ".join(parts)
+
+
+def shown(count: float) -> str:
+    """A number of operations with its unit: 8.91 T."""
+    for unit, letter in UNITS:
+        if count >= unit:
+            value = count / unit
+            return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} {letter}"
+    return f"{count:.0f}"
+
+
+def _papers(as_json: bool) -> None:
+    from rich.table import Table
+
+    from foveate.benchmark.closed_form.papers import claims
+
+    found = claims()
+    if as_json:
+        print_json({"claims": [claim.as_json() for claim in found]})
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title, justify in (("paper", "left"), ("what", "left"), ("published", "right"), ("here", "right"),
+                           ("difference", "right")):  # fmt: skip
+        table.add_column(title, justify=justify, overflow="fold")
+    for claim in found:
+        table.add_row(claim.paper, claim.what, claim.shown(claim.published), claim.shown(claim.ours), claim.difference)
+    console.print(table)
