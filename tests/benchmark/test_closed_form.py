@@ -214,6 +214,8 @@ def test_tokens_of_every_layer():
 
     assert kept("fastv:50%@2") == [576] * 2 + [288] * 30
     assert kept("FastV:64@0") == [64] * 32
+    assert kept("fastv:50%") == kept("fastv:50%@2")  # where the papers act
+    assert kept("pyramiddrop:50%") == kept("pyramiddrop:50%@8,16,24")
     assert kept("pyramiddrop:50%@8,16,24") == [576] * 8 + [288] * 8 + [144] * 8 + [72] * 8
     assert kept("fastervlm:192 + fastv:50%@2") == [192] * 2 + [96] * 30
     assert kept("fastv:100@1 + pyramiddrop:50%@1,3", layers=4) == [576, 50, 50, 25]
@@ -223,7 +225,6 @@ def test_tokens_of_every_layer():
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ("fastv:50%", "name them"),
         ("fastv@2", "needs a budget"),
         ("fastv:50%@28", "layers 0 to 27"),
         ("fastv:50%@8,4", "must grow"),

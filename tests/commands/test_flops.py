@@ -59,7 +59,7 @@ def test_conventions(capsys):
         (["--tokens", "0"], "the least is 1"),
         (["--attention", "half"], "is not one of full, causal, none"),
         (["--head", "first"], "is not one of last, all, none"),
-        (["--model", "llava-1.5-7b", "--plan", "fastv:50%"], "name them"),
+        (["--model", "llava-1.5-7b", "--plan", "fastv:50%@40"], "layers 0 to 31"),
         (["--model", "qwen2-vl-7b", "--image", "10000x10"], "refused by the model"),
     ],
 )

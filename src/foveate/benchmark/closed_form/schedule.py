@@ -4,8 +4,8 @@
     pyramiddrop:50%@8,16,24      halved before layers 8, 16 and 24
     fastervlm:192 + fastv:50%@2  192 in layers 0 and 1, 96 from layer 2 on
 
-Layers are counted from 0, so that `@k` leaves k layers as they were. A budget at a layer is of the tokens that reach
-it. Only numbers matter here: which tokens stay is the method's business.
+Layers are counted from 0, so that `@k` leaves k layers as they were; without an @ a method acts where its paper says.
+A budget at a layer is of the tokens that reach it. Only numbers matter here; which tokens stay is the method's matter.
 """
 
 from __future__ import annotations
@@ -35,13 +35,25 @@ class _Scheduled:
         """None: numbers depend on budget and layers alone."""
         return {}
 
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Where it acts in a decoder of `num_layers` if a plan names no layers."""
+        raise NotImplementedError
+
 
 class _FastV(_Scheduled):
     name = "fastv"
 
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """From layer 2 on."""
+        return (2,)
+
 
 class _PyramidDrop(_Scheduled):
     name = "pyramiddrop"
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """At the beginning of the second, third and fourth quarter."""
+        return tuple(num_layers * quarter // 4 for quarter in (1, 2, 3))
 
 
 #: Methods whose numbers can be counted before they can be run.
@@ -81,8 +93,8 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
         layers: Layers of the decoder.
 
     Raises:
-        FoveateError: a step leaves its number to the method, names no layers or ones that the decoder lacks, or
-            stands after a step that acts later.
+        FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or stands after a
+            step that acts later.
     """
     at: dict[int, list[Budget]] = {}
     latest = -1
@@ -95,14 +107,13 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
                 raise FoveateError(f"{method.name} acts before the decoder: it must come before what acts in it.")
             tokens = step.budget.of(tokens)
             continue
-        if not step.layers:
-            raise FoveateError(f"{method.name} acts at decoder layers: name them, such as {method.name}:50%@2.")
-        if list(step.layers) != sorted(set(step.layers)) or step.layers[0] < latest:
+        acts = step.layers or method.layers(layers)
+        if list(acts) != sorted(set(acts)) or acts[0] < latest:
             raise FoveateError(f"the layers of {step} must grow, and none may come before those of earlier steps.")
-        if step.layers[-1] >= layers:
-            raise FoveateError(f"{step} names layer {step.layers[-1]}; the decoder has layers 0 to {layers - 1}.")
-        latest = step.layers[-1]
-        for layer in step.layers:
+        if acts[-1] >= layers:
+            raise FoveateError(f"{step} acts at layer {acts[-1]}; the decoder has layers 0 to {layers - 1}.")
+        latest = acts[-1]
+        for layer in acts:
             at.setdefault(layer, []).append(step.budget)
     kept = []
     for layer in range(layers):
