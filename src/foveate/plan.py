@@ -143,6 +143,16 @@ class Plan:
                 return cls(steps)
         raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
 
+    @property
+    def early_steps(self) -> tuple[Step, ...]:
+        """The steps before the language model."""
+        return tuple(step for step in self.steps if step.method.site != "decoder")
+
+    @property
+    def decoder_steps(self) -> tuple[Step, ...]:
+        """The steps inside the language model."""
+        return tuple(step for step in self.steps if step.method.site == "decoder")
+
     def __str__(self) -> str:
         return " + ".join(map(str, self.steps))
 
@@ -172,11 +182,12 @@ class Plan:
 
 def all_methods() -> dict[str, Any]:
     """Every method of every room by name."""
+    from foveate.decoder import decoder_methods
     from foveate.encoders.merging import encoder_methods
     from foveate.selection import methods
     from foveate.views.reduction import Downsample
 
-    return dict(sorted({**methods(), **encoder_methods(), Downsample.name: Downsample}.items()))
+    return dict(sorted({**methods(), **encoder_methods(), **decoder_methods(), Downsample.name: Downsample}.items()))
 
 
 def parse_plan(text: str, known: Mapping[str, type] | None = None) -> Plan:

@@ -56,6 +56,9 @@ class Family(ABC):
     #: Whether the language model's first layer can be asked what it looks at: it attends, with rotary positions that
     #: are those of all layers.
     first_layer: ClassVar[bool] = True
+    #: Whether the layers of the language model take sequences that get shorter from one to the next: all attend, with
+    #: keys and values of their own.
+    decoder: ClassVar[bool] = True
     #: Token type of what is answered, in models that are given token types.
     answer_type: ClassVar[int] = 0
 

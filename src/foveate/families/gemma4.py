@@ -19,6 +19,7 @@ class Gemma4(Family):
     name: ClassVar[str] = "gemma4"
     title: ClassVar[str] = "Gemma 4"
     model_types: ClassVar[tuple[str, ...]] = ("gemma4",)
+    decoder: ClassVar[bool] = False
     first_layer: ClassVar[bool] = False  # positions are rotated differently in sliding and in full layers
 
     def blocks(self, core: Any) -> list[nn.Module]:

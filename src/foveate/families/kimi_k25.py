@@ -18,6 +18,7 @@ class KimiK25(Family):
     name: ClassVar[str] = "kimi-k2.5"
     title: ClassVar[str] = "Kimi K2.5"
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
+    decoder = False
     merge: ClassVar[int] = 4
 
     def blocks(self, core: Any) -> list[nn.Module]:

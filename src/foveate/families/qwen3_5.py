@@ -16,4 +16,5 @@ class Qwen35(Qwen2VL):
     name: ClassVar[str] = "qwen3.5"
     title: ClassVar[str] = "Qwen3.5"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
+    decoder: ClassVar[bool] = False
     first_layer: ClassVar[bool] = False  # the first layer is a linear one

@@ -20,8 +20,10 @@ from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.plan import Plan
 from foveate.runtime import sequence
+from foveate.runtime.cache import bytes_of
 from foveate.runtime.choosing import MODALITIES, Chooser, Frame
 from foveate.runtime.encoding import Encoded, Encoder
+from foveate.runtime.layers import LayerSeam
 from foveate.runtime.needs import check_sites, needs_of
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import Journal, Report
@@ -109,9 +111,14 @@ class Handle:
         self.tower: Tower = self.family.tower(self._core)
         self._needs, notes = needs_of(plan, self.family, self.tower, text_features is not None)
         self._chooser = Chooser(self.family, self._core, plan, self.tower, self._needs, notes, text_features)
-        contiguous = (positions or plan.steps[-1].method.positions) == "contiguous"
+        early = plan.early_steps
+        contiguous = bool(early) and (positions or early[-1].method.positions) == "contiguous"
         virtual = bool(getattr(plan.steps[0].method, "virtual", False))
-        self._shortening = Seam(self.family, self._core, plan, contiguous, virtual)
+        self._layers: LayerSeam | None = None
+        if plan.decoder_steps:
+            own = None if positions is None else positions == "contiguous"
+            self._layers = LayerSeam(self.family.text(self._core), plan, own)
+        self._shortening = Seam(self.family, self._core, plan, contiguous, virtual, self._layers)
         with _lock:
             other = vars(self._core).get(_HANDLE)
             if other is not None:
@@ -130,7 +137,8 @@ class Handle:
 
     def report(self, everything: bool = False) -> Report:
         """What happened to the images of this thread's last call; `everything`: of all calls that are remembered."""
-        return Report(str(self.plan), self._journal.all() if everything else self._journal.last())
+        images = self._journal.all() if everything else self._journal.last()
+        return Report(str(self.plan), images, self._journal.kv_bytes)
 
     def restore(self) -> None:
         """Leave the model exactly as it was. Doing it twice changes nothing."""
@@ -163,6 +171,8 @@ class Handle:
             self._wrap(self.model, "forward", self._outer)
         self._wrap(core, "forward", self._inner)
         self._wrap(family.text(core), "forward", self._seam)
+        if self._layers is not None:
+            self._undo += self._layers.attach()
         for modality in MODALITIES:
             name = f"get_{modality}_features"
             if hasattr(core, name):
@@ -249,7 +259,9 @@ class Handle:
             return original(*args, **kwargs)
         # The loss over a sequence that is shortened on the way can only be taken afterwards.
         given = kwargs.get("return_dict")
+        self._local.asking = sequence.before_answers(labels)
         output = original(*args, **{**kwargs, "labels": None, "return_dict": True})
+        self._local.asking = None
         columns = self._local.columns
         if columns is not None:
             labels = sequence.shorten_labels(labels.to(columns.device), columns)
@@ -279,8 +291,9 @@ class Handle:
         if frame is None or embeds is None or args:
             return original(*args, **kwargs)
         frame.positions = kwargs.get("position_ids")
+        frame.asking = getattr(self._local, "asking", None)
         chosen, reports = self._chooser.choose(frame, embeds)
+        output, self._local.columns, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
         if reports:
-            self._journal.write(reports)
-        output, self._local.columns = self._shortening.forward(original, frame, chosen, kwargs)
+            self._journal.write(reports, bytes_of(getattr(output, "past_key_values", None)))
         return output

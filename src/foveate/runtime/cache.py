@@ -32,12 +32,21 @@ class Kept:
         self.columns = columns
         self.length = length
         self.gone = gone
+        #: Where layers hold less than the first one: from which layer on, and (B, p) which of the first layer's
+        #: positions they hold, -1 for padding.
+        self.segments: dict[int, Tensor] = {}
+        #: For each of them (B, 1), image tokens that its layers lost and the first layer did not.
+        self.lost: dict[int, Tensor] = {}
         self.inside = False
 
     @property
     def removed(self) -> int:
         """Columns by which the cache is shorter than the long sequence."""
         return self.length - self.columns.shape[1]
+
+    def shortened(self, layer: int) -> bool:
+        """Whether a layer may hold less than the first one."""
+        return any(first <= layer for first in self.segments)
 
     def extend(self, columns: Tensor, count: int, gone: Tensor) -> None:
         """Append `columns` (B, p) of `count` new ones of the long sequence, from 0 on; `gone` (B, 1) were left out."""
@@ -49,6 +58,8 @@ class Kept:
         """Keep `rows`, in this order."""
         rows = rows.to(self.columns.device)
         self.columns, self.gone = self.columns[rows], self.gone[rows]
+        self.segments = {layer: columns[rows] for layer, columns in self.segments.items()}
+        self.lost = {layer: lost[rows] for layer, lost in self.lost.items()}
 
 
 class _Shortened:
@@ -57,13 +68,19 @@ class _Shortened:
     foveate_kept: Kept
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
-        length = super().get_seq_length(layer_idx)  # ty: ignore[missing-attribute]
         kept = self.foveate_kept
+        # Positions and masks are made for the first layer's sequence, whatever later layers hold of it.
+        length = super().get_seq_length(0 if kept.shortened(layer_idx) else layer_idx)  # ty: ignore[missing-attribute]
         return length if kept.inside else length + kept.removed
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         length, offset = super().get_mask_sizes(query_length, layer_idx)  # ty: ignore[missing-attribute]
         kept = self.foveate_kept
+        own: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None  # ty: ignore[missing-attribute]
+        if own is not None and kept.shortened(layer_idx) and getattr(own, "max_cache_len", None) is None:
+            held, window = kept.columns.shape[1], getattr(own, "sliding_window", None)
+            offset = 0 if window is None else max(held - window + 1, 0)
+            length = held - offset + query_length
         windows: list[bool] = self.is_sliding  # ty: ignore[missing-attribute]
         # What a window holds comes last: in the long sequence it begins later. Layers join a cache as they are used.
         sliding = layer_idx < len(windows) and windows[layer_idx]
@@ -78,7 +95,15 @@ class _Shortened:
         expected = torch.arange(kept.length - cut, kept.length, device=tail.device)
         if cut > kept.columns.shape[1] or not bool((tail == expected).all()):
             raise FoveateError("a cache of compressed images can only be cropped within the text after the last image.")
+        last = kept.columns.shape[1]
+        text = torch.arange(last - cut, last, device=tail.device)
+        for columns in kept.segments.values():
+            if cut > columns.shape[1] or not bool((columns[:, -cut:] == text).all()):
+                raise FoveateError(
+                    "a cache of compressed images can only be cropped within the text after the last image."
+                )
         super().crop(-cut)  # ty: ignore[missing-attribute]
+        kept.segments = {layer: columns[:, :-cut] for layer, columns in kept.segments.items()}
         kept.columns, kept.length = kept.columns[:, :-cut], kept.length - cut
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -121,6 +146,16 @@ def mark(cache: Any, kept: Kept) -> None:
     if not isinstance(cache, _Shortened):
         cache.__class__ = _shortened(type(cache))
     cache.foveate_kept = kept
+
+
+def bytes_of(cache: Any) -> int | None:
+    """Bytes of keys and values in a cache; None for what is no cache of `transformers`."""
+    if not isinstance(cache, Cache):
+        return None
+    found = [
+        tensor for layer in cache.layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in found if tensor is not None)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class Frame:
     arguments: Mapping[str, Any]
     positions: Tensor | None = None  # what the language model was given
     encoded: dict[str, Encoded] = field(default_factory=dict)
+    asking: Tensor | None = None  # (B, L) 1 for the tokens before answers, where labels tell
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Chooser:
                 continue
             ids = frame.arguments.get("input_ids")
             if not encoded.goes_on(ids):
-                encoded.prompt, encoded.chosen = ids, []
+                encoded.prompt, encoded.chosen, encoded.inside = ids, [], {}
             for number, rows in enumerate(rows_of_images(places, [layout.count for layout in encoded.layouts])):
                 row, columns = rows[0]
                 if number == len(encoded.chosen):
@@ -115,8 +116,9 @@ class Chooser:
         )
         whole = Selection(torch.arange(len(tokens), device=embeds.device))
         steps = []
-        for step in self.plan.steps:
-            if encoded.merged is not None and step is self.plan.steps[0]:
+        steps_before = self.plan.early_steps
+        for step in steps_before:
+            if encoded.merged is not None and step is steps_before[0]:
                 # The tower gave every patch the feature of the row it went into: one of each row is enough.
                 found = encoded.merged[number]
                 merges = found.assignment is not None
@@ -131,7 +133,7 @@ class Chooser:
             spent = 1000 * (time.perf_counter() - start)
             steps.append(StepReport(str(step), step.method.site, len(tokens), len(own), spent))
             whole = whole.then(own, layout.count)
-            if step is not self.plan.steps[-1]:
+            if step is not steps_before[-1]:
                 tokens = tokens.take(own)
         return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), self.notes)
 

@@ -39,6 +39,24 @@ def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) 
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
     if positions.ndim == 3 and len(positions) == 4:  # `generate` puts those of plain text before the three of M-RoPE
         positions = positions[1:]
+    rotation = text.rotary_emb(embeds, positions)  # ty: ignore[not-callable]
+    with torch.no_grad():
+        return rotated(attention, layer.input_layernorm(embeds), rotation)
+
+
+def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor, float]:
+    """Rotated queries (B, H, L, d) and keys (B, H', L, d) that an attention module makes, and the factor of the logits.
+
+    The module is called and stopped as soon as it has them; no cache sees the call.
+
+    Args:
+        attention: The attention module of a decoder layer.
+        hidden: (B, L, D), normalised as the layer does it.
+        rotation: Rotary positions as the layer is given them.
+
+    Raises:
+        FoveateError: the module is built otherwise.
+    """
     seen: list[tuple[Tensor, Tensor, float]] = []
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
@@ -48,18 +66,12 @@ def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) 
 
     with watched(attention, observe), torch.no_grad():
         try:
-            rotation = text.rotary_emb(embeds, positions)  # ty: ignore[not-callable]
-            attention(
-                hidden_states=layer.input_layernorm(embeds),
-                position_embeddings=rotation,
-                attention_mask=None,
-                past_key_values=None,
-            )
+            attention(hidden_states=hidden, position_embeddings=rotation, attention_mask=None, past_key_values=None)
         except _SeenError:
             return seen[0]
         except TypeError as error:
-            raise FoveateError(f"the first layer of {type(text).__name__} cannot be asked: {error}") from error
-    raise FoveateError(f"the first layer of {type(text).__name__} does not look at anything.")
+            raise FoveateError(f"{type(attention).__name__} cannot be asked what it looks at: {error}") from error
+    raise FoveateError(f"{type(attention).__name__} does not look at anything.")
 
 
 def text_to_visual(

@@ -29,6 +29,14 @@ def check_sites(plan: Plan, family: Family) -> None:
                 raise FoveateError(f"{method.name} acts on the image: it must come first in a plan.")
             if type(family).grids is Family.grids:
                 raise FoveateError(f"{method.name} cannot reduce the images of {family.title}; the processor can.")
+        elif method.site == "decoder":
+            if not family.decoder:
+                raise FoveateError(
+                    f"{method.name} acts inside the language model, whose layers in {family.title} cannot be given "
+                    "shorter sequences one by one."
+                )
+            if any(later.method.site != "decoder" for later in plan.steps[place:]):
+                raise FoveateError(f"{method.name} acts inside the language model: what comes before that goes first.")
         elif method.site != "before-lm":
             raise FoveateError(f"{method.name} acts {method.site}, where nothing can be attached.")
         if getattr(method, "virtual", False) and len(plan.steps) > 1:

@@ -65,6 +65,7 @@ def _name_before(attention: nn.Module) -> str:
 def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
     """Let `observer(module, query, key, mask, kwargs)` see every call of an attention module inside the context."""
     before: Any = attention.config
+    earlier = _observers.get(attention)
     name = PREFIX + _name_before(attention)
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _watched(name.removeprefix(PREFIX)))
@@ -76,7 +77,10 @@ def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[No
         yield
     finally:
         attention.config = before
-        del _observers[attention]
+        if earlier is None:
+            del _observers[attention]
+        else:
+            _observers[attention] = earlier
 
 
 class Probe:

@@ -6,6 +6,9 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from foveate.families import ImageLayout
 from foveate.tokens import Selection
 
@@ -36,6 +39,34 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class LayerReport:
+    """What one step inside the language model did to one image.
+
+    Args:
+        method: The step as text.
+        layer: The decoder layer before which it acted.
+        tokens_in: Tokens that arrived there.
+        tokens_kept: Tokens that went on.
+        milliseconds: Time of the choice; on a GPU the time to queue it.
+        indices: (k,) which of the tokens that the encoder made of the image went on.
+    """
+
+    method: str
+    layer: int
+    tokens_in: int
+    tokens_kept: int
+    milliseconds: float
+    indices: Tensor = field(repr=False, compare=False, default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def as_json(self) -> dict[str, object]:
+        """The report in plain types."""
+        return {name: value for name, value in vars(self).items() if name != "indices"}
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.tokens_in} -> {self.tokens_kept} from layer {self.layer}"
+
+
+@dataclass(frozen=True)
 class ImageReport:
     """What happened to one image or clip.
 
@@ -45,7 +76,8 @@ class ImageReport:
         row: First sequence of the batch that holds it.
         layout: Its tokens before anything was left out.
         selection: What stayed of them, after all steps.
-        steps: What every step did.
+        steps: What every step before the language model did.
+        layers: What every step inside it did, from the first layer on.
         notes: What a user should know, such as a substitute for what the encoder lacks.
     """
 
@@ -56,6 +88,7 @@ class ImageReport:
     selection: Selection
     steps: tuple[StepReport, ...]
     notes: tuple[str, ...] = ()
+    layers: tuple[LayerReport, ...] = ()
 
     @property
     def tokens_in(self) -> int:
@@ -81,6 +114,7 @@ class ImageReport:
             "tokens_kept": self.tokens_kept,
             "crops": crops,
             "steps": [vars(step) for step in self.steps],
+            "layers": [layer.as_json() for layer in self.layers],
             "notes": list(self.notes),
         }
 
@@ -98,10 +132,12 @@ class Report:
     Args:
         plan: The plan as text.
         images: The last images, oldest first.
+        kv_bytes: Bytes of keys and values that the last call with images left in its cache; None without a cache.
     """
 
     plan: str
     images: tuple[ImageReport, ...] = ()
+    kv_bytes: int | None = None
 
     @property
     def tokens_in(self) -> int:
@@ -119,6 +155,7 @@ class Report:
             "plan": self.plan,
             "tokens_in": self.tokens_in,
             "tokens_kept": self.tokens_kept,
+            "kv_bytes": self.kv_bytes,
             "images": [image.as_json() for image in self.images],
         }
 
@@ -129,7 +166,9 @@ class Report:
             steps = ", ".join(
                 f"{s.method} {s.tokens_in} -> {s.tokens_kept} ({s.milliseconds:.1f} ms)" for s in image.steps
             )
-            lines += [f"  {image.modality} {image.number}: {steps}", *(f"    {note}" for note in image.notes)]
+            lines += [f"  {image.modality} {image.number}: {steps or 'all tokens'}"]
+            lines += [f"    {layer}" for layer in image.layers]
+            lines += [f"    {note}" for note in image.notes]
         return "\n".join(lines)
 
 
@@ -141,11 +180,17 @@ class Journal:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _local: threading.local = field(default_factory=threading.local)
 
-    def write(self, images: list[ImageReport]) -> None:
-        """Note the images of one call of this thread."""
+    def write(self, images: list[ImageReport], kv_bytes: int | None = None) -> None:
+        """Note the images of one call of this thread, and what its cache holds after it."""
         with self._lock:
             self._all.extend(images)
         self._local.last = tuple(images)
+        self._local.kv_bytes = kv_bytes
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """What the cache of this thread's last call with images held after it."""
+        return getattr(self._local, "kv_bytes", None)
 
     def last(self) -> tuple[ImageReport, ...]:
         """The images of this thread's last call that had any; those of all threads where it made none."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from foveate.runtime import sequence
 from foveate.runtime.cache import Kept, inside, kept_of, mark
 from foveate.runtime.carried import carried_ids, carrying
 from foveate.runtime.choosing import Frame
+from foveate.runtime.layers import LayerSeam, Pass, Placed
+from foveate.runtime.report import ImageReport
 from foveate.runtime.sequence import Chosen, Shorter
 from foveate.runtime.virtual_unmerging import virtual_unmerging
 
@@ -31,6 +34,7 @@ class Seam:
         plan: For messages.
         renumber: Close the gaps in positions that left-out tokens leave, where positions have one axis.
         virtual: Merged tokens attend as if they had not been merged (DyMU); the sequence keeps its length.
+        layers: The seam inside the language model, where the plan has steps there.
     """
 
     family: Family
@@ -38,20 +42,28 @@ class Seam:
     plan: Plan
     renumber: bool
     virtual: bool
+    layers: LayerSeam | None = None
 
     def forward(
-        self, original: Callable[..., Any], frame: Frame, chosen: list[Chosen], kwargs: dict[str, Any]
-    ) -> tuple[Any, Tensor | None]:
+        self,
+        original: Callable[..., Any],
+        frame: Frame,
+        chosen: list[Chosen],
+        reports: list[ImageReport],
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, Tensor | None, list[ImageReport]]:
         """Call the language model with what stays.
 
         Args:
             original: Its forward.
             frame: The pass.
             chosen: What stays of every image of the pass.
+            reports: One for every image.
             kwargs: What the core calls the language model with.
 
         Returns:
-            Its output, and the columns (B, P) of the short sequence; None where nothing got shorter.
+            Its output; the columns (B, P) of the short sequence, None where nothing got shorter; and the reports, with
+            what happened inside.
 
         Raises:
             FoveateError: the cache is of other conversations than these.
@@ -59,11 +71,12 @@ class Seam:
         embeds = kwargs["inputs_embeds"]
         cache = kwargs.get("past_key_values")
         kept = kept_of(cache)
-        if kept is None and all(image.changes_nothing for image in chosen):
-            return original(**kwargs), None
+        inner = self.layers is not None and bool(chosen)
+        if kept is None and not inner and all(image.changes_nothing for image in chosen):
+            return original(**kwargs), None, reports
         if self.virtual:
             with virtual_unmerging(self.family.text(self.core), _groups(chosen, embeds)):
-                return original(**kwargs), None
+                return original(**kwargs), None, reports
         batch, length = embeds.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
         if kept is None:
@@ -75,16 +88,56 @@ class Seam:
         seen = sequence.key_mask(kwargs.get("attention_mask") if mask is None else mask, past + length)
         seen = _of_length(seen, batch, past + length, embeds.device)
         short = sequence.kept_columns(batch, length, chosen, seen[:, past:], embeds.device)
-        kwargs |= self._shortened(frame, kwargs, short, chosen, kept, seen)
+        everything = torch.cat([kept.columns, torch.where(short.columns < 0, -1, short.columns + past)], dim=1)
+        kwargs |= self._shortened(frame, kwargs, short, chosen, kept, everything, seen)
         if cache is not None:
             mark(cache, kept)
-        with inside(cache), carrying(self.family.text(self.core), self._carried(short, chosen, frame, kwargs)):
+        found = self._pass(short, chosen, reports, frame, kept, sequence.gather_mask(seen, everything), kwargs)
+        with (
+            inside(cache),
+            carrying(self.family.text(self.core), self._carried(short, chosen, frame, kwargs)),
+            nullcontext() if self.layers is None else self.layers.passing(found),
+        ):
             output = original(**kwargs)
+        columns = short.columns
+        if self.layers is not None:
+            last = found.finish()
+            columns = sequence.gather(columns, last).masked_fill(last < 0, -1)
+            reports = [replace(report, layers=tuple(found.reports.get(n, ()))) for n, report in enumerate(reports)]
         kept.extend(short.columns, length, short.total)
         made = getattr(output, "past_key_values", None)
         if made is not None and made is not cache:
             mark(made, kept)
-        return output, short.columns
+        return output, columns, reports
+
+    def _pass(
+        self,
+        short: Shorter,
+        chosen: list[Chosen],
+        reports: list[ImageReport],
+        frame: Frame,
+        kept: Kept,
+        seen: Tensor,
+        kwargs: dict[str, Any],
+    ) -> Pass:
+        """What the seam inside the language model must know of this call."""
+        columns = short.columns
+        copies = len(chosen) // len(reports) if reports else 1
+        images = [
+            Placed(
+                number // copies,
+                image.row,
+                torch.searchsorted(columns[image.row].contiguous(), image.kept),
+                image.selection.indices,
+            )
+            for number, image in enumerate(chosen)
+        ]
+        positions = kwargs["position_ids"]
+        if positions.ndim == 3 and len(positions) == 4:  # those of plain text stand before the three of M-RoPE
+            positions = positions[1:]
+        decided = next(iter(frame.encoded.values())).inside if images else {}
+        asking = None if frame.asking is None else sequence.gather_mask(frame.asking.to(columns.device), columns)
+        return Pass(columns.shape[1], images, seen, asking, positions, kept, kwargs.get("past_key_values"), decided)
 
     def _carried(self, short: Shorter, chosen: list[Chosen], frame: Frame, kwargs: dict[str, Any]) -> list[Tensor]:
         """Position ids for every member that a token carries the position of; none where each has only its own."""
@@ -98,7 +151,14 @@ class Seam:
         return carried_ids(kwargs["position_ids"], long, short.columns, chosen)
 
     def _shortened(
-        self, frame: Frame, kwargs: dict[str, Any], shorter: Shorter, chosen: list[Chosen], kept: Kept, seen: Tensor
+        self,
+        frame: Frame,
+        kwargs: dict[str, Any],
+        shorter: Shorter,
+        chosen: list[Chosen],
+        kept: Kept,
+        everything: Tensor,
+        seen: Tensor,
     ) -> dict[str, Any]:
         """The arguments of the language model that differ for the short sequence."""
         embeds, columns = kwargs["inputs_embeds"], shorter.columns
@@ -109,7 +169,6 @@ class Seam:
             positions = torch.arange(past, past + length, device=embeds.device)[None]
         gone = shorter.gone + kept.gone if self.renumber else None
         short["position_ids"] = sequence.gather_positions(positions, columns, gone)
-        everything = torch.cat([kept.columns, torch.where(columns < 0, -1, columns + past)], dim=1)
         short["attention_mask"] = sequence.gather_mask(seen, everything)
 
         if kwargs.get("visual_pos_masks") is not None:

@@ -176,6 +176,14 @@ def shorten_planes(
     return result, short_visual
 
 
+def before_answers(labels: Tensor) -> Tensor:
+    """(B, L) 1 for the last token before each stretch of labels, which is where an answer is asked for."""
+    learned = labels != -100
+    asking = torch.zeros_like(labels)
+    asking[:, :-1] = (learned[:, 1:] & ~learned[:, :-1]).to(labels)
+    return asking
+
+
 def shorten_labels(labels: Tensor, columns: Tensor) -> Tensor:
     """Labels (B, L) at `columns`; -100 for padding, and for what comes right after it, which nothing predicts."""
     unpredicted = columns < 0

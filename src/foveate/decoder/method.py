@@ -1,0 +1,179 @@
+"""What a method inside the language model is: the layers at which it acts, and `select`."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.tokens import Selection
+
+#: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
+#: to (PyramidDrop), at the cost of its queries and keys.
+Asked = Literal["previous", "own"]
+#: Entries of the largest block of attention that exists at a time.
+_BLOCK = 2**23
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries and keys of one sequence at one layer, rotated.
+
+    Args:
+        query: (H, L, d) of the new tokens.
+        key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
+        scaling: Factor of the logits.
+        seen: (K,) bool, False for padding; None: there is none.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    seen: Tensor | None = None
+
+    @property
+    def past(self) -> int:
+        """Tokens before the new ones."""
+        return self.key.shape[1] - self.query.shape[1]
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay, under the causal mask."""
+        key = self.key
+        if len(key) != len(self.query):
+            key = key.repeat_interleave(len(self.query) // len(key), dim=0)
+        logits = (self.query[:, rows] @ key.transpose(-1, -2)).float() * self.scaling
+        hidden = torch.arange(key.shape[1], device=rows.device) > (rows + self.past)[:, None]
+        if self.seen is not None:
+            hidden = hidden | ~self.seen
+        return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+
+    def received(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Attention (N,) that the new tokens `rows` pay to the new tokens `places`, mean over heads and rows.
+
+        Computed in blocks of rows, so that memory stays bounded.
+        """
+        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
+        total = torch.zeros(len(places), device=places.device)
+        for some in rows.split(step):
+            total += self.rows(some)[:, :, places + self.past].sum(dim=1).mean(dim=0)
+        return total / max(len(rows), 1)
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """The visual tokens of one image as a decoder layer is about to read them.
+
+    Args:
+        features: (N, D) their hidden states.
+        sequence: (L, D) those of all new tokens of the sequence.
+        places: (N,) where the image's tokens stand in it, ascending.
+        text: (T,) where text stands in it.
+        asking: (a,) the last token of the prompt; in training the token before each answer.
+        layer: The layer that is about to run, 0-based.
+        num_layers: Layers of the language model.
+        number: Which image of its prompt this is, for seeds.
+        origin: (N,) places of the tokens among those that the encoder made of the image.
+        ask: Gives queries and keys of a layer; see `attention`.
+    """
+
+    features: Tensor
+    sequence: Tensor
+    places: Tensor
+    text: Tensor
+    asking: Tensor
+    layer: int
+    num_layers: int
+    number: int
+    origin: Tensor
+    ask: Callable[[Asked], Attention]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the hidden states are."""
+        return self.features.device
+
+    def attention(self, asked: Asked) -> Attention:
+        """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
+
+        Raises:
+            FoveateError: the method did not declare that it asks the previous layer (`asks_previous`).
+        """
+        return self.ask(asked)
+
+
+@dataclass(frozen=True)
+class DecoderMethod(ABC):
+    """A way of leaving visual tokens out between the layers of a language model.
+
+    A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
+    defaults; the first paragraph of its docstring is what the gallery shows. The runtime owns what is the same for all:
+    budgets, padding, positions, masks and caches. A method only picks.
+    """
+
+    #: Name in plans; the registry refuses two equal ones.
+    name: ClassVar[str]
+    #: Title of the paper.
+    title: ClassVar[str]
+    #: "arXiv 2403.06764", or "" for a control.
+    paper: ClassVar[str] = ""
+    site: ClassVar[str] = "decoder"
+    #: Whether it needs weights that were trained for it.
+    trained: ClassVar[bool] = False
+    #: Whether the number of tokens that stay follows from sizes alone.
+    exact: ClassVar[bool] = True
+    #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
+    budget: ClassVar[Literal["count", "optional", "none"]] = "count"
+    #: Positions of what stays in the layers after: those that they had, or counted anew. Multi-axis positions (M-RoPE)
+    #: are always the original ones.
+    positions: ClassVar[Literal["original", "contiguous"]] = "original"
+    #: Whether the layer before the one where it acts must be watched.
+    asks_previous: ClassVar[bool] = False
+
+    @abstractmethod
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers before which it acts in a language model of `num_layers`, where a plan names none (no `@`)."""
+
+    @abstractmethod
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """Choose `count` of the tokens of one image, 0 < count < len(tokens).
+
+        Methods whose budget is not "count" may get `count` = 0: their own rule decides.
+        """
+
+    def __call__(self, tokens: LayerTokens, count: int | None) -> Selection:
+        """Choose tokens of one image at one layer.
+
+        Args:
+            tokens: The image.
+            count: Tokens that shall stay; None leaves it to the method.
+
+        Raises:
+            FoveateError: the method needs a budget and has none, or takes none and has one.
+        """
+        if count is None:
+            if self.budget == "count":
+                raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
+            return self.select(tokens, 0)
+        if self.budget == "none":
+            raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
+        if count >= len(tokens):
+            return Selection(torch.arange(len(tokens), device=tokens.device))
+        return self.select(tokens, count)
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The hyper-parameters that differ from their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        }

@@ -1,0 +1,517 @@
+"""The seam inside the language model: between two layers the sequence gets shorter once more.
+
+Hooks before the decoder layers hand each layer what is left: hidden states, rotary positions and the columns of the
+mask. A cache then holds fewer entries in later layers; which, is noted beside it by *segment*, the layers from one
+shortening to the next. Everything is index work on what the model itself made: no modelling file is touched.
+
+Columns are those of the sequence that enters the first layer. `columns` (B, P) of a segment says which of them each
+position of the shorter sequence is, -1 for padding on the left of rows that lost more than others.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from threading import local
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.decoder.method import Asked, Attention, LayerTokens
+from foveate.errors import FoveateError
+from foveate.plan import Plan, Step
+from foveate.runtime import sequence
+from foveate.runtime.cache import Kept
+from foveate.runtime.first_layer import rotated
+from foveate.runtime.probe import watched
+from foveate.runtime.report import LayerReport
+from foveate.runtime.sequence import Chosen
+from foveate.tokens import Selection
+
+#: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and
+#: a cache, and attention in every layer.
+TEXT_TYPES = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4v_text",
+    "llama",
+    "ministral3",
+    "mistral",
+    "qwen2",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3",
+    "qwen3_vl_text",
+)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An image in the sequence that enters the first layer.
+
+    Args:
+        number: Which of the images of the call.
+        row: Sequence of the batch.
+        places: (N,) where its tokens stand among the new columns.
+        origin: (N,) their places among the tokens that the encoder made of it.
+    """
+
+    number: int
+    row: int
+    places: Tensor
+    origin: Tensor
+
+
+@dataclass
+class _Short:
+    """What the layers of a segment are called with."""
+
+    columns: Tensor  # (B, P) of the new columns
+    gone: Tensor  # (B, P) image tokens left out before each of them, in this pass
+    total: Tensor  # (B, 1)
+    images: list[Placed]  # at their places in the short sequence
+    taken: Tensor | None = None  # (B, P) of the sequence of the segment before
+    chosen: list[Chosen] = field(default_factory=list)  # in the sequence of the segment before
+    made: dict[Any, Any] = field(default_factory=dict)  # masks and rotations, made once for all layers
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows begin with padding."""
+        return bool((self.columns < 0).any())
+
+
+@dataclass
+class Pass:
+    """One call of the language model.
+
+    Args:
+        length: New columns L.
+        images: Images among them.
+        seen: (B, past + L) 0 for padding.
+        asking: (B, L) 1 for the tokens before answers; None: the last one asks.
+        positions: Position ids of the new columns as the language model is given them.
+        kept: What the cache holds, where there is one.
+        cache: The cache.
+        decided: What was chosen for this prompt before, by image and layer: without a cache `generate` passes the
+            growing text through the model at every step, and what was chosen for the prompt stays chosen.
+    """
+
+    length: int
+    images: list[Placed]
+    seen: Tensor
+    asking: Tensor | None
+    positions: Tensor
+    kept: Kept | None
+    cache: Any
+    decided: dict[tuple[int, int], Selection]
+    shorts: dict[int, _Short] = field(default_factory=dict)
+    keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    reports: dict[int, list[LayerReport]] = field(default_factory=dict)
+
+    @property
+    def past(self) -> int:
+        """Columns before the new ones."""
+        return self.seen.shape[1] - self.length
+
+    def remembered(self, segment: int) -> Tensor:
+        """(B, n) the columns that the cache of a segment's layers holds, -1 for padding."""
+        segments = {} if self.kept is None else self.kept.segments
+        if segment in segments:
+            return segments[segment]
+        return torch.arange(self.past, device=self.seen.device).expand(len(self.seen), -1)
+
+    def gone_before(self, segment: int) -> Tensor:
+        """(B, 1) image tokens that a segment's layers lost in earlier calls."""
+        nothing = torch.zeros(len(self.seen), 1, dtype=torch.int64, device=self.seen.device)
+        return nothing if self.kept is None else self.kept.lost.get(segment, nothing)
+
+    def begin(self, segment: int, before: int | None) -> None:
+        """What a segment's layers get where no image is left out before them."""
+        if before is not None:
+            last = self.shorts[before]
+            self.shorts[segment] = _Short(last.columns, last.gone, last.total, last.images)
+            return
+        columns = torch.arange(self.length, device=self.seen.device).expand(len(self.seen), -1)
+        self.shorts[segment] = _Short(
+            columns, torch.zeros_like(columns), columns.new_zeros(len(columns), 1), self.images
+        )
+
+    def finish(self) -> Tensor:
+        """Note what every segment of the cache holds now; returns the new columns (B, P) that the last layer saw."""
+        if self.kept is not None:
+            self.kept.segments = {
+                segment: torch.cat([self.remembered(segment), self.with_past(short.columns)], dim=1)
+                for segment, short in self.shorts.items()
+            }
+            self.kept.lost = {segment: self.gone_before(segment) + short.total for segment, short in self.shorts.items()}
+        return self.shorts[max(self.shorts)].columns
+
+    def with_past(self, columns: Tensor) -> Tensor:
+        """New columns counted with those before them."""
+        return torch.where(columns < 0, -1, columns + self.past)
+
+
+class LayerSeam:
+    """Hooks that shorten the sequence between the layers of a language model, while attached.
+
+    Args:
+        text: The language model.
+        plan: Its steps of site "decoder" are followed.
+        contiguous: Count positions anew after a shortening; None: as each method's paper does.
+
+    Raises:
+        FoveateError: the language model is of a kind that cannot be shortened inside, or has not the layers named.
+    """
+
+    def __init__(self, text: Any, plan: Plan, contiguous: bool | None) -> None:
+        self.text = text
+        self.plan = plan
+        kind = getattr(getattr(text, "config", None), "model_type", type(text).__name__)
+        if kind not in TEXT_TYPES:
+            raise FoveateError(
+                f"{plan} acts inside the language model; that works in {', '.join(TEXT_TYPES)}, not in {kind}."
+            )
+        count = len(text.layers)
+        self.steps: dict[int, Step] = {}
+        for step in plan.decoder_steps:
+            for layer in step.layers or step.method.layers(count):
+                if not 1 <= layer < count:
+                    raise FoveateError(
+                        f"{step} acts before layer {layer}; this language model has layers 1 to {count - 1} for that."
+                    )
+                if self.steps.setdefault(layer, step) is not step:
+                    raise FoveateError(f"two steps of {plan} act before layer {layer}; give one of them another one.")
+        self.steps = dict(sorted(self.steps.items()))
+        self._contiguous = contiguous
+        self._local = local()
+        # A checkpointed layer runs again in the backward pass, with the same rotary positions: they tell the pass.
+        self._passes: dict[int, Pass] = {}
+        rotary = text.rotary_emb.forward
+        self._by_type = "layer_type" in inspect.signature(rotary).parameters
+
+    def attach(self) -> list[Callable[[], None]]:
+        """Install the hooks; returns what takes them off again."""
+        undo: list[Callable[[], None]] = []
+        for number, layer in enumerate(self.text.layers):
+            if number >= min(self.steps):
+                undo.append(layer.register_forward_pre_hook(self._before(number), with_kwargs=True).remove)
+        for number, step in self.steps.items():
+            if step.method.asks_previous:
+                watching = ExitStack()
+                watching.enter_context(watched(self.text.layers[number - 1].self_attn, self._observer(number - 1)))
+                undo.append(watching.close)
+        process = getattr(self.text, "_deepstack_process", None)
+        if process is not None:
+            self.text._deepstack_process = self._deepstack(process)
+            undo.append(partial(delattr, self.text, "_deepstack_process"))
+        return undo
+
+    @contextmanager
+    def passing(self, found: Pass) -> Generator[None]:
+        """Inside this context this thread's call of the language model is `found`."""
+        before = getattr(self._local, "found", None)
+        self._local.found = found
+        try:
+            yield
+        finally:
+            self._local.found = before
+
+    # Hooks
+
+    def _before(self, number: int) -> Callable[..., Any]:
+        segment = self._segment(number)
+        earlier = [first for first in self.steps if first < segment]
+        before = max(earlier, default=None)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            found = self._pass(kwargs)
+            if found is None:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if number == segment:
+                if segment not in found.shorts:
+                    if found.images:
+                        self._shorten(number, before, module, hidden, found, kwargs)
+                    else:
+                        found.begin(segment, before)
+                short = found.shorts[segment]
+                if short.taken is not None:
+                    hidden = sequence.shorten_features(hidden, short.taken, short.chosen)
+            short = found.shorts[segment]
+            changed = self._arguments(number, hidden, found, short, kwargs)
+            if not args:
+                return args, {**kwargs, **changed, "hidden_states": hidden}
+            rest = tuple(
+                sequence.gather(value, short.columns)
+                if isinstance(value, Tensor) and value.shape[1:2] == (found.length,)
+                else value
+                for value in args[1:]
+            )
+            return (hidden, *rest), {**kwargs, **changed}
+
+        return hook
+
+    def _segment(self, number: int) -> int:
+        """The first layer of the segment that a layer belongs to."""
+        return max(first for first in self.steps if first <= number)
+
+    def _pass(self, kwargs: dict[str, Any]) -> Pass | None:
+        cosine = kwargs["position_embeddings"][0]
+        found = getattr(self._local, "found", None)
+        if found is None:
+            return self._passes.get(id(cosine))
+        if torch.is_grad_enabled() and id(cosine) not in self._passes:
+            self._passes[id(cosine)] = found
+            weakref.finalize(cosine, self._passes.pop, id(cosine), None)
+        return found
+
+    def _observer(self, layer: int) -> Callable[..., None]:
+        def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+            found: Pass | None = getattr(self._local, "found", None)
+            if found is not None and found.images:
+                scaling = options.get("scaling")
+                scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+                found.keys[layer] = (query.detach(), key.detach(), scaling)
+
+        return observe
+
+    def _deepstack(self, process: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Planes that are added after the first layers follow the images that are left there."""
+
+        def shortened(hidden: Tensor, visual: Tensor, plane: Tensor) -> Tensor:
+            found: Pass | None = getattr(self._local, "found", None)
+            if found is not None:
+                for segment in sorted(found.shorts):
+                    short = found.shorts[segment]
+                    if short.taken is not None:
+                        (plane,), visual = sequence.shorten_planes([plane], visual, short.taken, short.chosen)
+            return process(hidden, visual, plane)
+
+        return shortened
+
+    # Choosing
+
+    @torch.no_grad()
+    def _shorten(
+        self, number: int, before: int | None, module: Any, hidden: Tensor, found: Pass, kwargs: dict[str, Any]
+    ) -> None:
+        """Run the step of one layer on all images of the pass."""
+        found.begin(number, before)
+        last = found.shorts[number]
+        seen = sequence.gather_mask(found.seen[:, found.past :], last.columns)
+        made: dict[Asked, tuple[Tensor, Tensor, float]] = {}
+        chosen: list[Chosen] = []
+        selections: dict[int, Selection] = {}
+        for image in last.images:
+            if image.number not in selections:  # the others are copies, for beams or several answers
+                ask = self._ask(number, module, hidden, image.row, found, last, kwargs, made)
+                selections[image.number] = self._select(number, hidden, image, found, last, seen, ask)
+            chosen.append(Chosen(image.row, image.places, selections[image.number]))
+        shorter = sequence.kept_columns(len(seen), last.columns.shape[1], chosen, seen, hidden.device)
+        images = []
+        for image, one in zip(last.images, chosen, strict=True):
+            # Padding stands before all columns that stay, so that the row ascends.
+            places = torch.searchsorted(shorter.columns[image.row].contiguous(), one.kept)
+            images.append(Placed(image.number, image.row, places, image.origin[one.selection.indices]))
+        found.shorts[number] = _Short(
+            sequence.gather(last.columns, shorter.columns).masked_fill(shorter.columns < 0, -1),
+            sequence.gather(last.gone, shorter.columns) + shorter.gone,
+            last.total + shorter.total,
+            images,
+            shorter.columns,
+            chosen,
+        )
+        found.keys.pop(number - 1, None)
+
+    def _select(
+        self,
+        number: int,
+        hidden: Tensor,
+        image: Placed,
+        found: Pass,
+        last: _Short,
+        seen: Tensor,
+        ask: Callable[[Asked], Attention],
+    ) -> Selection:
+        row, step = image.row, self.steps[number]
+        text = seen[row] > 0
+        for other in last.images:
+            if other.row == row:
+                text = text.index_fill(0, other.places, False)
+        if found.asking is None:
+            asking = (seen[row] > 0).nonzero().flatten()[-1:]
+        else:
+            asking = sequence.gather_mask(found.asking[row : row + 1], last.columns[row : row + 1])[0]
+            asking = asking.nonzero().flatten()
+        tokens = LayerTokens(
+            hidden[row, image.places],
+            hidden[row],
+            image.places,
+            text.nonzero().flatten(),
+            asking,
+            number,
+            len(self.text.layers),
+            sum(other.row == row and other.number < image.number for other in last.images),
+            image.origin,
+            ask,
+        )
+        start = time.perf_counter()
+        selection = found.decided.get((image.number, number))
+        if selection is None:
+            selection = step.method(tokens, step.count(len(tokens)))
+            found.decided[image.number, number] = selection
+        spent = 1000 * (time.perf_counter() - start)
+        report = LayerReport(
+            str(step), number, len(tokens), len(selection), spent, tokens.origin[selection.indices].cpu()
+        )
+        found.reports.setdefault(image.number, []).append(report)
+        return selection
+
+    def _ask(
+        self,
+        number: int,
+        module: Any,
+        hidden: Tensor,
+        row: int,
+        found: Pass,
+        last: _Short,
+        kwargs: dict[str, Any],
+        made: dict[Asked, tuple[Tensor, Tensor, float]],
+    ) -> Callable[[Asked], Attention]:
+        def ask(asked: Asked) -> Attention:
+            segment = number
+            if asked == "previous":
+                if number - 1 not in found.keys:
+                    raise FoveateError(
+                        f"{self.steps[number].method.name} asks layer {number - 1} and did not declare it."
+                    )
+                made[asked] = found.keys[number - 1]
+                segment = max((first for first in self.steps if first < number), default=-1)
+            elif asked not in made:
+                rotation = self._rotation(number, hidden, found, last, kwargs["position_embeddings"])
+                query, key, scaling = rotated(module.self_attn, module.input_layernorm(hidden), rotation)
+                made[asked] = (query, self._with_past(number, found, key), scaling)
+            query, key, scaling = made[asked]
+            held = torch.cat([found.remembered(segment)[row], found.with_past(last.columns[row])])
+            seen = (held >= 0) & (found.seen[row][held.clamp(min=0)] > 0)
+            key = key[row, :, : len(held)]  # a static cache has room behind what it holds
+            seen = seen[len(held) - key.shape[1] :]  # and a window has forgotten what came first
+            return Attention(query[row], key, scaling, None if bool(seen.all()) else seen)
+
+        return ask
+
+    def _with_past(self, number: int, found: Pass, key: Tensor) -> Tensor:
+        """Keys of a layer with those that its cache holds."""
+        held = found.remembered(number).shape[1]
+        if not held:
+            return key
+        return torch.cat([found.cache.layers[number].keys[:, :, :held].to(key), key], dim=2)
+
+    # What a layer is called with
+
+    def _arguments(
+        self, number: int, hidden: Tensor, found: Pass, short: _Short, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a layer that differ for the shorter sequence."""
+        mask, rotation, ids = (kwargs.get(name) for name in ("attention_mask", "position_embeddings", "position_ids"))
+        cached = found.cache.layers[number] if found.cache is not None and number < len(found.cache.layers) else None
+        room = getattr(cached, "max_cache_len", None)
+        window = getattr(self.text.layers[number].self_attn, "sliding_window", None)
+        key = (id(mask), id(rotation), window, room)
+        if key not in short.made:
+            made = {
+                "attention_mask": self._mask(number, found, short.columns, mask, hidden.dtype, window, room),
+                "position_embeddings": self._rotation(number, hidden, found, short, rotation),
+            }
+            if isinstance(ids, Tensor):
+                made["position_ids"] = sequence.gather_positions(ids, short.columns)
+            # The originals are kept with them: what has their identity must not be something else later.
+            short.made[key] = (made, mask, rotation)
+        return short.made[key][0]
+
+    def _rotation(self, number: int, hidden: Tensor, found: Pass, short: _Short, rotation: Any) -> Any:
+        """Rotary positions of the short sequence."""
+        segment = self._segment(number)
+        contiguous = self.steps[segment].method.positions == "contiguous"
+        if self._contiguous is not None:
+            contiguous = self._contiguous
+        if not contiguous or found.positions.ndim == 3:
+            if short.columns.shape[1] == found.length and not short.padded:
+                return rotation
+            return tuple(_along(value, short.columns) for value in rotation)
+        gone = short.gone + found.gone_before(segment)
+        ids = sequence.gather_positions(found.positions, short.columns, gone)
+        extra = (self.text.config.layer_types[number],) if self._by_type else ()
+        return self.text.rotary_emb(hidden, ids, *extra)
+
+    def _mask(
+        self,
+        number: int,
+        found: Pass,
+        columns: Tensor,
+        mask: Any,
+        dtype: torch.dtype,
+        window: int | None,
+        room: int | None,
+    ) -> Any:
+        """The mask of the short sequence, of the same form as the long one's.
+
+        Args:
+            number: The layer.
+            found: The pass.
+            columns: (B, P) of the new columns.
+            mask: What the layer would be given.
+            dtype: Of the hidden states.
+            window: Tokens that the layer looks back at most, itself included; None: all.
+            room: Entries that a cache of fixed size has; None: it grows.
+        """
+        held = found.remembered(self._segment(number))
+        if window is not None:
+            held = held[:, max(held.shape[1] - window + 1, 0) :]  # a window forgets
+        keys = torch.cat([held, found.with_past(columns)], dim=1)
+        if mask is None:
+            return None if bool((keys >= 0).all()) else self._causal(found, columns, keys, window, dtype)
+        if not isinstance(mask, Tensor):
+            raise FoveateError(f"{self.plan} cannot be followed with masks of type {type(mask).__name__}.")
+        # The mask of a layer with a window begins later than the sequence.
+        offset = 0 if room is not None and window is None else max(found.seen.shape[1] - mask.shape[-1], 0)
+        places = torch.where(keys < offset, -1, keys - offset)
+        if mask.ndim == 2:
+            return sequence.gather_mask(mask, places)
+        spread = mask.expand(len(columns), -1, -1, -1)
+        rows = spread.gather(2, columns.clamp(min=0)[:, None, :, None].expand(-1, spread.shape[1], -1, spread.shape[3]))
+        index = places.clamp(min=0)[:, None, None].expand(-1, *rows.shape[1:3], -1)
+        least = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        short = rows.gather(3, index).masked_fill((places < 0)[:, None, None], least)
+        # Rows of padding see everything: what sees nothing is no number.
+        short = short.masked_fill((columns < 0)[:, None, :, None], True if mask.dtype == torch.bool else 0.0)
+        return short if room is None else F.pad(short, (0, room - short.shape[-1]), value=least)
+
+    def _causal(self, found: Pass, columns: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+        """A causal mask where the model itself needed none, and padding now asks for one."""
+        kind = self.text.config._attn_implementation
+        if "flash" in kind:
+            return (keys >= 0).long()
+        queries = torch.where(columns < 0, -1, columns + found.past)
+        allowed = (keys[:, None] >= 0) & (keys[:, None] <= queries[:, :, None])
+        if window is not None:
+            allowed &= keys[:, None] > queries[:, :, None] - window
+        allowed |= (columns < 0)[:, :, None]  # rows of padding see everything: what sees nothing is no number
+        if "eager" not in kind:
+            return allowed[:, None]
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[:, None]
+
+
+def _along(value: Tensor, columns: Tensor) -> Tensor:
+    """Rotary cosines or sines (..., B or 1, L, d) at columns (B, P)."""
+    spread = value.expand(*value.shape[:-3], len(columns), *value.shape[-2:])
+    index = columns.clamp(min=0)[..., None].expand(*spread.shape[:-3], *columns.shape, value.shape[-1])
+    return spread.gather(-2, index)
