@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -156,3 +157,24 @@ def test_tiles_that_are_images_of_their_own_find_their_places(tmp_path):
             x, y = (column * 4 + token % 4 + 0.5) * 8 * scale, (row * 4 + token // 4 + 0.5) * 8 * scale
             red, green, blue = block.getpixel((1 + round(x), 64 + round(y)))
             assert (red == green == blue) == (kind == "dropped"), (number, kind)
+
+
+def test_layers_inside_the_language_model_are_stages_and_stand_in_the_picture(tmp_path):
+    image = Image.effect_noise((160, 160), 60).convert("RGB")
+    answer = foveate.ask(image, "What is the total?", plan="uniform:16 + pyramiddrop:50%@1,3")
+    assert [(stage.name, stage.tokens) for stage in answer.stages[-3:]] == [
+        ("uniform:16", 16),
+        ("layer 1", 8),
+        ("layer 3", 4),
+    ]
+    assert answer.tokens.read == 16
+    (image_of_plan,) = answer.selection
+    first, second = (set(layer["kept"]) for layer in image_of_plan["layers"])
+    assert second < first < set(image_of_plan["kept"])
+    plain = foveate.ask(image, "What is the total?", plan="uniform:16").selection[0]
+
+    def panel(document):
+        return np.asarray(draw_selection(document, image, 1200).crop((0, 40, 600, 400))).astype(int)
+
+    assert np.array_equal(panel(image_of_plan | {"layers": []}), panel(plain))
+    assert (panel(image_of_plan) != panel(plain)).any()  # what leaves inside is paler

@@ -2,6 +2,8 @@
 
 The account is taken from the run itself: hooks read the shapes and the clock while `generate` works, and are removed
 when it ends. They see every model of `AutoModelForImageTextToText`; a ViT-UHD also shows its stages.
+
+`answer_batch` answers many conversations at once and keeps no account.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -202,7 +204,9 @@ def ask(
     unmerged = max(stage.tokens for stage in stages)
     if "grid_hws" in inputs:  # also where a plan made the image smaller
         unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
+    read = stages[-1].tokens
     if handle is not None and reports:
+        read = sum(report.tokens_kept for report in reports)
         stages = _stages_of_plan(stages, handle.plan, reports)
     return Answer(
         text=_tokenizer(processor).decode(written, skip_special_tokens=True).strip(),
@@ -212,7 +216,7 @@ def ask(
         view_size=view_size,
         stages=stages,
         tokens=Tokens(
-            read=stages[-1].tokens,
+            read=read,
             unmerged=unmerged,
             text=length - _placeholders(net, inputs),
             generated=len(written),
@@ -241,7 +245,7 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
         ``index`` (place of each cell of the grid among the tokens, -1 in padding), ``tokens`` and how many of them the
         language model reads (``kept``: merged ones count where they stand); and, as places among the image's tokens,
         ``kept`` (those that stand for themselves), ``merged`` (one mapping for each group: ``at``, where it stands, and
-        ``tokens``, its members), ``dropped`` and ``separators``.
+        ``tokens``, its members), ``dropped`` and ``separators``. Every one of ``layers`` says which tokens it kept.
     """
     document: dict[str, Any] = report.as_json() | {"seen": list(seen)}
     layout, places = report.layout, report.selection.indices.tolist()
@@ -253,7 +257,9 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
         (dropped if row < 0 else groups[row]).append(token)
     rows = list(zip(places, groups, strict=True))
     separators = layout.separators
+    layers = [layer.as_json() | {"kept": layer.indices.tolist()} for layer in report.layers]
     return document | {
+        "layers": layers,
         "kept": [place for place, group in rows if group == [place]],
         "merged": [{"at": place, "tokens": group} for place, group in rows if group != [place]],
         "dropped": dropped,
@@ -311,10 +317,18 @@ def _stages_of_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport,
     if stages[-1].name == "language model":
         detail = "image tokens of the prompt"
         stages = [*stages[:-1], Stage("connector", None, stages[-1].tokens, None, detail)]
-    steps = zip(*(report.steps for report in reports), strict=True)
-    return stages + [
-        Stage(str(step), None, sum(one.tokens_kept for one in done), None, DOINGS.get(step.method.site, "shortened"))
-        for step, done in zip(plan.steps, steps, strict=True)
+    before = zip(*(report.steps for report in reports), strict=True)
+    inside = zip(*(report.layers for report in reports), strict=True)
+    return [
+        *stages,
+        *(
+            Stage(str(step), None, sum(one.tokens_kept for one in done), None, DOINGS[step.method.site])
+            for step, done in zip(plan.early_steps, before, strict=False)
+        ),
+        *(
+            Stage(f"layer {done[0].layer}", None, sum(one.tokens_kept for one in done), None, done[0].method)
+            for done in inside
+        ),
     ]
 
 
@@ -394,6 +408,95 @@ def greedy(net: Any, max_new_tokens: int) -> Any:
     settings.num_beams, settings.num_return_sequences = 1, 1
     settings.max_length, settings.max_new_tokens = None, max_new_tokens
     return settings
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int | Sequence[int]
+) -> list[str]:
+    """Answer the last turn of many conversations at once, greedily.
+
+    A plan that is attached to the model is followed. An answer is what the conversation alone would get, up to the
+    rounding of larger products.
+
+    Args:
+        model: a model of `transformers` that answers questions about images.
+        processor: its processor.
+        conversations: for each its messages, such as ``{"role": "user", "content": [{"type": "image", "image": PIL
+            image}, {"type": "text", "text": "What is it?"}]}``; a content that is text alone may be a string. Text that
+            the model's tokenizer would take for a control token is passed on as text.
+        max_new_tokens: length at which answers are cut off, for all, or one for each conversation.
+
+    Returns:
+        The answers, without white space around them.
+
+    Raises:
+        FoveateError: there is no conversation, or one is longer than the model can read.
+    """
+    inputs = inputs_of_batch(model, processor, conversations)
+    single = isinstance(max_new_tokens, int)
+    limits = [max_new_tokens] * len(conversations) if single else [*max_new_tokens]
+    check_length(model, inputs["input_ids"].shape[1], max(limits))
+    output = model.generate(**inputs, generation_config=greedy(model, max(limits)))
+    written = output if model.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
+    return texts_of(model, processor, written, limits)
+
+
+def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
+    """The model's inputs for the next answer in each of many conversations, padded on the left; see `answer_batch`."""
+    if not conversations:
+        raise FoveateError("there is no conversation to go on with.")
+    plain = [plain_messages(messages, processor) for messages in conversations]
+    images = [[part["image"] for part in _parts(messages) if part["type"] == "image"] for messages in plain]
+    inputs = processor(
+        **({"images": images} if any(images) else {}),
+        text=[prompt_of(processor, messages) for messages in plain],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
+    return inputs.to(model.device, dtype=model.dtype)
+
+
+def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
+    """Messages whose contents are lists of parts, and whose texts hold no token with a special meaning."""
+    tokenizer = _tokenizer(processor)
+    found = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = [
+            {"type": "text", "text": as_plain_text(part["text"].strip(), tokenizer)} if part["type"] == "text" else part
+            for part in parts
+        ]
+        found.append({**message, "content": parts})
+    return found
+
+
+def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
+    """Messages as the text that the model goes on with. Without a chat template: images first, then all texts."""
+    if getattr(processor, "chat_template", None):
+        return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    parts = _parts(messages)
+    placeholders = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
+    return placeholders + "\n".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence[int]) -> list[str]:
+    """Generated tokens (B, T) as text: each row up to its end of text or its limit, without white space around it."""
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    first = 1 if model.config.is_encoder_decoder else 0  # decoders of those may begin with what ends a text
+    rows = []
+    for row, limit in zip(written[:, first:].tolist(), limits, strict=True):
+        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        rows.append(row[: min(end, limit)])
+    texts = _tokenizer(processor).batch_decode(rows, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [part for message in messages for part in message["content"]]
 
 
 class _Stream(TextStreamer):

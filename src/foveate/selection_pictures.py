@@ -20,6 +20,9 @@ WORDS, THUMBNAIL = 400, 300
 #: Crops are numbered where they are at least this wide and tall in the picture.
 FINEST_CROP = 44
 
+#: How pale the tokens are that leave inside the language model: those that leave first the most.
+FADED = (0.7, 0.35)
+
 KEPT, MERGED, DROPPED = 0, 1, 2
 
 
@@ -29,6 +32,7 @@ def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return documents
     whole: dict[str, Any] = documents[0] | {"steps": [dict(step) for step in documents[0]["steps"]]}
     whole |= {name: [] for name in ("crops", "kept", "merged", "dropped", "separators")}
+    whole["layers"] = [layer | {"kept": []} for layer in documents[0]["layers"]]
     before = 0
     for document in documents:
         for crop in document["crops"]:
@@ -39,11 +43,15 @@ def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for group in document["merged"]:
             tokens = [place + before for place in group["tokens"]]
             whole["merged"].append({"at": group["at"] + before, "tokens": tokens})
+        for layer, own in zip(whole["layers"], document["layers"], strict=True):
+            layer["kept"] += [place + before for place in own["kept"]]
         before += document["tokens_in"]
     for name in ("tokens_in", "tokens_kept"):
         whole[name] = sum(document[name] for document in documents)
         for number, step in enumerate(whole["steps"]):
             step[name] = sum(document["steps"][number][name] for document in documents)
+        for number, layer in enumerate(whole["layers"]):
+            layer[name] = sum(document["layers"][number][name] for document in documents)
     whole["notes"] = list(dict.fromkeys(note for document in documents for note in document["notes"]))
     return [whole]
 
@@ -66,6 +74,7 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
         )
     )
     states, groups = _of_tokens(document)
+    leaves = _leaving(document)
     over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
     apart = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
     if not over:  # nothing but a thumbnail, or a clip: its first frame
@@ -73,8 +82,8 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
     tiled = len(document["crops"]) > 1
 
     room = width - WORDS - GAP - (THUMBNAIL + GAP if apart else 0)
-    panel = _panel(seen, over, states, groups, (room, TALLEST), numbered=tiled)
-    beside = [_panel(seen, [crop], states, groups, (THUMBNAIL, TALLEST), numbered=False) for crop in apart]
+    panel = _panel(seen, over, states, groups, leaves, (room, TALLEST), numbered=tiled)
+    beside = [_panel(seen, [crop], states, groups, leaves, (THUMBNAIL, TALLEST), numbered=False) for crop in apart]
     words = _words(document, states, tiled)
     tall = max(panel.height, *(one.height for one in (*beside, words)))
     heading = 64 if tiled else 40
@@ -107,6 +116,23 @@ def _of_tokens(document: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return states, groups
 
 
+def _leaving(document: dict[str, Any]) -> np.ndarray:
+    """The number of the step inside the language model that leaves a token out, -1: none; one more at the end."""
+    leaves = np.full(document["tokens_in"] + 1, -1)
+    for number, layer in reversed(list(enumerate(document["layers"]))):
+        gone = np.ones(document["tokens_in"] + 1, bool)
+        gone[layer["kept"]] = False
+        leaves[gone] = number
+    leaves[-1] = -1
+    return leaves
+
+
+def _fade(number: int, count: int) -> float:
+    """How pale the tokens are that leave with step `number` of `count`."""
+    first, last = FADED
+    return first if count == 1 else first + (last - first) * number / (count - 1)
+
+
 def _tints(count: int) -> np.ndarray:
     """`count` colours (count, 3): neighbours in number are far from each other in hue."""
     hues = (0.58 + 0.61803398875 * np.arange(max(count, 1))) % 1
@@ -120,6 +146,7 @@ def _panel(
     crops: list[dict[str, Any]],
     states: np.ndarray,
     groups: np.ndarray,
+    leaves: np.ndarray,
     room: tuple[int, int],
     *,
     numbered: bool,
@@ -147,12 +174,18 @@ def _panel(
         row = ((down + 0.5 - top) / (bottom - top) * rows).astype(int).clip(0, rows - 1)
         index = np.array(crop["index"]).reshape(rows, columns)[row][:, column]
         state, group = states[index], groups[index]
+        leave = np.where(state == DROPPED, -1, leaves[index])
         window = np.ix_(down, across)
         own = pixels[window]
         own[state == KEPT] = colour[window][state == KEPT]
         tinted = (0.3 * 255 + 0.7 * grey[window]) / 255 * (255 - TINT * (255 - tints[group]))
         own[state == MERGED] = tinted[state == MERGED]
-        _outline(own, np.where(state == MERGED, group, -1 - state), index)
+        steps = int(leaves.max(initial=-1)) + 1
+        for number in range(steps):
+            going, fade = leave == number, _fade(number, steps)
+            own[going] = (1 - fade) * own[going] + fade * pixels[window][going]
+        areas = np.where(state == MERGED, group, -1 - state) * (steps + 1) + leave + 1
+        _outline(own, areas, index, state != DROPPED)
         pixels[window] = own
         boxes.append((crop, (across[0], down[0], across[-1], down[-1])))
     panel = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -166,12 +199,12 @@ def _panel(
     return panel
 
 
-def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray) -> None:
-    """Darken where an area ends, and a little where a cell of a kept or merged area ends."""
+def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray, drawn: np.ndarray) -> None:
+    """Darken where an area ends, and a little where a cell ends that is `drawn` (kept or merged)."""
     for axis in (0, 1):
         here = [slice(None)] * 2
         here[axis] = slice(1, None)
-        inside = (np.diff(cells, axis=axis) != 0) & (areas[tuple(here)] != -1 - DROPPED)
+        inside = (np.diff(cells, axis=axis) != 0) & drawn[tuple(here)]
         edge = np.diff(areas, axis=axis) != 0
         pixels[tuple(here)][inside] *= 0.86
         pixels[tuple(here)][edge] = pixels[tuple(here)][edge] * 0.3 + 0.7 * np.array(INK, np.float32)
@@ -199,11 +232,13 @@ def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.I
     for kind, text in counts.items():
         if kind == "merged" and not merged:
             continue
+        if kind == "dropped":
+            top = _inside(draw, document, top)
         _swatch(draw, kind, top)
         draw.text((64, top), text, font=font, fill=INK)
         top += 36
     lines = []
-    for step in document["steps"]:
+    for step in [*document["steps"], *document["layers"]]:
         lines += [*_wrapped(step["method"], font, WORDS), f"{step['tokens_in']} to {step['tokens_kept']} tokens", ""]
     if tiled:
         lines += [*_wrapped("Numbers on the crops: how many tokens of each are read.", font, WORDS), ""]
@@ -216,11 +251,23 @@ def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.I
     return block.crop((0, 0, WORDS, min(top + 4, block.height)))
 
 
-def _swatch(draw: ImageDraw.ImageDraw, kind: str, top: int) -> None:
+def _inside(draw: ImageDraw.ImageDraw, document: dict[str, Any], top: int) -> int:
+    """How many of the tokens that are read leave inside the language model, by layer; returns the next line."""
+    going = document["tokens_kept"]
+    for number, layer in enumerate(document["layers"]):
+        _swatch(draw, "kept", top, _fade(number, len(document["layers"])))
+        text = f"{going - layer['tokens_kept']} of these up to layer {layer['layer'] - 1}"
+        draw.text((64, top), text, font=_font(20), fill=INK)
+        going, top = layer["tokens_kept"], top + 36
+    return top
+
+
+def _swatch(draw: ImageDraw.ImageDraw, kind: str, top: int, fade: float = 0.0) -> None:
     if kind == "merged":
         for number, tint in enumerate(_tints(3)):
             fill = tuple(int(255 - TINT * (255 - value)) for value in tint)
             draw.rectangle((16 * number, top + 2, 16 * number + 15, top + 22), fill=fill, outline=INK)
         return
-    fill = PAPER if kind == "kept" else (GREY, GREY, GREY)
+    grey = round(255 - fade * (255 - GREY)) if kind == "kept" else GREY
+    fill = (grey, grey, grey)
     draw.rectangle((0, top + 2, 47, top + 22), fill=fill, outline=INK if kind == "kept" else LINE)
