@@ -13,6 +13,7 @@ from transformers import DynamicCache
 import foveate
 from families.zoo import Specimen, zoo
 from foveate import FoveateError
+from foveate.decoder import decoder_methods
 from foveate.families import family_of
 from foveate.runtime.layers import TEXT_TYPES
 from runtime.test_promises import answers, logits
@@ -23,8 +24,15 @@ SPECIMENS = [
     for name, specimen in sorted(zoo().items())
     if name not in ("gemma4", "gemma4-e", "kimi-k2.5", "minicpm-v-4.6", "qwen3.5")
 ]
-#: What each method does at layer 1 of a small model.
-PLANS = ["fastv:3@1", "pyramiddrop:3@1", "random-at:50%@1", "vtw@1", "divprune:5 + fastv:2@1"]
+#: Every method that needs no weights of its own, at layer 1 of a small model; and one after a method before it.
+PLANS = [
+    *(
+        f"{name}@1" if cls.budget == "none" else f"{name}:3@1"
+        for name, cls in decoder_methods().items()
+        if not cls.trained
+    ),
+    "divprune:5 + fastv:2@1",
+]
 
 
 def text_of(model: Any) -> Any:
@@ -38,7 +46,7 @@ def test_all_language_models_of_the_list_are_met(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECIMENS)
-@pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
+@pytest.mark.parametrize("method", [name for name, cls in decoder_methods().items() if cls.budget != "none"])
 def test_keeping_everything_changes_no_bit(name: str, method: str) -> None:
     specimen = zoo()[name]
     model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
