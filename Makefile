@@ -54,13 +54,12 @@ docs: $(DEV) ## regenerate the reference, the figures and the blocks of numbers
 picture: $(DEV) ## redraw the picture of the README with the embedded model
 	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture docs/figures/demo.png
 
-bench: $(DEV) ## cost of encoders and of selection on this machine's CPU, small: benchmarks/results/
+bench: $(DEV) ## cost of encoders and of plans on this machine's CPU, small: benchmarks/results/
 	$(BIN)/foveate bench encoders --quick
-	$(BIN)/foveate bench selection --shapes llava-1.5 --resume
+	$(BIN)/foveate bench speed --quick --resume
 
-bench-gpu: $(DEV) ## the full comparison on a GPU: benchmarks/results/
-	$(BIN)/foveate bench encoders --device cuda
-	$(BIN)/foveate bench selection --device cuda --repeats 10 --resume
+bench-gpu: $(DEV) ## 7B shapes on a GPU, with flash attention where it is installed: benchmarks/results/
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/gpu.sh
 
 clean: ## remove the environment and what runs left
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build demo.png

@@ -5,7 +5,7 @@ function of that name in `BLOCKS` returns. Numbers come from two places, and unt
 so:
 
 - `src/foveate/embedded/evaluation.json`, written by `python -m foveate.training.evaluate`;
-- `benchmarks/results/selection-*.json`, runs of `foveate bench selection`;
+- `benchmarks/results/speed-*.json`, runs of `foveate bench speed`, and `selection-*.json` of the command before it;
 - `benchmarks/results/encoders-*.json`, runs of `foveate bench encoders`, and `authors-cpu.json` beside them.
 """
 
@@ -108,13 +108,14 @@ def encoders(root: Path, _page: Path) -> str:
     return "\n\n".join(parts) or "*The encoders have not been measured yet.*"
 
 
-def selection(root: Path, _page: Path) -> str:
-    """What every method costs inside a prefill."""
-    from foveate.benchmark.selection import NOTE
-    from foveate.benchmark.selection import table as rows_of
+def speed(root: Path, _page: Path) -> str:
+    """What plans cost: runs of `foveate bench speed`, and of the command before it."""
+    from foveate.benchmark.speed.showing import impossible_of
+    from foveate.benchmark.speed.showing import table as rows_of
 
     parts = []
-    for path in sorted((root / "benchmarks/results").glob("selection-*.json")):
+    results = root / "benchmarks/results"
+    for path in [*sorted(results.glob("speed-*.json")), *sorted(results.glob("selection-*.json"))]:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         header, rows = rows_of(run)
         threads = run["hardware"]["threads"]
@@ -122,11 +123,11 @@ def selection(root: Path, _page: Path) -> str:
         settings = run["settings"]
         source = f"{machine}, {settings['dtype']}, text part {settings['text']}, {settings['repeats']} turns"
         made = f"from `{path.relative_to(root)}`, made by `{run['command']}`."
-        parts.append(f"{source}; {made}\n\n{table(header, rows)}\n\n{NOTE}")
-        impossible = [f"- {line['shape']}, {line['plan']}: {line['reason']}" for line in run["impossible"]]
+        parts.append(f"{source}; {made}\n\n{table(header, rows)}\n\n{run['note']}")
+        impossible = [f"- {line['model']}, {line['plan']}: {line['reason']}" for line in impossible_of(run)]
         if impossible:
             parts.append("Not possible:\n\n" + "\n".join(impossible))
-    return "\n\n".join(parts) or "*Selection has not been measured yet.*"
+    return "\n\n".join(parts) or "*Plans have not been measured yet.*"
 
 
 def authors(root: Path, _page: Path) -> str:
@@ -162,5 +163,5 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "embedded": embedded,
     "encoders": encoders,
     "authors": authors,
-    "selection": selection,
+    "speed": speed,
 }

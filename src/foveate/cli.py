@@ -38,7 +38,7 @@ TARGETS = {
     "convert": "foveate.commands.convert:convert",
     "calibrate": "foveate.commands.calibrate:calibrate",
     "encoders": "foveate.commands.bench:encoders",
-    "selection": "foveate.commands.bench:selection",
+    "speed": "foveate.commands.bench:speed",
     "flops": "foveate.commands.flops:flops",
 }
 """The function behind each command, as `module:function`."""
@@ -115,7 +115,7 @@ class _Foveate(LazyGroup):
 class _Bench(LazyGroup):
     examples = """
         foveate bench encoders --quick
-        foveate bench selection --shapes llava-1.5
+        foveate bench speed --quick
     """
 
 
@@ -151,7 +151,7 @@ _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
 _list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
 _list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
-_list(bench, "selection", "What every method costs inside a prefill, beside random tokens.")
+_list(bench, "speed", "What plans cost: time of every part, memory, cache and FLOPs, beside two controls.")
 
 
 @bench.callback()

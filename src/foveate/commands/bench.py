@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
@@ -16,8 +18,10 @@ EXAMPLES = """
     foveate bench encoders --quick
     foveate bench encoders --sizes 512,768,1024 --repeats 5 -o benchmarks/results/encoders-cpu.json --resume
     foveate bench encoders --device cuda --attention flash_attention_2
-    foveate bench selection --shapes llava-1.5 --methods divprune,random
-    foveate bench selection --device cuda --text qwen2-7b --repeats 10
+    foveate bench speed --quick
+    foveate bench speed --models llava-1.5 --methods divprune,hiprune --batch 1,8
+    foveate bench speed --models path/or/hub-id --plans "fastervlm:192 + pool:50%" --image page.png
+    foveate bench speed --device cuda --attention flash_attention_2 --repeats 10
 """
 
 
@@ -98,80 +102,113 @@ def encoders(
     console.print(f"written: {output}")
 
 
-def selection(
-    shapes: Annotated[
-        str | None, typer.Option(help="llava-1.5, llava-next, qwen2.5-vl, with commas; all.", show_default=False)
+def speed(
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="llava-1.5, llava-next, qwen2.5-vl (real sizes, random weights), embedded, folders and Hub ids, with "
+            "commas; these three, with --quick embedded.",
+            show_default=False,
+        ),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(help="Methods with commas, as `foveate methods` lists them; all.", show_default=False),
     ] = None,
     budgets: Annotated[
-        str | None, typer.Option(help="Budgets with commas: 64,25%; those of each shape.", show_default=False)
+        str | None,
+        typer.Option(help="Budgets of the methods with commas: 64,25%; those of each model.", show_default=False),
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Timed turns after a warm-up.")] = 3,
+    plans: Annotated[
+        str | None,
+        typer.Option(help="Plans with commas: divprune:64, fastervlm:192 + pool:50%.", show_default=False),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Prompts answered at once, with commas: 1,8.")] = "1",
+    repeats: Annotated[int | None, typer.Option(help="Timed turns after a warm-up; 3.", show_default=False)] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to generate in a turn; 16, with --quick 8.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The embedded model at 25 % unless said otherwise.")] = False,
     text: Annotated[
         str | None,
-        typer.Option(help="Text part: qwen2-0.5b or qwen2-7b; the larger one on a GPU.", show_default=False),
+        typer.Option(
+            help="Text part before random weights: qwen2-0.5b or qwen2-7b; the larger one on a GPU.",
+            show_default=False,
+        ),
     ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="Picture for models with weights; a rendered receipt.", show_default=False),
+    ] = None,
+    question: Annotated[str, typer.Option(help="What these are asked.")] = "What is the total?",
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    text_tokens: Annotated[int, typer.Option(help="Tokens of text after the image.")] = 32,
+    dtype: Annotated[
+        str,
+        typer.Option(help="auto, float32, bfloat16 or float16; auto is bfloat16 for random weights."),
+    ] = "auto",
+    attention: Annotated[
+        str, typer.Option(help="Attention of all models: sdpa, or flash_attention_2 where it is installed.")
+    ] = "sdpa",
+    text_tokens: Annotated[int, typer.Option(help="Tokens of text after the image, before random weights.")] = 32,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the CPU; all that PyTorch takes.", show_default=False)
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="JSON file; benchmarks/results/selection-DEVICE.json.", show_default=False),
+        typer.Option("--output", "-o", help="JSON file; benchmarks/results/speed-DEVICE.json.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what the file already has.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """What choosing tokens costs: every method inside a full prefill, beside random tokens and the untouched model.
+    """What plans cost: time of every part of an answer, peak memory, KV cache and FLOPs.
 
-    Models of real sizes with random weights: LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL at 1024 px, with a text part of the
-    size of Qwen2-0.5B, on a GPU of Qwen2-7B. All plans run in turns in one process. The file is written after every
-    budget, so that --resume goes on after an interruption.
+    Beside every plan stand the untouched model, as many random tokens, and the image made so small that it gives as
+    many. All plans run in turns in one process. The models of real sizes have a text part of the size of Qwen2-0.5B,
+    on a GPU of Qwen2-7B. The file is written after every budget, so that --resume goes on after an interruption.
     """
     import torch
 
-    from foveate.benchmark import selection as benchmark
+    from foveate.benchmark import speed as benchmark
+    from foveate.commands.lists import names_in, numbers_in, plans_in
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = benchmark.Settings(
-        shapes=_names(shapes) or tuple(benchmark.SHAPES),
-        methods=_names(methods),
-        budgets=_names(budgets),
-        repeats=repeats,
+        models=names_in(models) or (("embedded",) if quick else tuple(benchmark.SHAPES)),
+        methods=names_in(methods),
+        budgets=names_in(budgets) or (("25%",) if quick else ()),
+        plans=plans_in(plans),
+        batches=numbers_in(batch, "--batch"),
+        repeats=3 if repeats is None else repeats,
+        new_tokens=(8 if quick else 16) if new_tokens is None else new_tokens,
         text_tokens=text_tokens,
         device=device,
         dtype=dtype,
+        attention=attention,
         threads=torch.get_num_threads() if threads is None else threads,
         text=text or ("qwen2-7b" if device == "cuda" else "qwen2-0.5b"),
+        image=None if image is None else str(image),
+        question=question,
     )
-    output = output or Path("benchmarks/results") / f"selection-{device}.json"
-    command = " ".join(["foveate", *sys.argv[1:]])
+    output = output or Path("benchmarks/results") / f"speed-{device}.json"
+    command = shlex.join(["foveate", *sys.argv[1:]])
     results = benchmark.run(settings, output, resume=resume, command=command, report=notes.print)
     if plot is not None:
         benchmark.plot(results, plot)
     if as_json:
         print_json(results)
         return
-    header, rows = benchmark.table(results)
-    shown = Table(*(Column(name, overflow="fold") for name in header))
+    header, rows = benchmark.table(results, brief=console.width < 160)
+    wraps = {"model, budget", "plan"}
+    shown = Table(*(Column(name, overflow="fold", no_wrap=name not in wraps) for name in header), box=SIMPLE_HEAD)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
     for line in results["impossible"]:
-        console.print(f"{line['shape']}: {line['reason']}", markup=False)
+        console.print(f"{line['model']}, {line['plan']}: {line['reason']}", markup=False)
     console.print(f"written: {output}")
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -1,0 +1,19 @@
+#!/bin/sh
+# Everything that a machine with one NVIDIA GPU can say, in one go: encoders, and plans on models with a text part of
+# 7B. Flash attention is used where it is installed. Started again, it goes on where it stopped.
+#
+#     make bench-gpu          or, in an environment with foveate:   sh benchmarks/gpu.sh [FOLDER]
+set -eu
+results="${1:-benchmarks/results}"
+
+if ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+    echo "there is no CUDA device here; on a CPU, make bench." >&2
+    exit 2
+fi
+if python -c "import flash_attn" 2>/dev/null; then attention=flash_attention_2; else attention=sdpa; fi
+
+foveate bench encoders --device cuda --attention "$attention" --resume \
+    -o "$results/encoders-cuda-$attention.json"
+# A plan that does not fit into memory at batch 8 is listed with that reason.
+foveate bench speed --device cuda --attention "$attention" --text qwen2-7b --batch 1,8 --repeats 10 --resume \
+    -o "$results/speed-cuda-$attention.json" --plot "$results/speed-cuda-$attention.png"

@@ -1,0 +1,14 @@
+"""What plans cost: every part of an answer's time, memory, cache and operations, beside two controls.
+
+A method can be no faster than keeping k tokens at random on the same kernels, and no better than showing the model a
+smaller image unless it reads more from its tokens. Both stand beside every plan at the same number of tokens. All
+plans of a model run in turns within one process, each turn in another order, so that whatever else the machine does
+falls on all of them alike.
+"""
+
+from foveate.benchmark.speed.run import run
+from foveate.benchmark.speed.settings import UNTOUCHED, Settings
+from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
+from foveate.benchmark.speed.showing import NOTE, plot, table
+
+__all__ = ["NOTE", "SHAPES", "TEXTS", "UNTOUCHED", "Settings", "Shape", "plot", "run", "table"]

@@ -1,0 +1,159 @@
+"""One plan on one model: exact numbers once, times in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from foveate.answering import Trace, greedy
+from foveate.benchmark import flops, measure
+from foveate.benchmark.speed.subjects import Subject, attend
+from foveate.benchmark.stored import cache_bytes
+from foveate.plan import Plan, Step
+from foveate.runtime import Handle, compress
+
+
+class Timed:
+    """A method whose calls are timed; everything else is the method's."""
+
+    def __init__(self, method: Any, device: torch.device) -> None:
+        self._method = method
+        self._device = device
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._method, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Choose, and add the time it took."""
+        start = measure.clock(self._device)
+        try:
+            return self._method(*args, **kwargs)
+        finally:
+            self.seconds += measure.clock(self._device) - start
+
+
+class _Marks(StoppingCriteria):
+    """Reads the clock after the first and after the last token, and stops nothing."""
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self.device, self.count = device, count
+        self.seen = 0
+        self.first = self.last = 0.0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
+        self.seen += 1
+        if self.seen == 1:
+            self.first = measure.clock(self.device)
+        if self.seen == self.count:
+            self.last = measure.clock(self.device)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+class Measuring:
+    """Measures plans on one model with one batch.
+
+    Args:
+        subject: The model.
+        batch: Prompts at once.
+        new_tokens: Tokens to generate.
+        attention: Implementation of attention while times are taken.
+    """
+
+    def __init__(self, subject: Subject, batch: int, new_tokens: int, attention: str) -> None:
+        self.subject, self.batch, self.new_tokens, self.attention = subject, batch, new_tokens, attention
+        self.model = subject.model
+        self.device: torch.device = self.model.device
+        self.inputs = subject.view(batch)
+        self.untouched_tokens = _image_tokens(self.model, self.inputs) // batch
+
+    @torch.inference_mode()
+    def exact(self, plan: Plan | None) -> dict[str, Any]:
+        """What does not depend on the clock: tokens of an image, operations, bytes of the cache, peak memory.
+
+        Operations are counted on PyTorch's own kernels up to the first token; the rest is of a whole answer. Doing
+        both warms up.
+        """
+        with self._following(plan) as (handle, _):
+            attend(self.model, "sdpa")
+            try:
+                counted = flops.count(lambda: self._generate(1))
+            finally:
+                attend(self.model, self.attention)
+            outputs: list[Any] = []
+
+            def answer() -> None:
+                outputs.append(self._generate(self.new_tokens).past_key_values)
+
+            peak = measure.peak_memory(answer, self.device)
+            kept = handle.report() if handle is not None else None
+        layers = cache_bytes(outputs[0])
+        tokens_in = self.untouched_tokens if kept is None else kept.tokens_in // self.batch
+        tokens = tokens_in if kept is None else kept.tokens_kept // self.batch
+        text = self.inputs["input_ids"].shape[1] - self.untouched_tokens
+        formula = self.subject.formula(plan, tokens, text) if self.untouched_tokens > 1 else None
+        return {
+            "tokens_in": tokens_in,
+            "tokens": tokens,
+            "peak_bytes": peak,
+            "kv_bytes": sum(layers),
+            "kv_layers": layers,
+            "flops": {"counted": counted, "formula": None if formula is None else formula * self.batch},
+        }
+
+    @torch.inference_mode()
+    def turn(self, plan: Plan | None) -> dict[str, float]:
+        """Seconds of the parts of one answer."""
+        start = measure.clock(self.device)
+        inputs = self.subject.view(self.batch)
+        view = measure.clock(self.device) - start
+        with self._following(plan) as (_, timed):
+            trace = Trace(self.model)
+            marks = _Marks(self.device, self.new_tokens)
+            with trace.watching():
+                start = measure.clock(self.device)
+                self._generate(self.new_tokens, inputs, marks)
+            times = trace.times(marks.last)
+        selection = sum(method.seconds for method in timed)
+        return {
+            "view": view,
+            "encoder": times.get("encoder", 0.0),
+            "selection": selection,
+            "prefill": times["prefill"] - selection,
+            "ttft": marks.first - start,
+            "decode_per_token": (marks.last - marks.first) / (self.new_tokens - 1),
+        }
+
+    @contextmanager
+    def _following(self, plan: Plan | None) -> Generator[tuple[Handle | None, list[Timed]]]:
+        """Attach a plan whose methods are timed."""
+        if plan is None:
+            yield None, []
+            return
+        timed = [Timed(step.method, self.device) for step in plan.steps]
+        steps = [Step(method, step.budget, step.layers) for method, step in zip(timed, plan.steps, strict=True)]
+        with compress(self.model, replace(plan, steps=tuple(steps))) as handle:
+            yield handle, timed
+
+    def _generate(self, count: int, inputs: Any = None, marks: _Marks | None = None) -> Any:
+        """Exactly `count` tokens, so that all plans write as much: the answer cannot end before."""
+        settings = greedy(self.model, count)
+        settings.min_new_tokens = count
+        if settings.pad_token_id is None:
+            settings.pad_token_id = 0
+        settings.return_dict_in_generate = True
+        criteria = StoppingCriteriaList([] if marks is None else [marks])
+        given = self.inputs if inputs is None else inputs
+        return self.model.generate(**given, generation_config=settings, stopping_criteria=criteria)
+
+
+def _image_tokens(model: Any, inputs: Any) -> int:
+    token = getattr(model.config, "image_token_id", None)
+    if token is None:
+        token = getattr(model.config, "image_token_index", None)
+    return 0 if token is None else int((inputs["input_ids"] == token).sum())

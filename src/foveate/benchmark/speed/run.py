@@ -1,0 +1,214 @@
+"""A run over models, batches and plans, written down as it goes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.benchmark import measure
+from foveate.benchmark.speed.measuring import Measuring
+from foveate.benchmark.speed.settings import CONTROLS, UNTOUCHED, Settings, groups_of
+from foveate.benchmark.speed.showing import NOTE
+from foveate.benchmark.speed.subjects import subject
+from foveate.errors import FoveateError
+from foveate.plan import Plan
+
+#: What may differ between a run and the one that resumes it.
+_FREE = ("models", "methods", "budgets", "plans", "batches")
+
+
+def run(
+    settings: Settings,
+    path: Path | None = None,
+    *,
+    resume: bool = False,
+    command: str = "",
+    report: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure all plans on all models.
+
+    Args:
+        settings: What to measure.
+        path: JSON file, replaced in one step after every budget.
+        resume: Keep the rows that the file already has.
+        command: The command line, for the file.
+        report: Called with a line about everything begun.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        FoveateError: The file to resume from has other settings or is no result, or a model cannot be measured.
+    """
+    device = torch.device(settings.device)
+    described = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    rows, impossible = _kept(path, described) if resume and path is not None else ([], [])
+    document: dict[str, Any] = {
+        "kind": "speed",
+        "command": command,
+        "hardware": measure.hardware(device) | {"threads": settings.threads},
+        "versions": measure.versions(),
+        "settings": described,
+        "note": NOTE,
+        "rows": rows,
+        "impossible": impossible,
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        for name in settings.models:
+            report(f"building {name}")
+            one = subject(name, settings)
+            for batch in settings.batches:
+                measuring = Measuring(one, batch, settings.new_tokens, settings.attention)
+                for budget, plans in groups_of(settings, one.budgets).items():
+                    group = _Group(measuring, settings, budget, plans, document)
+                    if group.missing:
+                        report(f"{one.name}, batch {batch}, {budget or 'plans of several steps'}")
+                        group.measure(report)
+                        if path is not None:
+                            _write(path, document)
+                del measuring
+            del one
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    finally:
+        torch.set_num_threads(threads)
+    if path is not None:
+        _write(path, document)
+    return document
+
+
+class _Group:
+    """Plans that are compared with each other: one model, one batch, one budget."""
+
+    def __init__(
+        self, measuring: Measuring, settings: Settings, budget: str, plans: list[str], document: dict[str, Any]
+    ) -> None:
+        self.measuring, self.settings, self.budget = measuring, settings, budget
+        self.document = document
+        self.plans = plans
+
+    @property
+    def missing(self) -> bool:
+        """Whether a plan of the group has neither a row nor a reason why not."""
+        done = {row["plan"] for row in self.document["rows"] if self._mine(row)}
+        done |= {line["plan"] for line in self.document["impossible"] if line["model"] == self.measuring.subject.name}
+        wanted = self.plans or [f"{name}:{self.budget}" for name in CONTROLS]
+        return not done.issuperset(wanted)
+
+    def _mine(self, row: dict[str, Any]) -> bool:
+        same = (row["model"], row["batch"]) == (self.measuring.subject.name, self.measuring.batch)
+        return same and row["group"] == self.budget
+
+    def measure(self, report: Callable[[str], object]) -> None:
+        """Replace the group's rows."""
+        exact: dict[str, dict[str, Any]] = {}
+        budgets: dict[str, str] = {UNTOUCHED: self.budget}
+        self._try(UNTOUCHED, exact)
+        for text in self.plans:
+            self._try(text, exact)
+        if self.budget:
+            budgets |= dict.fromkeys(exact, self.budget)
+        else:
+            budgets |= {text: str(numbers["tokens"]) for text, numbers in exact.items() if text != UNTOUCHED}
+        controls = sorted({budgets[text] for text in exact if text != UNTOUCHED} or {self.budget})
+        for budget in filter(None, controls):
+            for name in CONTROLS:
+                text = f"{name}:{budget}"
+                budgets[text] = budget
+                self._try(text, exact)
+        if UNTOUCHED not in exact:
+            return
+        report(f"  {len(exact)} plans")
+        times = self._times(list(exact), report)
+        rows = [self._row(text, budgets[text], exact[text], times[text]) for text in exact]
+        _conclude(rows)
+        self.document["rows"][:] = [row for row in self.document["rows"] if not self._mine(row)] + rows
+
+    def _try(self, text: str, exact: dict[str, dict[str, Any]]) -> None:
+        """Note the exact numbers of a plan, or why it is impossible."""
+        try:
+            exact[text] = self.measuring.exact(_plan(text))
+        except FoveateError as error:
+            self._refuse(text, str(error))
+        except torch.OutOfMemoryError:
+            self._refuse(text, f"a batch of {self.measuring.batch} does not fit into the memory of the GPU.")
+            torch.cuda.empty_cache()
+
+    def _refuse(self, text: str, reason: str) -> None:
+        line = {"model": self.measuring.subject.name, "plan": text, "reason": reason}
+        if line not in self.document["impossible"]:
+            self.document["impossible"].append(line)
+
+    def _times(self, plans: list[str], report: Callable[[str], object]) -> dict[str, list[dict[str, float]]]:
+        times: dict[str, list[dict[str, float]]] = {text: [] for text in plans}
+        for turn in range(self.settings.repeats):
+            first = turn % len(plans)
+            for text in plans[first:] + plans[:first]:
+                times[text].append(self.measuring.turn(_plan(text)))
+            report(f"  turn {turn + 1} of {self.settings.repeats}")
+        return times
+
+    def _row(self, text: str, budget: str, exact: dict[str, Any], times: list[dict[str, float]]) -> dict[str, Any]:
+        plan = _plan(text)
+        return {
+            "model": self.measuring.subject.name,
+            "plan": text,
+            "method": text if plan is None else " + ".join(step.method.name for step in plan.steps),
+            "budget": budget,
+            "group": self.budget,
+            "batch": self.measuring.batch,
+            "device": self.measuring.device.type,
+            "dtype": self.measuring.subject.dtype,
+            **exact,
+            "seconds": {part: statistics.median(turn[part] for turn in times) for part in times[0]},
+            "spread": {part: measure.spread([turn[part] for turn in times]) for part in times[0]},
+        }
+
+
+def _plan(text: str) -> Plan | None:
+    return None if text == UNTOUCHED else Plan.of(text)
+
+
+def _conclude(rows: list[dict[str, Any]]) -> None:
+    """Ratios of the rows of one group: to the untouched model, and to random tokens at the same budget."""
+    untouched = next(row for row in rows if row["plan"] == UNTOUCHED)["seconds"]
+    chance = {row["budget"]: row["seconds"] for row in rows if row["plan"] == f"random:{row['budget']}"}
+    for row in rows:
+        own, control = row["seconds"], chance.get(row["budget"])
+        row["speed_up"] = untouched["ttft"] / own["ttft"]
+        row["efficiency"] = None if control is None or own is untouched else control["ttft"] / own["ttft"]
+        row["selection_of_prefill"] = own["selection"] / untouched["prefill"]
+
+
+def _kept(path: Path, described: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Rows and impossible plans of a file that was written before."""
+    if not path.exists():
+        return [], []
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kind, settings, rows = document.get("kind"), document["settings"], document["rows"]
+        impossible = document["impossible"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
+    if kind != "speed":
+        raise FoveateError(f"{path} is no result of `foveate bench speed`, so it cannot be resumed.")
+    described = json.loads(json.dumps(described))
+    if settings != described:
+        different = sorted(key for key in described if settings.get(key) != described[key])
+        raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
+    return rows, impossible
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)

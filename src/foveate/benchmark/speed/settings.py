@@ -1,0 +1,114 @@
+"""What a run of the benchmark measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from foveate.benchmark.encoders import DTYPES
+from foveate.benchmark.speed.shapes import SHAPES, TEXTS
+from foveate.errors import FoveateError
+from foveate.plan import Plan, all_methods
+
+#: The model without a plan.
+UNTOUCHED = "untouched"
+#: What stands beside every plan, with as many tokens.
+CONTROLS = ("random", "downsample")
+#: Budgets of models that are no shapes.
+BUDGETS = ("10%", "25%", "50%")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured; a run is resumed only with the same settings, but for models, plans and batches.
+
+    Args:
+        models: Names of `SHAPES`, folders, Hub ids, or "embedded".
+        methods: Names of methods, each run at every budget; all that need no weights of their own where no plans are
+            given either.
+        budgets: In place of the models' own.
+        plans: Plans as text, beside the methods.
+        batches: How many prompts are answered at once.
+        repeats: Timed turns after a warm-up.
+        new_tokens: Tokens that are generated in a turn; decoding is timed from the second one on.
+        text_tokens: Tokens of text after the image of a shape.
+        device: "cpu" or "cuda".
+        dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 for shapes, and what `foveate.load`
+            makes of other models.
+        attention: `attn_implementation` of all models.
+        threads: Threads of the CPU.
+        text: Text part of the shapes.
+        image: Picture for models that are no shapes; None: a rendered receipt.
+        question: What they are asked.
+
+    Raises:
+        FoveateError: If something is not known or not possible.
+    """
+
+    models: tuple[str, ...] = tuple(SHAPES)
+    methods: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    plans: tuple[str, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    repeats: int = 3
+    new_tokens: int = 8
+    text_tokens: int = 32
+    device: str = "cpu"
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    threads: int = 1
+    text: str = "qwen2-0.5b"
+    image: str | None = None
+    question: str = "What is the total?"
+
+    def __post_init__(self) -> None:
+        known = all_methods()
+        unknown = [name for name in self.methods if name not in known]
+        if unknown:
+            raise FoveateError(f"methods {unknown} are not known; possible are {', '.join(known)}.")
+        for plan in self.plans:
+            Plan.of(plan)
+        for name in self.models:
+            if name not in SHAPES and name != "embedded" and "/" not in name and not Path(name).is_dir():
+                raise FoveateError(
+                    f"there is no model {name!r}; possible are {', '.join(SHAPES)}, embedded, a folder and a Hub id."
+                )
+        if not self.models or not self.batches or min(self.repeats, self.text_tokens, self.threads) < 1:
+            raise FoveateError("at least one model, one batch, one turn, one text token and one thread are needed.")
+        if min(self.batches) < 1 or self.new_tokens < 2:
+            raise FoveateError("a batch has at least one prompt, and two new tokens are needed to time decoding.")
+        if self.dtype not in ("auto", *DTYPES) or self.text not in TEXTS:
+            raise FoveateError(f"dtype is auto or one of {', '.join(DTYPES)}, text one of {', '.join(TEXTS)}.")
+        if self.device not in ("cpu", "cuda"):
+            raise FoveateError(f"device {self.device!r} is not known; possible are cpu and cuda.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise FoveateError("there is no CUDA device here; use --device cpu.")
+
+
+def groups_of(settings: Settings, budgets: tuple[str, ...]) -> dict[str, list[str]]:
+    """The plans to run, by the budget at which they are compared.
+
+    A plan of several steps, or of a method that takes no budget, is compared at the tokens that stay; until it has run
+    its budget is "".
+
+    Args:
+        settings: Of the run.
+        budgets: Of the model, where the settings name none.
+    """
+    named = settings.methods
+    if not named and not settings.plans:
+        # All but those that need weights or data of their own, or whose own rule decides how many tokens stay.
+        named = tuple(name for name, cls in all_methods().items() if not cls.trained and cls.budget != "none")
+    groups: dict[str, list[str]] = {}
+    for budget in (settings.budgets or budgets) if named else ():
+        groups[budget] = [f"{name}:{budget}" for name in named if name not in CONTROLS]
+    for text in settings.plans:
+        plan = Plan.of(text)
+        step = plan.steps[0]
+        alone = len(plan.steps) == 1 and step.budget is not None
+        group = groups.setdefault(str(step.budget) if alone else "", [])
+        if text not in group and step.method.name not in CONTROLS:
+            group.append(text)
+    return groups

@@ -1,0 +1,138 @@
+"""Released models in their real sizes, with random weights: cost does not depend on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2VLImageProcessor,
+)
+
+from foveate.benchmark.competitors import QWEN2_7B, Geometry
+
+#: Id of the placeholder of an image.
+IMAGE = 151655
+
+#: Text parts by name.
+TEXTS: dict[str, dict[str, Any]] = {"qwen2-0.5b": dict(Geometry().text), "qwen2-7b": dict(QWEN2_7B)}
+
+_CLIP_SIDE = 336
+_TILES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's real size, and the budgets it is measured at.
+
+    Args:
+        name: Of the shape.
+        build: Makes the model from the configuration of its text part.
+        view: Makes the encoder's inputs from pictures, as the model's own image processor does.
+        side: Pixels on a side of the square picture.
+        tokens: Tokens that the language model reads of it.
+        budgets: As plans write them.
+    """
+
+    name: str
+    build: Callable[[dict[str, Any]], nn.Module]
+    view: Callable[[list[Image.Image]], dict[str, Any]]
+    side: int
+    tokens: int
+    budgets: tuple[str, ...]
+
+    def picture(self) -> Image.Image:
+        """A picture of noise; always the same one."""
+        noise = np.random.default_rng(0).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
+        return Image.fromarray(noise)
+
+    def inputs(self, picture: Image.Image, text: int, batch: int) -> dict[str, Any]:
+        """Inputs of `batch` prompts with one picture each and `text` tokens of text after it."""
+        start, image = torch.arange(10, 14), torch.full((self.tokens,), IMAGE)
+        ids = torch.cat([start, image, torch.arange(20, 20 + text)]).expand(batch, -1).contiguous()
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.view([picture] * batch)}
+        if "image_grid_thw" in inputs:  # Qwen's positions are made from the kinds of the tokens
+            inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+        return inputs
+
+
+def _clip() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=_CLIP_SIDE,
+        patch_size=14,
+        projection_dim=768,
+    )
+
+
+def _clip_sizes() -> dict[str, Any]:
+    return {"size": {"shortest_edge": _CLIP_SIDE}, "crop_size": {"height": _CLIP_SIDE, "width": _CLIP_SIDE}}
+
+
+def _llava(text: dict[str, Any]) -> nn.Module:
+    config = LlavaConfig(vision_config=_clip(), text_config=Qwen2Config(**text))
+    config.image_token_id = IMAGE
+    return LlavaForConditionalGeneration(config)
+
+
+def _llava_view(pictures: list[Image.Image]) -> dict[str, Any]:
+    return dict(CLIPImageProcessor(**_clip_sizes())(images=pictures, return_tensors="pt"))
+
+
+def _llava_next(text: dict[str, Any]) -> nn.Module:
+    config = LlavaNextConfig(vision_config=_clip(), text_config=Qwen2Config(**text), image_grid_pinpoints=_TILES)
+    config.image_token_id = IMAGE
+    return LlavaNextForConditionalGeneration(config)
+
+
+def _llava_next_view(pictures: list[Image.Image]) -> dict[str, Any]:
+    processor: Any = LlavaNextImageProcessor(**_clip_sizes(), image_grid_pinpoints=_TILES)
+    return dict(processor(images=[[picture] for picture in pictures], return_tensors="pt"))
+
+
+def _qwen(text: dict[str, Any]) -> nn.Module:
+    rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
+    if text["hidden_size"] // text["num_attention_heads"] == 64:
+        rope["mrope_section"] = [8, 12, 12]
+    config = Qwen2_5_VLConfig(
+        text_config={**text, "rope_parameters": rope},
+        # The width is that of the released towers; the default of transformers is the width of the text.
+        vision_config={"hidden_size": 1280, "out_hidden_size": text["hidden_size"]},
+        image_token_id=IMAGE,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen_view(pictures: list[Image.Image]) -> dict[str, Any]:
+    size = {"shortest_edge": 3136, "longest_edge": 12845056}  # as released
+    return dict(Qwen2VLImageProcessor(patch_size=14, size=size)(images=pictures, return_tensors="pt"))
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("llava-1.5", _llava, _llava_view, _CLIP_SIDE, 576, ("64", "128", "192")),
+        # A thumbnail and four tiles, and a newline after every row of 48 tokens.
+        Shape("llava-next", _llava_next, _llava_next_view, 672, 576 + 48 * 49, ("160", "320", "640")),
+        # The multiple of 28 next to 1024 pixels.
+        Shape("qwen2.5-vl", _qwen, _qwen_view, 1008, 36 * 36, ("10%", "25%", "50%")),
+    )
+}

@@ -1,0 +1,139 @@
+"""What is measured: a model, how a picture becomes its inputs, and the closed formula of its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from foveate.benchmark.encoders import DTYPES
+from foveate.benchmark.speed.settings import BUDGETS, Settings
+from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
+from foveate.benchmark.stored import dtype_of
+from foveate.errors import FoveateError
+from foveate.plan import Plan
+
+
+@dataclass
+class Subject:
+    """A model and one question about one picture.
+
+    Args:
+        name: Of the model.
+        model: On its device, in evaluation mode.
+        budgets: At which it is measured unless the settings say otherwise.
+        view: Makes the model's inputs for a batch of prompts that are all the same; this is what "view" times.
+        size: (width, height) of the picture in pixels.
+        images: The image processor, for the closed formula; None: released settings.
+    """
+
+    name: str
+    model: Any
+    budgets: tuple[str, ...]
+    view: Callable[[int], dict[str, Any]]
+    size: tuple[int, int]
+    images: Any = None
+
+    @property
+    def dtype(self) -> str:
+        """Name of the type of the weights."""
+        return dtype_of(self.model)
+
+    def formula(self, plan: Plan | None, tokens: int, text: int) -> int | None:
+        """Operations to the first token of one prompt by closed formulas; None where there is none.
+
+        Args:
+            plan: None is the untouched model.
+            tokens: Visual tokens that the language model read.
+            text: All other tokens of the prompt.
+        """
+        from foveate.benchmark import closed_form
+
+        try:
+            shape = closed_form.shape_of(self.model.config)
+            view = closed_form.view_of(self.model.config, *self.size, self.images)
+            before = plan is not None and all(step.method.site == "before-lm" for step in plan.steps)
+            run = closed_form.follow(None if before else plan, shape, view)
+            if before:  # how many stay is known by now, also of methods whose own rule decides
+                run = closed_form.Run(run.view, run.merges, (tokens,) * shape.text.layers)
+            return closed_form.cost(shape, run, text).total if shape.vision is not None else None
+        except FoveateError:
+            return None
+
+
+def subject(name: str, settings: Settings) -> Subject:
+    """The model of that name.
+
+    Raises:
+        FoveateError: it cannot be loaded, or cannot run with that attention.
+    """
+    made = _shape(SHAPES[name], settings) if name in SHAPES else _loaded(name, settings)
+    attend(made.model, settings.attention)
+    return made
+
+
+def attend(model: Any, attention: str) -> None:
+    """Let a model attend with an implementation of that name.
+
+    Raises:
+        FoveateError: it is not installed, or not for this model.
+    """
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise FoveateError(f"attention {attention!r} cannot be had here, sdpa and eager can: {reason}.") from error
+
+
+def _shape(shape: Shape, settings: Settings) -> Subject:
+    device = torch.device(settings.device)
+    dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(devices=[]), device:
+            torch.manual_seed(0)
+            model: Any = shape.build(TEXTS[settings.text]).eval()
+    finally:
+        torch.set_default_dtype(before)
+    picture = shape.picture()
+
+    def view(batch: int) -> dict[str, Any]:
+        inputs = shape.inputs(picture, settings.text_tokens, batch)
+        return {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in inputs.items()
+        }
+
+    return Subject(shape.name, model, shape.budgets, view, picture.size)
+
+
+def _loaded(name: str, settings: Settings) -> Subject:
+    from foveate.answering import check_length, inputs_of_batch
+    from foveate.loading import load
+    from foveate.views.images import open_image
+
+    own = None if name == "embedded" else name
+    model, processor = load(own, dtype=settings.dtype, device=settings.device, plan=None)
+    picture = _receipt() if settings.image is None else open_image(settings.image)
+    source = picture if settings.image is None else settings.image
+
+    def view(batch: int) -> dict[str, Any]:
+        # Opening a file is part of the time until an answer begins.
+        opened = source if isinstance(source, Image.Image) else open_image(source)
+        content = [{"type": "image", "image": opened}, {"type": "text", "text": settings.question}]
+        return inputs_of_batch(model, processor, [[{"role": "user", "content": content}]] * batch)
+
+    check_length(model, view(1)["input_ids"].shape[1], settings.new_tokens)
+    shown = name if own is None or not Path(name).is_dir() else Path(name).name
+    return Subject(shown, model, BUDGETS, view, picture.size, getattr(processor, "image_processor", None))
+
+
+def _receipt() -> Image.Image:
+    from foveate.training.data import render
+
+    return render("receipt_total", 0, split="heldout", size=(448, 448)).image

@@ -1,0 +1,198 @@
+"""The benchmark of plans, on a small model of a real class and on the embedded one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from families.zoo import zoo
+from foveate import FoveateError, cli
+from foveate.benchmark import stored
+from foveate.benchmark.speed import SHAPES, TEXTS, Settings, Shape, plot, run, shapes, table
+from foveate.benchmark.speed.measuring import Measuring
+from foveate.benchmark.speed.settings import groups_of
+from foveate.benchmark.speed.subjects import subject
+from foveate.commands.lists import plans_in
+from foveate.plan import Plan
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def _model(text: dict[str, Any]) -> Any:
+    model = zoo()["llava"].make()
+    model.config.image_token_id = shapes.IMAGE
+    model.resize_token_embeddings(shapes.IMAGE + 1)
+    return model
+
+
+def _view(pictures: list[Image.Image]) -> dict[str, Any]:
+    processor = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    return dict(processor(images=pictures, return_tensors="pt"))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setitem(SHAPES, "small", Shape("small", _model, _view, 56, 16, ("4",)))
+    methods = ("divprune",)
+    return Settings(("small",), methods, repeats=2, new_tokens=3, text_tokens=6, dtype="float32", batches=(1, 2))
+
+
+def test_a_run_compares_every_plan_with_both_controls(small: Settings, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    settings = replace(small, plans=("divprune:8 + pool:50%",))
+    result = run(settings, path, command="foveate bench speed")
+    assert json.loads(path.read_text()) == result
+    assert result["kind"] == "speed" and result["settings"]["new_tokens"] == 3
+    rows = {(row["plan"], row["batch"], row["group"]): row for row in result["rows"]}
+    assert len(rows) == len(result["rows"]) == 2 * (4 + 4)
+    for batch in (1, 2):
+        untouched = rows["untouched", batch, "4"]
+        chance = rows["random:4", batch, "4"]
+        assert untouched["tokens"] == untouched["tokens_in"] == 16
+        assert untouched["speed_up"] == 1 and untouched["efficiency"] is None
+        for method in ("random", "downsample", "divprune"):
+            row = rows[f"{method}:4", batch, "4"]
+            assert (row["tokens_in"], row["tokens"]) == (16, 4)
+            assert row["speed_up"] == untouched["seconds"]["ttft"] / row["seconds"]["ttft"]
+            assert row["efficiency"] == chance["seconds"]["ttft"] / row["seconds"]["ttft"]
+            # What stays away are the cached keys and values of 16 - k tokens: 2 layers of 2 heads of 8 floats.
+            gone = (16 - 4) * batch * 2 * (2 * 2 * 8 * 4)
+            assert untouched["kv_bytes"] - row["kv_bytes"] == gone
+            assert sum(row["kv_layers"]) == row["kv_bytes"] and len(row["kv_layers"]) == 2
+        seconds = rows["divprune:4", batch, "4"]["seconds"]
+        assert 0 < seconds["selection"] < seconds["ttft"] and seconds["view"] > 0
+        parts = seconds["encoder"] + seconds["selection"] + seconds["prefill"]
+        assert 0 < parts < 1.2 * seconds["ttft"] and seconds["decode_per_token"] > 0
+        chained = rows["divprune:8 + pool:50%", batch, ""]
+        assert chained["budget"] == "4" and rows["random:4", batch, ""]["tokens"] == chained["tokens"] == 4
+    header, lines = table(result)
+    assert len(lines) == len(rows) and {len(line) for line in lines} == {len(header)}
+    plot(result, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size[0] > 500
+
+    said: list[str] = []
+    again = run(settings, path, resume=True, report=said.append)
+    assert again["rows"] == result["rows"] and said == ["building small"]
+    more = run(replace(settings, budgets=("4", "8"), batches=(1,)), path, resume=True)
+    assert more["rows"][: len(rows)] == result["rows"] and len(more["rows"]) == len(rows) + 4
+    with pytest.raises(FoveateError, match=r"other settings \(repeats\)"):
+        run(replace(settings, repeats=1), path, resume=True)
+    path.write_text(json.dumps(json.loads((RESULTS / "selection-cpu.json").read_text())))
+    with pytest.raises(FoveateError, match="no result of `foveate bench speed`"):
+        run(settings, path, resume=True)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "picture.png"
+    SHAPES["llava-1.5"].picture().crop((0, 0, 160, 128)).save(path)
+    return str(path)
+
+
+def test_counted_operations_agree_with_the_formula(picture: str) -> None:
+    one = subject("embedded", Settings(("embedded",), image=picture))
+    for batch in (1, 2):
+        measuring = Measuring(one, batch, 2, "sdpa")
+        assert measuring.untouched_tokens == 10 * 8
+        for plan in (None, "divprune:25%", "downsample:10", "random:12 + pool:50%"):
+            flops = measuring.exact(None if plan is None else Plan.of(plan))["flops"]
+            assert flops["formula"] == pytest.approx(flops["counted"], rel=0.02)
+
+
+def test_what_a_model_cannot_run_is_listed(small: Settings, picture: str) -> None:
+    settings = replace(
+        small, image=picture, models=("embedded",), methods=("tome",), budgets=("25%",), repeats=1, batches=(1,)
+    )
+    result = run(settings)
+    assert [(line["model"], line["plan"]) for line in result["impossible"]] == [("embedded", "tome:25%")]
+    assert [row["plan"] for row in result["rows"]] == ["untouched", "random:25%", "downsample:25%"]
+
+
+@pytest.mark.parametrize("name", [path.name for path in RESULTS.glob("selection-*.json")])
+def test_results_of_the_earlier_command_are_read(name: str, tmp_path: Path) -> None:
+    document = json.loads((RESULTS / name).read_text())
+    header, lines = table(document)
+    assert len(lines) == len(document["rows"])
+    assert "TTFT, ms" in header and "view, ms" not in header  # nobody measured it
+    assert lines[0][header.index("TTFT, ms")] == f"{1000 * document['rows'][0]['seconds']['total']:,.0f}"
+    plot(document, tmp_path / "plot.png")
+    assert Image.open(tmp_path / "plot.png").size[0] > 500
+
+
+def test_shapes_have_the_sizes_that_they_are_named_after() -> None:
+    for name, tokens in (("llava-1.5", 576), ("llava-next", 576 + 48 * 49), ("qwen2.5-vl", 36 * 36)):
+        shape = SHAPES[name]
+        inputs = shape.inputs(shape.picture(), 4, 2)
+        assert (inputs["input_ids"] == shapes.IMAGE).sum(dim=1).tolist() == [tokens, tokens]
+        if name == "qwen2.5-vl":
+            assert int(inputs["image_grid_thw"].prod(-1).sum()) == 2 * 4 * tokens
+    with torch.device("meta"):
+        assert sum(p.numel() for p in SHAPES["llava-1.5"].build(TEXTS["qwen2-0.5b"]).parameters()) > 7e8
+
+
+def test_bytes_are_those_of_the_tensors() -> None:
+    assert stored.stored_bytes({"a": (torch.zeros(3), [torch.zeros(2, dtype=torch.int8)]), "b": "text"}) == 14
+    tied = torch.nn.Linear(4, 4, bias=False)
+    other = torch.nn.Linear(4, 4, bias=False)
+    other.weight = tied.weight
+    assert stored.weight_bytes(torch.nn.Sequential(tied, other)) == 64
+
+
+def test_plans_are_grouped_by_what_they_are_compared_at() -> None:
+    settings = Settings(methods=("dart", "random"), plans=("divprune:25%", "divprune:64 + pool:50%"))
+    groups = groups_of(settings, ("25%",))
+    assert groups == {"25%": ["dart:25%", "divprune:25%"], "": ["divprune:64 + pool:50%"]}
+    everything = groups_of(Settings(), ("8",))["8"]
+    assert "divprune:8" in everything and not any("focusui" in plan for plan in everything)
+
+
+def test_plans_in_a_list() -> None:
+    text = "a(x=1, y=[2, 3]):64, b:50%@8,16,24 , c:1@2,3 + d:5,e:25%"
+    assert plans_in(text) == ("a(x=1, y=[2, 3]):64", "b:50%@8,16,24", "c:1@2,3 + d:5", "e:25%")
+    assert plans_in(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": ("nothing",)}, "no model 'nothing'; possible are llava-1.5"),
+        ({"models": ()}, "at least one model"),
+        ({"methods": ("magic",)}, "methods .*magic.* are not known"),
+        ({"plans": ("divprune",)}, "divprune needs a budget"),
+        ({"repeats": 0}, "at least one model"),
+        ({"new_tokens": 1}, "two new tokens"),
+        ({"batches": (0,)}, "at least one prompt"),
+        ({"dtype": "int8"}, "float32"),
+        ({"text": "llama"}, "qwen2-0.5b"),
+        ({"device": "tpu"}, "cpu and cuda"),
+    ],
+)
+def test_what_is_not_possible_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FoveateError, match=message):
+        replace(Settings(), **change)
+
+
+def test_attention_that_is_not_installed_is_refused(small: Settings) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it may be installed where there is a GPU")
+    with pytest.raises(FoveateError, match="attention 'flash_attention_2' cannot be had here"):
+        subject("small", replace(small, attention="flash_attention_2"))
+
+
+def test_the_command_writes_the_file_and_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "result.json"
+    line = ["bench", "speed", "--models", "small", "--methods", "dart", "--budgets", "4", "--repeats", "1"]
+    line += ["--new-tokens", "2", "--device", "cpu", "--dtype", "float32", "--threads", "1", "-o", str(path)]
+    assert cli.main([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(path.read_text())
+    assert cli.main([*line, "--resume", "--plot", str(tmp_path / "plot.png")]) == 0
+    assert "efficiency" in capsys.readouterr().out and (tmp_path / "plot.png").exists()
+    assert cli.main([*line, "--batch", "one"]) == 2
+    assert "--batch 'one' must be whole numbers" in capsys.readouterr().err
