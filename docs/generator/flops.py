@@ -6,7 +6,7 @@ Every number on it is computed when the page is made; only the published ones ar
 
 from __future__ import annotations
 
-from foveate.benchmark.closed_form import RELEASED, cost, follow, named, read_plan, shape_of, view_of
+from foveate.benchmark.closed_form import RELEASED, cost, follow, named, shape_of, view_of
 from foveate.benchmark.closed_form.papers import (
     SAME,
     SPAN,
@@ -17,6 +17,7 @@ from foveate.benchmark.closed_form.papers import (
     scores_left_over,
     slice_saving,
 )
+from foveate.plan import Plan
 from generator.tables import table
 
 #: Size of the image in the table of models, in pixels, and plans beside the untouched model.
@@ -141,7 +142,7 @@ def _models() -> list[str]:
         before = untouched.parts["encoder"] + untouched.parts["connector"]
         shares = []
         for plan in PLANS:
-            after = cost(shape, follow(read_plan(plan), shape, view), TEXT)
+            after = cost(shape, follow(Plan.of(plan), shape, view), TEXT)
             shares.append(f"{after.total / untouched.total:.0%}, {after.cached / untouched.cached:.0%}")
         rows.append(
             [

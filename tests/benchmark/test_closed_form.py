@@ -23,6 +23,7 @@ from foveate.benchmark.closed_form.cost import encoder, stage, windows
 from foveate.benchmark.closed_form.models import RELEASED
 from foveate.benchmark.closed_form.shapes import Text, families
 from foveate.errors import FoveateError
+from foveate.plan import Plan
 from foveate.tokens import Grid
 
 SIZES = [(336, 336), (1024, 768), (300, 1400), (1920, 1080), (640, 640)]
@@ -210,7 +211,7 @@ def test_native_resolution_is_that_of_the_embedded_processor():
 
 def test_tokens_of_every_layer():
     def kept(plan: str, tokens: int = 576, layers: int = 32) -> list[int]:
-        return list(closed_form.tokens_per_layer(closed_form.read_plan(plan).steps, tokens, layers))
+        return list(closed_form.tokens_per_layer(Plan.of(plan).steps, tokens, layers))
 
     assert kept("fastv:50%@2") == [576] * 2 + [288] * 30
     assert kept("FastV:64@0") == [64] * 32
@@ -241,7 +242,7 @@ def test_plans_that_cannot_be_counted_say_why(plan, message):
     config = RELEASED["qwen2-vl-7b"]()
     shape = closed_form.shape_of(config)
     with pytest.raises(FoveateError, match=message):
-        closed_form.follow(closed_form.read_plan(plan), shape, closed_form.view_of(config, 1024, 768))
+        closed_form.follow(Plan.of(plan), shape, closed_form.view_of(config, 1024, 768))
 
 
 def test_plans_before_the_decoder():
@@ -250,7 +251,7 @@ def test_plans_before_the_decoder():
     untouched = closed_form.cost(shape, closed_form.follow(None, shape, view), 64)
 
     def counted(plan: str) -> closed_form.Cost:
-        return closed_form.cost(shape, closed_form.follow(closed_form.read_plan(plan), shape, view), 64)
+        return closed_form.cost(shape, closed_form.follow(Plan.of(plan), shape, view), 64)
 
     selected, merged, small = counted("random:144"), counted("tome:144"), counted("downsample:144")
     # All three leave the decoder the same, the encoder different work.
@@ -266,7 +267,7 @@ def test_merging_and_stages_of_other_models_are_refused():
     shape, view = closed_form.shape_of(config), closed_form.view_of(config, 640, 480)
     for plan in ("tome:64", "downsample:64"):
         with pytest.raises(FoveateError, match="needs every patch|cannot reduce"):
-            closed_form.follow(closed_form.read_plan(plan), shape, view)
+            closed_form.follow(Plan.of(plan), shape, view)
 
 
 def test_decoders_that_do_not_attend_everywhere_are_refused():

@@ -9,6 +9,7 @@ import typer
 
 from foveate.commands.console import console, print_json
 from foveate.errors import FoveateError
+from foveate.plan import Plan
 
 if TYPE_CHECKING:
     from foveate.benchmark.closed_form import Model, View
@@ -94,7 +95,7 @@ def describe(
     found = closed_form.named(name)
     shape = closed_form.shape_of(found.config)
     shape, view, size = _view(found, shape, image, tokens)
-    chosen = closed_form.read_plan(plan) if plan else None
+    chosen = Plan.of(plan) if plan else None
     runs = {"untouched": closed_form.follow(None, shape, view), "plan": closed_form.follow(chosen, shape, view)}
     costs = {key: closed_form.cost(shape, run, text, convention) for key, run in runs.items()}
     bytes_of = closed_form.DTYPES[dtype]

@@ -149,6 +149,10 @@ class DecoderMethod(ABC):
         Methods whose budget is not "count" may get `count` = 0: their own rule decides.
         """
 
+    def left(self, tokens: int, count: int | None) -> int:
+        """How many of `tokens` stay at one layer, where that follows from sizes alone (`exact`)."""
+        return tokens if count is None else min(count, tokens)
+
     def __call__(self, tokens: LayerTokens, count: int | None) -> Selection:
         """Choose tokens of one image at one layer.
 

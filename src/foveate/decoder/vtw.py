@@ -29,6 +29,10 @@ class VTW(DecoderMethod):
         """The middle: layer 16 of 32."""
         return (max(1, num_layers // 2),)
 
+    def left(self, tokens: int, count: int | None) -> int:
+        """See `DecoderMethod.left`."""
+        return 0
+
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
         return Selection(torch.zeros(0, dtype=torch.int64, device=tokens.device))

@@ -6,7 +6,7 @@ how many visual tokens every layer reads, `cost` counts; `papers` holds publishe
 
 from foveate.benchmark.closed_form.cost import DTYPES, Convention, Cost, cost
 from foveate.benchmark.closed_form.models import RELEASED, Named, named
-from foveate.benchmark.closed_form.schedule import Run, follow, read_plan, tokens_per_layer
+from foveate.benchmark.closed_form.schedule import Run, follow, tokens_per_layer
 from foveate.benchmark.closed_form.shapes import Connector, Model, Text, Vision, shape_of
 from foveate.benchmark.closed_form.views import View, view_of
 
@@ -25,7 +25,6 @@ __all__ = [
     "cost",
     "follow",
     "named",
-    "read_plan",
     "shape_of",
     "tokens_per_layer",
     "view_of",

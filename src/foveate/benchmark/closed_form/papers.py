@@ -15,9 +15,10 @@ from typing import Any, Literal
 from foveate.benchmark import flops
 from foveate.benchmark.closed_form.cost import Convention, Cost, cost, encoder
 from foveate.benchmark.closed_form.models import RELEASED
-from foveate.benchmark.closed_form.schedule import Run, read_plan, tokens_per_layer
+from foveate.benchmark.closed_form.schedule import Run, tokens_per_layer
 from foveate.benchmark.closed_form.shapes import Connector, Model, shape_of
 from foveate.benchmark.closed_form.views import View, view_of
+from foveate.plan import Plan
 from foveate.tokens import Grid
 
 #: Tokens of text where a paper does not say: LLaVA's system prompt and a question of a benchmark.
@@ -126,7 +127,7 @@ def _staged(counts: Sequence[int], layers: int) -> list[int]:
 
 
 def _planned(plan: str, tokens: int, layers: int) -> tuple[int, ...]:
-    return tokens_per_layer(read_plan(plan).steps, tokens, layers)
+    return tokens_per_layer(Plan.of(plan).steps, tokens, layers)
 
 
 def _fewer(before: Cost, after: Cost) -> float:

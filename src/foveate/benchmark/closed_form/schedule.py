@@ -12,52 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from foveate.benchmark.closed_form.shapes import Model, Vision
 from foveate.benchmark.closed_form.views import View
 from foveate.errors import FoveateError
-from foveate.plan import Budget, Plan, Step, all_methods, parse_plan
+from foveate.plan import Plan, Step
 from foveate.tokens import Grid
-
-
-@dataclass(frozen=True)
-class _Scheduled:
-    """A method inside the decoder, as far as its numbers go."""
-
-    site: ClassVar[str] = "decoder"
-    budget: ClassVar[str] = "count"
-    exact: ClassVar[bool] = True
-    name: ClassVar[str]
-
-    @property
-    def arguments(self) -> dict[str, object]:
-        """None: numbers depend on budget and layers alone."""
-        return {}
-
-    def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Where it acts in a decoder of `num_layers` if a plan names no layers."""
-        raise NotImplementedError
-
-
-class _FastV(_Scheduled):
-    name = "fastv"
-
-    def layers(self, num_layers: int) -> tuple[int, ...]:
-        """From layer 2 on."""
-        return (2,)
-
-
-class _PyramidDrop(_Scheduled):
-    name = "pyramiddrop"
-
-    def layers(self, num_layers: int) -> tuple[int, ...]:
-        """At the beginning of the second, third and fourth quarter."""
-        return tuple(num_layers * quarter // 4 for quarter in (1, 2, 3))
-
-
-#: Methods whose numbers can be counted before they can be run.
-SCHEDULES: dict[str, type] = {cls.name: cls for cls in (_FastV, _PyramidDrop)}
 
 
 @dataclass(frozen=True)
@@ -75,15 +36,6 @@ class Run:
     kept: tuple[int, ...]
 
 
-def read_plan(text: str) -> Plan:
-    """A plan of registered methods and of `SCHEDULES`.
-
-    Raises:
-        FoveateError: as `foveate.plan.parse_plan`.
-    """
-    return parse_plan(text, {**SCHEDULES, **all_methods()})
-
-
 def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[int, ...]:
     """Visual tokens that each layer reads.
 
@@ -96,16 +48,16 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
         FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or stands after a
             step that acts later.
     """
-    at: dict[int, list[Budget]] = {}
+    at: dict[int, list[Step]] = {}
     latest = -1
     for step in steps:
         method = step.method
-        if step.budget is None:
+        if step.budget is None and (method.budget != "none" or not method.exact):
             raise FoveateError(f"how many tokens {method.name} keeps is not known from sizes; give it a budget.")
         if method.site != "decoder":
             if latest >= 0:
                 raise FoveateError(f"{method.name} acts before the decoder: it must come before what acts in it.")
-            tokens = step.budget.of(tokens)
+            tokens = step.count(tokens) or tokens
             continue
         acts = step.layers or method.layers(layers)
         if list(acts) != sorted(set(acts)) or acts[0] < latest:
@@ -114,11 +66,11 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
             raise FoveateError(f"{step} acts at layer {acts[-1]}; the decoder has layers 0 to {layers - 1}.")
         latest = acts[-1]
         for layer in acts:
-            at.setdefault(layer, []).append(step.budget)
+            at.setdefault(layer, []).append(step)
     kept = []
     for layer in range(layers):
-        for budget in at.get(layer, ()):
-            tokens = budget.of(tokens)
+        for step in at.get(layer, ()):
+            tokens = step.method.left(tokens, step.count(tokens))
         kept.append(tokens)
     return tuple(kept)
 
