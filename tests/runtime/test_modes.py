@@ -91,6 +91,38 @@ def _images(inputs: dict[str, Any], which: slice, name: str, length: int) -> dic
     return {"pixel_values": torch.cat(parts), "image_grid_thw": grids[which], "mm_token_type_ids": types}
 
 
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4v", "glm-4.6v"])
+def test_later_turns_with_positions_of_several_axes(name: str) -> None:
+    """A new image over a cache needs the grids of all images: `generate` works positions out from the whole."""
+    specimen = zoo()[name]
+    model = specimen.model()
+    both = specimen.prompts(model, [((3, 4), (2, 3))])
+    ids, grids = both["input_ids"], both["image_grid_thw"]
+    cut = int((ids == IMAGE).nonzero()[11, 1]) + 2  # just behind the first image
+    old, new = _images(both, slice(0, 1), name, cut), _images(both, slice(1, 2), name, ids.shape[1])
+    first = {"input_ids": ids[:, :cut], "attention_mask": both["attention_mask"][:, :cut], **old}
+
+    def begun() -> DynamicCache:
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**first, past_key_values=cache)
+        return cache
+
+    with torch.no_grad(), pytest.raises(StopIteration):  # so does the model without a plan
+        written(model, {**both, **new}, do_sample=False, past_key_values=begun())
+    with torch.no_grad(), foveate.compress(model, "divprune:4"):
+        whole = written(model, both, do_sample=False)
+        encoded = model.model.get_image_features(new["pixel_values"], new["image_grid_thw"], return_dict=True)
+        rest = {key: value for key, value in both.items() if key != "pixel_values"}
+        rest |= {"image_grid_thw": grids, "mm_encoder_outputs": {"image": encoded}}
+        assert written(model, rest, do_sample=False, past_key_values=begun()) == whole
+        with pytest.raises(StopIteration):
+            written(model, {**both, **new}, do_sample=False, past_key_values=begun())
+        text = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, cut + 2, dtype=torch.int64)}
+        with pytest.raises(FoveateError, match=f"{cut + 2} positions for 2 new tokens"):
+            model(**text, past_key_values=begun())
+        model(input_ids=text["input_ids"], past_key_values=begun())
+
+
 def test_caches_can_be_copied_cropped_and_repeated() -> None:
     specimen = zoo()["llava"]
     model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS[:1])

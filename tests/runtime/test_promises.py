@@ -229,10 +229,11 @@ def test_the_same_again_and_no_global_randomness(name: str, plan: str) -> None:
         assert torch.equal(logits(model, inputs), first)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", sorted(zoo()))
-def test_labels_give_the_loss_of_the_short_sequence(name: str) -> None:
+def test_labels_give_the_loss_of_the_short_sequence(name: str, side: str) -> None:
     specimen = zoo()[name]
-    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS, side)
     labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] >= 100), -100)
     with foveate.compress(model, "divprune:3") as handle:
         out = model(**inputs, labels=labels)

@@ -167,6 +167,11 @@ class Seam:
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + length, device=embeds.device)[None]
+        elif positions.shape[-1] != length:  # M-RoPE counts what a mask tells of, which is the whole conversation
+            raise FoveateError(
+                f"the model made {positions.shape[-1]} positions for {length} new tokens, which fails without a plan "
+                "too; call generate() with the ids of the whole conversation, or pass position_ids."
+            )
         gone = shorter.gone + kept.gone if self.renumber else None
         short["position_ids"] = sequence.gather_positions(positions, columns, gone)
         short["attention_mask"] = sequence.gather_mask(seen, everything)
