@@ -37,6 +37,7 @@ TARGETS = {
     "train-scorer": "foveate.commands.train_scorer:train_scorer",
     "convert": "foveate.commands.convert:convert",
     "calibrate": "foveate.commands.calibrate:calibrate",
+    "accuracy": "foveate.commands.accuracy:accuracy",
     "encoders": "foveate.commands.bench:encoders",
     "speed": "foveate.commands.bench:speed",
     "flops": "foveate.commands.flops:flops",
@@ -150,6 +151,7 @@ _list(app, "train-scorer", "Train the scorer of the method focusui on rendered s
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
 _list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
 _list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
+_list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
 _list(bench, "speed", "What plans cost: time of every part, memory, cache and FLOPs, beside two controls.")
 

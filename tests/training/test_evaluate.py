@@ -8,16 +8,7 @@ from PIL import Image
 from foveate import FoveateError
 from foveate.answering import ask
 from foveate.training.building import export
-from foveate.training.evaluate import Question, Score, answers, batches, evaluate, questions, summary, wilson_interval
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    # R: binom::binom.confint(x, n, methods = "wilson")
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (475, 500, 0.9272, 0.9659)],
-)
-def test_wilson_interval(right, count, low, high):
-    assert wilson_interval(right, count) == pytest.approx((low, high), abs=1e-4)
+from foveate.training.evaluate import Question, Score, answers, batches, evaluate, questions, summary
 
 
 def row(task: str, answer: str, text: str) -> dict:

@@ -25,6 +25,8 @@ import typer
 from PIL import Image
 
 import foveate
+from foveate.answering import answer_batch
+from foveate.benchmark.statistics import wilson_interval
 from foveate.commands.console import notes
 from foveate.errors import FoveateError
 from foveate.loading import load
@@ -85,15 +87,6 @@ class Score:
         return cls(count, right, *(round(x, 4) for x in (right / count, low, high, majority)))
 
 
-def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (E. B. Wilson, 1927); `z` is the normal quantile, 95 % by default."""
-    share = right / count
-    scale = 1 + z * z / count
-    centre = (share + z * z / (2 * count)) / scale
-    half = z / scale * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def questions(task: str, count: int, difficulty: float, skip: set[int]) -> Iterator[Question]:
     """The first `count` questions of a task, without those whose index is in `skip`.
 
@@ -132,28 +125,18 @@ def _cut(held: list[Question], size: int) -> Iterator[list[Question]]:
         yield held[start : start + size]
 
 
-@torch.inference_mode()
 def answers(model: Any, processor: Any, asked: Sequence[Question]) -> list[str]:
     """Greedy answers to a batch of questions.
 
     Generation stops a few tokens after the longest expected answer: a longer one is wrong whatever follows.
     """
-    prompts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for question in asked
-    ]
-    pictures = [[question.image] for question in asked]
-    inputs = processor(images=pictures, text=prompts, return_tensors="pt", padding=True, padding_side="left")
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    conversations = []
+    for question in asked:
+        content = [{"type": "image", "image": question.image}, {"type": "text", "text": question.text}]
+        conversations.append([{"role": "user", "content": content}])
     tokenizer = processor.tokenizer
     longest = max(len(tokenizer(question.answer, add_special_tokens=False)["input_ids"]) for question in asked)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=longest + 4)
-    written = output[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+    return answer_batch(model, processor, conversations, longest + 4)
 
 
 def evaluate(

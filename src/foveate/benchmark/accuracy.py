@@ -1,0 +1,282 @@
+"""How many answers stay right when a model reads fewer visual tokens: every plan on the same questions.
+
+Beside every plan stand the untouched model and, at the same budget, random tokens and the image made smaller. Answers
+are greedy and compared as `matching.normal` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.benchmark import measure
+from foveate.benchmark.asking import Prepared, ask, batches, prepare
+from foveate.benchmark.budgets import UNTOUCHED, with_controls
+from foveate.benchmark.matching import matches
+from foveate.benchmark.rows import Rows, write_json
+from foveate.benchmark.scores import scores
+from foveate.benchmark.tasks import Item, check, items, names, tasks_of
+from foveate.errors import FoveateError
+from foveate.loading import DTYPES, load, locate
+from foveate.runtime import compress, handle_of
+
+NOTE = (
+    "Exact match after normalisation (case, white space, punctuation at the end, commas in numbers). Relative: "
+    "accuracy over that of the untouched model on the same questions, with a 95 % interval of the paired "
+    "bootstrap. Loyalty: "
+    "share of answers equal to the untouched model's. Difficult: questions that the untouched model answers and "
+    "downsample at the same budget does not. Tokens kept: mean over the layers of the language model. Chats go on over "
+    "one cache: the image's tokens are those chosen at the first question."
+)
+
+Progress = Callable[[int, int, str], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. A run is resumed with the same settings, but for models, plans and tasks, which may differ.
+
+    Args:
+        models: Folders, Hub ids, or "embedded".
+        plans: Plans as text; the untouched model and the controls at every budget are added.
+        tasks: As `tasks.tasks_of` reads them.
+        count: Items of every task.
+        sides: Shortest and longest side of rendered pages in pixels.
+        difficulty: Of rendered pages, 0 to 1.
+        batch_size: Items answered at once.
+        dtype: As `foveate.load` takes it.
+        device: "cpu", "cuda" or the like; None: the first GPU, or the CPU.
+        threads: Threads of the CPU; None: all that PyTorch takes.
+
+    Raises:
+        FoveateError: If something is not known or not possible.
+    """
+
+    models: tuple[str, ...] = ("embedded",)
+    plans: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = names()
+    count: int = 100
+    sides: tuple[int, int] = (128, 640)
+    difficulty: float = 1.0
+    batch_size: int = 8
+    dtype: str = "auto"
+    device: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.tasks:
+            raise FoveateError("at least one model and one task are needed.")
+        if min(self.count, self.batch_size, self.threads or 1) < 1:
+            raise FoveateError("count, batch size and threads are whole numbers from 1 on.")
+        if self.dtype not in DTYPES:
+            raise FoveateError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
+        for name in self.models:
+            locate(None if name == "embedded" else name)
+        object.__setattr__(self, "tasks", tasks_of(self.tasks))
+        object.__setattr__(self, "plans", with_controls(self.plans))
+        check(self.tasks, self.sides, self.difficulty)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What must be the same for answers to stand in one file."""
+        return {name: value for name, value in asdict(self).items() if name not in ("models", "plans", "tasks")}
+
+
+def answer_items(
+    model: Any, processor: Any, plan: Any, asked: Iterable[Item], batch_size: int = 8
+) -> list[dict[str, Any]]:
+    """Ask a model questions with a plan, and say which answers are right.
+
+    Args:
+        model: As `foveate.load` returns it.
+        processor: Of the model.
+        plan: Anything that `foveate.compress` takes; None or "untouched": the model as it is.
+        asked: Such as `tasks.items` gives.
+        batch_size: Items answered at once.
+
+    Returns:
+        One row for every turn of every item, in the order of the items: plan, task, index, turn, question, answer,
+        text, right, tokens_in, tokens_kept.
+
+    Raises:
+        FoveateError: the plan cannot run on this model or on these images.
+    """
+    asked = list(asked)
+    order = {(item.task, item.index): place for place, item in enumerate(asked)}
+    rows: list[dict[str, Any]] = []
+    for batch in batches(asked, batch_size):
+        rows += _rows(model, processor, plan, prepare(model, processor, batch))
+    return sorted(rows, key=lambda row: (order[row["task"], row["index"]], row["turn"]))
+
+
+def _rows(model: Any, processor: Any, plan: Any, prepared: Prepared) -> list[dict[str, Any]]:
+    if plan is None or plan == UNTOUCHED:
+        handle = handle_of(model)
+        name = UNTOUCHED if handle is None else str(handle.plan)
+        replies = ask(model, processor, prepared)
+    else:
+        with compress(model, plan) as handle:
+            name = str(handle.plan)
+            replies = ask(model, processor, prepared)
+    return [
+        {
+            "plan": name,
+            "task": item.task,
+            "index": item.index,
+            "turn": turn,
+            "question": question,
+            "answer": answer,
+            "text": text,
+            "right": matches(text, answer),
+            "tokens_in": reply.tokens_in,
+            "tokens_kept": round(reply.tokens_kept, 2),
+        }
+        for item, reply in zip(prepared.items, replies, strict=True)
+        for turn, ((question, answer), text) in enumerate(zip(item.turns, reply.texts, strict=True))
+    ]
+
+
+def run(
+    settings: Settings,
+    path: Path | None = None,
+    *,
+    resume: bool = False,
+    command: str = "",
+    report: Callable[[str], object] = lambda line: None,
+    progress: Progress = lambda done, total, what: None,
+) -> dict[str, Any]:
+    """Ask all models all questions with all plans.
+
+    Every plan is asked a batch before the next batch comes, so a run that was stopped has compared its plans on the
+    same questions.
+
+    Args:
+        settings: What to measure.
+        path: JSON file of the result; the answers stand beside it in NAME.rows.jsonl, each as soon as its batch is
+            known. None: nothing is written.
+        resume: Go on with the answers that are there.
+        command: The command line, for the file.
+        report: Called with a line about everything begun.
+        progress: Called with the number of answered items, of all items, and what is at work.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        FoveateError: there are answers already and `resume` is not given, or they were made with other settings; a
+            model cannot be loaded or asked.
+        KeyboardInterrupt: after the result so far has been written.
+    """
+    rows = Rows(None if path is None else rows_path(path), settings.described, resume)
+    run = _Run(settings, rows, report, progress)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(settings.threads or threads)
+        hardware = measure.hardware(torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+
+        def document() -> dict[str, Any]:
+            found = {
+                "kind": "accuracy",
+                "command": command,
+                "hardware": hardware,
+                "versions": measure.versions(),
+                "settings": asdict(settings),
+                "note": NOTE,
+                "rows": scores(rows.rows, settings.models, run.possible, settings.tasks),
+                "impossible": [
+                    {"model": model, "plan": plan, "reason": reason}
+                    for (model, plan), reason in rows.impossible.items()
+                    if model in settings.models and plan in settings.plans
+                ],
+            }
+            if path is not None:
+                write_json(path, found)
+            return found
+
+        try:
+            for name in settings.models:
+                run.model(name)
+        except KeyboardInterrupt:
+            document()
+            raise
+        return document()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def rows_path(path: Path) -> Path:
+    """Where the answers of a result stand."""
+    return path.with_suffix(".rows.jsonl")
+
+
+@dataclass
+class _Run:
+    settings: Settings
+    rows: Rows
+    report: Callable[[str], object]
+    progress: Progress
+    done: int = 0
+
+    def possible(self, model: str) -> list[str]:
+        """Plans that run on a model, as far as is known."""
+        return [plan for plan in self.settings.plans if (model, plan) not in self.rows.impossible]
+
+    def model(self, name: str) -> None:
+        """Ask one model everything that has not been answered yet."""
+        settings = self.settings
+        if all((name, plan, task) in self.rows.finished for plan in self.possible(name) for task in settings.tasks):
+            self._advance(len(settings.tasks) * settings.count * len(settings.plans), name)
+            return
+        self.report(f"loading {name}")
+        model, processor = load(
+            None if name == "embedded" else name, dtype=settings.dtype, device=settings.device, plan=None
+        )
+        for plan in self.possible(name):
+            if plan != UNTOUCHED:
+                try:
+                    compress(model, plan).restore()
+                except FoveateError as error:
+                    self._fail(name, plan, error)
+        for task in settings.tasks:
+            self._task(name, model, processor, task)
+
+    def _task(self, name: str, model: Any, processor: Any, task: str) -> None:
+        settings, rows = self.settings, self.rows
+        left = [plan for plan in self.possible(name) if (name, plan, task) not in rows.finished]
+        self._advance(settings.count * (len(settings.plans) - len(left)), f"{name}, {task}")
+        begun = self.done
+        stream = items(task, settings.count, difficulty=settings.difficulty, sides=settings.sides) if left else ()
+        for batch in batches(stream, settings.batch_size):
+            prepared: Prepared | None = None
+            for plan in left:
+                missing = [item for item in batch if not rows.has(name, plan, task, item.index, len(item.turns))]
+                if missing and (name, plan) not in rows.impossible:
+                    prepared = prepared or prepare(model, processor, batch)
+                    self._answer(name, model, processor, plan, prepared)
+                self._advance(len(batch), f"{name}, {task}, {plan}")
+        rows.finish(name, [plan for plan in left if (name, plan) not in rows.impossible], task)
+        self._advance(begun + settings.count * len(left) - self.done, f"{name}, {task}")
+
+    def _answer(self, name: str, model: Any, processor: Any, plan: str, prepared: Prepared) -> None:
+        try:
+            found = _rows(model, processor, plan, prepared)
+        except FoveateError as error:
+            if plan == UNTOUCHED:
+                raise
+            self._fail(name, plan, error)
+            return
+        self.rows.add({"model": name, **row} for row in found)
+
+    def _fail(self, name: str, plan: str, error: FoveateError) -> None:
+        self.report(f"{plan} cannot run on {name}: {error}")
+        self.rows.fail(name, plan, str(error))
+
+    def _advance(self, count: int, what: str) -> None:
+        settings = self.settings
+        self.done += count
+        total = len(settings.models) * len(settings.tasks) * settings.count * len(settings.plans)
+        self.progress(self.done, total, what)

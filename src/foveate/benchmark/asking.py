@@ -1,0 +1,213 @@
+"""Asking a model the questions of items: in batches, or turn by turn over one cache.
+
+In a chat about an image the user's second question comes when the image has been read. Here, as in any chat that keeps
+its cache, the image's tokens are those that the plan chose at the first question: the image is encoded once, later
+questions are read after what the cache holds, and the model's own answers stand between them. A method that chose by
+the first question has to answer the second one from what it kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from foveate.answering import check_length, greedy, inputs_of_batch, plain_messages, prompt_of, texts_of
+from foveate.benchmark.tasks import Item
+from foveate.errors import FoveateError
+from foveate.runtime import Handle, handle_of
+from foveate.runtime.report import ImageReport
+
+#: Tokens that an answer may have beyond the right one; a longer one is wrong whatever follows.
+SPARE = 8
+#: Batches of items of similar size are cut from so many batches' items.
+_GATHERED = 16
+#: Stands for an answer while the text around it is worked out; no template changes letters.
+_ANSWER = "ANSWERXANSWERX"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Items with the model's inputs, which no plan changes: a plan that makes images smaller does so in the model.
+
+    Args:
+        items: One with several turns, or several with one.
+        inputs: Of the first turn of each, padded on the left.
+        limits: Tokens that each answer may have, by item and turn.
+        following: (T,) ids that follow the answer of each turn but the last: its end and the next question.
+    """
+
+    items: tuple[Item, ...]
+    inputs: Any
+    limits: tuple[tuple[int, ...], ...]
+    following: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to an item.
+
+    Args:
+        texts: Its answers, turn by turn.
+        tokens_in: Tokens of the item's images before anything is left out.
+        tokens_kept: Tokens of them that the language model worked on, the mean over its layers.
+    """
+
+    texts: tuple[str, ...]
+    tokens_in: int
+    tokens_kept: float
+
+
+def batches(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Batches of items of similar size; one with several turns comes alone."""
+    held: list[Item] = []
+    for item in stream:
+        held.append(item)
+        if len(held) == _GATHERED * size:
+            yield from _cut(held, size)
+            held = []
+    yield from _cut(held, size)
+
+
+def _cut(held: list[Item], size: int) -> Iterator[list[Item]]:
+    held = sorted(held, key=lambda item: (item.pixels, item.index))
+    single = [item for item in held if len(item.turns) == 1]
+    for start in range(0, len(single), size):
+        yield single[start : start + size]
+    for item in held:
+        if len(item.turns) > 1:
+            yield [item]
+
+
+def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
+    """Process the images and texts of one batch.
+
+    Args:
+        model: Gives device and precision.
+        processor: Of the model.
+        items: From `batches`.
+
+    Raises:
+        FoveateError: the model's chat template takes no second turn.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    inputs = inputs_of_batch(model, processor, [messages_of(item) for item in items])
+    limits = tuple(
+        tuple(len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + SPARE for _, answer in item.turns)
+        for item in items
+    )
+    following = _following(processor, items[0]) if len(items) == 1 else ()
+    return Prepared(tuple(items), inputs, limits, following)
+
+
+def messages_of(item: Item, answers: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """An item as messages up to the question after `answers`; all its images stand before the first question."""
+    messages: list[dict[str, Any]] = []
+    if item.system:
+        messages.append({"role": "system", "content": [{"type": "text", "text": item.system}]})
+    for turn, (question, _) in enumerate(item.turns[: len(answers) + 1]):
+        images = [{"type": "image", "image": image} for image in item.images] if turn == 0 else []
+        messages.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
+        if turn < len(answers):
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[turn]}]})
+    return messages
+
+
+def _following(processor: Any, item: Item) -> tuple[Tensor, ...]:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    found = []
+    for turn in range(1, len(item.turns)):
+        messages = plain_messages(messages_of(item, [_ANSWER] * turn), processor)
+        try:
+            whole = prompt_of(processor, messages)
+        except TemplateError as error:
+            raise FoveateError(f"the chat template of this model takes no second turn: {error}") from error
+        before, answer, after = whole.rpartition(_ANSWER)
+        if not answer or before.count(_ANSWER) != turn - 1 or not after:
+            raise FoveateError("the chat template of this model leaves out earlier answers, so no chat can go on.")
+        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+        found.append(torch.tensor(ids, dtype=torch.int64))
+    return tuple(found)
+
+
+@torch.inference_mode()
+def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
+    """Greedy answers to a batch, with the plan that is attached to the model, if any.
+
+    Raises:
+        FoveateError: the plan cannot be followed on these images, or a conversation is too long for the model.
+    """
+    inputs, limits = prepared.inputs, [first for first, *_ in prepared.limits]
+    length = inputs["input_ids"].shape[1]
+    check_length(model, length, max(limits))
+    output = model.generate(**inputs, generation_config=_settings(model, max(limits)))
+    handle = handle_of(model)
+    written = output.sequences if model.config.is_encoder_decoder else output.sequences[:, length:]
+    texts = [[text] for text in texts_of(model, processor, written, limits)]
+    counts = _counts(model, inputs["input_ids"], handle)
+    if prepared.following:
+        texts[0] += _go_on(model, processor, prepared, output)
+    return [Reply(tuple(said), *count) for said, count in zip(texts, counts, strict=True)]
+
+
+def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[str]:
+    """Answers of the later turns of one item, over the cache of the first."""
+    if model.config.is_encoder_decoder:
+        raise FoveateError("encoder-decoder models read every prompt anew, so no chat can go on.")
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    texts = []
+    for turn, following in enumerate(prepared.following, 1):
+        said = output.sequences
+        if int(said[0, -1]) in ends:  # the cache does not hold it yet, and the template says how an answer ends
+            said = said[:, :-1]
+        ids = torch.cat([said, following.to(said.device)[None]], dim=1)
+        limit = prepared.limits[0][turn]
+        check_length(model, ids.shape[1], limit)
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for name in ("token_type_ids", "mm_token_type_ids"):  # which positions are an image's: no new one is
+            if name in prepared.inputs:
+                kinds = prepared.inputs[name]
+                more[name] = torch.cat([kinds, kinds.new_zeros(1, ids.shape[1] - kinds.shape[1])], dim=1)
+        output = model.generate(
+            **more, past_key_values=output.past_key_values, generation_config=_settings(model, limit)
+        )
+        texts += texts_of(model, processor, output.sequences[:, ids.shape[1] :], [limit])
+    return texts
+
+
+def _settings(model: Any, limit: int) -> Any:
+    """Greedy, with a cache that is handed back."""
+    settings = greedy(model, limit)
+    settings.use_cache = settings.return_dict_in_generate = True
+    return settings
+
+
+def _counts(model: Any, ids: Tensor, handle: Handle | None) -> list[tuple[int, float]]:
+    """Tokens of the images of every sequence: before the plan, and those that the language model worked on."""
+    if handle is None:
+        config = model.config
+        token = getattr(config, "image_token_id", None)
+        token = getattr(config, "image_token_index", None) if token is None else token
+        counts = (ids == token).sum(dim=1).tolist() if token is not None else [0] * len(ids)
+        return [(count, count) for count in counts]
+    layers = model.config.get_text_config().num_hidden_layers
+    found = [(0, 0.0)] * len(ids)
+    for image in handle.report().images:
+        before, after = found[image.row]
+        found[image.row] = (before + image.tokens_in, after + _worked_on(image, layers))
+    return found
+
+
+def _worked_on(image: ImageReport, layers: int) -> float:
+    """Tokens of an image in a language model of so many layers, their mean."""
+    if not image.layers:
+        return image.tokens_kept
+    # From the first layer on so many, and from each layer that a step names on fewer.
+    changes = [(0, image.tokens_kept), *((step.layer, step.tokens_kept) for step in image.layers), (layers, 0)]
+    return sum(kept * (later - layer) for (layer, kept), (later, _) in pairwise(changes)) / layers

@@ -1,0 +1,69 @@
+"""Which plans are compared: methods at budgets, and what stands beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from foveate.errors import FoveateError
+from foveate.plan import Budget, Plan, all_methods
+
+#: The model without a plan.
+UNTOUCHED = "untouched"
+#: What stands beside the plans of every budget.
+CONTROLS = ("random", "downsample")
+
+
+def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
+    """Plans of methods at budgets; no methods means all that run without weights or data of their own.
+
+    Raises:
+        FoveateError: a method or a budget does not exist.
+    """
+    known = all_methods()
+    unknown = [name for name in methods if name not in known]
+    if unknown:
+        raise FoveateError(f"methods {', '.join(unknown)} are not known; possible are {', '.join(known)}.")
+    usual = [name for name, cls in known.items() if not cls.trained and cls.budget != "none"]
+    return [f"{name}:{Budget.parse(budget)}" for budget in budgets for name in methods or usual]
+
+
+def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
+    """The untouched model, then for every budget its controls and its plans, then plans without a budget.
+
+    Raises:
+        FoveateError: a text is no plan.
+    """
+    by_budget: dict[str | None, list[str]] = {}
+    for text in plans:
+        if text.strip().lower() != UNTOUCHED:
+            plan = Plan.of(text)
+            by_budget.setdefault(budget_of(plan), []).append(str(plan))
+    found = [UNTOUCHED]
+    for budget, own in by_budget.items():
+        if budget is not None:
+            found += [f"{control}:{budget}" for control in CONTROLS]
+            found += own
+    return tuple(dict.fromkeys([*found, *by_budget.get(None, [])]))
+
+
+def budget_of(plan: Plan | str) -> str | None:
+    """The budget at which a plan is compared with others: what its steps before the language model keep together.
+
+    Of a plan that acts inside the language model only it is that of the first step. None: its own rule decides.
+    """
+    if plan == UNTOUCHED:
+        return None
+    plan = Plan.of(plan)
+    if not plan.early_steps:
+        budget = plan.steps[0].budget
+        return None if budget is None else str(budget)
+    kept: Budget | None = Budget(fraction=1.0)
+    for step in plan.early_steps:
+        if step.budget is None or step.budget.tokens is not None or kept is None:
+            # A number of tokens holds whatever came before it; a fraction of an unknown number is unknown.
+            kept = step.budget if step.budget is None or step.budget.tokens is not None else None
+        elif kept.tokens is not None:
+            kept = Budget(tokens=step.budget.of(kept.tokens))
+        else:
+            kept = Budget(fraction=float(kept.fraction or 0) * float(step.budget.fraction or 0))
+    return None if kept is None else str(kept)

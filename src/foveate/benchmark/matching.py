@@ -1,0 +1,46 @@
+"""When an answer counts as right: exact match after what is only a matter of writing has been taken away."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_NUMBER = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<rest>\d+))?(?P<percent>%?)")
+_QUOTES = "\"'\u2018\u2019\u201c\u201d`"
+
+
+def normal(text: str) -> str:
+    """A text as it is compared.
+
+    - Unicode is brought to its compatible form (NFKC), and case does not count.
+    - White space at both ends goes; within, any of it is one blank.
+    - Quotes around the whole text and `. , ; : ! ?` at its end go.
+    - A word that is a number loses commas between groups of three digits, zeros at the end of its decimals and a plus
+      sign: 1,200.50, 1200.50 and +1200.5 are the same. Zeros at the front stay, for 007 is a code; so does every unit,
+      currency or per cent sign; a comma between other groups of digits stays as it is.
+
+    Nothing else is taken away: "yes, it is" is not "yes", "12.40" is not "$12.40".
+    """
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    while text:
+        shorter = text.rstrip(".,;:!? ")
+        if len(shorter) > 1 and shorter[0] in _QUOTES and shorter[-1] in _QUOTES:
+            shorter = shorter[1:-1].strip()
+        if shorter == text or not shorter:  # what is nothing but marks stays
+            break
+        text = shorter
+    return " ".join(map(_number, text.split()))
+
+
+def matches(text: str, answer: str) -> bool:
+    """Whether a text is the right answer; see `normal`."""
+    return normal(text) == normal(answer)
+
+
+def _number(word: str) -> str:
+    found = _NUMBER.fullmatch(word)
+    if found is None:
+        return word
+    rest = (found["rest"] or "").rstrip("0")
+    sign = "-" if found["sign"] == "-" else ""
+    return sign + found["whole"].replace(",", "") + (f".{rest}" if rest else "") + found["percent"]

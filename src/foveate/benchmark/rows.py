@@ -1,0 +1,131 @@
+"""The file beside a result that holds one line for every answer, so that a run can be stopped at any moment.
+
+The first line says with which settings the answers were made. A later line is an answer; or says that a plan cannot run
+on a model; or that a task is finished. All lines of a batch are written at once; a kill loses the batch at work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError
+
+KIND = "accuracy-rows"
+
+
+class Rows:
+    """Answers of one run, in memory and, where there is a path, in a file.
+
+    Args:
+        path: The file; None keeps the answers in memory only.
+        settings: What they were made with, as plain JSON values.
+        resume: Go on with what the file holds.
+
+    Attributes:
+        rows: every answer.
+        impossible: reason for each (model, plan) that cannot run.
+        finished: (model, plan, task) of which there is every answer.
+
+    Raises:
+        FoveateError: there are answers already and `resume` is not given, they were made with other settings, or the
+            file is none of these.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any], resume: bool = False) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self.impossible: dict[tuple[str, str], str] = {}
+        self.finished: set[tuple[str, str, str]] = set()
+        self._known: set[tuple[Any, ...]] = set()
+        head = {"kind": KIND, "settings": json.loads(json.dumps(settings))}
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size:
+            self._read(path, head, resume)
+        else:
+            path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+
+    def has(self, model: str, plan: str, task: str, index: int, turns: int) -> bool:
+        """Whether there are answers to all turns of an item."""
+        return all((model, plan, task, index, turn) in self._known for turn in range(turns))
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Note answers that are not there yet."""
+        new = [row for row in rows if _key(row) not in self._known]
+        self._take(new)
+        self._write(new)
+
+    def fail(self, model: str, plan: str, reason: str) -> None:
+        """Note that a plan cannot run on a model; what it answered before counts no more."""
+        self._write([{"impossible": {"model": model, "plan": plan, "reason": reason}}])
+        self.impossible[model, plan] = reason
+
+    def finish(self, model: str, plans: Iterable[str], task: str) -> None:
+        """Note that there is every answer of some plans to a task."""
+        plans = [plan for plan in plans if (model, plan, task) not in self.finished]
+        if plans:
+            self._write([{"finished": {"model": model, "plans": plans, "task": task}}])
+            self.finished |= {(model, plan, task) for plan in plans}
+
+    def _take(self, rows: Iterable[dict[str, Any]]) -> None:
+        for row in rows:
+            self.rows.append(row)
+            self._known.add(_key(row))
+
+    def _write(self, entries: list[dict[str, Any]]) -> None:
+        if self.path is not None and entries:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+
+    def _read(self, path: Path, head: dict[str, Any], resume: bool) -> None:
+        entries, broken = _entries(path)
+        if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
+            raise FoveateError(f"{path} holds no answers of this benchmark; choose another file.")
+        if not resume:
+            raise FoveateError(f"{path} holds answers already; --resume goes on with them, or choose another file.")
+        given, own = entries[0]["settings"], head["settings"]
+        if given != own:
+            different = ", ".join(sorted(key for key in {*given, *own} if given.get(key) != own.get(key)))
+            raise FoveateError(f"{path} was made with other settings ({different}); choose another file.")
+        if broken:  # a kill cut the last line off
+            path.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries), encoding="utf-8")
+        for entry in entries[1:]:
+            if "impossible" in entry:
+                line = entry["impossible"]
+                self.impossible[line["model"], line["plan"]] = line["reason"]
+            elif "finished" in entry:
+                line = entry["finished"]
+                self.finished |= {(line["model"], plan, line["task"]) for plan in line["plans"]}
+            else:
+                self._take([entry])
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["plan"], row["task"], row["index"], row["turn"]
+
+
+def _entries(path: Path) -> tuple[list[Any], bool]:
+    """Lines of a file up to the first that is broken, and whether one is."""
+    entries = []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise FoveateError(f"{path} cannot be read: {error}") from error
+    for line in text.splitlines(keepends=True):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            return entries, True
+    return entries, not text.endswith("\n")
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document in one step: whoever reads sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,138 @@
+"""From answers to the rows of a result: accuracy, and what it is against the untouched model on the same questions."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from foveate.benchmark.budgets import UNTOUCHED, budget_of
+from foveate.benchmark.matching import normal
+from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
+from foveate.benchmark.tasks import CHAT, GROUPS
+from foveate.plan import Plan
+
+Row = dict[str, Any]
+#: Answers of one model with one plan to one task, by item and turn.
+Answers = dict[tuple[int, int], Row]
+
+
+def scores(
+    rows: Iterable[Row], models: Sequence[str], plans: Callable[[str], Sequence[str]], tasks: Sequence[str]
+) -> list[Row]:
+    """Rows of a result; a question counts where the untouched model has answered it too.
+
+    Args:
+        rows: Answers.
+        models: Models to be scored.
+        plans: Plans to be scored of a model, as text.
+        tasks: Tasks to be scored.
+
+    Returns:
+        For every model and plan a row for each task, for the first and the later questions of chats
+        ("group:chat, first question", "group:chat, later questions"), for each group of tasks ("group:reading"), and
+        for all tasks ("all"). Figures of several tasks are means over the tasks, each with the same weight; only the
+        difficult questions are thrown together.
+    """
+    answers: dict[tuple[str, str, str], Answers] = defaultdict(dict)
+    for row in rows:
+        answers[row["model"], row["plan"], row["task"]][row["index"], row["turn"]] = row
+    found = []
+    for model in models:
+        for plan in plans(model):
+            budget = budget_of(plan)
+            smaller = None if budget is None or plan == UNTOUCHED else f"downsample:{budget}"
+            by_task = {}
+            for task in tasks:
+                triples = _triples(*(answers.get((model, p or "", task), {}) for p in (plan, UNTOUCHED, smaller)))
+                if triples:
+                    by_task[task] = triples
+            head = {"model": model, "plan": plan, "method": method_of(plan), "budget": budget}
+            found += [head | row for row in _rows(by_task)]
+    return found
+
+
+def method_of(plan: str) -> str:
+    """Names of the methods of a plan, without arguments and budgets."""
+    return plan if plan == UNTOUCHED else " + ".join(step.method.name for step in Plan.of(plan).steps)
+
+
+@dataclass(frozen=True)
+class _Triple:
+    """One question: the plan's answer, the untouched model's, and that of the smaller image, where there is one."""
+
+    own: Row
+    untouched: Row
+    smaller: Row | None
+
+    @property
+    def difficult(self) -> bool:
+        return self.smaller is not None and bool(self.untouched["right"]) and not self.smaller["right"]
+
+
+def _triples(own: Answers, untouched: Answers, smaller: Answers) -> list[_Triple]:
+    return [_Triple(own[key], untouched[key], smaller.get(key)) for key in sorted(own) if key in untouched]
+
+
+def _rows(by_task: dict[str, list[_Triple]]) -> list[Row]:
+    """Rows of one model with one plan."""
+    found = [_score(task, {task: triples}) for task, triples in by_task.items()]
+    parts = [
+        ("first question", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] == 0]),
+        ("later questions", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] > 0]),
+    ]
+    found += [_score(f"group:{CHAT}, {part}", {CHAT: triples}) for part, triples in parts if triples]
+    for group, members in GROUPS.items():
+        own = {task: by_task[task] for task in members if task in by_task}
+        if own:
+            found.append(_score(f"group:{group}", own))
+    return [*found, _score("all", by_task)] if by_task else found
+
+
+def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
+    every = [triple for triples in by_task.values() for triple in triples]
+    rights = [bool(triple.own["right"]) for triple in every]
+    items = [(triple.own["task"], triple.own["index"]) for triple in every]
+    compared = paired_bootstrap(
+        rights,
+        [bool(triple.untouched["right"]) for triple in every],
+        strata=[task for task, _ in items],
+        clusters=items,
+    )
+    low, high = compared.low, compared.high
+    if len(by_task) == 1 and len(set(items)) == len(items):  # questions of their own, all of one kind
+        low, high = wilson_interval(sum(rights), len(rights))
+    difficult = [bool(triple.own["right"]) for triple in every if triple.difficult]
+
+    def mean(value: Callable[[_Triple], float]) -> float:
+        return round(fmean(fmean(map(value, triples)) for triples in by_task.values()), 4)
+
+    return {
+        "task": name,
+        "count": len(every),
+        "right": sum(rights),
+        "accuracy": round(compared.accuracy, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "majority": round(fmean(map(_majority, by_task.values())), 4),
+        "relative": _rounded(compared.ratio),
+        "relative_low": _rounded(compared.ratio_low),
+        "relative_high": _rounded(compared.ratio_high),
+        "loyalty": mean(lambda triple: normal(triple.own["text"]) == normal(triple.untouched["text"])),
+        "difficult": {"count": len(difficult), "accuracy": round(fmean(difficult), 4), "untouched": 1.0}
+        if difficult
+        else None,
+        "tokens_in": mean(lambda triple: triple.own["tokens_in"]),
+        "tokens_kept": mean(lambda triple: triple.own["tokens_kept"]),
+    }
+
+
+def _majority(triples: list[_Triple]) -> float:
+    """Accuracy of always giving the most frequent answer."""
+    return max(Counter(normal(triple.own["answer"]) for triple in triples).values()) / len(triples)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

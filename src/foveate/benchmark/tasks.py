@@ -1,0 +1,271 @@
+"""What models are asked: rendered pages of the held-out split, easy-VQA, chats about one image, files of one's own.
+
+A task's questions are a function of its name and their number, so every plan is asked the same ones, and a run that was
+stopped draws them again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.training.data import TASKS, easy_vqa, render, smallest_size
+from foveate.training.data.questions import ask
+from foveate.training.data.rendering import LARGEST_SIDE
+from foveate.training.data.sample import Sample
+from foveate.training.data.shapes import COLOUR_OF, KIND_OF
+from foveate.training.dataset import read_conversations
+from foveate.training.examples import PLACEHOLDER
+from foveate.views.images import open_image
+
+EASY_VQA, CHAT, DETAIL = "easy_vqa", "chat", "detail"
+
+#: Tasks by what they ask for; the names can stand wherever a task is named.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "reading": (
+        "read_word",
+        "read_line",
+        "word_position",
+        "transcribe",
+        "read_field",
+        "read_card",
+        "menu",
+        "receipt_company",
+        "receipt_date",
+        "receipt_total",
+        "receipt_address",
+        "receipt_detail",
+        "sign",
+    ),
+    "tables": ("table_cell", "table_row"),
+    "counting": ("count_shapes",),
+    "charts": ("chart_value", "chart_extreme", "chart_compare"),
+    "colour": ("shape_colour", "shape_kind"),
+    "yes/no": ("document_yes_no", "shape_exists"),
+}
+
+#: Pages that chats are about, one after the other; each has several questions, about different places.
+CHAT_PAGES = ("shape_colour", "read_field", "shape_kind", "table_cell", "receipt_date", "read_card")
+
+#: Pages with small type that `detail` draws, one after the other.
+DETAIL_PAGES = ("read_field", "table_cell", "receipt_total", "menu", "chart_value")
+#: Capitals on these pages are at most the longest side allowed divided by this.
+SMALL_TYPE = 50
+
+#: Pages of one question are drawn with their number as seed, as `foveate.training.evaluate` does; where pages are
+#: drawn until one is as it is wanted, the seeds of a number begin here.
+_SEEDS = 1_000
+_ATTEMPTS = 400
+
+
+@dataclass(frozen=True)
+class Item:
+    """One or several images, and the questions asked about them one after the other.
+
+    Args:
+        task: Name of the task.
+        index: Number within it.
+        images: Shown before the first question.
+        turns: Question and right answer of every turn.
+        system: What a system turn before the first question says; "" for none.
+    """
+
+    task: str
+    index: int
+    images: tuple[Image.Image, ...]
+    turns: tuple[tuple[str, str], ...]
+    system: str = ""
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all images."""
+        return sum(image.width * image.height for image in self.images)
+
+
+def names() -> tuple[str, ...]:
+    """All tasks but files."""
+    return (*TASKS, EASY_VQA, CHAT, DETAIL)
+
+
+def tasks_of(asked: Sequence[str]) -> tuple[str, ...]:
+    """The tasks that names of tasks, names of groups, `all` and paths of files stand for, each once.
+
+    Raises:
+        FoveateError: a name is none of these, easy-VQA is not installed, or a file cannot be read.
+    """
+    found: list[str] = []
+    for name in asked:
+        if name == "all":
+            found += names()
+        elif name in GROUPS:
+            found += GROUPS[name]
+        elif name in names():
+            found.append(name)
+        elif Path(name).suffix in (".json", ".jsonl"):
+            _file(name)
+            found.append(name)
+        else:
+            raise FoveateError(
+                f"unknown task {name!r}; possible are all, {', '.join((*GROUPS, *names()))}, and files of "
+                "conversations in LLaVA's format (.json or .jsonl)."
+            )
+    if EASY_VQA in found and find_spec("easy_vqa") is None:
+        raise FoveateError("easy-VQA needs a package; install it with `pip install easy-vqa`.")
+    return tuple(dict.fromkeys(found))
+
+
+def group_of(task: str) -> str | None:
+    """The group that a task belongs to."""
+    return next((group for group, tasks in GROUPS.items() if task in tasks), None)
+
+
+def items(
+    task: str, count: int, *, difficulty: float = 1.0, sides: tuple[int, int] = (128, 640), first: int = 0
+) -> Iterator[Item]:
+    """Questions number `first` to `first + count - 1` of a task.
+
+    Rendered pages are of the held-out split. Those of easy-VQA's test split, and of a file, are `count` spread evenly
+    from all (`first` shifts them), or all where there are fewer; entries of a file without an image are left out.
+
+    Args:
+        task: A name of `names()`, or the path of a file.
+        count: Items.
+        difficulty: Of rendered pages, 0 to 1.
+        sides: Shortest and longest side of rendered pages in pixels.
+        first: Number of the first item.
+
+    Raises:
+        FoveateError: there is no such task, it cannot be drawn so, or a file cannot be read.
+    """
+    if task == EASY_VQA:
+        yield from _spread(task, _easy(), count, first)
+    elif task == CHAT:
+        for index in range(first, first + count):
+            yield _chat(index, difficulty, sides)
+    elif task == DETAIL:
+        for index in range(first, first + count):
+            yield _detail(index, difficulty, sides[1])
+    elif task in TASKS:
+        for index in range(first, first + count):
+            sample = render(task, index, split="heldout", sides=sides, difficulty=difficulty)
+            yield Item(task, index, (sample.image,), ((sample.question, sample.answer),))
+    else:
+        yield from _spread(task, _file(task), count, first)
+
+
+def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> None:
+    """Raise FoveateError where pages of the tasks cannot be drawn in these sizes."""
+    if not 0 <= difficulty <= 1:
+        raise FoveateError(f"difficulty must lie between 0 and 1, got {difficulty:g}.")
+    low, high = sides
+    if not 16 <= low <= high <= LARGEST_SIDE:
+        raise FoveateError(f"sides must be shortest,longest between 16 and {LARGEST_SIDE} pixels, got {low},{high}.")
+    if DETAIL in tasks and high < 448:
+        raise FoveateError(f"{DETAIL} needs a longest side of at least 448 pixels for its small type, got {high}.")
+    drawn = [task for task in tasks if task in TASKS] + (list(CHAT_PAGES) if CHAT in tasks else [])
+    for task in drawn:
+        if high < max(smallest_size(task)):
+            raise FoveateError(f"{task} needs a side of at least {max(smallest_size(task))} pixels, got {high}.")
+
+
+# Chats and details
+
+
+def _chat(index: int, difficulty: float, sides: tuple[int, int]) -> Item:
+    """Several questions about one page; an answer never tells a later one."""
+    page = CHAT_PAGES[index % len(CHAT_PAGES)]
+    for seed in range(_SEEDS * (index + 1), _SEEDS * (index + 1) + _ATTEMPTS):
+        sample = render(page, seed, split="heldout", sides=sides, difficulty=difficulty)
+        more = _more_shapes(sample, random.Random(seed)) if "shapes" in sample.meta else sample.more
+        turns = [(sample.question, sample.answer)]
+        turns += [turn for turn in more if turn[1] not in (sample.answer, *(answer for _, answer in turns[1:]))]
+        distinct = {answer.lower(): question for question, answer in turns}
+        if len(distinct) == len(turns) > 1:
+            return Item(CHAT, index, (sample.image,), tuple(turns))
+    raise FoveateError(f"no {page} with several questions was found at difficulty {difficulty:g}, sides {sides}.")
+
+
+def _more_shapes(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
+    """Up to two more questions about a picture of shapes, about others than the first question's."""
+    shapes = [tuple(shape.split(" ", 1)) for shape in sample.meta["shapes"]]
+    first = shapes[0]  # the one that is asked about
+    asks_colour = sample.task == "shape_colour"
+    known, told = (1, 0) if asks_colour else (0, 1)
+    found = []
+    for shape in shapes:
+        alone = sum(other[known] == shape[known] for other in shapes) == 1
+        if alone and shape[known] != first[known] and shape[told] != first[told]:
+            ways = COLOUR_OF if asks_colour else KIND_OF
+            slots = {"kind": shape[1]} if asks_colour else {"colour": shape[0]}
+            found.append((ask(rng, "heldout", ways, **slots), shape[told]))
+    return found[:2]
+
+
+def _detail(index: int, difficulty: float, longest: int) -> Item:
+    """A question about small type on a page near the longest side allowed."""
+    page = DETAIL_PAGES[index % len(DETAIL_PAGES)]
+    for seed in range(_SEEDS * (index + 1), _SEEDS * (index + 1) + _ATTEMPTS):
+        sample = render(page, seed, split="heldout", sides=(round(0.8 * longest), longest), difficulty=difficulty)
+        if sample.meta["cap"] <= longest / SMALL_TYPE:
+            return Item(DETAIL, index, (sample.image,), ((sample.question, sample.answer),))
+    raise FoveateError(f"no {page} with small type was found at difficulty {difficulty:g}, {longest} pixels.")
+
+
+# Lists
+
+
+def _spread(task: str, everything: list[Item] | _File, count: int, first: int) -> Iterator[Item]:
+    """`count` of all items, evenly spread, each with its number among them."""
+    count = min(count, len(everything))
+    for index in range(count):
+        chosen = everything[(index * len(everything) // count + first) % len(everything)]
+        yield Item(task, first + index, chosen.images, chosen.turns, chosen.system)
+
+
+@lru_cache(maxsize=1)
+def _easy() -> list[Item]:
+    return [
+        Item(EASY_VQA, number, (image,), ((question, answer),))
+        for number, (image, question, answer) in enumerate(easy_vqa("test"))
+    ]
+
+
+class _File:
+    """Conversations of a file, with images that are opened when they are needed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._examples = [example for example in read_conversations(path) if example.images]
+        if not self._examples:
+            raise FoveateError(f"{path} has no conversation with an image.")
+        for number, example in enumerate(self._examples, 1):
+            asked = [turn["value"] for turn in example.conversations if turn["from"] == "human"]
+            if any(PLACEHOLDER in question for question in asked[1:]):
+                raise FoveateError(
+                    f"{path}, conversation {number} of those with images, shows an image after its first question; "
+                    "images can only be shown before it."
+                )
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Item:
+        example = self._examples[index]
+        spoken = example.conversations
+        system = spoken[0]["value"].strip() if spoken[0]["from"] == "system" else ""
+        asked = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in spoken if turn["from"] == "human"]
+        right = [turn["value"].strip() for turn in spoken if turn["from"] == "gpt"]
+        images = tuple(open_image(image).convert("RGB") for image in example.images)
+        return Item(self._path, index, images, tuple(zip(asked, right, strict=True)), system)
+
+
+@lru_cache(maxsize=8)
+def _file(path: str) -> _File:
+    return _File(path)

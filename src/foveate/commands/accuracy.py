@@ -1,0 +1,174 @@
+"""`foveate bench accuracy`: how many answers stay right with fewer visual tokens."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from foveate.commands.console import console, notes, print_json
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate bench accuracy --quick
+    foveate bench accuracy --plans "divprune:25%; fastervlm:64 + fastv:50%@2" --tasks reading,chat
+    foveate bench accuracy --methods divprune,hiprune --budgets 10%,25% --tasks all --count 200
+    foveate bench accuracy --models path/to/model,owner/name --plans visionzip:64 --tasks my-questions.jsonl
+    foveate bench accuracy --tasks all --count 500 -o results.json --resume
+"""
+
+#: Of --quick: a task of every kind.
+QUICK_TASKS = ("read_word", "table_cell", "count_shapes", "chart_compare", "shape_colour", "shape_exists", "chat")
+QUICK_METHODS = ("divprune", "dart", "pool")
+
+
+def accuracy(
+    models: Annotated[str, typer.Option(help="embedded, folders and Hub ids, with commas.")] = "embedded",
+    plans: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Plans, parted by ; or in options of their own: 'divprune:64; pool:25%'.", show_default=False
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods with commas, each run at every budget; all that need no own weights, if no plans are given.",
+            show_default=False,
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Budgets of --methods with commas: 64,25%; 10%,25%,50%.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With commas, or in options of their own: tasks, groups (reading, tables, counting, charts, colour, "
+            "yes/no), all, files in LLaVA's format.",
+            show_default="all",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Questions of every task; 100, with --quick 10.", show_default=False)
+    ] = None,
+    sides: Annotated[str, typer.Option(help="Shortest and longest side of rendered pages, in pixels.")] = "128,640",
+    difficulty: Annotated[
+        float, typer.Option(min=0, max=1, help="Of rendered pages: 0 is large and clean type.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; all that PyTorch takes.", show_default=False)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A task of every kind, 10 questions, three methods at 25%, unless said.")
+    ] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path(
+        "benchmarks/results/accuracy.json"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Count right answers of models with plans: every plan on the same questions, beside three controls.
+
+    The untouched model, random tokens and the image made smaller stand beside the plans at every budget. Tasks are
+    rendered pages of the held-out split, easy-VQA's test split, chats about one image, small type, and files of your
+    own. Given are accuracy, accuracy relative to the untouched model with a paired bootstrap interval, the share of
+    answers that stay the same (loyalty), and accuracy on the difficult questions: those that the smaller image loses.
+
+    Every answer is a line in NAME.rows.jsonl as soon as it is known; after an interruption, --resume goes on, also with
+    more models, plans or tasks.
+    """
+    from foveate.benchmark import accuracy as benchmark
+    from foveate.benchmark.budgets import product
+    from foveate.benchmark.tasks import names
+
+    own = [plan.strip() for option in plans or () for plan in option.split(";") if plan.strip()]
+    if methods or budgets or not own:
+        named = _names(methods) or (QUICK_METHODS if quick else ())
+        own += product(named, _names(budgets) or (("25%",) if quick else ("10%", "25%", "50%")))
+    settings = benchmark.Settings(
+        models=_names(models),
+        plans=tuple(own),
+        tasks=tuple(name for option in tasks or () for name in _names(option)) or (QUICK_TASKS if quick else names()),
+        count=count or (10 if quick else 100),
+        sides=_sides(sides),
+        difficulty=difficulty,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+    )
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=notes
+    )
+    with bar:
+        shown = bar.add_task("", total=None)
+        results = benchmark.run(
+            settings,
+            output,
+            resume=resume,
+            command=shlex.join(["foveate", *sys.argv[1:]]),
+            report=lambda line: notes.print(line, markup=False),
+            progress=lambda done, total, what: bar.update(shown, completed=done, total=total, description=what),
+        )
+    if as_json:
+        print_json(results)
+        return
+    for model in settings.models:
+        console.print(_table(model, [row for row in results["rows"] if row["model"] == model]))
+    for line in results["impossible"]:
+        console.print(f"{line['model']}: {line['plan']} cannot run: {line['reason']}", markup=False)
+    console.print(f"written: {output} and {benchmark.rows_path(output)}", markup=False)
+
+
+def _table(model: str, rows: list[dict[str, Any]]) -> Table:
+    """All tasks together, a line for every plan."""
+    tasks = len({row["task"] for row in rows if row["task"] != "all" and not row["task"].startswith("group:")})
+    head = ("plan", "tokens", "accuracy", "relative (95 %)", "loyalty", "difficult")
+    table = Table(
+        *(Column(name, justify="left" if name == "plan" else "right", overflow="fold") for name in head),
+        title=f"{model}: mean of {tasks} task{'s' * (tasks != 1)}",
+    )
+    for row in rows:
+        if row["task"] == "all":
+            table.add_row(
+                row["plan"],
+                f"{row['tokens_kept']:,.0f} of {row['tokens_in']:,.0f}",
+                f"{row['accuracy']:.1%}",
+                _relative(row),
+                f"{row['loyalty']:.1%}",
+                _difficult(row["difficult"]),
+            )
+    return table
+
+
+def _relative(row: dict[str, Any]) -> str:
+    if row["relative"] is None:
+        return "the untouched model has none right"
+    low, high = ("?" if row[end] is None else f"{row[end]:.1%}" for end in ("relative_low", "relative_high"))
+    return f"{row['relative']:.1%} ({low} to {high})"
+
+
+def _difficult(found: dict[str, Any] | None) -> str:
+    return "" if found is None else f"{found['accuracy']:.1%} of {found['count']}"
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
+def _sides(text: str) -> tuple[int, int]:
+    try:
+        low, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise FoveateError(f"--sides {text!r} must be the shortest and the longest side, such as 128,640.") from None
+    return low, high
