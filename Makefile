@@ -34,7 +34,6 @@ test: $(DEV) ## the quick tests
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 
 test-all: $(DEV) ## all tests, the slow ones too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torchao>=0.15'
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
 
 check: $(DEV) ## ruff, types, and whether generated pages are up to date

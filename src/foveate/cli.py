@@ -40,6 +40,7 @@ TARGETS = {
     "accuracy": "foveate.commands.accuracy:accuracy",
     "encoders": "foveate.commands.bench:encoders",
     "speed": "foveate.commands.bench:speed",
+    "joint": "foveate.commands.joint:joint",
     "flops": "foveate.commands.flops:flops",
 }
 """The function behind each command, as `module:function`."""
@@ -154,6 +155,7 @@ _list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from imag
 _list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
 _list(bench, "speed", "What plans cost: time of every part, memory, cache and FLOPs, beside two controls.")
+_list(bench, "joint", "Fewer tokens together with quantised weights and caches: accuracy and cost.")
 
 
 @bench.callback()

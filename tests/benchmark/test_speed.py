@@ -154,8 +154,11 @@ def test_plans_are_grouped_by_what_they_are_compared_at() -> None:
 
 
 def test_plans_in_a_list() -> None:
-    text = "a(x=1, y=[2, 3]):64, b:50%@8,16,24 , c:1@2,3 + d:5,e:25%"
-    assert plans_in(text) == ("a(x=1, y=[2, 3]):64", "b:50%@8,16,24", "c:1@2,3 + d:5", "e:25%")
+    assert plans_in(["a(x=1, y=[2, 3]):64; b:50%@8,16 ;", "c:1 + d:5"]) == (
+        "a(x=1, y=[2, 3]):64",
+        "b:50%@8,16",
+        "c:1 + d:5",
+    )
     assert plans_in(None) == ()
 
 

@@ -120,8 +120,11 @@ def speed(
         typer.Option(help="Budgets of the methods with commas: 64,25%; those of each model.", show_default=False),
     ] = None,
     plans: Annotated[
-        str | None,
-        typer.Option(help="Plans with commas: divprune:64, fastervlm:192 + pool:50%.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            help="Plans, parted by ; or in options of their own: 'divprune:64; fastervlm:192 + pool:50%'.",
+            show_default=False,
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Prompts answered at once, with commas: 1,8.")] = "1",
     repeats: Annotated[int | None, typer.Option(help="Timed turns after a warm-up; 3.", show_default=False)] = None,

@@ -1,0 +1,327 @@
+"""Fewer tokens, smaller weights and a smaller cache at once: accuracy and cost of the product, beside its parts.
+
+What each of three savings costs alone does not say what they cost together: a quantised model may choose other tokens,
+and fewer tokens leave fewer to average errors over. Every plan is therefore asked with every kind of weights and cache.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.benchmark import measure
+from foveate.benchmark.accuracy import answer_items
+from foveate.benchmark.budgets import UNTOUCHED, with_controls
+from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, cached, check, possible, quantise_weights
+from foveate.benchmark.rows import write_json
+from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
+from foveate.benchmark.stored import dtype_of, weight_bytes
+from foveate.benchmark.tasks import Item, items, tasks_of
+from foveate.benchmark.tasks import check as check_pages
+from foveate.errors import FoveateError
+from foveate.loading import DTYPES, load, locate
+from foveate.runtime import compress
+
+NOTE = (
+    "Weights: the linear layers of the language model in int8, int4 (torchao) or nf4 (bitsandbytes); the rest stays. "
+    "Cache: keys and values. Relative: accuracy over that of the untouched model with full weights and cache on the "
+    "same questions, with a 95 % interval of the paired bootstrap. Parts: the product of the relative accuracies of "
+    "the plan, the weights and the cache alone; where relative is below it, the savings hurt each other. Bytes: of "
+    "all weights, and of the cache after an answer, both as stored; on a CPU torchao keeps int4 weights in a byte "
+    "each. Seconds: of one question. Task all: mean over the tasks, each with the same weight."
+)
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. A run is resumed with the same settings, but for models, plans, weights and caches.
+
+    Args:
+        models: Folders, Hub ids, or "embedded".
+        plans: Plans as text; the untouched model and the controls at every budget are added.
+        weights: Names of `quantised.WEIGHTS`; "full" is added.
+        caches: Names of `quantised.CACHES`; "full" is added.
+        tasks: As `tasks.tasks_of` reads them.
+        count: Items of every task.
+        sides: Shortest and longest side of rendered pages in pixels.
+        difficulty: Of rendered pages, 0 to 1.
+        batch_size: Items answered at once.
+        dtype: As `foveate.load` takes it.
+        device: "cpu", "cuda" or the like; None: the first GPU, or the CPU.
+        threads: Threads of the CPU; None: all that PyTorch takes.
+
+    Raises:
+        FoveateError: If something is not known or not possible here.
+    """
+
+    models: tuple[str, ...] = ("embedded",)
+    plans: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ("read_word", "table_cell", "shape_colour")
+    count: int = 50
+    sides: tuple[int, int] = (128, 640)
+    difficulty: float = 1.0
+    batch_size: int = 8
+    dtype: str = "auto"
+    device: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.weights:
+            check("weights", name, WEIGHTS)
+        for name in self.caches:
+            check("caches", name, CACHES)
+        if not self.models or not self.tasks or min(self.count, self.batch_size, self.threads or 1) < 1:
+            raise FoveateError("at least one model, one task, one question, a batch of one and one thread are needed.")
+        if self.dtype not in DTYPES:
+            raise FoveateError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
+        for name in self.models:
+            locate(None if name == "embedded" else name)
+        usual = {
+            "weights": [name for name in ("int8", "int4") if name in possible(WEIGHTS)],
+            "caches": [name for name in ("int8", "int4") if name in possible(CACHES)],
+        }
+        for field, names in usual.items():
+            object.__setattr__(self, field, tuple(dict.fromkeys([FULL, *(getattr(self, field) or names)])))
+        object.__setattr__(self, "tasks", tasks_of(self.tasks))
+        object.__setattr__(self, "plans", with_controls(self.plans))
+        check_pages(self.tasks, self.sides, self.difficulty)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What must be the same for rows to stand in one file."""
+        free = ("models", "plans", "weights", "caches")
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in free}))
+
+
+def run(
+    settings: Settings,
+    path: Path | None = None,
+    *,
+    resume: bool = False,
+    command: str = "",
+    report: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Ask all models all questions with every plan, kind of weights and kind of cache.
+
+    Args:
+        settings: What to measure.
+        path: JSON file, replaced in one step after every combination.
+        resume: Keep the combinations that the file already has.
+        command: The command line, for the file.
+        report: Called with a line about everything begun.
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        FoveateError: the file to resume from has other settings or is no result, or a model cannot be asked.
+    """
+    rows, impossible = _kept(path, settings.described) if resume and path is not None else ([], [])
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(settings.threads or threads)
+        document: dict[str, Any] = {
+            "kind": "joint",
+            "command": command,
+            "hardware": measure.hardware(device),
+            "versions": measure.versions(),
+            "settings": settings.described,
+            "note": NOTE,
+            "rows": rows,
+            "impossible": impossible,
+        }
+        asked: list[Item] = []
+        for name in settings.models:
+            for weights in settings.weights:
+                cells = _missing(settings, document, name, weights)
+                if not cells:
+                    continue
+                report(f"{name}, {weights} weights")
+                asked = asked or _questions(settings)
+                _Bench(settings, name, weights, asked, document, path, report).measure(cells)
+        _conclude(rows)
+        if path is not None:
+            write_json(path, document)
+        return document
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _questions(settings: Settings) -> list[Item]:
+    return [
+        item
+        for task in settings.tasks
+        for item in items(task, settings.count, difficulty=settings.difficulty, sides=settings.sides)
+    ]
+
+
+def _missing(settings: Settings, document: dict[str, Any], model: str, weights: str) -> list[tuple[str, str]]:
+    """Pairs of plan and cache of which there is neither a row nor a reason why not."""
+    keys = ("model", "plan", "kind", "cache")
+    done = {tuple(row[key] for key in keys) for row in document["rows"]}
+    done |= {tuple(line.get(key) for key in keys) for line in document["impossible"]}
+    wanted = [(plan, cache) for cache in settings.caches for plan in settings.plans]
+    return [(plan, cache) for plan, cache in wanted if (model, plan, weights, cache) not in done]
+
+
+class _Bench:
+    """One model with one kind of weights."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        weights: str,
+        asked: list[Item],
+        document: dict[str, Any],
+        path: Path | None,
+        report: Callable[[str], object],
+    ) -> None:
+        self.settings, self.name, self.kind, self.asked = settings, name, weights, asked
+        self.document, self.path, self.report = document, path, report
+
+    def measure(self, cells: list[tuple[str, str]]) -> None:
+        """Add the rows of pairs of plan and cache."""
+        name = None if self.name == "embedded" else self.name
+        model, processor = load(name, dtype=self.settings.dtype, device=self.settings.device, plan=None)
+        weights = dtype_of(model) if self.kind == FULL else self.kind
+        try:
+            quantise_weights(model, self.kind)
+        except FoveateError as error:
+            for plan, cache in cells:
+                self._refuse(plan, cache, error)
+            return
+        size = weight_bytes(model)
+        for plan, cache in cells:
+            self.report(f"  {cache} cache, {plan}")
+            try:
+                if plan != UNTOUCHED:  # a plan that does not fit is known before anything is asked
+                    compress(model, plan).restore()
+                with cached(model, cache):  # what a package compiles or loads at its first use is not timed
+                    answer_items(model, processor, plan, self.asked[:1], 1)
+                with cached(model, cache) as kept:
+                    start = time.perf_counter()
+                    answers = answer_items(model, processor, plan, self.asked, self.settings.batch_size)
+                    seconds = (time.perf_counter() - start) / len(answers)
+            except FoveateError as error:
+                if (plan, self.kind, cache) == (UNTOUCHED, FULL, FULL):
+                    raise
+                self._refuse(plan, cache, error)
+                continue
+            numbers = {
+                "seconds": seconds,
+                "bytes": {"weights": size, "kv": sum(own for own, _ in kept) / sum(prompts for _, prompts in kept)},
+            }
+            head = {"model": self.name, "plan": plan, "weights": weights, "kind": self.kind, "cache": cache}
+            for task in self.settings.tasks:
+                own = [row for row in answers if row["task"] == task]
+                self.document["rows"].append({**head, "task": task, **_score(own), **numbers})
+            self.document["rows"].append({**head, "task": ALL, **_score(answers), **numbers})
+            _conclude(self.document["rows"])
+            if self.path is not None:
+                write_json(self.path, self.document)
+
+    def _refuse(self, plan: str, cache: str, error: FoveateError) -> None:
+        line = {"model": self.name, "plan": plan, "kind": self.kind, "cache": cache, "reason": str(error)}
+        self.document["impossible"].append(line)
+
+
+def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Numbers of one task, or of several; `rights` says of every answer whether it is right, `tasks` how many each."""
+    tasks: dict[str, int] = {}
+    for row in answers:
+        tasks[row["task"]] = tasks.get(row["task"], 0) + 1
+    rights = [int(row["right"]) for row in answers]
+    return {
+        "count": len(rights),
+        "right": sum(rights),
+        "rights": "".join(map(str, rights)),
+        "tasks": tasks,
+        "tokens_in": sum(row["tokens_in"] for row in answers) / len(answers),
+        "tokens_kept": sum(row["tokens_kept"] for row in answers) / len(answers),
+    }
+
+
+def _conclude(rows: list[dict[str, Any]]) -> None:
+    """Accuracies with intervals, relative to the untouched model, and beside the product of the parts."""
+    found = {(row["model"], row["task"], row["plan"], row["kind"], row["cache"]): row for row in rows}
+    for row in rows:
+        whole = found.get((row["model"], row["task"], UNTOUCHED, FULL, FULL))
+        if whole is None or "accuracy" in row:
+            continue
+        strata = [task for task, count in row["tasks"].items() for _ in range(count)]
+        rights = [[int(digit) for digit in one["rights"]] for one in (row, whole)]
+        compared = paired_bootstrap(*rights, strata=strata)
+        low, high = (compared.low, compared.high)
+        if len(row["tasks"]) == 1:
+            low, high = wilson_interval(row["right"], row["count"])
+        row |= {
+            "accuracy": compared.accuracy,
+            # Wilson's ends of 0 and 1 miss them by a rounding error.
+            "low": min(low, compared.accuracy),
+            "high": max(high, compared.accuracy),
+            "relative": compared.ratio,
+            "relative_low": compared.ratio_low,
+            "relative_high": compared.ratio_high,
+        }
+    for row in rows:
+        model, task, plan, kind, cache = (row[key] for key in ("model", "task", "plan", "kind", "cache"))
+        alone = ((plan, FULL, FULL), (UNTOUCHED, kind, FULL), (UNTOUCHED, FULL, cache))
+        parts = [found.get((model, task, *part), {}).get("relative") for part in alone]
+        row["parts"] = None if None in parts else math.prod(part for part in parts if part is not None)
+
+
+def _kept(path: Path, described: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Rows and impossible combinations of a file that was written before."""
+    if not path.exists():
+        return [], []
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kind, settings = document.get("kind"), document["settings"]
+        rows, impossible = document["rows"], document["impossible"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
+    if kind != "joint":
+        raise FoveateError(f"{path} is no result of `foveate bench joint`, so it cannot be resumed.")
+    if settings != described:
+        different = sorted(key for key in described if settings.get(key) != described[key])
+        raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
+    return rows, impossible
+
+
+def table(document: dict[str, Any], task: str = ALL) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a result, of one task."""
+    header = ["model", "plan", "weights", "cache", "accuracy", "relative", "parts", "weights, MiB", "KV, KiB", "s"]
+    rows = []
+    for row in document["rows"]:
+        if row["task"] != task:
+            continue
+        relative = "" if row["relative"] is None else f"{row['relative']:.1%}"
+        if row["relative_low"] is not None and row["relative_high"] is not None:
+            relative += f" ({row['relative_low']:.0%} to {row['relative_high']:.0%})"
+        rows.append(
+            [
+                row["model"],
+                row["plan"],
+                row["weights"],
+                row["cache"],
+                f"{row['accuracy']:.1%}",
+                relative,
+                "" if row["parts"] is None else f"{row['parts']:.1%}",
+                f"{row['bytes']['weights'] / 2**20:,.1f}",
+                f"{row['bytes']['kv'] / 2**10:,.0f}",
+                f"{row['seconds']:.2f}",
+            ]
+        )
+    return header, rows

@@ -1,0 +1,122 @@
+"""`foveate bench joint`: fewer tokens, smaller weights and a smaller cache at once."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Column, Table
+
+from foveate.commands.console import console, notes, print_json
+from foveate.commands.lists import names_in, numbers_in, plans_in
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate bench joint --quick
+    foveate bench joint --plans "divprune:25%; pool:25%" --weights int8,int4 --caches int8,int4
+    foveate bench joint --models path/or/hub-id --tasks questions.json --device cuda --dtype bfloat16
+"""
+
+
+def joint(
+    models: Annotated[str, typer.Option(help="embedded, folders and Hub ids, with commas.")] = "embedded",
+    plans: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Plans, parted by ; or in options of their own: 'divprune:64; pool:25%'; divprune:25%.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the language model with commas: int8, int4 (torchao), nf4 (bitsandbytes); int8,int4. "
+            "Full ones are always there.",
+            show_default=False,
+        ),
+    ] = None,
+    caches: Annotated[
+        str | None,
+        typer.Option(
+            help="Caches with commas: int8, fp8, int4, int2 (the last two: optimum-quanto); int8,int4. The full one "
+            "is always there.",
+            show_default=False,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks with commas, as foveate bench accuracy takes them.")
+    ] = "read_word,table_cell,shape_colour",
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Questions of every task; 50, with --quick 10.", show_default=False)
+    ] = None,
+    sides: Annotated[
+        str | None,
+        typer.Option(
+            help="Shortest and longest side of rendered pages, in pixels; 128,640, with --quick 128,256.",
+            show_default=False,
+        ),
+    ] = None,
+    difficulty: Annotated[
+        float, typer.Option(min=0, max=1, help="Of rendered pages: 0 is large and clean type.")
+    ] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; int4 on a GPU: bfloat16.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the CPU; all that PyTorch takes.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="10 questions of every task on small pages.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path("benchmarks/results/joint.json"),
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the combinations that the file already has.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Token compression together with quantised weights and a quantised cache: accuracy and cost of the product.
+
+    Every plan, and the controls at its budget, is asked with every kind of weights and of cache. Beside the relative
+    accuracy stands the product of what plan, weights and cache cost alone. A kind that does not run on this machine is
+    refused with what is possible.
+    """
+    from foveate.benchmark import joint as benchmark
+
+    ends = numbers_in(sides or ("128,256" if quick else "128,640"), "--sides")
+    if len(ends) != 2:
+        raise FoveateError(f"--sides {sides!r} must be the shortest and the longest side, such as 128,640.")
+    settings = benchmark.Settings(
+        models=names_in(models),
+        plans=plans_in(plans) or ("divprune:25%",),
+        weights=names_in(weights),
+        caches=names_in(caches),
+        tasks=names_in(tasks),
+        count=count or (10 if quick else 50),
+        sides=(ends[0], ends[1]),
+        difficulty=difficulty,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+    )
+    results = benchmark.run(
+        settings,
+        output,
+        resume=resume,
+        command=shlex.join(["foveate", *sys.argv[1:]]),
+        report=lambda line: notes.print(line, markup=False),
+    )
+    if as_json:
+        print_json(results)
+        return
+    header, rows = benchmark.table(results)
+    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for line in results["impossible"]:
+        what = f"{line['model']}, {line['plan']}, {line['kind']} weights, {line['cache']} cache"
+        console.print(f"{what}: {line['reason']}", markup=False)
+    console.print(f"written: {output}", markup=False)
