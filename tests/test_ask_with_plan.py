@@ -1,6 +1,7 @@
 """Plans where questions are asked and models are loaded; the models are small and random."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 import foveate
 from foveate import FoveateError, Plan, ask, load
-from foveate.answering import selected
+from foveate.answering import _seen, selected
 from foveate.cli import main
 from foveate.families import ImageLayout
 from foveate.pictures import draw_answer
@@ -17,7 +18,7 @@ from foveate.plan import PLAN_FILE
 from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport, StepReport
 from foveate.selection_pictures import draw_selection, joined
-from foveate.tokens import Crop, Grid, merged
+from foveate.tokens import Crop, Grid, Selection, merged
 from tiny_model import noise, save_internvl, save_llava, save_llava_uhd
 
 
@@ -178,3 +179,24 @@ def test_layers_inside_the_language_model_are_stages_and_stand_in_the_picture(tm
 
     assert np.array_equal(panel(image_of_plan | {"layers": []}), panel(plain))
     assert (panel(image_of_plan) != panel(plain)).any()  # what leaves inside is paler
+
+
+@pytest.mark.parametrize("size", [(41, 57), (480, 640), (900, 30)])
+def test_tokens_lie_where_they_belong_on_images_that_are_padded(size):
+    pytest.importorskip("torchvision")
+    from transformers.models.kimi_k25.image_processing_kimi_k25 import Kimi_K25ImageProcessor
+
+    images = Kimi_K25ImageProcessor(
+        patch_size=4, merge_size=2, max_patches=1024, size={"max_height": 64, "max_width": 64}
+    )
+    white = Image.new("RGB", size, "white")
+    made = images(white, return_tensors="pt")
+    _, rows, columns = made["image_grid_thw"][0].tolist()
+    pixels = made["pixel_values"].view(rows, columns, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(3, rows * 4, columns * 4)
+    shown = pixels.amax(dim=0) > 0  # padding is black
+    down, across = int(shown.any(dim=1).sum()), int(shown.any(dim=0).sum())
+    seen = _seen(SimpleNamespace(image_processor=images), size)
+    assert seen == (0.0, 0.0, columns * 4 / across, rows * 4 / down)
+    layout = ImageLayout(6, (Crop(torch.arange(6), Grid(3, 2)),))
+    report = ImageReport(0, "image", 0, layout, Selection(torch.arange(3)), (), ())
+    assert draw_selection(selected(report, seen), white, 900).width == 900

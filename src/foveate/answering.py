@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 import os
 import time
@@ -238,7 +239,7 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
 
     Args:
         report: of the handle of the plan.
-        seen: (left, top, right, bottom) of what the encoder saw, as fractions of the image.
+        seen: (left, top, right, bottom) of what the encoder saw, as fractions of the image; above 1 for padding.
 
     Returns:
         The report's own values; ``seen``; for every crop its ``kind``, ``grid``, ``box`` (fractions of what was seen),
@@ -291,8 +292,13 @@ def _placed(documents: list[dict[str, Any]], whole: str | None, size: tuple[int,
 
 
 def _seen(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The part of an image (width, height) that the processor does not cut off, as fractions of it."""
-    images = getattr(processor, "image_processor", None)
+    """What of an image (width, height) the processor shows the encoder, as fractions of it: cut off or padded."""
+    images: Any = getattr(processor, "image_processor", None)
+    padding = getattr(inspect.getmodule(type(images)), "navit_resize", None)  # Kimi's, on the right and at the bottom
+    if padding is not None and images.do_resize:
+        limits = (images.patch_size, images.merge_size, images.max_patches, images.size.max_height)
+        (height, width), (padded_height, padded_width) = padding(size[1], size[0], *limits)
+        return 0.0, 0.0, padded_width / width, padded_height / height
     shortest = getattr(getattr(images, "size", None), "shortest_edge", None)
     crop = getattr(images, "crop_size", None)
     if not (getattr(images, "do_center_crop", False) and shortest and crop) or getattr(images, "do_pad", False):
