@@ -53,6 +53,12 @@ class Attention:
             hidden = hidden | ~self.seen
         return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)
 
+    def paid(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Attention (r, N) that each of the new tokens `rows` pays to the new tokens `places`, mean over heads."""
+        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
+        found = [self.rows(some)[:, :, places + self.past].mean(dim=0) for some in rows.split(step)]
+        return torch.cat(found) if found else self.query.new_zeros(0, len(places), dtype=torch.float32)
+
     def received(self, rows: Tensor, places: Tensor) -> Tensor:
         """Attention (N,) that the new tokens `rows` pay to the new tokens `places`, mean over heads and rows.
 
@@ -80,6 +86,10 @@ class LayerTokens:
         number: Which image of its prompt this is, for seeds.
         origin: (N,) places of the tokens among those that the encoder made of the image.
         ask: Gives queries and keys of a layer; see `attention`.
+        entered: (L0, D) the embeddings of all new tokens of the sequence as they entered the first layer.
+        columns: (L,) where the tokens of the sequence stand among them, -1 for padding.
+        image: (N0,) where the whole image stands among them.
+        norm: The norm after the last layer, for methods that compare tokens as the output would see them.
     """
 
     features: Tensor
@@ -92,6 +102,10 @@ class LayerTokens:
     number: int
     origin: Tensor
     ask: Callable[[Asked], Attention]
+    entered: Tensor
+    columns: Tensor
+    image: Tensor
+    norm: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return len(self.features)
@@ -100,6 +114,15 @@ class LayerTokens:
     def device(self) -> torch.device:
         """Where the hidden states are."""
         return self.features.device
+
+    @property
+    def question(self) -> Tensor:
+        """(t,) where the text after the image stands, up to where an answer is asked for; all text if none is there."""
+        text = self.text
+        if len(self.asking):
+            text = text[text <= self.asking[-1]]
+        after = text[text > self.places[-1]] if len(self) else text
+        return after if len(after) else text
 
     def attention(self, asked: Asked) -> Attention:
         """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
@@ -166,6 +189,8 @@ class DecoderMethod(ABC):
         if count is None:
             if self.budget == "count":
                 raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
+            if not len(tokens):  # an earlier layer left nothing
+                return Selection(torch.arange(0, device=tokens.device))
             return self.select(tokens, 0)
         if self.budget == "none":
             raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")

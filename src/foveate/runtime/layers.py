@@ -100,6 +100,7 @@ class Pass:
         positions: Position ids of the new columns as the language model is given them.
         kept: What the cache holds, where there is one.
         cache: The cache.
+        entered: (B, L, D) the embeddings of the new columns.
         decided: What was chosen for this prompt before, by image and layer: without a cache `generate` passes the
             growing text through the model at every step, and what was chosen for the prompt stays chosen.
     """
@@ -111,6 +112,7 @@ class Pass:
     positions: Tensor
     kept: Kept | None
     cache: Any
+    entered: Tensor
     decided: dict[tuple[int, int], Selection]
     shorts: dict[int, _Short] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
@@ -362,6 +364,10 @@ class LayerSeam:
             sum(other.row == row and other.number < image.number for other in last.images),
             image.origin,
             ask,
+            found.entered[row],
+            last.columns[row],
+            next(whole.places for whole in found.images if (whole.number, whole.row) == (image.number, row)),
+            self.text.norm,
         )
         start = time.perf_counter()
         selection = found.decided.get((image.number, number))

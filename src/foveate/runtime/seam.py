@@ -137,7 +137,8 @@ class Seam:
             positions = positions[1:]
         decided = next(iter(frame.encoded.values())).inside if images else {}
         asking = None if frame.asking is None else sequence.gather_mask(frame.asking.to(columns.device), columns)
-        return Pass(columns.shape[1], images, seen, asking, positions, kept, kwargs.get("past_key_values"), decided)
+        cache, entered = kwargs.get("past_key_values"), kwargs["inputs_embeds"].detach()
+        return Pass(columns.shape[1], images, seen, asking, positions, kept, cache, entered, decided)
 
     def _carried(self, short: Shorter, chosen: list[Chosen], frame: Frame, kwargs: dict[str, Any]) -> list[Tensor]:
         """Position ids for every member that a token carries the position of; none where each has only its own."""

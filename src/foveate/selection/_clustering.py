@@ -1,10 +1,12 @@
-"""Clustering that several methods share: everything deterministic, nothing of size tokens x tokens."""
+"""Clustering that several methods share: everything deterministic; only `density_peaks` compares all with all."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from foveate.selection._diversity import gram
 
 
 def spread(size: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -113,3 +115,33 @@ def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
     out = torch.empty(count, device=values.device)
     out[order] = factor
     return out
+
+
+def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """DPC-kNN: centres are dense, and far from what is denser (Rodriguez and Laio, 2014; Du et al., 2016).
+
+    With distances d(i, j) = |x_i - x_j| / sqrt(D), the density of i is exp(-mean d(i, j)^2) over its `count` nearest,
+    itself among them; its distance is that to the nearest denser token, for the densest the greatest there is. Tokens
+    with the greatest density times distance are centres, all others join the nearest centre. Of equally dense tokens
+    the first counts as denser, of equal centres the first wins.
+
+    Args:
+        x: (N, D).
+        count: Clusters, from 1 to N.
+
+    Returns:
+        (count,) places of the centres, the best first; (N,) which of them each token belongs to.
+    """
+    x = x.float()
+    products = gram(x - x.mean(dim=0))
+    squares = products.diagonal()
+    distance = ((squares[:, None] + squares - 2 * products).clamp(min=0) / x.shape[1]).sqrt().fill_diagonal_(0)
+    density = (-distance.topk(count, largest=False).values.square().mean(dim=1)).exp()
+    order = torch.arange(len(x), device=x.device)
+    denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
+    apart = distance.masked_fill(~denser, torch.inf).amin(dim=1)
+    apart = torch.where(apart.isinf(), distance.max(), apart)
+    centres = (apart * density).argsort(descending=True, stable=True)[:count]
+    labels = distance[:, centres].argmin(dim=1)
+    labels[centres] = torch.arange(count, device=x.device)
+    return centres, labels
