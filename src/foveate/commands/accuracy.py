@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -133,33 +134,37 @@ def accuracy(
 def _table(model: str, rows: list[dict[str, Any]]) -> Table:
     """All tasks together, a line for every plan."""
     tasks = len({row["task"] for row in rows if row["task"] != "all" and not row["task"].startswith("group:")})
-    head = ("plan", "tokens", "accuracy", "relative (95 %)", "loyalty", "difficult")
+    head = ("plan", "tokens", "accuracy", "relative", "95 %", "loyalty", "difficult")
     table = Table(
         *(Column(name, justify="left" if name == "plan" else "right", overflow="fold") for name in head),
         title=f"{model}: mean of {tasks} task{'s' * (tasks != 1)}",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     for row in rows:
         if row["task"] == "all":
             table.add_row(
                 row["plan"],
-                f"{row['tokens_kept']:,.0f} of {row['tokens_in']:,.0f}",
+                f"{row['tokens_kept']:,.0f}",
                 f"{row['accuracy']:.1%}",
-                _relative(row),
+                "" if row["relative"] is None else f"{row['relative']:.1%}",
+                _interval(row),
                 f"{row['loyalty']:.1%}",
                 _difficult(row["difficult"]),
             )
     return table
 
 
-def _relative(row: dict[str, Any]) -> str:
-    if row["relative"] is None:
-        return "the untouched model has none right"
-    low, high = ("?" if row[end] is None else f"{row[end]:.1%}" for end in ("relative_low", "relative_high"))
-    return f"{row['relative']:.1%} ({low} to {high})"
+def _interval(row: dict[str, Any]) -> str:
+    if row["relative"] is None or row["plan"] == "untouched":
+        return ""
+    return " to ".join(
+        "?" if row[end] is None else f"{100 * row[end]:.0f}" for end in ("relative_low", "relative_high")
+    )
 
 
 def _difficult(found: dict[str, Any] | None) -> str:
-    return "" if found is None else f"{found['accuracy']:.1%} of {found['count']}"
+    return "" if found is None else f"{found['accuracy']:.0%} of {found['count']}"
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -1,0 +1,137 @@
+"""The rows of a result, worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from foveate import FoveateError
+from foveate.benchmark.budgets import budget_of, product, with_controls
+from foveate.benchmark.scores import method_of, scores
+from foveate.plan import Plan, all_methods
+
+PLANS = ("untouched", "random:25%", "downsample:25%", "divprune:25%")
+
+
+def answer(plan: str, task: str, index: int, text: str, right: str, turn: int = 0, kept: int = 100) -> dict[str, Any]:
+    row = {"model": "m", "plan": plan, "task": task, "index": index, "turn": turn, "text": text, "answer": right}
+    return row | {"right": text == right, "tokens_in": 100, "tokens_kept": kept}
+
+
+def given(texts: dict[str, str], task: str, right: str, turn: int = 0, kept: int = 100) -> list[dict[str, Any]]:
+    """Answers of plans, one letter an item."""
+    return [
+        answer(plan, task, n, text, right[n], turn, 100 if plan == "untouched" else kept)
+        for plan, letters in texts.items()
+        for n, text in enumerate(letters)
+    ]
+
+
+def found(rows: list[dict[str, Any]], tasks: tuple[str, ...], plans: tuple[str, ...] = PLANS) -> dict[Any, Any]:
+    return {(row["plan"], row["task"]): row for row in scores(rows, ["m"], lambda _: plans, tasks)}
+
+
+def test_figures_of_one_task():
+    rows = given(
+        {"untouched": "aaaab", "downsample:25%": "abbab", "random:25%": "bbbbb", "divprune:25%": "aabab"},
+        "table_cell",
+        "aaaaa",
+        kept=25,
+    )
+    table = found(rows, ("table_cell",))
+    own = table["divprune:25%", "table_cell"]
+    assert (own["count"], own["right"], own["accuracy"], own["relative"]) == (5, 3, 0.6, 0.75)
+    assert own["low"] < 0.6 < own["high"] and own["relative_low"] < 0.75 < own["relative_high"]
+    assert own["loyalty"] == 0.8
+    # The smaller image loses items 1 and 2 of the four that the untouched model knows.
+    assert own["difficult"] == {"count": 2, "accuracy": 0.5, "untouched": 1.0}
+    assert table["random:25%", "all"]["difficult"] == {"count": 2, "accuracy": 0.0, "untouched": 1.0}
+    assert (own["tokens_in"], own["tokens_kept"], own["majority"]) == (100, 25, 1.0)
+    assert (own["method"], own["budget"]) == ("divprune", "25%")
+    whole = table["untouched", "table_cell"]
+    assert (whole["relative"], whole["relative_low"], whole["loyalty"], whole["difficult"]) == (1.0, 1.0, 1.0, None)
+
+
+def test_tasks_have_the_same_weight_in_groups_and_all():
+    rows = given({"untouched": "aaaa", "divprune:25%": "aaab"}, "sign", "aaaa")
+    rows += given({"untouched": "ab", "divprune:25%": "bb"}, "read_word", "aa")
+    rows += given({"untouched": "a", "divprune:25%": "a"}, "count_shapes", "a")
+    plans = ("untouched", "divprune:25%")
+    table = found(rows, ("sign", "read_word", "count_shapes"), plans)
+    assert table["divprune:25%", "group:reading"]["accuracy"] == (0.75 + 0) / 2
+    assert table["untouched", "group:reading"]["accuracy"] == (1 + 0.5) / 2
+    assert table["divprune:25%", "group:reading"]["relative"] == 0.5
+    every = table["divprune:25%", "all"]
+    assert (every["accuracy"], every["count"], every["right"]) == (pytest.approx((0.75 + 0 + 1) / 3, abs=1e-4), 7, 4)
+    assert every["relative"] == pytest.approx(1.75 / 2.5, abs=1e-4)
+    assert every["loyalty"] == pytest.approx((0.75 + 0.5 + 1) / 3, abs=1e-4)
+    assert every["difficult"] is None  # the smaller image was not asked
+    assert ("divprune:25%", "group:counting") in table and ("divprune:25%", "group:charts") not in table
+
+
+def test_chats_are_also_scored_by_first_and_later_questions():
+    rows = given({"untouched": "aa", "divprune:25%": "aa"}, "chat", "aa")
+    rows += given({"untouched": "aa", "divprune:25%": "bb"}, "chat", "aa", turn=1)
+    table = found(rows, ("chat",), ("untouched", "divprune:25%"))
+    assert table["divprune:25%", "chat"]["accuracy"] == 0.5
+    assert table["divprune:25%", "group:chat, first question"]["accuracy"] == 1
+    assert table["divprune:25%", "group:chat, later questions"]["accuracy"] == 0
+    # Both questions of an image are drawn together, and both chats went alike: nothing varies.
+    assert (table["divprune:25%", "chat"]["low"], table["divprune:25%", "chat"]["high"]) == (0.5, 0.5)
+
+
+def test_only_questions_of_both_are_compared_and_numbers_are_read_as_such():
+    rows = given({"untouched": "aa", "divprune:25%": "a"}, "sign", "aa")
+    rows.append(answer("divprune:25%", "sign", 7, "x", "x"))
+    table = found(rows, ("sign",), ("untouched", "divprune:25%"))
+    assert table["divprune:25%", "sign"]["count"] == 1
+    rows = [answer("untouched", "sign", 0, "1,000", "7"), answer("divprune:25%", "sign", 0, "1000.0", "7")]
+    assert found(rows, ("sign",), ("untouched", "divprune:25%"))["divprune:25%", "sign"]["loyalty"] == 1
+    assert found(rows, ("sign",), ("untouched",))["untouched", "sign"]["relative"] is None
+
+
+def test_controls_stand_at_every_budget():
+    assert with_controls(["divprune:64", "untouched", "dart : 64", "prumerge", "pool:25%", "random:25%"]) == (
+        *("untouched", "random:64", "downsample:64", "divprune:64", "dart:64"),
+        *("random:25%", "downsample:25%", "pool:25%", "prumerge"),
+    )
+    assert with_controls([]) == ("untouched",)
+    with pytest.raises(FoveateError, match="unknown method"):
+        with_controls(["nothing:64"])
+
+
+@pytest.mark.parametrize(
+    ("plan", "budget"),
+    [
+        ("untouched", None),
+        ("divprune:64", "64"),
+        ("fastervlm:192 + fastv:50%@2", "192"),
+        ("fastv:50%@2", "50%"),
+        ("prumerge", None),
+        ("prumerge + divprune:50%", None),
+        ("prumerge + divprune:64", "64"),
+        ("divprune:50% + dart:50%", "25%"),
+        ("divprune:64 + dart:50%", "32"),
+        ("tome:50% + prumerge", None),
+    ],
+)
+def test_the_budget_of_a_plan(plan, budget):
+    assert budget_of(plan) == budget
+    assert plan == "untouched" or budget_of(Plan.of(plan)) == budget
+
+
+def test_products_of_methods_and_budgets():
+    assert product(["divprune", "dart"], ["64", "25 %"]) == ["divprune:64", "dart:64", "divprune:25%", "dart:25%"]
+    every = {plan.split(":")[0] for plan in product([], ["25%"])}
+    assert {"random", "downsample", "divprune", "pool"} <= every <= set(all_methods())
+    assert not any(all_methods()[name].trained for name in every)
+    with pytest.raises(FoveateError, match="methods nothing are not known; possible are cdpruner"):
+        product(["nothing"], ["64"])
+    with pytest.raises(FoveateError, match="no budget"):
+        product(["divprune"], ["many"])
+
+
+def test_names_of_methods():
+    assert method_of("fastervlm:192 + divprune:50%") == "fastervlm + divprune"
+    assert method_of("untouched") == "untouched"
