@@ -32,6 +32,10 @@ class Kept:
         self.columns = columns
         self.length = length
         self.gone = gone
+        #: (B, P) bool, which of them are of images.
+        self.visual = torch.zeros_like(columns, dtype=torch.bool)
+        #: What methods that change attention remember of text, by layer: for every row a tensor (text tokens, ...).
+        self.memory: dict[int, list[Tensor]] = {}
         #: Where layers hold less than the first one: from which layer on, and (B, p) which of the first layer's
         #: positions they hold, -1 for padding.
         self.segments: dict[int, Tensor] = {}
@@ -48,16 +52,25 @@ class Kept:
         """Whether a layer may hold less than the first one."""
         return any(first <= layer for first in self.segments)
 
-    def extend(self, columns: Tensor, count: int, gone: Tensor) -> None:
-        """Append `columns` (B, p) of `count` new ones of the long sequence, from 0 on; `gone` (B, 1) were left out."""
+    def extend(self, columns: Tensor, count: int, gone: Tensor, visual: Tensor) -> None:
+        """Append `columns` (B, p) of `count` new ones of the long sequence, from 0 on.
+
+        Args:
+            columns: Which of them stay.
+            count: How many there were.
+            gone: (B, 1) how many image tokens were left out of each row.
+            visual: (B, p) which of them are of images.
+        """
         self.columns = torch.cat([self.columns, torch.where(columns < 0, -1, columns + self.length)], dim=1)
         self.length += count
         self.gone = self.gone + gone
+        self.visual = torch.cat([self.visual, visual], dim=1)
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows`, in this order."""
         rows = rows.to(self.columns.device)
-        self.columns, self.gone = self.columns[rows], self.gone[rows]
+        self.columns, self.gone, self.visual = self.columns[rows], self.gone[rows], self.visual[rows]
+        self.memory = {layer: [memory[row] for row in rows.tolist()] for layer, memory in self.memory.items()}
         self.segments = {layer: columns[rows] for layer, columns in self.segments.items()}
         self.lost = {layer: lost[rows] for layer, lost in self.lost.items()}
 
@@ -105,6 +118,8 @@ class _Shortened:
         super().crop(-cut)  # ty: ignore[missing-attribute]
         kept.segments = {layer: columns[:, :-cut] for layer, columns in kept.segments.items()}
         kept.columns, kept.length = kept.columns[:, :-cut], kept.length - cut
+        kept.visual = kept.visual[:, :-cut]
+        kept.memory = {layer: [own[:-cut] for own in memory] for layer, memory in kept.memory.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # ty: ignore[missing-attribute]

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from threading import local
 from typing import Any
 
@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.decoder.attending import AttentionMethod
 from foveate.decoder.method import Asked, Attention, LayerTokens
 from foveate.errors import FoveateError
 from foveate.plan import Plan, Step
 from foveate.runtime import sequence
+from foveate.runtime.attending import AttentionSeam
 from foveate.runtime.cache import Kept
 from foveate.runtime.first_layer import rotated
 from foveate.runtime.probe import watched
@@ -123,10 +125,24 @@ class Pass:
         """Columns before the new ones."""
         return self.seen.shape[1] - self.length
 
-    def remembered(self, segment: int) -> Tensor:
-        """(B, n) the columns that the cache of a segment's layers holds, -1 for padding."""
+    @cached_property
+    def whole(self) -> _Short:
+        """The sequence that enters the first layer."""
+        columns = torch.arange(self.length, device=self.seen.device).expand(len(self.seen), -1)
+        return _Short(columns, torch.zeros_like(columns), columns.new_zeros(len(columns), 1), self.images)
+
+    @property
+    def visual(self) -> Tensor:
+        """(B, L) bool, which new columns are of images."""
+        found = torch.zeros(len(self.seen), self.length, dtype=torch.bool, device=self.seen.device)
+        for image in self.images:
+            found[image.row, image.places] = True
+        return found
+
+    def remembered(self, segment: int | None) -> Tensor:
+        """(B, n) the columns that the cache of a segment's layers holds, -1 for padding; None: before any segment."""
         segments = {} if self.kept is None else self.kept.segments
-        if segment in segments:
+        if segment is not None and segment in segments:
             return segments[segment]
         return torch.arange(self.past, device=self.seen.device).expand(len(self.seen), -1)
 
@@ -137,14 +153,8 @@ class Pass:
 
     def begin(self, segment: int, before: int | None) -> None:
         """What a segment's layers get where no image is left out before them."""
-        if before is not None:
-            last = self.shorts[before]
-            self.shorts[segment] = _Short(last.columns, last.gone, last.total, last.images)
-            return
-        columns = torch.arange(self.length, device=self.seen.device).expand(len(self.seen), -1)
-        self.shorts[segment] = _Short(
-            columns, torch.zeros_like(columns), columns.new_zeros(len(columns), 1), self.images
-        )
+        last = self.whole if before is None else self.shorts[before]
+        self.shorts[segment] = _Short(last.columns, last.gone, last.total, last.images)
 
     def finish(self) -> Tensor:
         """Note what every segment of the cache holds now; returns the new columns (B, P) that the last layer saw."""
@@ -153,8 +163,10 @@ class Pass:
                 segment: torch.cat([self.remembered(segment), self.with_past(short.columns)], dim=1)
                 for segment, short in self.shorts.items()
             }
-            self.kept.lost = {segment: self.gone_before(segment) + short.total for segment, short in self.shorts.items()}
-        return self.shorts[max(self.shorts)].columns
+            self.kept.lost = {
+                segment: self.gone_before(segment) + short.total for segment, short in self.shorts.items()
+            }
+        return self.shorts[max(self.shorts)].columns if self.shorts else self.whole.columns
 
     def with_past(self, columns: Tensor) -> Tensor:
         """New columns counted with those before them."""
@@ -183,15 +195,20 @@ class LayerSeam:
             )
         count = len(text.layers)
         self.steps: dict[int, Step] = {}
+        changed: dict[int, Step] = {}  # layers whose attention a step changes
         for step in plan.decoder_steps:
+            inside = isinstance(step.method, AttentionMethod)
+            first, steps, acts = (0, changed, "in") if inside else (1, self.steps, "before")
             for layer in step.layers or step.method.layers(count):
-                if not 1 <= layer < count:
+                if not first <= layer < count:
                     raise FoveateError(
-                        f"{step} acts before layer {layer}; this language model has layers 1 to {count - 1} for that."
+                        f"{step} acts {acts} layer {layer}; this language model has layers {first} to {count - 1} for "
+                        "that."
                     )
-                if self.steps.setdefault(layer, step) is not step:
-                    raise FoveateError(f"two steps of {plan} act before layer {layer}; give one of them another one.")
+                if steps.setdefault(layer, step) is not step:
+                    raise FoveateError(f"two steps of {plan} act {acts} layer {layer}; give one of them another one.")
         self.steps = dict(sorted(self.steps.items()))
+        self._changed = AttentionSeam(self, dict(sorted(changed.items())))
         self._contiguous = contiguous
         self._local = local()
         # A checkpointed layer runs again in the backward pass, with the same rotary positions: they tell the pass.
@@ -203,13 +220,15 @@ class LayerSeam:
         """Install the hooks; returns what takes them off again."""
         undo: list[Callable[[], None]] = []
         for number, layer in enumerate(self.text.layers):
-            if number >= min(self.steps):
-                undo.append(layer.register_forward_pre_hook(self._before(number), with_kwargs=True).remove)
+            segment = self.segment(number)
+            if segment is not None:
+                undo.append(layer.register_forward_pre_hook(self._before(number, segment), with_kwargs=True).remove)
         for number, step in self.steps.items():
             if step.method.asks_previous:
                 watching = ExitStack()
                 watching.enter_context(watched(self.text.layers[number - 1].self_attn, self._observer(number - 1)))
                 undo.append(watching.close)
+        undo += self._changed.attach()
         process = getattr(self.text, "_deepstack_process", None)
         if process is not None:
             self.text._deepstack_process = self._deepstack(process)
@@ -228,13 +247,12 @@ class LayerSeam:
 
     # Hooks
 
-    def _before(self, number: int) -> Callable[..., Any]:
-        segment = self._segment(number)
+    def _before(self, number: int, segment: int) -> Callable[..., Any]:
         earlier = [first for first in self.steps if first < segment]
         before = max(earlier, default=None)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            found = self._pass(kwargs)
+            found = self.pass_of(kwargs)
             if found is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
@@ -261,11 +279,17 @@ class LayerSeam:
 
         return hook
 
-    def _segment(self, number: int) -> int:
-        """The first layer of the segment that a layer belongs to."""
-        return max(first for first in self.steps if first <= number)
+    def segment(self, number: int) -> int | None:
+        """The first layer of the segment that a layer belongs to; None before anything got shorter."""
+        return max((first for first in self.steps if first <= number), default=None)
 
-    def _pass(self, kwargs: dict[str, Any]) -> Pass | None:
+    def short(self, number: int, found: Pass) -> _Short:
+        """The sequence of a layer."""
+        segment = self.segment(number)
+        return found.whole if segment is None else found.shorts[segment]
+
+    def pass_of(self, kwargs: dict[str, Any]) -> Pass | None:
+        """The call of the language model that a layer with these arguments is a part of."""
         cosine = kwargs["position_embeddings"][0]
         found = getattr(self._local, "found", None)
         if found is None:
@@ -445,7 +469,9 @@ class LayerSeam:
 
     def _rotation(self, number: int, hidden: Tensor, found: Pass, short: _Short, rotation: Any) -> Any:
         """Rotary positions of the short sequence."""
-        segment = self._segment(number)
+        segment = self.segment(number)
+        if segment is None:
+            return rotation
         contiguous = self.steps[segment].method.positions == "contiguous"
         if self._contiguous is not None:
             contiguous = self._contiguous
@@ -479,7 +505,7 @@ class LayerSeam:
             window: Tokens that the layer looks back at most, itself included; None: all.
             room: Entries that a cache of fixed size has; None: it grows.
         """
-        held = found.remembered(self._segment(number))
+        held = found.remembered(self.segment(number))
         if window is not None:
             held = held[:, max(held.shape[1] - window + 1, 0) :]  # a window forgets
         keys = torch.cat([held, found.with_past(columns)], dim=1)

@@ -46,17 +46,21 @@ def _watched(name: str) -> Callable[..., Any]:
         observer = _observers.get(module)
         if observer is not None:
             observer(module, query, key, attention_mask, kwargs)
-        if name == "eager":
-            home = vars(sys.modules[type(module).__module__])
-            function = home.get("eager_attention_forward", eager_attention)  # encoders of our own share one
-        else:
-            function = ALL_ATTENTION_FUNCTIONS[name]
-        return function(module, query, key, value, attention_mask, **kwargs)
+        return attention_function(module, name)(module, query, key, value, attention_mask, **kwargs)
 
     return attend
 
 
-def _name_before(attention: nn.Module) -> str:
+def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
+    """What an attention module calls where its config names `name`."""
+    if name == "eager":
+        home = vars(sys.modules[type(module).__module__])
+        return home.get("eager_attention_forward", eager_attention)  # encoders of our own share one
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def name_before(attention: nn.Module) -> str:
+    """The attention function that the config of a module names."""
     config: Any = attention.config
     return config._attn_implementation or "eager"
 
@@ -66,7 +70,7 @@ def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[No
     """Let `observer(module, query, key, mask, kwargs)` see every call of an attention module inside the context."""
     before: Any = attention.config
     earlier = _observers.get(attention)
-    name = PREFIX + _name_before(attention)
+    name = PREFIX + name_before(attention)
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _watched(name.removeprefix(PREFIX)))
     config = copy.copy(before)

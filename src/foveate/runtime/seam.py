@@ -104,7 +104,7 @@ class Seam:
             last = found.finish()
             columns = sequence.gather(columns, last).masked_fill(last < 0, -1)
             reports = [replace(report, layers=tuple(found.reports.get(n, ()))) for n, report in enumerate(reports)]
-        kept.extend(short.columns, length, short.total)
+        kept.extend(short.columns, length, short.total, found.visual)
         made = getattr(output, "past_key_values", None)
         if made is not None and made is not cache:
             mark(made, kept)
