@@ -42,6 +42,7 @@ TARGETS = {
     "speed": "foveate.commands.bench:speed",
     "joint": "foveate.commands.joint:joint",
     "flops": "foveate.commands.flops:flops",
+    "report": "foveate.commands.report:report",
 }
 """The function behind each command, as `module:function`."""
 
@@ -151,6 +152,7 @@ _list(app, "train-relevance", "Train the network of the method relevance on what
 _list(app, "train-scorer", "Train the scorer of the method focusui on rendered screens.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
 _list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
+_list(app, "report", "One static page from results: tables, plots, a page for every method.")
 _list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
 _list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")

@@ -64,21 +64,9 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
         image: the image, upright.
         width: of the block in pixels.
     """
-    left, top, right, bottom = document["seen"]
-    seen = image.crop(
-        (
-            round(left * image.width),
-            round(top * image.height),
-            max(round(right * image.width), round(left * image.width) + 1),
-            max(round(bottom * image.height), round(top * image.height) + 1),
-        )
-    )
+    seen, over, apart = _parts(document, image)
     states, groups = _of_tokens(document)
     leaves = _leaving(document)
-    over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
-    apart = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
-    if not over:  # nothing but a thumbnail, or a clip: its first frame
-        over, apart = document["crops"][:1], []
     tiled = len(document["crops"]) > 1
 
     room = width - WORDS - GAP - (THUMBNAIL + GAP if apart else 0)
@@ -103,6 +91,38 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
         place += one.width + GAP
     block.paste(words, (place, heading))
     return block
+
+
+def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, int]) -> Image.Image:
+    """Draw what a plan left of one image, without words.
+
+    Args:
+        document: from `foveate.answering.selected`.
+        image: the image, upright.
+        room: width and height in pixels, of which the picture fills one.
+    """
+    seen, over, _ = _parts(document, image)
+    return _panel(seen, over, *_of_tokens(document), _leaving(document), room, numbered=False)
+
+
+def _parts(
+    document: dict[str, Any], image: Image.Image
+) -> tuple[Image.Image, list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the encoder saw of the image, the crops that lie over it, and thumbnails."""
+    left, top, right, bottom = document["seen"]
+    seen = image.crop(
+        (
+            round(left * image.width),
+            round(top * image.height),
+            max(round(right * image.width), round(left * image.width) + 1),
+            max(round(bottom * image.height), round(top * image.height) + 1),
+        )
+    )
+    over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
+    apart = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
+    if not over:  # nothing but a thumbnail, or a clip: its first frame
+        over, apart = document["crops"][:1], []
+    return seen, over, apart
 
 
 def _of_tokens(document: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

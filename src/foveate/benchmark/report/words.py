@@ -1,0 +1,78 @@
+"""What a report says in words: how the numbers were made."""
+
+from typing import NamedTuple
+
+
+class Passage(NamedTuple):
+    """A paragraph on the protocol.
+
+    Attributes:
+        title: above it.
+        about: kinds of files that it is about.
+        words: the paragraph.
+    """
+
+    title: str
+    about: tuple[str, ...]
+    words: str
+
+
+PROTOCOL: tuple[Passage, ...] = (
+    Passage(
+        "Questions",
+        ("accuracy", "joint"),
+        "Every plan is asked the same questions about the same images: pages drawn by the project's generator from its "
+        "held-out split, public test sets, and files of one's own. Answers are written greedily. An answer is right "
+        "when it equals the expected one after normalisation; nothing is judged by another model.",
+    ),
+    Passage(
+        "Intervals",
+        ("accuracy", "joint"),
+        "Behind an accuracy stands its 95 % interval. Accuracy relative to the untouched model has a paired bootstrap "
+        "interval: both models are drawn with the same questions. With many plans beside each other the best one is "
+        "partly lucky; where intervals overlap, take the plan that is cheaper or simpler.",
+    ),
+    Passage(
+        "Loyalty and the difficult questions",
+        ("accuracy",),
+        "Loyalty is the share of answers that are the same as the untouched model's, right or wrong. Difficult are "
+        "those questions that the untouched model answers and that it no longer answers when it is shown an image "
+        "scaled down to the same number of tokens: there, choosing tokens has to prove itself.",
+    ),
+    Passage(
+        "Controls",
+        ("accuracy", "speed", "joint"),
+        "Beside every plan stand the untouched model, tokens drawn at random, and the image scaled down to as many "
+        "tokens. A method that is no better than these two is not worth its code.",
+    ),
+    Passage(
+        "Time",
+        ("speed",),
+        "All plans of a model run in turns within one process, each turn in another order, after a warm-up; shown is "
+        "the median of the turns. The time to the first token is that of the encoder, of choosing and of the prefill. "
+        "Efficiency is the speed-up of a plan over the speed-up of as many random tokens: 1 is the limit for methods "
+        "that choose tokens after the encoder, and only those that shorten the encoder too can be above it.",
+    ),
+    Passage(
+        "Memory and operations",
+        ("speed",),
+        "Peak memory is what a run needs beyond what is there before it. The cache holds keys and values after the "
+        "prefill. Operations are counted while the model runs, a multiplication and an addition as two.",
+    ),
+    Passage(
+        "Fewer tokens and fewer bits",
+        ("joint",),
+        "Weights and cache are quantised in the same model that follows the plan, and the product is measured, not "
+        "computed from the parts.",
+    ),
+)
+
+FRONT = (
+    "The line is the Pareto front: no other plan of the model takes as little and is more right. Only its plans have "
+    "names; a vertical bar is the 95 % interval of such a plan. The dashed line is the untouched model."
+)
+NO_TIMES = "No model has both accuracy and time of the same plans, so accuracy is not drawn against time."
+KEPT = (
+    "Tokens that stay show the image as it is; pale ones were left out; tinted areas were merged into one token each; "
+    "tokens that leave inside the language model fade."
+)

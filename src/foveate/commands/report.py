@@ -1,0 +1,68 @@
+"""`foveate report`: one static page from result files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.commands.console import console, notes, print_json
+
+EXAMPLES = """
+    foveate report benchmarks/results/accuracy-embedded.json -o report
+    foveate report accuracy.json speed.json joint.json -o report --pictures-model path/or/hub-id
+    foveate report selection-cpu.json -o report --no-pictures
+"""
+
+
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(help="JSON files of `foveate bench accuracy`, `speed` or `joint`.", show_default=False),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the report; its page is index.html.", show_default=False)
+    ],
+    title: Annotated[str | None, typer.Option(help="Title of the page.", show_default=False)] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Show what every method keeps of the same six images.")
+    ] = True,
+    pictures_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder or Hub id of the model that makes them. Given several times: each method is shown on the "
+            "first model that can follow it.",
+            show_default="the embedded model",
+        ),
+    ] = None,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="Make pictures anew that are in the folder already.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Make one static page from results: tables that sort, plots with the Pareto front, a page for every method.
+
+    The folder needs nothing else: its pages open from a disk and load nothing from elsewhere. Plots are also there as
+    PNG files. Results of the earlier `foveate bench selection` are shown as speed. The pictures of the first run take
+    a few seconds for every method; later runs find them in the folder.
+    """
+    from foveate.benchmark.report import build
+    from foveate.benchmark.report.building import TITLE
+
+    made = build(
+        results,
+        output,
+        title=title or TITLE,
+        pictures=pictures,
+        pictures_models=pictures_model or (),
+        redraw=redraw,
+        report=notes.print,
+    )
+    if as_json:
+        print_json(made)
+        return
+    console.print(f"{made['pages']} pages, {len(made['plots'])} plots", markup=False)
+    for method, reason in made["pictures"]["impossible"].items():
+        console.print(f"no pictures of {method}: {reason}", markup=False)
+    console.print(f"written: {made['page']}", markup=False)
