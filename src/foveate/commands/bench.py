@@ -205,7 +205,8 @@ def speed(
         return
     header, rows = benchmark.table(results, brief=console.width < 160)
     wraps = {"model, budget", "plan"}
-    shown = Table(*(Column(name, overflow="fold", no_wrap=name not in wraps) for name in header), box=SIMPLE_HEAD)
+    columns = (Column(name, overflow="fold", no_wrap=name not in wraps) for name in header)
+    shown = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)

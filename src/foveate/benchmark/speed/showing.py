@@ -174,4 +174,5 @@ def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], value: str) 
     axis.axvline(1, color="0.2", linewidth=1)
     axis.set_yticks(range(len(names)), names)
     axis.grid(axis="y", color="0.92")
-    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3)
+    # Below the label of the axis, however many methods there are: the distance is in heights of the type.
+    axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.5, ncols=3)
