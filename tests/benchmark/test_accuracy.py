@@ -231,6 +231,16 @@ def test_what_cannot_work_is_said_in_one_sentence(arguments, message, capsys, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_failed_before_its_first_answer_is_no_obstacle(tmp_path):
+    path = tmp_path / "x.rows.jsonl"
+    Rows(path, {"count": 3})
+    rows = Rows(path, {"count": 4})
+    rows.add([{"model": "m", "plan": "p", "task": "t", "index": 0, "turn": 0}])
+    with pytest.raises(FoveateError, match="holds answers already"):
+        Rows(path, {"count": 4})
+    assert Rows(path, {"count": 4}, resume=True).rows == rows.rows
+
+
 def test_answers_in_memory_are_known_once():
     rows = Rows(None, {})
     row = {"model": "m", "plan": "p", "task": "t", "index": 0, "turn": 0}

@@ -179,6 +179,7 @@ def run(
         hardware = measure.hardware(torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
         def document() -> dict[str, Any]:
+            report("working out the intervals")
             found = {
                 "kind": "accuracy",
                 "command": command,

@@ -85,6 +85,9 @@ class Rows:
         entries, broken = _entries(path)
         if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
             raise FoveateError(f"{path} holds no answers of this benchmark; choose another file.")
+        if len(entries) == 1:  # a run that failed before its first answer
+            path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+            return
         if not resume:
             raise FoveateError(f"{path} holds answers already; --resume goes on with them, or choose another file.")
         given, own = entries[0]["settings"], head["settings"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +14,8 @@ from foveate.benchmark.matching import normal
 from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
 from foveate.benchmark.tasks import CHAT, GROUPS
 from foveate.plan import Plan
+
+_normal = lru_cache(maxsize=2**16)(normal)
 
 Row = dict[str, Any]
 #: Answers of one model with one plan to one task, by item and turn.
@@ -120,7 +123,7 @@ def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
         "relative": _rounded(compared.ratio),
         "relative_low": _rounded(compared.ratio_low),
         "relative_high": _rounded(compared.ratio_high),
-        "loyalty": mean(lambda triple: normal(triple.own["text"]) == normal(triple.untouched["text"])),
+        "loyalty": mean(lambda triple: _normal(triple.own["text"]) == _normal(triple.untouched["text"])),
         "difficult": {"count": len(difficult), "accuracy": round(fmean(difficult), 4), "untouched": 1.0}
         if difficult
         else None,
@@ -131,7 +134,7 @@ def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
 
 def _majority(triples: list[_Triple]) -> float:
     """Accuracy of always giving the most frequent answer."""
-    return max(Counter(normal(triple.own["answer"]) for triple in triples).values()) / len(triples)
+    return max(Counter(_normal(triple.own["answer"]) for triple in triples).values()) / len(triples)
 
 
 def _rounded(value: float | None) -> float | None:
