@@ -84,3 +84,25 @@ def _greedy(row: Row, first: Tensor, count: int, gather: Callable[[Tensor, Tenso
         similar.index_fill_(0, picks[-1], torch.inf)  # picked ones stay picked: inf outlasts both max and sum
         picks.append(similar.argmin(dim=0, keepdim=True))
     return torch.cat(picks)
+
+
+def unlike_pivots(x: Tensor, pivots: Tensor, others: Tensor, count: int) -> Tensor:
+    """Places (count,) of pivots and, for each in turn, of tokens that are not taken yet and least like it (DART).
+
+    Every pivot gets equally many; what does not divide equally goes to the first ones. Of equal tokens the first wins.
+
+    Args:
+        x: (N, D), compared by cosine.
+        pivots: (p,) places, at most `count`; they are taken.
+        others: (q, D) pivots that are no tokens of x; their turn comes last.
+        count: Places in all.
+    """
+    directions = F.normalize(torch.cat([x[pivots].float(), others.float()]), dim=-1)
+    taken = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, pivots, True)
+    share, more = divmod(count - len(pivots), len(directions))
+    chosen = [pivots]
+    for number, likeness in enumerate(directions @ F.normalize(x.float(), dim=-1).T):
+        own = likeness.masked_fill(taken, torch.inf).argsort(stable=True)[: share + (number < more)]
+        taken.index_fill_(0, own, True)
+        chosen.append(own)
+    return torch.cat(chosen)

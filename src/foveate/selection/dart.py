@@ -5,29 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.selection._diversity import unlike_pivots
 from foveate.selection.method import Method
 from foveate.tokens import Need, Selection, Tower, VisualTokens, kept
 
 
 @dataclass(frozen=True)
 class DART(Method):
-    """Keeps a few pivots, the tokens of greatest norm, and for each pivot the tokens that are least like it.
+    """Keeps a few pivots, the tokens of greatest norm, and for each pivot the tokens least like it, before any layer.
 
     The pivots P are the tokens with the greatest |x|_1; for each in turn, the tokens that are not taken yet with the
     least cos(p, x) are taken, equally many for every pivot (DART, arXiv 2502.11494, section 3.3, definitions 1 and 2).
     Newline tokens compete like all others.
 
     The paper prunes after the second block of the language model: there the norm is that of the keys, the cosine that
-    of the hidden states after the final norm, and four of eight pivots are text. Before the language model both are
-    taken of the tokens that it would read, and by default all pivots are visual tokens; `text_pivots` adds the words
-    of the question with the greatest norm, which are not kept themselves. The authors visit the pivots in the order of
-    a hash set and keep a few tokens more than asked for; here visual pivots come first, then text, each by falling
-    norm, and exactly the budget stays: what does not divide equally goes to the first pivots. Positions are the
-    original ones, as in the authors' code. Of equal tokens the first wins.
+    of the hidden states after the final norm, and four of eight pivots are text; that method is `dart-at`. This one is
+    a variant of ours that spares the first two blocks too. Before the language model norm and cosine are taken of the
+    tokens that it would read, and by default all pivots are visual tokens; `text_pivots` adds the words of the question
+    with the greatest norm, which are not kept themselves. The authors visit the pivots in the order of a hash set and
+    keep a few tokens more than asked for; here visual pivots come first, then text, each by falling norm, and exactly
+    the budget stays: what does not divide equally goes to the first pivots. Positions are the original ones, as in the
+    authors' code. Of equal tokens the first wins.
 
     Args:
         pivots: Visual pivots; a budget below them keeps the greatest ones.
@@ -56,19 +57,15 @@ class DART(Method):
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
-        x = tokens.features.float()
-        pivots = x.abs().sum(dim=1).argsort(descending=True, stable=True)[: min(self.pivots, count)]
-        directions = x[pivots]
+        x = tokens.features
+        pivots = _greatest(x, min(self.pivots, count))
+        words = x[:0]
         if self.text_pivots:
-            words = tokens.get(Need("instruction")).float()
-            order = words.abs().sum(dim=1).argsort(descending=True, stable=True)
-            directions = torch.cat([directions, words[order[: self.text_pivots]]])
-        x, directions = F.normalize(x, dim=-1), F.normalize(directions, dim=-1)
-        taken = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, pivots, True)
-        share, more = divmod(count - len(pivots), len(directions))
-        chosen = [pivots]
-        for number, likeness in enumerate(directions @ x.T):
-            own = likeness.masked_fill(taken, torch.inf).argsort(stable=True)[: share + (number < more)]
-            taken.index_fill_(0, own, True)
-            chosen.append(own)
-        return kept(torch.cat(chosen))
+            words = tokens.get(Need("instruction"))
+            words = words[_greatest(words, self.text_pivots)]
+        return kept(unlike_pivots(x, pivots, words, count))
+
+
+def _greatest(x: Tensor, count: int) -> Tensor:
+    """Places of the vectors with the greatest norms, these first."""
+    return x.float().abs().sum(dim=1).argsort(descending=True, stable=True)[:count]
