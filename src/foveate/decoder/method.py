@@ -42,6 +42,13 @@ class Attention:
         """Tokens before the new ones."""
         return self.key.shape[1] - self.query.shape[1]
 
+    def visible(self, rows: Tensor, places: Tensor | None = None) -> Tensor:
+        """(r,) how many tokens the new tokens `rows` may see; of the new tokens `places` (N,) where these are given."""
+        seen = torch.ones(self.key.shape[1], device=rows.device) if self.seen is None else self.seen.float()
+        if places is not None:
+            seen = torch.zeros_like(seen).index_copy(0, places + self.past, seen[places + self.past])
+        return seen.cumsum(dim=0)[rows + self.past]
+
     def rows(self, rows: Tensor) -> Tensor:
         """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay, under the causal mask."""
         key = self.key

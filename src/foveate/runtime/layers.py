@@ -341,6 +341,9 @@ class LayerSeam:
                 ask = self._ask(number, module, hidden, image.row, found, last, kwargs, made)
                 selections[image.number] = self._select(number, hidden, image, found, last, seen, ask)
             chosen.append(Chosen(image.row, image.places, selections[image.number]))
+        found.keys.pop(number - 1, None)
+        if all(image.changes_nothing for image in chosen):
+            return
         shorter = sequence.kept_columns(len(seen), last.columns.shape[1], chosen, seen, hidden.device)
         images = []
         for image, one in zip(last.images, chosen, strict=True):
@@ -355,7 +358,6 @@ class LayerSeam:
             shorter.columns,
             chosen,
         )
-        found.keys.pop(number - 1, None)
 
     def _select(
         self,

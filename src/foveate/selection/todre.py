@@ -26,7 +26,8 @@ class ToDRE(Method):
     token is argmin_i max_{c in C} s(i, c) by the k-center rule of the paper's first version, or argmin_i sum_{c in C}
     s(i, c) by the max-sum rule of its second (ToDRE, arXiv 2505.18757v2, section 4.1, eq. 3 to 7, algorithm 1). All
     crops compete for one budget, and the first token, the pivot, comes from the thumbnail where there is one; in a clip
-    from all frames. The paper's second stage, which drops all visual tokens in a late layer, is not part of this.
+    from all frames. The paper's second stage, which drops all visual tokens in a late layer, is `todre-at`; the whole
+    paper is `todre:10% + todre-at`.
 
     There is no public code. Pivot, similarity and the max-sum rule follow the text of the second version. What the
     first version takes as pivot and distance could not be checked; they are taken to be the same. Newline tokens go
