@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
-
 from foveate.errors import FoveateError
+from foveate.selection._zipping import zipped
 from foveate.selection.method import Method
-from foveate.tokens import Need, Selection, Tower, VisualTokens, merged, top
+from foveate.tokens import Need, Selection, Tower, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -56,22 +54,4 @@ class VisionZip(Method):
         """See `Method.select`."""
         attention, keys = (tokens.get(need) for need in self.needs(tokens.tower))
         dominant = round(self.share * count)
-        best = top(attention.float(), dominant)
-        if dominant == count:
-            return Selection(best)
-        contextual = count - dominant
-        left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device).index_fill_(0, best, False)
-        rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(tokens) - dominant]
-        targets = rest[:: max(1, len(rest) // contextual)][:contextual].contiguous()
-        indices = torch.cat([best, targets]).sort().values
-        x = F.normalize(keys.float(), dim=-1)
-        assignment = torch.searchsorted(indices, targets)[(x @ x[targets].T).argmax(dim=1)]
-        assignment[indices] = torch.arange(count, device=tokens.device)
-        selection = merged(tokens.features, indices, assignment)
-        if not self.reference:
-            return selection
-        joined = assignment.index_fill(0, indices, -1)  # without the tokens that stand at the places
-        others = merged(tokens.features, indices, joined).features
-        assert others is not None
-        out = tokens.features[indices].float() + others.float()
-        return replace(selection, features=out.to(tokens.features.dtype))
+        return zipped(tokens.features, attention, keys, dominant, count - dominant, doubled=self.reference)
