@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_more_plans_and_tasks(result, settings, tmp_path):
     path, document = result
     copy = tmp_path / "more.json"
     rows_path(copy).write_bytes(rows_path(path).read_bytes())
-    more = Settings(plans=("divprune:25%", "pool:25%"), tasks=("shape_colour", "sign"), **SMALL)
+    more = Settings(plans=("divprune:25%", "pool:25%"), tasks=("shape_colour", "sign"), **{**SMALL, "batch_size": 3})
     wider = run(more, copy, resume=True)
     assert answers(copy).items() >= answers(path).items()
     assert {key[1] for key in answers(copy) if key[0] == "pool:25%"} == {"shape_colour", "sign"}

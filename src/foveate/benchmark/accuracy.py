@@ -38,7 +38,7 @@ Progress = Callable[[int, int, str], object]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. A run is resumed with the same settings, but for models, plans and tasks, which may differ.
+    """What is measured. A run is resumed with the same model precision, device, and questions; all else may differ.
 
     Args:
         models: Folders, Hub ids, or "embedded".
@@ -83,7 +83,7 @@ class Settings:
     @property
     def described(self) -> dict[str, Any]:
         """What must be the same for answers to stand in one file."""
-        return {name: value for name, value in asdict(self).items() if name not in ("models", "plans", "tasks")}
+        return {name: getattr(self, name) for name in ("count", "sides", "difficulty", "dtype", "device")}
 
 
 def answer_items(

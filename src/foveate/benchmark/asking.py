@@ -197,7 +197,7 @@ def _counts(model: Any, ids: Tensor, handle: Handle | None) -> list[tuple[int, f
         counts = (ids == token).sum(dim=1).tolist() if token is not None else [0] * len(ids)
         return [(count, count) for count in counts]
     layers = model.config.get_text_config().num_hidden_layers
-    found = [(0, 0.0)] * len(ids)
+    found: list[tuple[int, float]] = [(0, 0)] * len(ids)
     for image in handle.report().images:
         before, after = found[image.row]
         found[image.row] = (before + image.tokens_in, after + _worked_on(image, layers))

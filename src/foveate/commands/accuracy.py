@@ -112,14 +112,16 @@ def accuracy(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=notes
     )
     with bar:
-        shown = bar.add_task("", total=None)
+        shown = bar.add_task("", total=None, visible=False)
         results = benchmark.run(
             settings,
             output,
             resume=resume,
             command=shlex.join(["foveate", *sys.argv[1:]]),
             report=lambda line: notes.print(line, markup=False),
-            progress=lambda done, total, what: bar.update(shown, completed=done, total=total, description=what),
+            progress=lambda done, total, what: bar.update(
+                shown, completed=done, total=total, description=what, visible=True
+            ),
         )
     if as_json:
         print_json(results)
