@@ -12,6 +12,7 @@ import importlib
 import inspect
 import itertools
 import re
+import logging
 import sys
 import traceback
 from importlib.metadata import version
@@ -209,6 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0; 2 for input that cannot work; 1 for a fault of foveate; 130 when interrupted.
     """
+    # transformers imports torchao where it is installed, and torch then warns of what torchao registers.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     as_json = _given(arguments, "--json")
     debug = _given(arguments, "--debug")

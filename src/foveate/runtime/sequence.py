@@ -67,6 +67,9 @@ def kept_columns(batch: int, length: int, chosen: Sequence[Chosen], seen: Tensor
         seen: (B, L) 0 for padding of the prompts; leading columns that are padding in all rows go too.
         device: Where the result shall be.
     """
+    if not chosen:  # while an answer is written, at every token
+        columns = torch.arange(length, device=device).expand(batch, -1)
+        return Shorter(columns, torch.zeros_like(columns), columns.new_zeros(batch, 1))
     stays = torch.ones(batch, length, dtype=torch.bool, device=device)
     for image in chosen:
         stays[image.row, image.columns] = False
@@ -135,6 +138,8 @@ def key_mask(mask: Any, length: int) -> Tensor | None:
 
 def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[Chosen]) -> Tensor:
     """Embeddings (B, L, D) of the short sequence (B, P, D), merged tokens in place of those that stand for them."""
+    if not chosen:
+        return features
     if any(image.selection.features is not None for image in chosen):
         features = features.clone()
         for image in chosen:
