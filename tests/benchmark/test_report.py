@@ -92,6 +92,11 @@ def test_labels_of_the_front_lie_in_the_frame_and_apart():
             assert not any(a[0] < box[2] and box[0] < a[2] and a[1] < box[3] and box[1] < a[3] for a in boxes[:number])
 
 
+def test_of_equal_plans_one_is_named_and_the_others_counted():
+    chart = Chart("c", "m", "t", "x", tuple(point(f"{name}:9", 9, 0.5) for name in ("dart", "vmtc", "pool")))
+    assert [label.text for label in chart.labels] == ["dart:9 and 2 equal"]
+
+
 @pytest.mark.parametrize(
     "places",
     [

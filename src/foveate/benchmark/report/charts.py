@@ -150,7 +150,9 @@ class Chart:
         placed: list[tuple[float, float, float, float]] = []
         labels = []
         for point in self.front:
+            equal = sum((one.x, one.y) == (point.x, point.y) for one in self.points) - 1
             text = point.plan if len(point.plan) <= LONGEST_LABEL else point.plan[: LONGEST_LABEL - 1] + "…"
+            text += f" and {equal} equal" if equal else ""
             mark = self.place(point.x, point.y)
             x, y = min(_around(mark, text), key=lambda corner: _cost(corner, text, mark, marks, placed, steps))
             placed.append(_box((x, y), text))
@@ -159,7 +161,7 @@ class Chart:
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """The Pareto front: less x is better, more y is better. From the least x on."""
+    """The Pareto front: less x is better, more y is better. From the least x on; of equal points the first by name."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point.x, -point.y, point.plan)):
         if not kept or point.y > kept[-1].y:
@@ -171,7 +173,7 @@ def tokens_charts(results: Results) -> list[Chart]:
     """Accuracy against the tokens that the language model reads, one chart a model."""
     charts = []
     for model, rows in _by_model(results).items():
-        points = tuple(_point(row, row["tokens_kept"], f"{row['tokens_kept']:,.4g} tokens") for row in rows)
+        points = tuple(_point(row, row["tokens_kept"], f"{count(row['tokens_kept'])} tokens") for row in rows)
         if len(points) > 1:
             charts.append(
                 Chart(_name("tokens", model), model, f"{model}: accuracy and tokens", "visual tokens", points)
@@ -234,6 +236,11 @@ def _point(row: dict[str, Any], x: float, what: str) -> Point:
 
 def _name(*parts: str) -> str:
     return slug("-".join(parts))
+
+
+def count(value: float) -> str:
+    """A mean number of tokens."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def slug(text: str) -> str:

@@ -61,7 +61,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
             )
         )
     if not chosen:
-        parts += [_label(label) for label in chart.labels]
+        parts += [_label(label, point.group.key) for label, point in zip(chart.labels, front, strict=True)]
     return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_said(chart))
 
 
@@ -101,13 +101,13 @@ def _percent(tick: float, chart: Chart) -> str:
     return f"{100 * tick:.1f}%" if fine else f"{100 * tick:.0f}%"
 
 
-def _label(label: Label) -> str:
+def _label(label: Label, group: str) -> str:
     line = ""
     if label.far:
         x, y = _lead(label)
         line = f'<path class="lead" d="M{label.mark[0]:.1f} {label.mark[1]:.1f}L{x:.1f} {y:.1f}"/>'
     place = f'x="{label.x:.1f}" y="{label.y + 0.35 * LETTER:.1f}"'
-    return f'<g class="label">{line}<text {place}>{text(label.text)}</text></g>'
+    return f'<g class="label" data-group="{group}">{line}<text {place}>{text(label.text)}</text></g>'
 
 
 def _lead(label: Label) -> tuple[float, float]:

@@ -21,7 +21,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// A mark says what it is below its chart: for fingers and keyboards, which have no tooltip.
+// A mark says what it is below its chart: fingers have no tooltip.
 for (const figure of document.querySelectorAll("figure.chart")) {
   const line = figure.querySelector(".readout");
   const tell = mark => {
@@ -58,7 +58,7 @@ if (form) {
     offer();
     document.body.classList.toggle("one", model.value !== "*");
     document.querySelectorAll("tbody tr[data-model], figure.chart[data-model]").forEach(item => { item.hidden = !fits(item); });
-    document.querySelectorAll(".chart .p").forEach(mark => {
+    document.querySelectorAll(".chart .p, .chart .label").forEach(mark => {
       mark.classList.toggle("off", boxes.some(box => box.value === mark.dataset.group && !box.checked));
       mark.classList.toggle("faint", Boolean(mark.dataset.budget) && budget.value !== "*" && mark.dataset.budget !== budget.value);
     });

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from foveate.benchmark.report.charts import count
 from foveate.benchmark.report.grouping import group_of
 from foveate.benchmark.report.html import Cell, Column, Row, table
 from foveate.benchmark.report.reading import ALL, GROUP, UNTOUCHED, Results
@@ -44,9 +45,7 @@ def by_size(budget: str) -> tuple[bool, float, str]:
 
 
 def _data(row: Mapping[str, Any]) -> dict[str, str]:
-    group = group_of(row["method"]).key
-    keep = group in ("untouched", "control")  # what others are compared with stays when families are hidden
-    return {"model": row["model"], "budget": row["budget"], **({} if keep else {"group": group})}
+    return {"model": row["model"], "budget": row["budget"], "group": group_of(row["method"]).key}
 
 
 def _kind(row: Mapping[str, Any]) -> str:
@@ -114,7 +113,7 @@ def best(results: Results, link: Link) -> str:
                             _relative(by_method[name], untouched) if name in by_method else NONE
                             for name in ("random", "downsample")
                         ),
-                        NONE if speed_up is None else Cell(f"{speed_up:.2f}", speed_up),
+                        _speed_up(speed_up),
                         Cell((", ".join(row["method"] for row in equal[:NAMED]) + more) or "none"),
                     ],
                     {"model": model, "budget": budget},
@@ -161,7 +160,7 @@ def accuracy(
                     [
                         _plan(row, link),
                         Cell(model),
-                        Cell(f"{row['tokens_kept']:,.4g}", row["tokens_kept"]),
+                        Cell(count(row["tokens_kept"]), row["tokens_kept"]),
                         _share(row["accuracy"], _between(row["low"], row["high"])),
                         _relative(row, untouched),
                         _share(row["loyalty"]),
@@ -256,7 +255,6 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
     ):  # fmt: skip
         part = row["seconds"]
         chosen = row["selection_of_prefill"]
-        slower = row["speed_up"] is not None and row["speed_up"] < 1 and row["plan"] != UNTOUCHED
         selection = _ms(part["selection"], 1)
         rows.append(
             Row(
@@ -265,11 +263,9 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
                     Cell(row["model"]),
                     Cell(f"{row['batch']:g}", row["batch"]),
                     Cell(", ".join(filter(None, (row["device"], row["dtype"])))),
-                    Cell(f"{row['tokens']:,.5g}", row["tokens"]),
+                    Cell(count(row["tokens"]), row["tokens"]),
                     Cell(_ms(part["ttft"]).text, part["ttft"], _extremes(row)),
-                    NONE
-                    if row["speed_up"] is None
-                    else Cell(f"{row['speed_up']:.2f}", row["speed_up"], "slower" if slower else "", tint=30 * slower),
+                    _speed_up(row["speed_up"], untouched=row["plan"] == UNTOUCHED),
                     NONE if row["efficiency"] is None else Cell(f"{row['efficiency']:.3f}", row["efficiency"]),
                     *(_ms(part[name]) for name in ("view", "encoder")),
                     selection
@@ -284,6 +280,14 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
             )
         )
     return table(caption, *_drop_empty(columns, rows, 3)) if rows else ""
+
+
+def _speed_up(value: float | None, *, untouched: bool = False) -> Cell:
+    """A speed-up; one that is none stands out."""
+    if value is None:
+        return NONE
+    slower = value < 1 and not untouched
+    return Cell(f"{value:.2f}", value, "slower" if slower else "", tint=30 * slower)
 
 
 def _extremes(row: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ PROTOCOL: tuple[Passage, ...] = (
         "Controls",
         ("accuracy", "speed", "joint"),
         "Beside every plan stand the untouched model, tokens drawn at random, and the image scaled down to as many "
-        "tokens. A method that is no better than these two is not worth its code.",
+        "tokens. A method has to be better than random tokens and than the smaller image to be worth its code.",
     ),
     Passage(
         "Time",
