@@ -9,7 +9,7 @@ DEV := .venv/.dev-$(KEY)
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fix docs picture bench bench-gpu clean
+.PHONY: help demo test test-all test-lmms check fix docs picture bench bench-gpu clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -35,6 +35,13 @@ test: $(DEV) ## the quick tests
 
 test-all: $(DEV) ## all tests, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
+
+test-lmms: $(DEV) ## runs of lmms-eval, which lives in .venv/lmms and shares what .venv has
+	test -x .venv/lmms/bin/python || $(PYTHON) -m venv .venv/lmms
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$(.venv/lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
+	.venv/lmms/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lmms]'
+	.venv/lmms/bin/python -m pytest -m "slow or not slow" tests/benchmark/test_lmms.py
 
 check: $(DEV) ## ruff, types, and whether generated pages are up to date
 	$(BIN)/ruff check .
