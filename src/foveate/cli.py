@@ -11,8 +11,8 @@ import functools
 import importlib
 import inspect
 import itertools
-import re
 import logging
+import re
 import sys
 import traceback
 from importlib.metadata import version
