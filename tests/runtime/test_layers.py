@@ -15,6 +15,7 @@ from families.zoo import Specimen, zoo
 from foveate import FoveateError
 from foveate.decoder import decoder_methods
 from foveate.families import family_of
+from foveate.plan import Plan
 from foveate.runtime.layers import TEXT_TYPES
 from runtime.test_promises import answers, logits
 
@@ -124,7 +125,8 @@ def test_a_batch_is_its_prompts_and_a_cache_changes_nothing(name: str, plan: str
     with foveate.compress(model, plan):
         together = specimen.prompts(model, ROWS)
         batch = answers(model, together)
-        assert answers(model, together, use_cache=False) == batch
+        if all(step.method.exact_cache for step in Plan.of(plan).decoder_steps):
+            assert answers(model, together, use_cache=False) == batch
         first = answers(model, specimen.prompts(model, ROWS[:1]))
     assert batch[0] == first[0]
 
@@ -194,6 +196,14 @@ def test_stages(kind: str, plan: str) -> None:
         assert all(later <= earlier for earlier, later in itertools.pairwise(origin))
 
 
+def counted(kind: str, mask: Tensor, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Positions of the new tokens, which models with M-RoPE must be told where a cache goes on."""
+    if kind == "llava":
+        return {}
+    length = inputs["input_ids"].shape[1]
+    return {"position_ids": torch.arange(mask.shape[1] - length, mask.shape[1]).expand(3, 1, -1)}
+
+
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl", "qwen3-vl"])
 @pytest.mark.parametrize("plan", ["fastv:3@2", "pyramiddrop:50%@2,4"])
 def test_a_conversation_goes_on_with_another_image(kind: str, plan: str) -> None:
@@ -207,7 +217,7 @@ def test_a_conversation_goes_on_with_another_image(kind: str, plan: str) -> None
         outer = cache.get_seq_length()
         assert outer == first["input_ids"].shape[1]
         mask = torch.ones(1, outer + second["input_ids"].shape[1], dtype=torch.int64)
-        out = model(**{**second, "attention_mask": mask}, past_key_values=cache, use_cache=True)
+        out = model(**{**second, "attention_mask": mask}, **counted(kind, mask, second), past_key_values=cache)
         images = handle.report().images
         after = [layer.keys.shape[2] for layer in cache.layers]
         kept = [image.layers[-1].tokens_kept for image in images]
@@ -215,9 +225,11 @@ def test_a_conversation_goes_on_with_another_image(kind: str, plan: str) -> None
         assert after[-1] - lengths[-1] == second["input_ids"].shape[1] - images[0].tokens_in + kept[0]
         # A word more, with and without the cache.
         word = torch.tensor([[7]])
-        step = model(input_ids=word, attention_mask=torch.ones(1, mask.shape[1] + 1).long(), past_key_values=cache)
+        longer = torch.ones(1, mask.shape[1] + 1, dtype=torch.int64)
+        following = {"input_ids": word, "attention_mask": longer, **counted(kind, longer, {"input_ids": word})}
+        step = model(**following, past_key_values=cache)
         cache.crop(-1)
-        again = model(input_ids=word, attention_mask=torch.ones(1, mask.shape[1] + 1).long(), past_key_values=cache)
+        again = model(**following, past_key_values=cache)
     torch.testing.assert_close(step.logits, again.logits)
     assert bool(out.logits.isfinite().all())
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.cache import MixedLayer
+
 
 def stored_bytes(values: Any) -> int:
     """Bytes of all tensors in a value: a tensor, a quantised one with its scales, or any nesting of these.
@@ -42,7 +44,10 @@ _KEPT = ("keys", "values", "_quantized_keys", "_quantized_values", "indexer_keys
 
 def cache_bytes(cache: Any) -> list[int]:
     """Bytes of keys, values and states in every layer of a cache of `transformers`."""
-    return [stored_bytes([vars(layer).get(name) for name in _KEPT]) for layer in cache.layers]
+    return [
+        layer.nbytes if isinstance(layer, MixedLayer) else stored_bytes([vars(layer).get(name) for name in _KEPT])
+        for layer in cache.layers
+    ]
 
 
 def dtype_of(model: nn.Module) -> str:

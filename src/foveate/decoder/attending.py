@@ -91,3 +91,28 @@ class MaskMethod(AttentionMethod):
         Returns:
             (L, K) bool, True for what a new token shall not see; and what to remember of all text so far, (T, ...).
         """
+
+
+@dataclass(frozen=True)
+class SparseMethod(AttentionMethod):
+    """A method that, while a prompt with images is read, lets only some tokens attend, and only to each other.
+
+    The others pass the layer's attention by; all go on. What was cached before is seen by those that attend. Written
+    text sees everything. The cache stores the tokens in few bits, the others in fewer.
+    """
+
+    exact_cache: ClassVar = False
+
+    @property
+    @abstractmethod
+    def bits(self) -> tuple[int, int]:
+        """Bits of the cached numbers of tokens that attend, and of the others: 1, 2, 4, 8, or 16 for as they come."""
+
+    @property
+    @abstractmethod
+    def residual(self) -> int:
+        """Written tokens that are cached as they come before they are stored in few bits."""
+
+    @abstractmethod
+    def attends(self, looking: Looking) -> Tensor:
+        """Which of the new tokens attend, (L,) bool; the last one that is no padding always does."""

@@ -167,6 +167,8 @@ class DecoderMethod(ABC):
     positions: ClassVar[Literal["original", "contiguous"]] = "original"
     #: Whether the layer before the one where it acts must be watched.
     asks_previous: ClassVar[bool] = False
+    #: Whether a cache holds what the layers made, so that written text is the same without one.
+    exact_cache: ClassVar[bool] = True
 
     @abstractmethod
     def layers(self, num_layers: int) -> tuple[int, ...]:

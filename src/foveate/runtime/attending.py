@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import local
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.decoder.attending import AttentionMethod, Looking, MaskMethod
+from foveate.cache import MixedLayer
+from foveate.decoder.attending import AttentionMethod, Looking, MaskMethod, SparseMethod
 from foveate.errors import FoveateError
 from foveate.plan import Step
 from foveate.runtime.probe import attention_function, name_before
@@ -99,6 +101,12 @@ class Call:
         """Factor of the logits."""
         given = self.options.get("scaling")
         return self.query.shape[-1] ** -0.5 if given is None else float(given)
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """States (B, H, n, d) at places (B, p)."""
+    index = places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+    return states.gather(2, index)
 
 
 def _standing_around(name: str) -> Callable[..., Any]:
@@ -190,6 +198,8 @@ class AttentionSeam:
             raise FoveateError(f"{method.name} changes attention, which works with eager, sdpa and flash, not flex.")
         if isinstance(method, MaskMethod):
             return self._mask(number, method, found, call)
+        if isinstance(method, SparseMethod):
+            return self._sparse(number, method, found, call) if found.images else call.attend()
         raise TypeError(f"{type(method).__name__} does nothing that is known here")
 
     def _keys(self, number: int, found: Pass) -> Keys:
@@ -206,6 +216,93 @@ class AttentionSeam:
         seen = (found.seen.gather(1, places.clamp(min=0)) > 0) & (places >= 0)
         return Keys(visual & seen, ~visual & seen)
 
+    def _looking(
+        self, number: int, row: int, query: Tensor, key: Tensor, scaling: float, allowed: Tensor, keys: Keys
+    ) -> Looking:
+        layers = len(self.layers.text.layers)
+        visual, text = keys.visual[row], keys.text[row]
+        return Looking(query[row], key[row], scaling, allowed[row], visual, text, number, layers)
+
+    # Letting some tokens attend
+
+    def _sparse(self, number: int, method: SparseMethod, found: Pass, call: Call) -> Any:
+        keys = self._keys(number, found)
+        length, total = call.query.shape[2], keys.visual.shape[1]
+        past = total - length
+        allowed = call.allowed()
+        grows = call.key.shape[2] == total
+        attends, written = self._attends(number, method, found, call, keys, allowed)
+        real = (keys.visual | keys.text)[:, past:]
+        prompt = length - written
+        if bool((attends | ~real)[:, :prompt].all()):
+            output = call.attend()
+        elif grows:
+            output = (self._among(call, allowed, attends, prompt), None)
+        else:  # a window has forgotten, or a static cache has room behind: the same, at the price of all pairs
+            columns = Keys(F.pad(attends, (past, 0), value=True), real).of(call.key.shape[2]).visual
+            seen = allowed & (columns[:, None] | (torch.arange(length, device=columns.device) >= prompt)[:, None])
+            seen |= ~seen.any(dim=2, keepdim=True)  # rows that pass by see something, or are no number
+            output = call.attend_pairs(seen)[0]
+            output = (output * attends[:, :, None, None].to(output.dtype), None)
+        cache = found.cache
+        if cache is not None:
+            self._store(number, method, cache, attends, real)
+        return output
+
+    def _attends(
+        self, number: int, method: SparseMethod, found: Pass, call: Call, keys: Keys, allowed: Tensor
+    ) -> tuple[Tensor, int]:
+        """(B, L) which new tokens attend; and how many were written since that was decided, without a cache."""
+        length, total = call.query.shape[2], keys.visual.shape[1]
+        missing = total - call.key.shape[2]
+        key = F.pad(call.key, (0, 0, missing, 0)) if missing > 0 else call.key[:, :, :total]
+        wide = F.pad(allowed, (missing, 0)) if missing > 0 else allowed[:, :, :total]
+        attends = torch.zeros(len(allowed), length, dtype=torch.bool, device=key.device)
+        written = 0
+        with torch.no_grad():
+            for row in range(len(allowed)):
+                before = found.decided.get((-1 - row, number))
+                if before is None:
+                    looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
+                    before = found.decided[-1 - row, number] = method.attends(looking)
+                written = length - len(before)
+                attends[row, : len(before)] = before
+        attends[:, length - written :] = True
+        return attends, written
+
+    def _among(self, call: Call, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
+        """Attention of the tokens of the prompt that attend to each other, and of what was written to everything."""
+        length, past = call.query.shape[2], call.key.shape[2] - call.query.shape[2]
+        chosen = attends.clone()
+        chosen[:, prompt:] = False
+        count = int(chosen.sum(dim=1).max())
+        order = chosen.to(torch.uint8).argsort(dim=1, stable=True)[:, length - count :]
+        padding = ~chosen.gather(1, order)
+        columns = torch.cat([torch.arange(past, device=order.device).expand(len(order), -1), order + past], dim=1)
+        short = replace(call, query=_at(call.query, order), key=_at(call.key, columns), value=_at(call.value, columns))
+        if call.mask is None and past == 0 and not bool(padding.any()):
+            found = short.attend()[0]
+        else:
+            rows = torch.arange(len(order), device=order.device)[:, None, None]
+            seen = allowed[rows, order[:, :, None], columns[:, None]]
+            seen = seen & ~F.pad(padding, (past, 0))[:, None] | padding[:, :, None]
+            found = short.attend_pairs(seen)[0]
+        output = found.new_zeros(len(found), length, *found.shape[2:])
+        row, place = (~padding).nonzero(as_tuple=True)
+        output = output.index_put((row, order[row, place]), found[row, place])
+        if prompt < length:
+            rest = replace(call, query=call.query[:, :, prompt:]).attend_pairs(allowed[:, prompt:])[0]
+            output = torch.cat([output[:, :prompt], rest], dim=1)
+        return output
+
+    def _store(self, number: int, method: SparseMethod, cache: Any, attends: Tensor, real: Tensor) -> None:
+        """Let a layer of a cache hold few bits."""
+        layer = cache.layers[number]
+        if type(layer) is DynamicLayer and not cache.offloading:
+            layer = cache.layers[number] = MixedLayer(layer, method.bits, method.residual)
+        if isinstance(layer, MixedLayer):
+            layer.store(attends, real)
+
     # Hiding pairs
 
     def _mask(self, number: int, method: MaskMethod, found: Pass, call: Call) -> Any:
@@ -220,16 +317,7 @@ class AttentionSeam:
         hidden, remembered = [], []
         with torch.no_grad():
             for row in range(len(allowed)):
-                looking = Looking(
-                    call.query[row],
-                    key[row],
-                    call.scaling,
-                    wide[row],
-                    keys.visual[row],
-                    keys.text[row],
-                    number,
-                    len(self.layers.text.layers),
-                )
+                looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
                 pairs, after = method.hides(looking, None if memory is None else memory[row])
                 hidden.append(pairs)
                 remembered.append(after)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from foveate.cache import MixedLayer
 from foveate.errors import FoveateError
 
 
@@ -167,10 +168,14 @@ def bytes_of(cache: Any) -> int | None:
     """Bytes of keys and values in a cache; None for what is no cache of `transformers`."""
     if not isinstance(cache, Cache):
         return None
-    found = [
-        tensor for layer in cache.layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in found if tensor is not None)
+    total = 0
+    for layer in cache.layers:
+        if isinstance(layer, MixedLayer):
+            total += layer.nbytes
+            continue
+        found = (getattr(layer, "keys", None), getattr(layer, "values", None))
+        total += sum(tensor.numel() * tensor.element_size() for tensor in found if tensor is not None)
+    return total
 
 
 @contextmanager

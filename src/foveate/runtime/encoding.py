@@ -30,7 +30,7 @@ class Encoded:
     merged: list[Selection] | None = None  # what merging inside the encoder left of every image
     prompt: Tensor | None = None  # ids of the prompt that was chosen for, and what was chosen
     chosen: list[tuple[Selection, ImageReport]] = field(default_factory=list)
-    inside: dict[tuple[int, int], Selection] = field(default_factory=dict)  # by image and decoder layer
+    inside: dict[tuple[int, int], Any] = field(default_factory=dict)  # by image (below 0: by row) and decoder layer
 
     def goes_on(self, ids: Tensor | None) -> bool:
         """Whether ids (B, L) are the prompt that was chosen for and something written after it.

@@ -103,8 +103,9 @@ class Pass:
         kept: What the cache holds, where there is one.
         cache: The cache.
         entered: (B, L, D) the embeddings of the new columns.
-        decided: What was chosen for this prompt before, by image and layer: without a cache `generate` passes the
-            growing text through the model at every step, and what was chosen for the prompt stays chosen.
+        decided: What was chosen for this prompt before, by image and layer (what methods that change attention chose by
+            -1 - row and layer): without a cache `generate` passes the growing text through the model at every step, and
+            what was chosen for the prompt stays chosen.
     """
 
     length: int
@@ -115,10 +116,14 @@ class Pass:
     kept: Kept | None
     cache: Any
     entered: Tensor
-    decided: dict[tuple[int, int], Selection]
+    decided: dict[tuple[int, int], Any]
     shorts: dict[int, _Short] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     reports: dict[int, list[LayerReport]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # As they were: a layer may run again for its gradient, when the pass is over.
+        self._segments = {} if self.kept is None else self.kept.segments
 
     @property
     def past(self) -> int:
@@ -141,9 +146,8 @@ class Pass:
 
     def remembered(self, segment: int | None) -> Tensor:
         """(B, n) the columns that the cache of a segment's layers holds, -1 for padding; None: before any segment."""
-        segments = {} if self.kept is None else self.kept.segments
-        if segment is not None and segment in segments:
-            return segments[segment]
+        if segment is not None and segment in self._segments:
+            return self._segments[segment]
         return torch.arange(self.past, device=self.seen.device).expand(len(self.seen), -1)
 
     def gone_before(self, segment: int) -> Tensor:
@@ -218,7 +222,7 @@ class LayerSeam:
 
     def attach(self) -> list[Callable[[], None]]:
         """Install the hooks; returns what takes them off again."""
-        undo: list[Callable[[], None]] = []
+        undo = self._changed.attach()  # first, so that what watches a layer sees it whole
         for number, layer in enumerate(self.text.layers):
             segment = self.segment(number)
             if segment is not None:
@@ -228,7 +232,6 @@ class LayerSeam:
                 watching = ExitStack()
                 watching.enter_context(watched(self.text.layers[number - 1].self_attn, self._observer(number - 1)))
                 undo.append(watching.close)
-        undo += self._changed.attach()
         process = getattr(self.text, "_deepstack_process", None)
         if process is not None:
             self.text._deepstack_process = self._deepstack(process)

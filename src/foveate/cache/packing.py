@@ -1,0 +1,47 @@
+"""Numbers of 1, 2, 4 or 8 bits in bytes, and the ranges that they stand for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Bits that a byte can be shared in.
+BITS = (1, 2, 4, 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Bytes (..., ceil(n * bits / 8)) of codes (..., n) below 2^bits, both uint8; the first has the lowest bits."""
+    each = 8 // bits
+    missing = -codes.shape[-1] % each
+    if missing:
+        codes = torch.nn.functional.pad(codes, (0, missing))
+    parts = codes.unflatten(-1, (-1, each))
+    packed = parts[..., 0].clone()
+    for place in range(1, each):
+        packed |= parts[..., place] << (bits * place)
+    return packed
+
+
+def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The first `count` codes (..., count) uint8 of packed bytes."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    codes = (packed[..., None] >> shifts) & (2**bits - 1)
+    return codes.flatten(-2)[..., :count]
+
+
+def encode(values: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Packed codes of values (..., n) in ranges that begin at `low` and have 2^bits - 1 steps; both broadcast."""
+    codes = ((values.float() - low.float()) / step.float()).round().clamp(0, 2**bits - 1)
+    return pack(codes.to(torch.uint8), bits)
+
+
+def decode(packed: Tensor, low: Tensor, step: Tensor, bits: int, count: int) -> Tensor:
+    """What `encode` was given, to half a step, in the type of `low`."""
+    return unpack(packed, bits, count).to(low.dtype) * step + low
+
+
+def ranges(least: Tensor, most: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Where ranges between two tensors begin, and their steps, which are never 0."""
+    low = least.to(dtype)
+    step = ((most.float() - low.float()) / (2**bits - 1)).clamp(min=torch.finfo(dtype).tiny).to(dtype)
+    return low, step.clamp(min=torch.finfo(dtype).tiny)
