@@ -8,10 +8,18 @@ from foveate.gallery import Entry, gallery
 BUDGETS = {"count": "needed", "optional": "has its own rule; a budget overrides it", "none": "takes none"}
 SITES = {
     "before-lm": ("Before the language model", "Choose or merge the tokens that the encoder made."),
+    "decoder": (
+        "Inside the language model",
+        "Act before the decoder layers that a plan names after an @; where it names none, where their papers do.",
+    ),
     "in-encoder": ("Inside the encoder", "Merge tokens between its blocks, which makes the encoder cheaper too."),
     "view": ("On the image", "Controls that make the image itself smaller."),
 }
 MARKS = {"runs": "yes", "substitute": "substitute", "no": "no"}
+
+
+#: What a method reads that asks for nothing to be measured.
+NOTHING = {"decoder": "what the layers themselves hold"}
 
 
 def pages() -> dict[str, str]:
@@ -46,7 +54,7 @@ def _entry(entry: Entry) -> list[str]:
     runs = sum(verdict.outcome != "no" for verdict in entry.families.values())
     facts = {
         "paper": _escaped(entry.title + (f", {_link(entry.paper)}" if entry.paper else "")),
-        "needs": ", ".join(needs) or "nothing but the tokens",
+        "needs": ", ".join(needs) or NOTHING.get(entry.site, "nothing but the tokens"),
         "budget": BUDGETS[entry.budget],
         "exact count from sizes": "yes" if entry.exact else "no",
         "trained": "yes" if entry.trained else "no",

@@ -25,6 +25,8 @@ ROOMS = {
     "runtime": "Live models: attach, report, restore",
     "tokens": "Tokens and selections",
     "selection": "Methods before the language model",
+    "decoder": "Methods inside the language model",
+    "cache": "Caches in few bits",
     "views": "Views: pixels before the encoder",
     "encoders": "Encoders",
     "connectors": "Connectors",

@@ -46,7 +46,7 @@ class Entry:
         name: its name in plans.
         title: title of its paper.
         paper: such as "arXiv 2503.02175"; empty for a control.
-        site: where it acts: "before-lm", "in-encoder" or "view".
+        site: where it acts: "before-lm", "decoder", "in-encoder" or "view".
         summary: first paragraph of its docstring.
         needs: what has to be measured for it.
         trained: whether it needs weights or thresholds of its own.
