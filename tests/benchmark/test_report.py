@@ -132,6 +132,17 @@ def test_charts_join_accuracy_and_time_of_the_same_plans(tmp_path):
     assert "90" in chart.x_text(0.09) and "ms" in chart.x_label
 
 
+def test_a_machine_that_gets_slower_moves_no_mark(tmp_path):
+    speed = documents.speed()
+    for row in speed["rows"]:
+        if row["plan"].endswith(":50"):  # twice as long, as was the untouched model beside them: the speed-up stays
+            row["seconds"]["ttft"] *= 2
+    [accuracy] = documents.save(tmp_path, a=documents.accuracy())
+    paths = documents.save(tmp_path, one=documents.speed(), two=speed)
+    [before], [after] = (time_charts(read([Path(accuracy), Path(path)])) for path in paths)
+    assert {one.plan: one.x for one in before.points} == pytest.approx({one.plan: one.x for one in after.points})
+
+
 def test_times_of_the_smallest_batch_are_drawn(tmp_path):
     speed = documents.speed()
     speed["rows"] += [row | {"batch": 8, "seconds": row["seconds"] | {"ttft": 9.0}} for row in speed["rows"]]

@@ -143,6 +143,17 @@ def test_names_cannot_become_markup(tmp_path, capsys):
     assert {path.parent.name for path in folder.rglob("*.*")} == {"report", "methods", "plots"}
 
 
+def test_names_of_any_letters_have_files_of_their_own(tmp_path, capsys):
+    models = ["模型", "модель", "m" * 5000, "a\nb"]
+    paths = documents.save(tmp_path, **{f"a{n}": documents.accuracy(model) for n, model in enumerate(models)})
+    assert run(*paths, "-o", tmp_path / "report", "--no-pictures", "--json") == 0
+    assert len(set(json.loads(capsys.readouterr().out)["plots"])) == len(models)
+    index = Page(tmp_path / "report" / "index.html")
+    files = [one["href"] for one in index.all("a") if one["href"].endswith(".png")]
+    assert len(set(files)) == len(models) and all((tmp_path / "report" / file).is_file() for file in files)
+    assert {"模型", "модель"} <= set(index.words)
+
+
 def test_results_of_the_earlier_command(tmp_path, capsys):
     assert run(RESULTS / "selection-cpu.json", "-o", tmp_path / "r", "--no-pictures", "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -176,8 +187,10 @@ def without(name):
         ({"rows": [{"loss": 1}]}, "of the kind None"),
         ({"rows": [{"shape": "x"}]}, "a row misses what"),
         (without("tokens_kept"), "row 3 has no 'tokens_kept'"),
+        (row(model="\ud800"), "is no JSON: 'utf-8' codec can't encode"),
         (row(accuracy=1.5), "row 2: 'accuracy' cannot be 1.5"),
         (row(accuracy=float("nan")), "'accuracy' cannot be nan"),
+        (row(count=10**400), "'count' cannot be 1000"),
         (row(count=True), "'count' cannot be True"),
         (row(model=""), "'model' cannot be ''"),
         (row(model=["m"]), "'model' cannot be ['m']"),

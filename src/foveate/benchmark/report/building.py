@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.benchmark.report.charts import time_charts, tokens_charts
+from foveate.benchmark.report.charts import time_charts, tokens_charts, unique
 from foveate.benchmark.report.drawing import png
 from foveate.benchmark.report.grouping import entries
 from foveate.benchmark.report.html import GENERATOR
@@ -51,7 +51,7 @@ def build(
     """
     results = read(paths)
     _check_folder(folder)
-    tokens, times = tokens_charts(results), time_charts(results)
+    tokens, times = unique(tokens_charts(results)), unique(time_charts(results))
     plots = {f"{PLOTS}/{chart.name}.png": png(chart) for chart in (*tokens, *times)}
     albums: dict[str, Album] = {}
     gallery = Gallery(folder / PICTURES, pictures_models, again=redraw, report=report)
@@ -61,7 +61,7 @@ def build(
             if entry := entries().get(method):
                 albums[method] = gallery.album(plan_of(method, entry))
     made = Report(title, results, tokens, times, albums)
-    pages = {name: content.encode() for name, content in made.pages().items()}
+    pages = {name: content.encode(errors="replace") for name, content in made.pages().items()}
     for name, content in (plots | pages).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

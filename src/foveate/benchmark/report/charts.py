@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -184,7 +184,7 @@ def tokens_charts(results: Results) -> list[Chart]:
 def time_charts(results: Results) -> list[Chart]:
     """Accuracy against the time to the first token: of plans that both were measured for, one chart a model and device.
 
-    Times are those of the smallest batch; where a plan was measured in several groups, the median.
+    Times are those of the smallest batch; see `_times`.
     """
     charts = []
     for model, rows in _by_model(results).items():
@@ -213,16 +213,23 @@ def _by_model(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def _times(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, float]]:
-    """Seconds to the first token by device and plan, at the smallest batch of each device."""
-    mine = [row for row in rows if row["model"] == model]
+    """Seconds to the first token by device and plan, at the smallest batch of each device.
+
+    Plans are measured in groups, each beside the untouched model. What differs between groups is the machine's other
+    work, so a plan's time is the untouched model's median over all groups, divided by the speed-up within its own.
+    """
     times: dict[str, dict[str, float]] = {}
+    mine = [row for row in rows if row["model"] == model]
     for device in dict.fromkeys(row["device"] or "cpu" for row in mine):
         here = [row for row in mine if (row["device"] or "cpu") == device]
         batch = min(row["batch"] for row in here)
+        here = [row for row in here if row["batch"] == batch]
+        untouched = [row["seconds"]["ttft"] for row in here if row["plan"] == UNTOUCHED]
         spans: dict[str, list[float]] = defaultdict(list)
         for row in here:
-            if row["batch"] == batch:
-                spans[row["plan"]].append(row["seconds"]["ttft"])
+            own = row["seconds"]["ttft"]
+            relative = untouched and row["speed_up"]
+            spans[row["plan"]].append(statistics.median(untouched) / row["speed_up"] if relative else own)
         name = device if batch == 1 else f"{device}, batch {batch}"
         times[name] = {plan: statistics.median(values) for plan, values in spans.items()}
     return times
@@ -244,8 +251,20 @@ def count(value: float) -> str:
 
 
 def slug(text: str) -> str:
-    """A text as part of a file's name: small letters, digits, + and hyphens."""
-    return "-".join(filter(None, "".join(c if c.isalnum() or c == "+" else "-" for c in text.lower()).split("-")))
+    """A text as part of a file's name: small letters, digits, + and hyphens, at most 80."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c == "+") else "-" for c in text.lower())
+    return "-".join(filter(None, plain.split("-")))[:80]
+
+
+def unique(charts: Sequence[Chart]) -> list[Chart]:
+    """The charts with names of their own, also where those of models differ in other letters only."""
+    found: dict[str, Chart] = {}
+    for chart in charts:
+        name = chart.name
+        while name in found:
+            name += "-2"
+        found[name] = replace(chart, name=name)
+    return list(found.values())
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 from foveate.benchmark.report.charts import HEIGHT, LETTER, LETTER_WIDTH, MARGINS, WIDTH, Chart, Label
@@ -136,7 +137,7 @@ def png(chart: Chart) -> bytes:
         figure = Figure(figsize=(wide / 72, tall / 72))
         box = (left / wide, (legend + below) / tall, (wide - left - right) / wide, (HEIGHT - top - below) / tall)
         axes: Any = figure.add_axes(box)
-        figure.text(left / wide, 1 - 15 / tall, _plain(chart.title), fontsize=11, fontweight="bold")
+        figure.text(left / wide, 1 - 15 / tall, _plain(chart.title[:60]), fontsize=11, fontweight="bold")
         if chart.log:
             axes.set_xscale("log")
         axes.set(xlim=chart.limits[0], ylim=chart.limits[1])
@@ -155,7 +156,9 @@ def png(chart: Chart) -> bytes:
         figure.legend(handles=handles, loc="lower center", ncols=min(3, len(shown)), frameon=False, fontsize=8.5,
                       handletextpad=0.2, columnspacing=1.2, borderaxespad=0.2)  # fmt: skip
         written = io.BytesIO()
-        figure.savefig(written, format="png", dpi=170, metadata={"Software": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # names of models may have letters that the font lacks
+            figure.savefig(written, format="png", dpi=170, metadata={"Software": None})
     return written.getvalue()
 
 

@@ -46,7 +46,7 @@ class Report:
         """Give every method a file of its own."""
         self._files: dict[str, str] = {}
         for method in self.results.methods:
-            name = slug(method)[:60] or "method"
+            name = slug(method) or "method"
             while f"{name}.html" in self._files.values():
                 name += "-2"
             self._files[method] = f"{name}.html"

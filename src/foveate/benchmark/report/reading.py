@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def _text(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e100  # and no NaN
 
 
 def _share(value: Any) -> bool:
@@ -108,6 +108,7 @@ _MAY: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "joint": {
         "method": _text, "budget": _budget, "count": _number, "low": _share, "high": _share, "relative": _number,
+        "relative_low": _number, "relative_high": _number, "parts": _number, "tokens_kept": _number,
         "seconds": lambda value: _number(value) or _object(value), "bytes": _object,
     },
 }  # fmt: skip
@@ -159,6 +160,7 @@ def _document(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a file, and its kind."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
     except (ValueError, RecursionError) as error:
         beside = " (rows of single questions lie beside the result, whose name ends in .json)"
         raise FoveateError(f"{path} is no JSON{beside if path.suffix == '.jsonl' else ''}: {error}") from error
@@ -217,8 +219,9 @@ def _checked(row: Any, kind: str, where: str) -> dict[str, Any]:
             _check(value, _maybe(_number), f"seconds.{name}", where)
     if kind == "speed" and found["seconds"]["ttft"] is None:
         raise FoveateError(f"{where} has no time to the first token ('seconds': 'ttft').")
-    found["budget"] = "" if found["budget"] is None else str(found["budget"])
-    found["method"] = found["method"] or _method_of(found["plan"])
+    method, budget = _parts_of(found["plan"])
+    found["method"] = found["method"] or method
+    found["budget"] = budget if found["budget"] is None else str(found["budget"])
     return found
 
 
@@ -228,16 +231,19 @@ def _check(value: Any, check: Callable[[Any], bool], name: str, where: str) -> N
         raise FoveateError(f"{where}: {name!r} cannot be {shown if len(shown) < 40 else shown[:37] + '...'}.")
 
 
-def _method_of(plan: str) -> str:
-    """The methods of a plan's text, without their arguments and budgets."""
+@cache
+def _parts_of(plan: str) -> tuple[str, str]:
+    """The methods of a plan's text without their arguments, and the budget if it is one step."""
     from foveate.plan import Plan
 
     if plan == UNTOUCHED:
-        return plan
+        return plan, ""
     try:
-        return " + ".join(step.method.name for step in Plan.of(plan).steps)
+        steps = Plan.of(plan).steps
     except FoveateError:
-        return plan
+        return plan, ""
+    budget = steps[0].budget if len(steps) == 1 else None
+    return " + ".join(step.method.name for step in steps), "" if budget is None else str(budget)
 
 
 def _source(document: dict[str, Any], kind: str, path: Path) -> Source:

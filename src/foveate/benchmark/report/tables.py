@@ -300,7 +300,7 @@ def _extremes(row: Mapping[str, Any]) -> str:
 
 
 def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewer bits together") -> str:
-    """Token compression together with quantised weights and caches."""
+    """Token compression together with quantised weights and caches; over all tasks where a file has that."""
     columns = [
         Column("plan", number=False),
         MODEL,
@@ -309,13 +309,15 @@ def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewe
         Column("task", number=False),
         Column("questions"),
         Column("accuracy", "95 % interval behind it"),
-        Column("relative", "to the untouched model without quantisation"),
+        Column("relative", "to the untouched model with full weights and cache, 95 % interval behind it"),
+        Column("parts", "product of the relative accuracies of plan, weights and cache alone"),
         Column("seconds", rising=True),
         Column("weights, MiB", rising=True),
         Column("cache, MiB", rising=True),
     ]
     rows = []
-    for row in results.joint:
+    means = [row for row in results.joint if row["task"] == ALL]
+    for row in means or results.joint:
         seconds = row["seconds"]
         if isinstance(seconds, dict):
             seconds = seconds.get("total", seconds.get("ttft"))
@@ -329,7 +331,8 @@ def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewe
                     Cell(name_of(row["task"])),
                     NONE if row["count"] is None else Cell(f"{row['count']:,}", row["count"]),
                     _share(row["accuracy"], _between(row["low"], row["high"])),
-                    _share(row["relative"]),
+                    _share(row["relative"], _between(row["relative_low"], row["relative_high"])),
+                    _share(row["parts"]),
                     NONE if seconds is None else Cell(f"{seconds:,.3g}", seconds),
                     *(_divided(row["bytes"][name], _MIB) for name in ("weights", "kv")),
                 ],

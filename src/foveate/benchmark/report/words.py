@@ -51,7 +51,9 @@ PROTOCOL: tuple[Passage, ...] = (
         "All plans of a model run in turns within one process, each turn in another order, after a warm-up; shown is "
         "the median of the turns. The time to the first token is that of the encoder, of choosing and of the prefill. "
         "Efficiency is the speed-up of a plan over the speed-up of as many random tokens: 1 is the limit for methods "
-        "that choose tokens after the encoder, and only those that shorten the encoder too can be above it.",
+        "that choose tokens after the encoder, and only those that shorten the encoder too can be above it. In plots, "
+        "the time of a plan is that of the untouched model divided by the plan's speed-up, so that other work of the "
+        "machine between one group of plans and the next moves no mark.",
     ),
     Passage(
         "Memory and operations",
