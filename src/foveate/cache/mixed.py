@@ -143,7 +143,7 @@ class MixedLayer(DynamicLayer):
     # The base class sets them; here they are what is read.
 
     @property
-    def keys(self) -> Tensor | None:  # ty: ignore[incompatible-override]
+    def keys(self) -> Tensor | None:
         """(B, H, n, d) all keys, decoded."""
         return None if self.recent is None else self.read()[0]
 
@@ -152,7 +152,7 @@ class MixedLayer(DynamicLayer):
         pass
 
     @property
-    def values(self) -> Tensor | None:  # ty: ignore[incompatible-override]
+    def values(self) -> Tensor | None:
         """(B, H, n, d) all values, decoded."""
         return None if self.recent is None else self.read()[1]
 
