@@ -114,7 +114,8 @@ def test_axes_hold_every_point(places):
         assert 40 < x < WIDTH and 0 < y < HEIGHT - 40
     assert all(chart.limits[0][0] <= tick <= chart.limits[0][1] for tick in chart.x_ticks)
     assert 1 <= len(chart.x_ticks) < 12 and 1 <= len(chart.y_ticks) < 12
-    assert svg(chart).count('class="p ') == len(places)
+    assert svg(chart).count('class="p ') == svg(chart, "dart").count('class="p ') == len(places)
+    assert svg(chart, "vmtc").count("h0") == len(places)
     assert Image.open(io.BytesIO(png(chart))).format == "PNG"
 
 

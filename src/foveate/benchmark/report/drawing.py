@@ -31,7 +31,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
 
     Args:
         chart: What to draw.
-        chosen: Plans of this method stand out and have names, in place of those on the front.
+        chosen: Plans of this method stand out, all others are small and grey; nothing has a name then.
     """
     parts = [_axes(chart)]
     untouched = [point for point in chart.points if point.plan == UNTOUCHED]
@@ -42,12 +42,14 @@ def svg(chart: Chart, chosen: str = "") -> str:
     places = [chart.place(point.x, point.y) for point in front]
     steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
     parts.append(f'<path class="front" d="M{places[0][0]:.1f} {places[0][1]:.1f}{steps}"/>')
-    for point in sorted(chart.points, key=lambda point: (point.method == chosen, point in front, point.plan)):
+    shown = [point for point in chart.points if chosen in ("", point.method)]
+    if chosen:  # one path for all others: many pages show them
+        others = (chart.place(point.x, point.y) for point in chart.points if point.method != chosen)
+        parts.append(f'<path class="others" d="{"".join(f"M{x:.1f} {y:.1f}h0" for x, y in others)}"/>')
+    for point in sorted(shown, key=lambda point: (point in front, point.plan)):
         x, y = chart.place(point.x, point.y)
-        mine = not chosen or point.method == chosen
-        kinds = ["p", f"g-{point.group.key}"] + ["on-front"] * (point in front) + ["faint"] * (not mine)
-        inner = _mark(point.group.marker) if not mine else tag("title", text(point.said)) + _mark(point.group.marker)
-        if point in front or (chosen and mine):
+        inner = tag("title", text(point.said)) + _mark(point.group.marker)
+        if chosen or point in front:
             top, bottom = (chart.place(point.x, end)[1] - y for end in (point.high, point.low))
             limit = (MARGINS[1] - y, HEIGHT - MARGINS[3] - y)
             inner = f'<path class="ci" d="M0 {max(top, limit[0]):.1f}V{min(bottom, limit[1]):.1f}"/>' + inner
@@ -55,7 +57,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
             tag(
                 "g",
                 inner,
-                class_=" ".join(kinds),
+                class_=f"p g-{point.group.key}" + " on-front" * (point in front),
                 transform=f"translate({x:.1f} {y:.1f})",
                 data_group=None if chosen else point.group.key,
                 data_budget=None if chosen else point.budget,

@@ -104,7 +104,7 @@ def table(caption: str, columns: Sequence[Column], rows: Iterable[Row], *, class
         for column in columns
     )
     body = "".join(_row(row, columns) for row in rows)
-    head = tag("caption", text(caption)) + tag("thead", tag("tr", heads))
+    head = tag("caption", tag("span", text(caption))) + tag("thead", tag("tr", heads))
     inner = tag("table", head, tag("tbody", body), class_=f"sortable {class_}".strip() if sort else class_ or None)
     return tag("div", inner, class_="frame", tabindex="0", role="region", aria_label=caption)
 

@@ -29,7 +29,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     mark.classList.add("told");
     line.textContent = mark.querySelector("title").textContent;
   };
-  for (const mark of figure.querySelectorAll(".p:has(title)")) {
+  for (const mark of figure.querySelectorAll(".p")) {
     mark.addEventListener("pointerenter", () => tell(mark));
     mark.addEventListener("click", () => tell(mark));
   }
