@@ -110,7 +110,7 @@ def verdict(method: Any, family: Family) -> Verdict:
         check_sites(Plan((Step(method),)), family)
     except FoveateError as error:
         return Verdict("no", _because(str(error)))
-    if method.site != "before-lm":
+    if method.site not in ("before-lm", "decoder"):
         return Verdict("runs")
     without = _on_tower(method, family, Tower(BLOCKS, False, family.merge, OUTPUT_LAYER))
     if type(family).has_cls is Family.has_cls:

@@ -36,6 +36,7 @@ NeedKind = Literal[
     "cls_attention",  # attention of the [CLS] token on the patches at a layer, mean over heads: (N,)
     "cls_logits",  # the same before the softmax
     "received",  # attention that a token receives at a layer, mean over heads and queries: (N,)
+    "hub_attention",  # attention of hubs, tokens that receive more than `threshold` times the mean, on each: (N,)
     "attention_map",  # attention of every token on every token at a layer, mean over heads: (N, N), dear
     "cls_feature",  # encoder output of the [CLS] token: (d,)
     "instruction",  # embeddings of the prompt's text tokens as the language model reads them: (T, D)
@@ -53,11 +54,13 @@ class Need(NamedTuple):
         layer: Block of the encoder, 0-based, or negative from the end (-1: the last). `None` where it does not matter.
         substitute: Whether attention received may stand in for the [CLS] row where an encoder has no [CLS] token;
             papers that define this substitute say so.
+        threshold: For "hub_attention".
     """
 
     kind: NeedKind
     layer: int | None = None
     substitute: bool = False
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from foveate.decoder.method import Asked, Attention, LayerTokens
+from foveate.tokens import Tower
 
 WIDTH, HEADS, SHARED, DEPTH = 6, 4, 2, 3
 
@@ -36,6 +37,9 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
         8,
         0,
         torch.arange(size),
+        {},
+        None,
+        Tower(12, False),
         lambda asked: found[asked],
         entered,
         torch.arange(length),

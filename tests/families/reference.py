@@ -20,6 +20,18 @@ from foveate.tokens import Need
 Patch = pytest.MonkeyPatch
 
 
+#: Hubs receive this many times the mean.
+HUBS = 1.02
+
+
+def hub_attention(weights: Tensor, received: Tensor, present: Tensor) -> Tensor:
+    """Attention (N,) that hubs pay, from the weights (N, N) of one sequence."""
+    hubs = present & (received > HUBS * received[present].mean())
+    if not bool(hubs.any()):
+        hubs[received.argmax()] = True
+    return weights[hubs].mean(dim=0)
+
+
 def encoder_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
     """Of the inputs of a model those of its encoder."""
     return {
@@ -46,7 +58,7 @@ def measured(model: Any, inputs: dict[str, Any], needs: list[Need], patch: Patch
 
 
 def eager(model: Any, inputs: dict[str, Any], patch: Patch) -> dict[Need, Tensor]:
-    """Of one image: features, mean keys and attention received at every block, in the order of the encoder.
+    """Of one image: features, mean keys, attention received and of hubs at every block, in the encoder's order.
 
     The weights are those that the model's own eager attention returns.
     """
@@ -63,6 +75,9 @@ def eager(model: Any, inputs: dict[str, Any], patch: Patch) -> dict[Need, Tensor
                 present = weights_of_all.sum(dim=1) > 0  # nobody looks at padding, and what padding asks counts nothing
                 received = (weights_of_all * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True)
                 found.setdefault(Need("received", layers[module]), []).append(received.flatten())
+                hubs = [hub_attention(*image) for image in zip(weights_of_all, received, present, strict=True)]
+                need = Need("hub_attention", layers[module], threshold=HUBS)
+                found.setdefault(need, []).append(torch.cat(hubs))
                 found.setdefault(Need("keys", layers[module]), []).append(key.mean(dim=1).flatten(0, 1))
             return output, weights
 

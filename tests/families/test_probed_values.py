@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 import torch
 
-from families.reference import eager, measured, row
+from families.reference import HUBS, eager, measured, row
 from families.zoo import zoo
 from foveate.families import family_of
 from foveate.tokens import Need
@@ -74,7 +74,7 @@ ORDERS: dict[str, Places] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["received", "keys", "features"])
+@pytest.mark.parametrize("kind", ["received", "hub_attention", "keys", "features"])
 @pytest.mark.parametrize("name", ORDERS)
 def test_values_are_those_of_the_patches_behind_each_token(
     name: str, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -82,7 +82,8 @@ def test_values_are_those_of_the_patches_behind_each_token(
     specimen = zoo()[name]
     model = specimen.model()
     layers = range(len(family_of(model).blocks(family_of(model).core(model))))
-    needs = [Need(kind, layer) for layer in layers]  # ty: ignore[invalid-argument-type]
+    threshold = HUBS if kind == "hub_attention" else 0.0
+    needs = [Need(kind, layer, threshold=threshold) for layer in layers]  # ty: ignore[invalid-argument-type]
     together = measured(model, specimen.prompts(model, [(size,) for size in SIZES]), needs, monkeypatch)
     for number, (size, found) in enumerate(zip(SIZES, together, strict=True)):
         alone = eager(model, row(specimen, (size,), number), monkeypatch)

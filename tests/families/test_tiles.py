@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from families.reference import answers, eager, encode, encoder_inputs, logits, only_kept
+from families.reference import HUBS, answers, eager, encode, encoder_inputs, logits, only_kept
 from families.zoo import VIDEO, pad, pixels, text, zoo
 from foveate.families import ImageLayout, family_of
 from foveate.tokens import Grid, Need
@@ -72,7 +72,7 @@ def test_a_token_is_made_of_the_patches_that_change_it(name: str, size: tuple[in
     torch.testing.assert_close(found.sum(dim=1), (~separators).float())
 
 
-@pytest.mark.parametrize("kind", ["received", "keys", "features"])
+@pytest.mark.parametrize("kind", ["received", "hub_attention", "keys", "features"])
 @pytest.mark.parametrize("name", NAMES)
 def test_probed_values_are_those_of_eager_attention(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     specimen = zoo()[name]
@@ -80,7 +80,9 @@ def test_probed_values_are_those_of_eager_attention(name: str, kind: str, monkey
     inputs = specimen.prompts(model, (((4, 5),),))
     family = family_of(model)
     tower = family.tower(family.core(model))
-    needs = tuple(Need(kind, layer) for layer in range(tower.num_layers))  # ty: ignore[invalid-argument-type]
+    threshold = HUBS if kind == "hub_attention" else 0.0
+    layers = range(tower.num_layers)
+    needs = tuple(Need(kind, layer, threshold=threshold) for layer in layers)  # ty: ignore[invalid-argument-type]
     monkeypatch.setattr("foveate.runtime.attach.needs_of", lambda *args: (needs, ()))
     with foveate.compress(model, "divprune:50%"):
         measured = encode(model, inputs).foveate_encoded.measured

@@ -29,7 +29,7 @@ def measured(need: Need, size: int, generator: torch.Generator, width: int = WID
             return normal(size, width)
         case "keys":
             return normal(size, KEYS)
-        case "cls_attention" | "received" | "first_layer_attention":
+        case "cls_attention" | "received" | "hub_attention" | "first_layer_attention":
             return normal(size).softmax(dim=0)
         case "cls_logits":
             return normal(size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.tokens import Selection
+from foveate.tokens import Need, Selection, Tower
 
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
 #: to (PyramidDrop), at the cost of its queries and keys.
@@ -92,6 +92,9 @@ class LayerTokens:
         num_layers: Layers of the language model.
         number: Which image of its prompt this is, for seeds.
         origin: (N,) places of the tokens among those that the encoder made of the image.
+        measured: What probes found of the encoder, for all tokens that it made of the image; see `get`.
+        separators: (N,) bool, tokens that are not of the image but tell its layout; None: there are none.
+        tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.tower))`.
         ask: Gives queries and keys of a layer; see `attention`.
         entered: (L0, D) the embeddings of all new tokens of the sequence as they entered the first layer.
         columns: (L,) where the tokens of the sequence stand among them, -1 for padding.
@@ -108,6 +111,9 @@ class LayerTokens:
     num_layers: int
     number: int
     origin: Tensor
+    measured: Mapping[Need, Tensor]
+    separators: Tensor | None
+    tower: Tower
     ask: Callable[[Asked], Attention]
     entered: Tensor
     columns: Tensor
@@ -130,6 +136,16 @@ class LayerTokens:
             text = text[text <= self.asking[-1]]
         after = text[text > self.places[-1]] if len(self) else text
         return after if len(after) else text
+
+    def get(self, need: Need) -> Tensor:
+        """What a probe measured of the encoder, (N, ...), of merged tokens at the place where they stand.
+
+        Raises:
+            FoveateError: it was not measured: the method did not declare that it needs it.
+        """
+        if need not in self.measured:
+            raise FoveateError(f"{need} was not measured; a method must name it in `needs`.")
+        return self.measured[need].to(self.device)[self.origin]
 
     def attention(self, asked: Asked) -> Attention:
         """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
@@ -169,6 +185,14 @@ class DecoderMethod(ABC):
     asks_previous: ClassVar[bool] = False
     #: Whether a cache holds what the layers made, so that written text is the same without one.
     exact_cache: ClassVar[bool] = True
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """What must be measured of the encoder.
+
+        Raises:
+            FoveateError: the encoder cannot give it.
+        """
+        return ()
 
     @abstractmethod
     def layers(self, num_layers: int) -> tuple[int, ...]:

@@ -117,7 +117,7 @@ class Handle:
         self._layers: LayerSeam | None = None
         if plan.decoder_steps:
             own = None if positions is None else positions == "contiguous"
-            self._layers = LayerSeam(self.family.text(self._core), plan, own)
+            self._layers = LayerSeam(self.family.text(self._core), plan, own, self.tower)
         self._shortening = Seam(self.family, self._core, plan, contiguous, virtual, self._layers)
         with _lock:
             other = vars(self._core).get(_HANDLE)

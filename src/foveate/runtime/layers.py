@@ -13,9 +13,9 @@ from __future__ import annotations
 import inspect
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from threading import local
 from typing import Any
@@ -35,7 +35,7 @@ from foveate.runtime.first_layer import rotated
 from foveate.runtime.probe import watched
 from foveate.runtime.report import LayerReport
 from foveate.runtime.sequence import Chosen
-from foveate.tokens import Selection
+from foveate.tokens import Need, Selection, Tower
 
 #: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and
 #: a cache, and attention in every layer.
@@ -64,12 +64,16 @@ class Placed:
         row: Sequence of the batch.
         places: (N,) where its tokens stand among the new columns.
         origin: (N,) their places among the tokens that the encoder made of it.
+        measured: What probes found of the encoder, a value for each of those.
+        separators: (N0,) bool, which of those are newlines and the like; None: none is.
     """
 
     number: int
     row: int
     places: Tensor
     origin: Tensor
+    measured: Mapping[Need, Tensor]
+    separators: Tensor | None
 
 
 @dataclass
@@ -184,13 +188,15 @@ class LayerSeam:
         text: The language model.
         plan: Its steps of site "decoder" are followed.
         contiguous: Count positions anew after a shortening; None: as each method's paper does.
+        tower: The encoder, for methods that need something of it.
 
     Raises:
         FoveateError: the language model is of a kind that cannot be shortened inside, or has not the layers named.
     """
 
-    def __init__(self, text: Any, plan: Plan, contiguous: bool | None) -> None:
+    def __init__(self, text: Any, plan: Plan, contiguous: bool | None, tower: Tower) -> None:
         self.text = text
+        self.tower = tower
         self.plan = plan
         kind = getattr(getattr(text, "config", None), "model_type", type(text).__name__)
         if kind not in TEXT_TYPES:
@@ -352,7 +358,7 @@ class LayerSeam:
         for image, one in zip(last.images, chosen, strict=True):
             # Padding stands before all columns that stay, so that the row ascends.
             places = torch.searchsorted(shorter.columns[image.row].contiguous(), one.kept)
-            images.append(Placed(image.number, image.row, places, image.origin[one.selection.indices]))
+            images.append(replace(image, places=places, origin=image.origin[one.selection.indices]))
         found.shorts[number] = _Short(
             sequence.gather(last.columns, shorter.columns).masked_fill(shorter.columns < 0, -1),
             sequence.gather(last.gone, shorter.columns) + shorter.gone,
@@ -392,6 +398,9 @@ class LayerSeam:
             len(self.text.layers),
             sum(other.row == row and other.number < image.number for other in last.images),
             image.origin,
+            image.measured,
+            None if image.separators is None else image.separators.to(image.origin.device)[image.origin],
+            self.tower,
             ask,
             found.entered[row],
             last.columns[row],

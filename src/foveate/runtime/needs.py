@@ -66,7 +66,7 @@ def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> t
     notes: dict[str, None] = {}
     for step in plan.steps:
         name = step.method.name
-        for need in step.method.needs(tower) if step.method.site == "before-lm" else ():
+        for need in step.method.needs(tower) if step.method.site in ("before-lm", "decoder") else ():
             if need.kind.startswith("cls") and not tower.has_cls:
                 if not (need.kind == "cls_attention" and need.substitute):
                     raise FoveateError(
@@ -85,7 +85,7 @@ def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> t
                 )
             if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
                 raise FoveateError(f"{name} needs {need.kind}, which no probe of a live model gives.")
-            if first.site != "before-lm" and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
+            if first.site in ("view", "in-encoder") and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
                 raise FoveateError(
                     f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer; join it with a "
                     "method that needs nothing of the encoder."

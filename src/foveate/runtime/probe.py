@@ -31,7 +31,7 @@ PREFIX = "foveate_"
 #: Entries of the largest block of attention that exists at a time.
 _BLOCK = 2**23
 #: Kinds that are computed from queries and keys; the others are outputs of blocks.
-OF_ATTENTION = ("cls_attention", "cls_logits", "received", "keys")
+OF_ATTENTION = ("cls_attention", "cls_logits", "received", "hub_attention", "keys")
 OF_OUTPUT = ("features", "cls_feature")
 
 _observers: WeakKeyDictionary[nn.Module, Callable[..., None]] = WeakKeyDictionary()
@@ -188,6 +188,8 @@ def _measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scalin
     """One need from queries and keys (B, H, N, d): (B, N) or (B, N, d)."""
     if need.kind == "keys":
         return key.float().mean(dim=1)
+    if need.kind == "hub_attention":
+        return hub_attention(query, key, mask, scaling, need.threshold)
     if need.kind == "received" or not has_cls:
         return received_attention(query, key, mask, scaling)
     logits = (query[:, :, :1] @ _heads(key, query).transpose(-1, -2)).float() * scaling
@@ -242,3 +244,52 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling:
             seen += (weights > 0).any(dim=1).sum(dim=1)
         total += weights.sum(dim=(1, 2)) / heads
     return total / count if seen is None else total / seen.clamp(min=1)
+
+
+def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, threshold: float) -> Tensor:
+    """Attention that hubs pay to every token, averaged over heads and over the hubs that may see it.
+
+    Hubs are the tokens that receive more than `threshold` times the mean of what their sequence receives; where none
+    does, the one that receives most. Only the rows of hubs are worked out once more.
+
+    Args:
+        query: (B, H, N, d).
+        key: (B, H or fewer, N, d).
+        mask: Broadcasts to (B, H, N, N), bool (True: may see) or added; None: all see all.
+        scaling: Factor of the logits.
+        threshold: From 0 on.
+
+    Returns:
+        (B, N) float32.
+    """
+    received = received_attention(query, key, mask, scaling)
+    heads, count = query.shape[1:3]
+    step = max(1, _BLOCK // max(heads * count, 1))
+    found = []
+    for number, own in enumerate(received):
+        keys = _heads(key[number : number + 1], query).transpose(-1, -2)
+        seen = None if mask is None else mask[number % len(mask)][None]
+        present = torch.ones_like(own, dtype=torch.bool) if seen is None else _present(seen)[0]
+        if seen is not None and seen.shape[-2] > 1:  # several images in one sequence, each sees itself
+            together = _visible(seen) & present & present[:, None]
+        else:
+            together = present[None]
+        mean = (together.float() @ own) / together.sum(dim=1).clamp(min=1)
+        hubs = present & (own > threshold * mean)
+        without = together.any(dim=1) & ~(together & hubs).any(dim=1)
+        best = own.masked_fill(~together, -1).argmax(dim=1)[without]
+        hubs = hubs.index_fill(0, best, True)
+        total = torch.zeros_like(own)
+        rows = hubs.nonzero().flatten()
+        for some in rows.split(step):
+            logits = (query[number : number + 1, :, some] @ keys).float() * scaling
+            own_mask = seen if seen is None or seen.shape[-2] == 1 else seen[:, :, some]
+            total += _masked(logits, own_mask, 0, len(some)).softmax(dim=-1).sum(dim=(0, 1, 2)) / heads
+        watching = together[rows].sum(dim=0) if len(together) > 1 else torch.tensor(len(rows), device=own.device)
+        found.append(total / watching.clamp(min=1))
+    return torch.stack(found)
+
+
+def _visible(mask: Tensor) -> Tensor:
+    """(N, N) which tokens may see which, from the mask (1, H, N, N) of one sequence."""
+    return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)[0].any(dim=0)

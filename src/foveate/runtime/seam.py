@@ -123,15 +123,13 @@ class Seam:
         """What the seam inside the language model must know of this call."""
         columns = short.columns
         copies = len(chosen) // len(reports) if reports else 1
-        images = [
-            Placed(
-                number // copies,
-                image.row,
-                torch.searchsorted(columns[image.row].contiguous(), image.kept),
-                image.selection.indices,
-            )
-            for number, image in enumerate(chosen)
-        ]
+        images = []
+        for number, image in enumerate(chosen):
+            report = reports[number // copies]
+            places = torch.searchsorted(columns[image.row].contiguous(), image.kept)
+            measured = frame.encoded[report.modality].measured[report.number]
+            separators = report.layout.separators
+            images.append(Placed(number // copies, image.row, places, image.selection.indices, measured, separators))
         positions = kwargs["position_ids"]
         if positions.ndim == 3 and len(positions) == 4:  # those of plain text stand before the three of M-RoPE
             positions = positions[1:]
