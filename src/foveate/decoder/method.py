@@ -100,6 +100,7 @@ class LayerTokens:
         columns: (L,) where the tokens of the sequence stand among them, -1 for padding.
         image: (N0,) where the whole image stands among them.
         norm: The norm after the last layer, for methods that compare tokens as the output would see them.
+        neurons: Gives activations of the layer that has just run; see `activations`.
     """
 
     features: Tensor
@@ -119,6 +120,7 @@ class LayerTokens:
     columns: Tensor
     image: Tensor
     norm: Callable[[Tensor], Tensor]
+    neurons: Callable[[], tuple[Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -154,6 +156,16 @@ class LayerTokens:
             FoveateError: the method did not declare that it asks the previous layer (`asks_previous`).
         """
         return self.ask(asked)
+
+    def activations(self) -> tuple[Tensor, Tensor]:
+        """Activations (N, F) of the image's tokens in the MLP that has just run, and the sentence's core neurons (c,).
+
+        Raises:
+            FoveateError: the method is no `NeuronMethod`.
+        """
+        if self.neurons is None:
+            raise FoveateError("activations are there for methods that are NeuronMethods.")
+        return self.neurons()
 
 
 @dataclass(frozen=True)

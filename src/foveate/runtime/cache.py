@@ -37,6 +37,8 @@ class Kept:
         self.visual = torch.zeros_like(columns, dtype=torch.bool)
         #: What methods that change attention remember of text, by layer: for every row a tensor (text tokens, ...).
         self.memory: dict[int, list[Tensor]] = {}
+        #: The neurons that written text uses, by layer: for every row a slice of the MLP.
+        self.neurons: dict[int, list[Any]] = {}
         #: Where layers hold less than the first one: from which layer on, and (B, p) which of the first layer's
         #: positions they hold, -1 for padding.
         self.segments: dict[int, Tensor] = {}
@@ -72,6 +74,7 @@ class Kept:
         rows = rows.to(self.columns.device)
         self.columns, self.gone, self.visual = self.columns[rows], self.gone[rows], self.visual[rows]
         self.memory = {layer: [memory[row] for row in rows.tolist()] for layer, memory in self.memory.items()}
+        self.neurons = {layer: [slices[row] for row in rows.tolist()] for layer, slices in self.neurons.items()}
         self.segments = {layer: columns[rows] for layer, columns in self.segments.items()}
         self.lost = {layer: lost[rows] for layer, lost in self.lost.items()}
 

@@ -26,12 +26,14 @@ from torch import Tensor, nn
 
 from foveate.decoder.attending import AttentionMethod
 from foveate.decoder.method import Asked, Attention, LayerTokens
+from foveate.decoder.neurons import NeuronMethod
 from foveate.errors import FoveateError
 from foveate.plan import Plan, Step
 from foveate.runtime import sequence
 from foveate.runtime.attending import AttentionSeam
 from foveate.runtime.cache import Kept
 from foveate.runtime.first_layer import rotated
+from foveate.runtime.neurons import NeuronSeam
 from foveate.runtime.probe import watched
 from foveate.runtime.report import LayerReport
 from foveate.runtime.sequence import Chosen
@@ -123,6 +125,7 @@ class Pass:
     decided: dict[tuple[int, int], Any]
     shorts: dict[int, _Short] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    activations: dict[int, Tensor] = field(default_factory=dict)
     reports: dict[int, list[LayerReport]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -218,6 +221,8 @@ class LayerSeam:
                 if steps.setdefault(layer, step) is not step:
                     raise FoveateError(f"two steps of {plan} act {acts} layer {layer}; give one of them another one.")
         self.steps = dict(sorted(self.steps.items()))
+        asking = {layer: step.method for layer, step in self.steps.items() if isinstance(step.method, NeuronMethod)}
+        self._neurons = NeuronSeam(self, asking)
         self._changed = AttentionSeam(self, dict(sorted(changed.items())))
         self._contiguous = contiguous
         self._local = local()
@@ -229,6 +234,7 @@ class LayerSeam:
     def attach(self) -> list[Callable[[], None]]:
         """Install the hooks; returns what takes them off again."""
         undo = self._changed.attach()  # first, so that what watches a layer sees it whole
+        undo += self._neurons.attach()
         for number, layer in enumerate(self.text.layers):
             segment = self.segment(number)
             if segment is not None:
@@ -297,6 +303,11 @@ class LayerSeam:
         segment = self.segment(number)
         return found.whole if segment is None else found.shorts[segment]
 
+    @property
+    def current(self) -> Pass | None:
+        """This thread's call of the language model, where one is under way."""
+        return getattr(self._local, "found", None)
+
     def pass_of(self, kwargs: dict[str, Any]) -> Pass | None:
         """The call of the language model that a layer with these arguments is a part of."""
         cosine = kwargs["position_embeddings"][0]
@@ -351,6 +362,7 @@ class LayerSeam:
                 selections[image.number] = self._select(number, hidden, image, found, last, seen, ask)
             chosen.append(Chosen(image.row, image.places, selections[image.number]))
         found.keys.pop(number - 1, None)
+        self._neurons.forget(number, found)
         if all(image.changes_nothing for image in chosen):
             return
         shorter = sequence.kept_columns(len(seen), last.columns.shape[1], chosen, seen, hidden.device)
@@ -406,6 +418,7 @@ class LayerSeam:
             last.columns[row],
             next(whole.places for whole in found.images if (whole.number, whole.row) == (image.number, row)),
             self.text.norm,
+            partial(self._activations, number, image, found) if isinstance(step.method, NeuronMethod) else None,
         )
         start = time.perf_counter()
         selection = found.decided.get((image.number, number))
@@ -418,6 +431,11 @@ class LayerSeam:
         )
         found.reports.setdefault(image.number, []).append(report)
         return selection
+
+    def _activations(self, number: int, image: Placed, found: Pass) -> tuple[Tensor, Tensor]:
+        """Activations (N, F) of an image in the layer before `number`, and core neurons (c,) of its row."""
+        activations, core = self._neurons.neurons(number, image.row, found)
+        return activations[image.places], core
 
     def _ask(
         self,
