@@ -60,9 +60,13 @@ docs: $(DEV) ## regenerate the reference, the figures and the blocks of numbers
 picture: $(DEV) ## redraw the picture of the README with the embedded model
 	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture docs/figures/demo.png
 
-bench: $(DEV) ## cost of encoders and of plans on this machine's CPU, small: benchmarks/results/
-	$(BIN)/foveate bench encoders --quick
-	$(BIN)/foveate bench speed --quick --resume
+bench: $(DEV) ## all benchmarks, small, on this machine's CPU, and a page of what they found: build/bench/report
+	mkdir -p build/bench
+	$(BIN)/foveate bench encoders --quick -o build/bench/encoders.json
+	$(BIN)/foveate bench speed --quick --resume -o build/bench/speed.json
+	$(BIN)/foveate bench accuracy --quick --resume -o build/bench/accuracy.json
+	$(BIN)/foveate bench joint --quick --resume -o build/bench/joint.json
+	$(BIN)/foveate report build/bench/speed.json build/bench/accuracy.json build/bench/joint.json -o build/bench/report
 
 bench-gpu: $(DEV) ## 7B shapes on a GPU, with flash attention where it is installed: benchmarks/results/
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/gpu.sh
