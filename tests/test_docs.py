@@ -87,5 +87,5 @@ def test_the_picture_appears_when_it_was_drawn(tmp_path):
 
 
 def test_a_block_that_nothing_generates_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="nothing generates 'speed'; possible are"):
-        tables.fill(page_with("speed"), tmp_path, tmp_path / "page.md")
+    with pytest.raises(ValueError, match="nothing generates 'weather'; possible are"):
+        tables.fill(page_with("weather"), tmp_path, tmp_path / "page.md")
