@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from torch import Tensor
 
 from foveate.decoder.method import Asked, Attention, LayerTokens
 from foveate.tokens import Tower
@@ -46,6 +49,20 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
         places,
         lambda x: x / x.norm(dim=-1, keepdim=True) * torch.arange(1, WIDTH + 1),
     )
+
+
+def of_case(case: dict) -> LayerTokens:
+    """The tokens of a case of numbers of some authors' code; all layers have the same queries and keys."""
+    query, key, hidden = (torch.tensor(case[name]) for name in ("query", "key", "hidden"))
+    tokens = layer_tokens(len(hidden) - case["before"] - case["after"], case["before"], case["after"])
+    asked = Attention(query, key, query.shape[-1] ** -0.5)
+    entered = torch.tensor(case.get("entered", case["hidden"]))
+    return replace(tokens, features=hidden[tokens.places], sequence=hidden, entered=entered, ask=lambda _: asked)
+
+
+def in_any_order(rows: Tensor) -> Tensor:
+    """Rows by their first number."""
+    return rows[rows[:, 0].argsort()]
 
 
 def rows_by_hand(attention: Attention) -> list[list[list[float]]]:

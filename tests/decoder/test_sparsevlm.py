@@ -1,20 +1,24 @@
-"""SparseVLM against loops written from the paper, and against the counts of the authors' table."""
+"""SparseVLM against loops written from the paper, and against numbers and counts of the authors' code."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import foveate
-from decoder.fabricated import layer_tokens, rows_by_hand
+from decoder.fabricated import in_any_order, layer_tokens, of_case, rows_by_hand
 from families.zoo import zoo
 from foveate.decoder.method import LayerTokens
 from foveate.decoder.sparsevlm import SparseVLM
 from foveate.errors import FoveateError
 from foveate.selection._clustering import density_peaks
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "sparsevlm.json").read_text())
 
 
 def raters_by_the_paper(tokens: LayerTokens) -> list[int]:
@@ -100,6 +104,19 @@ def test_the_authors_table(kept: tuple[int, ...], with_clusters: tuple[int, ...]
     for own, budget in zip(kept, with_clusters, strict=True):
         assert SparseVLM().divided(size, budget) == (own, budget - own)
         size = budget
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: str(len(case["hidden"])))
+def test_equals_the_authors_code(case: dict) -> None:
+    tokens, clusters = of_case(case), torch.tensor(case["clusters"])
+    assert SparseVLM().raters(tokens).tolist() == case["raters"]
+    selection = SparseVLM()(tokens, len(case["kept"]) + len(clusters))
+    merged = [row for row, place in enumerate(selection.indices.tolist()) if place not in case["kept"]]
+    assert len(merged) == len(clusters)
+    assert selection.features is not None
+    torch.testing.assert_close(in_any_order(selection.features[merged]), in_any_order(clusters), atol=1e-4, rtol=0)
+    sources = [place for row in merged for place in selection.sources(row).tolist()]
+    assert sorted(sources) == case["recycled"]
 
 
 def test_every_budget_can_be_divided() -> None:

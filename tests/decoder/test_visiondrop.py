@@ -1,19 +1,23 @@
-"""VisionDrop against a loop from the paper, its schedule, and its bias by the causal mask."""
+"""VisionDrop against a loop from the paper and numbers of the authors' code, its schedule, its bias by causal masks."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import foveate
-from decoder.fabricated import layer_tokens, rows_by_hand
+from decoder.fabricated import in_any_order, layer_tokens, of_case, rows_by_hand
 from foveate.decoder.method import Attention, LayerTokens
 from foveate.decoder.visiondrop import VisionDrop
 from foveate.errors import FoveateError
 from runtime.test_layers import deep
 from runtime.test_promises import answers
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "visiondrop.json").read_text())
 
 
 def by_the_paper(tokens: LayerTokens, dominant: int, contextual: int) -> dict[int, list[int]]:
@@ -52,6 +56,15 @@ def test_equals_the_loop(size: int, count: int, share: float) -> None:
                 expected = tokens.features[target] + tokens.features[members[1:]].sum(dim=0) / max(1, len(members) - 1)
             torch.testing.assert_close(selection.features[row], expected)
             assert selection.sources(row).tolist() == sorted(members)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: str(case["size"]))
+def test_equals_the_authors_code(case: dict) -> None:
+    tokens, count = of_case(case), case["dominant"] + case["contextual"]
+    selection = VisionDrop(case["dominant"] / count, reference=True)(tokens, count)
+    expected = torch.tensor(case["dominant_tokens"] + case["contextual_tokens"])
+    assert selection.features is not None
+    torch.testing.assert_close(in_any_order(selection.features), in_any_order(expected), atol=1e-4, rtol=0)
 
 
 def test_the_first_tokens_are_seen_by_more() -> None:
