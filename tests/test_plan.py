@@ -86,7 +86,7 @@ def test_objects_texts_and_lists_are_plans():
         ("divprune:many", "no budget"),
         ("divprune:2.5", "no budget"),
         ("divprun:64", "did you mean divprune"),
-        ("nothing:64", "unknown method 'nothing'; possible are"),
+        ("xyz:64", "unknown method 'xyz'; possible are"),
         ("divprune:64@2", "not at decoder layers"),
         ("divprune:64@", "names no layers"),
         ("divprune(k=3):64", "no argument 'k=3'; possible are"),

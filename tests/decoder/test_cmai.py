@@ -13,9 +13,11 @@ from transformers import DynamicCache
 import foveate
 from families.zoo import zoo
 from foveate import FoveateError
+from foveate.benchmark.closed_form.schedule import tokens_per_layer
 from foveate.decoder.attending import Looking
 from foveate.decoder.cmai import CMAI
 from foveate.families import family_of
+from foveate.plan import parse_plan
 from foveate.runtime.attending import Call
 from runtime.test_layers import ROWS, deep, text_of
 from runtime.test_promises import answers, logits
@@ -250,3 +252,7 @@ def test_what_cannot_be_is_refused() -> None:
         foveate.compress(model, "cmai@1 + cmai(threshold=0.1)@1")
     with pytest.raises(FoveateError, match="cmai takes no budget"):
         foveate.compress(model, "cmai:3@1")
+
+
+def test_it_leaves_every_layer_its_tokens() -> None:
+    assert tokens_per_layer(parse_plan("fastv:50%@2 + cmai").steps, 100, 4) == (100, 100, 50, 50)

@@ -101,6 +101,7 @@ class SparseMethod(AttentionMethod):
     text sees everything. The cache stores the tokens in few bits, the others in fewer.
     """
 
+    exact: ClassVar = False
     exact_cache: ClassVar = False
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 
 from foveate.benchmark.closed_form.shapes import Model, Vision
 from foveate.benchmark.closed_form.views import View
+from foveate.decoder.attending import AttentionMethod
 from foveate.errors import FoveateError
 from foveate.plan import Plan, Step
 from foveate.tokens import Grid
@@ -59,6 +60,8 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
                 raise FoveateError(f"{method.name} acts before the decoder: it must come before what acts in it.")
             tokens = step.count(tokens) or tokens
             continue
+        if isinstance(method, AttentionMethod):
+            continue  # changes who sees whom; every token goes on
         acts = step.layers or method.layers(layers)
         if list(acts) != sorted(set(acts)) or acts[0] < latest:
             raise FoveateError(f"the layers of {step} must grow, and none may come before those of earlier steps.")
