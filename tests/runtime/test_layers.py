@@ -279,6 +279,15 @@ def test_a_restored_model_is_as_it_was() -> None:
     assert names == {module: (sorted(vars(module)), len(module._forward_pre_hooks)) for module in model.modules()}
 
 
+def test_static_caches_of_windows_are_refused() -> None:
+    specimen, model = deep("gemma3")  # all of its layers have a window
+    inputs = specimen.prompts(model, ROWS)
+    with foveate.compress(model, "fastv:3@2"):
+        assert len(answers(model, inputs)) == len(ROWS)
+        with pytest.raises(FoveateError, match="layer 2, which looks back 12 tokens; a static cache cannot hold less"):
+            answers(model, inputs, cache_implementation="static")
+
+
 @pytest.mark.parametrize(
     ("name", "plan", "words"),
     [

@@ -487,6 +487,11 @@ class LayerSeam:
         cached = found.cache.layers[number] if found.cache is not None and number < len(found.cache.layers) else None
         room = getattr(cached, "max_cache_len", None)
         window = getattr(self.text.layers[number].self_attn, "sliding_window", None)
+        if room is not None and window is not None and self.segment(number) is not None:
+            raise FoveateError(
+                f"{self.plan} shortens layer {number}, which looks back {window} tokens; a static cache cannot hold "
+                "less in such a layer: use a dynamic one."
+            )
         key = (id(mask), id(rotation), window, room)
         if key not in short.made:
             made = {
