@@ -17,7 +17,8 @@ from foveate.benchmark import measure
 from foveate.benchmark.asking import Prepared, ask, batches, prepare
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
 from foveate.benchmark.matching import matches
-from foveate.benchmark.rows import Rows, write_json
+from foveate.benchmark.results import write_json
+from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
 from foveate.benchmark.tasks import Item, check, items, names, tasks_of
 from foveate.errors import FoveateError

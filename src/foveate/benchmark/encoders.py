@@ -20,6 +20,7 @@ from transformers import Qwen2Config
 
 from foveate.benchmark import flops, measure
 from foveate.benchmark.competitors import COMPETITORS, QWEN2_7B, Competitor, Geometry, language_model
+from foveate.benchmark.results import earlier, write_json
 from foveate.errors import FoveateError
 
 AGREEMENT = 0.02
@@ -127,7 +128,7 @@ def compare(
     device = torch.device(settings.device)
     described = json.loads(json.dumps(asdict(settings)))
     described.pop("sizes")
-    rows = _rows_to_keep(path, described) if resume and path is not None else []
+    (rows,) = earlier(path, described, ("rows",)) if resume and path is not None else ([],)
     missing = [pixels for pixels in settings.sizes if pixels not in {row["pixels"] for row in rows}]
 
     hardware = measure.hardware(device) | {"threads": settings.threads}
@@ -151,12 +152,12 @@ def compare(
                 rows.extend(bench.measure(pixels))
                 if path is not None:
                     _conclude(document)
-                    _write(path, document)
+                    write_json(path, document)
     finally:
         torch.set_num_threads(threads)
     _conclude(document)
     if path is not None:
-        _write(path, document)
+        write_json(path, document)
     return document
 
 
@@ -258,27 +259,6 @@ def _machine(hardware: dict[str, Any], settings: Settings) -> str:
         return f"{hardware['gpu']}, {settings.dtype}"
     threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
     return f"{hardware['cpu']}, {threads}, {settings.dtype}"
-
-
-def _rows_to_keep(path: Path, described: dict[str, Any]) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        settings, rows = document["settings"], document["rows"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
-    if settings != described:
-        different = sorted(key for key in described if settings.get(key) != described[key])
-        raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
-    return rows
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
 
 
 def _conclude(document: dict[str, Any]) -> None:

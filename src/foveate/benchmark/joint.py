@@ -20,7 +20,7 @@ from foveate.benchmark import measure
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, cached, check, possible, quantise_weights
-from foveate.benchmark.rows import write_json
+from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
 from foveate.benchmark.stored import dtype_of, weight_bytes
 from foveate.benchmark.tasks import Item, items, tasks_of
@@ -126,7 +126,9 @@ def run(
     Raises:
         FoveateError: the file to resume from has other settings or is no result, or a model cannot be asked.
     """
-    rows, impossible = _kept(path, settings.described) if resume and path is not None else ([], [])
+    rows, impossible = [], []
+    if resume and path is not None:
+        rows, impossible = earlier(path, settings.described, ("rows", "impossible"), "joint")
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     threads = torch.get_num_threads()
     try:
@@ -280,24 +282,6 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
         alone = ((plan, FULL, FULL), (UNTOUCHED, kind, FULL), (UNTOUCHED, FULL, cache))
         parts = [found.get((model, task, *part), {}).get("relative") for part in alone]
         row["parts"] = None if None in parts else math.prod(part for part in parts if part is not None)
-
-
-def _kept(path: Path, described: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows and impossible combinations of a file that was written before."""
-    if not path.exists():
-        return [], []
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        kind, settings = document.get("kind"), document["settings"]
-        rows, impossible = document["rows"], document["impossible"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
-    if kind != "joint":
-        raise FoveateError(f"{path} is no result of `foveate bench joint`, so it cannot be resumed.")
-    if settings != described:
-        different = sorted(key for key in described if settings.get(key) != described[key])
-        raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
-    return rows, impossible
 
 
 def table(document: dict[str, Any], task: str = ALL) -> tuple[list[str], list[list[str]]]:

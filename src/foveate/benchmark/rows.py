@@ -124,11 +124,3 @@ def _entries(path: Path) -> tuple[list[Any], bool]:
         except json.JSONDecodeError:
             return entries, True
     return entries, not text.endswith("\n")
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document in one step: whoever reads sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from foveate.benchmark import measure
+from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.speed.measuring import Measuring
 from foveate.benchmark.speed.settings import CONTROLS, UNTOUCHED, Settings, groups_of
 from foveate.benchmark.speed.showing import NOTE
@@ -48,7 +48,9 @@ def run(
     """
     device = torch.device(settings.device)
     described = {name: value for name, value in asdict(settings).items() if name not in _FREE}
-    rows, impossible = _kept(path, described) if resume and path is not None else ([], [])
+    rows, impossible = [], []
+    if resume and path is not None:
+        rows, impossible = earlier(path, described, ("rows", "impossible"), "speed")
     document: dict[str, Any] = {
         "kind": "speed",
         "command": command,
@@ -73,7 +75,7 @@ def run(
                         report(f"{one.name}, batch {batch}, {budget or 'plans of several steps'}")
                         group.measure(report)
                         if path is not None:
-                            _write(path, document)
+                            write_json(path, document)
                 del measuring
             del one
             if device.type == "cuda":
@@ -81,7 +83,7 @@ def run(
     finally:
         torch.set_num_threads(threads)
     if path is not None:
-        _write(path, document)
+        write_json(path, document)
     return document
 
 
@@ -186,29 +188,3 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
         row["speed_up"] = untouched["ttft"] / own["ttft"]
         row["efficiency"] = None if control is None or own is untouched else control["ttft"] / own["ttft"]
         row["selection_of_prefill"] = own["selection"] / untouched["prefill"]
-
-
-def _kept(path: Path, described: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Rows and impossible plans of a file that was written before."""
-    if not path.exists():
-        return [], []
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        kind, settings, rows = document.get("kind"), document["settings"], document["rows"]
-        impossible = document["impossible"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
-    if kind != "speed":
-        raise FoveateError(f"{path} is no result of `foveate bench speed`, so it cannot be resumed.")
-    described = json.loads(json.dumps(described))
-    if settings != described:
-        different = sorted(key for key in described if settings.get(key) != described[key])
-        raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
-    return rows, impossible
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)

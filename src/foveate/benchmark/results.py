@@ -1,0 +1,47 @@
+"""Files of results: written in one step, and read again by a run that goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document in one step: whoever reads sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: str | None = None) -> list[list[Any]]:
+    """The lists `parts` of a result that was written before; empty ones where there is none.
+
+    Args:
+        path: The file.
+        described: The settings, which must be those of the file.
+        parts: Such as "rows".
+        kind: What the file must say that it is; None where results of this benchmark say nothing.
+
+    Raises:
+        FoveateError: it is no such result, or was measured with other settings.
+    """
+    if not path.exists():
+        return [[] for _ in parts]
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found, settings = document.get("kind"), document["settings"]
+        lists = [document[part] for part in parts]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
+    if kind is not None and found != kind:
+        raise FoveateError(f"{path} is no result of `foveate bench {kind}`, so it cannot be resumed.")
+    described = json.loads(json.dumps(described))  # as the file has them: lists in place of tuples
+    if settings != described:
+        different = sorted(key for key in described if settings.get(key) != described[key])
+        raise FoveateError(f"{path} was measured with other settings ({', '.join(different)}); choose another file.")
+    return lists
