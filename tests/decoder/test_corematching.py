@@ -16,7 +16,7 @@ from families.zoo import zoo
 from foveate import FoveateError
 from foveate.decoder.corematching import CoreMatching, above_elbow
 from foveate.runtime.neurons import Sliced
-from runtime.test_layers import ROWS, deep
+from runtime.test_layers import ROWS, deep, same_gradients
 from runtime.test_promises import answers, logits
 
 KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
@@ -198,20 +198,7 @@ def test_gradients_with_and_without_checkpointing() -> None:
     specimen, model = deep("llava")
     inputs = specimen.prompts(model, ROWS, side="right")
     labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] >= 100), -100)
-    model.train()
-    found = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.zero_grad()
-        with foveate.compress(model, "corematching@2"):
-            loss = model(**inputs, labels=labels).loss
-            loss.backward()
-        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    (plain, gradients), (loss, others) = found
-    torch.testing.assert_close(loss, plain)
-    for one, other in zip(gradients, others, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    same_gradients(model, {**inputs, "labels": labels}, "corematching@2")
 
 
 def test_a_restored_model_is_as_it_was() -> None:

@@ -17,7 +17,7 @@ from foveate.decoder.attending import Looking
 from foveate.decoder.zipvl import ZipVL
 from foveate.runtime.attending import AttentionSeam, Call
 from foveate.runtime.cache import bytes_of
-from runtime.test_layers import ROWS, deep
+from runtime.test_layers import ROWS, deep, same_gradients
 from runtime.test_promises import answers, logits
 
 KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
@@ -204,20 +204,7 @@ def test_gradients_with_and_without_checkpointing() -> None:
     specimen, model = deep("llava")
     inputs = specimen.prompts(model, ROWS, side="right")
     labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] >= 100), -100)
-    model.train()
-    found = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.zero_grad()
-        with foveate.compress(model, "pyramiddrop:50%@2 + zipvl(tau=0.8)@1,3"):
-            loss = model(**inputs, labels=labels, use_cache=False).loss
-            loss.backward()
-        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    (plain, gradients), (loss, others) = found
-    torch.testing.assert_close(loss, plain)
-    for one, other in zip(gradients, others, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    same_gradients(model, {**inputs, "labels": labels, "use_cache": False}, "pyramiddrop:50%@2 + zipvl(tau=0.8)@1,3")
 
 
 def test_a_restored_model_is_as_it_was() -> None:

@@ -234,6 +234,24 @@ def test_a_conversation_goes_on_with_another_image(kind: str, plan: str) -> None
     assert bool(out.logits.isfinite().all())
 
 
+def same_gradients(model: Any, inputs: dict[str, Any], plan: str) -> None:
+    """Loss and gradients with a plan are the same with gradient checkpointing and without."""
+    model.train()
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.zero_grad()
+        with foveate.compress(model, plan):
+            loss = model(**inputs).loss
+            loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (plain, gradients), (loss, others) = found
+    torch.testing.assert_close(loss, plain)
+    for one, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
 def test_gradients_reach_what_stays_and_checkpointing_changes_nothing() -> None:
     specimen, model = deep("llava")
     inputs = specimen.prompts(model, ROWS, side="right")
@@ -241,20 +259,7 @@ def test_gradients_reach_what_stays_and_checkpointing_changes_nothing() -> None:
     labels[:, : labels.shape[1] // 2] = -100
     labels[inputs["attention_mask"] == 0] = -100
     labels[labels >= 100] = -100
-    model.train()
-    found = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.zero_grad()
-        with foveate.compress(model, "pyramiddrop:50%@2,4"):
-            loss = model(**inputs, labels=labels).loss
-            loss.backward()
-        found.append((loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    (plain, gradients), (loss, others) = found
-    torch.testing.assert_close(loss, plain)
-    for one, other in zip(gradients, others, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    same_gradients(model, {**inputs, "labels": labels}, "pyramiddrop:50%@2,4")
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -253,7 +253,7 @@ class LayerSeam:
     @contextmanager
     def passing(self, found: Pass) -> Generator[None]:
         """Inside this context this thread's call of the language model is `found`."""
-        before = getattr(self._local, "found", None)
+        before = self.current
         self._local.found = found
         try:
             yield
@@ -311,7 +311,7 @@ class LayerSeam:
     def pass_of(self, kwargs: dict[str, Any]) -> Pass | None:
         """The call of the language model that a layer with these arguments is a part of."""
         cosine = kwargs["position_embeddings"][0]
-        found = getattr(self._local, "found", None)
+        found = self.current
         if found is None:
             return self._passes.get(id(cosine))
         if torch.is_grad_enabled() and id(cosine) not in self._passes:
@@ -321,7 +321,7 @@ class LayerSeam:
 
     def _observer(self, layer: int) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
-            found: Pass | None = getattr(self._local, "found", None)
+            found = self.current
             if found is not None and found.images:
                 scaling = options.get("scaling")
                 scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -333,7 +333,7 @@ class LayerSeam:
         """Planes that are added after the first layers follow the images that are left there."""
 
         def shortened(hidden: Tensor, visual: Tensor, plane: Tensor) -> Tensor:
-            found: Pass | None = getattr(self._local, "found", None)
+            found = self.current
             if found is not None:
                 for segment in sorted(found.shorts):
                     short = found.shorts[segment]
