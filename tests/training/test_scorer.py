@@ -85,8 +85,8 @@ def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], 
     parts.log.append({"step": 3, "loss": 0.0, "learning_rate": 0.0, "seconds": 0.0})
     rest = fit(*loaded, SMALL, Folder(tmp_path / "parts.safetensors", {}))
     assert rest.finished
-    for name, value in whole.scorer.state_dict().items():
-        assert torch.equal(rest.scorer.state_dict()[name], value), name
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(rest.network.state_dict()[name], value), name
     lines = [json.loads(line) for line in parts.log.path.read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -107,7 +107,7 @@ def test_training_lowers_the_loss_and_the_file_beats_random(loaded: tuple[Any, A
         projector.linear_2.weight.mul_(20)
     how = Fitting(steps=60, batch_size=2, learning_rate=3e-3, dropout=0.0)
     file = tmp_path / "scorer.safetensors"
-    trained = fit(model, processor, how, Folder(file, {})).scorer
+    trained = fit(model, processor, how, Folder(file, {})).network
     save(trained, file)
     torch.manual_seed(0)
     new = Scorer(trained.size).eval()

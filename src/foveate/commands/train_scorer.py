@@ -59,7 +59,7 @@ def train_scorer(
         from foveate.training import scorer
         from foveate.training.course import StopRequest
         from foveate.training.relevance import Folder
-    how = scorer.Fitting(steps, batch_size, learning_rate, seed, heads, dropout)
+    how = scorer.Fitting(steps, batch_size, learning_rate, seed, heads=heads, dropout=dropout)
     place = Path(locate(model))
     folder = Folder(output, {"model": mark(place) if place.is_dir() else model, **asdict(how)}, resume)
     with notes.status(f"reading {model or 'the embedded model'}"):
@@ -83,7 +83,7 @@ def train_scorer(
         "log": str(folder.log.path),
     }
     if fitted.finished:
-        scorer.save(fitted.scorer, output)
+        scorer.save(fitted.network, output)
         with notes.status(f"measuring on {held_out} held-out screens"):
             document |= {"held_out": held_out, "kept": scorer.measure(net, processor, output, held_out)}
     if as_json:

@@ -11,10 +11,9 @@ with this schedule, is a choice made here.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +31,7 @@ from foveate.selection.method import Budget, Method
 from foveate.selection.random import Random
 from foveate.selection.uniform import Uniform
 from foveate.tokens import Need, Selection, Tower, VisualTokens
+from foveate.training import fitting
 from foveate.training.course import StopRequest
 from foveate.training.data.page import Box
 from foveate.training.data.screens import Element, Screen, render_screen
@@ -41,46 +41,26 @@ from foveate.training.relevance import Folder, write_whole
 BUDGETS = ("25%", "50%")
 #: Pixels on the side of a token's cell at which even regions are found: the threshold of `ui_graph` is meant for it.
 CELL = 28
-#: Steps after which the state of a run is written.
-SAVE_EVERY = 50
-_CLIP = 1.0
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """How a scorer is trained: AdamW, the learning rate rising over a twentieth of the steps, then falling to 0.
+class Fitting(fitting.Fitting):
+    """How a scorer is trained; a sample is a screen with one instruction.
 
     Args:
-        steps: Optimizer steps.
-        batch_size: Screens a step, each with one instruction.
-        learning_rate: Greatest step size.
-        seed: Of first weights, screens and dropout.
         heads: Of the scorer's attention.
         dropout: In training.
     """
 
-    steps: int = 2000
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    seed: int = 0
     heads: int = 8
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "heads"):
-            if getattr(self, name) < 1:
-                raise FoveateError(f"{name} must be 1 or more, not {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise FoveateError(f"learning_rate must be greater than 0, not {self.learning_rate}.")
+        super().__post_init__()
+        if self.heads < 1:
+            raise FoveateError(f"heads must be 1 or more, not {self.heads}.")
         if not 0 <= self.dropout < 1:
             raise FoveateError(f"dropout must be at least 0 and less than 1, not {self.dropout}.")
-        if self.seed < 0:
-            raise FoveateError(f"seed must be 0 or more, not {self.seed}.")
-
-    def rate(self, step: int) -> float:
-        """Step size of a step, counted from 0."""
-        rising = max(1, self.steps // 20)
-        return self.learning_rate * min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising + 1), 1)
 
 
 class _Seen(Exception):  # noqa: N818 - ends a forward pass before the language model, whose output nobody needs
@@ -181,15 +161,6 @@ def loss_of(scorer: Scorer, read: Reader, screen: Screen, element: Element) -> T
     return scorer_loss(scores, label)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A scorer after `step` steps; `finished`: after all of them."""
-
-    scorer: Scorer
-    step: int
-    finished: bool
-
-
 def fit(
     model: Any,
     processor: Any,
@@ -197,57 +168,30 @@ def fit(
     folder: Folder,
     told: Callable[[int, float], None] = lambda step, loss: None,
     stop: StopRequest | None = None,
-) -> Fitted:
+) -> fitting.Fitted[Scorer]:
     """Train a scorer, or go on from the last state of a run.
 
     Args:
         model: A model of a known family; its weights stay as they are.
         processor: Its processor.
         how: Sizes and schedule.
-        folder: Of the run: the state every 50 steps and when stopped, and a line of the log every step.
+        folder: Of the run.
         told: Told how many steps are done, and the loss of the last.
         stop: Asked after every step.
 
     Raises:
         FoveateError: the model cannot be read, or the folder holds a run of another scorer.
     """
-    stop = stop or StopRequest()
     size = model.get_input_embeddings().embedding_dim
     scorer = _new(size, how).to(model.device)
-    optimizer = torch.optim.AdamW(scorer.parameters(), lr=how.learning_rate)
-    done = 0
-    if folder.state.is_file():
-        state = torch.load(folder.state, map_location=model.device, weights_only=True)
-        if state["of"] != asdict(how) | {"size": size}:
-            raise FoveateError(f"{folder.path} holds a run with other settings; remove it, or write another file.")
-        done = state["step"]
-        scorer.load_state_dict(state["scorer"])
-        optimizer.load_state_dict(state["optimizer"])
-    earlier, start = folder.log.rewind(done), time.perf_counter()
-    scorer.train()
     with reading(model, processor) as read:
-        while done < how.steps and not stop.wanted:
-            rate = optimizer.param_groups[0]["lr"] = how.rate(done)
-            optimizer.zero_grad()
-            total = 0.0
-            for seed in range(done * how.batch_size, (done + 1) * how.batch_size):
-                # The graph of one screen at a time, and chance that does not depend on what was drawn before.
-                with torch.random.fork_rng(range(torch.cuda.device_count())):
-                    torch.manual_seed(how.seed * 1_000_003 + seed)
-                    loss = loss_of(scorer, read, *drawn(how.seed * 1_000_003 + seed, "train")) / how.batch_size
-                loss.backward()
-                total += float(loss.detach())
-            torch.nn.utils.clip_grad_norm_(scorer.parameters(), _CLIP)
-            optimizer.step()
-            done += 1
-            seconds = round(earlier + time.perf_counter() - start, 3)
-            folder.log.append({"step": done, "loss": total, "learning_rate": rate, "seconds": seconds})
-            told(done, total)
-            if done % SAVE_EVERY == 0 or done == how.steps or stop.wanted:
-                state = {"of": asdict(how) | {"size": size}, "step": done, "scorer": scorer.state_dict()}
-                state["optimizer"] = optimizer.state_dict()
-                write_whole(folder.state, lambda path, state=state: torch.save(state, path))
-    return Fitted(scorer.eval(), done, done == how.steps)
+
+        def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+            for number in how.samples(step):
+                seed = how.seed * 1_000_003 + number
+                yield seed, lambda seed=seed: loss_of(scorer, read, *drawn(seed, "train")) / how.batch_size
+
+        return fitting.fit(scorer, losses, how, {"size": size}, folder, told, stop)
 
 
 def _new(size: int, how: Fitting) -> Scorer:
