@@ -140,6 +140,30 @@ class Handle:
         images = self._journal.all() if everything else self._journal.last()
         return Report(str(self.plan), images, self._journal.kv_bytes)
 
+    @contextmanager
+    def learning(self, labels: Tensor) -> Generator[Callable[[], Tensor]]:
+        """Passes of this thread inside this context learn: their labels tell where answers are asked for.
+
+        For who calls the core and takes the loss alone; a model that is called with `labels` needs none of it.
+
+        Args:
+            labels: (B, L), -100 where nothing is learned.
+
+        Yields:
+            A function that gives, after the pass, the labels (B, P) of the sequence that came out.
+        """
+        self._local.columns = None
+        self._local.asking = sequence.before_answers(labels)
+
+        def left() -> Tensor:
+            columns = self._local.columns
+            return labels if columns is None else sequence.shorten_labels(labels.to(columns.device), columns)
+
+        try:
+            yield left
+        finally:
+            self._local.asking = None
+
     def restore(self) -> None:
         """Leave the model exactly as it was. Doing it twice changes nothing."""
         while self._undo:
@@ -259,12 +283,9 @@ class Handle:
             return original(*args, **kwargs)
         # The loss over a sequence that is shortened on the way can only be taken afterwards.
         given = kwargs.get("return_dict")
-        self._local.asking = sequence.before_answers(labels)
-        output = original(*args, **{**kwargs, "labels": None, "return_dict": True})
-        self._local.asking = None
-        columns = self._local.columns
-        if columns is not None:
-            labels = sequence.shorten_labels(labels.to(columns.device), columns)
+        with self.learning(labels) as left:
+            output = original(*args, **{**kwargs, "labels": None, "return_dict": True})
+        labels = left()
         model: Any = self.model
         text = model.config.get_text_config()
         extra = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from foveate.errors import FoveateError
 from foveate.loading import load
+from foveate.plan import Plan
 from foveate.training.architectures import architecture_named, architecture_of
 from foveate.training.recipe import ModelChoice, NewModel
 
@@ -27,9 +28,14 @@ def build_model(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, Proces
     """
     if choice.new is not None:
         return new_model(choice.new, seed)
-    model, processor = load(choice.pretrained, dtype="float32", device="cpu", plan=None)
+    model, processor = load(_name(choice.pretrained), dtype="float32", device="cpu", plan=None)
     architecture_of(model)  # refuses what cannot be trained
     return model.train(), processor
+
+
+def _name(name: str | None) -> str | None:
+    """What `load` calls the model that a recipe names."""
+    return None if name == "embedded" else name
 
 
 def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -72,7 +78,7 @@ def _take_language_model(model: Any, name: str) -> None:
     Raises:
         FoveateError: it cannot be loaded, or its sizes differ.
     """
-    source, _ = load(None if name == "embedded" else name, dtype="float32", device="cpu", plan=None)
+    source, _ = load(_name(name), dtype="float32", device="cpu", plan=None)
     theirs = source.model.language_model.state_dict()
     ours = model.model.language_model.state_dict()
     missing = sorted(key for key in ours if key not in theirs and not key.endswith(".bias"))
@@ -94,10 +100,12 @@ def export(
     folder: Path,
     dtype: torch.dtype = torch.bfloat16,
     record: dict[str, Any] | None = None,
+    plan: str | None = None,
 ) -> Path:
     """Saves model and processor for `from_pretrained`, weights in `dtype`; the model in memory stays as it is.
 
-    `record` is written beside them as training.json, which `foveate info` shows.
+    `record` is written beside them as training.json, which `foveate info` shows; `plan`, the one that was trained under
+    last, as what `foveate.load` attaches.
 
     The folder appears complete or not at all: it is written beside its place and then moved there.
     """
@@ -125,6 +133,8 @@ def export(
     processor.save_pretrained(partial)
     if record:
         (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    if plan is not None:
+        Plan.of(plan).save(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foveate.encoders.layout import Layout
+from foveate.runtime import Handle, compress
 from foveate.training.architectures import architecture_of
 from foveate.training.pointing import PointingTeacher
 from foveate.training.supervision import NUM_CLASSES, CellReader, targets_before_last_stage
@@ -61,6 +63,7 @@ class Learner(nn.Module):
             self.page_reader = nn.Linear(width, NUM_CLASSES - 1) if self.architecture.has_cls(config) else None
         self._seen: dict[str, torch.Tensor] = {}
         self._teacher: PointingTeacher | None = None
+        self._handle: Handle | None = None
         self.architecture.watch(model, self._seen.__setitem__)
 
     @property
@@ -73,6 +76,22 @@ class Learner(nn.Module):
         if self._teacher is not None:
             self._teacher.remove()
         self._teacher = PointingTeacher(self.model.model.language_model, layers)
+
+    @contextmanager
+    def following(self, plan: str | None) -> Generator[None]:
+        """Inside this context the model is trained under a plan (`foveate.compress`), or as it is where there is none.
+
+        Raises:
+            FoveateError: the plan cannot act on this model.
+        """
+        if plan is None:
+            yield
+            return
+        with compress(self.model, plan) as self._handle:
+            try:
+                yield
+            finally:
+                self._handle = None
 
     def forward(
         self,
@@ -98,7 +117,7 @@ class Learner(nn.Module):
         if labels is None:
             self.architecture.encode(self.model, inputs)
         else:
-            hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
+            hidden, labels = self._run(labels, inputs)
             # Position i predicts token i + 1; only the positions that are learned pass the output layer.
             learned = labels[:, 1:] != -100
             targets = labels[:, 1:][learned]
@@ -120,6 +139,14 @@ class Learner(nn.Module):
             sums["page_count"] = known.sum()
         self._seen.clear()
         return sums
+
+    def _run(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the language model makes of its input (B, P, D), and the labels (B, P) of what it still holds."""
+        if self._handle is None:
+            return self.model.model(**inputs, use_cache=False).last_hidden_state, labels
+        with self._handle.learning(labels) as left:
+            hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
+        return hidden, left()
 
     def _read_cells(self, cells: torch.Tensor, blank_weight: float) -> dict[str, torch.Tensor]:
         score = self.reader.final.score(self._seen["tokens"], cells, blank_weight)

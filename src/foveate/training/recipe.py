@@ -49,7 +49,7 @@ class ModelChoice:
     """Which model is trained: exactly one of a pretrained one and a new one.
 
     Args:
-        pretrained: Folder or Hub id of a model of one of these architectures (`from:` in the file).
+        pretrained: Folder or Hub id of a model of one of these architectures, or `embedded` (`from:` in the file).
         new: Configuration of a model that starts from random weights.
     """
 
@@ -251,6 +251,8 @@ class Stage:
         clip: Greatest norm of the gradient; 0 does not clip.
         window: For towers with a fixed number of positions (`llava`) and without the answer loss: images of this many
             patches a side, each batch at a random place of the positions, which costs far less than whole images.
+        plan: The plan that the model trains under, such as `pool-at:12.5%@2` or `pyramiddrop:50%@8,16,24`
+            (`foveate.plan`); by default it reads all visual tokens.
     """
 
     name: str
@@ -266,6 +268,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     window: int | None = None
+    plan: str | None = None
 
     def check(self, where: str) -> None:
         """Raises FoveateError for numbers and part names that make no sense."""
@@ -285,6 +288,8 @@ class Stage:
         reached |= {"heads"} if self.loss.cells or self.loss.before or self.loss.page else set()
         if self.window is not None and (self.window < 1 or self.loss.answer):
             raise FoveateError(f"{where}.window: a number of patches from 1 on, in a stage with `answer: 0`.")
+        if self.plan is not None:
+            self._check_plan(f"{where}.plan", self.plan)
         if not self.train:
             raise FoveateError(f"{where}.train: at least one part must train; parts are {', '.join(PARTS)}.")
         for part, rate in self.train.items():
@@ -296,6 +301,24 @@ class Stage:
                 raise FoveateError(
                     f"{where}.train.{part}: the learning rate {rate} is not positive; leave a frozen part out."
                 )
+
+    def _check_plan(self, where: str, text: str) -> None:
+        from foveate.plan import Plan  # only now: the methods it reads need torch
+
+        try:
+            plan = Plan.of(text)
+        except FoveateError as error:
+            raise FoveateError(f"{where}: {error}") from error
+        sites = {step.method.site for step in plan.steps}
+        if not self.loss.answer:
+            raise FoveateError(f"{where}: with answer: 0 the language model does not run, so that no plan changes it.")
+        if self.loss.pointing:
+            raise FoveateError(f"{where}: pointing tells where to look among all visual tokens; use it without a plan.")
+        if sites & {"in-encoder", "view"} and (self.loss.cells or self.loss.before or self.loss.page):
+            raise FoveateError(
+                f"{where}: the losses cells, before and page read every token of the encoder; with them a plan can act "
+                "before or inside the language model only."
+            )
 
 
 @dataclass(frozen=True)

@@ -78,8 +78,8 @@ class Run:
             console: Where progress is shown.
 
         Raises:
-            FoveateError: the recipe does not fit the model or the data, or there is something to resume and
-                `resume` is False.
+            FoveateError: the recipe or a plan in it does not fit the model or the data, or there is something to resume
+                and `resume` is False.
         """
         require_matplotlib()
         stages = self._chosen(only)
@@ -87,6 +87,9 @@ class Run:
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model, self.recipe.seed)
+        for _, stage in stages:  # a plan that this model cannot follow is found before hours of training
+            with learner.following(stage.plan):
+                pass
         unit = learner.architecture.unit(model.config)
         sources = {
             index: [(open_source(data, unit, self.recipe.seed), data.weight) for data in stage.data]
@@ -114,7 +117,8 @@ class Run:
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model, self.recipe.seed)
         load_weights(learner, newest)
-        export(model, processor, folder, record=training_record(self.log))
+        stage = next(stage for index, stage in enumerate(self.recipe.stages) if self._folder(index) == newest.parent)
+        export(model, processor, folder, record=training_record(self.log), plan=stage.plan)
         return RunResult(self._complete(), self._progress(), folder, self.log.path)
 
     def _train_stage(
@@ -161,15 +165,17 @@ class Run:
             display=display,
         )
         try:
-            if newest is None:
-                trainer.train()
-            else:
-                trainer.resume(newest[0])
+            with learner.following(stage.plan):
+                if newest is None:
+                    trainer.train()
+                else:
+                    trainer.resume(newest[0])
         finally:
             if display is not None:
                 display.close()
         if args.process_index == 0:
-            export(learner.model, processor, self.output / "model", record=training_record(self.log))
+            record = training_record(self.log)
+            export(learner.model, processor, self.output / "model", record=record, plan=stage.plan)
         trainer.accelerator.wait_for_everyone()
         return trainer.state.global_step >= stage.steps
 

@@ -267,6 +267,8 @@ class StageTrainer(Trainer):
             "samples": progress.samples,
             "loss": logs["loss"],
         }
+        if self._stage.plan is not None:
+            entry["plan"] = self._stage.plan
         for name, value, count in (
             ("answer_loss", "answer_loss", "answer_tokens"),
             ("answer_accuracy", "answer_right", "answer_tokens"),
