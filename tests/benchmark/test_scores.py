@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from foveate import FoveateError
-from foveate.benchmark.budgets import budget_of, product, with_controls
+from foveate.benchmark.budgets import budget_of, control_of, product, with_controls
 from foveate.benchmark.scores import method_of, scores
 from foveate.plan import Plan, all_methods
 
@@ -96,9 +96,29 @@ def test_controls_stand_at_every_budget():
         *("untouched", "random:64", "downsample:64", "divprune:64", "dart:64"),
         *("random:25%", "downsample:25%", "pool:25%", "prumerge"),
     )
+    assert with_controls(["hiprune:50% + fastv:50%@1,2", "fastv:25%"]) == (
+        *("untouched", "random:50%", "downsample:50%", "random:50% + random-at:50%@1,2", "hiprune:50% + fastv:50%@1,2"),
+        *("random:25%", "downsample:25%", "random-at:25%", "fastv:25%"),
+    )
     assert with_controls([]) == ("untouched",)
     with pytest.raises(FoveateError, match="unknown method"):
         with_controls(["nothing:64"])
+
+
+@pytest.mark.parametrize(
+    ("plan", "control"),
+    [
+        ("divprune:64", "random:64"),
+        ("divprune:64 + pool:50%", "random:32"),
+        ("pyramiddrop:50%", "random-at:50%@2,4,6"),
+        ("pyramiddrop:50%@1,3", "random-at:50%@1,3"),
+        ("hiprune:50% + fastv:25%@2", "random:50% + random-at:25%@2"),
+        ("prumerge", None),
+        ("hiprune:50% + sparsevlm", None),
+    ],
+)
+def test_a_control_acts_where_its_plan_acts(plan: str, control: str | None) -> None:
+    assert control_of(plan, num_layers=8) == control
 
 
 @pytest.mark.parametrize(

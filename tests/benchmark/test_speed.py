@@ -46,12 +46,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def test_a_run_compares_every_plan_with_both_controls(small: Settings, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    settings = replace(small, plans=("divprune:8 + pool:50%",))
+    settings = replace(small, plans=("divprune:8 + pool:50%", "divprune:8 + random-at:25%@1"))
     result = run(settings, path, command="foveate bench speed")
     assert json.loads(path.read_text()) == result
     assert result["kind"] == "speed" and result["settings"]["new_tokens"] == 3
     rows = {(row["plan"], row["batch"], row["group"]): row for row in result["rows"]}
-    assert len(rows) == len(result["rows"]) == 2 * (4 + 4)
+    assert len(rows) == len(result["rows"]) == 2 * (4 + 8)
     for batch in (1, 2):
         untouched = rows["untouched", batch, "4"]
         chance = rows["random:4", batch, "4"]
@@ -72,6 +72,12 @@ def test_a_run_compares_every_plan_with_both_controls(small: Settings, tmp_path:
         assert 0 < parts < 1.2 * seconds["ttft"] and seconds["decode_per_token"] > 0
         chained = rows["divprune:8 + pool:50%", batch, ""]
         assert chained["budget"] == "4" and rows["random:4", batch, ""]["tokens"] == chained["tokens"] == 4
+        assert chained["control"] == "random:4"
+        inside = rows["divprune:8 + random-at:25%@1", batch, ""]
+        assert inside["control"] == "random:8 + random-at:25%@1" and inside["tokens"] == 8
+        chance = rows[inside["control"], batch, ""]
+        assert inside["efficiency"] == chance["seconds"]["ttft"] / inside["seconds"]["ttft"]
+        assert inside["kv_layers"] == chance["kv_layers"] and inside["kv_layers"][0] > inside["kv_layers"][1]
     header, lines = table(result)
     assert len(lines) == len(rows) and {len(line) for line in lines} == {len(header)}
     plot(result, tmp_path / "plot.png")

@@ -30,6 +30,9 @@ def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
 def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
     """The untouched model, then for every budget its controls and its plans, then plans without a budget.
 
+    Controls are random tokens and the smaller image at the budget, and random tokens before the layers at which plans
+    inside the language model act.
+
     Raises:
         FoveateError: a text is no plan.
     """
@@ -42,8 +45,33 @@ def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
     for budget, own in by_budget.items():
         if budget is not None:
             found += [f"{control}:{budget}" for control in CONTROLS]
+            found += filter(None, map(control_of, own))
             found += own
     return tuple(dict.fromkeys([*found, *by_budget.get(None, [])]))
+
+
+def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:
+    """Random tokens in place of those that a plan chooses: as many, before the same layers.
+
+    Args:
+        plan: The plan.
+        num_layers: Layers of the language model, for steps that leave theirs to the method; None: the control takes
+            its own for these.
+
+    Returns:
+        The control as text; None where a rule of the plan's own decides how many tokens stay.
+    """
+    plan = Plan.of(plan)
+    budget = budget_of(plan)
+    if budget is None or any(step.budget is None for step in plan.decoder_steps):
+        return None
+    steps = [f"random:{budget}"] if plan.early_steps else []
+    for step in plan.decoder_steps:
+        layers = step.layers
+        if not layers and num_layers is not None:
+            layers = step.method.layers(num_layers)
+        steps.append(f"random-at:{step.budget}" + ("@" + ",".join(map(str, layers)) if layers else ""))
+    return " + ".join(steps)
 
 
 def budget_of(plan: Plan | str) -> str | None:

@@ -6,8 +6,9 @@ plans of a model run in turns within one process, each turn in another order, so
 falls on all of them alike.
 """
 
+from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.speed.run import run
-from foveate.benchmark.speed.settings import UNTOUCHED, Settings
+from foveate.benchmark.speed.settings import Settings
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
 from foveate.benchmark.speed.showing import NOTE, plot, table
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from foveate.benchmark import measure
+from foveate.benchmark.budgets import CONTROLS, UNTOUCHED, control_of
 from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.speed.measuring import Measuring
-from foveate.benchmark.speed.settings import CONTROLS, UNTOUCHED, Settings, groups_of
+from foveate.benchmark.speed.settings import Settings, groups_of
 from foveate.benchmark.speed.showing import NOTE
 from foveate.benchmark.speed.subjects import subject
 from foveate.errors import FoveateError
@@ -112,27 +113,38 @@ class _Group:
     def measure(self, report: Callable[[str], object]) -> None:
         """Replace the group's rows."""
         exact: dict[str, dict[str, Any]] = {}
-        budgets: dict[str, str] = {UNTOUCHED: self.budget}
         self._try(UNTOUCHED, exact)
         for text in self.plans:
             self._try(text, exact)
-        if self.budget:
-            budgets |= dict.fromkeys(exact, self.budget)
-        else:
-            budgets |= {text: str(numbers["tokens"]) for text, numbers in exact.items() if text != UNTOUCHED}
-        controls = sorted({budgets[text] for text in exact if text != UNTOUCHED} or {self.budget})
-        for budget in filter(None, controls):
+        plans = [text for text in exact if text != UNTOUCHED]
+        budgets = {text: self.budget or str(exact[text]["tokens"]) for text in plans}
+        controls = self._controls(budgets)
+        for budget in sorted({*budgets.values()} or {self.budget} - {""}):
             for name in CONTROLS:
-                text = f"{name}:{budget}"
-                budgets[text] = budget
+                budgets[f"{name}:{budget}"] = budget
+                controls[f"{name}:{budget}"] = f"random:{budget}"
+        for text in plans:
+            if (control := controls[text]) is not None:
+                budgets.setdefault(control, budgets[text])
+                controls.setdefault(control, control)
+        for text in budgets:
+            if text not in exact:
                 self._try(text, exact)
         if UNTOUCHED not in exact:
             return
         report(f"  {len(exact)} plans")
         times = self._times(list(exact), report)
-        rows = [self._row(text, budgets[text], exact[text], times[text]) for text in exact]
-        _conclude(rows)
+        rows = [self._row(text, budgets.get(text, self.budget), exact[text], times[text]) for text in exact]
+        _conclude(rows, controls)
         self.document["rows"][:] = [row for row in self.document["rows"] if not self._mine(row)] + rows
+
+    def _controls(self, budgets: dict[str, str]) -> dict[str, str | None]:
+        """What each plan is held against: random tokens where it acts, before the language model as many as stayed."""
+        layers = self.measuring.model.config.get_text_config().num_hidden_layers
+        return {
+            text: control_of(text, layers) or (f"random:{budget}" if Plan.of(text).early_steps else None)
+            for text, budget in budgets.items()
+        }
 
     def _try(self, text: str, exact: dict[str, dict[str, Any]]) -> None:
         """Note the exact numbers of a plan, or why it is impossible."""
@@ -179,12 +191,14 @@ def _plan(text: str) -> Plan | None:
     return None if text == UNTOUCHED else Plan.of(text)
 
 
-def _conclude(rows: list[dict[str, Any]]) -> None:
-    """Ratios of the rows of one group: to the untouched model, and to random tokens at the same budget."""
-    untouched = next(row for row in rows if row["plan"] == UNTOUCHED)["seconds"]
-    chance = {row["budget"]: row["seconds"] for row in rows if row["plan"] == f"random:{row['budget']}"}
+def _conclude(rows: list[dict[str, Any]], controls: dict[str, str | None]) -> None:
+    """Ratios of the rows of one group: to the untouched model, and to the control of each plan."""
+    seconds = {row["plan"]: row["seconds"] for row in rows}
+    untouched = seconds[UNTOUCHED]
     for row in rows:
-        own, control = row["seconds"], chance.get(row["budget"])
+        own = row["seconds"]
+        row["control"] = controls.get(row["plan"])
+        control = seconds.get(row["control"])
         row["speed_up"] = untouched["ttft"] / own["ttft"]
-        row["efficiency"] = None if control is None or own is untouched else control["ttft"] / own["ttft"]
+        row["efficiency"] = None if control is None else control["ttft"] / own["ttft"]
         row["selection_of_prefill"] = own["selection"] / untouched["prefill"]

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import torch
 
+from foveate.benchmark.budgets import CONTROLS
 from foveate.benchmark.encoders import DTYPES
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS
 from foveate.errors import FoveateError
 from foveate.plan import Plan, all_methods
 
-#: The model without a plan.
-UNTOUCHED = "untouched"
-#: What stands beside every plan, with as many tokens.
-CONTROLS = ("random", "downsample")
 #: Budgets of models that are no shapes.
 BUDGETS = ("10%", "25%", "50%")
 

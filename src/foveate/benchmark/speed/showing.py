@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foveate.benchmark.speed.settings import CONTROLS, UNTOUCHED
+from foveate.benchmark.budgets import CONTROLS, UNTOUCHED
 from foveate.errors import FoveateError
 
 NOTE = (
     "TTFT, time to the first token: encoder, selection, prefill and what lies between, without the view (opening, "
     "resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the untouched model over that "
-    "with the plan. Efficiency: speed-up over that of random tokens of the same number; 1 is the limit. Selection: "
+    "with the plan. Efficiency: speed-up over that of the control, as many random tokens at the same place (before the "
+    "same layers, for plans inside the language model); 1 is the limit. Selection: "
     "time of choosing, and its share of the prefill with all tokens. Decode: time of one step, which writes one token "
     "for every prompt of the batch. Median of the turns. Where weights are random, cost does not depend on them."
 )
