@@ -34,6 +34,7 @@ TARGETS = {
     "info": "foveate.commands.info:info",
     "methods": "foveate.commands.methods:methods",
     "train": "foveate.commands.train:train",
+    "train-pruner": "foveate.commands.train_pruner:train_pruner",
     "train-relevance": "foveate.commands.train_relevance:train_relevance",
     "train-scorer": "foveate.commands.train_scorer:train_scorer",
     "convert": "foveate.commands.convert:convert",
@@ -149,6 +150,7 @@ _list(app, "ask", "Ask a question about an image, and see where its tokens went.
 _list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
 _list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
+_list(app, "train-pruner", "Train the small networks of the methods covipal and dpn for one model.")
 _list(app, "train-relevance", "Train the network of the method relevance on what a model's answers rest on.")
 _list(app, "train-scorer", "Train the scorer of the method focusui on rendered screens.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")

@@ -167,8 +167,8 @@ def answer_relevance(model: Any, inputs: dict[str, Any], answer: Tensor) -> Tens
     family: Family = family_of(model)
     core = family.core(model)
     prompt = inputs["input_ids"].shape[1]
-    whole = _continued(inputs, answer[:-1], family.answer_type)
-    with _frozen(model), _eager(core, family.text(core)) as seen, torch.enable_grad():
+    whole = continued(inputs, answer[:-1], family.answer_type)
+    with frozen(model), _eager(core, family.text(core)) as seen, torch.enable_grad():
         logits = model(**whole, use_cache=False).logits[0, prompt - 1 :].float()
         likelihood = logits.log_softmax(dim=-1).gather(1, answer[:, None]).sum()
         if not seen:
@@ -177,7 +177,7 @@ def answer_relevance(model: Any, inputs: dict[str, Any], answer: Tensor) -> Tens
     return rollout([own[0].detach() for own in seen], [own[0] for own in gradients])
 
 
-def _continued(inputs: dict[str, Any], answer: Tensor, answer_type: int) -> dict[str, Any]:
+def continued(inputs: dict[str, Any], answer: Tensor, answer_type: int) -> dict[str, Any]:
     """The inputs of a prompt with its answer written behind."""
     whole = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], answer[None]], dim=1)}
     own = {"attention_mask": 1} | dict.fromkeys(_TYPES, answer_type)
@@ -188,7 +188,7 @@ def _continued(inputs: dict[str, Any], answer: Tensor, answer_type: int) -> dict
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Generator[None]:
+def frozen(model: nn.Module) -> Generator[None]:
     """No parameter takes part in a backward pass."""
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:

@@ -76,9 +76,13 @@ class Fitting:
 
 def rendered_samples(count: int, seed: int) -> list[Draw]:
     """Questions about rendered images; of another `count` the first ones are the same."""
+    return [rendered_sample(number, seed) for number in range(count)]
+
+
+def rendered_sample(number: int, seed: int) -> Draw:
+    """Question `number` about a rendered image."""
     source = RenderedSource(Rendered(sizes=SIZES), unit=32)
-    return [source.draws(range(number, number + 1), 1.0, np.random.default_rng((seed, number)))[0]
-            for number in range(count)]  # fmt: skip
+    return source.draws(range(number, number + 1), 1.0, np.random.default_rng((seed, number)))[0]
 
 
 def file_samples(paths: Sequence[Path], images: Path | None, limit: int | None, seed: int) -> list[Draw]:

@@ -1,0 +1,161 @@
+"""`foveate train-pruner`: the small networks of the methods `covipal` and `dpn`, trained for one model."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foveate.commands.console import console, notes, print_json
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate train-pruner -o pruner --steps 150 --layers 2
+    foveate train-pruner Qwen/Qwen2.5-VL-3B-Instruct my-receipts.jsonl -o pruner --max-minutes 60
+    foveate ask receipt.png "What is the total?" --plan "covipal(weights=pruner):25%@2"
+"""
+
+
+class Kind(StrEnum):
+    """Whose networks."""
+
+    covipal = "covipal"
+
+
+def train_pruner(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="JSON or JSONL files of conversations in LLaVA's format; else questions about rendered images.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.", show_default=False)] = None,
+    kind: Annotated[Kind, typer.Option(help="Whose networks are trained.")] = Kind.covipal,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Decoder layers before which they act, such as 2 or 2,8; by default 2.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Greatest step size.")] = 1e-3,
+    guided: Annotated[
+        float, typer.Option(help="Part of the steps that learn a deeper layer's attention; the rest learns answers.")
+    ] = 0.3,
+    width: Annotated[int, typer.Option(min=1, help="Width of the networks.")] = 128,
+    heads: Annotated[int, typer.Option(min=1, help="Heads of their attention.")] = 4,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the files' image paths; each file's own by default.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Read this many of the files' conversations.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of questions, first weights and chance.")] = 0,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out rendered questions to measure on.")] = 100,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
+    ] = True,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Train the modules of the method covipal: which visual tokens go on after a decoder layer.
+
+    The model's weights stay as they are. A module first learns what a deeper layer looks at, then that the model
+    answers as it does with all tokens. Stop it at any moment, by Ctrl-C or SIGTERM: the same command goes on from
+    there. State and log are kept in a folder beside the output. At the end the modules are measured on held-out
+    questions, beside random tokens at the same layers.
+    """
+    if output is None:
+        raise FoveateError("say which folder to write: -o pruner.")
+    data = list(data or [])
+    if limit is not None and not data:
+        raise FoveateError("--limit is for files; questions about rendered images have no end.")
+    named = None if layers is None else _layers(layers)
+    with notes.status("loading foveate"):
+        from foveate.commands.train_relevance import mark
+        from foveate.loading import load, locate
+        from foveate.training import fidelity, prompts
+        from foveate.training.course import StopRequest
+        from foveate.training.relevance import Folder
+    trainer, how = _trainer(kind, steps, batch_size, learning_rate, seed, guided, width, heads)
+    place = Path(locate(model))
+    examples = prompts.samples(data, images, limit, seed)
+    about = {
+        "model": mark(place) if place.is_dir() else model,
+        "kind": kind.value,
+        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
+        "layers": None if named is None else list(named),
+        **asdict(how),
+    }
+    folder = Folder(output, about, resume)
+    with notes.status(f"reading {model or 'the embedded model'}"):
+        net, processor = load(model, device=device, plan=None)
+    at = trainer.default_layers(net) if named is None else named
+
+    stop = StopRequest(max_minutes)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
+        task = progress.add_task(kind.value, total=steps)
+
+        def told(step: int, loss: float) -> None:
+            progress.update(task, completed=step, description=f"loss {loss:.4f}")
+
+        fitted = trainer.fit(net, processor, examples, at, how, folder, told, stop)
+    document: dict[str, Any] = {
+        "finished": fitted.finished,
+        "output": str(output) if fitted.finished else None,
+        "model": model or "embedded",
+        "kind": kind.value,
+        "layers": list(at),
+        "steps": fitted.step,
+        "log": str(folder.log.path),
+    }
+    if fitted.finished:
+        trainer.save(fitted.network, how, output)
+        with notes.status(f"measuring on {held_out} held-out questions"):
+            plans = trainer.plans(str(output), at)
+            found = fidelity.measure(net, processor, prompts.held_out(held_out), plans)
+        document |= {"held_out": held_out, "measured": found}
+    if as_json:
+        print_json(document)
+        return
+    if not fitted.finished:
+        console.print(f"stopped after step {fitted.step} of {steps}; the same command goes on from here.")
+        return
+    console.print(f"{output} written: {steps} steps, {steps * batch_size} questions.")
+    console.print(f"On {held_out} held-out questions (loss and distance from all tokens in nats a token):")
+    for plan, row in document["measured"].items():
+        console.print(
+            f"  {plan}: loss {row['loss']:.3f}, distance {row['kl']:.3f}, same token {100 * row['agreement']:.1f} %, "
+            f"{100 * row['tokens']:.0f} % of the tokens in the last layer",
+            soft_wrap=True,
+        )
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FoveateError(f"--layers {text!r} names no decoder layers; write them as 2 or 2,8.") from None
+
+
+def _trainer(
+    kind: Kind, steps: int, batch_size: int, learning_rate: float, seed: int, guided: float, width: int, heads: int
+) -> tuple[Any, Any]:
+    """The module that trains a kind, and how."""
+    from foveate.training import pruner
+
+    return pruner, pruner.Fitting(steps, batch_size, learning_rate, seed, guided=guided, width=width, heads=heads)

@@ -1,0 +1,208 @@
+"""What small networks inside a language model learn from: prompts with their answers, as its layers see them.
+
+The encoder runs once a prompt. What the language model was called with is kept, so that it can be called again with
+parts of it changed: on a small model the encoder is most of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.decoder.method import Attention, DecoderMethod, LayerTokens
+from foveate.errors import FoveateError
+from foveate.families import family_of
+from foveate.plan import Plan, Step
+from foveate.runtime import compress
+from foveate.runtime.probe import watched
+from foveate.tokens import Selection
+from foveate.training.answer_relevance import continued, read_example
+from foveate.training.examples import Example
+from foveate.training.relevance import file_samples, rendered_sample
+
+
+@dataclass(frozen=True)
+class Watcher(DecoderMethod):
+    """Keeps everything, and a note of what a method would see of every image at every layer."""
+
+    found: list[LayerTokens] = field(default_factory=list)
+
+    name: ClassVar[str] = "watcher"
+    budget: ClassVar = "none"
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """None that could be written."""
+        return {}
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layer 1; plans name others."""
+        return (1,)
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """Everything."""
+        self.found.append(tokens)
+        return Selection(torch.arange(len(tokens), device=tokens.device))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One prompt with its answer in a model with all tokens.
+
+    Args:
+        tokens: What a method would see, by layer, of every image.
+        call: What the language model was called with.
+        hidden: (A, D) its output where the tokens of the answer are predicted.
+        rows: (A,) where that is.
+        answer: (A,) token ids.
+        inputs: What the model was called with.
+        looking: Queries and keys of the layer that was asked for, if one was.
+    """
+
+    tokens: dict[int, list[LayerTokens]]
+    call: dict[str, Any]
+    hidden: Tensor
+    rows: Tensor
+    answer: Tensor
+    inputs: dict[str, Any]
+    looking: Attention | None = None
+
+
+def text_of(model: Any) -> Any:
+    """The language model of a model of a known family."""
+    family = family_of(model)
+    return family.text(family.core(model))
+
+
+@torch.no_grad()
+def see(model: Any, processor: Any, example: Example, layers: Sequence[int], looking: int | None = None) -> Seen:
+    """Let a model read a prompt with its answer.
+
+    Args:
+        model: A model of a known family, without a plan attached.
+        processor: Its processor.
+        example: Up to the first answer that follows all its images.
+        layers: Decoder layers before which tokens are noted.
+        looking: A decoder layer whose queries and keys are noted.
+
+    Raises:
+        FoveateError: the example cannot be read, or the model cannot be shortened inside.
+    """
+    inputs, answer = read_example(model, processor, example)
+    prompt, text = inputs["input_ids"].shape[1], text_of(model)
+    whole = continued(inputs, answer, family_of(model).answer_type)
+    labels = whole["input_ids"].clone()
+    labels[:, :prompt] = -100
+    watcher, calls, outputs, attention = Watcher(), [], [], []
+
+    def called(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        calls.append(dict(kwargs))
+
+    def gave(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output.last_hidden_state[0])
+
+    def looked(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+        scaling = options.get("scaling")
+        attention.append(Attention(query[0], key[0], query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
+
+    with compress(model, Plan((Step(watcher, None, tuple(layers)),))):
+        hooks = [text.register_forward_pre_hook(called, with_kwargs=True), text.register_forward_hook(gave)]
+        try:
+            with _watching(text, looking, looked):
+                model(**whole, labels=labels, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    rows = torch.arange(prompt - 1, prompt - 1 + len(answer), device=answer.device)
+    found: dict[int, list[LayerTokens]] = {layer: [] for layer in layers}
+    for tokens in watcher.found:
+        found[tokens.layer].append(tokens)
+    return Seen(found, calls[0], outputs[0][rows], rows, answer, whole, attention[0] if attention else None)
+
+
+@contextmanager
+def _watching(text: Any, layer: int | None, observer: Callable[..., None]) -> Generator[None]:
+    if layer is None:
+        yield
+        return
+    with watched(text.layers[layer].self_attn, observer):
+        yield
+
+
+@contextmanager
+def encoding_once(model: Any) -> Generator[None]:
+    """Inside this context the encoder runs once for the same pixels, for plans that ask nothing of it."""
+    family = family_of(model)
+    tower: Any = family.vision_tower(family.core(model))
+    original, before = tower.forward, vars(tower).get("forward")
+    done: list[tuple[list[Any], Any]] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = [*args, *(kwargs[name] for name in sorted(kwargs))]
+        for known, output in done:
+            if len(known) == len(given) and all(map(_same, known, given)):
+                return output
+        output = original(*args, **kwargs)
+        done.append((given, output))
+        return output
+
+    tower.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del tower.forward
+        else:
+            tower.forward = before
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def samples(data: Sequence[Path], images: Path | None, limit: int | None, seed: int) -> Callable[[int], Example]:
+    """Examples by number: those of files in LLaVA's format, over and over, or questions about rendered images.
+
+    Raises:
+        FoveateError: a file has problems, or none shows an image.
+    """
+    if not data:
+        return lambda number: rendered_sample(number, seed)()
+    draws = file_samples(data, images, limit, seed)
+    return lambda number: draws[number % len(draws)]()
+
+
+def held_out(count: int) -> list[Example]:
+    """Questions about rendered images with other fonts and words than those of training, all kinds in turn."""
+    from foveate.training.data import TASKS, render
+
+    tasks = sorted(TASKS)
+    found = []
+    for number in range(count):
+        sample = render(tasks[number % len(tasks)], number, split="heldout", sides=(128, 512), difficulty=0.5)
+        found.append(Example.of_question(sample.image, sample.question, sample.answer))
+    return found
+
+
+def check_layers(text: Any, layers: Sequence[int]) -> tuple[int, ...]:
+    """Layers in order, each once.
+
+    Raises:
+        FoveateError: the language model does not have them.
+    """
+    count = len(text.layers)
+    found = tuple(sorted(set(layers)))
+    if not found or found[0] < 1 or found[-1] >= count:
+        raise FoveateError(
+            f"networks can be trained for the decoder layers 1 to {count - 1} of this model, not for "
+            f"{', '.join(map(str, found)) or 'none'}."
+        )
+    return found
