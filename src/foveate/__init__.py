@@ -56,10 +56,11 @@ __all__ = [
 
 def register() -> None:
     """Make the Auto classes of `transformers` know foveate's models. Doing it twice changes nothing."""
-    from foveate import encoders, llava_uhd
+    from foveate import encoders, generation, llava_uhd
 
     encoders.register()
     llava_uhd.register()
+    generation.register()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,126 @@
+"""Keys and values of one layer whose heads remember different numbers of tokens, packed without gaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Heads that remember equally many tokens.
+
+    Args:
+        heads: Numbers of the heads, ascending.
+        keys: (B, G, n, d).
+        values: (B, G, n, d).
+        positions: (B, G, n) int32, ascending: which token of the sequence each is; None while they are all of them.
+    """
+
+    heads: tuple[int, ...]
+    keys: Tensor
+    values: Tensor
+    positions: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of every head."""
+        return self.keys.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        stored = [self.keys, self.values, *([] if self.positions is None else [self.positions])]
+        return sum(tensor.numel() * tensor.element_size() for tensor in stored)
+
+    def places(self) -> Tensor:
+        """The positions (B, G, n), also where they are not stored."""
+        if self.positions is not None:
+            return self.positions
+        batch, count, length, _ = self.keys.shape
+        return torch.arange(length, dtype=torch.int32, device=self.keys.device).expand(batch, count, length)
+
+    def of(self, rows: list[int]) -> Group:
+        """Only some of its heads, by their place in the group."""
+        if rows == list(range(len(self.heads))):
+            return self
+        positions = None if self.positions is None else self.positions[:, rows]
+        return Group(tuple(self.heads[row] for row in rows), self.keys[:, rows], self.values[:, rows], positions)
+
+    def keep(self, indices: Tensor) -> Group:
+        """Only the tokens at `indices` (B, G, m) of the group; what it returns shares no memory with it."""
+        index = indices.unsqueeze(3).expand(-1, -1, -1, self.keys.shape[3])
+        return Group(
+            self.heads,
+            self.keys.gather(2, index),
+            self.values.gather(2, index),
+            self.places().gather(2, indices).contiguous(),
+        )
+
+
+class RaggedLayer:
+    """One layer of a cache."""
+
+    def __init__(self, heads: int) -> None:
+        self.heads = heads
+        self.groups: list[Group] = []
+        #: Tokens that came, also those that are gone.
+        self.seen = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(group.nbytes for group in self.groups)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that every head remembers."""
+        found = {head: group.length for group in self.groups for head in group.heads}
+        return [found.get(head, 0) for head in range(self.heads)]
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Remember keys and values (B, H, n, d) of tokens that follow those seen."""
+        new = keys.shape[2]
+        if not self.groups:
+            # Copies: what comes may be a view of something larger, which would be held with it.
+            own = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (keys, values))
+            self.groups = [Group(tuple(range(self.heads)), *own)]
+        else:
+            self.groups = [self._longer(group, keys, values, new) for group in self.groups]
+        self.seen += new
+
+    def _longer(self, group: Group, keys: Tensor, values: Tensor, new: int) -> Group:
+        heads = slice(None) if len(group.heads) == self.heads else list(group.heads)
+        positions = group.positions
+        if positions is not None:
+            fresh = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=positions.device)
+            positions = torch.cat([positions, fresh.expand(*positions.shape[:2], new)], dim=2)
+        return Group(
+            group.heads,
+            torch.cat([group.keys, keys[:, heads]], dim=2),
+            torch.cat([group.values, values[:, heads]], dim=2),
+            positions,
+        )
+
+    def attend(self, queries: Tensor) -> Tensor:
+        """What queries (B, H, m, d) read: (B, H, m, d). Every query sees all that its head remembers."""
+        if len(self.groups) == 1:
+            return F.scaled_dot_product_attention(queries, self.groups[0].keys, self.groups[0].values)
+        read = torch.empty_like(queries)
+        for group in self.groups:
+            heads = list(group.heads)
+            read[:, heads] = F.scaled_dot_product_attention(queries[:, heads], group.keys, group.values)
+        return read
+
+    def forget(self) -> None:
+        """Remember nothing any more."""
+        self.groups = []
+
+
+def attention(queries: Tensor, keys: Tensor) -> Tensor:
+    """Attention (B, G, m, n), in float32, of queries (B, G, m, d) over keys (B, G, n, d)."""
+    scores = queries.float() @ keys.float().transpose(2, 3)
+    return (scores * queries.shape[-1] ** -0.5).softmax(dim=3)

@@ -1,0 +1,83 @@
+"""`foveate train-next-scale`: the small next-scale image model, trained on rendered shapes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foveate.commands.console import console, notes, print_json
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate train-next-scale -o next-scale
+    foveate train-next-scale -o next-scale --minutes 10
+    foveate train-next-scale -o next-scale --recipe recipes/next-scale.json
+"""
+
+
+def train_next_scale(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write the model into.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="JSON file with settings; the built-in ones.", show_default=False)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Train a small next-scale image model: a tokenizer, then a transformer, in minutes on a CPU.
+
+    It draws pictures of one coloured shape, map by map from coarse to fine, and is what the compression of caches in
+    visual autoregression is measured on. Stop it at any moment, by Ctrl-C or SIGTERM: the same command goes on from
+    there. State and log are kept in a folder beside the output.
+    """
+    if output is None:
+        raise FoveateError("say where to write the trained model: -o next-scale.")
+    if minutes is not None and not minutes > 0:
+        raise FoveateError(f"--minutes {minutes} leaves no time; it must be above 0.")
+    with notes.status("loading foveate"):
+        from foveate.generation import training
+        from foveate.generation.configuration import NextScaleConfig
+        from foveate.training.course import StopRequest
+        from foveate.training.relevance import Folder
+    config, how = training.read_recipe(recipe) if recipe else (NextScaleConfig(), training.Recipe())
+    folder = Folder(output, {"model": config.to_diff_dict(), **asdict(how)}, resume)
+    stop = StopRequest(minutes)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
+        task = progress.add_task("next-scale model", total=None)
+
+        def told(stage: str, step: int, steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=steps, description=f"{stage}, loss {loss:.4f}")
+
+        model, finished = training.train(config, how, folder, told, stop)
+    document: dict[str, Any] = {
+        "finished": finished,
+        "output": str(output) if finished else None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "log": str(folder.log.path),
+    }
+    if finished:
+        model.save_pretrained(output)
+        document["held_out"] = training.measure(model)
+    if as_json:
+        print_json(document)
+        return
+    if not finished:
+        console.print("stopped; the same command goes on from here.")
+        return
+    console.print(f"{output} written: {document['parameters']:,} parameters.")
+    held_out = document["held_out"]
+    console.print(
+        f"Held-out pictures: {held_out['nats']:.3f} nats a token, reconstruction error "
+        f"{held_out['reconstruction']:.4f}, {held_out['codes_used']} codes used."
+    )
