@@ -211,6 +211,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ({"guided": 1.5}, "0 to 1"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"limit": 3}, "--limit is for files"),
+        ({"pressure": 1.0}, "--pressure is not for --kind covipal"),
     ):
         with pytest.raises(FoveateError, match=words):
             train_pruner(model, None, tmp_path / "other", **wrong)

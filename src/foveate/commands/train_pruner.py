@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ EXAMPLES = """
     foveate train-pruner -o pruner --steps 150 --layers 2
     foveate train-pruner Qwen/Qwen2.5-VL-3B-Instruct my-receipts.jsonl -o pruner --max-minutes 60
     foveate ask receipt.png "What is the total?" --plan "covipal(weights=pruner):25%@2"
+    foveate train-pruner --kind dpn -o routers --pressure 0.5
 """
 
 
@@ -25,6 +26,7 @@ class Kind(StrEnum):
     """Whose networks."""
 
     covipal = "covipal"
+    dpn = "dpn"
 
 
 def train_pruner(
@@ -42,16 +44,32 @@ def train_pruner(
     kind: Annotated[Kind, typer.Option(help="Whose networks are trained.")] = Kind.covipal,
     layers: Annotated[
         str | None,
-        typer.Option(help="Decoder layers before which they act, such as 2 or 2,8; by default 2.", show_default=False),
+        typer.Option(
+            help="Decoder layers before which they act, such as 2 or 2,8; by default 2, of dpn three in even steps.",
+            show_default=False,
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 500,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Greatest step size.")] = 1e-3,
     guided: Annotated[
-        float, typer.Option(help="Part of the steps that learn a deeper layer's attention; the rest learns answers.")
-    ] = 0.3,
-    width: Annotated[int, typer.Option(min=1, help="Width of the networks.")] = 128,
-    heads: Annotated[int, typer.Option(min=1, help="Heads of their attention.")] = 4,
+        float | None,
+        typer.Option(
+            help="covipal: part of the steps that learn a deeper layer's attention, 0.3 by default; the rest learns "
+            "answers.",
+            show_default=False,
+        ),
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="covipal: width of the modules, 128 by default.", show_default=False)
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="covipal: heads of their attention, 4 by default.", show_default=False)
+    ] = None,
+    pressure: Annotated[
+        float | None,
+        typer.Option(help="dpn: weight of the loss that asks for wide windows, 1 by default.", show_default=False),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of the files' image paths; each file's own by default.")
     ] = None,
@@ -71,12 +89,13 @@ def train_pruner(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
-    """Train the modules of the method covipal: which visual tokens go on after a decoder layer.
+    """Train the small networks of a method inside the language model: covipal's modules or dpn's routers.
 
-    The model's weights stay as they are. A module first learns what a deeper layer looks at, then that the model
-    answers as it does with all tokens. Stop it at any moment, by Ctrl-C or SIGTERM: the same command goes on from
-    there. State and log are kept in a folder beside the output. At the end the modules are measured on held-out
-    questions, beside random tokens at the same layers.
+    The model's weights stay as they are. A module of covipal says which visual tokens go on after a layer: it first
+    learns what a deeper layer looks at, then that the model answers as it does with all tokens. A router of dpn says by
+    which windows an image is pooled: it learns which let the model answer. Stop it at any moment, by Ctrl-C or SIGTERM:
+    the same command goes on from there. State and log are kept in a folder beside the output. At the end the method is
+    measured on held-out questions, beside others at the same layers.
     """
     if output is None:
         raise FoveateError("say which folder to write: -o pruner.")
@@ -90,7 +109,8 @@ def train_pruner(
         from foveate.training import fidelity, prompts
         from foveate.training.course import StopRequest
         from foveate.training.relevance import Folder
-    trainer, how = _trainer(kind, steps, batch_size, learning_rate, seed, guided, width, heads)
+    own = {"guided": guided, "width": width, "heads": heads, "pressure": pressure}
+    trainer, how = _trainer(kind, (steps, batch_size, learning_rate, seed), own)
     place = Path(locate(model))
     examples = prompts.samples(data, images, limit, seed)
     about = {
@@ -152,10 +172,12 @@ def _layers(text: str) -> tuple[int, ...]:
         raise FoveateError(f"--layers {text!r} names no decoder layers; write them as 2 or 2,8.") from None
 
 
-def _trainer(
-    kind: Kind, steps: int, batch_size: int, learning_rate: float, seed: int, guided: float, width: int, heads: int
-) -> tuple[Any, Any]:
+def _trainer(kind: Kind, shared: tuple[Any, ...], own: dict[str, Any]) -> tuple[Any, Any]:
     """The module that trains a kind, and how."""
-    from foveate.training import pruner
+    from foveate.training import pruner, router
 
-    return pruner, pruner.Fitting(steps, batch_size, learning_rate, seed, guided=guided, width=width, heads=heads)
+    trainer: Any = {Kind.covipal: pruner, Kind.dpn: router}[kind]
+    given = {name: value for name, value in own.items() if value is not None}
+    if wrong := sorted(given.keys() - {field.name for field in fields(trainer.Fitting)}):
+        raise FoveateError(f"--{wrong[0]} is not for --kind {kind.value}.")
+    return trainer, trainer.Fitting(*shared, **given)

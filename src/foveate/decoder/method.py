@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.tokens import Need, Selection, Tower
+from foveate.tokens import Crop, Need, Selection, Tower
 
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
 #: to (PyramidDrop), at the cost of its queries and keys.
@@ -101,6 +101,7 @@ class LayerTokens:
         image: (N0,) where the whole image stands among them.
         norm: The norm after the last layer, for methods that compare tokens as the output would see them.
         neurons: Gives activations of the layer that has just run; see `activations`.
+        layout: Gives the rectangles that the image's tokens come from; see `crops`.
     """
 
     features: Tensor
@@ -121,6 +122,7 @@ class LayerTokens:
     image: Tensor
     norm: Callable[[Tensor], Tensor]
     neurons: Callable[[], tuple[Tensor, Tensor]] | None = None
+    layout: Callable[[], tuple[Crop, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -138,6 +140,11 @@ class LayerTokens:
             text = text[text <= self.asking[-1]]
         after = text[text > self.places[-1]] if len(self) else text
         return after if len(after) else text
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """The image, its tiles or its frames; `index` are places among the tokens here, -1 for those that are gone."""
+        return () if self.layout is None else self.layout()
 
     def get(self, need: Need) -> Tensor:
         """What a probe measured of the encoder, (N, ...), of merged tokens at the place where they stand.

@@ -28,6 +28,7 @@ from foveate.decoder.attending import AttentionMethod
 from foveate.decoder.method import Asked, Attention, LayerTokens
 from foveate.decoder.neurons import NeuronMethod
 from foveate.errors import FoveateError
+from foveate.families import ImageLayout
 from foveate.plan import Plan, Step
 from foveate.runtime import sequence
 from foveate.runtime.attending import AttentionSeam
@@ -37,7 +38,7 @@ from foveate.runtime.neurons import NeuronSeam
 from foveate.runtime.probe import watched
 from foveate.runtime.report import LayerReport
 from foveate.runtime.sequence import Chosen
-from foveate.tokens import Need, Selection, Tower
+from foveate.tokens import Crop, Need, Selection, Tower
 
 #: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and
 #: a cache, and attention in every layer.
@@ -67,7 +68,7 @@ class Placed:
         places: (N,) where its tokens stand among the new columns.
         origin: (N,) their places among the tokens that the encoder made of it.
         measured: What probes found of the encoder, a value for each of those.
-        separators: (N0,) bool, which of those are newlines and the like; None: none is.
+        layout: The tokens that the encoder made, as a picture.
     """
 
     number: int
@@ -75,7 +76,20 @@ class Placed:
     places: Tensor
     origin: Tensor
     measured: Mapping[Need, Tensor]
-    separators: Tensor | None
+    layout: ImageLayout
+
+    @property
+    def separators(self) -> Tensor | None:
+        """(N,) bool, which of its tokens are newlines and the like; None: none is."""
+        found = self.layout.separators
+        return None if found is None else found.to(self.origin.device)[self.origin]
+
+    def crops(self) -> tuple[Crop, ...]:
+        """Where its tokens come from: `index` are places among those that are left, -1 for the others."""
+        place = torch.full((self.layout.count + 1,), -1, dtype=torch.int64, device=self.origin.device)
+        place[self.origin] = torch.arange(len(self.origin), device=self.origin.device)
+        # -1, of padding, finds the last one, -1 again.
+        return tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.layout.crops)
 
 
 @dataclass
@@ -411,7 +425,7 @@ class LayerSeam:
             sum(other.row == row and other.number < image.number for other in last.images),
             image.origin,
             image.measured,
-            None if image.separators is None else image.separators.to(image.origin.device)[image.origin],
+            image.separators,
             self.tower,
             ask,
             found.entered[row],
@@ -419,6 +433,7 @@ class LayerSeam:
             next(whole.places for whole in found.images if (whole.number, whole.row) == (image.number, row)),
             self.text.norm,
             partial(self._activations, number, image, found) if isinstance(step.method, NeuronMethod) else None,
+            image.crops,
         )
         start = time.perf_counter()
         selection = found.decided.get((image.number, number))

@@ -128,8 +128,7 @@ class Seam:
             report = reports[number // copies]
             places = torch.searchsorted(columns[image.row].contiguous(), image.kept)
             measured = frame.encoded[report.modality].measured[report.number]
-            separators = report.layout.separators
-            images.append(Placed(number // copies, image.row, places, image.selection.indices, measured, separators))
+            images.append(Placed(number // copies, image.row, places, image.selection.indices, measured, report.layout))
         positions = kwargs["position_ids"]
         if positions.ndim == 3 and len(positions) == 4:  # those of plain text stand before the three of M-RoPE
             positions = positions[1:]
