@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.loading import load
     from foveate.plan import Plan
-    from foveate.runtime import compress
+    from foveate.runtime import compress, speculate
     from foveate.views import LlavaUHDImageProcessor
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ _ROOMS = {
     "ask": "answering",
     "compress": "runtime",
     "load": "loading",
+    "speculate": "runtime",
 }
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "compress",
     "load",
     "register",
+    "speculate",
 ]
 
 

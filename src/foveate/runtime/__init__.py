@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from foveate.runtime.attach import Handle, compress, handle_of
+from foveate.runtime.speculating import Speculation, speculate
 
-__all__ = ["Handle", "compress", "handle_of"]
+__all__ = ["Handle", "Speculation", "compress", "handle_of", "speculate"]
