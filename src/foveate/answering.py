@@ -501,6 +501,31 @@ def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence
     return [text.strip() for text in texts]
 
 
+def image_tokens(model: Any, ids: torch.Tensor) -> list[tuple[int, float]]:
+    """What became of the images of the last call in this thread, for every sequence of its batch.
+
+    Args:
+        model: the model, with a plan or without.
+        ids: ``(B, L)`` of the prompts.
+
+    Returns:
+        For each sequence the tokens of its images before the plan, and those that the language model worked on, the
+        mean over its layers.
+    """
+    handle, config = handle_of(model), model.config
+    token = getattr(config, "image_token_id", None)
+    token = getattr(config, "image_token_index", None) if token is None else token
+    counts = [0] * len(ids) if token is None else (ids == token).sum(dim=1).tolist()
+    if handle is None or (token is not None and not any(counts)):  # a report is of the last call that had images
+        return [(count, count) for count in counts]
+    layers = config.get_text_config().num_hidden_layers
+    found: list[tuple[int, float]] = [(0, 0)] * len(ids)
+    for image in handle.report().images:
+        before, after = found[image.row]
+        found[image.row] = (before + image.tokens_in, after + image.mean_tokens(layers))
+    return found
+
+
 def _parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [part for message in messages for part in message["content"]]
 

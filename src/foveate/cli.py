@@ -35,17 +35,21 @@ TARGETS = {
     "methods": "foveate.commands.methods:methods",
     "train": "foveate.commands.train:train",
     "train-pruner": "foveate.commands.train_pruner:train_pruner",
+    "train-draft": "foveate.commands.train_draft:train_draft",
     "train-relevance": "foveate.commands.train_relevance:train_relevance",
     "train-scorer": "foveate.commands.train_scorer:train_scorer",
     "train-next-scale": "foveate.commands.train_next_scale:train_next_scale",
     "convert": "foveate.commands.convert:convert",
     "calibrate": "foveate.commands.calibrate:calibrate",
+    "serve": "foveate.commands.serve:serve",
     "accuracy": "foveate.commands.accuracy:accuracy",
     "encoders": "foveate.commands.bench:encoders",
     "speed": "foveate.commands.bench:speed",
     "joint": "foveate.commands.joint:joint",
+    "next-scale": "foveate.commands.next_scale:next_scale",
     "flops": "foveate.commands.flops:flops",
     "report": "foveate.commands.report:report",
+    "tune": "foveate.commands.tune:tune",
 }
 """The function behind each command, as `module:function`."""
 
@@ -150,19 +154,23 @@ def _list(group: typer.Typer, name: str, line: str) -> None:
 _list(app, "ask", "Ask a question about an image, and see where its tokens went.")
 _list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
 _list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
+_list(app, "serve", "Serve a model over HTTP, in the words of OpenAI's API.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
 _list(app, "train-pruner", "Train the small networks of the methods covipal and dpn for one model.")
+_list(app, "train-draft", "Train a draft that guesses what a model will write, so that it writes faster.")
 _list(app, "train-relevance", "Train the network of the method relevance on what a model's answers rest on.")
 _list(app, "train-scorer", "Train the scorer of the method focusui on rendered screens.")
 _list(app, "train-next-scale", "Train the small next-scale image model that cache compression is measured on.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
 _list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
 _list(app, "report", "One static page from results: tables, plots, a page for every method.")
+_list(app, "tune", "Search the best plan for a model and your questions: methods, budgets, layers.")
 _list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
 _list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
 _list(bench, "speed", "What plans cost: time of every part, memory, cache and FLOPs, beside two controls.")
 _list(bench, "joint", "Fewer tokens together with quantised weights and caches: accuracy and cost.")
+_list(bench, "next-scale", "Compressed caches of a next-scale image model: bytes, time, how far pictures move.")
 
 
 @bench.callback()

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from foveate.answering import check_length, greedy, inputs_of_batch, plain_messages, prompt_of, texts_of
+from foveate.answering import check_length, greedy, image_tokens, inputs_of_batch, plain_messages, prompt_of, texts_of
 from foveate.benchmark.tasks import Item
 from foveate.errors import FoveateError
-from foveate.runtime import Handle, handle_of
-from foveate.runtime.report import ImageReport
 
 #: Tokens that an answer may have beyond the right one; a longer one is wrong whatever follows.
 SPARE = 8
@@ -146,10 +143,9 @@ def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
     length = inputs["input_ids"].shape[1]
     check_length(model, length, max(limits))
     output = model.generate(**inputs, generation_config=_settings(model, max(limits)))
-    handle = handle_of(model)
     written = output.sequences if model.config.is_encoder_decoder else output.sequences[:, length:]
     texts = [[text] for text in texts_of(model, processor, written, limits)]
-    counts = _counts(model, inputs["input_ids"], handle)
+    counts = image_tokens(model, inputs["input_ids"])
     if prepared.following:
         texts[0] += _go_on(model, processor, prepared, output)
     return [Reply(tuple(said), *count) for said, count in zip(texts, counts, strict=True)]
@@ -186,28 +182,3 @@ def _settings(model: Any, limit: int) -> Any:
     settings = greedy(model, limit)
     settings.use_cache = settings.return_dict_in_generate = True
     return settings
-
-
-def _counts(model: Any, ids: Tensor, handle: Handle | None) -> list[tuple[int, float]]:
-    """Tokens of the images of every sequence: before the plan, and those that the language model worked on."""
-    if handle is None:
-        config = model.config
-        token = getattr(config, "image_token_id", None)
-        token = getattr(config, "image_token_index", None) if token is None else token
-        counts = (ids == token).sum(dim=1).tolist() if token is not None else [0] * len(ids)
-        return [(count, count) for count in counts]
-    layers = model.config.get_text_config().num_hidden_layers
-    found: list[tuple[int, float]] = [(0, 0)] * len(ids)
-    for image in handle.report().images:
-        before, after = found[image.row]
-        found[image.row] = (before + image.tokens_in, after + _worked_on(image, layers))
-    return found
-
-
-def _worked_on(image: ImageReport, layers: int) -> float:
-    """Tokens of an image in a language model of so many layers, their mean."""
-    if not image.layers:
-        return image.tokens_kept
-    # From the first layer on so many, and from each layer that a step names on fewer.
-    changes = [(0, image.tokens_kept), *((step.layer, step.tokens_kept) for step in image.layers), (layers, 0)]
-    return sum(kept * (later - layer) for (layer, kept), (later, _) in pairwise(changes)) / layers

@@ -18,7 +18,6 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveate.answering import as_plain_text, check_length, greedy, inputs_of_batch, plain_messages, prompt_of, texts_of
-from foveate.benchmark.asking import _worked_on as worked_on
 from foveate.errors import FoveateError
 from foveate.loading import load
 from foveate.runtime import compress, handle_of
@@ -265,7 +264,7 @@ class Evaluated:
         handle = handle_of(self.model)
         if handle is not None:
             layers = self.model.config.get_text_config().num_hidden_layers
-            self.seen += [(image.tokens_in, worked_on(image, layers)) for image in handle.report().images]
+            self.seen += [(image.tokens_in, image.mean_tokens(layers)) for image in handle.report().images]
 
     # Conversations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -99,6 +100,16 @@ class ImageReport:
     def tokens_kept(self) -> int:
         """Tokens that the language model read."""
         return len(self.selection)
+
+    def mean_tokens(self, num_layers: int) -> float:
+        """Tokens that a language model of so many layers worked on, the mean over its layers."""
+        # From the first layer on so many, and from each layer that a step names on fewer.
+        changes = [
+            (0, self.tokens_kept),
+            *((step.layer, step.tokens_kept) for step in self.layers),
+            (num_layers, 0),
+        ]
+        return sum(kept * (later - layer) for (layer, kept), (later, _) in pairwise(changes)) / num_layers
 
     def as_json(self) -> dict[str, object]:
         """The report in plain types."""

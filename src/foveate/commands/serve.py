@@ -1,0 +1,110 @@
+"""`foveate serve`: an OpenAI-compatible server of one model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.commands.console import notes
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate serve
+    foveate serve path/to/model --plan divprune:25%
+    foveate serve owner/name --plan "fastervlm:192 + fastv:50%@2" --port 9000
+    foveate serve --files ./pictures --allow-host images.example.org
+    curl localhost:8000/v1/chat/completions -H 'content-type: application/json' -d @request.json
+"""
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or Hub id of a model.", show_default="the embedded model")
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Of requests that name none; 'untouched': the model as it is.",
+            show_default="the plan saved beside the model, if any",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model.", show_default="the model's own name")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="FOVEATE_API_KEY", help="Bearer token that clients must send.", show_default=False),
+    ] = None,
+    files: Annotated[
+        Path | None, typer.Option(help="Folder whose image files requests may name.", show_default=False)
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Host that images may be fetched from, with its port if unusual.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU.", show_default=False)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 8,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come again.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images of a request.")] = 16,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
+    max_body: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 32,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that open requests get after SIGTERM.")] = 30,
+) -> None:
+    """Answer questions about images over HTTP, in the words of OpenAI's API.
+
+    POST /v1/chat/completions takes `image_url` parts: data URIs, files under --files and addresses on --allow-host.
+    Answers are streamed where asked for. A request may carry its own plan, {"foveate": {"plan": "divprune:64"}}, or
+    another budget, {"foveate": {"budget": "10%"}}; the answer's usage says how many visual tokens were read and saved.
+    /v1/models, /health and /metrics (Prometheus) are there too.
+
+    Requests that wait are answered together. SIGTERM lets open requests end.
+    """
+    try:
+        import uvicorn
+
+        from foveate.serving import Engine, Limits, Sources, build
+    except ImportError as error:
+        raise FoveateError(f"a server needs {error.name}: pip install 'foveate[serve]'.") from error
+    import torch
+
+    from foveate.loading import load
+    from foveate.plan import Plan
+    from foveate.runtime import compress, handle_of
+    from foveate.serving.protocol import UNTOUCHED
+
+    limits = Limits(
+        batch=batch, queue=queue, tokens=max_tokens, images=max_images, pixels=max_pixels, body=max_body * 2**20
+    )
+    sources = Sources(files, allow_host or (), limits)
+    untouched = plan is not None and plan.strip().lower() == UNTOUCHED
+    own = None if plan is None or untouched else Plan.of(plan)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    net, processor = load(model, dtype=dtype, device=device, plan="saved" if plan is None else None)
+    handle = handle_of(net)
+    if handle is not None:
+        own = handle.plan
+        handle.restore()  # the engine attaches it again, and others in turn
+    elif own is not None:
+        compress(net, own).restore()  # a plan that cannot act on this model ends here, not at the first request
+    shown = name or ("embedded" if model is None else Path(os.path.normpath(model)).name)
+    app = build(Engine(net, processor, limits), sources, name=shown, plan=own, api_key=api_key)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain, timeout_keep_alive=15
+    )
+    server = uvicorn.Server(config)
+    socket = config.bind_socket()
+    address, bound = socket.getsockname()[:2]
+    notes.print(
+        f"{shown} with {'no plan' if own is None else own} at http://{address}:{bound}/v1 (Ctrl-C ends)", markup=False
+    )
+    server.run(sockets=[socket])

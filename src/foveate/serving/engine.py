@@ -1,0 +1,296 @@
+"""The model of a server: one thread that answers waiting requests in batches.
+
+Requests with the same plan are answered together, oldest first, each with its own sampling, length and stop texts
+(`rows`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
+
+Why not `transformers serve` or its continuous batching: the former answers requests with images one after the other,
+and the latter feeds token ids through paged attention of its own (no `inputs_embeds`, no images), where neither images
+nor layers of different lengths have a place. `generate` carries both, so batches are formed in front of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from foveate.answering import check_length, greedy, image_tokens, inputs_of_batch
+from foveate.errors import FoveateError
+from foveate.plan import Plan
+from foveate.runtime import Handle, compress
+from foveate.serving.limits import BusyError, Limits
+from foveate.serving.metrics import Metrics
+from foveate.serving.rows import Draw, Row, Sampling, Watch
+
+log = logging.getLogger("foveate.serving")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A complete answer.
+
+    Args:
+        text: The whole text.
+        reason: "stop", "length" or "cancelled".
+        prompt_tokens: Tokens of the prompt before compression.
+        completion_tokens: Tokens written.
+        tokens_before: Visual tokens before compression.
+        tokens_read: Those that the language model worked on, the mean over its layers.
+        plan: The plan as text, None for the model as it is.
+    """
+
+    text: str
+    reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_before: int
+    tokens_read: float
+    plan: str | None
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """As OpenAI's API names it, and what became of the visual tokens."""
+        read = int(self.tokens_read) if self.tokens_read == int(self.tokens_read) else round(self.tokens_read, 2)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "foveate": {
+                "plan": self.plan,
+                "visual_tokens": self.tokens_before,
+                "visual_tokens_read": read,
+                "visual_tokens_saved": round(self.tokens_before - read, 2),
+            },
+        }
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way.
+
+    Args:
+        messages: As `transformers` takes them, with PIL images.
+        plan: Of the visual tokens; None: the model as it is.
+        limit: Tokens that the answer may have; None: as many as the server allows and the model has positions for.
+        sampling: How they are drawn.
+        stops: Texts that end it.
+        deliver: Called from the engine's thread with pieces of text (str), then once with a `Result` or an exception.
+        arrived: When it was complete, on `time.monotonic`.
+    """
+
+    messages: list[dict[str, Any]]
+    plan: Plan | None
+    limit: int | None
+    sampling: Sampling
+    stops: tuple[str, ...]
+    deliver: Callable[[str | Result | BaseException], object]
+    arrived: float = field(default_factory=time.monotonic)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+
+    @property
+    def images(self) -> int:
+        """Images of the request."""
+        return sum(part["type"] == "image" for message in self.messages for part in message["content"])
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of its images."""
+        parts = (part for message in self.messages for part in message["content"] if part["type"] == "image")
+        return sum(part["image"].width * part["image"].height for part in parts)
+
+    @property
+    def group(self) -> str:
+        """What a batch has in common."""
+        return str(self.plan)
+
+
+class Engine:
+    """Answers requests in a thread of its own; a context manager.
+
+    Args:
+        model: As `foveate.load` returns it, without a plan.
+        processor: Of the model.
+        limits: Of the server.
+
+    Attributes:
+        metrics: What was done.
+    """
+
+    def __init__(self, model: Any, processor: Any, limits: Limits) -> None:
+        self.model, self.processor, self.limits = model, processor, limits
+        self.metrics = Metrics(lambda: len(self._waiting), lambda: self._running)
+        self._waiting: deque[Job] = deque()
+        self._running = 0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._handle: Handle | None = None
+        self._thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Refuse what waits, end what is being answered, and leave the model as it was."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._attach(None)
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self._stopping
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Put a request into the queue.
+
+        Raises:
+            BusyError: the queue is full, or the server is about to end.
+        """
+        with self._changed:
+            if not self.alive:
+                raise BusyError("the server is about to end.")
+            if len(self._waiting) >= self.limits.queue:
+                raise BusyError(f"{self.limits.queue} requests wait already; try again in a moment.")
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for this answer any more: it leaves the queue, or ends with the model's next step."""
+        job.cancelled.set()
+        with self._changed, contextlib.suppress(ValueError):
+            self._waiting.remove(job)
+
+    # The thread
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            self._running = len(batch)
+            try:
+                self._answer(batch)
+            finally:
+                self._running = 0
+        for job in self._waiting:
+            job.deliver(BusyError("the server is about to end."))
+        self._waiting.clear()
+
+    def _next(self) -> list[Job] | None:
+        """The oldest request and others with its plan; None when the server ends."""
+        with self._changed:
+            while not self._waiting and not self._stopping:
+                self._changed.wait()
+            if self._stopping:
+                return None
+            batch = [self._waiting.popleft()]
+            pixels = batch[0].pixels
+            for job in list(self._waiting):
+                if len(batch) >= self.limits.batch:
+                    break
+                if job.group == batch[0].group and pixels + job.pixels <= self.limits.batch_pixels:
+                    self._waiting.remove(job)
+                    batch.append(job)
+                    pixels += job.pixels
+            return batch
+
+    def _answer(self, batch: list[Job]) -> None:
+        batch = [job for job in batch if not job.cancelled.is_set()]
+        if not batch:
+            return
+        try:
+            self._generate(batch)
+        except Exception as error:
+            self._attach(None)  # whatever state a plan was in
+            if len(batch) > 1 and not any(job.begun for job in batch):
+                for job in batch:
+                    self._answer([job])
+                return
+            if not isinstance(error, FoveateError):
+                log.exception("answering failed")
+            for job in batch:
+                job.deliver(error)
+
+    @torch.inference_mode()
+    def _generate(self, batch: list[Job]) -> None:
+        self._attach(batch[0].plan)
+        inputs = inputs_of_batch(self.model, self.processor, [job.messages for job in batch])
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        rows = [self._row(job, self._limit(job, length)) for job, length in zip(batch, lengths, strict=True)]
+        config = greedy(self.model, max(row.limit for row in rows))
+        drawing = any(job.sampling.temperature > 0 for job in batch)
+        draw = [Draw([job.sampling for job in batch], self.model.device)] if drawing else []
+        self.metrics.batch.observe(len(batch))
+        self.model.generate(
+            **inputs,
+            generation_config=config,
+            logits_processor=LogitsProcessorList(draw),
+            stopping_criteria=StoppingCriteriaList([Watch(rows, lambda: self._stepped(batch))]),
+        )
+        counts = image_tokens(self.model, inputs["input_ids"])
+        for job, row, length, (before, read) in zip(batch, rows, lengths, counts, strict=True):
+            self._finish(job, row, length, before, read)
+
+    def _limit(self, job: Job, length: int) -> int:
+        """Tokens that an answer to a prompt of `length` tokens may have."""
+        check_length(self.model, length, job.limit or 1)
+        if job.limit is not None:
+            return job.limit
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return self.limits.tokens if not positions else min(self.limits.tokens, positions - length)
+
+    def _row(self, job: Job, limit: int) -> Row:
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+
+        def gone() -> bool:
+            return job.cancelled.is_set() or self._stopping
+
+        return Row(tokenizer, ends, limit, job.stops, job.deliver, gone)
+
+    def _stepped(self, batch: list[Job]) -> None:
+        for job in batch:
+            if not job.begun:
+                job.begun = True
+                self.metrics.ttft.observe(time.monotonic() - job.arrived)
+
+    def _finish(self, job: Job, row: Row, length: int, before: int, read: float) -> None:
+        metrics = self.metrics
+        metrics.duration.observe(time.monotonic() - job.arrived)
+        metrics.images.inc(job.images)
+        metrics.tokens_before.inc(before)
+        metrics.tokens_read.inc(read)
+        metrics.prompt.inc(length)
+        metrics.completion.inc(len(row.ids))
+        plan = None if job.plan is None else str(job.plan)
+        job.deliver(Result(row.text, row.reason or "length", length, len(row.ids), before, read, plan))
+
+    def _attach(self, plan: Plan | None) -> None:
+        """Leave the plan that is attached where it is the same: attaching takes longer than a look."""
+        if self._handle is not None and (plan is None or str(self._handle.plan) != str(plan)):
+            self._handle.restore()
+            self._handle = None
+        if plan is not None and self._handle is None:
+            self._handle = compress(self.model, plan)

@@ -1,0 +1,106 @@
+"""What one request, and all together, may cost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+from foveate.errors import FoveateError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server.
+
+    Args:
+        body: Bytes of a request.
+        images: Images of a request.
+        image_bytes: Bytes of one image file.
+        pixels: Pixels of one image; checked before it is decoded.
+        characters: Characters of text of a request.
+        tokens: Tokens of an answer, and the number where a request names none.
+        queue: Requests that wait for the model; one more is told to come again.
+        batch: Requests that are answered at once.
+        batch_pixels: Pixels of the images that are encoded at once; a single request may have more.
+        memory: Bytes of bodies and decoded images that are held for all requests.
+        read_seconds: To send a request; also the longest pause of a client that takes its answer.
+        fetch_seconds: To fetch an image from another server.
+
+    Raises:
+        FoveateError: a limit is not positive.
+    """
+
+    body: int = 32 * 2**20
+    images: int = 16
+    image_bytes: int = 20 * 2**20
+    pixels: int = 50_000_000
+    characters: int = 100_000
+    tokens: int = 512
+    queue: int = 256
+    batch: int = 8
+    batch_pixels: int = 32_000_000
+    memory: int = 2 * 2**30
+    read_seconds: float = 30
+    fetch_seconds: float = 10
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise FoveateError(f"the limit {field.name!r} must be more than 0, not {getattr(self, field.name)}.")
+
+
+class BusyError(Exception):
+    """The server has as much to do as it may; a client should come again."""
+
+
+class Held:
+    """Bytes that requests hold, counted over all threads.
+
+    Args:
+        most: How many may be held.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.bytes = 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Count bytes in.
+
+        Raises:
+            BusyError: there would be too many.
+        """
+        with self._lock:
+            if self.bytes + count > self.most:
+                raise BusyError(f"requests hold all of the {self.most >> 20} MiB that they may; try again in a moment.")
+            self.bytes += count
+
+    def give(self, count: int) -> None:
+        """Count bytes out."""
+        with self._lock:
+            self.bytes -= count
+
+    @contextmanager
+    def share(self) -> Generator[Share]:
+        """What one request holds; given back when the context is left."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.give(share.bytes)
+
+
+class Share:
+    """Bytes of one request."""
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self.bytes = 0
+
+    def take(self, count: int) -> None:
+        """Count bytes in; see `Held.take`."""
+        self._held.take(count)
+        self.bytes += count

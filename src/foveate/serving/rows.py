@@ -1,0 +1,175 @@
+"""One answer of a batch: its tokens as text, piece by piece, and when it ends.
+
+`transformers` streams batches of one only and samples all rows alike. Here every row has its own temperature, seed,
+stop texts and length, and can be ended from outside, while the rows share each step of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+#: What an unfinished character of several bytes decodes to.
+_UNFINISHED = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a row's tokens are drawn.
+
+    Args:
+        temperature: 0 takes the likeliest token.
+        top_p: Of the likeliest tokens that together have this probability one is drawn.
+        seed: None draws anew every time.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+
+class Row:
+    """Text of one answer as it is written.
+
+    White space at both ends is left out, as `foveate.ask` does; text that may be the beginning of a stop text is held
+    back until it is known not to be.
+
+    Args:
+        tokenizer: Of the model.
+        ends: Ids that end an answer.
+        limit: Tokens that the answer may have.
+        stops: Texts that end it and are not part of it.
+        deliver: Called with every piece of text.
+        cancelled: Says whether nobody waits for the answer any more.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        ends: set[int],
+        limit: int,
+        stops: Sequence[str],
+        deliver: Callable[[str], object],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.tokenizer, self.ends, self.limit, self.stops = tokenizer, ends, limit, tuple(stops)
+        self.deliver, self.cancelled = deliver, cancelled
+        self.ids: list[int] = []
+        #: "stop", "length" or "cancelled" when the answer has ended.
+        self.reason: str | None = None
+        self.text = ""
+        self._said = 0  # characters of `text` that were delivered
+        self._context = self._read = 0  # ids that the next decoding begins with, and those that are text already
+
+    def add(self, token: int) -> None:
+        """Take the next token; `reason` says afterwards whether it was the last."""
+        if self.reason is not None:
+            return
+        if self.cancelled():
+            self.reason = "cancelled"
+            return
+        if token in self.ends:
+            self._finish("stop")
+            return
+        self.ids.append(token)
+        self._decode()
+        if (end := self._stopped()) is not None:
+            self.text = self.text[:end]
+            self._finish("stop")
+        elif len(self.ids) >= self.limit:
+            self._finish("length")
+        else:
+            self._deliver(self._sure())
+
+    def _decode(self, last: bool = False) -> None:
+        # A token's text depends on the one before it, so the few last ones are decoded again with the new one.
+        known = self.tokenizer.decode(self.ids[self._context : self._read], skip_special_tokens=True)
+        text = self.tokenizer.decode(self.ids[self._context :], skip_special_tokens=True)
+        if len(text) > len(known) and (last or not text.endswith(_UNFINISHED)):
+            new = text[len(known) :]
+            self.text += new if self.text else new.lstrip()
+            self._context, self._read = self._read, len(self.ids)
+
+    def _stopped(self) -> int | None:
+        """Where the earliest stop text begins."""
+        found = [place for stop in self.stops if (place := self.text.find(stop)) >= 0]
+        return min(found, default=None)
+
+    def _sure(self) -> int:
+        """Characters that no later token can take back: neither white space at the end nor a stop text's beginning."""
+        end = len(self.text)
+        for stop in self.stops:
+            for length in range(min(len(stop) - 1, len(self.text)), 0, -1):
+                if self.text.endswith(stop[:length]):
+                    end = min(end, len(self.text) - length)
+                    break
+        return len(self.text[:end].rstrip())
+
+    def _deliver(self, end: int) -> None:
+        if end > self._said:
+            self.deliver(self.text[self._said : end])
+            self._said = end
+
+    def _finish(self, reason: str) -> None:
+        if reason == "length":
+            self._decode(last=True)
+        self.text = self.text.rstrip()
+        self._deliver(len(self.text))
+        self.reason = reason
+
+
+class Watch(StoppingCriteria):
+    """Hands every row its new token and ends the rows that are complete.
+
+    Args:
+        rows: Of the batch, in order.
+        stepped: Called after every step of the model.
+    """
+
+    def __init__(self, rows: Sequence[Row], stepped: Callable[[], object]) -> None:
+        self.rows, self.stepped = rows, stepped
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """(B,) bool, which rows are complete."""
+        self.stepped()
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            row.add(token)
+        return torch.tensor([row.reason is not None for row in self.rows], device=input_ids.device)
+
+
+class Draw(LogitsProcessor):
+    """Draws the token of every row that samples, so that the likeliest one afterwards is the drawn one.
+
+    Args:
+        sampling: Of every row.
+        device: Where logits are.
+    """
+
+    def __init__(self, sampling: Sequence[Sampling], device: torch.device) -> None:
+        self.sampling = sampling
+        self.generators = [torch.Generator(device) for _ in sampling]
+        for one, generator in zip(sampling, self.generators, strict=True):
+            if one.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(one.seed % 2**63)
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Scores (B, V) with all but the drawn token at minus infinity, in rows that sample."""
+        drawn = scores.clone()
+        for row, (one, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
+            if one.temperature > 0:
+                chances = (scores[row].float() / one.temperature).softmax(dim=-1)
+                if one.top_p < 1:
+                    ordered, places = chances.sort(descending=True)
+                    beyond = ordered.cumsum(dim=-1) - ordered >= one.top_p  # the first token is never beyond
+                    chances = chances.index_fill(0, places[beyond], 0)
+                token = torch.multinomial(chances, 1, generator=generator)
+                drawn[row] = -torch.inf
+                drawn[row, token] = 0
+        return drawn

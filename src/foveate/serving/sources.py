@@ -1,0 +1,158 @@
+"""Where the images of requests may come from.
+
+Data URIs always; files only under one folder, after links are followed; addresses only on hosts that were named, with
+no redirect followed: a server that fetches what strangers name must not become their way into its network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import httpx
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.serving.limits import Limits, Share
+from foveate.views.images import open_image
+
+_DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*(?P<base64>;base64)?,", re.IGNORECASE)
+_PORTS = {"http": 80, "https": 443}
+#: Images that are decoded at once; more would only take memory.
+_AT_ONCE = 4
+
+
+class Sources:
+    """Opens the images of requests.
+
+    Args:
+        root: Folder whose files may be named, as `file:///absolute/path` or `file:relative/path`; None: no files.
+        hosts: Hosts that may be asked, `name` for the usual ports or `name:port`.
+        limits: Of the server.
+
+    Raises:
+        FoveateError: the folder does not exist, or a host cannot be one.
+    """
+
+    def __init__(self, root: Path | None, hosts: Sequence[str], limits: Limits) -> None:
+        if root is not None and not root.is_dir():
+            raise FoveateError(f"there is no folder {str(root)!r} to take images from.")
+        for host in hosts:
+            if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?", host):
+                raise FoveateError(f"{host!r} is no host; write a name such as images.example.org or name:8080.")
+        self.root = None if root is None else root.resolve()
+        self.hosts = frozenset(host.lower() for host in hosts)
+        self.limits = limits
+        self._decoding = asyncio.Semaphore(_AT_ONCE)
+
+    async def open(self, url: str, share: Share) -> Image.Image:
+        """The image at an address, upright and in RGB.
+
+        Args:
+            url: As a request names it.
+            share: Counts the memory that the image takes.
+
+        Raises:
+            FoveateError: it may not be read, cannot be read, or is no image.
+            BusyError: there is no memory for it now.
+        """
+        scheme = url.partition(":")[0].strip().lower()[:20]
+        if scheme == "data":
+            source: Any = self._data(url)
+        elif scheme == "file":
+            source = await asyncio.to_thread(self._file, url)
+        elif scheme in _PORTS:
+            source = await self._fetch(url)
+        else:
+            raise FoveateError(
+                f"image_url: {_shown(url)} cannot be read; possible are data URIs, file: under the server's "
+                "folder, and http(s): on its allowed hosts."
+            )
+        async with self._decoding:
+            image = await asyncio.to_thread(open_image, source, max_pixels=self.limits.pixels)
+        share.take(3 * image.width * image.height)
+        return image
+
+    def _data(self, url: str) -> bytes:
+        match = _DATA.match(url)
+        if match is None:
+            raise FoveateError(f"image_url: {_shown(url)} is no data URI; write data:image/png;base64,...")
+        if len(url) - match.end() > 4 * self.limits.image_bytes // 3 + 4:
+            raise self._too_long()
+        try:
+            if match["base64"]:
+                data = base64.b64decode(re.sub(r"\s", "", url[match.end() :]), validate=True)
+            else:
+                data = unquote_to_bytes(url[match.end() :])
+        except (binascii.Error, ValueError) as error:
+            raise FoveateError(f"image_url: the data URI holds no base64: {error}.") from None
+        if len(data) > self.limits.image_bytes:
+            raise self._too_long()
+        return data
+
+    def _file(self, url: str) -> Path:
+        if self.root is None:
+            raise FoveateError("image_url: this server reads no files (it was started without --files).")
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost"):
+            raise FoveateError(f"image_url: {_shown(url)} names another machine; write file:///path.")
+        try:
+            path = (self.root / unquote_to_bytes(parts.path).decode()).resolve(strict=True)
+        except (OSError, ValueError, RuntimeError):  # missing, NUL bytes, no UTF-8, a loop of links
+            path = None
+        # One sentence for what is missing and for what lies elsewhere: an answer must not tell which files exist.
+        if path is None or not path.is_relative_to(self.root) or not path.is_file():
+            raise FoveateError(f"image_url: there is no file {_shown(url)} under the folder that this server reads.")
+        if path.stat().st_size > self.limits.image_bytes:
+            raise self._too_long()
+        return path
+
+    async def _fetch(self, url: str) -> bytes:
+        try:
+            parts = urlsplit(url)
+            host, port = (parts.hostname or "").lower(), parts.port
+        except ValueError:
+            raise FoveateError(f"image_url: {_shown(url)} is no address.") from None
+        name = f"[{host}]" if ":" in host else host
+        usual = port in (None, _PORTS[parts.scheme.lower()])
+        if not (f"{name}:{port or _PORTS[parts.scheme.lower()]}" in self.hosts or (usual and name in self.hosts)):
+            raise FoveateError(
+                f"image_url: this server fetches nothing from {_shown(name)}; send the image as a data URI."
+            )
+        if parts.username or parts.password:
+            raise FoveateError("image_url: an address with a user name is not fetched.")
+        try:
+            async with asyncio.timeout(self.limits.fetch_seconds):
+                return await self._download(url)
+        except TimeoutError:
+            raise FoveateError(f"image_url: {_shown(name)} took longer than {self.limits.fetch_seconds:g} s.") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise FoveateError(f"image_url: {_shown(name)} could not be read: {type(error).__name__}.") from None
+
+    async def _download(self, url: str) -> bytes:
+        # trust_env: a proxy of the environment would be asked for hosts that it reaches and this check does not know.
+        client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=self.limits.fetch_seconds)
+        async with client, client.stream("GET", url, headers={"accept": "image/*"}) as response:
+            if response.status_code != 200:
+                raise FoveateError(
+                    f"image_url: the address answers with status {response.status_code}, not with an image."
+                )
+            data = bytearray()
+            async for piece in response.aiter_bytes():
+                data += piece
+                if len(data) > self.limits.image_bytes:
+                    raise self._too_long()
+        return bytes(data)
+
+    def _too_long(self) -> FoveateError:
+        return FoveateError(f"image_url: an image file may have at most {self.limits.image_bytes / 2**20:g} MiB here.")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
