@@ -124,7 +124,7 @@ def pair(model: LlavaUHDForConditionalGeneration, processor: LlavaUHDProcessor) 
 
     Raises:
         FoveateError: if the model's vocabulary lacks the placeholder, or the processor cuts images into
-            patches or stages that are not the vision tower's.
+            patches or stages that are not the vision tower's, or they differ in their VoCo tokens.
     """
     vision, image_processor = model.config.vision_config, processor.image_processor
     expected, found = (
@@ -139,6 +139,11 @@ def pair(model: LlavaUHDForConditionalGeneration, processor: LlavaUHDProcessor) 
             f"model's vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first"
         )
     model.config.image_token_id = processor.image_token_id
+    if model.config.num_voco_tokens != processor.num_voco_tokens:
+        raise FoveateError(
+            f"the processor writes {processor.num_voco_tokens} VoCo tokens after an image, and the model reads "
+            f"{model.config.num_voco_tokens}"
+        )
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

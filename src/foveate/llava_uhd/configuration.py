@@ -24,9 +24,12 @@ class LlavaUHDConfig(PreTrainedConfig):
         multimodal_projector_bias: whether the connector's layers have biases.
         tie_word_embeddings: whether the output layer is the input embedding; follows `text_config` where not
             given.
+        num_voco_tokens: VoCo tokens after every image, through which text sees it (`foveate.llava_uhd.voco`); 0: text
+            sees images themselves.
+        voco_token_id: id of the VoCo token.
 
     Raises:
-        FoveateError: if `image_token_id` is not the id of a token.
+        FoveateError: if `image_token_id` is not the id of a token, or there are VoCo tokens without an id.
 
     Example:
         >>> from transformers import Qwen3Config
@@ -48,6 +51,8 @@ class LlavaUHDConfig(PreTrainedConfig):
     projector_hidden_act: str = "gelu"
     multimodal_projector_bias: bool = True
     tie_word_embeddings: bool | None = None
+    num_voco_tokens: int = 0
+    voco_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, PreTrainedConfig):
@@ -60,6 +65,10 @@ class LlavaUHDConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if not isinstance(self.image_token_id, int) or self.image_token_id < 0:
             raise FoveateError(f"image_token_id must be a token, 0 or more, not {self.image_token_id!r}")
+        if not isinstance(self.num_voco_tokens, int) or self.num_voco_tokens < 0:
+            raise FoveateError(f"num_voco_tokens must be a number from 0 on, not {self.num_voco_tokens!r}")
+        if self.num_voco_tokens and self.voco_token_id is None:
+            raise FoveateError(f"num_voco_tokens is {self.num_voco_tokens}, and voco_token_id is not given")
 
     @classmethod
     def get_config_dict(

@@ -23,6 +23,7 @@ from foveate.errors import FoveateError
 
 from .checkpoint import UNUSED_KEYS
 from .configuration import LlavaUHDConfig
+from .voco import read_through_voco
 
 
 @dataclass
@@ -94,6 +95,13 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    @property
+    def own_compression(self) -> str | None:
+        """What this model does with visual tokens by itself, so that no plan can be attached to it; None: nothing."""
+        if self.config.num_voco_tokens:
+            return f"reads images through {self.config.num_voco_tokens} VoCo tokens each"
+        return None
+
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of text tokens."""
         return self.language_model.get_input_embeddings()
@@ -132,11 +140,14 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
 
         Without `input_ids`, a placeholder is an embedding equal to that of `config.image_token_id`.
         """
+        return self._is_token(self.config.image_token_id, input_ids, inputs_embeds)
+
+    def _is_token(self, number: int | None, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if input_ids is not None and (inputs_embeds is None or input_ids.numel()):
-            return input_ids.eq(self.config.image_token_id)
+            return input_ids.eq(number)
         if inputs_embeds is None:
             raise FoveateError("give input_ids or inputs_embeds")
-        token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+        token = torch.tensor(number, device=inputs_embeds.device)
         return inputs_embeds.eq(self.get_input_embeddings()(token)).all(-1)
 
     def get_placeholder_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
@@ -194,6 +205,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        text_embeds = inputs_embeds
         image_features = None
         if images is not None:
             image_features = torch.cat(tuple(images.pooler_output))
@@ -201,14 +213,22 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
 
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            return_dict=True,
+        arguments: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "return_dict": True,
             **kwargs,
-        )
+        }
+        if count := self.config.num_voco_tokens:
+            voco = self._is_token(self.config.voco_token_id, input_ids, text_embeds)
+            placeholders = self.is_placeholder(input_ids, text_embeds)
+            if images is None:  # a placeholder that the model wrote itself is text
+                placeholders = torch.zeros_like(placeholders)
+            outputs = read_through_voco(self.language_model, placeholders, voco, count, arguments)
+        else:
+            outputs = self.language_model(**arguments)
         return LlavaUHDModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,

@@ -14,6 +14,7 @@ from foveate.views.images import open_image
 from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
 from .checkpoint import has_file, is_released
 from .configuration import LlavaUHDConfig
+from .voco import VOCO_TOKEN
 
 # Arguments of `from_pretrained` that say where a file is, and how to get it.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -32,6 +33,7 @@ class LlavaUHDProcessor(ProcessorMixin):
         tokenizer: the tokenizer of the language model; the placeholder is added to it where it is missing.
         chat_template: a Jinja template; ChatML turns where not given (`foveate.llava_uhd.chat_template`).
         image_token: the placeholder.
+        num_voco_tokens: VoCo tokens that are written after every image (`foveate.llava_uhd.voco`).
 
     Example:
         >>> content = [{"type": "image", "image": "sign.png"}, {"type": "text", "text": "Which date?"}]
@@ -49,8 +51,10 @@ class LlavaUHDProcessor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | dict[str, str] | None = None,
         image_token: str = IMAGE_TOKEN,
+        num_voco_tokens: int = 0,
     ) -> None:
         self.image_token = image_token
+        self.num_voco_tokens = num_voco_tokens
         if tokenizer is not None and image_token not in tokenizer.get_vocab():
             tokenizer.add_tokens([image_token], special_tokens=True)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
@@ -104,12 +108,17 @@ class LlavaUHDProcessor(ProcessorMixin):
         super().validate_inputs(images=images, text=text, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The placeholders of one image: one for each token after the last stage."""
+        """The placeholders of one image, one for each token after the last stage, and what comes after them."""
         num_stages = kwargs.get("num_stages")
         if num_stages is None:
             num_stages = self.image_processor.num_stages
         rows, columns = (int(side) for side in image_inputs["grid_hws"][image_idx])
-        return self.image_token * ((rows >> num_stages) * (columns >> num_stages))
+        return self.image_token * ((rows >> num_stages) * (columns >> num_stages)) + self.after_image
+
+    @property
+    def after_image(self) -> str:
+        """What is written after the placeholders of every image: VoCo tokens, where the model reads through them."""
+        return VOCO_TOKEN * self.num_voco_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """Placeholders and patches of images of these sizes `(height, width)` in pixels, without the images.

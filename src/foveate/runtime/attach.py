@@ -107,6 +107,9 @@ class Handle:
         self._journal = Journal()
         self._local = threading.local()
         self._undo: list[Callable[[], None]] = []
+        own = getattr(self._core, "own_compression", None)
+        if own is not None:
+            raise FoveateError(f"this model {own}; '{plan}' cannot be attached to it.")
         check_sites(plan, self.family)
         self.tower: Tower = self.family.tower(self._core)
         self._needs, notes = needs_of(plan, self.family, self.tower, text_features is not None)

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging
 
 from foveate.errors import FoveateError
+from foveate.llava_uhd.voco import add_voco_tokens
 from foveate.loading import load
 from foveate.plan import Plan
 from foveate.training.architectures import architecture_named, architecture_of
@@ -24,8 +25,15 @@ def build_model(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, Proces
 
     Raises:
         FoveateError: the pretrained model cannot be loaded or trained, or a field of the new one's configuration is
-            not possible.
+            not possible, or it is of a kind that cannot have the VoCo tokens asked for.
     """
+    model, processor = _chosen(choice, seed)
+    if choice.voco is not None:
+        add_voco_tokens(model, processor, choice.voco, seed)
+    return model, processor
+
+
+def _chosen(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
     if choice.new is not None:
         return new_model(choice.new, seed)
     model, processor = load(_name(choice.pretrained), dtype="float32", device="cpu", plan=None)

@@ -135,7 +135,8 @@ class Collator:
         expanded = [pieces[0]]
         for index, piece in enumerate(pieces[1:]):
             rows, columns = self._token_grid(grids[index])
-            expanded += [self.processor.image_token * (rows * columns), piece]
+            after = getattr(self.processor, "after_image", "")
+            expanded += [self.processor.image_token * (rows * columns) + after, piece]
         return tokenizer("".join(expanded), add_special_tokens=False)["input_ids"]
 
     def _text(

@@ -51,15 +51,20 @@ class ModelChoice:
     Args:
         pretrained: Folder or Hub id of a model of one of these architectures, or `embedded` (`from:` in the file).
         new: Configuration of a model that starts from random weights.
+        voco: Tokens after every image through which text sees it (VoCo-LLaMA, `foveate.llava_uhd.voco`), for
+            `llava-uhd`; by default what the pretrained model has, and none in a new one.
     """
 
     pretrained: str | None = field(default=None, metadata={"key": "from"})
     new: NewModel | None = None
+    voco: int | None = None
 
     def check(self, where: str) -> None:
         """Raises FoveateError unless exactly one of the two is given."""
         if (self.pretrained is None) == (self.new is None):
             raise FoveateError(f"{where}: give either `from` (a folder or Hub id) or `new`, and not both.")
+        if self.voco is not None and self.voco < 1:
+            raise FoveateError(f"{where}.voco: {self.voco} must be at least 1; leave it out for none.")
 
 
 @dataclass(frozen=True)
@@ -354,6 +359,13 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise FoveateError(f"{where}.stages: two stages have the same name; names are {', '.join(names)}.")
+        for number, stage in enumerate(self.stages):
+            if self.model.voco is not None and (stage.plan is not None or stage.loss.pointing):
+                wrong = "plan" if stage.plan is not None else "loss.pointing"
+                raise FoveateError(
+                    f"{where}.stages[{number}].{wrong}: with model.voco text sees no visual token, but those "
+                    f"{self.model.voco} after the image; leave it out."
+                )
         for name in ("log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")

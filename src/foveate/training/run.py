@@ -87,7 +87,12 @@ class Run:
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model, self.recipe.seed)
-        for _, stage in stages:  # a plan that this model cannot follow is found before hours of training
+        for _, stage in stages:  # what this model cannot follow is found before hours of training
+            if stage.loss.pointing and getattr(model.config, "num_voco_tokens", 0):
+                raise FoveateError(
+                    f"stage {stage.name}: pointing tells where text looks in an image, which it sees through VoCo "
+                    "tokens alone; leave loss.pointing out."
+                )
             with learner.following(stage.plan):
                 pass
         unit = learner.architecture.unit(model.config)
