@@ -28,7 +28,7 @@ from foveate.encoders import ViTUHDConfig, ViTUHDModel
 from foveate.errors import FoveateError
 from foveate.loading import load
 from foveate.plan import Plan
-from foveate.runtime import compress, handle_of
+from foveate.runtime import compress, handle_of, speculate
 from foveate.runtime.report import ImageReport
 from foveate.views.images import open_image
 
@@ -117,6 +117,7 @@ class Answer:
         plan: the plan that was followed, as text, or None.
         selection: what the plan did to each image, as plain values; see `selected`.
         pooling: for each content-adaptive stage what it looked at, if `ask` was told to keep it.
+        draft: what a draft did, as plain values (`foveate.runtime.Speculation`), or None.
     """
 
     text: str
@@ -131,6 +132,7 @@ class Answer:
     plan: str | None = None
     selection: list[dict[str, Any]] = field(default_factory=list, repr=False)
     pooling: list[Pooling] = field(default_factory=list, repr=False)
+    draft: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON values, without the pooling maps."""
@@ -149,6 +151,7 @@ def ask(
     max_new_tokens: int = 128,
     stream: Callable[[str], object] | None = None,
     keep_pooling: bool = False,
+    draft: Any = None,
 ) -> Answer:
     """Answer one question about one image; always the same answer to the same question (greedy decoding).
 
@@ -164,11 +167,15 @@ def ask(
         stream: called with each piece of the answer's text as soon as it is final.
         keep_pooling: also keep what the content-adaptive stages looked at, for a picture; the image is encoded once
             more for it, outside of the measured times.
+        draft: what guesses the answer while the model writes it, a folder or anything that `foveate.speculate` takes;
+            the answer is the same.
 
     Raises:
         FoveateError: the image cannot be read, the question is empty or too long, the model cannot be loaded or asked,
-            or the plan cannot be read or does not fit the model.
+            or the plan or draft cannot be read or does not fit the model.
     """
+    if plan is not None and draft is not None:
+        raise FoveateError("a draft speeds up models without a plan; leave the draft or the plan out.")
     wanted = None if plan is None else Plan.of(plan)
     if not isinstance(question, str) or not question.strip():
         raise FoveateError("the question is empty: say in words what you want to know about the image.")
@@ -189,7 +196,8 @@ def ask(
     trace = Trace(net)
 
     following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted)
-    with following as handle, torch.inference_mode(), trace.watching():
+    drafting = nullcontext() if draft is None else speculate(net, draft)
+    with following as handle, drafting as speculation, torch.inference_mode(), trace.watching():
         started = trace.now()
         output = net.generate(
             **inputs,
@@ -231,6 +239,7 @@ def ask(
             picture.size,
         ),
         pooling=_pooling(net, inputs) if keep_pooling and view_size is not None else [],
+        draft=None if speculation is None else speculation.report().as_json(),
     )
 
 

@@ -18,6 +18,7 @@ EXAMPLES = """
     foveate ask examples/chart.png "Which month had the most visitors?" --picture out.png
     foveate ask examples/receipt.png "What is the total?" --plan divprune:25% --picture out.png
     foveate ask scan.jpg "Who signed it?" --model path/to/folder --json
+    foveate ask examples/receipt.png "What is the total?" --draft draft
     foveate ask photo.jpg "What does the sign say?" --model owner/name-on-the-hub
 """
 
@@ -38,6 +39,13 @@ def ask(
         typer.Option(
             help="Methods that shorten what the language model reads, such as 'divprune:25%' (see foveate methods).",
             show_default="the plan saved beside the model, if any",
+        ),
+    ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a draft that guesses the answer while the model writes it (see foveate train-draft).",
+            show_default=False,
         ),
     ] = None,
     picture: Annotated[
@@ -69,6 +77,7 @@ def ask(
         max_new_tokens=max_new_tokens,
         stream=None if as_json else _print_piece,
         keep_pooling=picture is not None,
+        draft=draft,
     )
     if picture is not None:
         from foveate.pictures import draw_answer
@@ -114,6 +123,9 @@ def _print_account(answer: Answer) -> None:
     fewer = f", {tokens.unmerged / tokens.read:.3g} times fewer than {tokens.unmerged} patches" if tokens.read else ""
     parts = ", ".join(f"{part} {1000 * seconds:.0f}" for part, seconds in times.items() if part != "total")
     plan = {"plan": answer.plan} if answer.plan else {}
+    if drafted := answer.draft:
+        length = f"{drafted['acceptance_length']:.2f} tokens for each"
+        plan["draft"] = f"{drafted['tokens']} tokens in {drafted['passes']} passes after the prompt's, {length}"
     for name, value in {
         "image": f"{width} x {height} px{seen}",
         "tokens": f"the language model reads {tokens.read} of the image{fewer}, and {tokens.text} of text",

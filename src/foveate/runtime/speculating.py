@@ -24,8 +24,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from foveate.decoding.draft import Drafter, Session, Target, load_draft
 from foveate.decoding.tree import Shape, Tree
 from foveate.errors import FoveateError
-from foveate.families import family_of
+from foveate.families import Family, family_of
 from foveate.runtime.attach import _unwrapped, handle_of
+from foveate.runtime.choosing import MODALITIES
 
 #: Where a model keeps what speculates for it.
 _SPECULATION = "_foveate_speculation"
@@ -203,6 +204,16 @@ def target_of(model: Any) -> Target:
     )
 
 
+def prompt_mask(family: Family, core: Any, ids: Tensor) -> Tensor:
+    """Which positions (L,) of a prompt are of images or clips."""
+    visual = torch.zeros_like(ids, dtype=torch.bool)
+    for modality in MODALITIES:
+        placeholder = family.placeholder(core, modality)
+        if placeholder is not None:
+            visual |= ids == placeholder
+    return visual
+
+
 @dataclass
 class Seen:
     """What went through a language model: inputs and last features, (1, L, d) of every call."""
@@ -270,11 +281,7 @@ class _Writing:
             self.cache.activate_past_recording()
         token = self._write_next(self.output.logits[:, -1])
         embeds, features = seen.take()
-        visual = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
-        new = ids[0, -len(embeds) :]
-        for modality in ("image", "video"):
-            placeholder = self.handle.family.placeholder(self.handle.core, modality)
-            visual |= (new == placeholder) if placeholder is not None else False
+        visual = prompt_mask(self.handle.family, self.handle.core, ids[0, -len(embeds) :])
         following = torch.cat([embeds[1:], self.target.embed(token)])
         mask = model_kwargs.get("attention_mask")
         if mask is not None:

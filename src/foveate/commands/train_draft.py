@@ -1,0 +1,164 @@
+"""`foveate train-draft`: a draft for `foveate.speculate`, trained on what one model writes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foveate.commands.console import console, notes, print_json
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate train-draft -o draft --steps 500
+    foveate train-draft llava-hf/llava-1.5-7b-hf my-receipts.jsonl -o draft --kind flash --learning-rate 8e-5
+    foveate ask receipt.png "What is the total?" --draft draft
+"""
+
+
+class Kind(StrEnum):
+    """Whose draft."""
+
+    specvlm = "specvlm"
+    flash = "flash"
+
+
+def train_draft(
+    model: Annotated[
+        str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="JSON or JSONL files of conversations in LLaVA's format; else questions about rendered images.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.", show_default=False)] = None,
+    kind: Annotated[Kind, typer.Option(help="Whose draft.")] = Kind.specvlm,
+    compressor: Annotated[
+        str | None,
+        typer.Option(
+            help="specvlm: how it reads images: gate (the question chooses), join, prune, pool, conv, resample, text.",
+            show_default="gate",
+        ),
+    ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of the resampler (specvlm) or of an image (flash).", show_default="2, flash 64"
+        ),
+    ] = None,
+    guesses: Annotated[
+        int | None, typer.Option(min=1, help="flash: tokens guessed at a time.", show_default="5")
+    ] = None,
+    own_answers: Annotated[
+        bool, typer.Option("--own-answers/--data-answers", help="Learn what the model writes, or the data's answers.")
+    ] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Length at which own answers are cut off.")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Greatest step size; for large models 8e-5.")] = 1e-3,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the files' image paths; each file's own by default.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Read this many of the files' conversations.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of questions, first weights and chance.")] = 0,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out rendered questions to measure on.")] = 50,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
+    ] = True,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+) -> None:
+    """Train a draft: a small network that guesses what a model will write, so that it writes faster.
+
+    The model answers questions, its weights stay as they are, and the draft learns its features and its words on the
+    way. Stop it at any moment, by Ctrl-C or SIGTERM: the same command goes on from there. State and log are kept in a
+    folder beside the output. At the end the draft is measured on held-out questions: tokens written a pass, the time
+    beside the model alone, and how many answers are the same, which is all of them up to rounding.
+    """
+    if output is None:
+        raise FoveateError("say which folder to write: -o draft.")
+    data = list(data or [])
+    if limit is not None and not data:
+        raise FoveateError("--limit is for files; questions about rendered images have no end.")
+    named = {"compressor": compressor, "queries": queries, "guesses": guesses}
+    chosen = {name: value for name, value in named.items() if value is not None}
+    if wrong := sorted(chosen.keys() & {Kind.specvlm: {"guesses"}, Kind.flash: {"compressor"}}[kind]):
+        raise FoveateError(f"--{wrong[0]} is not for --kind {kind.value}.")
+    with notes.status("loading foveate"):
+        from foveate.commands.train_relevance import mark
+        from foveate.decoding import draft_kinds
+        from foveate.loading import load, locate
+        from foveate.training import drafting, prompts
+        from foveate.training.course import StopRequest
+        from foveate.training.fitting import Fitting
+        from foveate.training.relevance import Folder
+    how = Fitting(steps, batch_size, learning_rate, seed)
+    own = max_new_tokens if own_answers else None
+    place = Path(locate(model))
+    examples = prompts.samples(data, images, limit, seed)
+    about = {
+        "model": mark(place) if place.is_dir() else model,
+        "kind": kind.value,
+        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
+        "own_answers": own,
+        **chosen,
+        **asdict(how),
+    }
+    folder = Folder(output, about, resume)
+    with notes.status(f"reading {model or 'the embedded model'}"):
+        net, processor = load(model, device=device, plan=None)
+    cls = draft_kinds()[kind.value]
+    draft = cls.new(cls.config_class.of(net, seed=seed, **chosen))
+
+    stop = StopRequest(max_minutes)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
+        task = progress.add_task(kind.value, total=steps)
+
+        def told(step: int, loss: float) -> None:
+            progress.update(task, completed=step, description=f"loss {loss:.4f}")
+
+        fitted = drafting.fit(net, processor, examples, draft, how, own, folder, told, stop)
+    document: dict[str, Any] = {
+        "finished": fitted.finished,
+        "output": str(output) if fitted.finished else None,
+        "model": model or "embedded",
+        "kind": kind.value,
+        "parameters": sum(parameter.numel() for parameter in draft.parameters()),
+        "steps": fitted.step,
+        "questions": fitted.step * batch_size,
+        "log": str(folder.log.path),
+    }
+    if fitted.finished:
+        fitted.network.save(output)
+        with notes.status(f"measuring on {held_out} held-out questions"):
+            found = drafting.measure(net, processor, fitted.network, prompts.held_out(held_out), max_new_tokens)
+        document |= {"held_out": held_out, "measured": found}
+    if as_json:
+        print_json(document)
+        return
+    if not fitted.finished:
+        console.print(f"stopped after step {fitted.step} of {steps}; the same command goes on from here.")
+        return
+    console.print(f"{output} written: {steps} steps, {document['questions']} questions.")
+    for way, row in document["measured"].items():
+        console.print(
+            f"  {way}: {row['acceptance_length']:.2f} tokens a pass, {row['seconds']:.1f} s where the model alone "
+            f"takes {row['seconds_alone']:.1f} s, {row['identical']} of {row['answers']} answers the same",
+            soft_wrap=True,
+        )
