@@ -157,6 +157,13 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
+def next_scale(root: Path, _page: Path) -> str:
+    """Every run of `foveate bench next-scale`."""
+    from generator.next_scale import runs
+
+    return runs(root)
+
+
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "stages": stages,
     "picture": picture,
@@ -164,4 +171,5 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "encoders": encoders,
     "authors": authors,
     "speed": speed,
+    "next-scale": next_scale,
 }

@@ -78,7 +78,7 @@ def read_recipe(path: Path) -> tuple[NextScaleConfig, Recipe]:
     except (ValueError, TypeError, AttributeError) as error:
         raise FoveateError(f"{path} is no recipe of a next-scale model: {error}") from error
     known = {
-        "model": {field.name for field in dataclasses.fields(NextScaleConfig)},  # ty: ignore[invalid-argument-type]
+        "model": {field.name for field in dataclasses.fields(NextScaleConfig)},
         "training": {field.name for field in dataclasses.fields(Recipe)},
     }
     for name, given in (("model", model), ("training", training)):

@@ -1,0 +1,30 @@
+"""The tables of `benchmarks/results/next-scale-*.json`, runs of `foveate bench next-scale`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def runs(root: Path) -> str:
+    """A table for every run, with its command and machine.
+
+    Args:
+        root: The repository.
+    """
+    from foveate.benchmark.next_scale import table
+    from generator.tables import table as markdown
+
+    parts = []
+    for path in sorted((root / "benchmarks" / "results").glob("next-scale-*.json")):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        header, rows = table(document)
+        machine, settings = document["hardware"], document["settings"]
+        refused = [f"- {line['plan']}: {line['reason']}" for line in document["impossible"]]
+        about = (
+            f"Maps of {', '.join(map(str, document['scales']))} tokens a side, {document['parameters']:,} parameters, "
+            f"{settings['samples']} pictures a turn, median of {settings['repeats']} turns; {machine['cpu']}, "
+            f"threads: {settings['threads']}; from `{path.relative_to(root)}`, made by `{document['command']}`."
+        )
+        parts += [about, markdown(header, rows), *(["Not possible:", "\n".join(refused)] if refused else [])]
+    return "\n\n".join(parts) or "*Not measured yet.*"

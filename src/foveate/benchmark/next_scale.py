@@ -1,0 +1,265 @@
+"""What compressed caches cost and save a next-scale image model: bytes, time, and how far pictures move.
+
+All plans run side by side on one model: in every turn each of them draws the same pictures with the same chance. The
+full cache is what they are compared with. Random and newest tokens with the same budget are the controls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from foveate.benchmark.measure import clock, hardware, spread, versions
+from foveate.benchmark.results import earlier, write_json
+from foveate.cache.policies import METHODS, history
+from foveate.errors import FoveateError
+from foveate.generation import NextScaleConfig, NextScaleForImageGeneration, calibrate, compress_cache, pictures
+from foveate.plan import parse_plan
+
+KIND = "next-scale"
+UNTOUCHED = "untouched"
+#: Bytes and time do not depend on weights: maps of a picture of 512 px as VAR has them, a narrower transformer.
+LARGE = "large"
+_LARGE = NextScaleConfig(
+    image_size=512,
+    downsampling=16,
+    scales=[1, 2, 3, 4, 6, 9, 13, 18, 24, 32],
+    hidden_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+)
+PLANS = (
+    *("hack:50%", "scalekv:50%", "random:50%", "recent:50%"),
+    *("hack:30%", "scalekv:30%", "random:30%", "recent:30%"),
+    *("hack:20%", "scalekv(window=9):20%", "random:20%", "recent:20%"),
+    *("hack:10%", "scalekv(window=4):10%", "random:10%", "recent:10%"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Args:
+        model: A folder that `foveate train-next-scale` wrote, or "large": random weights, for bytes and time only.
+        plans: Plans of `compress_cache`.
+        samples: Pictures that are drawn in a turn, of classes in turn.
+        held_out: Held-out pictures whose tokens are predicted; 0 for none.
+        repeats: Timed turns after a warm-up.
+        guidance: Of classifier-free guidance.
+        seed: Of the pictures, and of what random tokens are kept.
+        threads: Threads of the CPU.
+    """
+
+    model: str
+    plans: tuple[str, ...] = PLANS
+    samples: int = 32
+    held_out: int = 128
+    repeats: int = 3
+    guidance: float = 1.5
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples", 1), ("held_out", 0), ("repeats", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise FoveateError(f"{name} is {getattr(self, name)}; the least is {least}.")
+        for plan in self.plans:
+            parse_plan(plan, METHODS)
+
+
+def load(name: str) -> NextScaleForImageGeneration:
+    """The model of a folder in float32, or the large one with random weights."""
+    if name == LARGE:
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(0)
+            return NextScaleForImageGeneration(_LARGE).eval()
+    if not (Path(name) / "config.json").is_file():
+        raise FoveateError(f"{name} is no folder with a model; train one with foveate train-next-scale -o {name}.")
+    return NextScaleForImageGeneration.from_pretrained(name, dtype=torch.float32).eval()
+
+
+def run(
+    settings: Settings,
+    path: Path,
+    *,
+    resume: bool = False,
+    command: str = "",
+    picture: Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Measure every plan and write the result.
+
+    Args:
+        settings: What to measure.
+        path: JSON file.
+        resume: Return what the file has, if it is whole and of the same settings.
+        command: The command line, for the file.
+        picture: Also draw samples of all plans into this file.
+        report: Told what is done.
+
+    Returns:
+        The document. Its rows have, for the untouched model and every plan: `kept_bytes` (the most that the cache holds
+        between two maps), `peak_bytes` (with the map that is read), `maps` (bytes kept after each map), `seconds` of a
+        turn; `equal` (share of tokens that are those of the full cache under the same seed) and `equal_by_map`,
+        `picture_mse` against the full cache's pictures (of [-1, 1]), and on held-out pictures, read map by map through
+        the cache: `nats` a token, `best_equal` (share of tokens whose most likely code is the full cache's).
+    """
+    if resume:
+        (rows,) = earlier(path, asdict(settings), ["rows"], KIND)
+        if rows:
+            return {"settings": asdict(settings), "rows": rows}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        document = _measure(settings, command, picture, report)
+    finally:
+        torch.set_num_threads(threads)
+    write_json(path, document)
+    return document
+
+
+def _measure(settings: Settings, command: str, picture: Path | None, report: Callable[[str], None]) -> dict[str, Any]:
+    model = load(settings.model)
+    config = model.config
+    profile = calibrate(model, seed=settings.seed + 1)  # not on the pictures that are compared
+    report(f"calibrated on {profile.samples} pictures")
+    plans = [UNTOUCHED]
+    impossible: list[dict[str, str]] = []
+    for plan in settings.plans:
+        try:
+            with compress_cache(model, plan, profile=profile, seed=settings.seed):
+                plans.append(plan)
+        except FoveateError as error:
+            impossible.append({"model": settings.model, "plan": plan, "reason": str(error)})
+    labels = torch.arange(settings.samples) % config.num_classes
+
+    @contextmanager
+    def attached(plan: str) -> Generator[None]:
+        with compress_cache(model, plan, profile=profile, seed=settings.seed) if plan != UNTOUCHED else nullcontext():
+            yield
+
+    seconds: dict[str, list[float]] = {plan: [] for plan in plans}
+    samples: dict[str, Any] = {}
+    for turn in range(settings.repeats + 1):
+        # Another plan begins each turn, so that none is always first.
+        for plan in plans[turn % len(plans) :] + plans[: turn % len(plans)]:
+            with attached(plan):
+                start = clock(model.device)
+                samples[plan] = model.generate(labels, guidance=settings.guidance, seed=settings.seed)
+                if turn:  # the first one warms up
+                    seconds[plan].append(clock(model.device) - start)
+        report(f"turn {turn} of {settings.repeats}")
+    held_out = _held_out(model, settings) if settings.held_out and settings.model != LARGE else None
+    full = samples[UNTOUCHED]
+    logits: dict[str, Tensor] = {}
+    rows = []
+    for plan in plans:
+        row = _sizes(plan, settings, samples[plan], full, config)
+        row["seconds"] = spread(seconds[plan])
+        if settings.model != LARGE:
+            row |= _distance(samples[plan], full, config)
+        if held_out is not None:
+            with attached(plan):
+                logits[plan], _ = model.score(*held_out)
+            row["nats"] = float(F.cross_entropy(logits[plan].flatten(0, 1), held_out[1].flatten()))
+            same = logits[plan].argmax(dim=2) == logits[UNTOUCHED].argmax(dim=2)
+            row["best_equal"] = float(same.float().mean())
+            report(f"{plan}: {row['nats']:.4f} nats a token")
+        rows.append(row)
+    if picture is not None and settings.model != LARGE:
+        grid(settings, samples, picture)
+    return {
+        "kind": KIND,
+        "command": command,
+        "hardware": hardware(model.device),
+        "versions": versions(),
+        "settings": asdict(settings),
+        "note": "Budgets are shares of the tokens that a full cache holds before the last map. Bytes are those of all "
+        "tensors that the cache holds, positions of ragged heads included, for the pictures of one turn with their "
+        "unconditional halves.",
+        "scales": config.scales,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "rows": rows,
+        "impossible": impossible,
+    }
+
+
+def _held_out(model: NextScaleForImageGeneration, settings: Settings) -> tuple[Tensor, Tensor]:
+    pixels, labels = pictures.batch(range(settings.held_out), model.config.image_size, "held-out")
+    with torch.no_grad():
+        return labels, model.tokenizer.encode(pixels)
+
+
+def _sizes(plan: str, settings: Settings, sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]:
+    step = None if plan == UNTOUCHED else parse_plan(plan, METHODS).steps[0]
+    whole = history(config.scales)
+    return {
+        "model": settings.model,
+        "plan": plan,
+        "method": UNTOUCHED if step is None else step.method.name,
+        "budget": "100%" if step is None else str(step.budget),
+        "average": whole if step is None else step.count(whole),
+        "kept_bytes": sample.cache.kept_bytes,
+        "kept_share": sample.cache.kept_bytes / full.cache.kept_bytes,
+        "peak_bytes": sample.cache.peak_bytes,
+        "peak_share": sample.cache.peak_bytes / full.cache.peak_bytes,
+        "maps": [record.bytes for record in sample.cache.records],
+    }
+
+
+def _distance(sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]:
+    same = (sample.token_ids == full.token_ids).float()
+    return {
+        "equal": float(same.mean()),
+        "equal_by_map": [float(same[:, start:end].mean()) for start, end in config.bounds],
+        "picture_mse": float(F.mse_loss(sample.pixel_values, full.pixel_values)),
+    }
+
+
+def grid(settings: Settings, samples: dict[str, Any], path: Path, columns: int = 16, larger: int = 2) -> None:
+    """Draw the pictures of every plan: a row each, the same classes and seed in a column."""
+    shown = {plan: pictures.to_images(sample.pixel_values[:columns]) for plan, sample in samples.items()}
+    side = next(iter(shown.values()))[0].width * larger
+    margin, gap = 170, 4
+    width = margin + min(columns, settings.samples) * (side + gap)
+    page = Image.new("RGB", (width, len(shown) * (side + gap) + gap), (255, 255, 255))
+    pen = ImageDraw.Draw(page)
+    for row, (plan, images) in enumerate(shown.items()):
+        top = gap + row * (side + gap)
+        pen.text((6, top + side // 2 - 6), "full cache" if plan == UNTOUCHED else plan, fill=(0, 0, 0))
+        for column, image in enumerate(images):
+            page.paste(image.resize((side, side), Image.Resampling.NEAREST), (margin + column * (side + gap), top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page.save(path)
+
+
+def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a result, as text."""
+    fidelity = any("equal" in row for row in document["rows"])
+    predicted = any("nats" in row for row in document["rows"])
+    header = ["plan", "kept, KiB", "of full", "peak, KiB", "of full", "seconds"]
+    header += ["equal tokens", "picture MSE"] if fidelity else []
+    header += ["nats a token", "same best"] if predicted else []
+    rows = []
+    for row in document["rows"]:
+        cells = [
+            row["plan"],
+            f"{row['kept_bytes'] / 1024:,.0f}",
+            f"{100 * row['kept_share']:.1f} %",
+            f"{row['peak_bytes'] / 1024:,.0f}",
+            f"{100 * row['peak_share']:.1f} %",
+            f"{row['seconds']['median']:.3f}",
+        ]
+        cells += [f"{100 * row['equal']:.1f} %", f"{row['picture_mse']:.4f}"] if fidelity else []
+        cells += [f"{row['nats']:.4f}", f"{100 * row['best_equal']:.1f} %"] if predicted else []
+        rows.append(cells)
+    return header, rows

@@ -1,0 +1,85 @@
+"""`foveate bench next-scale`: compressed caches of a next-scale image model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Column, Table
+
+from foveate.commands.console import console, notes, print_json
+from foveate.commands.lists import plans_in
+
+EXAMPLES = """
+    foveate bench next-scale
+    foveate bench next-scale --model path --plans "hack:30%; scalekv:30%; random:30%" --picture samples.png
+    foveate bench next-scale --model large --samples 1 --repeats 3
+"""
+
+
+def next_scale(
+    model: Annotated[
+        str,
+        typer.Option(help="Folder that train-next-scale wrote, or large: 2,240 tokens, random weights, bytes, time."),
+    ] = "benchmarks/models/next-scale",
+    plans: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Plans, parted by ; or in options of their own: hack, scalekv, random and recent with a budget; "
+            "these at 50, 30, 20 and 10 %.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Pictures that are drawn in a turn.")] = 32,
+    held_out: Annotated[int, typer.Option(help="Held-out pictures whose tokens are predicted; 0: none.")] = 128,
+    repeats: Annotated[int, typer.Option(help="Timed turns after a warm-up.")] = 3,
+    guidance: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 1.5,
+    seed: Annotated[int, typer.Option(help="Of the pictures, and of random tokens.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the CPU; all that PyTorch takes.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON file; benchmarks/results/next-scale-NAME.json.", show_default=False),
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also save samples of all plans.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep a result of these settings.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Compressed caches of a next-scale image model beside its full cache: bytes, time, and how far pictures move.
+
+    A budget is the mean number of tokens that a head keeps, as a share of what a full cache holds before the last map.
+    HACK gives heads different budgets, ScaleKV layers; random and the newest tokens are the controls.
+    """
+    import torch
+
+    from foveate.benchmark import next_scale as benchmark
+
+    settings = benchmark.Settings(
+        model=model,
+        plans=plans_in(plans) or benchmark.PLANS,
+        samples=samples,
+        held_out=held_out,
+        repeats=repeats,
+        guidance=guidance,
+        seed=seed,
+        threads=torch.get_num_threads() if threads is None else threads,
+    )
+    output = output or Path("benchmarks/results") / f"next-scale-{Path(model).name}.json"
+    command = shlex.join(["foveate", *sys.argv[1:]])
+    document = benchmark.run(settings, output, resume=resume, command=command, picture=picture, report=notes.print)
+    if as_json:
+        print_json(document)
+        return
+    header, rows = benchmark.table(document)
+    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    for line in document.get("impossible", []):
+        console.print(f"{line['plan']}: {line['reason']}", markup=False)
+    console.print(f"written: {output}")
