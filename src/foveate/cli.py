@@ -41,6 +41,7 @@ TARGETS = {
     "train-next-scale": "foveate.commands.train_next_scale:train_next_scale",
     "convert": "foveate.commands.convert:convert",
     "calibrate": "foveate.commands.calibrate:calibrate",
+    "batch": "foveate.commands.batch:batch",
     "serve": "foveate.commands.serve:serve",
     "accuracy": "foveate.commands.accuracy:accuracy",
     "encoders": "foveate.commands.bench:encoders",
@@ -154,6 +155,7 @@ def _list(group: typer.Typer, name: str, line: str) -> None:
 _list(app, "ask", "Ask a question about an image, and see where its tokens went.")
 _list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
 _list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
+_list(app, "batch", "Answer a file of questions about images, with progress and resume.")
 _list(app, "serve", "Serve a model over HTTP, in the words of OpenAI's API.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
 _list(app, "train-pruner", "Train the small networks of the methods covipal and dpn for one model.")

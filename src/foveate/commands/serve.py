@@ -16,7 +16,7 @@ EXAMPLES = """
     foveate serve path/to/model --plan divprune:25%
     foveate serve owner/name --plan "fastervlm:192 + fastv:50%@2" --port 9000
     foveate serve --files ./pictures --allow-host images.example.org
-    curl localhost:8000/v1/chat/completions -H 'content-type: application/json' -d @request.json
+    curl localhost:8000/v1/chat/completions -d @request.json
 """
 
 

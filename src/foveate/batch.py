@@ -1,0 +1,306 @@
+"""A file of questions about images, answered row by row: `answer_file`.
+
+Every answer is one line of the output, written with its batch in one step, and known by the number of its question. A
+run that was stopped, even by a kill, goes on with what is missing: each question is answered once, and none is lost.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.answering import answer_batch
+from foveate.errors import FoveateError
+from foveate.plan import Plan
+from foveate.runtime import compress
+from foveate.views.images import open_image
+
+_FIELDS = ("id", "image", "images", "question", "plan", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of a file of questions.
+
+    Args:
+        number: Which line, from 0 on, blank ones not counted.
+        id: What the file calls it; its number where it has none.
+        images: Image files.
+        question: The text.
+        plan: Of the visual tokens, in place of the run's; "untouched": none.
+        max_new_tokens: Length at which the answer is cut off, in place of the run's.
+    """
+
+    number: int
+    id: str | int
+    images: tuple[Path, ...]
+    question: str
+    plan: str | None = None
+    max_new_tokens: int | None = None
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What its answer repeats of it."""
+        return {"number": self.number, "id": self.id, "question": self.question}
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a JSONL file: {"image": "a.png", "question": "..."} in every line.
+
+    `images` in place of `image` is a list; `id`, `plan` and `max_new_tokens` may stand beside them. Paths of images
+    begin at the file's folder.
+
+    Raises:
+        FoveateError: there is no such file, or lines of it are no questions: the first ten are named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FoveateError(f"{str(path)!r} cannot be read: {error}.") from None
+    found: list[Question] = []
+    problems: list[str] = []
+    seen: dict[str | int, int] = {}
+    for place, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            question = _question(json.loads(line), len(found), path.parent)
+            if question.id in seen:
+                raise FoveateError(f"the id {question.id!r} stands in line {seen[question.id]} already")
+            seen[question.id] = place
+            found.append(question)
+        except FoveateError as error:
+            problems.append(f"line {place}: {error}")
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {place}: no JSON: {str(error)[:100]}")
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise FoveateError(f"{str(path)!r} is no file of questions: {'; '.join(problems[:10])}{more}.")
+    if not found:
+        raise FoveateError(f"{str(path)!r} holds no question.")
+    return found
+
+
+def _question(entry: Any, number: int, folder: Path) -> Question:
+    if not isinstance(entry, dict):
+        raise FoveateError("a question is an object with 'image' and 'question'")
+    unknown = [name for name in entry if name not in _FIELDS]
+    if unknown:
+        raise FoveateError(f"unknown field {unknown[0]!r}; possible are {', '.join(_FIELDS)}")
+    text, limit, plan, own = (entry.get(name) for name in ("question", "max_new_tokens", "plan", "id"))
+    if not isinstance(text, str) or not text.strip():
+        raise FoveateError("'question' must be a text")
+    if "image" in entry and "images" in entry:
+        raise FoveateError("'image' and 'images' stand together; write one of them")
+    names = entry.get("images", [entry["image"]] if "image" in entry else [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise FoveateError("'image' must be a path, 'images' a list of paths")
+    images = tuple(folder / name for name in names)
+    for image in images:
+        if not image.is_file():
+            raise FoveateError(f"there is no image {str(image)!r}")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise FoveateError("'max_new_tokens' must be a whole number from 1 on")
+    if own is not None and (not isinstance(own, (str, int)) or isinstance(own, bool)):
+        raise FoveateError("'id' must be a text or a whole number")
+    if plan is not None:
+        if not isinstance(plan, str):
+            raise FoveateError("'plan' must be a text")
+        if plan != "untouched":
+            plan = str(Plan.of(plan))
+    return Question(number, number if own is None else own, images, text, plan, limit)
+
+
+class Output:
+    """The answers of a file of questions, line by line.
+
+    Args:
+        path: JSONL file; made if it is missing. Only one run may write to it at a time.
+        questions: Of the run, to hold earlier answers against.
+        resume: Go on with what the file holds.
+
+    Attributes:
+        done: numbers of the questions that are answered.
+
+    Raises:
+        FoveateError: there are answers already and `resume` is not given, or they are to other questions; or another
+            run writes to the file.
+    """
+
+    def __init__(self, path: Path, questions: Sequence[Question], resume: bool) -> None:
+        self.path = path
+        self.done: set[int] = set()
+        self.errors = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b", buffering=0)  # what a failed write leaves behind must not come later
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise FoveateError(f"another run writes to {str(path)!r}.") from None
+        try:
+            self._read(questions, resume)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self, questions: Sequence[Question], resume: bool) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        if content and not resume:
+            raise FoveateError(
+                f"there are answers in {str(self.path)!r} already; go on with --resume, or name another file."
+            )
+        whole = content.rfind(b"\n") + 1  # a kill may have left half a line
+        known = {question.number: question for question in questions}
+        for place, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                row = json.loads(line)
+                question = known[row["number"]]
+                same = question.shown == {name: row[name] for name in question.shown} and row["number"] not in self.done
+            except (ValueError, KeyError, TypeError):
+                same = False
+            if not same:
+                raise FoveateError(
+                    f"line {place} of {str(self.path)!r} answers none of these questions; name another file."
+                )
+            self.done.add(row["number"])
+            self.errors += "error" in row
+        self._file.truncate(whole)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write answers in one step, and wait until they are on the disk.
+
+        Raises:
+            FoveateError: they could not be written; what stands in the file stays whole.
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        try:
+            written = 0
+            while written < len(content):
+                written += self._file.write(content[written:])
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise FoveateError(f"{str(self.path)!r} could not be written: {error.strerror}.") from None
+        self.done |= {row["number"] for row in rows}
+        self.errors += sum("error" in row for row in rows)
+
+    def close(self) -> None:
+        """Let other runs write."""
+        self._file.close()
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """Neighbours with the same plan, at most `size` at a time."""
+    held: list[Question] = []
+    for question in questions:
+        if held and (len(held) == size or question.plan != held[0].plan):
+            yield held
+            held = []
+        held.append(question)
+    if held:
+        yield held
+
+
+def answer_questions(
+    model: Any, processor: Any, questions: Sequence[Question], plan: Plan | None = None, max_new_tokens: int = 128
+) -> list[dict[str, Any]]:
+    """Answers to questions with the same plan, together; one that fails alone becomes a row with its error.
+
+    Args:
+        model: As `foveate.load` returns it, without a plan.
+        processor: Of the model.
+        questions: A batch.
+        plan: Of questions that name none.
+        max_new_tokens: Length at which answers are cut off.
+
+    Returns:
+        A row for each: number, id, question, plan, and text or error.
+    """
+    own = questions[0].plan
+    chosen = plan if own is None else None if own == "untouched" else Plan.of(own)
+    rows: dict[int, dict[str, Any]] = {}
+    conversations = []
+    for question in questions:
+        head = {**question.shown, "plan": None if chosen is None else str(chosen)}
+        try:
+            images = [{"type": "image", "image": open_image(path)} for path in question.images]
+            content = [*images, {"type": "text", "text": question.question}]
+            conversations.append((question, head, [{"role": "user", "content": content}]))
+        except FoveateError as error:
+            rows[question.number] = {**head, "error": str(error)}
+
+    def answer(some: Sequence[tuple[Question, dict[str, Any], Any]]) -> None:
+        limits = [question.max_new_tokens or max_new_tokens for question, _, _ in some]
+        try:
+            texts = answer_batch(model, processor, [messages for _, _, messages in some], limits)
+        except FoveateError as error:
+            if len(some) == 1:
+                question, head, _ = some[0]
+                rows[question.number] = {**head, "error": str(error)}
+                return
+            for one in some:
+                answer([one])
+            return
+        for (question, head, _), text in zip(some, texts, strict=True):
+            rows[question.number] = {**head, "text": text}
+
+    if conversations:
+        with _following(model, chosen):
+            answer(conversations)
+    return [rows[question.number] for question in questions]
+
+
+@contextmanager
+def _following(model: Any, plan: Plan | None) -> Iterator[None]:
+    if plan is None:
+        yield
+    else:
+        with compress(model, plan):
+            yield
+
+
+def answer_file(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    output: Output,
+    *,
+    plan: Plan | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 8,
+    progress: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Answer what is missing.
+
+    Args:
+        model: As `foveate.load` returns it, without a plan.
+        processor: Of the model.
+        questions: All of them.
+        output: Takes the answers, batch by batch.
+        plan: Of questions that name none.
+        max_new_tokens: Length at which answers are cut off.
+        batch_size: Questions answered at once.
+        progress: Called with the number of questions that were answered.
+
+    Raises:
+        FoveateError: answers could not be written.
+    """
+    left = [question for question in questions if question.number not in output.done]
+    for batch in batches(left, batch_size):
+        output.add(answer_questions(model, processor, batch, plan, max_new_tokens))
+        progress(len(batch))

@@ -1,0 +1,87 @@
+"""`foveate batch`: answers a file of questions about images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foveate.commands.console import console, notes, print_json
+
+EXAMPLES = """
+    foveate batch questions.jsonl -o answers.jsonl
+    foveate batch questions.jsonl -o answers.jsonl --resume
+    foveate batch questions.jsonl -o answers.jsonl --model path/to/model --plan divprune:25% --batch-size 16
+"""
+
+
+def batch(
+    file: Annotated[
+        Path,
+        typer.Argument(help='JSONL: {"image": "a.png", "question": "..."} in every line.', show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSONL file of the answers.", show_default=False)],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a model.", show_default="the embedded model")
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="Of lines that name none; 'untouched': the model as it is.",
+            show_default="the plan saved beside the model, if any",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers off after this many tokens.")] = 128,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+) -> None:
+    """Answer every question of a file, with progress.
+
+    A line of the file holds `question`, `image` or `images` (paths from the file's folder), and, if wanted, `id`,
+    `plan` and `max_new_tokens`. A line of the answers holds number, id, question, plan and text, or an error in place of
+    the text. What is no question, or names a missing image, is said before anything is answered.
+
+    Answers are written batch by batch. After an interruption, even a kill, --resume answers what is missing: every
+    question once.
+    """
+    from foveate.batch import Output, answer_file, read_questions
+    from foveate.loading import load
+    from foveate.plan import Plan
+    from foveate.runtime import handle_of
+
+    questions = read_questions(file)
+    own = None if plan is None or plan.strip().lower() == "untouched" else Plan.of(plan)
+    with Output(output, questions, resume) as answers:
+        before = len(answers.done)
+        if before < len(questions):
+            net, processor = load(model, dtype=dtype, device=device, plan="saved" if plan is None else None)
+            handle = handle_of(net)
+            if handle is not None:
+                own = handle.plan
+                handle.restore()
+            columns = TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            with Progress(*columns, console=notes) as bar:
+                task = bar.add_task("", total=len(questions), completed=before)
+                answer_file(
+                    net,
+                    processor,
+                    questions,
+                    answers,
+                    plan=own,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    progress=lambda count: bar.advance(task, count),
+                )
+        found = {"questions": len(questions), "answered_now": len(answers.done) - before, "errors": answers.errors}
+    if as_json:
+        print_json({**found, "output": str(output)})
+    else:
+        errors = f", {found['errors']} with an error in place of an answer" if found["errors"] else ""
+        console.print(f"{found['questions']} answers in {output}{errors}", markup=False)

@@ -1,0 +1,167 @@
+"""Files of questions: every question answered once, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import foveate
+from foveate.batch import Output, answer_questions, batches, read_questions
+from foveate.cli import main
+from foveate.errors import FoveateError
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def written(path: Path, *entries: Any) -> Path:
+    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in entries))
+    return path
+
+
+def asked(image: str, question: str, **more: Any) -> dict[str, Any]:
+    return {"image": str(EXAMPLES / image), "question": question, **more}
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    return written(
+        tmp_path / "questions.jsonl",
+        asked("receipt.png", "What is the total?", id="total"),
+        asked("chart.png", "Which month has the highest bar?", max_new_tokens=4),
+        "",
+        asked("receipt.png", "What is the total?", plan="divprune:64"),
+        {"images": [str(EXAMPLES / "receipt.png"), str(EXAMPLES / "chart.png")], "question": "Which?"},
+        {"question": "Hello?", "id": 77},
+    )
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_those_of_ask(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "answers.jsonl"
+    assert main(["batch", str(questions), "-o", str(out), "--max-new-tokens", "12", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"questions": 5, "answered_now": 5, "errors": 0, "output": str(out)}
+    found = rows(out)
+    assert [row["id"] for row in found] == ["total", 1, 2, 3, 77]
+    assert [row["plan"] for row in found] == [None, None, "divprune:64", None, None]
+    for row, plan in ((found[0], None), (found[2], "divprune:64")):
+        expected = foveate.ask(EXAMPLES / "receipt.png", "What is the total?", plan=plan, max_new_tokens=12)
+        assert row["text"] == expected.text
+    assert main(["batch", str(questions), "-o", str(out)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["batch", str(questions), "-o", str(out), "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answered_now"] == 0 and rows(out) == found
+
+
+def test_what_cannot_be_answered_is_a_row_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    path = written(
+        tmp_path / "q.jsonl",
+        {"image": "broken.png", "question": "What?"},
+        asked("chart.png", "a" * 5_000),
+        asked("chart.png", "What is it?", max_new_tokens=2),
+    )
+    model, processor = foveate.load(plan=None)
+    broken, long, good = answer_questions(model, processor, read_questions(path))
+    assert "not an image" in broken["error"] and "positions" in long["error"]
+    assert good["text"] and "error" not in good
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("{", "line 2: no JSON"),
+        ("[1]", "line 2: a question is an object"),
+        ("[" * 100_000, "line 2"),
+        ("\x00", "line 2"),
+        ({"image": "a.png"}, "'question' must be"),
+        ({"image": "missing.png", "question": "?"}, "no image"),
+        ({"image": 3, "question": "?"}, "must be a path"),
+        (asked("chart.png", " "), "'question' must be"),
+        (asked("chart.png", "?", plan="nosuch:3"), "unknown method"),
+        (asked("chart.png", "?", colour=1), "'colour'"),
+        (asked("chart.png", "?", max_new_tokens=0), "from 1 on"),
+        (asked("chart.png", "?", id="first"), "line 1 already"),
+        (asked("chart.png", "?", images=[]), "stand together"),
+    ],
+)
+def test_bad_lines_are_named_before_anything_is_answered(tmp_path: Path, entry: Any, says: str) -> None:
+    path = written(tmp_path / "q.jsonl", asked("chart.png", "What?", id="first"), entry)
+    with pytest.raises(FoveateError, match=says):
+        read_questions(path)
+
+
+def test_batches_hold_one_plan(questions: Path) -> None:
+    found = [[question.number for question in batch] for batch in batches(read_questions(questions), 2)]
+    assert found == [[0, 1], [2], [3, 4]]
+
+
+def test_outputs_hold_whole_lines_of_these_questions(questions: Path, tmp_path: Path) -> None:
+    asked_now = read_questions(questions)
+    path = tmp_path / "answers.jsonl"
+    row = {**asked_now[0].shown, "plan": None, "text": "34.55"}
+    with Output(path, asked_now, resume=False) as output:
+        output.add([row])
+        with pytest.raises(FoveateError, match="another run"):
+            Output(path, asked_now, resume=True)
+    with path.open("a") as file:
+        file.write('{"number": 1, "id"')  # a kill in the middle of a line
+    with Output(path, asked_now, resume=True) as output:
+        assert output.done == {0}
+        output.add([{**asked_now[1].shown, "plan": None, "error": "x"}])
+    assert len(rows(path)) == 2
+    for wrong in ({**row, "question": "other"}, row, {**row, "number": 99}, {"number": 0}):
+        broken = written(tmp_path / "broken.jsonl", row, wrong)
+        with pytest.raises(FoveateError, match="line 2"):
+            Output(broken, asked_now, resume=True)
+
+
+def test_a_full_disk_loses_nothing(questions: Path, tmp_path: Path) -> None:
+    asked_now = read_questions(questions)
+    path = tmp_path / "answers.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Output(path, asked_now, resume=False) as output:
+        output.add([asked_now[0].shown])
+        whole = path.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))  # room for half a line
+        try:
+            with pytest.raises(FoveateError, match="could not be written"):
+                output.add([asked_now[1].shown])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == whole and output.done == {0}
+        output.add([asked_now[1].shown])
+    assert [row["number"] for row in rows(path)] == [0, 1]
+
+
+def test_a_kill_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "q.jsonl", *[asked("chart.png", f"What is number {n}?", max_new_tokens=6) for n in range(24)]
+    )
+    out = tmp_path / "answers.jsonl"
+    command = [sys.executable, "-m", "foveate", "batch", str(path), "-o", str(out), "--resume", "--batch-size", "1"]
+    run = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    late = time.monotonic() + 120
+    while not out.exists() or len(out.read_bytes().splitlines()) < 3:
+        assert run.poll() is None and time.monotonic() < late
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    before = out.read_bytes().splitlines()
+    assert 3 <= len(before) < 24
+    assert subprocess.run([*command, "--json"], capture_output=True, check=True).returncode == 0
+    found = rows(out)
+    assert sorted(row["number"] for row in found) == list(range(24))
+    assert out.read_bytes().splitlines()[: len(before) - 1] == before[:-1]
