@@ -27,6 +27,8 @@ class LlavaUHDConfig(PreTrainedConfig):
         num_voco_tokens: VoCo tokens after every image, through which text sees it (`foveate.llava_uhd.voco`); 0: text
             sees images themselves.
         voco_token_id: id of the VoCo token.
+        vision_remember_layers: layers of the language model before which visual tokens look at the encoder's features
+            again (`foveate.llava_uhd.vision_remember`); empty: none.
 
     Raises:
         FoveateError: if `image_token_id` is not the id of a token, or there are VoCo tokens without an id.
@@ -53,6 +55,7 @@ class LlavaUHDConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
     num_voco_tokens: int = 0
     voco_token_id: int | None = None
+    vision_remember_layers: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, PreTrainedConfig):
@@ -62,6 +65,7 @@ class LlavaUHDConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(fields.pop("model_type", "qwen2"), **fields)
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        self.vision_remember_layers = sorted(self.vision_remember_layers or [])
         super().__post_init__(**kwargs)
         if not isinstance(self.image_token_id, int) or self.image_token_id < 0:
             raise FoveateError(f"image_token_id must be a token, 0 or more, not {self.image_token_id!r}")

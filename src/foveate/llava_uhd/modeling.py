@@ -21,6 +21,7 @@ from foveate.connectors.mlp import MLPConnector
 from foveate.encoders.vit_uhd import ViTUHDModel
 from foveate.errors import FoveateError
 
+from . import vision_remember
 from .checkpoint import UNUSED_KEYS
 from .configuration import LlavaUHDConfig
 from .voco import read_through_voco
@@ -36,10 +37,13 @@ class LlavaUHDImageFeatures(BaseModelOutputWithPooling):
             row-major.
         grid_hws: `(n, 2)`, rows and columns of each image after the last stage.
         hidden_states: those of the vision tower, where they were asked for.
+        deepstack_features: where Vision Remember needs them, one list with the features `(rows * columns, K, D)` of
+            every image's tokens' regions. `generate` repeats what has this name for beams.
     """
 
     pooler_output: Any = None  # tuple[Tensor, ...], or a list of them where beams were expanded
     grid_hws: Tensor | None = None
+    deepstack_features: Any = None
 
 
 @dataclass
@@ -84,6 +88,12 @@ class LlavaUHDPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, vision_remember.VisionRemember):
+            module.reset_parameters()  # children are initialised before their parents, so this has the last word
+
 
 class LlavaUHDModel(LlavaUHDPreTrainedModel):
     """Vision tower, connector and language model, without the output layer."""
@@ -93,6 +103,9 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         self.vision_tower = ViTUHDModel._from_config(config.vision_config)
         self.multi_modal_projector = _connector(config)
         self.language_model = AutoModel.from_config(config.text_config)
+        if config.vision_remember_layers:
+            self.vision_remember = vision_remember.build(config)
+            vision_remember.insert(self.language_model, self.vision_remember)
         self.post_init()
 
     @property
@@ -100,6 +113,8 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         """What this model does with visual tokens by itself, so that no plan can be attached to it; None: nothing."""
         if self.config.num_voco_tokens:
             return f"reads images through {self.config.num_voco_tokens} VoCo tokens each"
+        if self.config.vision_remember_layers:
+            return "has Vision Remember, which needs every visual token in its layers"
         return None
 
     def get_input_embeddings(self) -> nn.Module:
@@ -126,13 +141,22 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         """
         if grid_hws is None:
             raise FoveateError("pixel_values came without grid_hws, the rows and columns of each image")
+        wanted = kwargs.get("output_hidden_states", self.config.vision_config.output_hidden_states)
+        if self.config.vision_remember_layers:
+            kwargs["output_hidden_states"] = True
         encoded = self.vision_tower(pixel_values=pixel_values, grid_hws=grid_hws, return_dict=True, **kwargs)
         embeddings = self.multi_modal_projector(encoded.last_hidden_state)
+        counts = encoded.grid_hws.prod(dim=-1).tolist()
+        memory = None
+        if self.config.vision_remember_layers:
+            levels = vision_remember.levels_of(encoded, self.config.vision_config.merger_layer_index)
+            memory = [list(torch.cat(levels, dim=1).split(counts))]
         return LlavaUHDImageFeatures(
             last_hidden_state=encoded.last_hidden_state,
-            pooler_output=torch.split(embeddings, encoded.grid_hws.prod(dim=-1).tolist()),
+            pooler_output=torch.split(embeddings, counts),
             grid_hws=encoded.grid_hws,
-            hidden_states=encoded.hidden_states,
+            hidden_states=encoded.hidden_states if wanted else None,
+            deepstack_features=memory,
         )
 
     def is_placeholder(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -142,7 +166,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         """
         return self._is_token(self.config.image_token_id, input_ids, inputs_embeds)
 
-    def _is_token(self, number: int | None, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def _is_token(self, number: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if input_ids is not None and (inputs_embeds is None or input_ids.numel()):
             return input_ids.eq(number)
         if inputs_embeds is None:
@@ -212,6 +236,9 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, image_features)
+            if self.config.vision_remember_layers:
+                memory = torch.cat(tuple(images.deepstack_features[0])).to(inputs_embeds.device)
+                kwargs[vision_remember.ARGUMENT] = (memory, *mask[..., 0].nonzero(as_tuple=True))
 
         arguments: dict[str, Any] = {
             "inputs_embeds": inputs_embeds,
@@ -301,6 +328,11 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         joined.model.vision_tower = vision_tower
         joined.model.multi_modal_projector = connector
         joined.model.language_model = language_model.base_model
+        if config.vision_remember_layers:
+            joined.model.vision_remember = vision_remember.build(config).to(head.weight.device, head.weight.dtype)
+            for layer in joined.model.vision_remember.modules():
+                joined._init_weights(layer)
+            vision_remember.insert(joined.model.language_model, joined.model.vision_remember)
         joined.lm_head = head
         joined.generation_config = language_model.generation_config
         return joined

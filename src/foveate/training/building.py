@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging
 
 from foveate.errors import FoveateError
+from foveate.llava_uhd.vision_remember import add_vision_remember
 from foveate.llava_uhd.voco import add_voco_tokens
 from foveate.loading import load
 from foveate.plan import Plan
@@ -25,11 +26,14 @@ def build_model(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, Proces
 
     Raises:
         FoveateError: the pretrained model cannot be loaded or trained, or a field of the new one's configuration is
-            not possible, or it is of a kind that cannot have the VoCo tokens asked for.
+            not possible, or it is of a kind that cannot have the VoCo tokens or the
+            modules asked for.
     """
     model, processor = _chosen(choice, seed)
     if choice.voco is not None:
         add_voco_tokens(model, processor, choice.voco, seed)
+    if choice.remember is not None:
+        add_vision_remember(model, choice.remember, seed)
     return model, processor
 
 

@@ -53,11 +53,14 @@ class ModelChoice:
         new: Configuration of a model that starts from random weights.
         voco: Tokens after every image through which text sees it (VoCo-LLaMA, `foveate.llava_uhd.voco`), for
             `llava-uhd`; by default what the pretrained model has, and none in a new one.
+        remember: Layers of the language model before which visual tokens look at the encoder's features again (Vision
+            Remember, `foveate.llava_uhd.vision_remember`), for `llava-uhd`. The modules are trained with `connector`.
     """
 
     pretrained: str | None = field(default=None, metadata={"key": "from"})
     new: NewModel | None = None
     voco: int | None = None
+    remember: list[int] | None = None
 
     def check(self, where: str) -> None:
         """Raises FoveateError unless exactly one of the two is given."""
@@ -360,6 +363,11 @@ class Recipe:
         if len(set(names)) != len(names):
             raise FoveateError(f"{where}.stages: two stages have the same name; names are {', '.join(names)}.")
         for number, stage in enumerate(self.stages):
+            if self.model.remember is not None and stage.plan is not None:
+                raise FoveateError(
+                    f"{where}.stages[{number}].plan: model.remember needs every visual token in its layers; leave it "
+                    "out."
+                )
             if self.model.voco is not None and (stage.plan is not None or stage.loss.pointing):
                 wrong = "plan" if stage.plan is not None else "loss.pointing"
                 raise FoveateError(

@@ -39,6 +39,10 @@ class LlavaUHD(Architecture):
     stage = ".merger."
     connector = ".multi_modal_projector."
 
+    def part_of(self, name: str) -> str:
+        """See `Architecture.part_of`; modules between the layers of the language model are new as the connector is."""
+        return "connector" if ".vision_remember." in name else super().part_of(name)
+
     def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
         """See `Architecture.processor`."""
         image_processor = LlavaUHDImageProcessor(**images, patch_size=vision.patch_size, num_stages=vision.num_stages)
