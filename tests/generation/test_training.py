@@ -150,6 +150,8 @@ def test_the_command_stops_goes_on_and_writes_a_model(tmp_path, capsys) -> None:
     document = json.loads(capsys.readouterr().out)
     assert document["finished"] and document["held_out"]["nats"] > 0
     loaded = NextScaleForImageGeneration.from_pretrained(tmp_path / "model")
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert record["held_out"] == document["held_out"] and record["training"]["steps"] == 3
     assert sum(p.numel() for p in loaded.parameters()) == document["parameters"]
     for wrong, message in ((["--minutes", "0"], "above 0"), (["--no-resume"], "holds a run already")):
         assert cli.main([*line, *wrong]) == 2

@@ -45,6 +45,7 @@ def train_next_scale(
     if minutes is not None and not minutes > 0:
         raise FoveateError(f"--minutes {minutes} leaves no time; it must be above 0.")
     with notes.status("loading foveate"):
+        from foveate.benchmark.results import write_json
         from foveate.generation import training
         from foveate.generation.configuration import NextScaleConfig
         from foveate.training.course import StopRequest
@@ -69,6 +70,9 @@ def train_next_scale(
     if finished:
         model.save_pretrained(output)
         document["held_out"] = training.measure(model)
+        seconds = folder.log.read()[-1]["seconds"]
+        record = {"training": asdict(how), "seconds": seconds, "held_out": document["held_out"]}
+        write_json(output / "training.json", record)
     if as_json:
         print_json(document)
         return
