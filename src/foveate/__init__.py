@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.loading import load
     from foveate.plan import Plan
-    from foveate.runtime import compress, speculate
+    from foveate.runtime import compress, speculate, vasparse
     from foveate.views import LlavaUHDImageProcessor
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ _ROOMS = {
     "compress": "runtime",
     "load": "loading",
     "speculate": "runtime",
+    "vasparse": "runtime",
 }
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "load",
     "register",
     "speculate",
+    "vasparse",
 ]
 
 

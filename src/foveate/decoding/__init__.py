@@ -2,5 +2,6 @@
 
 from foveate.decoding.draft import Draft, Drafter, Session, Target, draft_kinds, load_draft
 from foveate.decoding.tree import Shape, Tree, grow
+from foveate.decoding.vasparse import VASparse
 
-__all__ = ["Draft", "Drafter", "Session", "Shape", "Target", "Tree", "draft_kinds", "grow", "load_draft"]
+__all__ = ["Draft", "Drafter", "Session", "Shape", "Target", "Tree", "VASparse", "draft_kinds", "grow", "load_draft"]

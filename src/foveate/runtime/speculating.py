@@ -30,6 +30,8 @@ from foveate.runtime.choosing import MODALITIES
 
 #: Where a model keeps what speculates for it.
 _SPECULATION = "_foveate_speculation"
+#: Where it keeps what contrasts for it (`foveate.runtime.contrasting`).
+VASPARSE = "_foveate_vasparse"
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ class Speculating:
         self.model, self.shape = model, shape
         self.core = self.family.core(model)
         self.reports: list[Speculation] = []
-        _refuse_plan(model)
-        if _SPECULATION in vars(model):
-            raise FoveateError("a draft is attached to this model already; restore it first.")
+        refuse_plan(model)
+        if _SPECULATION in vars(model) or VASPARSE in vars(model):
+            raise FoveateError("a draft or vasparse is attached to this model already; restore it first.")
         drafter.check(model)
         self.drafter = drafter.to(model.device).eval() if isinstance(drafter, torch.nn.Module) else drafter
         self._own = vars(model).get("generate")
@@ -172,7 +174,7 @@ class Speculating:
         **model_kwargs: Any,
     ) -> Tensor:
         """The loop that `generate` calls."""
-        _refuse_plan(model)
+        refuse_plan(model)
         _check(model, input_ids, generation_config, model_kwargs)
         start = time.perf_counter()
         writing = _Writing(self, input_ids, logits_processor, stopping_criteria, streamer)
@@ -387,9 +389,12 @@ class _Writing:
             self.cache.crop(-removed)
 
 
-def _refuse_plan(model: Any) -> None:
+def refuse_plan(model: Any) -> None:
+    """Raise FoveateError where a plan is attached to a model."""
     if (plan := handle_of(model)) is not None:
-        raise FoveateError(f"the plan '{plan.plan}' is attached to this model; a draft speeds up models without one.")
+        raise FoveateError(
+            f"the plan '{plan.plan}' is attached to this model; drafts and vasparse are for models without one."
+        )
 
 
 def _check(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> None:
