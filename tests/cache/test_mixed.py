@@ -21,7 +21,7 @@ def test_what_is_packed_comes_back_and_is_as_small_as_it_can_be(bits: int, count
 
 
 def test_bytes_by_hand() -> None:
-    assert pack(torch.tensor([1, 2, 3, 0, 1], dtype=torch.uint8), 2).tolist() == [0b00111001, 0b01]
+    assert pack(torch.tensor([1, 2, 3, 0, 1], dtype=torch.uint8), 2).tolist() == [0b011101, 0b10]
     assert pack(torch.tensor([10, 5], dtype=torch.uint8), 4).tolist() == [0x5A]
 
 
@@ -140,3 +140,40 @@ def test_rows_and_the_end_can_be_chosen() -> None:
     for found, expected in zip(layer.read(), before, strict=True):
         assert torch.equal(found, expected[[0, 1]][:, :, :17])
     assert layer.get_seq_length() == 17
+
+
+@pytest.mark.parametrize(("batch", "heads"), [(1, 3), (2, 3), (2, 12)])
+@pytest.mark.parametrize("bits", [(4, 2), (8, 1), (16, 4)])
+def test_attending_apart_is_attending_to_what_is_read(batch: int, heads: int, bits: tuple[int, int]) -> None:
+    """With padding, shared heads, several chunks and tokens that came since, in any order of sequences."""
+    keys, values = states(2)
+    layer = mixed(keys, values, bits, residual=3)
+    matters, real = halves(2, 20)
+    layer.store(matters, real)
+    for seed in range(1, 6):
+        layer.update(*states(2, count=1, seed=seed))
+    layer.reorder_cache(torch.tensor([1, 0]))
+    seen = torch.cat([real[[1, 0]], torch.ones(2, 5, dtype=torch.bool)], dim=1)
+    if batch == 1:
+        layer.batch_select_indices(torch.tensor([1]))
+        seen = seen[1:]
+    seen[0, -2] = False  # not stored yet, and not to be seen
+    query = torch.randn(batch, heads, 1, 16, generator=torch.Generator().manual_seed(7))
+    found = layer.attend(query, 0.3, seen)
+    read = (part.repeat_interleave(heads // 3, dim=1) for part in layer.read())
+    expected = torch.nn.functional.scaled_dot_product_attention(query, *read, seen[:, None, None], scale=0.3)
+    assert found is not None
+    torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-5, rtol=1e-4)
+    seen[0, 5] = False
+    assert layer.attend(query, 0.3, seen) is None
+
+
+def test_who_attends_apart_is_given_what_came_last() -> None:
+    layer = mixed(*states())
+    layer.store(*halves(2, 20))
+    layer.apart = True
+    key, value = states(count=1, seed=1)
+    assert torch.equal(layer.update(key, value)[0], key)
+    assert layer.get_seq_length() == 21
+    layer.apart = False
+    assert layer.update(key, value)[0].shape[2] == 22

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -218,3 +220,34 @@ def test_a_restored_model_is_as_it_was() -> None:
     assert torch.equal(logits(model, inputs), before)
     assert configs == {module: id(module.config) for module in model.modules() if hasattr(module, "config")}
     assert hooks == {module: len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()}
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl", "gemma3"])
+@pytest.mark.parametrize("plan", ["zipvl(residual=2)", "fastv:3@2 + zipvl@1,3,4"])
+def test_a_packed_cache_is_attended_to_as_if_it_were_read(
+    kind: str, plan: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specimen, model = deep(kind)
+    inputs = specimen.prompts(model, ROWS)
+    asked: list[bool] = []
+    attend = MixedLayer.attend
+
+    def scores(apart: bool) -> torch.Tensor:
+        def counted(self: MixedLayer, *args: Any) -> torch.Tensor | None:
+            output = attend(self, *args)
+            asked.append(output is not None)
+            return output if apart else None
+
+        monkeypatch.setattr(MixedLayer, "attend", counted)
+        options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+        options["bad_words_ids"] = [[token] for token in range(100, 120)]
+        with foveate.compress(model, plan):
+            out = model.generate(**inputs, max_new_tokens=5, do_sample=False, **options)
+        return torch.stack(out.logits)
+
+    found, expected = scores(True), scores(False)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    if kind == "gemma3":  # all of its layers have a window, and such a cache keeps all bits
+        assert not asked
+    else:
+        assert asked and all(asked)

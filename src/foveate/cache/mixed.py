@@ -8,9 +8,11 @@ stored once stays as it is. Tokens are quantised in chunks; what came since the 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -91,6 +93,38 @@ class Part:
         even = packing.decode(self.values, *self.value_range, self.bits, self.dimension)
         values[row, place] = even * self.norm[row]
 
+    def logits(self, query: Tensor, tokens: slice, row: int) -> Tensor:
+        """Products (H, g, t) float32 of queries (H, g, d) float32 with the keys of some tokens of one sequence.
+
+        Keys are never formed: with key = low + step * code, q . key = q . low + (q * step) . code.
+        """
+        keys = self.keys[tokens]
+        if self.norm is None:
+            return query @ keys.float().permute(1, 2, 0)
+        low, step = (bound[row].float()[:, None] for bound in self.key_range)
+        found, query = (query * low).sum(dim=-1, keepdim=True), query * step
+        for channels, factor, codes in packing.planes(keys, self.bits, self.dimension):
+            found = found + (query[..., channels] / factor) @ codes.float().permute(1, 2, 0)
+        return found
+
+    def weighed(self, weights: Tensor, tokens: slice, row: int) -> Tensor:
+        """Sums (H, g, d) float32 of the values of some tokens of one sequence by weights (H, g, t); formed no more."""
+        values = self.values[tokens]
+        if self.norm is None:
+            return weights @ values.float().transpose(0, 1)
+        low, step = (bound[tokens].float().permute(1, 2, 0) for bound in self.value_range)
+        begin, planes = (weights * low).sum(dim=-1, keepdim=True), packing.planes(values, self.bits, self.dimension)
+        weights = weights * step
+        sums = [weights @ codes.float().transpose(0, 1) / factor for _, factor, codes in planes]
+        return (begin + torch.cat(sums, dim=-1)) * self.norm[row].float()[:, None]
+
+    def slices(self, batch: int) -> list[slice]:
+        """Which of the tokens are of each sequence; they stand in the order of sequences."""
+        if batch == 1:
+            return [slice(0, len(self.row))]
+        ends = [0, *torch.searchsorted(self.row, torch.arange(batch).to(self.row), right=True).tolist()]
+        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
     def where(self, tokens: Tensor, row: Tensor | None = None) -> Part:
         """Only some tokens (indices), with other rows."""
         return replace(
@@ -135,6 +169,8 @@ class MixedLayer(DynamicLayer):
         self.bits = bits
         self.residual = residual
         self.chunks: list[tuple[int, list[Part]]] = []
+        #: Whether who appends attends by `attend`: then `update` reads nothing.
+        self.apart = False
         keys, values = layer.keys, layer.values
         assert keys is not None and values is not None
         self.recent: tuple[Tensor, Tensor] | None = (keys, values)
@@ -197,7 +233,7 @@ class MixedLayer(DynamicLayer):
         assert self.recent is not None
         length = self.recent[0].shape[2]
         before = length - matters.shape[1]
-        matters, real = (torch.nn.functional.pad(kind, (before, 0), value=True) for kind in (matters, real))
+        matters, real = (F.pad(kind, (before, 0), value=True) for kind in (matters, real))
         more, fewer = self.bits
         parts = [Part.of(*self.recent, matters & real, more), Part.of(*self.recent, ~matters & real, fewer)]
         self.chunks.append((length, parts))
@@ -217,7 +253,41 @@ class MixedLayer(DynamicLayer):
             whole = torch.ones(len(key_states), self.recent[0].shape[2], dtype=torch.bool, device=key_states.device)
             self.store(whole, whole)
         self.recent = (torch.cat([self.recent[0], key_states], dim=2), torch.cat([self.recent[1], value_states], dim=2))
-        return self.read()
+        return self.recent if self.apart else self.read()
+
+    def attend(self, query: Tensor, scaling: float, seen: Tensor | None = None) -> Tensor | None:
+        """Attention of one new token a sequence to all that is held, without decoding it: (B, 1, H, d).
+
+        Args:
+            query: (B, H, 1, d), rotated; the heads of the cache divide H.
+            scaling: Factor of the logits.
+            seen: (B, n) bool, which of the held tokens count; None: all. Padding that was not stored does not.
+
+        Returns:
+            None where a stored token does not count: then there is no way but to `read`.
+        """
+        assert self.recent is not None
+        batch, heads = self.recent[0].shape[:2]
+        parts = [part for _, parts in self.chunks for part in parts if len(part.row)]
+        slices = [part.slices(batch) for part in parts]
+        if seen is not None:
+            held = torch.tensor([sum(own[row].stop - own[row].start for own in slices) for row in range(batch)])
+            if not torch.equal(seen[:, : self.stored].sum(dim=1).cpu(), held):
+                return None
+        found = []
+        for row in range(batch):
+            own = query[row, :, 0].unflatten(0, (heads, -1)).float() * scaling
+            new = own @ self.recent[0][row].float().transpose(1, 2)
+            if seen is not None:
+                new = new.masked_fill(~seen[row, self.stored :], -torch.inf)
+            logits = [part.logits(own, at[row], row) for part, at in zip(parts, slices, strict=True)]
+            sizes = [one.shape[-1] for one in logits]
+            *weights, last = torch.cat([*logits, new], dim=-1).softmax(dim=-1).split([*sizes, new.shape[-1]], dim=-1)
+            out = last @ self.recent[1][row].float()
+            for part, at, weight in zip(parts, slices, weights, strict=True):
+                out = out + part.weighed(weight, at[row], row)
+            found.append(out.flatten(0, 1))
+        return torch.stack(found)[:, None].to(query.dtype)
 
     def get_seq_length(self) -> int:
         """Tokens that are held."""

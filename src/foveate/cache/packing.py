@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,23 +12,40 @@ BITS = (1, 2, 4, 8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Bytes (..., ceil(n * bits / 8)) of codes (..., n) below 2^bits, both uint8; the first has the lowest bits."""
+    """Bytes (..., b), b = ceil(n * bits / 8), of codes (..., n) below 2^bits, both uint8.
+
+    Byte i holds the codes i, b + i, 2b + i and so on, the first in its lowest bits: unpacking is a few operations on
+    whole rows of bytes.
+    """
     each = 8 // bits
     missing = -codes.shape[-1] % each
     if missing:
         codes = torch.nn.functional.pad(codes, (0, missing))
-    parts = codes.unflatten(-1, (-1, each))
-    packed = parts[..., 0].clone()
+    parts = codes.unflatten(-1, (each, -1))
+    packed = parts[..., 0, :].clone()
     for place in range(1, each):
-        packed |= parts[..., place] << (bits * place)
+        packed |= parts[..., place, :] << (bits * place)
     return packed
+
+
+def planes(packed: Tensor, bits: int, count: int) -> Iterator[tuple[slice, int, Tensor]]:
+    """The first `count` codes of packed bytes (..., b), at most b at a time.
+
+    Yields:
+        Where they stand, a factor, and the codes times the factor (..., .): it costs nothing to leave it there.
+    """
+    width = packed.shape[-1]
+    for place, shift in enumerate(range(0, 8, bits)):
+        begin, end = place * width, min((place + 1) * width, count)
+        if begin >= end:
+            return
+        own = packed if end - begin == width else packed[..., : end - begin]
+        yield slice(begin, end), 2**shift, own & ((2**bits - 1) << shift) if bits < 8 else own
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` codes (..., count) uint8 of packed bytes."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    codes = (packed[..., None] >> shifts) & (2**bits - 1)
-    return codes.flatten(-2)[..., :count]
+    return torch.cat([codes // factor for _, factor, codes in planes(packed, bits, count)], dim=-1)
 
 
 def encode(values: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:

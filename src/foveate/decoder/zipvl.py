@@ -27,7 +27,8 @@ class ZipVL(SparseMethod):
     bits. No code was released. Choices of ours: tau, the numbers of probes and the bits, of which the paper's text was
     not at hand; the prompt's last token is always important; new probes are drawn for every layer; written tokens are
     stored in the bits of important ones, `residual` at a time. Layers with a window and static caches keep all bits.
-    Reading few bits is more work than reading all: a decoding step needs less memory, not less time.
+    A written token attends to the packed numbers themselves, which are never put together again; that is still somewhat
+    more work than reading all bits: a decoding step needs less memory, not less time.
 
     Args:
         tau: Share of attention, above 0, up to 1.

@@ -177,15 +177,23 @@ class AttentionSeam:
         for number, step in self.steps.items():
             # Not on the layer: where it runs again for its gradient, only the hooks of what is in it do.
             attention = self.layers.text.layers[number].self_attn
-            undo.append(attention.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            undo.append(attention.register_forward_pre_hook(partial(self._begin, number), with_kwargs=True).remove)
             undo.append(attention.register_forward_hook(self._end).remove)
             stack = ExitStack()
             stack.enter_context(attending(attention, partial(self._attend, number, step.method)))
             undo.append(stack.close)
         return undo
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._local.found = self.layers.pass_of(kwargs)
+    def _begin(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        found = self._local.found = self.layers.pass_of(kwargs)
+        self._local.apart = None
+        if found is None or found.cache is None or found.images or number >= len(found.cache.layers):
+            return
+        layer = found.cache.layers[number]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if isinstance(layer, MixedLayer):
+            layer.apart = bool(layer.chunks) and hidden.shape[1] == 1
+            self._local.apart = layer if layer.apart else None
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self._local.found = None
@@ -194,6 +202,10 @@ class AttentionSeam:
         found: Pass | None = getattr(self._local, "found", None)
         if found is None:
             return call.attend()
+        layer: MixedLayer | None = self._local.apart
+        if layer is not None:
+            self._local.apart, layer.apart = None, False
+            return self._apart(layer, call)
         if "flex" in call.name:
             raise FoveateError(f"{method.name} changes attention, which works with eager, sdpa and flash, not flex.")
         if isinstance(method, MaskMethod):
@@ -248,6 +260,20 @@ class AttentionSeam:
         if cache is not None:
             self._store(number, method, cache, attends, real)
         return output
+
+    def _apart(self, layer: MixedLayer, call: Call) -> Any:
+        """Attention of one written token to a cache in few bits, which is not decoded where that can be."""
+        total, seen = layer.get_seq_length(), None
+        if call.mask is not None:
+            mask = call.mask[:, 0, -1, :total] if call.mask.ndim == 4 else call.mask[:, -total:]
+            seen = mask > torch.finfo(mask.dtype).min / 2 if mask.dtype.is_floating_point else mask > 0
+            seen = seen.expand(len(call.query), -1)
+        plain = all(call.options.get(name) is None for name in ("sliding_window", "softcap", "s_aux"))
+        output = layer.attend(call.query, call.scaling, seen) if plain else None
+        if output is not None:
+            return output, None
+        keys, values = layer.read()
+        return call.attend(key=keys, value=values)
 
     def _attends(
         self, number: int, method: SparseMethod, found: Pass, call: Call, keys: Keys, allowed: Tensor
