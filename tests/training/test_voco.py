@@ -50,6 +50,17 @@ def test_a_model_learns_to_answer_through_two_tokens(tmp_path, data):
         Run(parse_recipe(more), workers=0).train()
 
 
+def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path, data):
+    whole, parts = (
+        Run(parse_recipe(content(tmp_path / name, small_stage(data, steps=2)) | {"log_every": 1}), workers=0)
+        for name in ("whole", "parts")
+    )
+    whole.train()
+    while not parts.train(max_minutes=0).finished:
+        pass
+    assert [entry["loss"] for entry in read_log(whole.output)] == [entry["loss"] for entry in read_log(parts.output)]
+
+
 def test_new_rows_depend_on_the_seed_alone_and_the_others_stay():
     torch.manual_seed(1)
     state = torch.get_rng_state()
