@@ -9,7 +9,7 @@ DEV := .venv/.dev-$(KEY)
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lmms check fix docs picture bench bench-gpu clean
+.PHONY: help demo test test-all test-lmms check fix docs picture bench bench-gpu soak clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -70,6 +70,9 @@ bench: $(DEV) ## all benchmarks, small, on this machine's CPU, and a page of wha
 
 bench-gpu: $(DEV) ## 7B shapes on a GPU, with flash attention where it is installed: benchmarks/results/
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/gpu.sh
+
+soak: $(DEV) ## a server under load and faults, minutes: benchmarks/results/soak.json
+	$(BIN)/python benchmarks/soak.py
 
 clean: ## remove the environment and what runs left
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build demo.png

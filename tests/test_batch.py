@@ -122,6 +122,8 @@ def test_outputs_hold_whole_lines_of_these_questions(questions: Path, tmp_path: 
         assert output.done == {0}
         output.add([{**asked_now[1].shown, "plan": None, "error": "x"}])
     assert len(rows(path)) == 2
+    with pytest.raises(FoveateError, match="is no file"):
+        Output(Path("/dev/full"), asked_now, resume=True)
     for wrong in ({**row, "question": "other"}, row, {**row, "number": 99}, {"number": 0}):
         broken = written(tmp_path / "broken.jsonl", row, wrong)
         with pytest.raises(FoveateError, match="line 2"):

@@ -164,6 +164,17 @@ def next_scale(root: Path, _page: Path) -> str:
     return runs(root)
 
 
+def accuracy(part: str) -> Callable[[Path, Path], str]:
+    """A table of runs of `foveate bench accuracy`."""
+
+    def block(root: Path, _page: Path) -> str:
+        from generator import accuracy
+
+        return getattr(accuracy, part)(root)
+
+    return block
+
+
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "stages": stages,
     "picture": picture,
@@ -172,4 +183,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "authors": authors,
     "speed": speed,
     "next-scale": next_scale,
+    "accuracy": accuracy("short"),
+    "accuracy-full": accuracy("full"),
+    "accuracy-tasks": accuracy("tasks"),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +137,8 @@ class Output:
         self.path = path
         self.done: set[int] = set()
         self.errors = 0
+        if path.exists() and not path.is_file():  # a device could be read without end
+            raise FoveateError(f"{str(path)!r} is no file that answers could be written to.")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)  # what a failed write leaves behind must not come later
         try:
@@ -266,7 +268,7 @@ def answer_questions(
 
 
 @contextmanager
-def _following(model: Any, plan: Plan | None) -> Iterator[None]:
+def _following(model: Any, plan: Plan | None) -> Generator[None]:
     if plan is None:
         yield
     else:

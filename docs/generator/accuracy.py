@@ -1,0 +1,131 @@
+"""Tables of how many answers stay right, from `benchmarks/results/accuracy-*.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+#: The budget of the short table.
+BUDGET = "25%"
+#: Rows of the short table beside the controls.
+SHOWN = 8
+CONTROLS = ("random", "random-at", "downsample")
+Row = dict[str, Any]
+
+
+def runs(root: Path) -> list[Row]:
+    """Every run of `foveate bench accuracy` whose result is committed."""
+    paths = sorted((root / "benchmarks/results").glob("accuracy-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) | {"path": path.relative_to(root)} for path in paths]
+
+
+def short(root: Path) -> str:
+    """The methods that keep most, at one budget, on all models, beside the controls."""
+    found = runs(root)
+    by_plan = _by_plan(found, BUDGET)
+    models = _models(found)
+    if not by_plan:
+        return "*No accuracy has been measured yet.*"
+    whole = {plan: rows for plan, rows in by_plan.items() if len(rows) == len(models)}
+    methods = sorted((plan for plan in whole if not _control(plan)), key=lambda plan: -_mean(whole[plan]))[:SHOWN]
+    controls = [plan for plan in whole if _control(plan)]
+    return _table(models, found, [(plan, whole[plan]) for plan in [*methods, *controls]])
+
+
+def full(root: Path) -> str:
+    """Every plan, budget by budget."""
+    found = runs(root)
+    models = _models(found)
+    parts = []
+    budgets = dict.fromkeys(row["budget"] for run in found for row in run["rows"] if row["plan"] != "untouched")
+    for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
+        by_plan = _by_plan(found, budget)
+        ordered = sorted(by_plan, key=lambda plan: -_mean(by_plan[plan]))
+        title = "By a rule of their own" if budget is None else f"{budget} of the tokens"
+        parts.append(f"## {title}\n\n{_table(models, found, [(plan, by_plan[plan]) for plan in ordered])}")
+    made = [f"- `{run['path']}`: `{run['command']}`, {run['hardware']['cpu']}" for run in found]
+    impossible: dict[str, None] = {}
+    for run in found:
+        for line in run["impossible"]:
+            impossible[f"{line['plan'].split(':')[0]}, {_name(line['model'])}: {line['reason']}"] = None
+    if impossible:
+        parts.append("## Not possible\n\n" + "\n".join(f"- {line}" for line in impossible))
+    return "\n\n".join([*parts, "## Made by\n\n" + "\n".join(made)]) if parts else "*Nothing has been measured yet.*"
+
+
+def tasks(root: Path) -> str:
+    """What the untouched models answer, task by task."""
+    found = runs(root)
+    models = _models(found)
+    rows: dict[str, dict[str, Row]] = {}
+    for run in found:
+        for row in run["rows"]:
+            if row["plan"] == "untouched" and ":" not in row["task"]:
+                rows.setdefault(row["task"], {})[row["model"]] = row
+    header = ["task", "questions", "commonest answer", *map(_name, models)]
+    lines = []
+    for task, by_model in rows.items():
+        one = next(iter(by_model.values()))
+        cells = [_percent(by_model[model]["accuracy"]) if model in by_model else "" for model in models]
+        lines.append([task.replace("_", " "), f"{one['count']:,}", _percent(one["majority"]), *cells])
+    return _markdown(header, lines) if lines else "*Nothing has been measured yet.*"
+
+
+def _by_plan(found: list[Row], budget: str | None) -> dict[str, dict[str, Row]]:
+    by_plan: dict[str, dict[str, Row]] = {}
+    for run in found:
+        for row in run["rows"]:
+            if row["task"] == "all" and row["budget"] == budget and row["plan"] != "untouched":
+                by_plan.setdefault(row["plan"], {})[row["model"]] = row
+    return by_plan
+
+
+def _models(found: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["model"] for run in found for row in run["rows"]))
+
+
+def _control(plan: str) -> bool:
+    return plan.split(":")[0] in CONTROLS
+
+
+def _mean(rows: dict[str, Row]) -> float:
+    return fmean(row["relative"] or 0 for row in rows.values())
+
+
+def _size(budget: str | None) -> float:
+    return float(budget.rstrip("%")) if budget else 0
+
+
+def _name(model: str) -> str:
+    return Path(model).name
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _table(models: list[str], found: list[Row], plans: list[tuple[str, dict[str, Row]]]) -> str:
+    untouched = {
+        row["model"]: row for run in found for row in run["rows"] if row["plan"] == "untouched" and row["task"] == "all"
+    }
+    header = ["plan", *(f"{_name(model)}: relative" for model in models), "loyalty"]
+    lines = [["untouched", *(f"100 % (= {_percent(untouched[model]['accuracy'])} right)" for model in models), "100 %"]]
+    for plan, rows in plans:
+        cells = []
+        for model in models:
+            row = rows.get(model)
+            if row is None or row["relative"] is None:
+                cells.append("")
+                continue
+            low, high = _percent(row["relative_low"]), _percent(row["relative_high"])
+            cells.append(f"**{_percent(row['relative'])}** ({low} to {high})")
+        name = f"*{plan}*" if _control(plan) else f"`{plan}`"
+        lines.append([name, *cells, _percent(fmean(row["loyalty"] for row in rows.values()))])
+    return _markdown(header, lines)
+
+
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---", *["---:"] * (len(header) - 1)], *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
