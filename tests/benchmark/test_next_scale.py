@@ -107,7 +107,7 @@ def test_the_page_shows_the_file(measured) -> None:
     page = "<!-- generated: next-scale -->\nold\n<!-- end -->\n"
     text = tables.fill(page, root, root / "page.md")
     row = document["rows"][2]
-    assert f"| hack:40% | {row['kept_bytes'] / 1024:,.0f} | {100 * row['kept_share']:.1f} % |" in text
+    assert f"| hack:40% | {row['kept_bytes'] / 1024:,.0f} | {100 * row['kept_share']:.1f} |" in text
     assert "`a command`" in text and "- scalekv:40%: scalekv: a layer may hold" in text
     assert "Not measured" in tables.fill(page, root / "nowhere", root / "page.md")
 

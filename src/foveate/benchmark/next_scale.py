@@ -225,12 +225,21 @@ def _distance(sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]
     }
 
 
-def grid(settings: Settings, samples: dict[str, Any], path: Path, columns: int = 16, larger: int = 2) -> None:
-    """Draw the pictures of every plan: a row each, the same classes and seed in a column."""
-    shown = {plan: pictures.to_images(sample.pixel_values[:columns]) for plan, sample in samples.items()}
+def grid(settings: Settings, samples: dict[str, Any], path: Path, columns: int = 8, larger: int = 2) -> None:
+    """Draw pictures of every plan: a row each, the same classes and seed in a column.
+
+    Args:
+        settings: Of the run.
+        samples: What every plan drew.
+        path: The picture.
+        columns: At most so many of the first 16 pictures, evenly spread.
+        larger: Pixels on the side of a pixel.
+    """
+    some = range(0, min(16, settings.samples), max(1, min(16, settings.samples) // columns))
+    shown = {plan: pictures.to_images(sample.pixel_values[list(some)]) for plan, sample in samples.items()}
     side = next(iter(shown.values()))[0].width * larger
     margin, gap = 170, 4
-    width = margin + min(columns, settings.samples) * (side + gap)
+    width = margin + len(some) * (side + gap)
     page = Image.new("RGB", (width, len(shown) * (side + gap) + gap), (255, 255, 255))
     pen = ImageDraw.Draw(page)
     for row, (plan, images) in enumerate(shown.items()):
@@ -239,27 +248,27 @@ def grid(settings: Settings, samples: dict[str, Any], path: Path, columns: int =
         for column, image in enumerate(images):
             page.paste(image.resize((side, side), Image.Resampling.NEAREST), (margin + column * (side + gap), top))
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    page.save(path, optimize=True)
 
 
-def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result, as text."""
-    fidelity = any("equal" in row for row in document["rows"])
-    predicted = any("nats" in row for row in document["rows"])
-    header = ["plan", "kept, KiB", "of full", "peak, KiB", "of full", "seconds"]
-    header += ["equal tokens", "picture MSE"] if fidelity else []
-    header += ["nats a token", "same best"] if predicted else []
-    rows = []
-    for row in document["rows"]:
-        cells = [
-            row["plan"],
-            f"{row['kept_bytes'] / 1024:,.0f}",
-            f"{100 * row['kept_share']:.1f} %",
-            f"{row['peak_bytes'] / 1024:,.0f}",
-            f"{100 * row['peak_share']:.1f} %",
-            f"{row['seconds']['median']:.3f}",
-        ]
-        cells += [f"{100 * row['equal']:.1f} %", f"{row['picture_mse']:.4f}"] if fidelity else []
-        cells += [f"{row['nats']:.4f}", f"{100 * row['best_equal']:.1f} %"] if predicted else []
-        rows.append(cells)
-    return header, rows
+def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a result, as text.
+
+    Args:
+        document: Of `run`.
+        brief: Without the bytes, only their shares.
+    """
+    rows = document["rows"]
+    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("plan", lambda row: row["plan"])]
+    for what in ("kept", "peak"):
+        if not brief:
+            columns.append((f"{what}, KiB", lambda row, what=what: f"{row[f'{what}_bytes'] / 1024:,.0f}"))
+        columns.append((f"{what}, %", lambda row, what=what: f"{100 * row[f'{what}_share']:.1f}"))
+    columns.append(("seconds", lambda row: f"{row['seconds']['median']:.3f}"))
+    if any("equal" in row for row in rows):
+        columns.append(("equal tokens, %", lambda row: f"{100 * row['equal']:.1f}"))
+        columns.append(("picture MSE", lambda row: f"{row['picture_mse']:.4f}"))
+    if any("nats" in row for row in rows):
+        columns.append(("nats a token", lambda row: f"{row['nats']:.4f}"))
+        columns.append(("same best, %", lambda row: f"{100 * row['best_equal']:.1f}"))
+    return [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows]

@@ -44,7 +44,12 @@ def next_scale(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="JSON file; benchmarks/results/next-scale-NAME.json.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON file; benchmarks/results/next-scale-trained.json, or -large.",
+            show_default=False,
+        ),
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Also save samples of all plans.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep a result of these settings.")] = False,
@@ -69,14 +74,17 @@ def next_scale(
         seed=seed,
         threads=torch.get_num_threads() if threads is None else threads,
     )
-    output = output or Path("benchmarks/results") / f"next-scale-{Path(model).name}.json"
+    output = (
+        output or Path("benchmarks/results") / f"next-scale-{'large' if model == benchmark.LARGE else 'trained'}.json"
+    )
     command = shlex.join(["foveate", *sys.argv[1:]])
     document = benchmark.run(settings, output, resume=resume, command=command, picture=picture, report=notes.print)
     if as_json:
         print_json(document)
         return
-    header, rows = benchmark.table(document)
-    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
+    header, rows = benchmark.table(document, brief=console.width < 120)
+    columns = (Column(name, overflow="fold", no_wrap=name == "plan") for name in header)
+    shown = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
