@@ -32,7 +32,7 @@ from foveate.cli import main
 
 #: The plan whose own answers are the right ones in the data set below.
 WINNER = "uniform:12.5%"
-METHODS, BUDGETS = ("uniform", "fastv"), ("12.5%", "40%")
+METHODS, BUDGETS = ("uniform", "vtw"), ("12.5%", "40%")
 #: What the search may not differ in from run to run: times are not counted operations.
 SMALL: dict[str, Any] = {"cost": "flops", "chains": False, "repeats": 1, "threads": 1, "sides": (128, 128)}
 
@@ -90,7 +90,10 @@ def test_the_plan_whose_answers_are_the_right_ones_wins(result, settings):
     assert document["kind"] == "tune" and document["finished"] and document["command"] == "foveate tune"
     assert document["versions"]["optuna"] and document["hardware"]["threads"] == 1
     (best,) = document["confirmation"]
-    assert best["accuracy"] > 0.75 > document["untouched"]["confirm"]["accuracy"] > 0
+    assert best["accuracy"] > 0.6 > document["untouched"]["confirm"]["accuracy"] > 0
+    rows = [json.loads(line) for line in (folder / "answers.rows.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
+    own = [row["right"] for row in rows if row["plan"] == WINNER and row["index"] % 4 and row["answer"] != "?"]
+    assert len(own) > 16 and all(own)
     assert best["met"] and best["sure"] is None and best["flops"] <= settings.target_ttft
     assert best["ttft"]["median"] > 0 and len(best["ttft"]["all"]) == 2
     assert [control["plan"] for control in best["controls"]] == ["random:12.5%", "downsample:12.5%"]
@@ -105,8 +108,7 @@ def test_every_plan_is_tried_once_and_the_front_is_best(result):
     plans = [record["plan"] for record in document["trials"]]
     assert len(set(plans)) == len(plans) < 50  # asked for 50, and there are fewer
     layers = load(plan=None)[0].config.get_text_config().num_hidden_layers
-    fastv = {f"fastv:{budget}@{layer}" for budget in BUDGETS for layer in range(1, layers)}
-    assert set(plans) == {"uniform:12.5%", "uniform:40%"} | fastv
+    assert set(plans) == {"uniform:12.5%", "uniform:40%"} | {f"vtw@{layer}" for layer in range(1, layers)}
     assert document["impossible"] == []
     complete = [record for record in document["trials"] if record["outcome"] == "complete"]
     for record in front(document["trials"]):
@@ -138,7 +140,7 @@ def test_a_seed_gives_the_same_trials_and_a_finished_search_is_not_made_again(re
 
     def drawn(seed: int) -> list[str]:
         study, plans = Study(None, {}, seed), []
-        for number in range(12):
+        for number in range(8):
             trial, plan = study.draw(space, lambda plan: None)
             study.finish(trial, {"plan": plan, "value": float(number)})
             plans.append(plan)
@@ -157,13 +159,13 @@ def test_a_stopped_search_goes_on_to_the_same_trials(result, settings, tmp_path)
     (copy / "answers.rows.jsonl").write_bytes((folder / "answers.rows.jsonl").read_bytes())
 
     def stop(done: int, total: int, what: str) -> None:
-        if done == 3:
+        if done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(settings, copy, progress=stop)
     part = json.loads((copy / "tune.json").read_text(encoding="utf-8"))
-    assert not part["finished"] and part["best"] is None and part["trials"] == document["trials"][:3]
+    assert not part["finished"] and part["best"] is None and part["trials"] == document["trials"][:2]
     with (copy / "trials.journal").open("ab") as file:  # a kill cut the last line off
         file.write(b'{"op_code":8,"worker')
     assert run(replace(settings, trials=6), copy)["trials"] == document["trials"][:6]
@@ -176,6 +178,8 @@ def test_other_settings_are_refused_in_the_same_folder(result, settings, tmp_pat
     (tmp_path / "trials.journal").write_text("nothing of ours\n", encoding="utf-8")
     with pytest.raises(FoveateError, match="no study of a search"):
         run(settings, tmp_path)
+    for described in ({"seed": 1}, {"seed": 2}):  # before the first trial nothing is mixed
+        Study(tmp_path / "new.journal", described, 0)
 
 
 def command(data: Path, folder: Path, *more: str) -> list[str]:
@@ -286,7 +290,7 @@ def test_a_control_keeps_as_many_tokens():
 
 
 def test_costs_are_those_of_shorter_sequences(embedded):
-    costs = Costs(*embedded, list(items("sign", 3, sides=(128, 160))), repeats=1)
+    costs = Costs(*embedded, list(items("sign", 1, sides=(128, 160))), repeats=1)
     assert 0 < costs.flops("uniform:10%") < costs.flops("uniform:60%") < 1
     assert costs.flops("uniform:100%") == 1
     # Methods that the runtime treats by their class do so under the clock too.
@@ -374,10 +378,11 @@ def test_what_cannot_work_is_said_in_one_sentence(arguments, message, capsys, tm
 
 
 def test_methods_that_cannot_be_searched_are_refused(settings, tmp_path):
+    few = replace(settings, tasks=("sign",), count=4, sides=(128, 160))
     with pytest.raises(FoveateError, match="method 'nothing' is not known"):
-        run(replace(settings, methods=("nothing",)))
+        run(replace(few, methods=("nothing",)))
     with pytest.raises(FoveateError, match=r"no method is left to search with: tome: tome merges inside"):
-        run(replace(settings, methods=("tome",)))
+        run(replace(few, methods=("tome",)))
     assert methods_in("divprune, hiprune(alpha=0.1, layer=2),fastv") == (
         "divprune",
         "hiprune(alpha=0.1, layer=2)",

@@ -219,7 +219,7 @@ def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
         "untouched", f"{untouched['tokens_kept']:,.0f}", "1.00x", "1.00x", f"{untouched['accuracy']:.1%}", "100.0%"
     )
     for row in (one, *(control for control in one["controls"] if "reason" not in control)):
-        by = "" if row is one else f"{100 * row['better_by']:+.1f}" + (" (noise)" if row["noise"] else "")
+        by = "" if row is one else f"{100 * row['better_by']:+.1f}"
         table.add_row(
             row["plan"],
             f"{row['tokens_kept']:,.0f}",
@@ -234,7 +234,7 @@ def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
 
 
 def _table(title: str, head: tuple[str, ...]) -> Table:
-    plan = Column("plan", overflow="fold", min_width=22)
+    plan = Column("plan", overflow="fold", min_width=15)
     return Table(
         plan,
         *(Column(name, justify="right") for name in head[1:]),
@@ -256,4 +256,4 @@ def _score(one: dict[str, Any], flow: bool) -> str:
 
 def _interval(one: dict[str, Any]) -> str:
     ends = (one["low"], one["high"])
-    return "" if ends == (None, None) else " to ".join("?" if end is None else f"{100 * end:.0f}" for end in ends)
+    return "" if ends == (None, None) else "-".join("?" if end is None else f"{100 * end:.0f}" for end in ends)

@@ -59,9 +59,10 @@ class Study:
         self._optuna, self._seed = optuna(), seed
         self._memory = self._optuna.create_study(direction="maximize")
         self._file = self._open(path)
-        held = self._file.user_attrs.get("settings")
-        if held is None:
+        held = self._file.user_attrs.get("settings") or {}
+        if not self._file.trials:  # also of a search that failed before its first trial
             self._file.set_user_attr("settings", described)
+            self._file.set_user_attr("space", None)
         elif held != described:
             different = ", ".join(sorted(k for k in {*held, *described} if held.get(k) != described.get(k)))
             folder = "the study" if path is None else path.parent
