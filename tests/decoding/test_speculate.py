@@ -8,7 +8,7 @@ from transformers import DynamicCache, TextStreamer
 
 import foveate
 from decoding.drafters import Guessing, Knowing
-from families.zoo import zoo
+from families.zoo import conversation, zoo
 from foveate import FoveateError
 
 CHAIN = {"top_k": 1, "depth": 5, "tokens": 5}
@@ -44,7 +44,7 @@ def llava():
 @pytest.mark.parametrize("rows", [[[(4, 4), (2, 3)]], [[]]], ids=["images", "text"])
 def test_tokens_are_those_of_the_model_alone(name, rows):
     model = zoo()[name].model()
-    inputs = zoo()[name].prompts(model, rows)
+    inputs = zoo()[name].prompts(model, rows) if rows[0] else conversation(rows, lambda size: [], 0, "left")
     alone = written(model, inputs)
     right = Knowing(after(inputs, alone))
     drafters = [(right, CHAIN), (Guessing(), {"top_k": 1, "tokens": 4})]
