@@ -45,8 +45,9 @@ def batch(
     """Answer every question of a file, with progress.
 
     A line of the file holds `question`, `image` or `images` (paths from the file's folder), and, if wanted, `id`,
-    `plan` and `max_new_tokens`. A line of the answers holds number, id, question, plan and text, or an error in place of
-    the text. What is no question, or names a missing image, is said before anything is answered.
+    `plan` and `max_new_tokens`. A line of the answers holds number, id, question, plan and text; where a question has
+    no answer, the error in place of the text. What is no question, or names a missing image, is said before anything
+    is answered.
 
     Answers are written batch by batch. After an interruption, even a kill, --resume answers what is missing: every
     question once.
