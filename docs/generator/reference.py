@@ -26,7 +26,12 @@ ROOMS = {
     "tokens": "Tokens and selections",
     "selection": "Methods before the language model",
     "decoder": "Methods inside the language model",
-    "cache": "Caches in few bits",
+    "cache": "Caches in few bits and of fewer entries",
+    "decoding": "Drafts, and contrast while text is written",
+    "memory": "Images that are read once",
+    "generation": "A next-scale image model",
+    "batch": "Files of questions",
+    "serving": "A server",
     "views": "Views: pixels before the encoder",
     "encoders": "Encoders",
     "connectors": "Connectors",
@@ -36,6 +41,9 @@ ROOMS = {
     "errors": "Errors",
 }
 """Rooms in the order of the data's way, with the titles of their pages."""
+
+ELSEWHERE = "foveate.serving.vllm"
+"""Imports what only an environment of its own has; its page is written by hand."""
 
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes")
 
@@ -99,7 +107,7 @@ def _modules(room: str) -> Iterator[ModuleType]:
     yield package
     paths = getattr(package, "__path__", [])
     for name in sorted(found.name for found in pkgutil.walk_packages(paths, f"{package.__name__}.")):
-        if not any(part.startswith("_") for part in name.split(".")):
+        if not any(part.startswith("_") for part in name.split(".")) and not name.startswith(ELSEWHERE):
             yield importlib.import_module(name)
 
 
