@@ -172,7 +172,7 @@ def test_the_answer_as_json(pair):
     document = json.loads(json.dumps(ask(noise(32, 32), "?", pair, max_new_tokens=2, keep_pooling=True).to_dict()))
     assert set(document) == {
         "text", "question", "model", "image_size", "view_size", "stages", "tokens", "times", "device",
-        "plan", "selection",
+        "plan", "selection", "draft",
     }  # fmt: skip
     assert document["stages"][1]["grid"] == [4, 4]
     assert document["tokens"]["unmerged"] == 64
@@ -190,6 +190,7 @@ def test_the_last_model_is_kept(tmp_path):
     [
         ({"question": ""}, "question is empty"),
         ({"question": " \n"}, "question is empty"),
+        ({"question": "a \ud800 b"}, "half of a character"),
         ({"question": None}, "question is empty"),
         ({"question": "long " * 200}, "more than the 512 positions"),
         ({"plan": "divprune"}, "needs a budget"),

@@ -86,6 +86,7 @@ def test_what_cannot_be_answered_is_a_row_with_its_error(tmp_path: Path) -> None
         ("[1]", "line 2: a question is an object"),
         ("[" * 100_000, "line 2"),
         ("\x00", "line 2"),
+        ('{"question": "\\ud800"}', "half of a character"),
         ({"image": "a.png"}, "'question' must be"),
         ({"image": "missing.png", "question": "?"}, "no image"),
         ({"image": 3, "question": "?"}, "must be a path"),

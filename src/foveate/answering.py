@@ -25,7 +25,7 @@ from torch import nn
 from transformers import TextStreamer
 
 from foveate.encoders import ViTUHDConfig, ViTUHDModel
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, check_text
 from foveate.loading import load
 from foveate.plan import Plan
 from foveate.runtime import compress, handle_of, speculate
@@ -179,6 +179,7 @@ def ask(
     wanted = None if plan is None else Plan.of(plan)
     if not isinstance(question, str) or not question.strip():
         raise FoveateError("the question is empty: say in words what you want to know about the image.")
+    check_text(question, "the question")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise FoveateError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}.")
 
@@ -255,7 +256,9 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
         ``index`` (place of each cell of the grid among the tokens, -1 in padding), ``tokens`` and how many of them the
         language model reads (``kept``: merged ones count where they stand); and, as places among the image's tokens,
         ``kept`` (those that stand for themselves), ``merged`` (one mapping for each group: ``at``, where it stands, and
-        ``tokens``, its members), ``dropped`` and ``separators``. Every one of ``layers`` says which tokens it kept.
+        ``tokens``, its members), ``dropped`` and ``separators``. ``shares`` has every token's share in what it went
+        into, or is None where the members of a group have equal ones. ``measured`` has what methods asked of each
+        token: its ``kind``, the ``layer`` and ``values``. Every one of ``layers`` says which tokens it kept.
     """
     document: dict[str, Any] = report.as_json() | {"seen": list(seen)}
     layout, places = report.layout, report.selection.indices.tolist()
@@ -274,6 +277,11 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
         "merged": [{"at": place, "tokens": group} for place, group in rows if group != [place]],
         "dropped": dropped,
         "separators": [] if separators is None else separators.nonzero().flatten().tolist(),
+        "shares": None if report.selection.weights is None else report.selection.weights.tolist(),
+        "measured": [
+            {"kind": need.kind, "layer": need.layer, "values": values.tolist()}
+            for need, values in report.measured.items()
+        ],
     }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.answering import answer_batch
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, check_text
 from foveate.plan import Plan
 from foveate.runtime import compress
 from foveate.views.images import open_image
@@ -96,6 +96,7 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
     text, limit, plan, own = (entry.get(name) for name in ("question", "max_new_tokens", "plan", "id"))
     if not isinstance(text, str) or not text.strip():
         raise FoveateError("'question' must be a text")
+    check_text(json.dumps(entry, ensure_ascii=False), "it")
     if "image" in entry and "images" in entry:
         raise FoveateError("'image' and 'images' stand together; write one of them")
     names = entry.get("images", [entry["image"]] if "image" in entry else [])

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, check_text
 from foveate.plan import Budget, Plan
 
 #: Deepest nesting of a body; messages need five.
@@ -163,6 +163,7 @@ def parse(body: bytes) -> ChatRequest:
         raise FoveateError("the body must be a JSON object with 'model' and 'messages'.")
     if _deeper_than(document, DEEPEST):
         raise FoveateError(f"the body is nested more than {DEEPEST} levels deep.")
+    check_text(json.dumps(document, ensure_ascii=False), "the body")
     try:
         request = ChatRequest.model_validate(document)
     except ValidationError as error:
