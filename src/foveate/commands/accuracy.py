@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, Models, ResultAsJson, Sides, Threads
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -29,7 +30,7 @@ QUICK_METHODS = ("divprune", "dart", "pool")
 
 
 def accuracy(
-    models: Annotated[str, typer.Option(help="embedded, folders and Hub ids, with commas.")] = "embedded",
+    models: Models = "embedded",
     plans: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,18 +58,12 @@ def accuracy(
     count: Annotated[
         int | None, typer.Option(min=1, help="Questions of every task; 100, with --quick 10.", show_default=False)
     ] = None,
-    sides: Annotated[str, typer.Option(help="Shortest and longest side of rendered pages, in pixels.")] = "128,640",
-    difficulty: Annotated[
-        float, typer.Option(min=0, max=1, help="Of rendered pages: 0 is large and clean type.")
-    ] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the CPU; all that PyTorch takes.", show_default=False)
-    ] = None,
+    sides: Sides = "128,640",
+    difficulty: Difficulty = 1.0,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A task of every kind, 10 questions, three methods at 25%, unless said.")
     ] = False,
@@ -76,7 +71,7 @@ def accuracy(
         "benchmarks/results/accuracy.json"
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Count right answers of models with plans: every plan on the same questions, beside three controls.
 

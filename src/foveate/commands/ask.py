@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveate.commands.console import console, print_json
+from foveate.commands.options import Json
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def ask(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut the answer off after this many tokens.")] = 128,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Ask a question about an image, and see where its tokens went.
 

@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import BatchSize, Dtype, HubDevice
 
 EXAMPLES = """
     foveate batch questions.jsonl -o answers.jsonl
@@ -33,12 +34,10 @@ def batch(
             show_default="the plan saved beside the model, if any",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
+    batch_size: BatchSize = 8,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers off after this many tokens.")] = 128,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")
-    ] = None,
+    dtype: Dtype = "auto",
+    device: HubDevice = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:

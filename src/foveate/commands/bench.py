@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import Device, ResultAsJson
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -36,9 +37,7 @@ def encoders(
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed turns after a warm-up; 5.", show_default=False)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="512 px and 3 turns unless said otherwise.")] = False,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU, else float32.", show_default=False),
@@ -56,7 +55,7 @@ def encoders(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the sizes that the file already has.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Compare ViT-UHD with MoonViT, Qwen2.5-VL's tower and SigLIP2: tokens, FLOPs, time, memory, first token.
 
@@ -144,9 +143,7 @@ def speed(
         typer.Option(help="Picture for models with weights; a rendered receipt.", show_default=False),
     ] = None,
     question: Annotated[str, typer.Option(help="What these are asked.")] = "What is the total?",
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str,
         typer.Option(help="auto, float32, bfloat16 or float16; auto is bfloat16 for random weights."),
@@ -164,7 +161,7 @@ def speed(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep what the file already has.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """What plans cost: time of every part of an answer, peak memory, KV cache and FLOPs.
 

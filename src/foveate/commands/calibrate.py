@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import Json
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def calibrate(
         float, typer.Option(min=-1, max=1, help="Merge more in the first blocks (-1), the last ones (1), or alike (0).")
     ] = 0.0,
     device: Annotated[str, typer.Option(help="Where to run, such as cuda:0.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find how similar tokens must be to merge, so that a given number of them stays on average.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.commands.console import console, print_json
+from foveate.commands.options import Json
 from foveate.errors import FoveateError
 from foveate.plan import Plan
 
@@ -52,7 +53,7 @@ def flops(
     papers: Annotated[
         bool, typer.Option("--papers", help="Published numbers beside those counted here, and nothing else.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """FLOPs, MACs and cache of an image and a prompt, with and without a plan, from shapes alone.
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.commands.console import console, print_json
+from foveate.commands.options import Json
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -29,7 +30,7 @@ def info(
         str | None,
         typer.Argument(help="Folder or Hub id of an image-text-to-text model.", show_default="the embedded model"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Describe a model: parameters by part, stages, tokenizer, and visual tokens for images of several sizes.
 

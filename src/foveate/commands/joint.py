@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
 from foveate.commands.lists import names_in, numbers_in, plans_in
+from foveate.commands.options import BatchSize, Device, Difficulty, Models, ResultAsJson, Threads
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -23,7 +24,7 @@ EXAMPLES = """
 
 
 def joint(
-    models: Annotated[str, typer.Option(help="embedded, folders and Hub ids, with commas.")] = "embedded",
+    models: Models = "embedded",
     plans: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,21 +61,15 @@ def joint(
             show_default=False,
         ),
     ] = None,
-    difficulty: Annotated[
-        float, typer.Option(min=0, max=1, help="Of rendered pages: 0 is large and clean type.")
-    ] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
-    ] = None,
+    difficulty: Difficulty = 1.0,
+    batch_size: BatchSize = 8,
+    device: Device = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; int4 on a GPU: bfloat16.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the CPU; all that PyTorch takes.", show_default=False)
-    ] = None,
+    threads: Threads = None,
     quick: Annotated[bool, typer.Option("--quick", help="10 questions of every task on small pages.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path("benchmarks/results/joint.json"),
     resume: Annotated[bool, typer.Option("--resume", help="Keep the combinations that the file already has.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Token compression together with quantised weights and a quantised cache: accuracy and cost of the product.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveate.commands.console import console, print_json
+from foveate.commands.options import Json
 
 if TYPE_CHECKING:
     from foveate.gallery import Entry
@@ -27,7 +28,7 @@ def methods(
         str | None,
         typer.Argument(help="Wildcards for a name or title, such as '*prune*'.", show_default="all methods"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the methods that a plan can name: what each does, needs, and which families of models it runs on.
 

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
 from foveate.commands.lists import plans_in
+from foveate.commands.options import ResultAsJson
 
 EXAMPLES = """
     foveate bench next-scale
@@ -53,7 +54,7 @@ def next_scale(
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Also save samples of all plans.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep a result of these settings.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Compressed caches of a next-scale image model beside its full cache: bytes, time, and how far pictures move.
 

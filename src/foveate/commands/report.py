@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import Json
 
 EXAMPLES = """
     foveate report benchmarks/results/accuracy-embedded.json -o report
@@ -39,7 +40,7 @@ def report(
     redraw: Annotated[
         bool, typer.Option("--redraw", help="Make pictures anew that are in the folder already.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Make one static page from results: tables that sort, plots with the Pareto front, a page for every method.
 

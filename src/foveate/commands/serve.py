@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from foveate.commands.console import notes
+from foveate.commands.options import Dtype, HubDevice
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -46,10 +47,8 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host that images may be fetched from, with its port if unusual.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")
-    ] = None,
+    dtype: Dtype = "auto",
+    device: HubDevice = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 8,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come again.")] = 256,

@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import Conversations, GoOn, ImageFolder, Json, Limit, MaxMinutes, OneModel, WhereItRuns
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -29,16 +30,8 @@ class Kind(StrEnum):
 
 
 def train_draft(
-    model: Annotated[
-        str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
-    ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="JSON or JSONL files of conversations in LLaVA's format; else questions about rendered images.",
-            show_default=False,
-        ),
-    ] = None,
+    model: OneModel = None,
+    data: Conversations = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.", show_default=False)] = None,
     kind: Annotated[Kind, typer.Option(help="Whose draft.")] = Kind.specvlm,
     compressor: Annotated[
@@ -64,24 +57,14 @@ def train_draft(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 500,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Greatest step size; for large models 8e-5.")] = 1e-3,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the files' image paths; each file's own by default.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read this many of the files' conversations.", show_default=False)
-    ] = None,
+    images: ImageFolder = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of questions, first weights and chance.")] = 0,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out rendered questions to measure on.")] = 50,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
-    ] = True,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    resume: GoOn = True,
+    max_minutes: MaxMinutes = None,
+    device: WhereItRuns = None,
+    as_json: Json = False,
 ) -> None:
     """Train a draft: a small network that guesses what a model will write, so that it writes faster.
 

@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import GoOn, Json, MaxMinutes
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -26,13 +27,9 @@ def train_next_scale(
     recipe: Annotated[
         Path | None, typer.Option(help="JSON file with settings; the built-in ones.", show_default=False)
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
-    ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    minutes: MaxMinutes = None,
+    resume: GoOn = True,
+    as_json: Json = False,
 ) -> None:
     """Train a small next-scale image model: a tokenizer, then a transformer, in minutes on a CPU.
 

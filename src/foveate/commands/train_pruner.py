@@ -12,6 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import Conversations, GoOn, ImageFolder, Json, Limit, MaxMinutes, OneModel, WhereItRuns
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -30,16 +31,8 @@ class Kind(StrEnum):
 
 
 def train_pruner(
-    model: Annotated[
-        str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
-    ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="JSON or JSONL files of conversations in LLaVA's format; else questions about rendered images.",
-            show_default=False,
-        ),
-    ] = None,
+    model: OneModel = None,
+    data: Conversations = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.", show_default=False)] = None,
     kind: Annotated[Kind, typer.Option(help="Whose networks are trained.")] = Kind.covipal,
     layers: Annotated[
@@ -70,24 +63,14 @@ def train_pruner(
         float | None,
         typer.Option(help="dpn: weight of the loss that asks for wide windows, 1 by default.", show_default=False),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the files' image paths; each file's own by default.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read this many of the files' conversations.", show_default=False)
-    ] = None,
+    images: ImageFolder = None,
+    limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of questions, first weights and chance.")] = 0,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out rendered questions to measure on.")] = 100,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
-    ] = True,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    resume: GoOn = True,
+    max_minutes: MaxMinutes = None,
+    device: WhereItRuns = None,
+    as_json: Json = False,
 ) -> None:
     """Train the small networks of a method inside the language model: covipal's modules or dpn's routers.
 

@@ -11,6 +11,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import GoOn, ImageFolder, Json, OneModel, WhereItRuns
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ EXAMPLES = """
 
 
 def train_relevance(
-    model: Annotated[
-        str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
-    ] = None,
+    model: OneModel = None,
     data: Annotated[
         list[Path] | None,
         typer.Argument(help="JSON or JSONL files of conversations in LLaVA's format.", show_default=False),
@@ -38,9 +37,7 @@ def train_relevance(
         int | None,
         typer.Option(min=2, help="Without files: questions about rendered images, 500 by default.", show_default=False),
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the files' image paths; each file's own by default.")
-    ] = None,
+    images: ImageFolder = None,
     limit: Annotated[
         int | None, typer.Option(min=2, help="Read this many of the files' conversations.", show_default=False)
     ] = None,
@@ -52,13 +49,9 @@ def train_relevance(
     learning_rate: Annotated[float, typer.Option(help="Greatest step size.")] = 3e-3,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of orders, rendered images and first weights.")] = 0,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
-    ] = True,
-    device: Annotated[
-        str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    resume: GoOn = True,
+    device: WhereItRuns = None,
+    as_json: Json = False,
 ) -> None:
     """Train the network of the method relevance: from what the first layer looks at, to what an answer rests on.
 

@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import GoOn, Json, MaxMinutes, OneModel, WhereItRuns
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -20,9 +21,7 @@ EXAMPLES = """
 
 
 def train_scorer(
-    model: Annotated[
-        str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
-    ] = None,
+    model: OneModel = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write (.safetensors).", show_default=False)
     ] = None,
@@ -33,16 +32,10 @@ def train_scorer(
     dropout: Annotated[float, typer.Option(help="In training.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of screens, first weights and dropout.")] = 0,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out screens to measure the scorer on.")] = 200,
-    resume: Annotated[
-        bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
-    ] = True,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
+    resume: GoOn = True,
+    max_minutes: MaxMinutes = None,
+    device: WhereItRuns = None,
+    as_json: Json = False,
 ) -> None:
     """Train the scorer of the method focusui: which tokens of a screen an instruction means.
 

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from foveate.commands.accuracy import QUICK_TASKS, _names, _sides
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, ResultAsJson, Sides, Threads
 
 EXAMPLES = """
     foveate tune embedded --target-ttft 0.5x
@@ -91,22 +92,16 @@ def tune(
     ] = 5,
     finalists: Annotated[int, typer.Option(min=1, help="The most plans to confirm, until one holds.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of draws, and of the division of questions.")] = 0,
-    sides: Annotated[str, typer.Option(help="Shortest and longest side of rendered pages, in pixels.")] = "128,640",
-    difficulty: Annotated[
-        float, typer.Option(min=0, max=1, help="Of rendered pages: 0 is large and clean type.")
-    ] = 1.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the CPU; all that PyTorch takes.", show_default=False)
-    ] = None,
+    sides: Sides = "128,640",
+    difficulty: Difficulty = 1.0,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder of the result, its picture, the trials and the answers.")
     ] = Path("tuned"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Search the best plan for a model: methods, budgets and layers, on your questions or on rendered ones.
 
