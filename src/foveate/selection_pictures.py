@@ -33,6 +33,12 @@ def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     whole: dict[str, Any] = documents[0] | {"steps": [dict(step) for step in documents[0]["steps"]]}
     whole |= {name: [] for name in ("crops", "kept", "merged", "dropped", "separators")}
     whole["layers"] = [layer | {"kept": []} for layer in documents[0]["layers"]]
+    shares = [document.get("shares") for document in documents]
+    whole["shares"] = None if None in shares else [share for own in shares for share in own]
+    whole["measured"] = [
+        score | {"values": [value for own in documents for value in own["measured"][number]["values"]]}
+        for number, score in enumerate(documents[0].get("measured", []))
+    ]
     before = 0
     for document in documents:
         for crop in document["crops"]:
@@ -103,6 +109,35 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, i
     """
     seen, over, _ = _parts(document, image)
     return _panel(seen, over, *_of_tokens(document), _leaving(document), room, numbered=False)
+
+
+def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Which token lies under every pixel of what `draw_tokens` draws.
+
+    Args:
+        document: from `foveate.answering.selected`.
+        size: width and height of the picture.
+
+    Returns:
+        (height, width) places among the image's tokens, -1 where there is none.
+    """
+    found = np.full((size[1], size[0]), -1)
+    over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
+    for crop in over or document["crops"][:1]:
+        down, across, index = _cells(crop, size)
+        found[np.ix_(down, across)] = index
+    return found
+
+
+def _cells(crop: dict[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows (h,) and columns (w,) of pixels that a crop covers in a picture, and the token of each (h, w)."""
+    left, top, right, bottom = (edge * side for edge, side in zip(crop["box"], (*size, *size), strict=True))
+    rows, columns = crop["grid"]
+    across = np.arange(max(round(left), 0), min(round(right), size[0]))
+    down = np.arange(max(round(top), 0), min(round(bottom), size[1]))
+    column = ((across + 0.5 - left) / (right - left) * columns).astype(int).clip(0, columns - 1)
+    row = ((down + 0.5 - top) / (bottom - top) * rows).astype(int).clip(0, rows - 1)
+    return down, across, np.array(crop["index"]).reshape(rows, columns)[row][:, column]
 
 
 def _parts(
@@ -180,19 +215,9 @@ def _panel(
     tints = _tints(int(groups.max(initial=-1)) + 1)
     boxes = []
     for crop in crops:
-        left, top, right, bottom = (
-            edge * side for edge, side in zip(crop["box"], (width, height, width, height), strict=True)
-        )
-        rows, columns = crop["grid"]
-        across, down = (
-            np.arange(max(round(left), 0), min(round(right), width)),
-            np.arange(max(round(top), 0), min(round(bottom), height)),
-        )
+        down, across, index = _cells(crop, (width, height))
         if not len(across) or not len(down):
             continue
-        column = ((across + 0.5 - left) / (right - left) * columns).astype(int).clip(0, columns - 1)
-        row = ((down + 0.5 - top) / (bottom - top) * rows).astype(int).clip(0, rows - 1)
-        index = np.array(crop["index"]).reshape(rows, columns)[row][:, column]
         state, group = states[index], groups[index]
         leave = np.where(state == DROPPED, -1, leaves[index])
         window = np.ix_(down, across)

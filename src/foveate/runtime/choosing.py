@@ -22,6 +22,9 @@ from foveate.tokens import Need, Selection, Tower, VisualTokens
 
 MODALITIES = ("image", "video")
 
+#: Needs that are one number a token, which a report keeps.
+SCORES = ("cls_attention", "cls_logits", "received", "hub_attention", "first_layer_attention")
+
 
 @dataclass
 class Frame:
@@ -135,7 +138,8 @@ class Chooser:
             whole = whole.then(own, layout.count)
             if step is not steps_before[-1]:
                 tokens = tokens.take(own)
-        return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), self.notes)
+        scores = {need: value for need, value in measured.items() if need.kind in SCORES}
+        return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), self.notes, measured=scores)
 
     def _text_places(self, frame: Frame, row: int, columns: Tensor, length: int) -> Tensor:
         """(T,) the places of the text after an image, of all text where none comes after it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.families import ImageLayout
-from foveate.tokens import Selection
+from foveate.tokens import Need, Selection
 
 #: Images that a handle remembers.
 REMEMBERED = 1024
@@ -80,6 +81,7 @@ class ImageReport:
         steps: What every step before the language model did.
         layers: What every step inside it did, from the first layer on.
         notes: What a user should know, such as a substitute for what the encoder lacks.
+        measured: (N,) what the probes found of each token, for those needs that have one value a token.
     """
 
     number: int
@@ -90,6 +92,7 @@ class ImageReport:
     steps: tuple[StepReport, ...]
     notes: tuple[str, ...] = ()
     layers: tuple[LayerReport, ...] = ()
+    measured: Mapping[Need, Tensor] = field(repr=False, compare=False, default_factory=dict)
 
     @property
     def tokens_in(self) -> int:
