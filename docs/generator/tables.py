@@ -175,6 +175,35 @@ def accuracy(part: str) -> Callable[[Path, Path], str]:
     return block
 
 
+def soak(root: Path, _page: Path) -> str:
+    """What `make soak` found."""
+    path = root / "benchmarks/results/soak.json"
+    if not path.exists():
+        return "*Not run yet (`make soak`).*"
+    run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    crowd, gone, long, drained = (run[name] for name in ("crowd", "vanishing", "endurance", "drain"))
+    first, last = long["memory"][0], long["memory"][-1]
+    growth = long["bytes_per_request_in_the_second_half"]
+    rows = [
+        ["requests at once, half of them streamed", f"{crowd['requests']:,}"],
+        ["answered; with another answer than alone", f"{crowd['answers']:,}; {crowd['other_answers']}"],
+        ["clients that vanished; seconds until the server rested", f"{gone['clients']}; {gone['seconds_to_rest']:.1f}"],
+        ["requests one after the other, four at a time", f"{long['requests']:,}"],
+        ["with another answer than alone; bad ones refused", f"{long['other_answers']}; {long['refused']}"],
+        [
+            f"memory after {first['requests']:,} and after {last['requests']:,} requests, MiB",
+            f"{first['bytes'] / 2**20:,.0f}; {last['bytes'] / 2**20:,.0f}",
+        ],
+        ["growth in the second half, bytes a request", f"{growth:,.0f}"],
+        [
+            "requests open at SIGTERM; answered; exit code",
+            f"{drained['open']}; {drained['answered']}; {drained['exit_code']}",
+        ],
+    ]
+    where = f"{run['hardware']['cpu']}; from `{path.relative_to(root)}`, made by `{run['command']}`."
+    return f"{table(['what', 'found'], rows)}\n\n{where}"
+
+
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "stages": stages,
     "picture": picture,
@@ -183,6 +212,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "authors": authors,
     "speed": speed,
     "next-scale": next_scale,
+    "soak": soak,
     "accuracy": accuracy("short"),
     "accuracy-full": accuracy("full"),
     "accuracy-tasks": accuracy("tasks"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -106,4 +107,6 @@ def serve(
     notes.print(
         f"{shown} with {'no plan' if own is None else own} at http://{address}:{bound}/v1 (Ctrl-C ends)", markup=False
     )
+    # uvicorn drains on SIGTERM and then raises it again; a server that has drained has ended well.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[socket])
