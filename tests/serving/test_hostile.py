@@ -34,7 +34,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     outside = tmp_path_factory.mktemp("outside") / "secret.png"
     outside.write_bytes((EXAMPLES / "receipt.png").read_bytes())
     (root / "link.png").symlink_to(outside)
-    limits = Limits(body=40 * 2**20, read_seconds=2, tokens=32)
+    limits = Limits(body=40 * 2**20, read_seconds=5, tokens=32)
     with running(*foveate.load(plan=None), limits, root=root, hosts=("allowed.example",)) as server:
         yield server
         assert httpx.get(f"{server.address}/health").json()["status"] == "ok"
@@ -112,7 +112,7 @@ def test_slow_clients_are_let_go(guarded: Served) -> None:
         slow.settimeout(SECONDS)
         start = time.monotonic()
         assert b"408" in slow.recv(200)
-        assert time.monotonic() - start >= 1.5
+        assert time.monotonic() - start >= 4
 
 
 def test_only_named_hosts_and_no_redirects() -> None:
