@@ -34,7 +34,8 @@ def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
     whole |= {name: [] for name in ("crops", "kept", "merged", "dropped", "separators")}
     whole["layers"] = [layer | {"kept": []} for layer in documents[0]["layers"]]
     shares = [document.get("shares") for document in documents]
-    whole["shares"] = None if None in shares else [share for own in shares for share in own]
+    known = [own for own in shares if own is not None]
+    whole["shares"] = [share for own in known for share in own] if len(known) == len(shares) else None
     whole["measured"] = [
         score | {"values": [value for own in documents for value in own["measured"][number]["values"]]}
         for number, score in enumerate(documents[0].get("measured", []))
