@@ -9,7 +9,7 @@ DEV := .venv/.dev-$(KEY)
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lmms check fix docs picture bench bench-gpu soak clean
+.PHONY: help demo test test-all test-lmms test-browser check fix docs picture bench bench-gpu soak clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -42,6 +42,13 @@ test-lmms: $(DEV) ## runs of lmms-eval, which lives in .venv/lmms and shares wha
 	  > "$$(.venv/lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
 	.venv/lmms/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lmms]'
 	.venv/lmms/bin/python -m pytest -m "slow or not slow" tests/benchmark/test_lmms.py
+
+test-browser: $(DEV) ## the playground in the system's Chromium, headless; gradio lives in .venv/app; pictures: build/browser
+	test -x .venv/app/bin/python || $(PYTHON) -m venv .venv/app
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > "$$(.venv/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
+	.venv/app/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app]' 'playwright>=1.50'
+	FOVEATE_SHOTS=build/browser .venv/app/bin/python -m pytest -m "browser or not slow" tests/app
 
 check: $(DEV) ## ruff, types, and whether generated pages are up to date
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import importlib
 import inspect
 import pkgutil
 import re
@@ -228,9 +228,9 @@ def _markdown(docstring: str) -> str:
 def _command_line() -> str:
     lines = ["# Command line", "", "Generated from `foveate COMMAND --help` by `make docs`.", ""]
     root: Any = typer.main.get_command(cli.app)
-    for name in ("ask", "info", "train", "convert", "bench encoders"):
-        if not importlib.util.find_spec(cli.TARGETS[name.split()[-1]].split(":")[0]):
-            continue
+    names = [name for name in root.commands if name in cli.TARGETS]
+    names += [f"bench {name}" for name in root.commands["bench"].commands]
+    for name in names:
         group, path = root, name.split()
         for part in path[:-1]:
             group = group.commands[part]

@@ -43,6 +43,7 @@ TARGETS = {
     "calibrate": "foveate.commands.calibrate:calibrate",
     "batch": "foveate.commands.batch:batch",
     "serve": "foveate.commands.serve:serve",
+    "app": "foveate.commands.app:app",
     "accuracy": "foveate.commands.accuracy:accuracy",
     "encoders": "foveate.commands.bench:encoders",
     "speed": "foveate.commands.bench:speed",
@@ -157,6 +158,7 @@ _list(app, "info", "Describe a model: its stages, parameters and visual tokens f
 _list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
 _list(app, "batch", "Answer a file of questions about images, with progress and resume.")
 _list(app, "serve", "Serve a model over HTTP, in the words of OpenAI's API.")
+_list(app, "app", "Ask in the browser, with a plan and without, and see every token.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
 _list(app, "train-pruner", "Train the small networks of the methods covipal and dpn for one model.")
 _list(app, "train-draft", "Train a draft that guesses what a model will write, so that it writes faster.")

@@ -1,0 +1,70 @@
+"""Tokens and times of two answers as bars, one above the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from foveate.answering import PARTS, Answer
+from foveate.pictures import _duration
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar.
+
+    Attributes:
+        label: what it is.
+        value: what it shows, in a unit of the caller's.
+        text: the value in words.
+        of: "untouched" or "plan".
+    """
+
+    label: str
+    value: float
+    text: str
+    of: str
+
+
+def token_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
+    """Image tokens at every point of the model, those of both answers next to each other."""
+    found = [("untouched", stage) for stage in untouched.stages]
+    if planned is not None:
+        # Stages that both have stand together; what only the plan has comes last.
+        own = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
+        for number, stage in reversed(list(enumerate(untouched.stages))):
+            if (same := own.pop((stage.name, number), None)) is not None:
+                found.insert(number + 1, ("plan", same))
+        found += [("plan", stage) for stage in own.values()]
+    return [Bar(stage.name, stage.tokens, f"{stage.tokens}", of) for of, stage in found]
+
+
+def time_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
+    """Seconds of every part of both answers, and in total."""
+    answers = [("untouched", untouched), *([] if planned is None else [("plan", planned)])]
+    return [
+        Bar(part, answer.times[part], _duration(answer.times[part]), of)
+        for part in (*PARTS, "total")
+        for of, answer in answers
+        if part in answer.times
+    ]
+
+
+def safe(text: str) -> str:
+    """Text as HTML; braces and dollars too, which the templates of gradio would read."""
+    return escape(text).replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
+
+
+def as_html(title: str, bars: list[Bar]) -> str:
+    """Bars as HTML; a label that the bar above has too is not repeated."""
+    longest = max((bar.value for bar in bars), default=0) or 1
+    rows, before = [], None
+    for bar in bars:
+        label = "" if bar.label == before else safe(bar.label)
+        before = bar.label
+        rows.append(
+            f'<div class="bar {bar.of}"><span class="label" title="{safe(bar.label)}">{label}</span>'
+            f'<span class="track"><span class="fill" style="width:{100 * bar.value / longest:.2f}%"></span></span>'
+            f'<span class="value">{safe(bar.text)}</span></div>'
+        )
+    return f'<section class="bars"><h3>{safe(title)}</h3>{"".join(rows)}</section>'

@@ -1,0 +1,28 @@
+"""A question with its plan as a line of Python and as a line for a shell."""
+
+from __future__ import annotations
+
+import shlex
+
+
+def python_line(image: str, question: str, plan: str | None, model: str | None = None) -> str:
+    """Python that asks the same.
+
+    Args:
+        image: file name of the image.
+        question: what is asked.
+        plan: as text; None: the model as it is.
+        model: folder or Hub id; None: the embedded model.
+    """
+    named = "".join(f", {name}={value!r}" for name, value in (("model", model), ("plan", plan)) if value)
+    return f"import foveate\n\nprint(foveate.ask({image!r}, {question!r}{named}).text)"
+
+
+def shell_line(image: str, question: str, plan: str | None, model: str | None = None) -> str:
+    """The command that asks the same; arguments as in `python_line`."""
+    words = ["foveate", "ask"]
+    for option, value in (("--model", model), ("--plan", plan)):
+        if value:
+            words += [f"{option}={value}"] if value.startswith("-") else [option, value]
+    words += ["--"] if image.startswith("-") or question.startswith("-") else []
+    return shlex.join([*words, image, question])

@@ -1,0 +1,237 @@
+"""Pictures of one image on its way through a model, and what lies under a click on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from foveate.answering import Answer, Stage
+from foveate.pictures import ACCENT, TOKEN_TINT, _stage_panel
+from foveate.selection_pictures import draw_tokens, joined, token_map
+
+#: Most pixels of a picture's width and height.
+ROOM = (900, 900)
+#: Sources of a token that are named one by one.
+MOST_SOURCES = 12
+
+#: What methods ask of a token, in words.
+MEASURED = {
+    "cls_attention": "attention of [CLS]",
+    "cls_logits": "attention of [CLS] before the softmax",
+    "received": "attention received",
+    "hub_attention": "attention of hub tokens",
+    "first_layer_attention": "attention of the question in the language model's first layer",
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture of the image's tokens at one point of the model.
+
+    Attributes:
+        title: where in the model.
+        caption: what is to be seen, in a sentence.
+        picture: the picture.
+        tokens: (height, width) the token under every pixel, -1 where there is none.
+        grid: rows and columns of the tokens, where they are a stage's.
+        stage: what the picture shows, for a stage of the encoder.
+        effects: for a stage, how far each of the tokens that entered it draws its output (see `Pooling`).
+        document: what the plan did (`foveate.answering.selected`), for a picture of it.
+    """
+
+    title: str
+    caption: str
+    picture: Image.Image
+    tokens: np.ndarray
+    stage: Stage | None = None
+    effects: np.ndarray | None = None
+    document: dict[str, Any] | None = None
+
+    def token_at(self, x: float, y: float) -> int:
+        """The token under a point of the picture in pixels; -1: none."""
+        height, width = self.tokens.shape
+        if not (0 <= x < width and 0 <= y < height):
+            return -1
+        return int(self.tokens[int(y), int(x)])
+
+
+def views(untouched: Answer, planned: Answer | None, image: Image.Image) -> list[View]:
+    """The stages inside a ViT-UHD, then what the plan left; at least one picture.
+
+    Args:
+        untouched: the answer without a plan, with its pooling maps.
+        planned: the answer with a plan.
+        image: the image, upright.
+    """
+    found = [_stage_view(untouched, number, image) for number, s in enumerate(untouched.stages) if s.grid is not None]
+    for document in joined(planned.selection) if planned is not None else []:
+        found += _token_views(document, image)
+    if not found:
+        picture = image.copy()
+        picture.thumbnail(ROOM)
+        caption = "This model keeps its tokens to itself: give a plan to see them."
+        found = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
+    return found
+
+
+def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
+    stage = answer.stages[number]
+    rows, columns = stage.grid or (1, 1)
+    seen = image if answer.view_size is None else image.resize(answer.view_size, Image.Resampling.BICUBIC)
+    scale = min(ROOM[0] / seen.width, ROOM[1] / seen.height)
+    size = max(round(seen.width * scale), columns), max(round(seen.height * scale), rows)
+    effects = next((pooling.effect for pooling in answer.pooling if pooling.stage == stage.name), None)
+    whole = {"kind": "image", "box": (0, 0, 1, 1), "grid": (rows, columns), "index": range(rows * columns)}
+    caption = f"{rows} x {columns} = {stage.tokens} tokens"
+    caption += f" of {stage.size[0]} x {stage.size[1]} pixels" if stage.size else ""
+    caption += f": {stage.detail}."
+    if effects is not None:
+        caption += " Orange: tokens that draw the output of their 2 x 2 window furthest from the plain average."
+    picture = _stage_panel(seen, stage, effects, size)
+    return View(stage.name, caption, picture, token_map({"crops": [whole]}, size), stage, effects)
+
+
+def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
+    """What a plan left of the image, and of its thumbnail where it has one beside tiles."""
+    thumbnails = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
+    others = [crop for crop in document["crops"] if crop["kind"] != "thumbnail"]
+    merged = sum(len(group["tokens"]) for group in document["merged"])
+    counts = (
+        f"{document['tokens_kept']} of {document['tokens_in']} tokens are read: {len(document['kept'])} as they are"
+    )
+    if merged:
+        counts += f", {len(document['merged'])} merged from {merged}"
+    counts += f"; {len(document['dropped'])} are left out (grey)."
+    if document["layers"]:
+        last = document["layers"][-1]
+        counts += (
+            f" Paler ones leave inside the language model; {last['tokens_kept']} are left at layer {last['layer']}."
+        )
+    found = []
+    for crops, title in ((others, "what the language model reads"), (thumbnails, "the thumbnail it reads as well")):
+        if crops:
+            own = document | {"crops": crops}
+            picture = draw_tokens(own, image, ROOM)
+            found.append(View(title, counts, picture, token_map(own, picture.size), document=document))
+    return found
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of the token under a click.
+
+    Attributes:
+        token: its place among the tokens of the view.
+        title: which token it is.
+        lines: pairs of a name and what is said under it.
+        shown: tokens that the picture outlines: it, and what was merged with it.
+    """
+
+    token: int
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    shown: tuple[int, ...]
+
+
+def fact(view: View, token: int) -> Fact:
+    """What is known of a token of a view."""
+    return _of_plan(view.document, token) if view.document is not None else _of_stage(view, token)
+
+
+def _of_stage(view: View, token: int) -> Fact:
+    stage = view.stage
+    if stage is None or stage.grid is None:
+        raise ValueError("this view has no tokens")
+    row, column = divmod(token, stage.grid[1])
+    lines = []
+    if stage.size:
+        wide, tall = stage.size
+        across, down = f"{column * wide} to {(column + 1) * wide - 1}", f"{row * tall} to {(row + 1) * tall - 1}"
+        lines.append(("pixels", f"x {across}, y {down} of the image as the model sees it"))
+    if stage.name != "patches":
+        lines.append(("sources", f"rows {2 * row} and {2 * row + 1}, columns {2 * column} and {2 * column + 1} before"))
+    if view.effects is not None:
+        window = view.effects[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
+        each = ", ".join(f"{100 * effect:.1f} %" for effect in window)
+        lines.append(("effect", f"{each} of the output's length, row by row (0 would be plain average pooling)"))
+    return Fact(token, f"{stage.name}, row {row}, column {column}", tuple(lines), (token,))
+
+
+def _of_plan(document: dict[str, Any], token: int) -> Fact:
+    group = next((group for group in document["merged"] if token in group["tokens"]), None)
+    lines, shown = [], (token,)
+    if group is not None:
+        shown = tuple(group["tokens"])
+        lines.append(("state", f"merged: one of {len(shown)} that are read as one, at {_place(document, group['at'])}"))
+        shares = document.get("shares")
+        parts = {one: 1 / len(shown) if shares is None else shares[one] for one in shown}
+        first = sorted(parts, key=lambda one: -parts[one])[:MOST_SOURCES]
+        more = "" if len(first) == len(parts) else f" and {len(parts) - len(first)} more"
+        sources = ", ".join(f"{one} ({100 * parts[one]:.3g} %)" for one in first)
+        lines.append(("sources", f"{sources}{more}"))
+    elif token in document["kept"]:
+        lines += [("state", "kept as it is"), ("sources", f"{token} alone")]
+    else:
+        lines.append(("state", "left out: the language model does not read it"))
+    if token not in document["dropped"]:
+        lines += _layers(document, token if group is None else group["at"])
+    scores = document.get("measured", [])
+    for score in scores:
+        values = score["values"]
+        rank = 1 + sum(value > values[token] for value in values)
+        layer = "" if score["layer"] is None else f" at block {score['layer']}"
+        what = f"{MEASURED[score['kind']]}{layer}"
+        lines.append(("score", f"{values[token]:.4g}, number {rank} of {len(values)}: {what}"))
+    if not scores:
+        lines.append(("score", "none: this plan does not rate tokens by a measured value"))
+    return Fact(token, f"Token {token}, {_place(document, token)}", tuple(lines), shown)
+
+
+def _layers(document: dict[str, Any], token: int) -> list[tuple[str, str]]:
+    """Where inside the language model a token leaves."""
+    for layer in document["layers"]:
+        if token not in layer["kept"]:
+            return [("layers", f"leaves before layer {layer['layer']} of the language model ({layer['method']})")]
+    return [("layers", "stays to the last layer")] if document["layers"] else []
+
+
+def _place(document: dict[str, Any], token: int) -> str:
+    """Where in its crop a token stands."""
+    tiles = sum(crop["kind"] == "tile" for crop in document["crops"])
+    number = 0
+    for crop in document["crops"]:
+        number += crop["kind"] == "tile"
+        if token in crop["index"]:
+            row, column = divmod(crop["index"].index(token), crop["grid"][1])
+            kind = "" if crop["kind"] == "image" else f" of the {crop['kind']}"
+            kind = f" of tile {number}" if crop["kind"] == "tile" and tiles > 1 else kind
+            return f"row {row}, column {column}{kind}"
+    return "between the rows of the image"
+
+
+def outlined(view: View, chosen: Fact) -> Image.Image:
+    """The picture of a view with the outlines of the tokens that a fact is about."""
+    inside = np.isin(view.tokens, chosen.shown)
+    edge = np.zeros_like(inside)
+    cells = np.where(inside, view.tokens, -1)
+    for axis in (0, 1):
+        padded = np.pad(cells, [(1, 1) if own == axis else (0, 0) for own in (0, 1)], constant_values=-1)
+        changes = np.diff(padded, axis=axis) != 0
+        first, second = [slice(None)] * 2, [slice(None)] * 2
+        first[axis], second[axis] = slice(1, None), slice(None, -1)
+        edge |= changes[tuple(first)] | changes[tuple(second)]
+    # A line of three pixels, half of it outside, so that it can be found on a phone.
+    wide = edge.copy()
+    for axis in (0, 1):
+        for step in (-1, 1):
+            moved = np.roll(edge, step, axis)
+            ends = [slice(None)] * 2
+            ends[axis] = slice(0, 1) if step == 1 else slice(-1, None)
+            moved[tuple(ends)] = False
+            wide |= moved
+    pixels = np.array(view.picture.convert("RGB"))
+    pixels[wide] = ACCENT if view.stage is None else TOKEN_TINT  # stages are tinted in the one, groups in the other
+    return Image.fromarray(pixels)

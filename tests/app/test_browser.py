@@ -1,0 +1,268 @@
+"""The playground as its visitors have it: `foveate app` in a process of its own, and a headless Chromium.
+
+Run by `make test-browser`. Pictures of the page go into the folder that FOVEATE_SHOTS names.
+"""
+
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveate
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install 'foveate[app]'")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")]
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+#: Milliseconds that a slow machine may take for an answer.
+PATIENCE = 300_000
+PLAN = "divprune:25%"
+RECEIPT, TOTAL = "receipt.png", "What is the total?"
+
+
+@pytest.fixture(scope="session")
+def model():
+    return foveate.load()
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory):
+    """Where the playground of the embedded model is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("app") / "log.txt"
+    command = [sys.executable, "-m", "foveate", "app", "--port", str(port), "--plan", PLAN, "--max-new-tokens", "16"]
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=stream)
+    try:
+        while "the playground is at" not in log.read_text():
+            try:
+                process.wait(1)
+            except subprocess.TimeoutExpired:
+                continue
+            pytest.fail(f"foveate app ended: {log.read_text()}")
+        yield f"http://127.0.0.1:{port}"
+        assert "Traceback" not in log.read_text()
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, address):
+    """Opens the page; afterwards nothing but the playground itself must have been asked for anything."""
+    asked, faults, contexts = [], [], []
+
+    def visit(width=1280, height=1000, scheme="light"):
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector("#ask")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert asked and not faults
+    assert {urlparse(url).netloc for url in asked if not url.startswith(("data:", "blob:"))} == {
+        urlparse(address).netloc
+    }
+
+
+def shot(page, name):
+    """A picture of the whole page, small enough for a page of documentation."""
+    if folder := os.environ.get("FOVEATE_SHOTS"):
+        page.wait_for_timeout(500)
+        picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        picture.quantize(192, dither=Image.Dither.NONE).save(Path(folder) / f"{name}.png", optimize=True)
+
+
+def upload(page, path):
+    page.set_input_files("#image input[type=file]", str(path))
+
+
+def ask(page, question=None, plan=None):
+    """Fill in and ask; waits for both answers and for the picture."""
+    if question is not None:
+        page.fill("#question textarea", question)
+    if plan is not None:
+        page.fill("#plan textarea", plan)
+    page.click("#ask")
+    page.wait_for_selector("#charts .bar")
+    page.wait_for_selector("#overlay img")
+
+
+def picture_of(page):
+    """The picture that the page shows, as it was sent."""
+    source = page.get_attribute("#overlay img", "src")
+    return Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")
+
+
+def click(page, picture, x, y):
+    """Click the point of the picture that has these pixels."""
+    box = page.locator("#overlay img").bounding_box()
+    # The picture is as large as its box has room for, in the middle of it.
+    scale = min(box["width"] / picture.width, box["height"] / picture.height, 1)
+    left = (box["width"] - scale * picture.width) / 2
+    top = (box["height"] - scale * picture.height) / 2
+    page.locator("#overlay img").click(position={"x": left + scale * x, "y": top + scale * y})
+    page.wait_for_selector("#fact h3")
+
+
+def set_stage(page, number):
+    page.fill("#stage input[type=number]", str(number))
+    page.press("#stage input[type=number]", "Enter")
+
+
+def test_an_example_is_answered_twice(visit, model):
+    page = visit()
+    page.locator(".gallery-item, .gallery button, table tbody tr").last.wait_for()
+    page.get_by_text(TOTAL).first.click()
+    page.wait_for_selector("#image img")
+    ask(page)
+    image = str(EXAMPLES / RECEIPT)
+    for kind, plan in (("untouched", None), ("plan", PLAN)):
+        expected = foveate.ask(image, TOTAL, model, plan, max_new_tokens=16)
+        card = page.locator(f"#answers .answer.{kind}")
+        assert card.locator(".text").inner_text() == expected.text
+        assert f"{expected.tokens.read} image tokens read" in card.inner_text()
+    assert f"plan='{PLAN}'" in page.inner_text("#python") and f"--plan {PLAN}" in page.inner_text("#shell")
+    assert RECEIPT in page.inner_text("#shell")
+    picture = picture_of(page)
+    click(page, picture, picture.width * 0.5, picture.height * 0.3)
+    assert re.match(r"Token \d+, row \d+, column \d+", page.inner_text("#fact h3"))
+    page.wait_for_timeout(1000)
+    assert picture_of(page).tobytes() != picture.tobytes()  # the token is outlined
+    shot(page, "desktop")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_click_on_a_painted_cell_names_its_token(visit, model, tmp_path, width):
+    side = 448
+    grid = foveate.ask(Image.new("RGB", (side, side)), "?", model, "divprune:100%", max_new_tokens=1).selection[0]
+    rows, columns = grid["crops"][0]["grid"]
+    row, column = rows - 2, columns // 3
+    pixels = np.full((side, side, 3), 255, np.uint8)
+    down, across = (
+        slice(side * row // rows, side * (row + 1) // rows),
+        slice(side * column // columns, side * (column + 1) // columns),
+    )
+    pixels[down, across] = 0
+    Image.fromarray(pixels).save(tmp_path / "cell.png")
+    page = visit(width=width)
+    upload(page, tmp_path / "cell.png")
+    page.wait_for_selector("#image img")
+    ask(page, "?", "divprune:100%")
+    picture = picture_of(page)
+    dark = np.asarray(picture.convert("L")) < 60
+    tall, wide = dark.nonzero()
+    click(page, picture, float(np.median(wide)), float(np.median(tall)))
+    assert page.inner_text("#fact h3") == f"Token {row * columns + column}, row {row}, column {column}"
+    assert "kept as it is" in page.inner_text("#fact")
+
+
+def test_the_slider_goes_through_the_stages(visit, tmp_path):
+    page = visit()
+    Image.new("RGB", (320, 240), "teal").save(tmp_path / "teal.png")
+    upload(page, tmp_path / "teal.png")
+    page.wait_for_selector("#image img")
+    ask(page, "What colour is it?", "random:10%")
+    captions = ["what the language model reads", "patches", "stage 1", "stage 2"]
+    assert captions[0] in page.inner_text("#caption")
+    for number, words in enumerate(captions[1:]):
+        set_stage(page, number)
+        page.locator("#caption strong", has_text=words).wait_for()
+    shot(page, "stage")
+    click(page, picture_of(page), 5, 5)
+    assert page.inner_text("#fact h3") == "stage 2, row 0, column 0"
+
+
+def test_what_cannot_work_is_one_sentence(visit, tmp_path):
+    page = visit()
+    page.click("#ask")
+    page.get_by_text("there is no image yet").wait_for()
+    (tmp_path / "fake.png").write_text("<html><body>404</body></html>")
+    upload(page, tmp_path / "fake.png")
+    page.get_by_text("'fake.png' is not an image that foveate can read").wait_for()
+    assert str(tmp_path) not in page.content() and "Traceback" not in page.content()
+    Image.new("RGB", (64, 64)).save(tmp_path / "dot.png")
+    upload(page, tmp_path / "dot.png")
+    page.wait_for_selector("#image img")
+    for question, plan, words in (("", PLAN, "question is empty"), ("?", "divprun:5", "did you mean divprune")):
+        page.fill("#question textarea", question)
+        page.fill("#plan textarea", plan)
+        page.click("#ask")
+        page.locator("#notice", has_text=words).wait_for()
+    shot(page, "sentence")
+
+
+def test_method_and_budget_write_the_plan(visit):
+    page = visit()
+    assert page.input_value("#plan textarea") == PLAN
+    page.fill("#percent input[type=number]", "40")
+    page.press("#percent input[type=number]", "Enter")
+    page.wait_for_function("document.querySelector('#plan textarea').value == 'divprune:40%'")
+
+
+def test_two_visitors_get_their_own_answers(visit, model, tmp_path):
+    pages = []
+    for name in ("red", "blue"):
+        Image.new("RGB", (96, 96), name).save(tmp_path / f"{name}.png")
+        page = visit()
+        upload(page, tmp_path / f"{name}.png")
+        page.wait_for_selector("#image img")
+        page.fill("#question textarea", f"Is it {name}?")
+        pages.append((name, page))
+    for _, page in pages:
+        page.click("#ask")
+    for name, page in pages:
+        page.wait_for_selector("#charts .bar")
+        expected = foveate.ask(str(tmp_path / f"{name}.png"), f"Is it {name}?", model, max_new_tokens=16)
+        assert page.inner_text("#answers .answer.untouched .text") == (expected.text or "(no answer)")
+        assert f"{name}.png" in page.inner_text("#shell")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(visit, scheme):
+    page = visit(390, 844, scheme)
+    upload(page, EXAMPLES / RECEIPT)
+    page.wait_for_selector("#image img")
+    ask(page, TOTAL)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    bright = sum(int(value) for value in re.findall(r"\d+", colour)[:3]) > 3 * 128
+    assert bright == (scheme == "light")
+    shot(page, f"phone-{scheme}")
+
+
+def test_files_of_the_server_are_not_given_out(visit, address):
+    page = visit()
+    for path in ("/etc/passwd", str(Path(__file__).resolve())):
+        assert page.request.get(f"{address}/gradio_api/file={path}").status in (403, 404)

@@ -1,0 +1,192 @@
+"""What the playground shows, without a browser: the token under a click, bars, lines of code, methods to choose."""
+
+import ast
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveate import Plan, ask, load
+from foveate.answering import selected
+from foveate.app.bars import Bar, as_html, time_bars, token_bars
+from foveate.app.choices import choices
+from foveate.app.lines import python_line, shell_line
+from foveate.app.views import fact, outlined, views
+from foveate.families import ImageLayout
+from foveate.pictures import ACCENT
+from foveate.runtime import handle_of
+from foveate.runtime.report import ImageReport
+from foveate.selection_pictures import draw_tokens, joined, token_map
+from foveate.tokens import Crop, Grid, Need, Selection, merged
+from tiny_model import noise, save_llava, save_llava_uhd
+
+
+@pytest.fixture(scope="module")
+def uhd(tmp_path_factory):
+    return load(save_llava_uhd(tmp_path_factory.mktemp("uhd")))
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    return load(save_llava(tmp_path_factory.mktemp("llava")))
+
+
+def report_of(count, crops, selection, **fields):
+    return selected(ImageReport(0, "image", 0, ImageLayout(count, tuple(crops)), selection, (), **fields))
+
+
+def crop_of(rows, columns, start=0, **fields):
+    return Crop(torch.arange(start, start + rows * columns), Grid(rows, columns), **fields)
+
+
+def painted(rows, columns, row, column, size):
+    """A white image with one black cell of a grid."""
+    pixels = np.full((size[1], size[0], 3), 255, np.uint8)
+    top, bottom = size[1] * row // rows, size[1] * (row + 1) // rows
+    pixels[top:bottom, size[0] * column // columns : size[0] * (column + 1) // columns] = 0
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 3), (4, 6), (4, 0)])
+def test_a_click_on_a_painted_cell_names_its_token(row, column):
+    image = painted(5, 7, row, column, (700, 300))
+    document = report_of(35, [crop_of(5, 7)], Selection(torch.arange(35)))  # all stay: the picture is the image
+    picture = draw_tokens(document, image, (350, 350))
+    tokens = token_map(document, picture.size)
+    assert tokens.shape == (picture.height, picture.width)
+    dark = np.asarray(picture.convert("L")) < 90
+    inner = dark & (tokens == row * 7 + column)
+    assert inner.sum() > 0.95 * dark.sum()
+    assert dark[tokens == row * 7 + column].mean() > 0.95
+
+
+def test_tiles_lie_where_they_are_and_padding_has_no_token():
+    left = crop_of(2, 2, 0, kind="tile", box=(0, 0, 0.5, 1))
+    right = Crop(torch.tensor([4, 5, -1, -1]), Grid(2, 2), (0.5, 0, 1, 1), "tile")
+    tokens = token_map(report_of(6, [left, right], Selection(torch.arange(6))), (40, 20))
+    assert tokens[5, [5, 15, 25, 35]].tolist() == [0, 1, 4, 5]
+    assert tokens[15, [5, 15, 25, 35]].tolist() == [2, 3, -1, -1]
+
+
+def test_a_merged_token_names_its_sources_and_shares():
+    selection = merged(
+        torch.randn(4, 3), torch.tensor([0, 3]), torch.tensor([0, 0, -1, 1]), torch.tensor([3.0, 1, 0, 1])
+    )
+    measured = {Need("received", 5): torch.tensor([0.4, 0.1, 0.3, 0.2])}
+    document = report_of(4, [crop_of(2, 2)], selection, measured=measured)
+    untouched = ask_like(document)
+    view = untouched[-1]
+    chosen = fact(view, view.token_at(view.picture.width - 1, 0))
+    lines = dict(chosen.lines)
+    assert chosen.token == 1 and chosen.title == "Token 1, row 0, column 1" and chosen.shown == (0, 1)
+    assert lines["sources"] == "0 (75 %), 1 (25 %)" and "at row 0, column 0" in lines["state"]
+    assert lines["score"] == "0.1, number 4 of 4: attention received at block 5"
+    assert dict(fact(view, 2).lines)["state"].startswith("left out")
+    assert dict(fact(view, 3).lines)["state"] == "kept as it is"
+    assert view.token_at(-1, 0) == view.token_at(0, view.picture.height) == -1
+
+
+def ask_like(document):
+    from foveate.app.views import _token_views
+
+    return _token_views(document, Image.new("RGB", (60, 60), "white"))
+
+
+def test_scores_and_shares_of_tiles_are_joined():
+    kinds = ("tile", "tile")
+    one = [
+        report_of(4, [crop_of(2, 2, kind=kind)], Selection(torch.tensor([1])), measured={Need("received", 1): values})
+        for kind, values in zip(kinds, (torch.arange(4.0), 10 + torch.arange(4.0)), strict=True)
+    ]
+    [whole] = joined(one)
+    assert whole["measured"] == [{"kind": "received", "layer": 1, "values": [0, 1, 2, 3, 10, 11, 12, 13]}]
+    assert whole["shares"] is None
+
+
+def test_the_outline_is_drawn_around_the_token_only():
+    document = report_of(16, [crop_of(4, 4)], Selection(torch.tensor([5])))
+    [view] = ask_like(document)
+    pixels = np.asarray(outlined(view, fact(view, 5)))
+    changed = (pixels == ACCENT).all(axis=2)
+    rows, columns = changed.any(axis=1).nonzero()[0], changed.any(axis=0).nonzero()[0]
+    side = view.picture.width / 4
+    assert abs(rows[0] - side) < 4 and abs(rows[-1] - 2 * side) < 4
+    assert abs(columns[0] - side) < 4 and abs(columns[-1] - 2 * side) < 4
+    assert not changed[int(1.5 * side), int(1.5 * side)]
+
+
+def test_the_slider_goes_through_the_stages_to_the_plan(uhd):
+    image = noise(64, 48)
+    untouched = ask(image, "?", uhd, max_new_tokens=2, keep_pooling=True)
+    planned = ask(image, "?", uhd, "divprune:3", max_new_tokens=2)
+    found = views(untouched, planned, image)
+    names = [stage.name for stage in untouched.stages if stage.grid]
+    assert [view.title for view in found] == [*names, "what the language model reads"]
+    for view, stage in zip(found, untouched.stages, strict=False):
+        assert sorted(set(view.tokens.flatten().tolist())) == list(range(stage.tokens))
+        last = fact(view, view.token_at(view.picture.width - 1, view.picture.height - 1))
+        assert last.token == stage.tokens - 1 and stage.name in last.title
+    assert {name for name, _ in fact(found[1], 0).lines} >= {"pixels", "sources"}
+    kept = planned.selection[0]["kept"]
+    assert len(kept) == 3 and all(dict(fact(found[-1], one).lines)["state"] == "kept as it is" for one in kept)
+    assert [view.title for view in views(untouched, None, image)] == names
+
+
+def test_another_model_shows_what_was_measured(llava):
+    image = noise(32, 32)
+    untouched = ask(image, "?", llava, max_new_tokens=2)
+    planned = ask(image, "?", llava, "fastervlm:5", max_new_tokens=2)
+    [score] = planned.selection[0]["measured"]
+    best = sorted(sorted(range(64), key=lambda token: -score["values"][token])[:5])
+    assert score["kind"] == "cls_attention" and best == planned.selection[0]["kept"]
+    [view] = views(untouched, planned, image)
+    ranks = sorted(dict(fact(view, token).lines)["score"].split(" of ")[0].split()[-1] for token in best)
+    assert ranks == ["1", "2", "3", "4", "5"]
+    [alone] = views(untouched, None, image)
+    assert alone.token_at(3, 3) == -1
+
+
+def test_bars_put_the_same_stage_together(uhd):
+    untouched = ask(noise(64, 64), "?", uhd, max_new_tokens=2)
+    planned = ask(noise(64, 64), "?", uhd, "divprune:25%", max_new_tokens=2)
+    bars = token_bars(untouched, planned)
+    assert [(bar.label, bar.of) for bar in bars[:2]] == [("patches", "untouched"), ("patches", "plan")]
+    assert (bars[-1].label, bars[-1].value, bars[-1].of) == ("divprune:25%", 4, "plan")
+    assert [bar.value for bar in bars if bar.of == "untouched"] == [stage.tokens for stage in untouched.stages]
+    times = time_bars(untouched, planned)
+    assert [bar.value for bar in times if bar.of == "plan"] == list(planned.times.values())
+    assert len(time_bars(untouched, None)) == len(untouched.times)
+
+
+def test_bars_as_html_are_escaped_and_to_scale():
+    html = as_html("T", [Bar("<b>", 4, "4", "untouched"), Bar("<b>", 1, "1", "plan")])
+    assert "<b>" not in html and html.count("&lt;b&gt;</span>") == 1  # said once, for both
+    assert "width:100.00%" in html and "width:25.00%" in html
+    assert "width:0.00%" in as_html("none", [Bar("a", 0, "0", "plan")])
+
+
+@pytest.mark.parametrize("question", ["What's the total?", "-h", 'say "$HOME" `ls`', "zwei\nZeilen \\ ß"])
+@pytest.mark.parametrize("plan", [None, "fastervlm:192 + fastv:50%@2"])
+@pytest.mark.parametrize("model", [None, "a folder/model"])
+def test_lines_say_what_was_asked(question, plan, model):
+    words = shlex.split(shell_line("my image.png", question, plan, model))
+    assert words[:2] == ["foveate", "ask"] and words[-2:] == ["my image.png", question]
+    assert ("--" in words) == question.startswith("-")
+    for option, value in (("--plan", plan), ("--model", model)):
+        assert (words[words.index(option) + 1] if option in words else None) == value
+    call = ast.parse(python_line("my image.png", question, plan, model)).body[1].value.args[0].value
+    assert [ast.literal_eval(argument) for argument in call.args] == ["my image.png", question]
+    named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    assert named == {name: value for name, value in (("model", model), ("plan", plan)) if value}
+
+
+def test_methods_on_offer_can_be_followed(uhd):
+    offered = {choice.name: choice for choice in choices(uhd[0])}
+    assert handle_of(uhd[0]) is None
+    assert {"divprune", "random", "downsample", "fastv"} <= set(offered)
+    assert not {"focusui", "covipal", "tome"} & set(offered)  # trained weights, merging that this encoder does itself
+    for choice in offered.values():
+        assert str(Plan.of(choice.plan(30))) == choice.plan(30)
+    assert offered["divprune"].plan(30) == "divprune:30%" and ":" not in offered["vtw"].plan(30)
