@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # ty: ignore[import-not-found]  (has an environment of its own)
 from fastapi import FastAPI
 
 from foveate.answering import Answer, ask
