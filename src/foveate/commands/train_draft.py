@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import Conversations, GoOn, ImageFolder, Json, Limit, MaxMinutes, OneModel, WhereItRuns
+from foveate.commands.training import identity, with_progress
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -83,19 +83,16 @@ def train_draft(
     if wrong := sorted(chosen.keys() & {Kind.specvlm: {"guesses"}, Kind.flash: {"compressor"}}[kind]):
         raise FoveateError(f"--{wrong[0]} is not for --kind {kind.value}.")
     with notes.status("loading foveate"):
-        from foveate.commands.train_relevance import mark
         from foveate.decoding import draft_kinds
-        from foveate.loading import load, locate
+        from foveate.loading import load
         from foveate.training import drafting, prompts
-        from foveate.training.course import StopRequest
         from foveate.training.fitting import Fitting
         from foveate.training.relevance import Folder
     how = Fitting(steps, batch_size, learning_rate, seed)
     own = max_new_tokens if own_answers else None
-    place = Path(locate(model))
     examples = prompts.samples(data, images, limit, seed)
     about = {
-        "model": mark(place) if place.is_dir() else model,
+        "model": identity(model),
         "kind": kind.value,
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
         "own_answers": own,
@@ -108,15 +105,12 @@ def train_draft(
     cls = draft_kinds()[kind.value]
     draft = cls.new(cls.config_class.of(net, seed=seed, **chosen))
 
-    stop = StopRequest(max_minutes)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
-        task = progress.add_task(kind.value, total=steps)
-
-        def told(step: int, loss: float) -> None:
-            progress.update(task, completed=step, description=f"loss {loss:.4f}")
-
-        fitted = drafting.fit(net, processor, examples, draft, how, own, folder, told, stop)
+    fitted = with_progress(
+        kind.value,
+        steps,
+        max_minutes,
+        lambda told, stop: drafting.fit(net, processor, examples, draft, how, own, folder, told, stop),
+    )
     document: dict[str, Any] = {
         "finished": fitted.finished,
         "output": str(output) if fitted.finished else None,

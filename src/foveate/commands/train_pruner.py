@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import Conversations, GoOn, ImageFolder, Json, Limit, MaxMinutes, OneModel, WhereItRuns
+from foveate.commands.training import identity, with_progress
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -87,17 +87,14 @@ def train_pruner(
         raise FoveateError("--limit is for files; questions about rendered images have no end.")
     named = None if layers is None else _layers(layers)
     with notes.status("loading foveate"):
-        from foveate.commands.train_relevance import mark
-        from foveate.loading import load, locate
+        from foveate.loading import load
         from foveate.training import fidelity, prompts
-        from foveate.training.course import StopRequest
         from foveate.training.relevance import Folder
     own = {"guided": guided, "width": width, "heads": heads, "pressure": pressure}
     trainer, how = _trainer(kind, (steps, batch_size, learning_rate, seed), own)
-    place = Path(locate(model))
     examples = prompts.samples(data, images, limit, seed)
     about = {
-        "model": mark(place) if place.is_dir() else model,
+        "model": identity(model),
         "kind": kind.value,
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
         "layers": None if named is None else list(named),
@@ -108,15 +105,12 @@ def train_pruner(
         net, processor = load(model, device=device, plan=None)
     at = trainer.default_layers(net) if named is None else named
 
-    stop = StopRequest(max_minutes)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
-        task = progress.add_task(kind.value, total=steps)
-
-        def told(step: int, loss: float) -> None:
-            progress.update(task, completed=step, description=f"loss {loss:.4f}")
-
-        fitted = trainer.fit(net, processor, examples, at, how, folder, told, stop)
+    fitted = with_progress(
+        kind.value,
+        steps,
+        max_minutes,
+        lambda told, stop: trainer.fit(net, processor, examples, at, how, folder, told, stop),
+    )
     document: dict[str, Any] = {
         "finished": fitted.finished,
         "output": str(output) if fitted.finished else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import GoOn, ImageFolder, Json, OneModel, WhereItRuns
+from foveate.commands.training import identity
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -67,17 +67,16 @@ def train_relevance(
     if limit is not None and not data:
         raise FoveateError("--limit is for files; --rendered says how many rendered images there are.")
     with notes.status("loading foveate"):
-        from foveate.loading import load, locate
+        from foveate.loading import load
         from foveate.training import relevance
     how = relevance.Fitting(epochs, learning_rate, batch_size, seed)
-    place = Path(locate(model))
     samples: list[Draw]
     if data:
         samples = relevance.file_samples(data, images, limit, seed)
     else:
         samples = relevance.rendered_samples(rendered or 500, seed)
     about = {
-        "model": mark(place) if place.is_dir() else model,
+        "model": identity(model),
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
         "answers": f"own, {max_new_tokens} tokens at most" if own_answers else "of the data",
         "seed": seed,
@@ -121,10 +120,3 @@ def train_relevance(
     for budget, shares in document["kept"].items():
         listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
         console.print(f"  {budget} of the tokens: {listed}")
-
-
-def mark(folder: Path) -> str:
-    """Changes when a file of a model's folder does."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import GoOn, Json, MaxMinutes, OneModel, WhereItRuns
+from foveate.commands.training import identity, with_progress
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -47,26 +47,20 @@ def train_scorer(
     if output is None:
         raise FoveateError("say where to write the trained scorer: -o scorer.safetensors.")
     with notes.status("loading foveate"):
-        from foveate.commands.train_relevance import mark
-        from foveate.loading import load, locate
+        from foveate.loading import load
         from foveate.training import scorer
-        from foveate.training.course import StopRequest
         from foveate.training.relevance import Folder
     how = scorer.Fitting(steps, batch_size, learning_rate, seed, heads=heads, dropout=dropout)
-    place = Path(locate(model))
-    folder = Folder(output, {"model": mark(place) if place.is_dir() else model, **asdict(how)}, resume)
+    folder = Folder(output, {"model": identity(model), **asdict(how)}, resume)
     with notes.status(f"reading {model or 'the embedded model'}"):
         net, processor = load(model, device=device, plan=None)
 
-    stop = StopRequest(max_minutes)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
-        task = progress.add_task("scorer", total=steps)
-
-        def told(step: int, loss: float) -> None:
-            progress.update(task, completed=step, description=f"loss {loss:.4f}")
-
-        fitted = scorer.fit(net, processor, how, folder, told, stop)
+    fitted = with_progress(
+        "scorer",
+        steps,
+        max_minutes,
+        lambda told, stop: scorer.fit(net, processor, how, folder, told, stop),
+    )
     document: dict[str, Any] = {
         "finished": fitted.finished,
         "output": str(output) if fitted.finished else None,
