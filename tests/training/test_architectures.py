@@ -3,6 +3,7 @@
 import pytest
 import torch
 from PIL import Image
+from small_training import VISION
 from torch import nn
 
 import foveate
@@ -219,9 +220,20 @@ def test_a_window_is_a_part_of_the_positions():
     assert found == corners
 
 
-def test_windows_are_refused_where_sizes_are_free():
-    _, processor = new_model(NEW["qwen2.5-vl"], seed=0)
-    with pytest.raises(FoveateError, match="`window` is for towers with a fixed number of positions; qwen2.5-vl has"):
+def test_a_window_is_a_number_of_pixels_where_sizes_are_free():
+    model, processor = new_model(NEW["qwen2.5-vl"], seed=0)
+    collate = Collator(processor, answers=False, cells=True, window=8)
+    batch = collate([written(56, 56, "abc"), written(56, 14, "7%"), written(200, 200, "x")])
+    grids = batch["image_grid_thw"][:, 1:].tolist()
+    assert grids[0] == grids[2] == [8, 8]
+    assert grids[1] == [4, 16]
+    assert len(batch["cells"]) == (64 + 64 + 64) // 4
+    ARCHITECTURES["qwen2.5-vl"].encode(model, batch)
+
+
+def test_windows_are_refused_where_recipes_choose_sizes():
+    _, processor = new_model(NewModel(vision=VISION, text=TEXT), seed=0)
+    with pytest.raises(FoveateError, match="`window` is for llava, qwen2.5-vl; images of llava-uhd"):
         Collator(processor, answers=False, window=2)
 
 

@@ -68,6 +68,7 @@ def test_from_names_a_pretrained_model():
         ({"schedule": {"kind": "cosin"}}, ["schedule.kind", "cosine"]),
         ({"schedule": {"final": 2}}, ["schedule.final"]),
         ({"groups": 3}, ["groups", "batch of 4"]),
+        ({"optimizer": "sgd"}, ["stages[0].optimizer", "sgd", "adamw, muon"]),
         ({"name": "a/b"}, ["stages[0].name", "a/b"]),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from foveate.errors import FoveateError
-from foveate.training.architectures import architecture_of
+from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.examples import ROLES, Example, Turn
 from foveate.training.pointing import NOWHERE, answer_places
 from foveate.training.supervision import UNKNOWN, cell_targets, page_targets
@@ -55,8 +55,9 @@ class Collator:
         self.pages = pages
         self.window = window
         if window is not None and not self.architecture.has_window():
+            able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.has_window())
             raise FoveateError(
-                f"`window` is for towers with a fixed number of positions; {self.architecture.name} has none."
+                f"`window` is for {able}; images of {self.architecture.name} have the sizes that the data give them."
             )
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,9 @@ from foveate.errors import FoveateError
 #: The groups of parameters that a recipe trains or freezes, and gives learning rates to.
 PARTS = ("vision_tower", "stages", "connector", "language_model", "heads")
 
+#: Optimisers of a stage.
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class NewModel:
@@ -255,10 +258,13 @@ class Stage:
         loss: Weights of the losses.
         schedule: Course of the learning rates.
         weight_decay: Decay of the weight matrices (not of biases, norms and embeddings).
+        optimizer: `adamw`; or `muon`, which moves the weight matrices of towers, connectors and language models by Muon
+            and the rest by AdamW, with the same learning rates (`foveate.training.muon`).
         betas: Decay rates of AdamW's averages.
         clip: Greatest norm of the gradient; 0 does not clip.
-        window: For towers with a fixed number of positions (`llava`) and without the answer loss: images of this many
-            patches a side, each batch at a random place of the positions, which costs far less than whole images.
+        window: Without the answer loss, small images, which cost far less than whole ones. For towers with a fixed
+            number of positions (`llava`) images of this many patches a side, each batch at a random place of the
+            positions; for `qwen2.5-vl` images of about as many patches as such a square has.
         plan: The plan that the model trains under, such as `pool-at:12.5%@2` or `pyramiddrop:50%@8,16,24`
             (`foveate.plan`); by default it reads all visual tokens.
     """
@@ -273,6 +279,7 @@ class Stage:
     loss: Losses = field(default_factory=Losses)
     schedule: Schedule = field(default_factory=Schedule)
     weight_decay: float = 0.01
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     window: int | None = None
@@ -289,6 +296,8 @@ class Stage:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
         if self.batch_size % self.groups:
             raise FoveateError(f"{where}.groups: {self.groups} groups do not divide a batch of {self.batch_size}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise FoveateError(f"{where}.optimizer: {self.optimizer!r} is none of {', '.join(OPTIMIZERS)}.")
         if not self.data:
             raise FoveateError(f"{where}.data: at least one source of data is needed.")
         reached = {"vision_tower", "stages"}

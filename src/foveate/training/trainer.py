@@ -24,6 +24,7 @@ from foveate.training import checkpoints
 from foveate.training.course import Course, Display, StopRequest
 from foveate.training.learner import SUMS, Learner
 from foveate.training.log import RunLog, draw_losses
+from foveate.training.muon import MuonAdamW
 from foveate.training.pointing import NOWHERE
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.streams import BatchStream
@@ -213,26 +214,34 @@ class StageTrainer(Trainer):
     # Optimiser
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with one learning rate per part; weight matrices decay, biases, norms and embeddings do not."""
+        """The stage's optimiser with one learning rate per part; see `recipe.Stage.optimizer`.
+
+        Weight matrices decay; biases, norms and embeddings do not.
+        """
         if self.optimizer is None:
-            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+            muon = self._stage.optimizer == "muon"
+            groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
             for name, parameter in (model or self.model).named_parameters():
                 if parameter.requires_grad:
                     decays = parameter.ndim > 1 and "emb" not in name
-                    groups.setdefault((self._learner.part_of(name), decays), []).append(parameter)
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {
-                        "params": parameters,
-                        "lr": self._stage.train[part],
-                        "weight_decay": self._stage.weight_decay if decays else 0.0,
-                        "part": part,
-                    }
-                    for (part, decays), parameters in groups.items()
-                ],
-                betas=self._stage.betas,
-                fused=True,
-            )
+                    part = self._learner.part_of(name)
+                    # Heads end in classes, like the output layers that Muon's authors leave to AdamW.
+                    turned = muon and decays and parameter.ndim == 2 and part != "heads"
+                    groups.setdefault((part, decays, turned), []).append(parameter)
+            listed = [
+                {
+                    "params": parameters,
+                    "lr": self._stage.train[part],
+                    "weight_decay": self._stage.weight_decay if decays else 0.0,
+                    "part": part,
+                    "muon": turned,
+                }
+                for (part, decays, turned), parameters in groups.items()
+            ]
+            if muon:
+                self.optimizer = MuonAdamW(listed, self._stage.betas)
+            else:
+                self.optimizer = torch.optim.AdamW(listed, betas=self._stage.betas, fused=True)
         return self.optimizer
 
     def create_scheduler(

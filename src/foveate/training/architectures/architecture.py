@@ -72,7 +72,7 @@ class Architecture:
         return False
 
     def has_window(self) -> bool:
-        """Whether `images` and `encode` take a window: the tower has a fixed number of positions."""
+        """Whether `images` and `encode` take a window: small images whatever the processor's own size."""
         return False
 
     def has_cls(self, config: Any) -> bool:
@@ -91,7 +91,8 @@ class Architecture:
     ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """Inputs of the vision tower for pictures, and each picture's grid (rows, columns) of patches.
 
-        `window` makes images of that many patches a side, for `encode` alone; only where `has_window`.
+        `window` makes images of that many patches a side, or of as many in all, for `encode` alone; only where
+        `has_window`.
         """
         raise NotImplementedError
 

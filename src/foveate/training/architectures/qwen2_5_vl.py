@@ -65,6 +65,10 @@ class Qwen25VL(Architecture):
             tie_word_embeddings=text.tie_word_embeddings,
         )
 
+    def has_window(self) -> bool:
+        """See `Architecture.has_window`."""
+        return True
+
     def stages(self, config: Any) -> int:
         """See `Architecture.stages`."""
         return config.vision_config.spatial_merge_size.bit_length() - 1
@@ -89,8 +93,12 @@ class Qwen25VL(Architecture):
     def images(
         self, processor: Any, pictures: Sequence[Any], window: int | None = None
     ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-        """See `Architecture.images`."""
-        made = processor.image_processor(images=list(pictures), return_tensors="pt")
+        """See `Architecture.images`; a window is a number of pixels here, of any shape."""
+        size = {}
+        if window is not None:
+            pixels = (window * processor.image_processor.patch_size) ** 2
+            size = {"size": {"shortest_edge": pixels, "longest_edge": pixels}}
+        made = processor.image_processor(images=list(pictures), return_tensors="pt", **size)
         grids = [(rows, columns) for _, rows, columns in made["image_grid_thw"].tolist()]
         return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}, grids
 
