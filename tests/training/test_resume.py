@@ -19,7 +19,7 @@ CLOCK = ("seconds", "samples_per_second", "time")
 
 
 def write_recipe(folder: Path, output: Path, steps: int) -> Path:
-    """Everything a run has: two stages, both optimisers, bfloat16, accumulation, images of several sizes, all losses."""
+    """Everything a run has: stages, both optimisers, bfloat16, accumulation, images of several sizes, all losses."""
     rendered = {"sizes": {"width": [64, 128], "height": [64, 96]}, "tasks": {"text_page": 1, "read_word": 1}}
     shared = {"batch_size": 4, "accumulate": 2, "groups": 2, "schedule": {"kind": "cosine", "warmup": 4}}
     read = small_stage(
