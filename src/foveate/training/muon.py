@@ -40,7 +40,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self._parts for group in part.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # ty: ignore[incompatible-method-override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of both; `closure` computes the loss again first."""
         loss = None
         if closure is not None:
