@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from foveate.answering import as_plain_text, check_length, greedy
+from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
-from foveate.runtime.cache import bytes_of
 from foveate.views.images import open_image
 
 

@@ -17,7 +17,8 @@ from foveate import FoveateError, cli
 from foveate.benchmark import quantised
 from foveate.benchmark.joint import ALL, Settings, run, table
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, Int8Layer, cached, possible, quantise_weights
-from foveate.benchmark.stored import cache_bytes, weight_bytes
+from foveate.benchmark.stored import weight_bytes
+from foveate.cache.stored import cache_bytes
 
 #: Mean difference of logits from those of the full cache or weights, as a share of their spread.
 CLOSE = {"int8": 0.02, "fp8": 0.1, "int4": 0.25, "int2": 1.5, "nf4": 0.4}
@@ -52,8 +53,10 @@ def test_a_quantised_cache_is_as_short_as_a_full_one(name: str, cache: str) -> N
     model, inputs = specimen.model(), _inputs(specimen)
     with foveate.compress(model, "divprune:3") as handle:
         full, plain, plain_bytes = _logits(model, inputs, FULL)
+        prompt_bytes = handle.report().kv_bytes
         small, kept, small_bytes = _logits(model, inputs, cache)
         assert handle.report().tokens_kept == 9
+        assert handle.report().kv_bytes < 0.7 * prompt_bytes
     assert torch.equal(small[0], full[0])  # the prompt is read before it is quantised
     error = (small[1:] - full[1:]).abs().mean() / full.std()
     assert 0 < error < CLOSE[cache]

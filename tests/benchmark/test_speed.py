@@ -14,11 +14,12 @@ from transformers import CLIPImageProcessor
 
 from families.zoo import zoo
 from foveate import FoveateError, cli
-from foveate.benchmark import stored
 from foveate.benchmark.speed import SHAPES, TEXTS, Settings, Shape, plot, run, shapes, table
 from foveate.benchmark.speed.measuring import Measuring
 from foveate.benchmark.speed.settings import groups_of
 from foveate.benchmark.speed.subjects import subject
+from foveate.benchmark.stored import weight_bytes
+from foveate.cache.stored import stored_bytes
 from foveate.commands.lists import plans_in
 from foveate.plan import Plan
 
@@ -144,11 +145,11 @@ def test_shapes_have_the_sizes_that_they_are_named_after() -> None:
 
 
 def test_bytes_are_those_of_the_tensors() -> None:
-    assert stored.stored_bytes({"a": (torch.zeros(3), [torch.zeros(2, dtype=torch.int8)]), "b": "text"}) == 14
+    assert stored_bytes({"a": (torch.zeros(3), [torch.zeros(2, dtype=torch.int8)]), "b": "text"}) == 14
     tied = torch.nn.Linear(4, 4, bias=False)
     other = torch.nn.Linear(4, 4, bias=False)
     other.weight = tied.weight
-    assert stored.weight_bytes(torch.nn.Sequential(tied, other)) == 64
+    assert weight_bytes(torch.nn.Sequential(tied, other)) == 64
 
 
 def test_plans_are_grouped_by_what_they_are_compared_at() -> None:

@@ -13,12 +13,11 @@ from transformers.cache_utils import DynamicLayer
 import foveate
 from families.zoo import zoo
 from foveate import FoveateError
-from foveate.benchmark.stored import cache_bytes
 from foveate.cache import MixedLayer
+from foveate.cache.stored import bytes_of
 from foveate.decoder.attending import Looking
 from foveate.decoder.zipvl import ZipVL
 from foveate.runtime.attending import AttentionSeam, Call
-from foveate.runtime.cache import bytes_of
 from runtime.test_layers import ROWS, deep, same_gradients
 from runtime.test_promises import answers, logits
 
@@ -167,7 +166,6 @@ def test_the_cache_is_small_and_generation_reads_it(kind: str) -> None:
     whole, held = bytes_of(full), bytes_of(small)
     assert whole is not None and held is not None
     assert held <= 0.55 * whole
-    assert sum(cache_bytes(small)) == held
     exact, layer = full.layers[0], small.layers[0]  # later ones have other inputs
     assert isinstance(layer, MixedLayer) and isinstance(exact, DynamicLayer)
     assert layer.get_seq_length() == exact.get_seq_length()

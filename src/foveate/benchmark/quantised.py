@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, QuantizedCache
 from transformers.cache_utils import QuantizedLayer
 
-from foveate.benchmark.stored import cache_bytes
+from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
 from foveate.families import family_of
 
@@ -182,9 +182,9 @@ def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
         if name != FULL and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = make()
         output = original(*args, **kwargs)
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None:
-            seen.append((sum(cache_bytes(cache)), len(output.sequences)))
+        size = bytes_of(getattr(output, "past_key_values", None))
+        if size is not None:
+            seen.append((size, len(output.sequences)))
         return output
 
     model.generate = generate

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.plan import Plan
 from foveate.runtime import sequence
-from foveate.runtime.cache import bytes_of
 from foveate.runtime.choosing import MODALITIES, Chooser, Frame
 from foveate.runtime.encoding import Encoded, Encoder
 from foveate.runtime.layers import LayerSeam

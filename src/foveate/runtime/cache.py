@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from foveate.cache import MixedLayer
 from foveate.errors import FoveateError
 
 
@@ -165,20 +164,6 @@ def mark(cache: Any, kept: Kept) -> None:
     if not isinstance(cache, _Shortened):
         cache.__class__ = _shortened(type(cache))
     cache.foveate_kept = kept
-
-
-def bytes_of(cache: Any) -> int | None:
-    """Bytes of keys and values in a cache; None for what is no cache of `transformers`."""
-    if not isinstance(cache, Cache):
-        return None
-    total = 0
-    for layer in cache.layers:
-        if isinstance(layer, MixedLayer):
-            total += layer.nbytes
-            continue
-        found = (getattr(layer, "keys", None), getattr(layer, "values", None))
-        total += sum(tensor.numel() * tensor.element_size() for tensor in found if tensor is not None)
-    return total
 
 
 @contextmanager

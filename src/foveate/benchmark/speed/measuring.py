@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from foveate.answering import Trace, greedy
 from foveate.benchmark import flops, measure
 from foveate.benchmark.speed.subjects import Subject, attend
-from foveate.benchmark.stored import cache_bytes
+from foveate.cache.stored import cache_bytes
 from foveate.plan import Plan, Step
 from foveate.runtime import Handle, compress
 
