@@ -152,7 +152,7 @@ def test_clients_that_leave_free_their_work(embedded: Any) -> None:
             with pytest.raises(openai.APITimeoutError):
                 said(server, asking("?"), max_tokens=1500, timeout=1.0, extra_body={"foveate": {"plan": "untouched"}})
             stream.close()
-            wait_until(lambda: engine._running == 0 and engine.waiting == 0)
+            wait_until(lambda: engine._running == 0 and engine.state["waiting"] == 0)
         finally:
             engine.model.generation_config.eos_token_id = ends
         answer = said(server, asking("What is the total?", RECEIPT))

@@ -173,7 +173,7 @@ def test_memory_is_given_back(guarded: Served) -> None:
         body = {"model": "embedded", "messages": asking("?", *crowd)}
         assert httpx.post(f"{server.address}/v1/chat/completions", json=body).status_code == 429
         assert ask(server, large).status_code == 200
-        wait_until(lambda: server.engine.waiting == 0)
+        wait_until(lambda: server.engine.state["waiting"] == 0)
 
 
 json_values = st.recursive(

@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from foveate.errors import FoveateError
 from foveate.plan import Plan
 from foveate.serving import protocol
-from foveate.serving.engine import Engine, Job, Result
+from foveate.serving.engine import Answers, Job, Result
 from foveate.serving.guard import Guard
-from foveate.serving.limits import BusyError, Held, Share
+from foveate.serving.limits import BusyError, Held, LostError, Share
 from foveate.serving.protocol import ChatRequest, error_body
 from foveate.serving.rows import Sampling
 from foveate.serving.sources import Sources
@@ -49,12 +49,12 @@ class GoneError(Exception):
 
 
 def build(
-    engine: Engine, sources: Sources, *, name: str, plan: Plan | None = None, api_key: str | None = None
+    engine: Answers, sources: Sources, *, name: str, plan: Plan | None = None, api_key: str | None = None
 ) -> FastAPI:
     """The application.
 
     Args:
-        engine: Answers; started and stopped with the application.
+        engine: Answers requests; started and stopped with the application.
         sources: Open images.
         name: What clients call the model.
         plan: Of requests that name none.
@@ -95,6 +95,10 @@ def build(
         status = 429 if engine.alive else 503
         return answer_with(status, error_body(str(error), "overloaded_error"), {"retry-after": "1"})
 
+    @app.exception_handler(LostError)
+    async def lost(request: Request, error: LostError) -> Response:
+        return answer_with(503, error_body(str(error), "server_error"))
+
     @app.exception_handler(GoneError)
     async def gone(request: Request, error: GoneError) -> Response:
         metrics.requests.labels(499).inc()
@@ -120,13 +124,9 @@ def build(
 
     @app.get("/health")
     async def health() -> Response:
-        body = {
-            "status": "ok" if engine.alive else "ending",
-            "model": name,
-            "plan": None if plan is None else str(plan),
-            "waiting": engine.waiting,
-        }
-        return JSONResponse(body, 200 if engine.alive else 503)
+        state = engine.state
+        body = {**state, "model": name, "plan": None if plan is None else str(plan)}
+        return JSONResponse(body, 200 if state["status"] == "ok" else 503)
 
     @app.get("/metrics")
     async def counters() -> Response:
@@ -187,7 +187,7 @@ Inbox = asyncio.Queue[str | Result | BaseException]
 
 
 async def _job(
-    asked: ChatRequest, engine: Engine, sources: Sources, own: Plan | None, share: Share
+    asked: ChatRequest, engine: Answers, sources: Sources, own: Plan | None, share: Share
 ) -> tuple[Job, Inbox]:
     """A request in the engine's queue, and where its answer arrives."""
     limits = engine.limits
@@ -237,7 +237,7 @@ async def _stream(
         yield _event(protocol.chunk(identity, name, {"content": piece}))
         arrived = await inbox.get()
         if isinstance(arrived, BaseException):  # the status is sent already
-            known = isinstance(arrived, (FoveateError, BusyError))
+            known = isinstance(arrived, (FoveateError, BusyError, LostError))
             said = str(arrived) if known else "the server failed on this request."
             yield _event(error_body(said, "server_error"))
             return

@@ -3,6 +3,9 @@
 Requests with the same plan are answered together, oldest first, each with its own sampling, length and stop texts
 (`rows`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
 
+What leaves the model or the device in a state that nobody knows (a plan that cannot be taken off again, a fault of the
+GPU) ends the thread: every request that is there fails at once, later ones are refused, and /health says so.
+
 Why not `transformers serve` or its continuous batching: the former answers requests with images one after the other,
 and the latter feeds token ids through paged attention of its own (no `inputs_embeds`, no images), where neither images
 nor layers of different lengths have a place. `generate` carries both, so batches are formed in front of it.
@@ -17,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -26,11 +29,14 @@ from foveate.answering import check_length, greedy, image_tokens, inputs_of_batc
 from foveate.errors import FoveateError
 from foveate.plan import Plan
 from foveate.runtime import Handle, compress
-from foveate.serving.limits import BusyError, Limits
+from foveate.serving.limits import BusyError, Limits, LostError
 from foveate.serving.metrics import Metrics
 from foveate.serving.rows import Draw, Row, Sampling, Watch
 
 log = logging.getLogger("foveate.serving")
+_FAILED = "the model of this server has failed, and no request can be answered; the server's log says why."
+#: After these a GPU answers nothing more in this process; older versions of torch have no name for them.
+_DEVICE_FAULTS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,35 @@ class Job:
         return str(self.plan)
 
 
+class Answers(Protocol):
+    """What an application has its requests answered by: an `Engine` here, or replicas elsewhere."""
+
+    limits: Limits
+    metrics: Metrics
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken."""
+        ...
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What /health tells."""
+        ...
+
+    def start(self) -> None:
+        """Begin to answer."""
+
+    def stop(self) -> None:
+        """Refuse what waits and end what is being answered."""
+
+    def submit(self, job: Job) -> None:
+        """Take a request; `Job.deliver` gets the answer, whatever happens."""
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for this answer any more."""
+
+
 class Engine:
     """Answers requests in a thread of its own; a context manager.
 
@@ -131,7 +166,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running = 0
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._failed = False
         self._handle: Handle | None = None
         self._thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
 
@@ -145,7 +180,8 @@ class Engine:
             self._stopping = True
             self._changed.notify_all()
         self._thread.join()
-        self._attach(None)
+        if not self._failed:
+            self._attach(None)
 
     def __enter__(self) -> Engine:
         self.start()
@@ -157,20 +193,24 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether requests are taken."""
-        return self._thread.is_alive() and not self._stopping
+        return self._thread.is_alive() and not self._stopping and not self._failed
 
     @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._waiting)
+    def state(self) -> dict[str, Any]:
+        """What /health tells: "ok", "ending" or "failed", and how many requests wait."""
+        status = "failed" if self._failed else "ok" if self.alive else "ending"
+        return {"status": status, "waiting": len(self._waiting)}
 
     def submit(self, job: Job) -> None:
         """Put a request into the queue.
 
         Raises:
             BusyError: the queue is full, or the server is about to end.
+            LostError: the thread has failed.
         """
         with self._changed:
+            if self._failed:
+                raise LostError(_FAILED)
             if not self.alive:
                 raise BusyError("the server is about to end.")
             if len(self._waiting) >= self.limits.queue:
@@ -187,15 +227,24 @@ class Engine:
     # The thread
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            self._running = len(batch)
-            try:
+        batch: list[Job] | None = []
+        end: Exception = BusyError("the server is about to end.")
+        try:
+            while (batch := self._next()) is not None:
+                self._running = len(batch)
                 self._answer(batch)
-            finally:
                 self._running = 0
-        for job in self._waiting:
-            job.deliver(BusyError("the server is about to end."))
-        self._waiting.clear()
+        except BaseException:  # SystemExit too would end the thread, and leave everyone waiting
+            log.critical("the model's thread has failed; the server answers no more", exc_info=True)
+            end = LostError(_FAILED)
+        with self._changed:
+            self._failed = isinstance(end, LostError)
+            left = [*(batch or ()), *self._waiting]
+            self._waiting.clear()
+            self._running = 0
+        for job in left:  # who has an answer already looks for nothing more
+            with contextlib.suppress(Exception):
+                job.deliver(end)
 
     def _next(self) -> list[Job] | None:
         """The oldest request and others with its plan; None when the server ends."""
@@ -222,6 +271,8 @@ class Engine:
         try:
             self._generate(batch)
         except Exception as error:
+            if isinstance(error, _DEVICE_FAULTS):
+                raise
             self._attach(None)  # whatever state a plan was in
             if len(batch) > 1 and not any(job.begun for job in batch):
                 for job in batch:
@@ -277,15 +328,10 @@ class Engine:
                 self.metrics.ttft.observe(time.monotonic() - job.arrived)
 
     def _finish(self, job: Job, row: Row, length: int, before: int, read: float) -> None:
-        metrics = self.metrics
-        metrics.duration.observe(time.monotonic() - job.arrived)
-        metrics.images.inc(job.images)
-        metrics.tokens_before.inc(before)
-        metrics.tokens_read.inc(read)
-        metrics.prompt.inc(length)
-        metrics.completion.inc(len(row.ids))
         plan = None if job.plan is None else str(job.plan)
-        job.deliver(Result(row.text, row.reason or "length", length, len(row.ids), before, read, plan))
+        result = Result(row.text, row.reason or "length", length, len(row.ids), before, read, plan)
+        self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
+        job.deliver(result)
 
     def _attach(self, plan: Plan | None) -> None:
         """Leave the plan that is attached where it is the same: attaching takes longer than a look."""

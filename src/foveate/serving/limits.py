@@ -55,6 +55,10 @@ class BusyError(Exception):
     """The server has as much to do as it may; a client should come again."""
 
 
+class LostError(Exception):
+    """What should have answered a request has failed, through no fault of the request."""
+
+
 class Held:
     """Bytes that requests hold, counted over all threads.
 

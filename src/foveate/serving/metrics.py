@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from foveate.serving.engine import Result
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -52,6 +56,15 @@ class Metrics:
         )
         Gauge("foveate_queue", "Requests that wait.", registry=self.registry).set_function(waiting)
         Gauge("foveate_running", "Requests that are being answered.", registry=self.registry).set_function(running)
+
+    def answered(self, result: Result, images: int, seconds: float) -> None:
+        """Count an answer with its images and the time since its request was complete."""
+        self.duration.observe(seconds)
+        self.images.inc(images)
+        self.tokens_before.inc(result.tokens_before)
+        self.tokens_read.inc(result.tokens_read)
+        self.prompt.inc(result.prompt_tokens)
+        self.completion.inc(result.completion_tokens)
 
     def text(self) -> bytes:
         """All of it, as /metrics gives it."""
