@@ -96,12 +96,25 @@ def test_what_cannot_be_answered_is_a_row_with_its_error(tmp_path: Path) -> None
         (asked("chart.png", "?", max_new_tokens=0), "from 1 on"),
         (asked("chart.png", "?", id="first"), "line 1 already"),
         (asked("chart.png", "?", images=[]), "stand together"),
+        ({"image": "a" * 5000, "question": "?"}, "no image"),
+        ({"image": "a\0b", "question": "?"}, "no image"),
+        ('{"question": "?", "id": ' + "9" * 5000 + "}", "5000 digits"),
+        ('{"question": "?", "max_new_tokens": NaN}', "from 1 on"),
     ],
 )
 def test_bad_lines_are_named_before_anything_is_answered(tmp_path: Path, entry: Any, says: str) -> None:
     path = written(tmp_path / "q.jsonl", asked("chart.png", "What?", id="first"), entry)
     with pytest.raises(FoveateError, match=says):
         read_questions(path)
+
+
+def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three\x0bfour"  # `str.splitlines` would end lines at each of these
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\r\n")
+    assert [question.question for question in read_questions(path)] == [text]
+    with pytest.raises(FoveateError, match="is no file"):
+        read_questions(Path("/dev/zero"))
 
 
 def test_batches_hold_one_plan(questions: Path) -> None:

@@ -102,6 +102,46 @@ def test_what_is_wrong_is_named(text, message):
         parse_plan(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("random(seed='x'):64", "seed is a whole number, not"),
+        ("random(seed=true):64", "seed is a whole number"),
+        ("random(seed=99999999999999999999):64", "seed is a whole number"),
+        ("hiprune(alpha=nan):64", "alpha is a number"),
+        ("hiprune(alpha=1e999):64", "alpha is a number"),
+        ("hiprune(layer=[1]):64", "layer is a whole number or none"),
+        ("todre(rule=x):64", "rule is 'k-center' or 'max-sum'"),
+        ("dymu(thresholds={1})", "thresholds is a text or a path or a list of numbers"),
+        ("divprune:1e999999999%", "no budget"),
+        ("divprune:" + "9" * 5000, "no budget"),
+    ],
+)
+def test_values_of_other_kinds_are_refused(text, message):
+    with pytest.raises(FoveateError, match=message) as caught:
+        parse_plan(text)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a" + " " * 9000 + "(", "cannot be read as a step"),  # minutes, when blanks could be split in four ways
+        ("a:" + " " * 9000 + "@x", "cannot be read as a step"),
+        ("a" * 10_001, "at most 10,000 characters"),
+        (f"random(seed={'-' * 9000}1):64", "nested too deeply"),
+        (f"random(seed={'1+' * 4000}1):64", "nested too deeply"),
+        (f"random(seed={'[' * 17}{']' * 17}):64", "16 deep"),
+        ("pospad(selector=" * 200 + "divprune" + ")" * 200 + ":64", "16 deep"),
+        ("pospad(selector=" * 15 + "divprune" + ")" * 15 + ":64", "one other method"),
+    ],
+)
+def test_long_and_deep_texts_end_soon(text, message):
+    with pytest.raises(FoveateError, match=message) as caught:
+        parse_plan(text)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("thing", [3, None, [], ["divprune:64", 4]])
 def test_what_is_no_plan(thing):
     with pytest.raises(FoveateError, match="is no plan"):
@@ -127,7 +167,7 @@ def test_saved_and_read(tmp_path):
     assert Plan.read(tmp_path) == plan
     with pytest.raises(FoveateError, match="no folder"):
         plan.save(tmp_path / "missing")
-    for broken in ("{", "{}", "[]", '{"plan": 3}', '{"plan": "nothing:3"}'):
+    for broken in ("{", "{}", "[]", "[" * 100_000, '{"plan": 3}', '{"plan": "nothing:3"}'):
         (tmp_path / PLAN_FILE).write_text(broken)
         with pytest.raises(FoveateError):
             Plan.read(tmp_path)

@@ -60,7 +60,10 @@ def read_questions(path: Path) -> list[Question]:
         FoveateError: there is no such file, or lines of it are no questions: the first ten are named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # a device could be read without end
+        # Not `splitlines`: texts may hold other separators of lines, which JSON does not escape.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise FoveateError(f"{str(path)!r} cannot be read: {error}.") from None
     found: list[Question] = []
@@ -104,8 +107,12 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
         raise FoveateError("'image' must be a path, 'images' a list of paths")
     images = tuple(folder / name for name in names)
     for image in images:
-        if not image.is_file():
-            raise FoveateError(f"there is no image {str(image)!r}")
+        try:
+            there = image.is_file()
+        except OSError:  # a name that is too long for one
+            there = False
+        if not there:
+            raise FoveateError(f"there is no image {str(image)[:200]!r}")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise FoveateError("'max_new_tokens' must be a whole number from 1 on")
     if own is not None and (not isinstance(own, (str, int)) or isinstance(own, bool)):

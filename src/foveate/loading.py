@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file, logging
 
@@ -17,6 +18,7 @@ from foveate.errors import FoveateError
 from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.llava_uhd.checkpoint import is_released, pair
 from foveate.plan import PLAN_FILE, Plan
+from foveate.weights import DATA_ONLY, SAFE, check_weights
 
 #: Folder of the model that ships with foveate.
 EMBEDDED = Path(__file__).with_name("embedded")
@@ -46,13 +48,15 @@ def load(
             it off; anything that `foveate.compress` takes is attached instead. `foveate.runtime.handle_of` returns the
             handle.
 
+    Weights are read from safetensors only, and no Python file of a folder is run: what others made is data.
+
     Returns:
         The model, in evaluation mode on the device, and its processor.
 
     Raises:
         FoveateError: there is no such model, it cannot be reached offline, it answers no questions about images, it
-            needs a package that is missing, the device or dtype does not exist, or the plan cannot be read or does not
-            fit the model.
+            needs a package that is missing or code of its own, its weights are pickled, the device or dtype does not
+            exist, or the plan cannot be read or does not fit the model.
     """
     location = locate(name)
     target, precision = _device(device), _dtype(dtype)
@@ -60,8 +64,9 @@ def load(
     chosen = None if chosen is None else Plan.of(chosen)
     with _explained(name):
         config = _config(location, name)
+        check_weights(location, config)
         with _progress_bars_hidden(Path(location).is_dir()):
-            model = AutoModelForImageTextToText.from_pretrained(location, config=config, dtype=precision)
+            model = AutoModelForImageTextToText.from_pretrained(location, config=config, dtype=precision, **SAFE)
         processor = _processor(location, config)
         if isinstance(model, LlavaUHDForConditionalGeneration):
             pair(model, processor)
@@ -73,6 +78,39 @@ def load(
 
         compress(model, chosen)
     return model, processor
+
+
+def plan_asked(text: str | None) -> Plan | str | None:
+    """What a text names: a plan; "saved", the one beside the model, where there is no text; None for "untouched".
+
+    Raises:
+        FoveateError: it is no plan.
+    """
+    if text is None:
+        return "saved"
+    return None if text.strip().lower() == "untouched" else Plan.of(text)
+
+
+def load_apart(
+    name: str | os.PathLike[str] | None = None,
+    plan: Plan | str | None = "saved",
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+) -> tuple[Any, Any, Plan | None]:
+    """Like `load`, for who attaches plans in turn: nothing is attached, and the plan is returned beside the model.
+
+    Raises:
+        FoveateError: as `load` does; a plan that cannot act on this model is refused too.
+    """
+    from foveate.runtime import handle_of
+
+    model, processor = load(name, dtype=dtype, device=device, plan=plan)
+    handle = handle_of(model)
+    if handle is None:
+        return model, processor, None
+    handle.restore()
+    return model, processor, handle.plan
 
 
 def _saved_plan(location: str) -> Plan | None:
@@ -136,7 +174,7 @@ def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
     """The model's configuration, if it is of a kind that answers questions about images."""
     if is_released(location):  # the authors' layout has model types that `AutoConfig` does not know
         return LlavaUHDConfig.from_pretrained(location)
-    config = AutoConfig.from_pretrained(location)
+    config = AutoConfig.from_pretrained(location, **DATA_ONLY)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise FoveateError(
             f"{_shown(name)} is a {config.model_type!r} model, which does not answer questions about images: foveate "
@@ -147,7 +185,8 @@ def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
 
 def _processor(location: str, config: Any) -> Any:
     # `AutoProcessor` would ask to run the Python files that a folder in the authors' layout names.
-    return (LlavaUHDProcessor if isinstance(config, LlavaUHDConfig) else AutoProcessor).from_pretrained(location)
+    kind: Any = LlavaUHDProcessor if isinstance(config, LlavaUHDConfig) else AutoProcessor
+    return kind.from_pretrained(location, **DATA_ONLY)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -201,7 +240,8 @@ def _explained(name: str | os.PathLike[str] | None) -> Generator[None]:
             else "neither a folder nor a model that the Hugging Face Hub gives out to you, or the network is down"
         )
         raise FoveateError(f"cannot load {shown}: {hint} ({_first_line(error)})") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        # what transformers raises of a configuration that is nonsense, and of weights that are damaged or do not fit
         raise FoveateError(f"cannot load {shown}: {_first_line(error)}") from error
 
 

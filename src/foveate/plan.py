@@ -15,22 +15,28 @@ import ast
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+import types
+import typing
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foveate.errors import FoveateError
 
 #: The file beside a model's weights that `foveate.load` picks up.
 PLAN_FILE = "foveate_plan.json"
 
-_STEP = re.compile(
-    r"\s*(?P<name>[A-Za-z][\w+-]*?)\s*(?:\((?P<arguments>.*)\))?\s*(?::\s*(?P<budget>[^@:]*?))?\s*(?:@(?P<layers>[\d,\s]*))?\s*",
-    re.DOTALL,
-)
+#: Longest text that is read as a plan, and how deep its brackets may stand in one another: plans come from strangers
+#: too (requests, folders of models), and reading one must end soon.
+LONGEST, DEEPEST = 10_000, 16
+
+# No two quantifiers that match the same characters stand side by side: the time to read a text grows with its length.
+_NAME = re.compile(r"[A-Za-z][\w+-]*")
+_TAIL = re.compile(r"\s*(?::(?P<budget>[^@:]*))?(?:@(?P<layers>[\d,\s]*))?")
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,11 @@ class Budget:
             if text.endswith("%"):
                 return cls(fraction=float(Decimal(text[:-1].strip()) / 100))  # as written: 0.55% is 0.0055
             return cls(tokens=int(text))
-        except (ValueError, InvalidOperation) as error:
+        except (ValueError, ArithmeticError) as error:  # no number, or one that is too large for any
             if isinstance(error, FoveateError):
                 raise
             raise FoveateError(
-                f"{text!r} is no budget; write a number of tokens (64) or a fraction of them (25%)."
+                f"{_shown(text)} is no budget; write a number of tokens (64) or a fraction of them (25%)."
             ) from None
 
     def of(self, count: int) -> int:
@@ -176,7 +182,7 @@ class Plan:
             return None
         try:
             return parse_plan(json.loads(path.read_text(encoding="utf-8"))["plan"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FoveateError(f"{path} holds no plan: {error}") from error
 
 
@@ -202,6 +208,8 @@ def parse_plan(text: str, known: Mapping[str, type] | None = None) -> Plan:
     """
     if not isinstance(text, str) or not text.strip():
         raise FoveateError("a plan is empty; write one such as 'divprune:64'.")
+    if len(text) > LONGEST:
+        raise FoveateError(f"a plan has at most {LONGEST:,} characters, and this text has {len(text):,}.")
     known = all_methods() if known is None else known
     return Plan(tuple(_step(part, known) for part in _split(text)))
 
@@ -211,6 +219,8 @@ def _split(text: str) -> list[str]:
     parts, depth, start = [], 0, 0
     for place, char in enumerate(text):
         depth += (char in "([{") - (char in ")]}")
+        if depth > DEEPEST:
+            raise FoveateError(f"brackets of a plan stand at most {DEEPEST} deep in one another.")
         if char == "+" and depth == 0 and (place == 0 or text[place - 1] in " )%0123456789\t\n"):
             parts.append(text[start:place])
             start = place + 1
@@ -218,19 +228,15 @@ def _split(text: str) -> list[str]:
 
 
 def _step(text: str, known: Mapping[str, type]) -> Step:
-    match = _STEP.fullmatch(text)
-    if match is None:
-        raise FoveateError(
-            f"{text.strip()!r} cannot be read as a step; write NAME, NAME:64, NAME(argument=value):25% or NAME:50%@2."
-        )
-    name = match["name"].lower()
+    written, arguments, budget_text, layers_text = _parts(text)
+    name = written.lower()
     if name not in known:
-        close = get_close_matches(name, known, 3)
+        close = get_close_matches(name[:50], known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise FoveateError(f"unknown method {match['name']!r}; {hint}possible are {', '.join(known)}.")
-    method: Any = _build(known[name], match["arguments"] or "")
-    budget = Budget.parse(match["budget"]) if match["budget"] is not None else None
-    layers = _layers(match["layers"], name) if match["layers"] is not None else ()
+        raise FoveateError(f"unknown method {_shown(written)}; {hint}possible are {', '.join(known)}.")
+    method: Any = _build(known[name], arguments)
+    budget = Budget.parse(budget_text) if budget_text is not None else None
+    layers = _layers(layers_text, name) if layers_text is not None else ()
     if layers and method.site != "decoder":
         raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
     if budget is None and method.budget == "count":
@@ -240,29 +246,84 @@ def _step(text: str, known: Mapping[str, type]) -> Step:
     return Step(method, budget, layers)
 
 
+def _parts(text: str) -> tuple[str, str, str | None, str | None]:
+    """Name, arguments, budget and layers of a step, as they are written."""
+    text = text.strip()
+    if match := _NAME.match(text):
+        rest, arguments = text[match.end() :].lstrip(), ""
+        if rest.startswith("(") and ")" in rest:
+            end = rest.rindex(")")
+            arguments, rest = rest[1:end], rest[end + 1 :]
+        if tail := _TAIL.fullmatch(rest):
+            return match[0], arguments, tail["budget"], tail["layers"]
+    raise FoveateError(
+        f"{_shown(text)} cannot be read as a step; write NAME, NAME:64, NAME(argument=value):25% or NAME:50%@2."
+    )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 200 else text[:197] + "...")
+
+
 def _layers(text: str, name: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise FoveateError(f"@{text} names no layers; write {name}:50%@2 or {name}:50%@8,16,24.") from None
+        raise FoveateError(f"@{text[:50]} names no layers; write {name}:50%@2 or {name}:50%@8,16,24.") from None
 
 
 def _build(cls: type, arguments: str) -> Any:
     """The method with arguments such as `alpha=0.1, mode=fast`."""
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # ty: ignore[invalid-argument-type]
     values: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
     name = getattr(cls, "name", cls.__name__)
     for part in filter(str.strip, _commas(arguments)):
         key, equals, value = part.partition("=")
         key = key.strip()
         if not equals or key not in fields:
             possible = ", ".join(fields) or "none"
-            raise FoveateError(f"{name} has no argument {part.strip()!r}; possible are {possible} (as name=value).")
+            raise FoveateError(
+                f"{name} has no argument {_shown(part.strip())}; possible are {possible} (as name=value)."
+            )
         values[key] = _value(value.strip())
+        if not _fits(values[key], hints[key]):
+            raise FoveateError(f"{name}: {key} is {_kinds(hints[key])}, not {_shown(value.strip())}.")
     try:
         return cls(**values)
     except TypeError as error:
-        raise FoveateError(f"{name}({arguments}): {error}") from error
+        raise FoveateError(f"{name}({_shown(arguments)[1:-1]}): {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that was read is of a field's type. Numbers are finite and fit 64 bits."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, (list, tuple)) and all(_fits(one, inner[0]) for one in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is Path:
+        return isinstance(value, str)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _kinds(hint: Any) -> str:
+    """What a field takes, in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_kinds(one) for one in inner)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return "a list of numbers"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
+    return words.get(hint, "none" if hint is type(None) else "something else")
 
 
 def _value(text: str) -> Any:
@@ -271,9 +332,13 @@ def _value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an odd escape in a text
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    except (RecursionError, MemoryError):  # thousands of signs before a number, which the brackets do not show
+        raise FoveateError(f"{_shown(text)} is nested too deeply to be read.") from None
 
 
 def _commas(text: str) -> list[str]:

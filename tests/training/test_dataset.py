@@ -34,6 +34,39 @@ def write(folder, rows, name="data.jsonl"):
     return path
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"a": ' + "[" * 100_000, "recursion"),
+        ("[" * 100_000, "recursion"),
+        ('{"id": ' + "9" * 5000 + "}", "5000 digits"),
+        ('[{"id": ' + "9" * 5000 + "}]", "5000 digits"),
+        (json.dumps({"image": "a" * 5000, "conversations": TURNS}), "cannot be read"),
+        (json.dumps({"image": "a\0b", "conversations": TURNS}), "does not exist"),
+        (json.dumps({"image": "../../../../etc/passwd", "conversations": TURNS}), "cannot be read"),
+        (json.dumps({"conversations": [{"from": ["human"], "value": "?"}]}), "turn 1 is from"),
+        ('{"conversations": [{"from": "human", "value": "\\ud800"}, {"from": "gpt", "value": "!"}]}', "half of a char"),
+    ],
+)
+def test_hostile_lines_are_problems_like_others(folder, line, words):
+    with pytest.raises(FoveateError, match=words) as caught:
+        read_conversations(write(folder, [line]))
+    assert len(str(caught.value)) < 2000
+
+
+def test_devices_are_not_read():
+    with pytest.raises(FoveateError, match="is no file"):
+        read_conversations("/dev/zero")
+
+
+def test_images_are_held_against_the_limits_of_open_image(folder):
+    Image.new("1", (14_000, 13_000)).save(folder / "large.png")
+    (folder / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    for name, words in (("large.png", "decompression bomb"), ("drawing.eps", "cannot be read")):
+        with pytest.raises(FoveateError, match=words):
+            read_conversations(write(folder, [row(image=name)]))
+
+
 def test_good_files_are_read(folder):
     rows = [
         row(),

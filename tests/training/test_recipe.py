@@ -118,6 +118,47 @@ def test_errors_of_files_name_the_file(tmp_path):
         read_recipe(broken)
 
 
+LAUGHS = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'ha'] * 9)}]" for n in range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "more than 20,000 values"),
+        ("&a [*a]", "levels deep"),
+        ("&a {model: *a}", "levels deep"),
+        ("[" * 100_000, "levels deep"),
+        ("{a: " * 50_000, "levels deep"),
+        ("- " * 5_000, "levels deep"),
+        ("a" * 300_000, "longer than the 256 KiB"),
+        ("a: 2001-99-99", "not valid YAML: month"),
+        ("a: " + "9" * 5000, "not valid YAML: .*5000 digits"),
+        ("a: !!bool x", "not valid YAML"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("a: \0", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("!!python/name:os.system", "could not determine a constructor"),
+        ("model: [" + "x, " * 10_000 + "]\nstages: []\noutput: x", "model: expected keys with values"),
+    ],
+)
+def test_traps_are_refused_soon_and_briefly(tmp_path, text, words):
+    path = tmp_path / "trap.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(FoveateError, match=words) as caught:
+        read_recipe(path)
+    assert len(str(caught.value)) < 1500
+    with pytest.raises(FoveateError, match="longer than"):
+        read_recipe("/dev/zero")
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan", "1e999", "9" * 400])
+def test_numbers_are_finite(tmp_path, number):
+    path = tmp_path / "recipe.yaml"
+    path.write_text((SHIPPED / "tiny.yaml").read_text(encoding="utf-8") + f"\nsave_minutes: {number}\n")
+    with pytest.raises(FoveateError, match="save_minutes: expected a number"):
+        read_recipe(path)
+
+
 def test_data_paths_are_relative_to_the_recipe(tmp_path):
     path = tmp_path / "recipe.yaml"
     data = [{"files": {"path": "rows.jsonl", "images": "pictures"}}]

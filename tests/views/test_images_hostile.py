@@ -118,6 +118,13 @@ def test_what_is_no_image_is_named(tmp_path, data, message):
     assert "picture.png" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_comments_that_end_in_many_places_are_read_once():
+    with pytest.raises(FoveateError, match="not an image"):
+        open_image(b"<!---->" * 140)  # 2 ** 140 ways to read it, if a comment may go on after its end
+    with pytest.raises(FoveateError, match="SVG drawing"):
+        open_image(b"<!-- a -- > -->\n" * 40 + b"<svg/>")
+
+
 def test_paths_that_lead_nowhere(tmp_path):
     for path, message in [
         (tmp_path / "none.png", "no image file at"),

@@ -23,6 +23,7 @@ from foveate.cache.policies import METHODS, history
 from foveate.errors import FoveateError
 from foveate.generation import NextScaleConfig, NextScaleForImageGeneration, calibrate, compress_cache, pictures
 from foveate.plan import parse_plan
+from foveate.weights import SAFE, check_weights
 
 KIND = "next-scale"
 UNTOUCHED = "untouched"
@@ -84,7 +85,8 @@ def load(name: str) -> NextScaleForImageGeneration:
             return NextScaleForImageGeneration(_LARGE).eval()
     if not (Path(name) / "config.json").is_file():
         raise FoveateError(f"{name} is no folder with a model; train one with foveate train-next-scale -o {name}.")
-    return NextScaleForImageGeneration.from_pretrained(name, dtype=torch.float32).eval()
+    check_weights(name)
+    return NextScaleForImageGeneration.from_pretrained(name, dtype=torch.float32, **SAFE).eval()
 
 
 def run(

@@ -68,6 +68,7 @@ def calibrate(
         from foveate.loading import locate
         from foveate.runtime.vit_merging import blocks_of
         from foveate.runtime.vit_merging import calibrate as find
+        from foveate.weights import DATA_ONLY, SAFE, check_weights
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -75,8 +76,9 @@ def calibrate(
         raise FoveateError(f"cannot use device {device!r} here: {reason}") from None
     with notes.status(f"reading {model}"):
         folder = locate(model)
-        whole: Any = AutoModel.from_pretrained(folder).eval().to(place)
-        processor = AutoImageProcessor.from_pretrained(folder)
+        check_weights(folder)
+        whole: Any = AutoModel.from_pretrained(folder, **SAFE).eval().to(place)
+        processor = AutoImageProcessor.from_pretrained(folder, **DATA_ONLY)
     tower: nn.Module = getattr(whole, "vision_tower", None) or getattr(whole, "vision_model", whole)
     blocks = len(blocks_of(tower))
     if output_layer is None:

@@ -61,7 +61,7 @@ def read_config(path: str | Path, kind: str) -> dict[str, Any]:
         )
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FoveateError(f"{kind}: {file} cannot be read: {error}") from error
     if not isinstance(about, dict) or about.get("kind") != kind or not about.get("layers"):
         raise FoveateError(f"{kind}: {path} holds nothing that `foveate train-pruner --kind {kind}` wrote.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
@@ -390,18 +390,21 @@ def _from_module(model: nn.Module) -> tuple[PreTrainedConfig, dict[str, Tensor]]
 def _from_files(name: str) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
     try:
         fields, _ = ViTUHDConfig.get_config_dict(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FoveateError(
             f"{name!r} is neither a folder with a config.json nor a model that the Hub or its cache can give."
         ) from error
     config = _tower_config(name, fields)
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(name):
-        with safe_open(file, framework="pt") as weights:
-            names = list(weights.keys())
-            tensors |= {key: weights.get_tensor(key) for key in names if _TOWER_PREFIX.match(key)}
-            if config.model_type == fields.get("model_type"):  # a checkpoint of the tower alone
-                tensors |= {key: weights.get_tensor(key) for key in names if not _TOWER_PREFIX.match(key)}
+        try:
+            with safe_open(file, framework="pt") as weights:
+                names = list(weights.keys())
+                tensors |= {key: weights.get_tensor(key) for key in names if _TOWER_PREFIX.match(key)}
+                if config.model_type == fields.get("model_type"):  # a checkpoint of the tower alone
+                    tensors |= {key: weights.get_tensor(key) for key in names if not _TOWER_PREFIX.match(key)}
+        except SafetensorError as error:
+            raise FoveateError(f"{file} is no safetensors file: {error}.") from error
     return config, {_TOWER_PREFIX.sub("", key): tensor for key, tensor in tensors.items()}
 
 
@@ -430,7 +433,7 @@ def _normalisation(name: str) -> dict[str, tuple[float, ...]]:
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8"))
         return {key: tuple(map(float, values[key])) for key in ("image_mean", "image_std") if values.get(key)}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FoveateError(f"{file} is not a preprocessor configuration: {error}.") from error
 
 

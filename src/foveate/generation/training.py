@@ -23,6 +23,7 @@ from foveate.generation.configuration import NextScaleConfig
 from foveate.generation.modeling import NextScaleForImageGeneration
 from foveate.training.course import StopRequest
 from foveate.training.relevance import Folder, write_whole
+from foveate.weights import read_state
 
 #: Steps after which the state of a run is written.
 SAVE_EVERY = 50
@@ -265,7 +266,7 @@ def _restore(
     """How many steps of each stage are done."""
     if not folder.state.is_file():
         return dict.fromkeys(optimizers, 0)
-    state = torch.load(folder.state, weights_only=True)
+    state = read_state(folder.state, ("done", "model", "averages", "optimizers"))
     model.load_state_dict(state["model"])
     averages.weight.copy_(state["averages"]["weight"])
     averages.total.copy_(state["averages"]["total"])

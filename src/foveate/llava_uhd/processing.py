@@ -10,6 +10,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from foveate.errors import FoveateError
 from foveate.views.image_processing import LlavaUHDImageProcessor
 from foveate.views.images import open_image
+from foveate.weights import DATA_ONLY
 
 from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
 from .checkpoint import has_file, is_released
@@ -77,7 +78,9 @@ class LlavaUHDProcessor(ProcessorMixin):
             image_processor = LlavaUHDImageProcessor.from_pretrained(pretrained_model_name_or_path, **grid, **where)
         else:
             image_processor = LlavaUHDImageProcessor(**grid)
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=config.text_config, **where)
+        tokenizer = AutoTokenizer.from_pretrained(
+            pretrained_model_name_or_path, config=config.text_config, **where | DATA_ONLY
+        )
         return cls(image_processor, tokenizer, chat_template=kwargs.get("chat_template"))
 
     def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> tuple[Any, ...]:

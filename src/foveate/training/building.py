@@ -19,6 +19,7 @@ from foveate.loading import load
 from foveate.plan import Plan
 from foveate.training.architectures import architecture_named, architecture_of
 from foveate.training.recipe import ModelChoice, NewModel
+from foveate.weights import DATA_ONLY
 
 
 def build_model(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -154,7 +155,7 @@ def export(
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, **DATA_ONLY)
         return tokenizer
     except (OSError, ValueError) as error:
         raise FoveateError(f"model.new.tokenizer: {name!r} is neither `bytes` nor a tokenizer: {error}") from error

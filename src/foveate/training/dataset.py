@@ -12,14 +12,16 @@ A file is a JSON array, or JSONL with one object a line:
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, check_text
 from foveate.training.examples import PLACEHOLDER, ROLES, Example
+from foveate.views.images import FORMATS, MAX_PIXELS
 
 #: Problems that are written out; a file with more of them has one problem, and a longer list does not help.
 MOST_PROBLEMS = 20
@@ -39,6 +41,8 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
     """
     path = Path(path)
     folder = path.parent if images is None else Path(images)
+    if path.exists() and not path.is_file():  # a device could be read without end
+        raise FoveateError(f"the data file {path} is no file.")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -75,6 +79,8 @@ def _entries(text: str) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", _not_text(json.loads(line))
         except json.JSONDecodeError as error:
             yield f"line {number}", f"broken JSON: {error.msg} at column {error.colno}"
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+            yield f"line {number}", f"broken JSON: {str(error)[:100]}"
 
 
 def _array_entries(text: str) -> Iterator[tuple[str, Any]]:
@@ -108,6 +114,9 @@ def _array_entries(text: str) -> Iterator[tuple[str, Any]]:
                 f"broken JSON: {error.msg} at column {error.colno}",
             )
             return
+        except (ValueError, RecursionError) as error:
+            yield place, f"broken JSON: {str(error)[:100]}"
+            return
         yield place, _not_text(entry)
         position = skip(position, " \t\r\n")
         if text[position : position + 1] == ",":
@@ -120,7 +129,9 @@ def _array_entries(text: str) -> Iterator[tuple[str, Any]]:
 
 def _not_text(entry: Any) -> Any:
     """The entry, unless it is a text, which `_entries` keeps for problems."""
-    return f"expected an object with `conversations`, found the text {entry!r}" if isinstance(entry, str) else entry
+    return (
+        f"expected an object with `conversations`, found the text {entry[:100]!r}" if isinstance(entry, str) else entry
+    )
 
 
 def _paths(entry: dict[str, Any]) -> list[str]:
@@ -130,6 +141,10 @@ def _paths(entry: dict[str, Any]) -> list[str]:
 
 def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> list[str]:
     """What is wrong with an entry; `readable` keeps what is known about images already seen."""
+    try:
+        check_text(json.dumps(entry, ensure_ascii=False), "it")
+    except FoveateError as error:
+        return [str(error)]
     if not isinstance(entry, dict):
         return [f"expected an object with `conversations`, found {type(entry).__name__}"]
     turns = entry.get("conversations")
@@ -138,8 +153,9 @@ def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> lis
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             return [f"turn {number} is not an object with a text `value`"]
-        if turn.get("from") not in ROLES:
-            return [f"turn {number} is from {turn.get('from')!r}; possible are {', '.join(ROLES)}"]
+        speaker = turn.get("from")
+        if not isinstance(speaker, str) or speaker not in ROLES:
+            return [f"turn {number} is from {str(speaker)[:100]!r}; possible are {', '.join(ROLES)}"]
     image = entry.get("image")
     if not (
         image is None or isinstance(image, str) or (isinstance(image, list) and all(isinstance(p, str) for p in image))
@@ -183,13 +199,17 @@ def _turn_problems(turns: list[dict[str, str]]) -> list[str]:
 
 def _image_problem(path: Path) -> str | None:
     """Why an image cannot be used, from its header and checksums, without decoding all of it."""
-    if not path.is_file():
-        return f"the image {path} does not exist"
     try:
-        with Image.open(path) as image:
-            image.verify()
+        if not path.is_file():
+            return f"the image {path} does not exist"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes: what is too large for `open_image` is an error here
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return f"the image {path} has more than {MAX_PIXELS / 1e6:.3g} megapixels"
+                image.verify()
     except Exception as error:  # Pillow's readers raise whatever a broken file leads to
-        return f"the image {path} cannot be read: {error}"
+        return f"the image {str(path)[:200]} cannot be read: {str(error)[:200]}"
     return None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.training.course import StopRequest
 from foveate.training.relevance import Folder, write_whole
+from foveate.weights import read_state
 
 #: Steps after which the state of a run is written.
 SAVE_EVERY = 50
@@ -98,7 +99,7 @@ def fit(
     optimizer = torch.optim.AdamW(network.parameters(), lr=how.learning_rate)
     done = 0
     if folder.state.is_file():
-        state = torch.load(folder.state, map_location=device, weights_only=True)
+        state = read_state(folder.state, ("of", "step", "network", "optimizer"), device)
         if state["of"] != of:
             raise FoveateError(f"{folder.path} holds a run with other settings; remove it, or write another file.")
         done = state["step"]

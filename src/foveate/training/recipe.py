@@ -7,8 +7,10 @@ checked; an unknown one is an error that names the keys that exist.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +21,9 @@ from foveate.errors import FoveateError
 
 #: The groups of parameters that a recipe trains or freezes, and gives learning rates to.
 PARTS = ("vision_tower", "stages", "connector", "language_model", "heads")
+
+#: Bytes, values and levels of a recipe file: far above any that somebody writes, far below what a trap holds.
+MOST_BYTES, MOST_VALUES, DEEPEST = 2**18, 20_000, 32
 
 #: Optimisers of a stage.
 OPTIMIZERS = ("adamw", "muon")
@@ -403,13 +408,25 @@ def read_recipe(path: str | Path) -> Recipe:
         raise FoveateError("Recipes need PyYAML; install it with `pip install foveate[train]`.") from error
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            written = file.read(MOST_BYTES + 1)
+        text = written.decode()
+    except (OSError, ValueError) as error:
         raise FoveateError(f"The recipe {path} cannot be read: {error}.") from error
+    if len(written) > MOST_BYTES:
+        raise FoveateError(f"The recipe {path} is longer than the {MOST_BYTES >> 10} KiB that a recipe may have.")
     try:
+        if _brackets(text) > DEEPEST:  # before PyYAML, whose time grows with the square of the depth
+            raise RecursionError
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise FoveateError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        _check_extent(content)
+    except FoveateError as error:
+        raise FoveateError(f"{path}: {error}") from error
+    except RecursionError:
+        raise FoveateError(f"The recipe {path} is nested more than {DEEPEST} levels deep.") from None
+    except Exception as error:  # PyYAML's own, and what its constructors raise: a 13th month is a bare ValueError
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise FoveateError(f"The recipe {path} is not valid YAML: {reason}.") from error
     try:
         recipe = parse_recipe(content)
     except FoveateError as error:
@@ -424,6 +441,32 @@ def parse_recipe(content: Any) -> Recipe:
         FoveateError: a key or value is not possible; the message starts with its place, such as `stages[1].loss`.
     """
     return _read(Recipe, content, "recipe")
+
+
+def _brackets(text: str) -> int:
+    """How deep brackets stand in one another at most, those in texts and comments counted too."""
+    depth = deepest = 0
+    for char in text:
+        if char in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in "]}":
+            depth = max(0, depth - 1)
+    return deepest
+
+
+def _check_extent(content: Any) -> None:
+    """Refuse what a few lines of anchors and aliases blow up to; a document that holds itself is without end."""
+    level, values = [content], 0
+    for _ in range(DEEPEST):
+        nested = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        values += sum(map(len, nested))
+        if values > MOST_VALUES:
+            raise FoveateError(f"recipe: it holds more than {MOST_VALUES:,} values, aliases counted as often as used.")
+        level = [inner for one in nested for inner in one]
+        if not level:
+            return
+    raise RecursionError
 
 
 def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
@@ -450,19 +493,21 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_dataclass(kind, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise FoveateError(f"{where}: {value!r} is not possible; possible are {', '.join(map(str, arguments))}.")
+            raise FoveateError(
+                f"{where}: {reprlib.repr(value)} is not possible; possible are {', '.join(map(str, arguments))}."
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list) or len(value) != len(arguments):
-            raise FoveateError(f"{where}: expected a list of {len(arguments)} values, found {value!r}.")
+            raise FoveateError(f"{where}: expected a list of {len(arguments)} values, found {reprlib.repr(value)}.")
         return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
     if origin is list:
         if not isinstance(value, list):
-            raise FoveateError(f"{where}: expected a list, found {value!r}.")
+            raise FoveateError(f"{where}: expected a list, found {reprlib.repr(value)}.")
         return [_read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
-            raise FoveateError(f"{where}: expected keys with values, found {value!r}.")
+            raise FoveateError(f"{where}: expected keys with values, found {reprlib.repr(value)}.")
         return {_read(arguments[0], k, where): _read(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     return _read_scalar(kind, value, where)
 
@@ -471,13 +516,12 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     fields = {f.metadata.get("key", f.name): f for f in dataclasses.fields(kind)}
     if not isinstance(value, dict):
         raise FoveateError(
-            f"{where}: expected keys with values, found {value!r}; possible keys are {', '.join(fields)}."
+            f"{where}: expected keys with values, found {reprlib.repr(value)}; possible keys are {', '.join(fields)}."
         )
-    unknown = [str(key) for key in value if key not in fields]
+    unknown = [str(key)[:80] for key in value if key not in fields]
     if unknown:
-        raise FoveateError(
-            f"{where}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}; possible are {', '.join(fields)}."
-        )
+        named = f"key{'s' * (len(unknown) > 1)} {', '.join(unknown[:10])}"
+        raise FoveateError(f"{where}: unknown {named}; possible are {', '.join(fields)}.")
     for key, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and key not in value:
@@ -498,10 +542,10 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
         right = False
     if not right and kind is float and isinstance(value, str):
         # YAML 1.1 reads 1e-3 as a text; everybody means the number.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            value, right = float(value), True
+    if right and kind in (int, float) and not abs(value) < 2**63:  # written so that NaN fails
+        right = False
     if not right:
-        raise FoveateError(f"{where}: expected {names[kind]}, found {value!r}.")
+        raise FoveateError(f"{where}: expected {names[kind]}, found {reprlib.repr(value)}.")
     return float(value) if kind is float else value

@@ -34,6 +34,7 @@ from foveate.training.examples import PLACEHOLDER
 from foveate.training.log import RunLog
 from foveate.training.recipe import Rendered, Sizes
 from foveate.training.streams import Draw, ListSource, RenderedSource
+from foveate.weights import read_state
 
 #: Shares of tokens at which a mapper is measured.
 BUDGETS = ("25%", "50%")
@@ -246,7 +247,7 @@ def fit(learned: Sequence[Picture], held: Sequence[Picture], how: Fitting, folde
     of = asdict(how) | {"pictures": _digest(learned)}
     done = 0
     if folder.state.is_file():
-        state = torch.load(folder.state, weights_only=True)
+        state = read_state(folder.state, ("of", "epoch", *kinds))
         if state["of"] == of:
             done = state["epoch"]
             for name, one in kinds.items():

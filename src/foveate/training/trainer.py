@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from foveate.errors import FoveateError
 from foveate.training import checkpoints
 from foveate.training.course import Course, Display, StopRequest
 from foveate.training.learner import SUMS, Learner
@@ -52,7 +56,8 @@ class Progress:
     @classmethod
     def of(cls, checkpoint: Path) -> Progress:
         """The progress that a checkpoint was saved at."""
-        return cls(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+        with _readable(checkpoint):
+            return cls(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
 
 
 def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = False) -> TrainingArguments:
@@ -80,8 +85,35 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = F
 
 
 def load_weights(learner: Learner, checkpoint: Path) -> None:
-    """Loads the weights of a checkpoint, heads included."""
-    load_model(learner, checkpoint / WEIGHTS)
+    """Loads the weights of a checkpoint, heads included.
+
+    Raises:
+        FoveateError: they are missing, damaged or of another model.
+    """
+    with _readable(checkpoint):
+        load_model(learner, checkpoint / WEIGHTS)
+
+
+@contextmanager
+def _readable(checkpoint: Path) -> Generator[None]:
+    """Say in one sentence that a checkpoint cannot be read; a pickle in it that is more than tensors is not run."""
+    try:
+        yield
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        UnpicklingError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
+        reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+        raise FoveateError(
+            f"the checkpoint {checkpoint} is damaged or of another model; remove it to go on from the one before. "
+            f"({reason})"
+        ) from error
 
 
 class StageTrainer(Trainer):
@@ -321,6 +353,14 @@ class StageTrainer(Trainer):
             checkpoints.commit(folder, step, self._recipe.keep)
             draw_losses(self._log, self._log.path.with_name("losses.png"))
         self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(Path(str(checkpoint))):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(Path(str(checkpoint))):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(model or self.model, Path(resume_from_checkpoint))  # ty: ignore[invalid-argument-type]

@@ -47,7 +47,8 @@ UPRIGHT = {
 
 #: What is at the start of files that are often taken for images, and what to do with them.
 LOOKALIKES = (
-    (re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype svg[^>]*>\s*)?<svg", re.I | re.S),
+    # A comment ends at its first "-->": one that could go on after it is tried in 2 ** comments ways.
+    (re.compile(rb"(<\?xml[^>]*>\s*)?(<!--(?:(?!-->).)*-->\s*)*(<!doctype svg[^>]*>\s*)?<svg", re.I | re.S),
      "it is an SVG drawing; render it to PNG first"),
     (re.compile(rb"(<!doctype html|<html|<head|<body)", re.I), "it is a web page, perhaps a saved error"),
     (re.compile(rb"%PDF-"), "it is a PDF; render the page to PNG first"),
