@@ -9,7 +9,7 @@ DEV := .venv/.dev-$(KEY)
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lmms test-browser check fix docs picture bench bench-gpu soak clean
+.PHONY: help demo test test-all test-lmms test-browser check fix docs picture bench bench-gpu soak fuzz clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -50,11 +50,13 @@ test-browser: $(DEV) ## the playground in the system's Chromium, headless; gradi
 	.venv/app/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app]' 'playwright>=1.50'
 	FOVEATE_SHOTS=build/browser .venv/app/bin/python -m pytest -m "browser or not slow" tests/app
 
-check: $(DEV) ## ruff, types, and whether generated pages are up to date
+check: $(DEV) ## ruff, types, generated pages up to date, no secrets, no package with a known vulnerability
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 	$(BIN)/python docs/generate.py --check
+	.ci/secrets.sh
+	$(BIN)/python .ci/audit.py
 
 fix: $(DEV) ## what ruff can put right, and the generated pages
 	$(BIN)/ruff check --fix .
@@ -80,6 +82,14 @@ bench-gpu: $(DEV) ## 7B shapes on a GPU, with flash attention where it is instal
 
 soak: $(DEV) ## a server under load and faults, minutes: benchmarks/results/soak.json
 	$(BIN)/python benchmarks/soak.py
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= image plan body recipe jsonl
+
+fuzz: $(DEV) ## coverage-guided fuzzing, FUZZ_SECONDS (60) for each of FUZZ_TARGETS; goes on with build/fuzz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	for target in $(FUZZ_TARGETS); do \
+	  $(BIN)/python tests/fuzz/driver.py $$target build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 clean: ## remove the environment and what runs left
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build demo.png

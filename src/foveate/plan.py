@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -276,7 +277,7 @@ def _build(cls: type, arguments: str) -> Any:
     """The method with arguments such as `alpha=0.1, mode=fast`."""
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # ty: ignore[invalid-argument-type]
     values: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     name = getattr(cls, "name", cls.__name__)
     for part in filter(str.strip, _commas(arguments)):
         key, equals, value = part.partition("=")
@@ -293,6 +294,11 @@ def _build(cls: type, arguments: str) -> Any:
         return cls(**values)
     except TypeError as error:
         raise FoveateError(f"{name}({_shown(arguments)[1:-1]}): {error}") from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from torch import Tensor
 
 from foveate.benchmark.measure import clock, hardware, spread, versions
@@ -86,7 +87,10 @@ def load(name: str) -> NextScaleForImageGeneration:
     if not (Path(name) / "config.json").is_file():
         raise FoveateError(f"{name} is no folder with a model; train one with foveate train-next-scale -o {name}.")
     check_weights(name)
-    return NextScaleForImageGeneration.from_pretrained(name, dtype=torch.float32, **SAFE).eval()
+    try:
+        return NextScaleForImageGeneration.from_pretrained(name, dtype=torch.float32, **SAFE).eval()
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise FoveateError(f"the model in {name} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def run(
