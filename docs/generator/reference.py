@@ -32,6 +32,7 @@ ROOMS = {
     "generation": "A next-scale image model",
     "batch": "Files of questions",
     "serving": "A server",
+    "cluster": "Replicas on a Ray cluster",
     "views": "Views: pixels before the encoder",
     "encoders": "Encoders",
     "connectors": "Connectors",

@@ -91,6 +91,15 @@ def plan_asked(text: str | None) -> Plan | str | None:
     return None if text.strip().lower() == "untouched" else Plan.of(text)
 
 
+def plan_beside(name: str | os.PathLike[str] | None) -> Plan | None:
+    """The plan saved beside a model's weights, if there is one.
+
+    Raises:
+        FoveateError: there is no such model, or its plan cannot be read.
+    """
+    return _saved_plan(locate(name))
+
+
 def load_apart(
     name: str | os.PathLike[str] | None = None,
     plan: Plan | str | None = "saved",

@@ -39,7 +39,7 @@ def asking(question: str, *urls: str) -> list[dict[str, Any]]:
 class Served:
     """A running server."""
 
-    def __init__(self, engine: Engine, address: str) -> None:
+    def __init__(self, engine: Any, address: str) -> None:
         self.engine, self.address = engine, address
 
     def client(self, key: str = "none") -> OpenAI:
@@ -59,11 +59,24 @@ def running(
     api_key: str | None = None,
 ) -> Iterator[Served]:
     """A server in this process, at a free port."""
-    limits = limits or Limits()
-    engine = Engine(model, processor, limits)
+    engine = Engine(model, processor, limits or Limits())
+    with answering(engine, root=root, hosts=hosts, plan=plan, api_key=api_key) as served:
+        yield served
+
+
+@contextmanager
+def answering(
+    engine: Any,
+    *,
+    root: Path | None = None,
+    hosts: tuple[str, ...] = (),
+    plan: str | None = None,
+    api_key: str | None = None,
+) -> Iterator[Served]:
+    """A server of what answers requests."""
     app = build(
         engine,
-        Sources(root, hosts, limits),
+        Sources(root, hosts, engine.limits),
         name="embedded",
         plan=None if plan is None else Plan.of(plan),
         api_key=api_key,

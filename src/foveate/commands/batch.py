@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.console import console, notes, print_json
-from foveate.commands.options import BatchSize, Dtype, HubDevice
+from foveate.commands.options import (
+    BatchSize,
+    CountOfReplicas,
+    Dtype,
+    HubDevice,
+    OnRay,
+    RayAddress,
+    ReplicaCPUs,
+    ReplicaGPUs,
+    replicas_asked,
+)
 
 EXAMPLES = """
     foveate batch questions.jsonl -o answers.jsonl
     foveate batch questions.jsonl -o answers.jsonl --resume
     foveate batch questions.jsonl -o answers.jsonl --model path/to/model --plan divprune:25% --batch-size 16
+    foveate batch questions.jsonl -o answers.jsonl --ray --replicas 4 --replica-cpus 2
 """
 
 
@@ -39,6 +50,11 @@ def batch(
     dtype: Dtype = "auto",
     device: HubDevice = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
+    ray: OnRay = False,
+    replicas: CountOfReplicas = None,
+    replica_cpus: ReplicaCPUs = None,
+    replica_gpus: ReplicaGPUs = None,
+    ray_address: RayAddress = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Answer every question of a file, with progress.
@@ -50,35 +66,36 @@ def batch(
 
     Answers are written batch by batch. After an interruption, even a kill, --resume answers what is missing: every
     question once.
+
+    With --ray, replicas on a Ray cluster answer, and rows stand in the order in which they were done. What a replica
+    that dies was answering is answered by another one.
     """
     from foveate.batch import Output, answer_file, read_questions
-    from foveate.loading import load
-    from foveate.plan import Plan
-    from foveate.runtime import handle_of
+    from foveate.cluster.connecting import Model, connected
+    from foveate.cluster.files import answer_file as answer_with_replicas
+    from foveate.loading import load_apart, locate, plan_asked
 
     questions = read_questions(file)
-    own = None if plan is None or plan.strip().lower() == "untouched" else Plan.of(plan)
+    wanted = plan_asked(plan)
+    locate(model)
+    many = replicas_asked(ray, replicas, replica_cpus, replica_gpus, ray_address)
     with Output(output, questions, resume) as answers:
         before = len(answers.done)
         if before < len(questions):
-            net, processor = load(model, dtype=dtype, device=device, plan="saved" if plan is None else None)
-            handle = handle_of(net)
-            if handle is not None:
-                own = handle.plan
-                handle.restore()
             columns = TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             with Progress(*columns, console=notes) as bar:
                 task = bar.add_task("", total=len(questions), completed=before)
-                answer_file(
-                    net,
-                    processor,
-                    questions,
-                    answers,
-                    plan=own,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    progress=lambda count: bar.advance(task, count),
-                )
+                how: dict[str, Any] = {
+                    "max_new_tokens": max_new_tokens,
+                    "batch_size": batch_size,
+                    "progress": lambda count: bar.advance(task, count),
+                }
+                if many is not None:
+                    with connected(many):
+                        answer_with_replicas(Model(model, plan, dtype, device), questions, answers, many, **how)
+                else:
+                    net, processor, own = load_apart(model, wanted, dtype=dtype, device=device)
+                    answer_file(net, processor, questions, answers, plan=own, **how)
         found = {"questions": len(questions), "answered_now": len(answers.done) - before, "errors": answers.errors}
     if as_json:
         print_json({**found, "output": str(output)})

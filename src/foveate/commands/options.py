@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.cluster.connecting import Replicas
 
 OneModel = Annotated[
     str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
@@ -39,4 +44,37 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of the CPU; all that PyTorch takes.", show_default=False)
 ]
 Models = Annotated[str, typer.Option(help="embedded, folders and Hub ids, with commas.")]
+OnRay = Annotated[bool, typer.Option("--ray", help="Answer with replicas on a Ray cluster.")]
+CountOfReplicas = Annotated[
+    int | None, typer.Option(min=1, help="With --ray: processes that hold the model.", show_default="1")
+]
+ReplicaCPUs = Annotated[
+    float | None, typer.Option(help="With --ray: CPUs of each replica; may be a fraction.", show_default="1")
+]
+ReplicaGPUs = Annotated[
+    float | None, typer.Option(help="With --ray: GPUs of each replica; may be a fraction.", show_default="0")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="With --ray: host:port of a cluster, or auto.", show_default="one on this machine for this run"),
+]
 HubDevice = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")]
+
+
+def replicas_asked(
+    ray: bool, count: int | None, cpus: float | None, gpus: float | None, address: str | None
+) -> Replicas | None:
+    """The replicas of --ray; None without it.
+
+    Raises:
+        FoveateError: options of --ray stand without it, or replicas cannot be so.
+    """
+    from foveate.cluster.connecting import Replicas
+
+    if ray:
+        return Replicas(
+            1 if count is None else count, 1 if cpus is None else cpus, 0 if gpus is None else gpus, address
+        )
+    if any(one is not None for one in (count, cpus, gpus, address)):
+        raise FoveateError("--replicas, --replica-cpus, --replica-gpus and --ray-address need --ray.")
+    return None

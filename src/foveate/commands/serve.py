@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from foveate.commands.console import notes
-from foveate.commands.options import Dtype, HubDevice
+from foveate.commands.options import (
+    CountOfReplicas,
+    Dtype,
+    HubDevice,
+    OnRay,
+    RayAddress,
+    ReplicaCPUs,
+    ReplicaGPUs,
+    replicas_asked,
+)
 from foveate.errors import FoveateError
 
 EXAMPLES = """
@@ -18,6 +29,7 @@ EXAMPLES = """
     foveate serve path/to/model --plan divprune:25%
     foveate serve owner/name --plan "fastervlm:192 + fastv:50%@2" --port 9000
     foveate serve --files ./pictures --allow-host images.example.org
+    foveate serve --ray --replicas 4 --replica-cpus 2
     curl localhost:8000/v1/chat/completions -d @request.json
 """
 
@@ -58,6 +70,11 @@ def serve(
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
     max_body: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 32,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that open requests get after SIGTERM.")] = 30,
+    ray: OnRay = False,
+    replicas: CountOfReplicas = None,
+    replica_cpus: ReplicaCPUs = None,
+    replica_gpus: ReplicaGPUs = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Answer questions about images over HTTP, in the words of OpenAI's API.
 
@@ -66,7 +83,8 @@ def serve(
     another budget, {"foveate": {"budget": "10%"}}; the answer's usage says how many visual tokens were read and saved.
     /v1/models, /health and /metrics (Prometheus) are there too.
 
-    Requests that wait are answered together. SIGTERM lets open requests end.
+    Requests that wait are answered together. SIGTERM lets open requests end. With --ray, replicas on a Ray cluster
+    answer, and a new one begins for one that dies.
     """
     try:
         import uvicorn
@@ -76,37 +94,44 @@ def serve(
         raise FoveateError(f"a server needs {error.name}: pip install 'foveate[serve]'.") from error
     import torch
 
-    from foveate.loading import load
+    from foveate.cluster.connecting import Model, connected
+    from foveate.loading import load_apart, plan_asked, plan_beside
     from foveate.plan import Plan
-    from foveate.runtime import compress, handle_of
-    from foveate.serving.protocol import UNTOUCHED
 
     limits = Limits(
         batch=batch, queue=queue, tokens=max_tokens, images=max_images, pixels=max_pixels, body=max_body * 2**20
     )
     sources = Sources(files, allow_host or (), limits)
-    untouched = plan is not None and plan.strip().lower() == UNTOUCHED
-    own = None if plan is None or untouched else Plan.of(plan)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    net, processor = load(model, dtype=dtype, device=device, plan="saved" if plan is None else None)
-    handle = handle_of(net)
-    if handle is not None:
-        own = handle.plan
-        handle.restore()  # the engine attaches it again, and others in turn
-    elif own is not None:
-        compress(net, own).restore()  # a plan that cannot act on this model ends here, not at the first request
-    shown = name or ("embedded" if model is None else Path(os.path.normpath(model)).name)
-    app = build(Engine(net, processor, limits), sources, name=shown, plan=own, api_key=api_key)
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain, timeout_keep_alive=15
-    )
-    server = uvicorn.Server(config)
-    socket = config.bind_socket()
-    address, bound = socket.getsockname()[:2]
-    notes.print(
-        f"{shown} with {'no plan' if own is None else own} at http://{address}:{bound}/v1 (Ctrl-C ends)", markup=False
-    )
-    # uvicorn drains on SIGTERM and then raises it again; a server that has drained has ended well.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    server.run(sockets=[socket])
+    wanted = plan_asked(plan)
+    many = replicas_asked(ray, replicas, replica_cpus, replica_gpus, ray_address)
+    if many is not None and threads is not None:
+        raise FoveateError("--threads is for a server without --ray: replicas have as many as --replica-cpus.")
+    called = name or ("embedded" if model is None else Path(os.path.normpath(model)).name)
+    with ExitStack() as ending:
+        if many is not None:
+            from foveate.cluster.pool import Pool, deployed
+
+            own = wanted if wanted is None or isinstance(wanted, Plan) else plan_beside(model)
+            ending.enter_context(connected(many))
+            known = f"foveate-{called}-{socket.gethostname()}-{port}"
+            handle = ending.enter_context(deployed(Model(model, plan, dtype, device), many, limits, known))
+            answers = Pool(handle, known, many, limits)
+        else:
+            if threads is not None:
+                torch.set_num_threads(threads)
+            net, processor, own = load_apart(model, wanted, dtype=dtype, device=device)
+            answers = Engine(net, processor, limits)
+        app = build(answers, sources, name=called, plan=own, api_key=api_key)
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain, timeout_keep_alive=15
+        )
+        server = uvicorn.Server(config)
+        listening = config.bind_socket()
+        address, bound = listening.getsockname()[:2]
+        by = "" if many is None else f", {many.count} replica{'' if many.count == 1 else 's'},"
+        shown = "no plan" if own is None else own
+        said = f"{called} with {shown}{by} at http://{address}:{bound}/v1 (Ctrl-C ends)"
+        notes.print(said, markup=False, soft_wrap=True)
+        # uvicorn drains on SIGTERM and then raises it again; a server that has drained has ended well.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        server.run(sockets=[listening])

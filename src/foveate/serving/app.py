@@ -210,7 +210,7 @@ async def _job(
             loop.call_soon_threadsafe(inbox.put_nowait, piece)
 
     sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0, asked.seed)
-    job = Job(asked.conversation(images), chosen, wanted, sampling, asked.stops, deliver)
+    job = Job(asked.conversation(images), chosen, wanted, sampling, asked.stops, deliver, asked.stream)
     engine.submit(job)
     return job, inbox
 

@@ -89,6 +89,7 @@ class Job:
         sampling: How they are drawn.
         stops: Texts that end it.
         deliver: Called from the engine's thread with pieces of text (str), then once with a `Result` or an exception.
+        streamed: Whether somebody sees the pieces: an answer of which some was seen cannot begin again elsewhere.
         arrived: When it was complete, on `time.monotonic`.
     """
 
@@ -98,6 +99,7 @@ class Job:
     sampling: Sampling
     stops: tuple[str, ...]
     deliver: Callable[[str | Result | BaseException], object]
+    streamed: bool = True
     arrived: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
