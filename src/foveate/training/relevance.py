@@ -163,8 +163,16 @@ class Folder:
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file that is there completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors say with their own that it is full
+        partial.unlink(missing_ok=True)
+        raise FoveateError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
 
 
 def find_pictures(
