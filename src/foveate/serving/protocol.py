@@ -219,7 +219,7 @@ def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
             return None
         plan = Plan.of(asked.plan)
         if own is None or str(plan) != str(own):
-            _refuse_files(plan)
+            refuse_files(plan)
         return plan
     if own is None or len(own.steps) != 1:
         raise FoveateError("foveate.budget: the server has no plan of one method that could take it; give a plan.")
@@ -231,8 +231,12 @@ def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
     return Plan((replace(step, budget=budget),))
 
 
-def _refuse_files(plan: Plan) -> None:
-    """Requests choose among what the server has; they do not name files for it to read."""
+def refuse_files(plan: Plan) -> None:
+    """Requests choose among what the server has; they do not name files for it to read.
+
+    Raises:
+        FoveateError: the plan names one.
+    """
     for step in plan.steps:
         method = step.method
         hints = typing.get_type_hints(type(method))
