@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_worker_niceness": "0",
 }
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Replicas:
             raise FoveateError(f"there must be at least one replica, not {self.count}.")
         if not 0 < self.cpus < 1e6 or not 0 <= self.gpus < 1e6:  # NaN is neither
             raise FoveateError(f"a replica takes some CPU and no negative GPU, not {self.cpus:g} and {self.gpus:g}.")
-        if self.address is not None and "://" in self.address:
+        if self.address is not None and self.address != "auto" and not _ADDRESS.fullmatch(self.address):
             raise FoveateError(f"{self.address!r} is no address here; write host:port of the cluster, or auto.")
 
 
@@ -99,6 +101,7 @@ def connected(replicas: Replicas) -> Generator[None]:
         raise FoveateError("replicas need Ray: pip install 'foveate[ray]'.") from error
     own = not ray.is_initialized()
     if own:
+        _check_address(replicas.address)
         local: dict[str, Any] = {"include_dashboard": False} if replicas.address is None else {}
         try:
             ray.init(address=replicas.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -115,6 +118,17 @@ def connected(replicas: Replicas) -> Generator[None]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Ray itself knocks for minutes."""
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise FoveateError(f"no Ray cluster answers at {address!r}: {error}.") from None
 
 
 def _check_room(replicas: Replicas, there: dict[str, float]) -> None:

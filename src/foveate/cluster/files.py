@@ -108,4 +108,4 @@ def answer_file(
 
 
 def _plain(question: Question) -> dict[str, Any]:
-    return {**asdict(question), "images": [str(path.resolve()) for path in question.images]}
+    return {**asdict(question), "images": [str(path.absolute()) for path in question.images]}
