@@ -215,3 +215,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         with pytest.raises(FoveateError, match=words):
             train_pruner(model, None, tmp_path / "other", **wrong)
+
+
+def test_rendered_pages_have_the_sizes_asked_for():
+    pages = prompts.Pages((96, 128), 0.1)
+    learned = prompts.samples([], None, None, 0, pages)
+    sides = [side for number in range(12) for side in learned(number).images[0].size]
+    assert min(sides) >= 96
+    assert max(sides) < 128 + 32  # half of the pages are up to a unit larger, as for the embedded model
+    measured = pages.held_out(30)
+    assert max(side for example in measured for side in example.images[0].size) <= 128
+    assert len({example.conversations[0]["value"] for example in measured}) > 20
+
+
+def test_pages_that_nothing_can_be_drawn_on_are_refused():
+    with pytest.raises(FoveateError, match="none of the rendered tasks fits on pages of at most 16 pixels"):
+        prompts.Pages((16, 16))
+    with pytest.raises(FoveateError, match="the shortest first, not 200,100"):
+        prompts.Pages((200, 100))

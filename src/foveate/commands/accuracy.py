@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, Models, ResultAsJson, Sides, Threads
-from foveate.errors import FoveateError
 
 EXAMPLES = """
     foveate bench accuracy --quick
@@ -89,14 +89,14 @@ def accuracy(
 
     own = [plan.strip() for option in plans or () for plan in option.split(";") if plan.strip()]
     if methods or budgets or not own:
-        named = _names(methods) or (QUICK_METHODS if quick else ())
-        own += product(named, _names(budgets) or (("25%",) if quick else ("10%", "25%", "50%")))
+        named = names_in(methods) or (QUICK_METHODS if quick else ())
+        own += product(named, names_in(budgets) or (("25%",) if quick else ("10%", "25%", "50%")))
     settings = benchmark.Settings(
-        models=_names(models),
+        models=names_in(models),
         plans=tuple(own),
-        tasks=tuple(name for option in tasks or () for name in _names(option)) or (QUICK_TASKS if quick else names()),
+        tasks=tuple(name for option in tasks or () for name in names_in(option)) or (QUICK_TASKS if quick else names()),
         count=count or (10 if quick else 100),
-        sides=_sides(sides),
+        sides=sides_in(sides),
         difficulty=difficulty,
         batch_size=batch_size,
         dtype=dtype,
@@ -162,15 +162,3 @@ def _interval(row: dict[str, Any]) -> str:
 
 def _difficult(found: dict[str, Any] | None) -> str:
     return "" if found is None else f"{found['accuracy']:.0%} of {found['count']}"
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
-
-
-def _sides(text: str) -> tuple[int, int]:
-    try:
-        low, high = (int(part) for part in text.split(","))
-    except ValueError:
-        raise FoveateError(f"--sides {text!r} must be the shortest and the longest side, such as 128,640.") from None
-    return low, high

@@ -12,9 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from foveate.commands.console import console, notes, print_json
-from foveate.commands.lists import names_in, numbers_in, plans_in
+from foveate.commands.lists import names_in, plans_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Models, ResultAsJson, Threads
-from foveate.errors import FoveateError
 
 EXAMPLES = """
     foveate bench joint --quick
@@ -79,9 +78,6 @@ def joint(
     """
     from foveate.benchmark import joint as benchmark
 
-    ends = numbers_in(sides or ("128,256" if quick else "128,640"), "--sides")
-    if len(ends) != 2:
-        raise FoveateError(f"--sides {sides!r} must be the shortest and the longest side, such as 128,640.")
     settings = benchmark.Settings(
         models=names_in(models),
         plans=plans_in(plans) or ("divprune:25%",),
@@ -89,7 +85,7 @@ def joint(
         caches=names_in(caches),
         tasks=names_in(tasks),
         count=count or (10 if quick else 50),
-        sides=(ends[0], ends[1]),
+        sides=sides_in(sides or ("128,256" if quick else "128,640")),
         difficulty=difficulty,
         batch_size=batch_size,
         dtype=dtype,

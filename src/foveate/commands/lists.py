@@ -12,6 +12,18 @@ def names_in(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
+def sides_in(text: str) -> tuple[int, int]:
+    """The shortest and the longest side of pages, in pixels.
+
+    Raises:
+        FoveateError: these are not two numbers.
+    """
+    ends = numbers_in(text, "--sides")
+    if len(ends) != 2:
+        raise FoveateError(f"--sides {text!r} must be the shortest and the longest side, such as 128,640.")
+    return ends[0], ends[1]
+
+
 def numbers_in(text: str, option: str) -> tuple[int, ...]:
     """The whole numbers in `1,8`.
 

@@ -37,6 +37,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Difficulty = Annotated[float, typer.Option(min=0, max=1, help="Of rendered pages: 0 is large and clean type.")]
 Sides = Annotated[str, typer.Option(help="Shortest and longest side of rendered pages, in pixels.")]
+LearningSides = Annotated[
+    str | None,
+    typer.Option(
+        "--sides",
+        help="Shortest and longest side of rendered pages, in pixels, to learn from and to be measured on.",
+        show_default="96,512, measured on 128,512",
+    ),
+]
+LearningDifficulty = Annotated[
+    float | None,
+    typer.Option(
+        "--difficulty",
+        min=0,
+        max=1,
+        help="Of rendered pages: the greatest to learn from, and the one to be measured on; 0 is large and clean type.",
+        show_default="1, measured on 0.5",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at once.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]

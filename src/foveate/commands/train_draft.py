@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from foveate.commands.console import console, notes, print_json
-from foveate.commands.options import Conversations, GoOn, ImageFolder, Json, Limit, MaxMinutes, OneModel, WhereItRuns
+from foveate.commands.lists import sides_in
+from foveate.commands.options import (
+    Conversations,
+    GoOn,
+    ImageFolder,
+    Json,
+    LearningDifficulty,
+    LearningSides,
+    Limit,
+    MaxMinutes,
+    OneModel,
+    WhereItRuns,
+)
 from foveate.commands.training import identity, with_progress
 from foveate.errors import FoveateError
 
@@ -60,6 +72,8 @@ def train_draft(
     images: ImageFolder = None,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of questions, first weights and chance.")] = 0,
+    sides: LearningSides = None,
+    difficulty: LearningDifficulty = None,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out rendered questions to measure on.")] = 50,
     resume: GoOn = True,
     max_minutes: MaxMinutes = None,
@@ -90,11 +104,13 @@ def train_draft(
         from foveate.training.relevance import Folder
     how = Fitting(steps, batch_size, learning_rate, seed)
     own = max_new_tokens if own_answers else None
-    examples = prompts.samples(data, images, limit, seed)
+    pages = prompts.Pages(None if sides is None else sides_in(sides), difficulty)
+    examples = prompts.samples(data, images, limit, seed, pages)
     about = {
         "model": identity(model),
         "kind": kind.value,
-        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
+        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data],
+        "rendered": None if data else [sides, difficulty],
         "own_answers": own,
         **chosen,
         **asdict(how),
@@ -124,7 +140,7 @@ def train_draft(
     if fitted.finished:
         fitted.network.save(output)
         with notes.status(f"measuring on {held_out} held-out questions"):
-            found = drafting.measure(net, processor, fitted.network, prompts.held_out(held_out), max_new_tokens)
+            found = drafting.measure(net, processor, fitted.network, pages.held_out(held_out), max_new_tokens)
         document |= {"held_out": held_out, "measured": found}
     if as_json:
         print_json(document)

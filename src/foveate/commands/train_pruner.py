@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from foveate.commands.console import console, notes, print_json
-from foveate.commands.options import Conversations, GoOn, ImageFolder, Json, Limit, MaxMinutes, OneModel, WhereItRuns
+from foveate.commands.lists import sides_in
+from foveate.commands.options import (
+    Conversations,
+    GoOn,
+    ImageFolder,
+    Json,
+    LearningDifficulty,
+    LearningSides,
+    Limit,
+    MaxMinutes,
+    OneModel,
+    WhereItRuns,
+)
 from foveate.commands.training import identity, with_progress
 from foveate.errors import FoveateError
 
@@ -66,6 +78,8 @@ def train_pruner(
     images: ImageFolder = None,
     limit: Limit = None,
     seed: Annotated[int, typer.Option(min=0, help="Of questions, first weights and chance.")] = 0,
+    sides: LearningSides = None,
+    difficulty: LearningDifficulty = None,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out rendered questions to measure on.")] = 100,
     resume: GoOn = True,
     max_minutes: MaxMinutes = None,
@@ -92,11 +106,13 @@ def train_pruner(
         from foveate.training.relevance import Folder
     own = {"guided": guided, "width": width, "heads": heads, "pressure": pressure}
     trainer, how = _trainer(kind, (steps, batch_size, learning_rate, seed), own)
-    examples = prompts.samples(data, images, limit, seed)
+    pages = prompts.Pages(None if sides is None else sides_in(sides), difficulty)
+    examples = prompts.samples(data, images, limit, seed, pages)
     about = {
         "model": identity(model),
         "kind": kind.value,
-        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data] or "rendered",
+        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data],
+        "rendered": None if data else [sides, difficulty],
         "layers": None if named is None else list(named),
         **asdict(how),
     }
@@ -124,7 +140,7 @@ def train_pruner(
         trainer.save(fitted.network, how, output)
         with notes.status(f"measuring on {held_out} held-out questions"):
             plans = trainer.plans(str(output), at)
-            found = fidelity.measure(net, processor, prompts.held_out(held_out), plans)
+            found = fidelity.measure(net, processor, pages.held_out(held_out), plans)
         document |= {"held_out": held_out, "measured": found}
     if as_json:
         print_json(document)

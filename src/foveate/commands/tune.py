@@ -12,8 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from foveate.commands.accuracy import QUICK_TASKS, _names, _sides
+from foveate.commands.accuracy import QUICK_TASKS
 from foveate.commands.console import console, notes, print_json
+from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, ResultAsJson, Sides, Threads
 
 EXAMPLES = """
@@ -113,7 +114,7 @@ def tune(
     """
     from foveate.benchmark import tune as benchmark
 
-    named = tuple(name for option in tasks or () for name in _names(option))
+    named = tuple(name for option in tasks or () for name in names_in(option))
     settings = benchmark.Settings(
         model=model,
         target_ttft=None if target_ttft is None else benchmark.factor(target_ttft),
@@ -122,14 +123,14 @@ def tune(
         count=count,
         trials=trials,
         methods=tuple(name for option in methods or () for name in benchmark.methods_in(option)),
-        budgets=_names(budgets) or benchmark.BUDGETS,
+        budgets=names_in(budgets) or benchmark.BUDGETS,
         chains=chains,
         cost=cost,  # ty: ignore[invalid-argument-type]
         objective=objective,  # ty: ignore[invalid-argument-type]
         repeats=repeats,
         finalists=finalists,
         seed=seed,
-        sides=_sides(sides),
+        sides=sides_in(sides),
         difficulty=difficulty,
         batch_size=batch_size,
         dtype=dtype,

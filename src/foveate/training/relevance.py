@@ -80,9 +80,9 @@ def rendered_samples(count: int, seed: int) -> list[Draw]:
     return [rendered_sample(number, seed) for number in range(count)]
 
 
-def rendered_sample(number: int, seed: int) -> Draw:
+def rendered_sample(number: int, seed: int, pages: Rendered | None = None) -> Draw:
     """Question `number` about a rendered image."""
-    source = RenderedSource(Rendered(sizes=SIZES), unit=32)
+    source = RenderedSource(pages or Rendered(sizes=SIZES), unit=32)
     return source.draws(range(number, number + 1), 1.0, np.random.default_rng((seed, number)))[0]
 
 
