@@ -46,6 +46,7 @@ TARGETS = {
     "app": "foveate.commands.app:app",
     "accuracy": "foveate.commands.accuracy:accuracy",
     "encoders": "foveate.commands.bench:encoders",
+    "bench serve": "foveate.commands.bench_serve:serve",
     "speed": "foveate.commands.bench:speed",
     "joint": "foveate.commands.joint:joint",
     "next-scale": "foveate.commands.next_scale:next_scale",
@@ -85,6 +86,9 @@ class Command(WithExamples, TyperCommand):
 class LazyGroup(WithExamples, TyperGroup):
     """A group that lists its commands from one line each and imports the one that is run."""
 
+    #: What stands before a name in `TARGETS` where another group has a command of that name.
+    prefix = ""
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replace the line in the list by the real command, with all its options.
 
@@ -96,9 +100,10 @@ class LazyGroup(WithExamples, TyperGroup):
             Name, command and remaining arguments, as the base class returns them.
         """
         name, command, rest = super().resolve_command(ctx, args)
-        if name not in TARGETS:
+        target = TARGETS.get(f"{self.prefix}{name}", TARGETS.get(name))
+        if target is None:
             return name, command, rest
-        module_name, function = TARGETS[name].split(":")
+        module_name, function = target.split(":")
         module = importlib.import_module(module_name)
         run = getattr(module, function)
 
@@ -125,6 +130,7 @@ class _Foveate(LazyGroup):
 
 
 class _Bench(LazyGroup):
+    prefix = "bench "
     examples = """
         foveate bench encoders --quick
         foveate bench speed --quick
@@ -172,6 +178,7 @@ _list(app, "tune", "Search the best plan for a model and your questions: methods
 _list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
 _list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
+_list(bench, "serve", "What plans save in a running server: requests a second, first token, time between tokens.")
 _list(bench, "speed", "What plans cost: time of every part, memory, cache and FLOPs, beside two controls.")
 _list(bench, "joint", "Fewer tokens together with quantised weights and caches: accuracy and cost.")
 _list(bench, "next-scale", "Compressed caches of a next-scale image model: bytes, time, how far pictures move.")

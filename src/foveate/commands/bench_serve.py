@@ -1,0 +1,79 @@
+"""`foveate bench serve`: measure plans in a running server."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Column, Table
+
+from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import ResultAsJson
+
+EXAMPLES = """
+    foveate bench serve http://localhost:8000/v1 --plans divprune:25%
+    foveate bench serve http://localhost:8000/v1 --server vllm --plans "pool:64; hiprune:64" --clients 1,8,32
+"""
+
+
+def serve(
+    url: Annotated[str, typer.Argument(help="Address of the server, up to /v1.")],
+    plans: Annotated[
+        list[str],
+        typer.Option(help="Plans, parted by ; or in options of their own; the untouched model stands beside them."),
+    ],
+    server: Annotated[
+        str,
+        typer.Option(help="How requests name a plan: foveate (`foveate serve`) or vllm (with foveate's plug-in)."),
+    ] = "foveate",
+    clients: Annotated[str, typer.Option(help="Clients that ask at the same time, with commas.")] = "1,8,32",
+    requests: Annotated[int, typer.Option(help="Requests of a turn; at least one a client.")] = 32,
+    turns: Annotated[int, typer.Option(help="Times that everything is measured.")] = 3,
+    side: Annotated[int, typer.Option(help="Side of the square images, in pixels.")] = 336,
+    new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 16,
+    model: Annotated[str, typer.Option(help="Name of the model at the server.", show_default="its first")] = "",
+    api_key: Annotated[
+        str, typer.Option(envvar="OPENAI_API_KEY", help="What the server wants.", show_default=False)
+    ] = "none",
+    note: Annotated[str, typer.Option(help="What a reader of the file must know of the machine.")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path(
+        "benchmarks/results/serving.json"
+    ),
+    as_json: ResultAsJson = False,
+) -> None:
+    """What plans save in a server: requests a second, time to the first token, time between tokens.
+
+    The server runs already: `foveate serve`, or vLLM with foveate's plug-in and --trust-request-mm-kwargs. Every number
+    of clients asks the untouched model and every plan in turns, each request about an image of its own. Ratios are of
+    turns measured one right after the other, and above 1 where the plan is better.
+    """
+    from foveate.benchmark import serving as benchmark
+    from foveate.commands.lists import numbers_in, plans_in
+
+    settings = benchmark.Settings(
+        url=url,
+        plans=plans_in(plans),
+        dialect=server,
+        clients=numbers_in(clients, "--clients"),
+        requests=requests,
+        turns=turns,
+        side=side,
+        new_tokens=new_tokens,
+        model=model,
+        api_key=api_key,
+    )
+    command = shlex.join(["foveate", *sys.argv[1:]])
+    results = benchmark.run(settings, output, command=command, note=note, report=notes.print)
+    if as_json:
+        print_json(results)
+        return
+    header, rows = benchmark.table(results)
+    shown = Table(*(Column(name, overflow="fold") for name in header), box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"written: {output}")

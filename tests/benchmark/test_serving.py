@@ -1,0 +1,82 @@
+"""`foveate bench serve` against a server in this process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+
+from live_server import running
+
+import foveate
+from foveate.benchmark.serving import Settings, rows, run
+from foveate.cli import app
+from foveate.errors import FoveateError
+
+
+def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Path) -> None:
+    model, processor = foveate.load()
+    path = tmp_path / "serving.json"
+    with running(model, processor) as server:
+        options = ["--plans", "divprune:25%", "--clients", "1,3", "--requests", "2", "--turns", "2"]
+        options += ["--side", "112", "--new-tokens", "4", "-o", str(path), "--json"]
+        result = CliRunner().invoke(app, ["bench", "serve", f"{server.address}/v1", *options])
+    assert result.exit_code == 0, result.output
+    document = json.loads(path.read_text())
+    assert json.loads(result.stdout) == document
+    assert [(row["clients"], row["plan"]) for row in document["rows"]] == [
+        (clients, plan) for clients in (1, 3) for plan in ("untouched", "divprune:25%")
+    ]
+    for row in document["rows"]:
+        assert row["requests"] == max(2, row["clients"])
+        assert len(row["requests_per_second"]["all"]) == 2 and min(row["requests_per_second"]["all"]) > 0
+        assert row["first_token"]["median"] > 0
+        ratios = row["times_untouched"]["requests_per_second"]
+        assert (ratios["median"] == 1) == (row["plan"] == "untouched")
+    read = {row["plan"]: row["prompt_tokens"]["median"] for row in document["rows"]}
+    assert read["divprune:25%"] <= read["untouched"]
+    assert "api_key" not in document["settings"]
+
+
+def test_ratios_are_of_one_turn() -> None:
+    def one(speed: float, first: float) -> dict[str, float | None]:
+        return {"requests_per_second": speed, "first_token": first, "between_tokens": None, "prompt_tokens": 9}
+
+    # The second turn had a slower machine, for both sides.
+    found = {(1, "untouched"): [one(2, 1), one(1, 2)], (1, "pool:9"): [one(4, 0.5), one(3, 1)]}
+    _, row = rows(found, Settings("http://x/v1", ("pool:9",)))  # ty: ignore[invalid-argument-type]
+    assert row["times_untouched"]["requests_per_second"] == {"median": 2.5, "min": 2, "max": 3}
+    assert row["times_untouched"]["first_token"]["median"] == 2
+    assert row["times_untouched"]["between_tokens"] is None and row["between_tokens"]["median"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"plans": ()}, "name at least one plan"),
+        ({"plans": ("untouched",)}, "the untouched model always"),
+        ({"dialect": "other"}, "'other' is no kind of server; possible are foveate, vllm"),
+        ({"clients": (0,)}, "whole numbers from 1 on"),
+        ({"turns": 0}, "turns is a whole number from 1 on, not 0"),
+        ({"new_tokens": 1}, "two tokens at least"),
+    ],
+)
+def test_settings_that_measure_nothing_are_refused(fields: dict, message: str) -> None:
+    with pytest.raises(FoveateError) as refused:
+        Settings(**{"url": "http://localhost:1/v1", "plans": ("pool:9",), **fields})
+    assert message in str(refused.value)
+
+
+def test_a_server_that_is_not_there_and_one_that_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "serving.json"
+    with pytest.raises(FoveateError, match="the server at http://127.0.0.1:9/v1 did not answer as asked"):
+        run(Settings("http://127.0.0.1:9/v1", ("pool:9",)), path)
+    model, processor = foveate.load()
+    with running(model, processor) as server, pytest.raises(FoveateError, match="unknown method 'nothing'"):
+        run(Settings(f"{server.address}/v1", ("nothing:9",), side=64), path)
+    assert not path.exists()
