@@ -65,6 +65,7 @@ def bad_images() -> Iterator[tuple[str, bytes]]:
     yield "HTML", b"<!DOCTYPE html><html><body>404</body></html>"
     yield "PDF", b"%PDF-1.7\n1 0 obj"
     yield "PostScript", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n"
+    yield "comments that could end in 2 ** 140 ways", b"<!---->" * 140
     yield "XML entities", b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><x>&b;</x>'
     yield "a video", b"\0\0\0\x18ftypisom" + bytes(100)
     yield "a shell script", b"#!/bin/sh\nrm -rf /\n"
@@ -170,6 +171,11 @@ def bad_bodies() -> Iterator[tuple[str, bytes]]:
     yield "a plan of 100,000 characters", with_(foveate={"plan": "a" * 100_000})
     yield "a plan that runs code", with_(foveate={"plan": "divprune(__import__('os').system('id')):64"})
     yield "a plan that reads files", with_(foveate={"plan": "focusui(weights='/etc'):64"})
+    yield "a plan of blanks that could be split in many ways", with_(foveate={"plan": "a" + " " * 1_900 + "("})
+    yield "a plan of methods in methods", with_(foveate={"plan": "pospad(selector=" * 100 + "divprune" + ")" * 100})
+    yield "a plan of signs", with_(foveate={"plan": f"random(seed={'-' * 1_900}1):64"})
+    yield "a plan with a text for a number", with_(foveate={"plan": "random(seed=x):64"})
+    yield "a plan that takes all memory", with_(foveate={"plan": "ppe(members=1000000000000):64"})
     yield "a budget of nothing", with_(foveate={"budget": "0%"})
     yield "a budget that is none", with_(foveate={"budget": "many"})
     yield "a plan and a budget", with_(foveate={"plan": "divprune:64", "budget": 3})

@@ -34,5 +34,6 @@ class RandomAt(DecoderMethod):
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
         seed = (self.seed * 1_009 + tokens.layer) * 1_000_003 + tokens.number
+        seed %= 2**63  # what a generator takes
         drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
         return kept(drawn.to(tokens.device))

@@ -75,7 +75,7 @@ class ZipVL(SparseMethod):
     def probes(self, count: int, layer: int) -> Tensor:
         """(r,) the probe rows of a prompt of `count` tokens, ascending."""
         recent = torch.arange(max(count - self.recent, 0), count)
-        generator = torch.Generator().manual_seed((self.seed * 1_009 + layer) * 1_000_003 + count)
+        generator = torch.Generator().manual_seed(((self.seed * 1_009 + layer) * 1_000_003 + count) % 2**63)
         drawn = torch.randperm(max(count - self.recent, 0), generator=generator)[: self.sampled]
         return torch.cat([drawn.sort().values, recent])
 

@@ -75,7 +75,7 @@ class FocusUI(Method):
             scores = scores.masked_fill(tokens.separators, -torch.inf)
         if not self.shuffle:
             return Selection(top(scores, count))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tokens.number)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + tokens.number) % 2**63)
         order = torch.randperm(len(scores), generator=generator).to(scores.device)
         return Selection(order[top(scores[order], count)].sort().values)
 

@@ -13,6 +13,9 @@ from foveate.errors import FoveateError
 from foveate.selection.method import Method
 from foveate.tokens import Selection, VisualTokens, merged
 
+#: Most members of a merged token: a rotary embedding has fewer channels to share out.
+MOST_MEMBERS = 1024
+
 
 @dataclass(frozen=True)
 class PPE(Method):
@@ -49,8 +52,8 @@ class PPE(Method):
     positions: ClassVar = "original"
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise FoveateError(f"ppe: members must be at least 1, not {self.members}.")
+        if not 1 <= self.members <= MOST_MEMBERS:  # positions are written out for every merged token
+            raise FoveateError(f"ppe: members is between 1 and {MOST_MEMBERS}, not {self.members}.")
         if self.neighbours < 1:
             raise FoveateError(f"ppe: neighbours must be at least 1, not {self.neighbours}.")
 

@@ -34,6 +34,6 @@ class Random(Method):
         ordinary = torch.arange(len(tokens), device=tokens.device)
         if tokens.separators is not None:
             ordinary = ordinary[~tokens.separators]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tokens.number)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + tokens.number) % 2**63)
         drawn = torch.randperm(len(ordinary), generator=generator)[:count]
         return kept(ordinary[drawn.to(tokens.device)])
