@@ -18,9 +18,11 @@ import pytest
 from foveate import FoveateError, load
 from foveate.benchmark import accuracy
 from foveate.benchmark.accuracy import Settings, answer_items, rows_path, run
+from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.tasks import items
 from foveate.cli import main
+from full_disk import room
 
 SMALL: dict[str, Any] = {"count": 3, "sides": (128, 192), "difficulty": 0.2, "batch_size": 2, "threads": 1}
 TASKS = ("shape_colour", "chat")
@@ -170,6 +172,30 @@ def stopped(path: Path, how: signal.Signals, count: int) -> subprocess.Popen:
     process.send_signal(how)
     process.wait(timeout=120)
     return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_full_disk_loses_nothing(result, settings, tmp_path, capsys):
+    path, document = result
+    full = tmp_path / "full.json"
+    size = len(rows_path(path).read_bytes())
+    with room(size // 2):
+        assert main(command(full)[3:]) == 2
+    assert capsys.readouterr().err.endswith("full.rows.jsonl could not be written: File too large.\n")
+    before = rows_path(full).read_bytes()
+    assert size // 2 - 500 < len(before) <= size // 2 and not full.exists()
+    with room(100):  # no room for repairing the file either: what it holds stays
+        assert main(command(full, "--resume")[3:]) == 2
+    assert rows_path(full).read_bytes() == before
+    with room(size + 100):  # room for the answers, not for the result
+        assert main(command(full, "--resume")[3:]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == [rows_path(full).name]
+    rest = run(settings, full, resume=True, command=document["command"])
+    assert rest["rows"] == document["rows"] and answers(full) == answers(path)
+    whole = full.read_bytes()
+    with room(100), pytest.raises(FoveateError, match="full.json could not be written"):
+        write_json(full, document)
+    assert full.read_bytes() == whole and len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.slow

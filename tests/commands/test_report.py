@@ -1,6 +1,7 @@
 """`foveate report`: the folder it makes, and what it refuses."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,6 +14,7 @@ from foveate.answering import ask
 from foveate.benchmark.report.pictures import IMAGES
 from foveate.cli import main
 from foveate.selection_pictures import draw_tokens
+from full_disk import room
 from tiny_model import noise, save_llava, save_llava_uhd
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -67,6 +69,15 @@ def made(three, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "report"
     assert run(*three, "-o", folder, "--no-pictures") == 0
     return folder
+
+
+def test_a_full_disk_leaves_the_old_report(three, made, tmp_path, capsys):
+    folder = Path(shutil.copytree(made, tmp_path / "report"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with room(1000):
+        assert run(*three[:1], "-o", folder, "--no-pictures") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_page_over_everything_and_one_for_every_method(made):

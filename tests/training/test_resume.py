@@ -11,8 +11,10 @@ import pytest
 import yaml
 from small_training import EVERYTHING, read_log, recipe, small_stage
 
+from foveate.cli import main
 from foveate.training.recipe import read_recipe
 from foveate.training.run import Run
+from full_disk import room
 
 # What differs between two runs on the same machine.
 CLOCK = ("seconds", "samples_per_second", "time")
@@ -62,6 +64,33 @@ def kill_when(process: subprocess.Popen, ready) -> None:
 
 def without_clock(log: list[dict]) -> list[dict]:
     return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in log]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_full_disk_loses_nothing_but_the_steps_since_the_last_checkpoint(tmp_path, capsys):
+    rendered = {"sizes": {"width": [64, 96], "height": [64, 64]}, "tasks": {"read_word": 1}}
+    stage = small_stage([{"rendered": rendered}], steps=6, train=EVERYTHING, batch_size=2)
+    path, outputs = tmp_path / "recipe.yaml", [tmp_path / "whole", tmp_path / "full"]
+    path.write_text(yaml.safe_dump(recipe(outputs[0], stage, save_every=2)), encoding="utf-8")
+    Run(read_recipe(path), outputs[0], workers=0).train()
+    command = ["train", str(path), "--output", str(outputs[1]), "--workers", "0"]
+
+    def until_full(size: int) -> None:
+        with room(size):
+            assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "could not be written" in error and "Traceback" not in error
+
+    until_full(20_000)  # no checkpoint fits
+    assert not list((outputs[1] / "stages").rglob("checkpoint-*"))
+    largest = max(file.stat().st_size for file in (outputs[0] / "stages").rglob("optimizer.pt"))
+    until_full(largest - 1000)  # the weights fit, the optimiser does not
+    assert not list((outputs[1] / "stages").rglob("checkpoint-*"))
+    Run(read_recipe(path), outputs[1], workers=0).train()
+    assert without_clock(read_log(outputs[1])) == without_clock(read_log(outputs[0]))
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in outputs]
+    assert weights[0] == weights[1]
+    assert not list(outputs[1].rglob(".writing-*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

@@ -13,9 +13,22 @@ from foveate.errors import FoveateError
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a document in one step: whoever reads sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace(path: Path, content: str | bytes) -> None:
+    """Write a file in one step; where there is no room for it, the old one stands and nothing else is left.
+
+    Raises:
+        FoveateError: it could not be written.
+    """
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_bytes(content if isinstance(content, bytes) else content.encode())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FoveateError(f"{path} could not be written: {error.strerror}.") from error
 
 
 def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: str | None = None) -> list[list[Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from foveate.benchmark.results import replace
 from foveate.errors import FoveateError
 
 KIND = "accuracy-rows"
@@ -47,7 +48,7 @@ class Rows:
         if path.exists() and path.stat().st_size:
             self._read(path, head, resume)
         else:
-            path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+            replace(path, json.dumps(head) + "\n")
 
     def has(self, model: str, plan: str, task: str, index: int, turns: int) -> bool:
         """Whether there are answers to all turns of an item."""
@@ -78,15 +79,18 @@ class Rows:
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
         if self.path is not None and entries:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
+            except OSError as error:  # half a line may stand in the file now; --resume knows what to do with it
+                raise FoveateError(f"{self.path} could not be written: {error.strerror}.") from error
 
     def _read(self, path: Path, head: dict[str, Any], resume: bool) -> None:
         entries, broken = _entries(path)
         if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
             raise FoveateError(f"{path} holds no answers of this benchmark; choose another file.")
         if len(entries) == 1:  # a run that failed before its first answer
-            path.write_text(json.dumps(head) + "\n", encoding="utf-8")
+            replace(path, json.dumps(head) + "\n")
             return
         if not resume:
             raise FoveateError(f"{path} holds answers already; --resume goes on with them, or choose another file.")
@@ -94,8 +98,8 @@ class Rows:
         if given != own:
             different = ", ".join(sorted(key for key in {*given, *own} if given.get(key) != own.get(key)))
             raise FoveateError(f"{path} was made with other settings ({different}); choose another file.")
-        if broken:  # a kill cut the last line off
-            path.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries), encoding="utf-8")
+        if broken:  # a kill or a full disk cut the last line off
+            replace(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
         for entry in entries[1:]:
             if "impossible" in entry:
                 line = entry["impossible"]

@@ -337,6 +337,17 @@ class StageTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        try:
+            self._write_checkpoint()
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            folder = self.args.output_dir
+            reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+            raise FoveateError(
+                f"the checkpoint of step {self.state.global_step} could not be written into {folder}; make room, and "
+                f"the same command goes on from the one before. ({reason})"
+            ) from error
+
+    def _write_checkpoint(self) -> None:
         folder, step = Path(str(self.args.output_dir)), self.state.global_step
         if self.args.should_save:
             writing = checkpoints.writing_folder(folder, step)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate.benchmark.results import replace
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -187,9 +188,7 @@ def plan_of(method: str, entry: Any) -> str:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file in one step."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)
+    replace(path, content)
 
 
 @cache
