@@ -65,7 +65,7 @@ VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
 
 test-vllm: .venv/vllm/.vllm-0.32.0 ## the plug-in in vLLM on the CPU, which lives in .venv/vllm (6 GB)
 	$(VLLM_INSTALL) --no-deps -e .
-	$(VLLM) -m pytest -m "slow or not slow" tests/serving_vllm
+	$(VLLM) -m pytest -m "slow or not slow" tests/serving_vllm tests/serving/test_same_answer.py
 
 check: $(DEV) ## ruff, types, generated pages up to date, no secrets, no package with a known vulnerability
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from live_server import EXAMPLES, wait_until
 from local_ray import processes, two_workers
 
@@ -91,11 +92,27 @@ def test_a_run_that_is_killed_goes_on(questions: Path) -> None:
     run.wait()
     before = out.read_bytes().splitlines()
     assert 3 <= len(before) < COUNT and below
-    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in below), 60)
+    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in below), 180)
     said = subprocess.run([*command, "--json"], capture_output=True, check=True)
     assert json.loads(said.stdout)["answered_now"] == COUNT - len(before)
     assert sorted(row["number"] for row in rows(out)) == list(range(COUNT))
     assert out.read_bytes().splitlines()[: len(before)] == before
+
+
+@pytest.mark.slow
+def test_a_cluster_at_an_address_answers_and_stays(cluster: None, questions: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    out = questions.with_name("answers.jsonl")
+    command = [sys.executable, "-m", "foveate", "batch", str(questions), "-o", str(out), "--json", "--ray"]
+    said = subprocess.run([*command, "--ray-address", address], capture_output=True, check=True)
+    assert json.loads(said.stdout) == {"questions": COUNT, "answered_now": COUNT, "errors": 1, "output": str(out)}
+    assert sorted(row["number"] for row in rows(out)) == list(range(COUNT))
+    assert ray.get(ray.put("there")) == "there"
+    run = subprocess.run([*command, "--resume", "--ray-address", "127.0.0.1:1"], capture_output=True, text=True)
+    assert run.returncode == 0  # nothing is missing, so nobody is asked
+    out.unlink()
+    run = subprocess.run([*command, "--ray-address", "127.0.0.1:1"], capture_output=True, text=True)
+    assert run.returncode == 2 and "no Ray cluster answers at '127.0.0.1:1'" in json.loads(run.stdout)["error"]
 
 
 def test_without_ray_the_error_names_the_extra(
