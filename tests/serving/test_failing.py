@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,13 @@ import openai
 import pytest
 import torch
 from live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
+from PIL import Image
+
+from foveate.cluster.connecting import Model
+from foveate.cluster.pool import Replica
+from foveate.serving import Limits
+from foveate.serving.limits import LostError
+from foveate.serving.rows import Sampling
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
 QUESTION = asking("What is the total?", RECEIPT)
@@ -85,3 +93,23 @@ def test_when_the_thread_fails_everyone_is_told(embedded: Any, error: Any, monke
         values = httpx.get(f"{server.address}/metrics").text.splitlines()
         assert "foveate_queue 0.0" in values and "foveate_running 0.0" in values
         assert json.loads(httpx.get(f"{server.address}/v1/models").text)["data"]
+
+
+def test_a_replica_whose_thread_fails_says_so_and_is_no_longer_healthy() -> None:
+    replica = Replica(Model(), Limits(), cpus=1)
+    picture = Image.open(EXAMPLES / "receipt.png")
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is the total?"}]
+
+    async def asked() -> list[Any]:
+        pieces = replica.answer([{"role": "user", "content": content}], "divprune:50%", None, Sampling(), ())
+        return [piece async for piece in pieces]
+
+    *pieces, result = asyncio.run(asked())
+    assert "".join(pieces) == result.text == "34.55"
+    replica.check_health()
+    with failing(replica.engine.model, SystemExit(1)) as let:
+        let.set()
+        with pytest.raises(LostError):  # which makes the server ask another replica
+            asyncio.run(asked())
+    with pytest.raises(LostError):  # which makes Ray Serve begin a new one
+        replica.check_health()
