@@ -91,6 +91,10 @@ def test_a_full_disk_loses_nothing_but_the_steps_since_the_last_checkpoint(tmp_p
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in outputs]
     assert weights[0] == weights[1]
     assert not list(outputs[1].rglob(".writing-*"))
+    with room(1000):
+        assert main([*command, "--export", str(tmp_path / "model")]) == 2
+    assert "the model could not be saved" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
@@ -121,6 +122,9 @@ def export(
     last, as what `foveate.load` attaches.
 
     The folder appears complete or not at all: it is written beside its place and then moved there.
+
+    Raises:
+        FoveateError: it could not be written.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -140,14 +144,18 @@ def export(
     try:
         logging.disable_progress_bar()  # one more bar under the one of the training would only disturb it
         saved.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        if record:
+            (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if plan is not None:
+            Plan.of(plan).save(partial)
+    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+        raise FoveateError(f"the model could not be saved to {folder}: {reason}.") from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    processor.save_pretrained(partial)
-    if record:
-        (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if plan is not None:
-        Plan.of(plan).save(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
