@@ -16,7 +16,7 @@ from openai import OpenAI
 from PIL import Image
 
 from foveate.plan import Plan
-from foveate.serving import Engine, Limits, Sources, build
+from foveate.serving import TRANSPORT, Engine, Limits, Sources, build
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -81,7 +81,7 @@ def answering(
         plan=None if plan is None else Plan.of(plan),
         api_key=api_key,
     )
-    config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=5, **TRANSPORT)
     server = uvicorn.Server(config)
     socket = config.bind_socket()
     thread = threading.Thread(target=server.run, args=([socket],), daemon=True)

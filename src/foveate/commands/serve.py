@@ -89,7 +89,7 @@ def serve(
     try:
         import uvicorn
 
-        from foveate.serving import Engine, Limits, Sources, build
+        from foveate.serving import TRANSPORT, Engine, Limits, Sources, build
     except ImportError as error:
         raise FoveateError(f"a server needs {error.name}: pip install 'foveate[serve]'.") from error
     import torch
@@ -123,7 +123,13 @@ def serve(
             answers = Engine(net, processor, limits)
         app = build(answers, sources, name=called, plan=own, api_key=api_key)
         config = uvicorn.Config(
-            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=drain, timeout_keep_alive=15
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=drain,
+            timeout_keep_alive=15,
+            **TRANSPORT,
         )
         server = uvicorn.Server(config)
         listening = config.bind_socket()

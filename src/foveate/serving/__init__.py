@@ -4,9 +4,14 @@ A request goes through `app` (HTTP), `protocol` (what a body may say), `sources`
 `engine` (one thread that owns the model and answers requests in batches, token by token through `rows`).
 """
 
+from typing import Any
+
 from foveate.serving.app import build
 from foveate.serving.engine import Engine
 from foveate.serving.limits import Limits
 from foveate.serving.sources import Sources
 
-__all__ = ["Engine", "Limits", "Sources", "build"]
+#: How uvicorn reads HTTP: the way that is tested, whatever else is installed and would be taken in its place.
+TRANSPORT: dict[str, Any] = {"loop": "asyncio", "http": "h11"}
+
+__all__ = ["TRANSPORT", "Engine", "Limits", "Sources", "build"]
