@@ -194,6 +194,7 @@ def test_a_window_is_a_part_of_the_positions():
     expected = [cell_targets(e.characters[0], e.images[0].size, (2, 2), 0) for e in EXAMPLES]
     assert torch.equal(batch["cells"], torch.cat([torch.from_numpy(rows) for rows in expected]))
     # A tower that has only the positions of a window, on the same pixels, says the same; every window comes.
+    ARCHITECTURES["llava"].take_windows(model)
     seen = {}
     ARCHITECTURES["llava"].watch(model, seen.__setitem__)
     table = model.model.vision_tower.embeddings.position_embedding.weight
@@ -218,6 +219,29 @@ def test_a_window_is_a_part_of_the_positions():
         if found == corners:
             break
     assert found == corners
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("llava", 9), ("qwen2.5-vl", 4)])
+def test_answers_are_learned_from_windows_too(name, tokens):
+    model, processor = new_model(NEW[name], seed=0)
+    window = {"llava": 3, "qwen2.5-vl": 4}[name]
+    batch = Collator(processor, cells=True, window=window)([written(56, 56, "abc"), written(56, 56, "7%")])
+    assert ((batch["input_ids"] == processor.image_token_id).sum(1) == tokens).all()
+    learner = Learner(model)
+    sums = learner(**batch)
+    assert sums["answer_tokens"] == 3 + 1 + 2 + 1
+    sums["answer_loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.model.language_model.parameters())
+    # Whole images are read as before.
+    whole = Collator(processor)(EXAMPLES)
+    fresh = new_model(NEW[name], seed=0)[0]
+    with torch.no_grad():
+        expected, found = (each.model(**_inputs(whole)).last_hidden_state for each in (fresh, model))
+    assert torch.equal(found, expected)
+
+
+def _inputs(batch):
+    return {name: value for name, value in batch.items() if name != "labels"}
 
 
 def test_a_window_is_a_number_of_pixels_where_sizes_are_free():

@@ -65,6 +65,7 @@ class Learner(nn.Module):
         self._teacher: PointingTeacher | None = None
         self._handle: Handle | None = None
         self.architecture.watch(model, self._seen.__setitem__)
+        self.architecture.take_windows(model)
 
     @property
     def config(self) -> Any:

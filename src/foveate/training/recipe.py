@@ -267,9 +267,9 @@ class Stage:
             and the rest by AdamW, with the same learning rates (`foveate.training.muon`).
         betas: Decay rates of AdamW's averages.
         clip: Greatest norm of the gradient; 0 does not clip.
-        window: Without the answer loss, small images, which cost far less than whole ones. For towers with a fixed
-            number of positions (`llava`) images of this many patches a side, each batch at a random place of the
-            positions; for `qwen2.5-vl` images of about as many patches as such a square has.
+        window: Small images, which cost far less than whole ones. For towers with a fixed number of positions
+            (`llava`) images of this many patches a side, each batch at a random place of the positions; for
+            `qwen2.5-vl` images of about as many patches as such a square has.
         plan: The plan that the model trains under, such as `pool-at:12.5%@2` or `pyramiddrop:50%@8,16,24`
             (`foveate.plan`); by default it reads all visual tokens.
     """
@@ -308,8 +308,8 @@ class Stage:
         reached = {"vision_tower", "stages"}
         reached |= {"connector", "language_model"} if self.loss.answer else set()
         reached |= {"heads"} if self.loss.cells or self.loss.before or self.loss.page else set()
-        if self.window is not None and (self.window < 1 or self.loss.answer):
-            raise FoveateError(f"{where}.window: a number of patches from 1 on, in a stage with `answer: 0`.")
+        if self.window is not None and self.window < 1:
+            raise FoveateError(f"{where}.window: {self.window} is no number of patches from 1 on.")
         if self.plan is not None:
             self._check_plan(f"{where}.plan", self.plan)
         if not self.train:

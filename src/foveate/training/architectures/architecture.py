@@ -82,6 +82,9 @@ class Architecture:
     def initialise(self, model: Any) -> None:
         """Change the first weights of a new model where those of transformers can be bettered."""
 
+    def take_windows(self, model: Any) -> None:
+        """Let a model's tower take windows, where `has_window` and it would not by itself."""
+
     def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
         """Run the vision tower alone."""
         raise NotImplementedError
@@ -91,7 +94,7 @@ class Architecture:
     ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """Inputs of the vision tower for pictures, and each picture's grid (rows, columns) of patches.
 
-        `window` makes images of that many patches a side, or of as many in all, for `encode` alone; only where
+        `window` makes images of that many patches a side, or of as many in all, after `take_windows`; only where
         `has_window`.
         """
         raise NotImplementedError

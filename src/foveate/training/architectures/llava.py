@@ -104,22 +104,30 @@ class Llava(Architecture):
         with torch.no_grad():
             table[1:, : 4 * (width // 4)] = torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
+    def take_windows(self, model: Any) -> None:
+        """See `Architecture.take_windows`; every batch of them is put at a random place of the tower's positions."""
+        embeddings: Any = model.model.vision_tower.embeddings
+        whole = embeddings.forward
+        side = embeddings.image_size // embeddings.patch_size
+
+        def forward(pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+            window = pixel_values.shape[-1] // embeddings.patch_size
+            if window == side:
+                return whole(pixel_values, **options)
+            row, column = torch.randint(side - window + 1, (2,)).tolist()
+            places = 1 + torch.arange(side * side, device=pixel_values.device).view(side, side)
+            places = places[row : row + window, column : column + window].flatten()
+            pixel_values = pixel_values.to(embeddings.patch_embedding.weight.dtype)
+            patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+            patches = patches + embeddings.position_embedding(places)
+            first = embeddings.class_embedding + embeddings.position_embedding.weight[0]
+            return torch.cat([first.expand(len(patches), 1, -1).to(patches.dtype), patches], dim=1)
+
+        embeddings.forward = forward
+
     def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
-        """See `Architecture.encode`; images smaller than the tower's are put at a random place of its positions."""
-        tower, pixels = model.model.vision_tower, inputs["pixel_values"]
-        side, window = (size // tower.config.patch_size for size in (tower.config.image_size, pixels.shape[-1]))
-        if window == side:
-            tower(pixels)
-            return
-        embeddings = tower.embeddings
-        row, column = torch.randint(side - window + 1, (2,)).tolist()
-        places = 1 + torch.arange(side * side, device=pixels.device).view(side, side)
-        places = places[row : row + window, column : column + window].flatten()
-        patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
-        patches = patches + embeddings.position_embedding(places)
-        first = embeddings.class_embedding + embeddings.position_embedding.weight[0]
-        hidden = torch.cat([first.expand(len(patches), 1, -1).to(patches.dtype), patches], dim=1)
-        tower.encoder(inputs_embeds=tower.pre_layrnorm(hidden))
+        """See `Architecture.encode`."""
+        model.model.vision_tower(inputs["pixel_values"])
 
     def images(
         self, processor: Any, pictures: Sequence[Any], window: int | None = None
