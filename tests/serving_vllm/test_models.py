@@ -28,7 +28,7 @@ ONE_IMAGE = [PROMPTS[0], PROMPTS[1], PROMPTS[3]]
 CLIPS = [
     (f"A: <image>then<video>{TEXT}", [picture(1, 48, 32)], [clip(1)]),
     (f"A: <video>then<image>{TEXT}", [picture(1, 48, 32)], [clip(1)]),
-    (f"A: <image>then<video>and<image>{TEXT}", [picture(5), picture(6, 40, 64)], [clip(2, 6)]),
+    (f"A: <image>then<video>and<image>{TEXT}", [picture(5), picture(6, 40, 64)], [clip(2)]),
 ]
 OWN = "divprune:9"
 #: Of [CLS], of attention received, of diversity, of neighbours, of chance, and one after the other.

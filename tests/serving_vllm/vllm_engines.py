@@ -169,12 +169,9 @@ VISION = {
     "spatial_merge_size": 2,
     "initializer_range": SPREAD,
 }
-PATCHES = {
-    "patch_size": 4,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "size": {"shortest_edge": 256, "longest_edge": 4096},
-}
+PATCHES = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+SIZE = {"size": {"shortest_edge": 256, "longest_edge": 4096}}
+CLIP_SIZE = {"size": {"shortest_edge": 256, "longest_edge": 65536}}
 
 
 def save_qwen25(folder: Path) -> Path:
@@ -184,7 +181,7 @@ def save_qwen25(folder: Path) -> Path:
     vision = {**VISION, "window_size": 16, "fullatt_block_indexes": [1, 3]}
     config = Qwen2_5_VLConfig(text_config=_qwen_text([4, 6, 6]), vision_config=vision, **ids)
     _saved(folder, Qwen2_5_VLForConditionalGeneration(config), slice(258, None))
-    images, clips = Qwen2VLImageProcessor(**PATCHES), Qwen2VLVideoProcessor(**PATCHES)
+    images, clips = Qwen2VLImageProcessor(**PATCHES, **SIZE), Qwen2VLVideoProcessor(**PATCHES, **CLIP_SIZE)
     Qwen2_5_VLProcessor(images, tokenizer, clips).save_pretrained(folder)
     images.save_pretrained(folder)  # vLLM looks for files of their own
     clips.save_pretrained(folder)
@@ -204,7 +201,11 @@ def save_qwen3(folder: Path) -> Path:
             if name.endswith(("q_norm.weight", "k_norm.weight")):
                 weight.fill_(SHARP)  # or every token would look at all others alike, and images would not matter
     _saved(folder, model, slice(258, None))
-    images, clips = Qwen2VLImageProcessor(**PATCHES), Qwen3VLVideoProcessor(**PATCHES)
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # of both, as in the published ones
+    images, clips = (
+        Qwen2VLImageProcessor(**PATCHES, **SIZE, **half),
+        Qwen3VLVideoProcessor(**PATCHES, **CLIP_SIZE, **half),
+    )
     Qwen3VLProcessor(images, tokenizer, clips).save_pretrained(folder)
     images.save_pretrained(folder)
     clips.save_pretrained(folder)
@@ -256,8 +257,12 @@ def engine(folder: Path, plan: Any, **arguments: Any) -> Generator[Any]:
 
 
 def clip(seed: int, frames: int = 4) -> np.ndarray:
-    """Smooth random colours that change from frame to frame, (T, 32, 32, 3) uint8."""
-    return np.stack([np.asarray(picture(1000 * seed + frame)) for frame in range(frames)])
+    """Smooth random colours that change from frame to frame, (T, 48, 48, 3) uint8.
+
+    Wider than long: after a clip whose last frame has the greatest position, `transformers` counts text on from the
+    rows and columns, and vLLM from the frames, which has nothing to do with plans.
+    """
+    return np.stack([np.asarray(picture(1000 * seed + frame, 48, 48)) for frame in range(frames)])
 
 
 def metadata(video: np.ndarray) -> dict[str, Any]:

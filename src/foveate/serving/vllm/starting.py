@@ -55,6 +55,8 @@ def check(vllm_config: Any) -> None:
     if NAME in (multimodal.mm_processor_kwargs or {}):
         raise FoveateError(f"{NAME} of an engine is an --hf-overrides, not one of its --mm-processor-kwargs.")
     serving.setting()
+    if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):  # it counts an encoder's tokens by ours
+        raise FoveateError(f"{serving.family.title} takes no plans in vLLM together with LoRA in the encoder.")
     if serving.axes == 1:
         return
     parallel = vllm_config.parallel_config
