@@ -22,6 +22,7 @@ from local_ray import processes, two_workers
 import foveate
 from foveate.batch import answer_questions, read_questions
 from foveate.cli import main
+from foveate.cluster import files
 from foveate.cluster.connecting import Replicas
 from foveate.errors import FoveateError
 
@@ -97,6 +98,25 @@ def test_a_run_that_is_killed_goes_on(questions: Path) -> None:
     assert json.loads(said.stdout)["answered_now"] == COUNT - len(before)
     assert sorted(row["number"] for row in rows(out)) == list(range(COUNT))
     assert out.read_bytes().splitlines()[: len(before)] == before
+
+
+@pytest.mark.slow
+def test_a_question_that_kills_every_replica_ends_the_run(
+    cluster: None, questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Deadly(files.Answering):
+        def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+            if json.loads(row["questions"])[0]["number"] == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(row)
+
+    monkeypatch.setattr(files, "Answering", Deadly)
+    out = questions.with_name("answers.jsonl")
+    assert main(["batch", str(questions), "-o", str(out), "--ray", "--replicas", "2", "--batch-size", "1"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a replica failed" in said and "What is answered is kept: go on with --resume." in said
+    numbers = [row["number"] for row in rows(out)]
+    assert 0 in numbers and 5 not in numbers and len(set(numbers)) == len(numbers)
 
 
 @pytest.mark.slow
