@@ -1,4 +1,4 @@
-"""`vllm serve` in processes of its own, with the plug-in found by its entry point and called over HTTP."""
+"""vLLM's server in processes of its own, with the plug-in found by its entry point and called over HTTP."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def client(folder: Path) -> Generator[openai.OpenAI]:
     options += ["--trust-request-mm-kwargs", "--chat-template", str(folder / "template.jinja")]
     options += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
     environment = {**os.environ, "FOVEATE_PLAN": "divprune:9", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *options]
+    # What `vllm serve` runs; the command itself asks for the version of a package that the CPU build is not called.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), *options]
     log = folder / "server.log"
     with log.open("w") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as server:
         try:
