@@ -33,8 +33,8 @@ ROOT.mkdir()
 
 
 class _Watched(Sources):
-    async def _download(self, url: str) -> bytes:
-        address = httpx.URL(url)
+    async def _download(self, url: httpx.URL) -> bytes:
+        address = httpx.Request("GET", url).url
         assert address.scheme in ("http", "https"), url
         assert address.host == ALLOWED and address.port is None, url
         raise httpx.ConnectError("nothing is downloaded here")

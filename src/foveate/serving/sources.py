@@ -99,7 +99,10 @@ class Sources:
     def _file(self, url: str) -> Path:
         if self.root is None:
             raise FoveateError("image_url: this server reads no files (it was started without --files).")
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # an open bracket
+            raise FoveateError(f"image_url: {_shown(url)} is no address.") from None
         if parts.netloc not in ("", "localhost"):
             raise FoveateError(f"image_url: {_shown(url)} names another machine; write file:///path.")
         try:
@@ -115,27 +118,27 @@ class Sources:
 
     async def _fetch(self, url: str) -> bytes:
         try:
-            parts = urlsplit(url)
-            host, port = (parts.hostname or "").lower(), parts.port
-        except ValueError:
+            address = httpx.URL(url)  # read by what will connect: two readers of one address may see two hosts
+            host, port, own = address.host.lower(), address.port, _PORTS[address.scheme]
+        except (httpx.InvalidURL, ValueError, KeyError):  # an open bracket, a port that is none; blanks around http
             raise FoveateError(f"image_url: {_shown(url)} is no address.") from None
         name = f"[{host}]" if ":" in host else host
-        usual = port in (None, _PORTS[parts.scheme.lower()])
-        if not (f"{name}:{port or _PORTS[parts.scheme.lower()]}" in self.hosts or (usual and name in self.hosts)):
+        usual = port in (None, own)
+        if not (f"{name}:{port or own}" in self.hosts or (usual and name in self.hosts)):
             raise FoveateError(
                 f"image_url: this server fetches nothing from {_shown(name)}; send the image as a data URI."
             )
-        if parts.username or parts.password:
+        if address.userinfo:
             raise FoveateError("image_url: an address with a user name is not fetched.")
         try:
             async with asyncio.timeout(self.limits.fetch_seconds):
-                return await self._download(url)
+                return await self._download(address)
         except TimeoutError:
             raise FoveateError(f"image_url: {_shown(name)} took longer than {self.limits.fetch_seconds:g} s.") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise FoveateError(f"image_url: {_shown(name)} could not be read: {type(error).__name__}.") from None
 
-    async def _download(self, url: str) -> bytes:
+    async def _download(self, url: httpx.URL) -> bytes:
         # trust_env: a proxy of the environment would be asked for hosts that it reaches and this check does not know.
         client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=self.limits.fetch_seconds)
         async with client, client.stream("GET", url, headers={"accept": "image/*"}) as response:
