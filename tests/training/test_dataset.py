@@ -43,7 +43,7 @@ def write(folder, rows, name="data.jsonl"):
         ('[{"id": ' + "9" * 5000 + "}]", "5000 digits"),
         (json.dumps({"image": "a" * 5000, "conversations": TURNS}), "cannot be read"),
         (json.dumps({"image": "a\0b", "conversations": TURNS}), "does not exist"),
-        (json.dumps({"image": "../../../../etc/passwd", "conversations": TURNS}), "cannot be read"),
+        (json.dumps({"image": "../" * 40 + "etc/passwd", "conversations": TURNS}), "cannot be read"),
         (json.dumps({"conversations": [{"from": ["human"], "value": "?"}]}), "turn 1 is from"),
         ('{"conversations": [{"from": "human", "value": "\\ud800"}, {"from": "gpt", "value": "!"}]}', "half of a char"),
     ],
