@@ -204,6 +204,23 @@ def soak(root: Path, _page: Path) -> str:
     return f"{table(['what', 'found'], rows)}\n\n{where}"
 
 
+def serving(root: Path, _page: Path) -> str:
+    """Every run of `foveate bench serve`."""
+    from foveate.benchmark.serving import table as shown
+
+    parts = []
+    for path in sorted((root / "benchmarks/results").glob("serving-*.json")):
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        note = f" {run['note']}" if run["note"] else ""
+        where = (
+            f"{run['hardware']['cpu']}, {run['hardware']['threads']} threads; "
+            f"median of {run['settings']['turns']} turns, times: over the untouched model in the same turn; from `{path.relative_to(root)}`, made by "
+            f"`{run['command']}`.{note}"
+        )
+        parts += [table(*shown(run)), where]
+    return "\n\n".join(parts) or "*Not measured yet.*"
+
+
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "stages": stages,
     "picture": picture,
@@ -213,6 +230,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "speed": speed,
     "next-scale": next_scale,
     "soak": soak,
+    "serving": serving,
     "accuracy": accuracy("short"),
     "accuracy-full": accuracy("full"),
     "accuracy-tasks": accuracy("tasks"),

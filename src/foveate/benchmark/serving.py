@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from foveate.benchmark.measure import hardware
 from foveate.benchmark.results import write_json
 from foveate.errors import FoveateError
 
@@ -146,6 +148,7 @@ async def _run(
         "kind": KIND,
         "command": command,
         "note": note,
+        "hardware": hardware(torch.device("cpu")),  # of the machine that asks
         "settings": {**described, "model": model},
         "rows": rows(found, settings),
     }
