@@ -212,10 +212,10 @@ def serving(root: Path, _page: Path) -> str:
     for path in sorted((root / "benchmarks/results").glob("serving-*.json")):
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         note = f" {run['note']}" if run["note"] else ""
+        machine, turns, source = run["hardware"], run["settings"]["turns"], path.relative_to(root)
         where = (
-            f"{run['hardware']['cpu']}, {run['hardware']['threads']} threads; "
-            f"median of {run['settings']['turns']} turns, times: over the untouched model in the same turn; from `{path.relative_to(root)}`, made by "
-            f"`{run['command']}`.{note}"
+            f"{machine['cpu']}, {machine['threads']} threads; median of {turns} turns, times: over the untouched model "
+            f"in the same turn; from `{source}`, made by `{run['command']}`.{note}"
         )
         parts += [table(*shown(run)), where]
     return "\n\n".join(parts) or "*Not measured yet.*"
