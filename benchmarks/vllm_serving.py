@@ -21,8 +21,6 @@ import urllib.request
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -34,6 +32,7 @@ from transformers import (
 
 from foveate.benchmark.serving import Settings, run, table
 from foveate.llava_uhd import byte_tokenizer
+from foveate.serving.vllm.names import as_published
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
@@ -72,11 +71,7 @@ def save(folder: Path, width: int, layers: int) -> None:
         model.get_output_embeddings().weight[:32] = 0  # every token that is written shows as text
         model.get_output_embeddings().weight[127:] = 0
     model.save_pretrained(folder)
-    file = folder / "model.safetensors"  # under the names of published models, which vLLM reads
-    with safe_open(file, "pt") as weights:
-        found = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-    own, theirs = "vision_tower.", "vision_tower.vision_model."
-    save_file({n if theirs in n else n.replace(own, theirs): w for n, w in found.items()}, file, {"format": "pt"})
+    as_published(folder)
     tokenizer = byte_tokenizer()
     images = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     fields = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}

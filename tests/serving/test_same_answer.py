@@ -151,9 +151,11 @@ def ray(folder: Path, cases: list[Case]) -> list[str]:
 def vllm(folder: Path, cases: list[Case]) -> list[str]:
     """The plug-in for vLLM, with a plan in every request."""
     pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
-    from vllm_engines import as_on_the_hub, engine, served
+    from vllm_engines import engine, served
 
-    as_on_the_hub(folder)
+    from foveate.serving.vllm.names import as_published
+
+    as_published(folder)
     processor = AutoProcessor.from_pretrained(folder)
     prompts = []
     for _, path, question in cases:

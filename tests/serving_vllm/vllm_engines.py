@@ -19,8 +19,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -48,6 +46,7 @@ from transformers import (
 import foveate
 from foveate.families import family_of
 from foveate.llava_uhd import byte_tokenizer
+from foveate.serving.vllm.names import as_published
 
 SPREAD = 0.2  # large initial weights, so that answers depend on every input
 SHARP = 2.5
@@ -73,15 +72,6 @@ def text_fields() -> dict[str, Any]:
         "pad_token_id": 256,
         "initializer_range": SPREAD,
     }
-
-
-def as_on_the_hub(folder: Path) -> None:
-    """CLIP's weights under the names that published models have, which vLLM reads; transformers reads both."""
-    file = folder / "model.safetensors"
-    with safe_open(file, "pt") as weights:
-        found = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (it is no dictionary)
-    own, theirs = "vision_tower.", "vision_tower.vision_model."
-    save_file({n if theirs in n else n.replace(own, theirs): w for n, w in found.items()}, file, {"format": "pt"})
 
 
 def _clip() -> CLIPVisionConfig:
@@ -110,7 +100,7 @@ def save_llava(folder: Path) -> Path:
         vision_config=_clip(), text_config=LlamaConfig(**text_fields()), image_token_index=259, image_seq_length=64
     )
     _saved(folder, LlavaForConditionalGeneration(config), slice(259, 260))
-    as_on_the_hub(folder)
+    as_published(folder)
     tokenizer = byte_tokenizer()
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     fields = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
@@ -129,7 +119,7 @@ def save_llava_next(folder: Path) -> Path:
         image_grid_pinpoints=pinpoints,
     )
     _saved(folder, LlavaNextForConditionalGeneration(config), slice(259, 260))
-    as_on_the_hub(folder)
+    as_published(folder)
     tokenizer = byte_tokenizer()
     images = LlavaNextImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints
