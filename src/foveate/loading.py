@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from foveate.errors import FoveateError
 from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.llava_uhd.checkpoint import is_released, pair
 from foveate.plan import PLAN_FILE, Plan
-from foveate.weights import DATA_ONLY, SAFE, check_weights
+from foveate.weights import DATA_ONLY, SAFE, check_weights, file_of
 
 #: Folder of the model that ships with foveate.
 EMBEDDED = Path(__file__).with_name("embedded")
@@ -127,13 +127,7 @@ def _saved_plan(location: str) -> Plan | None:
     if Path(location).is_dir():
         return Plan.read(location)
     try:
-        found = cached_file(
-            location,
-            PLAN_FILE,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        found = file_of(location, PLAN_FILE)
     except OSError:  # no such model: the configuration, read next, says so better
         return None
     return None if found is None else Plan.read(Path(found).parent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ _QUIET: dict[str, Any] = {
 _CONVERT = "load it with transformers where you trust it, and save_pretrained writes safetensors"
 
 
+def file_of(location: str | PathLike[str], file: str, **where: Any) -> str | None:
+    """A file of a folder or Hub id, as a path of this machine; None where there is none, or it cannot be reached.
+
+    `where` is what `from_pretrained` takes to find and get files: `revision`, `local_files_only`, ...
+    """
+    return cached_file(location, file, **where, **_QUIET)
+
+
 def check_weights(location: str, config: Any = None) -> None:
     """Refuse a model whose weights transformers would read from a pickle though safetensors were asked for.
 
@@ -43,11 +52,11 @@ def check_weights(location: str, config: Any = None) -> None:
     """
     if Path(location).is_dir() and ((Path(location) / ".metadata").exists() or any(Path(location).glob("*.distcp"))):
         raise FoveateError(f"{location!r} holds a distributed checkpoint, which is pickled: {_CONVERT}.")
-    if _has(location, "adapter_config.json") and not _has(location, "adapter_model.safetensors"):
+    if file_of(location, "adapter_config.json") and not file_of(location, "adapter_model.safetensors"):
         raise FoveateError(f"the adapter in {location!r} is not in the safetensors format: {_CONVERT}.")
     named = getattr(config, "transformers_weights", None)
     names = [] if named is None else [named]
-    index = cached_file(location, "model.safetensors.index.json", **_QUIET)
+    index = file_of(location, "model.safetensors.index.json")
     if index is not None:
         try:
             names += json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
@@ -86,7 +95,3 @@ def read_state(path: Path, keys: Iterable[str], device: Any = "cpu") -> dict[str
 
 def _line(error: Exception) -> str:
     return next((line.strip()[:120] for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _has(location: str, file: str) -> bool:
-    return cached_file(location, file, **_QUIET) is not None

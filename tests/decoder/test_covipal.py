@@ -109,7 +109,7 @@ def test_live(kind: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     tokens = layer_tokens(9)
-    with pytest.raises(FoveateError, match="needs its trained modules"):
+    with pytest.raises(FoveateError, match=r"needs trained weights: covipal\(weights=FOLDER\)"):
         CoViPAL().needs(Tower(1, False))
     with pytest.raises(FoveateError, match="is no folder with config.json"):
         CoViPAL(str(tmp_path / "none"))(tokens, 3)

@@ -181,7 +181,9 @@ def test_gradients_reach_the_image(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="needs its trained routers"):
+    with pytest.raises(
+        FoveateError, match="needs trained weights: .* or one that stands beside the model's weights as dpn"
+    ):
         DPN().needs(Tower(1, False))
     with pytest.raises(FoveateError, match="max or mean"):
         DPN("x", operation="sum")  # ty: ignore[invalid-argument-type]

@@ -31,6 +31,7 @@ EXAMPLES = """
     foveate train-pruner -o pruner --steps 150 --layers 2
     foveate train-pruner Qwen/Qwen2.5-VL-3B-Instruct my-receipts.jsonl -o pruner --max-minutes 60
     foveate ask receipt.png "What is the total?" --plan "covipal(weights=pruner):25%@2"
+    foveate train-pruner my-model -o my-model/covipal; foveate ask receipt.png "..." --model my-model --plan covipal:25%
     foveate train-pruner --kind dpn -o routers --pressure 0.5
 """
 
@@ -45,7 +46,15 @@ class Kind(StrEnum):
 def train_pruner(
     model: OneModel = None,
     data: Conversations = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.", show_default=False)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder to write; plans find it by themselves in the model's folder under the name of the kind.",
+            show_default=False,
+        ),
+    ] = None,
     kind: Annotated[Kind, typer.Option(help="Whose networks are trained.")] = Kind.covipal,
     layers: Annotated[
         str | None,

@@ -21,6 +21,11 @@ from foveate.errors import FoveateError
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
+def folder(name: str) -> tuple[str, ...]:
+    """The files of such a folder called `name`."""
+    return (f"{name}/{WEIGHTS}", f"{name}/{CONFIG}")
+
+
 def save_networks(path: str | Path, kind: str, networks: Mapping[int, nn.Module], built: Mapping[str, Any]) -> None:
     """Write a folder; each of its files is there completely or not at all.
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.decoder._folder import check_size, network_of, read_config
+from foveate.decoder._folder import check_size, folder, network_of, read_config
 from foveate.decoder.method import DecoderMethod, LayerTokens
-from foveate.errors import FoveateError
 from foveate.tokens import Need, Selection, Tower, kept, top
+from foveate.trained import Trained
 
 
 @dataclass(frozen=True)
-class CoViPAL(DecoderMethod):
+class CoViPAL(Trained, DecoderMethod):
     r"""Keeps, before a decoder layer, the tokens that a small trained module scores highest, in view of the question.
 
     $S = p_\theta(H_v, H_t)$ with the hidden states $H_v$ of the image's tokens and $H_t$ of the question as they enter
@@ -30,7 +30,7 @@ class CoViPAL(DecoderMethod):
     default; positions as they were.
 
     Args:
-        weights: A folder that `foveate train-pruner` wrote.
+        weights: A folder that `foveate train-pruner` wrote; by default `covipal/` beside the model's weights.
     """
 
     weights: str = ""
@@ -38,30 +38,30 @@ class CoViPAL(DecoderMethod):
     name: ClassVar[str] = "covipal"
     title: ClassVar[str] = "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models"
     paper: ClassVar[str] = "arXiv 2508.17243"
-    trained: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", str(self.weights))
+    command: ClassVar[str] = "foveate train-pruner"
+    files: ClassVar = folder("covipal")
 
     def needs(self, tower: Tower) -> tuple[Need, ...]:
         """Nothing of the encoder; its weights."""
-        if not self.weights:
-            raise FoveateError(
-                "covipal needs its trained modules: covipal(weights=DIR), a folder that `foveate train-pruner` wrote."
-            )
+        self.check_weights()
         return ()
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Those that its modules were trained for."""
-        return tuple(read_config(self.weights, self.name)["layers"])
+        """Those that its modules were trained for; as long as none are known, the one that is usual."""
+        return tuple(read_config(self.path, self.name)["layers"]) if self.path else default_layers(num_layers)
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
-        pruner: Pruner = network_of(self.weights, self.name, build, tokens.layer, tokens.device)
-        check_size(self.name, self.weights, pruner.size, tokens.features.shape[1])
+        pruner: Pruner = network_of(self.path, self.name, build, tokens.layer, tokens.device)
+        check_size(self.name, self.path, pruner.size, tokens.features.shape[1])
         with torch.no_grad():
             scores = pruner(tokens.features, tokens.sequence[tokens.question])
         return kept(top(scores, count))
+
+
+def default_layers(num_layers: int) -> tuple[int, ...]:
+    """Layer 2, or 1 of a model that has no more than two."""
+    return (min(2, max(1, num_layers - 1)),)
 
 
 class Pruner(nn.Module):

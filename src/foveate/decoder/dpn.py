@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.decoder._folder import check_size, network_of, read_config
+from foveate.decoder._folder import check_size, folder, network_of, read_config
 from foveate.decoder.method import DecoderMethod, LayerTokens
 from foveate.errors import FoveateError
 from foveate.tokens import Crop, Need, Selection, Tower
+from foveate.trained import Trained
 
 #: What logits are divided by before the softmax.
 TEMPERATURE = 10.0
@@ -21,7 +22,7 @@ LEAST = 16
 
 
 @dataclass(frozen=True)
-class DPN(DecoderMethod):
+class DPN(Trained, DecoderMethod):
     r"""Pools the image at several depths by windows of 1 x 1, 2 x 2 or 4 x 4 tokens, chosen by a trained router.
 
     Before a pooling layer a router reads the hidden state c of the token that asks for the answer,
@@ -39,7 +40,7 @@ class DPN(DecoderMethod):
     are pooled each by itself.
 
     Args:
-        weights: A folder that `foveate train-pruner --kind dpn` wrote.
+        weights: A folder that `foveate train-pruner --kind dpn` wrote; by default `dpn/` beside the model's weights.
         operation: How a window becomes one token.
         scaled: Multiply the image by the probability of the chosen expert.
     """
@@ -51,33 +52,30 @@ class DPN(DecoderMethod):
     name: ClassVar[str] = "dpn"
     title: ClassVar[str] = "Dynamic Pyramid Network for Efficient Multimodal Large Language Model"
     paper: ClassVar[str] = "arXiv 2503.20322"
-    trained: ClassVar[bool] = True
+    command: ClassVar[str] = "foveate train-pruner --kind dpn"
+    files: ClassVar = folder("dpn")
     exact: ClassVar[bool] = False
     budget: ClassVar = "none"
     positions: ClassVar = "contiguous"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", str(self.weights))
+        super().__post_init__()
         if self.operation not in ("max", "mean"):
             raise FoveateError(f"dpn: operation is max or mean, not {self.operation!r}.")
 
     def needs(self, tower: Tower) -> tuple[Need, ...]:
         """Nothing of the encoder; its weights."""
-        if not self.weights:
-            raise FoveateError(
-                "dpn needs its trained routers: dpn(weights=DIR), a folder that `foveate train-pruner --kind dpn` "
-                "wrote."
-            )
+        self.check_weights()
         return ()
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Those that its routers were trained for."""
-        return tuple(read_config(self.weights, self.name)["layers"])
+        """Those that its routers were trained for; as long as none are known, those of the paper."""
+        return tuple(read_config(self.path, self.name)["layers"]) if self.path else default_layers(num_layers)
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
-        router: Router = network_of(self.weights, self.name, build, tokens.layer, tokens.device)
-        check_size(self.name, self.weights, router.size, tokens.features.shape[1])
+        router: Router = network_of(self.path, self.name, build, tokens.layer, tokens.device)
+        check_size(self.name, self.path, router.size, tokens.features.shape[1])
         if too_small(len(tokens), router.strides):
             return Selection(torch.arange(len(tokens), device=tokens.device))
         with torch.no_grad():

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 
 from foveate.encoders.configuration import ViTUHDConfig
 from foveate.errors import FoveateError
+from foveate.weights import file_of
 
 if TYPE_CHECKING:
     from .modeling import LlavaUHDForConditionalGeneration
@@ -75,19 +76,9 @@ def is_released(name_or_path: str | PathLike[str], **where: Any) -> bool:
 
     `where` is what `from_pretrained` takes to find and get files: `revision`, `local_files_only`, ...
     """
-    if not has_file(name_or_path, CONFIG_NAME, **where):
+    if file_of(name_or_path, CONFIG_NAME, **where) is None:
         return False
     return is_released_config(PreTrainedConfig.get_config_dict(name_or_path, **where)[0])
-
-
-def has_file(name_or_path: str | PathLike[str], file: str, **where: Any) -> bool:
-    """Whether a folder or Hub id has a file; one that cannot be reached has none."""
-    quiet = {
-        "_raise_exceptions_for_gated_repo": False,
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    return cached_file(name_or_path, file, **where, **quiet) is not None
 
 
 def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from foveate.errors import FoveateError
 from foveate.views.image_processing import LlavaUHDImageProcessor
 from foveate.views.images import open_image
-from foveate.weights import DATA_ONLY
+from foveate.weights import DATA_ONLY, file_of
 
 from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
-from .checkpoint import has_file, is_released
+from .checkpoint import is_released
 from .configuration import LlavaUHDConfig
 from .voco import VOCO_TOKEN
 
@@ -74,7 +74,7 @@ class LlavaUHDProcessor(ProcessorMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = LlavaUHDConfig.from_pretrained(pretrained_model_name_or_path, **where)
         grid = {name: getattr(config.vision_config, name) for name in ("patch_size", "num_stages")}
-        if has_file(pretrained_model_name_or_path, "preprocessor_config.json", **where):
+        if file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
             image_processor = LlavaUHDImageProcessor.from_pretrained(pretrained_model_name_or_path, **grid, **where)
         else:
             image_processor = LlavaUHDImageProcessor(**grid)

@@ -12,6 +12,7 @@ import inspect
 import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from foveate.runtime.report import Journal, Report
 from foveate.runtime.seam import Seam
 from foveate.runtime.vit_merging import Merging, merging
 from foveate.tokens import Tower
+from foveate.trained import Trained
 
 #: Where a core keeps the handle of what is attached to it.
 _HANDLE = "_foveate_handle"
@@ -96,12 +98,23 @@ def _unwrapped(model: Any) -> nn.Module:
     return model
 
 
+def _with_weights(plan: Plan, model: nn.Module) -> Plan:
+    """The plan, whose trained methods know the weights that stand beside the model's."""
+    location = getattr(model, "name_or_path", "")
+    return Plan(
+        tuple(
+            replace(step, method=step.method.beside(location)) if isinstance(step.method, Trained) else step
+            for step in plan.steps
+        )
+    )
+
+
 class Handle:
     """A plan attached to a model. Made by `compress`; a context manager that restores the model when left."""
 
     def __init__(self, model: nn.Module, plan: Plan, positions: str | None, text_features: Tensor | None) -> None:
         self.model = model
-        self.plan = plan
+        self.plan = plan = _with_weights(plan, model)
         self.family: Family = family_of(model)
         self._core: Any = self.family.core(model)
         self._journal = Journal()

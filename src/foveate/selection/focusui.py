@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.selection.method import Method
 from foveate.tokens import Grid, Need, Selection, Tower, VisualTokens, top
+from foveate.trained import Trained
 
 KIND = "foveate focusui scorer"
 
 
 @dataclass(frozen=True)
-class FocusUI(Method):
+class FocusUI(Trained, Method):
     """Keeps the tokens of a screen that a small trained scorer finds most like the instruction.
 
     Tokens of the image and of the instruction, as the language model reads them, each pass a block of their own; with
@@ -32,7 +33,8 @@ class FocusUI(Method):
     Of equal scores the first token wins; the authors shuffle them with a seed made of the prompt (`shuffle`).
 
     Args:
-        weights: A trained scorer, a file that `foveate train-scorer` wrote.
+        weights: A trained scorer, a file that `foveate train-scorer` wrote; by default
+            `focusui.safetensors` beside the model's weights.
         shuffle: Let chance decide between equal scores.
         seed: Of the chance.
     """
@@ -44,29 +46,24 @@ class FocusUI(Method):
     name: ClassVar[str] = "focusui"
     title: ClassVar[str] = "FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection"
     paper: ClassVar[str] = "arXiv 2601.03928"
-    trained: ClassVar[bool] = True
+    command: ClassVar[str] = "foveate train-scorer"
+    files: ClassVar = ("focusui.safetensors",)
     whole: ClassVar[bool] = True
     positions: ClassVar = "original"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", str(self.weights))
-
     def needs(self, tower: Tower) -> tuple[Need, ...]:
         """The instruction."""
-        if not self.weights:
-            raise FoveateError(
-                "focusui needs its trained scorer: focusui(weights=FILE), a file that `foveate train-scorer` wrote."
-            )
+        self.check_weights()
         return (Need("instruction"),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         instruction = tokens.get(*self.needs(tokens.tower))
-        path = Path(self.weights)
+        path = Path(self.path)
         scorer = _scorer(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))
         if scorer.size != tokens.features.shape[1]:
             raise FoveateError(
-                f"focusui: the scorer in {self.weights} was trained for embeddings of {scorer.size} numbers, and this "
+                f"focusui: the scorer in {self.path} was trained for embeddings of {scorer.size} numbers, and this "
                 f"model's have {tokens.features.shape[1]}."
             )
         with torch.no_grad():

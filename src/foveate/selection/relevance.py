@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError
 from foveate.selection.method import Method
 from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens, top
+from foveate.trained import Trained
 
 KIND = "foveate relevance mapper"
 
 
 @dataclass(frozen=True)
-class Relevance(Method):
+class Relevance(Trained, Method):
     """Keeps the tokens that a small trained network expects an answer to rest on, from first-layer attention.
 
     The attention that the prompt's text pays to the visual tokens in the language model's first layer, as a picture, is
@@ -35,7 +36,8 @@ class Relevance(Method):
     own.
 
     Args:
-        weights: A trained network, a file that `foveate train-relevance` wrote.
+        weights: A trained network, a file that `foveate train-relevance` wrote; by default
+            `relevance.safetensors` beside the model's weights.
     """
 
     weights: str = ""
@@ -45,24 +47,18 @@ class Relevance(Method):
         "Generic Token Compression in Multimodal Large Language Models from an Explainability Perspective"
     )
     paper: ClassVar[str] = "arXiv 2506.01097"
-    trained: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", str(self.weights))
+    command: ClassVar[str] = "foveate train-relevance"
+    files: ClassVar = ("relevance.safetensors",)
 
     def needs(self, tower: Tower) -> tuple[Need, ...]:
         """First-layer attention."""
-        if not self.weights:
-            raise FoveateError(
-                "relevance needs its trained network: relevance(weights=FILE), a file that `foveate train-relevance` "
-                "wrote."
-            )
+        self.check_weights()
         return (Need("first_layer_attention"),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         attention = tokens.get(*self.needs(tokens.tower)).float()
-        path = Path(self.weights)
+        path = Path(self.path)
         mapper = _mapper(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))
         crop = tokens.crops[0]
         with torch.no_grad():

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.decoder import covipal
 from foveate.decoder._folder import save_networks
 from foveate.decoder.covipal import CoViPAL, Pruner
 from foveate.decoder.method import LayerTokens
@@ -122,8 +123,8 @@ def fit(
 
 
 def default_layers(model: Any) -> tuple[int, ...]:
-    """Layer 2, as FastV; the last one where there are only two."""
-    return (min(2, len(text_of(model).layers) - 1),)
+    """Those of a plan that says nothing."""
+    return covipal.default_layers(len(text_of(model).layers))
 
 
 def save(pruners: nn.ModuleDict, how: Fitting, output: Path) -> None:

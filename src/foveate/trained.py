@@ -1,0 +1,72 @@
+"""Methods with weights of their own: named in the plan, or standing beside those of the model."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+from pathlib import Path
+from typing import ClassVar, Self
+
+from foveate.errors import FoveateError
+from foveate.weights import file_of
+
+
+class Trained:
+    """What trained methods share: where their weights are.
+
+    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds what stands beside the
+    weights of the model it is attached to, in a folder or on the Hub, under the name of the method: a folder
+    (`covipal/`) or a file (`focusui.safetensors`), whichever the method's training command writes.
+    """
+
+    trained: ClassVar[bool] = True
+    #: The command that writes the weights.
+    command: ClassVar[str]
+    #: What it writes, seen from the folder of the model.
+    files: ClassVar[tuple[str, ...]]
+    name: ClassVar[str]
+
+    weights: str
+    #: The path beside the model. No field: a plan reads the same whatever model it is attached to.
+    _beside: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", str(self.weights))
+
+    @property
+    def path(self) -> str:
+        """The folder or file of the weights; "" as long as none is known."""
+        return self.weights or self._beside
+
+    def beside(self, location: str | PathLike[str]) -> Self:
+        """This method with what stands beside a model; itself, if it names its weights or nothing stands there.
+
+        Args:
+            location: Folder or Hub id of the model; "" for one that came from nowhere.
+        """
+        if self.weights or not location:
+            return self
+        try:
+            found = [file_of(location, file) for file in self.files]
+        except OSError:  # neither a folder nor the id of a model
+            return self
+        if None in found:
+            return self
+        own = copy.copy(self)
+        path = str(found[0])
+        object.__setattr__(own, "_beside", path if len(found) == 1 else str(Path(path).parent))
+        return own
+
+    def check_weights(self) -> None:
+        """Refuse to go on without weights.
+
+        Raises:
+            FoveateError: none are named, and none stand beside the model.
+        """
+        if not self.path:
+            place, *more = self.files
+            kind, here = ("folder", Path(place).parent) if more else ("file", place)
+            raise FoveateError(
+                f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
+                f"`{self.command}` wrote, or one that stands beside the model's weights as {here}."
+            )
