@@ -17,12 +17,13 @@ from foveate.benchmark import measure
 from foveate.benchmark.asking import Prepared, ask, batches, prepare
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
 from foveate.benchmark.matching import matches
+from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
-from foveate.benchmark.tasks import Item, check, items, names, tasks_of
+from foveate.benchmark.tasks import Item
 from foveate.errors import FoveateError
-from foveate.loading import DTYPES, load, locate
+from foveate.loading import load
 from foveate.runtime import compress, handle_of
 
 NOTE = (
@@ -37,21 +38,13 @@ NOTE = (
 Progress = Callable[[int, int, str], object]
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(QuestionSettings):
     """What is measured. A run is resumed with the same model precision, device, and questions; all else may differ.
 
     Args:
         models: Folders, Hub ids, or "embedded".
         plans: Plans as text; the untouched model and the controls at every budget are added.
-        tasks: As `tasks.tasks_of` reads them.
-        count: Items of every task.
-        sides: Shortest and longest side of rendered pages in pixels.
-        difficulty: Of rendered pages, 0 to 1.
-        batch_size: Items answered at once.
-        dtype: As `foveate.load` takes it.
-        device: "cpu", "cuda" or the like; None: the first GPU, or the CPU.
-        threads: Threads of the CPU; None: all that PyTorch takes.
 
     Raises:
         FoveateError: If something is not known or not possible.
@@ -59,27 +52,11 @@ class Settings:
 
     models: tuple[str, ...] = ("embedded",)
     plans: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = names()
-    count: int = 100
-    sides: tuple[int, int] = (128, 640)
-    difficulty: float = 1.0
-    batch_size: int = 8
-    dtype: str = "auto"
-    device: str | None = None
-    threads: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.models or not self.tasks:
-            raise FoveateError("at least one model and one task are needed.")
-        if min(self.count, self.batch_size, self.threads or 1) < 1:
-            raise FoveateError("count, batch size and threads are whole numbers from 1 on.")
-        if self.dtype not in DTYPES:
-            raise FoveateError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
-        for name in self.models:
-            locate(None if name == "embedded" else name)
-        object.__setattr__(self, "tasks", tasks_of(self.tasks))
+        super().__post_init__()
+        check_models(self.models)
         object.__setattr__(self, "plans", with_controls(self.plans))
-        check(self.tasks, self.sides, self.difficulty)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -177,17 +154,12 @@ def run(
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(settings.threads or threads)
-        hardware = measure.hardware(torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        hardware = measure.hardware(settings.runs_on)
 
         def document() -> dict[str, Any]:
             report("working out the intervals")
             found = {
-                "kind": "accuracy",
-                "command": command,
-                "hardware": hardware,
-                "versions": measure.versions(),
-                "settings": asdict(settings),
-                "note": NOTE,
+                **measure.head("accuracy", command, hardware, asdict(settings), NOTE),
                 "rows": scores(rows.rows, settings.models, run.possible, settings.tasks),
                 "impossible": [
                     {"model": model, "plan": plan, "reason": reason}
@@ -251,7 +223,7 @@ class _Run:
         left = [plan for plan in self.possible(name) if (name, plan, task) not in rows.finished]
         self._advance(settings.count * (len(settings.plans) - len(left)), f"{name}, {task}")
         begun = self.done
-        stream = items(task, settings.count, difficulty=settings.difficulty, sides=settings.sides) if left else ()
+        stream = settings.items_of(task) if left else ()
         for batch in batches(stream, settings.batch_size):
             prepared: Prepared | None = None
             for plan in left:

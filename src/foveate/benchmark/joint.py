@@ -20,13 +20,13 @@ from foveate.benchmark import measure
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, cached, check, possible, quantise_weights
+from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
 from foveate.benchmark.stored import dtype_of, weight_bytes
-from foveate.benchmark.tasks import Item, items, tasks_of
-from foveate.benchmark.tasks import check as check_pages
+from foveate.benchmark.tasks import Item
 from foveate.errors import FoveateError
-from foveate.loading import DTYPES, load, locate
+from foveate.loading import load
 from foveate.runtime import compress
 
 NOTE = (
@@ -40,8 +40,8 @@ NOTE = (
 ALL = "all"
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(QuestionSettings):
     """What is measured. A run is resumed with the same settings, but for models, plans, weights and caches.
 
     Args:
@@ -49,14 +49,6 @@ class Settings:
         plans: Plans as text; the untouched model and the controls at every budget are added.
         weights: Names of `quantised.WEIGHTS`; "full" is added.
         caches: Names of `quantised.CACHES`; "full" is added.
-        tasks: As `tasks.tasks_of` reads them.
-        count: Items of every task.
-        sides: Shortest and longest side of rendered pages in pixels.
-        difficulty: Of rendered pages, 0 to 1.
-        batch_size: Items answered at once.
-        dtype: As `foveate.load` takes it.
-        device: "cpu", "cuda" or the like; None: the first GPU, or the CPU.
-        threads: Threads of the CPU; None: all that PyTorch takes.
 
     Raises:
         FoveateError: If something is not known or not possible here.
@@ -68,33 +60,21 @@ class Settings:
     caches: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("read_word", "table_cell", "shape_colour")
     count: int = 50
-    sides: tuple[int, int] = (128, 640)
-    difficulty: float = 1.0
-    batch_size: int = 8
-    dtype: str = "auto"
-    device: str | None = None
-    threads: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.weights:
             check("weights", name, WEIGHTS)
         for name in self.caches:
             check("caches", name, CACHES)
-        if not self.models or not self.tasks or min(self.count, self.batch_size, self.threads or 1) < 1:
-            raise FoveateError("at least one model, one task, one question, a batch of one and one thread are needed.")
-        if self.dtype not in DTYPES:
-            raise FoveateError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
-        for name in self.models:
-            locate(None if name == "embedded" else name)
+        super().__post_init__()
+        check_models(self.models)
         usual = {
             "weights": [name for name in ("int8", "int4") if name in possible(WEIGHTS)],
             "caches": [name for name in ("int8", "int4") if name in possible(CACHES)],
         }
         for field, names in usual.items():
             object.__setattr__(self, field, tuple(dict.fromkeys([FULL, *(getattr(self, field) or names)])))
-        object.__setattr__(self, "tasks", tasks_of(self.tasks))
         object.__setattr__(self, "plans", with_controls(self.plans))
-        check_pages(self.tasks, self.sides, self.difficulty)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -129,17 +109,11 @@ def run(
     rows, impossible = [], []
     if resume and path is not None:
         rows, impossible = earlier(path, settings.described, ("rows", "impossible"), "joint")
-    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(settings.threads or threads)
         document: dict[str, Any] = {
-            "kind": "joint",
-            "command": command,
-            "hardware": measure.hardware(device),
-            "versions": measure.versions(),
-            "settings": settings.described,
-            "note": NOTE,
+            **measure.head("joint", command, measure.hardware(settings.runs_on), settings.described, NOTE),
             "rows": rows,
             "impossible": impossible,
         }
@@ -150,7 +124,7 @@ def run(
                 if not cells:
                     continue
                 report(f"{name}, {weights} weights")
-                asked = asked or _questions(settings)
+                asked = asked or [item for task in settings.tasks for item in settings.items_of(task)]
                 _Bench(settings, name, weights, asked, document, path, report).measure(cells)
         _conclude(rows)
         if path is not None:
@@ -158,14 +132,6 @@ def run(
         return document
     finally:
         torch.set_num_threads(threads)
-
-
-def _questions(settings: Settings) -> list[Item]:
-    return [
-        item
-        for task in settings.tasks
-        for item in items(task, settings.count, difficulty=settings.difficulty, sides=settings.sides)
-    ]
 
 
 def _missing(settings: Settings, document: dict[str, Any], model: str, weights: str) -> list[tuple[str, str]]:

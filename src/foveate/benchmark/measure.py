@@ -72,6 +72,18 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return described
 
 
+def head(kind: str, command: str, hardware: dict[str, Any], settings: dict[str, Any], note: str) -> dict[str, Any]:
+    """What every result begins with: what it is, how and where it was made."""
+    return {
+        "kind": kind,
+        "command": command,
+        "hardware": hardware,
+        "versions": versions(),
+        "settings": settings,
+        "note": note,
+    }
+
+
 def _cpu_name() -> str:
     path = Path("/proc/cpuinfo")
     match = re.search(r"model name\s*: (.+)", path.read_text()) if path.exists() else None

@@ -53,12 +53,7 @@ def run(
     if resume and path is not None:
         rows, impossible = earlier(path, described, ("rows", "impossible"), "speed")
     document: dict[str, Any] = {
-        "kind": "speed",
-        "command": command,
-        "hardware": measure.hardware(device) | {"threads": settings.threads},
-        "versions": measure.versions(),
-        "settings": described,
-        "note": NOTE,
+        **measure.head("speed", command, measure.hardware(device) | {"threads": settings.threads}, described, NOTE),
         "rows": rows,
         "impossible": impossible,
     }

@@ -15,7 +15,6 @@ from foveate.benchmark import measure
 from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
-from foveate.benchmark.tasks import items
 from foveate.benchmark.tune.confirming import confirm
 from foveate.benchmark.tune.costs import Costs
 from foveate.benchmark.tune.questions import Questions, divided
@@ -111,11 +110,7 @@ class _Run:
         self.model, processor = load(own, dtype=settings.dtype, device=settings.device, plan=None)
         self.hardware = measure.hardware(self.model.device)
         self.report("drawing questions")
-        drawn = (
-            item
-            for task in settings.tasks
-            for item in items(task, settings.count, difficulty=settings.difficulty, sides=settings.sides)
-        )
+        drawn = (item for task in settings.tasks for item in settings.items_of(task))
         self.questions: Questions = divided(drawn, settings.seed)
         self.answers = Answers(self.model, processor, settings.model, rows, settings.batch_size)
         self.flow = Flow(self.model, processor, settings.batch_size)

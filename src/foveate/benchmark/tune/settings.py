@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.benchmark.tasks import check, names, tasks_of
+from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.tune.goal import Goal
 from foveate.errors import FoveateError
-from foveate.loading import DTYPES, locate
 from foveate.plan import Budget
 
 #: Steps of about a fourth: finer ones cannot be told apart by some hundred questions.
@@ -22,15 +21,14 @@ BUDGETS = ("5%", "6.3%", "8%", "10%", "12.5%", "16%", "20%", "25%", "32%", "40%"
 _FREE = ("trials", "finalists", "batch_size")
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class Settings(QuestionSettings):
     """What is searched. A search goes on with the same settings, but for trials, finalists and batch size.
 
     Args:
         model: A folder, a Hub id, or "embedded".
         target_ttft: The most that a plan may cost, relative to the untouched model.
         min_accuracy: The least relative accuracy.
-        tasks: As `tasks.tasks_of` reads them: names, groups, files.
         count: Items of every task; half are searched on, half confirm.
         trials: Plans to try.
         methods: Methods as in plans, also with arguments; none: all that can act on the model.
@@ -41,12 +39,6 @@ class Settings:
         repeats: Timed turns of every plan.
         finalists: The most plans that are confirmed.
         seed: Of draws and of the division of questions.
-        sides: Shortest and longest side of rendered pages in pixels.
-        difficulty: Of rendered pages, 0 to 1.
-        batch_size: Items answered at once.
-        dtype: As `foveate.load` takes it.
-        device: "cpu", "cuda" or the like; None: the first GPU, or the CPU.
-        threads: Threads of the CPU; None: all that PyTorch takes.
 
     Raises:
         FoveateError: If something is not known or not possible.
@@ -55,7 +47,6 @@ class Settings:
     model: str = "embedded"
     target_ttft: float | None = None
     min_accuracy: float | None = None
-    tasks: tuple[str, ...] = names()
     count: int = 40
     trials: int = 40
     methods: tuple[str, ...] = ()
@@ -66,19 +57,15 @@ class Settings:
     repeats: int = 5
     finalists: int = 3
     seed: int = 0
-    sides: tuple[int, int] = (128, 640)
-    difficulty: float = 1.0
-    batch_size: int = 8
-    dtype: str = "auto"
-    device: str | None = None
-    threads: int | None = None
 
     def __post_init__(self) -> None:
         _ = self.goal
-        if not self.tasks or not self.budgets:
-            raise FoveateError("at least one task and one budget are needed.")
-        if min(self.trials, self.repeats, self.finalists, self.batch_size, self.threads or 1) < 1 or self.seed < 0:
-            raise FoveateError("trials, repeats, finalists, batch size and threads are from 1 on, the seed from 0 on.")
+        super().__post_init__()
+        check_models((self.model,))
+        if not self.budgets:
+            raise FoveateError("at least one budget is needed.")
+        if min(self.trials, self.repeats, self.finalists) < 1 or self.seed < 0:
+            raise FoveateError("trials, repeats and finalists are from 1 on, the seed from 0 on.")
         if self.count < 2:
             raise FoveateError("count is from 2 on: some questions are searched on, others confirm.")
         if self.cost not in ("time", "flops"):
@@ -89,12 +76,7 @@ class Settings:
             raise FoveateError(
                 "information flow says nothing of accuracy: with --objective information-flow give --target-ttft alone."
             )
-        if self.dtype not in DTYPES:
-            raise FoveateError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
-        locate(None if self.model == "embedded" else self.model)
-        object.__setattr__(self, "tasks", tasks_of(self.tasks))
         object.__setattr__(self, "budgets", tuple(str(Budget.parse(budget)) for budget in self.budgets))
-        check(self.tasks, self.sides, self.difficulty)
 
     @property
     def goal(self) -> Goal:
