@@ -7,6 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import ClassVar, Self
 
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
 from foveate.errors import FoveateError
 from foveate.weights import file_of
 
@@ -70,3 +73,30 @@ class Trained:
                 f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
                 f"`{self.command}` wrote, or one that stands beside the model's weights as {here}."
             )
+
+
+def read_file(
+    path: str | PathLike[str], kind: str, name: str, command: str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What a safetensors file of a small network says of itself, and its tensors.
+
+    Args:
+        path: The file.
+        kind: What it must say that it is.
+        name: Of the method, for errors.
+        command: That writes such files.
+
+    Raises:
+        FoveateError: it is not there, or something else.
+    """
+    if not Path(path).is_file():
+        raise FoveateError(f"{name}: there is no file {str(path)!r}; `{command}` writes one.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FoveateError(f"{name}: {path} is no safetensors file: {error}") from error
+    if about.get("kind") != kind:
+        raise FoveateError(f"{name}: {path} holds nothing that `{command}` wrote.")
+    return about, tensors

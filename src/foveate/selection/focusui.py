@@ -9,14 +9,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.selection.method import Method
 from foveate.tokens import Grid, Need, Selection, Tower, VisualTokens, top
-from foveate.trained import Trained
+from foveate.trained import Trained, read_file
 
 KIND = "foveate focusui scorer"
 
@@ -131,16 +130,7 @@ class Scorer(nn.Module):
         Raises:
             FoveateError: it is not there, or something else.
         """
-        if not Path(path).is_file():
-            raise FoveateError(f"focusui: there is no file {str(path)!r}; `foveate train-scorer` writes one.")
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise FoveateError(f"focusui: {path} is no safetensors file: {error}") from error
-        if about.get("kind") != KIND:
-            raise FoveateError(f"focusui: {path} holds no scorer that `foveate train-scorer` wrote.")
+        about, tensors = read_file(path, KIND, "focusui", "foveate train-scorer")
         scorer = cls(int(about["size"]), int(about["heads"]), float(about["dropout"]))
         scorer.load_state_dict(tensors)
         return scorer.eval()

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError
 from foveate.selection.method import Method
 from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens, top
-from foveate.trained import Trained
+from foveate.trained import Trained, read_file
 
 KIND = "foveate relevance mapper"
 
@@ -106,16 +104,7 @@ class Mapper(nn.Module):
         Raises:
             FoveateError: it is not there, or something else.
         """
-        if not Path(path).is_file():
-            raise FoveateError(f"relevance: there is no file {str(path)!r}; `foveate train-relevance` writes one.")
-        try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise FoveateError(f"relevance: {path} is no safetensors file: {error}") from error
-        if about.get("kind") != KIND:
-            raise FoveateError(f"relevance: {path} holds no network that `foveate train-relevance` wrote.")
+        about, tensors = read_file(path, KIND, "relevance", "foveate train-relevance")
         mapper = cls(int(about["width"]), int(about["depth"]))
         mapper.load_state_dict(tensors)
         return mapper.eval()
