@@ -32,7 +32,6 @@ from transformers import (
 
 from foveate.benchmark.serving import Settings, run, table
 from foveate.llava_uhd import byte_tokenizer
-from foveate.serving.vllm.names import as_published
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
@@ -71,7 +70,6 @@ def save(folder: Path, width: int, layers: int) -> None:
         model.get_output_embeddings().weight[:32] = 0  # every token that is written shows as text
         model.get_output_embeddings().weight[127:] = 0
     model.save_pretrained(folder)
-    as_published(folder)
     tokenizer = byte_tokenizer()
     images = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     fields = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}

@@ -153,9 +153,6 @@ def vllm(folder: Path, cases: list[Case]) -> list[str]:
     pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
     from vllm_engines import engine, served
 
-    from foveate.serving.vllm.names import as_published
-
-    as_published(folder)
     processor = AutoProcessor.from_pretrained(folder)
     prompts = []
     for _, path, question in cases:

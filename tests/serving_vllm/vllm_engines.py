@@ -46,7 +46,6 @@ from transformers import (
 import foveate
 from foveate.families import family_of
 from foveate.llava_uhd import byte_tokenizer
-from foveate.serving.vllm.names import as_published
 
 SPREAD = 0.2  # large initial weights, so that answers depend on every input
 SHARP = 2.5
@@ -100,7 +99,6 @@ def save_llava(folder: Path) -> Path:
         vision_config=_clip(), text_config=LlamaConfig(**text_fields()), image_token_index=259, image_seq_length=64
     )
     _saved(folder, LlavaForConditionalGeneration(config), slice(259, 260))
-    as_published(folder)
     tokenizer = byte_tokenizer()
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     fields = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
@@ -119,7 +117,6 @@ def save_llava_next(folder: Path) -> Path:
         image_grid_pinpoints=pinpoints,
     )
     _saved(folder, LlavaNextForConditionalGeneration(config), slice(259, 260))
-    as_published(folder)
     tokenizer = byte_tokenizer()
     images = LlavaNextImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
 from vllm.config import VllmConfig  # ty: ignore[import-not-found]
 from vllm.model_executor.models.llava import (  # ty: ignore[import-not-found]
     LlavaForConditionalGeneration,
@@ -13,6 +15,7 @@ from vllm.model_executor.models.llava import (  # ty: ignore[import-not-found]
 )
 
 from foveate.serving.vllm.choosing import chosen
+from foveate.serving.vllm.names import as_published
 from foveate.serving.vllm.processing import LargestImage, Planned, registered, settings_of
 from foveate.serving.vllm.setting import NAME, serving_of
 
@@ -32,6 +35,10 @@ class FoveateLlava(LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.foveate = serving_of(vllm_config.model_config.hf_config)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """As vLLM's, also of models that transformers 5 saved."""
+        return super().load_weights(as_published(self.config, weights))
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """The embeddings (k, D) of every image. Embeddings that a user gives in place of images stay as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from vllm.model_executor.models.llava_next import (  # ty: ignore[import-not-fou
 )
 
 from foveate.serving.vllm.choosing import chosen
+from foveate.serving.vllm.names import as_published
 from foveate.serving.vllm.processing import LargestImage, Planned, registered, settings_of
 from foveate.serving.vllm.setting import NAME, serving_of
 
@@ -37,6 +39,10 @@ class FoveateLlavaNext(LlavaNextForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.foveate = serving_of(vllm_config.model_config.hf_config)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """As vLLM's, also of models that transformers 5 saved."""
+        return super().load_weights(as_published(self.config, weights))
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """The embeddings (k, D) of every image. Embeddings that a user gives in place of images stay as they are."""

@@ -1,23 +1,27 @@
-"""Names of weights that vLLM reads."""
+"""Names of a LLaVA's weights: published models have others than transformers 5 saves, and vLLM reads the former."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from torch import Tensor
+
+#: Towers whose weights transformers 5 saves without the name of the model inside.
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
+_INSIDE = "vision_model."
 
 
-def as_published(folder: Path) -> None:
-    """Give a saved LLaVA's CLIP tower the names of published models, in place.
-
-    vLLM reads only these; transformers 5 saves shorter ones, and reads both.
+def as_published(config: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Weights under the names of published models, whichever of both they had.
 
     Args:
-        folder: With a `model.safetensors` of one piece.
+        config: Of the model.
+        weights: Names and tensors, as a file holds them.
     """
-    file = folder / "model.safetensors"
-    with safe_open(file, "pt") as weights:
-        found = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (it is no dictionary)
-    own, theirs = "vision_tower.", "vision_tower.vision_model."
-    save_file({n if theirs in n else n.replace(own, theirs): w for n, w in found.items()}, file, {"format": "pt"})
+    renamed = config.vision_config.model_type in _TOWERS
+    for name, value in weights:
+        before, tower, after = name.partition("vision_tower.")
+        if renamed and tower and not after.startswith(_INSIDE):
+            name = before + tower + _INSIDE + after
+        yield name, value
