@@ -14,13 +14,15 @@ import foveate
 from foveate.commands.train_pruner import train_pruner
 from foveate.decoder.covipal import Pruner
 from foveate.errors import FoveateError
+from foveate.families import family_of
 from foveate.loading import load
 from foveate.training import prompts, pruner
 from foveate.training.course import StopRequest
 from foveate.training.fidelity import measure
-from foveate.training.prompts import Seen, see, text_of
+from foveate.training.prompts import Seen, encoding_once, see, text_of
 from foveate.training.pruner import Fitting, fit
 from foveate.training.relevance import Folder
+from runtime.test_layers import deep
 from tiny_model import save_llava, save_llava_uhd
 
 SMALL = Fitting(steps=4, batch_size=2, guided=0.5, width=8, heads=2)
@@ -233,3 +235,21 @@ def test_pages_that_nothing_can_be_drawn_on_are_refused():
         prompts.Pages((16, 16))
     with pytest.raises(FoveateError, match="the shortest first, not 200,100"):
         prompts.Pages((200, 100))
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava-next", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl"])
+def test_an_encoder_that_runs_once_gives_every_plan_the_same(kind: str) -> None:
+    specimen, model = deep(kind)
+    inputs = specimen.prompts(model, (((3, 4),),))
+    runs = []
+    tower = family_of(model).vision_tower(family_of(model).core(model))
+    next(tower.children()).register_forward_pre_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        alone = model(**inputs).logits
+        once = len(runs)
+        with encoding_once(model):
+            assert all(torch.equal(model(**inputs).logits, alone) for _ in range(3))
+            with foveate.compress(model, "random-at:50%@2"):
+                assert not torch.equal(model(**inputs).logits, alone)
+    assert "forward" not in vars(tower)
+    assert once > 0 and len(runs) == 2 * once
