@@ -175,6 +175,17 @@ def accuracy(part: str) -> Callable[[Path, Path], str]:
     return block
 
 
+def small_networks(part: str) -> Callable[[Path, Path], str]:
+    """A table of small networks that were trained here."""
+
+    def block(root: Path, _page: Path) -> str:
+        from generator import small_networks
+
+        return getattr(small_networks, part)(root)
+
+    return block
+
+
 def soak(root: Path, _page: Path) -> str:
     """What `make soak` found."""
     path = root / "benchmarks/results/soak.json"
@@ -231,6 +242,8 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "next-scale": next_scale,
     "soak": soak,
     "serving": serving,
+    "pruners": small_networks("pruners"),
+    "drafts": small_networks("drafts"),
     "accuracy": accuracy("short"),
     "accuracy-full": accuracy("full"),
     "accuracy-tasks": accuracy("tasks"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, Models, ResultAsJson, Sides, Threads
 
@@ -112,7 +110,7 @@ def accuracy(
             settings,
             output,
             resume=resume,
-            command=shlex.join(["foveate", *sys.argv[1:]]),
+            command=command_line(),
             report=lambda line: notes.print(line, markup=False),
             progress=lambda done, total, what: bar.update(
                 shown, completed=done, total=total, description=what, visible=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.options import Device, ResultAsJson
 from foveate.errors import FoveateError
 
@@ -193,7 +192,7 @@ def speed(
         question=question,
     )
     output = output or Path("benchmarks/results") / f"speed-{device}.json"
-    command = shlex.join(["foveate", *sys.argv[1:]])
+    command = command_line()
     results = benchmark.run(settings, output, resume=resume, command=command, report=notes.print)
     if plot is not None:
         benchmark.plot(results, plot)

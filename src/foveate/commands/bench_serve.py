@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.options import ResultAsJson
 
 EXAMPLES = """
@@ -66,7 +64,7 @@ def serve(
         model=model,
         api_key=api_key,
     )
-    command = shlex.join(["foveate", *sys.argv[1:]])
+    command = command_line()
     results = benchmark.run(settings, output, command=command, note=note, report=notes.print)
     if as_json:
         print_json(results)

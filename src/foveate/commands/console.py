@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from typing import Any
 
 import typer
@@ -10,6 +12,11 @@ from rich.console import Console
 
 console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
+
+
+def command_line() -> str:
+    """The command that runs, as it can be typed again."""
+    return shlex.join(["foveate", *sys.argv[1:]])
 
 
 def print_json(document: Any) -> None:

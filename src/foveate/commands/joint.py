@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, plans_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Models, ResultAsJson, Threads
 
@@ -96,7 +94,7 @@ def joint(
         settings,
         output,
         resume=resume,
-        command=shlex.join(["foveate", *sys.argv[1:]]),
+        command=command_line(),
         report=lambda line: notes.print(line, markup=False),
     )
     if as_json:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import plans_in
 from foveate.commands.options import ResultAsJson
 
@@ -78,7 +76,7 @@ def next_scale(
     output = (
         output or Path("benchmarks/results") / f"next-scale-{'large' if model == benchmark.LARGE else 'trained'}.json"
     )
-    command = shlex.join(["foveate", *sys.argv[1:]])
+    command = command_line()
     document = benchmark.run(settings, output, resume=resume, command=command, picture=picture, report=notes.print)
     if as_json:
         print_json(document)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import sides_in
 from foveate.commands.options import (
     Conversations,
@@ -128,6 +128,7 @@ def train_draft(
         lambda told, stop: drafting.fit(net, processor, examples, draft, how, own, folder, told, stop),
     )
     document: dict[str, Any] = {
+        "command": command_line(),
         "finished": fitted.finished,
         "output": str(output) if fitted.finished else None,
         "model": model or "embedded",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import sides_in
 from foveate.commands.options import (
     Conversations,
@@ -137,12 +137,14 @@ def train_pruner(
         lambda told, stop: trainer.fit(net, processor, examples, at, how, folder, told, stop),
     )
     document: dict[str, Any] = {
+        "command": command_line(),
         "finished": fitted.finished,
         "output": str(output) if fitted.finished else None,
         "model": model or "embedded",
         "kind": kind.value,
         "layers": list(at),
         "steps": fitted.step,
+        "questions": fitted.step * batch_size,
         "log": str(folder.log.path),
     }
     if fitted.finished:
@@ -157,7 +159,7 @@ def train_pruner(
     if not fitted.finished:
         console.print(f"stopped after step {fitted.step} of {steps}; the same command goes on from here.")
         return
-    console.print(f"{output} written: {steps} steps, {steps * batch_size} questions.")
+    console.print(f"{output} written: {steps} steps, {document['questions']} questions.")
     console.print(f"On {held_out} held-out questions (loss and distance from all tokens in nats a token):")
     for plan, row in document["measured"].items():
         console.print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from foveate.commands.accuracy import QUICK_TASKS
-from foveate.commands.console import console, notes, print_json
+from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, ResultAsJson, Sides, Threads
 
@@ -149,7 +148,7 @@ def tune(
         found = benchmark.run(
             settings,
             output,
-            command=shlex.join(["foveate", *sys.argv[1:]]),
+            command=command_line(),
             report=lambda line: notes.print(line, markup=False),
             progress=lambda done, total, what: bar.update(
                 shown, completed=done, total=total, description=what, visible=True

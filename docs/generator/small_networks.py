@@ -1,0 +1,51 @@
+"""Tables of the small networks that are trained here, from `benchmarks/results/pruner-*.json` and `draft-*.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def pruners(root: Path) -> str:
+    """What `foveate train-pruner` measured at its end: the same token as with all visual tokens."""
+    header = ["model", "questions learned", "keeps", "its own choice", "FastV's", "random"]
+    lines = []
+    for run in _runs(root, "pruner"):
+        rows = {plan: row for plan, row in run["measured"].items() if plan != "untouched"}
+        for budget in dict.fromkeys(plan.rpartition(":")[2] for plan in rows):
+            found = {plan.split(":")[0].split("(")[0]: row for plan, row in rows.items() if plan.endswith(f":{budget}")}
+            shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (run["kind"], "fastv", "random-at")]
+            lines.append([_model(run), f"{run['questions']:,}", budget.split("@")[0], f"**{shares[0]}**", *shares[1:]])
+    return _with_sources(root, "pruner", header, lines)
+
+
+def drafts(root: Path) -> str:
+    """What `foveate train-draft` measured at its end: tokens a pass, the same answers, and the time."""
+    header = ["model", "draft", "questions learned", "tree or chain", "tokens a pass", "same answers", "speed-up"]
+    lines = []
+    for run in _runs(root, "draft"):
+        for way, row in run["measured"].items():
+            same, times = f"{row['identical']} of {row['answers']}", f"{row['speed_up']:.2f}"
+            way = "tree" if way == "default" else way
+            start = [_model(run), run["kind"], f"{run['questions']:,}", way]
+            lines.append([*start, f"**{row['acceptance_length']:.2f}**", same, times])
+    return _with_sources(root, "draft", header, lines)
+
+
+def _runs(root: Path, kind: str) -> list[dict[str, Any]]:
+    paths = sorted((root / "benchmarks/results").glob(f"{kind}-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) | {"path": path.relative_to(root)} for path in paths]
+
+
+def _model(run: dict[str, Any]) -> str:
+    return Path(run["model"]).name
+
+
+def _with_sources(root: Path, kind: str, header: list[str], lines: list[list[str]]) -> str:
+    from generator.tables import table
+
+    if not lines:
+        return "*Not measured yet.*"
+    made = "\n".join(f"- `{run['path']}`: `{run['command']}`" for run in _runs(root, kind))
+    return f"{table(header, lines)}\n\nMade by:\n\n{made}"
