@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,9 @@ def draw_losses(log: RunLog, path: Path) -> None:
         (below, ("answer_accuracy", "cell_accuracy", "before_accuracy", "pointing_accuracy"), "accuracy"),
     ):
         for name in names:
-            points = [(entry["samples"], entry[name]) for entry in entries if name in entry]
-            if points:
+            # Where a stage does not measure something, its line breaks off.
+            points = [(entry["samples"], entry.get(name, math.nan)) for entry in entries]
+            if any(name in entry for entry in entries):
                 axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)
         for previous, entry in pairwise(entries):
             if previous["stage"] != entry["stage"]:
