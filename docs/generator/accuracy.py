@@ -73,6 +73,29 @@ def tasks(root: Path) -> str:
     return _markdown(header, lines) if lines else "*Nothing has been measured yet.*"
 
 
+def groups(root: Path) -> str:
+    """What random tokens leave of every kind of task that the untouched model has learned."""
+    kinds: dict[tuple[str, str], dict[str, float]] = {}
+    for run in runs(root):
+        rows = [row for row in run["rows"] if row["task"].startswith("group:")]
+        learned = {
+            (row["model"], row["task"])
+            for row in rows
+            if row["plan"] == "untouched" and row["accuracy"] > row["majority"]
+        }
+        for row in rows:
+            if row["plan"].startswith("random:") and (row["model"], row["task"]) in learned:
+                kinds.setdefault((row["model"], row["budget"]), {})[row["task"].removeprefix("group:")] = row[
+                    "relative"
+                ]
+    columns = list(dict.fromkeys(name for found in kinds.values() for name in found))
+    lines = [
+        [_name(model), budget, *(_percent(found[name]) if name in found else "" for name in columns)]
+        for (model, budget), found in kinds.items()
+    ]
+    return _markdown(["model", "random tokens", *columns], lines) if lines else "*Nothing has been measured yet.*"
+
+
 def _by_plan(found: list[Row], budget: str | None) -> dict[str, dict[str, Row]]:
     by_plan: dict[str, dict[str, Row]] = {}
     for run in found:

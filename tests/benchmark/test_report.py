@@ -133,6 +133,14 @@ def test_charts_join_accuracy_and_time_of_the_same_plans(tmp_path):
     assert "90" in chart.x_text(0.09) and "ms" in chart.x_label
 
 
+def test_a_model_in_a_folder_has_one_name_in_all_results(tmp_path):
+    paths = documents.save(tmp_path, a=documents.accuracy("runs/small"), s=documents.speed())
+    results = read([Path(path) for path in paths])
+    assert results.models == ["small"] and len(time_charts(results)) == 1
+    paths = documents.save(tmp_path, a=documents.accuracy("one/small"), b=documents.accuracy("other/small"))
+    assert read([Path(path) for path in paths]).models == ["one/small", "other/small"]  # two models keep two names
+
+
 def test_a_machine_that_gets_slower_moves_no_mark(tmp_path):
     speed = documents.speed()
     for row in speed["rows"]:

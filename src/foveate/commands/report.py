@@ -32,8 +32,8 @@ def report(
     pictures_model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder or Hub id of the model that makes them. Given several times: each method is shown on the "
-            "first model that can follow it.",
+            help="Folder or Hub id of the model that makes them, or embedded. Given several times: each method is "
+            "shown on the first model that can follow it.",
             show_default="the embedded model",
         ),
     ] = None,

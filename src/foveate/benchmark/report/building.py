@@ -38,8 +38,8 @@ def build(
         folder: Of the report; it is made if need be.
         title: Of the page.
         pictures: Whether methods have pictures of what they keep.
-        pictures_models: Folders or Hub ids of models that make them, the embedded model by default; a method is shown
-            on the first of them that can follow it.
+        pictures_models: Folders or Hub ids of models that make them, or "embedded", which is the default; a method is
+            shown on the first of them that can follow it.
         redraw: Make all pictures anew.
         report: Called with a line about everything begun.
 

@@ -91,8 +91,8 @@ class Gallery:
 
     Args:
         folder: Of the pictures.
-        models: Folders or Hub ids; the embedded model where there is none. Each plan is shown on the first model that
-            can follow it.
+        models: Folders, Hub ids or "embedded"; the embedded model where there is none. Each plan is shown on the first
+            model that can follow it.
         again: Draw everything anew.
         report: Called with a line about every plan that is drawn.
     """
@@ -102,7 +102,8 @@ class Gallery:
         report: Callable[[str], object] = lambda line: None,
     ) -> None:  # fmt: skip
         self.folder, self.again, self.report = folder, again, report
-        self.models: tuple[str | None, ...] = tuple(models) or (None,)
+        # The embedded model is asked for by its name, or by none.
+        self.models = tuple(None if name == "embedded" else name for name in models) or (None,)
         self.drawn = self.found = 0
         self._used: set[str] = set()
         self._loaded: dict[str | None, Any] = {}

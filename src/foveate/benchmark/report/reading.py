@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from foveate.errors import FoveateError
@@ -153,7 +153,20 @@ def read(paths: Sequence[Path]) -> Results:
         results.impossible += [line for line in _impossible(document, path) if line not in results.impossible]
     if not results.sources:
         raise FoveateError(f"a report needs results; {_POSSIBLE}")
+    _shorten(results)
     return results
+
+
+def _shorten(results: Results) -> None:
+    """Call models by the last part of their names, as `bench speed` calls those in folders, where that is clear."""
+    lines = [*results.accuracy, *results.speed, *results.joint, *results.impossible]
+    longer: dict[str, set[str]] = {}
+    for name in {line["model"] for line in lines}:
+        longer.setdefault(PurePath(name).name, set()).add(name)
+    for line in lines:
+        short = PurePath(line["model"]).name
+        if len(longer[short] - {short}) == 1:
+            line["model"] = short
 
 
 def _document(path: Path) -> tuple[dict[str, Any], str]:
