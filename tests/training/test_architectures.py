@@ -116,11 +116,11 @@ def test_cells_are_those_of_the_patches_of_a_token(made):
 def test_loss_is_the_models_and_reaches_every_part(made):
     name, model, processor = made
     learner = Learner(model)
-    collate = Collator(processor, cells=True, pointing=True, pages=True)
+    collate = Collator(processor, cells=True, pointing=True, pages=True, colours=True)
     batch = collate(EXAMPLES)
     learner.point([0, 1])
     sums = learner(**batch)
-    plain = {key: value for key, value in batch.items() if key not in ("cells", "pointers", "pages")}
+    plain = {key: value for key, value in batch.items() if key not in ("cells", "pointers", "pages", "colours")}
     loss = model(**plain).loss
     assert float(sums["answer_loss"] / sums["answer_tokens"]) == pytest.approx(float(loss), rel=1e-5)
     assert int(sums["pointing_count"]) == 2 * 5
@@ -135,7 +135,7 @@ def test_reading_is_learned(made):
     """A few hundred steps on two pages name every character of them: heads, places and gradients fit together."""
     name, model, processor = made
     learner = Learner(model)
-    batch = Collator(processor, answers=False, cells=True, pages=True)(EXAMPLES)
+    batch = Collator(processor, answers=False, cells=True, pages=True, colours=True)(EXAMPLES)
     optimiser = torch.optim.AdamW(learner.parameters(), lr=3e-3)
     for _ in range(150):
         sums = learner(**batch)
@@ -144,6 +144,7 @@ def test_reading_is_learned(made):
         loss.backward()
         optimiser.step()
     assert int(sums["cell_right"]) == int(sums["cell_characters"]) == 5
+    assert float(sums["colour_loss"] / sums["colour_count"]) < 0.01
     if name == "llava":
         assert float(sums["page_loss"] / sums["page_count"]) < 0.05
 

@@ -106,6 +106,18 @@ def test_cells_follow_the_images_and_unknown_pictures_are_left_out(processor):
     assert (cells[4] == 0).all()
 
 
+def test_colours_are_those_of_the_quarters_of_tokens(processor):
+    image = picture(64, 32).convert("RGB")
+    colours = Collator(processor, answers=False, colours=True)([Example.of_question(image, "?", "x")])["colours"]
+    assert colours.shape == (2, 12) and colours.dtype == torch.float32
+    pixels = np.asarray(image, dtype=np.float64) / 127.5 - 1
+    for token in range(2):
+        for quarter in range(4):
+            top, left = 16 * (quarter // 2), 32 * token + 16 * (quarter % 2)
+            mean = pixels[top : top + 16, left : left + 16].mean((0, 1))
+            assert colours[token, 3 * quarter : 3 * quarter + 3].numpy() == pytest.approx(mean, abs=0.01)
+
+
 def with_template(processor, template: str) -> LlavaUHDProcessor:
     return LlavaUHDProcessor(processor.image_processor, processor.tokenizer, chat_template=template)
 

@@ -12,7 +12,7 @@ from foveate.errors import FoveateError
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.examples import ROLES, Example, Turn
 from foveate.training.pointing import NOWHERE, answer_places
-from foveate.training.supervision import UNKNOWN, cell_targets, page_targets
+from foveate.training.supervision import UNKNOWN, cell_targets, colour_targets, page_targets
 from foveate.views.images import open_image
 
 #: Label of a position that is not learned.
@@ -31,6 +31,7 @@ class Collator:
         cells: Produce `cells`, the characters per cell of the final tokens.
         pointing: Produce `pointers`, where to look for every character of an answer.
         pages: Produce `pages`, the characters that stand anywhere on an image.
+        colours: Produce `colours`, those of the quarters of the final tokens.
         window: Make images of this many patches a side (`recipe.Stage.window`).
 
     Raises:
@@ -44,6 +45,7 @@ class Collator:
         cells: bool = False,
         pointing: bool = False,
         pages: bool = False,
+        colours: bool = False,
         window: int | None = None,
     ) -> None:
         self.processor = processor
@@ -53,6 +55,7 @@ class Collator:
         self.cells = cells
         self.pointing = pointing
         self.pages = pages
+        self.colours = colours
         self.window = window
         if window is not None and not self.architecture.has_window():
             able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.has_window())
@@ -64,7 +67,7 @@ class Collator:
         """A batch with the inputs of the vision tower, and what the collator was asked for.
 
         `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells), `pointers` (B, T), `pages`
-        (n, classes).
+        (n, classes), `colours` (L', 12).
 
         Raises:
             FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`).
@@ -85,6 +88,9 @@ class Collator:
                 for index in range(len(example.images))
             ]
             batch["pages"] = torch.from_numpy(np.stack(pages))
+        if self.colours and flat:
+            found = [colour_targets(one, self._token_grid(grid)) for one, grid in zip(flat, grids, strict=True)]
+            batch["colours"] = torch.from_numpy(np.concatenate(found))
         if self.answers:
             batch |= self._text(examples, pictures, grids)
         return batch

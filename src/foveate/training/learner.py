@@ -15,7 +15,7 @@ from foveate.encoders.layout import Layout
 from foveate.runtime import Handle, compress
 from foveate.training.architectures import architecture_of
 from foveate.training.pointing import PointingTeacher
-from foveate.training.supervision import NUM_CLASSES, CellReader, targets_before_last_stage
+from foveate.training.supervision import NUM_CLASSES, CellReader, ColourReader, targets_before_last_stage
 
 #: Sums that one forward reports; those of all micro-batches and processes are added before they are divided.
 SUMS = (
@@ -33,6 +33,8 @@ SUMS = (
     "pointing_right",
     "page_loss",
     "page_count",
+    "colour_loss",
+    "colour_count",
 )
 
 
@@ -61,6 +63,7 @@ class Learner(nn.Module):
             self.reader = CellReader(width, self.architecture.stages(config), self.architecture.has_windows(config))
             # Which characters stand on the page, from its [CLS] token.
             self.page_reader = nn.Linear(width, NUM_CLASSES - 1) if self.architecture.has_cls(config) else None
+            self.colour_reader = ColourReader(width)
         self._seen: dict[str, torch.Tensor] = {}
         self._teacher: PointingTeacher | None = None
         self._handle: Handle | None = None
@@ -100,6 +103,7 @@ class Learner(nn.Module):
         cells: torch.Tensor | None = None,
         pointers: torch.Tensor | None = None,
         pages: torch.Tensor | None = None,
+        colours: torch.Tensor | None = None,
         blank_weight: float = 1.0,
         **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
@@ -111,6 +115,7 @@ class Learner(nn.Module):
             pointers: (B, T), the position to look at from every position (`pointing`), after `point`; None skips them.
             pages: (n, classes), 1 for every character on an image, 0 for the others, negative where that is not known
                 (`supervision.page_targets`); None skips them.
+            colours: (L', 12), of the quarters of the final tokens (`supervision.colour_targets`); None skips them.
             blank_weight: Weight of a blank cell against 1 for a cell with a character.
             inputs: What the model reads: images, ids and mask, as `Collator` makes them.
         """
@@ -138,6 +143,10 @@ class Learner(nn.Module):
             known = pages >= 0
             sums["page_loss"] = F.binary_cross_entropy_with_logits(logits[known], pages[known].float(), reduction="sum")
             sums["page_count"] = known.sum()
+        if colours is not None:
+            found = self.colour_reader(self._seen["tokens"]).float()
+            sums["colour_loss"] = F.mse_loss(found, colours, reduction="sum")
+            sums["colour_count"] = torch.tensor(colours.numel(), device=colours.device)
         self._seen.clear()
         return sums
 
@@ -166,5 +175,5 @@ class Learner(nn.Module):
 
     def part_of(self, name: str) -> str:
         """The part of `recipe.PARTS` that the learner's parameter `name` belongs to."""
-        heads = name.startswith(("reader.", "page_reader."))
+        heads = name.startswith(("reader.", "page_reader.", "colour_reader."))
         return "heads" if heads else self.architecture.part_of(name)

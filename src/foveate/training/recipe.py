@@ -194,6 +194,7 @@ class Losses:
         pointing_layers: Layers of the language model whose first head is told.
         page: Which characters stand anywhere on an image, from its [CLS] token, so that this token looks at what is
             written; for towers that have one.
+        colours: Colours of the parts of an image, from the tower's final tokens; squared error of values from -1 to 1.
     """
 
     answer: float = 1.0
@@ -203,15 +204,21 @@ class Losses:
     pointing: float = 0.0
     pointing_layers: tuple[int, ...] = (1, 2)
     page: float = 0.0
+    colours: float = 0.0
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether a loss reads the tower's own tokens, by a head."""
+        return bool(self.cells or self.before or self.page or self.colours)
 
     def check(self, where: str) -> None:
         """Raises FoveateError for negative weights, or when nothing is left to learn."""
-        for name in ("answer", "cells", "before", "blank", "pointing", "page"):
+        for name in ("answer", "cells", "before", "blank", "pointing", "page", "colours"):
             if getattr(self, name) < 0:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
         if self.pointing and not self.answer:
             raise FoveateError(f"{where}.pointing: needs the language model, which does not run with answer: 0.")
-        if not (self.answer or self.cells or self.before or self.page):
+        if not (self.answer or self.reads_tokens):
             raise FoveateError(f"{where}: all losses have weight 0; nothing would be learned.")
 
 
@@ -307,7 +314,7 @@ class Stage:
             raise FoveateError(f"{where}.data: at least one source of data is needed.")
         reached = {"vision_tower", "stages"}
         reached |= {"connector", "language_model"} if self.loss.answer else set()
-        reached |= {"heads"} if self.loss.cells or self.loss.before or self.loss.page else set()
+        reached |= {"heads"} if self.loss.reads_tokens else set()
         if self.window is not None and self.window < 1:
             raise FoveateError(f"{where}.window: {self.window} is no number of patches from 1 on.")
         if self.plan is not None:
@@ -336,10 +343,10 @@ class Stage:
             raise FoveateError(f"{where}: with answer: 0 the language model does not run, so that no plan changes it.")
         if self.loss.pointing:
             raise FoveateError(f"{where}: pointing tells where to look among all visual tokens; use it without a plan.")
-        if sites & {"in-encoder", "view"} and (self.loss.cells or self.loss.before or self.loss.page):
+        if sites & {"in-encoder", "view"} and self.loss.reads_tokens:
             raise FoveateError(
-                f"{where}: the losses cells, before and page read every token of the encoder; with them a plan can act "
-                "before or inside the language model only."
+                f"{where}: the losses cells, before, page and colours read every token of the encoder; with them a "
+                "plan can act before or inside the language model only."
             )
 
 

@@ -202,6 +202,7 @@ class Run:
                 cells=bool(stage.loss.cells or stage.loss.before),
                 pointing=stage.loss.pointing > 0,
                 pages=stage.loss.page > 0,
+                colours=stage.loss.colours > 0,
                 window=stage.window,
             ),
             # Stages see different data.

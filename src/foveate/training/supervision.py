@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 #: Class of a cell in which no character has its centre.
@@ -119,6 +120,23 @@ def page_targets(characters: Sequence[Character] | None) -> np.ndarray:
     return targets
 
 
+def colour_targets(picture: Image.Image, tokens: tuple[int, int]) -> np.ndarray:
+    """Mean colours of the quarters of all tokens of one image.
+
+    Args:
+        picture: The image, before the processor resized it.
+        tokens: (rows, columns) of final tokens.
+
+    Returns:
+        float32 array (rows * columns, 12), tokens row-major: red, green and blue of the quarters of a token, row-major,
+        from -1 (none) to 1.
+    """
+    rows, columns = tokens
+    small = picture.convert("RGB").resize((2 * columns, 2 * rows), Image.Resampling.BOX)
+    values = np.asarray(small, dtype=np.float32) / 127.5 - 1
+    return values.reshape(rows, 2, columns, 2, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, 12)
+
+
 @dataclass
 class CellScore:
     """Sums over the labelled cells of a batch, so that batches and processes can be added up."""
@@ -178,3 +196,17 @@ class CellReader(nn.Module):
         super().__init__()
         self.final = CellHead(hidden_size, 2 * 4**num_stages)
         self.before = CellHead(hidden_size, 2 * 4 ** (num_stages - 1)) if before else None
+
+
+class ColourReader(nn.Sequential):
+    """Colours of the quarters of tokens: (..., D) to (..., 12), see `colour_targets`.
+
+    Characters read alike in every colour, so that a tower which learns from them alone forgets colours, and a language
+    model behind it cannot name one.
+
+    Args:
+        hidden_size: Width D of a token.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, 12))

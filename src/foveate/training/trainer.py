@@ -85,13 +85,16 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = F
 
 
 def load_weights(learner: Learner, checkpoint: Path) -> None:
-    """Loads the weights of a checkpoint, heads included.
+    """Loads the weights of a checkpoint, heads included; a head that is newer than it keeps its first weights.
 
     Raises:
         FoveateError: they are missing, damaged or of another model.
     """
     with _readable(checkpoint):
-        load_model(learner, checkpoint / WEIGHTS)
+        missing, unknown = load_model(learner, checkpoint / WEIGHTS, strict=False)
+        lost = [name for name in missing if not name.startswith("colour_reader.")]
+        if lost or unknown:
+            raise ValueError(f"its weights are of another model: {', '.join([*lost, *unknown][:3])}")
 
 
 @contextmanager
@@ -193,11 +196,12 @@ class StageTrainer(Trainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """The micro-batches of one optimiser step, and over how much their losses are averaged.
 
-        The second is (4,): learned tokens, weight of labelled cells, comparisons of pointing and characters of pages,
-        summed over micro-batches and processes, so that the mean does not depend on how a batch is divided.
+        The second is (5,): learned tokens, weight of labelled cells, comparisons of pointing, characters of pages and
+        values of colours, summed over micro-batches and processes, so that the mean does not depend on how a batch is
+        divided.
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        totals = torch.zeros(4, dtype=torch.float64)
+        totals = torch.zeros(5, dtype=torch.float64)
         for batch in batches:
             if "labels" in batch:
                 totals[0] += (batch["labels"][:, 1:] != -100).sum()
@@ -207,6 +211,8 @@ class StageTrainer(Trainer):
                 totals[2] += (batch["pointers"] != NOWHERE).sum() * len(self._stage.loss.pointing_layers)
             if "pages" in batch:
                 totals[3] += (batch["pages"] >= 0).sum()
+            if "colours" in batch:
+                totals[4] += batch["colours"].numel()
         return batches, self.accelerator.reduce(totals.to(device, torch.float32), "sum")
 
     # Losses
@@ -236,6 +242,7 @@ class StageTrainer(Trainer):
             ("before_loss", weights.before, totals[1]),
             ("pointing_loss", weights.pointing, totals[2]),
             ("page_loss", weights.page, totals[3]),
+            ("colour_loss", weights.colours, totals[4]),
         ):
             if weight and name in sums:
                 loss = loss + weight * sums[name] / total
@@ -320,6 +327,7 @@ class StageTrainer(Trainer):
             ("pointing_loss", "pointing_loss", "pointing_count"),
             ("pointing_accuracy", "pointing_right", "pointing_count"),
             ("page_loss", "page_loss", "page_count"),
+            ("colour_loss", "colour_loss", "colour_count"),
         ):
             if sums[count] and (not name.startswith("before") or sums["before_loss"]):
                 entry[name] = sums[value] / sums[count]
