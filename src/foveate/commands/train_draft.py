@@ -97,7 +97,7 @@ def train_draft(
     if wrong := sorted(chosen.keys() & {Kind.specvlm: {"guesses"}, Kind.flash: {"compressor"}}[kind]):
         raise FoveateError(f"--{wrong[0]} is not for --kind {kind.value}.")
     with notes.status("loading foveate"):
-        from foveate.decoding import draft_kinds
+        from foveate.decoding import draft_kinds, load_draft
         from foveate.loading import load
         from foveate.training import drafting, prompts
         from foveate.training.fitting import Fitting
@@ -139,9 +139,9 @@ def train_draft(
         "log": str(folder.log.path),
     }
     if fitted.finished:
-        fitted.network.save(output)
+        fitted.network.to(net.dtype).save(output)
         with notes.status(f"measuring on {held_out} held-out questions"):
-            found = drafting.measure(net, processor, fitted.network, pages.held_out(held_out), max_new_tokens)
+            found = drafting.measure(net, processor, load_draft(output), pages.held_out(held_out), max_new_tokens)
         document |= {"held_out": held_out, "measured": found}
     if as_json:
         print_json(document)
