@@ -75,3 +75,13 @@ def test_where_there_are_none_the_sentence_says_where_they_belong(model: Path) -
     with pytest.raises(FoveateError, match="needs trained weights"):
         foveate.compress(net, "covipal:50%")
     assert CoViPAL().beside("") == CoViPAL()
+
+
+def test_a_plan_that_goes_to_another_model_forgets_the_first(model: Path, tmp_path: Path) -> None:
+    folder(model / "covipal", foveate.load(model)[0].config.get_text_config().hidden_size)
+    net, _ = foveate.load(model)
+    with foveate.compress(net, "covipal:50%") as handle:
+        plan = handle.plan
+    bare, _ = foveate.load(save_llava(tmp_path / "bare"))
+    with pytest.raises(FoveateError, match="needs trained weights"):
+        foveate.compress(bare, plan)

@@ -42,23 +42,25 @@ class Trained:
         return self.weights or self._beside
 
     def beside(self, location: str | PathLike[str]) -> Self:
-        """This method with what stands beside a model; itself, if it names its weights or nothing stands there.
+        """This method with what stands beside a model; itself, if it names its weights.
 
         Args:
             location: Folder or Hub id of the model; "" for one that came from nowhere.
         """
-        if self.weights or not location:
+        if self.weights:
             return self
-        try:
-            found = [file_of(location, file) for file in self.files]
-        except OSError:  # neither a folder nor the id of a model
-            return self
-        if None in found:
-            return self
-        own = copy.copy(self)
-        path = str(found[0])
-        object.__setattr__(own, "_beside", path if len(found) == 1 else str(Path(path).parent))
+        own = copy.copy(self)  # what stood beside another model is forgotten
+        object.__setattr__(own, "_beside", self._found(location))
         return own
+
+    def _found(self, location: str | PathLike[str]) -> str:
+        try:
+            files = [file_of(location, file) for file in self.files] if location else []
+        except OSError:  # neither a folder nor the id of a model
+            return ""
+        if not files or None in files:
+            return ""
+        return str(files[0] if len(files) == 1 else Path(str(files[0])).parent)
 
     def check_weights(self) -> None:
         """Refuse to go on without weights.
