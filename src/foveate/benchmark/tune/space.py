@@ -112,7 +112,7 @@ def space_for(
     Args:
         model: Gives the depth of the language model.
         cost: Operations of a plan relative to the untouched model; raises FoveateError if it cannot run.
-        methods: Names, also with arguments; none: all that need no weights or data of their own.
+        methods: Names, also with arguments; none: all, trained ones where their weights stand beside the model's.
         budgets: To choose from.
         chains: Whether a candidate before the language model and one inside it may be joined.
 
@@ -131,8 +131,6 @@ def space_for(
         try:
             if not methods and name in NO_CANDIDATES:
                 raise FoveateError("a control, which plans are compared with.")
-            if not methods and known[name].trained:
-                raise FoveateError("needs weights that were trained for it; name it with them in --methods.")
             one = _candidate(text, known[name], depth)
             if cost(one.at(ordered[0])) >= _SAVES_NOTHING:
                 raise FoveateError("saves nothing on this model, even at the least budget.")
@@ -154,4 +152,6 @@ def _candidate(text: str, cls: Any, depth: int) -> Candidate:
     step = Plan.of(text if cls.budget == "none" else f"{text}:50%").steps[0]
     inside = step.method.site == "decoder"
     text = str(step) if cls.budget == "none" else str(step).rpartition(":")[0]
-    return Candidate(text, inside, cls.budget, inside and len(step.method.layers(depth)) == 1)
+    # A trained method acts before the layers that it was trained for.
+    moves = inside and not cls.trained and len(step.method.layers(depth)) == 1
+    return Candidate(text, inside, cls.budget, moves)
