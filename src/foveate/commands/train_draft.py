@@ -139,7 +139,7 @@ def train_draft(
         "log": str(folder.log.path),
     }
     if fitted.finished:
-        fitted.network.to(net.dtype).save(output)
+        fitted.network.bfloat16().save(output)  # it only guesses, and is measured as it is saved
         with notes.status(f"measuring on {held_out} held-out questions"):
             found = drafting.measure(net, processor, load_draft(output), pages.held_out(held_out), max_new_tokens)
         document |= {"held_out": held_out, "measured": found}
