@@ -1,4 +1,4 @@
-"""Tables of the small networks that are trained here, from `benchmarks/results/pruner-*.json` and `draft-*.json`."""
+"""Tables of the small networks that are trained here, from `pruner-*.json`, `router-*.json` and `draft-*.json`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ def pruners(root: Path) -> str:
             shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (run["kind"], "fastv", "random-at")]
             lines.append([_model(run), f"{run['questions']:,}", budget.split("@")[0], f"**{shares[0]}**", *shares[1:]])
     return _with_sources(root, "pruner", header, lines)
+
+
+def routers(root: Path) -> str:
+    """What `foveate train-pruner --kind dpn` measured at its end, beside random tokens and means of as many."""
+    header = ["model", "questions learned", "plan", "tokens in the last layer", "same token"]
+    lines = []
+    for run in _runs(root, "router"):
+        for plan, row in run["measured"].items():
+            if plan != "untouched":
+                shown = "**dpn**" if plan.startswith("dpn(") else f"`{plan}`"
+                tokens, same = (f"{100 * row[name]:.1f} %" for name in ("tokens", "agreement"))
+                lines.append([_model(run), f"{run['questions']:,}", shown, tokens, same])
+    return _with_sources(root, "router", header, lines)
 
 
 def drafts(root: Path) -> str:

@@ -245,6 +245,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "soak": soak,
     "serving": serving,
     "pruners": small_networks("pruners"),
+    "routers": small_networks("routers"),
     "drafts": small_networks("drafts"),
     "accuracy": accuracy("short"),
     "accuracy-full": accuracy("full"),
