@@ -15,9 +15,9 @@ CONTROLS = ("random", "random-at", "downsample")
 Row = dict[str, Any]
 
 
-def runs(root: Path) -> list[Row]:
-    """Every run of `foveate bench accuracy` whose result is committed."""
-    paths = sorted((root / "benchmarks/results").glob("accuracy-*.json"))
+def runs(root: Path, kind: str = "accuracy") -> list[Row]:
+    """Every run of a kind whose result is committed; by default those of `foveate bench accuracy`."""
+    paths = sorted((root / "benchmarks/results").glob(f"{kind}-*.json"))
     return [json.loads(path.read_text(encoding="utf-8")) | {"path": path.relative_to(root)} for path in paths]
 
 
@@ -85,9 +85,8 @@ def groups(root: Path) -> str:
         }
         for row in rows:
             if row["plan"].startswith("random:") and (row["model"], row["task"]) in learned:
-                kinds.setdefault((row["model"], row["budget"]), {})[row["task"].removeprefix("group:")] = row[
-                    "relative"
-                ]
+                own = kinds.setdefault((row["model"], row["budget"]), {})
+                own[row["task"].removeprefix("group:")] = row["relative"]
     columns = list(dict.fromkeys(name for found in kinds.values() for name in found))
     lines = [
         [_name(model), budget, *(_percent(found[name]) if name in found else "" for name in columns)]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from generator.accuracy import runs
 
 
 def pruners(root: Path) -> str:
     """What `foveate train-pruner` measured at its end: the same token as with all visual tokens."""
     header = ["model", "questions learned", "keeps", "its own choice", "FastV's", "random"]
     lines = []
-    for run in _runs(root, "pruner"):
+    for run in runs(root, "pruner"):
         rows = {plan: row for plan, row in run["measured"].items() if plan != "untouched"}
         for budget in dict.fromkeys(plan.rpartition(":")[2] for plan in rows):
             found = {plan.split(":")[0].split("(")[0]: row for plan, row in rows.items() if plan.endswith(f":{budget}")}
@@ -24,7 +25,7 @@ def routers(root: Path) -> str:
     """What `foveate train-pruner --kind dpn` measured at its end, beside random tokens and means of as many."""
     header = ["model", "questions learned", "plan", "tokens in the last layer", "same token"]
     lines = []
-    for run in _runs(root, "router"):
+    for run in runs(root, "router"):
         for plan, row in run["measured"].items():
             if plan != "untouched":
                 shown = "**dpn**" if plan.startswith("dpn(") else f"`{plan}`"
@@ -37,7 +38,7 @@ def drafts(root: Path) -> str:
     """What `foveate train-draft` measured at its end: tokens a pass, the same answers, and the time."""
     header = ["model", "draft", "questions learned", "tree or chain", "tokens a pass", "same answers", "speed-up"]
     lines = []
-    for run in _runs(root, "draft"):
+    for run in runs(root, "draft"):
         for way, row in run["measured"].items():
             same, times = f"{row['identical']} of {row['answers']}", f"{row['speed_up']:.2f}"
             if way == "default":
@@ -49,11 +50,6 @@ def drafts(root: Path) -> str:
     return _with_sources(root, "draft", header, lines)
 
 
-def _runs(root: Path, kind: str) -> list[dict[str, Any]]:
-    paths = sorted((root / "benchmarks/results").glob(f"{kind}-*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) | {"path": path.relative_to(root)} for path in paths]
-
-
 def _model(run: dict[str, Any]) -> str:
     return Path(run["model"]).name
 
@@ -63,5 +59,5 @@ def _with_sources(root: Path, kind: str, header: list[str], lines: list[list[str
 
     if not lines:
         return "*Not measured yet.*"
-    made = "\n".join(f"- `{run['path']}`: `{run['command']}`" for run in _runs(root, kind))
+    made = "\n".join(f"- `{run['path']}`: `{run['command']}`" for run in runs(root, kind))
     return f"{table(header, lines)}\n\nMade by:\n\n{made}"

@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -159,31 +160,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
 
 
-def next_scale(root: Path, _page: Path) -> str:
-    """Every run of `foveate bench next-scale`."""
-    from generator.next_scale import runs
-
-    return runs(root)
-
-
-def accuracy(part: str) -> Callable[[Path, Path], str]:
-    """A table of runs of `foveate bench accuracy`."""
+def part_of(module: str, name: str) -> Callable[[Path, Path], str]:
+    """A block that a function of another module of this generator writes."""
 
     def block(root: Path, _page: Path) -> str:
-        from generator import accuracy
-
-        return getattr(accuracy, part)(root)
-
-    return block
-
-
-def small_networks(part: str) -> Callable[[Path, Path], str]:
-    """A table of small networks that were trained here."""
-
-    def block(root: Path, _page: Path) -> str:
-        from generator import small_networks
-
-        return getattr(small_networks, part)(root)
+        return getattr(import_module(f"generator.{module}"), name)(root)
 
     return block
 
@@ -241,14 +222,14 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "encoders": encoders,
     "authors": authors,
     "speed": speed,
-    "next-scale": next_scale,
+    "next-scale": part_of("next_scale", "runs"),
     "soak": soak,
     "serving": serving,
-    "pruners": small_networks("pruners"),
-    "routers": small_networks("routers"),
-    "drafts": small_networks("drafts"),
-    "accuracy": accuracy("short"),
-    "accuracy-full": accuracy("full"),
-    "accuracy-tasks": accuracy("tasks"),
-    "accuracy-groups": accuracy("groups"),
+    "pruners": part_of("small_networks", "pruners"),
+    "routers": part_of("small_networks", "routers"),
+    "drafts": part_of("small_networks", "drafts"),
+    "accuracy": part_of("accuracy", "short"),
+    "accuracy-full": part_of("accuracy", "full"),
+    "accuracy-tasks": part_of("accuracy", "tasks"),
+    "accuracy-groups": part_of("accuracy", "groups"),
 }

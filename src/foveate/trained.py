@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from os import PathLike
+from functools import lru_cache
+from os import PathLike, fspath
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -55,7 +56,8 @@ class Trained:
 
     def _found(self, location: str | PathLike[str]) -> str:
         try:
-            files = [file_of(location, file) for file in self.files] if location else []
+            here, place = Path(location).is_dir(), fspath(location)
+            files = [file_of(place, file) if here else _on_the_hub(place, file) for file in self.files if place]
         except OSError:  # neither a folder nor the id of a model
             return ""
         if not files or None in files:
@@ -77,6 +79,15 @@ class Trained:
             )
 
 
+@lru_cache(maxsize=64)
+def _on_the_hub(location: str, file: str) -> str:
+    """`file_of` of a Hub id: what is there is asked for once, though a server attaches plans for every request."""
+    found = file_of(location, file)
+    if found is None:
+        raise FileNotFoundError(file)  # nothing is remembered of what is not there, or not now
+    return found
+
+
 def read_file(
     path: str | PathLike[str], kind: str, name: str, command: str
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -96,7 +107,7 @@ def read_file(
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except SafetensorError as error:
         raise FoveateError(f"{name}: {path} is no safetensors file: {error}") from error
     if about.get("kind") != kind:

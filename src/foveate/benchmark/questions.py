@@ -59,13 +59,13 @@ class QuestionSettings:
         return items(task, self.count, difficulty=self.difficulty, sides=self.sides)
 
 
-def check_models(names: tuple[str, ...]) -> None:
+def check_models(models: tuple[str, ...]) -> None:
     """Refuse what is neither a folder, a Hub id nor "embedded".
 
     Raises:
         FoveateError: there is no such model, or none is named.
     """
-    if not names:
+    if not models:
         raise FoveateError("at least one model is needed.")
-    for name in names:
+    for name in models:
         locate(None if name == "embedded" else name)
