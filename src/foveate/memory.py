@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from foveate.answering import as_plain_text, check_length, greedy
+from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
 from foveate.views.images import open_image

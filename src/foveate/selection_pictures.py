@@ -1,6 +1,7 @@
 """The picture of what a plan left of an image: kept tokens clear, merged ones tinted by group, dropped ones pale.
 
-Drawn from plain values (`foveate.answering.selected`), so that a saved JSON document can be drawn later as well.
+Drawn from plain values (`foveate.answering.selections.selected`), so that a saved JSON document can be drawn later as
+well.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
     """Draw what a plan left of one image, as one block.
 
     Args:
-        document: from `foveate.answering.selected`.
+        document: from `foveate.answering.selections.selected`.
         image: the image, upright.
         width: of the block in pixels.
     """
@@ -104,7 +105,7 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, i
     """Draw what a plan left of one image, without words.
 
     Args:
-        document: from `foveate.answering.selected`.
+        document: from `foveate.answering.selections.selected`.
         image: the image, upright.
         room: width and height in pixels, of which the picture fills one.
     """
@@ -116,7 +117,7 @@ def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Which token lies under every pixel of what `draw_tokens` draws.
 
     Args:
-        document: from `foveate.answering.selected`.
+        document: from `foveate.answering.selections.selected`.
         size: width and height of the picture.
 
     Returns:

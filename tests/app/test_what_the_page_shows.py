@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from foveate import Plan, ask, load
-from foveate.answering import selected
+from foveate.answering.selections import selected
 from foveate.app.bars import Bar, as_html, time_bars, token_bars
 from foveate.app.choices import choices
 from foveate.app.lines import python_line, shell_line

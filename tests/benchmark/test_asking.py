@@ -11,7 +11,8 @@ import torch
 import foveate
 from families.zoo import zoo
 from foveate import FoveateError
-from foveate.answering import answer_batch, inputs_of_batch
+from foveate.answering import answer_batch
+from foveate.answering.conversations import inputs_of_batch
 from foveate.benchmark.asking import SPARE, Prepared, ask, batches, messages_of, prepare
 from foveate.benchmark.tasks import Item
 from foveate.llava_uhd import byte_tokenizer

@@ -95,7 +95,7 @@ def test_quantised_weights_are_smaller_and_answer_alike(kind: str) -> None:
     saved = (before - weight_bytes(model)) / inner
     assert (3.3 if kind == "nf4" else 2.5) < saved < (3.6 if kind == "nf4" else 3)
     with foveate.compress(model, "divprune:3"), cached(model, "int8"):
-        inputs = foveate.answering.inputs_of(model, processor, _page(), "What is written here?")
+        inputs = foveate.answering.conversations.inputs_of(model, processor, _page(), "What is written here?")
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
 
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import foveate
-from foveate.answering import ask, inputs_of
+from foveate.answering import ask
+from foveate.answering.conversations import inputs_of
 from foveate.commands.train_draft import Kind, train_draft
 from foveate.decoding import Draft, draft_kinds, load_draft
 from foveate.errors import FoveateError

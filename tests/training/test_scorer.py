@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import foveate
-from foveate.answering import inputs_of
+from foveate.answering.conversations import inputs_of
 from foveate.commands.train_scorer import train_scorer
 from foveate.errors import FoveateError
 from foveate.loading import load

@@ -39,7 +39,7 @@ class View:
         grid: rows and columns of the tokens, where they are a stage's.
         stage: what the picture shows, for a stage of the encoder.
         effects: for a stage, how far each of the tokens that entered it draws its output (see `Pooling`).
-        document: what the plan did (`foveate.answering.selected`), for a picture of it.
+        document: what the plan did (`foveate.answering.selections.selected`), for a picture of it.
     """
 
     title: str

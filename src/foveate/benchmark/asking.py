@@ -16,7 +16,15 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from foveate.answering import check_length, greedy, image_tokens, inputs_of_batch, plain_messages, prompt_of, texts_of
+from foveate.answering.conversations import (
+    check_length,
+    greedy,
+    image_tokens,
+    inputs_of_batch,
+    plain_messages,
+    prompt_of,
+    texts_of,
+)
 from foveate.benchmark.tasks import Item
 from foveate.errors import FoveateError
 

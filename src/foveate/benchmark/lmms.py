@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from foveate.answering import as_plain_text, check_length, greedy, inputs_of_batch, plain_messages, prompt_of, texts_of
+from foveate.answering.conversations import (
+    as_plain_text,
+    check_length,
+    greedy,
+    inputs_of_batch,
+    plain_messages,
+    prompt_of,
+    texts_of,
+)
 from foveate.errors import FoveateError
 from foveate.loading import load
 from foveate.runtime import compress, handle_of

@@ -83,7 +83,7 @@ def _megabytes(folder: Path) -> float | None:
 
 def _parameters(net: Any) -> dict[str, int]:
     """Numbers of parameters by part; tied ones are counted once, with the part that owns them."""
-    from foveate.answering import Trace
+    from foveate.answering.trace import Trace
     from foveate.encoders import ViTUHDModel
 
     trace = Trace(net)

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from foveate.answering import check_length, greedy, image_tokens, inputs_of_batch
+from foveate.answering.conversations import check_length, greedy, image_tokens, inputs_of_batch
 from foveate.errors import FoveateError
 from foveate.plan import Plan
 from foveate.runtime import Handle, compress

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.answering import as_plain_text, check_length, greedy
+from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.runtime import compress

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.answering import check_length, greedy
+from foveate.answering.conversations import check_length, greedy
 from foveate.decoding.draft import Draft, Target
 from foveate.families import family_of
 from foveate.runtime.speculating import prompt_mask, speculate, target_of, watching

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.answering import inputs_of
+from foveate.answering.conversations import inputs_of
 from foveate.errors import FoveateError
 from foveate.plan import Budget as Share
 from foveate.runtime import compress

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from foveate.answering import Trace, greedy
+from foveate.answering.conversations import greedy, placeholders
+from foveate.answering.trace import Trace
 from foveate.benchmark import flops, measure
 from foveate.benchmark.speed.subjects import Subject, attend
 from foveate.cache.stored import cache_bytes
@@ -75,7 +76,7 @@ class Measuring:
         self.model = subject.model
         self.device: torch.device = self.model.device
         self.inputs = subject.view(batch)
-        self.untouched_tokens = _image_tokens(self.model, self.inputs) // batch
+        self.untouched_tokens = placeholders(self.model, self.inputs["input_ids"]) // batch
 
     @torch.inference_mode()
     def exact(self, plan: Plan | None) -> dict[str, Any]:
@@ -155,10 +156,3 @@ class Measuring:
         criteria = StoppingCriteriaList([] if marks is None else [marks])
         given = self.inputs if inputs is None else inputs
         return self.model.generate(**given, generation_config=settings, stopping_criteria=criteria)
-
-
-def _image_tokens(model: Any, inputs: Any) -> int:
-    token = getattr(model.config, "image_token_id", None)
-    if token is None:
-        token = getattr(model.config, "image_token_index", None)
-    return 0 if token is None else int((inputs["input_ids"] == token).sum())

@@ -113,7 +113,7 @@ def _shape(shape: Shape, settings: Settings) -> Subject:
 
 
 def _loaded(name: str, settings: Settings) -> Subject:
-    from foveate.answering import check_length, inputs_of_batch
+    from foveate.answering.conversations import check_length, inputs_of_batch
     from foveate.loading import load
     from foveate.views.images import open_image
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.answering import greedy
+from foveate.answering.conversations import greedy
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.asking import batches, prepare
 from foveate.benchmark.budgets import UNTOUCHED

@@ -10,7 +10,7 @@ from PIL import Image
 
 import foveate
 from foveate import FoveateError, Plan, ask, load
-from foveate.answering import _seen, selected
+from foveate.answering.selections import seen_of, selected
 from foveate.cli import main
 from foveate.families import ImageLayout
 from foveate.pictures import draw_answer
@@ -195,7 +195,7 @@ def test_tokens_lie_where_they_belong_on_images_that_are_padded(size):
     pixels = made["pixel_values"].view(rows, columns, 3, 4, 4).permute(2, 0, 3, 1, 4).reshape(3, rows * 4, columns * 4)
     shown = pixels.amax(dim=0) > 0  # padding is black
     down, across = int(shown.any(dim=1).sum()), int(shown.any(dim=0).sum())
-    seen = _seen(SimpleNamespace(image_processor=images), size)
+    seen = seen_of(SimpleNamespace(image_processor=images), size)
     assert seen == (0.0, 0.0, columns * 4 / across, rows * 4 / down)
     layout = ImageLayout(6, (Crop(torch.arange(6), Grid(3, 2)),))
     report = ImageReport(0, "image", 0, layout, Selection(torch.arange(3)), (), ())

@@ -1,0 +1,15 @@
+"""Questions and answers: `ask`, one question about one image, with an account of where the tokens and the time went.
+
+The account is taken from the run itself: hooks read the shapes and the clock while `generate` works, and are removed
+when it ends. They see every model of `AutoModelForImageTextToText`; a ViT-UHD also shows its stages.
+
+`answer_batch` answers many conversations at once and keeps no account.
+"""
+
+from foveate.answering.answer import PARTS, Answer, Tokens
+from foveate.answering.asking import ask
+from foveate.answering.conversations import answer_batch
+from foveate.answering.pooling import Pooling
+from foveate.answering.stages import Stage
+
+__all__ = ["PARTS", "Answer", "Pooling", "Stage", "Tokens", "answer_batch", "ask"]

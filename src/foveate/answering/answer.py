@@ -1,0 +1,73 @@
+"""An answer, with an account of where its tokens and its time went."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from foveate.answering.pooling import Pooling
+from foveate.answering.stages import Stage
+
+#: The parts of an answer's time, in order.
+PARTS = ("view", "encoder", "connector", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token counts of one answer.
+
+    Attributes:
+        read: image tokens that the language model reads.
+        unmerged: image tokens before any merging: one a patch.
+        text: text tokens of the prompt.
+        generated: tokens of the answer.
+    """
+
+    read: int
+    unmerged: int
+    text: int
+    generated: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and where its tokens and its time went.
+
+    Attributes:
+        text: the answer.
+        question: what was asked.
+        model: the name of the model.
+        image_size: ``(width, height)`` in pixels of the image as given, upright.
+        view_size: ``(width, height)`` in pixels to which it was resized, where the model makes one view of it.
+        stages: the image's tokens from patches to what the language model reads.
+        tokens: token counts.
+        times: seconds for ``view`` (opening, resizing, patches, tokenising), ``encoder``, ``connector``, ``prefill``
+            (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which is a little
+            more than their sum. Parts that a model does not have are missing.
+        device: where the model ran.
+        plan: the plan that was followed, as text, or None.
+        selection: what the plan did to each image, as plain values; see `selected`.
+        pooling: for each content-adaptive stage what it looked at, if `ask` was told to keep it.
+        draft: what a draft did, as plain values (`foveate.runtime.Speculation`), or None.
+    """
+
+    text: str
+    question: str
+    model: str
+    image_size: tuple[int, int]
+    view_size: tuple[int, int] | None
+    stages: list[Stage]
+    tokens: Tokens
+    times: dict[str, float]
+    device: str
+    plan: str | None = None
+    selection: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    pooling: list[Pooling] = field(default_factory=list, repr=False)
+    draft: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain JSON values, without the pooling maps."""
+        document = {name: value for name, value in vars(self).items() if name != "pooling"}
+        document["stages"] = [asdict(stage) for stage in self.stages]
+        document["tokens"] = asdict(self.tokens)
+        return document

@@ -1,0 +1,162 @@
+"""`ask`: one question about one image."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TextStreamer
+
+from foveate.answering.answer import Answer, Tokens
+from foveate.answering.conversations import check_length, greedy, inputs_of, placeholders, tokenizer_of
+from foveate.answering.pooling import pooling_of
+from foveate.answering.selections import placed, seen_of, selected
+from foveate.answering.stages import stages_of, with_plan
+from foveate.answering.trace import Trace
+from foveate.errors import FoveateError, check_text
+from foveate.loading import load
+from foveate.plan import Plan
+from foveate.runtime import compress, handle_of, speculate
+from foveate.views.images import open_image
+
+
+def ask(
+    image: Any,
+    question: str,
+    model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
+    plan: Any = None,
+    *,
+    max_new_tokens: int = 128,
+    stream: Callable[[str], object] | None = None,
+    keep_pooling: bool = False,
+    draft: Any = None,
+) -> Answer:
+    """Answer one question about one image; always the same answer to the same question (greedy decoding).
+
+    Args:
+        image: a path, bytes, a PIL image or an array (see `foveate.views.images.open_image`).
+        question: the question, in plain words. Text that the model's tokenizer would take for a control token, such
+            as ``<image>``, is asked as text.
+        model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
+            last model loaded by name is kept for the next question.
+        plan: how to shorten what the language model reads, for this question: anything that `foveate.compress` takes,
+            such as ``"divprune:25%"``. By default the plan that is attached to the model or saved beside it, if any.
+        max_new_tokens: length at which an answer is cut off.
+        stream: called with each piece of the answer's text as soon as it is final.
+        keep_pooling: also keep what the content-adaptive stages looked at, for a picture; the image is encoded once
+            more for it, outside of the measured times.
+        draft: what guesses the answer while the model writes it, a folder or anything that `foveate.speculate` takes;
+            the answer is the same.
+
+    Raises:
+        FoveateError: the image cannot be read, the question is empty or too long, the model cannot be loaded or asked,
+            or the plan or draft cannot be read or does not fit the model.
+    """
+    if plan is not None and draft is not None:
+        raise FoveateError("a draft speeds up models without a plan; leave the draft or the plan out.")
+    wanted = None if plan is None else Plan.of(plan)
+    if not isinstance(question, str) or not question.strip():
+        raise FoveateError("the question is empty: say in words what you want to know about the image.")
+    check_text(question, "the question")
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise FoveateError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}.")
+
+    # The image before the model: what is wrong with it should not have to wait for a model to load.
+    start = time.perf_counter()
+    picture = open_image(image)
+    opening = time.perf_counter() - start
+    net, processor, name = _model(model, saved=wanted is None)
+
+    start = time.perf_counter()
+    inputs = inputs_of(net, processor, picture, question)
+    length = inputs["input_ids"].shape[1]
+    check_length(net, length, max_new_tokens)
+    view = opening + time.perf_counter() - start
+    trace = Trace(net)
+
+    following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted)
+    drafting = nullcontext() if draft is None else speculate(net, draft)
+    with following as handle, drafting as speculation, torch.inference_mode(), trace.watching():
+        started = trace.now()
+        output = net.generate(
+            **inputs,
+            generation_config=greedy(net, max_new_tokens),
+            streamer=None if stream is None else _Stream(tokenizer_of(processor), stream),
+        )
+        finished = trace.now()
+        reports = () if handle is None else handle.report().images
+    written = output[0] if net.config.is_encoder_decoder else output[0, length:]
+
+    times = {"view": view, **trace.times(finished), "total": view + finished - started}
+    stages, view_size = stages_of(net, trace, inputs)
+    unmerged = max(stage.tokens for stage in stages)
+    if "grid_hws" in inputs:  # also where a plan made the image smaller
+        unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
+    read = stages[-1].tokens
+    if handle is not None and reports:
+        read = sum(report.tokens_kept for report in reports)
+        stages = with_plan(stages, handle.plan, reports)
+    return Answer(
+        text=tokenizer_of(processor).decode(written, skip_special_tokens=True).strip(),
+        question=question,
+        model=name,
+        image_size=picture.size,
+        view_size=view_size,
+        stages=stages,
+        tokens=Tokens(
+            read=read,
+            unmerged=unmerged,
+            text=length - placeholders(net, inputs["input_ids"]),
+            generated=len(written),
+        ),
+        times=times,
+        device=str(net.device),
+        plan=None if handle is None else str(handle.plan),
+        selection=placed(
+            [selected(report, seen_of(processor, picture.size)) for report in reports],
+            None if handle is None else handle.family.whole_tile,
+            picture.size,
+        ),
+        pooling=pooling_of(net, inputs) if keep_pooling and view_size is not None else [],
+        draft=None if speculation is None else speculation.report().as_json(),
+    )
+
+
+def _model(model: Any, saved: bool) -> tuple[Any, Any, str]:
+    """Model, processor and a name for them; `saved`: with the plan that was saved beside it."""
+    if isinstance(model, tuple):
+        if len(model) != 2 or not isinstance(model[0], nn.Module) or not callable(model[1]):
+            raise FoveateError("as a tuple, model must be (model, processor), as foveate.load returns them.")
+        net, processor = model
+        return net, processor, getattr(net, "name_or_path", "") or type(net).__name__
+    if model is not None and not isinstance(model, (str, os.PathLike)):
+        raise FoveateError(
+            f"model must be a folder, a Hub id or (model, processor), not {type(model).__name__}; a model alone does "
+            "not know how to read text and images."
+        )
+    name = None if model is None else os.fspath(model)
+    return *_kept(name, saved), name or "embedded"
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(name: str | None, saved: bool) -> tuple[Any, Any]:
+    return load(name, plan="saved" if saved else None)
+
+
+class _Stream(TextStreamer):
+    """Hands finished text to a function instead of printing it."""
+
+    def __init__(self, tokenizer: Any, receive: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.receive = receive
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Pass on a piece of text, if there is one."""
+        if text:
+            self.receive(text)

@@ -1,0 +1,195 @@
+"""From conversations to a model's inputs, and from what it wrote to text."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from foveate.errors import FoveateError
+from foveate.runtime import handle_of
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int | Sequence[int]
+) -> list[str]:
+    """Answer the last turn of many conversations at once, greedily.
+
+    A plan that is attached to the model is followed. An answer is what the conversation alone would get, up to the
+    rounding of larger products.
+
+    Args:
+        model: a model of `transformers` that answers questions about images.
+        processor: its processor.
+        conversations: for each its messages, such as ``{"role": "user", "content": [{"type": "image", "image": PIL
+            image}, {"type": "text", "text": "What is it?"}]}``; a content that is text alone may be a string. Text that
+            the model's tokenizer would take for a control token is passed on as text.
+        max_new_tokens: length at which answers are cut off, for all, or one for each conversation.
+
+    Returns:
+        The answers, without white space around them.
+
+    Raises:
+        FoveateError: there is no conversation, or one is longer than the model can read.
+    """
+    inputs = inputs_of_batch(model, processor, conversations)
+    single = isinstance(max_new_tokens, int)
+    limits = [max_new_tokens] * len(conversations) if single else [*max_new_tokens]
+    check_length(model, inputs["input_ids"].shape[1], max(limits))
+    output = model.generate(**inputs, generation_config=greedy(model, max(limits)))
+    written = output if model.config.is_encoder_decoder else output[:, inputs["input_ids"].shape[1] :]
+    return texts_of(model, processor, written, limits)
+
+
+def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
+    """The model's inputs for one user turn: the image, then the question."""
+    question = as_plain_text(question.strip(), tokenizer_of(processor))
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    else:
+        placeholder = getattr(processor, "image_token", "")
+        inputs = processor(images=picture, text=f"{placeholder}{question}", return_tensors="pt")
+    return inputs.to(net.device, dtype=net.dtype)
+
+
+def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
+    """The model's inputs for the next answer in each of many conversations, padded on the left; see `answer_batch`."""
+    if not conversations:
+        raise FoveateError("there is no conversation to go on with.")
+    plain = [plain_messages(messages, processor) for messages in conversations]
+    images = [[part["image"] for part in _parts(messages) if part["type"] == "image"] for messages in plain]
+    inputs = processor(
+        **({"images": images} if any(images) else {}),
+        text=[prompt_of(processor, messages) for messages in plain],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
+    return inputs.to(model.device, dtype=model.dtype)
+
+
+def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
+    """Messages whose contents are lists of parts, and whose texts hold no token with a special meaning."""
+    tokenizer = tokenizer_of(processor)
+    found = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = [
+            {"type": "text", "text": as_plain_text(part["text"].strip(), tokenizer)} if part["type"] == "text" else part
+            for part in parts
+        ]
+        found.append({**message, "content": parts})
+    return found
+
+
+def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
+    """Messages as the text that the model goes on with. Without a chat template: images first, then all texts."""
+    if getattr(processor, "chat_template", None):
+        return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    parts = _parts(messages)
+    placeholders = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
+    return placeholders + "\n".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def as_plain_text(text: str, tokenizer: Any) -> str:
+    """`text` in which no token with a special meaning (placeholders, ends of turns) can be read any more.
+
+    A space behind the first character of such a token breaks it: ``<image>`` becomes ``< image>``. Without it, a
+    question could stand for an image that is not there, or end the user's turn.
+    """
+    special = set(tokenizer.all_special_tokens)
+    special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = {token for token in special if len(token) > 1}
+    while found := [token for token in special if token in text]:
+        for token in found:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def check_length(net: Any, length: int, max_new_tokens: int) -> None:
+    """Raise FoveateError for a prompt of `length` tokens and an answer that are more than a model's positions."""
+    longest = getattr(net.config.get_text_config(), "max_position_embeddings", None)
+    if longest and length + max_new_tokens > longest:
+        raise FoveateError(
+            f"image and question take {length} tokens; with max_new_tokens={max_new_tokens} that is more than the "
+            f"{longest} positions of this model: ask a shorter question, or give a smaller image."
+        )
+
+
+def greedy(net: Any, max_new_tokens: int) -> Any:
+    """The model's own generation settings without sampling, so that an answer can be repeated."""
+    settings = copy.deepcopy(net.generation_config)
+    settings.do_sample = False
+    settings.temperature = settings.top_p = settings.top_k = settings.min_p = settings.typical_p = None
+    settings.num_beams, settings.num_return_sequences = 1, 1
+    settings.max_length, settings.max_new_tokens = None, max_new_tokens
+    return settings
+
+
+def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence[int]) -> list[str]:
+    """Generated tokens (B, T) as text: each row up to its end of text or its limit, without white space around it."""
+    ends = model.generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends])
+    first = 1 if model.config.is_encoder_decoder else 0  # decoders of those may begin with what ends a text
+    rows = []
+    for row, limit in zip(written[:, first:].tolist(), limits, strict=True):
+        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        rows.append(row[: min(end, limit)])
+    texts = tokenizer_of(processor).batch_decode(rows, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def image_tokens(model: Any, ids: torch.Tensor) -> list[tuple[int, float]]:
+    """What became of the images of the last call in this thread, for every sequence of its batch.
+
+    Args:
+        model: the model, with a plan or without.
+        ids: ``(B, L)`` of the prompts.
+
+    Returns:
+        For each sequence the tokens of its images before the plan, and those that the language model worked on, the
+        mean over its layers.
+    """
+    handle, config = handle_of(model), model.config
+    token = image_token_of(config)
+    counts = [0] * len(ids) if token is None else (ids == token).sum(dim=1).tolist()
+    if handle is None or (token is not None and not any(counts)):  # a report is of the last call that had images
+        return [(count, count) for count in counts]
+    layers = config.get_text_config().num_hidden_layers
+    found: list[tuple[int, float]] = [(0, 0)] * len(ids)
+    for image in handle.report().images:
+        before, after = found[image.row]
+        found[image.row] = (before + image.tokens_in, after + image.mean_tokens(layers))
+    return found
+
+
+def image_token_of(config: Any) -> int | None:
+    """The id of the token that stands for an image token in prompts, under either of its names in `transformers`."""
+    token = getattr(config, "image_token_id", None)
+    return getattr(config, "image_token_index", None) if token is None else token
+
+
+def placeholders(model: Any, ids: torch.Tensor) -> int:
+    """How many of the ids (B, L) of prompts stand for image tokens."""
+    token = image_token_of(model.config)
+    return 0 if token is None else int((ids == token).sum())
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor, or what is a tokenizer itself."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def _parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [part for message in messages for part in message["content"]]

@@ -1,0 +1,93 @@
+"""The tokens of an image from patches to what the language model reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.answering.conversations import placeholders
+from foveate.answering.trace import Trace
+from foveate.encoders import ViTUHDConfig, ViTUHDModel
+from foveate.plan import Plan
+from foveate.runtime.report import ImageReport
+
+#: What a step of a plan does to tokens, by its site.
+DOINGS = {
+    "before-lm": "chosen before the language model",
+    "in-encoder": "merged inside the encoder",
+    "view": "made from a smaller image",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The tokens of the image at one point of the model.
+
+    Attributes:
+        name: such as ``"patches"`` or ``"stage 1"``.
+        grid: rows and columns of tokens, where the model keeps them as one grid.
+        tokens: number of tokens.
+        size: pixels of the resized image ``(width, height)`` that one token stands for, where that is known.
+        detail: what made these tokens, in words.
+    """
+
+    name: str
+    grid: tuple[int, int] | None
+    tokens: int
+    size: tuple[int, int] | None
+    detail: str
+
+
+def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[int, int] | None]:
+    """The image's tokens along the way, and the size of the view where there is one."""
+    if isinstance(trace.encoder, ViTUHDModel):
+        return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"][0].tolist())
+    encoded = trace.tokens.get("encoder", 0)
+    grids = inputs.get("image_grid_thw")
+    patches = int(grids.prod(-1).sum()) if grids is not None else encoded
+    stages = []
+    if patches:
+        stages.append(Stage("patches", None, patches, None, "tokens of the vision encoder"))
+    read = placeholders(net, inputs["input_ids"])
+    read = read if read > 1 else trace.tokens.get("connector", encoded)
+    stages.append(Stage("language model", None, read, None, "image tokens that the language model reads"))
+    return stages, None
+
+
+def _vit_uhd_stages(
+    config: ViTUHDConfig, tokens: dict[str | int, int], grid: list[int]
+) -> tuple[list[Stage], tuple[int, int]]:
+    rows, columns = grid
+    side, blocks = config.patch_size, config.merger_layer_index or ()
+    view_size = (columns * side, rows * side)
+    if tokens["patches"] != rows * columns:  # the view was made smaller on its way
+        smaller = [Stage("patches", None, tokens["patches"], None, "patch embedding of the smaller image")]
+        for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
+            smaller.append(Stage(f"stage {number}", None, tokens[index], None, f"{method} after block {index + 1}"))
+        return smaller, view_size
+    stages = [Stage("patches", (rows, columns), tokens["patches"], (side, side), "patch embedding")]
+    for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
+        rows, columns, side = rows // 2, columns // 2, side * 2
+        detail = f"{method} after block {index + 1} of {config.num_hidden_layers}"
+        stages.append(Stage(f"stage {number}", (rows, columns), tokens[index], (side, side), detail))
+    return stages, view_size
+
+
+def with_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport, ...]) -> list[Stage]:
+    """The stages of a model, and one more for every step of the plan that was followed."""
+    if stages[-1].name == "language model":
+        detail = "image tokens of the prompt"
+        stages = [*stages[:-1], Stage("connector", None, stages[-1].tokens, None, detail)]
+    before = zip(*(report.steps for report in reports), strict=True)
+    inside = zip(*(report.layers for report in reports), strict=True)
+    return [
+        *stages,
+        *(
+            Stage(str(step), None, sum(one.tokens_kept for one in done), None, DOINGS[step.method.site])
+            for step, done in zip(plan.early_steps, before, strict=False)
+        ),
+        *(
+            Stage(f"layer {done[0].layer}", None, sum(one.tokens_kept for one in done), None, done[0].method)
+            for done in inside
+        ),
+    ]

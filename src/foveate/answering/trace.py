@@ -1,0 +1,96 @@
+"""The clock and the shapes of one run, read by hooks that are removed when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveate.encoders import ViTUHDModel
+
+#: Where `transformers` keeps what maps encoder features into the language model's space.
+CONNECTORS = ("multi_modal_projector", "connector", "embed_vision", "aligner", "mm_projector", "qformer")
+
+
+class Trace:
+    """What the parts of a model do in one run: when they start and end, and how many tokens they put out.
+
+    Attributes:
+        tokens: tokens that a part gave in its first run: ``"encoder"``, ``"connector"``, and for a ViT-UHD
+            ``"patches"`` and the index of each block with a stage.
+    """
+
+    def __init__(self, net: Any) -> None:
+        self.device = net.device
+        base = net.base_model
+        self.encoder = _other_than(net, net.get_encoder(modality="image"))
+        self.connector = next((found for name in CONNECTORS if (found := getattr(base, name, None)) is not None), None)
+        self.language_model = _other_than(net, net.get_decoder())
+        self.tokens: dict[str | int, int] = {}
+        self._spans: dict[str, list[tuple[float, float]]] = {}
+
+    def now(self) -> float:
+        """Seconds on a clock that waits for the device to finish what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def watching(self) -> Generator[None]:
+        """Read shapes and clock of the parts while the block runs; afterwards the model has no hooks of ours."""
+        with ExitStack() as hooks:
+            parts = ("encoder", self.encoder), ("connector", self.connector), ("language_model", self.language_model)
+            for name, part in parts:
+                if part is not None:
+                    self._time(hooks, name, part)
+            if isinstance(self.encoder, ViTUHDModel):
+                self._count(hooks, "patches", self.encoder.patch_embed)
+                for index in self.encoder.config.merger_layer_index or ():
+                    self._count(hooks, index, self.encoder.get_submodule(f"encoder.blocks.{index}.merger"))
+            yield
+
+    def _time(self, hooks: ExitStack, name: str, part: nn.Module) -> None:
+        begun: list[float] = []
+
+        def before(*_: Any) -> None:
+            begun.append(self.now())
+
+        def after(_part: nn.Module, _inputs: Any, output: Any) -> None:
+            self._spans.setdefault(name, []).append((begun.pop(), self.now()))
+            self.tokens.setdefault(name, _tokens_of(output))
+
+        hooks.callback(part.register_forward_pre_hook(before).remove)
+        hooks.callback(part.register_forward_hook(after).remove)
+
+    def _count(self, hooks: ExitStack, name: str | int, part: nn.Module) -> None:
+        def after(_part: nn.Module, _inputs: Any, output: Any) -> None:
+            self.tokens.setdefault(name, _tokens_of(output))
+
+        hooks.callback(part.register_forward_hook(after).remove)
+
+    def times(self, finished: float) -> dict[str, float]:
+        """Seconds in each part; decoding is what follows the language model's first run, until `finished`."""
+        times = {}
+        for name in ("encoder", "connector"):
+            if spans := self._spans.get(name):
+                times[name] = sum(end - start for start, end in spans)
+        if spans := self._spans.get("language_model"):
+            first_start, first_end = spans[0]
+            times |= {"prefill": first_end - first_start, "decode": finished - first_end}
+        return times
+
+
+def _other_than(net: Any, part: Any) -> nn.Module | None:
+    """`part`, unless the look-up of transformers fell back to the model itself."""
+    return part if isinstance(part, nn.Module) and part is not net and part is not net.base_model else None
+
+
+def _tokens_of(output: Any) -> int:
+    """Number of tokens in a module's output: all axes of its features but the last."""
+    if not isinstance(output, torch.Tensor):
+        output = getattr(output, "last_hidden_state", None) if hasattr(output, "last_hidden_state") else output[0]
+    return output.numel() // output.shape[-1] if isinstance(output, torch.Tensor) and output.numel() else 0
