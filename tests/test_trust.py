@@ -25,7 +25,7 @@ from foveate.decoding import load_draft
 from foveate.encoders.vit_sources import read_source
 from foveate.selection.focusui import Scorer
 from foveate.selection.relevance import Mapper
-from foveate.training.recipe import read_recipe
+from foveate.training.recipe_file import read_recipe
 from foveate.training.run import Run
 from foveate.weights import read_state
 from tiny_model import save_llava, save_llava_uhd

@@ -7,7 +7,7 @@ from targets import is_sentence
 from traps import bad_recipes
 
 from foveate.errors import FoveateError
-from foveate.training.recipe import read_recipe
+from foveate.training.recipe_file import read_recipe
 
 _HELD = tempfile.TemporaryDirectory(prefix="foveate-fuzz-")
 _FILE = Path(_HELD.name) / "recipe.yaml"

@@ -24,7 +24,7 @@ from foveate.batch import answer_questions, read_questions
 from foveate.errors import FoveateError
 from foveate.plan import parse_plan
 from foveate.training.dataset import read_conversations
-from foveate.training.recipe import read_recipe
+from foveate.training.recipe_file import read_recipe
 from foveate.views import open_image
 
 #: Memory beyond what stands when the first trap comes, in bytes, and seconds of computing for all of them.

@@ -11,7 +11,8 @@ from foveate.training.attention import NAME, prefer_plain_when_short
 from foveate.training.collate import Collator
 from foveate.training.data import Character
 from foveate.training.examples import Example
-from foveate.training.learner import SUMS, Learner
+from foveate.training.learner import Learner
+from foveate.training.losses import SUMS
 from foveate.training.recipe import PARTS
 
 

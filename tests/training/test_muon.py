@@ -8,7 +8,7 @@ from small_training import EVERYTHING, recipe, small_stage, write_conversations
 from torch import nn
 
 from foveate.training.muon import MuonAdamW
-from foveate.training.recipe import parse_recipe
+from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 from foveate.training.trainer import StageTrainer
 

@@ -14,7 +14,7 @@ from foveate.runtime import handle_of
 from foveate.training.collate import Collator
 from foveate.training.dataset import read_conversations
 from foveate.training.learner import Learner
-from foveate.training.recipe import parse_recipe
+from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 
 DEEP = {**TEXT, "num_hidden_layers": 4}

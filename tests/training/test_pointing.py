@@ -15,7 +15,8 @@ from foveate.training.data import Character, render
 from foveate.training.examples import Example
 from foveate.training.learner import Learner
 from foveate.training.pointing import NOWHERE, PointingTeacher, answer_places
-from foveate.training.recipe import NewModel, parse_recipe
+from foveate.training.recipe import NewModel
+from foveate.training.recipe_file import parse_recipe
 
 IMAGES = {"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}
 

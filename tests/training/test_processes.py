@@ -10,7 +10,7 @@ import torch.distributed
 import yaml
 from small_training import EVERYTHING, read_log, recipe, small_stage, write_conversations
 
-from foveate.training.recipe import read_recipe
+from foveate.training.recipe_file import read_recipe
 from foveate.training.run import Run
 
 

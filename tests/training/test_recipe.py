@@ -8,7 +8,8 @@ import yaml
 from small_training import recipe, small_stage
 
 from foveate import FoveateError
-from foveate.training.recipe import Schedule, parse_recipe, read_recipe
+from foveate.training.recipe import Schedule
+from foveate.training.recipe_file import parse_recipe, read_recipe
 
 RENDERED = [{"rendered": {}}]
 SHIPPED = Path(__file__).parents[2] / "recipes"

@@ -12,7 +12,7 @@ import yaml
 from small_training import EVERYTHING, read_log, recipe, small_stage
 
 from foveate.cli import main
-from foveate.training.recipe import read_recipe
+from foveate.training.recipe_file import read_recipe
 from foveate.training.run import Run
 from full_disk import room
 

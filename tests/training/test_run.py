@@ -18,7 +18,8 @@ from foveate.training.architectures import ARCHITECTURES
 from foveate.training.building import build_model, new_model
 from foveate.training.course import StopRequest
 from foveate.training.log import RunLog
-from foveate.training.recipe import NewModel, parse_recipe
+from foveate.training.recipe import NewModel
+from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 
 

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from foveate import FoveateError
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
-from foveate.training.recipe import Rendered, Sizes, parse_recipe
+from foveate.training.recipe import Rendered, Sizes
+from foveate.training.recipe_file import parse_recipe
 from foveate.training.sources import open_source
 from foveate.training.streams import BatchStream, ListSource, RenderedSource, sizes_at
 

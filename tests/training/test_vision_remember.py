@@ -9,7 +9,8 @@ from small_training import read_log, recipe, small_stage, write_conversations
 import foveate
 from foveate import FoveateError
 from foveate.training.building import build_model
-from foveate.training.recipe import ModelChoice, parse_recipe
+from foveate.training.recipe import ModelChoice
+from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 
 

@@ -10,7 +10,8 @@ import foveate
 from foveate import FoveateError
 from foveate.memory import ImageMemory
 from foveate.training.building import build_model
-from foveate.training.recipe import ModelChoice, parse_recipe
+from foveate.training.recipe import ModelChoice
+from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 
 RATES = dict.fromkeys(("vision_tower", "stages", "connector", "language_model"), 5e-3)

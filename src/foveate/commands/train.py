@@ -10,7 +10,7 @@ import typer
 
 from foveate.commands.console import console, notes, print_json
 from foveate.errors import FoveateError
-from foveate.training.recipe import read_recipe
+from foveate.training.recipe_file import read_recipe
 
 EXAMPLES = """
     foveate train recipes/tiny.yaml

@@ -17,26 +17,6 @@ from foveate.training.architectures import architecture_of
 from foveate.training.pointing import PointingTeacher
 from foveate.training.supervision import NUM_CLASSES, CellReader, ColourReader, targets_before_last_stage
 
-#: Sums that one forward reports; those of all micro-batches and processes are added before they are divided.
-SUMS = (
-    "answer_loss",
-    "answer_tokens",
-    "answer_right",
-    "cell_loss",
-    "cell_weight",
-    "cell_right",
-    "cell_characters",
-    "before_loss",
-    "before_right",
-    "pointing_loss",
-    "pointing_count",
-    "pointing_right",
-    "page_loss",
-    "page_count",
-    "colour_loss",
-    "colour_count",
-)
-
 
 class Learner(nn.Module):
     """A model with its cell heads; computes answer and cell losses, and only what they need.
@@ -107,7 +87,7 @@ class Learner(nn.Module):
         blank_weight: float = 1.0,
         **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """The sums of `SUMS` that the given targets allow.
+        """The sums of `losses.SUMS` that the given targets allow.
 
         Args:
             labels: (B, T), -100 where nothing is learned; None skips the language model.
@@ -170,7 +150,12 @@ class Learner(nn.Module):
             layout = Layout.from_grids(self._seen["grids"], len(cells), 0)
             targets = targets_before_last_stage(layout.pack(cells))
             score = self.reader.before.score(self._seen["windows"], targets, blank_weight)
-            sums |= {"before_loss": score.loss, "before_right": score.correct}
+            sums |= {
+                "before_loss": score.loss,
+                "before_weight": score.weight,
+                "before_right": score.correct,
+                "before_characters": score.characters,
+            }
         return sums
 
     def part_of(self, name: str) -> str:

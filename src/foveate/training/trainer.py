@@ -26,13 +26,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from foveate.errors import FoveateError
 from foveate.training import checkpoints
 from foveate.training.course import Course, Display, StopRequest
-from foveate.training.learner import SUMS, Learner
+from foveate.training.learner import Learner
 from foveate.training.log import RunLog, draw_losses
+from foveate.training.losses import SUMS, TERMS, counts_of, means, weighted
 from foveate.training.muon import MuonAdamW
-from foveate.training.pointing import NOWHERE
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.streams import BatchStream
-from foveate.training.supervision import cell_weight
 
 WEIGHTS = "learner.safetensors"
 PROGRESS = "progress.json"
@@ -196,24 +195,12 @@ class StageTrainer(Trainer):
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
         """The micro-batches of one optimiser step, and over how much their losses are averaged.
 
-        The second is (5,): learned tokens, weight of labelled cells, comparisons of pointing, characters of pages and
-        values of colours, summed over micro-batches and processes, so that the mean does not depend on how a batch is
-        divided.
+        The second is (terms,), `losses.counts_of` summed over micro-batches and processes, so that the mean does not
+        depend on how a batch is divided.
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        totals = torch.zeros(5, dtype=torch.float64)
-        for batch in batches:
-            if "labels" in batch:
-                totals[0] += (batch["labels"][:, 1:] != -100).sum()
-            if "cells" in batch:
-                totals[1] += cell_weight(batch["cells"], self._stage.loss.blank)
-            if "pointers" in batch:
-                totals[2] += (batch["pointers"] != NOWHERE).sum() * len(self._stage.loss.pointing_layers)
-            if "pages" in batch:
-                totals[3] += (batch["pages"] >= 0).sum()
-            if "colours" in batch:
-                totals[4] += batch["colours"].numel()
-        return batches, self.accelerator.reduce(totals.to(device, torch.float32), "sum")
+        counts = sum((counts_of(batch, self._stage.loss) for batch in batches), torch.zeros(len(TERMS)))
+        return batches, self.accelerator.reduce(counts.to(device, torch.float32), "sum")
 
     # Losses
 
@@ -234,20 +221,8 @@ class StageTrainer(Trainer):
                 for name in SUMS
             ]
         )
-        totals = num_items_in_batch.clamp(min=torch.finfo(torch.float32).tiny)
-        loss = torch.zeros((), device=totals.device)
-        for name, weight, total in (
-            ("answer_loss", weights.answer, totals[0]),
-            ("cell_loss", weights.cells, totals[1]),
-            ("before_loss", weights.before, totals[1]),
-            ("pointing_loss", weights.pointing, totals[2]),
-            ("page_loss", weights.page, totals[3]),
-            ("colour_loss", weights.colours, totals[4]),
-        ):
-            if weight and name in sums:
-                loss = loss + weight * sums[name] / total
         # Gradients are averaged over processes, and this is already a share of the sum.
-        loss = loss * self.accelerator.num_processes
+        loss = weighted(sums, num_items_in_batch, weights) * self.accelerator.num_processes
         return (loss, sums) if return_outputs else loss
 
     # Optimiser
@@ -317,20 +292,7 @@ class StageTrainer(Trainer):
         }
         if self._stage.plan is not None:
             entry["plan"] = self._stage.plan
-        for name, value, count in (
-            ("answer_loss", "answer_loss", "answer_tokens"),
-            ("answer_accuracy", "answer_right", "answer_tokens"),
-            ("cell_loss", "cell_loss", "cell_weight"),
-            ("cell_accuracy", "cell_right", "cell_characters"),
-            ("before_loss", "before_loss", "cell_weight"),
-            ("before_accuracy", "before_right", "cell_characters"),
-            ("pointing_loss", "pointing_loss", "pointing_count"),
-            ("pointing_accuracy", "pointing_right", "pointing_count"),
-            ("page_loss", "page_loss", "page_count"),
-            ("colour_loss", "colour_loss", "colour_count"),
-        ):
-            if sums[count] and (not name.startswith("before") or sums["before_loss"]):
-                entry[name] = sums[value] / sums[count]
+        entry |= means(sums)
         factor = self._stage.schedule.factor(self.state.global_step - 1, self._stage.steps)
         entry["learning_rates"] = {part: rate * factor for part, rate in self._stage.train.items()}
         entry["grad_norm"] = logs.get("grad_norm")
