@@ -29,7 +29,8 @@ from foveate.plan import Step
 from foveate.runtime.probe import attention_function, name_before
 
 if TYPE_CHECKING:
-    from foveate.runtime.layers import LayerSeam, Pass
+    from foveate.runtime.layers import LayerSeam
+    from foveate.runtime.passes import Pass
 
 #: What an attention function of ours is called in a config; the rest of the name is the one that it stands around.
 PREFIX = "foveate_around_"

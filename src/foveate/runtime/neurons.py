@@ -19,7 +19,8 @@ from foveate.errors import FoveateError
 from foveate.runtime import sequence
 
 if TYPE_CHECKING:
-    from foveate.runtime.layers import LayerSeam, Pass
+    from foveate.runtime.layers import LayerSeam
+    from foveate.runtime.passes import Pass
 
 
 class Sliced:

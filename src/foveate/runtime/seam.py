@@ -18,7 +18,8 @@ from foveate.runtime import sequence
 from foveate.runtime.cache import Kept, inside, kept_of, mark
 from foveate.runtime.carried import carried_ids, carrying
 from foveate.runtime.choosing import Frame
-from foveate.runtime.layers import LayerSeam, Pass, Placed
+from foveate.runtime.layers import LayerSeam
+from foveate.runtime.passes import Pass, Placed
 from foveate.runtime.report import ImageReport
 from foveate.runtime.sequence import Chosen, Shorter
 from foveate.runtime.virtual_unmerging import virtual_unmerging
