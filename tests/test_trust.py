@@ -22,7 +22,7 @@ from foveate import FoveateError
 from foveate.benchmark import next_scale
 from foveate.cli import main
 from foveate.decoding import load_draft
-from foveate.encoders.vit_sources import read_source
+from foveate.encoders.sources import read_source
 from foveate.selection.focusui import Scorer
 from foveate.selection.relevance import Mapper
 from foveate.training.recipe_file import read_recipe

@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 from foveate import FoveateError, ViTUHDConfig, ViTUHDModel
-from foveate.encoders.vit_sources import rotary_channels
+from foveate.encoders.rotary_channels import rotary_channels
 from foveate.llava_uhd.configuration import LlavaUHDConfig
 from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
 

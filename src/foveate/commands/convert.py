@@ -98,7 +98,7 @@ def convert(
 
         from foveate.encoders.configuration import ViTUHDConfig
         from foveate.encoders.conversion import from_vit
-        from foveate.encoders.vit_sources import read_source
+        from foveate.encoders.sources import read_source
         from foveate.views import LlavaUHDImageProcessor
     disable_progress_bar()  # the status line says enough
     with notes.status(f"reading {source}"):

@@ -18,7 +18,8 @@ from torch import nn
 from foveate.encoders.configuration import ROPE_LAYOUTS, ViTUHDConfig
 from foveate.encoders.early_compression import EarlyCompressor
 from foveate.encoders.patch_embedding import KernelResize, ResizeMode, resize_patch_kernel
-from foveate.encoders.vit_sources import Tower, read_source, reorder_rotary
+from foveate.encoders.rotary_channels import reorder_rotary
+from foveate.encoders.sources import Tower, read_source
 from foveate.encoders.vit_uhd import ViTUHDModel
 from foveate.errors import FoveateError
 
