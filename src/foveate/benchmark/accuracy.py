@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foveate.benchmark import measure
 from foveate.benchmark.asking import Prepared, ask, batches, prepare
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
@@ -151,9 +149,7 @@ def run(
     """
     rows = Rows(None if path is None else rows_path(path), settings.described, resume)
     run = _Run(settings, rows, report, progress)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(settings.threads or threads)
+    with measure.threads(settings.threads):
         hardware = measure.hardware(settings.runs_on)
 
         def document() -> dict[str, Any]:
@@ -178,8 +174,6 @@ def run(
             document()
             raise
         return document()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def rows_path(path: Path) -> Path:

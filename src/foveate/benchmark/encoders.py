@@ -141,9 +141,7 @@ def compare(
         "note": NOTE,
         "rows": rows,
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with measure.threads(settings.threads):
         if missing:
             report(f"building {', '.join(settings.encoders)} and the language model")
             bench = _Bench(settings, device)
@@ -153,8 +151,6 @@ def compare(
                 if path is not None:
                     _conclude(document)
                     write_json(path, document)
-    finally:
-        torch.set_num_threads(threads)
     _conclude(document)
     if path is not None:
         write_json(path, document)

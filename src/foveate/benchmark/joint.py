@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foveate.benchmark import measure
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
@@ -109,9 +107,7 @@ def run(
     rows, impossible = [], []
     if resume and path is not None:
         rows, impossible = earlier(path, settings.described, ("rows", "impossible"), "joint")
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(settings.threads or threads)
+    with measure.threads(settings.threads):
         document: dict[str, Any] = {
             **measure.head("joint", command, measure.hardware(settings.runs_on), settings.described, NOTE),
             "rows": rows,
@@ -130,8 +126,6 @@ def run(
         if path is not None:
             write_json(path, document)
         return document
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _missing(settings: Settings, document: dict[str, Any], model: str, weights: str) -> list[tuple[str, str]]:

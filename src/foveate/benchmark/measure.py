@@ -8,12 +8,24 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+@contextmanager
+def threads(count: int | None) -> Generator[None]:
+    """Inside this context PyTorch works with so many threads of the CPU; None: with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def clock(device: torch.device) -> float:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from torch import Tensor
 
-from foveate.benchmark.measure import clock, hardware, spread, versions
+from foveate.benchmark.measure import clock, hardware, spread, threads, versions
 from foveate.benchmark.results import earlier, write_json
 from foveate.cache.policies import METHODS, history
 from foveate.errors import FoveateError
@@ -123,12 +123,8 @@ def run(
         (rows,) = earlier(path, asdict(settings), ["rows"], KIND)
         if rows:
             return {"settings": asdict(settings), "rows": rows}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with threads(settings.threads):
         document = _measure(settings, command, picture, report)
-    finally:
-        torch.set_num_threads(threads)
     write_json(path, document)
     return document
 

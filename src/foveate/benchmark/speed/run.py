@@ -57,9 +57,7 @@ def run(
         "rows": rows,
         "impossible": impossible,
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with measure.threads(settings.threads):
         for name in settings.models:
             report(f"building {name}")
             one = subject(name, settings)
@@ -76,8 +74,6 @@ def run(
             del one
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    finally:
-        torch.set_num_threads(threads)
     if path is not None:
         write_json(path, document)
     return document

@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from foveate.benchmark import measure
 from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.results import write_json
@@ -71,13 +69,9 @@ def run(
     finished = _finished(settings, folder)
     if finished is not None:
         return finished
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(settings.threads or threads)
+    with measure.threads(settings.threads):
         rows = Rows(None if folder is None else folder / ROWS, described, resume=True)
         return _Run(settings, folder, study, rows, command, report, progress).whole()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _finished(settings: Settings, folder: Path | None) -> dict[str, Any] | None:
