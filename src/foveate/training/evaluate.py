@@ -13,7 +13,6 @@ import json
 import platform
 import shlex
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -232,7 +231,6 @@ def main(
     """Measure how many answers of a model are exactly right, task by task."""
     from foveate.training.data import TASKS
 
-    start = time.monotonic()
     rows_file = output.with_suffix(".rows.jsonl")
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     name = None if model == "embedded" else model
@@ -247,7 +245,6 @@ def main(
         "difficulty": difficulty,
         "interval": "Wilson, 95 %",
         **summary(rows),
-        "seconds": round(time.monotonic() - start, 1),
         "versions": {"foveate": foveate.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "command": shlex.join(["python", "-m", "foveate.training.evaluate", *sys.argv[1:]]),
     }
