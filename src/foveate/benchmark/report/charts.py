@@ -289,7 +289,7 @@ def _around(mark: tuple[float, float], text: str) -> list[tuple[float, float]]:
     """Where a label may begin, nearest first."""
     wide = LETTER_WIDTH * len(text)
     places = []
-    for far in (0, 8, 18, 30, 44, 60):
+    for far in (0, 8, 18, 30, 44, 60, 80, 105, 135):
         for across in (8 + far / 2, -8 - far / 2 - wide, -wide / 2):
             for down in (-13 - far, 15 + far, *((0.0,) if across != -wide / 2 else ())):
                 places.append((mark[0] + across, mark[1] + down))
