@@ -91,11 +91,23 @@ def test_info_shows_the_records_of_a_folder(capsys, tmp_path):
     folder = save_llava_uhd(tmp_path)
     tasks = [{"task": "read a word", "questions": 500, "accuracy": 0.912, "interval": [0.884, 0.934], "majority": 0.01}]
     (folder / "evaluation.json").write_text(json.dumps({"command": "foveate ...", "tasks": tasks}))
-    (folder / "training.json").write_text(json.dumps({"steps": 44000, "recipe": "recipes/tiny.yaml"}))
+    stages = {"read": {"steps": 4000, "cell_loss": 0.78}, "answer": {"steps": 800, "answer_loss": 0.5}}
+    record = {"steps": 44000, "seconds": 28282.25, "recipe": "recipes/tiny.yaml", "stages": stages}
+    (folder / "training.json").write_text(json.dumps(record))
     assert main(["info", str(folder)]) == 0
     out = capsys.readouterr().out
-    for text in ("read a word", "0.912", "0.884", "44,000", "recipes/tiny.yaml", "content-adaptive", "16 x 16"):
+    for text in (
+        "read a word",
+        "0.912",
+        "0.884",
+        "44,000",
+        "28,282",
+        "recipes/tiny.yaml",
+        "content-adaptive",
+        "16 x 16",
+    ):
         assert text in out
+    assert ["answer", "800", "0.5"] in [line.split() for line in out.splitlines()]  # a row for each stage
     (folder / "evaluation.json").write_text("{broken")
     assert main(["info", str(folder)]) == 2
     assert "evaluation.json' cannot be read as JSON" in capsys.readouterr().err

@@ -177,7 +177,7 @@ def _print_section(title: str, content: Any) -> None:
     elif isinstance(content, dict):
         width = max(len(name) for name in content) + 2
         for name, value in content.items():
-            if _is_records(value) and name != "stages":
+            if _is_records(value) and title != "vision":  # its two or three stages are a line
                 console.print(f"  {name.replace('_', ' ')}")
                 _print_table(value)
             else:
@@ -201,7 +201,8 @@ def _print_table(content: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> N
     table.add_column("")  # indent
     for name in columns:
         first = next(row[name] for row in rows if name in row)
-        table.add_column(name.replace("_", " "), justify="right" if isinstance(first, (int, float)) else "left")
+        justify = "right" if isinstance(first, (int, float)) else "left"
+        table.add_column(name.replace("_", " "), justify=justify, no_wrap=not name)
     for row in rows:
         table.add_row("", *(_shown(row[name]) if name in row else "" for name in columns))
     console.print(table)
@@ -214,7 +215,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     if isinstance(value, list):
         if len(value) == 2 and all(isinstance(side, int) for side in value):
             return f"{value[0]} x {value[1]}"
