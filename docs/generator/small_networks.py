@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from generator.accuracy import runs
+from generator.accuracy import Row, runs
 
 
 def pruners(root: Path) -> str:
     """What `foveate train-pruner` measured at its end: the same token as with all visual tokens."""
     header = ["model", "questions learned", "keeps", "its own choice", "FastV's", "random"]
     lines = []
-    for run in runs(root, "pruner"):
+    measured = runs(root, "pruner")
+    for run in measured:
         rows = {plan: row for plan, row in run["measured"].items() if plan != "untouched"}
         for budget in dict.fromkeys(plan.rpartition(":")[2] for plan in rows):
             found = {plan.split(":")[0].split("(")[0]: row for plan, row in rows.items() if plan.endswith(f":{budget}")}
             shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (run["kind"], "fastv", "random-at")]
             lines.append([_model(run), f"{run['questions']:,}", budget.split("@")[0], f"**{shares[0]}**", *shares[1:]])
-    return _with_sources(root, "pruner", header, lines)
+    return _with_sources(measured, header, lines)
 
 
 def routers(root: Path) -> str:
     """What `foveate train-pruner --kind dpn` measured at its end, beside random tokens and means of as many."""
     header = ["model", "questions learned", "plan", "tokens in the last layer", "same token"]
     lines = []
-    for run in runs(root, "router"):
+    measured = runs(root, "router")
+    for run in measured:
         for plan, row in run["measured"].items():
             if plan != "untouched":
                 shown = "**dpn**" if plan.startswith("dpn(") else f"`{plan}`"
                 tokens, same = (f"{100 * row[name]:.1f} %" for name in ("tokens", "agreement"))
                 lines.append([_model(run), f"{run['questions']:,}", shown, tokens, same])
-    return _with_sources(root, "router", header, lines)
+    return _with_sources(measured, header, lines)
 
 
 def drafts(root: Path) -> str:
     """What `foveate train-draft` measured at its end: tokens a pass, the same answers, and the time."""
     header = ["model", "draft", "questions learned", "tree or chain", "tokens a pass", "same answers", "speed-up"]
     lines = []
-    for run in runs(root, "draft"):
+    measured = runs(root, "draft")
+    for run in measured:
         for way, row in run["measured"].items():
             same, times = f"{row['identical']} of {row['answers']}", f"{row['speed_up']:.2f}"
             if way == "default":
@@ -47,17 +49,17 @@ def drafts(root: Path) -> str:
                 way = "tree"
             start = [_model(run), run["kind"], f"{run['questions']:,}", way]
             lines.append([*start, f"**{row['acceptance_length']:.2f}**", same, times])
-    return _with_sources(root, "draft", header, lines)
+    return _with_sources(measured, header, lines)
 
 
-def _model(run: dict[str, Any]) -> str:
+def _model(run: Row) -> str:
     return Path(run["model"]).name
 
 
-def _with_sources(root: Path, kind: str, header: list[str], lines: list[list[str]]) -> str:
+def _with_sources(measured: list[Row], header: list[str], lines: list[list[str]]) -> str:
     from generator.tables import table
 
     if not lines:
         return "*Not measured yet.*"
-    made = "\n".join(f"- `{run['path']}`: `{run['command']}`" for run in runs(root, kind))
+    made = "\n".join(f"- `{run['path']}`: `{run['command']}`" for run in measured)
     return f"{table(header, lines)}\n\nMade by:\n\n{made}"

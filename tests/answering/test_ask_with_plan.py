@@ -19,24 +19,14 @@ from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport, StepReport
 from foveate.selection_pictures import draw_selection, joined
 from foveate.tokens import Crop, Grid, Selection, merged
-from tiny_model import noise, save_internvl, save_llava, save_llava_uhd
-
-
-@pytest.fixture(scope="module")
-def uhd(tmp_path_factory):
-    return load(save_llava_uhd(tmp_path_factory.mktemp("uhd")))
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return load(save_llava(tmp_path_factory.mktemp("llava")))
+from tiny_model import noise, save_internvl, save_llava_uhd
 
 
 @pytest.mark.parametrize("plan", ["divprune:25%", "vmtc:5", "downsample:50%", "divprune:50% + divprune:4"])
-def test_what_is_read_is_what_the_plan_left(uhd, plan):
-    answer = ask(noise(64, 64), "?", uhd, plan, max_new_tokens=2)
+def test_what_is_read_is_what_the_plan_left(pair, plan):
+    answer = ask(noise(64, 64), "?", pair, plan, max_new_tokens=2)
     [image] = answer.selection
-    assert answer.plan == plan and handle_of(uhd[0]) is None
+    assert answer.plan == plan and handle_of(pair[0]) is None
     assert answer.tokens.read == image["tokens_kept"] == len(image["kept"]) + len(image["merged"])
     assert image["tokens_in"] == 16 and answer.tokens.unmerged == 256
     assert answer.stages[-1].tokens == image["tokens_kept"] and answer.stages[-1].name in plan
@@ -53,19 +43,19 @@ def test_another_model(llava, plan):
     assert draw_answer(answer, noise(32, 32)).width == 1600
 
 
-def test_a_full_budget_changes_no_answer(uhd):
-    plain = ask(noise(64, 64), "?", uhd, max_new_tokens=8)
-    assert ask(noise(64, 64), "?", uhd, "divprune:100%", max_new_tokens=8).text == plain.text
+def test_a_full_budget_changes_no_answer(pair):
+    plain = ask(noise(64, 64), "?", pair, max_new_tokens=8)
+    assert ask(noise(64, 64), "?", pair, "divprune:100%", max_new_tokens=8).text == plain.text
     assert plain.plan is None and plain.selection == []
 
 
-def test_an_attached_plan_is_followed_and_stays(uhd):
-    with foveate.compress(uhd[0], "divprune:3") as handle:
-        answer = ask(noise(64, 64), "?", uhd, max_new_tokens=2)
+def test_an_attached_plan_is_followed_and_stays(pair):
+    with foveate.compress(pair[0], "divprune:3") as handle:
+        answer = ask(noise(64, 64), "?", pair, max_new_tokens=2)
         assert (answer.plan, answer.tokens.read) == ("divprune:3", 3)
-        assert handle_of(uhd[0]) is handle
+        assert handle_of(pair[0]) is handle
         with pytest.raises(FoveateError, match="attached to this model already"):
-            ask(noise(64, 64), "?", uhd, "divprune:4")
+            ask(noise(64, 64), "?", pair, "divprune:4")
 
 
 def test_a_saved_plan_is_attached_unless_told_otherwise(tmp_path):

@@ -10,18 +10,7 @@ from foveate import FoveateError
 from foveate.answering import PARTS, ask
 from foveate.answering.conversations import as_plain_text
 from foveate.llava_uhd import byte_tokenizer
-from foveate.loading import load
-from tiny_model import noise, save_llava, save_llava_uhd
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return load(save_llava_uhd(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return load(save_llava(tmp_path_factory.mktemp("llava")))
+from tiny_model import noise, save_llava_uhd
 
 
 def test_the_answer_is_what_generate_writes(pair):

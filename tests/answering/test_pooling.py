@@ -1,18 +1,12 @@
 """What content-adaptive stages look at, as maps on the image."""
 
 import numpy as np
-import pytest
 import torch
 
 from foveate.answering import ask
 from foveate.answering.pooling import pooling_effect
 from foveate.loading import load
 from tiny_model import noise, save_llava_uhd
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return load(save_llava_uhd(tmp_path_factory.mktemp("model")))
 
 
 def test_pooling_maps(pair):

@@ -98,8 +98,8 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
     if getattr(processor, "chat_template", None):
         return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     parts = _parts(messages)
-    placeholders = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
-    return placeholders + "\n".join(part["text"] for part in parts if part["type"] == "text")
+    images = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
+    return images + "\n".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def as_plain_text(text: str, tokenizer: Any) -> str:
