@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 from foveate.views.images import open_image
 
 
@@ -45,7 +46,7 @@ class ImageMemory:
         inputs = inputs.to(model.device, dtype=model.dtype)
         self.cache: Any = DynamicCache(config=model.config.get_text_config())
         with torch.inference_mode():
-            model(**inputs, past_key_values=self.cache, use_cache=True)
+            model(**inputs, **compat.cache_argument(self.cache), use_cache=True)
         self._ids = inputs["input_ids"]
 
     def _prompt(self, question: str) -> str:
@@ -85,7 +86,7 @@ class ImageMemory:
         written = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=copy.deepcopy(self.cache),
+            **compat.cache_argument(copy.deepcopy(self.cache)),
             generation_config=greedy(self.model, max_new_tokens),
         )
         return tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True).strip()

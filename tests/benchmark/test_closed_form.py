@@ -24,6 +24,7 @@ from foveate.benchmark.closed_form.models import RELEASED
 from foveate.benchmark.closed_form.shapes import Text, families
 from foveate.errors import FoveateError
 from foveate.plan import Plan
+from foveate.runtime import compat
 from foveate.tokens import Grid
 
 SIZES = [(336, 336), (1024, 768), (300, 1400), (1920, 1080), (640, 640)]
@@ -95,10 +96,10 @@ def test_released_sizes_on_the_meta_device():
             prefill = flops.count(
                 lambda: caches.append(model.model.language_model(inputs_embeds=prompt, use_cache=True))
             )
-            cache = caches[0].past_key_values
+            cache = compat.cache_of(caches[0])
             keys = cache.layers[0].keys.numel()
             one = torch.zeros(1, 1, 4096)
-            step = flops.count(lambda: model.model.language_model(inputs_embeds=one, past_key_values=cache))
+            step = flops.count(lambda: model.model.language_model(inputs_embeds=one, **compat.cache_argument(cache)))
             head = flops.count(lambda: model.lm_head(one))
     shape = closed_form.shape_of(config)
     view = closed_form.view_of(config, 640, 480)

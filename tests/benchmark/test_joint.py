@@ -19,6 +19,7 @@ from foveate.benchmark.joint import ALL, Settings, run, table
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, Int8Layer, cached, possible, quantise_weights
 from foveate.benchmark.stored import weight_bytes
 from foveate.cache.stored import cache_bytes
+from foveate.runtime import compat
 
 #: Mean difference of logits from those of the full cache or weights, as a share of their spread.
 CLOSE = {"int8": 0.02, "fp8": 0.1, "int4": 0.25, "int2": 1.5, "nf4": 0.4}
@@ -37,7 +38,7 @@ def _logits(model: Any, inputs: dict[str, Any], cache: str) -> tuple[torch.Tenso
         )
     ((size, prompts),) = seen
     assert prompts == 2
-    return torch.stack(output.logits), output.past_key_values, size
+    return torch.stack(output.logits), compat.cache_of(output), size
 
 
 def _inputs(specimen: Specimen) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from foveate.decoder.attending import Looking
 from foveate.decoder.cmai import CMAI
 from foveate.families import family_of
 from foveate.plan import parse_plan
+from foveate.runtime import compat
 from foveate.runtime.attending import Call
 from runtime.test_layers import ROWS, deep, same_gradients, text_of
 from runtime.test_promises import answers, logits
@@ -190,9 +191,9 @@ def test_a_second_turn_is_the_end_of_one_long_pass(kind: str) -> None:
     cache = DynamicCache(config=model.config.get_text_config())
     with foveate.compress(model, PLAN), torch.no_grad():
         whole = model(**others, input_ids=long, attention_mask=torch.ones_like(long)).logits
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **compat.cache_argument(cache))
         for _ in range(1 if kind == "gemma3" else 2):  # a full window cannot be cropped
-            rest = model(input_ids=more, attention_mask=torch.ones_like(long), past_key_values=cache).logits
+            rest = model(input_ids=more, attention_mask=torch.ones_like(long), **compat.cache_argument(cache)).logits
             torch.testing.assert_close(rest, whole[:, -3:], atol=1e-4, rtol=1e-4)
             if kind != "gemma3":
                 cache.crop(-3)

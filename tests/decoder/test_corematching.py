@@ -15,6 +15,7 @@ import foveate
 from families.zoo import zoo
 from foveate import FoveateError
 from foveate.decoder.corematching import CoreMatching, above_elbow
+from foveate.runtime import compat
 from foveate.runtime.neurons import Sliced
 from runtime.test_layers import ROWS, deep, same_gradients
 from runtime.test_promises import answers, logits
@@ -152,9 +153,9 @@ def test_a_written_token_costs_fewer_operations(kind: str) -> None:
     def spent(plan: str) -> int:
         cache = DynamicCache(config=text)
         with foveate.compress(model, plan), torch.no_grad():
-            model(**inputs, past_key_values=cache)
+            model(**inputs, **compat.cache_argument(cache))
             with FlopCounterMode(display=False) as counter:
-                model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+                model(input_ids=torch.tensor([[7]]), **compat.cache_argument(cache))
         return counter.get_total_flops()
 
     whole, sliced = (spent(f"corematching(neurons={share}):3@2") for share in (1, 0.4))
@@ -185,12 +186,12 @@ def test_a_second_turn() -> None:
     cache = DynamicCache(config=model.config.get_text_config())
     mask = torch.ones(1, first["input_ids"].shape[1] + second["input_ids"].shape[1], dtype=torch.int64)
     with torch.no_grad(), foveate.compress(model, "corematching:3@2"):
-        model(**first, past_key_values=cache)
+        model(**first, **compat.cache_argument(cache))
         kept: Any = cache
         before = kept.foveate_kept.neurons[3][0].neurons
-        model(**{**second, "attention_mask": mask}, past_key_values=cache)
+        model(**{**second, "attention_mask": mask}, **compat.cache_argument(cache))
         assert not torch.equal(kept.foveate_kept.neurons[3][0].neurons, before)
-        word = model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+        word = model(input_ids=torch.tensor([[7]]), **compat.cache_argument(cache))
     assert bool(word.logits.isfinite().all())
 
 

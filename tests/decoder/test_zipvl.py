@@ -17,6 +17,7 @@ from foveate.cache import MixedLayer
 from foveate.cache.stored import bytes_of
 from foveate.decoder.attending import Looking
 from foveate.decoder.zipvl import ZipVL
+from foveate.runtime import compat
 from foveate.runtime.attending import AttentionSeam, Call
 from runtime.test_layers import ROWS, deep, same_gradients
 from runtime.test_promises import answers, logits
@@ -158,9 +159,9 @@ def test_the_cache_is_small_and_generation_reads_it(kind: str) -> None:
     inputs = specimen.prompts(model, (((12, 12),), ((3, 4),)))
     full, small = (DynamicCache(config=model.config.get_text_config()) for _ in range(2))
     with torch.no_grad():
-        model(**inputs, past_key_values=full)
+        model(**inputs, **compat.cache_argument(full))
         with foveate.compress(model, "zipvl") as handle:
-            model(**inputs, past_key_values=small)
+            model(**inputs, **compat.cache_argument(small))
             assert handle.report().kv_bytes == bytes_of(small)
             answers(model, inputs, num_beams=2)
     whole, held = bytes_of(full), bytes_of(small)
@@ -184,20 +185,20 @@ def test_a_second_turn_with_another_image() -> None:
     cache = DynamicCache(config=model.config.get_text_config())
     mask = torch.ones(1, first["input_ids"].shape[1] + second["input_ids"].shape[1], dtype=torch.int64)
     with torch.no_grad(), foveate.compress(model, "zipvl(tau=0.8)"):
-        model(**first, past_key_values=cache)
-        word = model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+        model(**first, **compat.cache_argument(cache))
+        word = model(input_ids=torch.tensor([[7]]), **compat.cache_argument(cache))
         cache.crop(-1)
-        again = model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+        again = model(input_ids=torch.tensor([[7]]), **compat.cache_argument(cache))
         torch.testing.assert_close(word.logits, again.logits)
         cache.crop(-1)
-        model(**{**second, "attention_mask": mask}, past_key_values=cache)
+        model(**{**second, "attention_mask": mask}, **compat.cache_argument(cache))
         assert [length for length, _ in cache.layers[0].chunks] == [  # ty: ignore[unresolved-attribute]
             first["input_ids"].shape[1],
             second["input_ids"].shape[1],
         ]
     # A cache outlives the plan.
     with torch.no_grad():
-        assert bool(model(input_ids=torch.tensor([[7]]), past_key_values=cache).logits.isfinite().all())
+        assert bool(model(input_ids=torch.tensor([[7]]), **compat.cache_argument(cache)).logits.isfinite().all())
 
 
 def test_gradients_with_and_without_checkpointing() -> None:

@@ -10,6 +10,7 @@ import foveate
 from decoding.drafters import Guessing, Knowing
 from families.zoo import conversation, zoo
 from foveate import FoveateError
+from foveate.runtime import compat
 
 CHAIN = {"top_k": 1, "depth": 5, "tokens": 5}
 #: Models that a tree cannot be verified by, because of windows.
@@ -149,10 +150,10 @@ def test_the_cache_is_left_as_the_model_alone_leaves_it(name, right):
     model = zoo()[name].model()
     inputs = zoo()[name].prompts(model, [[(4, 4)]])
     caches = [DynamicCache(config=model.config.get_text_config()) for _ in range(2)]
-    alone = written(model, inputs, max_new_tokens=9, past_key_values=caches[0])
+    alone = written(model, inputs, max_new_tokens=9, **compat.cache_argument(caches[0]))
     shape = CHAIN if name == "gemma3" else {"top_k": 2, "depth": 5}
     with foveate.speculate(model, Knowing(after(inputs, alone), right=right), **shape):
-        assert torch.equal(written(model, inputs, max_new_tokens=9, past_key_values=caches[1]), alone)
+        assert torch.equal(written(model, inputs, max_new_tokens=9, **compat.cache_argument(caches[1])), alone)
         assert caches[0].get_seq_length() == caches[1].get_seq_length() == alone.shape[1] - 1
         if name != "gemma3":  # windows may hold more than they need
             for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
@@ -164,8 +165,8 @@ def test_the_cache_is_left_as_the_model_alone_leaves_it(name, right):
                 added = inputs[types].new_zeros(1, alone.shape[1] + 3 - inputs[types].shape[1])
                 longer[types] = torch.cat([inputs[types], added], dim=1)
         longer = {key: value for key, value in longer.items() if "pixel" not in key}
-        with_draft = written(model, longer, max_new_tokens=9, past_key_values=caches[1])
-    assert torch.equal(with_draft, written(model, longer, max_new_tokens=9, past_key_values=caches[0]))
+        with_draft = written(model, longer, max_new_tokens=9, **compat.cache_argument(caches[1]))
+    assert torch.equal(with_draft, written(model, longer, max_new_tokens=9, **compat.cache_argument(caches[0])))
 
 
 def test_left_padding_changes_nothing(llava):

@@ -10,6 +10,7 @@ from families.reference import answers, encode, encoder_inputs, logits, only_kep
 from families.zoo import zoo
 from families.zoo.mistral3 import BREAK
 from foveate.families import family_of
+from foveate.runtime import compat
 
 ROWS = (((3, 4), (2, 3)), ((4, 5),))
 NAMES = (
@@ -147,7 +148,7 @@ def test_linear_layers_remember_what_stays_and_nothing_else(name: str, monkeypat
         alone = model(**specimen.prompts(model, ROWS[:1]), use_cache=True)
         report = handle.report()
         both = model(**specimen.prompts(model, ROWS), use_cache=True)
-    for one, two in zip(alone.past_key_values.layers, both.past_key_values.layers, strict=True):
+    for one, two in zip(compat.cache_of(alone).layers, compat.cache_of(both).layers, strict=True):
         if hasattr(one, "recurrent_states"):
             states = [
                 next(iter(s.values())) if isinstance(s, dict) else s

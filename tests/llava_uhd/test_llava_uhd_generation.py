@@ -7,6 +7,7 @@ import torch
 from transformers import pipeline
 
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 
 IMAGE = 259
 
@@ -90,7 +91,7 @@ def test_a_conversation_goes_on_from_its_cache(qwen2, processor, pictures):
     images = {name: torch.cat([first[name], turn[name]]) for name in ("pixel_values", "grid_hws")}
     whole = generate(qwen2, {"input_ids": ids, **images})
     going_on = {"input_ids": ids, "pixel_values": turn["pixel_values"], "grid_hws": turn["grid_hws"]}
-    assert torch.equal(generate(qwen2, going_on, past_key_values=answered.past_key_values), whole)
+    assert torch.equal(generate(qwen2, going_on, **compat.cache_argument(compat.cache_of(answered))), whole)
 
 
 def test_embeddings_in_place_of_ids(qwen2, singles):

@@ -23,6 +23,7 @@ from transformers import (
 from foveate.encoders import ViTUHDModel
 from foveate.errors import FoveateError
 from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDModel
+from foveate.runtime import compat
 
 IMAGE = 259
 
@@ -160,7 +161,7 @@ def test_one_seam_before_the_language_model(model, batch):
     def look(module, args, kwargs):
         assert args == ()
         shapes = {name: tuple(kwargs[name].shape) for name in ("inputs_embeds", "position_ids", "attention_mask")}
-        seen.append(shapes | {"cached": kwargs["past_key_values"].get_seq_length()})
+        seen.append(shapes | {"cached": compat.cache_in(kwargs).get_seq_length()})
 
     hook = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
     try:

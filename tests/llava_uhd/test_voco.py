@@ -13,6 +13,7 @@ from foveate import FoveateError
 from foveate.llava_uhd import LlavaUHDForConditionalGeneration
 from foveate.llava_uhd.voco import VOCO_TOKEN, add_voco_tokens, closed_images, voco_mask
 from foveate.memory import ImageMemory
+from foveate.runtime import compat
 
 #: s a system prompt, i an image token, v a VoCo token, t text; what the query of a row sees of the columns.
 LETTERS = "siivtivt"
@@ -102,9 +103,11 @@ def test_text_sees_images_through_voco_tokens_alone(pair, pictures, implementati
         whole = model(**inputs).logits
         cache = DynamicCache(config=model.config.text_config)
         first = {**inputs, "input_ids": ids[:, :split], "attention_mask": inputs["attention_mask"][:, :split]}
-        before = model(**first, past_key_values=cache).logits
+        before = model(**first, **compat.cache_argument(cache)).logits
         held = [layer.keys.shape[2] for layer in cache.layers]
-        after = model(input_ids=ids[:, split:], attention_mask=inputs["attention_mask"], past_key_values=cache).logits
+        after = model(
+            input_ids=ids[:, split:], attention_mask=inputs["attention_mask"], **compat.cache_argument(cache)
+        ).logits
     images = int((ids == model.config.image_token_id).sum())
     assert held == [split - images] * len(held)
     assert cache.get_seq_length() == ids.shape[1]  # for whom the conversation is as long as it is
@@ -164,8 +167,8 @@ def test_a_conversation_goes_on_with_another_image(pair, pictures):
     both = processor(images=pictures[:2], text="".join(text), return_tensors="pt")
     cache = DynamicCache(config=model.config.text_config)
     with torch.no_grad():
-        model(**first, past_key_values=cache)
-        found = model(**{**second, "attention_mask": both["attention_mask"]}, past_key_values=cache).logits
+        model(**first, **compat.cache_argument(cache))
+        found = model(**{**second, "attention_mask": both["attention_mask"]}, **compat.cache_argument(cache)).logits
         expected = model(**both).logits
     torch.testing.assert_close(found, expected[:, -found.shape[1] :], atol=1e-4, rtol=1e-4)
     images = int((both["input_ids"] == model.config.image_token_id).sum())

@@ -16,6 +16,7 @@ from foveate import FoveateError
 from foveate.decoder import decoder_methods
 from foveate.families import family_of
 from foveate.plan import Plan
+from foveate.runtime import compat
 from foveate.runtime.layers import TEXT_TYPES
 from runtime.test_promises import answers, logits
 
@@ -152,7 +153,7 @@ def test_later_layers_remember_less(name: str) -> None:
     model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS[:1])
     cache = DynamicCache(config=model.config.get_text_config())
     with foveate.compress(model, "fastv:3@1") as handle, torch.no_grad():
-        model(**inputs, past_key_values=cache, use_cache=True)
+        model(**inputs, **compat.cache_argument(cache), use_cache=True)
         report = handle.report()
     lengths = [layer.keys.shape[2] for layer in cache.layers]
     (image,) = report.images
@@ -214,12 +215,12 @@ def test_a_conversation_goes_on_with_another_image(kind: str, plan: str) -> None
     first, second = (specimen.prompts(model, ((size,),), seed=seed) for size, seed in (((3, 4), 0), ((4, 3), 5)))
     cache = DynamicCache(config=model.config.get_text_config())
     with foveate.compress(model, plan) as handle, torch.no_grad():
-        model(**first, past_key_values=cache, use_cache=True)
+        model(**first, **compat.cache_argument(cache), use_cache=True)
         lengths = [layer.keys.shape[2] for layer in cache.layers]
         outer = cache.get_seq_length()
         assert outer == first["input_ids"].shape[1]
         mask = torch.ones(1, outer + second["input_ids"].shape[1], dtype=torch.int64)
-        out = model(**{**second, "attention_mask": mask}, **counted(kind, mask, second), past_key_values=cache)
+        out = model(**{**second, "attention_mask": mask}, **counted(kind, mask, second), **compat.cache_argument(cache))
         images = handle.report().images
         after = [layer.keys.shape[2] for layer in cache.layers]
         kept = [image.layers[-1].tokens_kept for image in images]
@@ -229,9 +230,9 @@ def test_a_conversation_goes_on_with_another_image(kind: str, plan: str) -> None
         word = torch.tensor([[7]])
         longer = torch.ones(1, mask.shape[1] + 1, dtype=torch.int64)
         following = {"input_ids": word, "attention_mask": longer, **counted(kind, longer, {"input_ids": word})}
-        step = model(**following, past_key_values=cache)
+        step = model(**following, **compat.cache_argument(cache))
         cache.crop(-1)
-        again = model(**following, past_key_values=cache)
+        again = model(**following, **compat.cache_argument(cache))
     torch.testing.assert_close(step.logits, again.logits)
     assert bool(out.logits.isfinite().all())
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import foveate
 from families.zoo import END, IMAGE, Specimen, zoo
 from foveate import FoveateError
-from foveate.runtime import handle_of
+from foveate.runtime import compat, handle_of
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)))
 CHATTING = ("llava", "qwen2.5-vl")
@@ -37,7 +37,7 @@ def test_every_way_to_generate(name: str) -> None:
     with foveate.compress(model, "divprune:3"):
         greedy = written(model, inputs, do_sample=False)
         assert written(model, inputs, do_sample=False, cache_implementation="static") == greedy
-        assert written(model, inputs, num_beams=1, do_sample=False, past_key_values=DynamicCache()) == greedy
+        assert written(model, inputs, num_beams=1, do_sample=False, **compat.cache_argument(DynamicCache())) == greedy
         beams = written(model, inputs, num_beams=3, do_sample=False)
         assert written(model, inputs, num_beams=3, do_sample=False, use_cache=False) == beams
         several = written(model, inputs, num_beams=3, num_return_sequences=2, do_sample=False)
@@ -62,13 +62,13 @@ def test_a_conversation_goes_on_with_a_new_image(name: str) -> None:
         cache = DynamicCache()
         turn = {"input_ids": ids[:, :cut], "attention_mask": both["attention_mask"][:, :cut]}
         turn |= _images(both, slice(0, 1), name, cut)
-        model(**turn, past_key_values=cache)
+        model(**turn, **compat.cache_argument(cache))
         assert cache.get_seq_length() == cut  # the conversation is as long as ever
         assert cache.layers[0].keys.shape[2] == cut - first_image + 4  # the memory is not
         rest = {"input_ids": ids, "attention_mask": both["attention_mask"]}
         rest |= _images(both, slice(1, 2), name, ids.shape[1])
         if name == "llava":  # M-RoPE of a later turn is worked out from both images, which only a fresh pass can do
-            continued = written(model, rest, do_sample=False, past_key_values=cache)
+            continued = written(model, rest, do_sample=False, **compat.cache_argument(cache))
             whole = written(model, both, do_sample=False)
             assert continued == whole
         text = {"input_ids": torch.cat([ids[:, :cut], torch.tensor([[5, 6]])], dim=1)}
@@ -76,8 +76,8 @@ def test_a_conversation_goes_on_with_a_new_image(name: str) -> None:
         if "mm_token_type_ids" in both:
             text["mm_token_type_ids"] = (text["input_ids"] == IMAGE).int()
         fresh = DynamicCache()
-        model(**turn, past_key_values=fresh)
-        continued = written(model, text, do_sample=False, past_key_values=fresh)
+        model(**turn, **compat.cache_argument(fresh))
+        continued = written(model, text, do_sample=False, **compat.cache_argument(fresh))
         assert continued == written(model, {**text, **_images(both, slice(0, 1), name, cut)} | text, do_sample=False)
 
 
@@ -104,23 +104,23 @@ def test_later_turns_with_positions_of_several_axes(name: str) -> None:
 
     def begun() -> DynamicCache:
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**first, past_key_values=cache)
+        model(**first, **compat.cache_argument(cache))
         return cache
 
     with torch.no_grad(), pytest.raises(StopIteration):  # so does the model without a plan
-        written(model, {**both, **new}, do_sample=False, past_key_values=begun())
+        written(model, {**both, **new}, do_sample=False, **compat.cache_argument(begun()))
     with torch.no_grad(), foveate.compress(model, "divprune:4"):
         whole = written(model, both, do_sample=False)
         encoded = model.model.get_image_features(new["pixel_values"], new["image_grid_thw"], return_dict=True)
         rest = {key: value for key, value in both.items() if key != "pixel_values"}
         rest |= {"image_grid_thw": grids, "mm_encoder_outputs": {"image": encoded}}
-        assert written(model, rest, do_sample=False, past_key_values=begun()) == whole
+        assert written(model, rest, do_sample=False, **compat.cache_argument(begun())) == whole
         with pytest.raises(StopIteration):
-            written(model, {**both, **new}, do_sample=False, past_key_values=begun())
+            written(model, {**both, **new}, do_sample=False, **compat.cache_argument(begun()))
         text = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, cut + 2, dtype=torch.int64)}
         with pytest.raises(FoveateError, match=f"{cut + 2} positions for 2 new tokens"):
-            model(**text, past_key_values=begun())
-        model(input_ids=text["input_ids"], past_key_values=begun())
+            model(**text, **compat.cache_argument(begun()))
+        model(input_ids=text["input_ids"], **compat.cache_argument(begun()))
 
 
 def test_caches_can_be_copied_cropped_and_repeated() -> None:
@@ -128,7 +128,7 @@ def test_caches_can_be_copied_cropped_and_repeated() -> None:
     model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS[:1])
     with torch.no_grad(), foveate.compress(model, "divprune:3"):
         cache = DynamicCache()
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **compat.cache_argument(cache))
         length = cache.get_seq_length()
         twin = copy.deepcopy(cache)
         twin.crop(length - 2)
@@ -137,9 +137,11 @@ def test_caches_can_be_copied_cropped_and_repeated() -> None:
             twin.crop(4)
         more = torch.tensor([[7, 8]])
         mask = torch.ones(1, length + 2, dtype=torch.int64)
-        one = model(input_ids=more, attention_mask=mask, past_key_values=copy.deepcopy(cache)).logits
+        one = model(input_ids=more, attention_mask=mask, **compat.cache_argument(copy.deepcopy(cache))).logits
         cache.batch_repeat_interleave(2)
-        two = model(input_ids=more.repeat(2, 1), attention_mask=mask.repeat(2, 1), past_key_values=cache).logits
+        two = model(
+            input_ids=more.repeat(2, 1), attention_mask=mask.repeat(2, 1), **compat.cache_argument(cache)
+        ).logits
         torch.testing.assert_close(two, one.repeat(2, 1, 1))
         cache.reset()
         assert cache.get_seq_length() == 0

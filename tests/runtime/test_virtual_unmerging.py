@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, Q
 
 from foveate.encoders.merging.unmerging import sequence_groups, virtual_attention
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 from foveate.runtime.virtual_unmerging import virtual_unmerging
 
 SIZES = {
@@ -107,7 +108,7 @@ def test_cache_has_full_length_and_answers_agree(model, prompt):
     with torch.no_grad(), virtual_unmerging(model, group):
         cached = model.generate(inputs_embeds=embeddings, max_new_tokens=5, do_sample=False)
         output = model(inputs_embeds=embeddings, use_cache=True)
-        assert output.past_key_values.get_seq_length() == 12
+        assert compat.cache_of(output).get_seq_length() == 12
         again = model.generate(inputs_embeds=embeddings, max_new_tokens=5, do_sample=False, num_beams=1)
         beams = model.generate(inputs_embeds=embeddings, max_new_tokens=5, num_beams=3, do_sample=False)
     assert torch.equal(cached, again) and beams.shape == cached.shape

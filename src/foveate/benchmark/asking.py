@@ -27,6 +27,7 @@ from foveate.answering.conversations import (
 )
 from foveate.benchmark.tasks import Item
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 
 #: Tokens that an answer may have beyond the right one; a longer one is wrong whatever follows.
 SPARE = 8
@@ -179,7 +180,7 @@ def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[
                 kinds = prepared.inputs[name]
                 more[name] = torch.cat([kinds, kinds.new_zeros(1, ids.shape[1] - kinds.shape[1])], dim=1)
         output = model.generate(
-            **more, past_key_values=output.past_key_values, generation_config=_settings(model, limit)
+            **more, **compat.cache_argument(compat.cache_of(output)), generation_config=_settings(model, limit)
         )
         texts += texts_of(model, processor, output.sequences[:, ids.shape[1] :], [limit])
     return texts

@@ -17,6 +17,7 @@ from transformers.cache_utils import QuantizedLayer
 from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.runtime import compat
 
 #: As it is: the precision that the model was loaded in.
 FULL = "full"
@@ -179,10 +180,10 @@ def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
     seen: list[tuple[int, int]] = []
 
     def generate(*args: Any, **kwargs: Any) -> Any:
-        if name != FULL and kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = make()
+        if name != FULL and compat.cache_in(kwargs) is None:
+            kwargs = compat.with_cache(kwargs, make())
         output = original(*args, **kwargs)
-        size = bytes_of(getattr(output, "past_key_values", None))
+        size = bytes_of(compat.cache_of(output))
         if size is not None:
             seen.append((size, len(output.sequences)))
         return output

@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from foveate.decoding.tree import Shape, Tree
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -224,7 +225,7 @@ class Draft(nn.Module, Drafter):
             seen = places <= places[past:, None]
         mask = torch.zeros_like(seen, dtype=read.dtype).masked_fill(~seen, torch.finfo(read.dtype).min)[None, None]
         rotary = self.rotary(read[None], positions[None])
-        output = self.layer(read[None], attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+        output = self.layer(read[None], attention_mask=mask, position_embeddings=rotary, **compat.cache_argument(cache))
         return (output[0] if isinstance(output, tuple) else output)[0]
 
     def forward(

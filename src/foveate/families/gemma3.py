@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveate.families.family import Family, ImageLayout, grid_crop, pool
 from foveate.families.llava import encoder_layers
+from foveate.runtime import compat
 from foveate.tokens import Grid, Tower
 
 
@@ -50,7 +51,7 @@ class Gemma3(Family):
             core.config,
             arguments["inputs_embeds"],
             arguments["attention_mask"],
-            arguments.get("past_key_values"),
+            compat.cache_in(arguments),
             arguments["position_ids"],
             token_type_ids=types,
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveate.families.family import Family, ImageLayout, frame_crops, shrink_patches
 from foveate.families.llava import encoder_layers
+from foveate.runtime import compat
 from foveate.tokens import Grid, Tower
 
 
@@ -84,7 +85,7 @@ class Gemma4(Family):
             core.config,
             arguments["inputs_embeds"],
             arguments["attention_mask"],
-            arguments.get("past_key_values"),
+            compat.cache_in(arguments),
             arguments["position_ids"],
             mm_token_type_ids=types,
         )

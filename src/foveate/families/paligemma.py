@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
 from foveate.families.llava import Llava
+from foveate.runtime import compat
 
 
 class PaliGemma(Llava):
@@ -26,7 +27,7 @@ class PaliGemma(Llava):
 
     def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
         """Both ways within the prefix, which is what has token type 0 in the first pass."""
-        cache = arguments.get("past_key_values")
+        cache = compat.cache_in(arguments)
         first = cache is None or not cache.is_initialized
         return create_masks_for_generate(
             core.config,

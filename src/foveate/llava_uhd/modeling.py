@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from foveate.connectors.mlp import MLPConnector
 from foveate.encoders.vit_uhd import ViTUHDModel
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 
 from . import vision_remember
 from .checkpoint import UNUSED_KEYS
@@ -54,23 +55,18 @@ class LlavaUHDModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class LlavaUHDCausalLMOutputWithPast(ModelOutput):
+class LlavaUHDCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of `LlavaUHDForConditionalGeneration`.
 
     Attributes:
         loss: mean cross entropy of the labels that are not -100, where labels were given.
         logits: `(batch, positions kept, vocabulary)`.
-        past_key_values: the cache.
+        cache: the KV cache (`past_key_values` before transformers 5.24).
         hidden_states: those of the language model, where they were asked for.
         attentions: those of the language model, where they were asked for.
         image_hidden_states: `(L', d)`, the packed embeddings of all images.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
 
 
@@ -82,7 +78,7 @@ class LlavaUHDPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities: ClassVar[list[str]] = ["image", "text"]
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = [compat.CACHE]
     _keys_to_ignore_on_load_unexpected = UNUSED_KEYS
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -189,6 +185,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
+    @compat.takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -197,7 +194,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         grid_hws: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, LlavaUHDImageFeatures] | None = None,
         **kwargs: Any,
@@ -210,7 +207,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             grid_hws: `(n, 2)`, rows and columns of patches of each image.
             attention_mask: `(batch, length)`, 0 for padding.
             position_ids: `(batch, length)`; consecutive where not given.
-            past_key_values: cache of the positions before.
+            cache: KV cache of the positions before; `past_key_values` names it too.
             inputs_embeds: `(batch, length, d)`, in place of `input_ids`.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, images that are already encoded, in
                 place of `pixel_values` and `grid_hws`; `generate` encodes once for all beams with it.
@@ -244,8 +241,8 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             "inputs_embeds": inputs_embeds,
             "position_ids": position_ids,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
             "return_dict": True,
+            **compat.cache_argument(cache),
             **kwargs,
         }
         if count := self.config.num_voco_tokens:
@@ -258,7 +255,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             outputs = self.language_model(**arguments)
         return LlavaUHDModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            **compat.cache_argument(compat.cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=image_features,
@@ -355,6 +352,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         """Encode images, see `LlavaUHDModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, grid_hws, **kwargs)
 
+    @compat.takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -363,7 +361,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         grid_hws: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -379,7 +377,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
             grid_hws: `(n, 2)`, rows and columns of patches of each image.
             attention_mask: `(batch, length)`, 0 for padding.
             position_ids: `(batch, length)`; consecutive where not given.
-            past_key_values: cache of the positions before.
+            cache: KV cache of the positions before; `past_key_values` names it too.
             inputs_embeds: `(batch, length, d)`, in place of `input_ids`.
             labels: `(batch, length)`, the token at each position (not shifted); -100 is left out of the loss.
             logits_to_keep: compute the logits of this many last positions (0: all), or of these positions.
@@ -395,7 +393,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
             grid_hws=grid_hws,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
@@ -410,7 +408,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         return LlavaUHDCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **compat.cache_argument(compat.cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,

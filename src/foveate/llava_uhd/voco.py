@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 
 VOCO_TOKEN = "<voco>"
 
@@ -92,11 +93,11 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     from foveate.runtime import sequence
     from foveate.runtime.cache import Kept, inside, kept_of, mark
 
-    embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+    embeds, cache = kwargs["inputs_embeds"], compat.cache_in(kwargs)
     kept, images = kept_of(cache), bool(image.any())
     if kept is None and not images:
         return text(**kwargs)
-    implementation = text.config._attn_implementation
+    implementation = compat.attention_name(text.config)
     if "flash" in implementation or "flex" in implementation:
         raise FoveateError(f"VoCo tokens need attention with a mask, 'sdpa' or 'eager', and not {implementation!r}.")
     if not all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in getattr(cache, "layers", ())):
@@ -125,7 +126,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
         mark(cache, kept)
     with inside(cache):
         output = text(**{**kwargs, "attention_mask": allowed, "position_ids": positions})
-    made = getattr(output, "past_key_values", None)
+    made = compat.cache_of(output)
     if made is not None:
         _forget(made, kept, image, seen[:, past:])
         mark(made, kept)

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
-from foveate.runtime.attach import Handle, compress, handle_of
-from foveate.runtime.contrasting import vasparse
-from foveate.runtime.speculating import Speculation, speculate
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foveate.runtime.attach import Handle, compress, handle_of
+    from foveate.runtime.contrasting import vasparse
+    from foveate.runtime.speculating import Speculation, speculate
+
+_MODULES = {
+    "Handle": "attach",
+    "Speculation": "speculating",
+    "compress": "attach",
+    "handle_of": "attach",
+    "speculate": "speculating",
+    "vasparse": "contrasting",
+}
 
 __all__ = ["Handle", "Speculation", "compress", "handle_of", "speculate", "vasparse"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `compat` is used by models, which the rest of this package knows."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -21,7 +21,7 @@ from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.plan import Plan
-from foveate.runtime import sequence
+from foveate.runtime import compat, sequence
 from foveate.runtime.choosing import MODALITIES, Chooser, Frame
 from foveate.runtime.encoding import Encoded, Encoder
 from foveate.runtime.layers import LayerSeam
@@ -332,5 +332,5 @@ class Handle:
         chosen, reports = self._chooser.choose(frame, embeds)
         output, self._local.columns, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
         if reports:
-            self._journal.write(reports, bytes_of(getattr(output, "past_key_values", None)))
+            self._journal.write(reports, bytes_of(compat.cache_of(output)))
         return output

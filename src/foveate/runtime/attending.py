@@ -6,7 +6,6 @@ and a mask. A module that a method changes gets a copy of its config that names 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.cache import MixedLayer
 from foveate.decoder.attending import AttentionMethod, Looking, MaskMethod, SparseMethod
 from foveate.errors import FoveateError
 from foveate.plan import Step
+from foveate.runtime import compat
 from foveate.runtime.probe import attention_function, name_before
 
 if TYPE_CHECKING:
@@ -130,10 +129,8 @@ def attending(attention: nn.Module, around: Callable[[Call], Any]) -> Generator[
     name = PREFIX + name_before(attention)
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _standing_around(name.removeprefix(PREFIX)))
-    config: Any = copy.copy(before)
-    config._attn_implementation_internal = name
     _around[attention] = around
-    attention.config = config
+    attention.config = compat.config_with_attention(before, name)
     try:
         yield
     finally:
@@ -325,7 +322,7 @@ class AttentionSeam:
     def _store(self, number: int, method: SparseMethod, cache: Any, attends: Tensor, real: Tensor) -> None:
         """Let a layer of a cache hold few bits."""
         layer = cache.layers[number]
-        if type(layer) is DynamicLayer and not cache.offloading:
+        if compat.is_plain_dynamic_layer(layer) and not compat.is_offloaded(cache):
             layer = cache.layers[number] = MixedLayer(layer, method.bits, method.residual)
         if isinstance(layer, MixedLayer):
             layer.store(attends, real)

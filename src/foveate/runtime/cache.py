@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import cache as remember
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import Cache
 
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 
 
 class Kept:
@@ -139,13 +139,8 @@ class _Shortened:
 
     def reset(self) -> None:
         super().reset()  # ty: ignore[missing-attribute]
-        self.__class__ = type(self).__mro__[2]  # ty: ignore[invalid-assignment]
+        compat.unmix(self, _Shortened)  # ty: ignore[invalid-argument-type]
         del self.foveate_kept
-
-
-@remember
-def _shortened(cls: type[Cache]) -> type[Cache]:
-    return type(f"Shortened{cls.__name__}", (_Shortened, cls), {})
 
 
 def kept_of(cache: Any) -> Kept | None:
@@ -161,8 +156,7 @@ def mark(cache: Any, kept: Kept) -> None:
     """
     if not isinstance(cache, Cache):
         raise FoveateError(f"visual tokens can be left out of caches of transformers, not of a {type(cache).__name__}.")
-    if not isinstance(cache, _Shortened):
-        cache.__class__ = _shortened(type(cache))
+    compat.mix_into(cache, _Shortened)
     cache.foveate_kept = kept
 
 

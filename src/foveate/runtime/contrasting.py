@@ -14,6 +14,7 @@ from foveate.decoder.attending import Looking
 from foveate.decoding.vasparse import VASparse
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.runtime import compat
 from foveate.runtime.attach import _unwrapped
 from foveate.runtime.attending import Call, attending
 from foveate.runtime.speculating import VASPARSE, prompt_mask, refuse_plan
@@ -74,8 +75,8 @@ class Contrasting:
             ids = kwargs.get("input_ids", args[0] if args else None)
             if ids is None or len(ids) != 1:
                 raise FoveateError("vasparse needs the input_ids of one conversation at a time.")
-            if kwargs.get("past_key_values") is not None:
-                raise FoveateError("vasparse must read the whole prompt: leave past_key_values out.")
+            if compat.cache_in(kwargs) is not None:
+                raise FoveateError("vasparse must read the whole prompt: leave the cache out.")
             self._visual = prompt_mask(self.family, self.core, ids[0])
             self._mass.clear()
             given = kwargs.pop("logits_processor", None) or []

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 from foveate.runtime.probe import watched
 
 
@@ -66,7 +67,12 @@ def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tens
 
     with watched(attention, observe), torch.no_grad():
         try:
-            attention(hidden_states=hidden, position_embeddings=rotation, attention_mask=None, past_key_values=None)
+            attention(
+                hidden_states=hidden,
+                position_embeddings=rotation,
+                attention_mask=None,
+                **compat.cache_argument(None),
+            )
         except _SeenError:
             return seen[0]
         except TypeError as error:

@@ -28,7 +28,7 @@ from foveate.decoder.method import Asked, Attention, LayerTokens
 from foveate.decoder.neurons import NeuronMethod
 from foveate.errors import FoveateError
 from foveate.plan import Plan, Step
-from foveate.runtime import sequence
+from foveate.runtime import compat, sequence
 from foveate.runtime.attending import AttentionSeam
 from foveate.runtime.first_layer import rotated
 from foveate.runtime.neurons import NeuronSeam
@@ -116,10 +116,10 @@ class LayerSeam:
                 watching = ExitStack()
                 watching.enter_context(watched(self.text.layers[number - 1].self_attn, self._observer(number - 1)))
                 undo.append(watching.close)
-        process = getattr(self.text, "_deepstack_process", None)
+        process = getattr(self.text, compat.DEEPSTACK, None)
         if process is not None:
-            self.text._deepstack_process = self._deepstack(process)
-            undo.append(partial(delattr, self.text, "_deepstack_process"))
+            setattr(self.text, compat.DEEPSTACK, self._deepstack(process))
+            undo.append(partial(delattr, self.text, compat.DEEPSTACK))
         return undo
 
     @contextmanager
@@ -439,7 +439,7 @@ class LayerSeam:
 
     def _causal(self, found: Pass, columns: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
         """A causal mask where the model itself needed none, and padding now asks for one."""
-        kind = self.text.config._attn_implementation
+        kind = compat.attention_name(self.text.config)
         if "flash" in kind:
             return (keys >= 0).long()
         queries = torch.where(columns < 0, -1, columns + found.past)

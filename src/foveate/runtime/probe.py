@@ -8,7 +8,6 @@ blocks, and hands everything on to the function that was there. All other layers
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 import threading
@@ -24,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.encoders.attention import eager_attention
 from foveate.errors import FoveateError
+from foveate.runtime import compat
 from foveate.tokens import Need
 
 #: What an attention function of ours is called in a config; the rest of the name is the one it stands before.
@@ -61,8 +61,7 @@ def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
 
 def name_before(attention: nn.Module) -> str:
     """The attention function that the config of a module names."""
-    config: Any = attention.config
-    return config._attn_implementation or "eager"
+    return compat.attention_name(attention.config)
 
 
 @contextmanager
@@ -73,10 +72,8 @@ def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[No
     name = PREFIX + name_before(attention)
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _watched(name.removeprefix(PREFIX)))
-    config = copy.copy(before)
-    config._attn_implementation_internal = name
     _observers[attention] = observer
-    attention.config = config
+    attention.config = compat.config_with_attention(before, name)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from foveate.encoders.merging.unmerging import sequence_groups
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.plan import Plan
-from foveate.runtime import sequence
+from foveate.runtime import compat, sequence
 from foveate.runtime.cache import Kept, inside, kept_of, mark
 from foveate.runtime.carried import carried_ids, carrying
 from foveate.runtime.choosing import Frame
@@ -70,14 +70,16 @@ class Seam:
             FoveateError: the cache is of other conversations than these.
         """
         embeds = kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
-        kept = kept_of(cache)
+        kept = kept_of(compat.cache_in(kwargs))
         inner = self.layers is not None and bool(chosen)
         if kept is None and not inner and all(image.changes_nothing for image in chosen):
             return original(**kwargs), None, reports
         if self.virtual:
             with virtual_unmerging(self.family.text(self.core), _groups(chosen, embeds)):
                 return original(**kwargs), None, reports
+        # Where the model would make a cache of its own, it is made here: what the layers do to it must be known.
+        cache = compat.cache_for_call(self.family.text(self.core), kwargs)
+        kwargs = compat.with_cache(kwargs, cache)
         batch, length = embeds.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
         if kept is None:
@@ -106,9 +108,7 @@ class Seam:
             columns = sequence.gather(columns, last).masked_fill(last < 0, -1)
             reports = [replace(report, layers=tuple(found.reports.get(n, ()))) for n, report in enumerate(reports)]
         kept.extend(short.columns, length, short.total, found.visual)
-        made = getattr(output, "past_key_values", None)
-        if made is not None and made is not cache:
-            mark(made, kept)
+        compat.check_cache_returned(output, cache)
         return output, columns, reports
 
     def _pass(
@@ -135,7 +135,7 @@ class Seam:
             positions = positions[1:]
         decided = next(iter(frame.encoded.values())).inside if images else {}
         asking = None if frame.asking is None else sequence.gather_mask(frame.asking.to(columns.device), columns)
-        cache, entered = kwargs.get("past_key_values"), kwargs["inputs_embeds"].detach()
+        cache, entered = compat.cache_in(kwargs), kwargs["inputs_embeds"].detach()
         return Pass(columns.shape[1], images, seen, asking, positions, kept, cache, entered, decided)
 
     def _carried(self, short: Shorter, chosen: list[Chosen], frame: Frame, kwargs: dict[str, Any]) -> list[Tensor]:
@@ -190,7 +190,7 @@ class Seam:
             types = sequence.gather_mask(types, columns)
         elif types is not None and types.shape[-1] == past + length:
             types = sequence.gather_mask(types, everything)
-        with inside(kwargs.get("past_key_values")):
+        with inside(compat.cache_in(kwargs)):
             arguments = {**kwargs, **short}
             short["attention_mask"] = self.family.mask(self.core, arguments, types)
         return short

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from foveate.decoding.draft import Drafter, Session, Target, load_draft
 from foveate.decoding.tree import Shape, Tree
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
+from foveate.runtime import compat
 from foveate.runtime.attach import _unwrapped, handle_of
 from foveate.runtime.choosing import MODALITIES
 
@@ -272,7 +272,7 @@ class _Writing:
         """Read the prompt and write the first token."""
         ids = self.ids
         self.output = self.model._prefill(ids, generation_config, model_kwargs)
-        self.cache = self.output.past_key_values
+        self.cache = compat.cache_of(self.output)
         kinds = {type(layer) for layer in self.cache.layers}
         if odd := kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
             names = ", ".join(sorted(kind.__name__ for kind in odd))
@@ -361,7 +361,7 @@ class _Writing:
     def _as_tree(self, tree: Tree, inputs: dict[str, Any], past: int) -> dict[str, Any]:
         """Mask and positions for tokens that follow each other in a tree."""
         text: Any = self.handle.family.text(self.handle.core)
-        implementation = text.config._attn_implementation
+        implementation = compat.attention_name(text.config)
         if implementation not in ("sdpa", "eager") or self.recording or "position_ids" not in inputs:
             raise FoveateError(
                 "a tree of tokens is verified by models whose layers all see everything, with sdpa or eager attention; "
@@ -405,8 +405,8 @@ def _check(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> None
         raise FoveateError(f"a draft speeds up one conversation at a time, not a batch of {ids.shape[0]}.")
     if config.return_dict_in_generate:
         raise FoveateError("with a draft, generate returns tokens alone: leave return_dict_in_generate out.")
-    cache = kwargs.get("past_key_values")
-    if not kwargs.get("use_cache", True) or type(cache) is not DynamicCache:
+    cache = compat.cache_in(kwargs)
+    if not kwargs.get("use_cache", True) or not compat.is_plain_dynamic_cache(cache):
         name = "none" if cache is None else type(cache).__name__
         raise FoveateError(f"a draft needs the cache that generate makes by default (DynamicCache), not {name}.")
     if kwargs.get("inputs_embeds") is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.runtime import compress
+from foveate.runtime import compat, compress
 from foveate.selection.method import Budget, Method
 from foveate.selection.relevance import as_picture, relevance_target, rollout
 from foveate.tokens import Need, Selection, Tower, VisualTokens
@@ -220,9 +220,9 @@ def _eager(core: Any, text: Any) -> Generator[list[Tensor]]:
     configs = {id(part.config): part.config for part in (core, text, *attentions) if hasattr(part, "config")}
     with ExitStack() as undo:
         for config in configs.values():
-            undo.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation)
+            undo.callback(compat.set_attention_name, config, compat.attention_name(config))
             # Not by the property, which would switch the encoder too.
-            config._attn_implementation_internal = "eager"
+            compat.set_attention_name(config, "eager")
         undo.callback(text.register_forward_pre_hook(begin, with_kwargs=True).remove)
         for attention in attentions:
             undo.callback(attention.register_forward_hook(keep).remove)

@@ -16,7 +16,7 @@ from foveate.benchmark import flops, measure
 from foveate.benchmark.speed.subjects import Subject, attend
 from foveate.cache.stored import cache_bytes
 from foveate.plan import Plan, Step
-from foveate.runtime import Handle, compress
+from foveate.runtime import Handle, compat, compress
 
 
 class Timed:
@@ -94,7 +94,7 @@ class Measuring:
             outputs: list[Any] = []
 
             def answer() -> None:
-                outputs.append(self._generate(self.new_tokens).past_key_values)
+                outputs.append(compat.cache_of(self._generate(self.new_tokens)))
 
             peak = measure.peak_memory(answer, self.device)
             kept = handle.report() if handle is not None else None

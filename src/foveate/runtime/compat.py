@@ -1,0 +1,176 @@
+"""What differs between versions of `transformers`, and every private name of it that foveate uses.
+
+No other file asks for a version or touches a private name of `transformers`. A release that renames or moves one of
+these things is met here, and what cannot be found ends in a `FoveateError`: a hook that finds nothing must not pass
+for one that had nothing to do.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+from torch import nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import create_causal_mask
+
+from foveate.errors import FoveateError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+#: Whether arguments and fields of outputs that hold the KV cache are called `cache` (transformers 5.24 and newer); they
+#: were called `past_key_values` before.
+HAS_CACHE_ARGUMENT = "cache" in inspect.signature(create_causal_mask).parameters
+#: The name of the argument and of the field.
+CACHE = "cache" if HAS_CACHE_ARGUMENT else "past_key_values"
+#: All names that it ever had.
+CACHE_NAMES = ("cache", "past_key_values")
+
+_UNKNOWN_CACHE = "this version of transformers hands the cache over in a way that foveate does not know"
+
+
+# The KV cache of a call
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a call, by any of its names; None where none is given."""
+    return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def cache_argument(cache: Any) -> dict[str, Any]:
+    """A cache as keyword arguments, under the name that this version reads."""
+    return {CACHE: cache}
+
+
+def with_cache(arguments: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """The arguments of a call, with this cache in place of the one among them."""
+    rest = {name: value for name, value in arguments.items() if name not in CACHE_NAMES}
+    return rest | cache_argument(cache)
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in an output of a model or of `generate`; None where it holds none."""
+    return getattr(output, CACHE, None)
+
+
+def cache_for_call(text: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    """The cache that a call of a language model writes to, made as the model would make it where none is given.
+
+    Args:
+        text: The language model.
+        arguments: What its `forward` is called with, by name.
+
+    Returns:
+        The cache; None where the call uses none.
+
+    Raises:
+        FoveateError: the call has no argument for a cache, so that it cannot be told which one it uses.
+    """
+    cache = cache_in(arguments)
+    if cache is not None:
+        return cache
+    config: Any = text.config
+    use_cache = arguments.get("use_cache")
+    if not (getattr(config, "use_cache", False) if use_cache is None else use_cache):
+        return None
+    if not any(name in arguments for name in CACHE_NAMES):
+        raise FoveateError(f"{_UNKNOWN_CACHE}: {type(text).__name__} is called with use_cache and no cache argument.")
+    return DynamicCache(config=config)
+
+
+def check_cache_returned(output: Any, cache: Any) -> None:
+    """Raise FoveateError unless the output of a call holds the cache that the call was given."""
+    if cache is not None and isinstance(output, Mapping) and cache_of(output) is not cache:
+        raise FoveateError(f"{_UNKNOWN_CACHE}: it is not in the {type(output).__name__} of the language model.")
+
+
+def takes_cache(forward: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let a `forward` of foveate's own models, which names its argument `cache`, be called with any of its names."""
+
+    @functools.wraps(forward)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        for name in CACHE_NAMES[1:]:
+            if name in kwargs:
+                value = kwargs.pop(name)
+                if value is not None and kwargs.setdefault("cache", value) is not value:
+                    raise FoveateError(f"cache and {name} are the same argument: give one of them.")
+        return forward(*args, **kwargs)
+
+    return renamed
+
+
+# Classes of caches
+
+
+def is_plain_dynamic_cache(cache: Any) -> bool:
+    """Whether a cache is the one that `generate` makes by default, and no subclass of it."""
+    return type(cache) is DynamicCache
+
+
+def is_plain_dynamic_layer(layer: Any) -> bool:
+    """Whether a layer of a cache grows with every token and forgets none, and is of no subclass."""
+    return type(layer) is DynamicLayer
+
+
+def is_offloaded(cache: Any) -> bool:
+    """Whether a cache moves its layers between devices as they are used."""
+    return bool(getattr(cache, "offloading", False))
+
+
+@functools.cache
+def _mixed_class(mixin: type, cls: type[Cache]) -> type[Cache]:
+    return type(f"{mixin.__name__.strip('_')}{cls.__name__}", (mixin, cls), {})
+
+
+def mix_into(cache: Cache, mixin: type) -> None:
+    """Let a live cache have the methods of `mixin` before those of its own class; twice is as once.
+
+    `generate` and the models keep references to the cache, so that no other object can take its place.
+    """
+    if not isinstance(cache, mixin):
+        cache.__class__ = _mixed_class(mixin, type(cache))
+
+
+def unmix(cache: Cache, mixin: type) -> None:
+    """Give a cache back the class that it had before `mix_into`."""
+    cls = type(cache)
+    if cls.__mro__[1] is mixin:
+        cache.__class__ = cls.__mro__[2]  # ty: ignore[invalid-assignment]
+
+
+# Attention functions
+
+
+def attention_name(config: Any) -> str:
+    """The attention function that a config names."""
+    return config._attn_implementation or "eager"
+
+
+def config_with_attention(config: Any, name: str) -> Any:
+    """A copy of a module's config that names another attention function, for this module alone."""
+    other = copy.copy(config)
+    set_attention_name(other, name)
+    return other
+
+
+def set_attention_name(config: Any, name: str) -> None:
+    """Let a config name another attention function; those of its parts stay as they are.
+
+    The public setter would change the configs of all parts as well.
+    """
+    config._attn_implementation_internal = name
+    if attention_name(config) != name:
+        raise FoveateError(
+            "this version of transformers names attention functions in a way that foveate does not know."
+        )
+
+
+# DeepStack
+
+#: The method of a language model that adds DeepStack features to the hidden states of its first layers.
+DEEPSTACK = "_deepstack_process"
