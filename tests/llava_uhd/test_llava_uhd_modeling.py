@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from checkpointing import checkpoint
 from foveate.encoders import ViTUHDModel
 from foveate.errors import FoveateError
 from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDModel
@@ -240,7 +241,7 @@ def test_gradients_reach_every_part(fresh, batch):
 def test_gradient_checkpointing_changes_no_gradient(fresh, batch):
     labels = answers_as_labels(batch)
     checkpointed = copy.deepcopy(fresh).train()
-    checkpointed.gradient_checkpointing_enable()
+    checkpoint(checkpointed)
     assert checkpointed.model.vision_tower.encoder.blocks[0].gradient_checkpointing
     assert checkpointed.model.language_model.layers[0].gradient_checkpointing
     for candidate in (fresh.train(), checkpointed):
@@ -320,7 +321,7 @@ def test_lora_with_gradient_checkpointing(fresh, batch):
         adapted = peft.get_peft_model(candidate, settings).train()
         if checkpointing:
             adapted.enable_input_require_grads()
-            adapted.gradient_checkpointing_enable()
+            checkpoint(adapted)
         adapted(**batch, labels=answers_as_labels(batch)).loss.backward()
         gradients.append([p.grad for p in adapted.parameters() if p.requires_grad])
     assert len(gradients[0]) == 2 * (2 + 3 + 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import foveate
+from checkpointing import checkpoint
 from foveate import FoveateError
 from foveate.llava_uhd.vision_remember import VisionRemember, add_vision_remember, regions
 from foveate.llava_uhd.voco import add_voco_tokens
@@ -107,7 +108,7 @@ def test_gradients_with_checkpointing_are_those_without(fresh, batch):
     found = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint(model)
         model.zero_grad()
         model(**batch, labels=labels).loss.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
+from checkpointing import checkpoint
 from families.zoo import Specimen, zoo
 from foveate import FoveateError
 from foveate.decoder import decoder_methods
@@ -243,7 +244,7 @@ def same_gradients(model: Any, inputs: dict[str, Any], plan: str) -> None:
     found = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint(model)
         model.zero_grad()
         with foveate.compress(model, plan):
             loss = model(**inputs).loss

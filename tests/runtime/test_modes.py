@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import foveate
+from checkpointing import checkpoint
 from families.zoo import END, IMAGE, Specimen, zoo
 from foveate import FoveateError
 from foveate.runtime import compat, handle_of
@@ -157,7 +158,7 @@ def test_training_through_a_plan_reaches_every_part(name: str) -> None:
     losses = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint(model)
         model.zero_grad()
         with foveate.compress(model, "pool:4"):
             loss = model(**inputs, labels=labels, use_cache=False).loss

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from foveate.benchmark import flops
 from foveate.connectors.mlp import MLPConnector
 from foveate.encoders import ViTUHDConfig, ViTUHDModel
+from foveate.runtime import compat
 
 QWEN2_0_5B: dict[str, Any] = {
     "vocab_size": 151936,
@@ -314,6 +315,8 @@ class SigLIP2(PlainTransformer):
     name = "SigLIP2-So400m"
     patch = 16
     unit = 16
+    #: Entries of the table of positions, which is resized to every image.
+    positions = 256
 
     def __init__(self, geometry: Geometry, attention: str) -> None:
         from transformers import Siglip2VisionConfig, Siglip2VisionModel
@@ -325,7 +328,7 @@ class SigLIP2(PlainTransformer):
             intermediate_size=geometry.hidden,
             num_hidden_layers=geometry.blocks,
             num_attention_heads=geometry.heads,
-            num_patches=256,
+            num_patches=self.positions,
             vision_use_head=False,
         )
         self.encoder = Siglip2VisionModel._from_config(config, attn_implementation=attention)
@@ -343,6 +346,11 @@ class SigLIP2(PlainTransformer):
     def encode(self, **inputs: torch.Tensor) -> torch.Tensor:
         """(L, D)."""
         return self.encoder(**inputs).last_hidden_state[0]
+
+    def flops(self, pixels: int) -> int:
+        """Patch embedding, positions and blocks."""
+        resizing = flops.linear(self.patches(pixels), self.positions, self.geometry.width)
+        return super().flops(pixels) + resizing * compat.SIGLIP2_RESIZES_BY_PRODUCT
 
     def connector_flops(self, pixels: int) -> int:
         """D -> d -> d."""

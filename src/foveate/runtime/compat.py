@@ -13,6 +13,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -30,6 +33,9 @@ HAS_CACHE_ARGUMENT = "cache" in inspect.signature(create_causal_mask).parameters
 CACHE = "cache" if HAS_CACHE_ARGUMENT else "past_key_values"
 #: All names that it ever had.
 CACHE_NAMES = ("cache", "past_key_values")
+
+#: Whether SigLIP2 resizes its position table by a matrix product (5.24 and newer), not by an interpolation.
+SIGLIP2_RESIZES_BY_PRODUCT = Version(transformers.__version__) >= Version("5.24")
 
 _UNKNOWN_CACHE = "this version of transformers hands the cache over in a way that foveate does not know"
 
@@ -76,11 +82,18 @@ def cache_for_call(text: nn.Module, arguments: Mapping[str, Any]) -> Any:
         return cache
     config: Any = text.config
     use_cache = arguments.get("use_cache")
-    if not (getattr(config, "use_cache", False) if use_cache is None else use_cache):
+    if not (getattr(config, "use_cache", False) if use_cache is None else use_cache) or _is_checkpointed(text):
         return None
     if not any(name in arguments for name in CACHE_NAMES):
         raise FoveateError(f"{_UNKNOWN_CACHE}: {type(text).__name__} is called with use_cache and no cache argument.")
     return DynamicCache(config=config)
+
+
+def _is_checkpointed(text: nn.Module) -> bool:
+    """Whether layers run again for their gradients, and therefore write to no cache."""
+    if not (text.training and torch.is_grad_enabled()):
+        return False
+    return any(getattr(module, "gradient_checkpointing", False) for module in text.modules())
 
 
 def check_cache_returned(output: Any, cache: Any) -> None:
