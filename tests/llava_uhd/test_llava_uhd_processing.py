@@ -126,6 +126,31 @@ def test_chat_in_the_format_of_openai(processor, pictures):
             processor(images=broken, text="<image>")
 
 
+@pytest.mark.parametrize("wrap", [lambda chat: chat, lambda chat: [chat, chat]], ids=["one chat", "two chats"])
+def test_chat_with_base64_as_processors_of_transformers_take_it(processor, pictures, tmp_path, wrap):
+    pictures[0].save(tmp_path / "a.png")
+    data = base64.encodebytes((tmp_path / "a.png").read_bytes()).decode()  # in lines, as mail has it
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+
+    def read(**part):
+        chat = [{"role": "user", "content": [{"type": "image", **part}, text_part("?")]}]
+        inputs = processor.apply_chat_template(wrap(chat), **options)
+        assert chat[0]["content"][0] == {"type": "image", **part}  # the caller's own
+        return inputs
+
+    expected = read(image=pictures[0])
+    address = f"data:image/png;base64,{data}"
+    for part in ({"base64": data}, {"base64": address}, {"image": data}, {"url": address}, {"image": address}):
+        found = read(**part)
+        assert all(torch.equal(found[name], expected[name]) for name in expected), part
+    for broken, says in (("iVBOR!", "no base64"), (data[:40], "truncated or damaged|not an image"), ("", "empty")):
+        with pytest.raises(FoveateError, match=says):
+            read(base64=broken)
+    folder = tmp_path / "a" / "folder" / "of" / "pictures"  # letters and slashes, as in base64
+    with pytest.raises(FoveateError, match="no image file at"):
+        read(image=str(folder).replace("-", "").replace("_", ""))
+
+
 def test_images_alone_and_text_alone(processor, pictures):
     alone = processor(images=pictures[0], return_tensors="pt")
     assert set(alone) == {"pixel_values", "grid_hws"}

@@ -1,6 +1,5 @@
 """Processor of LLaVA-UHD: prompts and images in, model inputs out."""
 
-import base64
 from os import PathLike
 from typing import Any
 
@@ -9,7 +8,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from foveate.errors import FoveateError
 from foveate.views.image_processing import LlavaUHDImageProcessor
-from foveate.views.images import open_image
+from foveate.views.images import inline, open_image, open_written
 from foveate.weights import DATA_ONLY, file_of
 
 from .chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
@@ -83,6 +82,10 @@ class LlavaUHDProcessor(ProcessorMixin):
         )
         return cls(image_processor, tokenizer, chat_template=kwargs.get("chat_template"))
 
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """As in `transformers`. Images are PIL images, paths, `data:` addresses or base64, under their names there."""
+        return super().apply_chat_template(_read_base64(conversation), chat_template, **kwargs)
+
     def prepare_inputs_layout(self, images: Any = None, text: Any = None, **kwargs: Any) -> tuple[Any, ...]:
         """Open the images (see `foveate.views.images.open_image`), keeping how they are grouped.
 
@@ -146,22 +149,25 @@ def _opened(images: Any) -> Any:
         return images
     if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         return [_opened(image) for image in images]
-    if isinstance(images, str) and images.startswith("data:"):
-        return open_image(_inline_data(images))
-    return open_image(images)
+    return open_written(images) if isinstance(images, str) else open_image(images)
 
 
-def _inline_data(address: str) -> bytes:
-    """The bytes that a `data:` address holds, as chat messages in the format of OpenAI have them."""
-    header, _, data = address.partition(",")
-    try:
-        if not header.endswith(";base64"):
-            raise ValueError
-        return base64.b64decode(data, validate=True)
-    except ValueError:
-        raise FoveateError(
-            f"an image that starts with {header[:60]!r} must go on with ';base64,' and valid base64"
-        ) from None
+def _read_base64(messages: Any) -> Any:
+    """Messages, or a list of conversations, with PIL images in place of `{"type": "image", "base64": ...}`."""
+    if isinstance(messages, (list, tuple)):
+        return [_read_base64(message) for message in messages]
+    if not isinstance(messages, dict) or not isinstance(messages.get("content"), (list, tuple)):
+        return messages
+    parts = [
+        {
+            **{name: value for name, value in part.items() if name != "base64"},
+            "image": open_image(inline(part["base64"])),
+        }
+        if isinstance(part, dict) and part.get("type") == "image" and isinstance(part.get("base64"), str)
+        else part
+        for part in messages["content"]
+    ]
+    return {**messages, "content": parts}
 
 
 def _images_per_prompt(images: Any) -> list[int]:

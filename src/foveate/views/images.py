@@ -8,6 +8,7 @@ and a file whose header announces more pixels than `max_pixels` is refused befor
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
@@ -58,6 +59,9 @@ LOOKALIKES = (
     (re.compile(rb"version https://git-lfs"), "it is a Git LFS pointer, not the file; run `git lfs pull`"),
 )  # fmt: skip
 
+#: What may be base64 of an image file; the smallest of these are longer.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{24,}={0,2}")
+
 Channels = Literal["first", "last"]
 
 
@@ -88,6 +92,48 @@ def open_image(source: Any, *, channels: Channels | None = None, max_pixels: int
     raise FoveateError(
         f"cannot read an image from {type(source).__name__}: give a path, the bytes of a file, a PIL image or an array."
     )
+
+
+def inline(text: str) -> bytes:
+    """The bytes of the image file that a `data:` address or bare base64 holds.
+
+    Raises:
+        FoveateError: it holds none.
+    """
+    header, comma, data = text.partition(",") if text.startswith("data:") else ("", ",", text)
+    try:
+        if not comma or (header and not header.endswith(";base64")):
+            raise ValueError
+        return base64.b64decode(re.sub(r"\s", "", data), validate=True)
+    except ValueError:
+        if header:
+            sentence = f"an image that starts with {header[:60]!r} must go on with ';base64,' and valid base64."
+        else:
+            sentence = f"{data[:60]!r} is no base64 of an image file."
+        raise FoveateError(sentence) from None
+
+
+def open_written(text: str) -> Image.Image:
+    """The image that a text stands for in a message: a path, a `data:` address, or base64 where there is no such file.
+
+    Raises:
+        FoveateError: it is none of these, or an address of the web, which is not fetched.
+    """
+    if text.startswith("data:"):
+        return open_image(inline(text))
+    if _BASE64.fullmatch(text.strip()) and not _exists(text):
+        try:
+            return open_image(inline(text))
+        except FoveateError:
+            pass  # a path that could be base64: there is no such file
+    return open_image(text)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long for a name
+        return False
 
 
 def _open_path(path: str | os.PathLike[str], max_pixels: int) -> Image.Image:
