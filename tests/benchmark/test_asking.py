@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from contextlib import nullcontext
 from typing import Any
 
@@ -169,14 +170,59 @@ def test_batches_hold_every_item_once_and_chats_alone():
     assert areas == sorted(areas)
 
 
-def test_a_template_that_drops_answers_is_refused(pair):
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ("messages if message.role == 'user'", "leaves out earlier answers"),
+        ("messages[-1:]", "leaves out messages of the user"),
+        ("messages if message.role != 'assistant' or raise_exception('one turn only')", "one turn only"),
+    ],
+)
+def test_a_template_that_drops_turns_is_refused(pair, messages, says):
     model, processor = pair
     before = processor.chat_template
     processor.chat_template = (
-        "{% for part in messages[-1]['content'] %}{{ part.text if part.type == 'text' else '' }}{% endfor %}"
+        f"{{% for message in {messages} %}}{{% for part in message.content %}}"
+        "{{ part.text if part.type == 'text' else '' }}{% endfor %}{% endfor %}"
     )
     try:
-        with pytest.raises(FoveateError, match="leaves out earlier answers"):
+        with pytest.raises(FoveateError, match=says):
             prepare(model, processor, [Item("own", 0, (), (("One?", "1"), ("Two?", "2")))])
     finally:
         processor.chat_template = before
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}], "no chat template"),
+        ([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}], "reads no video"),
+        ([{"role": "user", "content": [{"type": "image", "url": "http://example.org/a.png"}]}], "is an address"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "holds no image"),
+    ],
+)
+def test_what_would_be_dropped_is_refused(pair, messages, says):
+    model, processor = pair
+    before, processor.chat_template = processor.chat_template, None
+    try:
+        with pytest.raises(FoveateError, match=says):
+            inputs_of_batch(model, processor, [messages])
+    finally:
+        processor.chat_template = before
+
+
+def test_images_of_messages_may_be_paths_addresses_with_data_or_base64(pair, tmp_path):
+    model, processor = pair
+    picture = noise(32, 32)
+    picture.save(tmp_path / "a.png")
+    data = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    parts = [
+        {"image": picture}, {"image": str(tmp_path / "a.png")}, {"path": str(tmp_path / "a.png")}, {"base64": data},
+        {"base64": f"data:image/png;base64,{data}"}, {"url": f"data:image/png;base64,{data}"},
+    ]  # fmt: skip
+    found = []
+    for part in parts:
+        content = [{"type": "image", **part}, {"type": "text", "text": "What?"}]
+        found.append(inputs_of_batch(model, processor, [[{"role": "user", "content": content}]]))
+    for other in found[1:]:
+        assert all(torch.equal(other[name], value) for name, value in found[0].items())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from foveate.errors import FoveateError
 from foveate.runtime import handle_of
+from foveate.views.images import open_image, open_written
 
 
 @torch.inference_mode()
@@ -25,8 +29,9 @@ def answer_batch(
         model: a model of `transformers` that answers questions about images.
         processor: its processor.
         conversations: for each its messages, such as ``{"role": "user", "content": [{"type": "image", "image": PIL
-            image}, {"type": "text", "text": "What is it?"}]}``; a content that is text alone may be a string. Text that
-            the model's tokenizer would take for a control token is passed on as text.
+            image}, {"type": "text", "text": "What is it?"}]}``; in place of ``image`` there may be ``path``, ``base64``
+            or ``url`` with its data. A content that is text alone may be a string. Text that the model's tokenizer
+            would take for a control token is passed on as text.
         max_new_tokens: length at which answers are cut off, for all, or one for each conversation.
 
     Returns:
@@ -66,7 +71,7 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
     """The model's inputs for the next answer in each of many conversations, padded on the left; see `answer_batch`."""
     if not conversations:
         raise FoveateError("there is no conversation to go on with.")
-    plain = [plain_messages(messages, processor) for messages in conversations]
+    plain = [_with_images(plain_messages(messages, processor)) for messages in conversations]
     images = [[part["image"] for part in _parts(messages) if part["type"] == "image"] for messages in plain]
     inputs = processor(
         **({"images": images} if any(images) else {}),
@@ -94,9 +99,28 @@ def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[d
 
 
 def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """Messages as the text that the model goes on with. Without a chat template: images first, then all texts."""
+    """Messages as the text that the model goes on with. Without a chat template: images first, then the question.
+
+    Raises:
+        FoveateError: the chat template refuses these messages or leaves one of them out, or there is none and they are
+            more than one question.
+    """
     if getattr(processor, "chat_template", None):
-        return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:
+            raise FoveateError(f"the chat template of this model refuses these messages: {error}") from error
+        for message in messages:
+            # Not those of the assistant: templates leave out what it thought before an answer.
+            texts = [part["text"] for part in message["content"] if part["type"] == "text"]
+            if message["role"] != "assistant" and not all(text.strip() in prompt for text in texts):
+                raise FoveateError(
+                    f"the chat template of this model leaves out messages of the {message['role']}, such as "
+                    f"{reprlib.repr(''.join(texts))}; write what they say into the question."
+                )
+        return prompt
+    if [message["role"] for message in messages] != ["user"]:
+        raise FoveateError("this model has no chat template: it can be asked one question, not a conversation.")
     parts = _parts(messages)
     images = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
     return images + "\n".join(part["text"] for part in parts if part["type"] == "text")
@@ -189,6 +213,33 @@ def placeholders(model: Any, ids: torch.Tensor) -> int:
 def tokenizer_of(processor: Any) -> Any:
     """The tokenizer of a processor, or what is a tokenizer itself."""
     return getattr(processor, "tokenizer", processor)
+
+
+def _with_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of which every part is text, or an image under the name "image"; paths and base64 are opened."""
+    found = []
+    for message in messages:
+        parts = []
+        for part in message["content"]:
+            if part["type"] not in ("text", "image"):
+                raise FoveateError(
+                    f"this reads no {part['type']}; of the content of messages it reads text and images."
+                )
+            parts.append({"type": "image", "image": _image_of(part)} if part["type"] == "image" else part)
+        found.append({**message, "content": parts})
+    return found
+
+
+def _image_of(part: dict[str, Any]) -> Any:
+    given = [part[name] for name in ("image", "path", "base64", "url") if part.get(name) is not None]
+    if len(given) != 1:
+        raise FoveateError(
+            f"a part of type 'image' holds {'several images' if given else 'no image'}; write one 'image', 'path', "
+            "'base64' or 'url' (with its data)."
+        )
+    if isinstance(given[0], str):
+        return open_written(given[0])
+    return open_image(given[0]) if isinstance(given[0], (bytes, os.PathLike)) else given[0]
 
 
 def _parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

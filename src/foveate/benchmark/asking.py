@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from foveate.answering.conversations import (
@@ -131,7 +130,7 @@ def _following(processor: Any, item: Item) -> tuple[Tensor, ...]:
         messages = plain_messages(messages_of(item, [_ANSWER] * turn), processor)
         try:
             whole = prompt_of(processor, messages)
-        except TemplateError as error:
+        except FoveateError as error:
             raise FoveateError(f"the chat template of this model takes no second turn: {error}") from error
         before, answer, after = whole.rpartition(_ANSWER)
         if not answer or before.count(_ANSWER) != turn - 1 or not after:
