@@ -57,10 +57,11 @@ def running(
     hosts: tuple[str, ...] = (),
     plan: str | None = None,
     api_key: str | None = None,
+    origins: tuple[str, ...] = (),
 ) -> Iterator[Served]:
     """A server in this process, at a free port."""
     engine = Engine(model, processor, limits or Limits())
-    with answering(engine, root=root, hosts=hosts, plan=plan, api_key=api_key) as served:
+    with answering(engine, root=root, hosts=hosts, plan=plan, api_key=api_key, origins=origins) as served:
         yield served
 
 
@@ -72,6 +73,7 @@ def answering(
     hosts: tuple[str, ...] = (),
     plan: str | None = None,
     api_key: str | None = None,
+    origins: tuple[str, ...] = (),
 ) -> Iterator[Served]:
     """A server of what answers requests."""
     app = build(
@@ -80,6 +82,7 @@ def answering(
         name="embedded",
         plan=None if plan is None else Plan.of(plan),
         api_key=api_key,
+        origins=origins,
     )
     config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=5, **TRANSPORT)
     server = uvicorn.Server(config)

@@ -21,7 +21,7 @@ from foveate.cluster.connecting import Model
 from foveate.cluster.pool import Replica
 from foveate.serving import Limits
 from foveate.serving.limits import LostError
-from foveate.serving.rows import Sampling
+from foveate.serving.rows import Begun, Sampling
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
 QUESTION = asking("What is the total?", RECEIPT)
@@ -105,7 +105,7 @@ def test_a_replica_whose_thread_fails_says_so_and_is_no_longer_healthy() -> None
         return [piece async for piece in pieces]
 
     *pieces, result = asyncio.run(asked())
-    assert "".join(pieces) == result.text == "34.55"
+    assert isinstance(pieces[0], Begun) and "".join(piece.text for piece in pieces[1:]) == result.text == "34.55"
     replica.check_health()
     with failing(replica.engine.model, SystemExit(1)) as let:
         let.set()

@@ -60,11 +60,15 @@ def test_answers_limits_and_counters_are_those_of_any_server(served: Served) -> 
         served.client("wrong").chat.completions.create(model="embedded", messages=QUESTION)
     with pytest.raises(openai.BadRequestError, match="positions"):  # a replica says so
         said(served, asking("a " * 3_000, RECEIPT))
-    with pytest.raises(openai.BadRequestError, match="at most 512 tokens"):
-        said(served, max_tokens=513)
+    clamped = served.client("key").chat.completions.with_raw_response.create(
+        model="embedded", messages=QUESTION, max_tokens=513, n=2, logprobs=True
+    )
+    assert clamped.headers["x-foveate-max-tokens"] == "512"
+    first, second = clamped.parse().choices
+    assert first.message == second.message and "".join(one.token for one in first.logprobs.content) == "34.55"
     assert health(served)["replicas"] == {"running": 2, "wanted": 2}
     values = httpx.get(f"{served.address}/metrics").text.splitlines()
-    assert "foveate_images_total 4.0" in values and 'foveate_requests_total{status="400"} 2.0' in values
+    assert "foveate_images_total 6.0" in values and 'foveate_requests_total{status="400"} 1.0' in values
 
 
 def test_clients_that_leave_free_their_work(served: Served) -> None:

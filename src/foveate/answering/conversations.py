@@ -6,7 +6,7 @@ import copy
 import os
 import reprlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -174,7 +174,21 @@ def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence
     return [text.strip() for text in texts]
 
 
-def image_tokens(model: Any, ids: torch.Tensor) -> list[tuple[int, float]]:
+class ImageTokens(NamedTuple):
+    """What became of the images of one sequence.
+
+    Args:
+        before: their tokens before the plan.
+        given: those that the plan left in front of the language model.
+        read: those that the language model worked on, the mean over its layers.
+    """
+
+    before: int
+    given: int
+    read: float
+
+
+def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
     """What became of the images of the last call in this thread, for every sequence of its batch.
 
     Args:
@@ -182,19 +196,20 @@ def image_tokens(model: Any, ids: torch.Tensor) -> list[tuple[int, float]]:
         ids: ``(B, L)`` of the prompts.
 
     Returns:
-        For each sequence the tokens of its images before the plan, and those that the language model worked on, the
-        mean over its layers.
+        For each sequence what became of the tokens of its images.
     """
     handle, config = handle_of(model), model.config
     token = image_token_of(config)
     counts = [0] * len(ids) if token is None else (ids == token).sum(dim=1).tolist()
     if handle is None or (token is not None and not any(counts)):  # a report is of the last call that had images
-        return [(count, count) for count in counts]
+        return [ImageTokens(count, count, count) for count in counts]
     layers = config.get_text_config().num_hidden_layers
-    found: list[tuple[int, float]] = [(0, 0)] * len(ids)
+    found = [ImageTokens(0, 0, 0)] * len(ids)
     for image in handle.report().images:
-        before, after = found[image.row]
-        found[image.row] = (before + image.tokens_in, after + image.mean_tokens(layers))
+        before, given, read = found[image.row]
+        found[image.row] = ImageTokens(
+            before + image.tokens_in, given + image.tokens_kept, read + image.mean_tokens(layers)
+        )
     return found
 
 

@@ -156,7 +156,7 @@ def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
     counts = image_tokens(model, inputs["input_ids"])
     if prepared.following:
         texts[0] += _go_on(model, processor, prepared, output)
-    return [Reply(tuple(said), *count) for said, count in zip(texts, counts, strict=True)]
+    return [Reply(tuple(said), count.before, count.read) for said, count in zip(texts, counts, strict=True)]
 
 
 def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[str]:

@@ -24,7 +24,7 @@ from foveate.plan import Plan
 from foveate.serving.engine import Engine, Job, Result
 from foveate.serving.limits import BusyError, Limits, LostError
 from foveate.serving.metrics import Metrics
-from foveate.serving.rows import Sampling
+from foveate.serving.rows import Begun, Piece, Sampling
 
 log = logging.getLogger("foveate.serving")
 #: How often a request is tried: it may itself be what kills replicas.
@@ -60,12 +60,12 @@ class Replica:
         limit: int | None,
         sampling: Sampling,
         stops: tuple[str, ...],
-    ) -> AsyncGenerator[str | Result | Exception]:
-        """Pieces of text, then a `Result`, or what was wrong with the request."""
+    ) -> AsyncGenerator[Begun | Piece | Result | Exception]:
+        """`Begun`, pieces of text, then a `Result`, or what was wrong with the request."""
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[str | Result | BaseException] = asyncio.Queue()
+        inbox: asyncio.Queue[Begun | Piece | Result | BaseException] = asyncio.Queue()
 
-        def deliver(piece: str | Result | BaseException) -> None:
+        def deliver(piece: Begun | Piece | Result | BaseException) -> None:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(inbox.put_nowait, piece)
 
@@ -74,7 +74,7 @@ class Replica:
             self.engine.submit(job)
             while True:
                 piece = await inbox.get()
-                if isinstance(piece, str):
+                if isinstance(piece, (Begun, Piece)):
                     yield piece
                     continue
                 if isinstance(piece, Result):
@@ -267,7 +267,7 @@ class Pool:
                 if not job.begun and not isinstance(piece, Exception):
                     job.begun = True
                     self.metrics.ttft.observe(time.monotonic() - job.arrived)
-                if not isinstance(piece, str):
+                if not isinstance(piece, (Begun, Piece)):
                     return piece
                 job.deliver(piece)
         except (RayError, RayServeException) as error:

@@ -29,6 +29,7 @@ EXAMPLES = """
     foveate serve path/to/model --plan divprune:25%
     foveate serve owner/name --plan "fastervlm:192 + fastv:50%@2" --port 9000
     foveate serve --files ./pictures --allow-host images.example.org
+    foveate serve --cors-origin http://localhost:3000
     foveate serve --ray --replicas 4 --replica-cpus 2
     curl localhost:8000/v1/chat/completions -d @request.json
 """
@@ -60,12 +61,21 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Host that images may be fetched from, with its port if unusual.")
     ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of web pages whose browsers may ask, such as https://example.org; * for all.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     device: HubDevice = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 8,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come again.")] = 256,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer; requests for more get so many.")
+    ] = 512,
     max_images: Annotated[int, typer.Option(min=1, help="Most images of a request.")] = 16,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
     max_body: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 32,
@@ -81,7 +91,7 @@ def serve(
     POST /v1/chat/completions takes `image_url` parts: data URIs, files under --files and addresses on --allow-host.
     Answers are streamed where asked for. A request may carry its own plan, {"foveate": {"plan": "divprune:64"}}, or
     another budget, {"foveate": {"budget": "10%"}}; the answer's usage says how many visual tokens were read and saved.
-    /v1/models, /health and /metrics (Prometheus) are there too.
+    /v1/models, /health, /metrics (Prometheus), /docs and /openapi.json are there too.
 
     Requests that wait are answered together. SIGTERM lets open requests end. With --ray, replicas on a Ray cluster
     answer, and a new one begins for one that dies.
@@ -89,7 +99,7 @@ def serve(
     try:
         import uvicorn
 
-        from foveate.serving import TRANSPORT, Engine, Limits, Sources, build
+        from foveate.serving import TRANSPORT, Engine, Limits, Sources, build, check_origins
     except ImportError as error:
         raise FoveateError(f"a server needs {error.name}: pip install 'foveate[serve]'.") from error
     import torch
@@ -102,6 +112,7 @@ def serve(
         batch=batch, queue=queue, tokens=max_tokens, images=max_images, pixels=max_pixels, body=max_body * 2**20
     )
     sources = Sources(files, allow_host or (), limits)
+    check_origins(cors_origin or ())  # before a model is loaded
     wanted = plan_asked(plan)
     many = replicas_asked(ray, replicas, replica_cpus, replica_gpus, ray_address)
     if many is not None and threads is not None:
@@ -121,7 +132,7 @@ def serve(
                 torch.set_num_threads(threads)
             net, processor, own = load_apart(model, wanted, dtype=dtype, device=device)
             answers = Engine(net, processor, limits)
-        app = build(answers, sources, name=called, plan=own, api_key=api_key)
+        app = build(answers, sources, name=called, plan=own, api_key=api_key, origins=cors_origin or ())
         config = uvicorn.Config(
             app,
             host=host,

@@ -1,12 +1,13 @@
 """An OpenAI-compatible server of one model, with plans: `foveate serve`.
 
-A request goes through `app` (HTTP), `protocol` (what a body may say), `sources` (where images may come from) and
-`engine` (one thread that owns the model and answers requests in batches, token by token through `rows`).
+A request goes through `app` (HTTP), `protocol` and `fields` (what a body may say), `sources` (where images may come
+from) and `engine` (one thread that owns the model and answers requests in batches, token by token through `rows`);
+`replies` writes the answer. `description` is /openapi.json and /docs.
 """
 
 from typing import Any
 
-from foveate.serving.app import build
+from foveate.serving.app import build, check_origins
 from foveate.serving.engine import Engine
 from foveate.serving.limits import Limits
 from foveate.serving.sources import Sources
@@ -14,4 +15,4 @@ from foveate.serving.sources import Sources
 #: How uvicorn reads HTTP: the way that is tested, whatever else is installed and would be taken in its place.
 TRANSPORT: dict[str, Any] = {"loop": "asyncio", "http": "h11"}
 
-__all__ = ["TRANSPORT", "Engine", "Limits", "Sources", "build"]
+__all__ = ["TRANSPORT", "Engine", "Limits", "Sources", "build", "check_origins"]

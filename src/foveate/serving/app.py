@@ -7,26 +7,35 @@ import contextlib
 import hmac
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from foveate.errors import FoveateError
 from foveate.plan import Plan
-from foveate.serving import protocol
-from foveate.serving.engine import Answers, Job, Result
+from foveate.serving import description, protocol
+from foveate.serving.engine import Answers, Job, Result, usage_of
+from foveate.serving.fields import FieldError
 from foveate.serving.guard import Guard
 from foveate.serving.limits import BusyError, Held, LostError, Share
-from foveate.serving.protocol import ChatRequest, error_body
-from foveate.serving.rows import Sampling
+from foveate.serving.protocol import ChatRequest
+from foveate.serving.replies import Writer, error_body
+from foveate.serving.rows import Begun, Piece, Sampling
 from foveate.serving.sources import Sources
 
 log = logging.getLogger("foveate.serving")
 #: Seconds between two looks whether a client that waits for a whole answer is still there.
 _LOOK = 0.2
+#: Headers of an answer: that fewer tokens were possible than were asked for, and which fields changed nothing.
+CLAMPED, IGNORED = "x-foveate-max-tokens", "x-foveate-ignored"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?")
 
 
 class RefusedError(Exception):
@@ -49,8 +58,14 @@ class GoneError(Exception):
 
 
 def build(
-    engine: Answers, sources: Sources, *, name: str, plan: Plan | None = None, api_key: str | None = None
-) -> FastAPI:
+    engine: Answers,
+    sources: Sources,
+    *,
+    name: str,
+    plan: Plan | None = None,
+    api_key: str | None = None,
+    origins: Sequence[str] = (),
+) -> ASGIApp:
     """The application.
 
     Args:
@@ -59,10 +74,15 @@ def build(
         name: What clients call the model.
         plan: Of requests that name none.
         api_key: What clients must send as bearer token; None: nothing.
+        origins: Of web pages that browsers let ask this server, such as "https://example.org"; "*": of all.
 
     Returns:
-        An ASGI application with /v1/chat/completions, /v1/models, /health and /metrics.
+        An ASGI application with /v1/chat/completions, /v1/models, /health, /metrics, /docs and /openapi.json.
+
+    Raises:
+        FoveateError: an origin cannot be one.
     """
+    check_origins(origins)
     held = Held(engine.limits.memory)
 
     @asynccontextmanager
@@ -88,7 +108,7 @@ def build(
 
     @app.exception_handler(FoveateError)
     async def invalid(request: Request, error: FoveateError) -> Response:
-        return answer_with(400, error_body(str(error)))
+        return answer_with(400, error_body(str(error), param=error.field if isinstance(error, FieldError) else None))
 
     @app.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> Response:
@@ -132,6 +152,17 @@ def build(
     async def counters() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)
 
+    described = description.document(name, engine.limits)
+    page = description.page(described)
+
+    @app.get("/openapi.json")
+    async def schema() -> Response:
+        return JSONResponse(described)
+
+    @app.get("/docs")
+    async def docs() -> Response:
+        return HTMLResponse(page, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"})
+
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         authorise(request)
@@ -149,27 +180,55 @@ def build(
         asked = await asyncio.to_thread(protocol.parse, await request.body())
         _check_name(asked.model, name)
         share = Share(held)
-        job: Job | None = None
+        jobs: list[Job] = []
 
         def done() -> None:
             held.give(share.bytes)
-            if job is not None:
+            for job in jobs:
                 engine.cancel(job)
 
         with contextlib.ExitStack() as ending:
             ending.callback(done)
-            job, inbox = await _job(asked, engine, sources, plan, share)
-            identity = protocol.new_id()
-            # What fails before the first piece of a stream is still an error with a status of its own.
-            piece = await _take(request, inbox)
+            inbox = await _begin(asked, engine, sources, plan, share, jobs)
+            # What fails before the first token is still an error with a status of its own, streamed or not.
+            _, begun = await _take(request, inbox)
+            headers = _said_beside(asked, begun)
             if asked.stream:
                 metrics.requests.labels(200).inc()
-                return _Events(_stream(asked, inbox, piece, identity, name), ending.pop_all().close)
-            while not isinstance(piece, Result):
-                piece = await _take(request, inbox)
-            return answer_with(200, protocol.completion(identity, name, piece.text, piece.reason, piece.usage))
+                return _Events(_stream(asked, inbox, Writer(name)), headers, ending.pop_all().close)
+            results: dict[int, Result] = {}
+            while len(results) < asked.choices:
+                number, piece = await _take(request, inbox)
+                if isinstance(piece, Result):
+                    results[number] = piece
+            ordered = [results[number] for number in range(asked.choices)]
+            choices = [(one.text, one.reason, one.chances) for one in ordered]
+            return answer_with(200, Writer(name).completion(choices, usage_of(ordered)), headers)
 
-    return app
+    if not origins:
+        return app
+    # Outside of everything, so that pages can read errors too.
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=[CLAMPED, IGNORED, "retry-after"],
+    )
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Refuse what no browser sends as origin.
+
+    Raises:
+        FoveateError: an origin is neither scheme://host[:port] nor "*".
+    """
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise FoveateError(
+                f"{origin!r} is no origin of web pages; write scheme and host without a path, such as "
+                "https://example.org or http://localhost:3000, or * for all."
+            )
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -183,68 +242,91 @@ def _check_name(asked: str, name: str) -> None:
         )
 
 
-Inbox = asyncio.Queue[str | Result | BaseException]
+Delivered = Begun | Piece | Result | BaseException
+#: Pieces of answers with the numbers of their choices.
+Inbox = asyncio.Queue[tuple[int, Delivered]]
 
 
-async def _job(
-    asked: ChatRequest, engine: Answers, sources: Sources, own: Plan | None, share: Share
-) -> tuple[Job, Inbox]:
-    """A request in the engine's queue, and where its answer arrives."""
+async def _begin(
+    asked: ChatRequest, engine: Answers, sources: Sources, own: Plan | None, share: Share, jobs: list[Job]
+) -> Inbox:
+    """Put a request into the engine's queue, a job for every choice; where the answers arrive."""
     limits = engine.limits
-    wanted = asked.max_completion_tokens or asked.max_tokens
-    if wanted is not None and wanted > limits.tokens:
-        raise FoveateError(f"max_tokens: an answer may have at most {limits.tokens} tokens here, not {wanted}.")
     if asked.characters > limits.characters:
-        raise FoveateError(
-            f"messages: at most {limits.characters} characters of text are read, not {asked.characters}."
+        raise FieldError(
+            "messages", f"at most {limits.characters} characters of text are read, not {asked.characters}."
         )
     if len(asked.urls) > limits.images:
-        raise FoveateError(f"messages: at most {limits.images} images are read, not {len(asked.urls)}.")
+        raise FieldError("messages", f"at most {limits.images} images are read, not {len(asked.urls)}.")
+    if asked.choices > limits.batch:
+        raise FieldError("n", f"at most {limits.batch} answers are written to one request, not {asked.choices}.")
     chosen = protocol.plan_of(asked.foveate, own)
-    images = [await sources.open(url, share) for url in asked.urls]
+    images = []
+    for place, url in zip(asked.places, asked.urls, strict=True):
+        try:
+            images.append(await sources.open(url, share))
+        except FoveateError as error:
+            raise FieldError(place, str(error)) from None
     inbox: Inbox = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
-    def deliver(piece: str | Result | BaseException) -> None:
+    def deliver(number: int, piece: Delivered) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everyone who waited
-            loop.call_soon_threadsafe(inbox.put_nowait, piece)
+            loop.call_soon_threadsafe(inbox.put_nowait, (number, piece))
 
-    sampling = Sampling(asked.temperature or 0.0, asked.top_p or 1.0, asked.seed)
-    job = Job(asked.conversation(images), chosen, wanted, sampling, asked.stops, deliver, asked.stream)
-    engine.submit(job)
-    return job, inbox
+    messages = asked.conversation(images)
+    for number in range(asked.choices):
+        seed = None if asked.seed is None else asked.seed + number
+        top_p = 1.0 if asked.top_p is None else asked.top_p
+        sampling = Sampling(asked.temperature or 0.0, top_p, seed, asked.top)
+        job = Job(messages, chosen, asked.limit, sampling, asked.stops, partial(deliver, number), asked.stream)
+        engine.submit(job)
+        jobs.append(job)
+    return inbox
 
 
-async def _take(request: Request, inbox: Inbox) -> str | Result:
+def _said_beside(asked: ChatRequest, begun: Delivered) -> dict[str, str]:
+    """Headers: what was done otherwise than asked, or not at all."""
+    found = {}
+    if isinstance(begun, Begun) and asked.limit is not None and begun.limit < asked.limit:
+        found[CLAMPED] = str(begun.limit)
+    if asked.without_effect:
+        found[IGNORED] = ", ".join(asked.without_effect)
+    return found
+
+
+async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Result]:
     while True:
         try:
-            piece = await asyncio.wait_for(inbox.get(), _LOOK)
+            number, piece = await asyncio.wait_for(inbox.get(), _LOOK)
         except TimeoutError:
             if await request.is_disconnected():
                 raise GoneError from None
             continue
         if isinstance(piece, BaseException):
             raise piece
-        return piece
+        return number, piece
 
 
-async def _stream(
-    asked: ChatRequest, inbox: Inbox, piece: str | Result, identity: str, name: str
-) -> AsyncGenerator[str]:
-    """An answer as server-sent events."""
-    yield _event(protocol.chunk(identity, name, {"role": "assistant", "content": ""}))
-    while isinstance(piece, str):
-        yield _event(protocol.chunk(identity, name, {"content": piece}))
-        arrived = await inbox.get()
-        if isinstance(arrived, BaseException):  # the status is sent already
-            known = isinstance(arrived, (FoveateError, BusyError, LostError))
-            said = str(arrived) if known else "the server failed on this request."
-            yield _event(error_body(said, "server_error"))
+async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGenerator[str]:
+    """Answers as server-sent events."""
+    told = asked.top is not None
+    for number in range(asked.choices):
+        yield _event(writer.chunk(number, {"role": "assistant", "content": ""}))
+    results: dict[int, Result] = {}
+    while len(results) < asked.choices:
+        number, piece = await inbox.get()
+        if isinstance(piece, Piece):
+            yield _event(writer.chunk(number, {"content": piece.text}, chances=piece.chances if told else None))
+        elif isinstance(piece, Result):
+            results[number] = piece
+            yield _event(writer.chunk(number, {}, piece.reason))
+        elif isinstance(piece, BaseException):  # the status is sent already
+            known = isinstance(piece, (FoveateError, BusyError, LostError))
+            yield _event(error_body(str(piece) if known else "the server failed on this request.", "server_error"))
             return
-        piece = arrived
-    yield _event(protocol.chunk(identity, name, {}, piece.reason))
     if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield _event(protocol.usage_chunk(identity, name, piece.usage))
+        yield _event(writer.usage(usage_of([results[number] for number in sorted(results)])))
     yield "data: [DONE]\n\n"
 
 
@@ -253,11 +335,12 @@ class _Events(StreamingResponse):
 
     Args:
         pieces: Of the stream.
+        headers: Beside those of every stream.
         done: Called at its end.
     """
 
-    def __init__(self, pieces: AsyncGenerator[str], done: Callable[[], object]) -> None:
-        super().__init__(pieces, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    def __init__(self, pieces: AsyncGenerator[str], headers: dict[str, str], done: Callable[[], object]) -> None:
+        super().__init__(pieces, media_type="text/event-stream", headers={"cache-control": "no-cache", **headers})
         self._done = done
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -18,20 +18,27 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from foveate.answering.conversations import check_length, greedy, image_tokens, inputs_of_batch
+from foveate.answering.conversations import (
+    ImageTokens,
+    check_length,
+    greedy,
+    image_tokens,
+    inputs_of_batch,
+    tokenizer_of,
+)
 from foveate.errors import FoveateError
 from foveate.plan import Plan
 from foveate.runtime import Handle, compress
 from foveate.serving.limits import BusyError, Limits, LostError
 from foveate.serving.metrics import Metrics
-from foveate.serving.rows import Draw, Row, Sampling, Watch
+from foveate.serving.rows import Begun, Chance, Chances, Draw, Piece, Row, Sampling, Watch
 
 log = logging.getLogger("foveate.serving")
 _FAILED = "the model of this server has failed, and no request can be answered; the server's log says why."
@@ -46,36 +53,43 @@ class Result:
     Args:
         text: The whole text.
         reason: "stop", "length" or "cancelled".
-        prompt_tokens: Tokens of the prompt before compression.
+        prompt_tokens: Tokens of the shortened prompt that the language model was given.
         completion_tokens: Tokens written.
-        tokens_before: Visual tokens before compression.
-        tokens_read: Those that the language model worked on, the mean over its layers.
+        images: What became of the visual tokens.
         plan: The plan as text, None for the model as it is.
+        chances: How likely each token was, where that was asked for.
     """
 
     text: str
     reason: str
     prompt_tokens: int
     completion_tokens: int
-    tokens_before: int
-    tokens_read: float
+    images: ImageTokens
     plan: str | None
+    chances: tuple[Chance, ...] | None = None
 
-    @property
-    def usage(self) -> dict[str, Any]:
-        """As OpenAI's API names it, and what became of the visual tokens."""
-        read = int(self.tokens_read) if self.tokens_read == int(self.tokens_read) else round(self.tokens_read, 2)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "foveate": {
-                "plan": self.plan,
-                "visual_tokens": self.tokens_before,
-                "visual_tokens_read": read,
-                "visual_tokens_saved": round(self.tokens_before - read, 2),
-            },
-        }
+
+def usage_of(results: Sequence[Result]) -> dict[str, Any]:
+    """Tokens of the answers to one request as OpenAI's API names them, and what became of the visual tokens."""
+    first, written = results[0], sum(result.completion_tokens for result in results)
+    before, given, exact = first.images
+    read = int(exact) if exact == int(exact) else round(exact, 2)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": written,
+        "total_tokens": first.prompt_tokens + written,
+        "prompt_tokens_details": {
+            "text_tokens": first.prompt_tokens - given,
+            "image_tokens": given,
+            "image_tokens_saved": before - given,
+        },
+        "foveate": {
+            "plan": first.plan,
+            "visual_tokens": before,
+            "visual_tokens_read": read,
+            "visual_tokens_saved": round(before - read, 2),
+        },
+    }
 
 
 @dataclass(eq=False)
@@ -88,7 +102,8 @@ class Job:
         limit: Tokens that the answer may have; None: as many as the server allows and the model has positions for.
         sampling: How they are drawn.
         stops: Texts that end it.
-        deliver: Called from the engine's thread with pieces of text (str), then once with a `Result` or an exception.
+        deliver: Called from the engine's thread with `Begun`, with pieces of text, then once with a `Result` or an
+            exception.
         streamed: Whether somebody sees the pieces: an answer of which some was seen cannot begin again elsewhere.
         arrived: When it was complete, on `time.monotonic`.
     """
@@ -98,7 +113,7 @@ class Job:
     limit: int | None
     sampling: Sampling
     stops: tuple[str, ...]
-    deliver: Callable[[str | Result | BaseException], object]
+    deliver: Callable[[Begun | Piece | Result | BaseException], object]
     streamed: bool = True
     arrived: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -292,46 +307,49 @@ class Engine:
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         rows = [self._row(job, self._limit(job, length)) for job, length in zip(batch, lengths, strict=True)]
         config = greedy(self.model, max(row.limit for row in rows))
-        drawing = any(job.sampling.temperature > 0 for job in batch)
-        draw = [Draw([job.sampling for job in batch], self.model.device)] if drawing else []
+        sampling = [job.sampling for job in batch]
+        chances = Chances(sampling, tokenizer_of(self.processor))
+        draw = [] if all(one.greedy for one in sampling) else [Draw(sampling, self.model.device)]
         self.metrics.batch.observe(len(batch))
         self.model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=LogitsProcessorList(draw),
-            stopping_criteria=StoppingCriteriaList([Watch(rows, lambda: self._stepped(batch))]),
+            logits_processor=LogitsProcessorList([chances, *draw] if chances.told else draw),
+            stopping_criteria=StoppingCriteriaList([Watch(rows, lambda: self._stepped(batch, rows), chances)]),
         )
         counts = image_tokens(self.model, inputs["input_ids"])
-        for job, row, length, (before, read) in zip(batch, rows, lengths, counts, strict=True):
-            self._finish(job, row, length, before, read)
+        for job, row, length, images in zip(batch, rows, lengths, counts, strict=True):
+            self._finish(job, row, length, images)
 
     def _limit(self, job: Job, length: int) -> int:
-        """Tokens that an answer to a prompt of `length` tokens may have."""
-        check_length(self.model, length, job.limit or 1)
-        if job.limit is not None:
-            return job.limit
+        """Tokens that an answer to a prompt of `length` tokens may have: as many as the model has positions left."""
+        check_length(self.model, length, 1)
+        limit = self.limits.tokens if job.limit is None else min(job.limit, self.limits.tokens)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return self.limits.tokens if not positions else min(self.limits.tokens, positions - length)
+        return min(limit, positions - length) if positions else limit
 
     def _row(self, job: Job, limit: int) -> Row:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        tokenizer = tokenizer_of(self.processor)
 
         def gone() -> bool:
             return job.cancelled.is_set() or self._stopping
 
         return Row(tokenizer, ends, limit, job.stops, job.deliver, gone)
 
-    def _stepped(self, batch: list[Job]) -> None:
-        for job in batch:
+    def _stepped(self, batch: list[Job], rows: list[Row]) -> None:
+        for job, row in zip(batch, rows, strict=True):
             if not job.begun:
                 job.begun = True
                 self.metrics.ttft.observe(time.monotonic() - job.arrived)
+                job.deliver(Begun(row.limit))
 
-    def _finish(self, job: Job, row: Row, length: int, before: int, read: float) -> None:
+    def _finish(self, job: Job, row: Row, length: int, images: ImageTokens) -> None:
         plan = None if job.plan is None else str(job.plan)
-        result = Result(row.text, row.reason or "length", length, len(row.ids), before, read, plan)
+        read = length - images.before + images.given
+        chances = None if job.sampling.told is None else tuple(one for _, one in row.chances)
+        result = Result(row.text, row.reason or "length", read, len(row.ids), images, plan, chances)
         self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
         job.deliver(result)
 

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foveate.serving.limits import BusyError, Held, Limits
-from foveate.serving.protocol import error_body
+from foveate.serving.replies import error_body
 
 
 class _StopError(Exception):

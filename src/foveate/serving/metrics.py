@@ -61,8 +61,8 @@ class Metrics:
         """Count an answer with its images and the time since its request was complete."""
         self.duration.observe(seconds)
         self.images.inc(images)
-        self.tokens_before.inc(result.tokens_before)
-        self.tokens_read.inc(result.tokens_read)
+        self.tokens_before.inc(result.images.before)
+        self.tokens_read.inc(result.images.read)
         self.prompt.inc(result.prompt_tokens)
         self.completion.inc(result.completion_tokens)
 

@@ -1,39 +1,51 @@
-"""What a chat request may say, in the words of OpenAI's API, and what is answered.
+"""What a chat request may say, in the words of OpenAI's API.
 
-What would change an answer and is not built (tools, several choices, log probabilities ...) is refused by name, not
-passed over; what changes nothing (`user`, `metadata`, `store` ...) is accepted.
+What would change an answer and is not built (tools, formats, sound ...) is refused by name with the reason, not passed
+over. A field that is null, or empty where it is not built, is as if left out: clients send all the fields that they
+know. What is accepted and changes nothing (`user`, `detail` ...) is named in a header of the answer.
 """
 
 from __future__ import annotations
 
 import json
-import time
 import typing
-import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from foveate.errors import FoveateError, check_text
 from foveate.plan import Budget, Plan
+from foveate.serving.fields import REASONS, FieldError, path, problem, without_empty
 
 #: Deepest nesting of a body; messages need five.
 DEEPEST = 32
 #: A plan's name for the model as it is.
 UNTOUCHED = "untouched"
+#: Texts that may end an answer, and the likeliest tokens that may be told beside each of it: as many as at OpenAI.
+MOST_STOPS, MOST_TOP = 4, 20
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, value: Any) -> Any:
+        return without_empty(value, cls.model_fields)
 
 
 class ImageURL(_Strict):
     """Where an image is: a data URI, a file under the server's root, or an address on an allowed host."""
 
     url: str
-    detail: Literal["auto", "low", "high", "original"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] = Field(
+        default="auto", description="Changes nothing: the plan says how many tokens are read."
+    )
 
 
 class TextPart(_Strict):
@@ -43,6 +55,18 @@ class TextPart(_Strict):
     text: str
 
 
+class RefusalPart(_Strict):
+    """What an assistant said in place of an answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """Its text."""
+        return self.refusal
+
+
 class ImagePart(_Strict):
     """An image of a message."""
 
@@ -50,26 +74,79 @@ class ImagePart(_Strict):
     image_url: ImageURL
 
 
+Part = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
+
+
+def _parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def _or_text(schema: dict[str, Any]) -> None:
+    """A JSON schema of a list, or of a text that stands for a list of one."""
+    schema["anyOf"] = [{"type": "string"}, {name: schema.pop(name) for name in ("type", "items")}]
+
+
 class Message(_Strict):
     """One turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
-    name: str | None = None
+    content: Annotated[list[Part], BeforeValidator(_parts), Field(json_schema_extra=_or_text)]
+    name: str | None = Field(default=None, description="Handed to the chat template; most have no place for it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _answers_without_content(cls, value: Any) -> Any:
+        # What clients send back of an answer: its text may be null, beside a refusal or not.
+        if isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None:
+            said = value.get("refusal")
+            rest = {name: one for name, one in value.items() if name not in ("content", "refusal")}
+            return {**rest, "content": "" if said is None else said}
+        return value
+
+
+def _budget(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise PydanticCustomError("unserved", "write tokens (64), a share (0.25) or a text such as '25%'")
+    return value
 
 
 class Compression(_Strict):
     """What a request wants of the visual tokens: a plan, or the server's plan with another budget."""
 
-    plan: str | None = Field(default=None, max_length=2_000)
-    budget: str | int | float | None = None
+    plan: str | None = Field(default=None, max_length=2_000, description="As text: 'divprune:64'; 'untouched': none.")
+    budget: Annotated[
+        Any,
+        BeforeValidator(_budget),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "number"}]}),
+    ] = Field(default=None, description="Tokens (64), a share (0.25), or either as text ('25%').")
 
 
 class StreamOptions(_Strict):
     """What a stream holds beside text."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: bool = Field(default=False, description="Changes nothing: pieces are not padded.")
+
+
+def _format(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind in ("json_object", "json_schema"):
+        raise PydanticCustomError("unserved", f"{kind}: {REASONS['response_format']}")
+    return value
+
+
+class ResponseFormat(_Strict):
+    """The form of an answer: text."""
+
+    type: Literal["text"] = "text"
+
+
+def _stops(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_TEXTS = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_STOPS}
+_STOP_SCHEMA = {"anyOf": [{"type": "string"}, _TEXTS, {"type": "null"}]}
 
 
 class ChatRequest(_Strict):
@@ -77,73 +154,105 @@ class ChatRequest(_Strict):
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2, strict=False)
-    top_p: float | None = Field(default=None, gt=0, le=1, strict=False)
+    max_tokens: int | None = Field(default=None, ge=1, description="A larger number than the server's is made smaller.")
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="The same as max_tokens.")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default: the likeliest token.")
+    top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: Annotated[
+        list[str] | None, Field(max_length=MOST_STOPS), BeforeValidator(_stops), WithJsonSchema(_STOP_SCHEMA)
+    ] = Field(default=None, description="At which an answer ends.")
+    n: int | None = Field(default=None, ge=1, description="Answers; the one with number i is drawn with seed + i.")
+    logprobs: bool | None = Field(default=None, description="Log probabilities of the tokens, before temperature.")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MOST_TOP, description="So many of the likeliest beside each."
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
+    response_format: Annotated[ResponseFormat | None, BeforeValidator(_format)] = None
     foveate: Compression | None = None
-    # accepted where they ask for what happens anyway
-    frequency_penalty: float | None = Field(default=None, ge=0, le=0)
-    presence_penalty: float | None = Field(default=None, ge=0, le=0)
-    logprobs: Literal[False] | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
     # accepted and of no effect on an answer
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prediction: dict[str, Any] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts at which an answer ends."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in given if text)
+        return tuple(text for text in self.stop or () if text)
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens that an answer may have, as far as the request says."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def choices(self) -> int:
+        """Answers that are wanted."""
+        return self.n or 1
+
+    @property
+    def top(self) -> int | None:
+        """Likeliest tokens to tell beside each of the answer; None: no probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def characters(self) -> int:
         """Characters of text."""
-        texts = (
-            part.text
-            for message in self.messages
-            for part in ([] if isinstance(message.content, str) else message.content)
-            if isinstance(part, TextPart)
-        )
-        plain = (message.content for message in self.messages if isinstance(message.content, str))
-        return sum(map(len, texts)) + sum(map(len, plain))
+        return sum(len(part.text) for _, part in self._parts if not isinstance(part, ImagePart))
 
     @property
     def urls(self) -> list[str]:
         """Where the images are, in order."""
-        return [
-            part.image_url.url
-            for message in self.messages
-            for part in ([] if isinstance(message.content, str) else message.content)
-            if isinstance(part, ImagePart)
-        ]
+        return [part.image_url.url for _, part in self._parts if isinstance(part, ImagePart)]
+
+    @property
+    def places(self) -> list[str]:
+        """The fields that `urls` stand in."""
+        return [f"{place}.image_url.url" for place, part in self._parts if isinstance(part, ImagePart)]
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Fields that say something and change nothing."""
+        found = [name for name in _WITHOUT_EFFECT if getattr(self, name) not in (None, {}, "")]
+        if self.stream_options is not None and (self.stream_options.include_obfuscation or not self.stream):
+            found.append("stream_options")
+        details = (part.image_url.detail for _, part in self._parts if isinstance(part, ImagePart))
+        if any(detail != "auto" for detail in details):
+            found.append("detail")
+        return found
+
+    @property
+    def _parts(self) -> Iterator[tuple[str, TextPart | ImagePart | RefusalPart]]:
+        for turn, message in enumerate(self.messages):
+            for number, part in enumerate(message.content):
+                yield path(["messages", turn, "content", number]), part
 
     def conversation(self, images: list[Any]) -> list[dict[str, Any]]:
         """The messages as `transformers` takes them, with PIL images in place of addresses."""
         left = iter(images)
         found = []
         for message in self.messages:
-            parts = (
-                [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-            )
             content = [
-                {"type": "text", "text": part.text}
-                if isinstance(part, TextPart)
-                else {"type": "image", "image": next(left)}
-                for part in parts
+                {"type": "image", "image": next(left)}
+                if isinstance(part, ImagePart)
+                else {"type": "text", "text": part.text}
+                for part in message.content
             ]
-            found.append({"role": "system" if message.role == "developer" else message.role, "content": content})
+            role = "system" if message.role == "developer" else message.role
+            found.append({"role": role, "content": content, **({"name": message.name} if message.name else {})})
         return found
+
+
+_WITHOUT_EFFECT = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prediction",
+)  # fmt: skip
 
 
 def parse(body: bytes) -> ChatRequest:
@@ -167,12 +276,24 @@ def parse(body: bytes) -> ChatRequest:
     try:
         request = ChatRequest.model_validate(document)
     except ValidationError as error:
-        raise FoveateError(_sentence(error)) from None
-    if len(request.stops) > 4:
-        raise FoveateError("stop: at most 4 texts can end an answer.")
-    if request.messages[-1].role == "assistant":
-        raise FoveateError("messages: the last one must be of the user, since an answer to it is asked for.")
+        raise problem(error) from None
+    _check(request)
     return request
+
+
+def _check(request: ChatRequest) -> None:
+    """What fields say about one another."""
+    if request.messages[-1].role == "assistant":
+        raise FieldError("messages", "the last one must be of the user, since an answer to it is asked for.")
+    for turn, message in enumerate(request.messages):
+        for number, part in enumerate(message.content):
+            place = path(["messages", turn, "content", number, "type"])
+            if isinstance(part, RefusalPart) and message.role != "assistant":
+                raise FieldError(place, "only the assistant refuses.")
+    if len({request.max_tokens, request.max_completion_tokens} - {None}) > 1:
+        raise FieldError("max_tokens", "it says something else than max_completion_tokens; leave one of them out.")
+    if request.top_logprobs and not request.logprobs:
+        raise FieldError("top_logprobs", "it needs logprobs: true beside it.")
 
 
 def _no_constant(name: str) -> Any:
@@ -192,14 +313,6 @@ def _deeper_than(value: Any, levels: int) -> bool:
     return any(isinstance(one, (dict, list)) for one in level)
 
 
-def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])[:200]
-    if first["type"] == "extra_forbidden":
-        return f"{place}: this server does not know or support this field; leave it out."
-    return f"{place}: {first['msg']}."
-
-
 def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
     """The plan of a request.
 
@@ -213,22 +326,33 @@ def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
     if asked is None or (asked.plan is None and asked.budget is None):
         return own
     if asked.plan is not None and asked.budget is not None:
-        raise FoveateError("foveate: give a plan, which has its budget (divprune:64), or a budget, not both.")
+        raise FieldError("foveate", "give a plan, which has its budget (divprune:64), or a budget, not both.")
     if asked.plan is not None:
         if asked.plan.strip().lower() == UNTOUCHED:
             return None
-        plan = Plan.of(asked.plan)
+        with _about("foveate.plan"):
+            plan = Plan.of(asked.plan)
         if own is None or str(plan) != str(own):
             refuse_files(plan)
         return plan
     if own is None or len(own.steps) != 1:
-        raise FoveateError("foveate.budget: the server has no plan of one method that could take it; give a plan.")
+        raise FieldError("foveate.budget", "the server has no plan of one method that could take it; give a plan.")
     step = own.steps[0]
     if step.method.budget == "none":
-        raise FoveateError(f"foveate.budget: {step.method.name} takes no budget; its own rule decides.")
-    asked_budget = asked.budget
-    budget = Budget(fraction=asked_budget) if isinstance(asked_budget, float) else Budget.parse(str(asked_budget))
+        raise FieldError("foveate.budget", f"{step.method.name} takes no budget; its own rule decides.")
+    wanted = asked.budget
+    with _about("foveate.budget"):
+        budget = Budget(fraction=wanted) if isinstance(wanted, float) else Budget.parse(str(wanted))
     return Plan((replace(step, budget=budget),))
+
+
+@contextmanager
+def _about(field: str) -> Generator[None]:
+    """Sentences of others about one field."""
+    try:
+        yield
+    except FoveateError as error:
+        raise FieldError(field, str(error)) from None
 
 
 def refuse_files(plan: Plan) -> None:
@@ -243,38 +367,6 @@ def refuse_files(plan: Plan) -> None:
         for name in (field.name for field in fields(method)):
             value = getattr(method, name)
             if value and isinstance(value, (str, Path)) and typing.get_origin(hints[name]) is not Literal:
-                raise FoveateError(
-                    f"foveate.plan: {method.name}({name}=...) names a file, which only the server's own plan may do."
+                raise FieldError(
+                    "foveate.plan", f"{method.name}({name}=...) names a file, which only the server's own plan may do."
                 )
-
-
-def new_id() -> str:
-    """An id for a completion."""
-    return f"chatcmpl-{uuid.uuid4().hex}"
-
-
-def error_body(message: str, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
-    """An error as clients of OpenAI's API expect it."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-def completion(identity: str, model: str, text: str, reason: str, usage: dict[str, Any]) -> dict[str, Any]:
-    """A whole answer."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-    return _head(identity, model, "chat.completion") | {"choices": [choice], "usage": usage}
-
-
-def chunk(identity: str, model: str, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-    """A piece of a streamed answer."""
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-    return _head(identity, model, "chat.completion.chunk") | {"choices": [choice]}
-
-
-def usage_chunk(identity: str, model: str, usage: dict[str, Any]) -> dict[str, Any]:
-    """The last piece of a stream whose request asked for usage."""
-    return _head(identity, model, "chat.completion.chunk") | {"choices": [], "usage": usage}
-
-
-def _head(identity: str, model: str, kind: str) -> dict[str, Any]:
-    return {"id": identity, "object": kind, "created": int(time.time()), "model": model}

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+#: Below this a temperature is 0: scores divided by it are the likeliest token alone, or no numbers at all.
+GREEDY = 1e-5
 #: What an unfinished character of several bytes decodes to.
 _UNFINISHED = "\ufffd"
 
@@ -23,14 +25,60 @@ class Sampling:
     """How a row's tokens are drawn.
 
     Args:
-        temperature: 0 takes the likeliest token.
+        temperature: 0, or what is nearly 0, takes the likeliest token.
         top_p: Of the likeliest tokens that together have this probability one is drawn.
         seed: None draws anew every time.
+        told: Likeliest tokens that are told beside every token of the answer; None: no probabilities at all.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    told: int | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < GREEDY
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How likely a token of an answer was, before temperature.
+
+    Args:
+        text: Of the token.
+        logprob: Natural logarithm of its probability.
+        top: The same of the likeliest tokens.
+    """
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The first token is there.
+
+    Args:
+        limit: Tokens that the answer may have.
+    """
+
+    limit: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer.
+
+    Args:
+        text: That is new.
+        chances: Of the tokens in it, where they were asked for.
+    """
+
+    text: str
+    chances: tuple[Chance, ...] = ()
 
 
 class Row:
@@ -54,7 +102,7 @@ class Row:
         ends: set[int],
         limit: int,
         stops: Sequence[str],
-        deliver: Callable[[str], object],
+        deliver: Callable[[Piece], object],
         cancelled: Callable[[], bool],
     ) -> None:
         self.tokenizer, self.ends, self.limit, self.stops = tokenizer, ends, limit, tuple(stops)
@@ -63,10 +111,12 @@ class Row:
         #: "stop", "length" or "cancelled" when the answer has ended.
         self.reason: str | None = None
         self.text = ""
-        self._said = 0  # characters of `text` that were delivered
+        #: Of every token, where they were asked for, with the place in `text` at which it begins.
+        self.chances: list[tuple[int, Chance]] = []
+        self._said = self._told = 0  # characters of `text` and chances that were delivered
         self._context = self._read = 0  # ids that the next decoding begins with, and those that are text already
 
-    def add(self, token: int) -> None:
+    def add(self, token: int, chance: Chance | None = None) -> None:
         """Take the next token; `reason` says afterwards whether it was the last."""
         if self.reason is not None:
             return
@@ -77,9 +127,12 @@ class Row:
             self._finish("stop")
             return
         self.ids.append(token)
+        if chance is not None:
+            self.chances.append((len(self.text), chance))
         self._decode()
         if (end := self._stopped()) is not None:
             self.text = self.text[:end]
+            self.chances = [(place, one) for place, one in self.chances if place < end]
             self._finish("stop")
         elif len(self.ids) >= self.limit:
             self._finish("length")
@@ -111,9 +164,10 @@ class Row:
         return len(self.text[:end].rstrip())
 
     def _deliver(self, end: int) -> None:
-        if end > self._said:
-            self.deliver(self.text[self._said : end])
-            self._said = end
+        last = len(self.chances) if end == len(self.text) else sum(place < end for place, _ in self.chances)
+        if end > self._said or last > self._told:
+            self.deliver(Piece(self.text[self._said : end], tuple(one for _, one in self.chances[self._told : last])))
+            self._said, self._told = end, last
 
     def _finish(self, reason: str) -> None:
         if reason == "length":
@@ -123,22 +177,54 @@ class Row:
         self.reason = reason
 
 
+class Chances(LogitsProcessor):
+    """Remembers how likely every token was in the rows that ask for it.
+
+    Args:
+        sampling: Of every row.
+        tokenizer: Of the model.
+    """
+
+    def __init__(self, sampling: Sequence[Sampling], tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.told = {row: one.told for row, one in enumerate(sampling) if one.told is not None}
+        self._found: dict[int, Tensor] = {}
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Scores (B, V) as they are."""
+        self._found = {row: scores[row].float().log_softmax(dim=-1) for row in self.told}
+        return scores
+
+    def of(self, row: int, token: int) -> Chance | None:
+        """How likely the last token of a row was; None where that was not asked for."""
+        if row not in self._found:
+            return None
+        found = self._found[row]
+        values, ids = found.topk(min(self.told[row], len(found)))
+        top = zip(map(self._text, ids.tolist()), values.tolist(), strict=True)
+        return Chance(self._text(token), float(found[token]), tuple(top))
+
+    def _text(self, token: int) -> str:
+        return self.tokenizer.decode([token])
+
+
 class Watch(StoppingCriteria):
     """Hands every row its new token and ends the rows that are complete.
 
     Args:
         rows: Of the batch, in order.
         stepped: Called after every step of the model.
+        chances: Of the tokens.
     """
 
-    def __init__(self, rows: Sequence[Row], stepped: Callable[[], object]) -> None:
-        self.rows, self.stepped = rows, stepped
+    def __init__(self, rows: Sequence[Row], stepped: Callable[[], object], chances: Chances) -> None:
+        self.rows, self.stepped, self.chances = rows, stepped, chances
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """(B,) bool, which rows are complete."""
         self.stepped()
-        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-            row.add(token)
+        for number, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
+            row.add(token, self.chances.of(number, token) if row.reason is None else None)
         return torch.tensor([row.reason is not None for row in self.rows], device=input_ids.device)
 
 
@@ -163,7 +249,7 @@ class Draw(LogitsProcessor):
         """Scores (B, V) with all but the drawn token at minus infinity, in rows that sample."""
         drawn = scores.clone()
         for row, (one, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
-            if one.temperature > 0:
+            if not one.greedy:
                 chances = (scores[row].float() / one.temperature).softmax(dim=-1)
                 if one.top_p < 1:
                     ordered, places = chances.sort(descending=True)

@@ -71,7 +71,7 @@ class Sources:
             source = await self._fetch(url)
         else:
             raise FoveateError(
-                f"image_url: {_shown(url)} cannot be read; possible are data URIs, file: under the server's "
+                f"{_shown(url)} cannot be read; possible are data URIs, file: under the server's "
                 "folder, and http(s): on its allowed hosts."
             )
         async with self._decoding:
@@ -82,7 +82,7 @@ class Sources:
     def _data(self, url: str) -> bytes:
         match = _DATA.match(url)
         if match is None:
-            raise FoveateError(f"image_url: {_shown(url)} is no data URI; write data:image/png;base64,...")
+            raise FoveateError(f"{_shown(url)} is no data URI; write data:image/png;base64,...")
         if len(url) - match.end() > 4 * self.limits.image_bytes // 3 + 4:
             raise self._too_long()
         try:
@@ -91,27 +91,27 @@ class Sources:
             else:
                 data = unquote_to_bytes(url[match.end() :])
         except (binascii.Error, ValueError) as error:
-            raise FoveateError(f"image_url: the data URI holds no base64: {error}.") from None
+            raise FoveateError(f"the data URI holds no base64: {error}.") from None
         if len(data) > self.limits.image_bytes:
             raise self._too_long()
         return data
 
     def _file(self, url: str) -> Path:
         if self.root is None:
-            raise FoveateError("image_url: this server reads no files (it was started without --files).")
+            raise FoveateError("this server reads no files (it was started without --files).")
         try:
             parts = urlsplit(url)
         except ValueError:  # an open bracket
-            raise FoveateError(f"image_url: {_shown(url)} is no address.") from None
+            raise FoveateError(f"{_shown(url)} is no address.") from None
         if parts.netloc not in ("", "localhost"):
-            raise FoveateError(f"image_url: {_shown(url)} names another machine; write file:///path.")
+            raise FoveateError(f"{_shown(url)} names another machine; write file:///path.")
         try:
             path = (self.root / unquote_to_bytes(parts.path).decode()).resolve(strict=True)
         except (OSError, ValueError, RuntimeError):  # missing, NUL bytes, no UTF-8, a loop of links
             path = None
         # One sentence for what is missing and for what lies elsewhere: an answer must not tell which files exist.
         if path is None or not path.is_relative_to(self.root) or not path.is_file():
-            raise FoveateError(f"image_url: there is no file {_shown(url)} under the folder that this server reads.")
+            raise FoveateError(f"there is no file {_shown(url)} under the folder that this server reads.")
         if path.stat().st_size > self.limits.image_bytes:
             raise self._too_long()
         return path
@@ -121,31 +121,27 @@ class Sources:
             address = httpx.URL(url)  # read by what will connect: two readers of one address may see two hosts
             host, port, own = address.host.lower(), address.port, _PORTS[address.scheme]
         except (httpx.InvalidURL, ValueError, KeyError):  # an open bracket, a port that is none; blanks around http
-            raise FoveateError(f"image_url: {_shown(url)} is no address.") from None
+            raise FoveateError(f"{_shown(url)} is no address.") from None
         name = f"[{host}]" if ":" in host else host
         usual = port in (None, own)
         if not (f"{name}:{port or own}" in self.hosts or (usual and name in self.hosts)):
-            raise FoveateError(
-                f"image_url: this server fetches nothing from {_shown(name)}; send the image as a data URI."
-            )
+            raise FoveateError(f"this server fetches nothing from {_shown(name)}; send the image as a data URI.")
         if address.userinfo:
-            raise FoveateError("image_url: an address with a user name is not fetched.")
+            raise FoveateError("an address with a user name is not fetched.")
         try:
             async with asyncio.timeout(self.limits.fetch_seconds):
                 return await self._download(address)
         except TimeoutError:
-            raise FoveateError(f"image_url: {_shown(name)} took longer than {self.limits.fetch_seconds:g} s.") from None
+            raise FoveateError(f"{_shown(name)} took longer than {self.limits.fetch_seconds:g} s.") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise FoveateError(f"image_url: {_shown(name)} could not be read: {type(error).__name__}.") from None
+            raise FoveateError(f"{_shown(name)} could not be read: {type(error).__name__}.") from None
 
     async def _download(self, url: httpx.URL) -> bytes:
         # trust_env: a proxy of the environment would be asked for hosts that it reaches and this check does not know.
         client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=self.limits.fetch_seconds)
         async with client, client.stream("GET", url, headers={"accept": "image/*"}) as response:
             if response.status_code != 200:
-                raise FoveateError(
-                    f"image_url: the address answers with status {response.status_code}, not with an image."
-                )
+                raise FoveateError(f"the address answers with status {response.status_code}, not with an image.")
             data = bytearray()
             async for piece in response.aiter_bytes():
                 data += piece
@@ -154,7 +150,7 @@ class Sources:
         return bytes(data)
 
     def _too_long(self) -> FoveateError:
-        return FoveateError(f"image_url: an image file may have at most {self.limits.image_bytes / 2**20:g} MiB here.")
+        return FoveateError(f"an image file may have at most {self.limits.image_bytes / 2**20:g} MiB here.")
 
 
 def _shown(text: str) -> str:

@@ -1,0 +1,151 @@
+"""Fields of a request: which change nothing, which cannot be served and why, and the sentence about a wrong one."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from foveate.errors import FoveateError
+
+
+class FieldError(FoveateError):
+    """A request cannot be served because of one of its fields.
+
+    Args:
+        field: Which, as in `messages[0].content[1].image_url.url`.
+        reason: What is wrong with it and what is possible.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+
+
+#: Fields of OpenAI's API and of other servers with the values at which they ask for what happens anyway.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "best_of": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "use_beam_search": (False,),
+    "ignore_eos": (False,),
+    "echo": (False,),
+    "skip_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+}
+
+#: Kinds of the parts of a message.
+PARTS = ("text", "image_url", "refusal")
+_NO_TOOLS = "models call no tools here; leave it out"
+_NO_AUDIO = "answers are text alone, without sound; leave it out"
+#: Why known fields with other values are refused.
+REASONS: Mapping[str, str] = {
+    "tools": _NO_TOOLS,
+    "tool_choice": _NO_TOOLS,
+    "tool_calls": _NO_TOOLS,
+    "tool_call_id": _NO_TOOLS,
+    "functions": _NO_TOOLS,
+    "function_call": _NO_TOOLS,
+    "audio": _NO_AUDIO,
+    "modalities": _NO_AUDIO,
+    "logit_bias": "tokens cannot be made likelier or less likely one by one; leave it out",
+    "frequency_penalty": "answers are drawn without this penalty; leave it out or write 0",
+    "presence_penalty": "answers are drawn without this penalty; leave it out or write 0",
+    "repetition_penalty": "answers are drawn without this penalty; leave it out or write 1",
+    "reasoning_effort": "models do not reason before they answer here; leave it out",
+    "verbosity": "the length of an answer follows the question and max_tokens; leave it out",
+    "refusal": "a message of the assistant has content or a refusal, not both; leave one of them out",
+    "web_search_options": "nothing is searched here; leave it out",
+    "top_k": "answers are drawn with temperature and top_p alone; leave it out",
+    "min_p": "answers are drawn with temperature and top_p alone; leave it out",
+    "best_of": "ask for several answers with n, and choose among them",
+    "response_format": "answers cannot be held to a format; ask for it in the prompt, and leave this out",
+}
+
+
+def without_empty(value: Any, known: Mapping[str, Any]) -> Any:
+    """An object without what says nothing: fields that are null, and fields that are not built and empty or neutral."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: one for name, one in value.items() if one is not None and (name in known or not _says_nothing(name, one))
+    }
+
+
+def _says_nothing(name: Any, value: Any) -> bool:
+    if isinstance(value, (list, dict, str)) and not value:
+        return True
+    # 0 == False and 1 == True, but a client that writes one for the other has made a mistake.
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NEUTRAL.get(name, ()))
+
+
+_KINDS: Mapping[str, str] = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+def problem(error: ValidationError) -> FieldError:
+    """The first thing that is wrong with a request, by the name of its field."""
+    first = error.errors(include_url=False)[0]
+    place, kind, context, given = [*first["loc"]], first["type"], first.get("ctx", {}), _shown(first.get("input"))
+    if place[:1] == ["messages"] and place[2:3] == ["content"] and len(place) > 4:
+        del place[4]  # pydantic names the kind of the part, which is no field
+    name = str(place[-1]) if place else ""
+    if kind == "missing":
+        reason = "this field is missing"
+    elif kind == "extra_forbidden":
+        reason = REASONS.get(name, "this server does not know or support this field; leave it out")
+    elif kind == "union_tag_not_found":
+        place, reason = [*place, "type"], f"this field is missing; possible are {', '.join(PARTS)}"
+    elif kind == "union_tag_invalid":
+        place = [*place, "type"]
+        reason = f"{_shown(context['tag'])} is not possible; possible are {', '.join(PARTS)}"
+    elif kind == "literal_error":
+        reason = f"{given} is not possible; possible is {context['expected']}"
+        if "or" in context["expected"]:
+            reason = reason.replace("possible is ", "possible are ")
+    elif kind in _KINDS:
+        wanted = 'an object, {"url": ...}' if name == "image_url" else _KINDS[kind]
+        reason = f"it must be {wanted}, not {given}"
+    elif kind == "unserved":
+        reason = first["msg"]
+    else:
+        reason = f"{first['msg'].replace('Input should', 'it must').replace('should', 'must')}, not {given}"
+    return FieldError(path(place), f"{reason}.")
+
+
+def path(place: list[Any]) -> str:
+    """Names and numbers as the path of a field: `messages[0].content`."""
+    return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in place).lstrip(".")[:200]
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    return reprlib.repr(value)

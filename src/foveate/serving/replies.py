@@ -1,0 +1,184 @@
+"""What a server answers, in the words of OpenAI's API; these classes are its JSON and its schema."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from foveate.serving.rows import Chance
+
+
+class PromptTokens(BaseModel):
+    """The prompt that the language model was given."""
+
+    text_tokens: int
+    image_tokens: int = Field(description="That the plan left in front of the language model.")
+    image_tokens_saved: int = Field(description="That the plan took away there.")
+
+
+class Compressed(BaseModel):
+    """What became of the visual tokens."""
+
+    plan: str | None = Field(description="As text; null: the model as it is.")
+    visual_tokens: int = Field(description="Before the plan.")
+    visual_tokens_read: int | float = Field(description="That the language model worked on, the mean over its layers.")
+    visual_tokens_saved: int | float = Field(description="visual_tokens less visual_tokens_read.")
+
+
+class Usage(BaseModel):
+    """Tokens of a request, of all its choices together."""
+
+    prompt_tokens: int = Field(description="Of the shortened prompt that the language model was given.")
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokens
+    foveate: Compressed
+
+
+class Token(BaseModel):
+    """A token and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = Field(description="Of its text in UTF-8; null for a part of a character.")
+
+
+class TokenAmongOthers(Token):
+    """A token of an answer, and the likeliest ones in its place."""
+
+    top_logprobs: list[Token]
+
+
+class Logprobs(BaseModel):
+    """How likely the tokens of a text were."""
+
+    content: list[TokenAmongOthers]
+    refusal: None = None
+
+
+class Said(BaseModel):
+    """The message of an answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: Said
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length", "cancelled"] = Field(description="cancelled: the server was ended.")
+
+
+class Completion(BaseModel):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class Delta(BaseModel):
+    """What a piece of a stream adds."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """A piece of one answer."""
+
+    index: int
+    delta: Delta
+    logprobs: Logprobs | None = None
+    finish_reason: Literal["stop", "length", "cancelled"] | None = None
+
+
+class Chunk(BaseModel):
+    """A piece of a streamed answer; the last holds usage alone, where `stream_options.include_usage` asks for it."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class Problem(BaseModel):
+    """What is wrong."""
+
+    message: str = Field(description="One sentence: what is wrong, and what is possible.")
+    type: str
+    param: str | None = Field(description="The field, as in messages[0].content[1].image_url.url.")
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error."""
+
+    error: Problem
+
+
+def error_body(
+    message: str, kind: str = "invalid_request_error", code: str | None = None, param: str | None = None
+) -> dict[str, Any]:
+    """An error as clients of OpenAI's API expect it."""
+    return ErrorBody(error=Problem(message=message, type=kind, param=param, code=code)).model_dump()
+
+
+class Writer:
+    """Writes the answer to one request.
+
+    Args:
+        model: What clients call it.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def completion(self, choices: Sequence[tuple[str, str, Sequence[Chance] | None]], usage: dict[str, Any]) -> Any:
+        """A whole answer: text, reason of its end and chances of every choice."""
+        found = [
+            {"index": index, "message": {"content": text}, "logprobs": _logprobs(chances), "finish_reason": reason}
+            for index, (text, reason, chances) in enumerate(choices)
+        ]
+        return Completion.model_validate({**self._head, "choices": found, "usage": usage}).model_dump()
+
+    def chunk(
+        self, index: int, delta: dict[str, Any], reason: str | None = None, chances: Sequence[Chance] | None = None
+    ) -> Any:
+        """A piece of a streamed answer."""
+        choice = {"index": index, "delta": delta, "logprobs": _logprobs(chances), "finish_reason": reason}
+        return Chunk.model_validate({**self._head, "choices": [choice]}).model_dump(exclude_unset=True) | {
+            "object": "chat.completion.chunk"
+        }
+
+    def usage(self, usage: dict[str, Any]) -> Any:
+        """The last piece of a stream whose request asked for usage."""
+        return Chunk.model_validate({**self._head, "choices": [], "usage": usage}).model_dump()
+
+
+def _logprobs(chances: Sequence[Chance] | None) -> dict[str, Any] | None:
+    if chances is None:
+        return None
+    content = [
+        {**_token(one.text, one.logprob), "top_logprobs": [_token(text, value) for text, value in one.top]}
+        for one in chances
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    whole = "\ufffd" not in text
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
