@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import foveate
-from foveate.batch import Output, answer_questions, batches, read_questions
+from foveate.batch import Output, answer_file, answer_questions, batches, read_questions
 from foveate.cli import main
 from foveate.errors import FoveateError
 
@@ -77,6 +77,46 @@ def test_what_cannot_be_answered_is_a_row_with_its_error(tmp_path: Path) -> None
     broken, long, good = answer_questions(model, processor, read_questions(path))
     assert "not an image" in broken["error"] and "positions" in long["error"]
     assert good["text"] and "error" not in good
+
+
+def test_a_plan_that_cannot_be_followed_is_a_row_with_its_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = asked("receipt.png", "What is the total?", max_new_tokens=6)
+    impossible = ("fastv:50%@99", "focusui(weights='/nowhere'):64", "tome:50%")
+    path = written(tmp_path / "q.jsonl", good, *({**good, "plan": plan} for plan in impossible), good)
+    out = tmp_path / "answers.jsonl"
+    for more in ([], ["--resume"]):
+        assert main(["batch", str(path), "-o", str(out), "--json", *more]) == 0
+        assert json.loads(capsys.readouterr().out)["errors"] == 3
+        first, *failed, last = rows(out)
+        assert first["text"] == last["text"] and [row["number"] for row in failed] == [1, 2, 3]
+        for row, plan, says in zip(failed, impossible, ("layer", "/nowhere", "tome"), strict=True):
+            assert says in row["error"] and row["plan"].startswith(plan[:4]) and "text" not in row
+
+
+def test_a_plan_of_the_run_that_cannot_be_followed_ends_it_before_anything_is_answered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = asked("receipt.png", "What is the total?", max_new_tokens=6)
+    out = tmp_path / "answers.jsonl"
+    path = written(tmp_path / "q.jsonl", {**good, "plan": "divprune:16"}, good)
+    assert main(["batch", str(path), "-o", str(out), "--plan", "fastv:50%@99"]) == 2
+    assert "layer" in capsys.readouterr().err and not rows(out)
+    model, processor = foveate.load(plan=None)
+    questions = read_questions(path)
+    with Output(out, questions, resume=True) as output, pytest.raises(FoveateError, match="layer"):
+        answer_file(model, processor, questions, output, plan=foveate.Plan.of("fastv:50%@99"))
+    assert not rows(out)
+
+
+def test_null_is_as_if_left_out(tmp_path: Path) -> None:
+    names = ("id", "images", "plan", "max_new_tokens")
+    entries = [asked("chart.png", "What?"), {**asked("chart.png", "What?"), **dict.fromkeys(names)}]
+    first, second = read_questions(written(tmp_path / "q.jsonl", *entries))
+    assert (first.images, first.plan, first.max_new_tokens) == (second.images, second.plan, second.max_new_tokens)
+    (alone,) = read_questions(written(tmp_path / "alone.jsonl", {"image": None, "question": "Hello?"}))
+    assert alone.images == ()
 
 
 @pytest.mark.parametrize(

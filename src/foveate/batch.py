@@ -93,6 +93,7 @@ def read_questions(path: Path) -> list[Question]:
 def _question(entry: Any, number: int, folder: Path) -> Question:
     if not isinstance(entry, dict):
         raise FoveateError("a question is an object with 'image' and 'question'")
+    entry = {name: value for name, value in entry.items() if value is not None}  # null: as if left out
     unknown = [name for name in entry if name not in _FIELDS]
     if unknown:
         raise FoveateError(f"unknown field {unknown[0]!r}; possible are {', '.join(_FIELDS)}")
@@ -270,8 +271,12 @@ def answer_questions(
             rows[question.number] = {**head, "text": text}
 
     if conversations:
-        with _following(model, chosen):
-            answer(conversations)
+        try:
+            with _following(model, chosen):
+                answer(conversations)
+        except FoveateError as error:  # the model cannot follow the plan, or not be freed of it: not the run's end
+            for question, head, _ in conversations:
+                rows.setdefault(question.number, {**head, "error": str(error)})
     return [rows[question.number] for question in questions]
 
 
@@ -308,9 +313,12 @@ def answer_file(
         progress: Called with the number of questions that were answered.
 
     Raises:
-        FoveateError: answers could not be written.
+        FoveateError: the model cannot follow the plan of the run, said before anything is answered; or answers could
+            not be written.
     """
     left = [question for question in questions if question.number not in output.done]
+    with _following(model, plan):
+        pass
     for batch in batches(left, batch_size):
         output.add(answer_questions(model, processor, batch, plan, max_new_tokens))
         progress(len(batch))

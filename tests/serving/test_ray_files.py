@@ -39,7 +39,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    """Thirty, of which one has a plan of its own and one a broken image."""
+    """Thirty, of which two have plans of their own, one that no model can follow, and one a broken image."""
     (tmp_path / "broken.png").write_bytes(b"no image")
     entries: list[dict[str, Any]] = [
         {"image": str(EXAMPLES / ("chart.png" if n % 2 else "receipt.png")), "question": f"What is number {n}?"}
@@ -47,6 +47,7 @@ def questions(tmp_path: Path) -> Path:
     ]
     entries[3]["plan"] = "divprune:16"
     entries[4]["image"] = "broken.png"
+    entries[6]["plan"] = "fastv:50%@99"
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(entry | {"max_new_tokens": 6}) + "\n" for entry in entries))
     return path
@@ -79,6 +80,7 @@ def test_a_replica_that_is_killed_loses_and_doubles_nothing(cluster: None, quest
     expected = [answer_questions(model, processor, [question], plan)[0] for question in asked]
     assert found == expected
     assert "not an image" in found[4]["error"] and found[3]["plan"] == "divprune:16"
+    assert "layer" in found[6]["error"] and found[6]["plan"] == "fastv:50%@99" and "text" in found[7]
 
 
 @pytest.mark.slow
@@ -125,7 +127,7 @@ def test_a_cluster_at_an_address_answers_and_stays(cluster: None, questions: Pat
     out = questions.with_name("answers.jsonl")
     command = [sys.executable, "-m", "foveate", "batch", str(questions), "-o", str(out), "--json", "--ray"]
     said = subprocess.run([*command, "--ray-address", address], capture_output=True, check=True)
-    assert json.loads(said.stdout) == {"questions": COUNT, "answered_now": COUNT, "errors": 1, "output": str(out)}
+    assert json.loads(said.stdout) == {"questions": COUNT, "answered_now": COUNT, "errors": 2, "output": str(out)}
     assert sorted(row["number"] for row in rows(out)) == list(range(COUNT))
     assert ray.get(ray.put("there")) == "there"
     run = subprocess.run([*command, "--resume", "--ray-address", "127.0.0.1:1"], capture_output=True, text=True)
@@ -177,6 +179,14 @@ def test_options_that_cannot_be_together(
     paths = {"QUESTIONS": str(questions), "OUT": str(questions.with_name("answers.jsonl"))}
     assert main([paths.get(word, word) for word in command]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_plan_of_the_run_that_no_replica_can_follow(
+    cluster: None, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = questions.with_name("answers.jsonl")
+    assert main(["batch", str(questions), "-o", str(out), "--ray", "--plan", "fastv:50%@99"]) == 2
+    assert "layer" in " ".join(capsys.readouterr().err.split()) and not written(out)
 
 
 def test_more_replicas_than_there_is_room_for(
