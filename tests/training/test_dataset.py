@@ -87,6 +87,38 @@ def test_good_files_are_read(folder):
         assert examples[0].characters is None
 
 
+SPOKEN = [{"from": "system", "value": "Be brief."}, *TURNS]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"conversations": SPOKEN},
+        {"system": "Be brief."},
+        {"system": "Be brief.", "video": None, "audio": "", "tools": [], "source": {}},
+        {"image": None, "images": ["good.png"], "system": "Be brief."},
+    ],
+)
+def test_what_stands_beside_the_turns_is_read(folder, changes, recwarn):
+    (example,) = read_conversations(write(folder, [row(task="cats", **changes)]))
+    assert (example.conversations, example.images, example.task) == (SPOKEN, [folder / "good.png"], "cats")
+    (without,) = read_conversations(write(folder, [row(system=None)]))
+    (empty,) = read_conversations(write(folder, [row(system="")]))
+    assert without.conversations == empty.conversations == TURNS and not recwarn.list
+
+
+def test_what_is_not_learned_from_is_said_once_a_file(folder):
+    weighted = [TURNS[0], {**TURNS[1], "weight": 0}]
+    text = turns(("human", "What does <video> mean?"), ("gpt", "A clip."))
+    rows = [row(source="web", width=8), row(source="web", conversations=weighted), {"conversations": text}]
+    with pytest.warns(UserWarning, match="not learned from") as caught:
+        read_conversations(write(folder, rows))
+    (said,) = [str(one.message) for one in caught]
+    for words in ("'source' (2 rows)", "'width' (1 row)", "'weight' of turns (1 row)", "<video>, which is text here"):
+        assert words in said
+    assert "'id'" not in said and "data.jsonl" in said
+
+
 def test_images_may_lie_in_another_folder(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("rows")
     (example,) = read_conversations(write(elsewhere, [row()]), folder)
@@ -113,6 +145,15 @@ BAD = [
     (row(conversations=[{"from": "human"}]), ["turn 1", "`value`"]),
     (row(conversations=[]), ["`conversations`"]),
     ({"image": "good.png"}, ["`conversations`"]),
+    (row(video="a.mp4"), ["`video`", "possible are `image` and text"]),
+    ({"video": "a.mp4", "conversations": turns(("human", "<video>\nWhat?"), ("gpt", "A dog."))}, ["`video`"]),
+    (row(audio=["a.wav"]), ["`audio`"]),
+    (row(tools="[]"), ["`tools`"]),
+    (row(system=7), ["`system` must be a text"]),
+    (row(system="Be brief.", conversations=turns(("system", "x"), ("human", "<image>"), ("gpt", "A."))), ["beside"]),
+    (row(system="<image>"), ["only human"]),
+    (row(images=["good.png"]), ["`image` and `images`"]),
+    (row(image=None, images=[7]), ["`images` must be"]),
     ([1, 2], ["expected an object"]),
     ('"text"', ["expected an object"]),
 ]

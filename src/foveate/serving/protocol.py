@@ -131,7 +131,7 @@ class StreamOptions(_Strict):
 def _format(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind in ("json_object", "json_schema"):
-        raise PydanticCustomError("unserved", f"{kind}: {REASONS['response_format']}")
+        raise PydanticCustomError("unserved", "{kind}: {reason}", {"kind": kind, "reason": REASONS["response_format"]})
     return value
 
 

@@ -5,14 +5,17 @@ A file is a JSON array, or JSONL with one object a line:
     {"id": "1", "image": "receipts/7.png", "conversations": [
         {"from": "human", "value": "<image>\nWhat is the total?"}, {"from": "gpt", "value": "12.40"}]}
 
-`image` is a path or a list of paths, and may be left out for text alone; there is one `<image>` in the turns of
-`human` for every path. A first turn from `system` is possible.
+`image` (or `images`) is a path or a list of paths, and may be left out for text alone; there is one `<image>` in the
+turns of `human` for every path. A first turn from `system` is possible, or a text `system` beside the turns, which
+becomes it. `id` and `task` name a row. Rows with a video, sound or tools are refused; whatever else stands in rows is
+not learned from, and is said in a warning.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,15 @@ from typing import Any
 from PIL import Image
 
 from foveate.errors import FoveateError, check_text
-from foveate.training.examples import PLACEHOLDER, ROLES, Example
+from foveate.training.examples import PLACEHOLDER, ROLES, Example, Turn
 from foveate.views.images import FORMATS, MAX_PIXELS
+
+#: Fields of an entry and of a turn that are read.
+_FIELDS, _TURN_FIELDS = {"id", "image", "images", "conversations", "system", "task"}, {"from", "value"}
+#: Content that cannot be learned from; without it the rest of a row would say something else.
+_REFUSED = ("video", "videos", "audio", "audios", "sound", "tools")
+#: Placeholders of such content, which are text in a row that has none.
+_PLACEHOLDERS = ("<video>", "<audio>")
 
 #: Problems that are written out; a file with more of them has one problem, and a longer list does not help.
 MOST_PROBLEMS = 20
@@ -50,12 +60,14 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
 
     examples: list[Example] = []
     problems: list[str] = []
+    unread: Counter[str] = Counter()
     readable: dict[Path, str | None] = {}
     for place, entry in _entries(text):
         found = [entry] if isinstance(entry, str) else _problems(entry, folder, readable)
         problems += [f"{path}, {place}: {problem}" for problem in found]
         if not found:
             examples.append(_example(entry, folder))
+            unread.update(_unread(entry))
     if problems:
         shown = problems[:MOST_PROBLEMS]
         if len(problems) > len(shown):
@@ -64,7 +76,24 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
         raise FoveateError(f"{path} has {count}:\n" + ";\n".join(shown))
     if not examples:
         raise FoveateError(f"{path} holds no conversations.")
+    if unread:
+        named = ", ".join(f"{what} ({count} row{'s' * (count > 1)})" for what, count in sorted(unread.items())[:20])
+        warnings.warn(f"{path}: not learned from: {named}.", stacklevel=2)
     return examples
+
+
+def _unread(entry: dict[str, Any]) -> set[str]:
+    """What an entry says beside what is learned from."""
+    found = {f"the field {name[:60]!r}" for name, value in entry.items() if name not in _FIELDS and not _empty(value)}
+    for turn in entry["conversations"]:
+        more = (name for name, value in turn.items() if name not in _TURN_FIELDS and not _empty(value))
+        found |= {f"the field {name[:60]!r} of turns" for name in more}
+        found |= {f"{one}, which is text here," for one in _PLACEHOLDERS if one in turn["value"]}
+    return found
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
 def _entries(text: str) -> Iterator[tuple[str, Any]]:
@@ -135,7 +164,7 @@ def _not_text(entry: Any) -> Any:
 
 
 def _paths(entry: dict[str, Any]) -> list[str]:
-    image = entry.get("image")
+    image = entry.get("images") if entry.get("image") is None else entry["image"]
     return [] if image is None else [image] if isinstance(image, str) else list(image)
 
 
@@ -156,11 +185,23 @@ def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> lis
         speaker = turn.get("from")
         if not isinstance(speaker, str) or speaker not in ROLES:
             return [f"turn {number} is from {str(speaker)[:100]!r}; possible are {', '.join(ROLES)}"]
-    image = entry.get("image")
-    if not (
-        image is None or isinstance(image, str) or (isinstance(image, list) and all(isinstance(p, str) for p in image))
-    ):
-        return ["`image` must be a path or a list of paths"]
+    for name in ("image", "images"):
+        image = entry.get(name)
+        listed = isinstance(image, list) and all(isinstance(path, str) for path in image)
+        if not (image is None or isinstance(image, str) or listed):
+            return [f"`{name}` must be a path or a list of paths"]
+    if entry.get("image") is not None and entry.get("images") is not None:
+        return ["`image` and `images` stand together; write one of them"]
+    if refused := [name for name in _REFUSED if not _empty(entry.get(name))]:
+        return [f"`{refused[0]}` cannot be learned from here; possible are `image` and text"]
+    system = entry.get("system")
+    if not _empty(system):
+        if not isinstance(system, str):
+            return ["`system` must be a text"]
+        if turns[0]["from"] == "system":
+            return ["`system` stands beside a first turn from system; write one of them"]
+        if PLACEHOLDER in system:
+            return [f"`system` holds {PLACEHOLDER}; only human shows images"]
 
     problems = _turn_problems(turns)
     placeholders = sum(turn["value"].count(PLACEHOLDER) for turn in turns)
@@ -214,4 +255,8 @@ def _image_problem(path: Path) -> str | None:
 
 
 def _example(entry: dict[str, Any], folder: Path) -> Example:
-    return Example([folder / name for name in _paths(entry)], entry["conversations"])
+    turns: list[Turn] = [{"from": turn["from"], "value": turn["value"]} for turn in entry["conversations"]]
+    if not _empty(entry.get("system")):
+        turns.insert(0, {"from": "system", "value": entry["system"]})
+    task = entry.get("task")
+    return Example([folder / name for name in _paths(entry)], turns, task=task if isinstance(task, str) else "")
