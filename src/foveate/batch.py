@@ -19,6 +19,7 @@ from foveate.answering import answer_batch
 from foveate.errors import FoveateError, check_text
 from foveate.plan import Plan
 from foveate.runtime import compress
+from foveate.text_files import lines_of, read_text
 from foveate.views.images import open_image
 
 _FIELDS = ("id", "image", "images", "question", "plan", "max_new_tokens")
@@ -62,8 +63,7 @@ def read_questions(path: Path) -> list[Question]:
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is no file")  # a device could be read without end
-        # Not `splitlines`: texts may hold other separators of lines, which JSON does not escape.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = lines_of(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise FoveateError(f"{str(path)!r} cannot be read: {error}.") from None
     found: list[Question] = []

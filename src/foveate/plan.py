@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 #: The file beside a model's weights that `foveate.load` picks up.
 PLAN_FILE = "foveate_plan.json"
@@ -182,7 +183,7 @@ class Plan:
         if not path.is_file():
             return None
         try:
-            return parse_plan(json.loads(path.read_text(encoding="utf-8"))["plan"])
+            return parse_plan(read_json(path)["plan"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FoveateError(f"{path} holds no plan: {error}") from error
 

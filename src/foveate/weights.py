@@ -7,7 +7,6 @@ are read from safetensors only; the states that a training run leaves for itself
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from transformers.utils import cached_file
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 #: Given to every `from_pretrained` of a name that a user typed.
 DATA_ONLY: dict[str, Any] = {"trust_remote_code": False}
@@ -59,7 +59,7 @@ def check_weights(location: str, config: Any = None) -> None:
     index = file_of(location, "model.safetensors.index.json")
     if index is not None:
         try:
-            names += json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+            names += read_json(index)["weight_map"].values()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise FoveateError(f"the list of weights {index} cannot be read: {type(error).__name__}.") from error
     for name in names:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -46,7 +47,7 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
     if not path.exists():
         return [[] for _ in parts]
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         found, settings = document.get("kind"), document["settings"]
         lists = [document[part] for part in parts]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

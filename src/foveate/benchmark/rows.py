@@ -13,6 +13,7 @@ from typing import Any
 
 from foveate.benchmark.results import replace
 from foveate.errors import FoveateError
+from foveate.text_files import read_text
 
 KIND = "accuracy-rows"
 
@@ -119,7 +120,7 @@ def _entries(path: Path) -> tuple[list[Any], bool]:
     """Lines of a file up to the first that is broken, and whether one is."""
     entries = []
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read_text(path, errors="replace")
     except OSError as error:
         raise FoveateError(f"{path} cannot be read: {error}") from error
     for line in text.splitlines(keepends=True):

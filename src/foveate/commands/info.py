@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from foveate.commands.console import console, print_json
 from foveate.commands.options import Json
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 EXAMPLES = """
     foveate info
@@ -164,7 +164,7 @@ def _record(file: Path) -> Any:
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file)
     except (OSError, ValueError) as error:
         raise FoveateError(f"{str(file)!r} cannot be read as JSON: {error}.") from None
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -65,7 +66,7 @@ def read_config(path: str | Path, kind: str) -> dict[str, Any]:
             "writes one."
         )
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = read_json(file)
     except (OSError, ValueError, RecursionError) as error:
         raise FoveateError(f"{kind}: {file} cannot be read: {error}") from error
     if not isinstance(about, dict) or about.get("kind") != kind or not about.get("layers"):

@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from foveate.decoding.tree import Shape, Tree
 from foveate.errors import FoveateError
 from foveate.runtime import compat
+from foveate.text_files import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -333,7 +334,7 @@ def load_draft(folder: str | os.PathLike[str]) -> Draft:
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise FoveateError(f"{folder} holds no draft: {CONFIG} and {WEIGHTS} are what foveate train-draft writes.")
     try:
-        document = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        document = read_json(folder / CONFIG)
         kind = draft_kinds()[document.pop("kind")]
         draft = kind.new(kind.config_class(**document))
         draft.load_state_dict(load_file(folder / WEIGHTS))

@@ -6,7 +6,6 @@ What a step learns from follows from its number alone, so that a run that was st
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from foveate.errors import FoveateError
 from foveate.generation import pictures
 from foveate.generation.configuration import NextScaleConfig
 from foveate.generation.modeling import NextScaleForImageGeneration
+from foveate.text_files import read_json
 from foveate.training.course import StopRequest
 from foveate.training.relevance import Folder, write_whole
 from foveate.weights import read_state
@@ -74,7 +74,7 @@ def read_recipe(path: Path) -> tuple[NextScaleConfig, Recipe]:
         FoveateError: it is no such file, or names a setting that does not exist.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         model, training = dict(document.pop("model", {})), dict(document.pop("training", {}))
     except (ValueError, TypeError, AttributeError) as error:
         raise FoveateError(f"{path} is no recipe of a next-scale model: {error}") from error

@@ -23,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 from foveate.errors import FoveateError, check_text
+from foveate.text_files import lines_of, read_text
 from foveate.training.examples import PLACEHOLDER, ROLES, Example, Turn
 from foveate.views.images import FORMATS, MAX_PIXELS
 
@@ -54,7 +55,7 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
     if path.exists() and not path.is_file():  # a device could be read without end
         raise FoveateError(f"the data file {path} is no file.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise FoveateError(f"the data file {path} cannot be read: {error}") from error
 
@@ -101,7 +102,7 @@ def _entries(text: str) -> Iterator[tuple[str, Any]]:
     if text.lstrip()[:1] == "[":
         yield from _array_entries(text)
         return
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:

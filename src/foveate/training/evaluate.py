@@ -29,6 +29,7 @@ from foveate.benchmark.statistics import wilson_interval
 from foveate.commands.console import notes
 from foveate.errors import FoveateError
 from foveate.loading import load
+from foveate.text_files import read_text
 
 EASY_VQA = "easy_vqa"
 #: Answers of this length, in characters, count as "words and numbers of 1 to 8 characters".
@@ -190,7 +191,7 @@ def _read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of an earlier evaluation with the same settings; a line that a kill cut off is dropped from the file."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     entries = []
     for line in lines:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_text
 
 
 class RunLog:
@@ -32,7 +33,7 @@ class RunLog:
         if not self.path.exists():
             return []
         entries = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in read_text(self.path).splitlines():
             try:
                 entries.append(json.loads(line))
             except json.JSONDecodeError:

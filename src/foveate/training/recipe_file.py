@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foveate.errors import FoveateError
+from foveate.text_files import decoded
 from foveate.training.recipe import Data, Files, Recipe
 
 #: Bytes, values and levels of a recipe file: far above any that somebody writes, far below what a trap holds.
@@ -36,7 +37,7 @@ def read_recipe(path: str | Path) -> Recipe:
     try:
         with path.open("rb") as file:
             written = file.read(MOST_BYTES + 1)
-        text = written.decode()
+        text = decoded(written)
     except (OSError, ValueError) as error:
         raise FoveateError(f"The recipe {path} cannot be read: {error}.") from error
     if len(written) > MOST_BYTES:

@@ -27,6 +27,7 @@ from torch import Tensor
 from foveate.errors import FoveateError
 from foveate.plan import Budget
 from foveate.selection.relevance import Mapper, mapper_loss
+from foveate.text_files import read_json
 from foveate.tokens import top
 from foveate.training.answer_relevance import Picture, explain, read_example
 from foveate.training.dataset import read_conversations
@@ -122,7 +123,7 @@ class Folder:
         if known.is_file():
             if not resume:
                 raise FoveateError(f"{self.path} holds a run already; remove it, or leave --no-resume out to go on.")
-            before = json.loads(known.read_text(encoding="utf-8"))
+            before = read_json(known)
             if differs := sorted(name for name in before.keys() | about if before.get(name) != about.get(name)):
                 raise FoveateError(
                     f"{self.path} holds a run with another {', '.join(differs)}; remove it, or write another file."

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 from foveate.training import checkpoints
 from foveate.training.course import Course, Display, StopRequest
 from foveate.training.learner import Learner
@@ -56,7 +57,7 @@ class Progress:
     def of(cls, checkpoint: Path) -> Progress:
         """The progress that a checkpoint was saved at."""
         with _readable(checkpoint):
-            return cls(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+            return cls(**read_json(checkpoint / PROGRESS))
 
 
 def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = False) -> TrainingArguments:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.benchmark.results import replace
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -210,7 +211,7 @@ def _webp(image: Image) -> bytes:
 def _stored(path: Path) -> Album | None:
     """The album that a file describes, if it and all its pictures are there."""
     try:
-        document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: Mapping[str, Any] = read_json(path)
         pictures = [Picture(**one | {"size": tuple(one["size"])}) for one in document["pictures"]]
         album = Album(document["plan"], document["model"], tuple(pictures), document["reason"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 #: The plan of the model as it is.
 UNTOUCHED = "untouched"
@@ -172,7 +173,7 @@ def _shorten(results: Results) -> None:
 def _document(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a file, and its kind."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
     except (ValueError, RecursionError) as error:
         beside = " (rows of single questions lie beside the result, whose name ends in .json)"

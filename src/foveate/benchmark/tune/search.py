@@ -24,6 +24,7 @@ from foveate.benchmark.tune.study import Study
 from foveate.errors import FoveateError
 from foveate.loading import load
 from foveate.runtime import compress
+from foveate.text_files import read_json
 
 NOTE = (
     "Cost: time to the first token over that of the untouched model, both measured in turns on the same items (median "
@@ -79,7 +80,7 @@ def _finished(settings: Settings, folder: Path | None) -> dict[str, Any] | None:
     if folder is None or not (folder / RESULT).exists():
         return None
     try:
-        document = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        document = read_json(folder / RESULT)
         same = document["settings"] == json.loads(json.dumps(asdict(settings)))
         return document if document["kind"] == "tune" and document["finished"] and same else None
     except (ValueError, KeyError, TypeError) as error:

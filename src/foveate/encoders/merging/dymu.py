@@ -15,6 +15,7 @@ from torch import Tensor
 from foveate.encoders.merging.bipartite import Tokens, best, join, layout, match
 from foveate.encoders.merging.method import EncoderMethod, Step
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class Thresholds:
             FoveateError: there is no such file, or it holds something else.
         """
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = read_json(path)
             if document["format"] != _FORMAT:
                 raise ValueError(document["format"])
             values = tuple(float(value) for value in document["thresholds"])

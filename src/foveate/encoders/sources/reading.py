@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +20,7 @@ from foveate.encoders.sources.qwen import read_qwen2_5_vl, read_qwen2_vl
 from foveate.encoders.sources.siglip2 import read_siglip2
 from foveate.encoders.sources.tower import Tensors, Tower
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 READERS: dict[str, Callable[[Any, Tensors], Tower]] = {
     "vit_uhd": read_vit_uhd,
@@ -116,7 +116,7 @@ def _normalisation(name: str) -> dict[str, tuple[float, ...]]:
     if file is None:
         return {}
     try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        values = read_json(file)
         return {key: tuple(map(float, values[key])) for key in ("image_mean", "image_std") if values.get(key)}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FoveateError(f"{file} is not a preprocessor configuration: {error}.") from error

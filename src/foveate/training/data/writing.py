@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json, read_text
 
 from .fonts import families_of
 from .rendering import TASKS, check, render
@@ -85,7 +86,7 @@ def write_split(
             lines.append(json.dumps(line))
         _whole(part, lambda path, lines=lines: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     target = folder / f"{split}.jsonl"
-    text = "".join(part.read_text(encoding="utf-8") for part in lists)
+    text = "".join(read_text(part) for part in lists)
     _whole(target, lambda path: path.write_text(text, encoding="utf-8"))
     return target
 
@@ -106,7 +107,7 @@ def _same_settings(file: Path, settings: dict[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         _whole(file, lambda path: path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"))
         return
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json(file)
     different = [key for key in settings if before.get(key) != settings[key]]
     if different:
         raise FoveateError(
