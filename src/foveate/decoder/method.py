@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -146,6 +146,30 @@ class LayerTokens:
         """The image, its tiles or its frames; `index` are places among the tokens here, -1 for those that are gone."""
         return () if self.layout is None else self.layout()
 
+    @property
+    def answers(self) -> Tensor:
+        """(N,) bool, tokens of the image at which an answer is asked for: the last one of a prompt that it ends."""
+        return torch.isin(self.places, self.asking)
+
+    def without_answers(self) -> LayerTokens:
+        """The image without the tokens that answer; these are text to it."""
+        answers = self.answers
+        stays = (~answers).nonzero().flatten()
+        place = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
+        place[stays] = torch.arange(len(stays), device=self.device)
+        neurons = self.neurons
+        return replace(
+            self,
+            features=self.features[stays],
+            places=self.places[stays],
+            text=torch.cat([self.text, self.places[answers]]).sort().values,
+            origin=self.origin[stays],
+            separators=None if self.separators is None else self.separators[stays],
+            # -1, of padding and of tokens that are gone, finds the last one, -1 again.
+            layout=lambda: tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.crops),
+            neurons=neurons and (lambda: _of_places(neurons(), stays)),
+        )
+
     def get(self, need: Need) -> Tensor:
         """What a probe measured of the encoder, (N, ...), of merged tokens at the place where they stand.
 
@@ -175,13 +199,20 @@ class LayerTokens:
         return self.neurons()
 
 
+def _of_places(found: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations of some of an image's tokens, and the core neurons, which are the sentence's."""
+    activations, core = found
+    return activations[places], core
+
+
 @dataclass(frozen=True)
 class DecoderMethod(ABC):
     """A way of leaving visual tokens out between the layers of a language model.
 
     A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
     defaults; the first paragraph of its docstring is what the gallery shows. The runtime owns what is the same for all:
-    budgets, padding, positions, masks and caches. A method only picks.
+    budgets, padding, positions, masks and caches. A method only picks. It is never asked about the token that answers:
+    where a prompt ends in an image, the image's last token stays, and counts in the budget.
     """
 
     #: Name in plans; the registry refuses two equal ones.
@@ -229,7 +260,7 @@ class DecoderMethod(ABC):
         return tokens if count is None else min(count, tokens)
 
     def __call__(self, tokens: LayerTokens, count: int | None) -> Selection:
-        """Choose tokens of one image at one layer.
+        """Choose tokens of one image at one layer. Tokens that answer stay, and stay as they are.
 
         Args:
             tokens: The image.
@@ -238,17 +269,19 @@ class DecoderMethod(ABC):
         Raises:
             FoveateError: the method needs a budget and has none, or takes none and has one.
         """
-        if count is None:
-            if self.budget == "count":
-                raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
-            if not len(tokens):  # an earlier layer left nothing
-                return Selection(torch.arange(0, device=tokens.device))
-            return self.select(tokens, 0)
-        if self.budget == "none":
+        if count is None and self.budget == "count":
+            raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
+        if count is not None and self.budget == "none":
             raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
-        if count >= len(tokens):
+        if not len(tokens) or (count is not None and count >= len(tokens)):  # or an earlier layer left nothing
             return Selection(torch.arange(len(tokens), device=tokens.device))
-        return self.select(tokens, count)
+        answers = tokens.answers.nonzero().flatten()
+        if not len(answers):
+            return self.select(tokens, count or 0)
+        others = tokens.without_answers()
+        if not len(others) or (count is not None and count <= len(answers)):
+            return Selection(answers)
+        return with_answers(tokens, answers, self.select(others, 0 if count is None else count - len(answers)))
 
     @property
     def arguments(self) -> dict[str, object]:
@@ -258,3 +291,30 @@ class DecoderMethod(ABC):
             for f in dataclasses.fields(self)
             if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
         }
+
+
+def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Selection:
+    """A selection among the tokens that do not answer, and those that do, as they are.
+
+    Args:
+        tokens: The whole image.
+        answers: (a,) places of the tokens that answer.
+        chosen: Of `tokens.without_answers()`.
+    """
+    others = (~tokens.answers).nonzero().flatten()
+    indices, order = torch.cat([others[chosen.indices], answers]).sort()
+    if chosen.features is None and chosen.assignment is None:
+        return Selection(indices)
+    row = torch.empty_like(order)
+    row[order] = torch.arange(len(order), device=order.device)
+    members = chosen.members(len(others))
+    assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=order.device)
+    assignment[others] = torch.where(members < 0, -1, row[members.clamp(min=0)])
+    assignment[answers] = row[len(chosen) :]
+    weights = features = None
+    if chosen.weights is not None:
+        weights = torch.ones(len(tokens), dtype=chosen.weights.dtype, device=order.device)
+        weights[others] = chosen.weights
+    if chosen.features is not None:
+        features = torch.cat([chosen.features, tokens.features[answers]])[order]
+    return Selection(indices, features, assignment, weights)
