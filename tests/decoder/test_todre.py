@@ -18,31 +18,56 @@ from runtime.test_promises import answers
 
 
 def test_equals_the_loop() -> None:
+    """Shares of attention between the words behind the image and the image; before the image stand other words."""
     tokens = layer_tokens(7, before=2, after=4, seed=1)
-    weights, question = rows_by_hand(tokens.attention("previous")), [9, 10, 11, 12]
-    paid = [sum(sum(head[row][2:9]) for head in weights) / len(weights) for row in question]
-    equal = [7 / (row + 1) for row in question]
-    expected = (sum(paid) / 4) / (sum(equal) / 4)
-    assert float(ToDREAt().looked_at(tokens)) == pytest.approx(expected, rel=1e-5)
+    weights = rows_by_hand(tokens.attention("previous"))
+
+    def share(rows: range, columns: range) -> float:
+        paid = [sum(head[row][column] for column in columns) for head in weights for row in rows]
+        return sum(paid) / len(paid)
+
+    found = [float(one) for one in ToDREAt().shares(tokens)]
+    expected = share(range(9, 13), range(2, 9))
+    assert found == pytest.approx([expected, 0.0], rel=1e-5)
     assert len(ToDREAt(threshold=expected * 1.01)(tokens, None)) == 0
     assert len(ToDREAt(threshold=expected * 0.99)(tokens, None)) == 7
 
 
+def test_words_before_the_image_are_looked_at_by_it() -> None:
+    """Where no text follows, the image is judged by both shares."""
+    tokens = layer_tokens(5, before=4, after=0, seed=2)
+    tokens = replace(tokens, asking=torch.tensor([3]))
+    weights = rows_by_hand(tokens.attention("previous"))
+    paid = [sum(head[row][:4]) for head in weights for row in range(4, 9)]
+    by_image = sum(paid) / len(paid)
+    assert [float(one) for one in ToDREAt().shares(tokens)] == pytest.approx([0.0, by_image], rel=1e-5)
+    assert len(ToDREAt(threshold=by_image * 1.01)(tokens, None)) == 0
+    assert len(ToDREAt(threshold=by_image * 0.99)(tokens, None)) == 5
+
+
 @pytest.mark.parametrize("past", [0, 5])
-def test_equal_attention_is_one(past: int) -> None:
-    tokens = layer_tokens(6)
+def test_equal_attention_is_the_share_of_the_tokens(past: int) -> None:
+    tokens = layer_tokens(6)  # between 2 and 4 words
     length = past + len(tokens.sequence)
     seen = torch.ones(length, dtype=torch.bool)
     seen[:2] = False  # padding, or words of an earlier turn that nobody sees
     for mask in (None, seen if past else None):
         equal = Attention(torch.zeros(4, length - past, 3), torch.randn(2, length, 3), 1.0, mask)
-        found = ToDREAt().looked_at(replace(tokens, ask=lambda _, equal=equal: equal))
-        assert float(found) == pytest.approx(1.0)
+        found = ToDREAt().shares(replace(tokens, ask=lambda _, equal=equal: equal))[0]
+        hidden = 0 if mask is None else 2
+        assert float(found) == pytest.approx(sum(6 / (past - hidden + 9 + word) for word in range(4)) / 4)
 
 
-def test_the_second_half_is_asked() -> None:
-    assert ToDREAt().layers(32) == tuple(range(16, 32))
-    assert ToDREAt().layers(2) == (1,)
+def test_few_tokens_go_at_the_default_threshold() -> None:
+    """As the first stage leaves a tenth of the tokens, an image that is looked at no more than the words around goes."""
+    equal = Attention(torch.zeros(4, 60, 3), torch.randn(2, 60, 3), 1.0)
+    few, many = layer_tokens(4, before=36, after=20), layer_tokens(36, before=4, after=20)
+    assert len(ToDREAt()(replace(few, ask=lambda _: equal), None)) == 0
+    assert len(ToDREAt()(replace(many, ask=lambda _: equal), None)) == 36
+
+
+def test_the_papers_layer() -> None:
+    assert [ToDREAt().layers(count) for count in (32, 28, 8, 4, 2)] == [(28,), (24,), (7,), (3,), (1,)]
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl"])
@@ -50,13 +75,13 @@ def test_both_stages_in_one_plan(kind: str) -> None:
     """An image leaves at one layer, and no layer after it has it; a batch is its prompts, with and without a cache."""
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, (((3, 4),), ((2, 3), (4, 3)), ((4, 5),)))
-    for threshold, left in (("100.0", 0), ("1e-6", None)):
+    for threshold, left in (("1.01", 0), ("1e-6", None)):
         with foveate.compress(model, f"todre:50% + todre-at(threshold={threshold})") as handle:
             written = answers(model, inputs)
             for image in handle.report().images:
-                assert [layer.layer for layer in image.layers] == [3, 4, 5]
+                assert [layer.layer for layer in image.layers] == [5]
                 counts = [layer.tokens_kept for layer in image.layers]
-                assert counts == [image.tokens_kept if left is None else left] * 3
+                assert counts == [image.tokens_kept if left is None else left]
                 assert image.tokens_kept == round(image.tokens_in / 2)
             assert answers(model, inputs, use_cache=False) == written
             assert answers(model, specimen.prompts(model, (((3, 4),),)))[0] == written[0]
@@ -67,7 +92,7 @@ def test_both_stages_in_one_plan(kind: str) -> None:
 def test_images_leave_at_layers_of_their_own() -> None:
     specimen, model = deep("llava")
     inputs = specimen.prompts(model, (((3, 4),), ((2, 3), (4, 3)), ((4, 5),)))
-    with foveate.compress(model, "todre-at(threshold=0.9)@1,2,3,4,5") as handle:
+    with foveate.compress(model, "todre-at(threshold=0.75)@1,2,3,4,5") as handle:
         written = answers(model, inputs)
         counts = [[layer.tokens_kept for layer in image.layers] for image in handle.report().images]
         assert answers(model, inputs, use_cache=False) == written

@@ -15,21 +15,25 @@ from foveate.tokens import Selection
 
 @dataclass(frozen=True)
 class ToDREAt(DecoderMethod):
-    r"""Leaves all visual tokens out from the first late layer on before which text hardly looks at them any more.
+    r"""Leaves all visual tokens out behind a late layer if text and image hardly look at each other there.
 
-    By then what they say has moved into the text ("information migration"). With $a_i$ the attention that word i of the
-    question pays to the N tokens of the image in the layer before, mean over heads, and $n_i$ the number of tokens that
-    it may see, the image goes as soon as $\text{mean}_i\,a_i / \text{mean}_i\,(N / n_i)$ is below `threshold`: its
-    attention is that small a part of what it would be if all tokens were looked at equally. Each image has a layer of
-    its own; an image that is looked at to the end stays to the end.
+    By then what the image says has moved into the text ("information migration"). With the softmax A of the layer,
+    mean over heads, the words T of the question and the visual tokens V,
 
-    "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance" (Li et al., arXiv 2505.18757). The
-    first stage is `todre`: `todre:10% + todre-at` is the whole paper. There is no public code, and where the paper
-    finds the layer from cross-modal attention, its rule could not be checked. Our choice: the rule above, its
-    threshold, that layers of the second half are asked, and positions as they were.
+    $\alpha_{t \to v} = \text{mean}_{i \in T} \sum_{j \in V} A_{ij},\qquad
+    \alpha_{v \to t} = \text{mean}_{i \in V} \sum_{j \in T} A_{ij}$,
+
+    the image goes if both are below `threshold`; else it stays to the end. Under a causal mask the second one is 0 for
+    all text behind the image.
+
+    "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance" (Li et al., arXiv 2505.18757v2,
+    section 4.2, eq. 8; threshold and layer are those of its tables 2 and 3 of the appendix). The first stage is
+    `todre`: `todre:10% + todre-at` is the whole paper. There is no public code. Choices of ours: the question is the
+    text behind the image; with several images V is all of them, and each is judged by the text behind it; positions
+    as they were.
 
     Args:
-        threshold: Above 0; the larger, the earlier an image goes.
+        threshold: Above 0; the larger, the more images go. The paper has 0.03 to 0.15.
     """
 
     threshold: float = 0.1
@@ -46,16 +50,19 @@ class ToDREAt(DecoderMethod):
             raise FoveateError(f"todre-at: threshold is a number above 0, not {self.threshold}.")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Every layer of the second half, the last one too: 16 to 31 of 32."""
-        return tuple(range(max(1, num_layers // 2), num_layers))
+        """Behind seven eighths of the layers: layer 28 of 32, after it has been seen what layer 27 looks at."""
+        return (min(max(1, round(7 * num_layers / 8)), num_layers - 1),)
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
-        stays = bool(self.looked_at(tokens) >= self.threshold)
-        return Selection(torch.arange(len(tokens) if stays else 0, device=tokens.device))
+        goes = all(bool(share < self.threshold) for share in self.shares(tokens))
+        return Selection(torch.arange(0 if goes else len(tokens), device=tokens.device))
 
-    def looked_at(self, tokens: LayerTokens) -> Tensor:
-        """Attention that the question pays to the image, as a part of what equal attention to all tokens would be."""
-        attention, rows = tokens.attention("previous"), tokens.question
-        equal = attention.visible(rows, tokens.places) / attention.visible(rows)
-        return attention.received(rows, tokens.places).sum() / equal.mean()
+    def shares(self, tokens: LayerTokens) -> tuple[Tensor, Tensor]:
+        r"""Shares of attention: $\alpha_{t \to v}$ and $\alpha_{v \to t}$."""
+        attention, words = tokens.attention("previous"), tokens.question
+        visual = tokens.columns >= 0
+        if attention.seen is not None:
+            visual = visual & attention.seen[attention.past :]
+        visual = visual.index_fill(0, tokens.text, False).nonzero().flatten()
+        return attention.received(words, visual).sum(), attention.received(visual, words).sum()
