@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from foveate.benchmark.results import INERT, inert
+
 #: The budget of the short table.
 BUDGET = "25%"
 #: Rows of the short table beside the controls.
@@ -29,7 +31,9 @@ def short(root: Path) -> str:
     if not by_plan:
         return "*No accuracy has been measured yet.*"
     whole = {plan: rows for plan, rows in by_plan.items() if len(rows) == len(models)}
-    methods = sorted((plan for plan in whole if not _control(plan)), key=lambda plan: -_mean(whole[plan]))[:SHOWN]
+    methods = sorted(
+        (plan for plan in whole if not _control(plan) and not _inert(whole[plan])), key=lambda plan: -_mean(whole[plan])
+    )[:SHOWN]
     controls = [plan for plan in whole if _control(plan)]
     return _table(models, found, [(plan, whole[plan]) for plan in [*methods, *controls]])
 
@@ -42,7 +46,7 @@ def full(root: Path) -> str:
     budgets = dict.fromkeys(row["budget"] for run in found for row in run["rows"] if row["plan"] != "untouched")
     for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
         by_plan = _by_plan(found, budget)
-        ordered = sorted(by_plan, key=lambda plan: -_mean(by_plan[plan]))
+        ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan]), -_mean(by_plan[plan])))
         title = "By a rule of their own" if budget is None else f"{budget} of the tokens"
         parts.append(f"## {title}\n\n{_table(models, found, [(plan, by_plan[plan]) for plan in ordered])}")
     made = [f"- `{run['path']}`: `{run['command']}`, {run['hardware']['cpu']}" for run in found]
@@ -112,6 +116,11 @@ def _control(plan: str) -> bool:
     return plan.split(":")[0] in CONTROLS
 
 
+def _inert(rows: dict[str, Row]) -> bool:
+    """Whether a plan left out nothing on any model."""
+    return all(map(inert, rows.values()))
+
+
 def _mean(rows: dict[str, Row]) -> float:
     return fmean(row["relative"] or 0 for row in rows.values())
 
@@ -133,7 +142,9 @@ def _table(models: list[str], found: list[Row], plans: list[tuple[str, dict[str,
         row["model"]: row for run in found for row in run["rows"] if row["plan"] == "untouched" and row["task"] == "all"
     }
     header = ["plan", *(f"{_name(model)}: relative" for model in models), "loyalty"]
-    lines = [["untouched", *(f"100 % (= {_percent(untouched[model]['accuracy'])} right)" for model in models), "100 %"]]
+    whole = [untouched[model] for model in models]
+    told = [f"100 % (= {_percent(row['accuracy'])} right), {row['tokens_kept']:,.0f} tokens" for row in whole]
+    lines = [["untouched", *told, "100 %"]]
     for plan, rows in plans:
         cells = []
         for model in models:
@@ -142,8 +153,11 @@ def _table(models: list[str], found: list[Row], plans: list[tuple[str, dict[str,
                 cells.append("")
                 continue
             low, high = _percent(row["relative_low"]), _percent(row["relative_high"])
-            cells.append(f"**{_percent(row['relative'])}** ({low} to {high})")
+            left = "all tokens" if inert(row) else f"{row['tokens_kept']:,.0f} tokens"
+            cells.append(f"**{_percent(row['relative'])}** ({low} to {high}), {left}")
         name = f"*{plan}*" if _control(plan) else f"`{plan}`"
+        if _inert(rows):
+            name += f" ({INERT})"
         lines.append([name, *cells, _percent(fmean(row["loyalty"] for row in rows.values()))])
     return _markdown(header, lines)
 

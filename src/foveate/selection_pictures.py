@@ -60,6 +60,8 @@ def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
             step[name] = sum(document["steps"][number][name] for document in documents)
         for number, layer in enumerate(whole["layers"]):
             layer[name] = sum(document["layers"][number][name] for document in documents)
+    whole["tokens_left"] = sum(document["tokens_left"] for document in documents)
+    whole["inert"] = all(document["inert"] for document in documents)
     whole["notes"] = list(dict.fromkeys(note for document in documents for note in document["notes"]))
     return [whole]
 

@@ -45,7 +45,8 @@ def test_another_model(llava, plan):
 
 def test_a_full_budget_changes_no_answer(pair):
     plain = ask(noise(64, 64), "?", pair, max_new_tokens=8)
-    assert ask(noise(64, 64), "?", pair, "divprune:100%", max_new_tokens=8).text == plain.text
+    whole = ask(noise(64, 64), "?", pair, "divprune:100%", max_new_tokens=8)
+    assert whole.text == plain.text and whole.inert and not plain.inert
     assert plain.plan is None and plain.selection == []
 
 
@@ -88,7 +89,10 @@ def test_the_command(capsys, tmp_path):
         assert picture.width == 1600
     assert main(line) == 0
     out = capsys.readouterr().out
-    assert "plan      vmtc:5" in out and "in place of [CLS] attention" in out
+    assert "plan      vmtc:5" in out and "in place of [CLS] attention" in out and "nothing was left out" not in out
+    for plan, inert in (("fastv:100%@1", True), ("fastv:50%@1", False)):
+        assert main(["ask", str(image), "?", "--model", folder, "--plan", plan, "--max-new-tokens", "2"]) == 0
+        assert (f"note      {plan}: nothing was left out" in capsys.readouterr().out) == inert
 
 
 def test_kept_is_clear_merged_is_tinted_dropped_is_pale():

@@ -25,7 +25,8 @@ from foveate.benchmark.report.charts import (
 from foveate.benchmark.report.drawing import png, svg
 from foveate.benchmark.report.grouping import GROUPS, group_of
 from foveate.benchmark.report.html import Cell, Column, Row, table
-from foveate.benchmark.report.tables import name_of, tint
+from foveate.benchmark.report.tables import accuracy, best, joint, name_of, speed, tint
+from foveate.benchmark.results import INERT, inert
 from foveate.plan import all_methods
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -50,6 +51,26 @@ def test_what_may_be_missing_is_none(tmp_path):
     results = read([Path(path)])
     assert results.accuracy[-1]["method"] == "fastv" and results.accuracy[-1]["relative"] is None
     assert results.sources[0].hardware == {}
+
+
+def test_a_plan_that_leaves_nothing_out_says_so_in_every_table(tmp_path):
+    """It is never the best one, and rows of older files say what they have."""
+    plans = documents.PLANS | {"divprune:90": (100, 1.0), "cmai": (100, 0.9)}
+    made = {name: getattr(documents, name)(plans=plans) for name in ("accuracy", "speed")} | {"joint": documents.joint()}
+    for row in made["speed"]["rows"]:
+        if "@" in row["plan"] or row["plan"] == "cmai":  # inside the language model: it reads all of them at first
+            row["tokens"], row["tokens_mean"], row["tokens_left"] = 100, float(row["tokens"]), row["tokens"]
+    for row in made["joint"]["rows"]:
+        row["tokens_in"], row["tokens_kept"] = 100, 100
+    results = read([Path(path) for path in documents.save(tmp_path, **made)])
+    for shown in (accuracy, speed):
+        assert shown(results, str).count(INERT) == 2, shown
+    assert joint(results, str).count(INERT) == 2
+    assert "divprune:90" not in best(results, str) and "fastv:50@1" in best(results, str)
+    assert not inert({"plan": "untouched", "tokens_in": 100, "tokens": 100})
+    assert inert({"plan": "divprune:100%", "tokens_in": 100, "tokens": 100})
+    assert not inert({"plan": "fastv:50%@2", "tokens_in": 100, "tokens": 100})  # of an older file: nobody knows
+    assert not inert({"plan": "fastv:50%@2", "tokens_in": 100, "tokens": 100, "tokens_mean": 75.0})
 
 
 @pytest.mark.parametrize("name", ["selection-cpu", "selection-cpu-llava-next", "selection-cpu-qwen2.5-vl"])

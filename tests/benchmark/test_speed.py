@@ -76,6 +76,7 @@ def test_a_run_compares_every_plan_with_both_controls(small: Settings, tmp_path:
         assert chained["control"] == "random:4"
         inside = rows["divprune:8 + random-at:25%@1", batch, ""]
         assert inside["control"] == "random:8 + random-at:25%@1" and inside["tokens"] == 8
+        assert (inside["tokens_mean"], inside["tokens_left"]) == ((8 + 2) / 2, 2)
         chance = rows[inside["control"], batch, ""]
         assert inside["efficiency"] == chance["seconds"]["ttft"] / inside["seconds"]["ttft"]
         assert inside["kv_layers"] == chance["kv_layers"] and inside["kv_layers"][0] > inside["kv_layers"][1]

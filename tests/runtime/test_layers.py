@@ -58,7 +58,9 @@ def test_keeping_everything_changes_no_bit(name: str, method: str) -> None:
     before = logits(model, inputs)
     with foveate.compress(model, f"{method}:100%@1") as handle:
         found = logits(model, inputs)
-        assert all(layer.tokens_in == layer.tokens_kept for image in handle.report().images for layer in image.layers)
+        report = handle.report()
+        assert all(layer.tokens_in == layer.tokens_kept for image in report.images for layer in image.layers)
+        assert report.inert and "nothing was left out" in str(report) and report.as_json()["inert"]
     torch.testing.assert_close(found, before, atol=1e-5, rtol=1e-5)
 
 
@@ -126,9 +128,13 @@ def _unpadded(row: Tensor, mask: Tensor, stays: Tensor) -> Tensor:
 def test_a_batch_is_its_prompts_and_a_cache_changes_nothing(name: str, plan: str) -> None:
     specimen = zoo()[name]
     model = specimen.model()
-    with foveate.compress(model, plan):
+    with foveate.compress(model, plan) as handle:
         together = specimen.prompts(model, ROWS)
         batch = answers(model, together)
+        report = handle.report()
+        left = [image.layers[-1].tokens_kept if image.layers else image.tokens_kept for image in report.images]
+        assert [image.tokens_left for image in report.images] == left
+        assert report.inert == ("nothing was left out" in str(report)) == (sum(left) == report.tokens_in)
         if all(step.method.exact_cache for step in Plan.of(plan).decoder_steps):
             assert answers(model, together, use_cache=False) == batch
         first = answers(model, specimen.prompts(model, ROWS[:1]))

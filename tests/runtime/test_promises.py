@@ -47,7 +47,9 @@ def test_keeping_everything_changes_no_bit(name: str) -> None:
     before = logits(model, inputs)
     with foveate.compress(model, "divprune:100%") as handle:
         assert torch.equal(logits(model, inputs), before)
-        assert handle.report().tokens_kept == handle.report().tokens_in > 0
+        report = handle.report()
+        assert report.tokens_kept == report.tokens_left == report.tokens_in > 0
+        assert report.inert and "nothing was left out" in str(report) and report.as_json()["inert"]
 
 
 @pytest.mark.parametrize(("name", "plan"), pairs())
@@ -85,6 +87,8 @@ def test_the_announced_number_stays_and_no_text_goes(name: str, plan: str) -> No
             assert image.tokens_kept == min(3, image.tokens_in)
         assert 1 <= image.tokens_kept <= image.tokens_in
     gone = report.tokens_in - report.tokens_kept
+    assert [image.inert for image in report.images] == [image.tokens_in == image.tokens_kept for image in report.images]
+    assert report.inert == ("nothing was left out" in str(report)) == (gone == 0)
     longest = inputs["input_ids"].shape[1]
     per_row = [sum(i.tokens_in - i.tokens_kept for i in report.images if i.row == row) for row in range(len(ROWS))]
     real = inputs["attention_mask"].sum(dim=1).tolist()

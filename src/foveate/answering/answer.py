@@ -65,9 +65,15 @@ class Answer:
     pooling: list[Pooling] = field(default_factory=list, repr=False)
     draft: dict[str, Any] | None = None
 
+    @property
+    def inert(self) -> bool:
+        """Whether a plan was followed that left out nothing of any image."""
+        return bool(self.selection) and all(image["inert"] for image in self.selection)
+
     def to_dict(self) -> dict[str, Any]:
-        """The answer as plain JSON values, without the pooling maps."""
+        """The answer as plain JSON values, without the pooling maps; ``inert``: whether the plan left out nothing."""
         document = {name: value for name, value in vars(self).items() if name != "pooling"}
         document["stages"] = [asdict(stage) for stage in self.stages]
         document["tokens"] = asdict(self.tokens)
+        document["inert"] = self.inert
         return document

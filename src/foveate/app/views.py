@@ -10,6 +10,7 @@ from PIL import Image
 
 from foveate.answering import Answer, Stage
 from foveate.pictures import ACCENT, TOKEN_TINT, _stage_panel
+from foveate.runtime.report import NOTHING_LEFT_OUT
 from foveate.selection_pictures import draw_tokens, joined, token_map
 
 #: Most pixels of a picture's width and height.
@@ -110,6 +111,8 @@ def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
         counts += (
             f" Paler ones leave inside the language model; {last['tokens_kept']} are left at layer {last['layer']}."
         )
+    if document["inert"]:
+        counts = f"{NOTHING_LEFT_OUT.capitalize()}, {document['tokens_in']} of {document['tokens_in']}."
     found = []
     for crops, title in ((others, "what the language model reads"), (thumbnails, "the thumbnail it reads as well")):
         if crops:

@@ -19,7 +19,7 @@ from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, cached, check, possible, quantise_weights
 from foveate.benchmark.questions import QuestionSettings, check_models
-from foveate.benchmark.results import earlier, write_json
+from foveate.benchmark.results import INERT, earlier, inert, write_json
 from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
 from foveate.benchmark.stored import dtype_of, weight_bytes
 from foveate.benchmark.tasks import Item
@@ -246,7 +246,7 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
 
 def table(document: dict[str, Any], task: str = ALL) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a result, of one task."""
-    header = ["model", "plan", "weights", "cache", "accuracy", "relative", "parts", "weights, MiB", "KV, KiB", "s"]
+    header = ["model", "plan", "tokens", "weights", "cache", "accuracy", "relative", "parts", "weights, MiB", "KV, KiB", "s"]
     rows = []
     for row in document["rows"]:
         if row["task"] != task:
@@ -258,6 +258,7 @@ def table(document: dict[str, Any], task: str = ALL) -> tuple[list[str], list[li
             [
                 row["model"],
                 row["plan"],
+                f"{row['tokens_kept']:,.0f}" + (f" ({INERT})" if inert(row) else ""),
                 row["weights"],
                 row["cache"],
                 f"{row['accuracy']:.1%}",

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from foveate.benchmark.results import INERT, inert
 from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, Models, ResultAsJson, Sides, Threads
@@ -140,7 +141,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
         if row["task"] == "all":
             table.add_row(
                 row["plan"],
-                f"{row['tokens_kept']:,.0f}",
+                f"{row['tokens_kept']:,.0f}" + (f" ({INERT})" if inert(row) else ""),
                 f"{row['accuracy']:.1%}",
                 "" if row["relative"] is None else f"{row['relative']:.1%}",
                 _interval(row),

@@ -115,6 +115,8 @@ def printable(text: str) -> str:
 def _print_account(answer: Answer) -> None:
     from rich.table import Table
 
+    from foveate.runtime.report import NOTHING_LEFT_OUT
+
     width, height = answer.image_size
     seen = ""
     if answer.view_size not in (None, answer.image_size):
@@ -148,5 +150,6 @@ def _print_account(answer: Answer) -> None:
         pixels = f"{stage.size[0]} x {stage.size[1]}" if stage.size else "-"
         table.add_row(stage.name, grid, str(stage.tokens), pixels, stage.detail)
     console.print(table)
-    for note in dict.fromkeys(note for image in answer.selection for note in image["notes"]):
+    inert = [f"{answer.plan}: {NOTHING_LEFT_OUT}"] if answer.inert else []
+    for note in dict.fromkeys([*inert, *(note for image in answer.selection for note in image["notes"])]):
         console.print(f"note      {note}", markup=False, soft_wrap=True)

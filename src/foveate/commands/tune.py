@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from foveate.benchmark.results import INERT, inert
 from foveate.commands.accuracy import QUICK_TASKS
 from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, sides_in
@@ -217,7 +218,7 @@ def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
         by = "" if row is one else f"{100 * row['better_by']:+.1f}"
         table.add_row(
             row["plan"],
-            f"{row['tokens_kept']:,.0f}",
+            f"{row['tokens_kept']:,.0f}" + (f" ({INERT})" if inert(row) else ""),
             _time(row),
             f"{row['flops']:.2f}x",
             f"{row['accuracy']:.1%}",

@@ -16,6 +16,8 @@ from foveate.tokens import Need, Selection
 
 #: Images that a handle remembers.
 REMEMBERED = 1024
+#: What is said of a plan that costs time and saves none.
+NOTHING_LEFT_OUT = "nothing was left out: every layer of the language model reads all visual tokens"
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,16 @@ class ImageReport:
         """Tokens that the language model read."""
         return len(self.selection)
 
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that are there in the last layer of the language model."""
+        return self.layers[-1].tokens_kept if self.layers else self.tokens_kept
+
+    @property
+    def inert(self) -> bool:
+        """Whether the plan left out nothing: every layer of the language model worked on all tokens."""
+        return self.tokens_left >= self.tokens_in
+
     def mean_tokens(self, num_layers: int) -> float:
         """Tokens that a language model of so many layers worked on, the mean over its layers."""
         # From the first layer on so many, and from each layer that a step names on fewer.
@@ -126,6 +138,8 @@ class ImageReport:
             "row": self.row,
             "tokens_in": self.tokens_in,
             "tokens_kept": self.tokens_kept,
+            "tokens_left": self.tokens_left,
+            "inert": self.inert,
             "crops": crops,
             "steps": [vars(step) for step in self.steps],
             "layers": [layer.as_json() for layer in self.layers],
@@ -163,19 +177,34 @@ class Report:
         """Tokens that the language model read, over all images."""
         return sum(image.tokens_kept for image in self.images)
 
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that are there in the last layer of the language model, over all images."""
+        return sum(image.tokens_left for image in self.images)
+
+    @property
+    def inert(self) -> bool:
+        """Whether there were images and the plan left out nothing of any."""
+        return bool(self.images) and all(image.inert for image in self.images)
+
     def as_json(self) -> dict[str, object]:
         """The report in plain types."""
         return {
             "plan": self.plan,
             "tokens_in": self.tokens_in,
             "tokens_kept": self.tokens_kept,
+            "tokens_left": self.tokens_left,
+            "inert": self.inert,
             "kv_bytes": self.kv_bytes,
             "images": [image.as_json() for image in self.images],
         }
 
     def __str__(self) -> str:
         of = f"{self.tokens_kept} of {self.tokens_in} visual tokens"
-        lines = [f"{self.plan}: {of} of {len(self.images)} images stay"]
+        later = f", {self.tokens_left} up to the last layer" if self.tokens_left != self.tokens_kept else ""
+        lines = [f"{self.plan}: {of} of {len(self.images)} images stay{later}"]
+        if self.inert:
+            lines.append(f"  {NOTHING_LEFT_OUT}")
         for image in self.images:
             steps = ", ".join(
                 f"{s.method} {s.tokens_in} -> {s.tokens_kept} ({s.milliseconds:.1f} ms)" for s in image.steps

@@ -104,12 +104,13 @@ _MAY: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "speed": {
         "method": _text, "budget": _budget, "group": _budget, "device": _text, "dtype": _text, "tokens_in": _number,
-        "spread": _object, "peak_bytes": _number, "kv_bytes": _number, "flops": _object, "speed_up": _number,
+        "tokens_mean": _number, "tokens_left": _number, "spread": _object, "peak_bytes": _number, "kv_bytes": _number, "flops": _object, "speed_up": _number,
         "efficiency": _number, "selection_of_prefill": _number,
     },
     "joint": {
         "method": _text, "budget": _budget, "count": _number, "low": _share, "high": _share, "relative": _number,
-        "relative_low": _number, "relative_high": _number, "parts": _number, "tokens_kept": _number,
+        "relative_low": _number, "relative_high": _number, "parts": _number, "tokens_in": _number,
+        "tokens_kept": _number,
         "seconds": lambda value: _number(value) or _object(value), "bytes": _object,
     },
 }  # fmt: skip

@@ -11,6 +11,7 @@ from foveate.benchmark.report.charts import count
 from foveate.benchmark.report.grouping import group_of
 from foveate.benchmark.report.html import Cell, Column, Row, table
 from foveate.benchmark.report.reading import ALL, GROUP, UNTOUCHED, Results
+from foveate.benchmark.results import INERT, inert
 
 Link = Callable[[str], str]
 #: What stands where nothing was measured.
@@ -95,7 +96,9 @@ def best(results: Results, link: Link) -> str:
     for model, own in overall(results).items():
         untouched = next((row["accuracy"] for row in own if row["plan"] == UNTOUCHED), None)
         for budget in dict.fromkeys(row["budget"] for row in own if row["budget"]):
-            here = [row for row in own if row["budget"] == budget and row["plan"] != UNTOUCHED]
+            here = [row for row in own if row["budget"] == budget and row["plan"] != UNTOUCHED and not inert(row)]
+            if not here:
+                continue
             by_method = {row["method"]: row for row in here}
             first = max(here, key=lambda row: row["accuracy"])
             equal = [row for row in here if row is not first and _reaches(row, first)]
@@ -160,7 +163,7 @@ def accuracy(
                     [
                         _plan(row, link),
                         Cell(model),
-                        Cell(count(row["tokens_kept"]), row["tokens_kept"]),
+                        Cell(count(row["tokens_kept"]), row["tokens_kept"], INERT if inert(row) else ""),
                         _share(row["accuracy"], _between(row["low"], row["high"])),
                         _relative(row, untouched),
                         _share(row["loyalty"]),
@@ -216,6 +219,12 @@ def name_of(task: str) -> str:
     return task.removeprefix(GROUP).replace("_", " ")
 
 
+def _tokens(row: Mapping[str, Any]) -> Cell:
+    """Tokens of a row of speed."""
+    mean = row["tokens"] if row.get("tokens_mean") is None else row["tokens_mean"]
+    return Cell(count(mean), mean, INERT if inert(row) else "")
+
+
 def _ms(seconds: float | None, digits: int = 0) -> Cell:
     if seconds is None:
         return NONE
@@ -233,7 +242,8 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
         MODEL,
         Column("batch", rising=True),
         Column("device", number=False),
-        Column("tokens", "visual tokens of an image that stay", rising=True),
+        Column("tokens", "visual tokens of an image that the language model works on, the mean over its layers; in files "
+               "without that, those that it reads", rising=True),
         Column("first token, ms", "encoder, selection and prefill; slowest and fastest turn behind it", rising=True),
         Column("speed-up", "time to the first token of the untouched model over that of the plan"),
         Column("efficiency", "time of as many random tokens over that of the plan: 1 is the limit of choosing tokens"),
@@ -263,7 +273,7 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
                     Cell(row["model"]),
                     Cell(f"{row['batch']:g}", row["batch"]),
                     Cell(", ".join(filter(None, (row["device"], row["dtype"])))),
-                    Cell(count(row["tokens"]), row["tokens"]),
+                    _tokens(row),
                     Cell(_ms(part["ttft"]).text, part["ttft"], _extremes(row)),
                     _speed_up(row["speed_up"], untouched=row["plan"] == UNTOUCHED),
                     NONE if row["efficiency"] is None else Cell(f"{row['efficiency']:.3f}", row["efficiency"]),
@@ -308,6 +318,7 @@ def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewe
         Column("cache", number=False),
         Column("task", number=False),
         Column("questions"),
+        Column("tokens", "visual tokens of an item that the language model works on, mean", rising=True),
         Column("accuracy", "95 % interval behind it"),
         Column("relative", "to the untouched model with full weights and cache, 95 % interval behind it"),
         Column("parts", "product of the relative accuracies of plan, weights and cache alone"),
@@ -330,6 +341,9 @@ def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewe
                     Cell(row["cache"]),
                     Cell(name_of(row["task"])),
                     NONE if row["count"] is None else Cell(f"{row['count']:,}", row["count"]),
+                    NONE
+                    if row["tokens_kept"] is None
+                    else Cell(count(row["tokens_kept"]), row["tokens_kept"], INERT if inert(row) else ""),
                     _share(row["accuracy"], _between(row["low"], row["high"])),
                     _share(row["relative"], _between(row["relative_low"], row["relative_high"])),
                     _share(row["parts"]),

@@ -82,6 +82,8 @@ class Measuring:
     def exact(self, plan: Plan | None) -> dict[str, Any]:
         """What does not depend on the clock: tokens of an image, operations, bytes of the cache, peak memory.
 
+        Tokens are those that the language model reads, the mean over its layers, and those in the last one.
+
         Operations are counted on PyTorch's own kernels up to the first token; the rest is of a whole answer. Doing
         both warms up.
         """
@@ -101,11 +103,18 @@ class Measuring:
         layers = cache_bytes(outputs[0])
         tokens_in = self.untouched_tokens if kept is None else kept.tokens_in // self.batch
         tokens = tokens_in if kept is None else kept.tokens_kept // self.batch
+        mean, left = float(tokens), tokens
+        if kept is not None:
+            depth = self.model.config.get_text_config().num_hidden_layers
+            mean = sum(image.mean_tokens(depth) for image in kept.images) / self.batch
+            left = kept.tokens_left // self.batch
         text = self.inputs["input_ids"].shape[1] - self.untouched_tokens
         formula = self.subject.formula(plan, tokens, text) if self.untouched_tokens > 1 else None
         return {
             "tokens_in": tokens_in,
             "tokens": tokens,
+            "tokens_mean": round(mean, 2),
+            "tokens_left": left,
             "peak_bytes": peak,
             "kv_bytes": sum(layers),
             "kv_layers": layers,

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.benchmark.budgets import CONTROLS, UNTOUCHED
+from foveate.benchmark.results import INERT, inert
 from foveate.errors import FoveateError
 
 NOTE = (
-    "TTFT, time to the first token: encoder, selection, prefill and what lies between, without the view (opening, "
+    "Tokens: those of an image that the language model works on, the mean over its layers (in files without that, those "
+    "that it reads). TTFT, time to the first token: encoder, selection, prefill and what lies between, without the view (opening, "
     "resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the untouched model over that "
     "with the plan. Efficiency: speed-up over that of the control, as many random tokens at the same place (before the "
     "same layers, for plans inside the language model); 1 is the limit. Selection: "
@@ -90,7 +92,7 @@ def _line(row: dict[str, Any]) -> list[str]:
     return [
         where + batch,
         row["plan"] if any(mark in row["plan"] for mark in "+(@") else row["method"],
-        f"{row['tokens']:,}",
+        _tokens(row),
         _milliseconds(seconds["view"]),
         _milliseconds(seconds["encoder"]),
         f"{_milliseconds(seconds['selection'], 2)} ({row['selection_of_prefill']:.2%})",
@@ -104,6 +106,13 @@ def _line(row: dict[str, Any]) -> list[str]:
         f"{row['speed_up']:.2f}",
         "" if row["efficiency"] is None else f"{row['efficiency']:.3f}",
     ]
+
+
+def _tokens(row: dict[str, Any]) -> str:
+    """Tokens of an image that the language model worked on, the mean over its layers, as far as the row tells."""
+    mean = row.get("tokens_mean")
+    said = f"{row['tokens']:,}" if mean is None else f"{mean:,.0f}"
+    return said + (f" ({INERT})" if inert(row) else "")
 
 
 def _milliseconds(seconds: float | None, digits: int = 0) -> str:
