@@ -21,20 +21,50 @@ def written(model, inputs, **options):
 
 
 def test_scores_against_a_loop():
-    query, key, mass = torch.randn(4, 8), torch.randn(2, 5, 8), torch.rand(5)
+    attention, mass = torch.randn(5).softmax(dim=0), torch.rand(5)
     seen = torch.tensor([True, True, False, True, True])
-    scores = VASparse(weight=3.0).scores(query, key, mass, seen)
+    scores = VASparse(weight=3.0).scores(attention, mass, seen)
     shares = {i: float(mass[i].exp()) for i in range(5) if seen[i]}
-    assert sum(value / sum(shares.values()) for value in shares.values()) == pytest.approx(1)
     for i in range(5):
         if not seen[i]:
             assert scores[i] == -torch.inf
             continue
-        product = sum(float(query[h] @ key[h // 2, i]) ** 2 for h in range(4)) / 4
-        assert float(scores[i]) == pytest.approx(product + 3 * shares[i] / sum(shares.values()), rel=1e-4)
-    plain = VASparse(weight=0.0).scores(query, key, mass, seen)
-    best = sorted(shares, key=lambda i: -sum(float(query[h] @ key[h // 2, i]) ** 2 for h in range(4)))
-    assert plain.topk(4).indices.tolist() == best
+        assert float(scores[i]) == pytest.approx(float(attention[i]) + 3 * shares[i] / sum(shares.values()), rel=1e-5)
+    plain = VASparse(weight=0.0).scores(attention, mass, seen)
+    assert plain.topk(4).indices.tolist() == sorted(shares, key=lambda i: -float(attention[i]))
+
+
+def test_the_visual_term_decides_what_stays():
+    """Both terms are shares of the same tokens, so that what looks at the image can outweigh what is looked at."""
+    different = 0
+    for draw in range(50):
+        generator = torch.Generator().manual_seed(draw)
+        attention = (2 * torch.randn(40, generator=generator)).softmax(dim=0)
+        mass, seen = torch.rand(40, generator=generator), torch.ones(40, dtype=torch.bool)
+        settings = [VASparse(keep=0.5, weight=weight) for weight in (0.0, 1.0)]
+        without, beside = (one.kept(one.scores(attention, mass, seen)) for one in settings)
+        different += set(without.tolist()) != set(beside.tolist())
+        assert float(mass[beside].mean()) >= float(mass[without].mean())
+    assert different > 40
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_rest_on_the_attention_that_is_paid(name):
+    """A token from which the query is turned away comes last, not first."""
+    model = zoo()[name].model()
+    inputs = zoo()[name].prompts(model, [[(4, 4)]])
+    found, before = [], VASparse.scores
+
+    def scores(self, attention, mass, seen):
+        found.append((attention, mass, before(self, attention, mass, seen)))
+        return found[-1][2]
+
+    with pytest.MonkeyPatch.context() as patch, foveate.vasparse(model, VASparse(keep=0.5, contrast=0.0, weight=0.0)):
+        patch.setattr(VASparse, "scores", scores)
+        written(model, inputs)
+    for attention, mass, score in found:
+        assert float(attention.sum()) == pytest.approx(1, abs=1e-4)
+        assert bool((mass <= 1 + 1e-5).all()) and torch.equal(score, attention)
 
 
 def test_what_is_kept_and_what_the_branch_sees():

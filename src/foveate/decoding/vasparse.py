@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 
 
@@ -16,16 +17,18 @@ class VASparse:
 
     While text is written, every layer attends only to the share `keep` of its cached tokens with the highest
 
-    $\delta_i = \mathrm{mean}_h\,(q_h \cdot K_{h,i})^2 + \lambda P_i,\qquad
-    P = \mathrm{softmax}_i \sum_{k \in image} a_{i,k}$
+    $\delta_i = a_i + \lambda P_i,\qquad P = \mathrm{softmax}_i \sum_{k \in image} a_{i,k}$
 
-    where $a_{i,k}$ is the attention that token i paid to token k when it was read, mean over heads. Logits become
-    logits - `contrast` x sparse logits: those of a branch for the last token that leaves the model after `exit_layer`
-    layers and does not see the share `mask` of the image, so that no second pass through the model is needed.
+    where $a_i$ is the attention that the written token pays to token i, and $a_{i,k}$ what token i paid to token k when
+    it was read, means over heads. Logits become logits - `contrast` x sparse logits: those of a branch for the last
+    token that leaves the model after `exit_layer` layers and does not see the share `mask` of the image, so that no
+    second pass through the model is needed.
 
     "VASparse: Towards Efficient Visual Hallucination Mitigation via Visual-Aware Token Sparsification" (Zhuang et al.,
     CVPR 2025, arXiv 2501.06553), from its description alone; in the released code, by default, the sparse branch never
-    sees the image, tokens are masked at random, and contrast waits for an object detector. Our choices: $\lambda$, the
+    sees the image, tokens are masked at random, and contrast waits for an object detector. The
+    paper writes $\langle q, K_i \rangle^2$ for the attention: to the letter, products of any size would stand beside
+    shares that sum to 1, and a token from which the query is turned away would come first. Our choices: $\lambda$, the
     mean over heads, the exit after one layer, and that the branch misses the part of the image with the highest
     $\delta$. The paper's calibration of attention sinks is not here: its formula could not be verified.
 
@@ -54,26 +57,23 @@ class VASparse:
         if isinstance(self.exit_layer, bool) or not isinstance(self.exit_layer, int) or self.exit_layer < 1:
             raise FoveateError(f"vasparse's exit_layer must be a whole number from 1 on, not {self.exit_layer!r}.")
 
-    def scores(self, query: Tensor, key: Tensor, mass: Tensor, seen: Tensor) -> Tensor:
+    def scores(self, attention: Tensor, mass: Tensor, seen: Tensor) -> Tensor:
         r"""$\delta$ (K,) of cached tokens, float32; those that are not seen get minus infinity.
 
         Args:
-            query: (H, d) of the token that is written.
-            key: (H', K, d); H' divides H.
+            attention: (K,) that the token that is written pays to each, mean over heads.
             mass: (K,) attention that each token paid to the image.
             seen: (K,) bool.
         """
-        grouped = query.float().unflatten(0, (len(key), -1))
-        products = torch.einsum("gnd,gkd->gnk", grouped, key.float()).square().mean(dim=(0, 1))
         saliency = mass.float().masked_fill(~seen, -torch.inf).softmax(dim=0)
-        return (products + self.weight * saliency).masked_fill(~seen, -torch.inf)
+        return (attention.float() + self.weight * saliency).masked_fill(~seen, -torch.inf)
 
     def kept(self, scores: Tensor) -> Tensor:
         """Places of the tokens that are seen, ascending: of n with a score, keep x n rounded up, the last among them.
 
         The last one is the token itself, which always sees itself: our choice.
         """
-        count = -int(-self.keep * int((scores > -torch.inf).sum()) // 1)
+        count = share_of(self.keep, int((scores > -torch.inf).sum()), "up")
         scores = scores.clone()
         scores[-1] = torch.inf
         return scores.topk(max(count, 1)).indices.sort().values
@@ -86,7 +86,7 @@ class VASparse:
             visual: (K,) bool.
         """
         places = (visual & (scores > -torch.inf)).nonzero().flatten()
-        hidden = places[scores[places].topk(round(self.mask * len(places))).indices]
+        hidden = places[scores[places].topk(share_of(self.mask, len(places))).indices]
         stays = scores > -torch.inf
         stays[hidden] = False
         return stays.nonzero().flatten()

@@ -137,7 +137,7 @@ class Contrasting:
         mass = self._mass[number] = torch.cat([before, rows[:, visual].sum(dim=1)])
         if len(mass) != total:
             raise FoveateError("vasparse needs a cache that holds the whole conversation and nothing else.")
-        scores = self.settings.scores(call.query[0, :, -1], call.key[0], mass, allowed[-1])
+        scores = self.settings.scores(rows[-1], mass, allowed[-1])
         if number < self.settings.exit_layer:
             left = self.settings.left(scores, visual)
             left = left[left < total - 1]  # the branch brings the last token itself
