@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.text_files import read_json
 
@@ -84,7 +85,7 @@ class Budget:
         """Tokens that stay of `count`."""
         if self.tokens is not None:
             return min(self.tokens, count)
-        return max(1, min(count, round(float(self.fraction or 0) * count)))
+        return max(1, min(count, share_of(float(self.fraction or 0), count)))
 
     def __str__(self) -> str:
         if self.tokens is not None:

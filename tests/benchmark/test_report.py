@@ -56,7 +56,9 @@ def test_what_may_be_missing_is_none(tmp_path):
 def test_a_plan_that_leaves_nothing_out_says_so_in_every_table(tmp_path):
     """It is never the best one, and rows of older files say what they have."""
     plans = documents.PLANS | {"divprune:90": (100, 1.0), "cmai": (100, 0.9)}
-    made = {name: getattr(documents, name)(plans=plans) for name in ("accuracy", "speed")} | {"joint": documents.joint()}
+    made = {name: getattr(documents, name)(plans=plans) for name in ("accuracy", "speed")} | {
+        "joint": documents.joint()
+    }
     for row in made["speed"]["rows"]:
         if "@" in row["plan"] or row["plan"] == "cmai":  # inside the language model: it reads all of them at first
             row["tokens"], row["tokens_mean"], row["tokens_left"] = 100, float(row["tokens"]), row["tokens"]

@@ -59,7 +59,7 @@ def test_equal_attention_is_the_share_of_the_tokens(past: int) -> None:
 
 
 def test_few_tokens_go_at_the_default_threshold() -> None:
-    """As the first stage leaves a tenth of the tokens, an image that is looked at no more than the words around goes."""
+    """Where the first stage leaves a tenth, an image that is looked at no more than the words around it goes."""
     equal = Attention(torch.zeros(4, 60, 3), torch.randn(2, 60, 3), 1.0)
     few, many = layer_tokens(4, before=36, after=20), layer_tokens(36, before=4, after=20)
     assert len(ToDREAt()(replace(few, ask=lambda _: equal), None)) == 0

@@ -246,7 +246,19 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
 
 def table(document: dict[str, Any], task: str = ALL) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a result, of one task."""
-    header = ["model", "plan", "tokens", "weights", "cache", "accuracy", "relative", "parts", "weights, MiB", "KV, KiB", "s"]
+    header = [
+        "model",
+        "plan",
+        "tokens",
+        "weights",
+        "cache",
+        "accuracy",
+        "relative",
+        "parts",
+        "weights, MiB",
+        "KV, KiB",
+        "s",
+    ]
     rows = []
     for row in document["rows"]:
         if row["task"] != task:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 
 
@@ -30,7 +31,7 @@ def head_variance(attention: Tensor) -> Tensor:
 
 def contextual_heads(variance: Tensor, share: float) -> Tensor:
     """Which heads (L, H) are contextual: the round(share * L * H) of least variance among all layers' heads."""
-    count = round(share * variance.numel())
+    count = share_of(share, variance.numel())
     chosen = torch.zeros(variance.numel(), dtype=torch.bool)
     chosen[variance.flatten().argsort(stable=True)[:count].cpu()] = True
     return chosen.view_as(variance)
@@ -59,10 +60,10 @@ def head_budgets(variance: Tensor, share: float, average: int, ratio: float, mos
     if not contextual or not structural:
         return torch.full(variance.shape, average)
     # The largest B_S with contextual * floor(ratio * B_S) + structural * B_S <= total.
-    more = int(total / (contextual * ratio + structural))
-    while contextual * int(ratio * (more + 1)) + structural * (more + 1) <= total:
+    more = max(int(total / (contextual * ratio + structural)) - 1, 0)
+    while contextual * share_of(ratio, more + 1, "down") + structural * (more + 1) <= total:
         more += 1
-    less = int(ratio * more)
+    less = share_of(ratio, more, "down")
     if less < 1:
         raise FoveateError(
             f"a budget of {average} tokens a head leaves contextual heads none at ratio {ratio:g}; "

@@ -19,6 +19,7 @@ from torch import Tensor
 from foveate.cache import hack, scalekv
 from foveate.cache.ragged import Group
 from foveate.cache.scales import Policy
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 
 
@@ -156,7 +157,7 @@ class _HackPolicy(Policy):
     def keep(self, scores: Tensor, group: Group, budget: int, layer: int, place: int) -> Group:
         received = scores.sum(dim=2)
         structural = ~self.contextual[layer, list(group.heads)].to(received.device)
-        initial, recent = int(self.method.initial * budget), int(self.method.recent * budget)
+        initial, recent = (share_of(own, budget, "down") for own in (self.method.initial, self.method.recent))
         kept = torch.where(
             structural[:, None],
             hack.keep_structural(received, budget, initial, recent),
@@ -222,7 +223,7 @@ class _ScaleKVPolicy(Policy):
         # Nothing has to go before the first map at which a full cache would exceed the mean budget.
         first = sum(tokens <= average for tokens in before)
         index = profile.selectivity[:, first:]
-        chosen = scalekv.drafters(index, round(method.drafters * index.numel()))
+        chosen = scalekv.drafters(index, share_of(method.drafters, index.numel()))
         own = scalekv.layer_budgets(chosen, average, method.start, method.decay, before[first:])
         #: Tokens that a layer may hold when a map is read.
         self.table = torch.cat([torch.full((len(own), first), average), own], dim=1).tolist()

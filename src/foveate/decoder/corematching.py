@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.decoder.method import LayerTokens
 from foveate.decoder.neurons import NeuronMethod
 from foveate.errors import FoveateError
@@ -64,13 +64,13 @@ class CoreMatching(NeuronMethod):
         size = activations.shape[1]
         often = torch.zeros(size, dtype=torch.int64, device=activations.device)
         for some in activations.split(max(1, _BLOCK // size)):
-            largest = some.topk(max(1, math.ceil(self.active * size)), dim=1).values
+            largest = some.topk(max(1, share_of(self.active, size, "up")), dim=1).values
             # Never more than that many: the positive ones are at most all.
-            count = (self.active * (some > 0).sum(dim=1)).ceil().long()
+            count = share_of(self.active, (some > 0).sum(dim=1), "up")
             least = largest.gather(1, (count - 1).clamp(min=0)[:, None])
             often += ((some >= least) & (some > 0)).sum(dim=0)
         order = often.sort(descending=True, stable=True).indices
-        return order[: max(1, round(self.neurons * size))].sort().values
+        return order[: max(1, share_of(self.neurons, size))].sort().values
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.decoder.method import DecoderMethod, LayerTokens
 from foveate.errors import FoveateError
 from foveate.selection._clustering import density_peaks
@@ -76,7 +77,7 @@ class SparseVLM(DecoderMethod):
         else:
             paid = attention.paid(raters, tokens.places)
             scores = paid.mean(dim=0)
-            stay = max(1, size - int(self.rank_scale * (size - int(torch.linalg.matrix_rank(paid)))))
+            stay = max(1, size - share_of(self.rank_scale, size - int(torch.linalg.matrix_rank(paid)), "down"))
             clusters = self.clusters(size - stay)
         best = top(scores, stay)
         if not clusters:
@@ -101,7 +102,7 @@ class SparseVLM(DecoderMethod):
 
     def recyclable(self, gone: int) -> int:
         """How many of the tokens that go are recycled."""
-        return min(int(self.recycled * gone) + 1, gone) if self.recycled else 0
+        return min(share_of(self.recycled, gone, "down") + 1, gone) if self.recycled else 0
 
     def clusters(self, gone: int) -> int:
         """How many clusters they make."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from foveate.counting import share_of
 from foveate.decoder.method import DecoderMethod, LayerTokens
 from foveate.errors import FoveateError
 from foveate.selection._zipping import zipped
@@ -56,5 +57,5 @@ class VisionDrop(DecoderMethod):
         attention = tokens.attention("own")
         scores = attention.received(tokens.places, tokens.places)
         keys = attention.key[:, tokens.places + attention.past].float().mean(dim=0)
-        dominant = round(self.share * count)
+        dominant = share_of(self.share, count)
         return zipped(tokens.features, scores, keys, dominant, count - dominant, doubled=self.reference)

@@ -83,7 +83,7 @@ class GlobalCom2(Method):
         factors = importance(sums.tolist(), self.temperature)
         if self.reference:
             ratio = count / total
-            whole = int(len(thumbnail.present) * ratio)
+            whole = len(thumbnail.present) * count // total
             shares = [int(size * min(1.0, ratio * factor)) for size, factor in zip(sizes, factors, strict=True)]
         else:
             whole, rest = divide(count, [len(thumbnail.present), sum(sizes)])

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection.method import Method
 from foveate.tokens import Need, Selection, Tower, VisualTokens, top
@@ -60,7 +61,7 @@ class HiPrune(Method):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         middle, deep = (tokens.get(need).float() for need in self.needs(tokens.tower))
-        anchors = top(middle, min(round(count * self.alpha / 5), count // 5))
+        anchors = top(middle, min(share_of(self.alpha / 5, count), count // 5))
         chosen = self._listed(tokens, anchors) if self.reference else _surroundings(tokens, anchors)
         return Selection(top(deep.masked_fill(chosen, torch.inf), count))
 

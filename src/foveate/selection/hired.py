@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._tiles import apportion, seen_by
 from foveate.selection.method import Method
@@ -59,14 +60,13 @@ class HiRED(Method):
         if thumbnail is None or not tiles:
             return self._by_crop(tokens, count)
         sizes = [len(tile.present) for tile in tiles]
-        whole = min(int(count * self.alpha), len(thumbnail.present))
+        whole = min(share_of(self.alpha, count, "down"), len(thumbnail.present))
         if not self.reference:
             whole = max(whole, count - sum(sizes))
         marks = torch.zeros_like(thumbnail.index, dtype=torch.bool)
         seen = thumbnail.index >= 0
-        marks[
-            seen.nonzero().flatten()[top(early[thumbnail.present], int(len(thumbnail.present) * (1 - self.alpha)))]
-        ] = True
+        lively = share_of(1 - self.alpha, len(thumbnail.present), "down")
+        marks[seen.nonzero().flatten()[top(early[thumbnail.present], lively)]] = True
         if self.reference:
             strip = torch.arange(len(marks), device=marks.device) * len(tiles) // len(marks)
             content = torch.zeros(len(tiles), device=marks.device).index_add_(0, strip, marks.float())

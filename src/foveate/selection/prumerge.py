@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._clustering import nearest, spread, weighted
 from foveate.selection.method import Budget, Method
@@ -138,7 +139,7 @@ class PruMergePlus(PruMerge):
         if count is None:
             outliers = max(1, _outliers(attention))
             return self._stepped(attention, outliers, outliers, len(attention))
-        first = top(attention, round(self.share * count))
+        first = top(attention, share_of(self.share, count))
         left = torch.ones(len(attention), dtype=torch.bool, device=attention.device).index_fill_(0, first, False)
         rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(attention) - len(first)]
         even = rest[spread(len(rest), count - len(first), attention.device)]

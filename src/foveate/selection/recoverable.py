@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._clustering import nearest, outlier_factor, weighted
 from foveate.selection.method import Budget, Method
@@ -90,7 +91,7 @@ class RecoverableCompression(Method):
         """See `Method.select`."""
         v, t = self._visual(tokens), self._text(tokens)
         left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-        first = top(v, round(self.visual * count) if count else _outliers(v, 20))
+        first = top(v, share_of(self.visual, count) if count else _outliers(v, 20))
         left[first] = False
         rest = left.nonzero().flatten()
         second = rest[top(t[rest], self._recovered(t, first, rest, count))]
@@ -109,7 +110,7 @@ class RecoverableCompression(Method):
 
     def _recovered(self, t: Tensor, first: Tensor, rest: Tensor, count: int) -> int:
         if count:
-            recovered = min(round(self.recovered * count), count - len(first))
+            recovered = min(share_of(self.recovered, count), count - len(first))
             alone = self.reference and count - len(first) - recovered == 1  # a sum of all others needs a centre
             return recovered + alone
         if self.reference:  # the chosen ones take part with the least score

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._zipping import zipped
 from foveate.selection.method import Method
@@ -53,5 +54,5 @@ class VisionZip(Method):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         attention, keys = (tokens.get(need) for need in self.needs(tokens.tower))
-        dominant = round(self.share * count)
+        dominant = share_of(self.share, count)
         return zipped(tokens.features, attention, keys, dominant, count - dominant, doubled=self.reference)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._diversity import gram
 from foveate.selection.method import Method
@@ -59,7 +60,7 @@ class VisPruner(Method):
         """See `Method.select`."""
         attention, features = (tokens.get(need) for need in self.needs(tokens.tower))
         order = attention.argsort(descending=True, stable=True)
-        chosen, others = order.tensor_split([int(count * self.important)])
+        chosen, others = order.tensor_split([share_of(self.important, count, "down")])
         diverse = without_duplicates(features[others], count - len(chosen), self.step)
         return kept(torch.cat([chosen, others[diverse]]))
 

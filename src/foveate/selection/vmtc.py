@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._clustering import cosine_kmeans, representatives
 from foveate.selection.method import Method
@@ -58,7 +59,7 @@ class VMTC(Method):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         importance = tokens.get(*self.needs(tokens.tower)).float()
-        primary = round(self.primary * count)
+        primary = share_of(self.primary, count)
         best = top(importance, primary)
         if primary == count:
             return Selection(best)

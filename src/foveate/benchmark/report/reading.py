@@ -104,7 +104,8 @@ _MAY: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "speed": {
         "method": _text, "budget": _budget, "group": _budget, "device": _text, "dtype": _text, "tokens_in": _number,
-        "tokens_mean": _number, "tokens_left": _number, "spread": _object, "peak_bytes": _number, "kv_bytes": _number, "flops": _object, "speed_up": _number,
+        "tokens_mean": _number, "tokens_left": _number,
+        "spread": _object, "peak_bytes": _number, "kv_bytes": _number, "flops": _object, "speed_up": _number,
         "efficiency": _number, "selection_of_prefill": _number,
     },
     "joint": {

@@ -242,8 +242,12 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
         MODEL,
         Column("batch", rising=True),
         Column("device", number=False),
-        Column("tokens", "visual tokens of an image that the language model works on, the mean over its layers; in files "
-               "without that, those that it reads", rising=True),
+        Column(
+            "tokens",
+            "visual tokens of an image that the language model works on, the mean over its layers; in files "
+            "without that, those that it reads",
+            rising=True,
+        ),
         Column("first token, ms", "encoder, selection and prefill; slowest and fastest turn behind it", rising=True),
         Column("speed-up", "time to the first token of the untouched model over that of the plan"),
         Column("efficiency", "time of as many random tokens over that of the plan: 1 is the limit of choosing tokens"),

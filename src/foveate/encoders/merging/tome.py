@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.encoders.merging.bipartite import Tokens, join, match, pick, place
 from foveate.encoders.merging.method import EncoderMethod, Step, spread
 from foveate.errors import FoveateError
@@ -60,11 +61,11 @@ class ToMe(EncoderMethod):
             raise FoveateError(
                 f"{self.name} needs a budget, such as {self.name}:64, or pairs a block, {self.name}(r=8)."
             )
-        first = int(self.r * (1 - self.inflect))
-        slope = 2 * (self.r - first) / max(blocks - 1, 1)
+        first = share_of(1 - self.inflect, self.r, "down")
+        last = 2 * (self.r - first)
         amounts = []
         for block in range(blocks):
-            amounts.append(min(int(first + slope * block), patches // 2))
+            amounts.append(min(first + last * block // max(blocks - 1, 1), patches // 2))
             patches -= amounts[-1]
         return tuple(amounts)
 
