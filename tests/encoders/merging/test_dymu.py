@@ -57,6 +57,23 @@ def test_the_threshold_is_the_mean_over_batches():
     assert Calibration(0, False).threshold == 1.0
 
 
+def test_where_every_possible_pair_merges_the_threshold_is_none():
+    """[CLS] and rows that an image lacks stand behind the last pair; without any the authors record its score."""
+    keys = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(0)).abs()  # cosines above 0
+    block = Calibration(4, True)
+    merged = block(Tokens.start(keys), keys)
+    assert merged.present.sum(1).tolist() == [5, 5] and block.threshold == 0
+    again = DyMU((0.5,)).step(block.threshold, True)(Tokens.start(keys), keys)
+    assert torch.equal(again.source, merged.source)
+    lacking = Tokens(keys, torch.ones(2, 9, 1).index_fill(1, torch.tensor([7, 8]), 0), Tokens.start(keys).source)
+    block = Calibration(4, False)
+    block(lacking, keys)
+    assert block.threshold == 0
+    block = Calibration(4, False)
+    block(Tokens.start(keys[:, :8]), keys[:, :8])
+    assert block.threshold == pytest.approx(float(match(keys[:, :8], cls=False).score.min()))
+
+
 def loop(x, keys, threshold, cls):
     """One image: who goes where, and the mean of each row."""
     count = len(keys)

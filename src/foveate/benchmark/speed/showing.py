@@ -12,11 +12,11 @@ from foveate.errors import FoveateError
 NOTE = (
     "Tokens: those of an image that the language model works on, the mean over its layers; in older files those that "
     "it reads. TTFT, time to the first token: encoder, selection, prefill and what lies between, without the view "
-    "(opening, resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the untouched model over "
-    "that with the plan. Efficiency: speed-up over that of the control, as many random tokens at the same place (before the "
-    "same layers, for plans inside the language model); 1 is the limit. Selection: "
-    "time of choosing, and its share of the prefill with all tokens. Decode: time of one step, which writes one token "
-    "for every prompt of the batch. Median of the turns. Where weights are random, cost does not depend on them."
+    "(opening, resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the untouched model "
+    "over that with the plan. Efficiency: speed-up over that of the control, as many random tokens at the same place "
+    "(before the same layers, for plans inside the language model); 1 is the limit. Selection: time of choosing, and "
+    "its share of the prefill with all tokens. Decode: time of one step, which writes one token for every prompt of "
+    "the batch. Median of the turns. Where weights are random, cost does not depend on them."
 )
 
 #: Where the axis of efficiencies ends.

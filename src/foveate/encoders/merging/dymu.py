@@ -100,7 +100,8 @@ class Calibration:
 
     It merges the amount * B best pairs of a whole batch, whichever images they are in. The threshold of the batch is
     the score of the first pair that does not merge, at least 0; that of the block the mean over batches (as
-    the authors' code).
+    the authors' code). Where all pairs merge it is 0 if there is a token that may not, such as [CLS], and else the
+    score of the last pair, which is the authors' too.
 
     Args:
         amount: Pairs an image, on average.
@@ -128,7 +129,8 @@ class Calibration:
         if not possible:
             return tokens
         merges = min(self.amount * len(present), possible)
-        after = min(merges, possible - 1)
+        # Behind the last pair that can merge stand tokens that cannot, with -inf: all pairs may merge, so 0.
+        after = min(self.amount * len(present), len(order) - 1)
         self.found.append(max(float(matching.score.flatten()[order[after]]), 0.0))
         chosen = torch.zeros_like(matching.score, dtype=torch.bool).flatten()
         chosen[order[:merges]] = True
