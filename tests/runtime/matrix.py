@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from families.zoo import zoo
+from foveate.families import families
 from foveate.selection import methods
+
+#: Methods inside the encoder that run with default arguments, where every patch becomes a token of its own.
+INSIDE = ("tome:50%", "token-transforming:50%")
 
 
 def steps() -> list[str]:
@@ -27,7 +31,9 @@ def pairs() -> list[Any]:
     quick = {(specimens[(2 * i + j) % len(specimens)], plan) for i, plan in enumerate(plans) for j in range(2)}
     for i, specimen in enumerate(specimens):
         quick |= {(specimen, plans[(3 * i + j) % len(plans)]) for j in range(3)}
+    patchwise = [name for name in specimens if families()[zoo()[name].family].patchwise]
+    quick |= {*product(patchwise, INSIDE)}
     return [
         pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
-        for pair in product(specimens, plans)
+        for pair in [*product(specimens, plans), *product(patchwise, INSIDE)]
     ]

@@ -80,11 +80,13 @@ def test_the_announced_number_stays_and_no_text_goes(name: str, plan: str) -> No
     with compress(specimen, plan) as handle:
         out = logits(model, inputs)
         report = handle.report()
-    exact = handle.plan.steps[0].method.exact
+    step = handle.plan.steps[0]
+    # Tiles merge each by itself, and some of their tokens lie in padding.
+    exact = step.method.exact and not (step.method.site == "in-encoder" and handle.family.tiled)
     for image in report.images:
         image.selection.check(image.tokens_in)
-        if exact and handle.plan.steps[0].budget is not None:
-            assert image.tokens_kept == min(3, image.tokens_in)
+        if exact and step.budget is not None:
+            assert image.tokens_kept == step.count(image.tokens_in)
         assert 1 <= image.tokens_kept <= image.tokens_in
     gone = report.tokens_in - report.tokens_kept
     assert [image.inert for image in report.images] == [image.tokens_in == image.tokens_kept for image in report.images]

@@ -339,17 +339,89 @@ def test_bad_input(tower, pixels):
         pass
 
 
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision"])
+@pytest.mark.parametrize("rows", [(((3, 4),), ((2, 3), (4, 3))), (((7, 9),), ((9, 7), (12, 8)))])
+def test_tiles_merge_each_by_itself(name, rows):
+    """A token stands for the patches that its tile merged into its row; newlines stay; padding is nothing's member."""
+    specimen = zoo()[name]
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), rows)
+    with torch.no_grad(), foveate.compress(model, "tome:50%") as handle:
+        model(**inputs)
+        images, merged = handle.report().images, handle._encoder.merging.selections
+        call = {n: inputs[n] for n in ("pixel_values", "image_sizes", "batch_num_images") if n in inputs}
+        packed = model.model.get_image_features(**call).pooler_output
+        tiles = handle.family._tiles(model.model, call)
+    start = 0
+    for image, features, count in zip(images, packed, tiles, strict=True):
+        own, separators = image.selection, image.layout.separators
+        own.check(image.tokens_in)
+        interpolated = own.weights is not None
+        assert interpolated == (name == "llava-onevision" and count > 3)
+        rows_of_tiles = [part.members(16) + 16 * tile for tile, part in enumerate(merged[start : start + count])]
+        assert own.assignment[:16].unique(return_inverse=True)[1].equal(rows_of_tiles[0].unique(return_inverse=True)[1])
+        for place in separators.nonzero().flatten().tolist():
+            assert int((own.assignment == own.assignment[place]).sum()) == 1
+        if not interpolated:
+            torch.testing.assert_close(features, features[own.indices][own.assignment], atol=1e-5, rtol=1e-5)
+            reference = torch.cat(rows_of_tiles).unique()
+            assert len(own) - int(separators.sum()) <= len(reference)
+        start += count
+
+
+def test_what_tiles_and_clips_cannot_be_is_refused():
+    specimen = zoo()["llava-next"]
+    with pytest.raises(FoveateError, match="tome:3 counts tokens of an image, .* give a fraction, such as tome:25%"):
+        foveate.compress(specimen.model(), "tome:3")
+    specimen = zoo()["llava-onevision"]
+    model = specimen.model()
+    clip = {"pixel_values_videos": torch.zeros(1, 2, 3, 56, 56), "input_ids": torch.tensor([[*[118] * 9, 5]])}
+    with foveate.compress(model, "tome:50%"), pytest.raises(FoveateError, match="frames of clips are pooled"):
+        model(**clip)
+    large = specimen.prompts(model, (((9, 7),),))
+    thresholds = (0.3, 0.3, 0.2, 0.2)
+    with foveate.compress(model, f"dymu(thresholds={thresholds})"), pytest.raises(FoveateError, match="interpolates"):
+        model(**large)
+    with foveate.compress(model, f"dymu(thresholds={thresholds}, virtual=False)") as handle, torch.no_grad():
+        model(**large)
+        assert handle.report().tokens_kept < handle.report().tokens_in
+
+
+@pytest.mark.parametrize("name", ["llava", "llava-next"])
+def test_geometry_is_checked_when_a_plan_is_attached(name):
+    for fields, plans, words in (
+        ({"vision_feature_select_strategy": "full"}, ("divprune:3", "downsample:50%", "tome:50%"), "keeps .CLS. among"),
+        (
+            {"vision_feature_layer": [-2, -3]},
+            ("tome:50%", "token-transforming:50%"),
+            "features of several of its blocks",
+        ),
+    ):
+        config = copy.deepcopy(zoo()[name].model().config)
+        for field, value in fields.items():
+            setattr(config, field, value)
+        model = type(zoo()[name].model())(config).eval()
+        for plan in plans if name == "llava" else plans[::2]:
+            with pytest.raises(FoveateError, match=words):
+                foveate.compress(model, plan)
+    config.vision_feature_layer = -2
+    config.vision_config = zoo()["llava-siglip"].model().config.vision_config
+    with pytest.raises(FoveateError, match="leaves out the first of an image's patches"):
+        foveate.compress(type(model)(config), "divprune:3")
+
+
 @pytest.mark.parametrize("virtual", [True, False])
-def test_dymu_in_a_plan(virtual: bool) -> None:
+@pytest.mark.parametrize("name", ["llava", "llava-next", "llava-onevision"])
+def test_dymu_in_a_plan(name: str, virtual: bool) -> None:
     """With virtual unmerging the sequence keeps its length, without it the language model reads merged tokens only."""
-    specimen = zoo()["llava"]
+    specimen = zoo()[name]
     model, inputs = specimen.model(), specimen.prompts(specimen.model(), [((1, 1),), ((1, 1), (1, 1))])
-    plan = f"dymu(thresholds=(0.3, 0.3, 0.2), virtual={virtual})"
+    thresholds = (0.3, 0.3, 0.2, 0.2) if name == "llava-onevision" else (0.3, 0.3, 0.2)
+    plan = f"dymu(thresholds={thresholds}, virtual={virtual})"
     with torch.no_grad(), foveate.compress(model, plan) as handle:
         assert str(handle.plan) == str(foveate.Plan.of(str(handle.plan)))
         out = model(**inputs).logits
         report = handle.report()
-        assert report.tokens_kept < report.tokens_in == 48
+        assert report.tokens_kept < report.tokens_in
         assert (out.shape[1] == inputs["input_ids"].shape[1]) == virtual
         tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
         again = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, use_cache=False)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.tokens import Crop, Grid, Tower
+from foveate.tokens import Crop, Grid, Selection, Tower
+
+if TYPE_CHECKING:
+    from foveate.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Family(ABC):
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, by itself: methods inside the encoder need that.
     patchwise: ClassVar[bool] = False
+    #: Whether an image is several sequences of the encoder, its tiles, which together have one budget.
+    tiled: ClassVar[bool] = False
     #: Which of an image's tiles shows all of it, in families whose tiles are budgeted as images of their own.
     whole_tile: ClassVar[Literal["first", "last"] | None] = None
     #: Whether the language model's first layer can be asked what it looks at: it attends, with rotary positions that
@@ -101,6 +106,14 @@ class Family(ABC):
         """What methods may know of the encoder."""
         return Tower(len(self.blocks(core)), self.has_cls(core), self.merge, self.output_layer(core))
 
+    def check(self, core: Any, plan: Plan) -> None:
+        """Refuse a plan that acts on tokens which this model, as it is configured, does not have.
+
+        Raises:
+            FoveateError: the geometry is one that is not known, or not one for this plan.
+        """
+        del core, plan  # as far as this class knows, any will do
+
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
         """Rows and columns of tokens of every image of a call, before it is made; None where images are no raster."""
         return None
@@ -122,6 +135,13 @@ class Family(ABC):
         """
         merged = values if self.merge == 1 else values.unflatten(0, (-1, self.merge)).mean(dim=1)
         return list(merged.split(self.counts(output)))
+
+    def merged(self, core: Any, modality: str, call: Mapping[str, Any], merged: list[Selection]) -> list[Selection]:
+        """What merging left of every sequence of the encoder as what it left of every image.
+
+        `weights` are given where the tokens of a row are not equal, and are to be averaged.
+        """
+        return merged
 
     def per_image(self, core: Any, call: Mapping[str, Any], values: Tensor) -> list[Tensor]:
         """Values (sequences, C), one for every sequence of the encoder, as one value (C,) an image.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.families.family import Family, ImageLayout, grid_crop, resize
 from foveate.tokens import Grid
+
+if TYPE_CHECKING:
+    from foveate.plan import Plan
 
 
 class Llava(Family):
@@ -31,6 +34,10 @@ class Llava(Family):
     def output_layer(self, core: Any) -> int:
         """The block that `vision_feature_layer` reads."""
         return feature_layer(core, len(self.blocks(core)))
+
+    def check(self, core: Any, plan: Plan) -> None:
+        """See `Family.check`."""
+        check_features(self, core, plan)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image; Pixtral's has the proportions of the image."""
@@ -56,6 +63,33 @@ class Llava(Family):
             ImageLayout(grid.size, grid_crop(*grid, device), size=(grid.rows * patch, grid.columns * patch))
             for grid in self.grids(core, modality, call)
         ]
+
+
+def check_features(family: Family, core: Any, plan: Plan) -> None:
+    """Refuse plans where features of the encoder are chosen in another way than patch by patch.
+
+    Raises:
+        FoveateError: [CLS] is among the tokens; or the plan merges inside the encoder, and features of several of its
+            blocks are read.
+    """
+    strategy = getattr(core.config, "vision_feature_select_strategy", None)
+    has_cls = family.has_cls(core)
+    if has_cls and strategy == "full":
+        raise FoveateError(
+            f"{plan} cannot be attached: this model keeps [CLS] among an image's tokens "
+            "(vision_feature_select_strategy='full'), which are then no raster; 'default' leaves it out."
+        )
+    if not has_cls and strategy == "default":
+        raise FoveateError(
+            f"{plan} cannot be attached: this model leaves out the first of an image's patches "
+            "(vision_feature_select_strategy='default'), as its encoder has no [CLS]; 'full' keeps all."
+        )
+    layer = getattr(core.config, "vision_feature_layer", -1)
+    if not isinstance(layer, int) and plan.steps[0].method.site == "in-encoder":
+        raise FoveateError(
+            f"{plan.steps[0].method.name} merges inside the encoder, and this model reads features of several of its "
+            f"blocks (vision_feature_layer={list(layer)}), which would be of different tokens."
+        )
 
 
 def encoder_layers(tower: Any) -> nn.ModuleList:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from foveate.errors import FoveateError
 from foveate.families.family import Family, ImageLayout, frame_crops, grid_crop
-from foveate.families.llava import encoder_layers, feature_layer, has_class_embedding
-from foveate.tokens import Crop, Grid
+from foveate.families.llava import check_features, encoder_layers, feature_layer, has_class_embedding
+from foveate.tokens import Crop, Grid, Selection
+
+if TYPE_CHECKING:
+    from foveate.plan import Plan
 
 
 class LlavaNext(Family):
@@ -20,6 +24,7 @@ class LlavaNext(Family):
     title: ClassVar[str] = "LLaVA-NeXT"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
     tiled: ClassVar[bool] = True
+    patchwise: ClassVar[bool] = True
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""
@@ -35,19 +40,45 @@ class LlavaNext(Family):
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """Thumbnail and tiles of every image; newlines are separators."""
-        device = output.pooler_output[0].device
+        packed = self._places(core, call, output.pooler_output[0].device)
+        tiles, side = self._tiles(core, call), _side(core)
+        sizes = [(int(height), int(width)) for height, width in call["image_sizes"]]
+        return [_layout(place, side, count, size) for place, count, size in zip(packed, tiles, sizes, strict=True)]
+
+    def check(self, core: Any, plan: Plan) -> None:
+        """See `Family.check`."""
+        check_features(self, core, plan)
+
+    def merged(self, core: Any, modality: str, call: Mapping[str, Any], merged: list[Selection]) -> list[Selection]:
+        """See `Family.merged`: tiles merge each by itself; newlines stay; what is left of padding is nothing.
+
+        Tokens of a raster that the model interpolates stand for the patch that they are nearest to.
+        """
+        side, device = _side(core), merged[0].indices.device
+        found, start = [], 0
+        packed = self._places(core, call, device)
+        for tiles, place, size in zip(self._tiles(core, call), packed, call["image_sizes"], strict=True):
+            own = [part.members(side**2) for part in merged[start : start + tiles]]
+            # A number for every patch of every tile that patches of the same row share.
+            groups = torch.cat([members + side**2 * tile for tile, members in enumerate(own)])
+            found.append(_selection(groups, place, side, self._shape(core, size)[1] if tiles > 1 else 0))
+            start += tiles
+        return found
+
+    def _places(self, core: Any, call: Mapping[str, Any], device: Any) -> list[Tensor]:
+        """Row and column (N, 2) of every token of every image in the raster of all tiles; a newline stands at -1.
+
+        The tokens of the thumbnail, at 0, are the first.
+        """
         side = _side(core)
         tiles = self._tiles(core, call)
-        # Row and column of every patch in the raster of all tiles; a newline stands at -1.
         places = []
         for count, size in zip(tiles, call["image_sizes"], strict=True):
             shape = self._shape(core, size) if count > 1 else (0, 0)
             place = torch.cartesian_prod(*(torch.arange(side * n) for n in shape)).view(-1, 2)
             raster = place.view(shape[0], side, shape[1], side, 2).transpose(1, 2).reshape(-1, side**2, 2)
             places.append(torch.cat([torch.zeros(1, side**2, 2), raster]).to(device, torch.float32))
-        packed = self._pack(core, call, places, torch.full((2,), -1.0, device=device))
-        sizes = [(int(height), int(width)) for height, width in call["image_sizes"]]
-        return [_layout(place, side, count, size) for place, count, size in zip(packed, tiles, sizes, strict=True)]
+        return self._pack(core, call, places, torch.full((2,), -1.0, device=device))
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """What the model makes of values instead of features; newlines get zeros."""
@@ -93,6 +124,19 @@ class LlavaOnevision(LlavaNext):
         newline = torch.arange(frames * side**2 + 1, device=device) == frames * side**2
         crops = frame_crops(frames, side, side, device)
         return [ImageLayout(len(newline), crops, newline, (height, width))] * clips
+
+    def merged(self, core: Any, modality: str, call: Mapping[str, Any], merged: list[Selection]) -> list[Selection]:
+        """As LLaVA-NeXT's.
+
+        Raises:
+            FoveateError: it is a clip, whose frames are pooled behind the encoder.
+        """
+        if modality != "image":
+            raise FoveateError(
+                f"merging inside the encoder needs every patch to become one token of the language model; frames of "
+                f"clips are pooled in {self.title}."
+            )
+        return super().merged(core, modality, call, merged)
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """As LLaVA-NeXT's; frames of clips are pooled by the model."""
@@ -147,6 +191,33 @@ def _layout(place: Tensor, side: int, tiles: int, size: tuple[int, int]) -> Imag
             box = (columns.start / wide, rows.start / high, columns.stop / wide, rows.stop / high)
             crops.append(Crop(index.flatten(), Grid(*index.shape), box, "tile"))
     return ImageLayout(len(place), tuple(crops), separators, size)
+
+
+def _selection(groups: Tensor, place: Tensor, side: int, wide: int) -> Selection:
+    """What merging left of one image.
+
+    Args:
+        groups: (tiles * side^2,) of every patch of the thumbnail and then of the tiles a number that tells its row.
+        place: (N, 2) of the image's tokens, see `LlavaNext._places`.
+        side: Patches of a side of a tile.
+        wide: Columns of tiles; 0: there is the thumbnail alone.
+    """
+    count = len(place)
+    newline = (place < 0).all(dim=1)
+    patch = torch.arange(count, device=place.device).clamp(max=side**2 - 1)
+    if wide:
+        row, column = place.add(0.5).floor().long().clamp(min=0).unbind(dim=1)
+        tile = 1 + row // side * wide + column // side
+        raster = tile * side**2 + row % side * side + column % side
+        patch = torch.where(torch.arange(count, device=place.device) < side**2, patch, raster)
+    own = torch.where(newline, len(groups) + torch.arange(count, device=place.device), groups[patch])
+    number = own.unique(return_inverse=True)[1]
+    places = torch.arange(count, device=place.device)
+    first = torch.full((int(number.max()) + 1,), count, device=place.device).scatter_reduce(0, number, places, "amin")
+    assignment = first.argsort().argsort()[number]
+    whole = torch.equal(place, place.round())
+    weights = None if whole else 1 / assignment.bincount()[assignment].float()
+    return Selection(first.sort().values, assignment=assignment, weights=weights)
 
 
 def _runs(places: Tensor, side: int) -> list[slice]:

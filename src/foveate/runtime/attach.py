@@ -124,6 +124,7 @@ class Handle:
         if own is not None:
             raise FoveateError(f"this model {own}; '{plan}' cannot be attached to it.")
         check_sites(plan, self.family)
+        self.family.check(self._core, plan)
         self.tower: Tower = self.family.tower(self._core)
         self._needs, notes = needs_of(plan, self.family, self.tower, text_features is not None)
         self._chooser = Chooser(self.family, self._core, plan, self.tower, self._needs, notes, text_features)

@@ -125,7 +125,16 @@ class Chooser:
                 # The tower gave every patch the feature of the row it went into: one of each row is enough.
                 found = encoded.merged[number]
                 merges = found.assignment is not None
-                features = tokens.features[found.indices] if merges else None
+                features = None
+                if found.weights is not None:  # the model interpolated: the tokens of a row are not equal
+                    if getattr(step.method, "virtual", False):
+                        raise FoveateError(
+                            f"{step.method.name} attends as if nothing had been merged, which needs equal tokens; this "
+                            "model interpolates those of large images. Give it virtual=False, or smaller images."
+                        )
+                    features = found.apply(tokens.features)
+                elif merges:
+                    features = tokens.features[found.indices]
                 whole = Selection(found.indices, features, found.assignment, found.weights)
                 steps.append(StepReport(str(step), step.method.site, len(tokens), len(whole), 0.0))
                 tokens = tokens.take(whole)

@@ -81,7 +81,9 @@ class Encoder:
             flat = value[:, None] if value.ndim == 1 else value
             for image, own in zip(measured, self.family.spread(self.core, modality, call, output, flat), strict=True):
                 image[need] = own[:, 0] if value.ndim == 1 else own
-        merged = None if self.merging is None else self.merging.selections
+        merged = None
+        if self.merging is not None:
+            merged = self.family.merged(self.core, modality, call, self.merging.selections)
         return output, Encoded(layouts, measured, merged)
 
     def _encode_smaller(self, modality: str, original: Callable[..., Any], call: dict[str, Any]) -> tuple[Any, Encoded]:

@@ -24,6 +24,11 @@ def check_sites(plan: Plan, family: Family) -> None:
                     f"{method.name} merges inside the encoder, which needs every patch to become one token of the "
                     f"language model; in {family.title} it does not."
                 )
+            if family.tiled and step.budget is not None and step.budget.tokens is not None:
+                raise FoveateError(
+                    f"{step} counts tokens of an image, and inside the encoder of {family.title} its tiles merge each "
+                    f"by itself; give a fraction, such as {method.name}:25%."
+                )
         elif method.site == "view":
             if place:
                 raise FoveateError(f"{method.name} acts on the image: it must come first in a plan.")
