@@ -6,7 +6,7 @@ runtime cuts batches into images before a method and joins them after it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -307,17 +307,58 @@ class Selection:
         sizes = members[members >= 0].bincount(minlength=len(self)).clamp(min=1)
         return torch.where(members >= 0, 1 / sizes[members.clamp(min=0)].float(), 0.0)
 
-    def check(self, count: int) -> None:
-        """Raise AssertionError if this is no selection of `count` tokens: a method is wrong, not its user."""
-        assert self.indices.dtype == torch.int64 and self.indices.ndim == 1
-        if len(self.indices):
-            assert int(self.indices[0]) >= 0 and int(self.indices[-1]) < count, "indices are out of range"
-            assert bool((self.indices[1:] > self.indices[:-1]).all()), "indices must ascend"
-        if self.features is not None:
-            assert len(self.features) == len(self.indices)
-        if self.assignment is not None:
-            assert self.assignment.shape == (count,)
-            assert int(self.assignment.max()) < len(self.indices)
+    def check(self, count: int, name: str = "a method") -> None:
+        """Refuse what is no selection of `count` tokens. On a GPU this waits once.
+
+        Raises:
+            FoveateError: places are not ascending, stand twice or are out of range, or another part does not fit them.
+                A method is wrong then, and not its user.
+        """
+        indices, rows = self.indices, len(self.indices)
+        if indices.dtype != torch.int64 or indices.ndim != 1:
+            raise FoveateError(f"{name} gave {indices.dtype} places of {indices.ndim} dimensions, not int64 of one.")
+        if rows:
+            ascend = (indices[1:] > indices[:-1]).all()
+            if not bool(ascend & (indices[0] >= 0) & (indices[-1] < count)):
+                raise FoveateError(
+                    f"{name} chose {rows} places, {len(indices.unique())} of them different, from {int(indices.min())} "
+                    f"to {int(indices.max())}; places ascend, stand once each and lie within 0 to {count - 1}."
+                )
+        for part, given, wanted in (
+            ("rows of features", self.features, rows),
+            ("assigned tokens", self.assignment, count),
+            ("weights", self.weights, count),
+            ("rows of positions", self.positions, rows),
+        ):
+            if given is not None and len(given) != wanted:
+                raise FoveateError(f"{name} gave {len(given)} {part} where there are {wanted}.")
+
+
+def check_finite(name: str, values: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse numbers that are not finite: what is chosen by them would be chosen by chance, or twice.
+
+    Every value is read once, and on a GPU this waits once for all.
+
+    Args:
+        name: Of the method, for the message.
+        values: What each is called, and the value; whole numbers are passed over.
+
+    Raises:
+        FoveateError: one of them holds NaN or infinity.
+    """
+    asked = [(what, value) for what, value in values if value.numel() and value.is_floating_point()]
+    if not asked:
+        return
+    device = asked[0][1].device
+    ends = [end.isfinite().to(device) for _, value in asked for end in value.detach().aminmax()]
+    if bool(torch.stack(ends).all()):
+        return
+    what, value = next((what, value) for what, value in asked if not bool(value.isfinite().all()))
+    rows = (~value.isfinite()).reshape(len(value), -1).any(dim=1).nonzero().flatten().tolist()
+    raise FoveateError(
+        f"{name} cannot choose: the {what} are not finite ({len(rows)} of {len(value)} rows hold NaN or infinity, the "
+        f"first is row {rows[0]}); look at the image, at the weights and at the precision of the model."
+    )
 
 
 def kept(indices: Tensor) -> Selection:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -271,3 +273,32 @@ def test_separators_go_before_tokens_of_the_image(method: Method):
         assert not separators[verify(method, tokens, count).indices].any()
     more = verify(method, tokens, ordinary + 2)
     assert int(separators[more.indices].sum()) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_end_in_a_sentence(method: Method, value: float):
+    for tokens in (plain(4, 5, towers(method)[0]), tiled(tower=towers(method)[0])):
+        tokens = measure(method, tokens)
+        for what in ("features", *tokens.measured):
+            values = (tokens.features if what == "features" else tokens.measured[what]).clone()  # ty: ignore[invalid-argument-type]
+            values.view(-1)[values.numel() // 2] = value
+            if what == "features":
+                broken = replace(tokens, features=values)
+            else:
+                broken = replace(tokens, measured={**tokens.measured, what: values})
+            for count in choices(method, broken):
+                with pytest.raises(FoveateError, match=rf"{re.escape(method.name)} cannot choose: .* are not finite"):
+                    method(broken, count)
+
+
+@pytest.mark.parametrize("places", [[1, 1], [2, 1], [-1, 3], [0, 16], [0.0, 1.0], [[0, 1]]])
+def test_places_that_are_wrong_are_refused(places: list):
+    @dataclass(frozen=True)
+    class Wrong(Method):
+        name: ClassVar[str] = "wrong"
+
+        def select(self, tokens: VisualTokens, count: int) -> Selection:
+            return Selection(torch.tensor(places))
+
+    with pytest.raises(FoveateError, match="wrong (chose|gave)"):
+        Wrong()(plain(4, 4), 2)

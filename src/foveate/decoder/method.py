@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.tokens import Crop, Need, Selection, Tower
+from foveate.tokens import Crop, Need, Selection, Tower, check_finite
 
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
 #: to (PyramidDrop), at the cost of its queries and keys.
@@ -267,7 +267,8 @@ class DecoderMethod(ABC):
             count: Tokens that shall stay; None leaves it to the method.
 
         Raises:
-            FoveateError: the method needs a budget and has none, or takes none and has one.
+            FoveateError: the method needs a budget and has none, or takes none and has one; the hidden states are not
+                finite; or what the method chose is no selection.
         """
         if count is None and self.budget == "count":
             raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
@@ -277,11 +278,19 @@ class DecoderMethod(ABC):
             return Selection(torch.arange(len(tokens), device=tokens.device))
         answers = tokens.answers.nonzero().flatten()
         if not len(answers):
-            return self.select(tokens, count or 0)
+            return self._checked(tokens, count or 0)
         others = tokens.without_answers()
         if not len(others) or (count is not None and count <= len(answers)):
             return Selection(answers)
-        return with_answers(tokens, answers, self.select(others, 0 if count is None else count - len(answers)))
+        own = self._checked(others, 0 if count is None else count - len(answers))
+        return with_answers(tokens, answers, own)
+
+    def _checked(self, tokens: LayerTokens, count: int) -> Selection:
+        """What the method chooses, if the tokens can be chosen from and the choice is one."""
+        check_finite(self.name, [(f"hidden states before layer {tokens.layer}", tokens.features)])
+        selection = self.select(tokens, count)
+        selection.check(len(tokens), self.name)
+        return selection
 
     @property
     def arguments(self) -> dict[str, object]:

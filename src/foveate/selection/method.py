@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from foveate.errors import FoveateError
-from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens
+from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens, check_finite
 
 Budget = Literal["count", "optional", "none"]
 
@@ -21,7 +21,8 @@ class Method(ABC):
 
     A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
     defaults, checked in `__post_init__`; the first paragraph of its docstring is what the gallery shows. The base owns
-    what is the same for all: budgets, crops, separators, full budgets. A method only picks.
+    what is the same for all: budgets, crops, separators, full budgets, and that places ascend and
+    stand once each. A method only picks.
     """
 
     #: Name in plans; the registry refuses two equal ones.
@@ -69,19 +70,28 @@ class Method(ABC):
             count: Tokens that shall stay; None leaves it to the method.
 
         Raises:
-            FoveateError: the method needs a budget and has none, or the budget is not between 1 and the tokens there.
+            FoveateError: the method needs a budget and has none, the budget is not between 1 and the tokens there, the
+                tokens are not finite, or what the method chose is no selection.
         """
         if count is None:
             if self.budget == "count":
                 raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
-            return self._select(tokens, 0)
+            return self._checked(tokens, 0)
         if self.budget == "none":
             raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
         if count < 1:
             raise FoveateError(f"{self.name}: a budget of {count} tokens keeps nothing; the least is 1.")
         if count >= len(tokens):
             return Selection(torch.arange(len(tokens), device=tokens.device))
-        return self._select(tokens, count)
+        return self._checked(tokens, count)
+
+    def _checked(self, tokens: VisualTokens, count: int) -> Selection:
+        """What the method chooses, if the tokens can be chosen from and the choice is one."""
+        measured = ((f"values of {need.kind}", value) for need, value in tokens.measured.items())
+        check_finite(self.name, (("features of the visual tokens", tokens.features), *measured))
+        selection = self._select(tokens, count)
+        selection.check(len(tokens), self.name)
+        return selection
 
     def _select(self, tokens: VisualTokens, count: int) -> Selection:
         plain = tokens.separators is None or not bool(tokens.separators.any())

@@ -6,12 +6,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from foveate.encoders.merging.bipartite import Tokens
 from foveate.errors import FoveateError
+from foveate.tokens import check_finite
 
 #: What happens between attention and MLP of one block: the rows and the block's keys (B, N, d), averaged over the
 #: heads, to fewer rows.
@@ -56,14 +58,25 @@ class EncoderMethod(ABC):
             FoveateError: the method needs a budget and has none, takes none and has one, or cannot meet it.
         """
         if count is None:
-            return self.schedule(patches, blocks, cls, None)
+            return self._checked(self.schedule(patches, blocks, cls, None))
         if self.budget == "none":
             raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
         if count < 1:
             raise FoveateError(f"{self.name}: a budget of {count} tokens keeps nothing; the least is 1.")
         if count >= patches:
             return (None,) * blocks
-        return self.schedule(patches, blocks, cls, count)
+        return self._checked(self.schedule(patches, blocks, cls, count))
+
+    def _checked(self, steps: tuple[Step | None, ...]) -> tuple[Step | None, ...]:
+        """The steps, of which the last refuses rows that are not finite: a row that is not has reached all by then."""
+        last = max((number for number, step in enumerate(steps) if step is not None), default=None)
+        if last is None:
+            return steps
+        return (*steps[:last], partial(self._merge, steps[last]), *steps[last + 1 :])
+
+    def _merge(self, step: Step, tokens: Tokens, keys: Tensor) -> Tokens:
+        check_finite(self.name, (("rows of the encoder", tokens.x), ("keys of the encoder", keys)))
+        return step(tokens, keys)
 
     @abstractmethod
     def schedule(self, patches: int, blocks: int, cls: bool, count: int | None) -> tuple[Step | None, ...]:

@@ -1,0 +1,79 @@
+"""What every method inside the language model promises, at the level of its maths: with default arguments, no model.
+
+A new method is tested by being registered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from decoder.fabricated import layer_tokens
+from foveate.decoder import decoder_methods
+from foveate.decoder.method import DecoderMethod, LayerTokens
+from foveate.errors import FoveateError
+from foveate.tokens import Crop, Grid, Selection
+from selection.fabricate import measured
+
+METHODS = {name: cls for name, cls in decoder_methods().items() if not cls.trained}
+SIZE = 24
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> DecoderMethod:
+    return METHODS[request.param]()
+
+
+def image(method: DecoderMethod) -> LayerTokens:
+    """An image of 4 x 6 tokens, with what the method needs of the encoder and of neurons."""
+    tokens = layer_tokens(SIZE)
+    generator = torch.Generator().manual_seed(1)
+    values = {need: measured(need, SIZE, generator) for need in method.needs(tokens.tower)}
+    activations = torch.randn(SIZE, 10, generator=generator)
+    return replace(
+        tokens,
+        measured=values,
+        neurons=lambda: (activations, torch.arange(4)),
+        layout=lambda: (Crop(torch.arange(SIZE), Grid(4, 6)),),
+    )
+
+
+def counts(method: DecoderMethod) -> list[int | None]:
+    own: list[int | None] = [] if method.budget == "count" else [None]
+    return own + ([] if method.budget == "none" else [1, SIZE // 3, SIZE - 1])
+
+
+def test_every_choice_is_a_selection(method: DecoderMethod):
+    for count in counts(method):
+        selection = method(image(method), count)
+        selection.check(SIZE)
+        assert count is None or not method.exact or len(selection) == count
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_hidden_states_that_are_not_finite_end_in_a_sentence(method: DecoderMethod, value: float):
+    tokens = image(method)
+    features = tokens.features.clone()
+    features[3, 2] = value
+    for count in counts(method):
+        with pytest.raises(FoveateError, match=rf"{method.name} cannot choose: .* layer 1 are not finite .* row 3"):
+            method(replace(tokens, features=features), count)
+
+
+@pytest.mark.parametrize("places", [[1, 1], [2, 1], [-1, 3], [0, SIZE]])
+def test_places_that_are_wrong_are_refused(places: list[int]):
+    @dataclass(frozen=True)
+    class Wrong(DecoderMethod):
+        name: ClassVar[str] = "wrong"
+
+        def layers(self, num_layers: int) -> tuple[int, ...]:
+            return (1,)
+
+        def select(self, tokens: LayerTokens, count: int) -> Selection:
+            return Selection(torch.tensor(places))
+
+    with pytest.raises(FoveateError, match="wrong chose 2 places"):
+        Wrong()(layer_tokens(SIZE), 2)

@@ -1,0 +1,49 @@
+"""What every method inside the encoder promises, at the level of its maths: with default arguments, no model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate.encoders.merging import encoder_methods
+from foveate.encoders.merging.bipartite import Tokens, members
+from foveate.encoders.merging.method import EncoderMethod
+from foveate.errors import FoveateError
+from foveate.tokens import Selection
+
+PATCHES, BLOCKS, COUNT = 20, 3, 8
+
+
+@pytest.fixture(params=encoder_methods())
+def method(request: pytest.FixtureRequest) -> EncoderMethod:
+    cls = encoder_methods()[request.param]
+    return cls(thresholds=(0.1,) * BLOCKS) if cls.budget == "none" else cls()
+
+
+def run(method: EncoderMethod, x: torch.Tensor, keys: torch.Tensor) -> Tokens:
+    """The steps of all blocks, which look at keys of what each row began with."""
+    tokens = Tokens.start(x)
+    for step in method.steps(PATCHES, BLOCKS, cls=True, count=None if method.budget == "none" else COUNT):
+        if step is not None:
+            tokens = step(tokens, keys[:, : tokens.x.shape[1]])
+    return tokens
+
+
+def test_every_choice_is_a_selection(method: EncoderMethod):
+    torch.manual_seed(1)
+    tokens = run(method, torch.randn(2, PATCHES + 1, 6), torch.randn(2, PATCHES + 1, 4))
+    for indices, rows in members(tokens, cls=True):
+        Selection(indices, assignment=rows).check(PATCHES)
+        if method.budget != "none":
+            assert len(indices) == COUNT
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("what", ["rows", "keys"])
+def test_what_is_not_finite_ends_in_a_sentence(method: EncoderMethod, what: str, value: float):
+    x, keys = torch.randn(1, PATCHES + 1, 6), torch.randn(1, PATCHES + 1, 4)
+    (x if what == "rows" else keys)[0, 3] = value
+    with pytest.raises(
+        FoveateError, match=f"{method.name} cannot choose: the (rows|keys) of the encoder are not finite"
+    ):
+        run(method, x, keys)
