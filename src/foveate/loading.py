@@ -76,7 +76,7 @@ def load(
     if chosen is not None:
         from foveate.runtime import compress
 
-        compress(model, chosen)
+        compress(model, chosen, processor=processor)
     return model, processor
 
 

@@ -39,9 +39,9 @@ NeedKind = Literal[
     "hub_attention",  # attention of hubs, tokens that receive more than `threshold` times the mean, on each: (N,)
     "attention_map",  # attention of every token on every token at a layer, mean over heads: (N, N), dear
     "cls_feature",  # encoder output of the [CLS] token: (d,)
-    "instruction",  # embeddings of the prompt's text tokens as the language model reads them: (T, D)
+    "instruction",  # embeddings of the user's own words as the language model reads them: (T, D)
     "text_feature",  # the prompt in the joint space of a contrastive text encoder (given by the user): (d,)
-    "first_layer_attention",  # attention of the prompt's text in the first decoder layer, mean over heads: (N,)
+    "first_layer_attention",  # attention of the user's own words in the first decoder layer, mean over heads: (N,)
     "pixels",  # the image as the encoder saw it, 0 to 1: (3, height, width)
 ]
 

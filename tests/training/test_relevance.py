@@ -16,7 +16,7 @@ from small_training import write_conversations
 from torch import Tensor, nn
 
 import foveate
-from families.zoo import IMAGE, zoo
+from families.zoo import END, IMAGE, zoo
 from foveate.commands.train_relevance import train_relevance
 from foveate.errors import FoveateError
 from foveate.selection.relevance import Mapper
@@ -78,7 +78,8 @@ def test_target_and_attention_equal_the_loop(name: str) -> None:
     found = [sum(slow[i][j] for i in places) for j in columns.tolist()]
     expected = torch.tensor(found) / sum(found)
     torch.testing.assert_close(picture.target.flatten(), expected, rtol=1e-4, atol=1e-6)
-    text = range(int(columns[-1]) + 1, prompt)
+    ids = inputs["input_ids"][0].tolist()
+    text = [place for place in range(int(columns[-1]) + 1, prompt) if ids[place] != END]
     looked = torch.stack([first[:, i, columns].mean(dim=0) for i in text]).mean(dim=0)
     torch.testing.assert_close(picture.attention.flatten(), looked, rtol=1e-4, atol=1e-6)
 

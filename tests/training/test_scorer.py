@@ -45,8 +45,10 @@ def test_a_method_is_given_what_training_saw(loaded: tuple[Any, Any]) -> None:
         tokens = read(screen.image, "Click Save.")
     inputs = inputs_of(model, processor, screen.image, "Click Save.")
     embeds = model.get_input_embeddings()(inputs["input_ids"][0])
-    last = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero().max())
-    torch.testing.assert_close(tokens.get(Need("instruction")), embeds[last + 1 :].detach())
+    ids = inputs["input_ids"][0].tolist()
+    letters = processor.tokenizer("Click Save.")["input_ids"]
+    start = next(n for n in range(len(ids)) if ids[n : n + len(letters)] == letters)
+    torch.testing.assert_close(tokens.get(Need("instruction")), embeds[start : start + len(letters)].detach())
     assert tokens.crops[0].grid == Grid(8, 8)
     assert foveate.runtime.handle_of(model) is None
 

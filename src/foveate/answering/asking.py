@@ -80,7 +80,7 @@ def ask(
     view = opening + time.perf_counter() - start
     trace = Trace(net)
 
-    following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted)
+    following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted, processor=processor)
     drafting = nullcontext() if draft is None else speculate(net, draft)
     with following as handle, drafting as speculation, torch.inference_mode(), trace.watching():
         started = trace.now()

@@ -95,7 +95,7 @@ def _rows(model: Any, processor: Any, plan: Any, prepared: Prepared) -> list[dic
         name = UNTOUCHED if handle is None else str(handle.plan)
         replies = ask(model, processor, prepared)
     else:
-        with compress(model, plan) as handle:
+        with compress(model, plan, processor=processor) as handle:
             name = str(handle.plan)
             replies = ask(model, processor, prepared)
     return [

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from foveate.cache.stored import bytes_of
@@ -30,6 +31,7 @@ from foveate.runtime.probe import Probe
 from foveate.runtime.report import Journal, Report
 from foveate.runtime.seam import Seam
 from foveate.runtime.vit_merging import Merging, merging
+from foveate.runtime.words import Words
 from foveate.tokens import Tower
 from foveate.trained import Trained
 
@@ -45,6 +47,7 @@ def compress(
     *,
     positions: Literal["original", "contiguous"] | None = None,
     text_features: Tensor | None = None,
+    processor: Any = None,
 ) -> Handle:
     """Make a live model read fewer visual tokens, until the handle is restored.
 
@@ -61,6 +64,9 @@ def compress(
             By default what the method's paper does. Models with M-RoPE always keep the original ones.
         text_features: (prompts, d) or (d,), the prompts in the space of the encoder's [CLS] token, for methods that
             compare images with a contrastive text encoder.
+        processor: The model's processor or tokenizer, for methods that choose by the question: it tells the user's own
+            words from what a chat template writes around them. By default the tokenizer beside the model's weights on
+            this machine; without one the question is found by special ids alone, which the report says.
 
     Returns:
         The handle: a context manager with `report()` and `restore()`.
@@ -69,7 +75,7 @@ def compress(
         FoveateError: the plan cannot be read, the model is of no known family or lacks what a method needs, or
             something is attached already.
     """
-    return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features)
+    return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features, processor)
 
 
 def handle_of(model: Any) -> Handle | None:
@@ -112,7 +118,14 @@ def _with_weights(plan: Plan, model: nn.Module) -> Plan:
 class Handle:
     """A plan attached to a model. Made by `compress`; a context manager that restores the model when left."""
 
-    def __init__(self, model: nn.Module, plan: Plan, positions: str | None, text_features: Tensor | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        positions: str | None,
+        text_features: Tensor | None,
+        processor: Any = None,
+    ) -> None:
         self.model = model
         self.plan = plan = _with_weights(plan, model)
         self.family: Family = family_of(model)
@@ -127,7 +140,9 @@ class Handle:
         self.family.check(self._core, plan)
         self.tower: Tower = self.family.tower(self._core)
         self._needs, notes = needs_of(plan, self.family, self.tower, text_features is not None)
-        self._chooser = Chooser(self.family, self._core, plan, self.tower, self._needs, notes, text_features)
+        source = getattr(model, "name_or_path", "") if processor is None else processor
+        words = Words(model.config, getattr(model, "generation_config", None), source)
+        self._chooser = Chooser(self.family, self._core, plan, self.tower, self._needs, notes, text_features, words)
         early = plan.early_steps
         contiguous = bool(early) and (positions or early[-1].method.positions) == "contiguous"
         virtual = bool(getattr(plan.steps[0].method, "virtual", False))
@@ -171,6 +186,7 @@ class Handle:
         """
         self._local.columns = None
         self._local.asking = sequence.before_answers(labels)
+        self._local.answers = labels != -100
 
         def left() -> Tensor:
             columns = self._local.columns
@@ -179,7 +195,28 @@ class Handle:
         try:
             yield left
         finally:
-            self._local.asking = None
+            self._local.asking = self._local.answers = None
+
+    @contextmanager
+    def asked(self, question: str | list[str] | Tensor) -> Generator[None]:
+        """Calls of this thread inside this context ask this, for methods that choose by the question.
+
+            with handle.asked("What is the total?"):
+                model.generate(**inputs)
+
+        Args:
+            question: A text that stands in the prompt, one for all prompts or one for each, which the tokenizer finds
+                there; or a mask (B, L) over the prompts' tokens, true where the question stands.
+        """
+        before = getattr(self._local, "words", None)
+        if not isinstance(question, str) and torch.is_tensor(question):
+            self._local.words = question.bool()
+        else:
+            self._local.words = [question] if isinstance(question, str) else list(question)
+        try:
+            yield
+        finally:
+            self._local.words = before
 
     def restore(self) -> None:
         """Leave the model exactly as it was. Doing it twice changes nothing."""
@@ -330,6 +367,8 @@ class Handle:
             return original(*args, **kwargs)
         frame.positions = kwargs.get("position_ids")
         frame.asking = getattr(self._local, "asking", None)
+        frame.answers = getattr(self._local, "answers", None)
+        frame.words = getattr(self._local, "words", None)
         chosen, reports = self._chooser.choose(frame, embeds)
         output, self._local.columns, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
         if reports:

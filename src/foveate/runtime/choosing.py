@@ -18,6 +18,7 @@ from foveate.runtime.encoding import Encoded
 from foveate.runtime.first_layer import queries_and_keys, text_to_visual
 from foveate.runtime.report import ImageReport, StepReport
 from foveate.runtime.sequence import Chosen
+from foveate.runtime.words import Words
 from foveate.tokens import Need, Selection, Tower, VisualTokens
 
 MODALITIES = ("image", "video")
@@ -34,6 +35,9 @@ class Frame:
     positions: Tensor | None = None  # what the language model was given
     encoded: dict[str, Encoded] = field(default_factory=dict)
     asking: Tensor | None = None  # (B, L) 1 for the tokens before answers, where labels tell
+    answers: Tensor | None = None  # (B, L) bool, what is learned as answers, where labels tell
+    words: Tensor | list[str] | None = None  # the questions, where the caller gave them: (B, L) bool, or texts
+    questions: dict[int, tuple[Tensor, str]] = field(default_factory=dict)  # by row: places, and how they were found
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Chooser:
     needs: tuple[Need, ...]
     notes: tuple[str, ...]
     text_features: Tensor | None
+    words: Words
 
     def choose(self, frame: Frame, embeds: Tensor) -> tuple[list[Chosen], list[ImageReport]]:
         """Selections of all images whose tokens are in this pass, and a report on each image.
@@ -100,11 +105,15 @@ class Chooser:
         number = len(encoded.chosen)
         layout = encoded.layouts[number]
         measured = dict(encoded.measured[number])
+        notes = dict.fromkeys(self.notes)
         for need in self.needs:
             if need.kind == "instruction":
-                measured[need] = embeds[row, self._text_places(frame, row, columns, embeds.shape[1])].detach()
+                places, note = self._question(frame, row, columns, embeds.shape[1])
+                measured[need] = embeds[row, places].detach()
+                notes |= {note: None} if note else {}
             elif need.kind == "first_layer_attention":
-                measured[need] = self._first_layer(frame, row, columns, embeds)
+                measured[need], note = self._first_layer(frame, row, columns, embeds)
+                notes |= {note: None} if note else {}
             elif need.kind == "text_feature" and self.text_features is not None:
                 features = self.text_features
                 measured[need] = features if features.ndim == 1 else features[min(row, len(features) - 1)]
@@ -148,24 +157,65 @@ class Chooser:
             if step is not steps_before[-1]:
                 tokens = tokens.take(own)
         scores = {need: value for need, value in measured.items() if need.kind in SCORES}
-        return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), self.notes, measured=scores)
+        return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), tuple(notes), measured=scores)
 
-    def _text_places(self, frame: Frame, row: int, columns: Tensor, length: int) -> Tensor:
-        """(T,) the places of the text after an image, of all text where none comes after it."""
-        text = torch.ones(length, dtype=torch.bool, device=columns.device)
-        seen = sequence.key_mask(frame.arguments.get("attention_mask"), length)
-        if seen is not None and seen.shape[1] >= length:
-            text &= seen[row, -length:].to(columns.device) > 0
+    def _question(self, frame: Frame, row: int, columns: Tensor, length: int) -> tuple[Tensor, str]:
+        """(T,) the places of the user's own words, and how they were found where that is not exact, else ""."""
+        if row in frame.questions:
+            return frame.questions[row]
+        ids: Tensor | None = frame.arguments.get("input_ids")
+        given = frame.words
+        if torch.is_tensor(given):
+            rows = len(frame.arguments["inputs_embeds"] if ids is None else ids)
+            if given.shape[1] != length or rows % len(given):
+                raise FoveateError(
+                    f"the mask of the question is {tuple(given.shape)}, and the prompts are {rows} of {length} tokens."
+                )
+            found = given[row * len(given) // rows].nonzero().flatten(), ""
+        elif ids is None:
+            text = self._text(frame, row, length)
+            note = "the prompt came without ids: all text after the image is taken for the question"
+            return _after(text, columns).nonzero().flatten(), note  # of each image its own
+        elif given is not None:
+            if len(ids) % len(given):
+                raise FoveateError(f"{len(given)} questions were given for {len(ids)} prompts.")
+            places = self.words.find_text(ids[row].tolist(), given[row * len(given) // len(ids)])
+            found = torch.tensor(places, device=columns.device), ""
+        else:
+            answers = None if frame.answers is None else frame.answers[row].tolist()
+            text = self._text(frame, row, length)
+            places, note = self.words.find(ids[row].tolist(), text.tolist(), answers)
+            found = torch.tensor(places, dtype=torch.int64, device=columns.device), note
+        frame.questions[row] = found[0].to(columns.device), found[1]
+        return frame.questions[row]
+
+    def _text(self, frame: Frame, row: int, length: int) -> Tensor:
+        """(L,) bool, what is no padding and no part of an image: what stands within one, between frames, is."""
+        text: Tensor | None = None
         for modality in MODALITIES:
             places = self._placeholders(frame, modality)
-            if places is not None:
-                text &= ~places[row]
-        after = text.clone()
-        after[: int(columns[-1]) + 1] = False
-        return (after if bool(after.any()) else text).nonzero().flatten()
+            if places is None:
+                continue
+            text = torch.ones_like(places[row]) if text is None else text
+            text &= ~places[row]
+            encoded = frame.encoded.get(modality)
+            if encoded is not None and encoded.layouts:
+                for rows in rows_of_images(places, [layout.count for layout in encoded.layouts]):
+                    for own, columns in rows:
+                        if own == row and len(columns):
+                            text[columns[0] : columns[-1] + 1] = False
+        if text is None:
+            raise FoveateError(f"{self.plan} looks for a question beside images, and the prompt has none.")
+        seen = sequence.key_mask(frame.arguments.get("attention_mask"), length)
+        if seen is not None and seen.shape[1] >= length:
+            text &= seen[row, -length:].to(text.device) > 0
+        return text
 
-    def _first_layer(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> Tensor:
-        """Attention that the text pays to an image's tokens in the first decoder layer, (N,)."""
+    def _first_layer(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> tuple[Tensor, str]:
+        """Attention that the question pays to an image's tokens in the first decoder layer, (N,), and a note.
+
+        Words before the image cannot see it; where no word of the question comes after it, all text there is asked.
+        """
         positions = frame.positions
         if positions is not None and positions.shape[-2] > 1:
             positions = positions[..., row : row + 1, :]
@@ -173,8 +223,19 @@ class Chooser:
         query, key, scaling = found
         seen = sequence.key_mask(frame.arguments.get("attention_mask"), embeds.shape[1])
         own = None if seen is None or seen.shape[1] < embeds.shape[1] else seen[row].to(embeds.device)
-        rows = self._text_places(frame, row, columns, embeds.shape[1])
-        return text_to_visual(query[0], key[0], scaling, rows, columns, own)
+        words, note = self._question(frame, row, columns, embeds.shape[1])
+        rows = words[words > columns[-1]]
+        if not len(rows):
+            rows = _after(self._text(frame, row, embeds.shape[1]), columns).nonzero().flatten()
+            note = "the question stands before the image, which it cannot look at: all text after the image is asked"
+        return text_to_visual(query[0], key[0], scaling, rows, columns, own), note
+
+
+def _after(text: Tensor, columns: Tensor) -> Tensor:
+    """(L,) bool, of text what stands after an image; all of it where none does."""
+    after = text.clone()
+    after[: int(columns[-1]) + 1] = False
+    return after if bool(after.any()) else text
 
 
 def rows_of_images(places: Tensor, counts: list[int]) -> list[list[tuple[int, Tensor]]]:

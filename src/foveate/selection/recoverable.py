@@ -32,8 +32,8 @@ class RecoverableCompression(Method):
     v is the cosine of [CLS] and the patch at the block whose output is used; an encoder without [CLS] takes the
     attention received, which the paper does not define. t is a cosine too. The paper compares the text embedding of
     CLIP with patches projected into its space. Few models carry such an encoder, so by default the text is the mean
-    direction of the prompt's embeddings and is compared with the tokens, both as the language model reads them: a
-    substitute of ours. text="aligned" compares a given text feature with the output of the last block of the encoder,
+    direction of the embeddings of the user's own words and is compared with the tokens, both as the language model
+    reads them: a substitute of ours. text="aligned" compares a given text feature with the output of the last block of the encoder,
     which must be of one width.
 
     The authors' code differs, `reference=True`: v is the [CLS] attention; in step 2 the chosen ones compete with the

@@ -24,8 +24,8 @@ KIND = "foveate relevance mapper"
 class Relevance(Trained, Method):
     """Keeps the tokens that a small trained network expects an answer to rest on, from first-layer attention.
 
-    The attention that the prompt's text pays to the visual tokens in the language model's first layer, as a picture, is
-    mapped by a fully convolutional network to scores; the greatest stay (arXiv 2506.01097). The network has learned the
+    The attention that the user's own words pay to the visual tokens in the language model's first layer, as a picture,
+    is mapped by a fully convolutional network to scores; the greatest stay (arXiv 2506.01097). The network has learned the
     relevance of visual tokens for answers, found by attention x gradient roll-out (`rollout`). The network
     knows nothing of the size of an image.
 

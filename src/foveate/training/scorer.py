@@ -104,7 +104,7 @@ def reading(model: Any, processor: Any) -> Generator[Reader]:
     Raises:
         FoveateError: the model is of no known family, or a plan is attached to it.
     """
-    with compress(model, _Watch()):
+    with compress(model, _Watch(), processor=processor):
 
         def read(image: Image.Image, instruction: str) -> VisualTokens:
             try:

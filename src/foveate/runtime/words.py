@@ -1,0 +1,317 @@
+"""Which tokens of a prompt are the user's own words.
+
+Methods that choose by the question want the question: not the system prompt, not the names of roles and ends of turns
+that a chat template writes, not what it writes around an image. A model is only given ids. Where its tokenizer is at
+hand (given, or beside the model's weights on this machine) the chat template is written out once with known words,
+which shows what stands before and after the words of a user; then the last turn of the user is found in a prompt.
+Without a tokenizer what is known are the special ids of the configuration, among them the ends of turns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.weights import DATA_ONLY, file_of
+
+#: What stands for blanks in the tokens of byte-level and of SentencePiece vocabularies.
+_BLANK = " \n\t\r▁ĠĊĉč"
+_BLANK_BYTES = ("<0x0A>", "<0x0D>", "<0x09>", "<0x20>")
+#: The time of a frame of a clip, as processors write it before its tokens.
+_TIME = re.compile(r"(<\d+(\.\d+)?[ ▁Ġ]seconds>|\d\d:\d\d(:\d\d)?(\.\d+)?)[ ▁ĠĊ\n]*$")
+#: Words that no template writes, to find what it writes around them.
+_FIRST, _ANSWER, _SECOND = "zebra", "heron", "otter"
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a chat template writes, as tokens of a vocabulary joined to one text.
+
+    Args:
+        opener: Before the words of a user; "" where turns cannot be told.
+        closer: Between them and an answer.
+        around_images: Text that it writes for an image between two special tokens, each with the token before it.
+    """
+
+    opener: str = ""
+    closer: str = ""
+    around_images: frozenset[tuple[int, str]] = frozenset()
+
+
+class Words:
+    """Finds the user's own words in the ids of prompts.
+
+    Args:
+        config: The model's configuration.
+        generation: Its generation configuration, where there is one.
+        source: Its tokenizer or processor, a folder or Hub id that holds one, or None.
+    """
+
+    def __init__(self, config: Any, generation: Any, source: Any) -> None:
+        self._known = frozenset(_ids_of(config) | (set() if generation is None else _ids_of(generation)))
+        ends = [getattr(c, "eos_token_id", None) for c in (generation, config, config.get_text_config())]
+        self._ends = frozenset(n for end in ends for n in (end if isinstance(end, list | tuple) else [end]) if n)
+        self._source = source
+
+    @cached_property
+    def reader(self) -> Reader | None:
+        """What reads ids with a tokenizer; None where none is at hand."""
+        if isinstance(self._source, str | Path):
+            return _beside(str(self._source))
+        return None if self._source is None else Reader(self._source, getattr(self._source, "chat_template", None))
+
+    def find(self, ids: Sequence[int], text: Sequence[bool], answers: Sequence[bool] | None) -> tuple[list[int], str]:
+        """Where the user's own words stand in one prompt.
+
+        Args:
+            ids: Of the prompt.
+            text: Which of them are no image tokens and no padding.
+            answers: Which are learned as answers, in training: then the words of all turns count. None: those of the
+                last turn of the user do.
+
+        Returns:
+            Their places, ascending, and how they were found where that is not exact, else "".
+        """
+        reader = self.reader
+        places = [place for place, there in enumerate(text) if there and not (answers and answers[place])]
+        if reader is not None:
+            found = reader.words(ids, places, answers is not None)
+            if found:
+                return found, ""
+            return places, "no words of the user in the prompt: all of its text is taken for the question"
+        plain = [place for place in places if ids[place] not in self._known]
+        ends = [place for place in places if ids[place] in self._ends]
+        if ends and not answers:  # what stands after the last end is the beginning of an answer
+            plain = [p for p in plain if p < ends[-1] and (len(ends) < 2 or p > ends[-2])] or plain
+        first = next((place for place, there in enumerate(text) if not there and plain and place > plain[0]), None)
+        after = plain if first is None else [place for place in plain if place > first]
+        note = (
+            "no tokenizer beside the model: the question was found by special ids alone, and words of a chat template "
+            "may count as it; compress(..., processor=...) tells them apart"
+        )
+        return after or plain or places, note
+
+    def find_text(self, ids: Sequence[int], wanted: str) -> list[int]:
+        """Where a text stands in one prompt; of several places the last.
+
+        Raises:
+            FoveateError: it is not there, or there is no tokenizer.
+        """
+        if self.reader is None:
+            raise FoveateError(
+                "a question in words is found with the model's tokenizer, which is not beside its weights: pass "
+                "compress(..., processor=...), or give the question as a mask over the prompt."
+            )
+        return self.reader.find(ids, wanted)
+
+
+class Reader:
+    """Reads ids with a tokenizer and its chat template.
+
+    Args:
+        processor: A tokenizer, or a processor with one.
+        template: The chat template; None: the tokenizer's own.
+    """
+
+    def __init__(self, processor: Any, template: str | None = None) -> None:
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        if not hasattr(self.tokenizer, "convert_ids_to_tokens"):
+            raise FoveateError(
+                f"words are read with a tokenizer or a processor, not with a {type(processor).__name__}."
+            )
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        marks = {n for n, token in added.items() if token.special or token.content[:1] + token.content[-1:] == "<>"}
+        self.special = {*self.tokenizer.all_special_ids, *marks}
+        self._edges = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
+        template = template or getattr(self.tokenizer, "chat_template", None)
+        self.template = self._learned(template) if template else Template()
+
+    def words(self, ids: Sequence[int], places: Sequence[int], all_turns: bool) -> list[int]:
+        """Those of `places` that hold the user's words, of the last turn or of all."""
+        pieces = self._pieces(ids)
+        whole, starts = "".join(pieces), _starts(pieces)
+        turns = self._turns(whole)
+        turns = turns if all_turns else turns[-1:]
+        # A piece may hold the blank at the end of a turn and the beginning of what follows.
+        turns = [(start, start + len(whole[start:stop].rstrip(_BLANK))) for start, stop in turns]
+        candidates = [
+            place
+            for place in places
+            if ids[place] not in self.special
+            and any(starts[place] < stop and starts[place] + len(pieces[place]) > start for start, stop in turns)
+        ]
+        found = []
+        for run in _runs(candidates):
+            timed = _TIME.search("".join(pieces[p] for p in run))
+            if timed and run[-1] + 1 < len(ids) and ids[run[-1] + 1] in self.special:  # of the frame that follows
+                run = [p for p in run if starts[p] - starts[run[0]] < timed.start()]
+            own = _trimmed(run, pieces)
+            before = ids[run[0] - 1] if run[0] else -1
+            if own and not self._markup(before, "".join(pieces[p] for p in own), ids, run[-1] + 1):
+                found += own
+        return found
+
+    def find(self, ids: Sequence[int], wanted: str) -> list[int]:
+        """See `Words.find_text`."""
+        pieces = self._pieces(ids)
+        whole, starts = "".join(pieces), _starts(pieces)
+        text = "".join(self._pieces(self.tokenizer(wanted, add_special_tokens=False)["input_ids"])).strip(_BLANK)
+        start = whole.rfind(text) if text else -1
+        if start < 0:
+            raise FoveateError(f"the prompt does not hold the question {wanted[:100]!r}.")
+        stop = start + len(text)
+        return [n for n, piece in enumerate(pieces) if starts[n] < stop and starts[n] + len(piece) > start]
+
+    def _turns(self, whole: str) -> list[tuple[int, int]]:
+        """Where the turns of the user begin and end; the whole text where turns cannot be told."""
+        opener, closer = self.template.opener, self.template.closer
+        if not opener:
+            end = whole.rfind(closer) if closer else -1
+            return [(0, end if end >= 0 else len(whole))]
+        turns, place = [], whole.find(opener)
+        while place >= 0:
+            start = place + len(opener)
+            stop = whole.find(closer, start) if closer else -1
+            turns.append((start, stop if stop >= 0 else len(whole)))
+            place = -1 if stop < 0 else whole.find(opener, stop)
+        return turns or [(0, len(whole))]
+
+    def _markup(self, before: int, text: str, ids: Sequence[int], after: int) -> bool:
+        """Whether a run of text after a special token belongs to an image: its number, its kind, its time."""
+        if before not in self.special:
+            return False
+        if (before, text) in self.template.around_images:
+            return True
+        if before in self._edges or after >= len(ids) or ids[after] not in self.special:
+            return False
+        opening, closing = self._pieces([before, ids[after]])
+        return opening.startswith("<") and closing == f"</{opening[1:]}"
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        return [piece or "" for piece in self.tokenizer.convert_ids_to_tokens([int(n) for n in ids])]
+
+    def _learned(self, template: str) -> Template:
+        """What a template writes around words, found by writing known ones."""
+
+        def written(parts: bool, image: bool = False, turns: int = 3) -> list[int] | None:
+            def content(text: str) -> Any:
+                image_part = [{"type": "image"}] if image and text == _FIRST else []
+                return [*image_part, {"type": "text", "text": text}] if parts else text
+
+            said = [("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)][:turns]
+            messages = [{"role": role, "content": content(text)} for role, text in said]
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    messages, chat_template=template, tokenize=False, add_generation_prompt=turns == 3
+                )
+            except Exception:  # whatever a template raises for content of the other form
+                return None
+            if not isinstance(text, str) or any(text.count(word) != 1 for _, word in said):
+                return None
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        parts = written(True) is not None
+        ids = written(parts)
+        if ids is None:
+            return Template()
+        whole = "".join(self._pieces(ids))
+        places = [whole.find(word) for word in (_FIRST, _ANSWER, _SECOND)]
+        if min(places) < 0:
+            return Template()
+        first, answer, second = places
+        between = whole[answer + len(_ANSWER) : second]
+        answered = "".join(self._pieces(written(parts, turns=2) or []))
+        ended = answered[answered.find(_ANSWER) + len(_ANSWER) :] if _ANSWER in answered else ""
+        # What ends an answer is no part of what begins a turn.
+        before = _common_end(whole[:first], between[len(_common_start(between, ended)) :])
+        after = _common_start(whole[first + len(_FIRST) : answer], whole[second + len(_SECOND) :])
+        with_image = written(True, image=True) if parts else None
+        around = self._between(with_image) - self._between(ids) if with_image else frozenset()
+        return Template(before.strip(_BLANK), after.strip(_BLANK), around)
+
+    def _between(self, ids: Sequence[int]) -> frozenset[tuple[int, str]]:
+        """Text between special tokens, with the token before it."""
+        pieces = self._pieces(ids)
+        runs = _runs([place for place, token in enumerate(ids) if token not in self.special])
+        kept = [(run, _trimmed(run, pieces)) for run in runs if run[0]]
+        return frozenset((ids[run[0] - 1], "".join(pieces[p] for p in own)) for run, own in kept if own)
+
+
+@lru_cache(maxsize=8)
+def _beside(location: str) -> Reader | None:
+    """The tokenizer beside a model's weights, on this machine only; None where there is none."""
+    from transformers import AutoTokenizer  # slow to import
+
+    if not location:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, local_files_only=True, **DATA_ONLY)
+        template = getattr(tokenizer, "chat_template", None)
+        older = None if template else file_of(location, "chat_template.json", local_files_only=True)
+        if older is not None:
+            template = json.loads(Path(older).read_text(encoding="utf-8")).get("chat_template")
+        return Reader(tokenizer, template if isinstance(template, str) else None)
+    except Exception:  # transformers raises many kinds for a folder without a tokenizer; ids alone have to do then
+        return None
+
+
+def _ids_of(config: Any) -> set[int]:
+    """Ids that a configuration names, and those of the configurations in it."""
+    found: set[int] = set()
+    for name, value in vars(config).items():
+        if name.endswith(("token_id", "token_ids", "token_index")):
+            found |= {n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int)}
+        elif hasattr(value, "to_dict"):
+            found |= _ids_of(value)
+    return found
+
+
+def _starts(pieces: Sequence[str]) -> list[int]:
+    """Where each piece begins in the text that they are."""
+    starts, place = [], 0
+    for piece in pieces:
+        starts.append(place)
+        place += len(piece)
+    return starts
+
+
+def _runs(places: Sequence[int]) -> list[list[int]]:
+    """Ascending places as runs without gaps."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][-1] == place - 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _trimmed(run: Sequence[int], pieces: Sequence[str]) -> list[int]:
+    """A run of places without the blanks around it."""
+    filled = [p for p in run if pieces[p].strip(_BLANK) and pieces[p] not in _BLANK_BYTES]
+    return [p for p in run if filled and filled[0] <= p <= filled[-1]]
+
+
+def _common_start(one: str, other: str) -> str:
+    size = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:size]
+
+
+def _common_end(one: str, other: str) -> str:
+    return _common_start(one[::-1], other[::-1])[::-1]
+
+
+def as_mask(places: Sequence[int], length: int, device: torch.device) -> Tensor:
+    """(L,) bool, True at the places."""
+    found = torch.zeros(length, dtype=torch.bool)
+    found[list(places)] = True
+    return found.to(device)
