@@ -273,11 +273,11 @@ class Selection:
         used = self.assignment >= 0
         rows = self.assignment[used]
         if self.weights is None:
-            share = 1 / rows.bincount(minlength=len(self))[rows].float()
+            share = 1 / rows.bincount(minlength=len(self))[rows].to(wide(features[:0]).dtype)
         else:
-            share = self.weights[used].float()
-        out = torch.zeros(len(self), features.shape[1], device=features.device)
-        return out.index_add(0, rows, features[used].float() * share[:, None]).to(features.dtype)
+            share = self.weights[used].to(wide(features[:0]).dtype)
+        mass = wide(features[used]) * share[:, None]
+        return mass.new_zeros(len(self), features.shape[1]).index_add(0, rows, mass).to(features.dtype)
 
     def then(self, later: Selection, count: int) -> Selection:
         """This selection of `count` tokens and, of what it left, a later one, as one selection."""
@@ -361,6 +361,11 @@ def check_finite(name: str, values: Iterable[tuple[str, Tensor]]) -> None:
     )
 
 
+def wide(x: Tensor) -> Tensor:
+    """The same numbers in the precision that sums of them are taken in: float64 stays, all else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def kept(indices: Tensor) -> Selection:
     """The tokens at `indices` (any order) as they are."""
     return Selection(indices.sort().values)
@@ -382,11 +387,11 @@ def merged(features: Tensor, indices: Tensor, assignment: Tensor, weights: Tenso
     """
     used = assignment >= 0
     rows = assignment[used]
-    share = torch.ones_like(rows, dtype=torch.float32) if weights is None else weights[used].float()
-    total = torch.zeros(len(indices), device=rows.device).index_add_(0, rows, share)
+    x = wide(features[used])
+    share = torch.ones_like(rows, dtype=x.dtype) if weights is None else weights[used].to(x.dtype)
+    total = share.new_zeros(len(indices)).index_add_(0, rows, share)
     share = share / total.clamp(min=torch.finfo(torch.float32).tiny)[rows]
-    out = torch.zeros(len(indices), features.shape[1], device=features.device)
-    out.index_add_(0, rows, features[used].float() * share[:, None])
-    shares = torch.zeros(len(features), device=features.device)
+    out = x.new_zeros(len(indices), features.shape[1]).index_add_(0, rows, x * share[:, None])
+    shares = share.new_zeros(len(features))
     shares[used] = share
     return Selection(indices, out.to(features.dtype), assignment, shares)

@@ -5,7 +5,8 @@ A new method is tested by being registered.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ from foveate.decoder import decoder_methods
 from foveate.decoder.method import DecoderMethod, LayerTokens
 from foveate.errors import FoveateError
 from foveate.tokens import Crop, Grid, Selection
-from selection.fabricate import measured
+from selection.fabricate import measured, same
 
 METHODS = {name: cls for name, cls in decoder_methods().items() if not cls.trained}
 SIZE = 24
@@ -77,3 +78,59 @@ def test_places_that_are_wrong_are_refused(places: list[int]):
 
     with pytest.raises(FoveateError, match="wrong chose 2 places"):
         Wrong()(layer_tokens(SIZE), 2)
+
+
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@pytest.fixture(params=PRECISIONS)
+def default(request: pytest.FixtureRequest) -> Generator[torch.dtype]:
+    """What new tensors are made in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def in_precision(tokens: LayerTokens, dtype: torch.dtype) -> LayerTokens:
+    """The same tokens in a model of another precision."""
+    found = {
+        asked: replace(a, query=a.query.to(dtype), key=a.key.to(dtype))
+        for asked, a in (("previous", tokens.attention("previous")), ("own", tokens.attention("own")))
+    }
+    activations, core = tokens.activations()
+    return replace(
+        tokens,
+        features=tokens.features.to(dtype),
+        sequence=tokens.sequence.to(dtype),
+        entered=tokens.entered.to(dtype),
+        ask=lambda asked: found[asked],
+        neurons=lambda: (activations.to(dtype), core),
+    )
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_any_precision_of_model_and_any_default(method: DecoderMethod, dtype: torch.dtype, default: torch.dtype):
+    """Rows keep the model's precision, and what new tensors are made in changes nothing."""
+    torch.set_default_dtype(torch.float32)
+    tokens = in_precision(image(method), dtype)
+    expected = [method(tokens, count) for count in counts(method)]
+    torch.set_default_dtype(default)
+    for count, wanted in zip(counts(method), expected, strict=True):
+        selection = method(tokens, count)
+        selection.check(SIZE)
+        assert selection.features is None or selection.features.dtype == dtype
+        for field in fields(Selection):
+            assert same(getattr(selection, field.name), getattr(wanted, field.name)), field.name
+
+
+def test_double_precision_is_not_lost_on_the_way(method: DecoderMethod):
+    """What float32 cannot tell apart makes a difference to merged rows of float64."""
+    tokens = in_precision(image(method), torch.float64)
+    nudged = replace(tokens, features=tokens.features + 1e-10)
+    for count in counts(method):
+        first, second = method(tokens, count), method(nudged, count)
+        assert torch.equal(first.indices, second.indices)
+        if first.features is not None and second.features is not None:
+            nudge = torch.full_like(first.features, 1e-10)
+            torch.testing.assert_close(second.features - first.features, nudge, rtol=1e-4, atol=0)

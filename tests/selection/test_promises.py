@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import random
 import re
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -82,8 +83,9 @@ def verify(method: Method, tokens: VisualTokens, count: int | None) -> Selection
         )
         if selection.weights is not None:
             assert selection.weights.shape == (len(tokens),)
-            shares = torch.zeros(kept).index_add_(0, used, selection.weights[selection.assignment >= 0].float())
-            torch.testing.assert_close(shares[filled], torch.ones(len(filled)))
+            own = selection.weights[selection.assignment >= 0].float()
+            shares = torch.zeros(kept, dtype=torch.float32).index_add_(0, used, own)
+            torch.testing.assert_close(shares[filled], torch.ones_like(shares[filled]))
     if selection.positions is not None:
         assert selection.positions.dtype == torch.int64
         assert len(selection.positions) == kept
@@ -205,20 +207,62 @@ def test_the_same_twice_and_nothing_else_is_touched(method: Method):
                 assert torch.equal(value, tokens.measured[need])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(method: Method, dtype: torch.dtype):
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def in_precision(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:
+    """The same image of a model of another precision: scores and keys come in float32, what a model made in its own."""
+    values = {
+        need: value.to(dtype) if need.kind in ("features", "instruction", "cls_feature") else value
+        for need, value in tokens.measured.items()
+    }
+    return replace(tokens, features=tokens.features.to(dtype), measured=values)
+
+
+@pytest.fixture(params=PRECISIONS)
+def default(request: pytest.FixtureRequest) -> Generator[torch.dtype]:
+    """What new tensors are made in."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_any_precision_of_model_and_any_default(method: Method, dtype: torch.dtype, default: torch.dtype):
+    """Rows keep the model's precision, and what new tensors are made in changes nothing."""
     for tower in towers(method):
         for tokens in (plain(4, 5, tower), tiled(tower=tower)):
-            tokens = measure(method, tokens)
-            # Scores come in float32; what a model made comes in the model's precision.
-            values = {
-                need: value.to(dtype) if need.kind in ("features", "instruction", "cls_feature") else value
-                for need, value in tokens.measured.items()
-            }
-            tokens = replace(tokens, features=tokens.features.to(dtype), measured=values)
-            for count in choices(method, tokens):
+            torch.set_default_dtype(torch.float32)
+            tokens = in_precision(measure(method, tokens), dtype)
+            expected = [method(tokens, count) for count in choices(method, tokens)]
+            torch.set_default_dtype(default)
+            for count, wanted in zip(choices(method, tokens), expected, strict=True):
                 selection = verify(method, tokens, count)
                 assert selection.apply(tokens.features).dtype == dtype
+                for field in dataclasses.fields(Selection):
+                    assert same(getattr(selection, field.name), getattr(wanted, field.name)), field.name
+
+
+def test_double_precision_is_not_lost_on_the_way(method: Method):
+    """What float32 cannot tell apart makes a difference to merged rows of float64."""
+    tower = towers(method)[0]
+    for tokens in (plain(4, 5, tower), tiled(tower=tower)):
+        tokens = in_precision(measure(method, tokens), torch.float64)
+        nudged = replace(tokens, features=tokens.features + 1e-10)
+        for count in choices(method, tokens):
+            first, second = method(tokens, count), method(nudged, count)
+            assert torch.equal(first.indices, second.indices)
+            made = torch.ones(len(first), dtype=torch.bool)
+            if first.assignment is not None:  # a marker is made of no token
+                made[:] = False
+                made[first.assignment[first.assignment >= 0]] = True
+            pairs = [(first.apply(tokens.features), second.apply(nudged.features))]
+            if first.features is not None and second.features is not None:
+                pairs.append((first.features, second.features))
+            for one, other in pairs:
+                nudge = torch.full_like(one[made], 1e-10)
+                torch.testing.assert_close(other[made] - one[made], nudge, rtol=1e-4, atol=0)
 
 
 CORNERS = {

@@ -61,7 +61,7 @@ class Part:
 
         def over(tokens: Tensor, how: str) -> Tensor:
             """The least or the largest of every row and channel."""
-            start = torch.zeros(shape, device=key.device)
+            start = torch.zeros(shape, dtype=torch.float32, device=key.device)
             return start.scatter_reduce(0, index, tokens.float(), how, include_self=False)
 
         key_range = packing.ranges(over(key, "amin"), over(key, "amax"), bits, key.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveate.decoder._folder import check_size, folder, network_of, read_config
 from foveate.decoder.method import DecoderMethod, LayerTokens
 from foveate.errors import FoveateError
-from foveate.tokens import Crop, Need, Selection, Tower
+from foveate.tokens import Crop, Need, Selection, Tower, wide
 from foveate.trained import Trained
 
 #: What logits are divided by before the softmax.
@@ -160,7 +160,7 @@ def windows(crops: Sequence[Crop], count: int, stride: int) -> Tensor:
     # Windows by number, then by the first of their tokens.
     number = own.unique(return_inverse=True)[1]
     places = torch.arange(count, device=own.device)
-    first = torch.full((int(number.max()) + 1,), count, device=own.device).scatter_reduce(0, number, places, "amin")
+    first = places.new_full((int(number.max()) + 1,), count).scatter_reduce(0, number, places, "amin")
     return first.argsort().argsort()[number]
 
 
@@ -182,7 +182,7 @@ def pooled(tokens: LayerTokens, stride: int, operation: str = "max", scale: floa
     rows = int(window.max()) + 1
     places = torch.arange(len(tokens), device=tokens.device)
     first = places.new_full((rows,), len(tokens)).scatter_reduce(0, window, places, "amin")
-    features = tokens.features.float()
+    features = wide(tokens.features)
     index = window[:, None].expand_as(features)
     found = features.new_zeros(rows, features.shape[1]).scatter_reduce(
         0, index, features, "amax" if operation == "max" else "mean", include_self=False

@@ -44,7 +44,7 @@ class Attention:
 
     def visible(self, rows: Tensor, places: Tensor | None = None) -> Tensor:
         """(r,) how many tokens the new tokens `rows` may see; of the new tokens `places` (N,) where these are given."""
-        seen = torch.ones(self.key.shape[1], device=rows.device) if self.seen is None else self.seen.float()
+        seen = self.key.new_ones(self.key.shape[1], dtype=torch.float32) if self.seen is None else self.seen.float()
         if places is not None:
             seen = torch.zeros_like(seen).index_copy(0, places + self.past, seen[places + self.past])
         return seen.cumsum(dim=0)[rows + self.past]
@@ -72,7 +72,7 @@ class Attention:
         Computed in blocks of rows, so that memory stays bounded.
         """
         step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
-        total = torch.zeros(len(places), device=places.device)
+        total = torch.zeros(len(places), dtype=torch.float32, device=places.device)
         for some in rows.split(step):
             total += self.rows(some)[:, :, places + self.past].sum(dim=1).mean(dim=0)
         return total / max(len(rows), 1)

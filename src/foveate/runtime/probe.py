@@ -239,8 +239,8 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling:
     keys = _heads(key, query).transpose(-1, -2)
     batch, heads, count, _ = query.shape
     step = max(1, _BLOCK // max(batch * heads * count, 1))
-    total = torch.zeros(batch, count, device=query.device)
-    seen = torch.zeros(batch, count, device=query.device) if mask is not None else None
+    total = torch.zeros(batch, count, dtype=torch.float32, device=query.device)
+    seen = torch.zeros_like(total) if mask is not None else None
     for start in range(0, count, step):
         stop = min(start + step, count)
         weights = _masked((query[:, :, start:stop] @ keys).float() * scaling, mask, start, stop).softmax(dim=-1)

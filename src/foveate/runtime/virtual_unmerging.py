@@ -34,7 +34,7 @@ class _Groups:
         self.group = group
         self.rows = int(group.max()) + 1
         position = torch.arange(count, device=group.device).expand(batch, count)
-        first = torch.full((batch, self.rows), count - 1, device=group.device)
+        first = torch.full((batch, self.rows), count - 1, dtype=torch.int64, device=group.device)
         self.first = first.scatter_reduce_(1, group, position, "amin")
 
     def of(self, x: Tensor, index: Tensor) -> Tensor:

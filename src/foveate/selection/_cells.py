@@ -29,7 +29,7 @@ def cells(crop: Crop, count: int) -> tuple[Tensor, Tensor]:
     row, column = place // crop.grid.columns, place % crop.grid.columns
     row, column = row - row.min(), column - column.min()
     height, width = row.max() + 1, column.max() + 1
-    bands = (count * height / width).sqrt().round().long().clamp(min=1).minimum(height)
+    bands = (count * height.double() / width).sqrt().round().long().clamp(min=1).minimum(height)
     band = row * bands // height
     along = torch.where(band % 2 == 0, column, width - 1 - column)
     path = ((band * width + along) * height + row).argsort()
@@ -38,7 +38,7 @@ def cells(crop: Crop, count: int) -> tuple[Tensor, Tensor]:
 
     sizes = cell.bincount(minlength=count)
     where = torch.stack([row, column], dim=1).float()
-    middle = torch.zeros(count, 2, device=path.device).index_add_(0, cell, where) / sizes[:, None]
+    middle = where.new_zeros(count, 2).index_add_(0, cell, where) / sizes[:, None]
     distance = (where - middle[cell]).square().sum(dim=1)
     nearest = distance.argsort(stable=True)
     nearest = nearest[cell[nearest].argsort(stable=True)]

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.selection._diversity import gram
+from foveate.tokens import wide
 
 
 def spread(size: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -32,9 +33,9 @@ def nearest(keys: Tensor, centres: Tensor, count: int, bonus: Tensor | None = No
 
 
 def weighted(features: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
-    """Sum of weights * features over each group of places (m, n): (m, D) in float32."""
-    table = torch.zeros(len(groups), len(features), device=features.device)
-    return table.scatter_(1, groups, weights.float()[groups]) @ features.float()
+    """Sum of weights * features over each group of places (m, n): (m, D) in float32, in float64 of float64."""
+    x = wide(features)
+    return x.new_zeros(len(groups), len(x)).scatter_(1, groups, weights.to(x.dtype)[groups]) @ x
 
 
 def representatives(labels: Tensor, scores: Tensor, count: int) -> Tensor:
@@ -76,7 +77,9 @@ def _labels(x: Tensor, centres: Tensor) -> Tensor:
     # empty clusters are used, so that no size has to travel to the host.
     sizes = labels.bincount(minlength=count)
     empty_first = (sizes > 0).to(torch.int8).argsort(stable=True)
-    best = torch.full((count,), -torch.inf, device=x.device).scatter_reduce_(0, labels, closeness, "amax")
+    best = torch.full((count,), -torch.inf, dtype=closeness.dtype, device=x.device).scatter_reduce_(
+        0, labels, closeness, "amax"
+    )
     places = torch.arange(len(x), device=x.device)
     first_best = torch.full((count,), len(x), dtype=torch.int64, device=x.device)
     first_best.scatter_reduce_(0, labels, torch.where(closeness == best[labels], places, len(x)), "amin")
@@ -112,7 +115,7 @@ def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
     distance, near = distance[:, :k], places.gather(1, chosen[:, :k])
     density = 1 / (torch.maximum(distance, distance[:, -1][near]).mean(dim=1) + 1e-10)  # duplicates: not infinite
     factor = density[near].mean(dim=1) / density
-    out = torch.empty(count, device=values.device)
+    out = torch.empty_like(factor)
     out[order] = factor
     return out
 

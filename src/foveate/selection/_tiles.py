@@ -16,8 +16,16 @@ def centres(crop: Crop) -> tuple[Tensor, Tensor]:
     """The x and y (n,) of the middles of a crop's cells, row-major, as fractions of the image."""
     left, upper, right, lower = crop.box
     device = crop.index.device
-    x = left + (right - left) * (torch.arange(crop.grid.columns, device=device) + 0.5) / crop.grid.columns
-    y = upper + (lower - upper) * (torch.arange(crop.grid.rows, device=device) + 0.5) / crop.grid.rows
+    x = (
+        left
+        + (right - left)
+        * (torch.arange(crop.grid.columns, dtype=torch.float32, device=device) + 0.5)
+        / crop.grid.columns
+    )
+    y = (
+        upper
+        + (lower - upper) * (torch.arange(crop.grid.rows, dtype=torch.float32, device=device) + 0.5) / crop.grid.rows
+    )
     return x.repeat(crop.grid.rows), y.repeat_interleave(crop.grid.columns)
 
 

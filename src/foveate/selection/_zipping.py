@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.tokens import Selection, merged, top
+from foveate.tokens import Selection, merged, top, wide
 
 
 def zipped(
@@ -43,5 +43,5 @@ def zipped(
     joined = assignment.index_fill(0, indices, -1)  # without the tokens that stand at the places
     others = merged(features, indices, joined).features
     assert others is not None
-    out = features[indices].float() + others.float()
+    out = wide(features[indices]) + wide(others)
     return replace(selection, features=out.to(features.dtype))

@@ -77,7 +77,7 @@ class GlobalCom2(Method):
             row = (torch.arange(view.shape[0]) // max(view.shape[0] // rows, 1)).clamp(max=rows - 1)
             column = (torch.arange(view.shape[1]) // max(view.shape[1] // columns, 1)).clamp(max=columns - 1)
             owner = (row[:, None] * columns + column).flatten().to(view.device)
-            sums = torch.zeros(len(tiles), device=view.device).index_add_(0, owner, view.flatten())
+            sums = view.new_zeros(len(tiles)).index_add_(0, owner, view.flatten())
         else:
             sums = seen_by(tiles, thumbnail).to(view.dtype) @ view.flatten()
         factors = importance(sums.tolist(), self.temperature)

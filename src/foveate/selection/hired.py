@@ -69,7 +69,7 @@ class HiRED(Method):
         marks[seen.nonzero().flatten()[top(early[thumbnail.present], lively)]] = True
         if self.reference:
             strip = torch.arange(len(marks), device=marks.device) * len(tiles) // len(marks)
-            content = torch.zeros(len(tiles), device=marks.device).index_add_(0, strip, marks.float())
+            content = marks.new_zeros(len(tiles), dtype=torch.float32).index_add_(0, strip, marks.float())
             shares = (content / content.sum().clamp(min=1) * (count - whole)).int().tolist()
             shares = [min(share, size) for share, size in zip(shares, sizes, strict=True)]
         else:

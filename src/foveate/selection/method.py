@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from foveate.errors import FoveateError
-from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens, check_finite
+from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens, check_finite, wide
 
 Budget = Literal["count", "optional", "none"]
 
@@ -154,7 +154,7 @@ def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Sel
         return Selection(indices[order])
     features, start = [], 0
     assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
-    weights = torch.zeros(len(tokens), device=tokens.device)
+    weights = torch.zeros(len(tokens), dtype=wide(tokens.features[:0]).dtype, device=tokens.device)
     for crop, part in zip(crops, parts, strict=True):
         own = tokens.features[crop.present]
         features.append(own[part.indices] if part.features is None else part.features)
@@ -166,9 +166,9 @@ def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Sel
         assignment[crop.present[used]] = rank[start + member[used]]
         if part.weights is None:
             size = member[used].bincount(minlength=len(part))
-            weights[crop.present[used]] = 1 / size[member[used]]
+            weights[crop.present[used]] = 1 / size[member[used]].to(weights.dtype)
         else:
-            weights[crop.present] = part.weights
+            weights[crop.present] = part.weights.to(weights.dtype)
         start += len(part)
     positions = None
     width = max((part.positions.shape[1] for part in parts if part.positions is not None), default=0)

@@ -99,7 +99,7 @@ class PosPad(Method):
         members = chosen.members(size)
         assignment = torch.full_like(row, -1)
         assignment[members >= 0] = row[chosen.indices[members[members >= 0]]]
-        weights = chosen._shares(size) if len(chosen) else torch.zeros(size, device=device)
+        weights = chosen._shares(size) if len(chosen) else torch.zeros(size, dtype=torch.float32, device=device)
         added = stays.index_fill(0, chosen.indices, False)
         assignment[added], weights[added] = row[added], 1.0
         if self.marker == "mean" and self.embedding is None:
@@ -108,7 +108,7 @@ class PosPad(Method):
             last = torch.where(ends, places, size).flip(0).cummin(0).values.flip(0)
             assignment[gone], weights[gone] = row[last[gone]], 1.0
         used = assignment >= 0
-        total = torch.zeros(len(indices), device=device).index_add_(0, assignment[used], weights[used])
+        total = weights.new_zeros(len(indices)).index_add_(0, assignment[used], weights[used])
         weights[used] /= total.clamp(min=torch.finfo(torch.float32).tiny)[assignment[used]]
         found = Selection(indices, None, assignment, weights)
         features = found.apply(tokens.features)

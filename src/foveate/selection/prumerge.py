@@ -13,7 +13,7 @@ from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._clustering import nearest, spread, weighted
 from foveate.selection.method import Budget, Method
-from foveate.tokens import Need, Selection, Tower, VisualTokens, top
+from foveate.tokens import Need, Selection, Tower, VisualTokens, top, wide
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,30 @@ class PruMerge(Method):
         near = nearest(keys, centres, self.neighbours)
         groups = torch.cat([centres[:, None], near], dim=1)
         weights = attention.clamp(min=torch.finfo(torch.float32).eps ** 2)  # nothing attended to: a plain mean
+        weights = weights.to(wide(features[:0]).dtype)
         out = weighted(features, weights, groups) / weights[groups].sum(dim=1, keepdim=True)
 
         x = F.normalize(keys, dim=-1)
-        inside = torch.full((len(centres), len(features)), -torch.inf, device=features.device)
+        inside = x.new_full((len(centres), len(features)), -torch.inf)
         inside.scatter_(1, near, (x[centres] @ x.T).gather(1, near))
         closeness, assignment = inside.max(dim=0)
         assignment[closeness == -torch.inf] = -1
         assignment[centres] = torch.arange(len(centres), device=centres.device)
         used = assignment >= 0
         share = torch.where(used, weights, 0.0)
-        total = torch.zeros(len(centres), device=share.device).index_add_(0, assignment[used], share[used])
+        total = share.new_zeros(len(centres)).index_add_(0, assignment[used], share[used])
         share = share / total[assignment.clamp(min=0)]
         return Selection(centres, out.to(features.dtype), assignment, share)
 
     def _summed(self, features: Tensor, attention: Tensor, keys: Tensor, centres: Tensor) -> Selection:
-        out = features[centres].float()
+        out = wide(features[centres])
         if len(centres):
             out = out + weighted(features, attention, nearest(keys, centres, self.neighbours))
         if len(centres) == len(features):  # nothing is dropped
             return Selection(centres, out.to(features.dtype))
         dropped = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, centres, False)
-        weights = torch.where(dropped, attention, 0.0)
-        extra = weights @ features.float()
+        weights = torch.where(dropped, attention, 0.0).to(out.dtype)
+        extra = weights @ wide(features)
         places = torch.arange(len(features), device=features.device)
         last = torch.where(dropped, places, -1).max()
         indices, order = torch.cat([centres, last[None]]).sort()
@@ -160,5 +161,5 @@ def _lossy(outliers: int, size: int) -> int:
 
 def _outliers(attention: Tensor) -> int:
     """How many values are above the third quartile by more than 1.5 times the distance of the quartiles."""
-    low, high = attention.quantile(torch.tensor([0.25, 0.75], device=attention.device))
+    low, high = attention.quantile(attention.new_tensor([0.25, 0.75]))
     return int((attention > high + 1.5 * (high - low)).sum())

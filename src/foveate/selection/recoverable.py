@@ -13,7 +13,7 @@ from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection._clustering import nearest, outlier_factor, weighted
 from foveate.selection.method import Budget, Method
-from foveate.tokens import Need, Selection, Tower, VisualTokens, merged, top
+from foveate.tokens import Need, Selection, Tower, VisualTokens, merged, top, wide
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class RecoverableCompression(Method):
     attention received, which the paper does not define. t is a cosine too. The paper compares the text embedding of
     CLIP with patches projected into its space. Few models carry such an encoder, so by default the text is the mean
     direction of the embeddings of the user's own words and is compared with the tokens, both as the language model
-    reads them: a substitute of ours. text="aligned" compares a given text feature with the output of the last block of the encoder,
-    which must be of one width.
+    reads them: a substitute of ours. text="aligned" compares a given text feature with the output of the last block of
+    the encoder, which must be of one width.
 
     The authors' code differs, `reference=True`: v is the [CLS] attention; in step 2 the chosen ones compete with the
     least score; in step 3 each centre becomes x_i + sum_j a_j x_j over the 32 others of greatest cosine of keys plus
@@ -143,15 +143,16 @@ class RecoverableCompression(Method):
     ) -> Selection:
         if not centres:
             return Selection(kept) if len(kept) else Selection(top(v, 1))
-        x, a = tokens.features[rest].float(), v[rest]
+        x = wide(tokens.features[rest])
+        a = v[rest].to(x.dtype)
         chosen = top(a, centres)
         width = (tokens.features if self.text == "instruction" else tokens.get(Need("text_feature"))).shape[-1]
         near = nearest(keys[rest], chosen, 32, 50 * t[rest] / width**0.5)
         sums = x[chosen] + weighted(x, a, near)
         other = torch.ones(len(rest), dtype=torch.bool, device=rest.device).index_fill_(0, chosen, False)
-        rows, places = [tokens.features[kept].float(), sums], [kept, rest[chosen]]
+        rows, places = [wide(tokens.features[kept]), sums], [kept, rest[chosen]]
         assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=rest.device)
-        weights = torch.zeros(len(tokens), device=rest.device)
+        weights = a.new_zeros(len(tokens))
         if bool(other.any()):
             extra = (a * other) @ x
             rows.append(extra[None])

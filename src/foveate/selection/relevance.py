@@ -25,9 +25,10 @@ class Relevance(Trained, Method):
     """Keeps the tokens that a small trained network expects an answer to rest on, from first-layer attention.
 
     The attention that the user's own words pay to the visual tokens in the language model's first layer, as a picture,
-    is mapped by a fully convolutional network to scores; the greatest stay (arXiv 2506.01097). The network has learned the
-    relevance of visual tokens for answers, found by attention x gradient roll-out (`rollout`). The network
-    knows nothing of the size of an image.
+    is mapped by a fully convolutional network to scores; the greatest stay (arXiv 2506.01097). The network has learned
+    the relevance of visual tokens for answers, found by attention x gradient roll-out (`rollout`). The network knows
+    nothing of the size of an image. Words before the image cannot look at it; where no word of the user comes after it,
+    all text after the image is asked.
 
     There is no public code. The roll-out rule (Chefer et al., 2021), the network, its input scaling and the loss are
     choices made here, not the paper's, whose details we do not know. Every crop or frame is mapped as a picture of its

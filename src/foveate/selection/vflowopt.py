@@ -134,7 +134,9 @@ def recycled(scores: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor,
     ascending = scores.argsort(descending=True, stable=True).flip(0)
     places = torch.arange(size, device=scores.device)
     number, labels = _numbered(cells)
-    first = torch.full((number,), size, device=scores.device).scatter_reduce(0, labels[ascending], places, "amin")
+    first = torch.full((number,), size, dtype=torch.int64, device=scores.device).scatter_reduce(
+        0, labels[ascending], places, "amin"
+    )
     opens = torch.zeros(size, dtype=torch.int64, device=scores.device).index_fill(0, first, 1)
     left = torch.cat([places.new_tensor([size]), size - 1 - places + opens.cumsum(dim=0)])
     enough = (left <= count).nonzero().flatten()
@@ -142,7 +144,7 @@ def recycled(scores: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor,
     stay = ascending[len(gone) :]
     number, labels = _numbered(cells[gone])
     if len(stay) + number > count:  # no room for all cells
-        sums = torch.zeros(number, device=scores.device).index_add(0, labels, scores[gone].float())
+        sums = scores.new_zeros(number).index_add(0, labels, scores[gone])
         chosen = torch.zeros(number, dtype=torch.bool, device=scores.device).index_fill(0, top(sums, count), True)
         gone = gone[chosen[labels]]
     gone = gone.sort().values
@@ -165,7 +167,7 @@ def grey_entropy(pixels: Tensor, grid: Grid) -> Tensor:
     grey = ((pixels * weights[:, None, None]).sum(dim=0) * 255).round().long().clamp(0, 255)
     patches = grey.view(grid.rows, height // grid.rows, grid.columns, width // grid.columns).transpose(1, 2)
     patches = patches.reshape(grid.size, -1)
-    counts = torch.zeros(grid.size, 256, device=pixels.device)
+    counts = torch.zeros(grid.size, 256, dtype=torch.float32, device=pixels.device)
     counts.scatter_add_(1, patches, torch.ones_like(patches, dtype=torch.float32))
     share = counts / patches.shape[1]
     return -torch.where(share > 0, share * share.clamp(min=1e-12).log2(), 0).sum(dim=1)

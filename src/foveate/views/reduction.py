@@ -62,7 +62,7 @@ def places(grid: Grid, small: Grid, count: int) -> tuple[Tensor, Tensor]:
         `(rows, places)`, both (count,) ascending int64: which tokens of the small raster stay, and the place of the
         centre of each in the large one. The places differ, for no side of `small` is longer than that of `grid`.
     """
-    stay = ((torch.arange(count) + 0.5) * small.size / count).long()
-    row = ((stay // small.columns + 0.5) * grid.rows / small.rows).long()
-    column = ((stay % small.columns + 0.5) * grid.columns / small.columns).long()
+    stay = ((torch.arange(count, dtype=torch.float64) + 0.5) * small.size / count).long()
+    row = (((stay // small.columns).double() + 0.5) * grid.rows / small.rows).long()
+    column = (((stay % small.columns).double() + 0.5) * grid.columns / small.columns).long()
     return stay, row * grid.columns + column

@@ -47,3 +47,30 @@ def test_what_is_not_finite_ends_in_a_sentence(method: EncoderMethod, what: str,
         FoveateError, match=f"{method.name} cannot choose: the (rows|keys) of the encoder are not finite"
     ):
         run(method, x, keys)
+
+
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@pytest.mark.parametrize("default", PRECISIONS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_any_precision_of_model_and_any_default(method: EncoderMethod, dtype: torch.dtype, default: torch.dtype):
+    """Rows keep the model's precision, and what new tensors are made in changes nothing."""
+    x, keys = torch.randn(2, PATCHES + 1, 6).to(dtype), torch.randn(2, PATCHES + 1, 4)
+    expected = run(method, x, keys)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        tokens = run(method, x, keys)
+    finally:
+        torch.set_default_dtype(before)
+    assert tokens.x.dtype == dtype
+    for one, other in zip(tokens, expected, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+def test_double_precision_is_not_lost_on_the_way(method: EncoderMethod):
+    """What float32 cannot tell apart makes a difference to rows of float64."""
+    x, keys = torch.randn(1, PATCHES + 1, 6, dtype=torch.float64), torch.randn(1, PATCHES + 1, 4)
+    first, second = run(method, x, keys), run(method, x + 1e-10, keys)
+    torch.testing.assert_close(second.x - first.x, torch.full_like(first.x, 1e-10), rtol=1e-4, atol=0)

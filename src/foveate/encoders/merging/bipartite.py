@@ -16,13 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.tokens import wide
+
 
 class Tokens(NamedTuple):
     """The rows of a batch inside the encoder, and what went into them.
 
     Args:
         x: (B, N, d).
-        size: (B, N, 1) float32, original tokens that a row stands for; 0 where an image has no such row.
+        size: (B, N, 1) float32 (float64 where x is), original tokens that a row stands for; 0 where an image has no
+            such row.
         source: (B, N0) int64, the row that each original token is in.
     """
 
@@ -34,7 +37,7 @@ class Tokens(NamedTuple):
     def start(cls, x: Tensor) -> Tokens:
         """Rows (B, N0, d) of which none has been merged."""
         batch, count, _ = x.shape
-        size = torch.ones(batch, count, 1, device=x.device)
+        size = torch.ones(batch, count, 1, dtype=wide(x[:0]).dtype, device=x.device)
         return cls(x, size, torch.arange(count, device=x.device).expand(batch, count))
 
     @property
@@ -170,7 +173,7 @@ def join(tokens: Tokens, row: Tensor, length: int) -> Tokens:
     batch, _, width = tokens.x.shape
     flat = (row + length * torch.arange(batch, device=row.device)[:, None]).flatten()
     size = tokens.size.new_zeros(batch * length, 1).index_add_(0, flat, tokens.size.flatten(0, 1))
-    mass = (tokens.x.float() * tokens.size).flatten(0, 1)
+    mass = (wide(tokens.x) * tokens.size).flatten(0, 1)
     x = mass.new_zeros(batch * length, width).index_add_(0, flat, mass) / size.clamp(min=1)
     return Tokens(
         x.view(batch, length, width).to(tokens.x.dtype),

@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.encoders.merging.bipartite import Tokens, match, pick, place
 from foveate.encoders.merging.method import EncoderMethod, Step, spread
 from foveate.errors import FoveateError
+from foveate.tokens import wide
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ class TokenTransforming(EncoderMethod):
             odd = torch.arange(1, row.shape[1], 2, device=row.device).expand(len(row), -1)
             stay, gone = torch.cat([2 * stay, odd], dim=1), 2 * gone
 
-            unit = F.normalize(keys.float(), dim=-1)
+            unit = F.normalize(wide(keys), dim=-1)
             logits = _rows(unit, gone) @ _rows(unit, stay).transpose(1, 2) / self.temperature
             if cls:
                 logits[..., 0] = -torch.inf
-            share = logits.softmax(dim=-1) * _rows(tokens.size, gone)
+            share = logits.softmax(dim=-1).to(tokens.size.dtype) * _rows(tokens.size, gone)
             size = _rows(tokens.size, stay) + share.sum(dim=1)[..., None]
-            mass = _rows(tokens.x, stay).float() * _rows(tokens.size, stay)
-            x = (mass + share.transpose(1, 2) @ _rows(tokens.x, gone).float()) / size
+            mass = wide(_rows(tokens.x, stay)) * _rows(tokens.size, stay)
+            x = (mass + share.transpose(1, 2) @ wide(_rows(tokens.x, gone))) / size
             row.scatter_(1, gone, logits.argmax(dim=-1))
             return Tokens(x.to(tokens.x.dtype), size, row.gather(1, tokens.source))
 

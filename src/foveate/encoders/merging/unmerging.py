@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.tokens import wide
 
 
 def expand(x: Tensor, group: Tensor) -> Tensor:
@@ -34,10 +35,9 @@ def group_mean(x: Tensor, group: Tensor, rows: int) -> Tensor:
     """Positions (B, N, d) as rows (B, U, d), each the mean of its members; 0 where a row has none."""
     batch, _, width = x.shape
     place = (group + rows * torch.arange(batch, device=group.device)[:, None]).flatten()
-    number = torch.zeros(batch * rows, 1, device=x.device).index_add_(
-        0, place, torch.ones(len(place), 1, device=x.device)
-    )
-    total = torch.zeros(batch * rows, width, device=x.device).index_add_(0, place, x.flatten(0, 1).float())
+    mass = wide(x.flatten(0, 1))
+    number = mass.new_zeros(batch * rows, 1).index_add_(0, place, mass.new_ones(len(place), 1))
+    total = mass.new_zeros(batch * rows, width).index_add_(0, place, mass)
     return (total / number.clamp(min=1)).view(batch, rows, width).to(x.dtype)
 
 
@@ -122,7 +122,7 @@ def sequence_groups(image: Tensor, assignments: Sequence[Tensor]) -> Tensor:
         start += len(assignment)
     if merged:
         label = label.masked_scatter(image, torch.cat(merged))
-    first = torch.full((batch, start), count, device=image.device)
+    first = torch.full((batch, start), count, dtype=torch.int64, device=image.device)
     position = torch.arange(count, device=image.device).expand(batch, count)
     first = first.scatter_reduce_(1, label, position, "amin").gather(1, label)  # (B, N) first position of the group
     new = (first == position).long().cumsum(dim=1) - 1
