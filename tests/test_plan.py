@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate import FoveateError, Plan
+from foveate.decoder import decoder_methods
 from foveate.plan import PLAN_FILE, Budget, Step, all_methods, parse_plan
 
 budgets = st.one_of(
@@ -152,6 +154,34 @@ def test_what_is_no_plan(thing):
 def test_what_is_no_budget(budget):
     with pytest.raises(FoveateError, match="is no budget"):
         Plan.of(sample("divprune"), budget)
+
+
+@pytest.mark.parametrize("budget", [64, 0.25, "64", "25%", np.int64(64), np.float32(0.25), Budget(tokens=64)])
+def test_a_budget_beside_a_plan_is_used(budget):
+    method = sample("divprune")
+    expected = Plan((Step(method, Budget(tokens=64) if str(budget)[:1] == "6" else Budget(fraction=0.25)),))
+    for plan in ("divprune", " divprune ", method, Step(method), Plan((Step(method),)), [method], ["divprune"]):
+        assert Plan.of(plan, budget) == expected
+    assert Plan.of("fastv@2", 64) == Plan.of("fastv:64@2")
+    assert Plan.of("divprune:64", 64) == Plan.of("divprune:64")
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("divprune:25%", "'divprune:25%' has a budget, and 50% stands beside it"),
+        (Plan.of("divprune:64"), "has a budget"),
+        (Plan.of("divprune:64").steps[0], "has a budget"),
+        ("fastervlm:192 + fastv:50%@2", "any of its 2 steps"),
+        (["fastervlm:192", "fastv:50%"], "any of its 2 steps"),
+        ("fastervlm + fastv", "needs a budget"),
+        ("cmai", "takes no budget"),
+        (decoder_methods()["cmai"](), "takes no budget"),
+    ],
+)
+def test_a_budget_beside_a_plan_that_cannot_take_it_is_refused(plan, words):
+    with pytest.raises(FoveateError, match=words):
+        Plan.of(plan, 0.5)
 
 
 def test_budget_is_one_of_two():

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,23 +134,29 @@ class Plan:
 
         Args:
             plan: What to do.
-            budget: For a single method: tokens (int), a fraction (float), or text such as "25%".
+            budget: For a plan of one step that has none: tokens (int), a fraction (float), or text such as "25%".
 
         Raises:
-            FoveateError: the text is no plan, or it names no known method.
+            FoveateError: the text is no plan, or it names no known method; or a budget stands beside a plan that has
+                one, that has several steps, or whose method takes none.
         """
+        given = _budget(budget)
         if isinstance(plan, Plan):
-            return plan
+            return plan if given is None else cls(_with_budget(plan.steps, given))
         if isinstance(plan, Step):
-            return cls((plan,))
+            return cls((plan,) if given is None else _with_budget((plan,), given))
         if isinstance(plan, str):
-            return parse_plan(plan)
+            return parse_plan(plan, budget=given)
         if hasattr(plan, "arguments") and hasattr(plan, "name"):
-            return cls((Step(plan, _budget(budget)),))
+            step = Step(plan)
+            return cls((step,) if given is None else _with_budget((step,), given))
         if isinstance(plan, Iterable):
-            steps = tuple(step for part in plan for step in cls.of(part).steps)
+            parts = list(plan)
+            if given is not None and len(parts) == 1:
+                return cls.of(parts[0], given)
+            steps = tuple(step for part in parts for step in cls.of(part).steps)
             if steps:
-                return cls(steps)
+                return cls(steps if given is None else _with_budget(steps, given))
         raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
 
     @property
@@ -199,22 +206,29 @@ def all_methods() -> dict[str, Any]:
     return dict(sorted({**methods(), **encoder_methods(), **decoder_methods(), Downsample.name: Downsample}.items()))
 
 
-def parse_plan(text: str, known: Mapping[str, type] | None = None) -> Plan:
+def parse_plan(text: str, known: Mapping[str, type] | None = None, budget: Budget | None = None) -> Plan:
     """The plan that a text describes; see the module.
 
     Args:
         text: The plan.
         known: Methods by name; all registered ones by default.
+        budget: That of the only step, where the text gives none.
 
     Raises:
-        FoveateError: the text cannot be read, or names a method, an argument or a budget that does not exist.
+        FoveateError: the text cannot be read, or names a method, an argument or a budget that does not exist; or there
+            are two budgets, or one for several steps.
     """
     if not isinstance(text, str) or not text.strip():
         raise FoveateError("a plan is empty; write one such as 'divprune:64'.")
     if len(text) > LONGEST:
         raise FoveateError(f"a plan has at most {LONGEST:,} characters, and this text has {len(text):,}.")
     known = all_methods() if known is None else known
-    return Plan(tuple(_step(part, known) for part in _split(text)))
+    parts = _split(text)
+    if budget is None:
+        return Plan(tuple(_step(part, known) for part in parts))
+    if len(parts) == 1:
+        return Plan(_with_budget((_step(text, known, budget),), budget))
+    return Plan(_with_budget(tuple(_step(part, known) for part in parts), budget))
 
 
 def _split(text: str) -> list[str]:
@@ -230,7 +244,27 @@ def _split(text: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-def _step(text: str, known: Mapping[str, type]) -> Step:
+def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
+    """The only step of a plan with a budget that stands beside the plan.
+
+    Raises:
+        FoveateError: there are several steps, or the step has a budget or takes none.
+    """
+    text = " + ".join(map(str, steps))
+    if len(steps) != 1:
+        raise FoveateError(
+            f"a budget of {budget} beside '{text}' could be that of any of its {len(steps)} steps; write each budget "
+            "into the plan, as in 'fastervlm:192 + fastv:50%'."
+        )
+    (step,) = steps
+    if step.budget is not None and step.budget != budget:
+        raise FoveateError(f"'{text}' has a budget, and {budget} stands beside it; give one of the two.")
+    if step.method.budget == "none":
+        raise FoveateError(f"{step.method.name} takes no budget: its own rule decides how many tokens stay.")
+    return (dataclasses.replace(step, budget=budget),)
+
+
+def _step(text: str, known: Mapping[str, type], beside: Budget | None = None) -> Step:
     written, arguments, budget_text, layers_text = _parts(text)
     name = written.lower()
     if name not in known:
@@ -242,7 +276,7 @@ def _step(text: str, known: Mapping[str, type]) -> Step:
     layers = _layers(layers_text, name) if layers_text is not None else ()
     if layers and method.site != "decoder":
         raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
-    if budget is None and method.budget == "count":
+    if budget is None and beside is None and method.budget == "count":
         raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
     if budget is not None and method.budget == "none":
         raise FoveateError(f"{name} takes no budget: its own rule decides how many tokens stay.")
@@ -373,8 +407,8 @@ def _budget(budget: Any) -> Budget | None:
         return budget
     if isinstance(budget, str):
         return Budget.parse(budget)
-    if isinstance(budget, int):
-        return Budget(tokens=budget)
-    if isinstance(budget, float):
-        return Budget(fraction=budget)
+    if isinstance(budget, Integral):
+        return Budget(tokens=budget if isinstance(budget, bool) else int(budget))
+    if isinstance(budget, Real):
+        return Budget(fraction=float(budget))
     raise FoveateError(f"{budget!r} is no budget; give tokens (64), a fraction (0.25) or text ('25%').")

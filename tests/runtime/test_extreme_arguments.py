@@ -3,9 +3,11 @@
 import pytest
 from PIL import Image
 
-from foveate import FoveateError, load
+from families.zoo import zoo
+from foveate import FoveateError, ask, load
 from foveate.answering import answer_batch
 from foveate.runtime import compress
+from foveate.selection.divprune import DivPrune
 from tiny_model import save_llava
 
 HUGE = 10**18
@@ -38,3 +40,16 @@ def test_what_is_only_large_is_answered(llava, plan):
     model, processor = llava
     with compress(model, plan):
         assert len(answer_batch(model, processor, ASKED, 2)) == 1
+
+
+def test_a_budget_beside_a_plan_is_used_or_refused() -> None:
+    model = zoo()["llava"].model()
+    for plan in ("divprune", DivPrune()):
+        with compress(model, plan, 3) as handle:
+            assert str(handle.plan) == "divprune:3"
+        with pytest.raises(FoveateError, match="divprune needs a budget"):
+            compress(model, plan)
+    with pytest.raises(FoveateError, match="has a budget"):
+        compress(model, "divprune:25%", 0.5)
+    with pytest.raises(FoveateError, match="needs a plan that it is the budget of"):
+        ask("no.png", "What?", budget=3)

@@ -31,6 +31,7 @@ def ask(
     question: str,
     model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
     plan: Any = None,
+    budget: Any = None,
     *,
     max_new_tokens: int = 128,
     stream: Callable[[str], object] | None = None,
@@ -47,6 +48,7 @@ def ask(
             last model loaded by name is kept for the next question.
         plan: how to shorten what the language model reads, for this question: anything that `foveate.compress` takes,
             such as ``"divprune:25%"``. By default the plan that is attached to the model or saved beside it, if any.
+        budget: of a plan of one step that has none, as `foveate.compress` takes it.
         max_new_tokens: length at which an answer is cut off.
         stream: called with each piece of the answer's text as soon as it is final.
         keep_pooling: also keep what the content-adaptive stages looked at, for a picture; the image is encoded once
@@ -60,7 +62,9 @@ def ask(
     """
     if plan is not None and draft is not None:
         raise FoveateError("a draft speeds up models without a plan; leave the draft or the plan out.")
-    wanted = None if plan is None else Plan.of(plan)
+    if plan is None and budget is not None:
+        raise FoveateError(f"a budget of {budget} needs a plan that it is the budget of, such as plan='divprune'.")
+    wanted = None if plan is None else Plan.of(plan, budget)
     if not isinstance(question, str) or not question.strip():
         raise FoveateError("the question is empty: say in words what you want to know about the image.")
     check_text(question, "the question")

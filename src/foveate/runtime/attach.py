@@ -59,7 +59,8 @@ def compress(
         model: A model of `transformers` of a family foveate knows (`foveate.families.families()`), also wrapped by
             PEFT or in a pipeline. Nothing is copied.
         plan: Text such as `"divprune:64"` or `"hiprune(alpha=0.1):25%"`, a `Plan`, or a method object.
-        budget: For a method object: tokens (int), a fraction (float) or text ("25%").
+        budget: Of a plan of one step that has none, such as `"divprune"` or a method object: tokens (int), a fraction
+            (float) or text ("25%").
         positions: Positions of what stays: "original" keeps those of the long sequence, "contiguous" closes the gaps.
             By default what the method's paper does. Models with M-RoPE always keep the original ones.
         text_features: (prompts, d) or (d,), the prompts in the space of the encoder's [CLS] token, for methods that

@@ -13,9 +13,11 @@ OF_PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 
 def check_sites(plan: Plan, family: Family) -> None:
-    """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
+    """Raise FoveateError for steps in an order that tokens cannot meet, without a budget, or where nothing can act."""
     for place, step in enumerate(plan.steps):
         method = step.method
+        if step.budget is None and method.budget == "count":
+            raise FoveateError(f"{method.name} needs a budget, such as {method.name}:64 or {method.name}:25%.")
         if method.site == "in-encoder":
             if place:
                 raise FoveateError(f"{method.name} acts inside the encoder: it must come first in a plan.")
