@@ -75,14 +75,23 @@ def draw(size: int, seed: int, ties: bool = False) -> VisualTokens:
 @pytest.mark.parametrize(("size", "seed"), [(30, 0), (48, 1), (64, 2), (5, 3)])
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("count", [None, 1, 3, 4])
-def test_equals_the_loop(size: int, seed: int, ties: bool, count: int | None) -> None:
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_equals_the_loop(size: int, seed: int, ties: bool, count: int | None, similarity: str) -> None:
     tokens = draw(size, seed, ties)
-    selection = RecoverableCompression()(tokens, count)
+    selection = RecoverableCompression(similarity=similarity)(tokens, count)  # ty: ignore[invalid-argument-type]
     selection.check(size)
-    v = cosine(tokens.get(Need("features", 22)), tokens.get(Need("cls_feature", 22))[None]).tolist()
+    patches, cls = tokens.get(Need("features", 22)), tokens.get(Need("cls_feature", 22))
     words = tokens.get(Need("instruction"))
-    words = words / words.norm(dim=1, keepdim=True)
-    t = cosine(tokens.features, words.mean(dim=0)[None]).tolist()
+    if similarity == "dot":
+        v = [sum(a * b for a, b in zip(x, cls.tolist(), strict=True)) for x in patches.tolist()]
+        products = [
+            [sum(a * b for a, b in zip(x, w, strict=True)) for w in words.tolist()] for x in tokens.features.tolist()
+        ]
+        t = [sum(row) / len(row) for row in products]
+    else:
+        v = cosine(patches, cls[None]).tolist()
+        words = words / words.norm(dim=1, keepdim=True)
+        t = cosine(tokens.features, words.mean(dim=0)[None]).tolist()
     keys = tokens.get(Need("keys", 22))
 
     def strange(values: list[float], k: int) -> int:
@@ -151,6 +160,8 @@ def test_what_it_measures() -> None:
 def test_bad_input() -> None:
     with pytest.raises(FoveateError, match="'instruction' or 'aligned'"):
         RecoverableCompression(text="none")  # ty: ignore[invalid-argument-type]
+    with pytest.raises(FoveateError, match="'dot' or 'cosine'"):
+        RecoverableCompression(similarity="none")  # ty: ignore[invalid-argument-type]
     with pytest.raises(FoveateError, match="together at most 1"):
         RecoverableCompression(visual=0.8, recovered=0.3)
     tokens = draw(12, 0)

@@ -29,22 +29,24 @@ class RecoverableCompression(Method):
     With a budget, the counts are shares of it. The number of neighbours of the filter is that of the code, and the
     clustering (named kNN) is our reading.
 
-    v is the cosine of [CLS] and the patch at the block whose output is used; an encoder without [CLS] takes the
-    attention received, which the paper does not define. t is a cosine too. The paper compares the text embedding of
-    CLIP with patches projected into its space. Few models carry such an encoder, so by default the text is the mean
-    direction of the embeddings of the user's own words and is compared with the tokens, both as the language model
-    reads them: a substitute of ours. text="aligned" compares a given text feature with the output of the last block of
-    the encoder, which must be of one width.
+    v is the dot product of [CLS] and the patch at the block whose output is used, as in the paper; an encoder without
+    [CLS] takes the attention received, which the paper does not define. t is a dot product too. similarity="cosine"
+    leaves lengths out of both. The paper compares the text embedding of CLIP with patches projected into its space. Few
+    models carry such an encoder, so by default the text is the mean of the embeddings of the user's own words (of their
+    directions, for cosines) and is compared with the tokens, both as the language model reads them: a substitute of
+    ours. text="aligned" compares a given text feature with the output of the last block of the encoder, which must be
+    of one width.
 
-    The authors' code differs, `reference=True`: v is the [CLS] attention; in step 2 the chosen ones compete with the
-    least score; in step 3 each centre becomes x_i + sum_j a_j x_j over the 32 others of greatest cosine of keys plus
-    50 t / sqrt(d), d the width that t was measured in, unnormalised, and one token sum a_j x_j of all others follows,
-    in the place of the last of them, unless there are no centres. Two slips of the code are not repeated: it takes the
-    width of the features for the number of tokens when it counts centres, and looks up places among the remaining
-    tokens in the keys of all.
+    The authors' code differs, `reference=True`: v is the [CLS] attention and t a cosine; in step 2 the chosen ones
+    compete with the least score; in step 3 each centre becomes x_i + sum_j a_j x_j over the 32 others of greatest
+    cosine of keys plus 50 t / sqrt(d), d the width that t was measured in, unnormalised, and one token sum a_j x_j of
+    all others follows, in the place of the last of them, unless there are no centres. Two slips of the code are not
+    repeated: it takes the width of the features for the number of tokens when it counts centres, and looks up places
+    among the remaining tokens in the keys of all.
 
     Args:
         text: "instruction" (embeddings of the prompt) or "aligned" (a text feature given by the user).
+        similarity: "dot" or "cosine", of [CLS] and text with the tokens.
         visual: Share of a budget for step 1. The shares are ours: the paper has no budget.
         recovered: Share of a budget for step 2; clusters take what is left.
         layer: Encoder block to read, 0-based or from the end; None: the one whose output is used.
@@ -52,6 +54,7 @@ class RecoverableCompression(Method):
     """
 
     text: Literal["instruction", "aligned"] = "instruction"
+    similarity: Literal["dot", "cosine"] = "dot"
     visual: float = 0.5
     recovered: float = 0.3
     layer: int | None = None
@@ -68,6 +71,8 @@ class RecoverableCompression(Method):
     def __post_init__(self) -> None:
         if self.text not in ("instruction", "aligned"):
             raise FoveateError(f"recoverable: text is 'instruction' or 'aligned', not {self.text!r}.")
+        if self.similarity not in ("dot", "cosine"):
+            raise FoveateError(f"recoverable: similarity is 'dot' or 'cosine', not {self.similarity!r}.")
         if min(self.visual, self.recovered) < 0 or self.visual + self.recovered > 1:
             raise FoveateError(
                 "recoverable: visual and recovered are shares of the budget, at least 0 and together at most 1, not "
@@ -121,22 +126,29 @@ class RecoverableCompression(Method):
         needs = self.needs(tokens.tower)
         if needs[1].kind == "cls_attention":
             return tokens.get(needs[1]).float()
-        return F.cosine_similarity(tokens.get(needs[2]).float(), tokens.get(needs[1]).float()[None], dim=-1)
+        return self._like(tokens.get(needs[2]), tokens.get(needs[1])[None])
 
     def _text(self, tokens: VisualTokens) -> Tensor:
         if self.text == "instruction":
-            words = tokens.get(Need("instruction")).float()
+            words = tokens.get(Need("instruction"))
             if not len(words):
                 raise FoveateError("recoverable needs a text to compare the tokens with: the prompt has none.")
-            return F.cosine_similarity(tokens.features.float(), F.normalize(words, dim=-1).mean(dim=0)[None], dim=-1)
-        text = tokens.get(Need("text_feature")).float()
-        patches = tokens.get(Need("features", tokens.tower.layer(-1))).float()
+            return self._like(tokens.features, words)
+        text = tokens.get(Need("text_feature"))
+        patches = tokens.get(Need("features", tokens.tower.layer(-1)))
         if text.shape[-1] != patches.shape[-1]:
             raise FoveateError(
                 f"recoverable: a text feature of width {text.shape[-1]} cannot be compared with patches of width "
                 f"{patches.shape[-1]}; text='instruction' needs no aligned encoder."
             )
-        return F.cosine_similarity(patches, text[None], dim=-1)
+        return self._like(patches, text[None])
+
+    def _like(self, x: Tensor, others: Tensor) -> Tensor:
+        """How similar the tokens x (N, d) are to the mean of others (T, d): (N,)."""
+        x, others = x.float(), others.float()
+        if self.similarity == "cosine" or self.reference:
+            return F.cosine_similarity(x, F.normalize(others, dim=-1).mean(dim=0)[None], dim=-1)
+        return x @ others.mean(dim=0)
 
     def _summed(
         self, tokens: VisualTokens, kept: Tensor, rest: Tensor, v: Tensor, t: Tensor, keys: Tensor, centres: int
