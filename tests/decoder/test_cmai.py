@@ -19,7 +19,7 @@ from foveate.decoder.cmai import CMAI
 from foveate.families import family_of
 from foveate.plan import parse_plan
 from foveate.runtime import compat
-from foveate.runtime.attending import Call
+from foveate.runtime.attention_functions import Call
 from runtime.test_layers import ROWS, deep, same_gradients, text_of
 from runtime.test_promises import answers, logits
 

@@ -18,7 +18,8 @@ from foveate.cache.stored import bytes_of
 from foveate.decoder.attending import Looking
 from foveate.decoder.zipvl import ZipVL
 from foveate.runtime import compat
-from foveate.runtime.attending import AttentionSeam, Call
+from foveate.runtime.attending import AttentionSeam
+from foveate.runtime.attention_functions import Call
 from runtime.test_layers import ROWS, deep, same_gradients
 from runtime.test_promises import answers, logits
 

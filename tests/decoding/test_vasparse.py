@@ -10,7 +10,7 @@ from decoding.drafters import Guessing
 from families.zoo import zoo
 from foveate import FoveateError
 from foveate.decoding import VASparse
-from foveate.runtime.attending import Call
+from foveate.runtime.attention_functions import Call
 
 FAMILIES = ("llava", "qwen2.5-vl", "llava-uhd")
 

@@ -11,7 +11,8 @@ from torch import Tensor
 import foveate
 from families.zoo import zoo
 from foveate import FoveateError
-from foveate.runtime.carried import carried_ids, carrying
+from foveate.runtime.carried import Carrying, carried_ids
+from foveate.runtime.patches import Patches
 from foveate.runtime.sequence import Chosen
 from foveate.selection.ppe import rotary_angles, rotary_ids
 from foveate.tokens import Selection
@@ -69,10 +70,13 @@ def test_tokens_of_one_member_are_rotated_as_ever() -> None:
     rotary = model.model.language_model.rotary_emb
     x = torch.zeros(1, 4, 1)
     before = rotary(x, ids[0])
-    with carrying(model.model.language_model, ids):
-        for now, then in zip(rotary(x, ids[0]), before, strict=True):
-            assert torch.equal(now, then)
-    assert "forward" not in vars(rotary)
+    carrying = Carrying(model.model.language_model)
+    with Patches() as patches:
+        carrying.attach(patches)
+        with carrying.carrying(ids):
+            for now, then in zip(rotary(x, ids[0]), before, strict=True):
+                assert torch.equal(now, then)
+    assert not rotary._forward_hooks
 
 
 def test_positions_that_are_counted_anew_cannot_be_carried() -> None:

@@ -11,7 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,14 +23,16 @@ from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.plan import Plan
 from foveate.runtime import compat, sequence
+from foveate.runtime.attention_functions import expect
 from foveate.runtime.choosing import MODALITIES, Chooser, Frame
 from foveate.runtime.encoding import Encoded, Encoder
 from foveate.runtime.layers import LayerSeam
 from foveate.runtime.needs import check_sites, needs_of
+from foveate.runtime.patches import Patches, Uncopied
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import Journal, Report
 from foveate.runtime.seam import Seam
-from foveate.runtime.vit_merging import Merging, merging
+from foveate.runtime.vit_merging import Merging, merged_in
 from foveate.runtime.words import Words
 from foveate.tokens import Tower
 from foveate.trained import Trained
@@ -116,7 +118,16 @@ def _with_weights(plan: Plan, model: nn.Module) -> Plan:
     )
 
 
-class Handle:
+def _only(module: nn.Module, called: nn.Module, args: Any) -> None:
+    """Hook before the forward of a module: refuse its replicas, whose `forward` would be that of the module itself."""
+    if called is not module:
+        raise FoveateError(
+            f"this {type(called).__name__} is a replica of one that foveate is attached to (DataParallel makes such), "
+            "which would run with the weights of the other; use one process for each device."
+        )
+
+
+class Handle(Uncopied):
     """A plan attached to a model. Made by `compress`; a context manager that restores the model when left."""
 
     def __init__(
@@ -133,7 +144,7 @@ class Handle:
         self._core: Any = self.family.core(model)
         self._journal = Journal()
         self._local = threading.local()
-        self._undo: list[Callable[[], None]] = []
+        self._patches = Patches()
         own = getattr(self._core, "own_compression", None)
         if own is not None:
             raise FoveateError(f"this model {own}; '{plan}' cannot be attached to it.")
@@ -159,7 +170,7 @@ class Handle:
                     f"the plan '{other.plan}' is attached to this model already; restore it first, or join both plans "
                     "with +."
                 )
-            vars(self._core)[_HANDLE] = self
+            self._patches.set(self._core, _HANDLE, self)
         try:
             self._attach()
         except BaseException:
@@ -221,11 +232,8 @@ class Handle:
 
     def restore(self) -> None:
         """Leave the model exactly as it was. Doing it twice changes nothing."""
-        while self._undo:
-            self._undo.pop()()
         with _lock:
-            if vars(self._core).get(_HANDLE) is self:
-                del vars(self._core)[_HANDLE]
+            self._patches.undo()
 
     def __enter__(self) -> Handle:
         return self
@@ -239,57 +247,43 @@ class Handle:
     # Attaching
 
     def _attach(self) -> None:
-        core, family = self._core, self.family
+        core, family, patches = self._core, self.family, self._patches
+        text: Any = family.text(core)
         blocks = family.blocks(core)
         attentions = [family.attention(block) for block in blocks]
         probe = Probe(attentions, blocks, self._needs, self.tower.has_cls)
-        self._undo.append(probe.detach)
-        probe.attach()
+        probe.attach(patches)
         self._encoder = Encoder(family, core, self.plan, probe, self._merge())
         if self.model is not core:
-            self._wrap(self.model, "forward", self._outer)
-        self._wrap(core, "forward", self._inner)
-        self._wrap(family.text(core), "forward", self._seam)
+            patches.wrap(self.model, "forward", self._outer)
+        patches.wrap(core, "forward", self._inner)
+        patches.wrap(text, "forward", self._seam)
+        for module in {self.model, core, text}:
+            patches.before(module, functools.partial(_only, module), prepend=True)
+        self._shortening.attach(patches)
         if self._layers is not None:
-            self._undo += self._layers.attach()
+            self._layers.attach(patches)
+        if any(need.kind == "first_layer_attention" for need in self._needs):
+            expect(patches, text.layers[0].self_attn)
         for modality in MODALITIES:
             name = f"get_{modality}_features"
             if hasattr(core, name):
-                self._wrap(core, name, functools.partial(self._encode, modality))
+                patches.wrap(core, name, functools.partial(self._encode, modality))
 
     def _merge(self) -> Merging | None:
         """Begin to merge inside the encoder, if the plan begins with that."""
         step = self.plan.steps[0]
         if step.method.site != "in-encoder":
             return None
-        context = merging(
+        active = merged_in(
             self.family.vision_tower(self._core),
             step.method,
             None if step.budget is None else step.budget.of,
             output_layer=self.tower.last_used,
             cls=self.tower.has_cls,
         )
-        stack = ExitStack()
-        self._undo.append(stack.close)
-        return stack.enter_context(context)
-
-    def _wrap(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
-        """Replace a method of an instance by `around(original, *args, **kwargs)`."""
-        original = getattr(module, name)
-        own = vars(module).get(name)
-
-        @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
-
-        def undo() -> None:
-            if own is None:
-                vars(module).pop(name, None)
-            else:
-                vars(module)[name] = own
-
-        vars(module)[name] = wrapped
-        self._undo.append(undo)
+        active.attach(self._patches)
+        return active
 
     # Encoding
 

@@ -1,141 +1,36 @@
 """The seam inside attention: methods that change what is attended to stand around the function that attends.
 
-Every attention module of `transformers` calls a function that its `config` names, with rotated queries, keys and values
-and a mask. A module that a method changes gets a copy of its config that names ours, as in `foveate.runtime.probe`.
+How they come to stand there is told in `foveate.runtime.attention_functions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import local
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.cache import MixedLayer
 from foveate.decoder.attending import AttentionMethod, Looking, MaskMethod, SparseMethod
 from foveate.errors import FoveateError
 from foveate.plan import Step
 from foveate.runtime import compat
-from foveate.runtime.probe import attention_function, name_before
+from foveate.runtime.attention_functions import Call, stand_around
+from foveate.runtime.patches import Patches
 
 if TYPE_CHECKING:
     from foveate.runtime.layers import LayerSeam
     from foveate.runtime.passes import Pass
-
-#: What an attention function of ours is called in a config; the rest of the name is the one that it stands around.
-PREFIX = "foveate_around_"
-
-_around: WeakKeyDictionary[nn.Module, Callable[..., Any]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of an attention function.
-
-    Args:
-        module: The attention module.
-        query: (B, H, L, d).
-        key: (B, H', K, d), as all that the layer remembers.
-        value: (B, H', K, d).
-        mask: None, (B, K), or (B, 1, L, K) bool or added.
-        options: Everything else that it is called with.
-        name: What the config named before.
-    """
-
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    options: dict[str, Any]
-    name: str
-
-    def attend(self, **changed: Any) -> Any:
-        """What the call returns, with some of `query`, `key`, `value` and `mask` changed."""
-        arguments = {"query": self.query, "key": self.key, "value": self.value, "mask": self.mask, **changed}
-        function = attention_function(self.module, self.name)
-        return function(
-            self.module, arguments["query"], arguments["key"], arguments["value"], arguments["mask"], **self.options
-        )
-
-    def attend_pairs(self, allowed: Tensor) -> Any:
-        """What the call returns where `allowed` (B, L, K) says who sees whom."""
-        mask = allowed[:, None]
-        name = self.name
-        if "eager" in name:
-            mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill(~mask, torch.finfo(self.query.dtype).min)
-        elif "flash" in name:  # knows no mask of pairs
-            function = ALL_ATTENTION_FUNCTIONS["sdpa"]
-            return function(self.module, self.query, self.key, self.value, mask, **self.options)
-        return self.attend(mask=mask)
-
-    def allowed(self) -> Tensor:
-        """(B, L, K) bool, what the call's mask lets each new token see."""
-        batch, length, total = len(self.query), self.query.shape[2], self.key.shape[2]
-        mask = self.mask
-        if mask is not None and mask.ndim == 4:
-            seen = mask[:, 0, :, :total]
-            seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
-            return seen.expand(batch, length, total)
-        place = torch.arange(total, device=self.query.device)
-        own = place[total - length :, None]
-        seen = place <= own
-        window = self.options.get("sliding_window")
-        if window is not None:
-            seen = seen & (place > own - window)
-        if mask is None:
-            return seen.expand(batch, -1, -1)
-        return seen & (mask[:, None, -total:] > 0)
-
-    @property
-    def scaling(self) -> float:
-        """Factor of the logits."""
-        given = self.options.get("scaling")
-        return self.query.shape[-1] ** -0.5 if given is None else float(given)
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:
     """States (B, H, n, d) at places (B, p)."""
     index = places[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
     return states.gather(2, index)
-
-
-def _standing_around(name: str) -> Callable[..., Any]:
-    """The attention function that lets what stands around a module do what it does."""
-
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> Any:
-        call = Call(module, query, key, value, attention_mask, kwargs, name)
-        around = _around.get(module)
-        return call.attend() if around is None else around(call)
-
-    return attend
-
-
-@contextmanager
-def attending(attention: nn.Module, around: Callable[[Call], Any]) -> Generator[None]:
-    """Let `around` answer every call of a module's attention function inside the context."""
-    before: Any = attention.config
-    name = PREFIX + name_before(attention)
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _standing_around(name.removeprefix(PREFIX)))
-    _around[attention] = around
-    attention.config = compat.config_with_attention(before, name)
-    try:
-        yield
-    finally:
-        attention.config = before
-        del _around[attention]
 
 
 @dataclass(frozen=True)
@@ -169,18 +64,14 @@ class AttentionSeam:
         self.steps = steps
         self._local = local()
 
-    def attach(self) -> list[Callable[[], None]]:
-        """Install everything; returns what takes it off again."""
-        undo: list[Callable[[], None]] = []
+    def attach(self, patches: Patches) -> None:
+        """Install everything, until `patches` are undone."""
         for number, step in self.steps.items():
             # Not on the layer: where it runs again for its gradient, only the hooks of what is in it do.
             attention = self.layers.text.layers[number].self_attn
-            undo.append(attention.register_forward_pre_hook(partial(self._begin, number), with_kwargs=True).remove)
-            undo.append(attention.register_forward_hook(self._end).remove)
-            stack = ExitStack()
-            stack.enter_context(attending(attention, partial(self._attend, number, step.method)))
-            undo.append(stack.close)
-        return undo
+            patches.before(attention, partial(self._begin, number), with_kwargs=True)
+            patches.after(attention, self._end, always_call=True)
+            stand_around(patches, attention, partial(self._attend, number, step.method))
 
     def _begin(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         found = self._local.found = self.layers.pass_of(kwargs)

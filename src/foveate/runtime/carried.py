@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from threading import local
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.runtime.patches import Patches
 from foveate.runtime.sequence import Chosen
 from foveate.selection.ppe import rotary_members
 
@@ -41,34 +43,57 @@ def carried_ids(short: Tensor, long: Tensor, columns: Tensor, chosen: Sequence[C
     return result
 
 
-@contextmanager
-def carrying(text: nn.Module, ids: Sequence[Tensor]) -> Generator[None]:
-    """Inside this context the language model's prompt is rotated by several positions a token.
+class Carrying:
+    """Rotates prompts of a language model by several positions a token, where a call says so.
 
     Args:
         text: A language model with `rotary_emb(x, position_ids)` giving cos and sin (B, P, d).
-        ids: From `carried_ids`; where there are none nothing changes.
-
-    Raises:
-        FoveateError: the language model has no such rotary embedding.
     """
-    if not ids:
-        yield
-        return
-    rotary: Any = getattr(text, "rotary_emb", None)
-    if rotary is None:
-        raise FoveateError(f"{type(text).__name__} has no rotary positions that tokens could carry several of.")
-    original, before = rotary.forward, vars(rotary).get("forward")
-    parameters = getattr(getattr(text, "config", None), "rope_parameters", None) or {}
 
-    def forward(x: Tensor, position_ids: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        if position_ids.shape[-1] != ids[0].shape[-1]:
-            return original(x, position_ids, *rest, **options)
+    def __init__(self, text: nn.Module) -> None:
+        self.text = text
+        self._rotary: Any = getattr(text, "rotary_emb", None)
+        self._local = local()
+
+    def attach(self, patches: Patches) -> None:
+        """Install what rotates, until `patches` are undone."""
+        if self._rotary is not None:
+            patches.after(self._rotary, self._rotated, with_kwargs=True)
+
+    @contextmanager
+    def carrying(self, ids: Sequence[Tensor]) -> Generator[None]:
+        """Inside this context the prompt that this thread reads is rotated by several positions a token.
+
+        Args:
+            ids: From `carried_ids`; where there are none nothing changes.
+
+        Raises:
+            FoveateError: the language model has no such rotary embedding.
+        """
+        if ids and self._rotary is None:
+            raise FoveateError(f"{type(self.text).__name__} has no rotary positions that tokens could carry several of.")
+        self._local.ids = ids
+        try:
+            yield
+        finally:
+            self._local.ids = ()
+
+    def _rotated(self, rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Hook after the rotary embedding: for the prompt, its answers for all members in place of the one."""
+        ids: Sequence[Tensor] = getattr(self._local, "ids", ())
+        names = ("x", "position_ids")
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        rest = args[len(names) :]
+        position_ids = call.get("position_ids")
+        if not ids or position_ids is None or position_ids.shape[-1] != ids[0].shape[-1]:
+            return None
         # Some models are given a row of text positions before the axes, and take it off for themselves.
         own = [member[len(member) - len(position_ids) :] if member.ndim == 3 else member for member in ids]
-        found = [original(x, member, *rest, **options) for member in own]
+        options = {name: value for name, value in call.items() if name not in names}
+        found = [rotary.forward(call["x"], member, *rest, **options) for member in own]
         cos, sin = (torch.stack(parts) for parts in zip(*found, strict=True))
         half = cos.shape[-1] // 2
+        parameters = getattr(getattr(self.text, "config", None), "rope_parameters", None) or {}
         sections = parameters.get("mrope_section") if position_ids.ndim == 3 else None
         interleaved = bool(sections and parameters.get("mrope_interleaved"))
         members = rotary_members(tuple(sections or (half,)), len(ids), interleaved=interleaved).to(cos.device)
@@ -77,12 +102,3 @@ def carrying(text: nn.Module, ids: Sequence[Tensor]) -> Generator[None]:
         members = members.repeat_interleave(2) if turns else torch.cat([members, members])
         place = members.expand(cos.shape[1:])[None]
         return cos.gather(0, place)[0], sin.gather(0, place)[0]
-
-    rotary.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del rotary.forward
-        else:
-            rotary.forward = before

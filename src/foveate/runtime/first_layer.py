@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.runtime import compat
-from foveate.runtime.probe import watched
+from foveate.runtime.attention_functions import watched
 
 
 class _SeenError(Exception):

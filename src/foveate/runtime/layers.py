@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import inspect
 import time
-import weakref
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from threading import local
@@ -30,10 +29,11 @@ from foveate.errors import FoveateError
 from foveate.plan import Plan, Step
 from foveate.runtime import compat, sequence
 from foveate.runtime.attending import AttentionSeam
+from foveate.runtime.attention_functions import expect, watch
 from foveate.runtime.first_layer import rotated
 from foveate.runtime.neurons import NeuronSeam
-from foveate.runtime.passes import Pass, Placed, Short
-from foveate.runtime.probe import watched
+from foveate.runtime.passes import OfPositions, Pass, Placed, Short
+from foveate.runtime.patches import Patches
 from foveate.runtime.report import LayerReport
 from foveate.runtime.sequence import Chosen
 from foveate.tokens import Selection, Tower
@@ -98,29 +98,24 @@ class LayerSeam:
         self._changed = AttentionSeam(self, dict(sorted(changed.items())))
         self._contiguous = contiguous
         self._local = local()
-        # A checkpointed layer runs again in the backward pass, with the same rotary positions: they tell the pass.
-        self._passes: dict[int, Pass] = {}
+        self._passes: OfPositions[Pass] = OfPositions()
         rotary = text.rotary_emb.forward
         self._by_type = "layer_type" in inspect.signature(rotary).parameters
 
-    def attach(self) -> list[Callable[[], None]]:
-        """Install the hooks; returns what takes them off again."""
-        undo = self._changed.attach()  # first, so that what watches a layer sees it whole
-        undo += self._neurons.attach()
+    def attach(self, patches: Patches) -> None:
+        """Install the hooks, until `patches` are undone."""
+        self._changed.attach(patches)  # first, so that what watches a layer sees it whole
+        self._neurons.attach(patches)
         for number, layer in enumerate(self.text.layers):
             segment = self.segment(number)
             if segment is not None:
-                undo.append(layer.register_forward_pre_hook(self._before(number, segment), with_kwargs=True).remove)
+                patches.before(layer, self._before(number, segment), with_kwargs=True)
         for number, step in self.steps.items():
             if step.method.asks_previous:
-                watching = ExitStack()
-                watching.enter_context(watched(self.text.layers[number - 1].self_attn, self._observer(number - 1)))
-                undo.append(watching.close)
-        process = getattr(self.text, compat.DEEPSTACK, None)
-        if process is not None:
-            setattr(self.text, compat.DEEPSTACK, self._deepstack(process))
-            undo.append(partial(delattr, self.text, compat.DEEPSTACK))
-        return undo
+                watch(patches, self.text.layers[number - 1].self_attn, self._observer(number - 1))
+            expect(patches, self.text.layers[number].self_attn)
+        if hasattr(self.text, compat.DEEPSTACK):
+            patches.wrap(self.text, compat.DEEPSTACK, self._deepstack)
 
     @contextmanager
     def passing(self, found: Pass) -> Generator[None]:
@@ -185,10 +180,8 @@ class LayerSeam:
         cosine = kwargs["position_embeddings"][0]
         found = self.current
         if found is None:
-            return self._passes.get(id(cosine))
-        if torch.is_grad_enabled() and id(cosine) not in self._passes:
-            self._passes[id(cosine)] = found
-            weakref.finalize(cosine, self._passes.pop, id(cosine), None)
+            return self._passes.of(cosine)
+        self._passes.remember(cosine, found)
         return found
 
     def _observer(self, layer: int) -> Callable[..., None]:
@@ -201,19 +194,15 @@ class LayerSeam:
 
         return observe
 
-    def _deepstack(self, process: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _deepstack(self, process: Callable[..., Tensor], hidden: Tensor, visual: Tensor, plane: Tensor) -> Tensor:
         """Planes that are added after the first layers follow the images that are left there."""
-
-        def shortened(hidden: Tensor, visual: Tensor, plane: Tensor) -> Tensor:
-            found = self.current
-            if found is not None:
-                for segment in sorted(found.shorts):
-                    short = found.shorts[segment]
-                    if short.taken is not None:
-                        (plane,), visual = sequence.shorten_planes([plane], visual, short.taken, short.chosen)
-            return process(hidden, visual, plane)
-
-        return shortened
+        found = self.current
+        if found is not None:
+            for segment in sorted(found.shorts):
+                short = found.shorts[segment]
+                if short.taken is not None:
+                    (plane,), visual = sequence.shorten_planes([plane], visual, short.taken, short.chosen)
+        return process(hidden, visual, plane)
 
     # Choosing
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foveate.decoder.neurons import NeuronMethod
 from foveate.errors import FoveateError
 from foveate.runtime import sequence
+from foveate.runtime.patches import Patches
 
 if TYPE_CHECKING:
     from foveate.runtime.layers import LayerSeam
@@ -48,9 +49,26 @@ class Sliced:
 
 
 def sliceable(mlp: Any) -> bool:
-    """Whether the matrices of an MLP are plain ones, of which rows and columns can be taken."""
+    """Whether the matrices of an MLP are plain ones that are all it is made of: rows and columns can be taken of them.
+
+    Where something else stands in their way or around them (adapters, quantisation, hooks that bring weights from the
+    disk), the MLP itself must be called, and neurons are masked.
+    """
     names = ("gate_up_proj",) if hasattr(mlp, "gate_up_proj") else ("gate_proj", "up_proj")
-    return all(type(getattr(mlp, name, None)) is nn.Linear for name in (*names, "down_proj"))
+    # The last one has our own hook, which masks.
+    return all(_is_plain(getattr(mlp, name, None)) for name in names) and _is_plain(mlp.down_proj, own_hooks=1)
+
+
+def _is_plain(linear: Any, own_hooks: int = 0) -> bool:
+    """Whether a module is a matrix with its weights at hand, and calling it does nothing but multiply by them."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and not linear.weight.is_meta
+        and "forward" not in vars(linear)
+        and len(linear._forward_pre_hooks) <= own_hooks
+        and not linear._forward_hooks
+    )
 
 
 def _inner(mlp: Any) -> list[tuple[Tensor, Tensor | None]]:
@@ -78,9 +96,8 @@ class NeuronSeam:
         self.layers = layers
         self.methods = methods
 
-    def attach(self) -> list[Callable[[], None]]:
-        """Install everything; returns what takes it off again."""
-        undo: list[Callable[[], None]] = []
+    def attach(self, patches: Patches) -> None:
+        """Install everything, until `patches` are undone."""
         for number, layer in enumerate(self.layers.text.layers):
             method = next((self.methods[at] for at in sorted(self.methods, reverse=True) if at - 1 <= number), None)
             if method is None:
@@ -89,12 +106,9 @@ class NeuronSeam:
             if not hasattr(mlp, "down_proj"):
                 raise FoveateError(f"{method.name} needs an MLP with neurons in every layer; layer {number} has none.")
             last = mlp.down_proj
-            undo.append(last.register_forward_pre_hook(partial(self._asked, number, method)).remove)
-            if "forward" in vars(mlp):
-                continue  # what stands there knows nothing of slices: neurons are masked
-            vars(mlp)["forward"] = partial(self._forward, number, mlp, mlp.forward)
-            undo.append(partial(vars(mlp).pop, "forward"))
-        return undo
+            patches.before(last, partial(self._asked, number, method))
+            if "forward" not in vars(mlp):  # what stands there knows nothing of slices: neurons are masked
+                patches.wrap(mlp, "forward", partial(self._forward, number, mlp))
 
     def neurons(self, number: int, row: int, found: Pass) -> tuple[Tensor, Tensor]:
         """Activations (L, F) of a row in the layer before `number`, and its core neurons (c,)."""
@@ -123,9 +137,7 @@ class NeuronSeam:
             return None
         if not found.images:
             held = self._held(number, found, inner)
-            if held is None or sliceable(self.layers.text.layers[number].mlp):
-                return None
-            return (self._masked(inner, [one.neurons for one in held], 0),)
+            return None if held is None else (self._masked(inner, [one.neurons for one in held], 0),)
         if number + 1 in self.methods:
             found.activations[number] = inner.detach()
         if torch.is_grad_enabled():

@@ -6,10 +6,11 @@ position of the shorter sequence is, -1 for padding on the left of rows that los
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,29 @@ from foveate.runtime.cache import Kept
 from foveate.runtime.report import LayerReport
 from foveate.runtime.sequence import Chosen
 from foveate.tokens import Crop, Need
+
+_T = TypeVar("_T")
+
+
+class OfPositions(Generic[_T]):
+    """What calls of the language model are about, by the rotary positions that their layers are given.
+
+    A checkpointed layer runs again in the backward pass, perhaps in another thread and when the call is over, but with
+    the same rotary positions.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, _T] = {}
+
+    def of(self, cosine: Tensor) -> _T | None:
+        """What the call with these positions is about; None where it is not known."""
+        return self._known.get(id(cosine))
+
+    def remember(self, cosine: Tensor, what: _T) -> None:
+        """Note it where there will be a backward pass, as long as the positions exist."""
+        if torch.is_grad_enabled() and id(cosine) not in self._known:
+            self._known[id(cosine)] = what
+            weakref.finalize(cosine, self._known.pop, id(cosine), None)
 
 
 @dataclass(frozen=True)

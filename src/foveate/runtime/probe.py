@@ -1,87 +1,31 @@
 """Measures what methods need of an encoder, from the queries and keys of the layers they name, and nothing else.
 
-An attention matrix is never asked for: `output_attentions=True` would switch a whole tower to the slow path. Every
-attention module of `transformers` calls a function chosen by its `config`; a probed module gets a copy of its
-config that names ours, which looks at queries and keys, computes the rows or the column sums that were asked for in
-blocks, and hands everything on to the function that was there. All other layers stay untouched.
+An attention matrix is never asked for: `output_attentions=True` would switch a whole tower to the slow path. A function
+that stands around the attention of a probed layer (`foveate.runtime.attention_functions`) looks at queries and keys and
+computes the rows or the column sums that were asked for in blocks. All other layers stay untouched.
 """
 
 from __future__ import annotations
 
 import itertools
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.encoders.attention import eager_attention
 from foveate.errors import FoveateError
-from foveate.runtime import compat
+from foveate.runtime.attention_functions import watch
+from foveate.runtime.patches import Patches
 from foveate.tokens import Need
 
-#: What an attention function of ours is called in a config; the rest of the name is the one it stands before.
-PREFIX = "foveate_"
 #: Entries of the largest block of attention that exists at a time.
 _BLOCK = 2**23
 #: Kinds that are computed from queries and keys; the others are outputs of blocks.
 OF_ATTENTION = ("cls_attention", "cls_logits", "received", "hub_attention", "keys")
 OF_OUTPUT = ("features", "cls_feature")
-
-_observers: WeakKeyDictionary[nn.Module, Callable[..., None]] = WeakKeyDictionary()
-
-
-def _watched(name: str) -> Callable[..., Any]:
-    """The attention function that lets the observer of a module look, then does what `name` does."""
-
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> Any:
-        observer = _observers.get(module)
-        if observer is not None:
-            observer(module, query, key, attention_mask, kwargs)
-        return attention_function(module, name)(module, query, key, value, attention_mask, **kwargs)
-
-    return attend
-
-
-def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
-    """What an attention module calls where its config names `name`."""
-    if name == "eager":
-        home = vars(sys.modules[type(module).__module__])
-        return home.get("eager_attention_forward", eager_attention)  # encoders of our own share one
-    return ALL_ATTENTION_FUNCTIONS[name]
-
-
-def name_before(attention: nn.Module) -> str:
-    """The attention function that the config of a module names."""
-    return compat.attention_name(attention.config)
-
-
-@contextmanager
-def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
-    """Let `observer(module, query, key, mask, kwargs)` see every call of an attention module inside the context."""
-    before: Any = attention.config
-    earlier = _observers.get(attention)
-    name = PREFIX + name_before(attention)
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _watched(name.removeprefix(PREFIX)))
-    _observers[attention] = observer
-    attention.config = compat.config_with_attention(before, name)
-    try:
-        yield
-    finally:
-        attention.config = before
-        if earlier is None:
-            del _observers[attention]
-        else:
-            _observers[attention] = earlier
 
 
 class Probe:
@@ -107,22 +51,16 @@ class Probe:
                 self._by_layer.setdefault(need.layer, []).append(need)
         self._attentions = attentions
         self._blocks = blocks
-        self._undo = ExitStack()
 
-    def attach(self) -> None:
-        """Begin to watch."""
+    def attach(self, patches: Patches) -> None:
+        """Begin to watch, until `patches` are undone."""
         for layer, needs in self._by_layer.items():
             of_attention = [need for need in needs if need.kind in OF_ATTENTION]
             of_output = [need for need in needs if need.kind in OF_OUTPUT]
             if of_attention:
-                self._undo.enter_context(watched(self._attentions[layer], self._observer(of_attention)))
+                watch(patches, self._attentions[layer], self._observer(of_attention))
             if of_output:
-                hook = self._blocks[layer].register_forward_hook(self._output(of_output))
-                self._undo.callback(hook.remove)
-
-    def detach(self) -> None:
-        """Leave every module as it was."""
-        self._undo.close()
+                patches.after(self._blocks[layer], self._output(of_output))
 
     @contextmanager
     def encoding(self) -> Generator[dict[Need, list[Tensor]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from foveate.families import Family
 from foveate.plan import Plan
 from foveate.runtime import compat, sequence
 from foveate.runtime.cache import Kept, inside, kept_of, mark
-from foveate.runtime.carried import carried_ids, carrying
+from foveate.runtime.carried import Carrying, carried_ids
 from foveate.runtime.choosing import Frame
 from foveate.runtime.layers import LayerSeam
 from foveate.runtime.passes import Pass, Placed
+from foveate.runtime.patches import Patches
 from foveate.runtime.report import ImageReport
 from foveate.runtime.sequence import Chosen, Shorter
-from foveate.runtime.virtual_unmerging import virtual_unmerging
+from foveate.runtime.virtual_unmerging import VirtualUnmerging
 
 
 @dataclass
@@ -44,6 +45,19 @@ class Seam:
     renumber: bool
     virtual: bool
     layers: LayerSeam | None = None
+    carried: Carrying = field(init=False)
+    unmerged: VirtualUnmerging | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        text = self.family.text(self.core)
+        self.carried = Carrying(text)
+        self.unmerged = VirtualUnmerging(text) if self.virtual else None
+
+    def attach(self, patches: Patches) -> None:
+        """Install what works inside the language model, until `patches` are undone."""
+        self.carried.attach(patches)
+        if self.unmerged is not None:
+            self.unmerged.attach(patches)
 
     def forward(
         self,
@@ -74,8 +88,8 @@ class Seam:
         inner = self.layers is not None and bool(chosen)
         if kept is None and not inner and all(image.changes_nothing for image in chosen):
             return original(**kwargs), None, reports
-        if self.virtual:
-            with virtual_unmerging(self.family.text(self.core), _groups(chosen, embeds)):
+        if self.unmerged is not None:
+            with self.unmerged.unmerging(_groups(chosen, embeds)):
                 return original(**kwargs), None, reports
         # Where the model would make a cache of its own, it is made here: what the layers do to it must be known.
         cache = compat.cache_for_call(self.family.text(self.core), kwargs)
@@ -98,7 +112,7 @@ class Seam:
         found = self._pass(short, chosen, reports, frame, kept, sequence.gather_mask(seen, everything), kwargs)
         with (
             inside(cache),
-            carrying(self.family.text(self.core), self._carried(short, chosen, frame, kwargs)),
+            self.carried.carrying(self._carried(short, chosen, frame, kwargs)),
             nullcontext() if self.layers is None else self.layers.passing(found),
         ):
             output = original(**kwargs)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from foveate.families import Family, family_of
 from foveate.runtime import compat
 from foveate.runtime.attach import _unwrapped, handle_of
 from foveate.runtime.choosing import MODALITIES
+from foveate.runtime.patches import Patches, Uncopied
 
 #: Where a model keeps what speculates for it.
 _SPECULATION = "_foveate_speculation"
@@ -111,7 +113,7 @@ def speculate(
     return Speculating(net, drafter, shape)
 
 
-class Speculating:
+class Speculating(Uncopied):
     """A draft at work for a model. Made by `speculate`; a context manager that restores the model when left."""
 
     def __init__(self, model: Any, drafter: Drafter, shape: Shape) -> None:
@@ -124,44 +126,42 @@ class Speculating:
             raise FoveateError("a draft or vasparse is attached to this model already; restore it first.")
         drafter.check(model)
         self.drafter = drafter.to(model.device).eval() if isinstance(drafter, torch.nn.Module) else drafter
-        self._own = vars(model).get("generate")
-        generate = model.generate
-
-        @functools.wraps(generate)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None:
-                raise FoveateError("a draft is attached to this model; leave assistant_model and custom_generate out.")
-            # `generate` hands a streamer to its own loops only.
-            loop = functools.partial(self._write, kwargs.get("streamer"))
-            return generate(*args, **kwargs, custom_generate=loop)
-
-        vars(model)["generate"] = wrapped
-        vars(model)[_SPECULATION] = self
+        self._local = threading.local()
+        self._watch = Watch()
+        self._patches = Patches()
+        self._patches.set(model, _SPECULATION, self)
+        self._patches.wrap(model, "generate", self._generate)
+        self._watch.attach(self._patches, self.family.text(self.core))
 
     def report(self) -> Speculation:
-        """What the draft did in the last call of `generate`.
+        """What the draft did in this thread's last call of `generate`; in that of any thread where it made none.
 
         Raises:
             FoveateError: nothing was generated yet.
         """
         if not self.reports:
             raise FoveateError("nothing was generated yet with this draft.")
-        return self.reports[-1]
+        return getattr(self._local, "report", self.reports[-1])
 
     def restore(self) -> None:
         """Leave the model exactly as it was. Doing it twice changes nothing."""
-        if vars(self.model).get(_SPECULATION) is not self:
-            return
-        del vars(self.model)[_SPECULATION]
-        del vars(self.model)["generate"]
-        if self._own is not None:
-            vars(self.model)["generate"] = self._own
+        self._patches.undo()
 
     def __enter__(self) -> Speculating:
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self.restore()
+
+    def __repr__(self) -> str:
+        return f"<a draft for {type(self.model).__name__}>"
+
+    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None:
+            raise FoveateError("a draft is attached to this model; leave assistant_model and custom_generate out.")
+        # `generate` hands a streamer to its own loops only.
+        loop = functools.partial(self._write, kwargs.get("streamer"))
+        return generate(*args, **kwargs, custom_generate=loop)
 
     def _write(
         self,
@@ -178,31 +178,32 @@ class Speculating:
         _check(model, input_ids, generation_config, model_kwargs)
         start = time.perf_counter()
         writing = _Writing(self, input_ids, logits_processor, stopping_criteria, streamer)
-        with watching(self.family.text(self.core)) as seen:
+        with self._watch.seeing() as seen:
             writing.read(seen, generation_config, model_kwargs)
             while not writing.ended:
                 writing.verify(seen)
         if streamer is not None:
             streamer.end()
-        self.reports.append(
-            Speculation(
-                writing.ids.shape[1] - input_ids.shape[1],
-                len(writing.accepted),
-                tuple(writing.drafted),
-                tuple(writing.accepted),
-                time.perf_counter() - start,
-                writing.draft_seconds,
-            )
+        self._local.report = Speculation(
+            writing.ids.shape[1] - input_ids.shape[1],
+            len(writing.accepted),
+            tuple(writing.drafted),
+            tuple(writing.accepted),
+            time.perf_counter() - start,
+            writing.draft_seconds,
         )
+        self.reports.append(self._local.report)
         return writing.ids
 
 
 def target_of(model: Any) -> Target:
     """The parts of a model that its drafts share."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    stored = head.weight.dtype
+    precision = stored if stored.is_floating_point else model.dtype  # quantised weights are stored as whole numbers
     return Target(
         lambda ids: embedding(ids[None])[0],
-        lambda features: head(features.to(head.weight.dtype)),
+        lambda features: head(features.to(precision)),
     )
 
 
@@ -231,23 +232,44 @@ class Seen:
         return found
 
 
+class Watch:
+    """Sees what goes through a language model, for each thread what it calls itself."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def attach(self, patches: Patches, text: torch.nn.Module) -> None:
+        """Install the hooks, until `patches` are undone."""
+        patches.before(text, self._before, with_kwargs=True)
+        patches.after(text, self._after)
+
+    @contextmanager
+    def seeing(self) -> Generator[Seen]:
+        """What goes through the language model inside this context, in this thread."""
+        seen = self._local.seen = Seen()
+        try:
+            yield seen
+        finally:
+            self._local.seen = None
+
+    def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen: Seen | None = getattr(self._local, "seen", None)
+        if seen is not None:
+            seen.embeds.append(kwargs["inputs_embeds"])
+
+    def _after(self, module: Any, args: Any, output: Any) -> None:
+        seen: Seen | None = getattr(self._local, "seen", None)
+        if seen is not None:
+            seen.features.append(output.last_hidden_state)
+
+
 @contextmanager
 def watching(text: torch.nn.Module) -> Generator[Seen]:
-    """What goes through a language model inside this context."""
-    seen = Seen()
-
-    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.embeds.append(kwargs["inputs_embeds"])
-
-    def after(module: Any, args: Any, output: Any) -> None:
-        seen.features.append(output.last_hidden_state)
-
-    hooks = text.register_forward_pre_hook(before, with_kwargs=True), text.register_forward_hook(after)
-    try:
+    """What goes through a language model inside this context, in this thread."""
+    watch = Watch()
+    with Patches() as patches, watch.seeing() as seen:
+        watch.attach(patches, text)
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Writing:

@@ -16,7 +16,8 @@ the authors' code; projections and MLP get shorter. The price is one gather of (
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from threading import local
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 
 from foveate.encoders.merging.unmerging import expand, group_mean
 from foveate.errors import FoveateError
+from foveate.runtime.passes import OfPositions
+from foveate.runtime.patches import Patches
 
 
 class _Groups:
-    """Which rows of a sequence are one, and the hooks that go between them and full length."""
+    """Which rows of a sequence are one."""
 
     def __init__(self, group: Tensor) -> None:
         batch, count = group.shape
@@ -37,6 +40,11 @@ class _Groups:
         first = torch.full((batch, self.rows), count - 1, dtype=torch.int64, device=group.device)
         self.first = first.scatter_reduce_(1, group, position, "amin")
 
+    @property
+    def alike(self) -> bool:
+        """Whether no two positions share a row."""
+        return self.rows == self.group.shape[1]
+
     def of(self, x: Tensor, index: Tensor) -> Tensor:
         """`index` for the batch of x, which beams and several answers to a prompt repeat."""
         return index.repeat_interleave(x.shape[0] // index.shape[0], dim=0).to(x.device)
@@ -45,24 +53,93 @@ class _Groups:
         """Whether x (B, N, D) is the sequence that was grouped; steps of decoding are shorter."""
         return x.ndim == 3 and x.shape[1] == self.group.shape[1] and x.shape[0] % self.group.shape[0] == 0
 
-    def one_of_each(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+
+class VirtualUnmerging:
+    """Hooks in the layers of a language model that compute on merged rows, where a call says so.
+
+    Args:
+        language_model: With layers of `self_attn` (`q_proj`, `k_proj`, `v_proj`, `o_proj`) and `mlp`, as Llama, Qwen,
+            Mistral and Gemma have.
+
+    Raises:
+        FoveateError: the layers are built otherwise.
+    """
+
+    def __init__(self, language_model: nn.Module) -> None:
+        self.layers = _layers_of(language_model)
+        self._local = local()  # `groups` of this thread's call, and `layer`: those of the layer that is running
+        self._calls: OfPositions[_Groups] = OfPositions()
+
+    def attach(self, patches: Patches) -> None:
+        """Install the hooks, until `patches` are undone."""
+        for layer in self.layers:
+            attention = layer.self_attn
+            # Not before the layer: where it runs again for its gradient, only the hooks of what is in it do.
+            patches.before(attention, self._begin, with_kwargs=True)
+            for module, before in (
+                (attention.q_proj, self._one_of_each),
+                (attention.k_proj, self._one_of_each),
+                (attention.v_proj, self._one_of_each),
+                (attention.o_proj, self._mean_of_each),
+                (layer.mlp, self._one_of_each),
+            ):
+                patches.before(module, before)
+                patches.after(module, self._all_again)
+
+    @contextmanager
+    def unmerging(self, group: Tensor) -> Generator[None]:
+        """This thread's calls on sequences of `group` are computed on merged rows while the context is open.
+
+        The call that reads the prompt has the shape of `group`; calls of other lengths (steps of decoding) are left
+        alone.
+
+        Args:
+            group: (B, N) int64, the row of every position, see `sequence_groups`. Embeddings of one row must be equal.
+        """
+        groups = _Groups(group)
+        self._local.groups = None if groups.alike else groups
+        try:
+            yield
+        finally:
+            self._local.groups = self._local.layer = None
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Hook before attention: which rows are one in this layer."""
+        rotation = kwargs.get("position_embeddings")
+        groups = getattr(self._local, "groups", None)
+        if rotation is not None and groups is None:
+            groups = self._calls.of(rotation[0])
+        elif rotation is not None:
+            self._calls.remember(rotation[0], groups)
+        self._local.layer = groups
+
+    def _groups(self, x: Tensor) -> _Groups | None:
+        groups: _Groups | None = getattr(self._local, "layer", None)
+        return groups if groups is not None and groups.concerns(x) else None
+
+    def _one_of_each(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Hook before a module: its input, one row of each group."""
         x = args[0]
-        return (_marked(expand(x, self.of(x, self.first))), *args[1:]) if self.concerns(x) else None
+        groups = self._groups(x)
+        return None if groups is None else (_marked(expand(x, groups.of(x, groups.first)), groups), *args[1:])
 
-    def mean_of_each(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _mean_of_each(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Hook before a module: its input, the mean of each group."""
         x = args[0]
-        return (_marked(group_mean(x, self.of(x, self.group), self.rows)), *args[1:]) if self.concerns(x) else None
+        groups = self._groups(x)
+        if groups is None:
+            return None
+        return (_marked(group_mean(x, groups.of(x, groups.group), groups.rows), groups), *args[1:])
 
-    def all_again(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _all_again(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         """Hook after a module: its output at full length, if its input was made shorter."""
-        return expand(output, self.of(output, self.group)) if getattr(args[0], _MARK, False) else None
+        groups: _Groups | None = getattr(args[0], _MARK, None)
+        return None if groups is None else expand(output, groups.of(output, groups.group))
 
 
-def _marked(x: Tensor) -> Tensor:
+def _marked(x: Tensor, groups: _Groups) -> Tensor:
     """Tell the hook after the module what the one before it did: lengths alone could be those of another call."""
-    setattr(x, _MARK, True)
+    setattr(x, _MARK, groups)
     return x
 
 
@@ -71,34 +148,18 @@ _MARK = "_foveate_merged_rows"
 
 @contextmanager
 def virtual_unmerging(language_model: nn.Module, group: Tensor) -> Generator[None]:
-    """Sequences of `group` are computed on merged rows while the context is open.
-
-    The call that reads the prompt has the shape of `group`; calls of other lengths (steps of decoding) are left alone.
+    """A language model whose calls on sequences of `group` are computed on merged rows, see `VirtualUnmerging`.
 
     Args:
-        language_model: With layers of `self_attn` (`q_proj`, `k_proj`, `v_proj`, `o_proj`) and `mlp`, as Llama, Qwen,
-            Mistral and Gemma have.
-        group: (B, N) int64, the row of every position, see `sequence_groups`. Embeddings of one row must be equal.
+        language_model: See `VirtualUnmerging`. Other threads may go on calling it.
+        group: See `VirtualUnmerging.unmerging`.
 
     Raises:
         FoveateError: the layers are built otherwise.
     """
-    layers = _layers_of(language_model)
-    groups = _Groups(group)
-    if groups.rows == group.shape[1]:  # no two positions share a row
-        yield
-        return
-    with ExitStack() as stack:
-        for layer in layers:
-            for module, before in (
-                (layer.self_attn.q_proj, groups.one_of_each),
-                (layer.self_attn.k_proj, groups.one_of_each),
-                (layer.self_attn.v_proj, groups.one_of_each),
-                (layer.self_attn.o_proj, groups.mean_of_each),
-                (layer.mlp, groups.one_of_each),
-            ):
-                stack.callback(module.register_forward_pre_hook(before).remove)
-                stack.callback(module.register_forward_hook(groups.all_again).remove)
+    virtual = VirtualUnmerging(language_model)
+    with Patches() as patches, virtual.unmerging(group):
+        virtual.attach(patches)
         yield
 
 

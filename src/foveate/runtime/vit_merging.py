@@ -32,6 +32,7 @@ from foveate.encoders.merging.dymu import Calibration, Thresholds
 from foveate.encoders.merging.method import EncoderMethod, Step, spread
 from foveate.encoders.merging.unmerging import expand
 from foveate.errors import FoveateError
+from foveate.runtime.patches import Patches
 from foveate.tokens import Selection, Tower
 
 #: What each block does, given the patches of an image at the start.
@@ -56,6 +57,16 @@ class Merging:
         self.last = last
         self._steps = steps
         self._thread = threading.local()  # several threads may call one model
+
+    def attach(self, patches: Patches) -> None:
+        """Let the blocks compute `block`, until `patches` are undone."""
+        # Where accelerate has moved `forward` behind its own, which brings inputs and weights together, ours goes there.
+        names = ["_old_forward" if "_old_forward" in vars(layer) else "forward" for layer in self.layers]
+        originals = [getattr(layer, name) for layer, name in zip(self.layers, names, strict=True)]
+        if any(isinstance(original, _Block) for original in originals):
+            raise FoveateError("this vision tower merges already; leave that context first.")
+        for number, (layer, name, original) in enumerate(zip(self.layers, names, originals, strict=True)):
+            patches.set(layer, name, _Block(self.block, number, original), behind=original)
 
     @property
     def selections(self) -> list[Selection]:
@@ -122,6 +133,21 @@ def merging(
     Raises:
         FoveateError: the tower is built otherwise, or merges already. The first image raises what `method.steps` does.
     """
+    with Patches() as patches:
+        active = merged_in(tower, method, budget, output_layer=output_layer, cls=cls)
+        active.attach(patches)
+        yield active
+
+
+def merged_in(
+    tower: nn.Module,
+    method: EncoderMethod,
+    budget: int | Callable[[int], int | None] | None = None,
+    *,
+    output_layer: int = -1,
+    cls: bool | None = None,
+) -> Merging:
+    """What `merging` attaches to a tower; arguments and errors are its."""
     layers = blocks_of(tower)
     last = Tower(len(layers), False).layer(output_layer)
     has_cls = _has_cls(tower) if cls is None else cls
@@ -130,8 +156,7 @@ def merging(
         count = budget if budget is None or isinstance(budget, int) else budget(patches)
         return method.steps(patches, last + 1, cls=has_cls, count=count)
 
-    with _active(Merging(layers, steps, cls=has_cls, last=last)) as active:
-        yield active
+    return Merging(layers, steps, cls=has_cls, last=last)
 
 
 @torch.no_grad()
@@ -176,7 +201,8 @@ def calibrate(
         return tuple(block if block.amount else None for block in blocks)
 
     images = 0
-    with _active(Merging(layers, steps, cls=has_cls, last=last)):
+    with Patches() as patches:
+        Merging(layers, steps, cls=has_cls, last=last).attach(patches)
         for batch in batches:
             tower(batch)
             images += len(batch)
@@ -240,26 +266,6 @@ def _has_cls(tower: nn.Module) -> bool:
     if not hasattr(holder, "embeddings"):
         raise FoveateError(f"{type(tower).__name__} does not show whether token 0 is [CLS]; say cls=True or cls=False.")
     return hasattr(holder.embeddings, "class_embedding")
-
-
-@contextmanager
-def _active(active: Merging) -> Generator[Merging]:
-    """Blocks of an encoder compute `active.block` while the context is open."""
-    # Where accelerate has moved `forward` behind its own, which brings inputs and weights together, ours goes there.
-    names = ["_old_forward" if "_old_forward" in vars(layer) else "forward" for layer in active.layers]
-    if any(isinstance(getattr(layer, name), _Block) for layer, name in zip(active.layers, names, strict=True)):
-        raise FoveateError("this vision tower merges already; leave that context first.")
-    before = [vars(layer).get(name) for layer, name in zip(active.layers, names, strict=True)]
-    try:
-        for number, (layer, name) in enumerate(zip(active.layers, names, strict=True)):
-            setattr(layer, name, _Block(active.block, number, getattr(layer, name)))
-        yield active
-    finally:
-        for layer, name, own in zip(active.layers, names, before, strict=True):
-            if own is not None:
-                setattr(layer, name, own)
-            elif name in vars(layer):
-                delattr(layer, name)
 
 
 class _Block(partial):

@@ -21,7 +21,7 @@ from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.plan import Plan, Step
 from foveate.runtime import compress
-from foveate.runtime.probe import watched
+from foveate.runtime.attention_functions import watched
 from foveate.tokens import Selection
 from foveate.training.answer_relevance import continued, read_example
 from foveate.training.data.rendering import LARGEST_SIDE

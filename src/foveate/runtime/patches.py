@@ -1,0 +1,185 @@
+"""What is put on the modules of a live model: taken off again by `undo`, and left out of copies of the model.
+
+Everything is put on once, when something is attached, and stays until it is restored. What differs from one call to the
+next belongs to the thread that calls, so that threads may share a model.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import threading
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from foveate.errors import FoveateError
+
+_NOTHING = object()
+#: Where accelerate keeps the `forward` that it stands before.
+_BEHIND = "_old_forward"
+
+_lock = threading.RLock()
+#: What takes each patch of a module out of its attributes, in the order in which they were put there.
+_patched: WeakKeyDictionary[nn.Module, list[Callable[[dict[str, Any]], None]]] = WeakKeyDictionary()
+#: Patched modules of each class whose copies go through `_reduce`.
+_classes: Counter[type] = Counter()
+
+
+class Patches:
+    """Everything that one handle has put on modules. A context manager that takes it off when left."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def callback(self, undo: Callable[[], None]) -> None:
+        """Let `undo` be called when everything is taken off."""
+        self._undo.append(undo)
+
+    def left_out(self, module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
+        """Let `clean` take something out of the attributes of every copy of a module, until everything is undone."""
+        with _lock:
+            if module not in _patched:
+                _copies_are_clean(type(module), 1)
+            _patched[module] = [*_patched.get(module, ()), clean]
+        self._undo.append(functools.partial(_no_longer, module, clean))
+
+    def set(self, module: nn.Module, name: str, value: Any, behind: Any = None) -> None:
+        """Give an instance an attribute, which may stand before one of its class.
+
+        Args:
+            module: The instance.
+            name: Of the attribute.
+            value: A new object, by which it is known again.
+            behind: What stands there without it, for copies of a module whose `forward` accelerate has moved since.
+        """
+        before = vars(module).get(name, _NOTHING)
+
+        def clean(state: dict[str, Any]) -> None:
+            if state.get(_BEHIND) is value and behind is not None:
+                state[_BEHIND] = behind
+            if state.get(name) is not value:
+                return
+            if before is _NOTHING:
+                state.pop(name)
+            else:
+                state[name] = before
+
+        self._undo.append(lambda: clean(vars(module)))
+        self.left_out(module, clean)
+        vars(module)[name] = value
+
+    def wrap(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+        """Replace a method of an instance by `around(original, *args, **kwargs)`."""
+        original = getattr(module, name)
+        standing = True
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            # Somebody may hold on to it after it was taken off.
+            return around(original, *args, **kwargs) if standing else original(*args, **kwargs)
+
+        def stand_aside() -> None:
+            nonlocal standing
+            standing = False
+
+        self._undo.append(stand_aside)
+        self.set(module, name, wrapped, behind=original)
+
+    def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
+        """Call `hook` before every forward of a module, see `register_forward_pre_hook`."""
+        self._hook(module, module.register_forward_pre_hook(hook, **options))
+
+    def after(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
+        """Call `hook` after every forward of a module, see `register_forward_hook`."""
+        self._hook(module, module.register_forward_hook(hook, **options))
+
+    def _hook(self, module: nn.Module, handle: Any) -> None:
+        def clean(state: dict[str, Any]) -> None:
+            for name, hooks in state.items():
+                if "_hooks" in name and isinstance(hooks, dict) and handle.id in hooks:
+                    state[name] = type(hooks)((key, hook) for key, hook in hooks.items() if key != handle.id)
+
+        self._undo.append(handle.remove)
+        self.left_out(module, clean)
+
+    def undo(self) -> None:
+        """Take everything off, the last first. Doing it twice changes nothing."""
+        while self._undo:
+            self._undo.pop()()
+
+    def __enter__(self) -> Patches:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.undo()
+
+
+class Uncopied:
+    """A handle: it belongs to one live model, and no copy of it would belong to any."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise FoveateError(f"{self!r} belongs to one live model and cannot be copied or saved; restore it first.")
+
+
+# Copies of modules
+
+
+def _copies_are_clean(cls: type, more: int) -> None:
+    """Let copies of a class's instances be made by `_reduce`, as long as one of them is patched."""
+    _classes[cls] += more
+    if _classes[cls] > 0:
+        copyreg.dispatch_table.setdefault(cls, _reduce)
+    elif copyreg.dispatch_table.get(cls) is _reduce:
+        del copyreg.dispatch_table[cls]
+
+
+def _no_longer(module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
+    with _lock:
+        rest = [other for other in _patched.get(module, ()) if other is not clean]
+        if rest:
+            _patched[module] = rest
+        elif _patched.pop(module, None) is not None:
+            _copies_are_clean(type(module), -1)
+
+
+def _reduce(module: nn.Module) -> Any:
+    """What `copy` and `pickle` make a module from: without patches."""
+    with _lock:
+        cleaning = list(_patched.get(module, ()))
+    if not cleaning:
+        return module.__reduce_ex__(4)
+    state = dict(vars(module))
+    for clean in reversed(cleaning):
+        clean(state)
+    twin = object.__new__(type(module))
+    vars(twin).update(state)
+    made, arguments, own, *rest = twin.__reduce_ex__(4)
+    return made, arguments, _State(own, type(module).__name__), *rest
+
+
+class _State:
+    """Attributes of a module for its deep copy and for `pickle`, which make their own of its parts.
+
+    A shallow copy takes it as it is, and would share parts with a model that something is attached to: that is refused.
+    """
+
+    def __init__(self, attributes: Any, name: str) -> None:
+        self._attributes, self._name = attributes, name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return deepcopy(self._attributes, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return dict, (), None, None, iter(self._attributes.items())
+
+    def keys(self) -> Any:
+        """Asked for by what would take the attributes as they are."""
+        raise FoveateError(
+            f"a shallow copy of this {self._name} would share its parts with a model that foveate is attached to; "
+            "restore that first, or take copy.deepcopy, whose copy has nothing attached."
+        )
