@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from foveate.encoders import ViTUHDModel
+from foveate.runtime.patches import in_this_thread
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def pooling_of(net: Any, inputs: Any) -> list[Pooling]:
                     )
                 )
 
-            hooks.callback(merger.register_forward_pre_hook(before).remove)
+            hooks.callback(merger.register_forward_pre_hook(in_this_thread(before)).remove)
         encoder(pixel_values=inputs["pixel_values"], grid_hws=inputs["grid_hws"])
     return found
 

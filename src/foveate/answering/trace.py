@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from foveate.encoders import ViTUHDModel
+from foveate.runtime.patches import in_this_thread
 
 #: Where `transformers` keeps what maps encoder features into the language model's space.
 CONNECTORS = ("multi_modal_projector", "connector", "embed_vision", "aligner", "mm_projector", "qformer")
@@ -63,14 +64,14 @@ class Trace:
             self._spans.setdefault(name, []).append((begun.pop(), self.now()))
             self.tokens.setdefault(name, _tokens_of(output))
 
-        hooks.callback(part.register_forward_pre_hook(before).remove)
-        hooks.callback(part.register_forward_hook(after).remove)
+        hooks.callback(part.register_forward_pre_hook(in_this_thread(before)).remove)
+        hooks.callback(part.register_forward_hook(in_this_thread(after)).remove)
 
     def _count(self, hooks: ExitStack, name: str | int, part: nn.Module) -> None:
         def after(_part: nn.Module, _inputs: Any, output: Any) -> None:
             self.tokens.setdefault(name, _tokens_of(output))
 
-        hooks.callback(part.register_forward_hook(after).remove)
+        hooks.callback(part.register_forward_hook(in_this_thread(after)).remove)
 
     def times(self, finished: float) -> dict[str, float]:
         """Seconds in each part; decoding is what follows the language model's first run, until `finished`."""

@@ -71,7 +71,9 @@ class Carrying:
             FoveateError: the language model has no such rotary embedding.
         """
         if ids and self._rotary is None:
-            raise FoveateError(f"{type(self.text).__name__} has no rotary positions that tokens could carry several of.")
+            raise FoveateError(
+                f"{type(self.text).__name__} has no rotary positions that tokens could carry several of."
+            )
         self._local.ids = ids
         try:
             yield

@@ -126,6 +126,17 @@ class Uncopied:
         raise FoveateError(f"{self!r} belongs to one live model and cannot be copied or saved; restore it first.")
 
 
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that sees the calls of the thread that makes it, and nothing of those of others."""
+    own = threading.get_ident()
+
+    @functools.wraps(hook)
+    def only(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if threading.get_ident() == own else None
+
+    return only
+
+
 # Copies of modules
 
 

@@ -106,11 +106,12 @@ class VirtualUnmerging:
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Hook before attention: which rows are one in this layer."""
         rotation = kwargs.get("position_embeddings")
-        groups = getattr(self._local, "groups", None)
-        if rotation is not None and groups is None:
-            groups = self._calls.of(rotation[0])
-        elif rotation is not None:
-            self._calls.remember(rotation[0], groups)
+        groups: _Groups | None = getattr(self._local, "groups", None)
+        if rotation is not None:
+            if groups is None:
+                groups = self._calls.of(rotation[0])
+            else:
+                self._calls.remember(rotation[0], groups)
         self._local.layer = groups
 
     def _groups(self, x: Tensor) -> _Groups | None:

@@ -60,7 +60,7 @@ class Merging:
 
     def attach(self, patches: Patches) -> None:
         """Let the blocks compute `block`, until `patches` are undone."""
-        # Where accelerate has moved `forward` behind its own, which brings inputs and weights together, ours goes there.
+        # Where accelerate has moved `forward` behind its own, which brings inputs and weights together, ours goes too.
         names = ["_old_forward" if "_old_forward" in vars(layer) else "forward" for layer in self.layers]
         originals = [getattr(layer, name) for layer, name in zip(self.layers, names, strict=True)]
         if any(isinstance(original, _Block) for original in originals):

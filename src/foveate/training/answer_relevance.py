@@ -1,14 +1,16 @@
 """Which visual tokens an answer of a live model rests on: attention x gradient roll-out (arXiv 2506.01097).
 
 Attention matrices are formed here and nowhere else in foveate: their gradients are what the method learns from. Only
-the language model is switched to eager attention, and only for one pass an answer.
+the language model attends eagerly, and only for one pass an answer.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +19,9 @@ from torch import Tensor, nn
 from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.runtime import compat, compress
+from foveate.runtime import compress
+from foveate.runtime.attention_functions import Call, stand_around
+from foveate.runtime.patches import Patches
 from foveate.selection.method import Budget, Method
 from foveate.selection.relevance import as_picture, relevance_target, rollout
 from foveate.tokens import Need, Selection, Tower, VisualTokens
@@ -187,43 +191,55 @@ def continued(inputs: dict[str, Any], answer: Tensor, answer_type: int) -> dict[
     return whole
 
 
+_lock = threading.Lock()
+#: Parameters that are frozen, and how often.
+_frozen: Counter[nn.Parameter] = Counter()
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Generator[None]:
-    """No parameter takes part in a backward pass."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
+    """No parameter takes part in a backward pass; where threads freeze a model together, until the last has done."""
+    with _lock:
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad or _frozen[parameter]]
+        for parameter in learning:
+            _frozen[parameter] += 1
+            parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
+        with _lock:
+            for parameter in learning:
+                _frozen[parameter] -= 1
+                if not _frozen[parameter]:
+                    del _frozen[parameter]
+                    parameter.requires_grad_(True)
 
 
 @contextmanager
 def _eager(core: Any, text: Any) -> Generator[list[Tensor]]:
     """Eager attention in the language model; the list gets the attention (B, H, T, T) of every layer of a pass.
 
-    The graph begins at the embeddings, so that the encoder is not differentiated.
+    For the calling thread alone. The graph begins at the embeddings, so that the encoder is not differentiated.
     """
     seen: list[Tensor] = []
-    attentions = [layer.self_attn for layer in text.layers if hasattr(layer, "self_attn")]
+    own = threading.get_ident()
 
-    def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if threading.get_ident() != own:
+            return None
         return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"].detach().requires_grad_()}
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, tuple) and torch.is_tensor(output[1]):
+    def keep(call: Call) -> Any:
+        if threading.get_ident() != own:
+            return call.attend()
+        output = replace(call, name="eager").attend_pairs(call.allowed())
+        if torch.is_tensor(output[1]):
             seen.append(output[1])
+        return output
 
-    # Some families make the masks of the language model in the core, by the core's own configuration.
-    configs = {id(part.config): part.config for part in (core, text, *attentions) if hasattr(part, "config")}
-    with ExitStack() as undo:
-        for config in configs.values():
-            undo.callback(compat.set_attention_name, config, compat.attention_name(config))
-            # Not by the property, which would switch the encoder too.
-            compat.set_attention_name(config, "eager")
-        undo.callback(text.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        for attention in attentions:
-            undo.callback(attention.register_forward_hook(keep).remove)
+    with Patches() as patches:
+        patches.before(text, begin, with_kwargs=True)
+        for layer in text.layers:
+            if hasattr(layer, "self_attn"):
+                stand_around(patches, layer.self_attn, keep)
         yield seen

@@ -22,6 +22,7 @@ from foveate.families import family_of
 from foveate.plan import Plan, Step
 from foveate.runtime import compress
 from foveate.runtime.attention_functions import watched
+from foveate.runtime.patches import Patches, in_this_thread
 from foveate.tokens import Selection
 from foveate.training.answer_relevance import continued, read_example
 from foveate.training.data.rendering import LARGEST_SIDE
@@ -114,14 +115,12 @@ def see(model: Any, processor: Any, example: Example, layers: Sequence[int], loo
         scaling = options.get("scaling")
         attention.append(Attention(query[0], key[0], query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
 
-    with compress(model, Plan((Step(watcher, None, tuple(layers)),))):
-        hooks = [text.register_forward_pre_hook(called, with_kwargs=True), text.register_forward_hook(gave)]
-        try:
-            with _watching(text, looking, looked):
-                model(**whole, labels=labels, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    # A second thread that would see through the same model is refused: one plan at a time.
+    with compress(model, Plan((Step(watcher, None, tuple(layers)),))), Patches() as patches:
+        patches.before(text, in_this_thread(called), with_kwargs=True)
+        patches.after(text, in_this_thread(gave))
+        with _watching(text, looking, looked):
+            model(**whole, labels=labels, use_cache=False)
     rows = torch.arange(prompt - 1, prompt - 1 + len(answer), device=answer.device)
     found: dict[int, list[LayerTokens]] = {layer: [] for layer in layers}
     for tokens in watcher.found:
@@ -143,10 +142,9 @@ def encoding_once(model: Any) -> Generator[None]:
     """Inside this context the encoder runs once for the same pixels, for plans that ask nothing of it."""
     family = family_of(model)
     tower: Any = family.vision_tower(family.core(model))
-    original, before = tower.forward, vars(tower).get("forward")
     done: list[tuple[list[Any], Any]] = []
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = [*args, *(kwargs[name] for name in sorted(kwargs))]
         for known, output in done:
             if len(known) == len(given) and all(map(_same, known, given)):
@@ -155,14 +153,9 @@ def encoding_once(model: Any) -> Generator[None]:
         done.append((given, output))
         return copy.copy(output)  # some models replace fields of what their tower returns
 
-    tower.forward = forward
-    try:
+    with Patches() as patches:
+        patches.wrap(tower, "forward", forward)
         yield
-    finally:
-        if before is None:
-            del tower.forward
-        else:
-            tower.forward = before
 
 
 def _same(one: Any, other: Any) -> bool:
