@@ -10,7 +10,9 @@ from PIL import Image
 
 import foveate
 from decoder.test_covipal import folder
+from decoder.test_dpn import folder as routers
 from foveate.decoder.covipal import CoViPAL
+from foveate.encoders.merging.dymu import Thresholds
 from foveate.errors import FoveateError
 from foveate.plan import Plan
 from foveate.selection.focusui import Scorer
@@ -63,6 +65,56 @@ def test_the_plan_reads_the_same_on_every_model(model: Path) -> None:
         assert handle.plan == Plan.of(str(handle.plan))
         handle.plan.save(model)
     assert foveate.load(model)[0] is not None  # the saved plan finds them again
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "covipal(weights={covipal!r}):50%",
+        "dpn(weights={dpn!r})",
+        "focusui(weights={focusui!r}):50%",
+        "relevance(weights={relevance!r}):50%",
+        "pospad(selector=focusui(weights={focusui!r})):50%",
+        "dymu(thresholds={dymu!r})",
+        "focusui(weights={focusui!r}):50% + covipal(weights={covipal!r}):50%@1",
+    ],
+)
+def test_a_model_that_was_moved_finds_its_weights(model: Path, tmp_path: Path, plan: str) -> None:
+    """A saved plan names no place: what it needs is copied beside the model."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    net, _ = foveate.load(model)
+    size, blocks = net.config.get_text_config().hidden_size, net.config.vision_config.num_hidden_layers
+    paths = {name: str(elsewhere / name) for name in ("covipal", "dpn", "focusui", "relevance", "dymu")}
+    folder(elsewhere / "covipal", size)
+    routers(elsewhere / "dpn", size, scaled=None)
+    Scorer(size).save(Path(paths["focusui"]))
+    Mapper().save(Path(paths["relevance"]))
+    Thresholds((0.5,) * (blocks - 1), "CLIPVisionModel", 16, 8, 1).save(paths["dymu"])
+    plan = plan.format(**paths)
+    with foveate.compress(net, plan) as handle:
+        handle.plan.save(model)
+        again = handle.plan  # saving changes nothing of the plan itself
+        assert str(again) == str(Plan.of(plan))
+    moved = model.rename(tmp_path / "moved")
+    elsewhere.rename(tmp_path / "gone")
+    assert str(tmp_path) not in (moved / "foveate_plan.json").read_text()
+    before = Plan.of(plan.replace(str(elsewhere), str(tmp_path / "gone")))
+    net, processor = foveate.load(moved)
+    found = foveate.ask(PICTURE, WORDS, model=(net, processor), max_new_tokens=2).selection
+    net, processor = foveate.load(moved, plan=None)
+    assert [image["tokens_left"] for image in found] == [
+        image["tokens_left"]
+        for image in foveate.ask(PICTURE, WORDS, (net, processor), before, max_new_tokens=2).selection
+    ]
+
+
+def test_two_weights_of_one_method_have_no_place(model: Path, tmp_path: Path) -> None:
+    one, two = (str(folder(tmp_path / name, 8)) for name in ("one", "two"))
+    with pytest.raises(FoveateError, match="one place for weights of covipal"):
+        Plan.of(f"covipal(weights={one!r}):50%@1 + covipal(weights={two!r}):50%@2").save(model)
+    with pytest.raises(FoveateError, match="cannot be copied to .*: No such file"):
+        Plan.of(f"covipal(weights={str(tmp_path / 'none')!r}):50%@1").save(model)
 
 
 def test_where_there_are_none_the_sentence_says_where_they_belong(model: Path) -> None:

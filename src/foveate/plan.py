@@ -173,11 +173,21 @@ class Plan:
         return " + ".join(map(str, self.steps))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the plan beside a model's weights, where `foveate.load` finds it."""
+        """Write the plan beside a model's weights, where `foveate.load` finds it.
+
+        Weights of methods go with it: files that it names are copied to where methods find them by themselves, so that
+        the folder can be moved.
+
+        Raises:
+            FoveateError: there is no such folder; the weights of a step cannot be read; or two steps of one method have
+                different ones.
+        """
         path = Path(folder) / PLAN_FILE
         if not path.parent.is_dir():
             raise FoveateError(f"there is no folder {str(folder)!r} to save a plan in.")
-        path.write_text(json.dumps({"plan": str(self)}, indent=2) + "\n", encoding="utf-8")
+        taken: dict[str, str] = {}
+        steps = [dataclasses.replace(step, method=_portable(step.method, path.parent, taken)) for step in self.steps]
+        path.write_text(json.dumps({"plan": str(Plan(tuple(steps)))}, indent=2) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -194,6 +204,35 @@ class Plan:
             return parse_plan(read_json(path)["plan"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FoveateError(f"{path} holds no plan: {error}") from error
+
+
+def _portable(method: Any, folder: Path, taken: dict[str, str]) -> Any:
+    """A method that names no file outside `folder`: its weights lie there, and other files are what they hold.
+
+    Args:
+        method: The method; one that is an argument of another counts too.
+        folder: Of a model.
+        taken: By method, whose weights lie there already.
+    """
+    from foveate.trained import Trained
+
+    if not dataclasses.is_dataclass(method):
+        return method
+    if hasattr(method, "portable"):
+        return method.portable(folder, lambda inner: _portable(inner, folder, taken))
+    changed: dict[str, Any] = {}
+    if isinstance(method, Trained) and method.path:
+        before = taken.setdefault(method.name, method.path)
+        if before != method.path:
+            raise FoveateError(
+                f"a folder has one place for weights of {method.name}, and this plan has those of {before} and of "
+                f"{method.path}."
+            )
+        method.copy_to(folder)
+        changed["weights"] = ""
+    if hasattr(method, "thresholds") and hasattr(method, "values"):
+        changed["thresholds"] = method.values
+    return dataclasses.replace(method, **changed) if changed else method
 
 
 def all_methods() -> dict[str, Any]:

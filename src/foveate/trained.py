@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from functools import lru_cache
 from os import PathLike, fspath
 from pathlib import Path
@@ -54,6 +55,16 @@ class Trained:
         object.__setattr__(own, "_beside", self._found(location))
         return own
 
+    def copy_to(self, folder: str | PathLike[str]) -> None:
+        """Copy the weights to where the method finds them beside the model in `folder`.
+
+        Raises:
+            FoveateError: they cannot be read or written.
+        """
+        source, single = Path(self.path), len(self.files) == 1
+        for file in self.files:
+            copied(self.name, source if single else source / Path(file).name, Path(folder) / file)
+
     def _found(self, location: str | PathLike[str]) -> str:
         try:
             here, place = Path(location).is_dir(), fspath(location)
@@ -77,6 +88,20 @@ class Trained:
                 f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
                 f"`{self.command}` wrote, or one that stands beside the model's weights as {here}."
             )
+
+
+def copied(name: str, file: Path, target: Path) -> None:
+    """Copy a file of the method `name`, unless it lies there already.
+
+    Raises:
+        FoveateError: it cannot be read or written.
+    """
+    try:
+        if not (target.exists() and target.samefile(file)):
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+    except OSError as error:
+        raise FoveateError(f"{name}: {file} cannot be copied to {target}: {error.strerror}.") from error
 
 
 @lru_cache(maxsize=64)

@@ -35,7 +35,6 @@ from foveate.runtime.seam import Seam
 from foveate.runtime.vit_merging import Merging, merged_in
 from foveate.runtime.words import Words
 from foveate.tokens import Tower
-from foveate.trained import Trained
 
 #: Where a core keeps the handle of what is attached to it.
 _HANDLE = "_foveate_handle"
@@ -112,7 +111,7 @@ def _with_weights(plan: Plan, model: nn.Module) -> Plan:
     location = getattr(model, "name_or_path", "")
     return Plan(
         tuple(
-            replace(step, method=step.method.beside(location)) if isinstance(step.method, Trained) else step
+            replace(step, method=step.method.beside(location)) if hasattr(step.method, "beside") else step
             for step in plan.steps
         )
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from foveate.errors import FoveateError
 from foveate.selection.method import Method
 from foveate.tokens import Need, Selection, Tower, VisualTokens
+from foveate.trained import Trained, copied
 
 MARKERS = ("zero", "mean")
 
@@ -74,6 +77,30 @@ class PosPad(Method):
         if len(steps) != 1 or not isinstance(found, Method) or isinstance(found, PosPad):
             raise FoveateError(f"pospad: selector is one other method before the language model, not {self.selector}.")
         return found
+
+    def beside(self, location: str | PathLike[str]) -> PosPad:
+        """This method with what stands beside a model: weights of the other method, and the embedding."""
+        own = copy.copy(self)
+        if isinstance(self.method, Trained):
+            object.__setattr__(own, "method", self.method.beside(location))
+        if self.embedding is not None and not Path(self.embedding).is_file():
+            there = Path(location) / self.embedding
+            if there.is_file():
+                object.__setattr__(own, "embedding", str(there))
+        return own
+
+    def portable(self, folder: Path, inner: Callable[[Method], Method]) -> PosPad:
+        """This method with its embedding in `folder`, and the other method as `inner` makes it."""
+        embedding = self.embedding
+        if embedding is not None:
+            copied(self.name, Path(embedding), folder / "pospad.safetensors")
+            embedding = "pospad.safetensors"
+        from foveate.plan import Step
+
+        method = inner(self.method)
+        return replace(
+            self, selector=self.selector if method is self.method else str(Step(method)), embedding=embedding
+        )
 
     def needs(self, tower: Tower) -> tuple[Need, ...]:
         """Those of the other method."""
