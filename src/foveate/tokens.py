@@ -6,7 +6,7 @@ runtime cuts batches into images before a method and joins them after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -246,6 +246,8 @@ class Selection:
             shares). DeepStack planes are merged with them, and pictures show them.
         positions: (k, K) int64: original tokens whose positions a row carries, where a method gives it more than its
             own (PPE). None: the position of `indices`.
+        remade: Gives `features` from the tokens' features (N, D), for gradients, where these are no means with the
+            shares above: maxima, or something with weights of the method's own in it.
     """
 
     indices: Tensor
@@ -253,6 +255,7 @@ class Selection:
     assignment: Tensor | None = None
     weights: Tensor | None = None
     positions: Tensor | None = None
+    remade: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.indices)

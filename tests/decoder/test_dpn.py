@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import foveate
 from decoder.fabricated import WIDTH, layer_tokens
@@ -23,7 +24,9 @@ from runtime.test_promises import answers, logits
 ROWS = (((4, 5),), ((3, 6), (6, 4)), ((5, 5),))
 
 
-def folder(path: Path, size: int, layers: tuple[int, ...] = (1,), favourite: int | None = None) -> Path:
+def folder(
+    path: Path, size: int, layers: tuple[int, ...] = (1,), favourite: int | None = None, scaled: bool | None = False
+) -> Path:
     """Routers with random weights, or such that always find one expert best, the last one where it has fewer."""
     torch.manual_seed(0)
     strides = dpn.default_strides(layers) if len(layers) > 1 else {layers[0]: (1, 2, 4)}
@@ -36,7 +39,7 @@ def folder(path: Path, size: int, layers: tuple[int, ...] = (1,), favourite: int
                 router.layers[0].weight.fill_(1)
                 router.layers[2].weight.zero_()[min(favourite, len(router.strides) - 1)] = 10
     built = {"size": size, "strides": {layer: list(own) for layer, own in strides.items()}}
-    save_networks(path, "dpn", routers, built)
+    save_networks(path, "dpn", routers, built if scaled is None else built | {"scaled": scaled})
     return path
 
 
@@ -81,7 +84,7 @@ def test_windows_equal_the_loop(
 ) -> None:
     tokens = on_grid(rows, columns, gone, separators)
     for stride in (2, 4):
-        selection = dpn.pooled(tokens, stride, operation, 0.5)
+        selection = dpn.pooled(tokens, stride, operation, lambda: torch.tensor(0.5))
         selection.check(len(tokens))
         expected = by_hand(tokens, stride, operation)
         assert selection.indices.tolist() == [first for first, _, _ in expected]
@@ -137,6 +140,9 @@ def test_the_best_expert_pools_and_small_images_stay(tmp_path: Path) -> None:
         whole = tokens.features if selection.features is None else selection.features
         router = dpn.network_of(str(path), "dpn", dpn.build, 1, "cpu")
         torch.testing.assert_close(scaled.features, whole * float(router(dpn.context(tokens)).max()))
+        # As the folder says, and as the paper does where it says nothing.
+        paper = DPN(str(folder(tmp_path / f"{stride}-paper", WIDTH, favourite=favourite, scaled=None)))(tokens, None)
+        assert paper.features is not None and torch.equal(paper.features, scaled.features)
     assert dpn.default_layers(32) == (8, 16, 24)
     assert dpn.default_layers(4) == (1, 2, 3)
     assert dpn.default_layers(2) == (1,)
@@ -178,6 +184,58 @@ def test_gradients_reach_the_image(tmp_path: Path) -> None:
         model(**inputs, labels=labels).loss.backward()
     first = next(model.model.multi_modal_projector.parameters())
     assert first.grad is not None and float(first.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_the_gradient_of_a_maximum_is_its_members(stride: int) -> None:
+    """That of max pooling reaches the largest token of a window alone, times the factor, and the factor itself."""
+    tokens, factor = on_grid(4, 8), torch.tensor(0.3, requires_grad=True)
+    selection = dpn.pooled(tokens, stride, "max", lambda: factor)
+    features = tokens.features.clone().requires_grad_()
+    assert selection.remade is not None and selection.features is not None
+    remade = selection.remade(features)
+    torch.testing.assert_close(remade, selection.features)
+    weight = torch.randn_like(remade)
+    (remade * weight).sum().backward()
+    cells = tokens.features.detach().view(4 // stride, stride, 8 // stride, stride, WIDTH).clone().requires_grad_()
+    expected = cells.amax(dim=(1, 3)).flatten(0, 1)
+    (0.3 * expected * weight).sum().backward()
+    assert features.grad is not None and cells.grad is not None and factor.grad is not None
+    torch.testing.assert_close(features.grad, cells.grad.reshape(32, WIDTH))
+    torch.testing.assert_close(factor.grad, (expected * weight).sum().detach())
+
+
+def test_a_model_that_learns_draws_experts_and_routers_learn_with_it() -> None:
+    """Experts are drawn by their probabilities, and the loss reaches routers; a model that answers takes the best."""
+    specimen, model = deep("llava-next")
+    routers = nn.ModuleDict({str(layer): Router(32, (1, 2)) for layer in (2, 4)})
+    noted: list[tuple[int, torch.Tensor]] = []
+    inputs = specimen.prompts(model, (((7, 9),),))
+    labels = inputs["input_ids"].clone()
+    labels[:, :-2] = -100
+    with foveate.compress(model, DPN().learning(routers, noted)) as handle:
+        model.train()
+        seen = set()
+        for draw in range(12):
+            torch.manual_seed(draw)
+            model(**inputs, labels=labels).loss.backward()
+            (image,) = handle.report().images
+            seen.add(tuple(layer.tokens_kept for layer in image.layers))
+        assert len(seen) > 2 and {layer for layer, _ in noted} == {2, 4}
+        for router in routers.values():
+            assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in router.parameters())
+        model.eval()
+        noted.clear()
+        assert answers(model, inputs) == answers(model, inputs) and not noted
+    assert "weights" not in str(handle.plan)
+
+
+def test_few_tokens_are_not_drawn() -> None:
+    """Of 64 tokens windows of 2 x 2 leave 16, fewer than 18."""
+    tokens = on_grid(8, 8)
+    assert {dpn.drawn(tokens, torch.tensor([0.1, 0.4, 0.5]), (1, 2, 4)) for _ in range(20)} == {0}
+    assert dpn.drawn(tokens, torch.tensor([0.0, 0.5, 0.5]), (1, 2, 4)) == 0
+    assert {dpn.drawn(on_grid(8, 10), torch.tensor([0.5, 0.4, 0.1]), (1, 2, 4)) for _ in range(40)} == {0, 1}
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

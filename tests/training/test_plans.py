@@ -10,7 +10,10 @@ from small_training import TEXT, read_log, recipe, small_stage, write_conversati
 
 import foveate
 from foveate import FoveateError
+from foveate.decoder._folder import read_networks
+from foveate.decoder.dpn import build
 from foveate.runtime import handle_of
+from foveate.training.building import build_model
 from foveate.training.collate import Collator
 from foveate.training.dataset import read_conversations
 from foveate.training.learner import Learner
@@ -60,6 +63,28 @@ def test_any_plan_trains_and_the_folder_answers_under_it(tmp_path, data, plan):
     assert str(handle_of(model).plan) == plan
     again = run.export(tmp_path / "again").model
     assert str(handle_of(foveate.load(again)[0]).plan) == plan
+
+
+def test_routers_of_a_pyramid_learn_with_their_model(tmp_path, data):
+    """They need none to begin with; the trained folder has them, and a run that was stopped goes on with them."""
+    rates = dict.fromkeys(("connector", "language_model"), 5e-3)
+    stage = small_stage(data, steps=4, batch_size=4, train=rates, plan="dpn@1,2")
+    whole, parts = (
+        run_of(tmp_path / name, copy.deepcopy(stage), log_every=1, save_every=1000) for name in ("whole", "parts")
+    )
+    assert whole.train().finished
+    while not parts.train(max_minutes=0).finished:
+        pass
+    assert [entry["loss"] for entry in read_log(whole.output)] == [entry["loss"] for entry in read_log(parts.output)]
+    folder = whole.export(tmp_path / "again").model
+    model, _ = foveate.load(folder)
+    plan = handle_of(model).plan
+    assert str(plan) == "dpn@1,2" and plan.steps[0].method._scales
+    first = Learner(build_model(whole.recipe.model, whole.recipe.seed)[0], whole.recipe.seed)
+    with first.following("dpn@1,2"):
+        before = {layer: own.state_dict() for layer, own in first.routers.items()}
+    for layer, own in read_networks(folder / "dpn", "dpn", build).items():
+        assert any(not torch.equal(value, before[str(layer)][name]) for name, value in own.state_dict().items())
 
 
 def test_a_stopped_stage_goes_on_as_if_it_had_never_stopped(tmp_path, data):

@@ -82,7 +82,7 @@ def train_pruner(
     ] = None,
     pressure: Annotated[
         float | None,
-        typer.Option(help="dpn: weight of the loss that asks for wide windows, 1 by default.", show_default=False),
+        typer.Option(help="dpn: weight of the loss that asks for wide windows, 0.001 by default.", show_default=False),
     ] = None,
     images: ImageFolder = None,
     limit: Limit = None,

@@ -102,6 +102,7 @@ class LayerTokens:
         norm: The norm after the last layer, for methods that compare tokens as the output would see them.
         neurons: Gives activations of the layer that has just run; see `activations`.
         layout: Gives the rectangles that the image's tokens come from; see `crops`.
+        learning: Whether the model learns from this pass, so that what is random in a method's training is drawn.
     """
 
     features: Tensor
@@ -123,6 +124,7 @@ class LayerTokens:
     norm: Callable[[Tensor], Tensor]
     neurons: Callable[[], tuple[Tensor, Tensor]] | None = None
     layout: Callable[[], tuple[Crop, ...]] | None = None
+    learning: bool = False
 
     def __len__(self) -> int:
         return len(self.features)
@@ -320,10 +322,12 @@ def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Sel
     assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=order.device)
     assignment[others] = torch.where(members < 0, -1, row[members.clamp(min=0)])
     assignment[answers] = row[len(chosen) :]
-    weights = features = None
+    weights = features = remade = None
     if chosen.weights is not None:
         weights = torch.ones(len(tokens), dtype=chosen.weights.dtype, device=order.device)
         weights[others] = chosen.weights
     if chosen.features is not None:
         features = torch.cat([chosen.features, tokens.features[answers]])[order]
-    return Selection(indices, features, assignment, weights)
+    if again := chosen.remade:
+        remade = lambda found: torch.cat([again(found[others]), found[answers]])[order]  # noqa: E731
+    return Selection(indices, features, assignment, weights, remade=remade)

@@ -281,6 +281,7 @@ class LayerSeam:
             self.text.norm,
             partial(self._activations, number, image, found) if isinstance(step.method, NeuronMethod) else None,
             image.crops,
+            self.text.training and found.asking is not None,
         )
         start = time.perf_counter()
         selection = found.decided.get((image.number, number))

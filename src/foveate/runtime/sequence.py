@@ -147,7 +147,9 @@ def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[Chosen]
             if own.features is None:
                 continue
             value = own.features
-            if torch.is_grad_enabled() and features.requires_grad and own.assignment is not None:
+            if torch.is_grad_enabled() and own.remade is not None:
+                value = own.remade(features[image.row, image.columns])
+            elif torch.is_grad_enabled() and features.requires_grad and own.assignment is not None:
                 # The value is the method's; the gradient reaches the tokens by the shares that they have in it.
                 shares = own.apply(features[image.row, image.columns])
                 value = value + (shares - shares.detach())

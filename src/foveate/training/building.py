@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
+from foveate.decoder.dpn import DPN
 from foveate.errors import FoveateError
 from foveate.llava_uhd.vision_remember import add_vision_remember
 from foveate.llava_uhd.voco import add_voco_tokens
 from foveate.loading import load
 from foveate.plan import Plan
+from foveate.training import router
 from foveate.training.architectures import architecture_named, architecture_of
 from foveate.training.recipe import ModelChoice, NewModel
 from foveate.weights import DATA_ONLY
@@ -115,11 +119,12 @@ def export(
     dtype: torch.dtype = torch.bfloat16,
     record: dict[str, Any] | None = None,
     plan: str | None = None,
+    routers: nn.ModuleDict | None = None,
 ) -> Path:
     """Saves model and processor for `from_pretrained`, weights in `dtype`; the model in memory stays as it is.
 
     `record` is written beside them as training.json, which `foveate info` shows; `plan`, the one that was trained under
-    last, as what `foveate.load` attaches.
+    last, as what `foveate.load` attaches; `routers` are those that learned under it.
 
     The folder appears complete or not at all: it is written beside its place and then moved there.
 
@@ -148,7 +153,7 @@ def export(
         if record:
             (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if plan is not None:
-            Plan.of(plan).save(partial)
+            _save_plan(Plan.of(plan), routers, partial)
     except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
         shutil.rmtree(partial, ignore_errors=True)
         reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
@@ -186,3 +191,14 @@ def _refuse_unknown(fields: dict[str, Any], known: set[str], where: str) -> None
     unknown = sorted(set(fields) - known)
     if unknown:
         raise FoveateError(f"{where}: unknown keys {', '.join(unknown)}; possible are {', '.join(sorted(known))}.")
+
+
+def _save_plan(plan: Plan, routers: nn.ModuleDict | None, folder: Path) -> None:
+    """Write a plan beside the weights, and what its routers have learned with the model."""
+    steps = []
+    for step in plan.steps:
+        if routers and isinstance(step.method, DPN):
+            router.save(routers, None, folder / DPN.name)
+            step = replace(step, method=replace(step.method, weights=""))
+        steps.append(step)
+    Plan(tuple(steps)).save(folder)

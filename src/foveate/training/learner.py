@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from foveate.decoder._folder import read_networks
+from foveate.decoder.dpn import DPN, build
 from foveate.encoders.layout import Layout
+from foveate.plan import Plan
 from foveate.runtime import Handle, compress
+from foveate.training import router
 from foveate.training.architectures import architecture_of
 from foveate.training.pointing import PointingTeacher
 from foveate.training.supervision import NUM_CLASSES, CellReader, ColourReader, targets_before_last_stage
@@ -47,6 +52,10 @@ class Learner(nn.Module):
         self._seen: dict[str, torch.Tensor] = {}
         self._teacher: PointingTeacher | None = None
         self._handle: Handle | None = None
+        self._seed = seed
+        #: Routers of a Dynamic Pyramid Network, by layer, once a plan asks for them.
+        self.routers = nn.ModuleDict()
+        self._routed: list[tuple[int, torch.Tensor]] = []
         self.architecture.watch(model, self._seen.__setitem__)
         self.architecture.take_windows(model)
 
@@ -71,11 +80,27 @@ class Learner(nn.Module):
         if plan is None:
             yield
             return
-        with compress(self.model, plan) as self._handle:
+        with compress(self.model, self._learning(Plan.of(plan))) as self._handle:
             try:
                 yield
             finally:
                 self._handle = None
+
+    def _learning(self, plan: Plan) -> Plan:
+        """The plan, with routers that learn: those of a folder that it names, or new ones."""
+        steps = []
+        for step in plan.steps:
+            if isinstance(step.method, DPN):
+                if not self.routers:
+                    method = step.method.beside(self.model.name_or_path)
+                    layers = step.layers or method.layers(len(self.model.model.language_model.layers))
+                    self.routers.update(router.first_routers(self.model, layers, self._seed).to(self.model.device))
+                    if method.path:
+                        for layer, own in read_networks(method.path, DPN.name, build).items():
+                            self.routers[str(layer)].load_state_dict(own.state_dict())
+                step = replace(step, method=step.method.learning(self.routers, self._routed))
+            steps.append(step)
+        return Plan(tuple(steps))
 
     def forward(
         self,
@@ -108,7 +133,7 @@ class Learner(nn.Module):
             learned = labels[:, 1:] != -100
             targets = labels[:, 1:][learned]
             logits = self.model.lm_head(hidden[:, :-1][learned]).float()
-            sums["answer_loss"] = F.cross_entropy(logits, targets, reduction="sum")
+            sums["answer_loss"] = F.cross_entropy(logits, targets, reduction="sum") + self._routing(learned.sum())
             sums["answer_tokens"] = learned.sum()
             sums["answer_right"] = (logits.detach().argmax(-1) == targets).sum()
             if self._teacher is not None:
@@ -130,8 +155,21 @@ class Learner(nn.Module):
         self._seen.clear()
         return sums
 
+    def _routing(self, count: torch.Tensor) -> torch.Tensor | float:
+        """What routers have to answer for, beside `count` tokens: the routing loss of the paper."""
+        if not self.routers or self._handle is None:
+            return 0.0
+        shares: dict[int, list[torch.Tensor]] = {}
+        for layer, found in self._routed:
+            shares.setdefault(layer, []).append(found)
+        loss = router.routing_loss([torch.stack(own) for own in shares.values()], expected=False)
+        # Those that were not asked have a gradient too, which other processes wait for.
+        nothing = torch.stack([parameter.sum() for parameter in self.routers.parameters()]).sum() * 0
+        return router.PRESSURE * loss.to(nothing) * count + nothing
+
     def _run(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the language model makes of its input (B, P, D), and the labels (B, P) of what it still holds."""
+        self._routed.clear()
         if self._handle is None:
             return self.model.model(**inputs, use_cache=False).last_hidden_state, labels
         with self._handle.learning(labels) as left:
@@ -160,5 +198,7 @@ class Learner(nn.Module):
 
     def part_of(self, name: str) -> str:
         """The part of `recipe.PARTS` that the learner's parameter `name` belongs to."""
+        if name.startswith("routers."):
+            return "language_model"
         heads = name.startswith(("reader.", "page_reader.", "colour_reader."))
         return "heads" if heads else self.architecture.part_of(name)

@@ -4,10 +4,11 @@ A prompt runs once with experts that are drawn at every pooling layer, and once 
 these layers, the layers taking turns. With L_e the cross-entropy of the answer under expert e, the loss is
 sum_e p_e L_e, the expected cross-entropy, and the routing loss beside it asks for wide windows.
 
-The paper trains routers and language model together: its gradient reaches p through tokens that are multiplied by p,
-which a frozen model with normed layers hardly notices. The expectation over one layer is our choice in place of it, and
-so is the expected speed in the routing loss: by the paper's, max p times the speed of its expert, a router that pools
-nothing is never asked to.
+The paper trains routers and language model together (`plan: dpn` in a stage of a recipe): its gradient reaches p
+through tokens that are multiplied by p, which a model that does not learn cannot make up for. Here nothing is
+multiplied, and the folder says so; the expectation over one layer is our choice in place of the factor, and so is the
+expected speed in the routing loss: by the paper's, max p times the speed of its expert, a router that pools nothing is
+never asked to.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from foveate.training.relevance import Folder
 
 #: Mean speed of experts (0, 1, 2 from the smallest window on) that the routing loss asks of a layer.
 TARGET = 1.5
-#: Experts that would leave fewer tokens are not drawn.
-LEFT = 18
+#: Weight of the routing loss in the authors' code.
+PRESSURE = 0.001
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class Fitting(fitting.Fitting):
     """How routers are trained.
 
     Args:
-        pressure: Weight of the routing loss beside the cross-entropy in nats a token.
+        pressure: Weight of the routing loss beside the cross-entropy in nats a token. The authors' is so small that
+            routers pool hardly more than the model bears; a larger one pools more.
     """
 
-    pressure: float = 1.0
+    pressure: float = PRESSURE
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,11 +99,7 @@ class Drawn(DecoderMethod):
             self.contexts[tokens.layer] = dpn.context(tokens)
         if tokens.layer not in self.experts:
             shares = router(self.contexts[tokens.layer])
-            left = [int(dpn.windows(tokens.crops, len(tokens), stride).max()) + 1 for stride in router.strides]
-            few = [stride > 1 and count < LEFT for stride, count in zip(router.strides, left, strict=True)]
-            shares = shares.masked_fill(torch.tensor(few, device=shares.device), 0)
-            # A router that is sure of an expert that may not be taken takes the smallest window.
-            self.experts[tokens.layer] = int(shares.multinomial(1)) if float(shares.sum()) > 0 else 0
+            self.experts[tokens.layer] = dpn.drawn(tokens, shares, router.strides)
         return dpn.pooled(tokens, router.strides[self.experts[tokens.layer]])
 
 
@@ -121,11 +119,7 @@ def fit(
     """
     layers = check_layers(text_of(model), layers)
     size = model.get_input_embeddings().embedding_dim
-    strides = dpn.default_strides(layers)
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(how.seed)
-        routers = nn.ModuleDict({str(layer): dpn.Router(size, strides[layer]) for layer in layers})
-    routers.to(model.device)
+    routers = first_routers(model, layers, how.seed).to(model.device)
 
     def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         def compute() -> Tensor:
@@ -230,11 +224,24 @@ def default_layers(model: Any) -> tuple[int, ...]:
     return dpn.default_layers(len(text_of(model).layers))
 
 
-def save(routers: nn.ModuleDict, how: Fitting, output: Path) -> None:
-    """Write trained routers to a folder that `dpn` reads."""
+def first_routers(model: Any, layers: Sequence[int], seed: int) -> nn.ModuleDict:
+    """Routers with random weights, by layer as text."""
+    size, strides = model.get_input_embeddings().embedding_dim, dpn.default_strides(layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return nn.ModuleDict({str(layer): dpn.Router(size, strides[layer]) for layer in layers})
+
+
+def save(routers: nn.ModuleDict, how: Fitting | None, output: Path) -> None:
+    """Write trained routers to a folder that `dpn` reads; without a `how` they have learned with their model."""
     networks: dict[int, Any] = {int(layer): router for layer, router in routers.items()}
     strides = {layer: list(router.strides) for layer, router in networks.items()}
-    save_networks(output, dpn.DPN.name, networks, {"size": next(iter(networks.values())).size, "strides": strides})
+    save_networks(
+        output,
+        dpn.DPN.name,
+        networks,
+        {"size": next(iter(networks.values())).size, "strides": strides, "scaled": how is None},
+    )
 
 
 def plans(output: str, layers: Sequence[int]) -> list[str]:

@@ -121,9 +121,13 @@ class Run:
             raise FoveateError(f"{self.output} holds no checkpoint to export; train first.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model, self.recipe.seed)
+        for _, other in self._chosen(None):
+            with learner.following(other.plan):
+                pass
         load_weights(learner, newest)
         stage = next(stage for index, stage in enumerate(self.recipe.stages) if self._folder(index) == newest.parent)
-        export(model, processor, folder, record=training_record(self.log), plan=stage.plan)
+        record = training_record(self.log)
+        export(model, processor, folder, record=record, plan=stage.plan, routers=learner.routers)
         return RunResult(self._complete(), self._progress(), folder, self.log.path)
 
     def _train_stage(
@@ -180,7 +184,8 @@ class Run:
                 display.close()
         if args.process_index == 0:
             record = training_record(self.log)
-            export(learner.model, processor, self.output / "model", record=record, plan=stage.plan)
+            into = self.output / "model"
+            export(learner.model, processor, into, record=record, plan=stage.plan, routers=learner.routers)
         trainer.accelerator.wait_for_everyone()
         return trainer.state.global_step >= stage.steps
 

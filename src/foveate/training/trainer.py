@@ -92,7 +92,7 @@ def load_weights(learner: Learner, checkpoint: Path) -> None:
     """
     with _readable(checkpoint):
         missing, unknown = load_model(learner, checkpoint / WEIGHTS, strict=False)
-        lost = [name for name in missing if not name.startswith("colour_reader.")]
+        lost = [name for name in missing if not name.startswith(("colour_reader.", "routers."))]
         if lost or unknown:
             raise ValueError(f"its weights are of another model: {', '.join([*lost, *unknown][:3])}")
 
