@@ -104,7 +104,7 @@ def test_scalekv_differs_by_layer_and_keeps_its_window(model, profile) -> None:
         if cache.place == 3:
             seen.extend(cache.layers[layer].groups)
 
-    with compress_cache(model, "scalekv(window=4):9", profile=profile) as handle:
+    with compress_cache(model, "scalekv(drafters=0.25, window=4):9", profile=profile) as handle:
         report = handle.report(model.generate([0, 1], observers=(look,)).cache)
     kept = report["maps"][2]["kept"]
     assert all(len(set(layer)) == 1 for layer in kept)

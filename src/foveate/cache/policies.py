@@ -181,7 +181,8 @@ class ScaleKV(CacheMethod):
     scores the tokens of every head; the window and the best others stay, up to the layer's budget for the next map.
 
     Args:
-        drafters: Share of (layer, map) pairs that draft; in the authors' tables 2 of 32 and 3 of 40 layers at a map.
+        drafters: Share of (layer, map) pairs that draft: 2 of 32, as in the authors' table for Infinity-2B; in that for
+            8B it is 3 of 40.
         start: A refiner's budget at the first map over the mean; 0.97 in the authors' tables.
         decay: What it loses from map to map, over the mean. The paper's value could not be verified.
         window: Tokens that score and always stay, a square number: the centres of the cells of a grid.
@@ -193,7 +194,7 @@ class ScaleKV(CacheMethod):
     title: ClassVar[str] = "ScaleKV"
     paper: ClassVar[str | None] = "2505.19602"
 
-    drafters: float = 0.25
+    drafters: float = 0.0625
     start: float = 0.97
     decay: float = 0.05
     window: int = 16
