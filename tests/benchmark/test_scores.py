@@ -81,6 +81,23 @@ def test_chats_are_also_scored_by_first_and_later_questions():
     assert (table["divprune:25%", "chat"]["low"], table["divprune:25%", "chat"]["high"]) == (0.5, 0.5)
 
 
+def test_second_questions_are_scored_where_the_first_was_right_in_both_orders():
+    """T1V_T2V / T1V: five first answers are right, of these two second ones; the untouched model has three of four."""
+    rows = given({"untouched": "aab", "divprune:25%": "aaa"}, "chat", "aaa")
+    rows += given({"untouched": "aba", "divprune:25%": "abb"}, "chat", "aaa", turn=1)
+    rows += given({"untouched": "aab", "divprune:25%": "aab"}, "chat_swapped", "aaa")
+    rows += given({"untouched": "aab", "divprune:25%": "aba"}, "chat_swapped", "aaa", turn=1)
+    plans = ("untouched", "divprune:25%")
+    table = found(rows, ("chat", "chat_swapped"), plans)
+    own, whole = (table[plan, "group:chat, second after first"] for plan in reversed(plans))
+    assert (own["count"], own["right"], own["accuracy"]) == (5, 2, 0.4)
+    assert (whole["count"], whole["right"], whole["accuracy"], whole["relative"]) == (4, 3, 0.75, 1.0)
+    assert own["relative"] == pytest.approx(0.4 / 0.75, abs=1e-4) and own["low"] < 0.4 < own["high"]
+    # Chats in the other order are the same pages again: all tasks together do without.
+    assert table["divprune:25%", "all"]["accuracy"] == table["divprune:25%", "chat"]["accuracy"]
+    assert not any("second after" in task for _, task in found(rows, ("chat",), plans))
+
+
 def test_only_questions_of_both_are_compared_and_numbers_are_read_as_such():
     rows = given({"untouched": "aa", "divprune:25%": "a"}, "sign", "aa")
     rows.append(answer("divprune:25%", "sign", 7, "x", "x"))

@@ -12,7 +12,19 @@ from PIL import Image
 
 from foveate import FoveateError
 from foveate.benchmark import tasks
-from foveate.benchmark.tasks import CHAT, CHAT_PAGES, DETAIL, DETAIL_PAGES, GROUPS, Item, check, items, names, tasks_of
+from foveate.benchmark.tasks import (
+    CHAT,
+    CHAT_PAGES,
+    DETAIL,
+    DETAIL_PAGES,
+    GROUPS,
+    SWAPPED,
+    Item,
+    check,
+    items,
+    names,
+    tasks_of,
+)
 from foveate.training.data import TASKS, render
 
 EASY = {"difficulty": 0.3, "sides": (128, 256)}
@@ -43,6 +55,13 @@ def test_chats_ask_one_image_several_different_things():
         questions, answers = zip(*item.turns, strict=True)
         assert len(item.images) == 1 and 2 <= len(item.turns) <= 3
         assert len(set(questions)) == len({answer.lower() for answer in answers}) == len(item.turns)
+
+
+def test_chats_in_the_other_order_begin_with_the_second_question():
+    for one, other in zip(items(CHAT, 6, **EASY), items(SWAPPED, 6, **EASY), strict=True):
+        assert (other.task, other.index) == (SWAPPED, one.index)
+        assert other.turns == (one.turns[1], one.turns[0])
+        assert other.images[0].tobytes() == one.images[0].tobytes()
 
 
 @pytest.mark.parametrize("page", ["shape_colour", "shape_kind"])
@@ -77,7 +96,9 @@ def test_names_groups_and_all():
     assert tasks_of(["all"]) == names()
     assert {task for group in GROUPS.values() for task in group} <= set(TASKS)
     assert [tasks.group_of(task) for task in ("sign", "count_shapes", CHAT)] == ["reading", "counting", None]
-    with pytest.raises(FoveateError, match=r"unknown task 'readin'; possible are all, reading, .*chat, detail"):
+    with pytest.raises(
+        FoveateError, match=r"unknown task 'readin'; possible are all, reading, .*chat, chat_swapped, detail"
+    ):
         tasks_of(["readin"])
 
 

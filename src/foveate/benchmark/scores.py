@@ -12,7 +12,7 @@ from typing import Any
 from foveate.benchmark.budgets import UNTOUCHED, budget_of
 from foveate.benchmark.matching import normal
 from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
-from foveate.benchmark.tasks import CHAT, GROUPS
+from foveate.benchmark.tasks import CHAT, GROUPS, SWAPPED
 from foveate.plan import Plan
 
 _normal = lru_cache(maxsize=2**16)(normal)
@@ -35,9 +35,10 @@ def scores(
 
     Returns:
         For every model and plan a row for each task, for the first and the later questions of chats
-        ("group:chat, first question", "group:chat, later questions"), for each group of tasks ("group:reading"), and
-        for all tasks ("all"). Figures of several tasks are means over the tasks, each with the same weight; only the
-        difficult questions are thrown together.
+        ("group:chat, first question", "group:chat, later questions"), for second questions where the first was right,
+        in both orders ("group:chat, second after first"), for each group of tasks ("group:reading"), and for all tasks
+        ("all"), of which chats in the other order are none. Figures of several tasks are means over the tasks, each
+        with the same weight; only the difficult questions are thrown together.
     """
     answers: dict[tuple[str, str, str], Answers] = defaultdict(dict)
     for row in rows:
@@ -87,11 +88,47 @@ def _rows(by_task: dict[str, list[_Triple]]) -> list[Row]:
         ("later questions", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] > 0]),
     ]
     found += [_score(f"group:{CHAT}, {part}", {CHAT: triples}) for part, triples in parts if triples]
+    if CHAT in by_task and SWAPPED in by_task:
+        found += _second_after_first([*by_task[CHAT], *by_task[SWAPPED]])
     for group, members in GROUPS.items():
         own = {task: by_task[task] for task in members if task in by_task}
         if own:
             found.append(_score(f"group:{group}", own))
-    return [*found, _score("all", by_task)] if by_task else found
+    every = {task: triples for task, triples in by_task.items() if task != SWAPPED or len(by_task) == 1}
+    return [*found, _score("all", every)] if every else found
+
+
+def _second_after_first(triples: list[_Triple]) -> list[Row]:
+    """How many second questions are right of those whose first one was: T1V_T2V / T1V of LLMC+ (arXiv 2508.09981).
+
+    What stays of an image is chosen for the first question and read for the second one too, so that a plan which
+    follows the first question too closely loses here. `relative` is to the untouched model's own share.
+    """
+    shares = []
+    for answers in ([triple.own for triple in triples], [triple.untouched for triple in triples]):
+        turns = {(row["task"], row["index"], row["turn"]): bool(row["right"]) for row in answers}
+        first = [key for key, right in turns.items() if key[2] == 0 and right and (*key[:2], 1) in turns]
+        shares.append((len(first), sum(turns[*key[:2], 1] for key in first)))
+    (count, right), (untouched_count, untouched_right) = shares
+    if not count:
+        return []
+    second = {SWAPPED: [triple for triple in triples if triple.own["turn"] == 1]}
+    low, high = wilson_interval(right, count)
+    untouched = untouched_right / untouched_count if untouched_count else 0
+    return [
+        _score(f"group:{CHAT}, second after first", second)
+        | {
+            "count": count,
+            "right": right,
+            "accuracy": round(right / count, 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+            "relative": _rounded(right / count / untouched) if untouched else None,
+            "relative_low": None,
+            "relative_high": None,
+            "difficult": None,
+        }
+    ]
 
 
 def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:

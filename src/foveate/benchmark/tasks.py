@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,8 @@ from foveate.training.examples import PLACEHOLDER
 from foveate.views.images import open_image
 
 EASY_VQA, CHAT, DETAIL = "easy_vqa", "chat", "detail"
+#: The first two questions of every chat in the other order.
+SWAPPED = "chat_swapped"
 
 #: Tasks by what they ask for; the names can stand wherever a task is named.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -91,7 +93,7 @@ class Item:
 
 def names() -> tuple[str, ...]:
     """All tasks but files."""
-    return (*TASKS, EASY_VQA, CHAT, DETAIL)
+    return (*TASKS, EASY_VQA, CHAT, SWAPPED, DETAIL)
 
 
 def tasks_of(asked: Sequence[str]) -> tuple[str, ...]:
@@ -146,9 +148,10 @@ def items(
     """
     if task == EASY_VQA:
         yield from _spread(task, _easy(), count, first)
-    elif task == CHAT:
+    elif task in (CHAT, SWAPPED):
         for index in range(first, first + count):
-            yield _chat(index, difficulty, sides)
+            item = _chat(index, difficulty, sides)
+            yield item if task == CHAT else replace(item, task=SWAPPED, turns=item.turns[1::-1])
     elif task == DETAIL:
         for index in range(first, first + count):
             yield _detail(index, difficulty, sides[1])
@@ -169,7 +172,7 @@ def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> No
         raise FoveateError(f"sides must be shortest,longest between 16 and {LARGEST_SIDE} pixels, got {low},{high}.")
     if DETAIL in tasks and high < 448:
         raise FoveateError(f"{DETAIL} needs a longest side of at least 448 pixels for its small type, got {high}.")
-    drawn = [task for task in tasks if task in TASKS] + (list(CHAT_PAGES) if CHAT in tasks else [])
+    drawn = [task for task in tasks if task in TASKS] + (list(CHAT_PAGES) if {CHAT, SWAPPED} & {*tasks} else [])
     for task in drawn:
         if high < max(smallest_size(task)):
             raise FoveateError(f"{task} needs a side of at least {max(smallest_size(task))} pixels, got {high}.")

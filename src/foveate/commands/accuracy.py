@@ -26,6 +26,8 @@ EXAMPLES = """
 #: Of --quick: a task of every kind.
 QUICK_TASKS = ("read_word", "table_cell", "count_shapes", "chart_compare", "shape_colour", "shape_exists", "chat")
 QUICK_METHODS = ("divprune", "dart", "pool")
+#: The row of second questions whose first one was answered right.
+SECOND = "group:chat, second after first"
 
 
 def accuracy(
@@ -131,6 +133,8 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
     """All tasks together, a line for every plan."""
     tasks = len({row["task"] for row in rows if row["task"] != "all" and not row["task"].startswith("group:")})
     head = ("plan", "tokens", "accuracy", "relative", "95 %", "loyalty", "difficult")
+    second = {row["plan"]: row for row in rows if row["task"] == SECOND}
+    head += ("second turn",) if second else ()
     table = Table(
         *(Column(name, justify="left" if name == "plan" else "right", overflow="fold") for name in head),
         title=f"{model}: mean of {tasks} task{'s' * (tasks != 1)}",
@@ -147,6 +151,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
                 _interval(row),
                 f"{row['loyalty']:.1%}",
                 _difficult(row["difficult"]),
+                *((_difficult(second.get(row["plan"])),) if second else ()),
             )
     return table
 
