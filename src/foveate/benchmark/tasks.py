@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 
 from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.training.data import TASKS, easy_vqa, render, smallest_size
+from foveate.training.data.page import least_cap
 from foveate.training.data.questions import ask
 from foveate.training.data.rendering import LARGEST_SIDE
 from foveate.training.data.sample import Sample
@@ -60,11 +62,15 @@ CHAT_PAGES = ("shape_colour", "read_field", "shape_kind", "table_cell", "receipt
 DETAIL_PAGES = ("read_field", "table_cell", "receipt_total", "menu", "chart_value")
 #: Capitals on these pages are at most the longest side allowed divided by this.
 SMALL_TYPE = 50
+#: The least longest side leaves so much room above the smallest capitals that are drawn: with none, no page has them.
+_ROOM = 1.06
 
 #: Pages of one question are drawn with their number as seed, as `foveate.training.evaluate` does; where pages are
 #: drawn until one is as it is wanted, the seeds of a number begin here.
 _SEEDS = 1_000
-_ATTEMPTS = 400
+_ATTEMPTS = _SEEDS
+#: From this attempt on a page has the longest side allowed, which holds most.
+_LARGEST_FROM = 400
 
 
 @dataclass(frozen=True)
@@ -170,12 +176,20 @@ def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> No
     low, high = sides
     if not 16 <= low <= high <= LARGEST_SIDE:
         raise FoveateError(f"sides must be shortest,longest between 16 and {LARGEST_SIDE} pixels, got {low},{high}.")
-    if DETAIL in tasks and high < 448:
-        raise FoveateError(f"{DETAIL} needs a longest side of at least 448 pixels for its small type, got {high}.")
+    if DETAIL in tasks and high < (least := least_side(difficulty)):
+        raise FoveateError(
+            f"{DETAIL} needs a longest side of at least {least} pixels for its small type at difficulty "
+            f"{difficulty:g}, got {high}."
+        )
     drawn = [task for task in tasks if task in TASKS] + (list(CHAT_PAGES) if {CHAT, SWAPPED} & {*tasks} else [])
     for task in drawn:
         if high < max(smallest_size(task)):
             raise FoveateError(f"{task} needs a side of at least {max(smallest_size(task))} pixels, got {high}.")
+
+
+def least_side(difficulty: float) -> int:
+    """Least longest side in pixels at which `detail` finds pages whose type is small beside it."""
+    return ceil(_ROOM * SMALL_TYPE * least_cap(difficulty))
 
 
 # Chats and details
@@ -184,8 +198,10 @@ def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> No
 def _chat(index: int, difficulty: float, sides: tuple[int, int]) -> Item:
     """Several questions about one page; an answer never tells a later one."""
     page = CHAT_PAGES[index % len(CHAT_PAGES)]
-    for seed in range(_SEEDS * (index + 1), _SEEDS * (index + 1) + _ATTEMPTS):
-        sample = render(page, seed, split="heldout", sides=sides, difficulty=difficulty)
+    for attempt in range(_ATTEMPTS):
+        seed = _SEEDS * (index + 1) + attempt
+        size = sides if attempt < _LARGEST_FROM else (sides[1], sides[1])
+        sample = render(page, seed, split="heldout", sides=size, difficulty=difficulty)
         more = _more_shapes(sample, random.Random(seed)) if "shapes" in sample.meta else sample.more
         turns = [(sample.question, sample.answer)]
         turns += [turn for turn in more if turn[1] not in (sample.answer, *(answer for _, answer in turns[1:]))]

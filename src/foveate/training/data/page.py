@@ -36,6 +36,11 @@ class Drawn(NamedTuple):
     more: tuple[tuple[str, str], ...] = ()
 
 
+def least_cap(difficulty: float) -> float:
+    """Smallest height of capitals in pixels that pages of a difficulty from 0 to 1 are drawn with."""
+    return 12 - 3 * difficulty
+
+
 @dataclass
 class Brief:
     """What a renderer is asked for: everything random comes from `rng`.
@@ -56,7 +61,7 @@ class Brief:
     @property
     def least_cap(self) -> float:
         """Smallest height of capitals in pixels."""
-        return 12 - 3 * self.difficulty
+        return least_cap(self.difficulty)
 
     def upto(self, easy: int, hard: int) -> int:
         """An upper end that grows with the difficulty, and shrinks with every attempt that did not fit."""
