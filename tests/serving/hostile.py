@@ -179,6 +179,8 @@ def bad_bodies() -> Iterator[tuple[str, bytes]]:
     yield "a plan of 100,000 characters", with_(foveate={"plan": "a" * 100_000})
     yield "a plan that runs code", with_(foveate={"plan": "divprune(__import__('os').system('id')):64"})
     yield "a plan that reads files", with_(foveate={"plan": "focusui(weights='/etc'):64"})
+    yield "a method that reads files in another", with_(foveate={"plan": "pospad(selector=focusui(weights='/etc')):64"})
+    yield "a marker that is read", with_(foveate={"plan": "pospad(embedding='/etc/marker'):64"})
     yield "a plan of blanks that could be split in many ways", with_(foveate={"plan": "a" + " " * 1_900 + "("})
     yield "a plan of methods in methods", with_(foveate={"plan": "pospad(selector=" * 100 + "divprune" + ")" * 100})
     yield "a plan of signs", with_(foveate={"plan": f"random(seed={'-' * 1_900}1):64"})

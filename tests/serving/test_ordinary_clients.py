@@ -349,6 +349,13 @@ def test_docs_name_every_field_and_load_nothing(served: Served) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "plan", ["pospad:64", "pospad(selector=divprune, marker=mean):64", "pospad(selector=hiprune):9"]
+)
+def test_methods_in_methods_name_no_files(plan: str) -> None:
+    assert protocol.plan_of(protocol.Compression(plan=plan), None) == foveate.Plan.of(plan)
+
+
 def test_a_chat_template_that_refuses_is_an_error_of_the_client(embedded: Any) -> None:
     model, processor = embedded
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

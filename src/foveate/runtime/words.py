@@ -9,7 +9,6 @@ Without a tokenizer what is known are the special ids of the configuration, amon
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 from foveate.weights import DATA_ONLY, file_of
 
 #: What stands for blanks in the tokens of byte-level and of SentencePiece vocabularies.
@@ -258,7 +258,7 @@ def _beside(location: str) -> Reader | None:
         template = getattr(tokenizer, "chat_template", None)
         older = None if template else file_of(location, "chat_template.json", local_files_only=True)
         if older is not None:
-            template = json.loads(Path(older).read_text(encoding="utf-8")).get("chat_template")
+            template = read_json(older).get("chat_template")
         return Reader(tokenizer, template if isinstance(template, str) else None)
     except Exception:  # transformers raises many kinds for a folder without a tokenizer; ids alone have to do then
         return None

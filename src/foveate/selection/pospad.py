@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -46,7 +46,7 @@ class PosPad(Method):
     """
 
     selector: Any = "fastervlm"
-    marker: str = "zero"
+    marker: Literal["zero", "mean"] = "zero"
     embedding: str | None = None
 
     name: ClassVar[str] = "pospad"

@@ -364,9 +364,17 @@ def refuse_files(plan: Plan) -> None:
     for step in plan.steps:
         method = step.method
         hints = typing.get_type_hints(type(method))
-        for name in (field.name for field in fields(method)):
-            value = getattr(method, name)
-            if value and isinstance(value, (str, Path)) and typing.get_origin(hints[name]) is not Literal:
+        for field in fields(method):
+            name, value = field.name, getattr(method, field.name)
+            if isinstance(value, str) and hints[name] is Any:  # another method, which may name files too
+                refuse_files(Plan.of(f"{value}:1"))
+                continue
+            if (
+                value
+                and value != field.default
+                and isinstance(value, (str, Path))
+                and typing.get_origin(hints[name]) is not Literal
+            ):
                 raise FieldError(
                     "foveate.plan", f"{method.name}({name}=...) names a file, which only the server's own plan may do."
                 )
