@@ -37,6 +37,7 @@ TARGETS = {
     "train-pruner": "foveate.commands.train_pruner:train_pruner",
     "train-draft": "foveate.commands.train_draft:train_draft",
     "train-relevance": "foveate.commands.train_relevance:train_relevance",
+    "convert-scorer": "foveate.commands.convert_scorer:convert_scorer",
     "train-scorer": "foveate.commands.train_scorer:train_scorer",
     "train-next-scale": "foveate.commands.train_next_scale:train_next_scale",
     "convert": "foveate.commands.convert:convert",
@@ -169,6 +170,7 @@ _list(app, "train", "Train a model from a recipe, or resume a run.")
 _list(app, "train-pruner", "Train the small networks of the methods covipal and dpn for one model.")
 _list(app, "train-draft", "Train a draft that guesses what a model will write, so that it writes faster.")
 _list(app, "train-relevance", "Train the network of the method relevance on what a model's answers rest on.")
+_list(app, "convert-scorer", "Take FocusUI's scorer out of a released checkpoint.")
 _list(app, "train-scorer", "Train the scorer of the method focusui on rendered screens.")
 _list(app, "train-next-scale", "Train the small next-scale image model that cache compression is measured on.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")

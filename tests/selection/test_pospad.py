@@ -49,11 +49,34 @@ def test_count_is_exact_and_kept_are_the_best(data: st.DataObject, size: int, va
     def choose(wanted: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.bool).index_fill_(0, top(scores, wanted), True)
 
-    stays, wanted = exact_runs(choose, size, count)
-    assert int(stays.sum()) + len(slow_runs((~stays).tolist())) == count
-    assert bool(stays[choose(wanted)].all()) and int(stays.sum()) - wanted <= 1
+    stays, ends, wanted = exact_runs(choose, size, count)
+    assert int(stays.sum()) + int(ends.sum()) == count and not bool((stays & ends).any())
+    assert torch.equal(stays, choose(wanted))  # the best, whatever the budget
+    runs = slow_runs((~stays).tolist())
+    without = [run for run in runs if not ends[run[-1]]]
+    assert int(ends.sum()) == len(runs) - len(without) and len(without) <= 1
     fitting = [m for m in range(size) if m + len(slow_runs((~choose(m)).tolist())) <= count]
-    assert wanted == max(fitting)
+    assert wanted == max(fitting) + len(without)
+
+
+def test_a_budget_of_two_keeps_the_best_token_and_a_marker() -> None:
+    scores = torch.tensor([0.0, 1, 2, 9, 3, 4, 5, 6])
+    assert PosPad()(image(scores), 2).indices.tolist() == [3, 7]
+    assert PosPad(marker="mean")(image(scores), 2).assignment is not None
+    tail = torch.tensor([0.0, 1, 2, 3, 4, 9, 3])
+    assert PosPad()(image(tail), 2).indices.tolist() == [4, 5]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_kept_tokens_and_markers_can_be_counted_apart(count: int) -> None:
+    scores = torch.rand(12, generator=torch.Generator().manual_seed(5))
+    method = PosPad(apart=True)
+    assert not method.exact and PosPad().exact
+    selection = method(image(scores), count)
+    best = top(scores, count).tolist()
+    ends = [run[-1] for run in slow_runs([place not in best for place in range(12)])]
+    assert selection.indices.tolist() == sorted(best + ends)
+    assert str(Plan.of(method, count)) == f"pospad(apart=True):{count}"
 
 
 @pytest.mark.parametrize("marker", ["zero", "mean"])
@@ -66,11 +89,14 @@ def test_markers_stand_at_the_end_of_their_run(marker: str, count: int, selector
     assert len(selection) == count and selection.features is not None
     for row, place in enumerate(selection.indices.tolist()):
         before = int(selection.indices[row - 1]) if row else -1
-        if place - before > 1:  # a gap ends here: this is its marker
+        alone = selection.assignment is not None and (selection.assignment == row).sum() == 1
+        if selector.startswith("ppe"):
+            alone = bool(selection.features[row].any())
+        if place - before > 1 and not alone:  # a gap ends here: this is its marker
             gap = tokens.features[before + 1 : place + 1]
             if marker == "zero":
                 assert not selection.features[row].any()
-            elif selector != "ppe(members=2)":
+            elif not selector.startswith("ppe"):
                 torch.testing.assert_close(selection.features[row], gap.mean(dim=0))
     torch.testing.assert_close(selection.apply(tokens.features), selection.features)
 

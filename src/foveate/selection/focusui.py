@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,10 +30,12 @@ class FocusUI(Trained, Method):
     greatest stay (FocusUI, arXiv 2601.03928). The paper replaces what is dropped by markers: that is
     `pospad(selector=focusui(weights=...))`. A scorer fits one model.
 
+    `foveate convert-scorer` takes the scorer, and the marker for `pospad`, out of the authors' checkpoints.
+
     Of equal scores the first token wins; the authors shuffle them with a seed made of the prompt (`shuffle`).
 
     Args:
-        weights: A trained scorer, a file that `foveate train-scorer` wrote; by default
+        weights: A trained scorer, a file that `foveate train-scorer` or `foveate convert-scorer` wrote; by default
             `focusui.safetensors` beside the model's weights.
         shuffle: Let chance decide between equal scores.
         seed: Of the chance.
@@ -130,10 +133,50 @@ class Scorer(nn.Module):
         Raises:
             FoveateError: it is not there, or something else.
         """
-        about, tensors = read_file(path, KIND, "focusui", "foveate train-scorer")
+        about, tensors = read_file(path, KIND, "focusui", "foveate train-scorer` or `foveate convert-scorer")
         scorer = cls(int(about["size"]), int(about["heads"]), float(about["dropout"]))
         scorer.load_state_dict(tensors)
         return scorer.eval()
+
+
+#: Names of the authors' tensors, behind "patch_scorer.", and those here.
+RELEASED = {
+    "vision_enhancer": "image",
+    "text_enhancer": "text",
+    "attn": "attention",
+    "layer_norm": "norm",
+    "mlp": "mlp",
+}
+_PREFIX, _HEADS = "patch_scorer.", 8
+
+
+def released_scorer(tensors: Mapping[str, Tensor]) -> Scorer:
+    """The scorer in a checkpoint of the authors, whose tensors are called `patch_scorer.*`; it has 8 heads.
+
+    Args:
+        tensors: Of the checkpoint, by name; others than the scorer's are passed over.
+
+    Raises:
+        FoveateError: there is no scorer among them, or one of another layout.
+    """
+    own: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if _PREFIX in name:  # wrappers put something before it
+            side, part, *rest = name.split(_PREFIX, 1)[1].split(".")
+            if side in RELEASED and part in RELEASED:
+                own[".".join([RELEASED[side], RELEASED[part], *rest])] = value.float()
+    norm = own.get("image.norm.weight")
+    if norm is None:
+        raise FoveateError(f"there is no scorer of FocusUI here: no tensor is called {_PREFIX}vision_enhancer.*.")
+    size = len(norm)
+    if size % _HEADS:
+        raise FoveateError(f"a released scorer has {_HEADS} heads, which do not divide its {size} features.")
+    scorer = Scorer(size, _HEADS)
+    try:
+        scorer.load_state_dict(own)
+    except RuntimeError as error:
+        raise FoveateError(f"this is no scorer of FocusUI: {' '.join(str(error).split())}") from error
+    return scorer.eval()
 
 
 @lru_cache(maxsize=4)
@@ -157,7 +200,7 @@ def box_overlap(grid: Grid, box: tuple[float, float, float, float]) -> Tensor:
     return torch.outer(covered(grid.rows, top_, bottom), covered(grid.columns, left, right)).flatten().float()
 
 
-def ui_graph(pixels: Tensor, grid: Grid, threshold: float = 2.0, copies: int = 1) -> Tensor:
+def ui_graph(pixels: Tensor, grid: Grid, threshold: float = 2.0, copies: int = 2) -> Tensor:
     """How much each cell stands out: 1 / max(1, ln(n + 1)), n the size of its even region: (rows * columns,).
 
     Neighbours left, right, above and below belong to one region where the Euclidean distance of their pixels is below
@@ -167,8 +210,7 @@ def ui_graph(pixels: Tensor, grid: Grid, threshold: float = 2.0, copies: int = 1
         pixels: (3, height, width), 0 to 1; height and width are multiples of rows and columns.
         grid: Rows and columns.
         threshold: Of the distance.
-        copies: How often pixels count: 2 in the authors' code, where an image is a clip of two frames, as here with a
-            threshold smaller by sqrt(2).
+        copies: How often pixels count: twice in the authors' code, where an image is a clip of two equal frames.
     """
     rows, columns = grid
     channels, height, width = pixels.shape

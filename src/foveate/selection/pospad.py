@@ -32,8 +32,9 @@ class PosPad(Method):
     (PosPad, FocusUI, arXiv 2601.03928). Runs do not end at the ends of rows, and newline tokens are tokens like others.
     With everything dropped a single marker is left, at the last place.
 
-    The budget counts kept tokens and markers together, exactly; in the paper a ratio of tokens is kept and markers
-    come on top. See `exact_runs` for how many tokens are kept.
+    The budget counts kept tokens and markers together, exactly; see `exact_runs` for how many tokens are kept. In the
+    paper a budget is of kept tokens and markers come on top: `apart=True`, where the number that the language model
+    reads depends on the image.
 
     The paper's marker is a learned embedding. Without one (`embedding`) a marker is zero or the mean of its run, for
     which nothing was trained. Of the choices of a method that merges, rows stay as they are, and members of a merged
@@ -43,11 +44,13 @@ class PosPad(Method):
         selector: The other method, as in a plan and without a budget, such as `hiprune(alpha=0.1)`, or as an object.
         marker: "zero" or "mean", what a marker is when there is no embedding.
         embedding: A safetensors file with the learned marker, its only tensor, (D,) or (1, D).
+        apart: The budget is of kept tokens alone, as in the paper; markers come on top.
     """
 
     selector: Any = "fastervlm"
     marker: Literal["zero", "mean"] = "zero"
     embedding: str | None = None
+    apart: bool = False
 
     name: ClassVar[str] = "pospad"
     title: ClassVar[str] = "FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection"
@@ -59,6 +62,8 @@ class PosPad(Method):
     def __post_init__(self) -> None:
         if self.marker not in MARKERS:
             raise FoveateError(f"pospad: marker is one of {', '.join(MARKERS)}, not {self.marker!r}.")
+        if self.apart:
+            object.__setattr__(self, "exact", False)
         if self.embedding is not None:
             object.__setattr__(self, "embedding", str(self.embedding))
         if not isinstance(self.selector, str):  # plans are text, and equal plans are to be equal
@@ -117,8 +122,12 @@ class PosPad(Method):
                 choices[wanted] = self.method(tokens, wanted) if wanted else nothing
             return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, choices[wanted].indices, True)
 
-        stays, wanted = exact_runs(choose, size, count)
-        chosen, ends = choices[wanted], run_ends(~stays)
+        if self.apart:
+            wanted, stays = count, choose(count)
+            ends = run_ends(~stays)
+        else:
+            stays, ends, wanted = exact_runs(choose, size, count)
+        chosen = choices[wanted]
         indices = (stays | ends).nonzero().flatten()
         row = torch.full((size,), -1, dtype=torch.int64, device=device)
         row[indices] = torch.arange(len(indices), device=device)
@@ -130,9 +139,9 @@ class PosPad(Method):
         added = stays.index_fill(0, chosen.indices, False)
         assignment[added], weights[added] = row[added], 1.0
         if self.marker == "mean" and self.embedding is None:
-            gone = assignment < 0
             places = torch.arange(size, device=device)
-            last = torch.where(ends, places, size).flip(0).cummin(0).values.flip(0)
+            last = torch.where(run_ends(~stays), places, size).flip(0).cummin(0).values.flip(0).clamp(max=size - 1)
+            gone = (assignment < 0) & ends[last]  # a run without a marker leaves nothing
             assignment[gone], weights[gone] = row[last[gone]], 1.0
         used = assignment >= 0
         total = weights.new_zeros(len(indices)).index_add_(0, assignment[used], weights[used])
@@ -151,23 +160,25 @@ def run_ends(gone: Tensor) -> Tensor:
     return gone & ~torch.cat([gone[1:], gone.new_zeros(1)])
 
 
-def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[Tensor, int]:
-    """Tokens to keep, so that they and the runs between them are `count` exactly.
+def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[Tensor, Tensor, int]:
+    """Tokens to keep and markers of the runs between them, `count` together exactly.
 
     Where a larger choice contains the smaller ones, kept + runs never falls as tokens are added: one more token adds 1
     at the end of a run, 2 inside a run, 0 in place of a run of one. So bisection between (count - 1) // 2 tokens, which
     cannot be too many, and `count`, which always are, finds the m of which m fit and m + 1 do not; that is about
-    log2(count / 2) choices. If m tokens give one less than `count`, because the next one lies inside a run, a token at
-    the end of a run is kept in its place, the nearest to it, which adds exactly 1. There always is one, since not all
-    runs are of one token below N. Choices that do not contain each other end at `count` too, with more such tokens.
+    log2(count / 2) choices. If m tokens give one less than `count`, because the next one lies inside a run, that token
+    is kept all the same, and the shorter of the two runs that it leaves goes without a marker: the best tokens matter
+    more than a marker, and with a budget of 2 the best one stays. Choices that do not contain each other end at `count`
+    too, with tokens at the ends of runs, the nearest to those that the next choice wants.
 
     Args:
         choose: From a number of tokens to (N,) bool, which ones stay; not asked for more than `count`.
         size: N.
-        count: Kept tokens and runs, 0 < count < N.
+        count: Kept tokens and markers, 0 < count < N.
 
     Returns:
-        (N,) bool, and the number of which `choose` gave them, but for those that were added.
+        (N,) bool which tokens stay, (N,) bool where markers stand, and the number of which `choose` gave the tokens,
+        but for those that were added.
     """
 
     def total(stays: Tensor) -> int:
@@ -181,16 +192,24 @@ def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[
         else:
             exceeds = middle
     stays = choose(fits).clone()
-    for _ in range(count - total(stays)):
+    missing = count - total(stays)
+    more = choose(exceeds)
+    if missing == 1 and int((more & ~stays).sum()) == 1 and not bool((stays & ~more).any()):
+        place = int((more & ~stays).nonzero())
+        ends = run_ends(~more)
+        before = place - 1 - max((p for p in range(place) if more[p]), default=-1)
+        after = next((p for p in range(place + 1, size) if more[p]), size) - place - 1
+        ends[place - 1 if before <= after else place + after] = False
+        return more.clone(), ends, exceeds
+    for _ in range(missing):
         gone = ~stays
-        before = torch.cat([gone.new_zeros(1), gone[:-1]])
-        after = torch.cat([gone[1:], gone.new_zeros(1)])
-        edges = (gone & (before ^ after)).nonzero().flatten()  # of runs of two and more
-        wanted = (choose(exceeds) & gone).nonzero().flatten()
+        before_, after_ = torch.cat([gone.new_zeros(1), gone[:-1]]), torch.cat([gone[1:], gone.new_zeros(1)])
+        edges = (gone & (before_ ^ after_)).nonzero().flatten()  # of runs of two and more
+        wanted = (more & gone).nonzero().flatten()
         if len(wanted):
             edges = edges[(edges[:, None] - wanted).abs().amin(dim=1).argsort(stable=True)]
         stays[edges[0]] = True
-    return stays, fits
+    return stays, run_ends(~stays), fits
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,96 @@
+"""`foveate convert-scorer`: the scorer and the marker in a released checkpoint of FocusUI, as files of the methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.commands.console import console, notes, print_json
+from foveate.commands.options import Json
+from foveate.errors import FoveateError
+
+EXAMPLES = """
+    foveate convert-scorer yyyang/FocusUI-7B focusui
+    foveate ask screen.png "Click Save." --plan "pospad(selector=focusui(weights=focusui/focusui.safetensors)):50%"
+"""
+
+SCORER, MARKER = "focusui.safetensors", "marker.safetensors"
+
+
+def convert_scorer(
+    source: Annotated[str, typer.Argument(help="Folder or Hub id of a released checkpoint.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Folder to write into.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Take FocusUI's trained scorer out of a checkpoint of the authors, and the embedding of its marker.
+
+    Only the tensors of the scorer and the row of the marker are read. The scorer fits models with the vision tower and
+    the embeddings of that checkpoint.
+    """
+    with notes.status("loading foveate"):
+        from safetensors.torch import save_file
+
+        from foveate.selection.focusui import released_scorer
+    with notes.status(f"reading {source}"):
+        scorer = released_scorer(tensors_of(source, "patch_scorer."))
+        marker = marker_of(source)
+    output.mkdir(parents=True, exist_ok=True)
+    scorer.save(output / SCORER)
+    written = [SCORER]
+    if marker is not None:
+        save_file({"marker": marker}, output / MARKER)
+        written.append(MARKER)
+    document: dict[str, Any] = {"source": source, "output": str(output), "size": scorer.size, "files": written}
+    if as_json:
+        print_json(document)
+    else:
+        console.print(f"{output}: {' and '.join(written)}, for embeddings of {scorer.size} numbers")
+
+
+def tensors_of(source: str, part: str) -> dict[str, Any]:
+    """Tensors of a checkpoint whose names hold `part`, from one safetensors file or from shards.
+
+    Raises:
+        FoveateError: there is no checkpoint, or none in the safetensors format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from foveate.weights import file_of
+
+    try:
+        index = file_of(source, "model.safetensors.index.json")
+        if index is not None:
+            shards: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            names = sorted({shard for name, shard in shards.items() if part in name})
+        else:
+            names = ["model.safetensors"]
+        paths = [file_of(source, name) for name in names]
+    except (OSError, ValueError, KeyError) as error:
+        raise FoveateError(f"cannot read {source!r}: {error}") from error
+    if None in paths:
+        raise FoveateError(f"{source!r} holds no checkpoint in the safetensors format.")
+    found = {}
+    for path in paths:
+        try:
+            with safe_open(str(path), "pt") as file:
+                found |= {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
+        except SafetensorError as error:
+            raise FoveateError(f"{path} is no safetensors file: {error}") from error
+    return found
+
+
+def marker_of(source: str) -> Any:
+    """The embedding (D,) of the token that stands for dropped ones, None where the configuration names none."""
+    from foveate.weights import file_of
+
+    config = file_of(source, "config.json")
+    fields = {} if config is None else json.loads(Path(config).read_text(encoding="utf-8"))
+    token = fields.get("image_drop_end_token_id")
+    if not isinstance(token, int):
+        return None
+    tables = tensors_of(source, "embed_tokens.weight")
+    table = next((value for name, value in tables.items() if "visual" not in name), None)
+    return None if table is None or token >= len(table) else table[token].float().contiguous()
