@@ -369,6 +369,26 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def in_order(selection: Selection, features: Tensor, order: Tensor) -> Selection:
+    """A selection whose rows the language model reads in another order, as some authors' codes hand them on.
+
+    Places stay ascending; the row that is read first stands at the first of them, whatever it was made of. Positions
+    that are counted anew follow; original positions are those of the places.
+
+    Args:
+        selection: Of k rows.
+        features: (N, D) of the tokens that were chosen from.
+        order: (k,) the rows in the order in which they are read.
+    """
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    rows = features[selection.indices] if selection.features is None else selection.features
+    members = selection.members(len(features))
+    assignment = torch.where(members >= 0, rank[members.clamp(min=0)], -1)
+    positions = None if selection.positions is None else selection.positions[order]
+    return Selection(selection.indices, rows[order], assignment, selection.weights, positions)
+
+
 def kept(indices: Tensor) -> Selection:
     """The tokens at `indices` (any order) as they are."""
     return Selection(indices.sort().values)

@@ -117,6 +117,12 @@ def test_equals_the_authors_code(case: dict) -> None:
     torch.testing.assert_close(in_any_order(selection.features[merged]), in_any_order(clusters), atol=1e-4, rtol=0)
     sources = [place for row in merged for place in selection.sources(row).tolist()]
     assert sorted(sources) == case["recycled"]
+    read = SparseVLM(reference=True)(tokens, len(case["kept"]) + len(clusters))
+    assert read.features is not None  # clusters are read last
+    stay = len(case["kept"])
+    assert torch.equal(read.features[:stay], tokens.features[sorted(case["kept"])])
+    torch.testing.assert_close(in_any_order(read.features[stay:]), in_any_order(clusters), atol=1e-4, rtol=0)
+    torch.testing.assert_close(read.apply(tokens.features), read.features)
 
 
 def test_every_budget_can_be_divided() -> None:

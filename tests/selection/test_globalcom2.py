@@ -15,7 +15,7 @@ from foveate.selection._tiles import apportion, resampled
 from foveate.selection.globalcom2 import GlobalCom2, importance
 from foveate.selection.method import divide
 from foveate.tokens import Need, VisualTokens
-from selection.fabricate import measure, plain, tied, tiled
+from selection.fabricate import CLIP, PLAIN, measure, plain, tied, tiled
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "globalcom2.json").read_text())
 NEED = Need("cls_logits", 23)
@@ -138,3 +138,32 @@ def test_plain_images_ties_and_bad_arguments():
             GlobalCom2(temperature)
     with pytest.raises(FoveateError, match="24 blocks"):
         GlobalCom2(layer=24).needs(tokens.tower)
+
+
+def test_with_reference_newlines_stay_and_the_thumbnail_is_read_by_score():
+    tokens = measure(GlobalCom2(), tiled(4, (2, 2), (1, 0)))
+    assert tokens.separators is not None
+    method = GlobalCom2(reference=True)
+    assert not method.exact
+    chosen, plain_choice = method(tokens, 20), method(replace(tokens, separators=None), 20)
+    chosen.check(len(tokens))
+    newlines = tokens.separators.nonzero().flatten().tolist()
+    assert chosen.indices.tolist() == sorted(plain_choice.indices.tolist() + newlines)
+    scores = tokens.measured[NEED].tolist()
+    thumbnail = [place for place in chosen.indices.tolist() if place < 16]
+    order = sorted(thumbnail, key=lambda place: -scores[place])
+    rest = [place for place in chosen.indices.tolist() if place >= 16]
+    assert chosen.features is not None
+    assert torch.equal(chosen.features, tokens.features[order + rest])
+    assert torch.equal(chosen.apply(tokens.features), chosen.features)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_without_cls_what_patches_receive_stands_in(softmax: bool):
+    method = GlobalCom2(softmax=softmax)
+    assert method.needs(PLAIN) == (Need("received", 11),)
+    tokens = measure(method, tiled(4, (2, 2), (0, 0), newlines=False, tower=PLAIN))
+    received = tokens.measured[Need("received", 11)]
+    scores = received if softmax else [math.log(float(r / received.mean())) for r in received]
+    same = replace(tokens, measured={NEED: torch.as_tensor(scores)}, tower=CLIP)
+    assert method(tokens, 20).indices.tolist() == by_the_paper(same, 20, 10.0)

@@ -12,7 +12,7 @@ from foveate.counting import share_of
 from foveate.decoder.method import DecoderMethod, LayerTokens
 from foveate.errors import FoveateError
 from foveate.selection._clustering import density_peaks
-from foveate.tokens import Selection, merged, top
+from foveate.tokens import Selection, in_order, merged, top
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,22 @@ class SparseVLM(DecoderMethod):
 
     "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference" (Zhang et al., ICML 2025,
     arXiv 2410.04417), version 1 of the code. The authors' code has a table of counts in place of the rule, adds noise
-    to densities, and puts clusters after all other visual tokens; here nothing is random and a cluster stands at its
-    centre. Our choice: the value of $\lambda$, which the paper leaves open (one half comes near to the table for 192
-    tokens); all words rate where none is above the mean; at most half of a small budget are clusters.
+    to densities, and puts clusters after all other visual tokens (`reference`); here nothing is random and a cluster
+    stands at its centre. Our choice: the value of $\lambda$, which the paper leaves open (one half comes near to the
+    table for 192 tokens); all words rate where none is above the mean; at most half of a small budget are clusters.
 
     Args:
         rank_scale: $\lambda$, above 0, up to 1.
         recycled: Share of what goes that is recycled, 0 to 1; 0 merges nothing.
         cluster_size: $\theta$, tokens that a cluster has about.
+        reference: Clusters after all other visual tokens, the best centre first, as in the authors' code. (Models with
+            positions of several axes keep the original ones, those of the places.)
     """
 
     rank_scale: float = 0.5
     recycled: float = 0.3
     cluster_size: int = 10
+    reference: bool = False
 
     name: ClassVar[str] = "sparsevlm"
     title: ClassVar[str] = "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference"
@@ -89,7 +92,11 @@ class SparseVLM(DecoderMethod):
         assignment = torch.full((size,), -1, dtype=torch.int64, device=tokens.device)
         assignment[best] = torch.searchsorted(indices, best)
         assignment[rest] = torch.searchsorted(indices, rest[centres])[labels]
-        return merged(tokens.features, indices, assignment)
+        found = merged(tokens.features, indices, assignment)
+        if not self.reference:
+            return found
+        rows = torch.searchsorted(indices, torch.cat([best, rest[centres]]))
+        return in_order(found, tokens.features, rows)
 
     def raters(self, tokens: LayerTokens) -> Tensor:
         """(r,) where the words that rate stand in the sequence."""

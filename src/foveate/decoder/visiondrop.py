@@ -28,12 +28,12 @@ class VisionDrop(DecoderMethod):
     authors' setting for 32 tokens on average in LLaVA-1.5, 42 + 6 tokens, then 30 + 5, 22 + 4 and 16 + 3 from layers 8,
     16 and 24 on; there [CLS] is one of the 42. The causal mask lets the first tokens of the image be seen by more of
     the others; as in the authors' code nothing makes up for that. Their code returns target + mean(joined), about twice
-    as long, which `reference` does too, and puts contextual tokens after the dominant ones; here each stands at its
-    target.
+    as long, and puts contextual tokens after the dominant ones; `reference` does both, and here each stands at its
+    target otherwise. (Models with positions of several axes keep the original ones, those of the places.)
 
     Args:
         share: Dominant share of the budget; 6/7 gives the splits above.
-        reference: Contextual tokens as in the authors' code.
+        reference: Contextual tokens as in the authors' code, and last.
     """
 
     share: float = 6 / 7

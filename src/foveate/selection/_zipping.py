@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.tokens import Selection, merged, top, wide
+from foveate.tokens import Selection, in_order, merged, top, wide
 
 
 def zipped(
@@ -25,7 +25,8 @@ def zipped(
         keys: (N, d).
         dominant: From 0 on.
         contextual: From 0 on; dominant + contextual is less than N.
-        doubled: Contextual tokens are target + mean(others that joined), as in the authors' codes.
+        doubled: As in the authors' codes, contextual tokens are target + mean(others that joined), and are read after
+            all dominant ones.
     """
     best = top(scores.float(), dominant)
     if not contextual:
@@ -44,4 +45,5 @@ def zipped(
     others = merged(features, indices, joined).features
     assert others is not None
     out = wide(features[indices]) + wide(others)
-    return replace(selection, features=out.to(features.dtype))
+    last = torch.isin(indices, targets).to(torch.int8).argsort(stable=True)
+    return in_order(replace(selection, features=out.to(features.dtype)), features, last)

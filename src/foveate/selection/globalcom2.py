@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.selection._tiles import apportion, filled, layout, resampled, seen_by
 from foveate.selection.method import Method, divide
-from foveate.tokens import Need, Selection, Tower, VisualTokens, kept, top
+from foveate.tokens import Need, Selection, Tower, VisualTokens, in_order, kept, top
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,20 @@ class GlobalCom2(Method):
     writes the softmax; its values sum to at most one over the thumbnail, and a temperature of 10 would make all r_i
     nearly equal (`softmax` does it). A tile has the patches of the thumbnail whose middle it shows; the authors divide
     the thumbnail evenly, padding or not, and round down (`reference`); here shares are scaled so that the number is
-    exact. In their code newline tokens stay and come on top of the budget; here they go first. Plain images, which they
-    leave whole, keep the greatest s.
+    exact. In their code newline tokens stay, one a row, and come on top of the budget, and the thumbnail's
+    tokens are read in the order of their scores; `reference` does both. Otherwise newlines go first, and all stays in
+    raster order. Plain images, which they leave whole, keep the greatest s.
+
+    An encoder without [CLS], as that of LLaVA-OneVision in the paper, has no such row; the released code has no such
+    model. There s is the logarithm of the attention that a patch receives over its mean, which is what a logit is but
+    for a constant, and with `softmax` the attention received itself (our reading).
 
     Args:
         temperature: tau.
         layer: Encoder block of the scores, 0-based or from the end.
         softmax: Scores after the softmax.
-        reference: An even division of the thumbnail and rounding as in the authors' code; fewer tokens than the budget
-            may stay.
+        reference: An even division of the thumbnail, rounding, newlines and order as in the authors' code; fewer tokens
+            than the budget may stay, and newlines beside them.
     """
 
     temperature: float = 10.0
@@ -53,16 +59,20 @@ class GlobalCom2(Method):
     whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.reference:
+            object.__setattr__(self, "exact", False)
         if not self.temperature > 0:
             raise FoveateError(f"globalcom2: the temperature is greater than 0, not {self.temperature}.")
 
     def needs(self, tower: Tower) -> tuple[Need, ...]:
-        """The [CLS] row."""
+        """The [CLS] row, or what stands in for it."""
+        if not tower.has_cls:
+            return (Need("received", tower.layer(self.layer)),)
         return (Need("cls_attention" if self.softmax else "cls_logits", tower.layer(self.layer)),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
-        scores = tokens.get(*self.needs(tokens.tower)).float()
+        scores = self._scores(tokens)
         if len(tokens.crops) == 1:
             place = tokens.crops[0].present
             return Selection(place[top(scores[place], count)])
@@ -88,12 +98,30 @@ class GlobalCom2(Method):
         else:
             whole, rest = divide(count, [len(thumbnail.present), sum(sizes)])
             shares = apportion(rest, [size * factor for size, factor in zip(sizes, factors, strict=True)], sizes)
-        picks = [thumbnail.present[top(scores[thumbnail.present], whole)]]
+        best = scores[thumbnail.present].argsort(descending=True, stable=True)[:whole]
+        first = thumbnail.present[best]
+        picks = [first]
         for tile, share in zip(tiles, shares, strict=True):
             guide = resampled(view, thumbnail, tile)[tile.index >= 0]
             combined = F.normalize(scores[tile.present], dim=0) + F.normalize(guide, dim=0)
             picks.append(tile.present[top(combined, share)])
-        return kept(torch.cat(picks))
+        if not self.reference:
+            return kept(torch.cat(picks))
+        if tokens.separators is not None:
+            picks.append(tokens.separators.nonzero().flatten())
+        found = kept(torch.cat(picks))
+        rest = found.indices[~torch.isin(found.indices, first)]
+        return in_order(found, tokens.features, torch.searchsorted(found.indices, torch.cat([first, rest])))
+
+    def _scores(self, tokens: VisualTokens) -> Tensor:
+        """(N,) s of all tokens."""
+        (need,) = self.needs(tokens.tower)
+        scores = tokens.get(need).float()
+        if need.kind != "received" or self.softmax:
+            return scores
+        ordinary = scores if tokens.separators is None else scores[~tokens.separators]
+        least = torch.finfo(torch.float32).tiny
+        return (scores.clamp(min=least) / ordinary.mean().clamp(min=least)).log()
 
 
 def importance(sums: list[float], temperature: float) -> list[float]:

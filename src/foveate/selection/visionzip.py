@@ -26,12 +26,12 @@ class VisionZip(Method):
     describes: `reference=True`. It merges before the connector, this after it. It also passes the [CLS] token itself to
     the language model and counts it as dominant ("54 + 10" is [CLS], 53 patches and 10 contextual tokens); here the
     language model reads patches only, so a budget of 64 is 54 patches and 10 contextual tokens. Contextual tokens stand
-    at the place of their target, not at the end.
+    at the place of their target; with `reference` they are read after all dominant ones (of a tile), as there.
 
     Args:
         share: Dominant share of the budget. The paper's splits 54 + 10, 108 + 20 and 162 + 30 are all 27 / 32.
         layer: Encoder block to read, 0-based or from the end; None: the one whose output is used.
-        reference: Contextual tokens as in the authors' code.
+        reference: Contextual tokens as in the authors' code, and last.
     """
 
     share: float = 27 / 32
