@@ -27,7 +27,7 @@ from foveate.runtime.attention_functions import expect
 from foveate.runtime.choosing import MODALITIES, Chooser, Frame
 from foveate.runtime.encoding import Encoded, Encoder
 from foveate.runtime.layers import LayerSeam
-from foveate.runtime.needs import check_sites, needs_of
+from foveate.runtime.needs import check_budgets, check_sites, needs_of
 from foveate.runtime.patches import Patches, Uncopied
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import Journal, Report
@@ -147,6 +147,7 @@ class Handle(Uncopied):
         own = getattr(self._core, "own_compression", None)
         if own is not None:
             raise FoveateError(f"this model {own}; '{plan}' cannot be attached to it.")
+        check_budgets(plan)
         check_sites(plan, self.family)
         self.family.check(self._core, plan)
         self.tower: Tower = self.family.tower(self._core)

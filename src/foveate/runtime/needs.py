@@ -13,11 +13,9 @@ OF_PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 
 def check_sites(plan: Plan, family: Family) -> None:
-    """Raise FoveateError for steps in an order that tokens cannot meet, without a budget, or where nothing can act."""
+    """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
     for place, step in enumerate(plan.steps):
         method = step.method
-        if step.budget is None and method.budget == "count":
-            raise FoveateError(f"{method.name} needs a budget, such as {method.name}:64 or {method.name}:25%.")
         if method.site == "in-encoder":
             if place:
                 raise FoveateError(f"{method.name} acts inside the encoder: it must come first in a plan.")
@@ -51,6 +49,14 @@ def check_sites(plan: Plan, family: Family) -> None:
                 f"{method.name} attends as if nothing had been merged, so nothing can go after it; give it "
                 "virtual=False."
             )
+
+
+def check_budgets(plan: Plan) -> None:
+    """Raise FoveateError for a step without the budget that its method needs."""
+    for step in plan.steps:
+        if step.budget is None and step.method.budget == "count":
+            name = step.method.name
+            raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
 
 
 def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> tuple[tuple[Need, ...], tuple[str, ...]]:
