@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foveate.cards import Card, cards
 from foveate.families import families
 from foveate.gallery import Entry, gallery
 
@@ -34,7 +35,10 @@ def _gallery(entries: list[Entry]) -> str:
         "",
         "What a plan can name, generated from the code by `make docs`; `foveate methods` prints the same. Which",
         "models each runs on is in the [matrix](matrix.md), how a plan is followed in",
-        "[How compress works](how-compress-works.md).",
+        "[How compress works](how-compress-works.md). The mechanism is one of the classes that surveys of the field",
+        "use ([arXiv 2507.20198](https://arxiv.org/abs/2507.20198)): transformation (pooling, resampling), similarity",
+        "(what is alike is merged or left out), attention (what little attention goes to), query (what is asked, or",
+        "learned queries, decide); controls have none.",
     ]
     for site in dict.fromkeys([*SITES, *(entry.site for entry in entries)]):
         own = [entry for entry in entries if entry.site == site]
@@ -43,7 +47,24 @@ def _gallery(entries: list[Entry]) -> str:
             lines += ["", f"## {title}", "", line]
             for entry in own:
                 lines += _entry(entry)
+    lines += ["", "## Outside of plans", ""]
+    lines += ["What needs fewer visual tokens in decoding, in caches and in a model's build."]
+    for card in cards():
+        lines += _card(card)
     return "\n".join([*lines, ""])
+
+
+def _card(card: Card) -> list[str]:
+    facts = {
+        "paper": _escaped(f"{card.title}, {_link(card.paper)}"),
+        "site": card.site,
+        "mechanism": ", ".join(card.mechanism),
+        "modality": ", ".join(card.modality),
+        "trained": "yes" if card.trained else "no",
+        "use": card.use,
+    }
+    rows = [f"| {name} | {value} |" for name, value in facts.items()]
+    return ["", f"### `{card.name}`", "", _escaped(card.summary), "", "| | |", "|---|---|", *rows]
 
 
 def _entry(entry: Entry) -> list[str]:
@@ -54,6 +75,8 @@ def _entry(entry: Entry) -> list[str]:
     runs = sum(verdict.outcome != "no" for verdict in entry.families.values())
     facts = {
         "paper": _escaped(entry.title + (f", {_link(entry.paper)}" if entry.paper else "")),
+        "mechanism": ", ".join(entry.mechanism),
+        "modality": ", ".join(entry.modality),
         "needs": ", ".join(needs) or NOTHING.get(entry.site, "nothing but the tokens"),
         "budget": BUDGETS[entry.budget],
         "exact count from sizes": "yes" if entry.exact else "no",

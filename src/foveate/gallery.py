@@ -47,6 +47,8 @@ class Entry:
         title: title of its paper.
         paper: such as "arXiv 2503.02175"; empty for a control.
         site: where it acts: "before-lm", "decoder", "in-encoder" or "view".
+        mechanism: how it chooses or makes tokens, the main class first; see `foveate.registry`.
+        modality: what it is made for.
         summary: first paragraph of its docstring.
         needs: what has to be measured for it.
         trained: whether it needs weights or thresholds of its own.
@@ -60,6 +62,8 @@ class Entry:
     title: str
     paper: str
     site: str
+    mechanism: tuple[str, ...]
+    modality: tuple[str, ...]
     summary: str
     needs: tuple[Need, ...]
     trained: bool
@@ -71,6 +75,7 @@ class Entry:
     def as_json(self) -> dict[str, Any]:
         """The entry as plain JSON values."""
         document = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        document |= {"mechanism": list(self.mechanism), "modality": list(self.modality)}
         document["needs"] = [{"kind": kind, "substitute": own} for kind, own in self.kinds.items()]
         document["arguments"] = {name: _plain(value) for name, value in self.arguments.items()}
         document["families"] = {name: vars(verdict) for name, verdict in self.families.items()}
@@ -82,18 +87,19 @@ class Entry:
         return {need.kind: need.substitute for need in self.needs}
 
 
-def gallery(pattern: str | None = None) -> list[Entry]:
+def gallery(pattern: str | None = None, *, none_is_wrong: bool = True) -> list[Entry]:
     """All methods, or those that a pattern names, in alphabetical order.
 
     Args:
         pattern: shell wildcards (`*`, `?`, `[ab]`) for a name or a title, in any case.
+        none_is_wrong: whether a pattern that names no method is an error.
 
     Raises:
         FoveateError: no method has such a name or title.
     """
     known = all_methods()
     chosen = [name for name, cls in known.items() if pattern is None or _matches(pattern, name, cls.title)]
-    if not chosen:
+    if not chosen and none_is_wrong:
         close = get_close_matches(str(pattern).strip("*?").lower(), known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise FoveateError(f"no method is called {pattern!r}; {hint}possible are {', '.join(known)}.")
@@ -161,6 +167,8 @@ def _entry(cls: Any) -> Entry:
         title=cls.title,
         paper=cls.paper,
         site=cls.site,
+        mechanism=cls.mechanism,
+        modality=cls.modality,
         summary=" ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
         needs=tuple(sample.needs(tower)) if hasattr(sample, "needs") else (),
         trained=cls.trained,

@@ -1,6 +1,7 @@
 """The gallery: every method of the registries is there, and what it says of a family is what attaching does."""
 
 import json
+from typing import get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from foveate.errors import FoveateError
 from foveate.families import families, family_of
 from foveate.gallery import gallery
 from foveate.plan import Plan, Step, all_methods
+from foveate.registry import Mechanism, Modality, registered
 
 
 def printed(capsys, *arguments):
@@ -23,8 +25,39 @@ def test_every_method_is_listed(capsys):
     assert [entry["name"] for entry in document] == list(all_methods())
     for entry in document:
         assert entry["summary"].endswith(".") and entry["title"] and set(entry["families"]) == set(families())
+        assert entry["mechanism"] and set(entry["mechanism"]) <= set(get_args(Mechanism))
+        assert entry["modality"] and set(entry["modality"]) <= set(get_args(Modality))
     text = printed(capsys)
     assert all(name in text for name in all_methods())
+
+
+def test_what_acts_outside_of_plans_has_a_card(capsys):
+    others = json.loads(printed(capsys, "--json"))["others"]
+    names = {"flash", "hack", "scalekv", "specvlm", "vasparse", "vision-remember", "voco"}
+    assert {card["name"] for card in others} == names
+    for card in others:
+        assert set(card["mechanism"]) <= set(get_args(Mechanism)) and card["modality"] and card["paper"]
+        text = printed(capsys, card["name"])
+        assert card["use"].split("(")[0].split()[0] in text and "mechanism" in text
+    assert all(name in printed(capsys) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({}, "must say its mechanism"),
+        ({"mechanism": ("magic",)}, "must say its mechanism"),
+        ({"mechanism": ("query",)}, "must say its modality"),
+        ({"mechanism": ("query",), "modality": ("smell",)}, "must say its modality"),
+    ],
+)
+def test_a_method_without_mechanism_or_modality_is_not_registered(said, words):
+    class Base:
+        pass
+
+    type("New", (Base,), {"name": "new", "__module__": "here.new", **said})
+    with pytest.raises(TypeError, match=words):
+        registered(Base, "here", [])
 
 
 @pytest.mark.parametrize("columns", [80, 120])

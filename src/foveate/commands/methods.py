@@ -11,6 +11,7 @@ from foveate.commands.console import console, print_json
 from foveate.commands.options import Json
 
 if TYPE_CHECKING:
+    from foveate.cards import Card
     from foveate.gallery import Entry
 
 EXAMPLES = """
@@ -36,16 +37,25 @@ def methods(
     encodes the image; where an encoder has no [CLS] token, some papers name a substitute, and the report of a run
     says when it was used. Nothing is loaded or run.
     """
+    from foveate.cards import cards
     from foveate.gallery import gallery
 
-    found = gallery(pattern)
+    others = cards(pattern)
+    found = gallery(pattern, none_is_wrong=not others)
     if as_json:
-        print_json({"methods": [entry.as_json() for entry in found]})
-    elif len(found) <= IN_FULL:
+        print_json({"methods": [entry.as_json() for entry in found], "others": [card.as_json() for card in others]})
+        return
+    if len(found) <= IN_FULL:
         for entry in found:
             _describe(entry)
     else:
         _table(found)
+    if others and len(found) > IN_FULL:
+        names = ", ".join(card.name for card in others)
+        console.print(f"Outside of plans, in decoding, caches and models: {names}.", markup=False, style="dim")
+    else:
+        for card in others:
+            _show(card)
 
 
 def _table(found: Sequence[Entry]) -> None:
@@ -54,10 +64,11 @@ def _table(found: Sequence[Entry]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("name", no_wrap=True)
     table.add_column("site", no_wrap=True)
+    table.add_column("mechanism", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     table.add_column("exact", no_wrap=True)
     table.add_column("trained", no_wrap=True)
-    table.add_column("families", no_wrap=True, justify="right")
+    table.add_column("runs on", no_wrap=True, justify="right")
     table.add_column("needs", overflow="fold", min_width=12)
     for entry in found:
         runs = sum(one.outcome != "no" for one in entry.families.values())
@@ -66,10 +77,11 @@ def _table(found: Sequence[Entry]) -> None:
         table.add_row(
             entry.name,
             entry.site,
+            entry.mechanism[0],
             shown,
             _yes(entry.exact),
             _yes(entry.trained),
-            f"{runs} of {len(entry.families)}",
+            f"{runs}/{len(entry.families)}",
             needs,
         )
     console.print(table)
@@ -92,6 +104,8 @@ def _describe(entry: Entry) -> None:
     rows = {
         "paper": entry.title + (f", {entry.paper}" if entry.paper else ""),
         "site": entry.site,
+        "mechanism": ", ".join(entry.mechanism),
+        "modality": ", ".join(entry.modality),
         "needs": needs or "nothing but the tokens",
         "budget": budget[entry.budget],
         "exact": "yes, the number of tokens is known from sizes alone" if entry.exact else "no",
@@ -111,6 +125,28 @@ def _describe(entry: Entry) -> None:
         table.add_row(f"  {name}", _plain(text))
     for (outcome, why), names in groups.items():
         table.add_row("  families", _plain(f"{words[outcome]} {', '.join(names)}" + (f" ({why})" if why else "")))
+    console.print(table)
+    console.print()
+
+
+def _show(card: Card) -> None:
+    """The card of something that acts outside of plans."""
+    from rich.table import Table
+
+    console.print(f"[bold]{card.name}[/bold]  {_plain(card.summary)}")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "paper": f"{card.title}, {card.paper}",
+        "site": card.site,
+        "mechanism": ", ".join(card.mechanism),
+        "modality": ", ".join(card.modality),
+        "trained": _yes(card.trained),
+        "use": card.use,
+    }
+    for name, text in rows.items():
+        table.add_row(f"  {name}", _plain(text))
     console.print(table)
     console.print()
 

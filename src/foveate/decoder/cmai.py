@@ -33,6 +33,8 @@ class CMAI(MaskMethod):
     threshold: float = 0.5
 
     name: ClassVar[str] = "cmai"
+    mechanism: ClassVar = ("query", "attention")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Cross-Modality Attention Inhibition"
     paper: ClassVar[str] = "arXiv 2411.15453"
 

@@ -45,6 +45,8 @@ class CoreMatching(NeuronMethod):
     neurons: float = 0.4
 
     name: ClassVar[str] = "corematching"
+    mechanism: ClassVar = ("query",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "CoreMatching: Token and Neuron Pruning"
     paper: ClassVar[str] = "arXiv 2505.19235"
     budget: ClassVar = "optional"

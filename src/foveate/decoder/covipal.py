@@ -36,6 +36,8 @@ class CoViPAL(Trained, DecoderMethod):
     weights: str = ""
 
     name: ClassVar[str] = "covipal"
+    mechanism: ClassVar = ("query",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models"
     paper: ClassVar[str] = "arXiv 2508.17243"
     command: ClassVar[str] = "foveate train-pruner"

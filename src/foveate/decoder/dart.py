@@ -38,6 +38,8 @@ class DARTAt(DecoderMethod):
     text_pivots: int = 4
 
     name: ClassVar[str] = "dart-at"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
     paper: ClassVar[str] = "arXiv 2502.11494"
     asks_previous: ClassVar[bool] = True

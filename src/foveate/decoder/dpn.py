@@ -57,6 +57,8 @@ class DPN(Trained, DecoderMethod):
     _learning: ClassVar[tuple[nn.ModuleDict, list[tuple[int, Tensor]]] | None] = None
 
     name: ClassVar[str] = "dpn"
+    mechanism: ClassVar = ("transformation",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Dynamic Pyramid Network for Efficient Multimodal Large Language Model"
     paper: ClassVar[str] = "arXiv 2503.20322"
     command: ClassVar[str] = "foveate train-pruner --kind dpn"

@@ -23,6 +23,8 @@ class FastV(DecoderMethod):
     """
 
     name: ClassVar[str] = "fastv"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "An Image is Worth 1/2 Tokens After Layer 2"
     paper: ClassVar[str] = "arXiv 2403.06764"
     asks_previous: ClassVar[bool] = True

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.registry import Mechanism, Modality
 from foveate.tokens import Crop, Need, Selection, Tower, check_finite
 
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
@@ -223,6 +224,10 @@ class DecoderMethod(ABC):
     title: ClassVar[str]
     #: "arXiv 2403.06764", or "" for a control.
     paper: ClassVar[str] = ""
+    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.registry`.
+    mechanism: ClassVar[tuple[Mechanism, ...]]
+    #: What it is made for.
+    modality: ClassVar[tuple[Modality, ...]]
     site: ClassVar[str] = "decoder"
     #: Whether it needs weights that were trained for it.
     trained: ClassVar[bool] = False

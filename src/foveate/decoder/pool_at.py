@@ -29,6 +29,8 @@ class PoolAt(DecoderMethod):
     """
 
     name: ClassVar[str] = "pool-at"
+    mechanism: ClassVar = ("transformation",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "LLaVolta: Visual Context Compression"
     paper: ClassVar[str] = "arXiv 2406.20092"
 

@@ -24,6 +24,8 @@ class PyramidDrop(DecoderMethod):
     """
 
     name: ClassVar[str] = "pyramiddrop"
+    mechanism: ClassVar = ("attention", "query")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "PyramidDrop: Pyramid Visual Redundancy Reduction"
     paper: ClassVar[str] = "arXiv 2410.17247"
     positions: ClassVar = "contiguous"

@@ -25,6 +25,8 @@ class RandomAt(DecoderMethod):
     seed: int = 0
 
     name: ClassVar[str] = "random-at"
+    mechanism: ClassVar = ("control",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Random tokens at a layer (control)"
 
     def layers(self, num_layers: int) -> tuple[int, ...]:

@@ -50,6 +50,8 @@ class SparseVLM(DecoderMethod):
     reference: bool = False
 
     name: ClassVar[str] = "sparsevlm"
+    mechanism: ClassVar = ("query", "attention", "similarity")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference"
     paper: ClassVar[str] = "arXiv 2410.04417"
     budget: ClassVar = "optional"

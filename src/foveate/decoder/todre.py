@@ -39,6 +39,8 @@ class ToDREAt(DecoderMethod):
     threshold: float = 0.1
 
     name: ClassVar[str] = "todre-at"
+    mechanism: ClassVar = ("attention", "query")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance"
     paper: ClassVar[str] = "arXiv 2505.18757"
     budget: ClassVar = "none"

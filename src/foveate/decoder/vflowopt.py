@@ -36,6 +36,8 @@ class VFlowOptAt(DecoderMethod):
     layer: int | None = None
 
     name: ClassVar[str] = "vflowopt-at"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VFlowOpt: Token Pruning for LMMs with Visual Information Flow-Guided Optimization"
     paper: ClassVar[str] = "arXiv 2508.05211"
 

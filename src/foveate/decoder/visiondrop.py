@@ -40,6 +40,8 @@ class VisionDrop(DecoderMethod):
     reference: bool = False
 
     name: ClassVar[str] = "visiondrop"
+    mechanism: ClassVar = ("attention", "similarity")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment"
     paper: ClassVar[str] = "arXiv 2506.22283"
     positions: ClassVar = "contiguous"

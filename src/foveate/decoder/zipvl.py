@@ -49,6 +49,8 @@ class ZipVL(SparseMethod):
     seed: int = 0
 
     name: ClassVar[str] = "zipvl"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ZipVL: Dynamic Token Sparsification and KV Cache Compression"
     paper: ClassVar[str] = "arXiv 2410.08584"
 

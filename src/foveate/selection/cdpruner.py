@@ -48,6 +48,8 @@ class CDPruner(Method):
     theta: float | None = None
 
     name: ClassVar[str] = "cdpruner"
+    mechanism: ClassVar = ("similarity", "query")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs"
     paper: ClassVar[str] = "arXiv 2506.10967"
 

@@ -39,6 +39,8 @@ class DART(Method):
     text_pivots: int = 0
 
     name: ClassVar[str] = "dart"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
     paper: ClassVar[str] = "arXiv 2502.11494"
     whole: ClassVar[bool] = True

@@ -24,6 +24,8 @@ class DivPrune(Method):
     """
 
     name: ClassVar[str] = "divprune"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models"
     paper: ClassVar[str] = "arXiv 2503.02175"
     whole: ClassVar[bool] = True

@@ -25,6 +25,8 @@ class FasterVLM(Method):
     layer: int | None = None
 
     name: ClassVar[str] = "fastervlm"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "[CLS] Attention is All You Need for Training-Free Visual Token Pruning"
     paper: ClassVar[str] = "arXiv 2412.01818"
 

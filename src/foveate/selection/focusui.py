@@ -46,6 +46,8 @@ class FocusUI(Trained, Method):
     seed: int = 0
 
     name: ClassVar[str] = "focusui"
+    mechanism: ClassVar = ("query",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = "FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection"
     paper: ClassVar[str] = "arXiv 2601.03928"
     command: ClassVar[str] = "foveate train-scorer"

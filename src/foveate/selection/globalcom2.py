@@ -52,6 +52,8 @@ class GlobalCom2(Method):
     reference: bool = False
 
     name: ClassVar[str] = "globalcom2"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = (
         "Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution LVLMs"
     )

@@ -41,6 +41,8 @@ class HiPrune(Method):
     reference: bool = False
 
     name: ClassVar[str] = "hiprune"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models"
     )

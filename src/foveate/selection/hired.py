@@ -38,6 +38,8 @@ class HiRED(Method):
     reference: bool = False
 
     name: ClassVar[str] = "hired"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution VLMs"
     paper: ClassVar[str] = "arXiv 2408.10945"
     whole: ClassVar[bool] = True

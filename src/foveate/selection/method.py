@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from foveate.errors import FoveateError
+from foveate.registry import Mechanism, Modality
 from foveate.tokens import Crop, Need, Selection, Tower, VisualTokens, check_finite, wide
 
 Budget = Literal["count", "optional", "none"]
@@ -31,6 +32,10 @@ class Method(ABC):
     title: ClassVar[str]
     #: "arXiv 2412.01818", or "" for a control.
     paper: ClassVar[str] = ""
+    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.registry`.
+    mechanism: ClassVar[tuple[Mechanism, ...]]
+    #: What it is made for.
+    modality: ClassVar[tuple[Modality, ...]]
     #: Where it acts.
     site: ClassVar[str] = "before-lm"
     #: Whether it needs weights that were trained for it.

@@ -23,6 +23,8 @@ class Pool(Method):
     """
 
     name: ClassVar[str] = "pool"
+    mechanism: ClassVar = ("transformation",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Average pooling (control)"
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:

@@ -53,6 +53,8 @@ class PosPad(Method):
     apart: bool = False
 
     name: ClassVar[str] = "pospad"
+    mechanism: ClassVar = ("query",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = "FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection"
     paper: ClassVar[str] = "arXiv 2601.03928"
     whole: ClassVar[bool] = True

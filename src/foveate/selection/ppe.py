@@ -47,6 +47,8 @@ class PPE(Method):
     reference: bool = False
 
     name: ClassVar[str] = "ppe"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Positional Preservation Embedding for Multimodal Large Language Models"
     paper: ClassVar[str] = "arXiv 2510.22936"
     positions: ClassVar = "original"

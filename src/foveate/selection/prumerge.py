@@ -45,6 +45,8 @@ class PruMerge(Method):
     reference: bool = False
 
     name: ClassVar[str] = "prumerge"
+    mechanism: ClassVar = ("attention", "similarity")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models"
     paper: ClassVar[str] = "arXiv 2403.15388"
     exact: ClassVar[bool] = False
@@ -125,6 +127,8 @@ class PruMergePlus(PruMerge):
     share: float = 0.25
 
     name: ClassVar[str] = "prumerge+"
+    mechanism: ClassVar = ("attention", "similarity")
+    modality: ClassVar = ("image", "video")
 
     def __post_init__(self) -> None:
         super().__post_init__()

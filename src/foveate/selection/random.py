@@ -26,6 +26,8 @@ class Random(Method):
     seed: int = 0
 
     name: ClassVar[str] = "random"
+    mechanism: ClassVar = ("control",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Random tokens (control)"
     whole: ClassVar[bool] = True
 

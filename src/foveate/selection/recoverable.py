@@ -61,6 +61,8 @@ class RecoverableCompression(Method):
     reference: bool = False
 
     name: ClassVar[str] = "recoverable"
+    mechanism: ClassVar = ("similarity", "query")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information"
     )

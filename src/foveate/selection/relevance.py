@@ -42,6 +42,8 @@ class Relevance(Trained, Method):
     weights: str = ""
 
     name: ClassVar[str] = "relevance"
+    mechanism: ClassVar = ("query", "attention")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "Generic Token Compression in Multimodal Large Language Models from an Explainability Perspective"
     )

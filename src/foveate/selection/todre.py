@@ -47,6 +47,8 @@ class ToDRE(Method):
     layer: int | None = None
 
     name: ClassVar[str] = "todre"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance"
     paper: ClassVar[str] = "arXiv 2505.18757"
     whole: ClassVar[bool] = True

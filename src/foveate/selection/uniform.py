@@ -22,6 +22,8 @@ class Uniform(Method):
     """
 
     name: ClassVar[str] = "uniform"
+    mechanism: ClassVar = ("control",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Evenly spaced tokens (control)"
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:

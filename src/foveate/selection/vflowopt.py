@@ -50,6 +50,8 @@ class VFlowOpt(Method):
     layer: int | None = None
 
     name: ClassVar[str] = "vflowopt"
+    mechanism: ClassVar = ("attention", "transformation")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VFlowOpt: Token Pruning for LMMs with Visual Information Flow-Guided Optimization"
     paper: ClassVar[str] = "arXiv 2508.05211"
     whole: ClassVar[bool] = True

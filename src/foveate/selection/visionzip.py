@@ -39,6 +39,8 @@ class VisionZip(Method):
     reference: bool = False
 
     name: ClassVar[str] = "visionzip"
+    mechanism: ClassVar = ("attention", "similarity")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VisionZip: Longer is Better but Not Necessary in Vision Language Models"
     paper: ClassVar[str] = "arXiv 2412.04467"
 

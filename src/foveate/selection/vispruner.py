@@ -42,6 +42,8 @@ class VisPruner(Method):
     layer: int | None = None
 
     name: ClassVar[str] = "vispruner"
+    mechanism: ClassVar = ("attention", "similarity")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs"
     paper: ClassVar[str] = "arXiv 2412.01818"
 

@@ -40,6 +40,8 @@ class VMTC(Method):
     layer: int | None = None
 
     name: ClassVar[str] = "vmtc"
+    mechanism: ClassVar = ("attention", "similarity")
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "Enhancing Instruction-Following Capability of Visual-Language Models by Reducing Image Redundancy"
     )

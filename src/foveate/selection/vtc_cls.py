@@ -31,6 +31,8 @@ class VTCCLS(Method):
     start: int | None = None
 
     name: ClassVar[str] = "vtc-cls"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs"
     paper: ClassVar[str] = "arXiv 2412.05819"
 

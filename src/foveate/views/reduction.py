@@ -23,6 +23,8 @@ class Downsample:
     """
 
     name: ClassVar[str] = "downsample"
+    mechanism: ClassVar = ("transformation",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = "The image at a lower resolution (control)"
     paper: ClassVar[str] = ""
     site: ClassVar[str] = "view"

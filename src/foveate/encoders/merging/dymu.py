@@ -43,6 +43,8 @@ class DyMU(EncoderMethod):
     """
 
     name: ClassVar[str] = "dymu"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs"
     paper: ClassVar[str] = "arXiv 2504.17040"
     exact: ClassVar[bool] = False

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.encoders.merging.bipartite import Tokens
 from foveate.errors import FoveateError
+from foveate.registry import Mechanism, Modality
 from foveate.tokens import check_finite
 
 #: What happens between attention and MLP of one block: the rows and the block's keys (B, N, d), averaged over the
@@ -34,6 +35,10 @@ class EncoderMethod(ABC):
     title: ClassVar[str]
     #: "arXiv 2210.09461".
     paper: ClassVar[str]
+    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.registry`.
+    mechanism: ClassVar[tuple[Mechanism, ...]]
+    #: What it is made for.
+    modality: ClassVar[tuple[Modality, ...]]
     #: Where it acts.
     site: ClassVar[str] = "in-encoder"
     #: Whether it needs weights that were trained for it.
@@ -70,9 +75,10 @@ class EncoderMethod(ABC):
     def _checked(self, steps: tuple[Step | None, ...]) -> tuple[Step | None, ...]:
         """The steps, of which the last refuses rows that are not finite: a row that is not has reached all by then."""
         last = max((number for number, step in enumerate(steps) if step is not None), default=None)
-        if last is None:
+        step = None if last is None else steps[last]
+        if last is None or step is None:
             return steps
-        return (*steps[:last], partial(self._merge, steps[last]), *steps[last + 1 :])
+        return (*steps[:last], partial(self._merge, step), *steps[last + 1 :])
 
     def _merge(self, step: Step, tokens: Tokens, keys: Tensor) -> Tokens:
         check_finite(self.name, (("rows of the encoder", tokens.x), ("keys of the encoder", keys)))

@@ -34,6 +34,8 @@ class ToMe(EncoderMethod):
     """
 
     name: ClassVar[str] = "tome"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = "Token Merging: Your ViT But Faster"
     paper: ClassVar[str] = "arXiv 2210.09461"
     budget: ClassVar[Literal["count", "optional", "none"]] = "optional"

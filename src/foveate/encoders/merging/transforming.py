@@ -41,6 +41,8 @@ class TokenTransforming(EncoderMethod):
     """
 
     name: ClassVar[str] = "token-transforming"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image",)
     title: ClassVar[str] = (
         "Token Transforming: A Unified and Training-Free Token Compression Framework "
         "for Vision Transformer Acceleration"

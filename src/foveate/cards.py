@@ -1,0 +1,140 @@
+"""Cards of what reads or keeps fewer visual tokens outside of plans: in decoding, in the cache, in a model's build.
+
+`foveate methods` prints them below the methods that a plan can name, and `docs/methods.md` shows them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from foveate.registry import Mechanism, Modality
+
+
+@dataclass(frozen=True)
+class Card:
+    """Something that acts outside of `foveate.compress`.
+
+    Attributes:
+        name: what it is called here.
+        title: title of its paper.
+        paper: such as "arXiv 2501.06553".
+        site: where it acts.
+        mechanism: see `foveate.registry`.
+        modality: what it is made for.
+        summary: what it does.
+        trained: whether it needs weights of its own.
+        use: how it is used.
+    """
+
+    name: str
+    title: str
+    paper: str
+    site: str
+    mechanism: tuple[Mechanism, ...]
+    modality: tuple[Modality, ...]
+    summary: str
+    trained: bool
+    use: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The card as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+CARDS = (
+    Card(
+        "flash",
+        "FLASH: Latent-Aware Semi-Autoregressive Speculative Decoding for Multimodal Tasks",
+        "arXiv 2505.12728",
+        "decoding",
+        ("query",),
+        ("image", "video"),
+        "A draft that reads an image through a few learned queries and guesses several tokens in one pass; the model "
+        "checks them, so that the answer is the same.",
+        True,
+        "foveate.speculate(model, folder) with a draft that foveate train-draft wrote",
+    ),
+    Card(
+        "hack",
+        "Head-Aware KV Cache Compression for Efficient Visual Autoregressive Modeling",
+        "arXiv 2504.09261",
+        "kv cache",
+        ("attention",),
+        ("image",),
+        "Keeps, in every head of a next-scale image model, as many cached tokens as the head's kind needs: those that "
+        "recent queries look at, or the first and the newest.",
+        False,
+        "foveate.generation.compressing, foveate bench next-scale",
+    ),
+    Card(
+        "scalekv",
+        "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression",
+        "arXiv 2505.19602",
+        "kv cache",
+        ("attention",),
+        ("image",),
+        "Divides the cache of a next-scale image model between layers that draft and layers that refine, and keeps in "
+        "each the tokens that a window of queries looks at.",
+        False,
+        "foveate.generation.compressing, foveate bench next-scale",
+    ),
+    Card(
+        "specvlm",
+        "SpecVLM: Fast Speculative Decoding in Vision-Language Models",
+        "arXiv 2509.11815",
+        "decoding",
+        ("query", "transformation"),
+        ("image", "video"),
+        "A draft of one layer that reads images through a compressor whose way the question chooses: fewer tokens, "
+        "means, a convolution or a resampler; the model checks what it guesses.",
+        True,
+        "foveate.speculate(model, folder) with a draft that foveate train-draft wrote",
+    ),
+    Card(
+        "vasparse",
+        "VASparse: Towards Efficient Visual Hallucination Mitigation via Visual-Aware Token Sparsification",
+        "arXiv 2501.06553",
+        "decoding",
+        ("attention",),
+        ("image", "video"),
+        "While text is written, attends to the cached tokens that matter to the image alone, and takes off what a pass "
+        "with fewer image tokens would say, against answers that the image does not support.",
+        False,
+        "foveate.vasparse(model)",
+    ),
+    Card(
+        "vision-remember",
+        "Vision Remember: Recovering Visual Information in Efficient LVLM with Vision Feature Resampling",
+        "arXiv 2506.03928",
+        "decoder",
+        ("query",),
+        ("image",),
+        "Modules between layers of the language model with which compressed visual tokens look again at the features "
+        "that they were made of.",
+        True,
+        "foveate.llava_uhd.vision_remember.add_vision_remember(model, layers), or a training recipe",
+    ),
+    Card(
+        "voco",
+        "VoCo-LLaMA: Towards Vision Compression with Large Language Models",
+        "arXiv 2406.12275",
+        "decoder",
+        ("query",),
+        ("image",),
+        "A few trained tokens after every image, through which alone text sees it; the cache of a conversation holds "
+        "them in place of the image.",
+        True,
+        "foveate.llava_uhd.voco.add_voco_tokens(model, processor, count), or a training recipe",
+    ),
+)
+
+
+def cards(pattern: str | None = None) -> list[Card]:
+    """All cards, or those whose name or title shell wildcards match, in any case."""
+    if pattern is None:
+        return list(CARDS)
+    wanted = pattern.lower()
+    return [one for one in CARDS if fnmatchcase(one.name, wanted) or fnmatchcase(one.title.lower(), wanted)]
