@@ -234,3 +234,16 @@ def test_what_cannot_be_is_refused(pair, pictures, fresh, processor):
 def test_a_model_without_them_has_no_memory(qwen2, processor, pictures):
     with pytest.raises(FoveateError, match="no VoCo tokens to remember"):
         ImageMemory(qwen2, processor, pictures[0])
+
+
+def test_another_way_of_reading_is_refused_a_cache_without_images(pair, pictures) -> None:
+    """What was read through VoCo tokens holds no image: nobody else can go on with it."""
+    model, processor = pair
+    inputs, cache = prompts(processor, pictures), DynamicCache()
+    word = {"input_ids": inputs["input_ids"][:, -1:]}
+    with torch.no_grad():
+        model(**inputs, **compat.cache_argument(cache))
+        model(**word, **compat.cache_argument(cache))
+        for other in (copy.deepcopy(model), model.model.language_model):
+            with pytest.raises(FoveateError, match="VoCo tokens an image, and does not hold its whole conversation"):
+                other(**word, **compat.cache_argument(cache))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from families.zoo import zoo
+from foveate.decoder import decoder_methods
 from foveate.families import families
 from foveate.selection import methods
 
@@ -36,4 +37,25 @@ def pairs() -> list[Any]:
     return [
         pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
         for pair in [*product(specimens, plans), *product(patchwise, INSIDE)]
+    ]
+
+
+def inside_plans() -> list[str]:
+    """A plan for every method inside the language model that needs no weights, at layer 1 of a small model."""
+    return [
+        f"{name}@1" if cls.budget == "none" else f"{name}:3@1"
+        for name, cls in decoder_methods().items()
+        if not cls.trained
+    ]
+
+
+def inside_pairs() -> list[Any]:
+    """(specimen, plan) parameters for plans inside the language model, a covering sample without `slow`."""
+    specimens = [name for name, one in sorted(zoo().items()) if families()[one.family].decoder]
+    plans = inside_plans()
+    quick = {(specimens[(3 * i + j) % len(specimens)], plan) for i, plan in enumerate(plans) for j in range(2)}
+    quick |= {(specimen, plans[i % len(plans)]) for i, specimen in enumerate(specimens)}
+    return [
+        pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
+        for pair in product(specimens, plans)
     ]

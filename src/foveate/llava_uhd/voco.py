@@ -14,6 +14,7 @@ has its VoCo tokens, and attention that cannot follow the mask is refused. Posit
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -91,10 +92,11 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     """
     # The runtime has caches that are shorter than their conversation; it knows models, so it comes after them.
     from foveate.runtime import sequence
-    from foveate.runtime.cache import Kept, inside, kept_of, mark
+    from foveate.runtime.cache import Kept, Reader, inside, kept_for, mark, unmark
 
     embeds, cache = kwargs["inputs_embeds"], compat.cache_in(kwargs)
-    kept, images = kept_of(cache), bool(image.any())
+    reader = Reader(weakref.ref(text), f"{count} VoCo tokens an image", (count,))
+    kept, images = kept_for(cache, reader), bool(image.any())
     if kept is None and not images:
         return text(**kwargs)
     implementation = compat.attention_name(text.config)
@@ -106,8 +108,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     batch, length = embeds.shape[:2]
     past = 0 if cache is None else int(cache.get_seq_length())
     if kept is None:
-        earlier = torch.arange(past, device=embeds.device).expand(batch, -1)
-        kept = Kept(earlier, past, torch.zeros(batch, 1, dtype=torch.int64, device=embeds.device))
+        kept = Kept.of_all(batch, past, embeds.device, reader)
     if len(kept.columns) != batch:
         raise FoveateError(f"a cache of {len(kept.columns)} conversations cannot go on with a batch of {batch}.")
     seen = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
@@ -127,9 +128,11 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     with inside(cache):
         output = text(**{**kwargs, "attention_mask": allowed, "position_ids": positions})
     made = compat.cache_of(output)
-    if made is not None:
+    if made is not None and int(made.get_seq_length()) > past:
         _forget(made, kept, image, seen[:, past:])
         mark(made, kept)
+    elif cache is not None and kept.whole:  # with gradient checkpointing layers write to no cache
+        unmark(cache)
     return output
 
 

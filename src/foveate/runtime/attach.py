@@ -22,8 +22,9 @@ from foveate.cache.stored import bytes_of
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.plan import Plan
-from foveate.runtime import compat, sequence
+from foveate.runtime import compat, heads, sequence
 from foveate.runtime.attention_functions import expect
+from foveate.runtime.candidates import AfterPrompt
 from foveate.runtime.choosing import MODALITIES, Chooser, Frame
 from foveate.runtime.encoding import Encoded, Encoder
 from foveate.runtime.layers import LayerSeam
@@ -272,6 +273,8 @@ class Handle(Uncopied):
 
     def _merge(self) -> Merging | None:
         """Begin to merge inside the encoder, if the plan begins with that."""
+        if hasattr(self.model, compat.CANDIDATE_GENERATOR):
+            patches.wrap(self.model, compat.CANDIDATE_GENERATOR, self._candidates)
         step = self.plan.steps[0]
         if step.method.site != "in-encoder":
             return None
@@ -296,6 +299,10 @@ class Handle(Uncopied):
         finally:
             self._local.encoding = False
         frame = self._frame
+    def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> AfterPrompt:
+        """What drafts tokens for `generate`."""
+        return AfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
+
         if encoded is not None and frame is not None:
             frame.encoded[modality] = encoded
         elif encoded is not None:  # `generate` encodes before the first forward pass and hands the output on
@@ -348,10 +355,15 @@ class Handle(Uncopied):
         for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
             if output is None or modality not in MODALITIES:
                 continue
-            # Hooks that move arguments to a device make new outputs, which know nothing of where they come from.
-            encoded = getattr(output, "foveate_encoded", self._pending.get(modality))
-            if encoded is None:
-                raise FoveateError(f"the {modality}s were encoded before the plan was attached; encode them again.")
+            encoded = getattr(output, "foveate_encoded", None)
+            if encoded is None and (last := self._pending.get(modality)) is not None and last.is_of(output):
+                # Hooks that move arguments to a device make new outputs, which know nothing of where they come from.
+                encoded = last
+            if encoded is None or encoded.encoder != self._encoder.number:
+                raise FoveateError(
+                    f"the {modality}s were encoded by another model, or before '{self.plan}' was attached; encode them "
+                    "again."
+                )
             frame.encoded[modality] = encoded
         with self._in_frame(frame):
             return original(*args, **kwargs)

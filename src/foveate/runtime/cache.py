@@ -7,16 +7,44 @@ therefore answers `get_seq_length` with the long length outside and the real one
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
+from foveate.cache import MixedLayer
 from foveate.errors import FoveateError
 from foveate.runtime import compat
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who shortened a cache: only the same model, reading in the same way, can go on with it.
+
+    Args:
+        model: The model; a weak reference, so that caches keep no model alive and copies of them copy none.
+        name: What the model reads through, for messages.
+        settings: What else must be the same.
+    """
+
+    model: weakref.ref[nn.Module]
+    name: str
+    settings: tuple[Any, ...] = ()
+
+    @property
+    def refusal(self) -> str:
+        """What is said to everybody else."""
+        return (
+            f"this cache was filled by a model that read through {self.name}, and does not hold its whole conversation: "
+            "only the same model can go on with it, in the same way. Attach that again, or read the conversation anew "
+            "into another cache (or into this one after cache.reset())."
+        )
 
 
 class Kept:
@@ -26,9 +54,11 @@ class Kept:
         columns: (B, P) the column of the long sequence that each cached position stands for, -1 for padding.
         length: Length of the long sequence.
         gone: (B, 1) image tokens that were left out of each row.
+        reader: Who leaves them out.
     """
 
-    def __init__(self, columns: Tensor, length: int, gone: Tensor) -> None:
+    def __init__(self, columns: Tensor, length: int, gone: Tensor, reader: Reader) -> None:
+        self.reader = reader
         self.columns = columns
         self.length = length
         self.gone = gone
@@ -44,6 +74,21 @@ class Kept:
         #: For each of them (B, 1), image tokens that its layers lost and the first layer did not.
         self.lost: dict[int, Tensor] = {}
         self.inside = False
+        #: Whether the next pass checks tokens that were drafted after the text, several at once.
+        self.drafted = False
+
+    @classmethod
+    def of_all(cls, batch: int, past: int, device: Any, reader: Reader) -> Kept:
+        """What a cache holds that nothing was left out of."""
+        columns = torch.arange(past, device=device).expand(batch, -1)
+        return cls(columns, past, torch.zeros(batch, 1, dtype=torch.int64, device=device), reader)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was left out and nothing is remembered beside keys and values, so that anybody can go on."""
+        held = (self.columns, *self.segments.values())
+        full = all(part.shape[1] == self.length and not bool((part < 0).any()) for part in held)
+        return full and not self.memory and not self.neurons
 
     @property
     def removed(self) -> int:
@@ -83,6 +128,15 @@ class _Shortened:
 
     foveate_kept: Kept
 
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        return _written(self, "update", *args, **kwargs)
+
+    def update_conv_state(self, *args: Any, **kwargs: Any) -> Any:
+        return _written(self, "update_conv_state", *args, **kwargs)
+
+    def update_recurrent_state(self, *args: Any, **kwargs: Any) -> Any:
+        return _written(self, "update_recurrent_state", *args, **kwargs)
+
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         kept = self.foveate_kept
         # Positions and masks are made for the first layer's sequence, whatever later layers hold of it.
@@ -93,20 +147,30 @@ class _Shortened:
         length, offset = super().get_mask_sizes(query_length, layer_idx)  # ty: ignore[missing-attribute]
         kept = self.foveate_kept
         own: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None  # ty: ignore[missing-attribute]
-        if own is not None and kept.shortened(layer_idx) and getattr(own, "max_cache_len", None) is None:
+        grows = own is not None and getattr(own, "max_cache_len", None) is None
+        if grows and kept.shortened(layer_idx):
             held, window = kept.columns.shape[1], getattr(own, "sliding_window", None)
             offset = 0 if window is None else max(held - window + 1, 0)
             length = held - offset + query_length
+        if kept.inside:
+            return length, offset
         windows: list[bool] = self.is_sliding  # ty: ignore[missing-attribute]
         # What a window holds comes last: in the long sequence it begins later. Layers join a cache as they are used.
-        sliding = layer_idx < len(windows) and windows[layer_idx]
-        return length, offset + kept.removed if sliding and not kept.inside else offset
+        if layer_idx < len(windows) and windows[layer_idx]:
+            return length, offset + kept.removed
+        return (length + kept.removed if grows else length), offset
 
-    def crop(self, max_length: int) -> None:
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens: -n of them; n above 0 is the length of the conversation that is left."""
         kept = self.foveate_kept
-        cut = kept.length - max_length if max_length >= 0 else -max_length
-        if cut <= 0:
+        cut = max(kept.length - tokens_to_remove, 0) if tokens_to_remove > 0 else -tokens_to_remove
+        if cut == 0:
+            if tokens_to_remove == 0:
+                # Windows that recorded their past forget what they need no more.
+                super().crop(0)  # ty: ignore[missing-attribute]
             return
+        if not self.is_croppable:  # ty: ignore[unresolved-attribute]
+            raise FoveateError("this cache has layers that cannot be cropped; read the conversation anew.")
         tail = kept.columns[:, -cut:]
         expected = torch.arange(kept.length - cut, kept.length, device=tail.device)
         if cut > kept.columns.shape[1] or not bool((tail == expected).all()):
@@ -139,13 +203,51 @@ class _Shortened:
 
     def reset(self) -> None:
         super().reset()  # ty: ignore[missing-attribute]
-        compat.unmix(self, _Shortened)  # ty: ignore[invalid-argument-type]
-        del self.foveate_kept
+        unmark(self)  # ty: ignore[invalid-argument-type]
+
+
+def _written(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Let a method of a marked cache's own class write to it, inside a pass of who shortened it."""
+    kept = cache.foveate_kept
+    if kept.inside:
+        return getattr(super(_Shortened, cache), name)(*args, **kwargs)
+    if not open_to_all(cache, kept):
+        raise FoveateError(kept.reader.refusal)
+    unmark(cache)
+    return getattr(cache, name)(*args, **kwargs)
 
 
 def kept_of(cache: Any) -> Kept | None:
     """What a shortened cache holds; None for every other cache."""
     return getattr(cache, "foveate_kept", None)
+
+
+def open_to_all(cache: Any, kept: Kept) -> bool:
+    """Whether a cache, though it was marked, is one that every model can go on with."""
+    # A pass that failed half-way leaves more, or less, in the layers than was noted.
+    return kept.whole and int(cache.get_seq_length()) == kept.length
+
+
+def kept_for(cache: Any, reader: Reader) -> Kept | None:
+    """What a cache holds that `reader` goes on with; None where nothing was left out of it.
+
+    Raises:
+        FoveateError: somebody else shortened it, or its last pass failed half-way.
+    """
+    kept = kept_of(cache)
+    if kept is None:
+        return None
+    if kept.reader != reader:
+        if not open_to_all(cache, kept):
+            raise FoveateError(kept.reader.refusal)
+        unmark(cache)
+        return None
+    if int(cache.get_seq_length()) != kept.length:
+        raise FoveateError(
+            f"this cache holds other tokens than the {kept.length} that were read into it: a pass failed half-way, or its "
+            "layers were changed one by one. Read the conversation anew, into another cache or after cache.reset()."
+        )
+    return kept
 
 
 def mark(cache: Any, kept: Kept) -> None:
@@ -160,9 +262,18 @@ def mark(cache: Any, kept: Kept) -> None:
     cache.foveate_kept = kept
 
 
+def unmark(cache: Cache) -> None:
+    """Make a marked cache an ordinary one again; layers in few bits that hold nothing become ordinary ones too."""
+    compat.unmix(cache, _Shortened)
+    del cache.foveate_kept
+    for number, layer in enumerate(cache.layers):
+        if isinstance(layer, MixedLayer) and not layer.is_initialized:
+            cache.layers[number] = DynamicLayer()
+
+
 @contextmanager
 def inside(cache: Any) -> Generator[None]:
-    """Inside this context a shortened cache counts what is really there."""
+    """Inside this context a shortened cache counts what is really there, and takes what is written to it."""
     kept = kept_of(cache)
     if kept is None:
         yield
@@ -172,3 +283,6 @@ def inside(cache: Any) -> Generator[None]:
         yield
     finally:
         kept.inside = False
+        for layer in cache.layers:
+            if isinstance(layer, MixedLayer):
+                layer.apart = False  # also where the pass failed half-way

@@ -187,3 +187,9 @@ def set_attention_name(config: Any, name: str) -> None:
 
 #: The method of a language model that adds DeepStack features to the hidden states of its first layers.
 DEEPSTACK = "_deepstack_process"
+
+
+# Assisted decoding
+
+#: The method of a model with which `generate` makes what drafts tokens for it.
+CANDIDATE_GENERATOR = "_get_candidate_generator"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +28,19 @@ class Encoded:
 
     layouts: list[ImageLayout]
     measured: list[dict[Need, Tensor]]
+    encoder: int  # the number of the `Encoder` that made the call
+    ends: tuple[Tensor, Tensor]  # (d,) the first and the last feature, to know the output by
     merged: list[Selection] | None = None  # what merging inside the encoder left of every image
     prompt: Tensor | None = None  # ids of the prompt that was chosen for, and what was chosen
     chosen: list[tuple[Selection, ImageReport]] = field(default_factory=list)
     inside: dict[tuple[int, int], Any] = field(default_factory=dict)  # by image (below 0: by row) and decoder layer
+
+    def is_of(self, output: Any) -> bool:
+        """Whether an output is that of this call, perhaps moved to another device, or repeated for beams."""
+        features = output.pooler_output
+        return sum(map(len, features)) % sum(layout.count for layout in self.layouts) == 0 and all(
+            torch.equal(own, other.to(own.device)) for own, other in zip(self.ends, _ends(features), strict=True)
+        )
 
     def goes_on(self, ids: Tensor | None) -> bool:
         """Whether ids (B, L) are the prompt that was chosen for and something written after it.
@@ -44,6 +54,15 @@ class Encoded:
         return torch.equal(ids[:, : before.shape[1]], before)
 
 
+def _ends(features: Any) -> tuple[Tensor, Tensor]:
+    """The first and the last feature (d,) of all images."""
+    filled = [own for own in features if len(own)]
+    return filled[0][0].detach().clone(), filled[-1][-1].detach().clone()
+
+
+_numbers = itertools.count()
+
+
 @dataclass
 class Encoder:
     """Encodes the images of a model under a plan."""
@@ -53,6 +72,8 @@ class Encoder:
     plan: Plan
     probe: Probe
     merging: Merging | None
+    #: Outputs are copied with what is known of them, so that it is a number by which they know who made them.
+    number: int = field(default_factory=lambda: next(_numbers))
 
     def encode(
         self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any
@@ -84,7 +105,7 @@ class Encoder:
         merged = None
         if self.merging is not None:
             merged = self.family.merged(self.core, modality, call, self.merging.selections)
-        return output, Encoded(layouts, measured, merged)
+        return output, Encoded(layouts, measured, self.number, _ends(output.pooler_output), merged)
 
     def _encode_smaller(self, modality: str, original: Callable[..., Any], call: dict[str, Any]) -> tuple[Any, Encoded]:
         """Encode reduced images; their tokens stand among zeros in a raster of the size that the prompt expects."""
@@ -113,4 +134,5 @@ class Encoder:
         output.pooler_output = torch.stack(features[0]) if whole else features[0]
         if len(planes) > 1:
             output.deepstack_features = features[1:]
-        return output, Encoded(layouts, [{} for _ in layouts], merged)
+        nothing: list[dict[Need, Tensor]] = [{} for _ in layouts]
+        return output, Encoded(layouts, nothing, self.number, _ends(output.pooler_output), merged)

@@ -96,7 +96,7 @@ class LayerSeam:
         asking = {layer: step.method for layer, step in self.steps.items() if isinstance(step.method, NeuronMethod)}
         self._neurons = NeuronSeam(self, asking)
         self._changed = AttentionSeam(self, dict(sorted(changed.items())))
-        self._contiguous = contiguous
+        self.contiguous = contiguous
         self._local = local()
         self._passes: OfPositions[Pass] = OfPositions()
         rotary = text.rotary_emb.forward
@@ -373,8 +373,8 @@ class LayerSeam:
         if segment is None:
             return rotation
         contiguous = self.steps[segment].method.positions == "contiguous"
-        if self._contiguous is not None:
-            contiguous = self._contiguous
+        if self.contiguous is not None:
+            contiguous = self.contiguous
         if not contiguous or found.positions.ndim == 3:
             if short.columns.shape[1] == found.length and not short.padded:
                 return rotation

@@ -161,7 +161,7 @@ class NeuronSeam:
 
     def _held(self, number: int, found: Pass, hidden: Tensor) -> list[Sliced] | None:
         """The slices of every row where text is being written, None elsewhere."""
-        if found.images or found.kept is None or hidden.shape[1] > 1:
+        if found.images or found.kept is None or (hidden.shape[1] > 1 and not found.kept.drafted):
             return None
         return found.kept.neurons.get(number)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.plan import Plan
 from foveate.runtime import compat, sequence
-from foveate.runtime.cache import Kept, inside, kept_of, mark
+from foveate.runtime.cache import Kept, Reader, inside, kept_for, mark, unmark
 from foveate.runtime.carried import Carrying, carried_ids
 from foveate.runtime.choosing import Frame
 from foveate.runtime.layers import LayerSeam
@@ -59,6 +61,13 @@ class Seam:
         if self.unmerged is not None:
             self.unmerged.attach(patches)
 
+    @cached_property
+    def reader(self) -> Reader:
+        """Who goes on with the caches that are shortened here: the same plan, also when it was attached anew."""
+        inner = None if self.layers is None else self.layers.contiguous
+        settings = (str(self.plan), self.renumber, inner)
+        return Reader(weakref.ref(self.core), f"the plan '{self.plan}'", settings)
+
     def forward(
         self,
         original: Callable[..., Any],
@@ -81,10 +90,10 @@ class Seam:
             what happened inside.
 
         Raises:
-            FoveateError: the cache is of other conversations than these.
+            FoveateError: the cache is of other conversations than these, or of another plan.
         """
         embeds = kwargs["inputs_embeds"]
-        kept = kept_of(compat.cache_in(kwargs))
+        kept = kept_for(compat.cache_in(kwargs), self.reader)
         inner = self.layers is not None and bool(chosen)
         if kept is None and not inner and all(image.changes_nothing for image in chosen):
             return original(**kwargs), None, reports
@@ -97,8 +106,7 @@ class Seam:
         batch, length = embeds.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
         if kept is None:
-            earlier = torch.arange(past, device=embeds.device).expand(batch, -1)
-            kept = Kept(earlier, past, torch.zeros(batch, 1, dtype=torch.int64, device=embeds.device))
+            kept = Kept.of_all(batch, past, embeds.device, self.reader)
         if len(kept.columns) != batch:
             raise FoveateError(f"a cache of {len(kept.columns)} conversations cannot go on with a batch of {batch}.")
         mask = frame.arguments.get("attention_mask")

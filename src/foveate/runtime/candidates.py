@@ -1,0 +1,64 @@
+"""Assisted decoding of `transformers` under a plan: tokens that are drafted are checked as they would be written.
+
+`generate` with `prompt_lookup_num_tokens` or `assistant_model` lets the model check several drafted tokens in one pass,
+and crops what was wrong. Two things would make the text another one. The first draft stands behind the prompt in the
+pass that reads the images, so that methods would choose tokens for a question that ends in a guess: nothing is drafted
+there. And caches in few bits store what was written in chunks: no draft reaches over the end of one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from foveate.cache import MixedLayer
+from foveate.runtime.cache import kept_of
+
+
+class AfterPrompt:
+    """Where `generate` gets its drafts from, from the second pass on; everything else is that of `drafts`.
+
+    Args:
+        drafts: A candidate generator of `transformers`.
+        cache: The cache of the model that checks them.
+    """
+
+    def __init__(self, drafts: Any, cache: Any) -> None:
+        self._drafts, self._cache = drafts, cache
+        self._read = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drafts, name)
+
+    def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """The text with drafted tokens after it, (1, L + n), and their logits (1, n, V) where they are sampled."""
+        ids, logits = self._drafts.get_candidates(input_ids, **kwargs)
+        if not self._read:
+            return input_ids, None
+        room, length = _room(self._cache), input_ids.shape[1]
+        if room is not None and ids.shape[1] - length > room:
+            ids, logits = ids[:, : length + room], None if logits is None else logits[:, :room]
+        if (kept := kept_of(self._cache)) is not None:
+            kept.drafted = True
+        return ids, logits if ids.shape[1] > length else None
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        """Learn how many drafted tokens were right."""
+        if (kept := kept_of(self._cache)) is not None:
+            kept.drafted = False
+        if self._read:
+            self._drafts.update_candidate_strategy(input_ids, scores, num_matches)
+        elif (guessed := getattr(self._drafts, "probs", None)) is not None:
+            guessed.clear()  # of drafts that nobody checked
+        self._read = True
+
+
+def _room(cache: Any) -> int | None:
+    """Tokens that can be drafted so that no layer in few bits stores any of them; None: as many as one likes."""
+    found = []
+    for layer in cache.layers:
+        if isinstance(layer, MixedLayer) and layer.chunks and layer.recent is not None:
+            waiting = layer.recent[0].shape[2]
+            found.append(max(layer.residual - (waiting if waiting < layer.residual else 0) - 1, 0))
+    return min(found, default=None)
