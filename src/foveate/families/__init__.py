@@ -29,14 +29,15 @@ def families() -> dict[str, Family]:
 
 
 def family_of(model: Any) -> Family:
-    """The family of a `transformers` model.
+    """The family of a `transformers` model: with its output layer, without it, or with one for retrieval or classes.
 
     Raises:
         FoveateError: it is of none that foveate knows.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
+    kinds = (kind, getattr(getattr(getattr(model, "vlm", None), "config", None), "model_type", None))
     for family in families().values():
-        if kind in family.model_types:
+        if any(one in family.model_types for one in kinds):
             return family
     possible = ", ".join(sorted(t for family in families().values() for t in family.model_types))
     raise FoveateError(

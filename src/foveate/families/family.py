@@ -37,7 +37,7 @@ class ImageLayout:
 class Family(ABC):
     """One family of models: where its seam, its encoder and its image tokens are.
 
-    `core` is the model without its output layer (`model.model` in `transformers`): it encodes images, puts their
+    `core` is the model without its output layer (`model.model` in `transformers`, the class of `AutoModel`): it encodes images, puts their
     tokens among the text, and calls its language model with `inputs_embeds`. `call` is what `get_image_features` or
     `get_video_features` was called with, by name, and `output` what it returned.
     """
@@ -68,8 +68,9 @@ class Family(ABC):
     answer_type: ClassVar[int] = 0
 
     def core(self, model: nn.Module) -> Any:
-        """The model without its output layer."""
-        return model.model
+        """The model without its output layer, or whatever a model for retrieval or classes puts on it."""
+        names = ("model", "vlm")
+        return next((inner for name in names if (inner := getattr(model, name, None)) is not None), model)
 
     def text(self, core: Any) -> nn.Module:
         """The language model inside the core."""
@@ -156,7 +157,7 @@ class Family(ABC):
 
     # The language model
 
-    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
+    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
         """The attention mask of the shortened sequence.
 
         Families whose image tokens see each other in both directions build their masks in the core, from the long
@@ -166,7 +167,9 @@ class Family(ABC):
             core: The model.
             arguments: What the language model will be called with; `attention_mask` is (B, P), of all cached and new
                 positions.
-            types: Token types of the new positions (B, p) or of all (B, P), where the core was given some.
+            types: (B, P) token types of all positions, where the core was given some; of cached ones it may not have
+                been given them, and they are `answer_type`.
+            images: Whether the core was given pixels.
         """
         return arguments["attention_mask"]
 

@@ -43,7 +43,7 @@ class Gemma3(Family):
         side = core.multi_modal_projector.kernel_size
         return [pool(own, Grid(patches, patches), side) for own in values.split(patches**2)]
 
-    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
+    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
         """Both ways within an image, whose tokens have type 1."""
         from transformers import Gemma3ForConditionalGeneration  # slow to import
 

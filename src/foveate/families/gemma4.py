@@ -77,7 +77,7 @@ class Gemma4(Family):
             found.append(total.index_add_(0, row * grid.columns + column, own[present]) / side**2)
         return list(torch.cat(found).split(self.counts(output)))
 
-    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
+    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
         """In layers with windows, of models that say so, both ways within an image or frame."""
         from transformers import Gemma4ForConditionalGeneration  # slow to import
 

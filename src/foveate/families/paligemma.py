@@ -25,10 +25,10 @@ class PaliGemma(Llava):
         """The last block; its normalised output becomes the tokens."""
         return len(self.blocks(core)) - 1
 
-    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None) -> Any:
-        """Both ways within the prefix, which is what has token type 0 in the first pass."""
+    def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
+        """Both ways within the prefix, which is what has token type 0 in a pass that begins or brings images."""
         cache = compat.cache_in(arguments)
-        first = cache is None or not cache.is_initialized
+        first = cache is None or not cache.is_initialized or images
         return create_masks_for_generate(
             core.config,
             arguments["inputs_embeds"],

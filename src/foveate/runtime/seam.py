@@ -96,10 +96,10 @@ class Seam:
         kept = kept_for(compat.cache_in(kwargs), self.reader)
         inner = self.layers is not None and bool(chosen)
         if kept is None and not inner and all(image.changes_nothing for image in chosen):
-            return original(**kwargs), None, reports
+            return original(**kwargs), None, _read_whole(reports)
         if self.unmerged is not None:
             with self.unmerged.unmerging(_groups(chosen, embeds)):
-                return original(**kwargs), None, reports
+                return original(**kwargs), None, _read_whole(reports)
         # Where the model would make a cache of its own, it is made here: what the layers do to it must be known.
         cache = compat.cache_for_call(self.family.text(self.core), kwargs)
         kwargs = compat.with_cache(kwargs, cache)
@@ -128,10 +128,14 @@ class Seam:
         if self.layers is not None:
             last = found.finish()
             columns = sequence.gather(columns, last).masked_fill(last < 0, -1)
-            reports = [replace(report, layers=tuple(found.reports.get(n, ()))) for n, report in enumerate(reports)]
-        kept.extend(short.columns, length, short.total, found.visual)
-        compat.check_cache_returned(output, cache)
-        return output, columns, reports
+        training = self.family.text(self.core).training
+        if cache is not None and training and int(cache.get_seq_length()) == past:
+            if kept.whole:
+                unmark(cache)  # with gradient checkpointing layers write to no cache
+        else:
+            compat.check_cache_returned(output, cache)
+            kept.extend(short.columns, length, short.total, found.visual)
+        return output, columns, _counted(reports, chosen, short, found)
 
     def _pass(
         self,
@@ -204,18 +208,58 @@ class Seam:
             short |= {"deepstack_visual_embeds": planes, "visual_pos_masks": visual}
         if kwargs.get("per_layer_inputs") is not None:
             short["per_layer_inputs"] = sequence.gather(kwargs["per_layer_inputs"], columns)
-        types = next(
-            (frame.arguments[n] for n in ("token_type_ids", "mm_token_type_ids") if frame.arguments.get(n) is not None),
-            None,
-        )
-        if types is not None and types.shape[-1] == length:
-            types = sequence.gather_mask(types, columns)
-        elif types is not None and types.shape[-1] == past + length:
-            types = sequence.gather_mask(types, everything)
+        types = self._types(frame, columns, length, kept, everything)
+        images = frame.arguments.get("pixel_values") is not None
         with inside(compat.cache_in(kwargs)):
             arguments = {**kwargs, **short}
-            short["attention_mask"] = self.family.mask(self.core, arguments, types)
+            short["attention_mask"] = self.family.mask(self.core, arguments, types, images)
         return short
+
+    def _types(self, frame: Frame, columns: Tensor, length: int, kept: Kept, everything: Tensor) -> Tensor | None:
+        """(B, P) token types of all positions of the short sequence; None where the model was given none.
+
+        A pass that goes on with a cache may bring the types of the new tokens alone: what was read before is in no block
+        with them, whatever it was.
+        """
+        names = ("token_type_ids", "mm_token_type_ids")
+        types = next((frame.arguments[name] for name in names if frame.arguments.get(name) is not None), None)
+        if types is None or types.shape[-1] == kept.length + length:
+            return None if types is None else sequence.gather_mask(types, everything)
+        if types.shape[-1] != length:
+            raise FoveateError(
+                f"the model was given {types.shape[-1]} token types for {length} new tokens after {kept.length}: give "
+                "those of the new ones, or of all."
+            )
+        new = sequence.gather_mask(types, columns)
+        before = new.new_full((len(new), kept.columns.shape[1]), self.family.answer_type)
+        return torch.cat([before, new], dim=1)
+
+
+def _read_whole(reports: list[ImageReport]) -> list[ImageReport]:
+    """Reports of a pass in which the language model was given every token."""
+    return [replace(report, read=report.tokens_in) for report in reports]
+
+
+def _counted(
+    reports: list[ImageReport], chosen: list[Chosen], short: Shorter, found: Pass
+) -> list[ImageReport]:
+    """Reports with what happened inside, and with the tokens that were in the sequences of the pass."""
+
+    def left(columns: Tensor, row: int, places: Tensor) -> int:
+        return int(torch.isin(places, columns[row]).sum())
+
+    copies = len(chosen) // len(reports) if reports else 1
+    result = []
+    for number, report in enumerate(reports):
+        image, placed = chosen[number * copies], found.images[number * copies]
+        layers, before = [], left(short.columns, image.row, image.columns)
+        read = before
+        for layer in found.reports.get(number, ()):
+            kept = left(found.shorts[layer.layer].columns, placed.row, placed.places)
+            layers.append(replace(layer, tokens_in=before, tokens_kept=kept))
+            before = kept
+        result.append(replace(report, layers=tuple(layers), read=read))
+    return result
 
 
 def _groups(chosen: list[Chosen], embeds: Tensor) -> Tensor:
