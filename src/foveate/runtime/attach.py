@@ -58,8 +58,9 @@ def compress(
         print(handle.report())
 
     Args:
-        model: A model of `transformers` of a family foveate knows (`foveate.families.families()`), also wrapped by
-            PEFT or in a pipeline. Nothing is copied.
+        model: A model of `transformers` of a family foveate knows (`foveate.families.families()`), also without its
+            output layer (`AutoModel`), with one for classes or for retrieval (ColPali, ColQwen2), wrapped by PEFT or in
+            a pipeline. Nothing is copied. Hidden states, logits and embeddings of tokens come out for what stays.
         plan: Text such as `"divprune:64"` or `"hiprune(alpha=0.1):25%"`, a `Plan`, or a method object.
         budget: Of a plan of one step that has none, such as `"divprune"` or a method object: tokens (int), a fraction
             (float) or text ("25%").
@@ -142,6 +143,7 @@ class Handle(Uncopied):
         self.plan = plan = _with_weights(plan, model)
         self.family: Family = family_of(model)
         self._core: Any = self.family.core(model)
+        self._head = heads.is_head(model, self._core)
         self._journal = Journal()
         self._local = threading.local()
         self._patches = Patches()
@@ -181,7 +183,14 @@ class Handle(Uncopied):
     # What a user calls
 
     def report(self, everything: bool = False) -> Report:
-        """What happened to the images of this thread's last call; `everything`: of all calls that are remembered."""
+        """What happened to the images of this thread's last call: none, where that read text alone.
+
+        Passes that go on with what a cache holds, as `generate` makes them for every token that it writes, are part of
+        the call that began it, unless they bring images of their own.
+
+        Args:
+            everything: Of all calls that are remembered, in all threads.
+        """
         images = self._journal.all() if everything else self._journal.last()
         return Report(str(self.plan), images, self._journal.kv_bytes)
 
@@ -255,8 +264,12 @@ class Handle(Uncopied):
         probe = Probe(attentions, blocks, self._needs, self.tower.has_cls)
         probe.attach(patches)
         self._encoder = Encoder(family, core, self.plan, probe, self._merge())
-        if self.model is not core:
+        if self._head:
+            patches.wrap(self.model, "forward", self._headed)
+        elif self.model is not core:
             patches.wrap(self.model, "forward", self._outer)
+        if hasattr(self.model, compat.CANDIDATE_GENERATOR):
+            patches.wrap(self.model, compat.CANDIDATE_GENERATOR, self._candidates)
         patches.wrap(core, "forward", self._inner)
         patches.wrap(text, "forward", self._seam)
         for module in {self.model, core, text}:
@@ -273,8 +286,6 @@ class Handle(Uncopied):
 
     def _merge(self) -> Merging | None:
         """Begin to merge inside the encoder, if the plan begins with that."""
-        if hasattr(self.model, compat.CANDIDATE_GENERATOR):
-            patches.wrap(self.model, compat.CANDIDATE_GENERATOR, self._candidates)
         step = self.plan.steps[0]
         if step.method.site != "in-encoder":
             return None
@@ -288,6 +299,10 @@ class Handle(Uncopied):
         active.attach(self._patches)
         return active
 
+    def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> AfterPrompt:
+        """What drafts tokens for `generate`."""
+        return AfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
+
     # Encoding
 
     def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -299,10 +314,6 @@ class Handle(Uncopied):
         finally:
             self._local.encoding = False
         frame = self._frame
-    def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> AfterPrompt:
-        """What drafts tokens for `generate`."""
-        return AfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
-
         if encoded is not None and frame is not None:
             frame.encoded[modality] = encoded
         elif encoded is not None:  # `generate` encodes before the first forward pass and hands the output on
@@ -349,9 +360,28 @@ class Handle(Uncopied):
         output = type(output)(**{**output, "loss": loss})
         return output if given is not False else output.to_tuple()
 
+    def _headed(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A model with another head than one for text."""
+        call = inspect.signature(original).bind(*args, **kwargs).arguments
+        call = {**call, **call.pop("kwargs", {})}
+        self._local.columns = self._local.read = None
+        if type(self.model).__name__ == "ColQwen2ForRetrieval" and call.get("pixel_values") is not None:
+            ids = call["input_ids"]
+            call, images = heads.embed_images(self._core, call)
+            self._local.read = {"input_ids": ids, "mm_encoder_outputs": {"image": images}}
+        try:
+            output = original(**call)
+        finally:
+            self._local.read = None
+        columns = self._local.columns
+        if columns is not None and getattr(output, "embeddings", None) is not None:
+            output.embeddings = heads.embeddings_of_what_stays(output.embeddings, columns)
+        return output
+
     def _inner(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = inspect.signature(original).bind(*args, **kwargs).arguments
-        frame = Frame({**call, **call.pop("kwargs", {})})
+        # A model that encodes images by itself hands its core embeddings; the plan must know what they are of.
+        frame = Frame({**call, **call.pop("kwargs", {}), **(getattr(self._local, "read", None) or {})})
         for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
             if output is None or modality not in MODALITIES:
                 continue
@@ -366,18 +396,27 @@ class Handle(Uncopied):
                 )
             frame.encoded[modality] = encoded
         with self._in_frame(frame):
-            return original(*args, **kwargs)
+            output = original(*args, **kwargs)
+        columns = getattr(self._local, "columns", None)
+        if self._head and columns is not None:
+            length = frame.length
+            if isinstance(output, tuple):
+                return (heads.spread(output[0], columns, length), *output[1:])
+            output.last_hidden_state = heads.spread(output.last_hidden_state, columns, length)
+        return output
 
     def _seam(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         frame, embeds = self._frame, kwargs.get("inputs_embeds")
         if frame is None or embeds is None or args:
             return original(*args, **kwargs)
-        frame.positions = kwargs.get("position_ids")
+        frame.positions, frame.length = kwargs.get("position_ids"), embeds.shape[1]
         frame.asking = getattr(self._local, "asking", None)
         frame.answers = getattr(self._local, "answers", None)
         frame.words = getattr(self._local, "words", None)
         chosen, reports = self._chooser.choose(frame, embeds)
+        cache = compat.cache_in(kwargs)
+        begins = not getattr(cache, "is_initialized", False)  # and does not go on with what a cache holds
         output, self._local.columns, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
-        if reports:
+        if reports or begins:
             self._journal.write(reports, bytes_of(compat.cache_of(output)))
         return output

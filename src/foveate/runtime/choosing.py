@@ -34,6 +34,7 @@ class Frame:
     arguments: Mapping[str, Any]
     positions: Tensor | None = None  # what the language model was given
     encoded: dict[str, Encoded] = field(default_factory=dict)
+    length: int = 0  # of the sequence that the language model was called with
     asking: Tensor | None = None  # (B, L) 1 for the tokens before answers, where labels tell
     answers: Tensor | None = None  # (B, L) bool, what is learned as answers, where labels tell
     words: Tensor | list[str] | None = None  # the questions, where the caller gave them: (B, L) bool, or texts

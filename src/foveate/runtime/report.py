@@ -84,6 +84,7 @@ class ImageReport:
         layers: What every step inside it did, from the first layer on.
         notes: What a user should know, such as a substitute for what the encoder lacks.
         measured: (N,) what the probes found of each token, for those needs that have one value a token.
+        read: Tokens of it in the sequence that the language model was given, counted there; None: not given yet.
     """
 
     number: int
@@ -95,6 +96,7 @@ class ImageReport:
     notes: tuple[str, ...] = ()
     layers: tuple[LayerReport, ...] = ()
     measured: Mapping[Need, Tensor] = field(repr=False, compare=False, default_factory=dict)
+    read: int | None = None
 
     @property
     def tokens_in(self) -> int:
@@ -104,7 +106,7 @@ class ImageReport:
     @property
     def tokens_kept(self) -> int:
         """Tokens that the language model read."""
-        return len(self.selection)
+        return len(self.selection) if self.read is None else self.read
 
     @property
     def tokens_left(self) -> int:
@@ -159,8 +161,8 @@ class Report:
 
     Args:
         plan: The plan as text.
-        images: The last images, oldest first.
-        kv_bytes: Bytes of keys and values that the last call with images left in its cache; None without a cache.
+        images: Those of the last call, in its order; or all that are remembered, oldest first.
+        kv_bytes: Bytes of keys and values that the last call left in its cache; None without a cache.
     """
 
     plan: str
@@ -224,7 +226,7 @@ class Journal:
     _local: threading.local = field(default_factory=threading.local)
 
     def write(self, images: list[ImageReport], kv_bytes: int | None = None) -> None:
-        """Note the images of one call of this thread, and what its cache holds after it."""
+        """Note the images of one call of this thread (none of text alone), and what its cache holds after it."""
         with self._lock:
             self._all.extend(images)
         self._local.last = tuple(images)
@@ -232,12 +234,13 @@ class Journal:
 
     @property
     def kv_bytes(self) -> int | None:
-        """What the cache of this thread's last call with images held after it."""
+        """What the cache of this thread's last call held after it."""
         return getattr(self._local, "kv_bytes", None)
 
     def last(self) -> tuple[ImageReport, ...]:
-        """The images of this thread's last call that had any; those of all threads where it made none."""
-        return getattr(self._local, "last", None) or self.all()
+        """The images of this thread's last call, none after one of text alone; those of all threads before any."""
+        found = getattr(self._local, "last", None)
+        return self.all() if found is None else found
 
     def all(self) -> tuple[ImageReport, ...]:
         """The last images of all threads."""
