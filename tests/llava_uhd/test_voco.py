@@ -245,5 +245,5 @@ def test_another_way_of_reading_is_refused_a_cache_without_images(pair, pictures
         model(**inputs, **compat.cache_argument(cache))
         model(**word, **compat.cache_argument(cache))
         for other in (copy.deepcopy(model), model.model.language_model):
-            with pytest.raises(FoveateError, match="VoCo tokens an image, and does not hold its whole conversation"):
+            with pytest.raises(FoveateError, match="VoCo tokens an image, and does not hold all that was read"):
                 other(**word, **compat.cache_argument(cache))

@@ -1,4 +1,4 @@
-"""Loops that people write around a model themselves: caches of all kinds, one token at a time or several, second turns."""
+"""Loops that people write around a model: caches of all kinds, one token at a time or several, second turns."""
 
 from __future__ import annotations
 

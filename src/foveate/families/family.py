@@ -37,9 +37,9 @@ class ImageLayout:
 class Family(ABC):
     """One family of models: where its seam, its encoder and its image tokens are.
 
-    `core` is the model without its output layer (`model.model` in `transformers`, the class of `AutoModel`): it encodes images, puts their
-    tokens among the text, and calls its language model with `inputs_embeds`. `call` is what `get_image_features` or
-    `get_video_features` was called with, by name, and `output` what it returned.
+    `core` is the model without its output layer (`model.model` in `transformers`, the class of `AutoModel`): it encodes
+    images, puts their tokens among the text, and calls its language model with `inputs_embeds`. `call` is what
+    `get_image_features` or `get_video_features` was called with, by name, and `output` what it returned.
     """
 
     #: Name in listings.

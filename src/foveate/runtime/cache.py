@@ -41,9 +41,9 @@ class Reader:
     def refusal(self) -> str:
         """What is said to everybody else."""
         return (
-            f"this cache was filled by a model that read through {self.name}, and does not hold its whole conversation: "
-            "only the same model can go on with it, in the same way. Attach that again, or read the conversation anew "
-            "into another cache (or into this one after cache.reset())."
+            f"this cache was filled by a model that read through {self.name}, and does not hold all that was read; "
+            "only the same model can go on with it, in the same way: attach that again, or read the conversation anew, "
+            "into another cache or into this one after cache.reset()."
         )
 
 
@@ -244,8 +244,8 @@ def kept_for(cache: Any, reader: Reader) -> Kept | None:
         return None
     if int(cache.get_seq_length()) != kept.length:
         raise FoveateError(
-            f"this cache holds other tokens than the {kept.length} that were read into it: a pass failed half-way, or its "
-            "layers were changed one by one. Read the conversation anew, into another cache or after cache.reset()."
+            f"this cache holds other tokens than the {kept.length} that were read (a pass failed half-way, or its "
+            "layers were changed one by one): read the conversation anew, into another cache or after cache.reset()."
         )
     return kept
 

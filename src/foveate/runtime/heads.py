@@ -1,8 +1,8 @@
 """What models without an output layer for text put on a core: embeddings for retrieval, classes of prompts or tokens.
 
-They pair the core's hidden states with what they were given themselves, such as a mask (B, L), to find the last token or
-to leave padding out. Under a plan the core therefore hands such a model as many hidden states as it was given tokens:
-one that was left out has the state of the one before it that stayed. Embeddings of tokens are taken apart again.
+They pair the core's hidden states with what they were given themselves, such as a mask (B, L), to find the last token
+or to leave padding out. Under a plan the core therefore hands such a model as many hidden states as it was given
+tokens: one that was left out has the state of the one before it that stayed. Embeddings are taken apart again.
 """
 
 from __future__ import annotations

@@ -218,8 +218,8 @@ class Seam:
     def _types(self, frame: Frame, columns: Tensor, length: int, kept: Kept, everything: Tensor) -> Tensor | None:
         """(B, P) token types of all positions of the short sequence; None where the model was given none.
 
-        A pass that goes on with a cache may bring the types of the new tokens alone: what was read before is in no block
-        with them, whatever it was.
+        A pass that goes on with a cache may bring the types of the new tokens alone: what was read before is in no
+        block with them, whatever it was.
         """
         names = ("token_type_ids", "mm_token_type_ids")
         types = next((frame.arguments[name] for name in names if frame.arguments.get(name) is not None), None)
