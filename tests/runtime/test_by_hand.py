@@ -61,7 +61,19 @@ class Loop:
         return int(self.output.logits[0, -1, :100].argmax())
 
 
-@pytest.mark.parametrize(("name", "plan"), [*((name, None) for name in sorted(zoo())), *pairs(), *inside_pairs()])
+def sample() -> list[Any]:
+    """No plan and one on every model, every plan on one; the other pairs are `slow`."""
+    found, met = [], set()
+    for pair in [*pairs(), *inside_pairs()]:
+        name, plan = pair.values
+        quick = not pair.marks and not {f"model {name}", plan} <= met
+        if quick:
+            met |= {f"model {name}", plan}
+        found.append(pytest.param(*pair.values, marks=() if quick else pytest.mark.slow, id=pair.id))
+    return [*((name, None) for name in sorted(zoo())), *found]
+
+
+@pytest.mark.parametrize(("name", "plan"), sample())
 def test_decoding_by_hand_is_generating(name: str, plan: str | None) -> None:
     """The model makes the cache itself, as `use_cache` or its configuration says."""
     specimen = zoo()[name]

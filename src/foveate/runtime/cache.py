@@ -169,7 +169,7 @@ class _Shortened:
                 # Windows that recorded their past forget what they need no more.
                 super().crop(0)  # ty: ignore[missing-attribute]
             return
-        if not self.is_croppable:  # ty: ignore[unresolved-attribute]
+        if not self.is_croppable:  # ty: ignore[missing-attribute]
             raise FoveateError("this cache has layers that cannot be cropped; read the conversation anew.")
         tail = kept.columns[:, -cut:]
         expected = torch.arange(kept.length - cut, kept.length, device=tail.device)
@@ -203,7 +203,7 @@ class _Shortened:
 
     def reset(self) -> None:
         super().reset()  # ty: ignore[missing-attribute]
-        unmark(self)  # ty: ignore[invalid-argument-type]
+        unmark(self)
 
 
 def _written(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -262,7 +262,7 @@ def mark(cache: Any, kept: Kept) -> None:
     cache.foveate_kept = kept
 
 
-def unmark(cache: Cache) -> None:
+def unmark(cache: Any) -> None:
     """Make a marked cache an ordinary one again; layers in few bits that hold nothing become ordinary ones too."""
     compat.unmix(cache, _Shortened)
     del cache.foveate_kept
