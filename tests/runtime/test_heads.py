@@ -82,7 +82,9 @@ def test_retrieval_gives_the_embeddings_of_what_stays(name: str, plan: str) -> N
             hook = model.embedding_proj_layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
             model(**inputs)
             hook.remove()
-        torch.testing.assert_close(model(**inputs).embeddings, whole, equal_nan=True)  # padding of the left is no number
+        torch.testing.assert_close(
+            model(**inputs).embeddings, whole, equal_nan=True
+        )  # padding of the left is no number
     assert seen[0].shape[:2] == whole.shape[:2]
     counts = inputs["attention_mask"].sum(dim=1).tolist()
     kept = [image.layers[-1].tokens_kept if image.layers else image.tokens_kept for image in images]
@@ -104,7 +106,9 @@ def test_gradients_of_retrieval_are_numbers() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("name", "kind"), [("gemma3", Gemma3ForSequenceClassification), ("qwen3.5", Qwen3_5ForSequenceClassification)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("gemma3", Gemma3ForSequenceClassification), ("qwen3.5", Qwen3_5ForSequenceClassification)]
+)
 def test_classes_are_read_off_the_last_token(name: str, kind: Any, side: str) -> None:
     specimen = zoo()[name]
     config = copy.deepcopy(specimen.model().config)

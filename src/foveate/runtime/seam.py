@@ -240,9 +240,7 @@ def _read_whole(reports: list[ImageReport]) -> list[ImageReport]:
     return [replace(report, read=report.tokens_in) for report in reports]
 
 
-def _counted(
-    reports: list[ImageReport], chosen: list[Chosen], short: Shorter, found: Pass
-) -> list[ImageReport]:
+def _counted(reports: list[ImageReport], chosen: list[Chosen], short: Shorter, found: Pass) -> list[ImageReport]:
     """Reports with what happened inside, and with the tokens that were in the sequences of the pass."""
 
     def left(columns: Tensor, row: int, places: Tensor) -> int:
