@@ -59,3 +59,13 @@ def inside_pairs() -> list[Any]:
         pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
         for pair in product(specimens, plans)
     ]
+
+
+def covering(specimens: list[str], plans: list[str]) -> list[Any]:
+    """(specimen, plan) parameters: without `slow` every specimen meets a plan, and every plan a specimen."""
+    count = max(len(specimens), len(plans))
+    quick = {(specimens[i % len(specimens)], plans[(i + i // len(plans)) % len(plans)]) for i in range(count)}
+    return [
+        pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
+        for pair in product(specimens, plans)
+    ]

@@ -31,12 +31,14 @@ class Attention:
         key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
         scaling: Factor of the logits.
         seen: (K,) bool, False for padding; None: there is none.
+        allowed: (L, K) bool, who sees whom, where a user's mask says so; None: causal.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
     seen: Tensor | None = None
+    allowed: Tensor | None = None
 
     @property
     def past(self) -> int:
@@ -45,18 +47,24 @@ class Attention:
 
     def visible(self, rows: Tensor, places: Tensor | None = None) -> Tensor:
         """(r,) how many tokens the new tokens `rows` may see; of the new tokens `places` (N,) where these are given."""
+        if self.allowed is not None:
+            own = self.allowed[rows]
+            return (own if places is None else own[:, places + self.past]).sum(dim=1).float()
         seen = self.key.new_ones(self.key.shape[1], dtype=torch.float32) if self.seen is None else self.seen.float()
         if places is not None:
             seen = torch.zeros_like(seen).index_copy(0, places + self.past, seen[places + self.past])
         return seen.cumsum(dim=0)[rows + self.past]
 
     def rows(self, rows: Tensor) -> Tensor:
-        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay, under the causal mask."""
+        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay to what they may see."""
         key = self.key
         if len(key) != len(self.query):
             key = key.repeat_interleave(len(self.query) // len(key), dim=0)
         logits = (self.query[:, rows] @ key.transpose(-1, -2)).float() * self.scaling
-        hidden = torch.arange(key.shape[1], device=rows.device) > (rows + self.past)[:, None]
+        if self.allowed is not None:
+            hidden = ~self.allowed[rows]
+        else:
+            hidden = torch.arange(key.shape[1], device=rows.device) > (rows + self.past)[:, None]
         if self.seen is not None:
             hidden = hidden | ~self.seen
         return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)

@@ -157,6 +157,17 @@ class Family(ABC):
 
     # The language model
 
+    def text_positions(self, positions: Tensor | None) -> Tensor | None:
+        """(B, L) the position ids by which the language model tells samples of one row apart; None where it does not.
+
+        Args:
+            positions: What the language model is given: (B, L), (3, B, L) for time, height and width, or (4, B, L),
+                where those of plain text stand before them.
+        """
+        if positions is None or positions.ndim == 2:
+            return positions
+        return positions[0] if len(positions) == 4 else None
+
     def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
         """The attention mask of the shortened sequence.
 

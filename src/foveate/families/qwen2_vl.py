@@ -57,6 +57,10 @@ class Qwen2VL(Family):
         device = call[f"{modality}_grid_thw"].device
         return {**call, name: torch.cat(smaller), f"{modality}_grid_thw": torch.tensor(sizes, device=device)}
 
+    def text_positions(self, positions: Tensor | None) -> Tensor | None:
+        """Plain positions are spread over the three axes, and tell no samples apart."""
+        return positions[0] if positions is not None and positions.ndim == 3 and len(positions) == 4 else None
+
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """A raster an image, `t` of them a clip."""
         side = core.visual.spatial_merge_size

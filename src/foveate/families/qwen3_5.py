@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
+from foveate.families.family import Family
 from foveate.families.qwen2_vl import Qwen2VL
 
 
@@ -18,3 +21,7 @@ class Qwen35(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
     decoder: ClassVar[bool] = False
     first_layer: ClassVar[bool] = False  # the first layer is a linear one
+
+    def text_positions(self, positions: Tensor | None) -> Tensor | None:
+        """Plain positions are spread over four axes, the first of which tells samples apart."""
+        return Family.text_positions(self, positions)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
+from foveate.families.family import Family
 from foveate.families.qwen2_vl import Qwen2VL
 
 
@@ -16,3 +19,7 @@ class Qwen3VL(Qwen2VL):
     name: ClassVar[str] = "qwen3-vl"
     title: ClassVar[str] = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+
+    def text_positions(self, positions: Tensor | None) -> Tensor | None:
+        """Plain positions are spread over four axes, the first of which tells samples apart."""
+        return Family.text_positions(self, positions)

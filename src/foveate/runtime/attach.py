@@ -8,10 +8,9 @@ model (the seam: here the sequence gets shorter), and the functions that encode 
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,10 +28,12 @@ from foveate.runtime.choosing import MODALITIES, Chooser, Frame
 from foveate.runtime.encoding import Encoded, Encoder
 from foveate.runtime.layers import LayerSeam
 from foveate.runtime.needs import check_budgets, check_sites, needs_of
+from foveate.runtime.outputs import Call, named
 from foveate.runtime.patches import Patches, Uncopied
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import Journal, Report
 from foveate.runtime.seam import Seam
+from foveate.runtime.sight import EDGES
 from foveate.runtime.vit_merging import Merging, merged_in
 from foveate.runtime.words import Words
 from foveate.tokens import Tower
@@ -50,6 +51,7 @@ def compress(
     positions: Literal["original", "contiguous"] | None = None,
     text_features: Tensor | None = None,
     processor: Any = None,
+    align_logits: bool = False,
 ) -> Handle:
     """Make a live model read fewer visual tokens, until the handle is restored.
 
@@ -71,15 +73,22 @@ def compress(
         processor: The model's processor or tokenizer, for methods that choose by the question: it tells the user's own
             words from what a chat template writes around them. By default the tokenizer beside the model's weights on
             this machine; without one the question is found by special ids alone, which the report says.
+        align_logits: Logits, and hidden states where they are asked for, of all columns of the sequence that was given,
+            for what pairs them with labels outside of the model: metrics, label smoothing, preference training. A
+            column that was left out holds what the last column before it that stayed says, which is what precedes the
+            next one now (zeros where none stayed before it), so that a loss over labels that are -100 at images is
+            that of the shorter sequence.
 
     Returns:
-        The handle: a context manager with `report()` and `restore()`.
+        The handle: a context manager with `report()` and `restore()`. Outputs of the model say which columns they have:
+        `kept_positions` (B, P), of the sequence that was given, -1 for padding on the left; and `labels` (B, P), where
+        labels were given. With `align_logits` they have all, and these two are None.
 
     Raises:
         FoveateError: the plan cannot be read, the model is of no known family or lacks what a method needs, or
             something is attached already.
     """
-    return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features, processor)
+    return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features, processor, align_logits)
 
 
 def handle_of(model: Any) -> Handle | None:
@@ -138,8 +147,10 @@ class Handle(Uncopied):
         positions: str | None,
         text_features: Tensor | None,
         processor: Any = None,
+        align_logits: bool = False,
     ) -> None:
         self.model = model
+        self.align_logits = align_logits
         self.plan = plan = _with_weights(plan, model)
         self.family: Family = family_of(model)
         self._core: Any = self.family.core(model)
@@ -204,15 +215,19 @@ class Handle(Uncopied):
             labels: (B, L), -100 where nothing is learned.
 
         Yields:
-            A function that gives, after the pass, the labels (B, P) of the sequence that came out.
+            A function that gives, after the pass, the labels of what came out: (B, P) of the shorter sequence, (B, L)
+            where `align_logits` was asked for.
         """
-        self._local.columns = None
+        self._local.columns = self._local.blocks = None
         self._local.asking = sequence.before_answers(labels)
         self._local.answers = labels != -100
 
         def left() -> Tensor:
             columns = self._local.columns
-            return labels if columns is None else sequence.shorten_labels(labels.to(columns.device), columns)
+            if columns is None:
+                return labels
+            shorten = sequence.labels_that_count if self.align_logits else sequence.shorten_labels
+            return shorten(labels.to(columns.device), columns, self._local.blocks)
 
         try:
             yield left
@@ -306,6 +321,8 @@ class Handle(Uncopied):
     # Encoding
 
     def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # What flash attention is told of samples of text is not about images.
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*EDGES, "seq_idx")}
         if getattr(self._local, "encoding", False):
             return original(*args, **kwargs)  # some models encode clips by their function for images
         self._local.encoding = True
@@ -344,26 +361,21 @@ class Handle(Uncopied):
     # Forward passes
 
     def _outer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        labels = kwargs.get("labels")
-        self._local.columns = None
-        if labels is None:
-            return original(*args, **kwargs)
-        # The loss over a sequence that is shortened on the way can only be taken afterwards.
-        given = kwargs.get("return_dict")
-        with self.learning(labels) as left:
-            output = original(*args, **{**kwargs, "labels": None, "return_dict": True})
-        labels = left()
+        kwargs = named(original, args, kwargs)
         model: Any = self.model
-        text = model.config.get_text_config()
-        extra = {name: kwargs[name] for name in ("num_items_in_batch",) if name in kwargs}
-        loss = model.loss_function(logits=output.logits, labels=labels, vocab_size=text.vocab_size, **extra)
-        output = type(output)(**{**output, "loss": loss})
-        return output if given is not False else output.to_tuple()
+        call = Call(self.align_logits, kwargs, model.config, getattr(model, "_hf_hook", None))
+        labels = call.learned()
+        before, self._local.call = getattr(self._local, "call", None), call
+        try:
+            with nullcontext() if labels is None else self.learning(labels):
+                output = original(**call.arguments)
+        finally:
+            self._local.call = before
+        return call.returned(output)
 
     def _headed(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A model with another head than one for text."""
-        call = inspect.signature(original).bind(*args, **kwargs).arguments
-        call = {**call, **call.pop("kwargs", {})}
+        call = named(original, args, kwargs)
         self._local.columns = self._local.read = None
         if type(self.model).__name__ == "ColQwen2ForRetrieval" and call.get("pixel_values") is not None:
             ids = call["input_ids"]
@@ -379,9 +391,32 @@ class Handle(Uncopied):
         return output
 
     def _inner(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = inspect.signature(original).bind(*args, **kwargs).arguments
+        kwargs = named(original, args, kwargs)
+        call: Call | None = getattr(self._local, "call", None)
+        if call is not None:
+            with self._in_call(call, kwargs) as own:
+                return self._core_pass(original, own)
+        # The core was called by itself: its output is what is returned.
+        align = self.align_logits and not self._head  # which is given all columns below
+        call = Call(align, kwargs, self._core.config, getattr(self._core, "_hf_hook", None))
+        self._local.call = call
+        try:
+            with self._in_call(call, call.arguments) as own:
+                output = self._core_pass(original, own)
+        finally:
+            self._local.call = None
+        return call.returned(output)
+
+    @contextmanager
+    def _in_call(self, call: Call, kwargs: dict[str, Any]) -> Generator[dict[str, Any]]:
+        """The arguments of a call's pass of the core, after which what waited for it is filled in."""
+        call.read, self._local.columns = None, None
+        yield call.of_core(kwargs)
+        call.fill()
+
+    def _core_pass(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         # A model that encodes images by itself hands its core embeddings; the plan must know what they are of.
-        frame = Frame({**call, **call.pop("kwargs", {}), **(getattr(self._local, "read", None) or {})})
+        frame = Frame({**kwargs, **(getattr(self._local, "read", None) or {})})
         for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
             if output is None or modality not in MODALITIES:
                 continue
@@ -396,8 +431,8 @@ class Handle(Uncopied):
                 )
             frame.encoded[modality] = encoded
         with self._in_frame(frame):
-            output = original(*args, **kwargs)
-        columns = getattr(self._local, "columns", None)
+            output = original(**kwargs)
+        columns = self._local.columns
         if self._head and columns is not None:
             length = frame.length
             if isinstance(output, tuple):
@@ -406,17 +441,33 @@ class Handle(Uncopied):
         return output
 
     def _seam(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        frame, embeds = self._frame, kwargs.get("inputs_embeds")
-        if frame is None or embeds is None or args:
+        frame = self._frame
+        if frame is None:
             return original(*args, **kwargs)
+        kwargs = named(original, args, kwargs)
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            if frame.encoded:
+                raise FoveateError(
+                    f"{type(self._core).__name__} calls its language model without inputs_embeds; '{self.plan}' cannot "
+                    "be followed."
+                )
+            return original(**kwargs)
         frame.positions, frame.length = kwargs.get("position_ids"), embeds.shape[1]
         frame.asking = getattr(self._local, "asking", None)
         frame.answers = getattr(self._local, "answers", None)
         frame.words = getattr(self._local, "words", None)
+        if frame.encoded:
+            frame.sight = self._shortening.sight(frame, kwargs)
+            if frame.sight.blocks is not None and frame.asking is not None:
+                frame.asking = sequence.within_samples(frame.asking, frame.sight.blocks)
         chosen, reports = self._chooser.choose(frame, embeds)
         cache = compat.cache_in(kwargs)
         begins = not getattr(cache, "is_initialized", False)  # and does not go on with what a cache holds
-        output, self._local.columns, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
+        output, read, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
+        self._local.columns = None if read is None else read.columns
+        self._local.blocks = None if read is None else read.blocks
         if reports or begins:
             self._journal.write(reports, bytes_of(compat.cache_of(output)))
-        return output
+        call: Call | None = getattr(self._local, "call", None)
+        return output if call is None else call.of_text(output, read)

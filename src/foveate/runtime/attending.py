@@ -124,6 +124,19 @@ class AttentionSeam:
         visual, text = keys.visual[row], keys.text[row]
         return Looking(query[row], key[row], scaling, allowed[row], visual, text, number, layers)
 
+    def _samples(self, number: int, row: int, found: Pass, looking: Looking) -> list[tuple[Any, Looking]]:
+        """The samples of a row, each as if it stood alone: its places (n,), all of them where the row is one."""
+        samples = found.samples(row, self.layers.short(number, found).columns[row])
+        if samples is None:
+            return [(slice(None), looking)]
+        own = []
+        for place in samples:
+            allowed = looking.allowed[place][:, place]
+            kinds = looking.visual[place], looking.text[place]
+            states = looking.query[:, place], looking.key[:, place]
+            own.append((place, Looking(*states, looking.scaling, allowed, *kinds, number, looking.num_layers)))
+        return own
+
     # Letting some tokens attend
 
     def _sparse(self, number: int, method: SparseMethod, found: Pass, call: Call) -> Any:
@@ -179,7 +192,10 @@ class AttentionSeam:
                 before = found.decided.get((-1 - row, number))
                 if before is None:
                     looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
-                    before = found.decided[-1 - row, number] = method.attends(looking)
+                    before = torch.zeros(length, dtype=torch.bool, device=key.device)
+                    for sample, own in self._samples(number, row, found, looking):
+                        before[sample] = method.attends(own)
+                    found.decided[-1 - row, number] = before
                 written = length - len(before)
                 attends[row, : len(before)] = before
         attends[:, length - written :] = True
@@ -233,7 +249,13 @@ class AttentionSeam:
         with torch.no_grad():
             for row in range(len(allowed)):
                 looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
-                pairs, after = method.hides(looking, None if memory is None else memory[row])
+                samples = self._samples(number, row, found, looking)
+                if len(samples) == 1:
+                    pairs, after = method.hides(looking, None if memory is None else memory[row])
+                else:  # packed rows have no cache, and nothing to remember
+                    pairs, after = torch.zeros_like(looking.allowed), looking.key.new_zeros(0)
+                    for sample, own in samples:
+                        pairs[sample[:, None], sample] = method.hides(own, None)[0]
                 hidden.append(pairs)
                 remembered.append(after)
         if kept is not None and found.cache is not None:

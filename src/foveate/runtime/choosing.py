@@ -13,11 +13,11 @@ from torch import Tensor
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.plan import Plan
-from foveate.runtime import sequence
 from foveate.runtime.encoding import Encoded
 from foveate.runtime.first_layer import queries_and_keys, text_to_visual
 from foveate.runtime.report import ImageReport, StepReport
 from foveate.runtime.sequence import Chosen
+from foveate.runtime.sight import Sight
 from foveate.runtime.words import Words
 from foveate.tokens import Need, Selection, Tower, VisualTokens
 
@@ -38,7 +38,9 @@ class Frame:
     asking: Tensor | None = None  # (B, L) 1 for the tokens before answers, where labels tell
     answers: Tensor | None = None  # (B, L) bool, what is learned as answers, where labels tell
     words: Tensor | list[str] | None = None  # the questions, where the caller gave them: (B, L) bool, or texts
-    questions: dict[int, tuple[Tensor, str]] = field(default_factory=dict)  # by row: places, and how they were found
+    #: By row and sample: the places of the question, and how they were found.
+    questions: dict[tuple[int, int], tuple[Tensor, str]] = field(default_factory=dict)
+    sight: Sight | None = None  # who may see whom among the new columns
 
 
 @dataclass
@@ -124,7 +126,7 @@ class Chooser:
             {need: value.to(embeds.device) for need, value in measured.items()},
             layout.separators,
             layout.size,
-            sum(report.row == row for _, report in encoded.chosen),  # so that it is the same alone and in a batch
+            self._before(frame, encoded, modality, row, columns),
             self.tower,
         )
         whole = Selection(torch.arange(len(tokens), device=embeds.device))
@@ -160,38 +162,64 @@ class Chooser:
         scores = {need: value for need, value in measured.items() if need.kind in SCORES}
         return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), tuple(notes), measured=scores)
 
+    def _before(self, frame: Frame, encoded: Encoded, modality: str, row: int, columns: Tensor) -> int:
+        """How many images of a prompt stand before one: the same alone, in a batch and among other samples."""
+        earlier = [report for _, report in encoded.chosen if report.row == row]
+        company = None if frame.sight is None else frame.sight.company(row, columns)
+        if company is None or not earlier:
+            return len(earlier)
+        places = self._placeholders(frame, modality)
+        if places is None:
+            return len(earlier)
+        own, first, found = places[row].nonzero().flatten(), 0, 0
+        for report in earlier:
+            found += bool(company[own[first : first + report.layout.count]].any())
+            first += report.layout.count
+        return found
+
     def _question(self, frame: Frame, row: int, columns: Tensor, length: int) -> tuple[Tensor, str]:
         """(T,) the places of the user's own words, and how they were found where that is not exact, else ""."""
-        if row in frame.questions:
-            return frame.questions[row]
+        # What is packed into a row beside the image's own sample is as if it were not there.
+        company = None if frame.sight is None else frame.sight.company(row, columns)
+        key = row, -1 if company is None else int(columns[0])
+        if key in frame.questions:
+            return frame.questions[key]
         ids: Tensor | None = frame.arguments.get("input_ids")
         given = frame.words
+        if company is None:
+            sample = torch.arange(length, device=columns.device)
+        else:
+            sample = company.to(columns.device).nonzero().flatten()
         if torch.is_tensor(given):
             rows = len(frame.arguments["inputs_embeds"] if ids is None else ids)
             if given.shape[1] != length or rows % len(given):
                 raise FoveateError(
                     f"the mask of the question is {tuple(given.shape)}, and the prompts are {rows} of {length} tokens."
                 )
-            found = given[row * len(given) // rows].nonzero().flatten(), ""
+            own = given[row * len(given) // rows].to(columns.device)
+            found = sample[own[sample].nonzero().flatten()], ""
         elif ids is None:
-            text = self._text(frame, row, length)
+            text = self._text(frame, row, columns, length)
             note = "the prompt came without ids: all text after the image is taken for the question"
             return _after(text, columns).nonzero().flatten(), note  # of each image its own
         elif given is not None:
             if len(ids) % len(given):
                 raise FoveateError(f"{len(given)} questions were given for {len(ids)} prompts.")
-            places = self.words.find_text(ids[row].tolist(), given[row * len(given) // len(ids)])
-            found = torch.tensor(places, device=columns.device), ""
+            places = self.words.find_text(ids[row, sample].tolist(), given[row * len(given) // len(ids)])
+            found = sample[torch.tensor(places, dtype=torch.int64, device=columns.device)], ""
         else:
-            answers = None if frame.answers is None else frame.answers[row].tolist()
-            text = self._text(frame, row, length)
-            places, note = self.words.find(ids[row].tolist(), text.tolist(), answers)
-            found = torch.tensor(places, dtype=torch.int64, device=columns.device), note
-        frame.questions[row] = found[0].to(columns.device), found[1]
-        return frame.questions[row]
+            answers = None if frame.answers is None else frame.answers[row].to(columns.device)[sample].tolist()
+            text = self._text(frame, row, columns, length)[sample]
+            places, note = self.words.find(ids[row, sample].tolist(), text.tolist(), answers)
+            found = sample[torch.tensor(places, dtype=torch.int64, device=columns.device)], note
+        frame.questions[key] = found
+        return found
 
-    def _text(self, frame: Frame, row: int, length: int) -> Tensor:
-        """(L,) bool, what is no padding and no part of an image: what stands within one, between frames, is."""
+    def _text(self, frame: Frame, row: int, columns: Tensor, length: int) -> Tensor:
+        """(L,) bool, what is no padding and no part of an image: what stands within one, between frames, is.
+
+        Of the sample that an image at `columns` is of.
+        """
         text: Tensor | None = None
         for modality in MODALITIES:
             places = self._placeholders(frame, modality)
@@ -202,14 +230,15 @@ class Chooser:
             encoded = frame.encoded.get(modality)
             if encoded is not None and encoded.layouts:
                 for rows in rows_of_images(places, [layout.count for layout in encoded.layouts]):
-                    for own, columns in rows:
-                        if own == row and len(columns):
-                            text[columns[0] : columns[-1] + 1] = False
+                    for own, image in rows:
+                        if own == row and len(image):
+                            text[image[0] : image[-1] + 1] = False
         if text is None:
             raise FoveateError(f"{self.plan} looks for a question beside images, and the prompt has none.")
-        seen = sequence.key_mask(frame.arguments.get("attention_mask"), length)
-        if seen is not None and seen.shape[1] >= length:
-            text &= seen[row, -length:].to(text.device) > 0
+        if frame.sight is not None:
+            text &= frame.sight.seen[row, -length:].to(text.device) > 0
+            company = frame.sight.company(row, columns)
+            text = text if company is None else text & company.to(text.device)
         return text
 
     def _first_layer(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> tuple[Tensor, str]:
@@ -222,13 +251,18 @@ class Chooser:
             positions = positions[..., row : row + 1, :]
         found = queries_and_keys(self.family.text(self.core), embeds[row : row + 1].detach(), positions)
         query, key, scaling = found
-        seen = sequence.key_mask(frame.arguments.get("attention_mask"), embeds.shape[1])
-        own = None if seen is None or seen.shape[1] < embeds.shape[1] else seen[row].to(embeds.device)
         words, note = self._question(frame, row, columns, embeds.shape[1])
         rows = words[words > columns[-1]]
         if not len(rows):
-            rows = _after(self._text(frame, row, embeds.shape[1]), columns).nonzero().flatten()
+            rows = _after(self._text(frame, row, columns, embeds.shape[1]), columns).nonzero().flatten()
             note = "the question stands before the image, which it cannot look at: all text after the image is asked"
+        own, sight = None, frame.sight
+        if sight is not None:
+            own = sight.seen[row, -embeds.shape[1] :].to(embeds.device) > 0
+            if sight.blocks is not None:
+                own = own & sight.blocks[row].eq(sight.blocks[row, columns[0]])
+            elif sight.allowed is not None:
+                own = sight.allowed[row, rows][:, -embeds.shape[1] :]
         return text_to_visual(query[0], key[0], scaling, rows, columns, own), note
 
 

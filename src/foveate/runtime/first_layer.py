@@ -91,11 +91,11 @@ def text_to_visual(
         scaling: Factor of the logits.
         rows: (T,) the positions of the text.
         columns: (N,) the positions of the visual tokens.
-        seen: (L,) 0 for padding.
+        seen: (L,) 0 for padding and for other samples; or (T, L) bool, what each row of text may see.
     """
     key = key if len(key) == len(query) else key.repeat_interleave(len(query) // len(key), dim=0)
     logits = (query[:, rows] @ key.transpose(-1, -2)).float() * scaling
     hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None]
     if seen is not None:
-        hidden = hidden | (seen == 0)
+        hidden = (seen == 0) if seen.ndim == 2 else hidden | (seen == 0)
     return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)[:, :, columns].mean(dim=(0, 1))

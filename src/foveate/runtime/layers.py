@@ -36,6 +36,7 @@ from foveate.runtime.passes import OfPositions, Pass, Placed, Short
 from foveate.runtime.patches import Patches
 from foveate.runtime.report import LayerReport
 from foveate.runtime.sequence import Chosen
+from foveate.runtime.sight import edges_of
 from foveate.tokens import Selection, Tower
 
 #: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and
@@ -226,7 +227,10 @@ class LayerSeam:
         self._neurons.forget(number, found)
         if all(image.changes_nothing for image in chosen):
             return
-        shorter = sequence.kept_columns(len(seen), last.columns.shape[1], chosen, seen, hidden.device)
+        stretches = None
+        if found.stretches is not None:
+            stretches = sequence.gather(found.stretches, last.columns).masked_fill(last.columns < 0, -1)
+        shorter = sequence.kept_columns(len(seen), last.columns.shape[1], chosen, seen, hidden.device, stretches)
         images = []
         for image, one in zip(last.images, chosen, strict=True):
             # Padding stands before all columns that stay, so that the row ascends.
@@ -249,37 +253,58 @@ class LayerSeam:
         found: Pass,
         last: Short,
         seen: Tensor,
-        ask: Callable[[Asked], Attention],
+        ask: Callable[[Tensor | None, Asked], Attention],
     ) -> Selection:
         row, step = image.row, self.steps[number]
+        own = found.company(row, last.columns, image.places)
         text = seen[row] > 0
+        if own is not None:
+            text = text & own
         for other in last.images:
             if other.row == row:
                 text = text.index_fill(0, other.places, False)
-        if found.asking is None:
-            asking = (seen[row] > 0).nonzero().flatten()[-1:]
+        real = (seen[row] > 0) if own is None else (seen[row] > 0) & own
+        asking = real.nonzero().flatten()[-1:]
+        if found.asking is not None:
+            told = sequence.gather_mask(found.asking[row : row + 1], last.columns[row : row + 1])[0] > 0
+            told = told if own is None else told & own
+            asking = told.nonzero().flatten() if own is None or bool(told.any()) else asking
+        before = [other for other in last.images if other.row == row and other.number < image.number]
+        if own is not None:
+            before = [other for other in before if bool(own[other.places].any())]
+        # A sample among others is shown as if it stood alone.
+        place = own.nonzero().flatten() if own is not None and found.blocks is not None else None
+        entered, columns = found.entered[row], last.columns[row]
+        whole = next(whole.places for whole in found.images if (whole.number, whole.row) == (image.number, row))
+        sequence_, places = hidden[row], image.places
+        if place is not None:
+            block = (found.blocks[row] == found.blocks[row, whole[0]]).nonzero().flatten()  # ty: ignore[not-subscriptable]
+            entered, columns = entered[block], torch.searchsorted(block, columns[place].contiguous())
+            whole, sequence_ = torch.searchsorted(block, whole.contiguous()), sequence_[place]
+            places, text, asking = (
+                torch.searchsorted(place, one.contiguous()) for one in (places, text.nonzero().flatten(), asking)
+            )
         else:
-            asking = sequence.gather_mask(found.asking[row : row + 1], last.columns[row : row + 1])[0]
-            asking = asking.nonzero().flatten()
+            text = text.nonzero().flatten()
         tokens = LayerTokens(
             hidden[row, image.places],
-            hidden[row],
-            image.places,
-            text.nonzero().flatten(),
+            sequence_,
+            places,
+            text,
             asking,
             number,
             len(self.text.layers),
-            sum(other.row == row and other.number < image.number for other in last.images),
+            len(before),
             image.origin,
             image.measured,
             image.separators,
             self.tower,
-            ask,
-            found.entered[row],
-            last.columns[row],
-            next(whole.places for whole in found.images if (whole.number, whole.row) == (image.number, row)),
+            partial(ask, place),
+            entered,
+            columns,
+            whole,
             self.text.norm,
-            partial(self._activations, number, image, found) if isinstance(step.method, NeuronMethod) else None,
+            partial(self._activations, number, image, found, place) if isinstance(step.method, NeuronMethod) else None,
             image.crops,
             self.text.training and found.asking is not None,
         )
@@ -295,9 +320,9 @@ class LayerSeam:
         found.reports.setdefault(image.number, []).append(report)
         return selection
 
-    def _activations(self, number: int, image: Placed, found: Pass) -> tuple[Tensor, Tensor]:
-        """Activations (N, F) of an image in the layer before `number`, and core neurons (c,) of its row."""
-        activations, core = self._neurons.neurons(number, image.row, found)
+    def _activations(self, number: int, image: Placed, found: Pass, sample: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Activations (N, F) of an image in the layer before `number`, and core neurons (c,) of its sample."""
+        activations, core = self._neurons.neurons(number, image.row, found, sample)
         return activations[image.places], core
 
     def _ask(
@@ -310,8 +335,8 @@ class LayerSeam:
         last: Short,
         kwargs: dict[str, Any],
         made: dict[Asked, tuple[Tensor, Tensor, float]],
-    ) -> Callable[[Asked], Attention]:
-        def ask(asked: Asked) -> Attention:
+    ) -> Callable[[Tensor | None, Asked], Attention]:
+        def ask(sample: Tensor | None, asked: Asked) -> Attention:
             segment = number
             if asked == "previous":
                 if number - 1 not in found.keys:
@@ -329,7 +354,14 @@ class LayerSeam:
             seen = (held >= 0) & (found.seen[row][held.clamp(min=0)] > 0)
             key = key[row, :, : len(held)]  # a static cache has room behind what it holds
             seen = seen[len(held) - key.shape[1] :]  # and a window has forgotten what came first
-            return Attention(query[row], key, scaling, None if bool(seen.all()) else seen)
+            if sample is not None:  # packed rows have no cache
+                return Attention(query[row][:, sample], key[:, sample], scaling)
+            allowed = None
+            if found.allowed is not None:
+                allowed = sequence.gather_pairs(
+                    found.allowed[row : row + 1, None], last.columns[row : row + 1], held[-key.shape[1] :][None]
+                )[0, 0]
+            return Attention(query[row], key, scaling, None if bool(seen.all()) else seen, allowed)
 
         return ask
 
@@ -363,6 +395,8 @@ class LayerSeam:
             }
             if isinstance(ids, Tensor):
                 made["position_ids"] = sequence.gather_positions(ids, short.columns)
+            if kwargs.get("cu_seq_lens_q") is not None and found.blocks is not None:
+                made |= edges_of(sequence.gather(found.blocks, short.columns))
             # The originals are kept with them: what has their identity must not be something else later.
             short.made[key] = (made, mask, rotation)
         return short.made[key][0]
@@ -418,13 +452,8 @@ class LayerSeam:
         places = torch.where(keys < offset, -1, keys - offset)
         if mask.ndim == 2:
             return sequence.gather_mask(mask, places)
-        spread = mask.expand(len(columns), -1, -1, -1)
-        rows = spread.gather(2, columns.clamp(min=0)[:, None, :, None].expand(-1, spread.shape[1], -1, spread.shape[3]))
-        index = places.clamp(min=0)[:, None, None].expand(-1, *rows.shape[1:3], -1)
+        short = sequence.gather_pairs(mask, columns, places)
         least = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        short = rows.gather(3, index).masked_fill((places < 0)[:, None, None], least)
-        # Rows of padding see everything: what sees nothing is no number.
-        short = short.masked_fill((columns < 0)[:, None, :, None], True if mask.dtype == torch.bool else 0.0)
         return short if room is None else F.pad(short, (0, room - short.shape[-1]), value=least)
 
     def _causal(self, found: Pass, columns: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -110,9 +110,14 @@ class NeuronSeam:
             if "forward" not in vars(mlp):  # what stands there knows nothing of slices: neurons are masked
                 patches.wrap(mlp, "forward", partial(self._forward, number, mlp))
 
-    def neurons(self, number: int, row: int, found: Pass) -> tuple[Tensor, Tensor]:
-        """Activations (L, F) of a row in the layer before `number`, and its core neurons (c,)."""
+    def neurons(self, number: int, row: int, found: Pass, sample: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Activations (L, F) of a row in the layer before `number`, and its core neurons (c,).
+
+        Those of one of its samples alone, where its places (n,) are given.
+        """
         activations = found.activations[number - 1]
+        if sample is not None:
+            return activations[row], self.methods[number].core(activations[row, sample])
         return activations[row], self._core(number - 1, row, self.methods[number], found, activations)
 
     def forget(self, number: int, found: Pass) -> None:

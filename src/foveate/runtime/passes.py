@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from foveate.families import ImageLayout
+from foveate.runtime import sequence
 from foveate.runtime.cache import Kept
 from foveate.runtime.report import LayerReport
 from foveate.runtime.sequence import Chosen
+from foveate.runtime.sight import company
 from foveate.tokens import Crop, Need
 
 _T = TypeVar("_T")
@@ -113,6 +115,8 @@ class Pass:
         decided: What was chosen for this prompt before, by image and layer (what methods that change attention chose by
             -1 - row and layer): without a cache `generate` passes the growing text through the model at every step, and
             what was chosen for the prompt stays chosen.
+        blocks: (B, L) the sample that each new column is of, -1 for padding; None: every row is one.
+        allowed: (B, L, past + L) bool, who sees whom where that is neither causal nor causal in each sample.
     """
 
     length: int
@@ -124,12 +128,15 @@ class Pass:
     cache: Any
     entered: Tensor
     decided: dict[tuple[int, int], Any]
+    blocks: Tensor | None = None
+    allowed: Tensor | None = None
     shorts: dict[int, Short] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     activations: dict[int, Tensor] = field(default_factory=dict)
     reports: dict[int, list[LayerReport]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.stretches = sequence.stretches_of(self.positions)
         # As they were: a layer may run again for its gradient, when the pass is over.
         self._segments = {} if self.kept is None else self.kept.segments
 
@@ -162,6 +169,27 @@ class Pass:
         """(B, 1) image tokens that a segment's layers lost in earlier calls."""
         nothing = torch.zeros(len(self.seen), 1, dtype=torch.int64, device=self.seen.device)
         return nothing if self.kept is None else self.kept.lost.get(segment, nothing)
+
+    def company(self, row: int, columns: Tensor, places: Tensor) -> Tensor | None:
+        """(P,) bool, what is of the sample of an image, in a shorter sequence; None: all of the row.
+
+        Args:
+            row: Sequence of the batch.
+            columns: (B, P) of the new columns.
+            places: (N,) where the image stands among them.
+        """
+        if (self.blocks is None and self.allowed is None) or not len(places):
+            return None
+        own = columns[row]
+        found = company(self.blocks, self.allowed, row, own[places])
+        return None if found is None else found[own.clamp(min=0)] & (own >= 0)
+
+    def samples(self, row: int, columns: Tensor) -> list[Tensor] | None:
+        """For each sample of a row its places (n,) among the columns (P,) of a shorter sequence; None: it is one."""
+        if self.blocks is None:
+            return None
+        own = self.blocks[row][columns.clamp(min=0)].masked_fill(columns < 0, -1)
+        return [(own == number).nonzero().flatten() for number in own.unique().tolist() if number >= 0]
 
     def begin(self, segment: int, before: int | None) -> None:
         """What a segment's layers get where no image is left out before them."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.tokens import Selection
@@ -48,7 +49,7 @@ class Shorter:
 
     Args:
         columns: (B, P) the column of the long sequence at every position, -1 for padding.
-        gone: (B, P) how many image tokens were left out before each position.
+        gone: (B, P) how many image tokens were left out before each position, in its stretch of positions.
         total: (B, 1) how many were left out of the row.
     """
 
@@ -57,7 +58,14 @@ class Shorter:
     total: Tensor
 
 
-def kept_columns(batch: int, length: int, chosen: Sequence[Chosen], seen: Tensor | None, device: Any) -> Shorter:
+def kept_columns(
+    batch: int,
+    length: int,
+    chosen: Sequence[Chosen],
+    seen: Tensor | None,
+    device: Any,
+    stretches: Tensor | None = None,
+) -> Shorter:
     """The short sequence: everything but the image tokens that go.
 
     Args:
@@ -66,6 +74,7 @@ def kept_columns(batch: int, length: int, chosen: Sequence[Chosen], seen: Tensor
         chosen: What stays of every image.
         seen: (B, L) 0 for padding of the prompts; leading columns that are padding in all rows go too.
         device: Where the result shall be.
+        stretches: (B, L) from `stretches_of`; None: every row is one.
     """
     if not chosen:  # while an answer is written, at every token
         columns = torch.arange(length, device=device).expand(batch, -1)
@@ -75,7 +84,13 @@ def kept_columns(batch: int, length: int, chosen: Sequence[Chosen], seen: Tensor
         stays[image.row, image.columns] = False
     for image in chosen:
         stays[image.row, image.kept] = True
-    gone = (~stays).cumsum(dim=1)
+    gone = total = (~stays).cumsum(dim=1)
+    if stretches is not None:
+        place = torch.arange(length, device=device).expand(batch, -1)
+        first = F.pad(stretches[:, 1:] != stretches[:, :-1], (1, 0), value=True)
+        start = torch.where(first, place, 0).cummax(dim=1).values
+        before = gone - (~stays).long()
+        gone = gone - before.gather(1, start)
     counts = stays.sum(dim=1)
     longest = int(counts.max())
     # A stable sort puts what goes first and keeps the order of the rest.
@@ -85,7 +100,18 @@ def kept_columns(batch: int, length: int, chosen: Sequence[Chosen], seen: Tensor
         empty = padding | (seen.gather(1, order) == 0)
         leading = int(empty.all(dim=0).to(torch.uint8).cumprod(dim=0).sum())
         order, padding = order[:, leading:], padding[:, leading:]
-    return Shorter(order.masked_fill(padding, -1), gone.gather(1, order), gone[:, -1:])
+    return Shorter(order.masked_fill(padding, -1), gone.gather(1, order), total[:, -1:])
+
+
+def stretches_of(positions: Tensor | None) -> Tensor | None:
+    """(B, L) a number for each stretch of columns whose positions (B, L) go up; None where there is one a row.
+
+    Positions begin anew where another sample begins. What is left out of one sample moves no token of the next.
+    """
+    if positions is None or positions.ndim != 2:
+        return None
+    begins = positions[:, 1:] <= positions[:, :-1]
+    return F.pad(begins.cumsum(dim=1), (1, 0)) if bool(begins.any()) else None
 
 
 def gather(values: Tensor, columns: Tensor) -> Tensor:
@@ -191,8 +217,84 @@ def before_answers(labels: Tensor) -> Tensor:
     return asking
 
 
-def shorten_labels(labels: Tensor, columns: Tensor) -> Tensor:
-    """Labels (B, L) at `columns`; -100 for padding, and for what comes right after it, which nothing predicts."""
+def within_samples(asking: Tensor, blocks: Tensor) -> Tensor:
+    """`before_answers` without the tokens whose answer would be the beginning of another sample (B, L)."""
+    last = F.pad(blocks[:, 1:] != blocks[:, :-1], (0, 1), value=False)
+    return asking.masked_fill(last.to(asking.device), 0)
+
+
+def shorten_labels(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
+    """Labels (B, L) at `columns`; -100 for padding, and for what nothing predicts any more.
+
+    That is what comes right after padding, and what comes after all that is left of another sample of the row.
+    """
     unpredicted = columns < 0
     unpredicted[:, 1:] |= columns[:, :-1] < 0
+    if blocks is not None:
+        own = gather(blocks, columns)
+        unpredicted[:, 1:] |= (own[:, 1:] != own[:, :-1]) & (columns[:, 1:] != columns[:, :-1] + 1)
     return gather(labels, columns).masked_fill(unpredicted, -100)
+
+
+def shorten_shifted(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
+    """As `shorten_labels`, for labels (B, L) that stand where they are predicted, one column before their tokens."""
+    own = F.pad(labels[:, :-1], (1, 0), value=-100)
+    short = shorten_labels(own, columns, blocks)
+    # What the last column predicts is no token of the sequence.
+    last = torch.where(columns[:, -1] == labels.shape[1] - 1, labels[:, -1], -100)
+    return torch.cat([short[:, 1:], last[:, None]], dim=1)
+
+
+def labels_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
+    """Labels (B, L) of the long sequence, -100 where `shorten_labels` keeps none."""
+    short = shorten_labels(labels, columns, blocks)
+    short[:, 0] = -100  # nothing stands before it
+    result = torch.full_like(labels, -100)
+    row, place = (columns >= 0).nonzero(as_tuple=True)
+    result[row, columns[row, place]] = short[row, place]
+    return result
+
+
+def shifted_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
+    """As `labels_that_count`, for labels that stand where they are predicted."""
+    own = labels_that_count(F.pad(labels[:, :-1], (1, 0), value=-100), columns, blocks)
+    return torch.cat([own[:, 1:], labels[:, -1:]], dim=1)
+
+
+def last_kept(columns: Tensor, length: int, blocks: Tensor | None = None) -> Tensor:
+    """(B, L) the position of the short sequence that stands for each column of the long one, -1 where none does.
+
+    It is the column itself where it stays, else the last one before it that stays, of the same sample. So each column
+    is followed by what follows it in the short sequence: what predicts a token that stays is, in both, the same.
+    """
+    wanted = torch.arange(length, device=columns.device).expand(len(columns), -1).contiguous()
+    place = torch.searchsorted(columns.contiguous(), wanted, right=True) - 1
+    found = gather_mask(columns + 1, place) - 1  # -1 where nothing stands before
+    if blocks is not None:
+        found = found.masked_fill(gather(blocks, found) != blocks, -1)
+    return place.masked_fill(found < 0, -1)
+
+
+def spread(values: Tensor, places: Tensor) -> Tensor:
+    """Values (B, P, D) of the short sequence at every column of the long one (B, L, D); zeros where nothing stands.
+
+    Args:
+        values: Of the short sequence.
+        places: (B, L) from `last_kept`.
+    """
+    return gather(values, places) * (places >= 0)[..., None].to(values.dtype)
+
+
+def gather_pairs(mask: Tensor, columns: Tensor, keys: Tensor) -> Tensor:
+    """A mask (B or 1, H or 1, Q, K), bool or added, for the queries at `columns` (B, P) and the keys at `keys` (B, N).
+
+    Padding is seen by nobody and sees everything: what sees nothing is no number.
+    """
+    spread_ = mask.expand(len(columns), -1, -1, -1)
+    shape = spread_.shape
+    rows = spread_.gather(2, columns.clamp(min=0)[:, None, :, None].expand(-1, shape[1], -1, shape[3]))
+    index = keys.clamp(min=0)[:, None, None].expand(-1, *rows.shape[1:3], -1)
+    boolean = mask.dtype == torch.bool
+    least = False if boolean else torch.finfo(mask.dtype).min
+    short = rows.gather(3, index).masked_fill((keys < 0)[:, None, None], least)
+    return short.masked_fill((columns < 0)[:, None, :, None], True if boolean else 0.0)
