@@ -278,7 +278,7 @@ def test_arguments_by_place_are_seen() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in SPECIMENS if n.startswith(("llava", "qwen", "intern"))])
-@pytest.mark.parametrize("plan", ["cdpruner:3", "fastv:3@1"])
+@pytest.mark.parametrize("plan", ["divprune:3", "fastv:3@1"])
 def test_embeddings_in_place_of_ids(name: str, plan: str) -> None:
     specimen = zoo()[name]
     model, inputs = specimen.model(), inputs_of(specimen)

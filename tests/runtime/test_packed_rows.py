@@ -15,7 +15,7 @@ from families.zoo import IMAGE, Specimen, zoo
 from foveate import FoveateError
 from foveate.decoder.method import Attention
 from foveate.families import family_of
-from foveate.runtime import compat
+from foveate.runtime import compat, sequence
 from runtime.matrix import covering, steps
 from runtime.packing import SAMPLES, alone, packed
 from runtime.test_layers import PLANS, SPECIMENS
@@ -105,8 +105,8 @@ def test_labels_tell_where_each_sample_asks(plan: str) -> None:
     torch.testing.assert_close(out.loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-4)
 
 
-def test_what_a_sample_loses_does_not_let_another_predict() -> None:
-    """A sample that begins with an image of which nothing is left: its first words were never predicted by others."""
+def test_first_words_are_predicted_by_their_own_sample() -> None:
+    """A sample that begins with an image: its last token answers, and stays where all others go."""
     model = zoo()["llava"].model()
     first, second = alone(zoo()["llava"], 0), alone(zoo()["llava"], 2)
     place = int((second["input_ids"][0] == IMAGE).nonzero()[0])
@@ -119,15 +119,27 @@ def test_what_a_sample_loses_does_not_let_another_predict() -> None:
         "position_ids": torch.cat([first["position_ids"], second["position_ids"]], dim=1),
         "pixel_values": torch.cat([first["pixel_values"], second["pixel_values"]]),
     }
-    for align in (False, True):
-        with torch.no_grad(), foveate.compress(model, "vtw@1", align_logits=align):
-            out = model(**row, use_cache=False)
-        assert out.loss.isfinite()
-        if not align:
-            begins = int((out.kept_positions[0] == first["input_ids"].shape[1] + 16).nonzero())
-            assert out.labels[0, begins] == -100
-            loss = out.loss
-    torch.testing.assert_close(out.loss, loss)
+    begins = first["input_ids"].shape[1] + 16
+    with torch.no_grad(), foveate.compress(model, "vtw@1"):
+        short = model(**row, use_cache=False)
+    with torch.no_grad(), foveate.compress(model, "vtw@1", align_logits=True):
+        long = model(**row, use_cache=False)
+    stays = short.kept_positions[0].tolist()
+    assert begins - 1 in stays and begins - 2 not in stays
+    assert short.labels[0, stays.index(begins)] == ids[0, begins]
+    torch.testing.assert_close(long.loss, short.loss)
+
+
+def test_labels_after_a_gap_between_samples_do_not_count() -> None:
+    """What is left of another sample predicts nothing; neighbours that always stood side by side stay as they were."""
+    blocks = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    labels = torch.arange(7)[None]
+    gap, none = torch.tensor([[0, 1, 5, 6]]), torch.tensor([[1, 2, 3, 6]])
+    assert sequence.shorten_labels(labels, gap, blocks).tolist() == [[0, 1, -100, 6]]
+    assert sequence.shorten_labels(labels, none, blocks).tolist() == [[1, 2, 3, 6]]
+    assert sequence.labels_that_count(labels, gap, blocks).tolist() == [[-100, 1, -100, -100, -100, -100, 6]]
+    assert sequence.last_kept(gap, 7, blocks).tolist() == [[0, 1, 1, -1, -1, 2, 3]]
+    assert sequence.shorten_shifted(torch.tensor([[1, 2, 3, 4, 5, 6, 9]]), gap, blocks).tolist() == [[1, -100, 6, 9]]
 
 
 @pytest.mark.parametrize("plan", [None, "uniform:3", "fastv:3@1"])
