@@ -114,7 +114,7 @@ def test_a_given_cache_is_what_generate_makes_of_it(plan: str, kind: str) -> Non
 
     with foveate.compress(model, plan):
         expected = greedy(model, inputs, **compat.cache_argument(fresh()))
-        if kind != "quantised":
+        if kind != "quantised" and (kind, plan) != ("static", "zipvl@1"):  # fixed memory holds no few bits
             assert expected == greedy(model, inputs)
         loop, found = Loop(specimen, inputs, **compat.cache_argument(fresh())), []
         for _ in range(STEPS):

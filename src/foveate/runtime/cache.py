@@ -64,6 +64,8 @@ class Kept:
         self.gone = gone
         #: (B, P) bool, which of them are of images.
         self.visual = torch.zeros_like(columns, dtype=torch.bool)
+        #: (B, p) the types of the first p of them, where the model was given token types.
+        self.types: Tensor | None = None
         #: What methods that change attention remember of text, by layer: for every row a tensor (text tokens, ...).
         self.memory: dict[int, list[Tensor]] = {}
         #: The neurons that written text uses, by layer: for every row a slice of the MLP.
@@ -117,6 +119,7 @@ class Kept:
         """Keep `rows`, in this order."""
         rows = rows.to(self.columns.device)
         self.columns, self.gone, self.visual = self.columns[rows], self.gone[rows], self.visual[rows]
+        self.types = None if self.types is None else self.types[rows]
         self.memory = {layer: [memory[row] for row in rows.tolist()] for layer, memory in self.memory.items()}
         self.neurons = {layer: [slices[row] for row in rows.tolist()] for layer, slices in self.neurons.items()}
         self.segments = {layer: columns[rows] for layer, columns in self.segments.items()}
@@ -186,6 +189,7 @@ class _Shortened:
         kept.segments = {layer: columns[:, :-cut] for layer, columns in kept.segments.items()}
         kept.columns, kept.length = kept.columns[:, :-cut], kept.length - cut
         kept.visual = kept.visual[:, :-cut]
+        kept.types = None if kept.types is None else kept.types[:, : kept.columns.shape[1]]
         kept.memory = {layer: [own[:-cut] for own in memory] for layer, memory in kept.memory.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

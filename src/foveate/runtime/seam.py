@@ -258,10 +258,16 @@ class Seam:
         if isinstance(kwargs.get("cache_position"), Tensor):
             held = kept.columns.shape[1]
             short["cache_position"] = torch.arange(held, held + columns.shape[1], device=columns.device)
-        return short | self._masks(frame, {**kwargs, **short}, columns, everything, sight)
+        return short | self._masks(frame, {**kwargs, **short}, columns, kept, everything, sight)
 
     def _masks(
-        self, frame: Frame, arguments: dict[str, Any], columns: Tensor, everything: Tensor, sight: Sight
+        self,
+        frame: Frame,
+        arguments: dict[str, Any],
+        columns: Tensor,
+        kept: Kept,
+        everything: Tensor,
+        sight: Sight,
     ) -> dict[str, Any]:
         """The mask of the short sequence, and what flash attention is told instead."""
         text: Any = self.family.text(self.core)
@@ -271,7 +277,7 @@ class Seam:
                 "attention_mask": shorten_masks(sight, columns, everything, text.config, embeds.dtype, cache),
                 **dict.fromkeys(name for name in EDGES if name in arguments),
             }
-        types, images = self._types(frame, columns, everything, sight), _brings_images(frame)
+        types, images = self._types(frame, columns, kept, everything, sight), _brings_images(frame)
         past = everything.shape[1] - columns.shape[1]
         if not sight.packed:
             arguments["attention_mask"] = sequence.gather_mask(sight.seen, everything)
@@ -297,15 +303,18 @@ class Seam:
             return {"attention_mask": mask}
         return {"attention_mask": apart(mask, blocks, columns < 0, "eager" in name, embeds.dtype)}
 
-    def _types(self, frame: Frame, columns: Tensor, everything: Tensor, sight: Sight) -> Tensor | None:
+    def _types(self, frame: Frame, columns: Tensor, kept: Kept, everything: Tensor, sight: Sight) -> Tensor | None:
         """(B, P) token types of all positions of the short sequence; None where the model was given none.
 
-        A pass that goes on with a cache may bring the types of the new tokens alone: what was read before is in no
-        block with them, whatever it was.
+        A pass that goes on with a cache may bring the types of the new tokens alone. What was read before has the types
+        that it came with, or that of answers.
         """
         types, total = _given_types(frame), sight.seen.shape[1]
-        if types is None or types.shape[-1] == total:
-            return None if types is None else sequence.gather_mask(types, everything)
+        if types is None:
+            return None
+        if types.shape[-1] == total:
+            kept.types = sequence.gather_mask(types, everything)
+            return kept.types
         if types.shape[-1] != sight.length:
             raise FoveateError(
                 f"the model was given {types.shape[-1]} token types for {sight.length} new tokens after "
@@ -313,7 +322,10 @@ class Seam:
             )
         new = sequence.gather_mask(types, columns)
         before = new.new_full((len(new), everything.shape[1] - columns.shape[1]), self.family.answer_type)
-        return torch.cat([before, new], dim=1)
+        if kept.types is not None:
+            before[:, : kept.types.shape[1]] = kept.types
+        kept.types = torch.cat([before, new], dim=1)
+        return kept.types
 
     def _check_known(self, kwargs: dict[str, Any], length: int) -> None:
         """Raise FoveateError for an argument that is as long as the sequence and of no known meaning."""
