@@ -159,7 +159,7 @@ def test_training_with_gradient_checkpointing_leaves_no_marks(name: str) -> None
 
 def written(model: Any, inputs: dict[str, Any], **options: Any) -> list[int]:
     options["bad_words_ids"] = [[token] for token in range(100, 120)]
-    tokens = model.generate(**inputs, max_new_tokens=7, do_sample=False, pad_token_id=0, **options)
+    tokens = model.generate(**inputs, max_new_tokens=5, do_sample=False, pad_token_id=0, **options)
     return tokens[0, inputs["input_ids"].shape[1] :].tolist()
 
 
