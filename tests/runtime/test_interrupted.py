@@ -1,0 +1,156 @@
+"""An exception in the middle of a pass leaves nothing behind: neither for the next pass, nor on the restored model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from families.zoo import zoo
+from foveate import FoveateError
+from foveate.families import family_of
+from foveate.runtime import handle_of
+from runtime.every_method import EVERY, WRITING, attach, call_of, insides, prompts
+
+#: Families in whose models every method is interrupted by default.
+QUICK = ("llava",)
+
+
+class Interrupted(Exception):
+    """Raised by a test in the middle of a pass."""
+
+
+def places(model: Any) -> dict[str, nn.Module]:
+    """Modules in the middle of a model: of encoder blocks, of decoder layers, and behind them."""
+    family = family_of(model)
+    core = family.core(model)
+    text: Any = family.text(core)
+    block: Any = family.blocks(core)[1]
+    return {
+        "encoder": next(block.children()),
+        "attention": list(text.layers[1].children())[0],
+        "layer": list(text.layers[1].children())[-1],
+        "head": model.get_output_embeddings(),
+    }
+
+
+@contextmanager
+def interrupting(module: nn.Module, error: BaseException, call: int = 1) -> Generator[None]:
+    """The n-th call of a module from now on raises."""
+    calls = 0
+
+    def hook(module: nn.Module, args: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def cases(quick: tuple[str, ...] = QUICK) -> list[Any]:
+    return [
+        pytest.param(name, method, marks=() if name in quick else pytest.mark.slow, id=f"{name}-{method}")
+        for name in sorted(zoo())
+        for method in EVERY
+    ]
+
+
+@pytest.mark.parametrize(("name", "method"), cases())
+def test_the_next_pass_is_right(name: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = zoo()[name].model()
+    inputs, call = prompts(name, model), call_of(model, method)
+    plain = [call(one) for one in inputs]
+    before = insides(model)
+    try:
+        handle = attach(name, method, model, tmp_path)
+    except FoveateError as error:
+        pytest.skip(str(error))  # not for this family
+    with handle:
+        try:
+            expected = [call(one) for one in inputs]
+        except FoveateError as error:
+            pytest.skip(str(error))
+        attached = insides(model)
+        for place, module in places(model).items():
+            for error, number in ((Interrupted(), 1), (KeyboardInterrupt(), 1), (Interrupted(), 2)):
+                with interrupting(module, error, number):
+                    try:
+                        call(inputs[3])
+                    except (Interrupted, KeyboardInterrupt):
+                        pass
+                    else:
+                        assert number > 1, place
+                assert torch.equal(call(inputs[0]), expected[0]), place
+        if method not in WRITING:
+            _inside_the_method(model, lambda: call(inputs[3]), monkeypatch)
+        assert [torch.equal(call(one), other) for one, other in zip(inputs, expected, strict=True)] == [True] * 4
+        assert insides(model) == attached
+    assert insides(model) == before
+    assert all(torch.equal(call(one), other) for one, other in zip(inputs, plain, strict=True))
+
+
+def _inside_the_method(model: Any, run: Callable[[], Any], patch: pytest.MonkeyPatch) -> None:
+    """Each method of the plan that is attached raises once."""
+    handle = handle_of(model)
+    assert handle is not None
+    for step in handle.plan.steps:
+        cls = type(step.method)
+        for name in ("select", "schedule", "attends", "hides"):
+            if not hasattr(cls, name):
+                continue
+
+            def failing(*args: Any, **kwargs: Any) -> Any:
+                raise Interrupted
+
+            with patch.context() as context:
+                context.setattr(cls, name, failing)
+                with pytest.raises(Interrupted):
+                    run()
+
+
+def learnt(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """Gradients of one step."""
+    model.zero_grad()
+    labels = inputs["input_ids"].clone()
+    labels[:, :-2] = -100
+    model(**inputs, labels=labels, use_cache=False).loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+LEARNING = ("divprune", "ppe", "pool", "tome", "dymu", "dymu-virtual", "fastv", "pyramiddrop", "sparsevlm", "dpn", "vtw",
+            "corematching", "cmai", "zipvl", "relevance")  # fmt: skip
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+@pytest.mark.parametrize("method", LEARNING)
+def test_checkpointed_layers_run_again(method: str, reentrant: bool, tmp_path: Path) -> None:
+    """Gradients are those without checkpointing, also after an exception while layers ran again."""
+    model = copy.deepcopy(zoo()["llava"].model()).train()
+    inputs = prompts("llava", model)
+    before = insides(model)
+    with attach("llava", method, model, tmp_path):
+        expected = [learnt(model, one) for one in inputs[2:]]
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    before = insides(model)
+    with attach("llava", method, model, tmp_path):
+        for _ in range(2):
+            found = [learnt(model, one) for one in inputs[2:]]
+            for one, other in zip(found, expected, strict=True):
+                assert len(one) == len(other)
+                for gradient, wanted in zip(one, other, strict=True):
+                    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+            # The first call of the layer is the forward pass, the second the one for its gradient.
+            with interrupting(places(model)["layer"], Interrupted(), 2), pytest.raises(Interrupted):
+                learnt(model, inputs[3])
+    assert {k: v for k, v in insides(model).items()} == before
