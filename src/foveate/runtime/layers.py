@@ -182,7 +182,8 @@ class LayerSeam:
         found = self.current
         if found is None:
             return self._passes.of(cosine)
-        self._passes.remember(cosine, found)
+        if found.learns:
+            self._passes.remember(cosine, found)
         return found
 
     def _observer(self, layer: int) -> Callable[..., None]:

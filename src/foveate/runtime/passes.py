@@ -41,8 +41,8 @@ class OfPositions(Generic[_T]):
         return self._known.get(id(cosine))
 
     def remember(self, cosine: Tensor, what: _T) -> None:
-        """Note it where there will be a backward pass, as long as the positions exist."""
-        if torch.is_grad_enabled() and id(cosine) not in self._known:
+        """Note it, as long as the positions exist."""
+        if id(cosine) not in self._known:
             self._known[id(cosine)] = what
             weakref.finalize(cosine, self._known.pop, id(cosine), None)
 
@@ -134,6 +134,8 @@ class Pass:
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     activations: dict[int, Tensor] = field(default_factory=dict)
     reports: dict[int, list[LayerReport]] = field(default_factory=dict)
+    #: Whether there may be a backward pass. Inside a layer that is checkpointed nothing tells of it.
+    learns: bool = field(default_factory=torch.is_grad_enabled)
 
     def __post_init__(self) -> None:
         self.stretches = sequence.stretches_of(self.positions)

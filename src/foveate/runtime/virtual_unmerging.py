@@ -35,6 +35,7 @@ class _Groups:
     def __init__(self, group: Tensor) -> None:
         batch, count = group.shape
         self.group = group
+        self.learns = torch.is_grad_enabled()  # here, as nothing tells of it inside a layer that is checkpointed
         self.rows = int(group.max()) + 1
         position = torch.arange(count, device=group.device).expand(batch, count)
         first = torch.full((batch, self.rows), count - 1, dtype=torch.int64, device=group.device)
@@ -110,7 +111,7 @@ class VirtualUnmerging:
         if rotation is not None:
             if groups is None:
                 groups = self._calls.of(rotation[0])
-            else:
+            elif groups.learns:
                 self._calls.remember(rotation[0], groups)
         self._local.layer = groups
 
