@@ -34,7 +34,7 @@ test: $(DEV) ## the quick tests
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 
 test-all: $(DEV) ## all tests, the slow ones too
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
+	FOVEATE_HYPOTHESIS=random $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
 
 test-lmms: $(DEV) ## runs of lmms-eval, which lives in .venv/lmms and shares what .venv has
 	test -x .venv/lmms/bin/python || $(PYTHON) -m venv .venv/lmms
