@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.selection.method import divide
 from foveate.selection.ppe import PPE, cluster_members, density_peaks, rotary_angles, rotary_axes, rotary_ids
 from foveate.tokens import Crop, Grid, VisualTokens
 
@@ -147,6 +149,68 @@ def test_frames_are_clustered_apart_and_keep_their_positions() -> None:
     assert selection.positions is not None
     assert torch.equal(selection.positions[:, 0], selection.indices)
     assert bool((selection.positions // 6 == selection.indices[:, None] // 6).all())
+
+
+def clip(frames: int = 8, size: int = 6, seed: int = 0) -> VisualTokens:
+    """Two scenes that follow each other."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(frames, size, 4, generator=generator)
+    x[: frames // 2] += 5
+    crops = tuple(Crop(torch.arange(size) + size * f, Grid(2, size // 2), kind="frame") for f in range(frames))
+    return VisualTokens(x.flatten(0, 1), crops)
+
+
+@pytest.mark.parametrize("count", [2, 9, 20, 47])
+def test_merging_over_time_is_two_stages_by_a_loop(count: int) -> None:
+    tokens = clip()
+    selection = PPE(members=3, events=0.25)(tokens, count)
+    selection.check(48)
+    assert len(selection) == count and selection.positions is not None and selection.features is not None
+    share = math.ceil(6 * math.sqrt(count / 48))
+    x = tokens.features.view(8, 6, 4)
+    rows: list[tuple[Tensor, list[int], list[int]]] = []  # every frame, in raster order of the first member
+    of_frame = []
+    for frame in range(8):
+        labels = density_peaks(x[frame], share, 5) if share < 6 else torch.arange(6)
+        carried = cluster_members(labels, share, 3) + 6 * frame
+        own = [
+            (
+                x[frame][labels == n].mean(dim=0),
+                carried[n].tolist(),
+                (6 * frame + (labels == n).nonzero().flatten()).tolist(),
+            )
+            for n in carried[:, 0].argsort().tolist()
+        ]
+        of_frame.append(range(len(rows), len(rows) + len(own)))
+        rows += own
+    means = torch.stack([torch.stack([rows[r][0] for r in own]).mean(dim=0) for own in of_frame])
+    events = density_peaks(means, 2, 5)
+    groups = [[r for frame in range(8) if events[frame] == n for r in of_frame[frame]] for n in range(2)]
+    assert sorted(map(len, groups)) == [4 * share, 4 * share]  # the scenes are the events
+    expected = {}
+    for group, wanted in zip(groups, divide(count, [len(group) for group in groups]), strict=True):
+        features = torch.stack([rows[r][0] for r in group])
+        labels = density_peaks(features, wanted, 5)
+        for n in range(wanted):
+            own = [group[i] for i in (labels == n).nonzero().flatten().tolist()]
+            sources = sorted(i for r in own for i in rows[r][2])
+            expected[rows[own[0]][2][0]] = (features[labels == n].mean(dim=0), rows[own[0]][1], sources)
+    assert selection.indices.tolist() == sorted(expected)
+    for row, place in enumerate(sorted(expected)):
+        torch.testing.assert_close(selection.features[row], expected[place][0])
+        assert selection.positions[row].tolist() == expected[place][1]
+        assert selection.sources(row).tolist() == expected[place][2]
+    torch.testing.assert_close(selection.apply(tokens.features), selection.features)
+
+
+def test_without_a_clip_events_change_nothing() -> None:
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+    image = VisualTokens.of_grid(x, (3, 4))
+    one, other = PPE()(image, 5), PPE(events=0.0625)(image, 5)
+    assert torch.equal(one.indices, other.indices) and one.features is not None and other.features is not None
+    assert torch.equal(one.features, other.features)
+    with pytest.raises(FoveateError, match="share of the frames"):
+        PPE(events=1.5)
 
 
 def test_errors() -> None:

@@ -94,13 +94,40 @@ class Carrying:
         options = {name: value for name, value in call.items() if name not in names}
         found = [rotary.forward(call["x"], member, *rest, **options) for member in own]
         cos, sin = (torch.stack(parts) for parts in zip(*found, strict=True))
-        half = cos.shape[-1] // 2
-        parameters = getattr(getattr(self.text, "config", None), "rope_parameters", None) or {}
-        sections = parameters.get("mrope_section") if position_ids.ndim == 3 else None
-        interleaved = bool(sections and parameters.get("mrope_interleaved"))
-        members = rotary_members(tuple(sections or (half,)), len(ids), interleaved=interleaved).to(cos.device)
-        # Halves stand one after the other (Llama, Qwen) or take turns (GLM): the model's own answer shows which.
-        turns = not torch.equal(cos[0][..., :half], cos[0][..., half:])
-        members = members.repeat_interleave(2) if turns else torch.cat([members, members])
+        members = channel_members(self.text, cos[0], len(ids), position_ids.ndim == 3)
         place = members.expand(cos.shape[1:])[None]
         return cos.gather(0, place)[0], sin.gather(0, place)[0]
+
+
+def channel_members(text: Any, cos: Tensor, carried: int, axes: bool) -> Tensor:
+    """(d,) which of `carried` members rotates every channel of a head.
+
+    Args:
+        text: The language model.
+        cos: (..., d), an answer of its rotary embedding.
+        carried: K.
+        axes: Whether positions have several axes (M-RoPE).
+    """
+    half = cos.shape[-1] // 2
+    parameters = getattr(getattr(text, "config", None), "rope_parameters", None) or {}
+    sections = parameters.get("mrope_section") if axes else None
+    interleaved = bool(sections and parameters.get("mrope_interleaved"))
+    members = rotary_members(tuple(sections or (half,)), carried, interleaved=interleaved).to(cos.device)
+    # Halves stand one after the other (Llama, Qwen) or take turns (GLM): the model's own answer shows which.
+    turns = not torch.equal(cos[..., :half], cos[..., half:])
+    return members.repeat_interleave(2) if turns else torch.cat([members, members])
+
+
+def carry(text: Any, value: Tensor, row: int, sources: Tensor, axes: bool) -> Tensor:
+    """Cosines or sines (k, d) of tokens that are rotated by the positions of several others.
+
+    Args:
+        text: The language model.
+        value: (B or 1, L, d) of all tokens of the pass.
+        row: Sequence of the batch.
+        sources: (k, K) the columns whose positions each token carries.
+        axes: Whether positions have several axes.
+    """
+    own = value[row if len(value) > 1 else 0]
+    members = channel_members(text, own, sources.shape[1], axes)
+    return own.gather(0, sources[:, members])

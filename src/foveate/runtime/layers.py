@@ -30,6 +30,7 @@ from foveate.plan import Plan, Step
 from foveate.runtime import compat, sequence
 from foveate.runtime.attending import AttentionSeam
 from foveate.runtime.attention_functions import expect, watch
+from foveate.runtime.carried import carry
 from foveate.runtime.first_layer import rotated
 from foveate.runtime.neurons import NeuronSeam
 from foveate.runtime.passes import OfPositions, Pass, Placed, Short
@@ -236,7 +237,8 @@ class LayerSeam:
         for image, one in zip(last.images, chosen, strict=True):
             # Padding stands before all columns that stay, so that the row ascends.
             places = torch.searchsorted(shorter.columns[image.row].contiguous(), one.kept)
-            images.append(replace(image, places=places, origin=image.origin[one.selection.indices]))
+            origin, sources = image.origin[one.selection.indices], self._sources(image, one, last)
+            images.append(replace(image, places=places, origin=origin, sources=sources))
         found.shorts[number] = Short(
             sequence.gather(last.columns, shorter.columns).masked_fill(shorter.columns < 0, -1),
             sequence.gather(last.gone, shorter.columns) + shorter.gone,
@@ -245,6 +247,16 @@ class LayerSeam:
             shorter.columns,
             chosen,
         )
+
+    @staticmethod
+    def _sources(image: Placed, chosen: Chosen, last: Short) -> Tensor | None:
+        """(k, K) the new columns whose positions the tokens that stay carry; None where each has its own alone."""
+        selection = chosen.selection
+        if image.sources is not None:  # K positions of the token that a row stands at are those of the row
+            return image.sources[selection.indices]
+        if selection.positions is None:
+            return None
+        return last.columns[image.row][image.places][selection.positions]
 
     def _select(
         self,
@@ -410,6 +422,11 @@ class LayerSeam:
         contiguous = self.steps[segment].method.positions == "contiguous"
         if self.contiguous is not None:
             contiguous = self.contiguous
+        several = [image for image in short.images if image.sources is not None]
+        if several and contiguous and found.positions.ndim != 3:
+            raise FoveateError(f"{self.plan} gives tokens several positions of the original sequence; leave them so.")
+        if several:
+            return tuple(self._carried(value, short, several, found) for value in rotation)
         if not contiguous or found.positions.ndim == 3:
             if short.columns.shape[1] == found.length and not short.padded:
                 return rotation
@@ -418,6 +435,16 @@ class LayerSeam:
         ids = sequence.gather_positions(found.positions, short.columns, gone)
         extra = (self.text.config.layer_types[number],) if self._by_type else ()
         return self.text.rotary_emb(hidden, ids, *extra)
+
+    def _carried(self, value: Tensor, short: Short, several: list[Placed], found: Pass) -> Tensor:
+        """Cosines or sines of the short sequence, where tokens of some images carry several positions."""
+        made = _along(value, short.columns).clone()
+        for image in several:
+            if image.sources is not None:
+                made[image.row, image.places] = carry(
+                    self.text, value, image.row, image.sources, found.positions.ndim == 3
+                )
+        return made
 
     def _mask(
         self,

@@ -58,6 +58,7 @@ class Placed:
         origin: (N,) their places among the tokens that the encoder made of it.
         measured: What probes found of the encoder, a value for each of those.
         layout: The tokens that the encoder made, as a picture.
+        sources: (N, K) the new columns whose positions each token carries, for tokens that carry several (PPE).
     """
 
     number: int
@@ -66,6 +67,7 @@ class Placed:
     origin: Tensor
     measured: Mapping[Need, Tensor]
     layout: ImageLayout
+    sources: Tensor | None = None
 
     @property
     def separators(self) -> Tensor | None:

@@ -193,7 +193,9 @@ class Seam:
             report = reports[number // copies]
             places = torch.searchsorted(columns[image.row].contiguous(), image.kept)
             measured = frame.encoded[report.modality].measured[report.number]
-            images.append(Placed(number // copies, image.row, places, image.selection.indices, measured, report.layout))
+            indices, positions = image.selection.indices, image.selection.positions
+            sources = None if positions is None else places[:, None]  # what rotates them holds all that they carry
+            images.append(Placed(number // copies, image.row, places, indices, measured, report.layout, sources))
         positions = kwargs["position_ids"]
         if positions.ndim == 3 and len(positions) == 4:  # those of plain text stand before the three of M-RoPE
             positions = positions[1:]

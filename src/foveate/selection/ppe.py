@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.selection.method import Method
-from foveate.tokens import Selection, VisualTokens, merged
+from foveate.selection.method import Method, divide
+from foveate.tokens import Crop, Selection, VisualTokens, merged, wide
 
 #: Most members of a merged token: a rotary embedding has fewer channels to share out.
 MOST_MEMBERS = 1024
@@ -29,22 +30,29 @@ class PPE(Method):
     2510.22936), which `Selection.positions` lists, (count, members), wrapping around where a cluster is smaller. See
     `rotary_ids` for how a model must use them; a model that ignores them sees the position of the first member.
 
-    Clips are clustered frame by frame, tiled images crop by crop. The paper also merges again inside the language
-    model; this is its first stage. Weights of the tokens are all one, so "the K of greatest weight" are ties: the first
-    in raster order count. Of equal densities the earlier token counts as the denser; the authors add random noise of
-    1e-6 instead. Of equally near centres the one of the greater rho_i delta_i wins, as in their code. Distances need a
-    matrix of tokens x tokens, by definition.
+    Clips are clustered frame by frame, tiled images crop by crop. With `events` a clip is merged over time too, as in
+    the paper where it is switched on (a sixteenth): the means of the frames are clustered into ceil(events * frames)
+    events, every frame is merged to the share r of its tokens, and the rows of the frames of one event are merged once
+    more, to the share r; here r is the square root of the budget, which is kept exactly. A row that is merged again
+    carries the positions of its first part. The paper also merges inside the language model: that is `ppe-at`, and
+    `ppe:45% + ppe-at:45%` is its cascade. Weights of the tokens are all one, so "the K of greatest weight" are ties:
+    the first in raster order count. Of equal densities the earlier token counts as the denser; the authors add random
+    noise of 1e-6 instead. Of equally near centres the one of the greater rho_i delta_i wins, as in their code.
+    Distances need a matrix of tokens x tokens, by definition.
 
     Args:
         members: K, positions that a merged token carries.
         neighbours: k of the density.
         reference: Members in the order of the authors' code, the last of a cluster first (if sorts are stable), and its
             k = min(3, max(count // 2, 1)) where k exceeds the number of clusters.
+        events: Share of a clip's frames that are events, above 0 up to 1; the paper's is 0.0625. 0: nothing is merged
+            over time.
     """
 
     members: int = 8
     neighbours: int = 5
     reference: bool = False
+    events: float = 0.0
 
     name: ClassVar[str] = "ppe"
     mechanism: ClassVar = ("similarity",)
@@ -58,19 +66,69 @@ class PPE(Method):
             raise FoveateError(f"ppe: members is between 1 and {MOST_MEMBERS}, not {self.members}.")
         if self.neighbours < 1:
             raise FoveateError(f"ppe: neighbours must be at least 1, not {self.neighbours}.")
+        if not 0 <= self.events <= 1:
+            raise FoveateError(f"ppe: events is a share of the frames, 0 to 1, not {self.events}.")
+        if self.events:
+            object.__setattr__(self, "whole", True)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
-        neighbours = self.neighbours
-        if self.reference and neighbours > count:
-            neighbours = min(3, max(count // 2, 1))
-        labels = density_peaks(tokens.features, count, neighbours)
-        carried = cluster_members(labels, count, self.members, last_first=self.reference)
+        if len(tokens.crops) > 1:
+            frames = [crop for crop in tokens.crops if crop.kind == "frame" and len(crop.present)]
+            return self._over_time(tokens, frames, count) if len(frames) > 1 else self._by_crop(tokens, count)
+        labels, carried = clustered(tokens.features, count, self.members, self.neighbours, reference=self.reference)
         order = carried[:, 0].argsort()
         rank = torch.empty_like(order)
         rank[order] = torch.arange(count, device=order.device)
         found = merged(tokens.features, carried[order, 0], rank[labels])
         return Selection(found.indices, found.features, found.assignment, found.weights, carried[order])
+
+    def _over_time(self, tokens: VisualTokens, frames: list[Crop], count: int) -> Selection:
+        """Rows of every frame, and rows of those within every event."""
+        share = (count / sum(len(frame.present) for frame in frames)) ** 0.5
+        rows = [min(len(frame.present), math.ceil(share * len(frame.present))) for frame in frames]
+        first = self._by_crop(tokens, max(sum(rows), count))
+        placed = tokens.take(first)
+        parts = [crop.present for crop in placed.crops if len(crop.present)]
+        means = torch.stack([wide(placed.features[part]).mean(dim=0) for part in parts])
+        number = max(1, math.ceil(self.events * len(parts)))
+        event, _ = clustered(means, number, 1, self.neighbours, reference=self.reference)
+        groups = [torch.cat([parts[n] for n in (event == own).nonzero().flatten().tolist()]) for own in range(number)]
+        firsts, label = [], torch.full((len(first),), -1, dtype=torch.int64, device=tokens.device)
+        for group, wanted in zip(groups, divide(count, [len(group) for group in groups]), strict=True):
+            if wanted:
+                labels, members = clustered(
+                    placed.features[group], wanted, 1, self.neighbours, reference=self.reference
+                )
+                label[group] = labels + sum(map(len, firsts))
+                firsts.append(group[members[:, 0]])
+        order = torch.cat(firsts).argsort()
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        assignment = torch.where(label >= 0, rank[label.clamp(min=0)], -1)
+        second = merged(placed.features, torch.cat(firsts)[order], assignment)
+        carried = first.positions
+        if carried is None:
+            carried = first.indices[:, None].expand(-1, self.members)
+        return replace(first.then(second, len(tokens)), positions=carried[second.indices])
+
+
+def clustered(
+    x: Tensor, count: int, members: int, neighbours: int, *, reference: bool = False
+) -> tuple[Tensor, Tensor]:
+    """(N,) the cluster of every token, and (count, members) the members whose positions each cluster carries.
+
+    Args:
+        x: (N, D).
+        count: Clusters, at most N.
+        members: K.
+        neighbours: k of the density.
+        reference: As in the authors' code; see `PPE`.
+    """
+    if reference and neighbours > count:
+        neighbours = min(3, max(count // 2, 1))
+    labels = density_peaks(x, count, neighbours)
+    return labels, cluster_members(labels, count, members, last_first=reference)
 
 
 def density_peaks(features: Tensor, count: int, neighbours: int) -> Tensor:
