@@ -1,6 +1,7 @@
 """Arguments that a plan may have and nobody means: an answer or one sentence, no failure and no memory without end."""
 
 import pytest
+import torch
 from PIL import Image
 
 from families.zoo import zoo
@@ -53,3 +54,43 @@ def test_a_budget_beside_a_plan_is_used_or_refused() -> None:
         compress(model, "divprune:25%", 0.5)
     with pytest.raises(FoveateError, match="needs a plan that it is the budget of"):
         ask("no.png", "What?", budget=3)
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "words"),
+    [
+        ("recoverable(visual=0.2)", {}, "recoverable: visual means something with a budget alone"),
+        ("prumerge+(share=0.5)", {}, "share means something with a budget alone"),
+        ("sparsevlm(rank_scale=0.7):50%@1", {}, "rank_scale means something without a budget alone"),
+        ("divprune:3", {"text_features": torch.ones(8)}, "compares nothing with text_features"),
+        ("cdpruner:3", {"text_features": torch.ones(8)}, "compares nothing with text_features"),
+        ("divprune:3", {"positions": "renumbered"}, "'original' or 'contiguous', not 'renumbered'"),
+        ("pospad(marker=mean, embedding='a.safetensors'):3", {}, "marker or embedding, one of the two"),
+        ("todre(pivot=center, layer=1):3", {}, "pivot=center reads none"),
+        ("focusui(weights='a.safetensors', seed=3):3", {}, "give shuffle=True with it"),
+    ],
+)
+def test_arguments_that_would_do_nothing_are_refused(plan: str, options: dict, words: str) -> None:
+    with pytest.raises(FoveateError, match=words):
+        compress(zoo()["llava"].model(), plan, **options)
+
+
+def test_text_features_are_those_of_the_prompts_of_a_batch() -> None:
+    specimen = zoo()["llava"]
+    model = specimen.model()
+    width = model.config.vision_config.hidden_size
+    inputs = specimen.prompts(model, [((3, 4),), ((3, 4),), ((3, 4),)])
+    with (
+        compress(model, "cdpruner(relevance=text):3", text_features=torch.randn(2, width)),
+        pytest.raises(FoveateError, match="of 2 prompts, and this batch has 3"),
+    ):
+        model(**inputs)
+    features = torch.randn(3, width)
+    with compress(model, "cdpruner(relevance=text):3", text_features=features) as handle:
+        model(**inputs)
+        together = [image.selection.indices.tolist() for image in handle.report().images]
+    for row, feature in enumerate(features):
+        alone = specimen.prompts(model, [((3, 4),), ((3, 4),), ((3, 4),)])
+        with compress(model, "cdpruner(relevance=text):3", text_features=feature) as handle:
+            model(**alone)
+            assert handle.report().images[row].selection.indices.tolist() == together[row]

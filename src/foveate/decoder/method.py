@@ -243,6 +243,9 @@ class DecoderMethod(ABC):
     exact: ClassVar[bool] = True
     #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
     budget: ClassVar[Literal["count", "optional", "none"]] = "count"
+    #: Arguments that mean something with a budget alone, and without one alone.
+    with_budget: ClassVar[tuple[str, ...]] = ()
+    without_budget: ClassVar[tuple[str, ...]] = ()
     #: Positions of what stays in the layers after: those that they had, or counted anew. Multi-axis positions (M-RoPE)
     #: are always the original ones.
     positions: ClassVar[Literal["original", "contiguous"]] = "original"

@@ -55,6 +55,7 @@ class SparseVLM(DecoderMethod):
     title: ClassVar[str] = "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference"
     paper: ClassVar[str] = "arXiv 2410.04417"
     budget: ClassVar = "optional"
+    without_budget: ClassVar = ("rank_scale",)
     exact: ClassVar[bool] = False
     positions: ClassVar = "contiguous"
     asks_previous: ClassVar[bool] = True

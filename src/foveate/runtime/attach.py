@@ -158,6 +158,8 @@ class Handle(Uncopied):
         self._journal = Journal()
         self._local = threading.local()
         self._patches = Patches()
+        if positions not in (None, "original", "contiguous"):
+            raise FoveateError(f"positions are 'original' or 'contiguous', not {positions!r}.")
         own = getattr(self._core, "own_compression", None)
         if own is not None:
             raise FoveateError(f"this model {own}; '{plan}' cannot be attached to it.")

@@ -118,8 +118,7 @@ class Chooser:
                 measured[need], note = self._first_layer(frame, row, columns, embeds)
                 notes |= {note: None} if note else {}
             elif need.kind == "text_feature" and self.text_features is not None:
-                features = self.text_features
-                measured[need] = features if features.ndim == 1 else features[min(row, len(features) - 1)]
+                measured[need] = self._text_feature(self.text_features, row, len(embeds))
         tokens = VisualTokens(
             embeds[row, columns].detach(),
             layout.crops,
@@ -176,6 +175,15 @@ class Chooser:
             found += bool(company[own[first : first + report.layout.count]].any())
             first += report.layout.count
         return found
+
+    @staticmethod
+    def _text_feature(features: Tensor, row: int, rows: int) -> Tensor:
+        """(d,) that of the prompt in a row; beams and several answers repeat prompts."""
+        if features.ndim == 1:
+            return features
+        if rows % len(features):
+            raise FoveateError(f"text_features are of {len(features)} prompts, and this batch has {rows}.")
+        return features[row * len(features) // rows]
 
     def _question(self, frame: Frame, row: int, columns: Tensor, length: int) -> tuple[Tensor, str]:
         """(T,) the places of the user's own words, and how they were found where that is not exact, else ""."""

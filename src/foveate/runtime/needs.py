@@ -52,11 +52,16 @@ def check_sites(plan: Plan, family: Family) -> None:
 
 
 def check_budgets(plan: Plan) -> None:
-    """Raise FoveateError for a step without the budget that its method needs."""
+    """Raise FoveateError for a step without the budget that its method needs, or with arguments that it takes away."""
     for step in plan.steps:
-        if step.budget is None and step.method.budget == "count":
-            name = step.method.name
+        method, name = step.method, step.method.name
+        if step.budget is None and method.budget == "count":
             raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
+        unused = "with_budget" if step.budget is None else "without_budget"
+        for argument in getattr(method, unused, ()):
+            if argument in method.arguments:
+                how = "with a budget alone; give one" if step.budget is None else "without a budget alone; leave it out"
+                raise FoveateError(f"{name}: {argument} means something {how}, or leave {argument} at its default.")
 
 
 def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> tuple[tuple[Need, ...], tuple[str, ...]]:
@@ -104,4 +109,9 @@ def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> t
                     "method that needs nothing of the encoder."
                 )
             needs[need] = None
+    if text_features and not any(need.kind == "text_feature" for need in needs):
+        raise FoveateError(
+            f"'{plan}' compares nothing with text_features; leave them out, or choose a method that does, such as "
+            "cdpruner(relevance=text)."
+        )
     return tuple(needs), tuple(notes)

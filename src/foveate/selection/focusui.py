@@ -55,6 +55,10 @@ class FocusUI(Trained, Method):
     whole: ClassVar[bool] = True
     positions: ClassVar = "original"
 
+    def __post_init__(self) -> None:
+        if self.seed and not self.shuffle:
+            raise FoveateError("focusui: seed is of the chance between equal scores; give shuffle=True with it.")
+
     def needs(self, tower: Tower) -> tuple[Need, ...]:
         """The instruction."""
         self.check_weights()

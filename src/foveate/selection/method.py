@@ -44,6 +44,9 @@ class Method(ABC):
     exact: ClassVar[bool] = True
     #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
     budget: ClassVar[Budget] = "count"
+    #: Arguments that mean something with a budget alone, and without one alone.
+    with_budget: ClassVar[tuple[str, ...]] = ()
+    without_budget: ClassVar[tuple[str, ...]] = ()
     #: Whether the method itself divides a tiled image; otherwise every crop gets its share and is an image of its own.
     whole: ClassVar[bool] = False
     #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they go first.

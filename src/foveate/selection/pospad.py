@@ -64,6 +64,8 @@ class PosPad(Method):
     def __post_init__(self) -> None:
         if self.marker not in MARKERS:
             raise FoveateError(f"pospad: marker is one of {', '.join(MARKERS)}, not {self.marker!r}.")
+        if self.embedding is not None and self.marker != "zero":
+            raise FoveateError("pospad: a marker is what its embedding says; give marker or embedding, one of the two.")
         if self.apart:
             object.__setattr__(self, "exact", False)
         if self.embedding is not None:

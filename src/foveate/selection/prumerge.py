@@ -127,6 +127,7 @@ class PruMergePlus(PruMerge):
     share: float = 0.25
 
     name: ClassVar[str] = "prumerge+"
+    with_budget: ClassVar = ("share",)
     mechanism: ClassVar = ("attention", "similarity")
     modality: ClassVar = ("image", "video")
 

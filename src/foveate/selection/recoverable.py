@@ -69,6 +69,7 @@ class RecoverableCompression(Method):
     paper: ClassVar[str] = "arXiv 2409.01179"
     exact: ClassVar[bool] = False
     budget: ClassVar[Budget] = "optional"
+    with_budget: ClassVar = ("visual", "recovered")
 
     def __post_init__(self) -> None:
         if self.text not in ("instruction", "aligned"):

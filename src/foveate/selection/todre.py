@@ -59,6 +59,9 @@ class ToDRE(Method):
         if self.pivot not in get_args(Pivot):
             raise FoveateError(f"todre: pivot is one of {', '.join(get_args(Pivot))}, not {self.pivot!r}.")
 
+        if self.pivot != "cls" and self.layer is not None:
+            raise FoveateError(f"todre: layer is where the [CLS] row is read, and pivot={self.pivot} reads none.")
+
     def needs(self, tower: Tower) -> tuple[Need, ...]:
         """The [CLS] row, for the pivot."""
         if self.pivot != "cls" or not tower.has_cls:
