@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import Json
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 
 EXAMPLES = """
     foveate convert-scorer yyyang/FocusUI-7B focusui
@@ -63,7 +63,7 @@ def tensors_of(source: str, part: str) -> dict[str, Any]:
     try:
         index = file_of(source, "model.safetensors.index.json")
         if index is not None:
-            shards: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+            shards: dict[str, str] = read_json(index)["weight_map"]
             names = sorted({shard for name, shard in shards.items() if part in name})
         else:
             names = ["model.safetensors"]
@@ -87,7 +87,7 @@ def marker_of(source: str) -> Any:
     from foveate.weights import file_of
 
     config = file_of(source, "config.json")
-    fields = {} if config is None else json.loads(Path(config).read_text(encoding="utf-8"))
+    fields = {} if config is None else read_json(config)
     token = fields.get("image_drop_end_token_id")
     if not isinstance(token, int):
         return None
