@@ -92,7 +92,7 @@ def _logits(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 
 def _written(model: Any, inputs: dict[str, Any]) -> Tensor:
-    return model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    return model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0)
 
 
 def insides(model: nn.Module) -> dict[str, Any]:

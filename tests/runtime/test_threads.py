@@ -17,7 +17,7 @@ from foveate import FoveateError
 from foveate.training.answer_relevance import answer_relevance
 from runtime.every_method import EVERY, attach, call_of, insides, prompts
 
-ROUNDS = 3
+ROUNDS = 2
 #: Those that other families meet too by default; the first family meets all.
 QUICK = ("ppe", "pyramiddrop", "relevance", "draft of a tree")
 

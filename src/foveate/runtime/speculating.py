@@ -125,7 +125,7 @@ class Speculating(Uncopied):
         if _SPECULATION in vars(model) or VASPARSE in vars(model):
             raise FoveateError("a draft or vasparse is attached to this model already; restore it first.")
         drafter.check(model)
-        self.drafter = drafter.to(model.device).eval() if isinstance(drafter, torch.nn.Module) else drafter
+        self.drafter = drafter.eval() if isinstance(drafter, torch.nn.Module) else drafter
         self._local = threading.local()
         self._watch = Watch()
         self._patches = Patches()
@@ -305,6 +305,9 @@ class _Writing:
             self.cache.activate_past_recording()
         token = self._write_next(self.output.logits[:, -1])
         embeds, features = seen.take()
+        if isinstance(self.handle.drafter, torch.nn.Module):
+            # Where the model computes: what is offloaded tells of no device.
+            self.handle.drafter.to(features.device)
         visual = prompt_mask(self.handle.family, self.handle.core, ids[0, -len(embeds) :])
         following = torch.cat([embeds[1:], self.target.embed(token)])
         mask = model_kwargs.get("attention_mask")
@@ -389,7 +392,7 @@ class _Writing:
                 "a tree of tokens is verified by models whose layers all see everything, with sdpa or eager attention; "
                 "draft a chain here: top_k=1."
             )
-        seen = tree.sees().to(self.model.device)
+        seen = tree.sees().to(self.ids.device)
         mask = self.kwargs.get("attention_mask")
         before = seen.new_ones(past) if mask is None else mask[0, :past].bool()
         seen = torch.cat([before.expand(len(seen), -1), seen], dim=1)
