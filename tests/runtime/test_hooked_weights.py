@@ -92,3 +92,12 @@ def test_it_does_what_it_does_with_plain_weights(name: str, method: str, way: st
             torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
         else:
             assert torch.equal(other, one)
+
+
+@pytest.mark.parametrize("method", ["pyramiddrop", "relevance"])
+def test_layers_that_are_loaded_as_one_are_not_asked_before(method: str, tmp_path: Path) -> None:
+    model = copy.deepcopy(zoo()["llava"].model())
+    inputs, call = prompts("llava", model)[0], call_of(model, method)
+    accelerate.cpu_offload(model, execution_device="cpu", preload_module_classes=["LlamaDecoderLayer"])
+    with attach("llava", method, model, tmp_path), pytest.raises(FoveateError, match="without preload_module_classes"):
+        call(inputs)

@@ -40,9 +40,25 @@ def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) 
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
     if positions.ndim == 3 and len(positions) == 4:  # `generate` puts those of plain text before the three of M-RoPE
         positions = positions[1:]
+    check_at_hand(layer)
     rotation = text.rotary_emb(embeds, positions)  # ty: ignore[not-callable]
     with torch.no_grad():
         return rotated(attention, layer.input_layernorm(embeds), rotation)
+
+
+def check_at_hand(layer: nn.Module) -> None:
+    """Raise FoveateError unless the parts of a layer can be called before the layer itself is.
+
+    Hooks of accelerate bring offloaded weights when the module that they are on is called: by default the one that
+    holds the weights, with `preload_module_classes` one around it.
+    """
+    for module in layer.modules():
+        away = any(weight.is_meta for weight in module.parameters(recurse=False))
+        if away and not hasattr(module, "_hf_hook"):
+            raise FoveateError(
+                f"the weights of a {type(layer).__name__} are offloaded and come with the whole layer, which cannot be "
+                "asked what it looks at before; offload without preload_module_classes."
+            )
 
 
 def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor, float]:

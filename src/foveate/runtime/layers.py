@@ -31,7 +31,7 @@ from foveate.runtime import compat, sequence
 from foveate.runtime.attending import AttentionSeam
 from foveate.runtime.attention_functions import expect, watch
 from foveate.runtime.carried import carry
-from foveate.runtime.first_layer import rotated
+from foveate.runtime.first_layer import check_at_hand, rotated
 from foveate.runtime.neurons import NeuronSeam
 from foveate.runtime.passes import OfPositions, Pass, Placed, Short
 from foveate.runtime.patches import Patches
@@ -359,6 +359,7 @@ class LayerSeam:
                 made[asked] = found.keys[number - 1]
                 segment = max((first for first in self.steps if first < number), default=-1)
             elif asked not in made:
+                check_at_hand(module)
                 rotation = self._rotation(number, hidden, found, last, kwargs["position_embeddings"])
                 query, key, scaling = rotated(module.self_attn, module.input_layernorm(hidden), rotation)
                 made[asked] = (query, self._with_past(number, found, key), scaling)
