@@ -12,6 +12,7 @@ import foveate
 from foveate import FoveateError, Plan, ask, load
 from foveate.answering.selections import seen_of, selected
 from foveate.cli import main
+from foveate.decoding.specvlm import SpecVLM, SpecVLMConfig
 from foveate.families import ImageLayout
 from foveate.pictures import draw_answer
 from foveate.plan import PLAN_FILE
@@ -93,6 +94,17 @@ def test_the_command(capsys, tmp_path):
     for plan, inert in (("fastv:100%@1", True), ("fastv:50%@1", False)):
         assert main(["ask", str(image), "?", "--model", folder, "--plan", plan, "--max-new-tokens", "2"]) == 0
         assert (f"note      {plan}: nothing was left out" in capsys.readouterr().out) == inert
+
+
+def test_a_draft_beside_a_plan(tmp_path):
+    folder, draft = save_llava_uhd(tmp_path / "model"), tmp_path / "draft"
+    pair = load(folder)
+    SpecVLM.new(SpecVLMConfig.of(pair[0])).save(draft)
+    for plan in ("divprune:5", "fastv:50%@1"):
+        alone = ask(noise(64, 64), "?", pair, plan, max_new_tokens=8)
+        beside = ask(noise(64, 64), "?", pair, plan, max_new_tokens=8, draft=draft)
+        assert (beside.text, beside.tokens, beside.plan) == (alone.text, alone.tokens, plan)
+        assert beside.draft["tokens"] == 8 and alone.draft is None
 
 
 def test_kept_is_clear_merged_is_tinted_dropped_is_pale():

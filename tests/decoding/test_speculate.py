@@ -10,6 +10,8 @@ import foveate
 from decoding.drafters import Guessing, Knowing
 from families.zoo import conversation, zoo
 from foveate import FoveateError
+from foveate.decoding.draft import DraftSession, draft_kinds
+from foveate.families import families
 from foveate.runtime import compat
 
 CHAIN = {"top_k": 1, "depth": 5, "tokens": 5}
@@ -214,13 +216,98 @@ def test_what_a_draft_cannot_do_is_refused(llava, options, message):
         model.generate(**inputs, max_new_tokens=3, **options)
 
 
-def test_batches_and_plans_are_refused(llava):
-    model, inputs = llava
+def test_batches_are_refused(llava):
+    model, _ = llava
     batch = zoo()["llava"].prompts(model, [[(4, 4)], [(4, 4)]])
-    with foveate.speculate(model, Guessing()):
-        with pytest.raises(FoveateError, match="not a batch of 2"):
-            written(model, batch)
-        with foveate.compress(model, "random:3"), pytest.raises(FoveateError, match="without one"):
+    with foveate.speculate(model, Guessing()), pytest.raises(FoveateError, match="not a batch of 2"):
+        written(model, batch)
+
+
+#: Before the language model, inside it, inside the encoder, several steps, merged tokens, positions counted anew.
+BESIDE = (
+    "divprune:3",
+    "vmtc:3",
+    "tome:50%",
+    "fastv:3@1",
+    "sparsevlm:3@1",
+    "pool-at:50%@1",
+    "vtw@1",
+    "cmai",
+    "divprune:5 + fastv:2@1",
+)
+
+
+@pytest.mark.parametrize("plan", BESIDE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=() if n in QUICK else pytest.mark.slow)
+        for n in zoo()
+        if n not in (*REFUSED, *WINDOWS) and n != "kimi-k2.5"
+    ],
+)
+def test_beside_a_plan_tokens_are_those_of_the_plan_alone(name, plan):
+    """Whichever was attached first, whatever is guessed."""
+    if plan.startswith("tome") and not families()[zoo()[name].family].patchwise:
+        plan = "pool:50%"
+    model = zoo()[name].model()
+    inputs = zoo()[name].prompts(model, [[(4, 4), (2, 3)]])
+    with foveate.compress(model, plan) as handle:
+        alone = written(model, inputs)
+        left = handle.report().tokens_left
+    right = Knowing(after(inputs, alone))
+    for drafter, shape in ((right, CHAIN), (Guessing(), {"top_k": 1, "tokens": 4})):
+        with foveate.speculate(model, drafter, **shape) as draft, foveate.compress(model, plan) as handle:
+            assert torch.equal(written(model, inputs), alone)
+            assert handle.report().tokens_left == left
+        with foveate.compress(model, plan), foveate.speculate(model, drafter, **shape) as draft:
+            assert torch.equal(written(model, inputs), alone)
+        if drafter is right:
+            assert (draft.report().passes, draft.report().accepted) == (3, (5, 5, 4))
+    assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize("kind", ["specvlm", "flash"])
+@pytest.mark.parametrize("plan", ["divprune:3", "vmtc:3", "fastv:3@1", "vtw@1"])
+@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl", "llava-uhd"])
+def test_trained_kinds_read_what_the_plan_left(kind, name, plan, tmp_path, monkeypatch):
+    """A chain is drafted, and the draft learns of the tokens that came out of the last layer."""
+    model = zoo()[name].model()
+    cls = draft_kinds()[kind]
+    cls.new(cls.config_class.of(model, **({"queries": 4} if kind == "flash" else {}))).save(tmp_path)
+    inputs = zoo()[name].prompts(model, [[(4, 4)]])
+    with foveate.compress(model, plan) as handle:
+        alone = written(model, inputs)
+        report = handle.report()
+    read, before = [], DraftSession.extend
+
+    def extend(self, features, following, visual):
+        read.append((features, following, visual))
+        return before(self, features, following, visual)
+
+    monkeypatch.setattr(DraftSession, "extend", extend)
+    with foveate.compress(model, plan), foveate.speculate(model, tmp_path) as draft:
+        assert torch.equal(written(model, inputs), alone)
+        assert all(count <= draft.chain.depth for count in draft.report().drafted)
+    features, following, visual = read[0]
+    assert len(features) == len(following) == len(visual)
+    assert len(features) == inputs["input_ids"].shape[1] - report.tokens_in + report.tokens_left
+    assert int(visual.sum()) == report.tokens_left
+    embed = model.get_input_embeddings()
+    torch.testing.assert_close(following[-1], embed(after(inputs, alone)[0]))
+    torch.testing.assert_close(following[-2], embed(inputs["input_ids"][0, -1]))
+
+
+def test_what_cannot_be_beside_a_plan_is_refused(llava):
+    gemma = zoo()["gemma3"].model()
+    windows = gemma, zoo()["gemma3"].prompts(gemma, [[(4, 4)]])
+    for pair, plan, shape, words in (
+        (llava, "divprune:3", {"tokens": 9}, "checked as a chain: leave top_k and tokens out"),
+        (llava, "corematching@1", {"top_k": 1}, "depends on how many are read at a time"),
+        (llava, "zipvl", {"top_k": 1}, "depends on how many are read at a time"),
+        (windows, "divprune:3", {"top_k": 1}, "they cannot go back; leave the draft or the plan out"),
+    ):
+        model, inputs = pair
+        attached = foveate.compress(model, plan), foveate.speculate(model, Guessing(), **shape)
+        with attached[0], attached[1], pytest.raises(FoveateError, match=words):
             written(model, inputs)
-    with foveate.compress(model, "random:3"), pytest.raises(FoveateError, match="without one"):
-        foveate.speculate(model, Guessing())

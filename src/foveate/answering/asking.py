@@ -60,8 +60,6 @@ def ask(
         FoveateError: the image cannot be read, the question is empty or too long, the model cannot be loaded or asked,
             or the plan or draft cannot be read or does not fit the model.
     """
-    if plan is not None and draft is not None:
-        raise FoveateError("a draft speeds up models without a plan; leave the draft or the plan out.")
     if plan is None and budget is not None:
         raise FoveateError(f"a budget of {budget} needs a plan that it is the budget of, such as plan='divprune'.")
     wanted = None if plan is None else Plan.of(plan, budget)

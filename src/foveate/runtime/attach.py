@@ -207,6 +207,11 @@ class Handle(Uncopied):
         images = self._journal.all() if everything else self._journal.last()
         return Report(str(self.plan), images, self._journal.kv_bytes)
 
+    @property
+    def columns(self) -> Tensor | None:
+        """(B, P) which columns of this thread's last pass came out of the language model; None: all of them."""
+        return getattr(self._local, "columns", None)
+
     @contextmanager
     def learning(self, labels: Tensor) -> Generator[Callable[[], Tensor]]:
         """Passes of this thread inside this context learn: their labels tell where answers are asked for.

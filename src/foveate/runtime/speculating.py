@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from foveate.decoder.attending import SparseMethod
+from foveate.decoder.neurons import NeuronMethod
 from foveate.decoding.draft import Drafter, Session, Target, load_draft
 from foveate.decoding.tree import Shape, Tree
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.runtime import compat
-from foveate.runtime.attach import _unwrapped, handle_of
+from foveate.runtime.attach import Handle, _unwrapped, handle_of
 from foveate.runtime.choosing import MODALITIES
 from foveate.runtime.patches import Patches, Uncopied
 
@@ -93,6 +95,11 @@ def speculate(
     over many tokens adds up in another order than one over a single token). One conversation at a time; sampling, beams
     and batches are refused.
 
+    Beside a plan of `compress`, attached before or after, the text is that of greedy decoding under the plan: the model
+    reads the prompt as the plan says, and the draft what the plan left. A chain is drafted there. Methods whose written
+    tokens depend on how many are read at a time (`corematching`, `zipvl`), and plans in models whose layers forget, are
+    refused when a text begins.
+
     Args:
         model: A model of `transformers` of a family foveate knows, also wrapped by PEFT.
         draft: What `load_draft` returns, or the folder that `foveate train-draft` wrote.
@@ -104,24 +111,25 @@ def speculate(
         The handle: a context manager with `report()` and `restore()`.
 
     Raises:
-        FoveateError: the draft cannot be read or is not for this model, or a plan or draft is attached already.
+        FoveateError: the draft cannot be read or is not for this model, or a draft is attached already.
     """
     net = _unwrapped(model)
     drafter = draft if isinstance(draft, Drafter) else load_draft(draft)
     chosen = {"depth": depth, "top_k": top_k, "tokens": tokens}
     shape = Shape(**{**vars(drafter.shape), **{name: value for name, value in chosen.items() if value is not None}})
-    return Speculating(net, drafter, shape)
+    # Beside a plan a chain is what a draft does by default; a tree that is asked for is refused there.
+    chain = None if top_k or tokens else Shape(depth=shape.depth, top_k=1, tokens=shape.depth)
+    return Speculating(net, drafter, shape, chain)
 
 
 class Speculating(Uncopied):
     """A draft at work for a model. Made by `speculate`; a context manager that restores the model when left."""
 
-    def __init__(self, model: Any, drafter: Drafter, shape: Shape) -> None:
+    def __init__(self, model: Any, drafter: Drafter, shape: Shape, chain: Shape | None = None) -> None:
         self.family = family_of(model)
-        self.model, self.shape = model, shape
+        self.model, self.shape, self.chain = model, shape, chain
         self.core = self.family.core(model)
         self.reports: list[Speculation] = []
-        refuse_plan(model)
         if _SPECULATION in vars(model) or VASPARSE in vars(model):
             raise FoveateError("a draft or vasparse is attached to this model already; restore it first.")
         drafter.check(model)
@@ -132,6 +140,27 @@ class Speculating(Uncopied):
         self._patches.set(model, _SPECULATION, self)
         self._patches.wrap(model, "generate", self._generate)
         self._watch.attach(self._patches, self.family.text(self.core))
+
+    def shape_beside(self, plan: Handle | None) -> Shape:
+        """What is drafted: beside a plan a chain."""
+        return self.shape if plan is None or self.chain is None else self.chain
+
+    def _check_plan(self) -> None:
+        """Raise FoveateError where a draft cannot work beside the plan that is attached."""
+        handle = handle_of(self.model)
+        if handle is None:
+            return
+        if self.shape_beside(handle).top_k > 1:
+            raise FoveateError(
+                f"beside the plan '{handle.plan}' a draft's guesses are checked as a chain: leave top_k and tokens "
+                "out, or give top_k=1."
+            )
+        for step in handle.plan.decoder_steps:
+            if isinstance(step.method, SparseMethod | NeuronMethod):
+                raise FoveateError(
+                    f"under {step.method.name} a token that is written depends on how many are read at a time, so a "
+                    "draft would change the text; leave the draft or the plan out."
+                )
 
     def report(self) -> Speculation:
         """What the draft did in this thread's last call of `generate`; in that of any thread where it made none.
@@ -174,8 +203,8 @@ class Speculating(Uncopied):
         **model_kwargs: Any,
     ) -> Tensor:
         """The loop that `generate` calls."""
-        refuse_plan(model)
         _check(model, input_ids, generation_config, model_kwargs)
+        self._check_plan()
         start = time.perf_counter()
         writing = _Writing(self, input_ids, logits_processor, stopping_criteria, streamer)
         with self._watch.seeing() as seen:
@@ -301,6 +330,12 @@ class _Writing:
             raise FoveateError(f"a draft needs a cache of keys and values that can be cut; this model's has {names}.")
         # Windows forget; from here on they must be able to go back.
         self.recording = DynamicSlidingWindowLayer in kinds
+        plan = handle_of(self.model)
+        if self.recording and plan is not None:
+            raise FoveateError(
+                f"layers of this model forget what is far away, and under the plan '{plan.plan}' they cannot go back; "
+                "leave the draft or the plan out."
+            )
         if self.recording:
             self.cache.activate_past_recording()
         token = self._write_next(self.output.logits[:, -1])
@@ -309,18 +344,21 @@ class _Writing:
             # Where the model computes: what is offloaded tells of no device.
             self.handle.drafter.to(features.device)
         visual = prompt_mask(self.handle.family, self.handle.core, ids[0, -len(embeds) :])
-        following = torch.cat([embeds[1:], self.target.embed(token)])
         mask = model_kwargs.get("attention_mask")
-        if mask is not None:
-            real = mask[0, -len(embeds) :].bool()
-            features, following, visual = features[real], following[real], visual[real]
+        real = visual.new_ones(len(embeds)) if mask is None else mask[0, -len(embeds) :].bool()
+        if plan is not None and plan.columns is not None:  # the draft reads what came out of the last layer
+            columns = plan.columns[0]
+            features, columns = features[columns >= 0], columns[columns >= 0]
+            embeds, visual, real = embeds[columns], visual[columns], real[columns]
+        following = torch.cat([embeds[1:], self.target.embed(token)])
+        features, following, visual = features[real], following[real], visual[real]
         self._extend(features, following, visual)
         self.kwargs = self._extended(model_kwargs, 1)
 
     def verify(self, seen: Seen) -> None:
         """Let the draft guess, check its guesses in one pass, and write what is right and one token more."""
         start = time.perf_counter()
-        tree = self.session.propose(self.handle.shape)
+        tree = self.session.propose(self.handle.shape_beside(handle_of(self.model)))
         chain = tree.is_chain
         self.draft_seconds += time.perf_counter() - start
         count, past = len(tree), self.ids.shape[1] - 1
@@ -417,9 +455,7 @@ class _Writing:
 def refuse_plan(model: Any) -> None:
     """Raise FoveateError where a plan is attached to a model."""
     if (plan := handle_of(model)) is not None:
-        raise FoveateError(
-            f"the plan '{plan.plan}' is attached to this model; drafts and vasparse are for models without one."
-        )
+        raise FoveateError(f"the plan '{plan.plan}' is attached to this model; vasparse is for models without one.")
 
 
 def _check(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> None:
