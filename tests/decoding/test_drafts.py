@@ -134,6 +134,43 @@ def test_the_gate_chooses_by_the_question_and_learns():
     assert compressor.gate.weight.grad is not None and compressor.gate.weight.grad.abs().sum() > 0
 
 
+def test_the_gate_learns_what_every_way_is_worth(target):
+    """Its loss is by hand the expectation over the ways; two questions about one image get ways of their own."""
+    draft = draft_of(SpecVLM, compressor="gate", prune=2, pool=2).train()
+    features, following, visual = conversation()
+    asked = []
+
+    def under(way):
+        asked.append((way, draft.compressor.taken, draft.compressor.choose(features, torch.Generator())[0]))
+        return torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0][BRANCHES.index(way)])
+
+    loss = draft.choosing_loss(under, features, following, visual)
+    assert asked == [(way, way, way) for way in BRANCHES] and draft.compressor.taken is None
+    question = draft.join(features, following)[int(visual.nonzero()[-1]) + 1 :].mean(dim=0)
+    shares = draft.compressor.gate(question).softmax(dim=-1)
+    torch.testing.assert_close(loss, (shares * (torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]) - 3)).sum())
+    loss.backward()
+    assert all(float(row.abs().sum()) > 0 for row in draft.compressor.gate.weight.grad)  # leaving it out too
+    assert draft.fuse.weight.grad is None
+    assert draft.choosing_loss(under, features, following, torch.zeros_like(visual)) == 0
+    assert draft_of(SpecVLM, compressor="pool").choosing_loss(under, features, following, visual) == 0
+
+    questions = [following, following.flip(0)]
+    best = {0: "pool", 1: "text"}
+    optimizer = torch.optim.Adam(draft.compressor.gate.parameters(), lr=0.05)
+    for step in range(80):
+        worth = best[step % 2]
+        optimizer.zero_grad()
+        draft.choosing_loss(
+            lambda way, worth=worth: torch.tensor(float(way != worth)), features, questions[step % 2], visual
+        ).backward()
+        optimizer.step()
+    draft.eval()
+    for number, following in enumerate(questions):
+        read = draft.join(features, following)[int(visual.nonzero()[-1]) + 1 :]
+        assert draft.compressor.choose(read, torch.Generator())[0] == best[number]
+
+
 @torch.no_grad()
 def test_text_only_leaves_no_visual_token_in_the_cache_of_the_draft(target):
     features, following, visual = conversation()

@@ -167,8 +167,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert answer.text == alone.text and alone.draft is None
     assert answer.draft is not None and answer.draft["tokens"] == answer.tokens.generated == alone.tokens.generated
     assert answer.to_dict()["draft"]["passes"] >= 1
-    with pytest.raises(FoveateError, match="leave the draft or the plan out"):
-        ask(image, "What?", model, "random:2", draft=output)
+    beside = ask(image, "What?", model, "divprune:3", max_new_tokens=6, draft=output)
+    assert beside.text == ask(image, "What?", model, "divprune:3", max_new_tokens=6).text and beside.draft is not None
     with pytest.raises(FoveateError, match="holds no draft"):
         ask(image, "What?", model, draft=tmp_path)
 

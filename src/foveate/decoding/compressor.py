@@ -36,6 +36,8 @@ class Compressor(nn.Module):
     def __init__(self, width: int, heads: int, prune: int, pool: int, conv: int, queries: int) -> None:
         super().__init__()
         self.prune, self.pool = prune, pool
+        #: The way that is taken whatever the gate says, while it learns what the ways are worth.
+        self.taken: str | None = None
         self.conv = nn.Conv1d(width, width, conv, stride=conv)
         self.queries = nn.Parameter(torch.randn(queries, width) * width**-0.5)
         self.resampler = nn.MultiheadAttention(width, heads, batch_first=True)
@@ -70,8 +72,10 @@ class Compressor(nn.Module):
 
         In training the choice is drawn (Gumbel-softmax, temperature 1) and the weight is 1 with the gradient of the
         drawn probability (straight through); else the likeliest way is taken. No gradient comes from "text", which
-        leaves no token that a weight could be put on.
+        leaves no token that a weight could be put on; see `SpecVLM.choosing_loss`.
         """
+        if self.taken is not None:
+            return self.taken, question.new_ones(())
         logits = self.gate(question.mean(dim=0))
         if not self.training:
             return BRANCHES[int(logits.argmax())], torch.ones_like(logits[0])

@@ -246,6 +246,19 @@ class Draft(nn.Module, Drafter):
         read = torch.cat([asked, written])
         return self.guess(self.attend(read, None, torch.arange(len(read), device=read.device), None))
 
+    def choosing_loss(
+        self, under: Callable[[str], Tensor], features: Tensor, following: Tensor, visual: Tensor
+    ) -> Tensor | float:
+        """What a part of the draft that chooses has to answer for, beside `loss`; nothing where none does.
+
+        Args:
+            under: The loss of the conversation if a way were chosen, without gradient.
+            features: (p, d) of the prompt.
+            following: (p, d).
+            visual: (p,).
+        """
+        return 0.0
+
     def check(self, model: Any) -> None:
         """See `Drafter.check`: features and vocabulary are of the sizes that the draft was made for."""
         other = type(self.config).of(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -51,7 +52,10 @@ class SpecVLM(Draft):
 
     Our choices, where the paper says little: the compressor works on the joined input (features and embeddings) of
     every stretch of image tokens by itself; ratios in the selecting mode are those of the fields; the gate reads the
-    mean of the joined inputs of all text after the last image; embeddings and features get a LayerNorm each.
+    mean of the joined inputs of all text after the last image, and learns, beside the gradient of what is drawn, from
+    the losses L_b that the conversation has under every way b: $\sum_b p_b (L_b - \bar L)$, so that leaving the image
+    out, which has no token to carry a gradient, is judged like the others; embeddings and features get a LayerNorm
+    each.
     """
 
     kind: ClassVar[str] = "specvlm"
@@ -79,6 +83,27 @@ class SpecVLM(Draft):
                 continue
             parts += [weight * self.compressor.shorten(way, fused[place], generator) for way in ways]
         return torch.cat(parts)
+
+    def choosing_loss(
+        self, under: Callable[[str], Tensor], features: Tensor, following: Tensor, visual: Tensor
+    ) -> Tensor | float:
+        """See `Draft.choosing_loss`: the gate is told how the conversation goes under every way."""
+        if self.config.compressor != "gate" or not bool(visual.any()):
+            return 0.0
+        own = self.fuse.weight.dtype
+        last = int(visual.nonzero()[-1]) + 1
+        with torch.no_grad():
+            question = self.join(features.to(own), following.to(own))[last:]
+            losses = []
+            for way in BRANCHES:
+                self.compressor.taken = way
+                try:
+                    losses.append(under(way).float())
+                finally:
+                    self.compressor.taken = None
+            found = torch.stack(losses)
+        shares = self.compressor.gate(question.mean(dim=0)).float().softmax(dim=-1)
+        return (shares * (found - found.mean())).sum()
 
     def loss(self, guessed: Tensor, features: Tensor, target: Target) -> tuple[Tensor, dict[str, float]]:
         """See `Draft.loss`."""

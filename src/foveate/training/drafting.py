@@ -80,8 +80,16 @@ def loss_of(draft: Draft, target: Target, heard: Heard, generator: torch.Generat
         return torch.stack([parameter.sum() for parameter in draft.parameters()]).sum() * 0
     # The feature after the last one is not known.
     past = (heard.features[:-1], heard.embeddings[1:], heard.visual[:-1])
+    right = heard.features[heard.prompt :]
     guessed = draft(*past, heard.prompt, generator)[-written:]
-    return draft.loss(guessed, heard.features[heard.prompt :], target)[0]
+    loss = draft.loss(guessed, right, target)[0]
+
+    @torch.no_grad()
+    def under(way: str) -> Tensor:
+        drawn = torch.Generator().manual_seed(0)
+        return draft.loss(draft(*past, heard.prompt, drawn)[-written:], right, target)[0]
+
+    return loss + draft.choosing_loss(under, *(part[: heard.prompt] for part in past))
 
 
 def fit(
