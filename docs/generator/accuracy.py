@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,7 +33,8 @@ def short(root: Path) -> str:
         return "*No accuracy has been measured yet.*"
     whole = {plan: rows for plan, rows in by_plan.items() if len(rows) == len(models)}
     methods = sorted(
-        (plan for plan in whole if not _control(plan) and not _inert(whole[plan])), key=lambda plan: -_mean(whole[plan])
+        (plan for plan in whole if not _control(plan) and not _inert(whole[plan], any)),
+        key=lambda plan: -_mean(whole[plan]),
     )[:SHOWN]
     controls = [plan for plan in whole if _control(plan)]
     return _table(models, found, [(plan, whole[plan]) for plan in [*methods, *controls]])
@@ -46,7 +48,7 @@ def full(root: Path) -> str:
     budgets = dict.fromkeys(row["budget"] for run in found for row in run["rows"] if row["plan"] != "untouched")
     for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
         by_plan = _by_plan(found, budget)
-        ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan]), -_mean(by_plan[plan])))
+        ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan], any), -_mean(by_plan[plan])))
         title = "By a rule of their own" if budget is None else f"{budget} of the tokens"
         parts.append(f"## {title}\n\n{_table(models, found, [(plan, by_plan[plan]) for plan in ordered])}")
     made = [f"- `{run['path']}`: `{run['command']}`, {run['hardware']['cpu']}" for run in found]
@@ -116,9 +118,9 @@ def _control(plan: str) -> bool:
     return plan.split(":")[0] in CONTROLS
 
 
-def _inert(rows: dict[str, Row]) -> bool:
-    """Whether a plan left out nothing on any model."""
-    return all(map(inert, rows.values()))
+def _inert(rows: dict[str, Row], models: Callable[[Iterable[bool]], bool] = all) -> bool:
+    """Whether a plan left out nothing, on `all` models or on `any`; the latter are no measure of what it keeps."""
+    return models(map(inert, rows.values()))
 
 
 def _mean(rows: dict[str, Row]) -> float:
