@@ -39,7 +39,7 @@ def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "plan"), ALL)
 def test_outputs_say_which_columns_they_have_or_have_all(name: str, plan: str, side: str) -> None:
     specimen = zoo()[name]
