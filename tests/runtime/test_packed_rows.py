@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DataCollatorWithFlattening, DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorWithFlattening, DynamicCache
+from transformers.masking_utils import flash_attention_mask
 
 import foveate
 from families.reference import attention
@@ -61,6 +65,23 @@ def test_with_eager_attention_too(name: str, plan: str) -> None:
     with attention(model, "eager"), compress(specimen, plan):
         expected = torch.cat([logits(model, sample) for sample in samples], dim=1)
         torch.testing.assert_close(logits(model, row), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["sdpa", "eager"])
+@pytest.mark.parametrize("plan", ["cdpruner:3", "fastv:3@1", "zipvl@1", "cmai@1", "corematching@1"])
+def test_rows_that_lose_different_numbers_of_tokens(plan: str, kind: str) -> None:
+    """A packed row beside a row of text, from which nothing goes: then the packed one is padded."""
+    specimen = zoo()["llava"]
+    model = specimen.model()
+    samples, row = samples_of(specimen)
+    length = row["input_ids"].shape[1]
+    text = {"input_ids": torch.arange(length)[None] % 97 + 1, "position_ids": torch.arange(length)[None]}
+    both = {name: torch.cat([row[name], text[name]]) for name in text} | {"pixel_values": row["pixel_values"]}
+    with attention(model, kind), compress(specimen, plan):
+        expected = torch.cat([logits(model, sample) for sample in samples], dim=1)[0]
+        found = logits(model, both)
+        torch.testing.assert_close(found[1], logits(model, text)[0], atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(found[0, -len(expected) :], expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("plan", ["uniform:3", "fastv:3@1"])
@@ -160,6 +181,45 @@ def test_the_collator_of_transformers(plan: str | None) -> None:
             words.append(int((losses[-1].labels[:, 1:] >= 0).sum()))
     expected = sum(one.loss * count for one, count in zip(losses, words, strict=True)) / sum(words)
     torch.testing.assert_close(out.loss, expected, atol=1e-5, rtol=1e-4)
+
+
+def edges_alone(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention that knows samples as flash attention does, by the edges that it is told, and no mask of pairs."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    assert attention_mask is None
+    edges = options.get("cu_seq_lens_q")
+    edges = [0, query.shape[2]] if edges is None else edges.tolist()
+    assert edges[-1] == query.shape[2]
+    parts = [
+        F.scaled_dot_product_attention(
+            *(states[:, :, start:stop] for states in (query, key, value)), is_causal=True, scale=options.get("scaling")
+        )
+        for start, stop in itertools.pairwise(edges)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("plan", ["uniform:3", "fastv:3@1", "pyramiddrop:3@1"])
+def test_edges_for_flash_attention_follow_the_samples(plan: str, told: bool) -> None:
+    """On a machine without it, a function stands in that reads the same arguments; samples are told it or follow."""
+    specimen = zoo()["llava"]
+    model = copy.deepcopy(specimen.model())
+    samples, row = samples_of(specimen)
+    AttentionInterface.register("flash_by_edges", edges_alone)
+    AttentionMaskInterface.register("flash_by_edges", flash_attention_mask)
+    with foveate.compress(model, plan):
+        expected = torch.cat([logits(model, sample) for sample in samples], dim=1)
+    edges = torch.tensor([0, *(s["input_ids"].shape[1] for s in samples)]).cumsum(0).int()
+    if told:
+        row |= {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": 40, "max_length_k": 40}
+    model.model.language_model.config._attn_implementation = "flash_by_edges"
+    with foveate.compress(model, plan):
+        found = logits(model, row)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def block_mask(samples: list[dict[str, Any]]) -> Tensor:

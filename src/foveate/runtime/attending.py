@@ -194,7 +194,8 @@ class AttentionSeam:
                     looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
                     before = torch.zeros(length, dtype=torch.bool, device=key.device)
                     for sample, own in self._samples(number, row, found, looking):
-                        before[sample] = method.attends(own)
+                        # Text alone is read as it is where no image is in the batch.
+                        before[sample] = method.attends(own) if bool(own.visual.any()) else True
                     found.decided[-1 - row, number] = before
                 written = length - len(before)
                 attends[row, : len(before)] = before

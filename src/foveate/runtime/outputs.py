@@ -157,7 +157,7 @@ class Call:
             else:
                 shorten = sequence.shifted_that_count if self.align else sequence.shorten_shifted
                 short = shorten(value, columns, blocks)
-            late.set_(short.to(late))
+            late.set_(short.to(late))  # ty: ignore[no-matching-overload]
 
     def returned(self, output: Any) -> Any:
         """What the caller gets."""
@@ -191,7 +191,7 @@ class Call:
 def _telling(cls: type[ModelOutput]) -> type[ModelOutput]:
     """A kind of output that also says which columns it has."""
     fields = [(name, Tensor | None, None) for name in ("kept_positions", "labels") if name not in _names(cls)]
-    made = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), namespace={"__reduce__": _reduce})
+    made: Any = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), namespace={"__reduce__": _reduce})
     made.__doc__ = cls.__doc__
     made.__module__ = __name__
     return made
