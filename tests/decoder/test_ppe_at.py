@@ -42,6 +42,16 @@ def test_every_frame_is_clustered_by_itself(count: int) -> None:
         assert selection.positions[row].tolist() == rows[place][1]
 
 
+def test_a_token_that_answers_keeps_its_position() -> None:
+    tokens = layer_tokens(12, after=0)
+    selection = PPEAt(members=3)(tokens, 5)
+    selection.check(12)
+    assert selection.positions is not None and selection.features is not None
+    assert selection.positions[-1].tolist() == [11] * 3 and torch.equal(selection.features[-1], tokens.features[-1])
+    assert int(selection.positions[:-1].max()) < 11
+    assert torch.equal(selection.positions[:, 0], selection.indices)
+
+
 def rotations(model: Any, inputs: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """cos and sin that every layer is given."""
     seen: dict[int, Any] = {}

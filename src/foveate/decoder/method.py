@@ -338,7 +338,10 @@ def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Sel
     assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=order.device)
     assignment[others] = torch.where(members < 0, -1, row[members.clamp(min=0)])
     assignment[answers] = row[len(chosen) :]
-    weights = features = remade = None
+    weights = features = remade = positions = None
+    if chosen.positions is not None:
+        own = answers[:, None].expand(-1, chosen.positions.shape[1])
+        positions = torch.cat([others[chosen.positions], own])[order]
     if chosen.weights is not None:
         weights = torch.ones(len(tokens), dtype=chosen.weights.dtype, device=order.device)
         weights[others] = chosen.weights
@@ -346,4 +349,4 @@ def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Sel
         features = torch.cat([chosen.features, tokens.features[answers]])[order]
     if again := chosen.remade:
         remade = lambda found: torch.cat([again(found[others]), found[answers]])[order]  # noqa: E731
-    return Selection(indices, features, assignment, weights, remade=remade)
+    return Selection(indices, features, assignment, weights, positions, remade)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.counting import share_of
 from foveate.errors import FoveateError
 from foveate.selection.method import Method, divide
 from foveate.tokens import Crop, Selection, VisualTokens, merged, wide
@@ -91,7 +92,7 @@ class PPE(Method):
         placed = tokens.take(first)
         parts = [crop.present for crop in placed.crops if len(crop.present)]
         means = torch.stack([wide(placed.features[part]).mean(dim=0) for part in parts])
-        number = max(1, math.ceil(self.events * len(parts)))
+        number = max(1, share_of(self.events, len(parts), "up"))
         event, _ = clustered(means, number, 1, self.neighbours, reference=self.reference)
         groups = [torch.cat([parts[n] for n in (event == own).nonzero().flatten().tolist()]) for own in range(number)]
         firsts, label = [], torch.full((len(first),), -1, dtype=torch.int64, device=tokens.device)
