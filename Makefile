@@ -2,28 +2,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The stamps carry a hash of what was installed from, so that a touched but unchanged file costs nothing.
-KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+KEY := $(shell cat pyproject.toml requirements/*.txt | cksum | cut -d' ' -f1)
 CORE := .venv/.core-$(KEY)
 DEV := .venv/.dev-$(KEY)
+# Every package is pinned in requirements/, what builds foveate too: nothing is resolved here. Compiling all of torch and
+# transformers to bytecode takes longer than unpacking them, and most of it is never imported: hence --no-compile.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+OURSELVES := --no-deps --no-build-isolation -e .
 # One worker a core; each test process keeps to one thread (tests/conftest.py).
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-lmms test-browser test-vllm check fix docs picture bench bench-gpu soak fuzz clean
+.PHONY: help demo test test-all test-lmms test-browser test-vllm test-locked test-oldest test-newest test-wheel lock \
+  lock-check check fix docs picture bench bench-gpu soak fuzz clean
 
 help: ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
 $(CORE): | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PIP) install --quiet --no-compile --no-deps -r requirements/core.txt
+	$(PIP) install --quiet $(OURSELVES)
 	@rm -f .venv/.core-* .venv/.dev-*
 	@touch $@
 
 $(DEV): | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet --no-compile --no-deps -r requirements/dev.txt
+	$(PIP) install --quiet $(OURSELVES)
+	$(PIP) check
 	@rm -f .venv/.core-* .venv/.dev-*
 	@touch $@ $(CORE)
 
@@ -40,14 +48,14 @@ test-lmms: $(DEV) ## runs of lmms-eval, which lives in .venv/lmms and shares wha
 	test -x .venv/lmms/bin/python || $(PYTHON) -m venv .venv/lmms
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	  > "$$(.venv/lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
-	.venv/lmms/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lmms]'
+	.venv/lmms/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[lmms]'
 	.venv/lmms/bin/python -m pytest -m "slow or not slow" tests/benchmark/test_lmms.py
 
 test-browser: $(DEV) ## the playground in the system's Chromium, headless; gradio lives in .venv/app; pictures: build/browser
 	test -x .venv/app/bin/python || $(PYTHON) -m venv .venv/app
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	  > "$$(.venv/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
-	.venv/app/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[app]' 'playwright>=1.50'
+	.venv/app/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[app]' 'playwright>=1.50'
 	FOVEATE_SHOTS=build/browser .venv/app/bin/python -m pytest -m "browser or not slow" tests/app
 
 VLLM := .venv/vllm/bin/python
@@ -66,6 +74,48 @@ VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
 test-vllm: .venv/vllm/.vllm-0.32.0 ## the plug-in in vLLM on the CPU, which lives in .venv/vllm (6 GB)
 	$(VLLM_INSTALL) --no-deps -e .
 	$(VLLM) -m pytest -m "slow or not slow" tests/serving_vllm tests/serving/test_same_answer.py
+
+SUITES := .ci/compatibility.py run
+UV := $(BIN)/uv --quiet pip
+
+test-locked: $(DEV) ## the quick tests, and what came of them for docs/compatibility.md
+	$(BIN)/python $(SUITES) locked -n $(WORKERS) --maxprocesses 8
+
+# The lower bounds of pyproject.toml themselves, in .venv/oldest.
+test-oldest: $(DEV) ## the same with the oldest versions that pyproject.toml admits
+	test -x .venv/oldest/bin/python || $(PYTHON) -m venv .venv/oldest
+	$(UV) compile --python .venv/oldest/bin/python --resolution lowest-direct --extra dev --group build pyproject.toml \
+	  -o .venv/oldest/requirements.txt > /dev/null
+	$(UV) sync --python .venv/oldest/bin/python .venv/oldest/requirements.txt
+	$(UV) install --python .venv/oldest/bin/python $(OURSELVES)
+	.venv/oldest/bin/python $(SUITES) oldest -n $(WORKERS) --maxprocesses 8
+
+test-newest: $(DEV) ## the same with the newest that there are today, beyond the upper bounds of pyproject.toml
+	test -x .venv/newest/bin/python || $(PYTHON) -m venv .venv/newest
+	$(BIN)/python .ci/compatibility.py unbounded > .venv/newest/overrides.txt
+	$(UV) compile --python .venv/newest/bin/python --upgrade --override .venv/newest/overrides.txt --extra dev \
+	  --group build pyproject.toml -o .venv/newest/requirements.txt > /dev/null
+	$(UV) sync --python .venv/newest/bin/python .venv/newest/requirements.txt
+	$(UV) install --python .venv/newest/bin/python $(OURSELVES)
+	.venv/newest/bin/python $(SUITES) newest -n $(WORKERS) --maxprocesses 8
+
+test-wheel: $(DEV) ## the wheel alone, in an environment of its own (.venv/wheel), answers outside the clone; so does the sdist
+	PYTHON="$(PYTHON)" sh .ci/wheel.sh
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --group build
+# Empty, nothing gets newer that needs not.
+UPGRADE ?= --upgrade
+
+lock: $(DEV) ## pins the newest packages that pyproject.toml allows (`make lock UPGRADE=`: changes what must change alone)
+	$(LOCK) $(UPGRADE) --extra dev pyproject.toml -o requirements/dev.txt
+	$(LOCK) $(UPGRADE) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
+
+lock-check: $(DEV) ## requirements/ is what pyproject.toml asks for
+	rm -rf build/lock && mkdir -p build/lock/requirements && cp requirements/*.txt build/lock/requirements
+	cp pyproject.toml build/lock
+	cd build/lock && $(CURDIR)/$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
+	cd build/lock && $(CURDIR)/$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
+	diff -u requirements build/lock/requirements || { echo "pyproject.toml and requirements/ differ: make lock UPGRADE="; exit 1; }
 
 check: $(DEV) ## ruff, types, generated pages up to date, no secrets, no package with a known vulnerability
 	$(BIN)/ruff check .
@@ -104,7 +154,7 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= image plan body recipe jsonl
 
 fuzz: $(DEV) ## coverage-guided fuzzing, FUZZ_SECONDS (60) for each of FUZZ_TARGETS; goes on with build/fuzz
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[fuzz]'
 	for target in $(FUZZ_TARGETS); do \
 	  $(BIN)/python tests/fuzz/driver.py $$target build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 

