@@ -80,7 +80,7 @@ def test_folders_that_hold_something_else(tmp_path, folder):
 
 def test_an_installation_without_the_embedded_model(tmp_path, monkeypatch):
     monkeypatch.setattr(foveate.loading, "EMBEDDED", tmp_path)
-    with pytest.raises(FoveateError, match="has no embedded model"):
+    with pytest.raises(FoveateError, match="holds no weights"):
         load()
 
 

@@ -1,10 +1,22 @@
 """foveate needs no torchvision: it imports, reads an image and answers where torchvision is not installed."""
 
+import json
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+import transformers
+from packaging.version import Version
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+from family_processors import save_processor
+from foveate.families import families
+from tiny_model import save_internvl
+
+COMMAND = "pip install 'foveate[video]'."
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 # Absent as a package that was never installed is absent: neither its module nor its metadata can be found.
@@ -66,3 +78,78 @@ def test_the_embedded_model_answers():
         """
     )
     assert out == "LlavaUHDImageProcessor False True\n"
+
+
+#: SmolVLM's asks for num2words, whether there is torchvision or not.
+KINDS = sorted({kind for family in families().values() for kind in family.model_types} - {"llava_uhd", "smolvlm"})
+#: Whose processors transformers itself makes of torchvision, for images too.
+ON_TORCHVISION = {"kimi_k25", "mistral3"} | (
+    set() if Version(transformers.__version__) >= Version("5.24") else {"gemma4"}
+)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """What a process without torchvision says of the processors of all families."""
+    folder = tmp_path_factory.mktemp("processors")
+    kinds = [kind for kind in KINDS if CONFIG_MAPPING[kind] in IMAGE_PROCESSOR_MAPPING]
+    for kind in kinds:
+        save_processor(kind, folder / kind)
+    out = run_without_torchvision(
+        f"""
+        import json, pickle
+        from pathlib import Path
+        from PIL import Image
+        from transformers import CONFIG_MAPPING
+        from foveate.errors import FoveateError
+        from foveate.processors import NoClips, load_processor
+
+        def seen(kind, folder):
+            try:
+                processor = load_processor(str(folder), CONFIG_MAPPING[kind]())
+            except FoveateError as error:
+                return {{"error": str(error)}}
+            values = processor.image_processor(Image.new("RGB", (64, 64), "red"), return_tensors="pt")
+            said = {{"type": type(processor).__name__, "values": values["pixel_values"].numel(), "clips": None}}
+            if isinstance(getattr(processor, "video_processor", None), NoClips):
+                pickle.loads(pickle.dumps(processor)).save_pretrained(folder / "again")
+                said["settings"] = json.loads((folder / "again" / "processor_config.json").read_text())["video_processor"]
+                try:
+                    processor(text=f"a {{processor.video_token}}", videos=[[Image.new("RGB", (64, 64))] * 4])
+                except FoveateError as error:
+                    said["clips"] = str(error)
+            return said
+
+        print(json.dumps({{kind: seen(kind, Path({str(folder)!r}) / kind) for kind in {kinds!r}}}))
+        """
+    )
+    return folder, json.loads(out.splitlines()[-1])
+
+
+def test_processors_of_all_families_load_there(loaded):
+    folder, said = loaded
+    for kind, one in said.items():
+        if kind in ON_TORCHVISION:
+            assert one["error"].endswith("needs torchvision for its images too, which is not installed: " + COMMAND), (
+                kind
+            )
+            continue
+        settings = json.loads((folder / kind / "processor_config.json").read_text())
+        assert one.get("type") == settings["processor_class"] and one["values"] > 0, (kind, one)
+        assert one.get("settings") == settings.get("video_processor"), kind  # saving loses nothing
+        if "video_processor" in settings:
+            assert one["clips"] == "clips need torchvision, which is not installed: " + COMMAND, kind
+    assert {"qwen2_vl", "qwen2_5_vl", "qwen3_vl"} <= said.keys() - ON_TORCHVISION
+
+
+def test_a_model_that_takes_clips_answers_there_about_an_image(tmp_path):
+    folder = save_internvl(tmp_path)
+    out = run_without_torchvision(
+        f"""
+        import foveate
+        from PIL import Image
+        answer = foveate.ask(Image.new("RGB", (64, 32), "red"), "?", {str(folder)!r}, plan="divprune:8", max_new_tokens=2)
+        print("torchvision" in sys.modules, answer.tokens.read)  # two tiles and a thumbnail
+        """
+    )
+    assert out.splitlines()[-1] == "False 24"

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from foveate.errors import FoveateError
 from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.llava_uhd.checkpoint import is_released, pair
 from foveate.plan import PLAN_FILE, Plan
+from foveate.processors import load_processor
 from foveate.weights import DATA_ONLY, SAFE, check_weights, file_of
 
 #: Folder of the model that ships with foveate.
@@ -157,7 +158,8 @@ def locate(name: str | os.PathLike[str] | None) -> str:
     path = Path(location)
     if name is None and not (path / "config.json").is_file():
         raise FoveateError(
-            "this installation of foveate has no embedded model: name a folder or a Hub id, or reinstall foveate."
+            "this installation of foveate holds no weights, because it was built from the source distribution: install "
+            "the wheel or a clone of the repository, which have the embedded model, or name a folder or a Hub id."
         )
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -188,8 +190,9 @@ def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
 
 def _processor(location: str, config: Any) -> Any:
     # `AutoProcessor` would ask to run the Python files that a folder in the authors' layout names.
-    kind: Any = LlavaUHDProcessor if isinstance(config, LlavaUHDConfig) else AutoProcessor
-    return kind.from_pretrained(location, **DATA_ONLY)
+    if isinstance(config, LlavaUHDConfig):
+        return LlavaUHDProcessor.from_pretrained(location, **DATA_ONLY)
+    return load_processor(location, config)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -249,5 +252,10 @@ def _explained(name: str | os.PathLike[str] | None) -> Generator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".") + "."
+    """What an error says first: its first line, and the lines below it that go on with the sentence."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    for line in rest:
+        if first.endswith((".", "!", "?", ":")) or not line[0].islower():
+            break
+        first = f"{first} {line}"
+    return first.rstrip(".") + "."

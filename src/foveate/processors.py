@@ -1,0 +1,133 @@
+"""Processors of models, also where torchvision, which `transformers` makes clips ready with, is not installed."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    ProcessorMixin,
+)
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import PushToHubMixin, is_torchvision_available
+
+from foveate.errors import FoveateError
+from foveate.weights import DATA_ONLY, file_of
+
+#: What a processor is made of, apart from what makes clips ready.
+_PARTS: dict[str, Any] = {
+    "image_processor": AutoImageProcessor,
+    "tokenizer": AutoTokenizer,
+    "feature_extractor": AutoFeatureExtractor,
+}
+
+
+class NoClips(PushToHubMixin):  # how processors know a part that they save
+    """Stands where a processor keeps what makes clips ready, and says what is missing when it is asked for one.
+
+    Args:
+        settings: What the model's folder says of clips; kept, so that a processor that is saved loses nothing.
+    """
+
+    model_input_names: tuple[str, ...] = ()
+    _auto_class = None
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Raise FoveateError: clips cannot be read here."""
+        raise FoveateError("clips need torchvision, which is not installed: pip install 'foveate[video]'.")
+
+    preprocess = fetch_videos = __call__
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting, which some processors read when they are made."""
+        settings = self.__dict__.get("settings", {})  # empty while it is being unpickled
+        if name in settings:
+            return settings[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, for a processor that is saved."""
+        return dict(self.settings)
+
+
+def load_processor(location: str, config: PreTrainedConfig) -> Any:
+    """The processor of a model of `transformers`.
+
+    Without torchvision, processors of models that take clips too are put together from what images need (`NoClips`).
+
+    Args:
+        location: Folder or Hub id.
+        config: The model's configuration.
+
+    Raises:
+        FoveateError: it needs torchvision for images too, and that is not installed.
+        ImportError: another package is missing.
+    """
+    try:
+        return AutoProcessor.from_pretrained(location, **DATA_ONLY)
+    except (ImportError, ValueError) as error:
+        if not _misses_torchvision(error):
+            raise
+    try:
+        return _without_clips(location, config)
+    except (ImportError, ValueError) as error:
+        if not _misses_torchvision(error):
+            raise
+        raise FoveateError(
+            f"{location!r} needs torchvision for its images too, which is not installed: pip install 'foveate[video]'."
+        ) from error
+
+
+def _misses_torchvision(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is about torchvision, which is not installed."""
+    while error is not None and "torchvision" not in str(error).lower():
+        error = error.__cause__
+    return error is not None and not is_torchvision_available()
+
+
+def _without_clips(location: str, config: PreTrainedConfig) -> Any:
+    """What `AutoProcessor` would make, with `NoClips` in it."""
+    settings, _ = ProcessorMixin.get_processor_dict(location, **DATA_ONLY)
+    kind: Any = getattr(transformers, settings.get("processor_class") or "", None) or PROCESSOR_MAPPING[type(config)]
+    parts = [
+        NoClips(settings.get("video_processor") or _beside(location, "video_preprocessor_config.json"))
+        if name == "video_processor"
+        else _PARTS[name].from_pretrained(location, **DATA_ONLY)
+        for name in kind.get_attributes()
+    ]
+    processor = _taking_no_clips(kind).from_args_and_dict(parts, settings)
+    processor.__class__ = (
+        kind  # only making it is different; whoever asks for its type, pickles or saves it meets its own
+    )
+    return processor
+
+
+@cache
+def _taking_no_clips(kind: type) -> Any:
+    """A class of processors that can be made with `NoClips`, which is no part of `transformers`."""
+
+    class Made(kind):
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if isinstance(argument, NoClips):
+                return NoClips
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    Made.__name__ = kind.__name__
+    return Made
+
+
+def _beside(location: str, name: str) -> dict[str, Any]:
+    """A file of JSON in a folder or on the Hub; empty where there is none."""
+    found = file_of(location, name)
+    return {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
