@@ -153,7 +153,7 @@ def unmix(cache: Cache, mixin: type) -> None:
     """Give a cache back the class that it had before `mix_into`."""
     cls = type(cache)
     if cls.__mro__[1] is mixin:
-        cache.__class__ = cls.__mro__[2]  # ty: ignore[invalid-assignment]
+        cache.__class__ = cls.__mro__[2]
 
 
 # Attention functions

@@ -157,7 +157,7 @@ class Call:
             else:
                 shorten = sequence.shifted_that_count if self.align else sequence.shorten_shifted
                 short = shorten(value, columns, blocks)
-            late.set_(short.to(late))  # ty: ignore[no-matching-overload]
+            late.set_(short.to(late))  # ty: ignore[invalid-argument-type]
 
     def returned(self, output: Any) -> Any:
         """What the caller gets."""

@@ -94,7 +94,8 @@ class Learner(nn.Module):
                 if not self.routers:
                     method = step.method.beside(self.model.name_or_path)
                     layers = step.layers or method.layers(len(self.model.model.language_model.layers))
-                    self.routers.update(router.first_routers(self.model, layers, self._seed).to(self.model.device))
+                    fresh: Any = router.first_routers(self.model, layers, self._seed)
+                    self.routers.update(fresh.to(self.model.device))
                     if method.path:
                         for layer, own in read_networks(method.path, DPN.name, build).items():
                             self.routers[str(layer)].load_state_dict(own.state_dict())
