@@ -111,16 +111,16 @@ class Contrasting(Uncopied):
             raise FoveateError("vasparse needs the input_ids of one conversation at a time.")
         if compat.cache_in(kwargs) is not None:
             raise FoveateError("vasparse must read the whole prompt: leave the cache out.")
-        writing = self._local.writing = _Writing(prompt_mask(self.family, self.core, ids[0]))
-        contrast = _Contrast(self, writing)
+        self._local.writing = _Writing(prompt_mask(self.family, self.core, ids[0]))
         given = kwargs.pop("logits_processor", None) or []
         try:
-            return generate(*args, **kwargs, logits_processor=LogitsProcessorList([contrast, *given]))
+            return generate(*args, **kwargs, logits_processor=LogitsProcessorList([_Contrast(self), *given]))
         finally:
             self._local.writing = None
 
-    def sparse_logits(self, writing: _Writing) -> Tensor:
-        """Logits (1, V) float32 of the sparse branch for the last token that was read."""
+    def sparse_logits(self) -> Tensor:
+        """Logits (1, V) float32 of the sparse branch for the last token that this thread's `generate` has read."""
+        writing = self._local.writing
         hidden = writing.entered[0][0]
         writing.sparse = True
         try:
@@ -179,9 +179,9 @@ class Contrasting(Uncopied):
 class _Contrast(LogitsProcessor):
     """Takes from the logits what the sparse branch says."""
 
-    def __init__(self, handle: Contrasting, writing: _Writing) -> None:
-        self.handle, self.writing = handle, writing
+    def __init__(self, handle: Contrasting) -> None:
+        self.handle = handle
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rate = self.handle.settings.contrast
-        return scores if rate == 0 else scores - rate * self.handle.sparse_logits(self.writing).to(scores.device)
+        return scores if rate == 0 else scores - rate * self.handle.sparse_logits().to(scores.device)
