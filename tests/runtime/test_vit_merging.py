@@ -421,7 +421,8 @@ def test_dymu_in_a_plan(name: str, virtual: bool) -> None:
         assert str(handle.plan) == str(foveate.Plan.of(str(handle.plan)))
         out = model(**inputs).logits
         report = handle.report()
-        assert report.tokens_kept < report.tokens_in
+        assert all(step.tokens_kept < step.tokens_in for image in report.images for step in image.steps)
+        assert not report.inert and (report.tokens_kept == report.tokens_in) == virtual
         assert (out.shape[1] == inputs["input_ids"].shape[1]) == virtual
         tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
         again = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, use_cache=False)

@@ -115,8 +115,8 @@ class ImageReport:
 
     @property
     def inert(self) -> bool:
-        """Whether the plan left out nothing: every layer of the language model worked on all tokens."""
-        return self.tokens_left >= self.tokens_in
+        """Whether the plan left out and merged nothing: every layer of the language model worked on all tokens."""
+        return min(self.tokens_left, len(self.selection)) >= self.tokens_in
 
     def mean_tokens(self, num_layers: int) -> float:
         """Tokens that a language model of so many layers worked on, the mean over its layers."""
