@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from typing import Any
 
 import pytest
@@ -125,3 +126,33 @@ def test_a_config_names_another_attention_for_one_module() -> None:
 def test_the_private_names_exist() -> None:
     text = zoo()["qwen3-vl"].model().model.language_model
     assert callable(getattr(text, compat.DEEPSTACK))
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"),
+    [("5.18.0", False), ("5.24.9", False), ("5.25.0", True), ("5.25.0.dev0", True), ("6.0.0", True), ("5.17.0", True)],
+)
+def test_an_untested_version_is_said_once_with_the_tested_range(version, warned, monkeypatch) -> None:
+    monkeypatch.setattr(
+        compat, "requires", lambda _: ["torch>=2.6", "transformers<5.25,>=5.18", "av>=14; extra == 'x'"]
+    )
+    monkeypatch.setattr(compat.transformers, "__version__", version)
+    compat.warn_if_untested.cache_clear()
+    specimen = zoo()["llava"]
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                with foveate.compress(specimen.model(), "divprune:3"):
+                    pass
+        told = [str(one.message) for one in said if "foveate is tested with" in str(one.message)]
+        assert len(told) == warned
+        if warned:
+            assert f"transformers >=5.18, <5.25, and this is {version}" in told[0]
+            assert said[0].filename == __file__
+    finally:
+        compat.warn_if_untested.cache_clear()
+
+
+def test_an_installed_foveate_knows_the_versions_that_it_is_tested_with() -> None:
+    assert compat.tested_versions().contains(compat.transformers.__version__)

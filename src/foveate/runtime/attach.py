@@ -87,7 +87,11 @@ def compress(
     Raises:
         FoveateError: the plan cannot be read, the model is of no known family or lacks what a method needs, or
             something is attached already.
+
+    Warns:
+        UserWarning: once a process, where transformers is of a version that foveate is not tested with.
     """
+    compat.warn_if_untested()
     return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features, processor, align_logits)
 
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import transformers
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from torch import nn
 from transformers import Cache, DynamicCache
@@ -38,6 +42,31 @@ CACHE_NAMES = ("cache", "past_key_values")
 SIGLIP2_RESIZES_BY_PRODUCT = Version(transformers.__version__) >= Version("5.24")
 
 _UNKNOWN_CACHE = "this version of transformers hands the cache over in a way that foveate does not know"
+
+
+# The version itself
+
+
+def tested_versions() -> SpecifierSet:
+    """The versions of transformers that foveate is tested with: what its package requires; all, where that is unknown."""
+    try:
+        found = [Requirement(text) for text in requires("foveate") or ()]
+    except PackageNotFoundError:  # run from its source, without being installed
+        return SpecifierSet()
+    return next((one.specifier for one in found if one.name == "transformers"), SpecifierSet())
+
+
+@functools.cache
+def warn_if_untested() -> None:
+    """Warn, once a process, where transformers is of a version that foveate is not tested with."""
+    tested = tested_versions()
+    if not tested.contains(transformers.__version__, prereleases=True):
+        bounds = ", ".join(sorted(map(str, tested), reverse=True))
+        warnings.warn(
+            f"foveate is tested with transformers {bounds}, and this is {transformers.__version__}: what was renamed since "
+            "then ends in an error, or is not noticed.",
+            stacklevel=3,
+        )
 
 
 # The KV cache of a call
