@@ -1,4 +1,4 @@
-"""Processors of every family, as a folder of a model holds them: made by transformers, with a tokenizer of six words."""
+"""Processors of every family, as a folder of a model holds them, with a tokenizer of six words."""
 
 from pathlib import Path
 from typing import Any

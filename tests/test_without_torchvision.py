@@ -113,7 +113,8 @@ def loaded(tmp_path_factory):
             said = {{"type": type(processor).__name__, "values": values["pixel_values"].numel(), "clips": None}}
             if isinstance(getattr(processor, "video_processor", None), NoClips):
                 pickle.loads(pickle.dumps(processor)).save_pretrained(folder / "again")
-                said["settings"] = json.loads((folder / "again" / "processor_config.json").read_text())["video_processor"]
+                saved = json.loads((folder / "again" / "processor_config.json").read_text())
+                said["settings"] = saved["video_processor"]
                 try:
                     processor(text=f"a {{processor.video_token}}", videos=[[Image.new("RGB", (64, 64))] * 4])
                 except FoveateError as error:
@@ -148,7 +149,8 @@ def test_a_model_that_takes_clips_answers_there_about_an_image(tmp_path):
         f"""
         import foveate
         from PIL import Image
-        answer = foveate.ask(Image.new("RGB", (64, 32), "red"), "?", {str(folder)!r}, plan="divprune:8", max_new_tokens=2)
+        image = Image.new("RGB", (64, 32), "red")
+        answer = foveate.ask(image, "?", {str(folder)!r}, plan="divprune:8", max_new_tokens=2)
         print("torchvision" in sys.modules, answer.tokens.read)  # two tiles and a thumbnail
         """
     )
