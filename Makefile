@@ -9,6 +9,8 @@ DEV := .venv/.dev-$(KEY)
 # transformers to bytecode takes longer than unpacking them, and most of it is never imported: hence --no-compile.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OURSELVES := --no-deps --no-build-isolation -e .
+# Runs tests and writes what came of them for docs/compatibility.md.
+SUITES := .ci/compatibility.py run
 # One worker a core; each test process keeps to one thread (tests/conftest.py).
 WORKERS ?= logical
 
@@ -73,9 +75,8 @@ VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
 
 test-vllm: .venv/vllm/.vllm-0.32.0 ## the plug-in in vLLM on the CPU, which lives in .venv/vllm (6 GB)
 	$(VLLM_INSTALL) --no-deps -e .
-	$(VLLM) -m pytest -m "slow or not slow" tests/serving_vllm tests/serving/test_same_answer.py
+	$(VLLM) $(SUITES) vllm -m "slow or not slow" tests/serving_vllm tests/serving/test_same_answer.py
 
-SUITES := .ci/compatibility.py run
 UV := $(BIN)/uv --quiet pip
 
 test-locked: $(DEV) ## the quick tests, and what came of them for docs/compatibility.md

@@ -223,6 +223,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "authors": authors,
     "speed": speed,
     "next-scale": part_of("next_scale", "runs"),
+    "compatibility": part_of("compatibility", "runs"),
     "soak": soak,
     "serving": serving,
     "pruners": part_of("small_networks", "pruners"),
