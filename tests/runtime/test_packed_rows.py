@@ -193,12 +193,11 @@ def edges_alone(
     edges = options.get("cu_seq_lens_q")
     edges = [0, query.shape[2]] if edges is None else edges.tolist()
     assert edges[-1] == query.shape[2]
-    parts = [
-        F.scaled_dot_product_attention(
-            *(states[:, :, start:stop] for states in (query, key, value)), is_causal=True, scale=options.get("scaling")
-        )
-        for start, stop in itertools.pairwise(edges)
-    ]
+    parts = []
+    for start, stop in itertools.pairwise(edges):
+        own = [states[:, :, start:stop] for states in (query, key, value)]
+        scale = options.get("scaling")
+        parts.append(F.scaled_dot_product_attention(own[0], own[1], own[2], is_causal=True, scale=scale))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
