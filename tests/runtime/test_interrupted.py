@@ -17,7 +17,7 @@ from families.zoo import zoo
 from foveate import FoveateError
 from foveate.families import family_of
 from foveate.runtime import handle_of
-from runtime.every_method import EVERY, WRITING, attach, call_of, insides, prompts, writes
+from runtime.every_method import EVERY, WRITING, attach, call_of, insides, prompts, refused, writes
 
 #: Families in whose models every method is interrupted by default.
 QUICK = ("llava",)
@@ -86,12 +86,12 @@ def test_the_next_pass_is_right(name: str, method: str, tmp_path: Path, monkeypa
     try:
         handle = attach(name, method, model, tmp_path)
     except FoveateError as error:
-        pytest.skip(str(error))  # not for this family
+        refused(name, error)  # not for this family
     with handle:
         try:
             expected = [call(one) for one in inputs]
         except FoveateError as error:
-            pytest.skip(str(error))
+            refused(name, error)
         attached = insides(model)
         modules = places(model)
         for place, error, number in INTERRUPTIONS:

@@ -15,7 +15,7 @@ import torch
 from families.zoo import zoo
 from foveate import FoveateError
 from foveate.training.answer_relevance import answer_relevance
-from runtime.every_method import EVERY, attach, call_of, insides, prompts
+from runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
 
 ROUNDS = 2
 #: Those that other families meet too by default; the first family meets all.
@@ -48,14 +48,14 @@ def test_threads_get_what_each_gets_alone(name: str, method: str, tmp_path: Path
     try:
         attach(name, method, model, tmp_path).__exit__(None, None, None)
     except FoveateError as error:
-        pytest.skip(str(error))  # not for this family
+        refused(name, error)  # not for this family
     plain = [call(one) for one in inputs]
     before = insides(model)
     with attach(name, method, model, tmp_path):
         try:
             alone = [call(one) for one in inputs]
         except FoveateError as error:
-            pytest.skip(str(error))
+            refused(name, error)
         attached = insides(model)
         with ThreadPoolExecutor(4) as pool:
             together = list(pool.map(call, inputs * ROUNDS))
