@@ -48,7 +48,7 @@ _UNKNOWN_CACHE = "this version of transformers hands the cache over in a way tha
 
 
 def tested_versions() -> SpecifierSet:
-    """The versions of transformers that foveate is tested with: what its package requires; all, where that is unknown."""
+    """The versions of transformers that foveate is tested with, as its package requires; all, where that is unknown."""
     try:
         found = [Requirement(text) for text in requires("foveate") or ()]
     except PackageNotFoundError:  # run from its source, without being installed
@@ -63,8 +63,8 @@ def warn_if_untested() -> None:
     if not tested.contains(transformers.__version__, prereleases=True):
         bounds = ", ".join(sorted(map(str, tested), reverse=True))
         warnings.warn(
-            f"foveate is tested with transformers {bounds}, and this is {transformers.__version__}: what was renamed since "
-            "then ends in an error, or is not noticed.",
+            f"foveate is tested with transformers {bounds}, and this is {transformers.__version__}: what was renamed "
+            "since then ends in an error, or is not noticed.",
             stacklevel=3,
         )
 
