@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from foveate.errors import FoveateError
@@ -141,12 +142,15 @@ def _slices(config: Any, width: int, height: int, images: Any) -> View:
     from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
     images = images or MiniCPMV4_6ImageProcessorPil()
-    patch, scale, mode = images.patch_size, images.scale_resolution, "16x"
+    patch, scale = images.patch_size, images.scale_resolution
+    # Before transformers 5.21 there was this mode alone, and no argument for it.
+    named = "downsample_mode" in signature(images.find_best_resize).parameters
+    mode: dict[str, Any] = {"downsample_mode": "16x"} if named else {}
     cut = images.get_sliced_grid((height, width), images.max_slice_nums, scale) if images.slice_mode else None
-    whole = images.find_best_resize((height, width), scale, patch, downsample_mode=mode, allow_upscale=cut is None)
+    whole = images.find_best_resize((height, width), scale, patch, **mode, allow_upscale=cut is None)
     grids = [Grid(whole[0] // patch, whole[1] // patch)]
     if cut is not None:
-        fine = images.get_refine_size((height, width), cut, scale, patch, downsample_mode=mode, allow_upscale=True)
+        fine = images.get_refine_size((height, width), cut, scale, patch, **mode, allow_upscale=True)
         grids += [Grid(fine[0] // cut[0] // patch, fine[1] // cut[1] // patch)] * (cut[0] * cut[1])
     if len(grids) == 1:
         return _one(*grids[0], 4)
