@@ -123,4 +123,4 @@ def test_info_of_another_model(capsys, tmp_path):
 def test_info_without_an_embedded_model(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(foveate.loading, "EMBEDDED", tmp_path)
     assert main(["info"]) == 2
-    assert "no embedded model" in capsys.readouterr().err
+    assert "holds no weights" in capsys.readouterr().err

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import transformers
@@ -20,6 +18,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import PushToHubMixin, is_torchvision_available
 
 from foveate.errors import FoveateError
+from foveate.text_files import read_json
 from foveate.weights import DATA_ONLY, file_of
 
 #: What a processor is made of, apart from what makes clips ready.
@@ -114,7 +113,7 @@ def _without_clips(location: str, config: PreTrainedConfig) -> Any:
 
 
 @cache
-def _taking_no_clips(kind: type) -> Any:
+def _taking_no_clips(kind: Any) -> Any:
     """A class of processors that can be made with `NoClips`, which is no part of `transformers`."""
 
     class Made(kind):
@@ -130,4 +129,4 @@ def _taking_no_clips(kind: type) -> Any:
 def _beside(location: str, name: str) -> dict[str, Any]:
     """A file of JSON in a folder or on the Hub; empty where there is none."""
     found = file_of(location, name)
-    return {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    return {} if found is None else read_json(found)

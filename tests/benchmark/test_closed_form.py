@@ -266,7 +266,11 @@ def test_plans_before_the_decoder():
 def test_merging_and_stages_of_other_models_are_refused():
     config = RELEASED["llava-next-7b"]()
     shape, view = closed_form.shape_of(config), closed_form.view_of(config, 640, 480)
-    for plan, said in {"tome:64": "give a fraction", "tome:25%": "one sequence", "downsample:64": "cannot reduce"}.items():
+    for plan, said in {
+        "tome:64": "give a fraction",
+        "tome:25%": "one sequence",
+        "downsample:64": "cannot reduce",
+    }.items():
         with pytest.raises(FoveateError, match=said):
             closed_form.follow(Plan.of(plan), shape, view)
 

@@ -146,7 +146,7 @@ def test_contrast_takes_away_what_is_said_without_the_image():
     with foveate.vasparse(model, VASparse(keep=1.0, contrast=0.5, mask=1.0)) as handle:
         branch = []
         sparse = handle.sparse_logits
-        handle.sparse_logits = lambda writing: branch.append(sparse(writing)) or branch[-1]
+        handle.sparse_logits = lambda: branch.append(sparse()) or branch[-1]
         found = written(model, inputs, **options)
     for score, logits, said in zip(found.scores, found.logits, branch, strict=True):
         torch.testing.assert_close(score, logits - 0.5 * said)

@@ -113,6 +113,8 @@ def sight_of(
             _check_layers(family.text(core))
         return Sight(ones, length, blocks)
     forms = dict(given) if isinstance(given, Mapping) else {"full_attention": given}
+    # Layers with linear attention are told of padding alone.
+    padding = forms.pop("linear_attention") if _tells_padding(forms) else None
     for mask in forms.values():
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 4):
             shape = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
@@ -123,7 +125,9 @@ def sight_of(
     pairs = {kind: _pairs(mask, batch, length, past) for kind, mask in forms.items()}
     main = pairs.get("full_attention", next(iter(pairs.values())))
     seen = _seen(main)
-    if _standard(family, core, kwargs, types, images, cache, seen, pairs, isinstance(given, Mapping)):
+    if (padding is None or torch.equal(padding > 0, seen[:, -padding.shape[1] :])) and _standard(
+        family, core, kwargs, types, images, cache, seen, pairs, isinstance(given, Mapping)
+    ):
         return Sight(seen.long(), length)
     _check_layers(family.text(core))
     blocks = None if past else _causal_blocks(main, seen)
@@ -243,6 +247,12 @@ def visible(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask > 0
+
+
+def _tells_padding(forms: Mapping[str, Any]) -> bool:
+    """Whether masks by kind of layer hold one of padding (B, L), or None, for linear attention beside others."""
+    mask = forms.get("linear_attention")
+    return "linear_attention" in forms and len(forms) > 1 and (mask is None or getattr(mask, "ndim", 0) == 2)
 
 
 def _seen(pairs: Tensor) -> Tensor:
