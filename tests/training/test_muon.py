@@ -7,7 +7,7 @@ import torch
 from small_training import EVERYTHING, recipe, small_stage, write_conversations
 from torch import nn
 
-from foveate.training.muon import MuonAdamW
+from foveate.training.muon import MuonAdamW, orthogonalised
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 from foveate.training.trainer import StageTrainer
@@ -98,7 +98,7 @@ def test_one_kind_of_parameters_is_enough(muon):
 
 
 def test_muon_moves_matrices_only():
-    with pytest.raises(ValueError, match="2D"):
+    with pytest.raises(ValueError, match="moves matrices"):
         MuonAdamW([{"params": list(network().parameters()), "lr": 0.1, "muon": True}], BETAS)
 
 
@@ -126,3 +126,18 @@ def test_a_stage_gives_muon_its_inner_matrices(tmp_path, monkeypatch):
         inner = tensor.ndim == 2 and "emb" not in name and part[id(tensor)] != "heads"
         assert (id(tensor) in muon) == inner, name
     assert {part[tensor] for tensor in muon} == {"vision_tower", "stages", "connector", "language_model"}
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 7)])
+def test_the_iteration_in_float32_gives_singular_values_near_one(shape):
+    torch.manual_seed(1)
+    values = torch.linalg.svdvals(orthogonalised(torch.randn(3, *shape), torch.float32))
+    assert 0.5 < values.min() <= values.max() < 1.5
+
+
+def test_both_precisions_of_the_iteration_move_alike():
+    one, other = network(), network()
+    learn(one, [MuonAdamW(groups_of(one), BETAS, torch.float32)], 3)
+    learn(other, [MuonAdamW(groups_of(other), BETAS, torch.bfloat16)], 3)
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, atol=2e-3, rtol=0)

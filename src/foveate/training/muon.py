@@ -1,12 +1,15 @@
 """Muon for the weight matrices of a stage, AdamW for everything else, as one optimiser.
 
 Sources: Muon (Jordan et al., 2024), and "Muon is Scalable for LLM Training" (Liu et al., 2025, arXiv:2502.16982), whose
-scale of the update lets one learning rate serve both kinds of parameters. The steps themselves are those of
-`torch.optim`; what is here joins the two, as a trainer saves, schedules and steps one optimiser.
+scale of the update lets one learning rate serve both kinds of parameters. AdamW is that of `torch.optim`; Muon follows
+`torch.optim.Muon` step for step, but its iteration can run in float32, which a processor without bfloat16 arithmetic
+does many times faster, and matrices of one shape go through it together.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,75 @@ import torch
 
 #: Decay rate of Muon's momentum: the one of both sources.
 MOMENTUM = 0.95
+#: Coefficients of the Newton-Schulz iteration (Jordan et al.), and how often it runs.
+COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+
+
+def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Matrices (n, rows, columns) with singular values near 1, by Newton-Schulz iterations computed in `dtype`.
+
+    With X divided by its Frobenius norm, five times: A = X X^T, X <- a X + (b A + c A A) X.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov's momentum, decoupled weight decay and updates as large as AdamW's usually are.
+
+    Args:
+        params: Matrices, or groups of them, as other optimisers take them.
+        lr: Learning rate.
+        weight_decay: Decay of the weights, multiplied by the rate.
+        dtype: Precision of the iteration.
+
+    Raises:
+        ValueError: a parameter is no matrix.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._dtype = dtype
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim != 2:
+                    raise ValueError(f"Muon moves matrices, and here is a parameter of shape {tuple(parameter.shape)}.")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; `closure` computes the loss again first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike[parameter.shape].append(parameter)
+            for (rows, columns), parameters in alike.items():
+                updates = orthogonalised(torch.stack([self._momentum(p) for p in parameters]), self._dtype)
+                rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.to(parameter.dtype), alpha=-rate)
+        return loss
+
+    def _momentum(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The gradient with Nesterov's momentum; moves the momentum."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
+        return parameter.grad.lerp(momentum, MOMENTUM)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -23,17 +95,20 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: Groups of parameters as `torch.optim.AdamW` takes them, and in each `muon`: whether Muon moves it. Only
             matrices may.
         betas: Decay rates of AdamW's averages.
+        dtype: Precision of Muon's iteration.
 
     Raises:
         ValueError: a group of Muon's holds a parameter that is no matrix.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         chosen = [group for group in groups if group["muon"]]
         rest = [group for group in groups if not group["muon"]]
         self._parts: list[torch.optim.Optimizer] = []
         if chosen:
-            self._parts.append(torch.optim.Muon(chosen, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"))
+            self._parts.append(Muon(chosen, dtype=dtype))
         if rest:
             self._parts.append(torch.optim.AdamW(rest, betas=betas, fused=True))
         # The groups of the parts themselves, not copies: a schedule that sets `lr` here sets it there.

@@ -348,7 +348,8 @@ class Recipe:
         stages: Stages, trained one after the other.
         output: Folder for checkpoints, log, loss picture and the trained model.
         seed: Seed of initial weights and data.
-        bf16: Compute in bfloat16 where that is safe; weights and optimiser state stay float32.
+        bf16: Compute in bfloat16 where that is safe; weights and optimiser state stay float32. `auto`: where the
+            processor has such arithmetic (`foveate.training.precision`).
         log_every: Steps between lines of the log.
         save_every: Steps between checkpoints.
         save_minutes: Minutes between checkpoints, whichever comes first.
@@ -359,7 +360,7 @@ class Recipe:
     stages: list[Stage]
     output: str
     seed: int = 0
-    bf16: bool = True
+    bf16: Literal["auto", True, False] = "auto"
     log_every: int = 20
     save_every: int = 1000
     save_minutes: float = 10.0

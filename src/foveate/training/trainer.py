@@ -31,6 +31,7 @@ from foveate.training.learner import Learner
 from foveate.training.log import RunLog, draw_losses
 from foveate.training.losses import SUMS, TERMS, counts_of, means, weighted
 from foveate.training.muon import MuonAdamW
+from foveate.training.precision import bfloat16_pays, uses_bfloat16
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.streams import BatchStream
 
@@ -62,15 +63,18 @@ class Progress:
 
 def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = False) -> TrainingArguments:
     """The trainer's arguments for a stage; logging, saving and stopping are decided by `Course`."""
+    # Said plainly, because the trainer refuses bfloat16 on a machine that merely has no GPU.
+    cpu = cpu or not torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator()
+    device = "cpu" if cpu or accelerator is None else accelerator.type
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch_size,
         gradient_accumulation_steps=stage.accumulate,
         max_grad_norm=stage.clip,
-        bf16=recipe.bf16,
-        # Said plainly, because the trainer refuses bfloat16 on a machine that merely has no GPU.
-        use_cpu=cpu or not torch.accelerator.is_available(),
+        bf16=uses_bfloat16(recipe.bf16, device),
+        use_cpu=cpu,
         seed=recipe.seed,
         logging_strategy="no",
         save_strategy="no",
@@ -254,7 +258,8 @@ class StageTrainer(Trainer):
                 for (part, decays, turned), parameters in groups.items()
             ]
             if muon:
-                self.optimizer = MuonAdamW(listed, self._stage.betas)
+                iteration = torch.bfloat16 if bfloat16_pays(self.args.device.type) else torch.float32
+                self.optimizer = MuonAdamW(listed, self._stage.betas, iteration)
             else:
                 self.optimizer = torch.optim.AdamW(listed, betas=self._stage.betas, fused=True)
         return self.optimizer
@@ -298,6 +303,7 @@ class StageTrainer(Trainer):
         entry["learning_rates"] = {part: rate * factor for part, rate in self._stage.train.items()}
         entry["grad_norm"] = logs.get("grad_norm")
         entry["processes"] = self.accelerator.num_processes
+        entry["precision"] = "bfloat16" if self.args.bf16 else "float32"
         entry["samples_per_second"] = round(samples / max(self._logged[1] - previous[1], 1e-9), 2)
         entry["seconds"] = round(progress.seconds, 2)
         entry["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
