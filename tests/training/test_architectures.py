@@ -14,7 +14,7 @@ from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.learner import Learner
 from foveate.training.recipe import ModelChoice, NewModel
-from foveate.training.supervision import NUM_CLASSES, cell_targets, page_targets
+from foveate.training.supervision import NUM_CLASSES, cell_targets, page_targets, usual_cells
 
 TEXT = {
     "hidden_size": 32,
@@ -106,7 +106,14 @@ def test_cells_are_those_of_the_patches_of_a_token(made):
     grids = {"llava": [(4, 4), (4, 4)], "qwen2.5-vl": [(4, 4), (6, 8)]}[name]
     stages = {"llava": 0, "qwen2.5-vl": 1}[name]
     expected = [
-        torch.from_numpy(cell_targets(example.characters[0], example.images[0].size, grid, stages))
+        torch.from_numpy(
+            cell_targets(
+                example.characters[0],
+                example.images[0].size,
+                (grid[0] >> stages, grid[1] >> stages),
+                usual_cells(stages),
+            )
+        )
         for example, grid in zip(EXAMPLES, grids, strict=True)
     ]
     assert torch.equal(batch["cells"], torch.cat(expected))
@@ -192,7 +199,7 @@ def test_a_window_is_a_part_of_the_positions():
     collate = Collator(processor, answers=False, cells=True, window=2)
     batch = collate(EXAMPLES)
     assert batch["pixel_values"].shape == (2, 3, 28, 28)
-    expected = [cell_targets(e.characters[0], e.images[0].size, (2, 2), 0) for e in EXAMPLES]
+    expected = [cell_targets(e.characters[0], e.images[0].size, (2, 2), usual_cells(0)) for e in EXAMPLES]
     assert torch.equal(batch["cells"], torch.cat([torch.from_numpy(rows) for rows in expected]))
     # A tower that has only the positions of a window, on the same pixels, says the same; every window comes.
     ARCHITECTURES["llava"].take_windows(model)

@@ -10,7 +10,7 @@ from foveate.llava_uhd.processing import LlavaUHDProcessor
 from foveate.training.collate import IGNORED, Collator
 from foveate.training.data import Character
 from foveate.training.examples import Example
-from foveate.training.supervision import UNKNOWN, cell_targets
+from foveate.training.supervision import UNKNOWN, cell_targets, usual_cells
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -101,7 +101,7 @@ def test_cells_follow_the_images_and_unknown_pictures_are_left_out(processor):
     assert cells.shape == (2 + 2 + 1, 32)
     assert (cells[:2] == UNKNOWN).all()
     # 70 x 40 pixels became 64 x 32.
-    assert np.array_equal(cells[2:4].numpy(), cell_targets(characters, (70, 40), (4, 8), 2))
+    assert np.array_equal(cells[2:4].numpy(), cell_targets(characters, (70, 40), (1, 2), usual_cells(2)))
     assert (cells[2:4] > 0).sum() == 2
     assert (cells[4] == 0).all()
 

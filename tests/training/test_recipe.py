@@ -180,3 +180,10 @@ def test_schedules():
     linear = Schedule("linear", final=0.5)
     assert [linear.factor(step, 10) for step in (0, 5, 10)] == [1.0, 0.75, 0.5]
     assert Schedule("constant", warmup=2).factor(1000, 10) == 1.0
+
+
+@pytest.mark.parametrize("cells", [[1, 6], [2, 5], [0, 2]])
+def test_cells_are_even_numbers(cells):
+    with pytest.raises(FoveateError, match=r"recipe\.cells: .* must be even numbers of rows and columns"):
+        parse_recipe(recipe(Path("out"), small_stage(RENDERED), cells=cells))
+    assert parse_recipe(recipe(Path("out"), small_stage(RENDERED), cells=[2, 6])).cells == (2, 6)

@@ -17,55 +17,51 @@ from foveate.training.supervision import (
     cell_targets,
     character_class,
     targets_before_last_stage,
+    usual_cells,
 )
 
 
-def slow_targets(characters, image_size, grid, patch_size, num_stages):
+def slow_targets(characters, image_size, tokens, cells):
     """Every token, every cell of it, every character: the definition, one comparison at a time."""
-    rows, columns = grid
-    side = 2**num_stages
-    width, height = patch_size / 2, patch_size
-    tokens = []
-    for token_row in range(rows // side):
-        for token_column in range(columns // side):
-            cells = []
-            for row in range(side):
-                for column in range(2 * side):
-                    left = (token_column * 2 * side + column) * width
-                    top = (token_row * side + row) * height
+    across, down = tokens[1] * cells[1], tokens[0] * cells[0]
+    found_tokens = []
+    for token_row in range(tokens[0]):
+        for token_column in range(tokens[1]):
+            found_cells = []
+            for row in range(cells[0]):
+                for column in range(cells[1]):
+                    left, top = token_column * cells[1] + column, token_row * cells[0] + row
                     found = BLANK
                     for character in characters:
-                        x = character.x * columns * patch_size / image_size[0]
-                        y = character.y * rows * patch_size / image_size[1]
-                        if left <= x < left + width and top <= y < top + height:
+                        height = character.y if character.middle is None else character.middle
+                        x, y = character.x * across / image_size[0], height * down / image_size[1]
+                        if left <= x < left + 1 and top <= y < top + 1:
                             found = character_class(character.char)
                             break
-                    cells.append(found)
-            tokens.append(cells)
-    return np.array(tokens)
+                    found_cells.append(found)
+            found_tokens.append(found_cells)
+    return np.array(found_tokens)
 
 
-@given(seed=st.integers(0, 10**6), stages=st.integers(0, 3), patch=st.sampled_from([4, 7, 8, 10]))
-def test_targets_equal_the_slow_loop(seed, stages, patch):
+@given(seed=st.integers(0, 10**6), cells=st.sampled_from([(1, 2), (2, 4), (8, 16), (2, 6)]))
+def test_targets_equal_the_slow_loop(seed, cells):
     rng = random.Random(seed)
-    side = 2**stages
-    grid = (side * rng.randint(1, 3), side * rng.randint(1, 3))
-    # The image had another size before it was resized to the grid.
-    width, height = grid[1] * patch + rng.randint(0, 15), grid[0] * patch + rng.randint(0, 15)
+    tokens = (rng.randint(1, 3), rng.randint(1, 3))
+    width, height = rng.randint(20, 90), rng.randint(20, 90)
     alphabet = "".join(map(chr, range(32, 127))) + "é漢\n"
-    count = rng.choice([0, 1, 30])
-    characters = [
-        Character(rng.choice(alphabet), rng.uniform(-3, width + 3), rng.uniform(-3, height + 3)) for _ in range(count)
-    ]
-    expected = slow_targets(characters, (width, height), grid, patch, stages)
-    actual = cell_targets(characters, (width, height), grid, stages)
+    characters = []
+    for _ in range(rng.choice([0, 1, 30])):
+        x, y = rng.uniform(-3, width + 3), rng.uniform(-3, height + 3)
+        characters.append(Character(rng.choice(alphabet), x, y, rng.choice([None, y + rng.uniform(-4, 4)])))
+    expected = slow_targets(characters, (width, height), tokens, cells)
+    actual = cell_targets(characters, (width, height), tokens, cells)
     np.testing.assert_array_equal(actual, expected)
 
 
 def test_of_two_characters_in_a_cell_the_first_stays():
     both = [Character("a", 1, 1), Character("b", 2, 2)]
-    assert cell_targets(both, (8, 8), (1, 1), 0).tolist() == [[character_class("a"), BLANK]]
-    assert cell_targets(both[::-1], (8, 8), (1, 1), 0).tolist() == [[character_class("b"), BLANK]]
+    assert cell_targets(both, (8, 8), (1, 1), (1, 2)).tolist() == [[character_class("a"), BLANK]]
+    assert cell_targets(both[::-1], (8, 8), (1, 1), (1, 2)).tolist() == [[character_class("b"), BLANK]]
 
 
 def test_classes():
@@ -74,24 +70,22 @@ def test_classes():
     assert character_class("\n") == character_class("é") == UNKNOWN
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3])
-def test_targets_before_the_last_stage_are_those_of_one_stage_less(stages):
+@pytest.mark.parametrize("cells", [(2, 4), (4, 8), (8, 16), (2, 6)])
+def test_targets_before_the_last_stage_are_those_of_a_quarter(cells):
     rng = random.Random(1)
-    grid = (2**stages * 2, 2**stages * 3)
-    size = (grid[1] * 8, grid[0] * 8)
+    size = (96, 64)
     characters = [Character(rng.choice("abcdef"), rng.uniform(0, size[0]), rng.uniform(0, size[1])) for _ in range(200)]
-    final = torch.from_numpy(cell_targets(characters, size, grid, stages))
-    direct = cell_targets(characters, size, grid, stages - 1)
+    final = torch.from_numpy(cell_targets(characters, size, (2, 3), cells))
+    direct = cell_targets(characters, size, (4, 6), (cells[0] // 2, cells[1] // 2))
     # The same tokens as windows of 2 x 2, as `Layout.windows` cuts them.
-    rows, columns = grid[0] // 2 ** (stages - 1), grid[1] // 2 ** (stages - 1)
-    windows = direct.reshape(rows // 2, 2, columns // 2, 2, -1).transpose(0, 2, 1, 3, 4).reshape(len(final), 4, -1)
-    assert np.array_equal(targets_before_last_stage(final).numpy(), windows)
+    windows = direct.reshape(2, 2, 3, 2, -1).transpose(0, 2, 1, 3, 4).reshape(len(final), 4, -1)
+    assert np.array_equal(targets_before_last_stage(final, cells).numpy(), windows)
     assert (windows != BLANK).any()
 
 
 def test_scores_are_weighted_sums():
     torch.manual_seed(0)
-    head = CellReader(16, 1, True).final
+    head = CellReader(16, usual_cells(1), True).final
     tokens, targets = torch.randn(5, 16), torch.randint(0, NUM_CLASSES, (5, 8))
     targets[0, :3] = BLANK
     targets[1, :2] = UNKNOWN
@@ -118,7 +112,7 @@ def test_scores_are_weighted_sums():
 
 
 def test_a_tower_without_stages_has_one_head():
-    assert CellReader(16, 0, False).before is None
-    assert CellReader(16, 0, False).final.num_cells == 2
-    assert CellReader(16, 2, True).final.num_cells == 32
-    assert CellReader(16, 2, True).before.num_cells == 8
+    assert CellReader(16, usual_cells(0), False).before is None
+    assert CellReader(16, usual_cells(0), False).final.num_cells == 2
+    assert CellReader(16, usual_cells(2), True).final.num_cells == 32
+    assert CellReader(16, usual_cells(2), True).before.num_cells == 8

@@ -12,7 +12,7 @@ from foveate.errors import FoveateError
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.examples import ROLES, Example, Turn
 from foveate.training.pointing import NOWHERE, answer_places
-from foveate.training.supervision import UNKNOWN, cell_targets, colour_targets, page_targets
+from foveate.training.supervision import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.views.images import open_image
 
 #: Label of a position that is not learned.
@@ -33,6 +33,7 @@ class Collator:
         pages: Produce `pages`, the characters that stand anywhere on an image.
         colours: Produce `colours`, those of the quarters of the final tokens.
         window: Make images of this many patches a side (`recipe.Stage.window`).
+        cell_grid: (rows, columns) of the cells of a final token; by default `supervision.usual_cells`.
 
     Raises:
         FoveateError: the model takes no windows.
@@ -47,6 +48,7 @@ class Collator:
         pages: bool = False,
         colours: bool = False,
         window: int | None = None,
+        cell_grid: tuple[int, int] | None = None,
     ) -> None:
         self.processor = processor
         self.architecture = architecture_of(processor)
@@ -57,6 +59,7 @@ class Collator:
         self.pages = pages
         self.colours = colours
         self.window = window
+        self.cell_grid = cell_grid or usual_cells(self.stages)
         if window is not None and not self.architecture.has_window():
             able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.has_window())
             raise FoveateError(
@@ -210,13 +213,13 @@ class Collator:
         remaining = iter(grids)
         for example, row in zip(examples, pictures, strict=True):
             for index, picture in enumerate(row):
-                rows, columns = next(remaining)
+                tokens = self._token_grid(next(remaining))
                 if example.characters is None:
-                    tokens = rows * columns // 4**self.stages
-                    targets.append(np.full((tokens, 2 * 4**self.stages), UNKNOWN, dtype=np.int64))
+                    cells = self.cell_grid[0] * self.cell_grid[1]
+                    targets.append(np.full((tokens[0] * tokens[1], cells), UNKNOWN, dtype=np.int64))
                 else:
                     drawn = example.characters[index]
-                    targets.append(cell_targets(drawn, picture.size, (rows, columns), self.stages))
+                    targets.append(cell_targets(drawn, picture.size, tokens, self.cell_grid))
         return torch.from_numpy(np.concatenate(targets))
 
     def _token_grid(self, grid: Sequence[int]) -> tuple[int, int]:

@@ -20,7 +20,13 @@ from foveate.runtime import Handle, compress
 from foveate.training import router
 from foveate.training.architectures import architecture_of
 from foveate.training.pointing import PointingTeacher
-from foveate.training.supervision import NUM_CLASSES, CellReader, ColourReader, targets_before_last_stage
+from foveate.training.supervision import (
+    NUM_CLASSES,
+    CellReader,
+    ColourReader,
+    targets_before_last_stage,
+    usual_cells,
+)
 
 
 class Learner(nn.Module):
@@ -32,12 +38,13 @@ class Learner(nn.Module):
     Args:
         model: The model to train.
         seed: Seed of the heads' first weights; the global random state is left alone.
+        cells: (rows, columns) of the cells of a final token; by default `supervision.usual_cells`.
     """
 
     #: The trainer divides the losses itself.
     accepts_loss_kwargs = False
 
-    def __init__(self, model: PreTrainedModel, seed: int = 0) -> None:
+    def __init__(self, model: PreTrainedModel, seed: int = 0, cells: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.model: Any = model
         self.architecture = architecture_of(model)
@@ -45,7 +52,8 @@ class Learner(nn.Module):
         width = self.architecture.token_width(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.reader = CellReader(width, self.architecture.stages(config), self.architecture.has_windows(config))
+            cells = cells or usual_cells(self.architecture.stages(config))
+            self.reader = CellReader(width, cells, self.architecture.has_windows(config))
             # Which characters stand on the page, from its [CLS] token.
             self.page_reader = nn.Linear(width, NUM_CLASSES - 1) if self.architecture.has_cls(config) else None
             self.colour_reader = ColourReader(width)
@@ -187,7 +195,7 @@ class Learner(nn.Module):
         }
         if self.reader.before is not None:
             layout = Layout.from_grids(self._seen["grids"], len(cells), 0)
-            targets = targets_before_last_stage(layout.pack(cells))
+            targets = targets_before_last_stage(layout.pack(cells), self.reader.cells)
             score = self.reader.before.score(self._seen["windows"], targets, blank_weight)
             sums |= {
                 "before_loss": score.loss,

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foveate.errors import FoveateError
-from foveate.training.supervision import Character
+from foveate.training.supervision import Character, height_of
 
 #: Marks a position that points nowhere.
 NOWHERE = -100
@@ -58,7 +58,7 @@ def answer_places(
             places.append(NOWHERE)
             continue
         character = next(run)
-        row = min(max(int(character.y * rows / height), 0), rows - 1)
+        row = min(max(int(height_of(character) * rows / height), 0), rows - 1)
         column = min(max(int(character.x * columns / width), 0), columns - 1)
         places.append(row * columns + column)
     return places

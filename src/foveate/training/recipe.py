@@ -354,6 +354,8 @@ class Recipe:
         save_every: Steps between checkpoints.
         save_minutes: Minutes between checkpoints, whichever comes first.
         keep: Checkpoints kept per stage.
+        cells: Rows and columns of the cells into which a final token of the tower is divided for the losses `cells` and
+            `before`, both even; by default cells are one patch high and half a patch wide.
     """
 
     model: ModelChoice
@@ -365,6 +367,7 @@ class Recipe:
     save_every: int = 1000
     save_minutes: float = 10.0
     keep: int = 2
+    cells: tuple[int, int] | None = None
 
     def check(self, where: str) -> None:
         """Raises FoveateError for empty or ambiguous stages and counts below 1."""
@@ -388,5 +391,7 @@ class Recipe:
         for name in ("log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} must be at least 1.")
+        if self.cells is not None and any(number < 2 or number % 2 for number in self.cells):
+            raise FoveateError(f"{where}.cells: {list(self.cells)} must be even numbers of rows and columns.")
         if not self.save_minutes > 0:
             raise FoveateError(f"{where}.save_minutes: {self.save_minutes} is not positive.")

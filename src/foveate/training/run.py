@@ -86,7 +86,7 @@ class Run:
         if not resume and any(checkpoints.latest(self._folder(i)) for i in range(len(self.recipe.stages))):
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = Learner(model, self.recipe.seed)
+        learner = Learner(model, self.recipe.seed, self.recipe.cells)
         for _, stage in stages:  # what this model cannot follow is found before hours of training
             if stage.loss.pointing and getattr(model.config, "num_voco_tokens", 0):
                 raise FoveateError(
@@ -120,7 +120,7 @@ class Run:
         if newest is None:
             raise FoveateError(f"{self.output} holds no checkpoint to export; train first.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = Learner(model, self.recipe.seed)
+        learner = Learner(model, self.recipe.seed, self.recipe.cells)
         for _, other in self._chosen(None):
             with learner.following(other.plan):
                 pass
@@ -209,6 +209,7 @@ class Run:
                 pages=stage.loss.page > 0,
                 colours=stage.loss.colours > 0,
                 window=stage.window,
+                cell_grid=self.recipe.cells,
             ),
             # Stages see different data.
             seed=self.recipe.seed * 1000 + index,

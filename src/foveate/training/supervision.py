@@ -9,7 +9,11 @@ second one does the same on the tokens just before the last stage, so that the b
 what the merge must keep. The heads are training equipment and are never part of an exported model.
 
 With s stages and a patch of p pixels, a final token covers 2^s x 2^s patches, hence 2^s rows of 2^(s+1)
-cells; a token before the last stage covers 2^(s-1) rows of 2^s cells.
+cells; a token before the last stage covers 2^(s-1) rows of 2^s cells. A recipe may divide final tokens into other
+numbers of rows and columns: where patches are small, into fewer.
+
+Characters of a line belong to one row of cells, that of the middle of its capitals: their own centres would scatter
+full stops, capitals and small letters over two rows wherever a line lies near an edge.
 """
 
 from __future__ import annotations
@@ -49,6 +53,17 @@ class Character(Protocol):
         """Pixels from the top edge."""
 
 
+def height_of(character: Character) -> float:
+    """Pixels from the top edge to the middle of a character's line, or to its own centre where that is not known."""
+    middle = getattr(character, "middle", None)
+    return character.y if middle is None else middle
+
+
+def usual_cells(num_stages: int) -> tuple[int, int]:
+    """(rows, columns) of the cells of a final token, one patch high and half a patch wide."""
+    return 2**num_stages, 2 ** (num_stages + 1)
+
+
 def character_class(char: str) -> int:
     """Class of one character: 1 to 95 for printable ASCII, `UNKNOWN` for everything else."""
     code = ord(char)
@@ -61,24 +76,24 @@ def cell_map(characters: Sequence[Character], image_size: tuple[int, int], grid:
     Args:
         characters: What was drawn, with centres in pixels of the original image.
         image_size: (width, height) of the original image, before the processor resized it.
-        grid: (rows, columns) of patches after resizing.
+        grid: (rows, columns) of cells.
 
     Returns:
-        int64 array (rows, 2 * columns). Where two centres share a cell, the character listed first wins;
+        int64 array (rows, columns). Where two centres share a cell, the character listed first wins;
         a character whose centre lies outside the image is left out.
     """
     rows, columns = grid
-    cells = np.full((rows, 2 * columns), BLANK, dtype=np.int64)
+    cells = np.full((rows, columns), BLANK, dtype=np.int64)
     if not characters:
         return cells
     classes = np.fromiter((character_class(c.char) for c in characters), np.int64, len(characters))
     x = np.fromiter((c.x for c in characters), np.float64, len(characters))
-    y = np.fromiter((c.y for c in characters), np.float64, len(characters))
-    column = np.floor(x * (2 * columns / image_size[0])).astype(np.int64)
+    y = np.fromiter((height_of(c) for c in characters), np.float64, len(characters))
+    column = np.floor(x * (columns / image_size[0])).astype(np.int64)
     row = np.floor(y * (rows / image_size[1])).astype(np.int64)
-    inside = (column >= 0) & (column < 2 * columns) & (row >= 0) & (row < rows)
+    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
     # `unique` gives the first of equal places; assigning to equal places directly would keep an arbitrary one.
-    places, first = np.unique(row[inside] * 2 * columns + column[inside], return_index=True)
+    places, first = np.unique(row[inside] * columns + column[inside], return_index=True)
     cells.reshape(-1)[places] = classes[inside][first]
     return cells
 
@@ -86,28 +101,36 @@ def cell_map(characters: Sequence[Character], image_size: tuple[int, int], grid:
 def cell_targets(
     characters: Sequence[Character],
     image_size: tuple[int, int],
-    grid: tuple[int, int],
-    num_stages: int,
+    tokens: tuple[int, int],
+    cells: tuple[int, int],
 ) -> np.ndarray:
-    """Targets (L', 2 * 4^s) of one image's final tokens: tokens row-major, the cells of a token row-major.
+    """Targets (L', rows * columns) of one image's final tokens: tokens row-major, the cells of a token row-major.
 
-    The arguments are those of `cell_map`; `num_stages` is the s of the tower.
+    Args:
+        characters: What was drawn, with centres in pixels of the original image.
+        image_size: (width, height) of the original image, before the processor resized it.
+        tokens: (rows, columns) of final tokens after resizing.
+        cells: (rows, columns) of the cells of a token, such as `usual_cells`.
     """
-    cells = cell_map(characters, image_size, grid)
-    side = 2**num_stages
-    blocks = cells.reshape(grid[0] // side, side, grid[1] // side, 2 * side)
-    return blocks.transpose(0, 2, 1, 3).reshape(-1, 2 * side * side)
+    down, across = cells
+    found = cell_map(characters, image_size, (tokens[0] * down, tokens[1] * across))
+    blocks = found.reshape(tokens[0], down, tokens[1], across)
+    return blocks.transpose(0, 2, 1, 3).reshape(-1, down * across)
 
 
-def targets_before_last_stage(targets: torch.Tensor) -> torch.Tensor:
-    """Targets (L', 2 * 4^s) of final tokens as those of the 2 x 2 tokens that made each of them.
+def targets_before_last_stage(targets: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+    """Targets (L', rows * columns) of final tokens as those of the 2 x 2 tokens that made each of them.
+
+    Args:
+        targets: From `cell_targets`.
+        cells: (rows, columns) of the cells of a final token, both even.
 
     Returns:
-        (L', 4, 2 * 4^(s-1)): the four tokens of a window row-major, as a stage reads them.
+        (L', 4, rows * columns / 4): the four tokens of a window row-major, as a stage reads them.
     """
-    side = round((targets.shape[1] / 2) ** 0.5)
-    quarters = targets.view(-1, 2, side // 2, 2, side).transpose(2, 3)
-    return quarters.reshape(-1, 4, side * side // 2)
+    down, across = cells
+    quarters = targets.view(-1, 2, down // 2, 2, across // 2).transpose(2, 3)
+    return quarters.reshape(-1, 4, down * across // 4)
 
 
 def page_targets(characters: Sequence[Character] | None) -> np.ndarray:
@@ -188,14 +211,15 @@ class CellReader(nn.Module):
 
     Args:
         hidden_size: Width of the tower's tokens.
-        num_stages: Stages s: a token covers 2^s x 2^s patches.
+        cells: (rows, columns) of the cells of a final token; both even where there is a head `before`.
         before: Whether there is a head `before`.
     """
 
-    def __init__(self, hidden_size: int, num_stages: int, before: bool) -> None:
+    def __init__(self, hidden_size: int, cells: tuple[int, int], before: bool) -> None:
         super().__init__()
-        self.final = CellHead(hidden_size, 2 * 4**num_stages)
-        self.before = CellHead(hidden_size, 2 * 4 ** (num_stages - 1)) if before else None
+        self.cells = cells
+        self.final = CellHead(hidden_size, cells[0] * cells[1])
+        self.before = CellHead(hidden_size, cells[0] * cells[1] // 4) if before else None
 
 
 class ColourReader(nn.Sequential):

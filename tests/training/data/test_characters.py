@@ -28,7 +28,7 @@ def test_centres_are_those_of_the_ink(cap):
         page = Page(Image.new("RGB", (1300, 100), WHITE))
         page.text(5.3, 60, text, face, BLACK, spacing=3 * cap)  # wide enough for no two characters to touch
         assert [c.char for c in page.characters] == list(text)
-        for i, (char, x, y) in enumerate(page.characters):
+        for i, (char, x, y, middle) in enumerate(page.characters):
             alone = Image.new("RGB", page.image.size, WHITE)
             box = page.boxes[i]
             corner = tuple(int(v) for v in box)
@@ -36,6 +36,9 @@ def test_centres_are_those_of_the_ink(cap):
             left, top, right, bottom = ink_box(alone)
             assert (left, top, right, bottom) == corner, char
             assert (x, y) == ((left + right) / 2, (top + bottom) / 2)
+            assert middle == page.characters[0].middle
+        # "A" has its ink's centre where the middle of the capitals is.
+        assert page.characters[0].middle == pytest.approx(page.characters[0].y, abs=0.6)
         # Nothing was drawn outside the boxes.
         blank = page.image.copy()
         for box in page.boxes:
@@ -68,11 +71,12 @@ def test_characters_move_with_the_page():
         places = [(40, 30), (120, 30), (40, 90), (120, 90)]
         for x, y in places:
             image.paste(BLACK, (x - 2, y - 2, x + 3, y + 3))
-        dots = [Character("o", x + 0.5, y + 0.5) for x, y in places]
+        dots = [Character("o", x + 0.5, y + 0.5, y + 0.5) for x, y in places]
         changed, moved = degrade(rng, image, dots, 1.0, grey=False)
         turned += moved != dots
         dark = 255 - np.asarray(changed.convert("L")).astype(float)
-        for _, x, y in moved:
+        for _, x, y, middle in moved:
+            assert middle == pytest.approx(y)
             left, top = round(x) - 8, round(y) - 8
             part = np.clip(dark[top : top + 17, left : left + 17] - 120, 0, None)
             rows, columns = np.indices(part.shape)

@@ -96,6 +96,7 @@ class Page:
         y = round(baseline)
         width, height = self.image.size
         pens = face.pens(text, spacing)
+        middle = y - face.font.cap_ratio * face.size / 2
         for char, pen in zip(text, pens, strict=False):
             if char == " ":
                 continue
@@ -108,7 +109,7 @@ class Page:
                 raise DoesNotFit(text)
             self.draw.bitmap((left, top), matte, fill)
             self.boxes.append(Box(left, top, right, bottom))
-            self.characters.append(Character(char, (left + right) / 2, (top + bottom) / 2))
+            self.characters.append(Character(char, (left + right) / 2, (top + bottom) / 2, middle))
         return x + pens[-1]
 
     def text_right(self, x: float, baseline: float, text: str, face: Face, fill: Colour) -> float:

@@ -108,9 +108,10 @@ def _turned(
     c, f = cx - a * cx - b * cy, cy - d * cx - e * cy  # output pixel (x, y) comes from (ax + by + c, dx + ey + f)
     determinant = a * e - b * d
     moved = []
-    for char, x, y in characters:
+    for char, x, y, middle in characters:
         u, v = x - c, y - f
-        moved.append(Character(char, (e * u - b * v) / determinant, (a * v - d * u) / determinant))
+        turned_middle = None if middle is None else (a * (middle - f) - d * u) / determinant
+        moved.append(Character(char, (e * u - b * v) / determinant, (a * v - d * u) / determinant, turned_middle))
     edge = 3
     if any(not (edge <= m.x <= width - edge and edge <= m.y <= height - edge) for m in moved):
         return image, characters

@@ -12,12 +12,14 @@ class Character(NamedTuple):
     """One drawn character.
 
     `x` and `y` are the centre of its ink in pixels of the image, measured from the left and top edge of the
-    image (the centre of the pixel in the top left corner is 0.5, 0.5).
+    image (the centre of the pixel in the top left corner is 0.5, 0.5). `middle` is where the middle of the capitals
+    of its line is at this x: the same for all characters of a level line, where full stops and capitals differ in y.
     """
 
     char: str
     x: float
     y: float
+    middle: float | None = None
 
 
 @dataclass(slots=True)
