@@ -1,8 +1,8 @@
 """Fonts found on this machine, checked for printable ASCII, with cached glyphs.
 
 Looked for at run time: the DejaVu family inside the matplotlib package, the usual font folders of the system, and
-last the font that Pillow carries itself. Nothing is downloaded and none is required: with no font file at all
-everything is drawn in Pillow's own font.
+the font that Pillow carries itself, in which much is drawn that people show a model. Nothing is downloaded and none is
+required: with no font file at all everything is drawn in Pillow's own font.
 """
 
 from __future__ import annotations
@@ -256,18 +256,18 @@ def families() -> dict[str, list[Font]]:
             if font is not None:
                 # One file a style: the same face often lies in two folders or in two formats.
                 found.setdefault(_group(font), {}).setdefault(f"{font.family} {font.style}", font)
+    own = _read("")
+    if own is not None:
+        found.setdefault(_group(own), {}).setdefault(f"{own.family} {own.style}", own)
     if not found:
-        own = _read("")
-        if own is None:
-            raise RuntimeError("no font can be drawn here: neither a font file nor Pillow's own font is usable")
-        found[_group(own)] = {own.style: own}
+        raise RuntimeError("no font can be drawn here: neither a font file nor Pillow's own font is usable")
     return {name: list(found[name].values()) for name in sorted(found)}
 
 
 # What most documents are set in; drawn three times as often as the others.
 _USUAL = re.compile(
     r"liberation|dejavu|noto|roboto|open sans|lato|nimbus|free(sans|serif|mono)|aerial|veranda|tymes|carlito"
-    r"|caladea|stix"
+    r"|caladea|stix|aileron"
 )
 
 

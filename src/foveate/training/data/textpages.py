@@ -102,6 +102,18 @@ def render_text_page(
     return Sample(image, question, " ".join(lines), "text_page", characters, meta)
 
 
+def _with_marks(rng: random.Random, text: str) -> str:
+    """Some strings with what stands about words on documents: colons, commas, brackets, signs."""
+    kind = rng.random()
+    if kind > 0.2 or len(text) < 3:
+        return text
+    if kind > 0.06:
+        return text[:-1] + rng.choice(":::,,..;!?%*")
+    if kind > 0.03:
+        return rng.choice("#$-*@+") + text[1:]
+    return rng.choice(("()", "[]", '""', "''"))[0] + text[1:-1] + rng.choice(")]\"'/&=")
+
+
 def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: Colour) -> str:
     """Draw words from left to right until no more fits; returns what was drawn."""
     rng, width = brief.rng, page.image.width
@@ -115,7 +127,7 @@ def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: Colour)
         if room < 1:
             break
         for shorter in range(4):  # wide letters may need a shorter string
-            text = any_string(brief.words, max(1, int(room) - shorter * 2))
+            text = _with_marks(rng, any_string(brief.words, max(1, int(room) - shorter * 2)))
             if x + face.width(text) <= width - 2:
                 break
         else:
