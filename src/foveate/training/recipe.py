@@ -108,6 +108,8 @@ class Rendered:
         final_difficulty: Where given, the range that `difficulty` grows to in the same way.
         growth: Fraction of the stage over which sizes and difficulties grow.
         caps: Smallest and largest height of capitals in pixels on text pages.
+        least: Smallest height of capitals in pixels everywhere else; by default what the difficulty allows.
+        questions: Most questions about one image.
     """
 
     tasks: dict[str, float] = field(default_factory=dict)
@@ -117,6 +119,8 @@ class Rendered:
     final_difficulty: tuple[float, float] | None = None
     growth: float = 0.5
     caps: tuple[float, float] = (7.0, 28.0)
+    least: float | None = None
+    questions: int = 3
 
     def check(self, where: str) -> None:
         """Raises FoveateError for weights that are not positive and ranges that are none."""
@@ -131,6 +135,10 @@ class Rendered:
             raise FoveateError(f"{where}.growth: {self.growth} is not a fraction between 0 and 1.")
         if not 4 <= self.caps[0] <= self.caps[1]:
             raise FoveateError(f"{where}.caps: {list(self.caps)} is not a range of pixels from 4 on.")
+        if self.least is not None and not self.least >= 4:
+            raise FoveateError(f"{where}.least: {self.least} is not a height of at least 4 pixels.")
+        if self.questions < 1:
+            raise FoveateError(f"{where}.questions: {self.questions} must be at least 1.")
 
 
 @dataclass(frozen=True)

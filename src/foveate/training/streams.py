@@ -117,7 +117,7 @@ class RenderedSource:
             extra = rng.integers(0, self._unit, 2) if rng.random() < 0.5 else (0, 0)
             size = (width + int(extra[0]), height + int(extra[1]))
             difficulty = float(rng.uniform(easiest, hardest))
-            draws.append(partial(_render, task, int(rng.integers(2**62)), size, difficulty, self._settings.caps))
+            draws.append(partial(_render, task, int(rng.integers(2**62)), size, difficulty, self._settings))
         return draws
 
     def _size(self, share: float, rng: np.random.Generator) -> tuple[int, int, list[str | None]]:
@@ -163,17 +163,22 @@ def sizes_at(settings: Rendered, share: float) -> Sizes:
     return Sizes(width, height, round(_between(*areas, share)))
 
 
-def _render(
-    task: str | None, seed: int, size: tuple[int, int], difficulty: float, caps: tuple[float, float]
-) -> Example:
+def _render(task: str | None, seed: int, size: tuple[int, int], difficulty: float, settings: Rendered) -> Example:
     from foveate.training.data import render, render_text_page
 
     if task == TEXT_PAGE:
-        sample = render_text_page(random.Random(seed), size, difficulty=difficulty, caps=caps)
+        sample = render_text_page(random.Random(seed), size, difficulty=difficulty, caps=settings.caps)
     else:
         for attempt in range(_ATTEMPTS):
             try:
-                sample = render(task, seed + attempt, size=size, difficulty=difficulty)
+                sample = render(
+                    task,
+                    seed + attempt,
+                    size=size,
+                    difficulty=difficulty,
+                    least=settings.least,
+                    most=settings.questions,
+                )
                 break
             except RuntimeError:  # this layout does not fit this size; another one will
                 if attempt + 1 == _ATTEMPTS:

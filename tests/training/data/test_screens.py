@@ -15,7 +15,7 @@ SEEDS = range(10)
 
 def inside(screen: Screen, box) -> str:
     """The characters whose centres lie in a box, in drawing order."""
-    return "".join(c for c, x, y in screen.characters if box.left < x < box.right and box.top < y < box.bottom)
+    return "".join(c for c, x, y, _ in screen.characters if box.left < x < box.right and box.top < y < box.bottom)
 
 
 def test_same_arguments_same_screen_and_the_global_state_is_left_alone():

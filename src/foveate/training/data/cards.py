@@ -79,7 +79,7 @@ def read_card(brief: Brief) -> tuple[Page, Drawn]:
     height = sum(sizes) * leading + (1.0 if layout in ("split", "band") else 0)
     margin = rng.uniform(4, 5 + 0.04 * brief.width)
     fits = min((brief.width - 2 * margin) / widest, (brief.height - 2 * margin) / height)
-    if fits < max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt)):
+    if fits < brief.floor(max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt))):
         raise DoesNotFit("card")
     cap = min(fits, rng.uniform(brief.least_cap, 24))
     page, paper, ink = _open_sheet(brief)
@@ -177,7 +177,7 @@ def menu(brief: Brief) -> tuple[Page, Drawn]:
     margin = rng.uniform(4, 5 + 0.04 * brief.width)
     widest = max(widest, font.width(title, 1.05))
     fits = min((brief.width - 2 * margin) / widest, (brief.height - 2 * margin) / height)
-    if fits < max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt)):
+    if fits < brief.floor(max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt))):
         raise DoesNotFit("menu")
     cap = min(fits, rng.uniform(brief.least_cap, 22))
     page, _, ink = _open_sheet(brief)

@@ -128,7 +128,7 @@ def _sheet(brief: Brief, title: str) -> tuple[Sheet, Box]:
     page = Page(sheet(rng, brief.width, brief.height, paper, brief.difficulty * 0.7), apart(paper, ink))
     font = brief.font()
     most = min(20.0, brief.height / 9, brief.width / 11)
-    cap = max(brief.least_cap * (1 - 0.015 * brief.attempt), 6.0)
+    cap = brief.floor(max(brief.least_cap * (1 - 0.015 * brief.attempt), 6.0))
     cap = rng.uniform(cap, max(cap, most))
     margin = rng.uniform(4, 5 + 0.03 * min(brief.width, brief.height))
     top = margin

@@ -237,7 +237,7 @@ def _form(brief: Brief) -> tuple[Page, list[Filled], dict[str, object]]:
     step = (leading + 2.1 if two_lines else leading) * lines + 1 + (2.6 if heading else 0)
     margin = rng.uniform(3, 4 + 0.03 * brief.width)
     fits = min((brief.width - 2 * margin) / (widest * 1.06), (brief.height - 2 * margin) / step)
-    if fits < brief.least_cap * max(0.6, 1 - 0.02 * brief.attempt):
+    if fits < brief.floor(brief.least_cap * max(0.6, 1 - 0.02 * brief.attempt)):
         raise DoesNotFit("form")
     cap = min(fits, rng.uniform(brief.least_cap, 26))
     face, bold = font.face(cap), label_font.face(cap)
@@ -262,7 +262,7 @@ def _shown(brief: Brief, label: str) -> str:
 def read_field(brief: Brief) -> tuple[Page, Drawn]:
     """The value of one field."""
     page, fields, meta = _form(brief)
-    first, *others = brief.rng.sample(fields, min(3, len(fields)))
+    first, *others = brief.rng.sample(fields, min(brief.most, len(fields)))
     more = tuple((_question(brief, fields, field), field.value) for field in others)
     return page, Drawn(_question(brief, fields, first), first.value, {**meta, "label": first.label}, more)
 

@@ -45,7 +45,8 @@ def least_cap(difficulty: float) -> float:
 class Brief:
     """What a renderer is asked for: everything random comes from `rng`.
 
-    `attempt` counts how often this sample did not fit before; renderers draw less and shorter as it grows.
+    `attempt` counts how often this sample did not fit before; renderers draw less and shorter as it grows. `least`: no
+    capitals are smaller, in pixels (None: what the difficulty allows). `most`: questions of one page.
     """
 
     rng: random.Random
@@ -54,6 +55,8 @@ class Brief:
     height: int
     difficulty: float
     attempt: int = 0
+    least: float | None = None
+    most: int = 3
 
     def __post_init__(self) -> None:
         self.words = Vocabulary(self.rng, self.split)
@@ -61,7 +64,11 @@ class Brief:
     @property
     def least_cap(self) -> float:
         """Smallest height of capitals in pixels."""
-        return least_cap(self.difficulty)
+        return least_cap(self.difficulty) if self.least is None else self.least
+
+    def floor(self, relaxed: float) -> float:
+        """Height of capitals below which nothing is drawn: `least`, or where there is none what a renderer allows."""
+        return relaxed if self.least is None else self.least
 
     def upto(self, easy: int, hard: int) -> int:
         """An upper end that grows with the difficulty, and shrinks with every attempt that did not fit."""

@@ -282,7 +282,7 @@ def _sums(brief: Brief, receipt: Receipt, tax: int, total: int, unit: str) -> li
 
 def _least_cap(brief: Brief) -> float:
     """Receipts are set smaller than anything else."""
-    return 10 - 1.5 * brief.difficulty
+    return brief.floor(10 - 1.5 * brief.difficulty)
 
 
 def _receipt(brief: Brief) -> Receipt:
@@ -334,7 +334,7 @@ def _print(brief: Brief, receipt: Receipt) -> tuple[Page, dict[str, object]]:
     margin = rng.uniform(3, 4 + 0.04 * brief.width)
     fits = min((brief.width - 2 * margin) / widest, (brief.height - 2 * margin) / height)
     least = _least_cap(brief)
-    if fits < max(6.0, least * (1 - 0.01 * brief.attempt)):
+    if fits < brief.floor(max(6.0, least * (1 - 0.01 * brief.attempt))):
         raise DoesNotFit("receipt")
     cap = min(fits, rng.uniform(least, 20))
     paper, ink = colours(rng, brief.difficulty * (0.7 if rng.random() < 0.5 else 0), dark=False)
@@ -426,9 +426,10 @@ DETAILS = {way: wordings(f"receipt.details.{way}") for way in ("number", "cashie
 
 
 def _main_field(brief: Brief, asked: str) -> tuple[Page, Drawn]:
-    """A receipt and a question for one of its four main fields; two of the others are asked for too."""
+    """A receipt and a question for one of its four main fields; others, and details, are asked for too."""
     receipt = _receipt(brief)
     page, meta = _print(brief, receipt)
+    rng, split = brief.rng, brief.split
     answers = {
         "company": (COMPANY, " ".join(receipt.company)),
         "date": (DATE, receipt.date),
@@ -436,9 +437,14 @@ def _main_field(brief: Brief, asked: str) -> tuple[Page, Drawn]:
         "address": (ADDRESS, " ".join(receipt.address)),
     }
     wordings, answer = answers.pop(asked)
-    question = ask(brief.rng, brief.split, wordings)
-    more = tuple((ask(brief.rng, brief.split, w), a) for w, a in brief.rng.sample(list(answers.values()), 2))
-    return page, Drawn(question, answer, meta, more)
+    question = ask(rng, split, wordings)
+    fields = rng.sample(list(answers.values()), min(2, brief.most - 1))
+    more = [(ask(rng, split, w), a) for w, a in fields]
+    for _ in range(brief.most - 3):
+        further, reply, _ = _detail(brief, receipt, rng.choice(receipt.items))
+        if further not in [q for q, _ in more]:
+            more.append((further, reply))
+    return page, Drawn(question, answer, meta, tuple(more))
 
 
 def receipt_company(brief: Brief) -> tuple[Page, Drawn]:
@@ -463,10 +469,15 @@ def receipt_address(brief: Brief) -> tuple[Page, Drawn]:
 
 def receipt_detail(brief: Brief) -> tuple[Page, Drawn]:
     """What an item cost or how many there were; the number, the cashier, the tax, the change."""
-    rng = brief.rng
     receipt = _receipt(brief)
     page, meta = _print(brief, receipt)
-    item = rng.choice(receipt.items)
+    question, answer, kind = _detail(brief, receipt, brief.rng.choice(receipt.items))
+    return page, Drawn(question, answer, {**meta, "kind": kind})
+
+
+def _detail(brief: Brief, receipt: Receipt, item: Item) -> tuple[str, str, str]:
+    """A question for an item or for another detail, its answer, and of which kind it is."""
+    rng = brief.rng
     options = [(AMOUNT_OF if item.count == 1 else AMOUNT_OF_SEVERAL, item.printed, "amount")]
     if item.count > 1:
         options.append((COUNT_OF, str(item.count), "count"))
@@ -476,4 +487,4 @@ def receipt_detail(brief: Brief) -> tuple[Page, Drawn]:
         options += [(DETAILS[kind], receipt.details[kind], kind)] * 2
     wordings, answer, kind = rng.choice(options)
     name = item.name if rng.random() < 0.7 else item.name.lower()
-    return page, Drawn(ask(rng, brief.split, wordings, item=name), answer, {**meta, "kind": kind})
+    return ask(rng, brief.split, wordings, item=name), answer, kind

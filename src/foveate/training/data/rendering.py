@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from foveate.errors import FoveateError
 
-from . import cards, charts, documents, receipts, shapes, signs, tables, textpages
+from . import cards, charts, documents, receipts, shapes, signs, snippets, tables, textpages
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import degrade
 from .sample import Sample
@@ -45,6 +45,7 @@ _TASKS: dict[str, Task] = {
     "receipt_total": Task(receipts.receipt_total, (128, 144), (0.35, 1.1), 1.0),
     "receipt_address": Task(receipts.receipt_address, (128, 144), (0.35, 1.1), 1.0),
     "receipt_detail": Task(receipts.receipt_detail, (128, 144), (0.35, 1.1), 1.0),
+    "snippet": Task(snippets.snippet, (96, 48), (0.6, 2.6), 3.0),
     "sign": Task(signs.sign, (64, 48), (0.5, 2.5), 2.0, True),
     "table_cell": Task(tables.table_cell, (112, 64), (0.7, 2.4), 2.0),
     "table_row": Task(tables.table_row, (112, 64), (0.7, 2.4), 1.0),
@@ -128,6 +129,8 @@ def render(
     *,
     sides: tuple[int, int] | None = None,
     difficulty: float = 1.0,
+    least: float | None = None,
+    most: int = 3,
 ) -> Sample:
     """Render one image and one question with its answer.
 
@@ -144,6 +147,9 @@ def render(
         sides: shortest and longest side in pixels when `size` is None; None: 64 to 192 at difficulty 0, 128 to 640
             at difficulty 1.
         difficulty: 0 (large type, little on the page, no noise) to 1 (everything).
+        least: smallest height of capitals in pixels; None: 12 at difficulty 0 to 9 at difficulty 1, and less where a
+            layout needs it.
+        most: most questions about one picture.
 
     Raises:
         FoveateError: an unknown task or split, or a size below `smallest_size(task)`.
@@ -159,7 +165,7 @@ def render(
     what = _task(task)
     size = size or _draw_size(rng, what, sides or usual_sides(difficulty))
     for attempt in range(_ATTEMPTS):
-        brief = Brief(rng, split, size[0], size[1], difficulty, attempt)
+        brief = Brief(rng, split, size[0], size[1], difficulty, attempt, least, most)
         try:
             page, drawn = what.draw(brief)
         except DoesNotFit:

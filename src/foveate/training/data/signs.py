@@ -110,7 +110,7 @@ def _sign(
         page.draw.line([*inner, inner[0]], fill=ink, width=1 + (right - left > 150))
     wide, high = (right - left) * across, (bottom - top) * down
     fits = min(wide / max(font.width(line, 1.05) for line in lines), high / (1.75 * len(lines) - 0.3))
-    if fits < max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt)):
+    if fits < brief.floor(max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt))):
         raise DoesNotFit("sign")
     cap = fits * rng.uniform(0.7, 1) if fits > 12 else fits
     face = font.face(min(cap, 110))

@@ -90,7 +90,7 @@ def _table(brief: Brief) -> tuple[Page, list[tuple[str, str]], list[str], list[l
     margin = rng.uniform(3, 5 + 0.03 * brief.width)
     high = leading * (rows_count + 1 + (1.4 if title else 0))
     fits = min((brief.width - 2 * margin) / sum(widths), (brief.height - 2 * margin) / high)
-    if fits < max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt)):
+    if fits < brief.floor(max(6.0, brief.least_cap * (1 - 0.02 * brief.attempt))):
         raise DoesNotFit("table")
     cap = min(fits, rng.uniform(brief.least_cap, 22))
     stretch = rng.uniform(1, min(1.8, (brief.width - 2 * margin) / (sum(widths) * cap)))
@@ -150,7 +150,7 @@ def table_cell(brief: Brief) -> tuple[Page, Drawn]:
     places = [(r, c) for r in range(len(names)) for c in range(len(columns))]
     questions = [
         (ask(rng, brief.split, CELL, row=_said(brief, names[r]), column=_said(brief, columns[c][0])), cells[r][c])
-        for r, c in rng.sample(places, min(3, len(places)))
+        for r, c in rng.sample(places, min(brief.most, len(places)))
     ]
     return page, Drawn(*questions[0], meta, tuple(questions[1:]))
 

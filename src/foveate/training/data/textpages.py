@@ -171,7 +171,7 @@ def read_word(brief: Brief) -> tuple[Page, Drawn]:
     font = brief.font()
     fits = min((brief.width - 6) / font.width(text, 1.0), (brief.height - 4) / 1.6)
     low = min(fits, max(brief.least_cap, 0.2 * fits))
-    if fits < min(6, brief.least_cap):
+    if fits < brief.floor(min(6, brief.least_cap)):
         raise DoesNotFit(text)
     cap = rng.uniform(low, min(fits * 0.97, 70)) if low < min(fits * 0.97, 70) else low
     face = font.face(cap)
@@ -209,7 +209,7 @@ def _lines(brief: Brief, count: int, columns: int, straight: bool) -> tuple[Page
         widest = max(sum(font.width(w, 1) + gap for w in row) for row in rows)
     leading = rng.uniform(1.7, 2.6)
     fits = min((brief.width - 8) / widest, (brief.height - 6) / (leading * count))
-    if fits < brief.least_cap - 0.25 * brief.attempt and fits < 12:
+    if fits < brief.floor(min(12, brief.least_cap - 0.25 * brief.attempt)):
         raise DoesNotFit("lines")
     cap = min(fits, rng.uniform(brief.least_cap, 24))
     face = font.face(cap)
@@ -236,7 +236,7 @@ def read_line(brief: Brief) -> tuple[Page, Drawn]:
     rng = brief.rng
     page, rows = _lines(brief, rng.randint(2, max(2, brief.upto(3, 8))), max(1, brief.upto(1, 3)), straight=False)
     questions = []
-    for n in rng.sample(range(len(rows)), min(3, len(rows))):
+    for n in rng.sample(range(len(rows)), min(brief.most, len(rows))):
         nth = "last" if n == len(rows) - 1 and rng.random() < 0.5 else ORDINALS[n]
         wordings = [w for w in NTH_LINE if "{n}" not in w] if nth == "last" else NTH_LINE
         questions.append((ask(rng, brief.split, wordings, nth=nth, n=str(n + 1)), " ".join(rows[n])))
