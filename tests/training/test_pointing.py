@@ -14,7 +14,7 @@ from foveate.training.collate import Collator
 from foveate.training.data import Character, render
 from foveate.training.examples import Example
 from foveate.training.learner import Learner
-from foveate.training.pointing import NOWHERE, PointingTeacher, answer_places
+from foveate.training.pointing import NOWHERE, PointingTeacher, answer_places, question_places
 from foveate.training.recipe import NewModel
 from foveate.training.recipe_file import parse_recipe
 
@@ -160,3 +160,49 @@ def test_pointing_needs_the_language_model() -> None:
     }
     with pytest.raises(FoveateError, match="pointing: needs the language model"):
         parse_recipe({"output": "out", "model": {"from": "somewhere"}, "stages": [stage]})
+
+
+def test_places_of_a_question() -> None:
+    characters = [*spelled("Total", 10), *spelled("12 50", 40), *spelled("due due", 60)]
+    places = question_places("The total: 12, due?", characters, (96, 64), (2, 3))
+    # "The" is not written, "12" is too short, "due" stands there twice.
+    assert places == [NOWHERE] * 4 + [0, 0, 0, 1, 1] + [NOWHERE] * 10
+
+
+def test_matches_of_a_conversation() -> None:
+    """Every character of a word of a question that is written once points at a token that holds this character."""
+    new = NewModel(
+        vision=dict(VISION), text=dict(TEXT), images=dict(IMAGES), phrases=["What is the ", "<|im_start|>user\n"]
+    )
+    collator = Collator(new_model(new, seed=0)[1], matching=True)
+    found = 0
+    for seed in range(6):
+        sample = render("read_field", seed, size=(192, 128))
+        example = Example.of_question(
+            sample.image, sample.question, sample.answer, sample.characters, sample.task, sample.more
+        )
+        batch = collator([example])
+        ids, matches = batch["input_ids"][0], batch["matches"][0]
+        first = int((ids == collator.processor.image_token_id).nonzero()[0])
+        rows, columns = (int(side) // 4 for side in batch["grid_hws"][0])
+        for position in (matches != NOWHERE).nonzero()[:, 0].tolist():
+            assert batch["labels"][0, position] == -100
+            row, column = divmod(int(matches[position]) - first, columns)
+            held = [
+                c.char.lower()
+                for c in sample.characters
+                if int(c.x * columns / 192) == column and int(c.middle * rows / 128) == row
+            ]
+            assert chr(ids[position]).lower() in held
+            found += 1
+    assert found > 20
+
+
+def test_phrases_are_one_token_and_nothing_is_lost() -> None:
+    new = NewModel(vision=dict(VISION), text=dict(TEXT), phrases=["What is the ", "<|im_start|>user\n"])
+    model, processor = new_model(new, seed=0)
+    text = "<|im_start|>user\nWhat is the total?<|im_end|>\n"
+    ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == 2 + len("total?") + 2
+    assert processor.tokenizer.decode(ids) == text
+    assert model.get_input_embeddings().num_embeddings == len(processor.tokenizer) > max(ids)

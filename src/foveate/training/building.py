@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
@@ -65,6 +66,7 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
     """
     architecture = architecture_named(new.architecture)
     tokenizer = architecture.tokenizer() if new.tokenizer == "bytes" else _tokenizer(new.tokenizer)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in new.phrases])
     vision = _configured(architecture.vision_class, new.vision, "model.new.vision")
     fields = dict(new.text)
     try:

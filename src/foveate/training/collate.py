@@ -11,7 +11,7 @@ import torch
 from foveate.errors import FoveateError
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.examples import ROLES, Example, Turn
-from foveate.training.pointing import NOWHERE, answer_places
+from foveate.training.pointing import NOWHERE, answer_places, question_places
 from foveate.training.supervision import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.views.images import open_image
 
@@ -30,6 +30,7 @@ class Collator:
         answers: Produce `input_ids`, `attention_mask` and `labels`.
         cells: Produce `cells`, the characters per cell of the final tokens.
         pointing: Produce `pointers`, where to look for every character of an answer.
+        matching: Produce `matches`, where the words of questions stand.
         pages: Produce `pages`, the characters that stand anywhere on an image.
         colours: Produce `colours`, those of the quarters of the final tokens.
         window: Make images of this many patches a side (`recipe.Stage.window`).
@@ -45,6 +46,7 @@ class Collator:
         answers: bool = True,
         cells: bool = False,
         pointing: bool = False,
+        matching: bool = False,
         pages: bool = False,
         colours: bool = False,
         window: int | None = None,
@@ -56,6 +58,7 @@ class Collator:
         self.answers = answers
         self.cells = cells
         self.pointing = pointing
+        self.matching = matching
         self.pages = pages
         self.colours = colours
         self.window = window
@@ -137,6 +140,11 @@ class Collator:
         self, messages: list[dict[str, str]], grids: Sequence[Sequence[int]], prompt: bool = False
     ) -> list[int]:
         """Ids of the messages, every placeholder expanded to the tokens of its image."""
+        text = self._expand(messages, grids, prompt)
+        return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _expand(self, messages: list[dict[str, str]], grids: Sequence[Sequence[int]], prompt: bool = False) -> str:
+        """The messages as text, every placeholder expanded to the tokens of its image."""
         tokenizer = self.processor.tokenizer
         text = tokenizer.apply_chat_template(
             messages, chat_template=self.processor.chat_template, tokenize=False, add_generation_prompt=prompt
@@ -147,19 +155,22 @@ class Collator:
             rows, columns = self._token_grid(grids[index])
             after = getattr(self.processor, "after_image", "")
             expanded += [self.processor.image_token * (rows * columns) + after, piece]
-        return tokenizer("".join(expanded), add_special_tokens=False)["input_ids"]
+        return "".join(expanded)
 
     def _text(
         self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]
     ) -> dict[str, torch.Tensor]:
         rows = []
-        pointers = []
+        pointers: list[list[int]] = []
+        matches: list[list[int]] = []
         start = 0
         for example, own in zip(examples, pictures, strict=True):
             stop = start + len(own)
             rows.append(self.encode(example.conversations, grids[start:stop]))
             if self.pointing:
                 pointers.append(self._pointers(example, own, grids[start:stop], *rows[-1]))
+            if self.matching:
+                matches.append(self._matches(example, own, grids[start:stop], rows[-1][0]))
             start = stop
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id, dtype=torch.long)
@@ -171,10 +182,11 @@ class Collator:
             attention_mask[row, : len(ids)] = 1
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch |= self.architecture.text_inputs(self.processor, input_ids)
-        if self.pointing:
-            batch["pointers"] = torch.full_like(labels, NOWHERE)
-            for row, positions in enumerate(pointers):
-                batch["pointers"][row, : len(positions)] = torch.tensor(positions)
+        for name, places in (("pointers", pointers), ("matches", matches)):
+            if places:
+                batch[name] = torch.full_like(labels, NOWHERE)
+            for row, positions in enumerate(places):
+                batch[name][row, : len(positions)] = torch.tensor(positions)
         return batch
 
     def _pointers(
@@ -205,6 +217,35 @@ class Collator:
                     pointers[begin + offset - 1] = NOWHERE if place == NOWHERE else image + place
             begin = end
         return pointers
+
+    def _matches(self, example: Example, pictures: list, grids: Sequence[Sequence[int]], ids: list[int]) -> list[int]:
+        """For every position the position of the image token that holds the character read there.
+
+        `NOWHERE` for all but the words of questions that are written once in the image, and for tokens of more than one
+        character.
+        """
+        matches = [NOWHERE] * len(ids)
+        if example.characters is None or len(pictures) != 1:
+            return matches
+        image = ids.index(self.processor.image_token_id)
+        grid = self._token_grid(grids[0])
+        messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in example.conversations]
+        text = self._expand(messages, grids)
+        offsets = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        position = {start: number for number, (start, end) in enumerate(offsets) if end - start == 1}
+        begin = 0
+        for message in messages:
+            question = message["content"].rpartition(self.processor.image_token)[2]
+            begin = text.index(question, begin)
+            if message["role"] == "user":
+                places = question_places(question, example.characters[0], pictures[0].size, grid)
+                for offset, place in enumerate(places):
+                    if place != NOWHERE and begin + offset in position:
+                        matches[position[begin + offset]] = image + place
+            begin += len(question)
+        return matches
 
     def _cell_targets(
         self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]

@@ -125,6 +125,7 @@ class Display:
             "cell_accuracy",
             "before_accuracy",
             "pointing_accuracy",
+            "matching_accuracy",
             "samples_per_second",
         )
         losses = "  ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in names if name in entry)

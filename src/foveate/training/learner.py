@@ -59,6 +59,7 @@ class Learner(nn.Module):
             self.colour_reader = ColourReader(width)
         self._seen: dict[str, torch.Tensor] = {}
         self._teacher: PointingTeacher | None = None
+        self._matcher: PointingTeacher | None = None
         self._handle: Handle | None = None
         self._seed = seed
         #: Routers of a Dynamic Pyramid Network, by layer, once a plan asks for them.
@@ -77,6 +78,12 @@ class Learner(nn.Module):
         if self._teacher is not None:
             self._teacher.remove()
         self._teacher = PointingTeacher(self.model.model.language_model, layers)
+
+    def match(self, layer: int) -> None:
+        """Tell the first head of this layer where the words of questions stand; see `pointing`."""
+        if self._matcher is not None:
+            self._matcher.remove()
+        self._matcher = PointingTeacher(self.model.model.language_model, [layer])
 
     @contextmanager
     def following(self, plan: str | None) -> Generator[None]:
@@ -116,6 +123,7 @@ class Learner(nn.Module):
         labels: torch.Tensor | None = None,
         cells: torch.Tensor | None = None,
         pointers: torch.Tensor | None = None,
+        matches: torch.Tensor | None = None,
         pages: torch.Tensor | None = None,
         colours: torch.Tensor | None = None,
         blank_weight: float = 1.0,
@@ -127,6 +135,8 @@ class Learner(nn.Module):
             labels: (B, T), -100 where nothing is learned; None skips the language model.
             cells: Cell classes (L', cells) of the final tokens (`supervision.cell_targets`); None skips the heads.
             pointers: (B, T), the position to look at from every position (`pointing`), after `point`; None skips them.
+            matches: (B, T), the position where the character read at every position stands, after `match`; None skips
+                them.
             pages: (n, classes), 1 for every character on an image, 0 for the others, negative where that is not known
                 (`supervision.page_targets`); None skips them.
             colours: (L', 12), of the quarters of the final tokens (`supervision.colour_targets`); None skips them.
@@ -145,11 +155,14 @@ class Learner(nn.Module):
             sums["answer_loss"] = F.cross_entropy(logits, targets, reduction="sum") + self._routing(learned.sum())
             sums["answer_tokens"] = learned.sum()
             sums["answer_right"] = (logits.detach().argmax(-1) == targets).sum()
-            if self._teacher is not None:
-                if pointers is not None:
-                    found = self._teacher.score(pointers, inputs["attention_mask"])
-                    sums |= dict(zip(("pointing_loss", "pointing_count", "pointing_right"), found, strict=True))
-                self._teacher.forget()
+            told = (("pointing", self._teacher, pointers), ("matching", self._matcher, matches))
+            for name, teacher, places in told:
+                if teacher is not None:
+                    if places is not None:
+                        found = teacher.score(places, inputs["attention_mask"])
+                        names = (f"{name}_loss", f"{name}_count", f"{name}_right")
+                        sums |= dict(zip(names, found, strict=True))
+                    teacher.forget()
         if cells is not None:
             sums |= self._read_cells(cells, blank_weight)
         if pages is not None and self.page_reader is not None:

@@ -63,6 +63,7 @@ _FINAL = (
     "cell_accuracy",
     "before_accuracy",
     "pointing_accuracy",
+    "matching_accuracy",
 )
 
 
@@ -108,7 +109,11 @@ def draw_losses(log: RunLog, path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names, label in (
         (above, ("answer_loss", "cell_loss", "before_loss"), "loss (nats)"),
-        (below, ("answer_accuracy", "cell_accuracy", "before_accuracy", "pointing_accuracy"), "accuracy"),
+        (
+            below,
+            ("answer_accuracy", "cell_accuracy", "before_accuracy", "pointing_accuracy", "matching_accuracy"),
+            "accuracy",
+        ),
     ):
         for name in names:
             # Where a stage does not measure something, its line breaks off.

@@ -54,6 +54,7 @@ TERMS = (
     Term("cells", "cell", "cell_weight", "cell_characters"),
     Term("before", "before", "before_weight", "before_characters"),
     Term("pointing", "pointing", "pointing_count", "pointing_count"),
+    Term("matching", "matching", "matching_count", "matching_count"),
     Term("page", "page", "page_count"),
     Term("colours", "colour", "colour_count"),
 )
@@ -71,6 +72,8 @@ def counts_of(batch: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
         counts["cells"] = counts["before"] = cell_weight(batch["cells"], losses.blank)
     if "pointers" in batch:
         counts["pointing"] = (batch["pointers"] != NOWHERE).sum() * len(losses.pointing_layers)
+    if "matches" in batch:
+        counts["matching"] = (batch["matches"] != NOWHERE).sum()
     if "pages" in batch:
         counts["page"] = (batch["pages"] >= 0).sum()
     if "colours" in batch:

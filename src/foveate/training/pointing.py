@@ -6,12 +6,17 @@ stays where it would be without an image, for a hundred thousand samples and mor
 place of every character, one attention head of chosen layers can be told: while predicting a character, look at
 the image token that holds it. What those heads see is then worth decoding, and answers follow soon.
 
+Before the answer can be found the question must be: the label it names stands in the image too. A head of an earlier
+layer can be told to look, at every character of a word that is written once in the image, at the image token that holds
+it (`question_places`).
+
 The teacher reads queries and keys of the layers by hooks and recomputes one head; nothing of the model changes,
 and nothing is left of the teacher in an exported model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,18 +55,57 @@ def answer_places(
     first = drawn.find(wanted)
     if not wanted or first < 0 or drawn.find(wanted, first + 1) >= 0 or len(drawn) != len(characters):
         return None
-    (width, height), (rows, columns) = image_size, grid
     run = iter(characters[first : first + len(wanted)])
     places = []
     for char in answer:
         if char == " ":
             places.append(NOWHERE)
             continue
-        character = next(run)
-        row = min(max(int(height_of(character) * rows / height), 0), rows - 1)
-        column = min(max(int(character.x * columns / width), 0), columns - 1)
-        places.append(row * columns + column)
+        places.append(_place(next(run), image_size, grid))
     return places
+
+
+#: Words of a question: what may be written in an image as well.
+_WORD = re.compile(r"[A-Za-z0-9]{3,}")
+
+
+def question_places(
+    question: str,
+    characters: Sequence[Character],
+    image_size: tuple[int, int],
+    grid: tuple[int, int],
+) -> list[int]:
+    """The image token that holds each character of a question's words.
+
+    Args:
+        question: What is asked.
+        characters: What was drawn, in drawing order, with centres in pixels of the image.
+        image_size: (width, height) of the image in pixels.
+        grid: (rows, columns) of the tokens that the language model reads.
+
+    Returns:
+        For every character of the question the row-major number of its token; `NOWHERE` where it belongs to no word of
+        three characters or more that is written exactly once, in whatever case.
+    """
+    places = [NOWHERE] * len(question)
+    drawn = "".join(character.char for character in characters).lower()
+    if len(drawn) != len(characters):
+        return places
+    for word in _WORD.finditer(question):
+        first = drawn.find(word.group().lower())
+        if first < 0 or drawn.find(word.group().lower(), first + 1) >= 0:
+            continue
+        for offset in range(len(word.group())):
+            places[word.start() + offset] = _place(characters[first + offset], image_size, grid)
+    return places
+
+
+def _place(character: Character, image_size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Row-major number of the token that holds a character."""
+    (width, height), (rows, columns) = image_size, grid
+    row = min(max(int(height_of(character) * rows / height), 0), rows - 1)
+    column = min(max(int(character.x * columns / width), 0), columns - 1)
+    return row * columns + column
 
 
 class PointingTeacher:

@@ -27,6 +27,7 @@ class NewModel:
         text: Fields of the language model's configuration, with its `model_type`. The vocabulary and the special
             tokens follow the tokenizer.
         tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.
+        phrases: Strings that become one token each, such as what every question begins with: prompts get shorter.
         images: Settings of the image processor; patch size and stages follow `vision`.
         architecture: `llava-uhd`, `llava` (a CLIP tower) or `qwen2.5-vl`.
         language_model: Folder or Hub id of a model whose language model's weights are taken to start with, or
@@ -36,6 +37,7 @@ class NewModel:
     vision: dict[str, Any]
     text: dict[str, Any]
     tokenizer: str = "bytes"
+    phrases: list[str] = field(default_factory=list)
     images: dict[str, Any] = field(default_factory=dict)
     architecture: str = "llava-uhd"
     language_model: str | None = None
@@ -189,6 +191,8 @@ class Losses:
         blank: Weight of a blank cell against 1 for a cell that holds a character.
         pointing: Where the language model looks for the next character (`foveate.training.pointing`).
         pointing_layers: Layers of the language model whose first head is told.
+        matching: Where the language model finds the words of a question in the image (`foveate.training.pointing`).
+        matching_layer: Layer whose first head is told that; none of `pointing_layers`.
         page: Which characters stand anywhere on an image, from its [CLS] token, so that this token looks at what is
             written; for towers that have one.
         colours: Colours of the parts of an image, from the tower's final tokens; squared error of values from -1 to 1.
@@ -199,7 +203,9 @@ class Losses:
     before: float = 0.0
     blank: float = 0.1
     pointing: float = 0.0
-    pointing_layers: tuple[int, ...] = (1, 2)
+    pointing_layers: tuple[int, int] = (1, 2)
+    matching: float = 0.0
+    matching_layer: int = 0
     page: float = 0.0
     colours: float = 0.0
 
@@ -210,11 +216,14 @@ class Losses:
 
     def check(self, where: str) -> None:
         """Raises FoveateError for negative weights, or when nothing is left to learn."""
-        for name in ("answer", "cells", "before", "blank", "pointing", "page", "colours"):
+        for name in ("answer", "cells", "before", "blank", "pointing", "matching", "page", "colours"):
             if getattr(self, name) < 0:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
-        if self.pointing and not self.answer:
-            raise FoveateError(f"{where}.pointing: needs the language model, which does not run with answer: 0.")
+        for name in ("pointing", "matching"):
+            if getattr(self, name) and not self.answer:
+                raise FoveateError(f"{where}.{name}: needs the language model, which does not run with answer: 0.")
+        if self.pointing and self.matching and self.matching_layer in self.pointing_layers:
+            raise FoveateError(f"{where}.matching_layer: {self.matching_layer} is one of pointing_layers.")
         if not (self.answer or self.reads_tokens):
             raise FoveateError(f"{where}: all losses have weight 0; nothing would be learned.")
 

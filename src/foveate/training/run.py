@@ -88,7 +88,7 @@ class Run:
         model, processor = build_model(self.recipe.model, self.recipe.seed)
         learner = Learner(model, self.recipe.seed, self.recipe.cells)
         for _, stage in stages:  # what this model cannot follow is found before hours of training
-            if stage.loss.pointing and getattr(model.config, "num_voco_tokens", 0):
+            if (stage.loss.pointing or stage.loss.matching) and getattr(model.config, "num_voco_tokens", 0):
                 raise FoveateError(
                     f"stage {stage.name}: pointing tells where text looks in an image, which it sees through VoCo "
                     "tokens alone; leave loss.pointing out."
@@ -159,6 +159,8 @@ class Run:
             display = Display(console, stage, done)
         if stage.loss.pointing:
             learner.point(stage.loss.pointing_layers)
+        if stage.loss.matching:
+            learner.match(stage.loss.matching_layer)
         if args.device.type == "cpu":
             prefer_plain_when_short(learner.model)
         trainer = StageTrainer(
@@ -206,6 +208,7 @@ class Run:
                 answers=stage.loss.answer > 0,
                 cells=bool(stage.loss.cells or stage.loss.before),
                 pointing=stage.loss.pointing > 0,
+                matching=stage.loss.matching > 0,
                 pages=stage.loss.page > 0,
                 colours=stage.loss.colours > 0,
                 window=stage.window,
