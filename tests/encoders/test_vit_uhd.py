@@ -1,6 +1,7 @@
 """ViT-UHD against a slow reference: one image at a time, loops over tokens and heads, nothing shared."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.activations import ACT2FN
 
 from foveate import FoveateError, ViTUHDConfig, ViTUHDModel
-from foveate.encoders.attention import window_order
+from foveate.encoders.attention import Segments, packed_attention, window_order
 from foveate.encoders.layout import Layout
 
 GRIDS = [(4, 8), (8, 4), (4, 8), (12, 4)]  # out of order, two alike
@@ -288,6 +289,25 @@ def test_layouts_pack_merge_and_unpack(grids: list[tuple[int, int]], window: int
     assert sorted(order.tolist()) == list(range(tokens))
     assert segments.boundaries[-1] == tokens
     assert segments.longest <= (window + 1) ** 2
+
+
+def test_segments_of_one_length_attend_together_and_nothing_changes() -> None:
+    """Packed attention over runs of mixed lengths against a loop over segments."""
+    torch.manual_seed(0)
+    segments = Segments(((2, 4), (1, 2), (3, 4), (2, 2), (1, 3)))
+    order, back, grouped = segments.by_length
+    assert grouped.runs == ((5, 4), (3, 2), (1, 3))
+    assert torch.equal(order[back], torch.arange(segments.boundaries[-1]))
+    assert grouped.by_length is None
+    block = build().encoder.blocks[0]
+    query, key, value = torch.randn(3, segments.boundaries[-1], block.num_heads, 8)
+    block.scaling = 8**-0.5
+    expected = []
+    for start, stop in pairwise(segments.boundaries):
+        weights = torch.einsum("qhd,khd->hqk", query[start:stop], key[start:stop]) * block.scaling
+        expected.append(torch.einsum("hqk,khd->qhd", weights.softmax(-1), value[start:stop]).flatten(1))
+    found = packed_attention(block, query, key, value, segments)
+    torch.testing.assert_close(found, torch.cat(expected))
 
 
 @pytest.mark.parametrize(

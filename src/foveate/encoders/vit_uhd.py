@@ -215,7 +215,7 @@ class _Passage:
 
     def enter(self, x: torch.Tensor) -> torch.Tensor:
         """Row-major images -> the order in which the blocks run."""
-        return x if self.order is None else x[self.order]
+        return x if self.order is None else x.index_select(0, self.order)
 
     def leave(self, x: torch.Tensor) -> torch.Tensor:
         """The order in which the blocks run -> row-major images."""
