@@ -33,6 +33,7 @@ WHICH_MORE = wordings("chart.which_more")
 WHICH_LESS = wordings("chart.which_less")
 HOW_MANY = {way: wordings(f"chart.how_many.{way}") for way in ("columns", "bars", "line", "pie")}
 TITLE = wordings("chart.title")
+VALUE_OF = {way: wordings(f"chart.value_of_{way}") for way in ("highest", "lowest")}
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
@@ -313,10 +314,10 @@ def _ticks(s: Sheet, chart: Chart) -> list[tuple[int, str]]:
 _DRAW = {"columns": _columns, "bars": _bars, "line": _line, "pie": _pie}
 
 
-def _chart(brief: Brief, printed: bool | None = None) -> tuple[Page, Chart]:
-    """A chart on a page. `printed`: values stand at the bars (None: sometimes)."""
+def _chart(brief: Brief, printed: bool | None = None, kinds: tuple[str, ...] | None = None) -> tuple[Page, Chart]:
+    """A chart on a page, of one of `kinds`. `printed`: values stand at the bars (None: sometimes)."""
     rng = brief.rng
-    kind = rng.choice(LAYOUTS[brief.split]) if brief.attempt < 30 else "bars"
+    kind = rng.choice(kinds or LAYOUTS[brief.split]) if brief.attempt < 30 else "bars"
     style = rng.choice(STYLES[kind][brief.split])
     count = rng.randint(2, max(2, brief.upto(3, 7)))
     room = brief.width / brief.least_cap / 1.1
@@ -401,3 +402,22 @@ def chart_compare(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(
         ask(rng, brief.split, WHICH_MORE if more else WHICH_LESS, a=a, b=b), answer, {**chart.meta, "asked": "which"}
     )
+
+
+def bar_chart(brief: Brief) -> tuple[Page, Drawn]:
+    """Bars or columns: which is the highest or lowest, its value, the value of another, how many there are."""
+    rng, split = brief.rng, brief.split
+    page, chart = _chart(brief, True if rng.random() < 0.8 else None, ("columns", "bars"))
+    ends = {"highest": chart.values.index(max(chart.values)), "lowest": chart.values.index(min(chart.values))}
+    asked = [
+        (ask(rng, split, (HIGHEST if way == "highest" else LOWEST)[chart.kind]), chart.names[i])
+        for way, i in ends.items()
+    ]
+    if all(chart.printed):
+        asked += [(ask(rng, split, VALUE_OF[way]), chart.printed[i]) for way, i in ends.items()]
+        for name, value in zip(chart.names, chart.printed, strict=True):
+            asked.append((ask(rng, split, VALUE, name=name if rng.random() < 0.7 else name.lower()), value))
+    if rng.random() < 0.2:
+        asked.append((ask(rng, split, HOW_MANY[chart.kind]), str(len(chart.names))))
+    (question, answer), *more = rng.sample(asked, min(brief.most, len(asked)))
+    return page, Drawn(question, answer, {**chart.meta}, tuple(more))

@@ -51,6 +51,7 @@ _TASKS: dict[str, Task] = {
     "table_row": Task(tables.table_row, (112, 64), (0.7, 2.4), 1.0),
     "chart_value": Task(charts.chart_value, (128, 96), (0.7, 2.2), 1.0, True),
     "chart_extreme": Task(charts.chart_extreme, (128, 96), (0.7, 2.2), 1.0, True),
+    "bar_chart": Task(charts.bar_chart, (128, 96), (0.7, 2.2), 2.0, True),
     "chart_compare": Task(charts.chart_compare, (128, 96), (0.7, 2.2), 1.0, True),
     "count_shapes": Task(shapes.count_shapes, (64, 64), (0.5, 2.0), 1.5, True, False),
     "shape_colour": Task(shapes.shape_colour, (64, 64), (0.5, 2.0), 1.0, True, False),

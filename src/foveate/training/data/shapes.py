@@ -232,6 +232,53 @@ def _plural(kind: str) -> str:
 
 
 HOW_MANY = wordings("shape.how_many")
+COLOUR_OF = wordings("shape.colour_of")
+COLOUR_OF_ONLY = wordings("shape.colour_of_only")
+KIND_OF = wordings("shape.kind_of")
+KIND_OF_ONLY = wordings("shape.kind_of_only")
+EXISTS = wordings("shape.exists")
+NOT_EXISTS = wordings("shape.not_exists")
+
+
+def _a(question: str) -> str:
+    """The question with "an" before vowels."""
+    for vowel in "aeio":
+        question = question.replace(f" a {vowel}", f" an {vowel}")
+    return question
+
+
+def _further(brief: Brief, ground: str, shapes: list[Shape]) -> tuple[tuple[str, str], ...]:
+    """Further questions about the same picture, if more than the usual three are wanted."""
+    rng, split = brief.rng, brief.split
+    if brief.most <= 3:
+        return ()
+    kinds, colours = [s.kind for s in shapes], [s.colour for s in shapes]
+    shown = {*colours, ground}
+    other_kinds = [k for k in KINDS if k not in kinds and not _clash(_LOOK_ALIKE, k, set(kinds))]
+    other_colours = [c for c in COLOURS if c not in shown and not _clash(_NEAR, c, shown)]
+    asked: list[tuple[str, str]] = []
+    for _ in range(brief.most - 1):
+        way = rng.choice(("count", "colour", "kind", "exists", "exists"))
+        shape = rng.choice(shapes) if shapes else None
+        if way == "count" and shape is not None:
+            how = rng.choice(("all", "kind", "colour"))
+            count = {"all": len(shapes), "kind": kinds.count(shape.kind), "colour": colours.count(shape.colour)}[how]
+            what = {"all": "shapes", "kind": _plural(shape.kind), "colour": f"{shape.colour} shapes"}[how]
+            asked.append((ask(rng, split, HOW_MANY, what=what), str(count)))
+        elif way == "colour" and shape is not None and kinds.count(shape.kind) == 1:
+            asked.append((ask(rng, split, COLOUR_OF, kind=shape.kind), shape.colour))
+        elif way == "kind" and shape is not None and colours.count(shape.colour) == 1:
+            asked.append((ask(rng, split, KIND_OF, colour=shape.colour), shape.kind))
+        elif way == "exists":
+            truth = rng.random() < 0.5
+            if (truth and shape is None) or (not truth and not (other_kinds and other_colours)):
+                continue
+            if truth:
+                what = rng.choice((shape.kind, f"{shape.colour} shape", str(shape)))
+            else:
+                what = rng.choice((rng.choice(other_kinds), f"{rng.choice(other_colours)} shape"))
+            asked.append((_a(ask(rng, split, EXISTS, what=what)), yes_no(truth)))
+    return tuple(dict.fromkeys(asked))
 
 
 def count_shapes(brief: Brief) -> tuple[Page, Drawn]:
@@ -266,11 +313,7 @@ def count_shapes(brief: Brief) -> tuple[Page, Drawn]:
     shapes = _scatter(brief, wanted)
     page = _picture(brief, ground, shapes)
     meta = {"kind": how, "shapes": [str(s) for s in shapes]}
-    return page, Drawn(ask(rng, brief.split, HOW_MANY, what=what), str(answer), meta)
-
-
-COLOUR_OF = wordings("shape.colour_of")
-COLOUR_OF_ONLY = wordings("shape.colour_of_only")
+    return page, Drawn(ask(rng, brief.split, HOW_MANY, what=what), str(answer), meta, _further(brief, name, shapes))
 
 
 def shape_colour(brief: Brief) -> tuple[Page, Drawn]:
@@ -284,11 +327,8 @@ def shape_colour(brief: Brief) -> tuple[Page, Drawn]:
     shapes = _scatter(brief, wanted, 0.1, 0.4 if not others else 0.25)
     page = _picture(brief, ground, shapes)
     wordings = COLOUR_OF_ONLY if not others and rng.random() < 0.5 else COLOUR_OF
-    return page, Drawn(ask(rng, brief.split, wordings, kind=kind), colour, {"shapes": [str(s) for s in shapes]})
-
-
-KIND_OF = wordings("shape.kind_of")
-KIND_OF_ONLY = wordings("shape.kind_of_only")
+    meta = {"shapes": [str(s) for s in shapes]}
+    return page, Drawn(ask(rng, brief.split, wordings, kind=kind), colour, meta, _further(brief, name, shapes))
 
 
 def shape_kind(brief: Brief) -> tuple[Page, Drawn]:
@@ -302,11 +342,8 @@ def shape_kind(brief: Brief) -> tuple[Page, Drawn]:
     shapes = _scatter(brief, wanted, 0.1, 0.4 if not others else 0.25)
     page = _picture(brief, ground, shapes)
     wordings = KIND_OF_ONLY if not others and rng.random() < 0.5 else KIND_OF
-    return page, Drawn(ask(rng, brief.split, wordings, colour=colour), kind, {"shapes": [str(s) for s in shapes]})
-
-
-EXISTS = wordings("shape.exists")
-NOT_EXISTS = wordings("shape.not_exists")
+    meta = {"shapes": [str(s) for s in shapes]}
+    return page, Drawn(ask(rng, brief.split, wordings, colour=colour), kind, meta, _further(brief, name, shapes))
 
 
 def shape_exists(brief: Brief) -> tuple[Page, Drawn]:
@@ -332,11 +369,11 @@ def shape_exists(brief: Brief) -> tuple[Page, Drawn]:
     if not options:
         raise DoesNotFit("no such shape")
     what = rng.choice(options)
-    page = _picture(brief, ground, _scatter(brief, wanted, 0.1, 0.25))
-    question = ask(rng, brief.split, NOT_EXISTS if negated else EXISTS, what=what)
-    for vowel in "aeio":
-        question = question.replace(f" a {vowel}", f" an {vowel}")
-    return page, Drawn(question, yes_no(truth), {"shapes": [f"{c} {k}" for k, c in wanted], "kind": how})
+    shapes = _scatter(brief, wanted, 0.1, 0.25)
+    page = _picture(brief, ground, shapes)
+    question = _a(ask(rng, brief.split, NOT_EXISTS if negated else EXISTS, what=what))
+    meta = {"shapes": [f"{c} {k}" for k, c in wanted], "kind": how}
+    return page, Drawn(question, yes_no(truth), meta, _further(brief, name, shapes))
 
 
 WHERE = {way: wordings(f"shape.where.{way}") for way in ("left", "right", "above", "below")}
