@@ -8,7 +8,7 @@ from PIL import Image
 from foveate import FoveateError
 from foveate.answering import ask
 from foveate.training.building import export
-from foveate.training.evaluate import Question, Score, answers, batches, evaluate, questions, summary
+from foveate.training.evaluate import Pictures, Question, Score, answers, batches, evaluate, questions, summary
 
 
 def row(task: str, answer: str, text: str) -> dict:
@@ -48,8 +48,8 @@ def test_batches_hold_every_question_once_and_similar_sizes():
 
 
 def test_questions_are_the_same_whatever_was_done_before():
-    whole = {q.index: (q.text, q.answer, q.image.tobytes()) for q in questions("read_word", 4, 1.0, set())}
-    rest = {q.index: (q.text, q.answer, q.image.tobytes()) for q in questions("read_word", 4, 1.0, {0, 2})}
+    whole = {q.index: (q.text, q.answer, q.image.tobytes()) for q in questions("read_word", 4, Pictures(), set())}
+    rest = {q.index: (q.text, q.answer, q.image.tobytes()) for q in questions("read_word", 4, Pictures(), {0, 2})}
     assert set(whole) == {0, 1, 2, 3}
     assert rest == {1: whole[1], 3: whole[3]}
 
@@ -57,7 +57,7 @@ def test_questions_are_the_same_whatever_was_done_before():
 def test_easy_vqa_is_spread_over_the_test_split():
     easy_vqa = pytest.importorskip("easy_vqa")
     every = list(zip(*easy_vqa.get_test_questions()[:2], strict=True))
-    asked = [(q.text, q.answer) for q in questions("easy_vqa", 10, 1.0, set())]
+    asked = [(q.text, q.answer) for q in questions("easy_vqa", 10, Pictures(), set())]
     assert asked == [every[index * len(every) // 10] for index in range(10)]
 
 
@@ -67,9 +67,9 @@ def folder(model, processor, tmp_path):
 
 
 def test_batched_answers_are_those_of_ask(folder, processor, tmp_path):
-    rows = evaluate(str(folder), tmp_path / "rows.jsonl", ["read_word"], 3, 1, 1.0, batch_size=3)
+    rows = evaluate(str(folder), tmp_path / "rows.jsonl", ["read_word"], 3, 1, Pictures(), batch_size=3)
     for question, done in zip(
-        questions("read_word", 3, 1.0, set()), sorted(rows, key=lambda r: r["index"]), strict=True
+        questions("read_word", 3, Pictures(), set()), sorted(rows, key=lambda r: r["index"]), strict=True
     ):
         limit = len(processor.tokenizer(question.answer)["input_ids"]) + 4
         alone = ask(question.image, question.text, folder, max_new_tokens=limit).text
@@ -79,7 +79,7 @@ def test_batched_answers_are_those_of_ask(folder, processor, tmp_path):
 
 
 def test_a_stopped_evaluation_goes_on_where_it_stood(folder, tmp_path):
-    arguments = (["read_word", "count_shapes"], 4, 1, 1.0, 2)
+    arguments = (["read_word", "count_shapes"], 4, 1, Pictures(0.5, (128, 560), 12), 2)
     whole = evaluate(str(folder), tmp_path / "whole.jsonl", *arguments)
     assert len(whole) == 8
 
@@ -100,12 +100,12 @@ def test_rows_of_another_evaluation_are_not_mixed_in(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"model": "other", "difficulty": 1.0}) + "\n", encoding="utf-8")
     with pytest.raises(FoveateError, match="another evaluation"):
-        evaluate("one", path, ["read_word"], 1, 1, 1.0, 1)
+        evaluate("one", path, ["read_word"], 1, 1, Pictures(), 1)
 
 
 def test_unknown_tasks_are_named(tmp_path):
     with pytest.raises(FoveateError, match=r"unknown tasks read_wrod; possible are .*read_word.*easy_vqa"):
-        evaluate("one", tmp_path / "rows.jsonl", ["read_wrod"], 1, 1, 1.0, 1)
+        evaluate("one", tmp_path / "rows.jsonl", ["read_wrod"], 1, 1, Pictures(), 1)
 
 
 def test_answers_are_stripped_text(model, processor):

@@ -87,11 +87,35 @@ class Score:
         return cls(count, right, *(round(x, 4) for x in (right / count, low, high, majority)))
 
 
-def questions(task: str, count: int, difficulty: float, skip: set[int]) -> Iterator[Question]:
+@dataclass(frozen=True)
+class Pictures:
+    """Which rendered pictures are asked about.
+
+    Args:
+        difficulty: Difficulty of all of them.
+        sides: Shortest and longest side in pixels.
+        least: Smallest height of capitals in pixels, None where the difficulty decides.
+    """
+
+    difficulty: float = 1.0
+    sides: tuple[int, int] = (128, 640)
+    least: float | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What rows and results say of them; what is usual is left out."""
+        usual = Pictures()
+        found: dict[str, Any] = {"difficulty": self.difficulty}
+        if self.sides != usual.sides:
+            found["sides"] = list(self.sides)
+        if self.least is not None:
+            found["least"] = self.least
+        return found
+
+
+def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iterator[Question]:
     """The first `count` questions of a task, without those whose index is in `skip`.
 
-    Rendered tasks are drawn from the held-out split, of every size from 128 to 640 pixels; easy-VQA's are spread
-    evenly over its test split.
+    Rendered tasks are drawn from the held-out split; easy-VQA's are spread evenly over its test split.
     """
     from foveate.training.data import easy_vqa, render
 
@@ -104,7 +128,14 @@ def questions(task: str, count: int, difficulty: float, skip: set[int]) -> Itera
         return
     for index in range(count):
         if index not in skip:
-            sample = render(task, index, split="heldout", sides=(128, 640), difficulty=difficulty)
+            sample = render(
+                task,
+                index,
+                split="heldout",
+                sides=pictures.sides,
+                difficulty=pictures.difficulty,
+                least=pictures.least,
+            )
             yield Question(task, index, sample.image, sample.question, sample.answer)
 
 
@@ -145,7 +176,7 @@ def evaluate(
     tasks: Sequence[str],
     count: int,
     easy_count: int,
-    difficulty: float,
+    pictures: Pictures,
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """Answers all questions that `rows_file` does not hold yet, and returns the rows of all.
@@ -158,7 +189,7 @@ def evaluate(
     unknown = sorted(set(tasks) - {*TASKS, EASY_VQA})
     if unknown:
         raise FoveateError(f"unknown tasks {', '.join(unknown)}; possible are {', '.join((*TASKS, EASY_VQA))}.")
-    settings = {"model": name or "embedded", "difficulty": difficulty}
+    settings = {"model": name or "embedded", **pictures.settings()}
     rows = _read_rows(rows_file, settings)
     done: dict[str, set[int]] = defaultdict(set)
     for row in rows:
@@ -168,7 +199,7 @@ def evaluate(
         if not rows:
             file.write(json.dumps(settings) + "\n")
         for task in tasks:
-            stream = questions(task, easy_count if task == EASY_VQA else count, difficulty, done[task])
+            stream = questions(task, easy_count if task == EASY_VQA else count, pictures, done[task])
             for asked in batches(stream, batch_size):
                 for question, text in zip(asked, answers(model, processor, asked), strict=True):
                     row = {
@@ -227,6 +258,8 @@ def main(
     count: Annotated[int, typer.Option(min=1, help="Held-out questions per rendered task.")] = 500,
     easy_count: Annotated[int, typer.Option(min=1, help="Questions of easy-VQA's test split.")] = 9673,
     difficulty: Annotated[float, typer.Option(min=0, max=1, help="Difficulty of the rendered pictures.")] = 1.0,
+    longest: Annotated[int, typer.Option(min=128, help="Longest side of the rendered pictures.")] = 640,
+    least: Annotated[float | None, typer.Option(min=4, help="Smallest height of capitals in pixels.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
 ) -> None:
     """Measure how many answers of a model are exactly right, task by task."""
@@ -235,15 +268,16 @@ def main(
     rows_file = output.with_suffix(".rows.jsonl")
     rows_file.parent.mkdir(parents=True, exist_ok=True)
     name = None if model == "embedded" else model
+    pictures = Pictures(difficulty, (128, longest), least)
     try:
-        rows = evaluate(name, rows_file, task or [*TASKS, EASY_VQA], count, easy_count, difficulty, batch_size)
+        rows = evaluate(name, rows_file, task or [*TASKS, EASY_VQA], count, easy_count, pictures, batch_size)
     except FoveateError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
     document = {
         "model": model,
         "split": {"rendered": "heldout", EASY_VQA: "test"},
-        "difficulty": difficulty,
+        **pictures.settings(),
         "interval": "Wilson, 95 %",
         **summary(rows),
         "versions": {"foveate": foveate.__version__, "torch": torch.__version__, "python": platform.python_version()},
