@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.training.data import Character
+from foveate.training.data.shapes import KINDS
 from foveate.training.supervision import (
     BLANK,
+    CELL_CLASSES,
     NUM_CLASSES,
     UNKNOWN,
     CellReader,
@@ -68,6 +70,9 @@ def test_classes():
     assert character_class(" ") == 1
     assert character_class("~") == NUM_CLASSES - 1 == 95
     assert character_class("\n") == character_class("é") == UNKNOWN
+    assert character_class("circle") == NUM_CLASSES
+    assert character_class(KINDS[-1]) == CELL_CLASSES - 1
+    assert character_class("cloud") == UNKNOWN
 
 
 @pytest.mark.parametrize("cells", [(2, 4), (4, 8), (8, 16), (2, 6)])
@@ -86,7 +91,7 @@ def test_targets_before_the_last_stage_are_those_of_a_quarter(cells):
 def test_scores_are_weighted_sums():
     torch.manual_seed(0)
     head = CellReader(16, usual_cells(1), True).final
-    tokens, targets = torch.randn(5, 16), torch.randint(0, NUM_CLASSES, (5, 8))
+    tokens, targets = torch.randn(5, 16), torch.randint(0, CELL_CLASSES, (5, 8))
     targets[0, :3] = BLANK
     targets[1, :2] = UNKNOWN
     with torch.no_grad():

@@ -259,7 +259,7 @@ class Collator:
                     cells = self.cell_grid[0] * self.cell_grid[1]
                     targets.append(np.full((tokens[0] * tokens[1], cells), UNKNOWN, dtype=np.int64))
                 else:
-                    drawn = example.characters[index]
+                    drawn = [*example.characters[index], *(example.things[index] if example.things else ())]
                     targets.append(cell_targets(drawn, picture.size, tokens, self.cell_grid))
         return torch.from_numpy(np.concatenate(targets))
 

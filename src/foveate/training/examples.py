@@ -28,12 +28,14 @@ class Example:
         conversations: Turns of `human` and `gpt`, with one `<image>` for every picture.
         characters: For every picture what is written where, or None where that is not known.
         task: Name for reports.
+        things: For every picture what else was drawn where (`data.Sample.things`), or None where that is not known.
     """
 
     images: list[Image.Image | Path]
     conversations: list[Turn]
     characters: list[Sequence[Character]] | None = None
     task: str = ""
+    things: list[Sequence[Character]] | None = None
 
     @classmethod
     def of_question(
@@ -44,6 +46,7 @@ class Example:
         characters: Sequence[Character] | None = None,
         task: str = "",
         more: Sequence[tuple[str, str]] = (),
+        things: Sequence[Character] = (),
     ) -> Example:
         """One picture, one question with its answer, and those of `more` as further turns."""
         turns: list[Turn] = [
@@ -52,4 +55,4 @@ class Example:
         ]
         for next_question, next_answer in more:
             turns += [{"from": "human", "value": next_question}, {"from": "gpt", "value": next_answer}]
-        return cls([image], turns, None if characters is None else [characters], task)
+        return cls([image], turns, None if characters is None else [characters], task, [things])

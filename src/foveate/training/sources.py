@@ -36,7 +36,7 @@ def open_source(data: Data, unit: int, seed: int) -> Source:
 
     def read(index: int) -> Example:
         question, answer, image = rows[index]
-        # Shapes only: that there are no characters is known.
-        return Example.of_question(paths[image], question, answer, [], "easy_vqa")
+        # There are no characters, but shapes in places that are not known.
+        return Example.of_question(paths[image], question, answer, None, "easy_vqa")
 
     return ListSource(read, len(rows), seed)

@@ -184,7 +184,13 @@ def _render(task: str | None, seed: int, size: tuple[int, int], difficulty: floa
                 if attempt + 1 == _ATTEMPTS:
                     raise
     return Example.of_question(
-        sample.image, sample.question, sample.answer, sample.characters, sample.task, sample.more
+        sample.image,
+        sample.question,
+        sample.answer,
+        sample.characters,
+        sample.task,
+        sample.more,
+        sample.things,
     )
 
 

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from foveate.training.data.shapes import KINDS
+
 #: Class of a cell in which no character has its centre.
 BLANK = 0
 #: Label of a cell that holds a character outside printable ASCII: neither blank nor nameable.
@@ -35,6 +37,8 @@ UNKNOWN = -100
 FIRST_CHARACTER, LAST_CHARACTER = 32, 126
 #: Blank, then the characters from space to tilde.
 NUM_CLASSES = LAST_CHARACTER - FIRST_CHARACTER + 2
+#: What a cell may hold: the classes of characters, then the kinds of shapes, whose centres are told as well.
+CELL_CLASSES = NUM_CLASSES + len(KINDS)
 
 
 class Character(Protocol):
@@ -65,7 +69,9 @@ def usual_cells(num_stages: int) -> tuple[int, int]:
 
 
 def character_class(char: str) -> int:
-    """Class of one character: 1 to 95 for printable ASCII, `UNKNOWN` for everything else."""
+    """Class of one character: 1 to 95 for printable ASCII, from 96 on for kinds of shapes, else `UNKNOWN`."""
+    if len(char) != 1:
+        return NUM_CLASSES + KINDS.index(char) if char in KINDS else UNKNOWN
     code = ord(char)
     return code - FIRST_CHARACTER + 1 if FIRST_CHARACTER <= code <= LAST_CHARACTER else UNKNOWN
 
@@ -187,17 +193,17 @@ class CellHead(nn.Module):
         super().__init__()
         self.num_cells = num_cells
         self.norm = nn.LayerNorm(hidden_size)
-        self.linear = nn.Linear(hidden_size, num_cells * NUM_CLASSES)
+        self.linear = nn.Linear(hidden_size, num_cells * CELL_CLASSES)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (..., D) to logits (..., cells, classes)."""
-        return self.linear(self.norm(tokens)).unflatten(-1, (self.num_cells, NUM_CLASSES))
+        return self.linear(self.norm(tokens)).unflatten(-1, (self.num_cells, CELL_CLASSES))
 
     def score(self, tokens: torch.Tensor, targets: torch.Tensor, blank_weight: float) -> CellScore:
         """Cross entropy and accuracy of tokens (..., D) against targets (..., cells)."""
         logits = self(tokens).flatten(0, -2)
         targets = targets.flatten()
-        weights = torch.ones(NUM_CLASSES, dtype=torch.float32, device=logits.device)
+        weights = torch.ones(CELL_CLASSES, dtype=torch.float32, device=logits.device)
         weights[BLANK] = blank_weight
         loss = F.cross_entropy(logits.float(), targets, weights, ignore_index=UNKNOWN, reduction="sum")
         held = targets > BLANK

@@ -97,3 +97,12 @@ def test_held_out_families_are_not_used_in_training():
     assert heldout
     if len(families()) >= 2:
         assert train.isdisjoint(heldout)
+
+
+def test_shapes_say_where_they_are():
+    for seed in range(8):
+        sample = render("count_shapes", seed, difficulty=0)
+        assert sorted(thing.char for thing in sample.things) == sorted(s.split()[1] for s in sample.meta["shapes"])
+        pixels = np.asarray(sample.image).astype(int)
+        for thing in sample.things:
+            assert np.abs(pixels[int(thing.y), int(thing.x)] - pixels[0, 0]).sum() > 60, (seed, thing)

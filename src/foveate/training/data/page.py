@@ -93,6 +93,7 @@ class Page:
         self.contrast = contrast  # difference of luminance of paper and ink, 0 to 255
         self.draw = ImageDraw.Draw(image)
         self.characters: list[Character] = []
+        self.things: list[Character] = []  # shapes, named by their kinds
         self.boxes: list[Box] = []  # ink of each character, in the same order
 
     def text(self, x: float, baseline: float, text: str, face: Face, fill: Colour, spacing: float = 0.0) -> float:

@@ -181,5 +181,5 @@ def render(
             contrast=page.contrast,
         )
         meta = {"split": split, "seed": seed, "difficulty": difficulty, "attempt": attempt, **drawn.meta}
-        return Sample(image, drawn.question, drawn.answer, task, characters, meta, list(drawn.more))
+        return Sample(image, drawn.question, drawn.answer, task, characters, meta, list(drawn.more), page.things)
     raise RuntimeError(f"{task} could not be laid out in {size[0]} x {size[1]} pixels (seed {seed}, split {split})")

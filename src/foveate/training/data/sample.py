@@ -34,6 +34,7 @@ class Sample:
         characters: every character drawn anywhere in the image, in drawing order, spaces left out; dense
             supervision that costs nothing.
         meta: split, seed, difficulty, template, and what the task wants to be known of the picture.
+        things: shapes that were drawn, each with its kind in place of a character.
         more: further questions about the same picture with their answers, none of which gives away `answer`;
             encoding a picture costs more than asking again.
     """
@@ -45,3 +46,4 @@ class Sample:
     characters: list[Character]
     meta: dict[str, Any] = field(default_factory=dict)
     more: list[tuple[str, str]] = field(default_factory=list)
+    things: list[Character] = field(default_factory=list)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from .page import Brief, DoesNotFit, Drawn, Page
 from .paper import Colour, luminance, sheet
 from .questions import ask, wordings, yes_no
+from .sample import Character
 
 # Name: centre of the colour; the drawn one is near it.
 COLOURS: dict[str, Colour] = {
@@ -134,6 +135,7 @@ def tint(rng: random.Random, name: str, difficulty: float) -> Colour:
 
 def paint(rng: random.Random, page: Page, shape: Shape, difficulty: float) -> None:
     """Draw one shape with smooth edges."""
+    page.things.append(Character(shape.kind, shape.x, shape.y))
     turn = 0.0
     if shape.kind not in ("circle", "diamond", "square", "heart") or rng.random() < 0.15 * difficulty:
         turn = rng.uniform(-25, 25) * difficulty if shape.kind not in ("diamond", "square") else rng.uniform(-8, 8)
