@@ -9,6 +9,7 @@ from small_training import recipe, small_stage, write_conversations
 from torch.utils.data import DataLoader
 
 from foveate import FoveateError
+from foveate.training import data
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.recipe import Rendered, Sizes
@@ -97,7 +98,7 @@ def test_rendered_groups_share_a_grid_and_stay_in_range(processor):
         assert grid[0] * grid[1] * UNIT**2 <= 12000
         assert all(0.2 <= draw.args[3] <= 0.4 for draw in draws)
         # read_field needs 96 x 64 pixels; smaller groups hold pages only.
-        assert all(draw.args[0] == "text_page" or draw.args[2][0] >= 96 for draw in draws)
+        assert all(draw.args[0] == ("text_page",) or draw.args[2][0] >= 96 for draw in draws)
     assert len(grids) > 3
     example = source.draws(range(1), 0.5, np.random.default_rng(0))[0]()
     assert example.characters[0]
@@ -133,3 +134,31 @@ def test_easy_vqa_is_the_training_split():
         asked = example.conversations[0]["value"].removeprefix("<image>\n")
         assert (asked, example.conversations[1]["value"]) in questions
         assert example.images[0].parent.parent.name == "train"
+
+
+def test_receipts_in_large_type_need_room():
+    narrow = {"sizes": Sizes((128, 170), (144, 190)), "least": 12.0}
+    assert RenderedSource(Rendered({"snippet": 1.0, "read_word": 1.0}, **narrow), 20)
+    with pytest.raises(FoveateError, match="receipt_total needs images of at least 181 x 203 pixels"):
+        RenderedSource(Rendered({"receipt_total": 1.0}, **narrow), 20)
+    source = RenderedSource(Rendered({"receipt_total": 1.0}, sizes=Sizes((180, 240), (200, 260)), least=12.0), 20)
+    for number in range(4):
+        for draw in source.draws(range(2), 0.0, np.random.default_rng(number)):
+            assert draw().task == "receipt_total"
+
+
+def test_another_task_stands_in_for_one_that_finds_no_layout(monkeypatch):
+    drawn = data.render
+
+    def fails(task, *arguments, **options):
+        if task == "sign":
+            raise RuntimeError("no layout")
+        return drawn(task, *arguments, **options)
+
+    monkeypatch.setattr(data, "render", fails)
+    sizes = Sizes((100, 120), (80, 100))
+    both = RenderedSource(Rendered({"sign": 1.0, "read_word": 1.0}, sizes=sizes), 20)
+    assert {draw().task for draw in both.draws(range(6), 0.0, np.random.default_rng(0))} == {"read_word"}
+    alone = RenderedSource(Rendered({"sign": 1.0}, sizes=sizes), 20)
+    with pytest.raises(RuntimeError, match="no layout"):
+        alone.draws(range(1), 0.0, np.random.default_rng(0))[0]()

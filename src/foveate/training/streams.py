@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from foveate.errors import FoveateError
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.recipe import Rendered, Sizes, Stage
+
+if TYPE_CHECKING:
+    from foveate.training.data import Sample
 
 #: Makes one example when called; drawing is left to the process that needs it.
 Draw = Callable[[], Example]
@@ -68,7 +71,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 #: Pages full of text, for dense supervision; beside the tasks of `foveate.training.data.TASKS`.
 TEXT_PAGE = "text_page"
 _SMALLEST_TEXT_PAGE = (32, 32)
-_ATTEMPTS = 20
+_ATTEMPTS = 8
 
 
 class RenderedSource:
@@ -90,7 +93,7 @@ class RenderedSource:
 
         self._settings = settings
         self._unit = unit
-        known = {TEXT_PAGE: _SMALLEST_TEXT_PAGE} | {task: smallest_size(task) for task in TASKS}
+        known = {TEXT_PAGE: _SMALLEST_TEXT_PAGE} | {task: smallest_size(task, settings.least) for task in TASKS}
         unknown = sorted(set(settings.tasks) - set(known))
         if unknown:
             raise FoveateError(f"unknown rendered tasks {', '.join(unknown)}; possible are {', '.join(known)}.")
@@ -117,7 +120,9 @@ class RenderedSource:
             extra = rng.integers(0, self._unit, 2) if rng.random() < 0.5 else (0, 0)
             size = (width + int(extra[0]), height + int(extra[1]))
             difficulty = float(rng.uniform(easiest, hardest))
-            draws.append(partial(_render, task, int(rng.integers(2**62)), size, difficulty, self._settings))
+            # The task, and what may stand in for it where it finds no layout for this size.
+            order = (task, *(other for other in tasks if other != task))
+            draws.append(partial(_render, order, int(rng.integers(2**62)), size, difficulty, self._settings))
         return draws
 
     def _size(self, share: float, rng: np.random.Generator) -> tuple[int, int, list[str | None]]:
@@ -163,26 +168,11 @@ def sizes_at(settings: Rendered, share: float) -> Sizes:
     return Sizes(width, height, round(_between(*areas, share)))
 
 
-def _render(task: str | None, seed: int, size: tuple[int, int], difficulty: float, settings: Rendered) -> Example:
-    from foveate.training.data import render, render_text_page
-
-    if task == TEXT_PAGE:
-        sample = render_text_page(random.Random(seed), size, difficulty=difficulty, caps=settings.caps)
-    else:
-        for attempt in range(_ATTEMPTS):
-            try:
-                sample = render(
-                    task,
-                    seed + attempt,
-                    size=size,
-                    difficulty=difficulty,
-                    least=settings.least,
-                    most=settings.questions,
-                )
-                break
-            except RuntimeError:  # this layout does not fit this size; another one will
-                if attempt + 1 == _ATTEMPTS:
-                    raise
+def _render(
+    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, settings: Rendered
+) -> Example:
+    """An example of the first of `tasks` that finds a layout for the size."""
+    sample = _attempt(tasks, seed, size, difficulty, settings)
     return Example.of_question(
         sample.image,
         sample.question,
@@ -192,6 +182,30 @@ def _render(task: str | None, seed: int, size: tuple[int, int], difficulty: floa
         sample.more,
         sample.things,
     )
+
+
+def _attempt(
+    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, settings: Rendered
+) -> Sample:
+    from foveate.training.data import render, render_text_page
+
+    failure: RuntimeError | None = None
+    for task in tasks:
+        if task == TEXT_PAGE:
+            return render_text_page(random.Random(seed), size, difficulty=difficulty, caps=settings.caps)
+        for attempt in range(_ATTEMPTS):
+            try:
+                return render(
+                    task,
+                    seed + attempt,
+                    size=size,
+                    difficulty=difficulty,
+                    least=settings.least,
+                    most=settings.questions,
+                )
+            except RuntimeError as error:  # this layout does not fit this size; another one will
+                failure = error
+    raise failure or RuntimeError("there is no task to draw")
 
 
 class BatchStream(IterableDataset):

@@ -64,9 +64,18 @@ LARGEST_SIDE = 1024
 _ATTEMPTS = 150
 
 
-def smallest_size(task: str) -> tuple[int, int]:
-    """Least width and height in pixels that `render` accepts for `task`."""
-    return _task(task).smallest
+#: Height of capitals, in pixels, of a receipt of the smallest size.
+_SMALL_PRINT = 8.5
+
+
+def smallest_size(task: str, least: float | None = None) -> tuple[int, int]:
+    """Least width and height in pixels that `render` takes for `task` and can fill with capitals of `least` pixels."""
+    width, height = _task(task).smallest
+    # Everything but a receipt is set larger than that at its smallest size.
+    if least is None or not task.startswith("receipt"):
+        return width, height
+    larger = max(1.0, least / _SMALL_PRINT)
+    return round(width * larger), round(height * larger)
 
 
 def _task(name: str) -> Task:
