@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +74,14 @@ _SMALLEST_TEXT_PAGE = (32, 32)
 _ATTEMPTS = 8
 
 
+class Limits(NamedTuple):
+    """What `Rendered` says of every picture: its `caps`, `least` and `questions`."""
+
+    caps: tuple[float, float]
+    least: float | None
+    questions: int
+
+
 class RenderedSource:
     """Images drawn while training, all of a group within one unit of the same size.
 
@@ -93,6 +101,7 @@ class RenderedSource:
 
         self._settings = settings
         self._unit = unit
+        self._limits = Limits(settings.caps, settings.least, settings.questions)
         known = {TEXT_PAGE: _SMALLEST_TEXT_PAGE} | {task: smallest_size(task, settings.least) for task in TASKS}
         unknown = sorted(set(settings.tasks) - set(known))
         if unknown:
@@ -122,7 +131,7 @@ class RenderedSource:
             difficulty = float(rng.uniform(easiest, hardest))
             # The task, and what may stand in for it where it finds no layout for this size.
             order = (task, *(other for other in tasks if other != task))
-            draws.append(partial(_render, order, int(rng.integers(2**62)), size, difficulty, self._settings))
+            draws.append(partial(_render, order, int(rng.integers(2**62)), size, difficulty, self._limits))
         return draws
 
     def _size(self, share: float, rng: np.random.Generator) -> tuple[int, int, list[str | None]]:
@@ -169,10 +178,10 @@ def sizes_at(settings: Rendered, share: float) -> Sizes:
 
 
 def _render(
-    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, settings: Rendered
+    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, limits: Limits
 ) -> Example:
     """An example of the first of `tasks` that finds a layout for the size."""
-    sample = _attempt(tasks, seed, size, difficulty, settings)
+    sample = _attempt(tasks, seed, size, difficulty, limits)
     return Example.of_question(
         sample.image,
         sample.question,
@@ -185,14 +194,14 @@ def _render(
 
 
 def _attempt(
-    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, settings: Rendered
+    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, limits: Limits
 ) -> Sample:
     from foveate.training.data import render, render_text_page
 
     failure: RuntimeError | None = None
     for task in tasks:
         if task == TEXT_PAGE:
-            return render_text_page(random.Random(seed), size, difficulty=difficulty, caps=settings.caps)
+            return render_text_page(random.Random(seed), size, difficulty=difficulty, caps=limits.caps)
         for attempt in range(_ATTEMPTS):
             try:
                 return render(
@@ -200,8 +209,8 @@ def _attempt(
                     seed + attempt,
                     size=size,
                     difficulty=difficulty,
-                    least=settings.least,
-                    most=settings.questions,
+                    least=limits.least,
+                    most=limits.questions,
                 )
             except RuntimeError as error:  # this layout does not fit this size; another one will
                 failure = error
