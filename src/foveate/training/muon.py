@@ -81,11 +81,12 @@ class Muon(torch.optim.Optimizer):
 
     def _momentum(self, parameter: torch.Tensor) -> torch.Tensor:
         """The gradient with Nesterov's momentum; moves the momentum."""
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None  # who has none is not asked
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - MOMENTUM)
-        return parameter.grad.lerp(momentum, MOMENTUM)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(momentum, MOMENTUM)
 
 
 class MuonAdamW(torch.optim.Optimizer):

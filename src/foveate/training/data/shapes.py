@@ -275,7 +275,7 @@ def _further(brief: Brief, ground: str, shapes: list[Shape]) -> tuple[tuple[str,
             truth = rng.random() < 0.5
             if (truth and shape is None) or (not truth and not (other_kinds and other_colours)):
                 continue
-            if truth:
+            if truth and shape is not None:
                 what = rng.choice((shape.kind, f"{shape.colour} shape", str(shape)))
             else:
                 what = rng.choice((rng.choice(other_kinds), f"{rng.choice(other_colours)} shape"))
