@@ -60,10 +60,14 @@ def inside_pairs() -> list[Any]:
     ]
 
 
-def covering(specimens: list[str], plans: list[str]) -> list[Any]:
-    """(specimen, plan) parameters: without `slow` every specimen meets a plan, and every plan a specimen."""
+def covering(specimens: list[str], plans: list[str], times: int = 1) -> list[Any]:
+    """(specimen, plan) parameters: without `slow` every specimen meets `times` plans, every plan `times` specimens."""
     count = max(len(specimens), len(plans))
-    quick = {(specimens[i % len(specimens)], plans[(i + i // len(plans)) % len(plans)]) for i in range(count)}
+    quick = {
+        (specimens[(i + shift) % len(specimens)], plans[(i + i // len(plans)) % len(plans)])
+        for i in range(count)
+        for shift in range(times)
+    }
     return [
         pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
         for pair in product(specimens, plans)

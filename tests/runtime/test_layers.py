@@ -19,6 +19,7 @@ from foveate.families import family_of
 from foveate.plan import Plan
 from foveate.runtime import compat
 from foveate.runtime.layers import TEXT_TYPES
+from runtime.matrix import covering
 from runtime.test_promises import answers, logits
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))
@@ -48,9 +49,11 @@ def test_all_language_models_of_the_list_are_met(name: str) -> None:
     assert text_of(zoo()[name].model()).config.model_type in TEXT_TYPES
 
 
-@pytest.mark.parametrize("name", SPECIMENS)
 @pytest.mark.parametrize(
-    "method", [name for name, cls in decoder_methods().items() if cls.budget != "none" and not cls.trained]
+    ("name", "method"),
+    covering(
+        SPECIMENS, [name for name, cls in decoder_methods().items() if cls.budget != "none" and not cls.trained], 5
+    ),
 )
 def test_keeping_everything_changes_no_bit(name: str, method: str) -> None:
     specimen = zoo()[name]
@@ -123,8 +126,7 @@ def _unpadded(row: Tensor, mask: Tensor, stays: Tensor) -> Tensor:
     return row[len(row) - right - width : len(row) - right]
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("name", SPECIMENS)
+@pytest.mark.parametrize(("name", "plan"), covering(SPECIMENS, PLANS, 5))
 def test_a_batch_is_its_prompts_and_a_cache_changes_nothing(name: str, plan: str) -> None:
     specimen = zoo()[name]
     model = specimen.model()
@@ -151,15 +153,8 @@ def ending_in_an_image(specimen: Specimen, alone: bool = False) -> dict[str, Any
     return {k: v[:, own] if torch.is_tensor(v) and v.shape[:2] == (1, length) else v for k, v in inputs.items()}
 
 
-@pytest.mark.parametrize(
-    ("name", "alone"),
-    [
-        pytest.param(name, alone, marks=pytest.mark.slow if alone and name not in ("llava", "qwen2.5-vl") else ())
-        for name in SPECIMENS
-        for alone in (False, True)
-    ],
-)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(("name", "plan"), covering(SPECIMENS, PLANS, 2))
 def test_the_token_that_answers_is_never_left_out(name: str, plan: str, alone: bool) -> None:
     """Where a prompt ends in an image, its last token stays in every layer, within the budget, and it answers."""
     specimen = zoo()[name]

@@ -61,6 +61,7 @@ def written(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_killed_loses_and_doubles_nothing(cluster: None, questions: Path) -> None:
     out = questions.with_name("answers.jsonl")
     options = ["--ray", "--replicas", "2", "--batch-size", "1", "--plan", "divprune:50%"]
