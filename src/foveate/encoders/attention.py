@@ -117,7 +117,8 @@ def packed_attention(
         edges = {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
         return attend(block, *heads, **options, **edges, **lengths)[0].reshape(len(query), -1)
 
-    grouped = segments.by_length
+    # What looks on takes its values in the order of the sequence.
+    grouped = None if getattr(attend, "reads_in_order", False) else segments.by_length
     if grouped is not None:
         order, back, segments = grouped
         # `index_select`, because the gradient of `tensor[order]` takes ten times as long on a CPU.

@@ -118,6 +118,7 @@ def _standing_around(name: str) -> Callable[..., Any]:
     ) -> Any:
         return Call(module, query, key, value, attention_mask, kwargs, name, _around.get(module, ())).attend()
 
+    attend.reads_in_order = True  # ty: ignore[missing-attribute] - `encoders.attention` would group windows
     return attend
 
 
