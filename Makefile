@@ -77,7 +77,7 @@ test-vllm: .venv/vllm/.vllm-0.32.0 ## the plug-in in vLLM on the CPU, which live
 	$(VLLM_INSTALL) --no-deps -e .
 	$(VLLM) $(SUITES) vllm -m "slow or not slow" tests/serving_vllm tests/serving/test_same_answer.py
 
-UV := $(BIN)/uv --quiet pip
+UV := $(BIN)/uv --system-certs --quiet pip
 
 test-locked: $(DEV) ## the quick tests, and what came of them for docs/compatibility.md
 	$(BIN)/python $(SUITES) locked -n $(WORKERS) --maxprocesses 8
@@ -103,7 +103,7 @@ test-newest: $(DEV) ## the same with the newest that there are today, beyond the
 test-wheel: $(DEV) ## the wheel alone, in an environment of its own (.venv/wheel), answers outside the clone; so does the sdist
 	PYTHON="$(PYTHON)" sh .ci/wheel.sh
 
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --group build
+LOCK := $(BIN)/uv --system-certs pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --group build
 # Empty, nothing gets newer that needs not.
 UPGRADE ?= --upgrade
 
