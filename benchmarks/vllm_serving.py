@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from foveate.benchmark.serving import Settings, run, table
-from foveate.llava_uhd import byte_tokenizer
+from foveate.models.llava_uhd import byte_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"

@@ -9,7 +9,7 @@ import foveate.loading
 from foveate.answering import ask
 from foveate.cli import main
 from foveate.commands.ask import printable
-from tiny_model import noise, save_llava, save_llava_uhd
+from tests.tiny_model import noise, save_llava, save_llava_uhd
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 import foveate
 from foveate.batch import Output, answer_file, answer_questions, batches, read_questions
 from foveate.cli import main
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

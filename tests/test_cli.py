@@ -11,7 +11,7 @@ import pytest
 
 import foveate
 from foveate import cli
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 COMMANDS = [
     ["ask"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.training.evaluate import summary, wilson_interval
+from foveate.benchmark.embedded import summary, wilson_interval
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))

@@ -12,7 +12,7 @@ from transformers.utils import logging
 import foveate.loading
 from foveate import FoveateError, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.loading import load
-from tiny_model import save_llava_uhd
+from tests.tiny_model import save_llava_uhd
 
 
 @pytest.fixture(scope="module")

@@ -15,20 +15,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_training import EVERYTHING, recipe, small_stage
 
 import foveate
 from foveate import FoveateError
 from foveate.benchmark import next_scale
 from foveate.cli import main
-from foveate.decoding import load_draft
-from foveate.encoders.sources import read_source
-from foveate.selection.focusui import Scorer
-from foveate.selection.relevance import Mapper
+from foveate.core.weights import read_state
+from foveate.methods.decoding import load_draft
+from foveate.methods.pre_llm.focusui import Scorer
+from foveate.methods.pre_llm.relevance import Mapper
+from foveate.models.vit_uhd.sources import read_source
 from foveate.training.recipe_file import read_recipe
 from foveate.training.run import Run
-from foveate.weights import read_state
-from tiny_model import save_llava, save_llava_uhd
+from tests.tiny_model import save_llava, save_llava_uhd
+from tests.training.small_training import EVERYTHING, recipe, small_stage
 
 
 class Bomb:

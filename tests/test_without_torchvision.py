@@ -12,9 +12,9 @@ from packaging.version import Version
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-from family_processors import save_processor
 from foveate.families import families
-from tiny_model import save_internvl
+from tests.family_processors import save_processor
+from tests.tiny_model import save_internvl
 
 COMMAND = "pip install 'foveate[video]'."
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -101,7 +101,7 @@ def loaded(tmp_path_factory):
         from pathlib import Path
         from PIL import Image
         from transformers import CONFIG_MAPPING
-        from foveate.errors import FoveateError
+        from foveate.core.errors import FoveateError
         from foveate.processors import NoClips, load_processor
 
         def seen(kind, folder):

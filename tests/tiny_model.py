@@ -28,7 +28,7 @@ from foveate import (
     LlavaUHDProcessor,
     ViTUHDConfig,
 )
-from foveate.llava_uhd import byte_tokenizer
+from foveate.models.llava_uhd import byte_tokenizer
 
 SPREAD = 0.3  # large initial weights, so that answers depend on every input
 

@@ -1,13 +1,14 @@
 """The page of costs from shapes: what released models cost, and published numbers beside those counted here.
 
 Every number on it is computed when the page is made; only the published ones are written down, in
-`foveate.benchmark.closed_form.papers`.
+`foveate.cost.papers`.
 """
 
 from __future__ import annotations
 
-from foveate.benchmark.closed_form import RELEASED, cost, follow, named, shape_of, view_of
-from foveate.benchmark.closed_form.papers import (
+from foveate.core.plan import Plan
+from foveate.cost import RELEASED, cost, follow, named, shape_of, view_of
+from foveate.cost.papers import (
     SAME,
     SPAN,
     TEXT,
@@ -17,7 +18,6 @@ from foveate.benchmark.closed_form.papers import (
     scores_left_over,
     slice_saving,
 )
-from foveate.plan import Plan
 from generator.tables import table
 
 #: Size of the image in the table of models, in pixels, and plans beside the untouched model.

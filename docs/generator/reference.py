@@ -43,7 +43,7 @@ ROOMS = {
 }
 """Rooms in the order of the data's way, with the titles of their pages."""
 
-ELSEWHERE = "foveate.serving.vllm"
+ELSEWHERE = "foveate.integrations.vllm"
 """Imports what only an environment of its own has; its page is written by hand."""
 
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes")

@@ -4,7 +4,7 @@ A page holds `<!-- generated: NAME -->` and `<!-- end -->`; what stands between 
 function of that name in `BLOCKS` returns. Numbers come from two places, and until a file is there the block says
 so:
 
-- `src/foveate/embedded/evaluation.json`, written by `python -m foveate.training.evaluate`;
+- `src/foveate/embedded/evaluation.json`, written by `python -m foveate.benchmark.embedded`;
 - `benchmarks/results/speed-*.json`, runs of `foveate bench speed`, and `selection-*.json` of the command before it;
 - `benchmarks/results/encoders-*.json`, runs of `foveate bench encoders`, and `authors-cpu.json` beside them.
 """
@@ -51,9 +51,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def stages(_root: Path, _page: Path) -> str:
     """The kinds of stage, from the code."""
-    from foveate.encoders.compression import AveragePooling, ContentAdaptivePooling
-    from foveate.encoders.configuration import MERGING_METHODS
-    from foveate.encoders.early_compression import EarlyCompressor
+    from foveate.models.vit_uhd.compression import AveragePooling, ContentAdaptivePooling
+    from foveate.models.vit_uhd.configuration import MERGING_METHODS
+    from foveate.models.vit_uhd.early_compression import EarlyCompressor
     from generator.reference import first_sentence
 
     kinds = {"content-adaptive": ContentAdaptivePooling, "average": AveragePooling, "early": EarlyCompressor}
@@ -111,8 +111,8 @@ def encoders(root: Path, _page: Path) -> str:
 
 def speed(root: Path, _page: Path) -> str:
     """What plans cost: runs of `foveate bench speed`, and of the command before it."""
-    from foveate.benchmark.speed.showing import impossible_of
-    from foveate.benchmark.speed.showing import table as rows_of
+    from foveate.benchmark.speed.formatting import impossible_of
+    from foveate.benchmark.speed.formatting import table as rows_of
 
     parts = []
     results = root / "benchmarks/results"

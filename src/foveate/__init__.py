@@ -9,28 +9,28 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
     from foveate.answering import Answer, ask
-    from foveate.encoders import ViTUHDConfig, ViTUHDModel
-    from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
+    from foveate.core.plan import Plan
     from foveate.loading import load
-    from foveate.plan import Plan
+    from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
+    from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
+    from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
     from foveate.runtime import compress, speculate, vasparse
-    from foveate.views import LlavaUHDImageProcessor
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_MODULES = {
     "Answer": "answering",
-    "LlavaUHDConfig": "llava_uhd",
-    "LlavaUHDForConditionalGeneration": "llava_uhd",
-    "LlavaUHDImageProcessor": "views",
-    "LlavaUHDProcessor": "llava_uhd",
-    "ViTUHDConfig": "encoders",
-    "ViTUHDModel": "encoders",
-    "Plan": "plan",
+    "LlavaUHDConfig": "models.llava_uhd",
+    "LlavaUHDForConditionalGeneration": "models.llava_uhd",
+    "LlavaUHDImageProcessor": "models.llava_uhd.image_processing",
+    "LlavaUHDProcessor": "models.llava_uhd",
+    "ViTUHDConfig": "models.vit_uhd",
+    "ViTUHDModel": "models.vit_uhd",
+    "Plan": "core.plan",
     "ask": "answering",
     "compress": "runtime",
     "load": "loading",
@@ -60,18 +60,18 @@ __all__ = [
 
 def register() -> None:
     """Make the Auto classes of `transformers` know foveate's models. Doing it twice changes nothing."""
-    from foveate import encoders, generation, llava_uhd
+    from foveate.models import llava_uhd, next_scale, vit_uhd
 
-    encoders.register()
+    vit_uhd.register()
     llava_uhd.register()
-    generation.register()
+    next_scale.register()
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room when it is first used."""
-    if name not in _ROOMS:
+    """Import a public name from its module when it is first used."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from foveate.answering import answer_batch
-from foveate.errors import FoveateError, check_text
-from foveate.plan import Plan
+from foveate.core.errors import FoveateError, check_text
+from foveate.core.plan import Plan
+from foveate.core.text_files import lines_of, read_text
+from foveate.images import open_image
 from foveate.runtime import compress
-from foveate.text_files import lines_of, read_text
-from foveate.views.images import open_image
 
 _FIELDS = ("id", "image", "images", "question", "plan", "max_new_tokens")
 

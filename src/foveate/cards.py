@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from foveate.registry import Mechanism, Modality
+from foveate.core.registry import Mechanism, Modality
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Card:
         title: title of its paper.
         paper: such as "arXiv 2501.06553".
         site: where it acts.
-        mechanism: see `foveate.registry`.
+        mechanism: see `foveate.core.registry`.
         modality: what it is made for.
         summary: what it does.
         trained: whether it needs weights of its own.
@@ -67,7 +67,7 @@ CARDS = (
         "Keeps, in every head of a next-scale image model, as many cached tokens as the head's kind needs: those that "
         "recent queries look at, or the first and the newest.",
         False,
-        "foveate.generation.compressing, foveate bench next-scale",
+        "foveate.models.next_scale.compressing, foveate bench next-scale",
     ),
     Card(
         "scalekv",
@@ -79,7 +79,7 @@ CARDS = (
         "Divides the cache of a next-scale image model between layers that draft and layers that refine, and keeps in "
         "each the tokens that a window of queries looks at.",
         False,
-        "foveate.generation.compressing, foveate bench next-scale",
+        "foveate.models.next_scale.compressing, foveate bench next-scale",
     ),
     Card(
         "specvlm",
@@ -115,7 +115,7 @@ CARDS = (
         "Modules between layers of the language model with which compressed visual tokens look again at the features "
         "that they were made of.",
         True,
-        "foveate.llava_uhd.vision_remember.add_vision_remember(model, layers), or a training recipe",
+        "foveate.models.llava_uhd.vision_remember.add_vision_remember(model, layers), or a training recipe",
     ),
     Card(
         "voco",
@@ -127,7 +127,7 @@ CARDS = (
         "A few trained tokens after every image, through which alone text sees it; the cache of a conversation holds "
         "them in place of the image.",
         True,
-        "foveate.llava_uhd.voco.add_voco_tokens(model, processor, count), or a training recipe",
+        "foveate.models.llava_uhd.voco.add_voco_tokens(model, processor, count), or a training recipe",
     ),
 )
 

@@ -22,8 +22,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import foveate
-from foveate.commands.console import print_json
-from foveate.errors import FoveateError
+from foveate.console import print_json
+from foveate.core.errors import FoveateError
 
 INVALID_INPUT = 2
 INTERNAL_ERROR = 1

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
-from foveate.errors import FoveateError
-from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
-from foveate.llava_uhd.checkpoint import is_released, pair
-from foveate.plan import PLAN_FILE, Plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import PLAN_FILE, Plan
+from foveate.core.weights import DATA_ONLY, SAFE, check_weights, file_of
+from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
+from foveate.models.llava_uhd.checkpoint import is_released, pair
 from foveate.processors import load_processor
-from foveate.weights import DATA_ONLY, SAFE, check_weights, file_of
 
 #: Folder of the model that ships with foveate.
 EMBEDDED = Path(__file__).with_name("embedded")

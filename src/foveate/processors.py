@@ -17,9 +17,9 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import PushToHubMixin, is_torchvision_available
 
-from foveate.errors import FoveateError
-from foveate.text_files import read_json
-from foveate.weights import DATA_ONLY, file_of
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
+from foveate.core.weights import DATA_ONLY, file_of
 
 #: What a processor is made of, apart from what makes clips ready.
 _PARTS: dict[str, Any] = {

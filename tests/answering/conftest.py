@@ -3,7 +3,7 @@
 import pytest
 
 from foveate.loading import load
-from tiny_model import save_llava, save_llava_uhd
+from tests.tiny_model import save_llava, save_llava_uhd
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import foveate
 from foveate import FoveateError, Plan, ask, load
 from foveate.answering.selections import seen_of, selected
 from foveate.cli import main
-from foveate.decoding.specvlm import SpecVLM, SpecVLMConfig
+from foveate.core.plan import PLAN_FILE
+from foveate.core.tokens import Crop, Grid, Selection, merged
 from foveate.families import ImageLayout
-from foveate.pictures import draw_answer
-from foveate.plan import PLAN_FILE
+from foveate.methods.decoding.specvlm import SpecVLM, SpecVLMConfig
 from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport, StepReport
-from foveate.selection_pictures import draw_selection, joined
-from foveate.tokens import Crop, Grid, Selection, merged
-from tiny_model import noise, save_internvl, save_llava_uhd
+from foveate.visualization.answer import draw_answer
+from foveate.visualization.selection import draw_selection, joined
+from tests.tiny_model import noise, save_internvl, save_llava_uhd
 
 
 @pytest.mark.parametrize("plan", ["divprune:25%", "vmtc:5", "downsample:50%", "divprune:50% + divprune:4"])

@@ -9,8 +9,8 @@ import torch
 from foveate import FoveateError
 from foveate.answering import PARTS, ask
 from foveate.answering.conversations import as_plain_text
-from foveate.llava_uhd import byte_tokenizer
-from tiny_model import noise, save_llava_uhd
+from foveate.models.llava_uhd import byte_tokenizer
+from tests.tiny_model import noise, save_llava_uhd
 
 
 def test_the_answer_is_what_generate_writes(pair):

@@ -6,7 +6,7 @@ import torch
 from foveate.answering import ask
 from foveate.answering.pooling import pooling_effect
 from foveate.loading import load
-from tiny_model import noise, save_llava_uhd
+from tests.tiny_model import noise, save_llava_uhd
 
 
 def test_pooling_maps(pair):

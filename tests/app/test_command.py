@@ -6,7 +6,7 @@ import pytest
 
 from foveate.cli import main
 from foveate.commands.app import QUESTIONS, _examples
-from tiny_model import noise
+from tests.tiny_model import noise
 
 
 def test_the_examples_of_the_source_tree_have_their_questions():

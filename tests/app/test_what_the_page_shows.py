@@ -14,13 +14,13 @@ from foveate.app.bars import Bar, as_html, time_bars, token_bars
 from foveate.app.choices import choices
 from foveate.app.lines import python_line, shell_line
 from foveate.app.views import fact, outlined, views
+from foveate.core.tokens import Crop, Grid, Need, Selection, merged
 from foveate.families import ImageLayout
-from foveate.pictures import ACCENT
 from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport
-from foveate.selection_pictures import draw_tokens, joined, token_map
-from foveate.tokens import Crop, Grid, Need, Selection, merged
-from tiny_model import noise, save_llava, save_llava_uhd
+from foveate.visualization.answer import ACCENT
+from foveate.visualization.selection import draw_tokens, joined, token_map
+from tests.tiny_model import noise, save_llava, save_llava_uhd
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.tasks import items
 from foveate.cli import main
-from full_disk import room
+from tests.full_disk import room
 
 SMALL: dict[str, Any] = {"count": 3, "sides": (128, 192), "difficulty": 0.2, "batch_size": 2, "threads": 1}
 TASKS = ("shape_colour", "chat")

@@ -16,9 +16,9 @@ from foveate.answering import answer_batch
 from foveate.answering.conversations import inputs_of_batch
 from foveate.benchmark.asking import SPARE, Prepared, ask, batches, messages_of, prepare
 from foveate.benchmark.tasks import Item
-from foveate.llava_uhd import byte_tokenizer
 from foveate.loading import load
-from tiny_model import noise, save_internvl, save_llava, save_llava_uhd
+from foveate.models.llava_uhd import byte_tokenizer
+from tests.tiny_model import noise, save_internvl, save_llava, save_llava_uhd
 
 MAKERS = {"llava-uhd": save_llava_uhd, "llava": save_llava, "internvl": save_internvl}
 

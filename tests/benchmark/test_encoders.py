@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from small_geometry import SMALL
 
 from foveate import cli
-from foveate.benchmark import competitors, measure
+from foveate.benchmark import competitors, profiling
 from foveate.benchmark.competitors import COMPETITORS
 from foveate.benchmark.encoders import Settings, compare, markdown, plot
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from tests.benchmark.small_geometry import SMALL
 
 TINY = Settings(sizes=(80,), repeats=2, text_tokens=4, geometry=SMALL)
 
@@ -83,7 +83,7 @@ def test_impossible_settings_are_named(change, message):
 
 def test_peak_memory_sees_what_is_freed_again():
     need = 64 * 2**20
-    peak = measure.peak_memory(lambda: torch.ones(need // 4).sum(), torch.device("cpu"))
+    peak = profiling.peak_memory(lambda: torch.ones(need // 4).sum(), torch.device("cpu"))
     assert peak is None or 0.9 * need < peak < 2 * need  # the kernel counts resident pages in batches
 
 

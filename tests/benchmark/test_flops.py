@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_geometry import SMALL
 
 from foveate.benchmark import flops
 from foveate.benchmark.competitors import COMPETITORS, Geometry
+from tests.benchmark.small_geometry import SMALL
 
 
 def test_formulas_by_hand():

@@ -16,10 +16,10 @@ from families.zoo import Specimen, zoo
 from foveate import FoveateError, cli
 from foveate.benchmark import quantised
 from foveate.benchmark.joint import ALL, Settings, run, table
+from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, Int8Layer, cached, possible, quantise_weights
-from foveate.benchmark.stored import weight_bytes
-from foveate.cache.stored import cache_bytes
 from foveate.runtime import compat
+from foveate.runtime.kv_cache.nbytes import cache_bytes
 
 #: Mean difference of logits from those of the full cache or weights, as a share of their spread.
 CLOSE = {"int8": 0.02, "fp8": 0.1, "int4": 0.25, "int2": 1.5, "nf4": 0.4}
@@ -101,7 +101,7 @@ def test_quantised_weights_are_smaller_and_answer_alike(kind: str) -> None:
 
 
 def _page() -> Any:
-    from foveate.training.data import render
+    from foveate.synthetic import render
 
     return render("read_word", 0, split="heldout", size=(128, 128)).image
 

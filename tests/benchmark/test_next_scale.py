@@ -12,8 +12,8 @@ from PIL import Image
 
 from foveate import cli
 from foveate.benchmark import next_scale as benchmark
-from foveate.errors import FoveateError
-from foveate.generation import NextScaleConfig, NextScaleForImageGeneration, compress_cache
+from foveate.core.errors import FoveateError
+from foveate.models.next_scale import NextScaleConfig, NextScaleForImageGeneration, compress_cache
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 

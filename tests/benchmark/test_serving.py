@@ -11,12 +11,11 @@ from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
-from live_server import running
-
 import foveate
 from foveate.benchmark.serving import Settings, rows, run
 from foveate.cli import app
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from tests.serving.live_server import running
 
 
 def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Path) -> None:

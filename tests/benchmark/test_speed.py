@@ -14,14 +14,14 @@ from transformers import CLIPImageProcessor
 
 from families.zoo import zoo
 from foveate import FoveateError, cli
+from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.speed import SHAPES, TEXTS, Settings, Shape, plot, run, shapes, table
 from foveate.benchmark.speed.measuring import Measuring
 from foveate.benchmark.speed.settings import groups_of
 from foveate.benchmark.speed.subjects import subject
-from foveate.benchmark.stored import weight_bytes
-from foveate.cache.stored import stored_bytes
 from foveate.commands.lists import plans_in
-from foveate.plan import Plan
+from foveate.core.plan import Plan
+from foveate.runtime.kv_cache.nbytes import stored_bytes
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

@@ -24,7 +24,7 @@ from foveate.benchmark.tasks import (
     names,
     tasks_of,
 )
-from foveate.training.data import TASKS, render, smallest_size
+from foveate.synthetic import TASKS, render, smallest_size
 
 EASY = {"difficulty": 0.3, "sides": (128, 256)}
 
@@ -103,7 +103,7 @@ def test_names_groups_and_all():
 
 def test_easy_vqa_is_spread_over_its_test_split():
     pytest.importorskip("easy_vqa")
-    from foveate.training.data import easy_vqa
+    from foveate.synthetic import easy_vqa
 
     every = [(question, answer) for _, question, answer in easy_vqa("test")]
     found = list(items("easy_vqa", 10))

@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaModel
 
 from foveate.commands.calibrate import calibrate
-from foveate.encoders.merging.dymu import DyMU, Thresholds
-from foveate.errors import FoveateError
-from foveate.runtime.vit_merging import merging
+from foveate.core.errors import FoveateError
+from foveate.methods.encoder.dymu import DyMU, Thresholds
+from foveate.runtime.vision_merging import merging
 
 VISION = CLIPVisionConfig(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foveate.benchmark import closed_form
+from foveate import cost
 from foveate.cli import main
 from foveate.commands.flops import shown, spans
 
@@ -87,7 +87,7 @@ def test_numbers_in_words():
     assert spans([5, 5, 3, 2, 2]) == "5 in layers 0-1, 3 in layer 2, 2 in layers 3-4"
 
 
-@pytest.mark.parametrize("name", closed_form.RELEASED)
+@pytest.mark.parametrize("name", cost.RELEASED)
 def test_every_released_model_can_be_counted(name, capsys):
     assert main(["flops", "--model", name, "--plan", "random:25% + fastv:50%@2", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -8,11 +8,11 @@ import pytest
 import foveate
 from families.zoo import zoo
 from foveate.cli import main
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan, Step, all_methods
+from foveate.core.registry import Mechanism, Modality, registered
 from foveate.families import families, family_of
-from foveate.gallery import gallery
-from foveate.plan import Plan, Step, all_methods
-from foveate.registry import Mechanism, Modality, registered
+from foveate.methods.gallery import gallery
 
 
 def printed(capsys, *arguments):
@@ -98,7 +98,7 @@ def test_verdicts_are_what_attaching_does(specimen):
             method = all_methods()[entry.name]()
         except FoveateError:
             continue  # needs a file of thresholds
-        plan = Plan((Step(method, foveate.plan.Budget(tokens=3) if entry.budget == "count" else None),))
+        plan = Plan((Step(method, foveate.core.plan.Budget(tokens=3) if entry.budget == "count" else None),))
         allowed = verdict.outcome != "no" and not (
             specimen == "llava-siglip" and "without [CLS]: not possible" in verdict.why
         )

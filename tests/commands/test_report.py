@@ -7,15 +7,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-import result_documents as documents
 from PIL import Image
 
 from foveate.answering import ask
-from foveate.benchmark.report.pictures import IMAGES
 from foveate.cli import main
-from foveate.selection_pictures import draw_tokens
-from full_disk import room
-from tiny_model import noise, save_llava, save_llava_uhd
+from foveate.report.pictures import IMAGES
+from foveate.visualization.selection import draw_tokens
+from tests.benchmark import result_documents as documents
+from tests.full_disk import room
+from tests.tiny_model import noise, save_llava, save_llava_uhd
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 VOID = {"meta", "link", "img", "input", "br", "path", "circle"}

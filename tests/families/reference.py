@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import foveate
 from families.zoo import Specimen
+from foveate.core.tokens import Need
 from foveate.families import family_of
 from foveate.runtime.report import Report
-from foveate.tokens import Need
 
 Patch = pytest.MonkeyPatch
 
@@ -94,7 +94,7 @@ def eager(model: Any, inputs: dict[str, Any], patch: Patch) -> dict[Need, Tensor
     home: Any = sys.modules[type(next(iter(layers))).__module__]
     name = "eager_attention_forward"
     if not hasattr(home, name):
-        home, name = sys.modules["foveate.encoders.attention"], "eager_attention"
+        home, name = sys.modules["foveate.models.vit_uhd.attention"], "eager_attention"
     with patch.context() as context, attention(model, "eager"):
         context.setattr(home, name, recording(getattr(home, name)))
         encode(model, inputs)

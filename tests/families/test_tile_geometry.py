@@ -15,8 +15,8 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
+from foveate.core.tokens import Crop
 from foveate.families import ImageLayout, families
-from foveate.tokens import Crop
 
 KINDS: dict[str, Any] = {
     "llava-next": (LlavaNextConfig, LlavaNextModel, LlavaNextProcessor),

@@ -24,11 +24,12 @@ def main(arguments: list[str]) -> None:
         sys.exit("coverage-guided fuzzing needs atheris (Linux and macOS): pip install 'foveate[fuzz]'")
     name, corpus = arguments[0], Path(arguments[1])
     # What is counted: our parsers and the Python of those they use. torch and transformers would only cost time.
-    with atheris.instrument_imports(include=["foveate.plan", "foveate.batch", "foveate.errors", "foveate.views.images",
+    with atheris.instrument_imports(include=["foveate.core.plan", "foveate.batch", "foveate.core.errors", "foveate.images",
         "foveate.serving.protocol", "foveate.serving.sources", "foveate.training.recipe", "foveate.training.dataset",
         "PIL", "yaml", "json", "ast", "urllib.parse", "httpx"]):  # fmt: skip
         from PIL import Image
-        from targets import NAMES, target
+
+        from tests.fuzz.targets import NAMES, target
 
         if name not in NAMES:
             sys.exit(f"there is no target {name!r}; possible are {', '.join(NAMES)}")

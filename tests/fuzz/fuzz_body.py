@@ -10,16 +10,16 @@ import tempfile
 from pathlib import Path
 
 import httpx
-from hostile import bad_addresses, bad_bodies, bad_images
-from live_server import EXAMPLES, asking, data_uri
-from targets import is_sentence
 
-from foveate.errors import FoveateError
-from foveate.plan import parse_plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import parse_plan
 from foveate.serving import Limits
 from foveate.serving.limits import Held, Share
 from foveate.serving.protocol import ChatRequest, parse, plan_of
 from foveate.serving.sources import Sources
+from tests.fuzz.targets import is_sentence
+from tests.serving.hostile import bad_addresses, bad_bodies, bad_images
+from tests.serving.live_server import EXAMPLES, asking, data_uri
 
 ALLOWED = "allowed.example"
 OWN = parse_plan("divprune:64")

@@ -1,11 +1,11 @@
 """Bytes that claim to be an image: an upright RGB image within the limit, or one sentence."""
 
-from hostile import bad_images, odd_images, saved
 from PIL import Image
-from targets import is_sentence
 
-from foveate.errors import FoveateError
-from foveate.views import open_image
+from foveate.core.errors import FoveateError
+from foveate.images import open_image
+from tests.fuzz.targets import is_sentence
+from tests.serving.hostile import bad_images, odd_images, saved
 
 #: Few, so that a fuzzer does not spend its time on painting.
 PIXELS = 2**18

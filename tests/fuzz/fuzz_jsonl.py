@@ -5,12 +5,12 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from targets import is_sentence
-from traps import bad_data
 
 from foveate.batch import read_questions
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.training.dataset import read_conversations
+from tests.fuzz.targets import is_sentence
+from tests.fuzz.traps import bad_data
 
 _HELD = tempfile.TemporaryDirectory(prefix="foveate-fuzz-")
 _FILE = Path(_HELD.name) / "data.jsonl"

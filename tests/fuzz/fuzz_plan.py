@@ -1,11 +1,10 @@
 """Any text is a plan that reads the same when it is written again, or one sentence."""
 
-from targets import is_sentence
-from traps import bad_plans
-
-from foveate.errors import FoveateError
-from foveate.plan import Plan, all_methods, parse_plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan, all_methods, parse_plan
 from foveate.serving.protocol import Compression, plan_of
+from tests.fuzz.targets import is_sentence
+from tests.fuzz.traps import bad_plans
 
 SEEDS = [
     *(text.encode("utf-8", "surrogatepass") for _, text in bad_plans() if len(text) < 2**14),

@@ -3,11 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from targets import is_sentence
-from traps import bad_recipes
-
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.training.recipe_file import read_recipe
+from tests.fuzz.targets import is_sentence
+from tests.fuzz.traps import bad_recipes
 
 _HELD = tempfile.TemporaryDirectory(prefix="foveate-fuzz-")
 _FILE = Path(_HELD.name) / "recipe.yaml"

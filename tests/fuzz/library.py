@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hostile import bad_images, png
 from PIL import Image
-from traps import bad_data, bad_plans, bad_recipes
 
 import foveate
 from foveate.batch import answer_questions, read_questions
-from foveate.errors import FoveateError
-from foveate.plan import parse_plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import parse_plan
+from foveate.images import open_image
 from foveate.training.dataset import read_conversations
 from foveate.training.recipe_file import read_recipe
-from foveate.views import open_image
+from tests.fuzz.traps import bad_data, bad_plans, bad_recipes
+from tests.serving.hostile import bad_images, png
 
 #: Memory beyond what stands when the first trap comes, in bytes, and seconds of computing for all of them.
 SPARE, SECONDS = 2**30, 240

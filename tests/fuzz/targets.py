@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 NAMES = ("image", "plan", "body", "recipe", "jsonl")
 #: Longest sentence that an error may be, in characters; some name every method or the first ten lines.

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from targets import LONGEST, NAMES, target
+
+from tests.fuzz.targets import LONGEST, NAMES, target
 
 HERE = Path(__file__).parent
 FOUND = HERE / "found"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from foveate.llava_uhd import byte_tokenizer
+from foveate.models.llava_uhd import byte_tokenizer
 
 IMAGE = "<image>"
 

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from decoder.test_covipal import folder as pruners
+from decoder.test_dpn import folder as routers
 from torch import Tensor, nn
 
 import foveate
-from decoder.test_covipal import folder as pruners
-from decoder.test_dpn import folder as routers
 from families.zoo import zoo
 from foveate import FoveateError
-from foveate.decoding import VASparse
-from foveate.decoding.draft import draft_kinds
-from foveate.encoders.merging.dymu import DyMU
+from foveate.core.plan import all_methods
 from foveate.families import family_of
-from foveate.plan import all_methods
-from foveate.selection.focusui import Scorer
-from foveate.selection.relevance import Mapper
+from foveate.methods.decoding import VASparse
+from foveate.methods.decoding.draft import draft_kinds
+from foveate.methods.encoder.dymu import DyMU
+from foveate.methods.pre_llm.focusui import Scorer
+from foveate.methods.pre_llm.relevance import Mapper
 
 #: One of each kind that is no plan.
 WRITING = ("draft of a chain", "draft of a tree", "vasparse")

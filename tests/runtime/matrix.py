@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from families.zoo import zoo
-from foveate.decoder import decoder_methods
 from foveate.families import families
-from foveate.selection import methods
+from foveate.methods.decoder import decoder_methods
+from foveate.methods.pre_llm import methods
 
 #: Methods inside the encoder that run with default arguments, where every patch becomes a token of its own.
 INSIDE = ("tome:50%", "token-transforming:50%")

@@ -15,7 +15,7 @@ from families.zoo import Specimen, zoo
 from foveate import FoveateError
 from foveate.families import family_of
 from foveate.runtime import compat
-from foveate.runtime.cache import kept_of
+from foveate.runtime.cache_view import kept_of
 from runtime.matrix import inside_pairs
 
 REFUSED = "this cache was filled by a model that read through"

@@ -7,9 +7,9 @@ from PIL import Image
 from families.zoo import zoo
 from foveate import FoveateError, ask, load
 from foveate.answering import answer_batch
+from foveate.methods.pre_llm.divprune import DivPrune
 from foveate.runtime import compress
-from foveate.selection.divprune import DivPrune
-from tiny_model import save_llava
+from tests.tiny_model import save_llava
 
 HUGE = 10**18
 PICTURE = {"type": "image", "image": Image.effect_noise((40, 32), 80).convert("RGB")}

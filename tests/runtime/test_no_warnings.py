@@ -16,7 +16,7 @@ import foveate
 from families.zoo import zoo
 from foveate.loading import load
 from runtime.matrix import inside_plans
-from tiny_model import save_llava, save_llava_uhd
+from tests.tiny_model import save_llava, save_llava_uhd
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)))
 #: What is said of kernels that are not installed.

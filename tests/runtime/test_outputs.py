@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.utils import concatenate, convert_outputs_to_fp32
+from runtime.test_layers import PLANS, SPECIMENS
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from transformers.trainer_pt_utils import LabelSmoother
@@ -21,7 +22,6 @@ from families.zoo import END, IMAGE, Specimen, zoo
 from foveate.families import family_of
 from runtime.experts import ASKING, COEFFICIENT, NAMES, model_with_experts
 from runtime.matrix import covering, steps
-from runtime.test_layers import PLANS, SPECIMENS
 from runtime.test_promises import ROWS, compress
 
 ALL = [*covering(sorted(zoo()), steps()), *covering(SPECIMENS, PLANS)]

@@ -10,7 +10,7 @@ import torch
 
 import foveate
 from families.zoo import zoo
-from foveate.decoder import decoder_methods
+from foveate.methods.decoder import decoder_methods
 from runtime.matrix import steps
 
 

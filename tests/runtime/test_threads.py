@@ -14,7 +14,7 @@ import torch
 
 from families.zoo import zoo
 from foveate import FoveateError
-from foveate.training.answer_relevance import answer_relevance
+from foveate.training.methods.relevance_targets import answer_relevance
 from runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
 
 ROUNDS = 2

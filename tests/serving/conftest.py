@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live_server import EXAMPLES, Served, running
 from PIL import Image
 
 import foveate
+from tests.serving.live_server import EXAMPLES, Served, running
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from live_server import asking, data_uri
 from PIL import Image
+
+from tests.serving.live_server import asking, data_uri
 
 
 def png(width: int, height: int, *, depth: int = 8, colour: int = 2, data: bytes = b"") -> bytes:

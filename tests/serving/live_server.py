@@ -15,7 +15,7 @@ import uvicorn
 from openai import OpenAI
 from PIL import Image
 
-from foveate.plan import Plan
+from foveate.core.plan import Plan
 from foveate.serving import TRANSPORT, Engine, Limits, Sources, build
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

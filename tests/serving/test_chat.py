@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 from PIL import Image
 
 import foveate
 from foveate.serving import Limits
+from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
 CHART = data_uri((EXAMPLES / "chart.png").read_bytes())

@@ -14,14 +14,14 @@ import httpx
 import openai
 import pytest
 import torch
-from live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 from PIL import Image
 
-from foveate.cluster.connecting import Model
-from foveate.cluster.pool import Replica
+from foveate.integrations.ray.connecting import Model
+from foveate.integrations.ray.pool import Replica
 from foveate.serving import Limits
 from foveate.serving.limits import LostError
 from foveate.serving.rows import Begun, Sampling
+from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
 QUESTION = asking("What is the total?", RECEIPT)

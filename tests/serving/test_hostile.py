@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from hostile import bad_addresses, bad_bodies, bad_images, base64_bomb, odd_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 
 import foveate
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.serving import Limits, protocol
+from tests.serving.hostile import bad_addresses, bad_bodies, bad_images, base64_bomb, odd_images
+from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 
 SECONDS = 20
 #: Memory that no hostile request may take, in bytes.

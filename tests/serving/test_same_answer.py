@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from live_server import asking, data_uri, running
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, LlavaForConditionalGeneration
 
 import foveate
 from foveate.cli import main
-from tiny_model import SPREAD, noise, save_llava, text_config
+from tests.serving.live_server import asking, data_uri, running
+from tests.tiny_model import SPREAD, noise, save_llava, text_config
 
 #: A plan ("untouched": none), a picture and a question.
 Case = tuple[str, Path, str]
@@ -142,7 +142,7 @@ def batch(folder: Path, cases: list[Case], *options: str) -> list[str]:
 def ray(folder: Path, cases: list[Case]) -> list[str]:
     """`foveate batch --ray`."""
     pytest.importorskip("ray", reason="Ray is an extra: foveate[ray]")
-    from local_ray import two_workers
+    from tests.integrations.ray.local_ray import two_workers
 
     with two_workers():
         return batch(folder, cases, "--ray")
@@ -151,7 +151,7 @@ def ray(folder: Path, cases: list[Case]) -> list[str]:
 def vllm(folder: Path, cases: list[Case]) -> list[str]:
     """The plug-in for vLLM, with a plan in every request."""
     pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
-    from vllm_engines import engine, served
+    from tests.integrations.vllm.vllm_engines import engine, served
 
     processor = AutoProcessor.from_pretrained(folder)
     prompts = []

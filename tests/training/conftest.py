@@ -1,10 +1,10 @@
 """A processor and a model of the size that tests can train."""
 
 import pytest
-from small_training import TEXT, VISION
 
 from foveate.training.building import new_model
 from foveate.training.recipe import NewModel
+from tests.training.small_training import TEXT, VISION
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from PIL import Image
-from small_training import VISION
 from torch import nn
 
 import foveate
@@ -11,10 +10,11 @@ from foveate import FoveateError
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.building import build_model, export, new_model
 from foveate.training.collate import Collator
+from foveate.training.dense_labels import NUM_CLASSES, cell_targets, page_targets, usual_cells
 from foveate.training.examples import Example
-from foveate.training.learner import Learner
 from foveate.training.recipe import ModelChoice, NewModel
-from foveate.training.supervision import NUM_CLASSES, cell_targets, page_targets, usual_cells
+from foveate.training.training_model import Learner
+from tests.training.small_training import VISION
 
 TEXT = {
     "hidden_size": 32,

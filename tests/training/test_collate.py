@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 
 from foveate import FoveateError
-from foveate.llava_uhd.processing import LlavaUHDProcessor
+from foveate.models.llava_uhd.processing import LlavaUHDProcessor
+from foveate.synthetic import Character
 from foveate.training.collate import IGNORED, Collator
-from foveate.training.data import Character
+from foveate.training.dense_labels import UNKNOWN, cell_targets, usual_cells
 from foveate.training.examples import Example
-from foveate.training.supervision import UNKNOWN, cell_targets, usual_cells
 
 
 def picture(width: int, height: int) -> Image.Image:

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from small_training import EVERYTHING, recipe, small_stage, write_conversations
 from torch import nn
 
 from foveate.training.muon import MuonAdamW, orthogonalised
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
 from foveate.training.trainer import StageTrainer
+from tests.training.small_training import EVERYTHING, recipe, small_stage, write_conversations
 
 BETAS = (0.9, 0.95)
 

@@ -6,19 +6,19 @@ import copy
 
 import pytest
 import torch
-from small_training import TEXT, read_log, recipe, small_stage, write_conversations
 
 import foveate
 from foveate import FoveateError
-from foveate.decoder._folder import read_networks
-from foveate.decoder.dpn import build
+from foveate.core.network_folder import read_networks
+from foveate.methods.decoder.dpn import build
 from foveate.runtime import handle_of
 from foveate.training.building import build_model
 from foveate.training.collate import Collator
 from foveate.training.dataset import read_conversations
-from foveate.training.learner import Learner
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
+from foveate.training.training_model import Learner
+from tests.training.small_training import TEXT, read_log, recipe, small_stage, write_conversations
 
 DEEP = {**TEXT, "num_hidden_layers": 4}
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import EVERYTHING, recipe, small_stage
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.training.precision import bfloat16_pays, uses_bfloat16
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.trainer import training_arguments
+from tests.training.small_training import EVERYTHING, recipe, small_stage
 
 DATA = [{"rendered": {"tasks": {"read_word": 1}, "sizes": {"width": [64, 96], "height": [32, 64]}}}]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch.distributed
 import yaml
-from small_training import EVERYTHING, read_log, recipe, small_stage, write_conversations
 
 from foveate.training.recipe_file import read_recipe
 from foveate.training.run import Run
+from tests.training.small_training import EVERYTHING, read_log, recipe, small_stage, write_conversations
 
 
 def write_recipe(folder: Path, output: Path) -> Path:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_training import recipe, small_stage
 
 from foveate import FoveateError
 from foveate.training.recipe import Schedule
 from foveate.training.recipe_file import parse_recipe, read_recipe
+from tests.training.small_training import recipe, small_stage
 
 RENDERED = [{"rendered": {}}]
 SHIPPED = Path(__file__).parents[2] / "recipes"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_training import EVERYTHING, read_log, recipe, small_stage
 
 from foveate.cli import main
 from foveate.training.recipe_file import read_recipe
 from foveate.training.run import Run
-from full_disk import room
+from tests.full_disk import room
+from tests.training.small_training import EVERYTHING, read_log, recipe, small_stage
 
 # What differs between two runs on the same machine.
 CLOCK = ("seconds", "samples_per_second", "time")

@@ -9,18 +9,18 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from small_training import EVERYTHING, TEXT, VISION, read_log, recipe, small_stage, write_conversations
 
 from foveate import FoveateError
 from foveate.cli import main
-from foveate.llava_uhd import LlavaUHDForConditionalGeneration, LlavaUHDProcessor
+from foveate.models.llava_uhd import LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.training.architectures import ARCHITECTURES
 from foveate.training.building import build_model, new_model
-from foveate.training.course import StopRequest
+from foveate.training.callbacks import StopRequest
 from foveate.training.log import RunLog
 from foveate.training.recipe import NewModel
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
+from tests.training.small_training import EVERYTHING, TEXT, VISION, read_log, recipe, small_stage, write_conversations
 
 
 @pytest.fixture

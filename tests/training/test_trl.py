@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import foveate
-import tiny_model
+from tests import tiny_model
 
 trl = pytest.importorskip("trl", reason="TRL comes with the extra dev")
 datasets = pytest.importorskip("datasets")

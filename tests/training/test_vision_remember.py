@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_training import read_log, recipe, small_stage, write_conversations
 
 import foveate
 from foveate import FoveateError
@@ -12,6 +11,7 @@ from foveate.training.building import build_model
 from foveate.training.recipe import ModelChoice
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
+from tests.training.small_training import read_log, recipe, small_stage, write_conversations
 
 
 @pytest.fixture

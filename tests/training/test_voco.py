@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_training import read_log, recipe, small_stage, write_conversations
 
 import foveate
 from foveate import FoveateError
-from foveate.memory import ImageMemory
+from foveate.image_kv_cache import ImageMemory
 from foveate.training.building import build_model
 from foveate.training.recipe import ModelChoice
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
+from tests.training.small_training import read_log, recipe, small_stage, write_conversations
 
 RATES = dict.fromkeys(("vision_tower", "stages", "connector", "language_model"), 5e-3)
 

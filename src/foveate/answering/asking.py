@@ -19,11 +19,11 @@ from foveate.answering.pooling import pooling_of
 from foveate.answering.selections import placed, seen_of, selected
 from foveate.answering.stages import stages_of, with_plan
 from foveate.answering.trace import Trace
-from foveate.errors import FoveateError, check_text
+from foveate.core.errors import FoveateError, check_text
+from foveate.core.plan import Plan
+from foveate.images import open_image
 from foveate.loading import load
-from foveate.plan import Plan
 from foveate.runtime import compress, handle_of, speculate
-from foveate.views.images import open_image
 
 
 def ask(
@@ -41,7 +41,7 @@ def ask(
     """Answer one question about one image; always the same answer to the same question (greedy decoding).
 
     Args:
-        image: a path, bytes, a PIL image or an array (see `foveate.views.images.open_image`).
+        image: a path, bytes, a PIL image or an array (see `foveate.images.open_image`).
         question: the question, in plain words. Text that the model's tokenizer would take for a control token, such
             as ``<image>``, is asked as text.
         model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from jinja2 import TemplateError
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.images import open_image, open_written
 from foveate.runtime import handle_of
-from foveate.views.images import open_image, open_written
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.encoders import ViTUHDModel
+from foveate.models.vit_uhd import ViTUHDModel
 from foveate.runtime.patches import in_this_thread
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from foveate.answering.conversations import placeholders
 from foveate.answering.trace import Trace
-from foveate.encoders import ViTUHDConfig, ViTUHDModel
-from foveate.plan import Plan
+from foveate.core.plan import Plan
+from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
 from foveate.runtime.report import ImageReport
 
 #: What a step of a plan does to tokens, by its site.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.encoders import ViTUHDModel
+from foveate.models.vit_uhd import ViTUHDModel
 from foveate.runtime.patches import in_this_thread
 
 #: Where `transformers` keeps what maps encoder features into the language model's space.

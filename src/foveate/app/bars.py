@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from foveate.answering import PARTS, Answer
-from foveate.pictures import _duration
+from foveate.visualization.answer import _duration
 
 
 @dataclass(frozen=True)

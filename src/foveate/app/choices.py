@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.errors import FoveateError
-from foveate.plan import all_methods
+from foveate.core.errors import FoveateError
+from foveate.core.plan import all_methods
 from foveate.runtime import compress
 
 #: Part of the tokens that is kept where nobody has chosen yet, in percent.

@@ -15,9 +15,9 @@ from foveate.app.bars import as_html, safe, time_bars, token_bars
 from foveate.app.choices import PERCENT, Choice
 from foveate.app.lines import python_line, shell_line
 from foveate.app.views import Fact, View, fact, outlined, views
-from foveate.errors import FoveateError
-from foveate.plan import Plan
-from foveate.views.images import open_image
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.images import open_image
 
 log = logging.getLogger("foveate.app")
 

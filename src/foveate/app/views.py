@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from foveate.answering import Answer, Stage
-from foveate.pictures import ACCENT, TOKEN_TINT, _stage_panel
 from foveate.runtime.report import NOTHING_LEFT_OUT
-from foveate.selection_pictures import draw_tokens, joined, token_map
+from foveate.visualization.answer import ACCENT, TOKEN_TINT, _stage_panel
+from foveate.visualization.selection import draw_tokens, joined, token_map
 
 #: Most pixels of a picture's width and height.
 ROOM = (900, 900)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.benchmark import measure
+from foveate.benchmark import profiling
 from foveate.benchmark.asking import Prepared, ask, batches, prepare
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
 from foveate.benchmark.matching import matches
@@ -20,7 +20,7 @@ from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
 from foveate.benchmark.tasks import Item
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.loading import load
 from foveate.runtime import compress, handle_of
 
@@ -149,13 +149,13 @@ def run(
     """
     rows = Rows(None if path is None else rows_path(path), settings.described, resume)
     run = _Run(settings, rows, report, progress)
-    with measure.threads(settings.threads):
-        hardware = measure.hardware(settings.runs_on)
+    with profiling.threads(settings.threads):
+        hardware = profiling.hardware(settings.runs_on)
 
         def document() -> dict[str, Any]:
             report("working out the intervals")
             found = {
-                **measure.head("accuracy", command, hardware, asdict(settings), NOTE),
+                **profiling.head("accuracy", command, hardware, asdict(settings), NOTE),
                 "rows": scores(rows.rows, settings.models, run.possible, settings.tasks),
                 "impossible": [
                     {"model": model, "plan": plan, "reason": reason}

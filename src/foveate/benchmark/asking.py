@@ -25,7 +25,7 @@ from foveate.answering.conversations import (
     texts_of,
 )
 from foveate.benchmark.tasks import Item
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.runtime import compat
 
 #: Tokens that an answer may have beyond the right one; a longer one is wrong whatever follows.

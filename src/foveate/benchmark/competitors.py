@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from foveate.benchmark import flops
-from foveate.connectors.mlp import MLPConnector
-from foveate.encoders import ViTUHDConfig, ViTUHDModel
+from foveate.models.connectors.mlp import MLPConnector
+from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
 from foveate.runtime import compat
 
 QWEN2_0_5B: dict[str, Any] = {

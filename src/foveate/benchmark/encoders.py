@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import Qwen2Config
 
-from foveate.benchmark import flops, measure
+from foveate.benchmark import flops, profiling
 from foveate.benchmark.competitors import COMPETITORS, QWEN2_7B, Competitor, Geometry, language_model
 from foveate.benchmark.results import earlier, write_json
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 AGREEMENT = 0.02
 """How far the counted FLOPs may be from the closed formula."""
@@ -131,17 +131,17 @@ def compare(
     (rows,) = earlier(path, described, ("rows",)) if resume and path is not None else ([],)
     missing = [pixels for pixels in settings.sizes if pixels not in {row["pixels"] for row in rows}]
 
-    hardware = measure.hardware(device) | {"threads": settings.threads}
+    hardware = profiling.hardware(device) | {"threads": settings.threads}
     document: dict[str, Any] = {
         "command": command,
         "machine": _machine(hardware, settings),
         "hardware": hardware,
-        "versions": measure.versions(),
+        "versions": profiling.versions(),
         "settings": described,
         "note": NOTE,
         "rows": rows,
     }
-    with measure.threads(settings.threads):
+    with profiling.threads(settings.threads):
         if missing:
             report(f"building {', '.join(settings.encoders)} and the language model")
             bench = _Bench(settings, device)
@@ -182,7 +182,7 @@ class _Bench:
         self._attend(self.settings.attention)
         for name in inputs:  # warm-up, and the first pass at this size: its memory is not there yet
             encode = partial(self.competitors[name].encode, **inputs[name])
-            rows[name]["peak_bytes"] = measure.peak_memory(encode, self.device)
+            rows[name]["peak_bytes"] = profiling.peak_memory(encode, self.device)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in inputs}
         names = list(inputs)
         for turn in range(self.settings.repeats):
@@ -194,7 +194,7 @@ class _Bench:
             encoder, total = ([time[part] for time in times[name]] for part in (0, 1))
             row["seconds"] = statistics.median(encoder)
             row["ttft_seconds"] = statistics.median(total)
-            row["spread"] = {"seconds": measure.spread(encoder), "ttft_seconds": measure.spread(total)}
+            row["spread"] = {"seconds": profiling.spread(encoder), "ttft_seconds": profiling.spread(total)}
         return list(rows.values())
 
     def _attend(self, implementation: str) -> None:
@@ -203,11 +203,11 @@ class _Bench:
 
     def _turn(self, name: str, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
         """Seconds to the end of the encoder and to the first token."""
-        start = measure.clock(self.device)
+        start = profiling.clock(self.device)
         tokens = self.competitors[name].encode(**inputs)
-        encoded = measure.clock(self.device)
+        encoded = profiling.clock(self.device)
         self._first_token(name, tokens).item()
-        return encoded - start, measure.clock(self.device) - start
+        return encoded - start, profiling.clock(self.device) - start
 
     def _first_token(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
         text = self.language_model.get_input_embeddings()(self.text)

@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.benchmark import measure
+from foveate.benchmark import profiling
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.budgets import UNTOUCHED, with_controls
+from foveate.benchmark.nbytes import dtype_of, weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, cached, check, possible, quantise_weights
 from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.results import INERT, earlier, inert, write_json
-from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
-from foveate.benchmark.stored import dtype_of, weight_bytes
 from foveate.benchmark.tasks import Item
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.loading import load
 from foveate.runtime import compress
+from foveate.statistics import paired_bootstrap, wilson_interval
 
 NOTE = (
     "Weights: the linear layers of the language model in int8, int4 (torchao) or nf4 (bitsandbytes); the rest stays. "
@@ -107,9 +107,9 @@ def run(
     rows, impossible = [], []
     if resume and path is not None:
         rows, impossible = earlier(path, settings.described, ("rows", "impossible"), "joint")
-    with measure.threads(settings.threads):
+    with profiling.threads(settings.threads):
         document: dict[str, Any] = {
-            **measure.head("joint", command, measure.hardware(settings.runs_on), settings.described, NOTE),
+            **profiling.head("joint", command, profiling.hardware(settings.runs_on), settings.described, NOTE),
             "rows": rows,
             "impossible": impossible,
         }

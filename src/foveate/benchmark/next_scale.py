@@ -18,13 +18,13 @@ from PIL import Image, ImageDraw
 from safetensors import SafetensorError
 from torch import Tensor
 
-from foveate.benchmark.measure import clock, hardware, spread, threads, versions
+from foveate.benchmark.profiling import clock, hardware, spread, threads, versions
 from foveate.benchmark.results import earlier, write_json
-from foveate.cache.policies import METHODS, history
-from foveate.errors import FoveateError
-from foveate.generation import NextScaleConfig, NextScaleForImageGeneration, calibrate, compress_cache, pictures
-from foveate.plan import parse_plan
-from foveate.weights import SAFE, check_weights
+from foveate.core.errors import FoveateError
+from foveate.core.plan import parse_plan
+from foveate.core.weights import SAFE, check_weights
+from foveate.methods.kv_cache.base import METHODS, history
+from foveate.models.next_scale import NextScaleConfig, NextScaleForImageGeneration, calibrate, compress_cache, pictures
 
 KIND = "next-scale"
 UNTOUCHED = "untouched"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from foveate.benchmark.tasks import Item, check, items, names, tasks_of
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.loading import DTYPES, locate
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError
-from foveate.text_files import read_json
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 
 #: What stands behind the tokens of a plan that left out none.
 INERT = "nothing left out"
@@ -20,7 +20,7 @@ def inert(row: Mapping[str, Any]) -> bool:
     Rows that were written before `tokens_mean` was do not tell of plans inside the language model.
     """
     from foveate.benchmark.budgets import UNTOUCHED
-    from foveate.plan import Plan
+    from foveate.core.plan import Plan
 
     every = row.get("tokens_in")
     if row["plan"] == UNTOUCHED or every is None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.benchmark.results import replace
-from foveate.errors import FoveateError
-from foveate.text_files import read_text
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_text
 
 KIND = "accuracy-rows"
 

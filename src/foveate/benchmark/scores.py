@@ -11,9 +11,9 @@ from typing import Any
 
 from foveate.benchmark.budgets import UNTOUCHED, budget_of
 from foveate.benchmark.matching import normal
-from foveate.benchmark.statistics import paired_bootstrap, wilson_interval
 from foveate.benchmark.tasks import CHAT, GROUPS, SWAPPED
-from foveate.plan import Plan
+from foveate.core.plan import Plan
+from foveate.statistics import paired_bootstrap, wilson_interval
 
 _normal = lru_cache(maxsize=2**16)(normal)
 

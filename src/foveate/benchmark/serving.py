@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveate.benchmark.measure import hardware
+from foveate.benchmark.profiling import hardware
 from foveate.benchmark.results import write_json
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 KIND = "serving"
 UNTOUCHED = "untouched"

@@ -16,16 +16,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from foveate.errors import FoveateError
-from foveate.training.data import TASKS, easy_vqa, render, smallest_size
-from foveate.training.data.page import least_cap
-from foveate.training.data.questions import ask
-from foveate.training.data.rendering import LARGEST_SIDE
-from foveate.training.data.sample import Sample
-from foveate.training.data.shapes import COLOUR_OF, KIND_OF
+from foveate.core.errors import FoveateError
+from foveate.images import open_image
+from foveate.synthetic import TASKS, easy_vqa, render, smallest_size
+from foveate.synthetic.page import least_cap
+from foveate.synthetic.questions import ask
+from foveate.synthetic.rendering import LARGEST_SIDE
+from foveate.synthetic.sample import Sample
+from foveate.synthetic.shapes import COLOUR_OF, KIND_OF
 from foveate.training.dataset import read_conversations
 from foveate.training.examples import PLACEHOLDER
-from foveate.views.images import open_image
 
 EASY_VQA, CHAT, DETAIL = "easy_vqa", "chat", "detail"
 #: The first two questions of every chat in the other order.
@@ -65,7 +65,7 @@ SMALL_TYPE = 50
 #: The least longest side leaves so much room above the smallest capitals that are drawn: with none, no page has them.
 _ROOM = 1.06
 
-#: Pages of one question are drawn with their number as seed, as `foveate.training.evaluate` does; where pages are
+#: Pages of one question are drawn with their number as seed, as `foveate.benchmark.embedded` does; where pages are
 #: drawn until one is as it is wanted, the seeds of a number begin here.
 _SEEDS = 1_000
 _ATTEMPTS = _SEEDS

@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from foveate.benchmark.results import INERT, inert
-from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, Models, ResultAsJson, Sides, Threads
+from foveate.console import command_line, console, notes, print_json
 
 EXAMPLES = """
     foveate bench accuracy --quick

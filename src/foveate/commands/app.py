@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.commands.console import notes
-from foveate.errors import FoveateError
+from foveate.console import notes
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.plan import Plan
+    from foveate.core.plan import Plan
 
 EXAMPLES = """
     foveate app
@@ -60,7 +60,7 @@ def app(
     is for this machine: it listens at 127.0.0.1, loads nothing from elsewhere and reports to nobody. Questions of
     several visitors are answered one after the other.
     """
-    from foveate.plan import Plan
+    from foveate.core.plan import Plan
 
     offered_images = _examples(examples)
     own = None if plan is None else Plan.of(plan)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.commands.console import console, print_json
 from foveate.commands.options import Json
-from foveate.errors import FoveateError
+from foveate.console import console, print_json
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
     from foveate.answering import Answer
@@ -81,7 +81,7 @@ def ask(
         draft=draft,
     )
     if picture is not None:
-        from foveate.pictures import draw_answer
+        from foveate.visualization.answer import draw_answer
 
         draw_answer(answer, image).save(picture)
     if as_json:

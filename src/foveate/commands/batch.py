@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import (
     BatchSize,
     CountOfReplicas,
@@ -20,6 +19,7 @@ from foveate.commands.options import (
     ReplicaGPUs,
     replicas_asked,
 )
+from foveate.console import console, notes, print_json
 
 EXAMPLES = """
     foveate batch questions.jsonl -o answers.jsonl
@@ -71,8 +71,8 @@ def batch(
     that dies was answering is answered by another one.
     """
     from foveate.batch import Output, answer_file, read_questions
-    from foveate.cluster.connecting import Model, connected
-    from foveate.cluster.files import answer_file as answer_with_replicas
+    from foveate.integrations.ray.connecting import Model, connected
+    from foveate.integrations.ray.files import answer_file as answer_with_replicas
     from foveate.loading import load_apart, locate, plan_asked
 
     questions = read_questions(file)

@@ -10,9 +10,9 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.options import Device, ResultAsJson
-from foveate.errors import FoveateError
+from foveate.console import command_line, console, notes, print_json
+from foveate.core.errors import FoveateError
 
 EXAMPLES = """
     foveate bench encoders --quick

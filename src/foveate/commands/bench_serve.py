@@ -9,8 +9,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.options import ResultAsJson
+from foveate.console import command_line, console, notes, print_json
 
 EXAMPLES = """
     foveate bench serve http://localhost:8000/v1 --plans divprune:25%

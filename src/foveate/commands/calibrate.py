@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import Json
-from foveate.errors import FoveateError
+from foveate.console import console, notes, print_json
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,11 +64,11 @@ def calibrate(
         import torch
         from transformers import AutoImageProcessor, AutoModel
 
+        from foveate.core.weights import DATA_ONLY, SAFE, check_weights
         from foveate.families.llava import feature_layer
         from foveate.loading import locate
-        from foveate.runtime.vit_merging import blocks_of
-        from foveate.runtime.vit_merging import calibrate as find
-        from foveate.weights import DATA_ONLY, SAFE, check_weights
+        from foveate.runtime.vision_merging import blocks_of
+        from foveate.runtime.vision_merging import calibrate as find
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -123,7 +123,7 @@ def _pixels(processor: Any, files: list[Path]) -> Tensor:
     """Pixel values (B, 3, height, width); of tiled images every crop."""
     import torch
 
-    from foveate.views.images import open_image
+    from foveate.images import open_image
 
     # One at a time: where images have different numbers of crops, a batch of them would be padded with empty ones.
     pixels = [processor(images=[open_image(file)], return_tensors="pt")["pixel_values"] for file in files]

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from foveate.commands.console import console, notes, print_json
-from foveate.errors import FoveateError
+from foveate.console import console, notes, print_json
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.encoders.configuration import ViTUHDConfig
+    from foveate.models.vit_uhd.configuration import ViTUHDConfig
 
 EXAMPLES = """
     foveate convert Qwen/Qwen2.5-VL-3B-Instruct my-vit --patch-size 10 --stages 7,15
@@ -96,10 +96,10 @@ def convert(
     with notes.status("loading foveate"):
         from transformers.utils.logging import disable_progress_bar
 
-        from foveate.encoders.configuration import ViTUHDConfig
-        from foveate.encoders.conversion import from_vit
-        from foveate.encoders.sources import read_source
-        from foveate.views import LlavaUHDImageProcessor
+        from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
+        from foveate.models.vit_uhd.configuration import ViTUHDConfig
+        from foveate.models.vit_uhd.conversion import from_vit
+        from foveate.models.vit_uhd.sources import read_source
     disable_progress_bar()  # the status line says enough
     with notes.status(f"reading {source}"):
         tower = read_source(source)

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import Json
-from foveate.errors import FoveateError
-from foveate.text_files import read_json
+from foveate.console import console, notes, print_json
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 
 EXAMPLES = """
     foveate convert-scorer yyyang/FocusUI-7B focusui
@@ -33,7 +33,7 @@ def convert_scorer(
     with notes.status("loading foveate"):
         from safetensors.torch import save_file
 
-        from foveate.selection.focusui import released_scorer
+        from foveate.methods.pre_llm.focusui import released_scorer
     with notes.status(f"reading {source}"):
         scorer = released_scorer(tensors_of(source, "patch_scorer."))
         marker = marker_of(source)
@@ -58,7 +58,7 @@ def tensors_of(source: str, part: str) -> dict[str, Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    from foveate.weights import file_of
+    from foveate.core.weights import file_of
 
     try:
         index = file_of(source, "model.safetensors.index.json")
@@ -84,7 +84,7 @@ def tensors_of(source: str, part: str) -> dict[str, Any]:
 
 def marker_of(source: str) -> Any:
     """The embedding (D,) of the token that stands for dropped ones, None where the configuration names none."""
-    from foveate.weights import file_of
+    from foveate.core.weights import file_of
 
     config = file_of(source, "config.json")
     fields = {} if config is None else read_json(config)

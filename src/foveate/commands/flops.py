@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, print_json
 from foveate.commands.options import Json
-from foveate.errors import FoveateError
-from foveate.plan import Plan
+from foveate.console import console, print_json
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
-    from foveate.benchmark.closed_form import Model, View
+    from foveate.cost import Model, View
 
 EXAMPLES = """
     foveate flops --model llava-1.5-7b --plan fastv:50%@2
@@ -86,20 +86,20 @@ def describe(
     Raises:
         FoveateError: the model, the plan, the image or a choice is not possible.
     """
-    from foveate.benchmark import closed_form
+    from foveate import cost
 
     convention = _convention(attention, head)
-    if dtype not in closed_form.DTYPES:
-        raise FoveateError(f"dtype {dtype!r} is not one of {', '.join(closed_form.DTYPES)}.")
+    if dtype not in cost.DTYPES:
+        raise FoveateError(f"dtype {dtype!r} is not one of {', '.join(cost.DTYPES)}.")
     if text < 0:
         raise FoveateError(f"{text} tokens of text are not possible; the least is 0.")
-    found = closed_form.named(name)
-    shape = closed_form.shape_of(found.config)
+    found = cost.named(name)
+    shape = cost.shape_of(found.config)
     shape, view, size = _view(found, shape, image, tokens)
     chosen = Plan.of(plan) if plan else None
-    runs = {"untouched": closed_form.follow(None, shape, view), "plan": closed_form.follow(chosen, shape, view)}
-    costs = {key: closed_form.cost(shape, run, text, convention) for key, run in runs.items()}
-    bytes_of = closed_form.DTYPES[dtype]
+    runs = {"untouched": cost.follow(None, shape, view), "plan": cost.follow(chosen, shape, view)}
+    costs = {key: cost.cost(shape, run, text, convention) for key, run in runs.items()}
+    bytes_of = cost.DTYPES[dtype]
     before, after = costs["untouched"], costs["plan"]
     rows = [(part, before.parts[part], after.parts[part]) for part in before.parts]
     rows = [row for row in rows if any(row[1:])]
@@ -138,7 +138,7 @@ def describe(
 
 
 def _convention(attention: str, head: str) -> Any:
-    from foveate.benchmark.closed_form import Convention
+    from foveate.cost import Convention
 
     kinds: dict[str, tuple[str, ...]] = {"attention": ("full", "causal", "none"), "head": ("last", "all", "none")}
     for name, value in (("attention", attention), ("head", head)):
@@ -149,17 +149,17 @@ def _convention(attention: str, head: str) -> Any:
 
 def _view(found: Any, shape: Model, image: str, tokens: int | None) -> tuple[Model, View, list[int] | None]:
     """The model (without encoder where tokens are given), its view and the size of the image."""
-    from foveate.benchmark import closed_form
+    from foveate import cost
 
     if tokens is not None:
         if tokens < 1:
             raise FoveateError(f"{tokens} visual tokens cannot be counted; the least is 1.")
-        return closed_form.Model(shape.kind, shape.text), closed_form.View((), tokens), None
+        return cost.Model(shape.kind, shape.text), cost.View((), tokens), None
     match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", image)
     if match is None:
         raise FoveateError(f"--image {image!r} is no size; write width x height in pixels, such as 1024x768.")
     width, height = int(match[1]), int(match[2])
-    return shape, closed_form.view_of(found.config, width, height, found.images), [width, height]
+    return shape, cost.view_of(found.config, width, height, found.images), [width, height]
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -217,7 +217,7 @@ def shown(count: float) -> str:
 def _papers(as_json: bool) -> None:
     from rich.table import Table
 
-    from foveate.benchmark.closed_form.papers import claims
+    from foveate.cost.papers import claims
 
     found = claims()
     if as_json:

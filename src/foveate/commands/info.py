@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, print_json
 from foveate.commands.options import Json
-from foveate.errors import FoveateError
-from foveate.text_files import read_json
+from foveate.console import console, print_json
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 
 EXAMPLES = """
     foveate info
@@ -84,7 +84,7 @@ def _megabytes(folder: Path) -> float | None:
 def _parameters(net: Any) -> dict[str, int]:
     """Numbers of parameters by part; tied ones are counted once, with the part that owns them."""
     from foveate.answering.trace import Trace
-    from foveate.encoders import ViTUHDModel
+    from foveate.models.vit_uhd import ViTUHDModel
 
     trace = Trace(net)
     counts = {}

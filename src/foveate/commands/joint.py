@@ -9,9 +9,9 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, plans_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Models, ResultAsJson, Threads
+from foveate.console import command_line, console, notes, print_json
 
 EXAMPLES = """
     foveate bench joint --quick

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 
 def names_in(text: str | None) -> tuple[str, ...]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.cluster.connecting import Replicas
+    from foveate.integrations.ray.connecting import Replicas
 
 OneModel = Annotated[
     str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
@@ -87,7 +87,7 @@ def replicas_asked(
     Raises:
         FoveateError: options of --ray stand without it, or replicas cannot be so.
     """
-    from foveate.cluster.connecting import Replicas
+    from foveate.integrations.ray.connecting import Replicas
 
     if ray:
         return Replicas(

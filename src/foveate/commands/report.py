@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import Json
+from foveate.console import console, notes, print_json
 
 EXAMPLES = """
     foveate report benchmarks/results/accuracy-embedded.json -o report
@@ -48,8 +48,8 @@ def report(
     PNG files. Results of the earlier `foveate bench selection` are shown as speed. The pictures of the first run take
     a few seconds for every method; later runs find them in the folder.
     """
-    from foveate.benchmark.report import build
-    from foveate.benchmark.report.building import TITLE
+    from foveate.report import build
+    from foveate.report.building import TITLE
 
     made = build(
         results,

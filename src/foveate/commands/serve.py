@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from foveate.commands.console import notes
 from foveate.commands.options import (
     CountOfReplicas,
     Dtype,
@@ -22,7 +21,8 @@ from foveate.commands.options import (
     ReplicaGPUs,
     replicas_asked,
 )
-from foveate.errors import FoveateError
+from foveate.console import notes
+from foveate.core.errors import FoveateError
 
 EXAMPLES = """
     foveate serve
@@ -104,9 +104,9 @@ def serve(
         raise FoveateError(f"a server needs {error.name}: pip install 'foveate[serve]'.") from error
     import torch
 
-    from foveate.cluster.connecting import Model, connected
+    from foveate.core.plan import Plan
+    from foveate.integrations.ray.connecting import Model, connected
     from foveate.loading import load_apart, plan_asked, plan_beside
-    from foveate.plan import Plan
 
     limits = Limits(
         batch=batch, queue=queue, tokens=max_tokens, images=max_images, pixels=max_pixels, body=max_body * 2**20
@@ -120,7 +120,7 @@ def serve(
     called = name or ("embedded" if model is None else Path(os.path.normpath(model)).name)
     with ExitStack() as ending:
         if many is not None:
-            from foveate.cluster.pool import Pool, deployed
+            from foveate.integrations.ray.pool import Pool, deployed
 
             own = wanted if wanted is None or isinstance(wanted, Plan) else plan_beside(model)
             ending.enter_context(connected(many))

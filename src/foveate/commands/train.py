@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, notes, print_json
-from foveate.errors import FoveateError
+from foveate.console import console, notes, print_json
+from foveate.core.errors import FoveateError
 from foveate.training.recipe_file import read_recipe
 
 EXAMPLES = """

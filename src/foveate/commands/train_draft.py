@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import sides_in
 from foveate.commands.options import (
     Conversations,
@@ -25,7 +24,8 @@ from foveate.commands.options import (
     WhereItRuns,
 )
 from foveate.commands.training import identity, with_progress
-from foveate.errors import FoveateError
+from foveate.console import command_line, console, notes, print_json
+from foveate.core.errors import FoveateError
 
 EXAMPLES = """
     foveate train-draft -o draft --steps 500
@@ -97,15 +97,15 @@ def train_draft(
     if wrong := sorted(chosen.keys() & {Kind.specvlm: {"guesses"}, Kind.flash: {"compressor"}}[kind]):
         raise FoveateError(f"--{wrong[0]} is not for --kind {kind.value}.")
     with notes.status("loading foveate"):
-        from foveate.decoding import draft_kinds, load_draft
         from foveate.loading import load
-        from foveate.training import drafting, prompts
-        from foveate.training.fitting import Fitting
-        from foveate.training.relevance import Folder
+        from foveate.methods.decoding import draft_kinds, load_draft
+        from foveate.training.methods import drafts, teacher_forcing
+        from foveate.training.methods.loop import Fitting
+        from foveate.training.methods.relevance import Folder
     how = Fitting(steps, batch_size, learning_rate, seed)
     own = max_new_tokens if own_answers else None
-    pages = prompts.Pages(None if sides is None else sides_in(sides), difficulty)
-    examples = prompts.samples(data, images, limit, seed, pages)
+    pages = teacher_forcing.Pages(None if sides is None else sides_in(sides), difficulty)
+    examples = teacher_forcing.samples(data, images, limit, seed, pages)
     about = {
         "model": identity(model),
         "kind": kind.value,
@@ -125,7 +125,7 @@ def train_draft(
         kind.value,
         steps,
         max_minutes,
-        lambda told, stop: drafting.fit(net, processor, examples, draft, how, own, folder, told, stop),
+        lambda told, stop: drafts.fit(net, processor, examples, draft, how, own, folder, told, stop),
     )
     document: dict[str, Any] = {
         "command": command_line(),
@@ -141,7 +141,7 @@ def train_draft(
     if fitted.finished:
         fitted.network.bfloat16().save(output)  # it only guesses, and is measured as it is saved
         with notes.status(f"measuring on {held_out} held-out questions"):
-            found = drafting.measure(net, processor, load_draft(output), pages.held_out(held_out), max_new_tokens)
+            found = drafts.measure(net, processor, load_draft(output), pages.held_out(held_out), max_new_tokens)
         document |= {"held_out": held_out, "measured": found}
     if as_json:
         print_json(document)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import GoOn, Json, MaxMinutes
-from foveate.errors import FoveateError
+from foveate.console import console, notes, print_json
+from foveate.core.errors import FoveateError
 
 EXAMPLES = """
     foveate train-next-scale -o next-scale
@@ -43,10 +43,10 @@ def train_next_scale(
         raise FoveateError(f"--minutes {minutes} leaves no time; it must be above 0.")
     with notes.status("loading foveate"):
         from foveate.benchmark.results import write_json
-        from foveate.generation import training
-        from foveate.generation.configuration import NextScaleConfig
-        from foveate.training.course import StopRequest
-        from foveate.training.relevance import Folder
+        from foveate.models.next_scale import training
+        from foveate.models.next_scale.configuration import NextScaleConfig
+        from foveate.training.callbacks import StopRequest
+        from foveate.training.methods.relevance import Folder
     config, how = training.read_recipe(recipe) if recipe else (NextScaleConfig(), training.Recipe())
     folder = Folder(output, {"model": config.to_diff_dict(), **asdict(how)}, resume)
     stop = StopRequest(minutes)

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import sides_in
 from foveate.commands.options import (
     Conversations,
@@ -25,7 +24,8 @@ from foveate.commands.options import (
     WhereItRuns,
 )
 from foveate.commands.training import identity, with_progress
-from foveate.errors import FoveateError
+from foveate.console import command_line, console, notes, print_json
+from foveate.core.errors import FoveateError
 
 EXAMPLES = """
     foveate train-pruner -o pruner --steps 150 --layers 2
@@ -111,12 +111,12 @@ def train_pruner(
     named = None if layers is None else _layers(layers)
     with notes.status("loading foveate"):
         from foveate.loading import load
-        from foveate.training import fidelity, prompts
-        from foveate.training.relevance import Folder
+        from foveate.training.methods import fidelity, teacher_forcing
+        from foveate.training.methods.relevance import Folder
     own = {"guided": guided, "width": width, "heads": heads, "pressure": pressure}
     trainer, how = _trainer(kind, (steps, batch_size, learning_rate, seed), own)
-    pages = prompts.Pages(None if sides is None else sides_in(sides), difficulty)
-    examples = prompts.samples(data, images, limit, seed, pages)
+    pages = teacher_forcing.Pages(None if sides is None else sides_in(sides), difficulty)
+    examples = teacher_forcing.samples(data, images, limit, seed, pages)
     about = {
         "model": identity(model),
         "kind": kind.value,
@@ -178,7 +178,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 def _trainer(kind: Kind, shared: tuple[Any, ...], own: dict[str, Any]) -> tuple[Any, Any]:
     """The module that trains a kind, and how."""
-    from foveate.training import pruner, router
+    from foveate.training.methods import covipal, dpn
 
     trainer: Any = {Kind.covipal: pruner, Kind.dpn: router}[kind]
     given = {name: value for name, value in own.items() if value is not None}

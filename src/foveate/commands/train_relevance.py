@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import GoOn, ImageFolder, Json, OneModel, WhereItRuns
 from foveate.commands.training import identity
-from foveate.errors import FoveateError
+from foveate.console import console, notes, print_json
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.training.streams import Draw
+    from foveate.training.batch_stream import Draw
 
 EXAMPLES = """
     foveate train-relevance -o mapper.safetensors --rendered 500
@@ -68,7 +68,7 @@ def train_relevance(
         raise FoveateError("--limit is for files; --rendered says how many rendered images there are.")
     with notes.status("loading foveate"):
         from foveate.loading import load
-        from foveate.training import relevance
+        from foveate.training.methods import relevance
     how = relevance.Fitting(epochs, learning_rate, batch_size, seed)
     samples: list[Draw]
     if data:

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.commands.console import console, notes, print_json
 from foveate.commands.options import GoOn, Json, MaxMinutes, OneModel, WhereItRuns
 from foveate.commands.training import identity, with_progress
-from foveate.errors import FoveateError
+from foveate.console import console, notes, print_json
+from foveate.core.errors import FoveateError
 
 EXAMPLES = """
-    foveate train-scorer -o scorer.safetensors
-    foveate train-scorer Qwen/Qwen2.5-VL-3B-Instruct -o scorer.safetensors --steps 5000 --max-minutes 60
-    foveate ask screen.png "Click the Save button." --plan "pospad(selector=focusui(weights=scorer.safetensors)):50%"
+    foveate train-scorer -o focusui.safetensors
+    foveate train-scorer Qwen/Qwen2.5-VL-3B-Instruct -o focusui.safetensors --steps 5000 --max-minutes 60
+    foveate ask screen.png "Click the Save button." --plan "pospad(selector=focusui(weights=focusui.safetensors)):50%"
 """
 
 
@@ -45,12 +45,12 @@ def train_scorer(
     output. At the end the scorer is measured on screens with other fonts, words and layout.
     """
     if output is None:
-        raise FoveateError("say where to write the trained scorer: -o scorer.safetensors.")
+        raise FoveateError("say where to write the trained scorer: -o focusui.safetensors.")
     with notes.status("loading foveate"):
         from foveate.loading import load
-        from foveate.training import scorer
-        from foveate.training.relevance import Folder
-    how = scorer.Fitting(steps, batch_size, learning_rate, seed, heads=heads, dropout=dropout)
+        from foveate.training.methods import focusui
+        from foveate.training.methods.relevance import Folder
+    how = focusui.Fitting(steps, batch_size, learning_rate, seed, heads=heads, dropout=dropout)
     folder = Folder(output, {"model": identity(model), **asdict(how)}, resume)
     with notes.status(f"reading {model or 'the embedded model'}"):
         net, processor = load(model, device=device, plan=None)
@@ -59,7 +59,7 @@ def train_scorer(
         "scorer",
         steps,
         max_minutes,
-        lambda told, stop: scorer.fit(net, processor, how, folder, told, stop),
+        lambda told, stop: focusui.fit(net, processor, how, folder, told, stop),
     )
     document: dict[str, Any] = {
         "finished": fitted.finished,
@@ -70,9 +70,9 @@ def train_scorer(
         "log": str(folder.log.path),
     }
     if fitted.finished:
-        scorer.save(fitted.network, output)
+        focusui.save(fitted.network, output)
         with notes.status(f"measuring on {held_out} held-out screens"):
-            document |= {"held_out": held_out, "kept": scorer.measure(net, processor, output, held_out)}
+            document |= {"held_out": held_out, "kept": focusui.measure(net, processor, output, held_out)}
     if as_json:
         print_json(document)
         return

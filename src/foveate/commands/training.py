@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from foveate.commands.console import notes
+from foveate.console import notes
 
 
 def identity(model: str | None) -> str | None:
@@ -37,7 +37,7 @@ def with_progress(what: str, steps: int, max_minutes: float | None, fit: Callabl
     Returns:
         What `fit` returns.
     """
-    from foveate.training.course import StopRequest
+    from foveate.training.callbacks import StopRequest
 
     stop = StopRequest(max_minutes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -13,9 +13,9 @@ from rich.table import Column, Table
 
 from foveate.benchmark.results import INERT, inert
 from foveate.commands.accuracy import QUICK_TASKS
-from foveate.commands.console import command_line, console, notes, print_json
 from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, ResultAsJson, Sides, Threads
+from foveate.console import command_line, console, notes, print_json
 
 EXAMPLES = """
     foveate tune embedded --target-ttft 0.5x
@@ -168,7 +168,7 @@ def tune(
 
 
 def _show(found: dict[str, Any]) -> None:
-    from foveate.benchmark.tune import confirmed, front, verdict
+    from foveate.tune import confirmed, front, verdict
 
     console.print(_front(found, front(found["trials"])))
     best = confirmed(found)

@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 from typing import Any
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.families.family import Family, ImageLayout
 
 __all__ = ["Family", "ImageLayout", "families", "family_of"]

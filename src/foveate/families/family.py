@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.tokens import Crop, Grid, Selection, Tower
+from foveate.core.tokens import Crop, Grid, Selection, Tower
 
 if TYPE_CHECKING:
-    from foveate.plan import Plan
+    from foveate.core.plan import Plan
 
 
 @dataclass(frozen=True)

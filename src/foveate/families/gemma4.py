@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.core.tokens import Grid, Tower
 from foveate.families.family import Family, ImageLayout, frame_crops, shrink_patches
 from foveate.families.llava import encoder_layers
 from foveate.runtime import compat
-from foveate.tokens import Grid, Tower
 
 
 class Gemma4(Family):

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from foveate.core.tokens import Grid, Tower
 from foveate.families.family import Family, ImageLayout, grid_crop, pool
 from foveate.families.llava import feature_layer
-from foveate.tokens import Grid, Tower
 
 
 class InternVL(Family):

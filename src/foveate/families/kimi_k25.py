@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.core.tokens import Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, pool, shrink_patches
-from foveate.tokens import Grid
 
 
 class KimiK25(Family):

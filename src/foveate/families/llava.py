@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, resize
-from foveate.tokens import Grid
 
 if TYPE_CHECKING:
-    from foveate.plan import Plan
+    from foveate.core.plan import Plan
 
 
 class Llava(Family):

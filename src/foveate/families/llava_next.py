@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Crop, Grid, Selection
 from foveate.families.family import Family, ImageLayout, frame_crops, grid_crop
 from foveate.families.llava import check_features, encoder_layers, feature_layer, has_class_embedding
-from foveate.tokens import Crop, Grid, Selection
 
 if TYPE_CHECKING:
-    from foveate.plan import Plan
+    from foveate.core.plan import Plan
 
 
 class LlavaNext(Family):

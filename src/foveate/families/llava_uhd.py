@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.encoders.attention import window_order
-from foveate.encoders.layout import Layout
+from foveate.core.tokens import Grid, Tower
 from foveate.families.family import Family, ImageLayout, grid_crop, shrink_patches
-from foveate.tokens import Grid, Tower
+from foveate.models.vit_uhd.attention import window_order
+from foveate.models.vit_uhd.layout import Layout
 
 
 class LlavaUHD(Family):

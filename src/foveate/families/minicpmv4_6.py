@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.core.tokens import Grid, Tower
 from foveate.families.family import Family, ImageLayout, grid_crop, pool, shrink_patches
 from foveate.families.llava import encoder_layers
-from foveate.tokens import Grid, Tower
 
 
 class MiniCPMV46(Family):

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.core.tokens import Grid, Tower
 from foveate.families.family import Family, ImageLayout, grid_crop, pool, resize
 from foveate.families.llava import encoder_layers, feature_layer
-from foveate.tokens import Grid, Tower
 
 
 class Mistral3(Family):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
+from foveate.core.tokens import Grid
 from foveate.families.family import Family, ImageLayout, frame_crops, resize
-from foveate.tokens import Grid
 
 
 class Qwen2VL(Family):

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foveate.runtime.attach import Handle, compress, handle_of
-    from foveate.runtime.contrasting import vasparse
-    from foveate.runtime.speculating import Speculation, speculate
+    from foveate.runtime.contrastive import vasparse
+    from foveate.runtime.speculative import Speculation, speculate
 
 _MODULES = {
     "Handle": "attach",
-    "Speculation": "speculating",
+    "Speculation": "speculative",
     "compress": "attach",
     "handle_of": "attach",
-    "speculate": "speculating",
-    "vasparse": "contrasting",
+    "speculate": "speculative",
+    "vasparse": "contrastive",
 }
 
 __all__ = ["Handle", "Speculation", "compress", "handle_of", "speculate", "vasparse"]

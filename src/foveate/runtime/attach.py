@@ -17,26 +17,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.cache.stored import bytes_of
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.core.tokens import Tower
 from foveate.families import Family, family_of
-from foveate.plan import Plan
 from foveate.runtime import compat, heads, sequence
 from foveate.runtime.attention_functions import expect
 from foveate.runtime.candidates import AfterPrompt
-from foveate.runtime.choosing import MODALITIES, Chooser, Frame
+from foveate.runtime.decoder_hooks import LayerSeam
 from foveate.runtime.encoding import Encoded, Encoder
-from foveate.runtime.layers import LayerSeam
-from foveate.runtime.needs import check_budgets, check_sites, needs_of
+from foveate.runtime.kv_cache.nbytes import bytes_of
+from foveate.runtime.llm_input import Seam
 from foveate.runtime.outputs import Call, named
 from foveate.runtime.patches import Patches, Uncopied
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import Journal, Report
-from foveate.runtime.seam import Seam
+from foveate.runtime.requirements import check_budgets, check_sites, needs_of
+from foveate.runtime.select_tokens import MODALITIES, Chooser, Frame
 from foveate.runtime.sight import EDGES
-from foveate.runtime.vit_merging import Merging, merged_in
+from foveate.runtime.vision_merging import Merging, merged_in
 from foveate.runtime.words import Words
-from foveate.tokens import Tower
 
 #: Where a core keeps the handle of what is attached to it.
 _HANDLE = "_foveate_handle"

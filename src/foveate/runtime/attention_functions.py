@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.encoders.attention import eager_attention
+from foveate.models.vit_uhd.attention import eager_attention
 from foveate.runtime import compat
 from foveate.runtime.patches import Patches
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.cache import MixedLayer
-from foveate.runtime.cache import kept_of
+from foveate.runtime.cache_view import kept_of
+from foveate.runtime.kv_cache import MixedLayer
 
 
 class AfterPrompt:

@@ -25,7 +25,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

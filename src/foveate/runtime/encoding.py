@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.core.tokens import Need, Selection
 from foveate.families import Family, ImageLayout
 from foveate.families.family import grid_crop
-from foveate.plan import Plan
+from foveate.methods.image.downsample import places, reduced_grid
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import ImageReport
-from foveate.runtime.vit_merging import Merging
-from foveate.tokens import Need, Selection
-from foveate.views.reduction import places, reduced_grid
+from foveate.runtime.vision_merging import Merging
 
 
 @dataclass

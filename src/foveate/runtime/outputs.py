@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from foveate.runtime import sequence
 
 if TYPE_CHECKING:
-    from foveate.runtime.seam import Read
+    from foveate.runtime.llm_input import Read
 
 
 def named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 _NOTHING = object()
 #: Where accelerate keeps the `forward` that it stands before.

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Need
 from foveate.runtime.attention_functions import watch
 from foveate.runtime.patches import Patches
-from foveate.tokens import Need
 
 #: Entries of the largest block of attention that exists at a time.
 _BLOCK = 2**23

@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from foveate.core.tokens import Need, Selection
 from foveate.families import ImageLayout
-from foveate.tokens import Need, Selection
 
 #: Images that a handle remembers.
 REMEMBERED = 1024

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.tokens import Selection
+from foveate.core.tokens import Selection
 
 
 @dataclass(frozen=True)

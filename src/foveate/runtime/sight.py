@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.families import Family
 from foveate.runtime import compat, sequence
 

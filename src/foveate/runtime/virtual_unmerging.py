@@ -8,7 +8,7 @@ that cost (projections and MLP) run on one row of each group:
     output:   mean of the group's attention  ->  projection  ->  every position of the group
     MLP:      one row of each group   ->  MLP         ->  every position of the group
 
-This is `foveate.encoders.merging.unmerging.virtual_attention` without touching a line of a model's attention: any
+This is `foveate.core.unmerging.virtual_attention` without touching a line of a model's attention: any
 attention kernel, any cache, adapters and quantised weights work. Attention and cache stay as long as they were, as in
 the authors' code; projections and MLP get shorter. The price is one gather of (B, N, D) before and after each.
 """
@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.encoders.merging.unmerging import expand, group_mean
-from foveate.errors import FoveateError
-from foveate.runtime.passes import OfPositions
+from foveate.core.errors import FoveateError
+from foveate.core.unmerging import expand, group_mean
+from foveate.runtime.forward_state import OfPositions
 from foveate.runtime.patches import Patches
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.errors import FoveateError
-from foveate.text_files import read_json
-from foveate.weights import DATA_ONLY, file_of
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
+from foveate.core.weights import DATA_ONLY, file_of
 
 #: What stands for blanks in the tokens of byte-level and of SentencePiece vocabularies.
 _BLANK = " \n\t\r▁ĠĊĉč"

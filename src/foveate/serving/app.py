@@ -18,8 +18,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from foveate.errors import FoveateError
-from foveate.plan import Plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
 from foveate.serving import description, protocol
 from foveate.serving.engine import Answers, Job, Result, usage_of
 from foveate.serving.fields import FieldError

@@ -33,8 +33,8 @@ from foveate.answering.conversations import (
     inputs_of_batch,
     tokenizer_of,
 )
-from foveate.errors import FoveateError
-from foveate.plan import Plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
 from foveate.runtime import Handle, compress
 from foveate.serving.limits import BusyError, Limits, LostError
 from foveate.serving.metrics import Metrics

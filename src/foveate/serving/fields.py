@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 
 class FieldError(FoveateError):

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from foveate.errors import FoveateError, check_text
-from foveate.plan import Budget, Plan
+from foveate.core.errors import FoveateError, check_text
+from foveate.core.plan import Budget, Plan
 from foveate.serving.fields import REASONS, FieldError, path, problem, without_empty
 
 #: Deepest nesting of a body; messages need five.

@@ -18,9 +18,9 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import httpx
 from PIL import Image
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.images import open_image
 from foveate.serving.limits import Limits, Share
-from foveate.views.images import open_image
 
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*(?P<base64>;base64)?,", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}

@@ -16,16 +16,16 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from foveate.decoder.dpn import DPN
-from foveate.errors import FoveateError
-from foveate.llava_uhd.vision_remember import add_vision_remember
-from foveate.llava_uhd.voco import add_voco_tokens
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.core.weights import DATA_ONLY
 from foveate.loading import load
-from foveate.plan import Plan
-from foveate.training import router
+from foveate.methods.decoder.dpn import DPN
+from foveate.models.llava_uhd.vision_remember import add_vision_remember
+from foveate.models.llava_uhd.voco import add_voco_tokens
 from foveate.training.architectures import architecture_named, architecture_of
+from foveate.training.methods import dpn
 from foveate.training.recipe import ModelChoice, NewModel
-from foveate.weights import DATA_ONLY
 
 
 def build_model(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -200,7 +200,7 @@ def _save_plan(plan: Plan, routers: nn.ModuleDict | None, folder: Path) -> None:
     steps = []
     for step in plan.steps:
         if routers and isinstance(step.method, DPN):
-            router.save(routers, None, folder / DPN.name)
+            dpn.save(routers, None, folder / DPN.name)
             step = replace(step, method=replace(step.method, weights=""))
         steps.append(step)
     Plan(tuple(steps)).save(folder)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.images import open_image
 from foveate.training.architectures import ARCHITECTURES, architecture_of
+from foveate.training.attention_supervision import NOWHERE, answer_places, question_places
+from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.training.examples import ROLES, Example, Turn
-from foveate.training.pointing import NOWHERE, answer_places, question_places
-from foveate.training.supervision import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
-from foveate.views.images import open_image
 
 #: Label of a position that is not learned.
 IGNORED = -100

@@ -22,10 +22,10 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.errors import FoveateError, check_text
-from foveate.text_files import lines_of, read_text
+from foveate.core.errors import FoveateError, check_text
+from foveate.core.text_files import lines_of, read_text
+from foveate.images import FORMATS, MAX_PIXELS
 from foveate.training.examples import PLACEHOLDER, ROLES, Example, Turn
-from foveate.views.images import FORMATS, MAX_PIXELS
 
 #: Fields of an entry and of a turn that are read.
 _FIELDS, _TURN_FIELDS = {"id", "image", "images", "conversations", "system", "task"}, {"from", "value"}

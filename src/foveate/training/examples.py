@@ -9,7 +9,7 @@ from typing import TypedDict
 
 from PIL import Image
 
-from foveate.training.supervision import Character
+from foveate.training.dense_labels import Character
 
 PLACEHOLDER = "<image>"
 #: Who speaks in LLaVA's files, as roles of a chat template.

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError
-from foveate.text_files import read_text
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_text
 
 
 class RunLog:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from foveate.training.pointing import NOWHERE
+from foveate.training.attention_supervision import NOWHERE
+from foveate.training.dense_labels import cell_weight
 from foveate.training.recipe import Losses
-from foveate.training.supervision import cell_weight
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 
 #: The groups of parameters that a recipe trains or freezes, and gives learning rates to.
 PARTS = ("vision_tower", "stages", "connector", "language_model", "heads")
@@ -50,10 +50,10 @@ class ModelChoice:
     Args:
         pretrained: Folder or Hub id of a model of one of these architectures, or `embedded` (`from:` in the file).
         new: Configuration of a model that starts from random weights.
-        voco: Tokens after every image through which text sees it (VoCo-LLaMA, `foveate.llava_uhd.voco`), for
+        voco: Tokens after every image through which text sees it (VoCo-LLaMA, `foveate.models.llava_uhd.voco`), for
             `llava-uhd`; by default what the pretrained model has, and none in a new one.
         remember: Layers of the language model before which visual tokens look at the encoder's features again (Vision
-            Remember, `foveate.llava_uhd.vision_remember`), for `llava-uhd`. The modules are trained with `connector`.
+            Remember, `foveate.models.llava_uhd.vision_remember`), for `llava-uhd`. The modules are trained with `connector`.
     """
 
     pretrained: str | None = field(default=None, metadata={"key": "from"})
@@ -99,10 +99,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Images drawn while training by `foveate.training.data`.
+    """Images drawn while training by `foveate.synthetic`.
 
     Args:
-        tasks: Weight of every task (`foveate.training.data.TASKS`, and `text_page` for pages that are full of
+        tasks: Weight of every task (`foveate.synthetic.TASKS`, and `text_page` for pages that are full of
             text); empty means all tasks with their own weights.
         sizes: Range of image sizes.
         final_sizes: Where given, the range grows from `sizes` to this one over the first `growth` of the stage.
@@ -189,9 +189,9 @@ class Losses:
         cells: Characters per cell, from the tower's final tokens.
         before: Characters per cell, from the tokens before the last stage.
         blank: Weight of a blank cell against 1 for a cell that holds a character.
-        pointing: Where the language model looks for the next character (`foveate.training.pointing`).
+        pointing: Where the language model looks for the next character (`foveate.training.attention_supervision`).
         pointing_layers: Layers of the language model whose first head is told.
-        matching: Where the language model finds the words of a question in the image (`foveate.training.pointing`).
+        matching: Where the language model finds the words of a question in the image (`foveate.training.attention_supervision`).
         matching_layer: Layer whose first head is told that; none of `pointing_layers`.
         page: Which characters stand anywhere on an image, from its [CLS] token, so that this token looks at what is
             written; for towers that have one.
@@ -284,7 +284,7 @@ class Stage:
             (`llava`) images of this many patches a side, each batch at a random place of the positions; for
             `qwen2.5-vl` images of about as many patches as such a square has.
         plan: The plan that the model trains under, such as `pool-at:12.5%@2` or `pyramiddrop:50%@8,16,24`
-            (`foveate.plan`); by default it reads all visual tokens.
+            (`foveate.core.plan`); by default it reads all visual tokens.
     """
 
     name: str
@@ -338,7 +338,7 @@ class Stage:
                 )
 
     def _check_plan(self, where: str, text: str) -> None:
-        from foveate.plan import Plan  # only now: the methods it reads need torch
+        from foveate.core.plan import Plan  # only now: the methods it reads need torch
 
         try:
             plan = Plan.of(text)

@@ -14,8 +14,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.errors import FoveateError
-from foveate.text_files import decoded
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import decoded
 from foveate.training.recipe import Data, Files, Recipe
 
 #: Bytes, values and levels of a recipe file: far above any that somebody writes, far below what a trap holds.

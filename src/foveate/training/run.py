@@ -9,18 +9,18 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import ProcessorMixin, TrainingArguments
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.training import checkpoints
 from foveate.training.attention import prefer_plain_when_short
+from foveate.training.batch_stream import BatchStream
 from foveate.training.building import build_model, export
+from foveate.training.callbacks import Display, StopRequest
 from foveate.training.collate import Collator
-from foveate.training.course import Display, StopRequest
-from foveate.training.learner import Learner
 from foveate.training.log import RunLog, require_matplotlib, training_record
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.sources import open_source
-from foveate.training.streams import BatchStream
 from foveate.training.trainer import Progress, StageTrainer, load_weights, training_arguments
+from foveate.training.training_model import Learner
 
 
 @dataclass(frozen=True)

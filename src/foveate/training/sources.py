@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
+from foveate.training.batch_stream import ListSource, RenderedSource, Source
 from foveate.training.dataset import read_conversations
 from foveate.training.examples import Example
 from foveate.training.recipe import Data
-from foveate.training.streams import ListSource, RenderedSource, Source
 
 
 def open_source(data: Data, unit: int, seed: int) -> Source:

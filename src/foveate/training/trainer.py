@@ -23,17 +23,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from foveate.errors import FoveateError
-from foveate.text_files import read_json
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 from foveate.training import checkpoints
-from foveate.training.course import Course, Display, StopRequest
-from foveate.training.learner import Learner
+from foveate.training.batch_stream import BatchStream
+from foveate.training.callbacks import Course, Display, StopRequest
 from foveate.training.log import RunLog, draw_losses
 from foveate.training.losses import SUMS, TERMS, counts_of, means, weighted
 from foveate.training.muon import MuonAdamW
 from foveate.training.precision import bfloat16_pays, uses_bfloat16
 from foveate.training.recipe import Recipe, Stage
-from foveate.training.streams import BatchStream
+from foveate.training.training_model import Learner
 
 WEIGHTS = "learner.safetensors"
 PROGRESS = "progress.json"

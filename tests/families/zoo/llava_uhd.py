@@ -8,8 +8,8 @@ import torch
 from transformers import Qwen2Config
 
 from families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
-from foveate.encoders import ViTUHDConfig
-from foveate.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration
+from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration
+from foveate.models.vit_uhd import ViTUHDConfig
 
 
 def _model(**fields: Any) -> LlavaUHDForConditionalGeneration:

@@ -12,11 +12,11 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from foveate.answering.conversations import greedy, placeholders
 from foveate.answering.trace import Trace
-from foveate.benchmark import flops, measure
+from foveate.benchmark import flops, profiling
 from foveate.benchmark.speed.subjects import Subject, attend
-from foveate.cache.stored import cache_bytes
-from foveate.plan import Plan, Step
+from foveate.core.plan import Plan, Step
 from foveate.runtime import Handle, compat, compress
+from foveate.runtime.kv_cache.nbytes import cache_bytes
 
 
 class Timed:
@@ -37,11 +37,11 @@ class Timed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Choose, and add the time it took."""
-        start = measure.clock(self._device)
+        start = profiling.clock(self._device)
         try:
             return self._method(*args, **kwargs)
         finally:
-            self.seconds += measure.clock(self._device) - start
+            self.seconds += profiling.clock(self._device) - start
 
 
 class _Marks(StoppingCriteria):
@@ -55,9 +55,9 @@ class _Marks(StoppingCriteria):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
         self.seen += 1
         if self.seen == 1:
-            self.first = measure.clock(self.device)
+            self.first = profiling.clock(self.device)
         if self.seen == self.count:
-            self.last = measure.clock(self.device)
+            self.last = profiling.clock(self.device)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -98,7 +98,7 @@ class Measuring:
             def answer() -> None:
                 outputs.append(compat.cache_of(self._generate(self.new_tokens)))
 
-            peak = measure.peak_memory(answer, self.device)
+            peak = profiling.peak_memory(answer, self.device)
             kept = handle.report() if handle is not None else None
         layers = cache_bytes(outputs[0])
         tokens_in = self.untouched_tokens if kept is None else kept.tokens_in // self.batch
@@ -124,14 +124,14 @@ class Measuring:
     @torch.inference_mode()
     def turn(self, plan: Plan | None) -> dict[str, float]:
         """Seconds of the parts of one answer."""
-        start = measure.clock(self.device)
+        start = profiling.clock(self.device)
         inputs = self.subject.view(self.batch)
-        view = measure.clock(self.device) - start
+        view = profiling.clock(self.device) - start
         with self._following(plan) as (_, timed):
             trace = Trace(self.model)
             marks = _Marks(self.device, self.new_tokens)
             with trace.watching():
-                start = measure.clock(self.device)
+                start = profiling.clock(self.device)
                 self._generate(self.new_tokens, inputs, marks)
             times = trace.times(marks.last)
         selection = sum(method.seconds for method in timed)

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from foveate.benchmark import measure
+from foveate.benchmark import profiling
 from foveate.benchmark.budgets import CONTROLS, UNTOUCHED, control_of
 from foveate.benchmark.results import earlier, write_json
+from foveate.benchmark.speed.formatting import NOTE
 from foveate.benchmark.speed.measuring import Measuring
 from foveate.benchmark.speed.settings import Settings, groups_of
-from foveate.benchmark.speed.showing import NOTE
 from foveate.benchmark.speed.subjects import subject
-from foveate.errors import FoveateError
-from foveate.plan import Plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
 
 #: What may differ between a run and the one that resumes it.
 _FREE = ("models", "methods", "budgets", "plans", "batches")
@@ -53,11 +53,11 @@ def run(
     if resume and path is not None:
         rows, impossible = earlier(path, described, ("rows", "impossible"), "speed")
     document: dict[str, Any] = {
-        **measure.head("speed", command, measure.hardware(device) | {"threads": settings.threads}, described, NOTE),
+        **profiling.head("speed", command, profiling.hardware(device) | {"threads": settings.threads}, described, NOTE),
         "rows": rows,
         "impossible": impossible,
     }
-    with measure.threads(settings.threads):
+    with profiling.threads(settings.threads):
         for name in settings.models:
             report(f"building {name}")
             one = subject(name, settings)
@@ -174,7 +174,7 @@ class _Group:
             "dtype": self.measuring.subject.dtype,
             **exact,
             "seconds": {part: statistics.median(turn[part] for turn in times) for part in times[0]},
-            "spread": {part: measure.spread([turn[part] for turn in times]) for part in times[0]},
+            "spread": {part: profiling.spread([turn[part] for turn in times]) for part in times[0]},
         }
 
 

@@ -10,8 +10,8 @@ import torch
 from foveate.benchmark.budgets import CONTROLS
 from foveate.benchmark.encoders import DTYPES
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS
-from foveate.errors import FoveateError
-from foveate.plan import Plan, all_methods
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan, all_methods
 
 #: Budgets of models that are no shapes.
 BUDGETS = ("10%", "25%", "50%")

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from foveate.benchmark.encoders import DTYPES
+from foveate.benchmark.nbytes import dtype_of
 from foveate.benchmark.speed.settings import BUDGETS, Settings
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
-from foveate.benchmark.stored import dtype_of
-from foveate.errors import FoveateError
-from foveate.plan import Plan
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
 
 
 @dataclass
@@ -51,16 +51,16 @@ class Subject:
             tokens: Visual tokens that the language model read.
             text: All other tokens of the prompt.
         """
-        from foveate.benchmark import closed_form
+        from foveate import cost
 
         try:
-            shape = closed_form.shape_of(self.model.config)
-            view = closed_form.view_of(self.model.config, *self.size, self.images)
+            shape = cost.shape_of(self.model.config)
+            view = cost.view_of(self.model.config, *self.size, self.images)
             before = plan is not None and all(step.method.site == "before-lm" for step in plan.steps)
-            run = closed_form.follow(None if before else plan, shape, view)
+            run = cost.follow(None if before else plan, shape, view)
             if before:  # how many stay is known by now, also of methods whose own rule decides
-                run = closed_form.Run(run.view, run.merges, (tokens,) * shape.text.layers)
-            return closed_form.cost(shape, run, text).total if shape.vision is not None else None
+                run = cost.Run(run.view, run.merges, (tokens,) * shape.text.layers)
+            return cost.cost(shape, run, text).total if shape.vision is not None else None
         except FoveateError:
             return None
 
@@ -114,8 +114,8 @@ def _shape(shape: Shape, settings: Settings) -> Subject:
 
 def _loaded(name: str, settings: Settings) -> Subject:
     from foveate.answering.conversations import check_length, inputs_of_batch
+    from foveate.images import open_image
     from foveate.loading import load
-    from foveate.views.images import open_image
 
     own = None if name == "embedded" else name
     model, processor = load(own, dtype=settings.dtype, device=settings.device, plan=None)
@@ -134,6 +134,6 @@ def _loaded(name: str, settings: Settings) -> Subject:
 
 
 def _receipt() -> Image.Image:
-    from foveate.training.data import render
+    from foveate.synthetic import render
 
     return render("receipt_total", 0, split="heldout", size=(448, 448)).image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.errors import FoveateError
+from foveate.core.errors import FoveateError
 from foveate.training.architectures.architecture import Architecture
 from foveate.training.architectures.llava import Llava
 from foveate.training.architectures.llava_uhd import LlavaUHD

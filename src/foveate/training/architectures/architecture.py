@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from foveate.llava_uhd.tokenizer import byte_tokenizer
+from foveate.models.llava_uhd.tokenizer import byte_tokenizer
 
 #: Receives what a hook has seen: a name (`tokens`, `windows`, `grids` or `cls`) and the tensor.
 Keep = Callable[[str, torch.Tensor], None]

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from foveate.llava_uhd.chat_template import CHAT_TEMPLATE
+from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE
 from foveate.training.architectures.architecture import Architecture, Keep
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from foveate.encoders.configuration import ViTUHDConfig
-from foveate.llava_uhd.configuration import LlavaUHDConfig
-from foveate.llava_uhd.modeling import LlavaUHDForConditionalGeneration
-from foveate.llava_uhd.processing import LlavaUHDProcessor
+from foveate.models.llava_uhd.configuration import LlavaUHDConfig
+from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
+from foveate.models.llava_uhd.modeling import LlavaUHDForConditionalGeneration
+from foveate.models.llava_uhd.processing import LlavaUHDProcessor
+from foveate.models.vit_uhd.configuration import ViTUHDConfig
 from foveate.training.architectures.architecture import Architecture, Keep
-from foveate.views.image_processing import LlavaUHDImageProcessor
 
 
 class LlavaUHD(Architecture):

@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
-from foveate.llava_uhd.chat_template import CHAT_TEMPLATE
-from foveate.llava_uhd.tokenizer import byte_tokenizer
+from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE
+from foveate.models.llava_uhd.tokenizer import byte_tokenizer
 from foveate.training.architectures.architecture import Architecture, Keep
 
 

@@ -1,0 +1,23 @@
+"""What a model's weights take and are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveate.runtime.kv_cache.nbytes import stored_bytes
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights and buffers; weights that are tied count once."""
+    found: dict[int, Any] = {id(value): value for value in model.parameters()}
+    found |= {id(value): value for value in model.buffers()}
+    return stored_bytes(list(found.values()))
+
+
+def dtype_of(model: nn.Module) -> str:
+    """Name of the type of a model's first floating-point weight."""
+    kinds = (weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point)
+    return str(next(kinds, torch.float32)).removeprefix("torch.")

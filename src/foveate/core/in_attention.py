@@ -1,0 +1,119 @@
+"""What a method is that changes what is attended to inside the language model, and drops no token from the sequence."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.tokens import Selection
+
+#: Entries of the largest block of attention that exists at a time.
+_BLOCK = 2**23
+
+
+@dataclass(frozen=True)
+class Looking:
+    """One sequence in the attention of one layer, just before it happens.
+
+    Args:
+        query: (H, L, d) of the new tokens, rotated.
+        key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
+        scaling: Factor of the logits.
+        allowed: (L, K) bool, what each new token may see.
+        visual: (K,) bool, which keys are of images.
+        text: (K,) bool, which are of text; padding is neither.
+        layer: The layer, 0-based.
+        num_layers: Layers of the language model.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    allowed: Tensor
+    visual: Tensor
+    text: Tensor
+    layer: int
+    num_layers: int
+
+    @property
+    def past(self) -> int:
+        """Tokens before the new ones."""
+        return self.key.shape[1] - self.query.shape[1]
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Attention (r, K) float32 that the new tokens `rows` (r,) would pay, mean over heads.
+
+        Computed in blocks, so that memory stays bounded.
+        """
+        groups = len(self.query) // len(self.key)
+        # One product a shared head: its queries are rows among rows.
+        query = self.query.unflatten(0, (len(self.key), groups))
+        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
+        found = []
+        for some in rows.split(step):
+            logits = (query[:, :, some] @ self.key[:, None].transpose(-1, -2)).float() * self.scaling
+            weights = logits.masked_fill(~self.allowed[some], -torch.inf).softmax(dim=-1)
+            found.append(weights.nan_to_num().mean(dim=(0, 1)))
+        return torch.cat(found) if found else self.query.new_zeros(0, self.key.shape[1], dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class AttentionMethod(DecoderMethod):
+    """A method that changes what is attended to in some layers. All tokens go on to the next one.
+
+    Layer 0 counts here: nothing has to have run before.
+    """
+
+    budget: ClassVar = "none"
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`: everything stays."""
+        return Selection(torch.arange(len(tokens), device=tokens.device))
+
+
+@dataclass(frozen=True)
+class MaskMethod(AttentionMethod):
+    """A method that hides pairs of tokens from each other. Nothing gets cheaper by it."""
+
+    @abstractmethod
+    def hides(self, looking: Looking, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Which pairs of one sequence are hidden.
+
+        Args:
+            looking: The sequence. Where there is a cache, L new tokens are a part of it.
+            before: (t, ...) what was remembered of the last t tokens of text in the cache; None: there is no cache.
+
+        Returns:
+            (L, K) bool, True for what a new token shall not see; and what to remember of all text so far, (T, ...).
+        """
+
+
+@dataclass(frozen=True)
+class SparseMethod(AttentionMethod):
+    """A method that, while a prompt with images is read, lets only some tokens attend, and only to each other.
+
+    The others pass the layer's attention by; all go on. What was cached before is seen by those that attend. Written
+    text sees everything. The cache stores the tokens in few bits, the others in fewer.
+    """
+
+    exact: ClassVar = False
+    exact_cache: ClassVar = False
+
+    @property
+    @abstractmethod
+    def bits(self) -> tuple[int, int]:
+        """Bits of the cached numbers of tokens that attend, and of the others: 1, 2, 4, 8, or 16 for as they come."""
+
+    @property
+    @abstractmethod
+    def residual(self) -> int:
+        """Written tokens that are cached as they come before they are stored in few bits."""
+
+    @abstractmethod
+    def attends(self, looking: Looking) -> Tensor:
+        """Which of the new tokens attend, (L,) bool; the last one that is no padding always does."""

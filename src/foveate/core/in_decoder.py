@@ -1,0 +1,352 @@
+"""What a method inside the language model is: the layers at which it acts, and `select`."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.registry import Mechanism, Modality
+from foveate.core.tokens import Crop, Need, Selection, Tower, check_finite
+
+#: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
+#: to (PyramidDrop), at the cost of its queries and keys.
+Asked = Literal["previous", "own"]
+#: Entries of the largest block of attention that exists at a time.
+_BLOCK = 2**23
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Queries and keys of one sequence at one layer, rotated.
+
+    Args:
+        query: (H, L, d) of the new tokens.
+        key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
+        scaling: Factor of the logits.
+        seen: (K,) bool, False for padding; None: there is none.
+        allowed: (L, K) bool, who sees whom, where a user's mask says so; None: causal.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    seen: Tensor | None = None
+    allowed: Tensor | None = None
+
+    @property
+    def past(self) -> int:
+        """Tokens before the new ones."""
+        return self.key.shape[1] - self.query.shape[1]
+
+    def visible(self, rows: Tensor, places: Tensor | None = None) -> Tensor:
+        """(r,) how many tokens the new tokens `rows` may see; of the new tokens `places` (N,) where these are given."""
+        if self.allowed is not None:
+            own = self.allowed[rows]
+            return (own if places is None else own[:, places + self.past]).sum(dim=1).float()
+        seen = self.key.new_ones(self.key.shape[1], dtype=torch.float32) if self.seen is None else self.seen.float()
+        if places is not None:
+            seen = torch.zeros_like(seen).index_copy(0, places + self.past, seen[places + self.past])
+        return seen.cumsum(dim=0)[rows + self.past]
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay to what they may see."""
+        key = self.key
+        if len(key) != len(self.query):
+            key = key.repeat_interleave(len(self.query) // len(key), dim=0)
+        logits = (self.query[:, rows] @ key.transpose(-1, -2)).float() * self.scaling
+        if self.allowed is not None:
+            hidden = ~self.allowed[rows]
+        else:
+            hidden = torch.arange(key.shape[1], device=rows.device) > (rows + self.past)[:, None]
+        if self.seen is not None:
+            hidden = hidden | ~self.seen
+        return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+
+    def paid(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Attention (r, N) that each of the new tokens `rows` pays to the new tokens `places`, mean over heads."""
+        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
+        found = [self.rows(some)[:, :, places + self.past].mean(dim=0) for some in rows.split(step)]
+        return torch.cat(found) if found else self.query.new_zeros(0, len(places), dtype=torch.float32)
+
+    def received(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Attention (N,) that the new tokens `rows` pay to the new tokens `places`, mean over heads and rows.
+
+        Computed in blocks of rows, so that memory stays bounded.
+        """
+        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
+        total = torch.zeros(len(places), dtype=torch.float32, device=places.device)
+        for some in rows.split(step):
+            total += self.rows(some)[:, :, places + self.past].sum(dim=1).mean(dim=0)
+        return total / max(len(rows), 1)
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """The visual tokens of one image as a decoder layer is about to read them.
+
+    Args:
+        features: (N, D) their hidden states.
+        sequence: (L, D) those of all new tokens of the sequence.
+        places: (N,) where the image's tokens stand in it, ascending.
+        text: (T,) where text stands in it.
+        asking: (a,) the last token of the prompt; in training the token before each answer.
+        layer: The layer that is about to run, 0-based.
+        num_layers: Layers of the language model.
+        number: Which image of its prompt this is, for seeds.
+        origin: (N,) places of the tokens among those that the encoder made of the image.
+        measured: What probes found of the encoder, for all tokens that it made of the image; see `get`.
+        separators: (N,) bool, tokens that are not of the image but tell its layout; None: there are none.
+        tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.tower))`.
+        ask: Gives queries and keys of a layer; see `attention`.
+        entered: (L0, D) the embeddings of all new tokens of the sequence as they entered the first layer.
+        columns: (L,) where the tokens of the sequence stand among them, -1 for padding.
+        image: (N0,) where the whole image stands among them.
+        norm: The norm after the last layer, for methods that compare tokens as the output would see them.
+        neurons: Gives activations of the layer that has just run; see `activations`.
+        layout: Gives the rectangles that the image's tokens come from; see `crops`.
+        learning: Whether the model learns from this pass, so that what is random in a method's training is drawn.
+    """
+
+    features: Tensor
+    sequence: Tensor
+    places: Tensor
+    text: Tensor
+    asking: Tensor
+    layer: int
+    num_layers: int
+    number: int
+    origin: Tensor
+    measured: Mapping[Need, Tensor]
+    separators: Tensor | None
+    tower: Tower
+    ask: Callable[[Asked], Attention]
+    entered: Tensor
+    columns: Tensor
+    image: Tensor
+    norm: Callable[[Tensor], Tensor]
+    neurons: Callable[[], tuple[Tensor, Tensor]] | None = None
+    layout: Callable[[], tuple[Crop, ...]] | None = None
+    learning: bool = False
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the hidden states are."""
+        return self.features.device
+
+    @property
+    def question(self) -> Tensor:
+        """(t,) where the text after the image stands, up to where an answer is asked for; all text if none is there."""
+        text = self.text
+        if len(self.asking):
+            text = text[text <= self.asking[-1]]
+        after = text[text > self.places[-1]] if len(self) else text
+        return after if len(after) else text
+
+    @property
+    def crops(self) -> tuple[Crop, ...]:
+        """The image, its tiles or its frames; `index` are places among the tokens here, -1 for those that are gone."""
+        return () if self.layout is None else self.layout()
+
+    @property
+    def answers(self) -> Tensor:
+        """(N,) bool, tokens of the image at which an answer is asked for: the last one of a prompt that it ends."""
+        return torch.isin(self.places, self.asking)
+
+    def without_answers(self) -> LayerTokens:
+        """The image without the tokens that answer; these are text to it."""
+        answers = self.answers
+        stays = (~answers).nonzero().flatten()
+        place = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
+        place[stays] = torch.arange(len(stays), device=self.device)
+        neurons = self.neurons
+        return replace(
+            self,
+            features=self.features[stays],
+            places=self.places[stays],
+            text=torch.cat([self.text, self.places[answers]]).sort().values,
+            origin=self.origin[stays],
+            separators=None if self.separators is None else self.separators[stays],
+            # -1, of padding and of tokens that are gone, finds the last one, -1 again.
+            layout=lambda: tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.crops),
+            neurons=neurons and (lambda: _of_places(neurons(), stays)),
+        )
+
+    def get(self, need: Need) -> Tensor:
+        """What a probe measured of the encoder, (N, ...), of merged tokens at the place where they stand.
+
+        Raises:
+            FoveateError: it was not measured: the method did not declare that it needs it.
+        """
+        if need not in self.measured:
+            raise FoveateError(f"{need} was not measured; a method must name it in `needs`.")
+        return self.measured[need].to(self.device)[self.origin]
+
+    def attention(self, asked: Asked) -> Attention:
+        """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
+
+        Raises:
+            FoveateError: the method did not declare that it asks the previous layer (`asks_previous`).
+        """
+        return self.ask(asked)
+
+    def activations(self) -> tuple[Tensor, Tensor]:
+        """Activations (N, F) of the image's tokens in the MLP that has just run, and the sentence's core neurons (c,).
+
+        Raises:
+            FoveateError: the method is no `NeuronMethod`.
+        """
+        if self.neurons is None:
+            raise FoveateError("activations are there for methods that are NeuronMethods.")
+        return self.neurons()
+
+
+def _of_places(found: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations of some of an image's tokens, and the core neurons, which are the sentence's."""
+    activations, core = found
+    return activations[places], core
+
+
+@dataclass(frozen=True)
+class DecoderMethod(ABC):
+    """A way of leaving visual tokens out between the layers of a language model.
+
+    A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
+    defaults; the first paragraph of its docstring is what the gallery shows. The runtime owns what is the same for all:
+    budgets, padding, positions, masks and caches. A method only picks. It is never asked about the token that answers:
+    where a prompt ends in an image, the image's last token stays, and counts in the budget.
+    """
+
+    #: Name in plans; the registry refuses two equal ones.
+    name: ClassVar[str]
+    #: Title of the paper.
+    title: ClassVar[str]
+    #: "arXiv 2403.06764", or "" for a control.
+    paper: ClassVar[str] = ""
+    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.core.registry`.
+    mechanism: ClassVar[tuple[Mechanism, ...]]
+    #: What it is made for.
+    modality: ClassVar[tuple[Modality, ...]]
+    site: ClassVar[str] = "decoder"
+    #: Whether it needs weights that were trained for it.
+    trained: ClassVar[bool] = False
+    #: Whether the number of tokens that stay follows from sizes alone.
+    exact: ClassVar[bool] = True
+    #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
+    budget: ClassVar[Literal["count", "optional", "none"]] = "count"
+    #: Arguments that mean something with a budget alone, and without one alone.
+    with_budget: ClassVar[tuple[str, ...]] = ()
+    without_budget: ClassVar[tuple[str, ...]] = ()
+    #: Positions of what stays in the layers after: those that they had, or counted anew. Multi-axis positions (M-RoPE)
+    #: are always the original ones.
+    positions: ClassVar[Literal["original", "contiguous"]] = "original"
+    #: Whether the layer before the one where it acts must be watched.
+    asks_previous: ClassVar[bool] = False
+    #: Whether a cache holds what the layers made, so that written text is the same without one.
+    exact_cache: ClassVar[bool] = True
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """What must be measured of the encoder.
+
+        Raises:
+            FoveateError: the encoder cannot give it.
+        """
+        return ()
+
+    @abstractmethod
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers before which it acts in a language model of `num_layers`, where a plan names none (no `@`)."""
+
+    @abstractmethod
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """Choose `count` of the tokens of one image, 0 < count < len(tokens).
+
+        Methods whose budget is not "count" may get `count` = 0: their own rule decides.
+        """
+
+    def left(self, tokens: int, count: int | None) -> int:
+        """How many of `tokens` stay at one layer, where that follows from sizes alone (`exact`)."""
+        return tokens if count is None else min(count, tokens)
+
+    def __call__(self, tokens: LayerTokens, count: int | None) -> Selection:
+        """Choose tokens of one image at one layer. Tokens that answer stay, and stay as they are.
+
+        Args:
+            tokens: The image.
+            count: Tokens that shall stay; None leaves it to the method.
+
+        Raises:
+            FoveateError: the method needs a budget and has none, or takes none and has one; the hidden states are not
+                finite; or what the method chose is no selection.
+        """
+        if count is None and self.budget == "count":
+            raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
+        if count is not None and self.budget == "none":
+            raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
+        if not len(tokens) or (count is not None and count >= len(tokens)):  # or an earlier layer left nothing
+            return Selection(torch.arange(len(tokens), device=tokens.device))
+        answers = tokens.answers.nonzero().flatten()
+        if not len(answers):
+            return self._checked(tokens, count or 0)
+        others = tokens.without_answers()
+        if not len(others) or (count is not None and count <= len(answers)):
+            return Selection(answers)
+        own = self._checked(others, 0 if count is None else count - len(answers))
+        return with_answers(tokens, answers, own)
+
+    def _checked(self, tokens: LayerTokens, count: int) -> Selection:
+        """What the method chooses, if the tokens can be chosen from and the choice is one."""
+        check_finite(self.name, [(f"hidden states before layer {tokens.layer}", tokens.features)])
+        selection = self.select(tokens, count)
+        selection.check(len(tokens), self.name)
+        return selection
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The hyper-parameters that differ from their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        }
+
+
+def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Selection:
+    """A selection among the tokens that do not answer, and those that do, as they are.
+
+    Args:
+        tokens: The whole image.
+        answers: (a,) places of the tokens that answer.
+        chosen: Of `tokens.without_answers()`.
+    """
+    others = (~tokens.answers).nonzero().flatten()
+    indices, order = torch.cat([others[chosen.indices], answers]).sort()
+    if chosen.features is None and chosen.assignment is None:
+        return Selection(indices)
+    row = torch.empty_like(order)
+    row[order] = torch.arange(len(order), device=order.device)
+    members = chosen.members(len(others))
+    assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=order.device)
+    assignment[others] = torch.where(members < 0, -1, row[members.clamp(min=0)])
+    assignment[answers] = row[len(chosen) :]
+    weights = features = remade = positions = None
+    if chosen.positions is not None:
+        own = answers[:, None].expand(-1, chosen.positions.shape[1])
+        positions = torch.cat([others[chosen.positions], own])[order]
+    if chosen.weights is not None:
+        weights = torch.ones(len(tokens), dtype=chosen.weights.dtype, device=order.device)
+        weights[others] = chosen.weights
+    if chosen.features is not None:
+        features = torch.cat([chosen.features, tokens.features[answers]])[order]
+    if again := chosen.remade:
+        remade = lambda found: torch.cat([again(found[others]), found[answers]])[order]  # noqa: E731
+    return Selection(indices, features, assignment, weights, positions, remade)

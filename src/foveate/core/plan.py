@@ -1,0 +1,453 @@
+"""What a user asks for: methods with their budgets, as objects and as text.
+
+    divprune:64                          64 tokens of every image stay
+    hiprune(alpha=0.1):25%               a quarter of the tokens stays
+    fastv:50%@2                          half stay from decoder layer 2 on
+    fastervlm:192 + fastv:50%@2          one after the other
+
+A step is a name, arguments in parentheses, a budget after a colon and decoder layers after an @; steps are joined by +.
+Blanks between the parts mean nothing. Arguments are Python literals; a bare word is a string.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import types
+import typing
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal
+
+from foveate.core.counting import share_of
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
+
+#: The file beside a model's weights that `foveate.load` picks up.
+PLAN_FILE = "foveate_plan.json"
+
+#: Longest text that is read as a plan, and how deep its brackets may stand in one another: plans come from strangers
+#: too (requests, folders of models), and reading one must end soon.
+LONGEST, DEEPEST = 10_000, 16
+
+# No two quantifiers that match the same characters stand side by side: the time to read a text grows with its length.
+_NAME = re.compile(r"[A-Za-z][\w+-]*")
+_TAIL = re.compile(r"\s*(?::(?P<budget>[^@:]*))?(?:@(?P<layers>[\d,\s]*))?")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much stays: a number of tokens of every image, or a fraction of them. Exactly one is given.
+
+    Args:
+        tokens: 1 or more.
+        fraction: Above 0, up to 1; a fraction of N tokens is round(fraction * N), at least one token.
+    """
+
+    tokens: int | None = None
+    fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.fraction is None):
+            raise FoveateError("a budget is a number of tokens or a fraction of them, one of the two.")
+        if self.tokens is not None and (isinstance(self.tokens, bool) or self.tokens < 1):
+            raise FoveateError(f"a budget of {self.tokens} tokens keeps nothing; the least is 1.")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise FoveateError(f"a budget of {100 * self.fraction:g}% is not between 0 (excluded) and 100%.")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """The budget of `64` or `25%`.
+
+        Raises:
+            FoveateError: it is neither.
+        """
+        text = text.strip()
+        try:
+            if text.endswith("%"):
+                return cls(fraction=float(Decimal(text[:-1].strip()) / 100))  # as written: 0.55% is 0.0055
+            return cls(tokens=int(text))
+        except (ValueError, ArithmeticError) as error:  # no number, or one that is too large for any
+            if isinstance(error, FoveateError):
+                raise
+            raise FoveateError(
+                f"{_shown(text)} is no budget; write a number of tokens (64) or a fraction of them (25%)."
+            ) from None
+
+    def of(self, count: int) -> int:
+        """Tokens that stay of `count`."""
+        if self.tokens is not None:
+            return min(self.tokens, count)
+        return max(1, min(count, share_of(float(self.fraction or 0), count)))
+
+    def __str__(self) -> str:
+        if self.tokens is not None:
+            return str(self.tokens)
+        return f"{(100 * Decimal(repr(float(self.fraction or 0)))).normalize():f}%"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method of a plan.
+
+    Args:
+        method: A method object (`foveate.methods.pre_llm.methods()` and the other rooms).
+        budget: What stays; None leaves it to the method.
+        layers: Decoder layers at which it acts, for methods inside the language model.
+    """
+
+    method: Any
+    budget: Budget | None = None
+    layers: tuple[int, ...] = ()
+
+    def count(self, tokens: int) -> int | None:
+        """Tokens that stay of `tokens`; None leaves it to the method."""
+        return None if self.budget is None else self.budget.of(tokens)
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={_literal(value)}" for name, value in self.method.arguments.items())
+        text = self.method.name + (f"({arguments})" if arguments else "")
+        if self.budget is not None:
+            text += f":{self.budget}"
+        if self.layers:
+            text += "@" + ",".join(map(str, self.layers))
+        return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Methods with budgets, in the order in which tokens meet them. `str(plan)` parses to an equal plan."""
+
+    steps: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, plan: Plan | Step | str | Iterable[Any] | Any, budget: Any = None) -> Plan:
+        """A plan from whatever a user has: text, a plan, a method with a `budget`, or a list of these.
+
+        Args:
+            plan: What to do.
+            budget: For a plan of one step that has none: tokens (int), a fraction (float), or text such as "25%".
+
+        Raises:
+            FoveateError: the text is no plan, or it names no known method; or a budget stands beside a plan that has
+                one, that has several steps, or whose method takes none.
+        """
+        given = _budget(budget)
+        if isinstance(plan, Plan):
+            return plan if given is None else cls(_with_budget(plan.steps, given))
+        if isinstance(plan, Step):
+            return cls((plan,) if given is None else _with_budget((plan,), given))
+        if isinstance(plan, str):
+            return parse_plan(plan, budget=given)
+        if hasattr(plan, "arguments") and hasattr(plan, "name"):
+            step = Step(plan)
+            return cls((step,) if given is None else _with_budget((step,), given))
+        if isinstance(plan, Iterable):
+            parts = list(plan)
+            if given is not None and len(parts) == 1:
+                return cls.of(parts[0], given)
+            steps = tuple(step for part in parts for step in cls.of(part).steps)
+            if steps:
+                return cls(steps if given is None else _with_budget(steps, given))
+        raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
+
+    @property
+    def early_steps(self) -> tuple[Step, ...]:
+        """The steps before the language model."""
+        return tuple(step for step in self.steps if step.method.site != "decoder")
+
+    @property
+    def decoder_steps(self) -> tuple[Step, ...]:
+        """The steps inside the language model."""
+        return tuple(step for step in self.steps if step.method.site == "decoder")
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.steps))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the plan beside a model's weights, where `foveate.load` finds it.
+
+        Weights of methods go with it: files that it names are copied to where methods find them by themselves, so that
+        the folder can be moved.
+
+        Raises:
+            FoveateError: there is no such folder; the weights of a step cannot be read; or two steps of one method have
+                different ones.
+        """
+        path = Path(folder) / PLAN_FILE
+        if not path.parent.is_dir():
+            raise FoveateError(f"there is no folder {str(folder)!r} to save a plan in.")
+        taken: dict[str, str] = {}
+        steps = [dataclasses.replace(step, method=_portable(step.method, path.parent, taken)) for step in self.steps]
+        path.write_text(json.dumps({"plan": str(Plan(tuple(steps)))}, indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Plan | None:
+        """The plan saved in a folder, None where there is none.
+
+        Raises:
+            FoveateError: the file is not one that `save` wrote.
+        """
+        path = Path(folder) / PLAN_FILE
+        if not path.is_file():
+            return None
+        try:
+            return parse_plan(read_json(path)["plan"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise FoveateError(f"{path} holds no plan: {error}") from error
+
+
+def _portable(method: Any, folder: Path, taken: dict[str, str]) -> Any:
+    """A method that names no file outside `folder`: its weights lie there, and other files are what they hold.
+
+    Args:
+        method: The method; one that is an argument of another counts too.
+        folder: Of a model.
+        taken: By method, whose weights lie there already.
+    """
+    from foveate.core.trained import Trained
+
+    if not dataclasses.is_dataclass(method):
+        return method
+    if hasattr(method, "portable"):
+        return method.portable(folder, lambda inner: _portable(inner, folder, taken))
+    changed: dict[str, Any] = {}
+    if isinstance(method, Trained) and method.path:
+        before = taken.setdefault(method.name, method.path)
+        if before != method.path:
+            raise FoveateError(
+                f"a folder has one place for weights of {method.name}, and this plan has those of {before} and of "
+                f"{method.path}."
+            )
+        method.copy_to(folder)
+        changed["weights"] = ""
+    if hasattr(method, "thresholds") and hasattr(method, "values"):
+        changed["thresholds"] = method.values
+    return dataclasses.replace(method, **changed) if changed else method
+
+
+def all_methods() -> dict[str, Any]:
+    """Every method of every room by name."""
+    from foveate.methods.decoder import decoder_methods
+    from foveate.methods.encoder import encoder_methods
+    from foveate.methods.image.downsample import Downsample
+    from foveate.methods.pre_llm import methods
+
+    return dict(sorted({**methods(), **encoder_methods(), **decoder_methods(), Downsample.name: Downsample}.items()))
+
+
+def parse_plan(text: str, known: Mapping[str, type] | None = None, budget: Budget | None = None) -> Plan:
+    """The plan that a text describes; see the module.
+
+    Args:
+        text: The plan.
+        known: Methods by name; all registered ones by default.
+        budget: That of the only step, where the text gives none.
+
+    Raises:
+        FoveateError: the text cannot be read, or names a method, an argument or a budget that does not exist; or there
+            are two budgets, or one for several steps.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise FoveateError("a plan is empty; write one such as 'divprune:64'.")
+    if len(text) > LONGEST:
+        raise FoveateError(f"a plan has at most {LONGEST:,} characters, and this text has {len(text):,}.")
+    known = all_methods() if known is None else known
+    parts = _split(text)
+    if budget is None:
+        return Plan(tuple(_step(part, known) for part in parts))
+    if len(parts) == 1:
+        return Plan(_with_budget((_step(text, known, budget),), budget))
+    return Plan(_with_budget(tuple(_step(part, known) for part in parts), budget))
+
+
+def _split(text: str) -> list[str]:
+    """The steps: pieces between plus signs that stand outside parentheses and after a blank."""
+    parts, depth, start = [], 0, 0
+    for place, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if depth > DEEPEST:
+            raise FoveateError(f"brackets of a plan stand at most {DEEPEST} deep in one another.")
+        if char == "+" and depth == 0 and (place == 0 or text[place - 1] in " )%0123456789\t\n"):
+            parts.append(text[start:place])
+            start = place + 1
+    return [*parts, text[start:]]
+
+
+def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
+    """The only step of a plan with a budget that stands beside the plan.
+
+    Raises:
+        FoveateError: there are several steps, or the step has a budget or takes none.
+    """
+    text = " + ".join(map(str, steps))
+    if len(steps) != 1:
+        raise FoveateError(
+            f"a budget of {budget} beside '{text}' could be that of any of its {len(steps)} steps; write each budget "
+            "into the plan, as in 'fastervlm:192 + fastv:50%'."
+        )
+    (step,) = steps
+    if step.budget is not None and step.budget != budget:
+        raise FoveateError(f"'{text}' has a budget, and {budget} stands beside it; give one of the two.")
+    if step.method.budget == "none":
+        raise FoveateError(f"{step.method.name} takes no budget: its own rule decides how many tokens stay.")
+    return (dataclasses.replace(step, budget=budget),)
+
+
+def _step(text: str, known: Mapping[str, type], beside: Budget | None = None) -> Step:
+    written, arguments, budget_text, layers_text = _parts(text)
+    name = written.lower()
+    if name not in known:
+        close = get_close_matches(name[:50], known, 3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise FoveateError(f"unknown method {_shown(written)}; {hint}possible are {', '.join(known)}.")
+    method: Any = _build(known[name], arguments)
+    budget = Budget.parse(budget_text) if budget_text is not None else None
+    layers = _layers(layers_text, name) if layers_text is not None else ()
+    if layers and method.site != "decoder":
+        raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
+    if budget is None and beside is None and method.budget == "count":
+        raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
+    if budget is not None and method.budget == "none":
+        raise FoveateError(f"{name} takes no budget: its own rule decides how many tokens stay.")
+    return Step(method, budget, layers)
+
+
+def _parts(text: str) -> tuple[str, str, str | None, str | None]:
+    """Name, arguments, budget and layers of a step, as they are written."""
+    text = text.strip()
+    if match := _NAME.match(text):
+        rest, arguments = text[match.end() :].lstrip(), ""
+        if rest.startswith("(") and ")" in rest:
+            end = rest.rindex(")")
+            arguments, rest = rest[1:end], rest[end + 1 :]
+        if tail := _TAIL.fullmatch(rest):
+            return match[0], arguments, tail["budget"], tail["layers"]
+    raise FoveateError(
+        f"{_shown(text)} cannot be read as a step; write NAME, NAME:64, NAME(argument=value):25% or NAME:50%@2."
+    )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 200 else text[:197] + "...")
+
+
+def _layers(text: str, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise FoveateError(f"@{text[:50]} names no layers; write {name}:50%@2 or {name}:50%@8,16,24.") from None
+
+
+def _build(cls: type, arguments: str) -> Any:
+    """The method with arguments such as `alpha=0.1, mode=fast`."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # ty: ignore[invalid-argument-type]
+    values: dict[str, Any] = {}
+    hints = _hints(cls)
+    name = getattr(cls, "name", cls.__name__)
+    for part in filter(str.strip, _commas(arguments)):
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals or key not in fields:
+            possible = ", ".join(fields) or "none"
+            raise FoveateError(
+                f"{name} has no argument {_shown(part.strip())}; possible are {possible} (as name=value)."
+            )
+        values[key] = _value(value.strip())
+        if not _fits(values[key], hints[key]):
+            raise FoveateError(f"{name}: {key} is {_kinds(hints[key])}, not {_shown(value.strip())}.")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise FoveateError(f"{name}({_shown(arguments)[1:-1]}): {error}") from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that was read is of a field's type. Numbers are finite and fit 64 bits."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, (list, tuple)) and all(_fits(one, inner[0]) for one in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is Path:
+        return isinstance(value, str)
+    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _kinds(hint: Any) -> str:
+    """What a field takes, in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_kinds(one) for one in inner)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return "a list of numbers"
+    words = {float: "a number", int: "a whole number", bool: "true or false", str: "a text", Path: "a path"}
+    return words.get(hint, "none" if hint is type(None) else "something else")
+
+
+def _value(text: str) -> Any:
+    """A Python literal; `true`, `false` and `none` in any case; every other bare word is a string."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an odd escape in a text
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    except (RecursionError, MemoryError):  # thousands of signs before a number, which the brackets do not show
+        raise FoveateError(f"{_shown(text)} is nested too deeply to be read.") from None
+
+
+def _commas(text: str) -> list[str]:
+    parts, depth, quote, start = [], 0, "", 0
+    for place, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+            if char == "," and depth == 0:
+                parts.append(text[start:place])
+                start = place + 1
+    return [*parts, text[start:]]
+
+
+def _literal(value: Any) -> str:
+    return repr(str(value)) if isinstance(value, Path) else repr(value)
+
+
+def _budget(budget: Any) -> Budget | None:
+    if budget is None or isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, str):
+        return Budget.parse(budget)
+    if isinstance(budget, Integral):
+        return Budget(tokens=budget if isinstance(budget, bool) else int(budget))
+    if isinstance(budget, Real):
+        return Budget(fraction=float(budget))
+    raise FoveateError(f"{budget!r} is no budget; give tokens (64), a fraction (0.25) or text ('25%').")

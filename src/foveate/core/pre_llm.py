@@ -1,0 +1,187 @@
+"""What a method before the language model is: a few hyper-parameters, and `select`."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from foveate.core.errors import FoveateError
+from foveate.core.registry import Mechanism, Modality
+from foveate.core.tokens import Crop, Need, Selection, Tower, VisualTokens, check_finite, wide
+
+Budget = Literal["count", "optional", "none"]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way of choosing or merging the visual tokens of one image before the language model reads them.
+
+    A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
+    defaults, checked in `__post_init__`; the first paragraph of its docstring is what the gallery shows. The base owns
+    what is the same for all: budgets, crops, separators, full budgets, and that places ascend and
+    stand once each. A method only picks.
+    """
+
+    #: Name in plans; the registry refuses two equal ones.
+    name: ClassVar[str]
+    #: Title of the paper.
+    title: ClassVar[str]
+    #: "arXiv 2412.01818", or "" for a control.
+    paper: ClassVar[str] = ""
+    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.core.registry`.
+    mechanism: ClassVar[tuple[Mechanism, ...]]
+    #: What it is made for.
+    modality: ClassVar[tuple[Modality, ...]]
+    #: Where it acts.
+    site: ClassVar[str] = "before-lm"
+    #: Whether it needs weights that were trained for it.
+    trained: ClassVar[bool] = False
+    #: Whether the number of tokens that stay follows from sizes alone; servers need that.
+    exact: ClassVar[bool] = True
+    #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
+    budget: ClassVar[Budget] = "count"
+    #: Arguments that mean something with a budget alone, and without one alone.
+    with_budget: ClassVar[tuple[str, ...]] = ()
+    without_budget: ClassVar[tuple[str, ...]] = ()
+    #: Whether the method itself divides a tiled image; otherwise every crop gets its share and is an image of its own.
+    whole: ClassVar[bool] = False
+    #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they go first.
+    sees_separators: ClassVar[bool] = False
+    #: Positions that the language model sees: of the original sequence, or counted anew. Multi-axis positions (M-RoPE)
+    #: are always the original ones.
+    positions: ClassVar[Literal["original", "contiguous"]] = "contiguous"
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """What must be measured before `select`.
+
+        Raises:
+            FoveateError: the encoder cannot give it.
+        """
+        return ()
+
+    @abstractmethod
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """Choose `count` of the tokens of one crop (of a whole image if `whole`), 0 < count < len(tokens).
+
+        Methods whose budget is not "count" may get `count` = 0: their own rule decides.
+        """
+
+    def __call__(self, tokens: VisualTokens, count: int | None) -> Selection:
+        """Choose tokens of one image.
+
+        Args:
+            tokens: The image.
+            count: Tokens that shall stay; None leaves it to the method.
+
+        Raises:
+            FoveateError: the method needs a budget and has none, the budget is not between 1 and the tokens there, the
+                tokens are not finite, or what the method chose is no selection.
+        """
+        if count is None:
+            if self.budget == "count":
+                raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
+            return self._checked(tokens, 0)
+        if self.budget == "none":
+            raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
+        if count < 1:
+            raise FoveateError(f"{self.name}: a budget of {count} tokens keeps nothing; the least is 1.")
+        if count >= len(tokens):
+            return Selection(torch.arange(len(tokens), device=tokens.device))
+        return self._checked(tokens, count)
+
+    def _checked(self, tokens: VisualTokens, count: int) -> Selection:
+        """What the method chooses, if the tokens can be chosen from and the choice is one."""
+        measured = ((f"values of {need.kind}", value) for need, value in tokens.measured.items())
+        check_finite(self.name, (("features of the visual tokens", tokens.features), *measured))
+        selection = self._select(tokens, count)
+        selection.check(len(tokens), self.name)
+        return selection
+
+    def _select(self, tokens: VisualTokens, count: int) -> Selection:
+        plain = tokens.separators is None or not bool(tokens.separators.any())
+        if not plain and not self.sees_separators:
+            ordinary = (~tokens.separators).nonzero().flatten()
+            if count >= len(ordinary):  # there is room for some separators, the first ones
+                first = tokens.separators.nonzero().flatten()[: count - len(ordinary)]
+                return Selection(torch.cat([ordinary, first]).sort().values)
+        if self.whole or (plain and len(tokens.crops) == 1):
+            return self.select(tokens, count)
+        return self._by_crop(tokens, count)
+
+    def _by_crop(self, tokens: VisualTokens, count: int) -> Selection:
+        crops = [crop for crop in tokens.crops if len(crop.present)]
+        shares = divide(count, [len(crop.present) for crop in crops]) if count else [0] * len(crops)
+        parts = []
+        for crop, share in zip(crops, shares, strict=True):
+            part = tokens.part(crop)
+            if count and share >= len(part):
+                parts.append(Selection(torch.arange(len(part), device=tokens.device)))
+            elif count and not share:
+                parts.append(Selection(torch.zeros(0, dtype=torch.int64, device=tokens.device)))
+            else:
+                parts.append(self.select(part, share))
+        return join(tokens, crops, parts)
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The hyper-parameters that differ from their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        }
+
+
+def divide(count: int, sizes: list[int]) -> list[int]:
+    """`count` divided in proportion to `sizes`, none getting more than its size; largest remainders round up.
+
+    The shares sum to min(count, sum(sizes)); of equal remainders the first is served first.
+    """
+    total = sum(sizes)
+    count = min(count, total)
+    exact = [count * size / total for size in sizes]
+    shares = [int(share) for share in exact]
+    order = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
+    for i in order[: count - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Selection:
+    """Selections of crops as one selection of the image they belong to."""
+    indices = torch.cat([crop.present[part.indices] for crop, part in zip(crops, parts, strict=True)])
+    order = indices.argsort()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    changed = any(part.features is not None or part.assignment is not None for part in parts)
+    if not changed:
+        return Selection(indices[order])
+    features, start = [], 0
+    assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
+    weights = torch.zeros(len(tokens), dtype=wide(tokens.features[:0]).dtype, device=tokens.device)
+    for crop, part in zip(crops, parts, strict=True):
+        own = tokens.features[crop.present]
+        features.append(own[part.indices] if part.features is None else part.features)
+        member = part.assignment
+        if member is None:
+            member = torch.full((len(own),), -1, dtype=torch.int64, device=tokens.device)
+            member[part.indices] = torch.arange(len(part), device=tokens.device)
+        used = member >= 0
+        assignment[crop.present[used]] = rank[start + member[used]]
+        if part.weights is None:
+            size = member[used].bincount(minlength=len(part))
+            weights[crop.present[used]] = 1 / size[member[used]].to(weights.dtype)
+        else:
+            weights[crop.present] = part.weights.to(weights.dtype)
+        start += len(part)
+    positions = None
+    width = max((part.positions.shape[1] for part in parts if part.positions is not None), default=0)
+    if width:
+        own_places = [p.indices[:, None].expand(-1, width) if p.positions is None else p.positions for p in parts]
+        carried = [crop.present[places] for crop, places in zip(crops, own_places, strict=True)]
+        positions = torch.cat(carried)[order]
+    return Selection(indices[order], torch.cat(features)[order], assignment, weights, positions)

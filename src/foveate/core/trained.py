@@ -1,0 +1,140 @@
+"""Methods with weights of their own: named in the plan, or standing beside those of the model."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from functools import lru_cache
+from os import PathLike, fspath
+from pathlib import Path
+from typing import ClassVar, Self
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.weights import file_of
+
+
+class Trained:
+    """What trained methods share: where their weights are.
+
+    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds what stands beside the
+    weights of the model it is attached to, in a folder or on the Hub, under the name of the method: a folder
+    (`covipal/`) or a file (`focusui.safetensors`), whichever the method's training command writes.
+    """
+
+    trained: ClassVar[bool] = True
+    #: The command that writes the weights.
+    command: ClassVar[str]
+    #: What it writes, seen from the folder of the model.
+    files: ClassVar[tuple[str, ...]]
+    name: ClassVar[str]
+
+    weights: str
+    #: The path beside the model. No field: a plan reads the same whatever model it is attached to.
+    _beside: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", str(self.weights))
+
+    @property
+    def path(self) -> str:
+        """The folder or file of the weights; "" as long as none is known."""
+        return self.weights or self._beside
+
+    def beside(self, location: str | PathLike[str]) -> Self:
+        """This method with what stands beside a model; itself, if it names its weights.
+
+        Args:
+            location: Folder or Hub id of the model; "" for one that came from nowhere.
+        """
+        if self.weights:
+            return self
+        own = copy.copy(self)  # what stood beside another model is forgotten
+        object.__setattr__(own, "_beside", self._found(location))
+        return own
+
+    def copy_to(self, folder: str | PathLike[str]) -> None:
+        """Copy the weights to where the method finds them beside the model in `folder`.
+
+        Raises:
+            FoveateError: they cannot be read or written.
+        """
+        source, single = Path(self.path), len(self.files) == 1
+        for file in self.files:
+            copied(self.name, source if single else source / Path(file).name, Path(folder) / file)
+
+    def _found(self, location: str | PathLike[str]) -> str:
+        try:
+            here, place = Path(location).is_dir(), fspath(location)
+            files = [file_of(place, file) if here else _on_the_hub(place, file) for file in self.files if place]
+        except OSError:  # neither a folder nor the id of a model
+            return ""
+        if not files or None in files:
+            return ""
+        return str(files[0] if len(files) == 1 else Path(str(files[0])).parent)
+
+    def check_weights(self) -> None:
+        """Refuse to go on without weights.
+
+        Raises:
+            FoveateError: none are named, and none stand beside the model.
+        """
+        if not self.path:
+            place, *more = self.files
+            kind, here = ("folder", Path(place).parent) if more else ("file", place)
+            raise FoveateError(
+                f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
+                f"`{self.command}` wrote, or one that stands beside the model's weights as {here}."
+            )
+
+
+def copied(name: str, file: Path, target: Path) -> None:
+    """Copy a file of the method `name`, unless it lies there already.
+
+    Raises:
+        FoveateError: it cannot be read or written.
+    """
+    try:
+        if not (target.exists() and target.samefile(file)):
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+    except OSError as error:
+        raise FoveateError(f"{name}: {file} cannot be copied to {target}: {error.strerror}.") from error
+
+
+@lru_cache(maxsize=64)
+def _on_the_hub(location: str, file: str) -> str:
+    """`file_of` of a Hub id: what is there is asked for once, though a server attaches plans for every request."""
+    found = file_of(location, file)
+    if found is None:
+        raise FileNotFoundError(file)  # nothing is remembered of what is not there, or not now
+    return found
+
+
+def read_file(
+    path: str | PathLike[str], kind: str, name: str, command: str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """What a safetensors file of a small network says of itself, and its tensors.
+
+    Args:
+        path: The file.
+        kind: What it must say that it is.
+        name: Of the method, for errors.
+        command: That writes such files.
+
+    Raises:
+        FoveateError: it is not there, or something else.
+    """
+    if not Path(path).is_file():
+        raise FoveateError(f"{name}: there is no file {str(path)!r}; `{command}` writes one.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    except SafetensorError as error:
+        raise FoveateError(f"{name}: {path} is no safetensors file: {error}") from error
+    if about.get("kind") != kind:
+        raise FoveateError(f"{name}: {path} holds nothing that `{command}` wrote.")
+    return about, tensors

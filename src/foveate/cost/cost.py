@@ -1,0 +1,186 @@
+"""Operations and cache of one image and one prompt, by closed formulas.
+
+Counted are matrix products and attention, as `torch.utils.flop_counter` does (see `foveate.benchmark.flops`). What a
+method spends on choosing is not in it: for most it is far below a per cent, and `foveate bench speed` measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from foveate.benchmark import flops
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+from foveate.cost.schedule import Run
+from foveate.cost.shapes import Model, Text, Vision
+
+#: Bytes of a number in the cache.
+DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What is counted, for papers differ. The defaults are what `torch.utils.flop_counter` sees.
+
+    Args:
+        attention: Products of queries, keys and values in the decoder: "full", "causal" (only pairs that the mask
+            leaves) or "none" (counters that do not see a fused kernel; then none in the encoder either).
+        mlp: Matrices of the decoder's MLP; None: as many as it has. Formulas made for plain MLPs count 2.
+        head: Positions at which the output layer is counted: "last", "all" or "none".
+        encoder: Whether the encoder is counted.
+        connector: Whether the connector is counted.
+    """
+
+    attention: Literal["full", "causal", "none"] = "full"
+    mlp: int | None = None
+    head: Literal["last", "all", "none"] = "last"
+    encoder: bool = True
+    connector: bool = True
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations; a multiplication with its addition is two, so MACs are half of them.
+
+    Args:
+        parts: Operations to the first token of the answer, by part.
+        decode: Operations of the next token, with the prompt in the cache.
+        cached: Numbers in the cache after the prompt, keys and values of all layers.
+        cached_image: Of these, numbers that stand for the image.
+    """
+
+    parts: dict[str, int]
+    decode: int
+    cached: int
+    cached_image: int
+
+    @property
+    def total(self) -> int:
+        """Operations to the first token."""
+        return sum(self.parts.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations to the first token."""
+        return self.total // 2
+
+
+def cost(model: Model, run: Run, text: int, convention: Convention | None = None) -> Cost:
+    """The cost of one image and `text` tokens around it.
+
+    Args:
+        model: Its shape; without an encoder that part is 0.
+        run: What a plan makes of the image.
+        text: Tokens of the prompt that are not the image's.
+        convention: What is counted.
+
+    Raises:
+        FoveateError: there are no tokens at all, or the numbers do not fit the model.
+    """
+    convention = convention or Convention()
+    shape, kept = model.text, run.kept
+    if len(kept) != shape.layers or min(kept) < 0 or text < 0 or min(kept) + text < 1:
+        raise FoveateError(f"{text} tokens of text and {len(kept)} layers of visual tokens cannot be counted.")
+    lengths = [tokens + text for tokens in kept]
+    parts = {"encoder": 0, "connector": 0}
+    fused = convention.attention == "none"
+    if model.vision is not None and convention.encoder:
+        parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.view.grids)
+    if model.vision is not None and model.connector is not None and convention.connector:
+        joined = sum(_left(model.vision, grid) for grid in run.view.grids) // model.connector.merge
+        one = flops.connector(joined, model.connector.inputs, model.connector.hidden, model.connector.outputs)
+        parts["connector"] = model.connector.copies * one
+    answered = {"last": 1, "all": lengths[-1], "none": 0}[convention.head]
+    parts |= {
+        "projections": sum(_projections(shape, length) for length in lengths),
+        "attention": sum(_attention(shape, length, convention) for length in lengths),
+        "mlp": sum(_mlp(shape, length, convention) for length in lengths),
+        "output layer": flops.linear(answered, shape.width, shape.vocabulary),
+    }
+    per_token = 2 * shape.kv_heads * shape.head
+    return Cost(parts, decode(shape, lengths, convention), per_token * sum(lengths), per_token * sum(kept))
+
+
+def encoder(vision: Vision, grid: Grid, merges: Sequence[int] = (), *, attention: bool = True) -> int:
+    """Operations of an encoder on one sequence of rows x columns patches.
+
+    Args:
+        vision: Its shape.
+        grid: The patches.
+        merges: Tokens merged away between attention and MLP of every block; empty: none.
+        attention: Whether the products of queries, keys and values are counted.
+    """
+    stages = dict(vision.stages)
+    total = flops.linear(grid.size, vision.patch_values, vision.width)
+    if vision.table is not None and (grid.rows, grid.columns) != vision.table:
+        total += flops.linear(grid.rows * vision.table[1], vision.table[0], vision.width)
+        total += flops.linear(grid.size, vision.table[1], vision.width)
+    tokens = grid.size + vision.cls
+    for block in range(vision.blocks):
+        lengths = [tokens]
+        if vision.window is not None and block not in vision.full:
+            lengths = windows(grid, vision.window)
+        after = tokens - (merges[block] if merges else 0)
+        total += flops.linear(tokens, vision.width, 4 * vision.width)
+        total += flops.attention(lengths, vision.width) if attention else 0
+        total += flops.linear(after, vision.width, (3 if vision.gated else 2) * vision.hidden)
+        tokens = after
+        if block in stages:
+            total += stage(stages[block], tokens, vision, attention=attention)
+            tokens, grid = tokens // 4, Grid(grid.rows // 2, grid.columns // 2)
+    if vision.pooled:
+        total += flops.linear(tokens, vision.width, 2 * vision.width) + (4 * tokens * vision.width if attention else 0)
+        total += flops.linear(1, vision.width, 2 * vision.width + 2 * vision.hidden)
+    return total
+
+
+def stage(kind: str, tokens: int, vision: Vision, *, attention: bool = True) -> int:
+    """Operations of a stage that turns `tokens` tokens into a quarter of them."""
+    if kind == "content-adaptive":
+        return flops.content_adaptive_stage(tokens, vision.width)
+    if kind == "average":
+        return 0
+    wide, hidden = 4 * vision.width, 4 * vision.hidden
+    total = flops.linear(tokens, vision.width, wide)  # queries, keys, values and output
+    total += flops.attention([4] * (tokens // 4), vision.width) if attention else 0
+    total += flops.linear(tokens // 4, wide, (2 if vision.gated else 1) * hidden)
+    return total + flops.linear(tokens // 4, hidden, vision.width)
+
+
+def windows(grid: Grid, side: int) -> list[int]:
+    """Lengths of the windows of side x side patches; the last of a row or column may be smaller."""
+    heights = [min(side, grid.rows - start) for start in range(0, grid.rows, side)]
+    widths = [min(side, grid.columns - start) for start in range(0, grid.columns, side)]
+    return [height * width for height in heights for width in widths]
+
+
+def decode(shape: Text, lengths: Sequence[int], convention: Convention | None = None) -> int:
+    """Operations of one token after prompts of `lengths` tokens in the layers."""
+    convention = convention or Convention()
+    total = shape.layers * (_projections(shape, 1) + _mlp(shape, 1, convention))
+    if convention.attention != "none":
+        total += sum(4 * (length + 1) * shape.heads * shape.head for length in lengths)
+    return total + (flops.linear(1, shape.width, shape.vocabulary) if convention.head != "none" else 0)
+
+
+def _left(vision: Vision, grid: Grid) -> int:
+    """Tokens of a sequence that leave the encoder, without [CLS]; merged ones are spread again before the connector."""
+    return grid.size // 4 ** len(vision.stages)
+
+
+def _projections(shape: Text, tokens: int) -> int:
+    queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+    return flops.linear(tokens, shape.width, 2 * queries + 2 * keys)
+
+
+def _attention(shape: Text, tokens: int, convention: Convention) -> int:
+    width = shape.heads * shape.head
+    if convention.attention == "causal":
+        return 2 * tokens * (tokens + 1) * width
+    return flops.attention([tokens], width) if convention.attention == "full" else 0
+
+
+def _mlp(shape: Text, tokens: int, convention: Convention) -> int:
+    return flops.linear(tokens, shape.width, (convention.mlp or (3 if shape.gated else 2)) * shape.hidden)

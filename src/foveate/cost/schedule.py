@@ -1,0 +1,131 @@
+"""How many visual tokens every layer of the decoder reads under a plan.
+
+    fastv:50%@2                  all in layers 0 and 1, half of them from layer 2 on
+    pyramiddrop:50%@8,16,24      halved before layers 8, 16 and 24
+    fastervlm:192 + fastv:50%@2  192 in layers 0 and 1, 96 from layer 2 on
+
+Layers are counted from 0, so that `@k` leaves k layers as they were; without an @ a method acts where its paper says.
+A budget at a layer is of the tokens that reach it. Only numbers matter here; which tokens stay is the method's matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.core.errors import FoveateError
+from foveate.core.in_attention import AttentionMethod
+from foveate.core.plan import Plan, Step
+from foveate.core.tokens import Grid
+from foveate.cost.shapes import Model, Vision
+from foveate.cost.views import View
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a plan makes of an image.
+
+    Args:
+        view: The image as the encoder gets it; smaller than before where the plan reduces it.
+        merges: Tokens that are merged away between attention and MLP of every block of the encoder.
+        kept: Visual tokens that every layer of the decoder reads.
+    """
+
+    view: View
+    merges: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[int, ...]:
+    """Visual tokens that each layer reads.
+
+    Args:
+        steps: Steps before the decoder, whose budgets come first, and steps in it.
+        tokens: Visual tokens before all of them.
+        layers: Layers of the decoder.
+
+    Raises:
+        FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or stands after a
+            step that acts later.
+    """
+    at: dict[int, list[Step]] = {}
+    latest = -1
+    for step in steps:
+        method = step.method
+        if step.budget is None and (method.budget != "none" or not method.exact):
+            raise FoveateError(f"how many tokens {method.name} keeps is not known from sizes; give it a budget.")
+        if method.site != "decoder":
+            if latest >= 0:
+                raise FoveateError(f"{method.name} acts before the decoder: it must come before what acts in it.")
+            tokens = step.count(tokens) or tokens
+            continue
+        if isinstance(method, AttentionMethod):
+            continue  # changes who sees whom; every token goes on
+        acts = step.layers or method.layers(layers)
+        if list(acts) != sorted(set(acts)) or acts[0] < latest:
+            raise FoveateError(f"the layers of {step} must grow, and none may come before those of earlier steps.")
+        if acts[-1] >= layers:
+            raise FoveateError(f"{step} acts at layer {acts[-1]}; the decoder has layers 0 to {layers - 1}.")
+        latest = acts[-1]
+        for layer in acts:
+            at.setdefault(layer, []).append(step)
+    kept = []
+    for layer in range(layers):
+        for step in at.get(layer, ()):
+            tokens = step.method.left(tokens, step.count(tokens))
+        kept.append(tokens)
+    return tuple(kept)
+
+
+def follow(plan: Plan | None, model: Model, view: View) -> Run:
+    """What a plan makes of an image in a model.
+
+    Args:
+        plan: None is the untouched model.
+        model: Its shape.
+        view: The image.
+
+    Raises:
+        FoveateError: the plan cannot be followed in such a model, or its numbers do not follow from sizes.
+    """
+    from foveate.families import families
+    from foveate.runtime.requirements import check_sites
+
+    none = (0,) * (model.vision.blocks if model.vision else 0)
+    if plan is None:
+        return Run(view, none, (view.tokens,) * model.text.layers)
+    before = tuple(step for step in plan.steps if step.method.site != "decoder")
+    family = next((one for one in families().values() if model.kind in one.model_types), None)
+    if before and family is not None:
+        check_sites(Plan(before), family)
+    first, steps, merges = plan.steps[0], plan.steps, none
+    if first.method.site == "view":
+        view, steps = _reduced(view, first), steps[1:]
+    elif first.method.site == "in-encoder":
+        if model.vision is None or len(view.grids) != 1:
+            raise FoveateError(f"{first.method.name} is counted in models whose encoder has one sequence an image.")
+        merges, steps = _merges(model.vision, view.grids[0], first), steps[1:]
+        view = View(view.grids, view.tokens - sum(merges))
+    return Run(view, merges, tokens_per_layer(steps, view.tokens, model.text.layers))
+
+
+def _reduced(view: View, step: Step) -> View:
+    """A smaller image; what its raster has more than the budget is left out."""
+    from foveate.methods.image.downsample import reduced_grid
+
+    if view.raster is None:
+        raise FoveateError(f"{step.method.name} is counted where one sequence makes all tokens of an image.")
+    count = step.count(view.tokens) or view.tokens
+    small = reduced_grid(view.raster, count)
+    side = view.grids[0].rows // view.raster.rows
+    return View((Grid(small.rows * side, small.columns * side),), count)
+
+
+def _merges(vision: Vision, grid: Grid, step: Step) -> tuple[int, ...]:
+    method: Any = step.method
+    if not hasattr(method, "amounts"):
+        raise FoveateError(f"how many tokens {method.name} merges is not known from sizes.")
+    blocks = vision.output + 1 if vision.output >= 0 else vision.blocks
+    amounts = method.amounts(grid.size, blocks, bool(vision.cls), step.count(grid.size))
+    return (*amounts, *(0,) * (vision.blocks - blocks))

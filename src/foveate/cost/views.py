@@ -1,0 +1,170 @@
+"""What becomes of an image before the encoder: its patches, and the tokens that the language model reads of it.
+
+The rules are those of the processors; where `transformers` has the rule as a function, that function is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+
+#: Longest side of an image, in pixels; what is longer than this is a slip of the hand.
+LONGEST = 65536
+
+
+@dataclass(frozen=True)
+class View:
+    """An image as the encoder and the language model get it.
+
+    Args:
+        grids: Rows and columns of patches of every sequence of the encoder.
+        tokens: Tokens of the language model, newline tokens too.
+        raster: Rows and columns of these tokens, where one sequence makes all of them.
+    """
+
+    grids: tuple[Grid, ...]
+    tokens: int
+    raster: Grid | None = None
+
+    @property
+    def patches(self) -> int:
+        """Patches of all sequences."""
+        return sum(grid.size for grid in self.grids)
+
+
+def view_of(config: Any, width: int, height: int, images: Any = None) -> View:
+    """The view of an image of width x height pixels.
+
+    Args:
+        config: The model's configuration, of a family in `shapes.families()`.
+        width: In pixels.
+        height: In pixels.
+        images: The model's image processor; the released settings where there is none.
+
+    Raises:
+        FoveateError: the size is no size, or the family has no rule here.
+    """
+    if not (1 <= width <= LONGEST and 1 <= height <= LONGEST):
+        raise FoveateError(f"an image of {width} x {height} pixels cannot be counted; sides are 1 to {LONGEST:,}.")
+    rule = _RULES.get(config.model_type)
+    if rule is None:
+        raise FoveateError(
+            f"foveate has no rule for how {config.model_type!r} models cut an image, give the tokens with --tokens; "
+            f"it has for {', '.join(sorted(_RULES))}."
+        )
+    return rule(config, width, height, images)
+
+
+def _one(rows: int, columns: int, side: int) -> View:
+    """One sequence in which side x side patches become one token."""
+    raster = Grid(rows // side, columns // side)
+    return View((Grid(rows, columns),), raster.size, raster)
+
+
+def _fixed(config: Any, width: int, height: int, images: Any) -> View:
+    """LLaVA-1.5: any image becomes a square."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return _one(side, side, 1)
+
+
+def _anyres(config: Any, width: int, height: int, images: Any) -> View:
+    """LLaVA-NeXT and LLaVA-OneVision: the whole image small, and tiles; rows of the tiles end in a newline token."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    tile, patch = config.vision_config.image_size, config.vision_config.patch_size
+    points = getattr(images, "image_grid_pinpoints", None) or config.image_grid_pinpoints
+    rows, columns = (length // tile for length in select_best_resolution((height, width), points))
+    side = tile // patch
+    high, wide = side * rows, side * columns
+    if width / height > wide / high:  # the padding above and below is left out
+        high -= (high - int(round(height * (wide / width), 7))) // 2 * 2
+    else:
+        wide -= (wide - int(round(width * (high / height), 7))) // 2 * 2
+    if config.model_type == "llava_onevision":
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(high * wide / (most * side**2))
+        if ratio > 1.1:
+            high, wide = int(high // ratio), int(wide // ratio)
+    return View((Grid(side, side),) * (1 + rows * columns), side**2 + high * (wide + 1))
+
+
+def _qwen(config: Any, width: int, height: int, images: Any) -> View:
+    """Sides are multiples of a token; the area lies between two bounds."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    vision = config.vision_config
+    unit = vision.patch_size * vision.spatial_merge_size
+    least, most = (65536, 16777216) if config.model_type == "qwen3_vl" else (3136, 12845056)
+    size = getattr(images, "size", None) or {}
+    least, most = size.get("shortest_edge") or least, size.get("longest_edge") or most
+    try:
+        high, wide = smart_resize(height, width, unit, least, most)
+    except ValueError as error:
+        raise FoveateError(f"an image of {width} x {height} pixels is refused by the model: {error}.") from error
+    return _one(high // vision.patch_size, wide // vision.patch_size, vision.spatial_merge_size)
+
+
+def _internvl(config: Any, width: int, height: int, images: Any) -> View:
+    """Tiles in the proportions of the image, and the whole image small where there is more than one."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    high, wide = config.vision_config.image_size
+    patch_high, patch_wide = config.vision_config.patch_size
+    least, most = getattr(images, "min_patches", None) or 1, getattr(images, "max_patches", None) or 12
+    columns, rows = get_optimal_tiled_canvas((height, width), (high, wide), least, most)
+    tiles = rows * columns
+    tiles += tiles > 1
+    grid, side = Grid(high // patch_high, wide // patch_wide), round(1 / config.downsample_ratio)
+    own = _one(grid.rows, grid.columns, side)
+    return own if tiles == 1 else View((grid,) * tiles, tiles * own.tokens)
+
+
+def _uhd(config: Any, width: int, height: int, images: Any) -> View:
+    """LLaVA-UHD v3: native resolution."""
+    from foveate.models.llava_uhd.native_size import native_size
+
+    vision = config.vision_config
+    if images is not None:
+        wide, high = images.target_size(width, height)
+    else:
+        wide, high = native_size(width, height, patch_size=vision.patch_size, num_stages=vision.num_stages)
+    return _one(high // vision.patch_size, wide // vision.patch_size, 2**vision.num_stages)
+
+
+def _slices(config: Any, width: int, height: int, images: Any) -> View:
+    """LLaVA-UHD v4 as MiniCPM-V 4.6 has it: the whole image small, and slices."""
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
+
+    images = images or MiniCPMV4_6ImageProcessorPil()
+    patch, scale = images.patch_size, images.scale_resolution
+    # Before transformers 5.21 there was this mode alone, and no argument for it.
+    named = "downsample_mode" in signature(images.find_best_resize).parameters
+    mode: dict[str, Any] = {"downsample_mode": "16x"} if named else {}
+    cut = images.get_sliced_grid((height, width), images.max_slice_nums, scale) if images.slice_mode else None
+    whole = images.find_best_resize((height, width), scale, patch, **mode, allow_upscale=cut is None)
+    grids = [Grid(whole[0] // patch, whole[1] // patch)]
+    if cut is not None:
+        fine = images.get_refine_size((height, width), cut, scale, patch, **mode, allow_upscale=True)
+        grids += [Grid(fine[0] // cut[0] // patch, fine[1] // cut[1] // patch)] * (cut[0] * cut[1])
+    if len(grids) == 1:
+        return _one(*grids[0], 4)
+    return View(tuple(grids), sum(grid.size // 16 for grid in grids))
+
+
+_RULES: dict[str, Callable[[Any, int, int, Any], View]] = {
+    "internvl": _internvl,
+    "llava": _fixed,
+    "llava_next": _anyres,
+    "llava_onevision": _anyres,
+    "llava_uhd": _uhd,
+    "minicpmv4_6": _slices,
+    "qwen2_vl": _qwen,
+    "qwen2_5_vl": _qwen,
+    "qwen3_vl": _qwen,
+}

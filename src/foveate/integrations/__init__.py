@@ -1,0 +1,1 @@
+"""What connects foveate to engines and harnesses of others."""

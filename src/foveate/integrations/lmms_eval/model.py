@@ -1,0 +1,395 @@
+"""lmms-eval: `lmms-eval --model foveate --model_args pretrained=...,plan=...`.
+
+lmms-eval finds `manifest` by the entry-point group `lmms_eval.models`. Its classes, which need lmms-eval, are in
+`_lmms_models`; what they do with a model is here and needs nothing but foveate.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from foveate.answering.conversations import (
+    as_plain_text,
+    check_length,
+    greedy,
+    inputs_of_batch,
+    plain_messages,
+    prompt_of,
+    texts_of,
+)
+from foveate.core.errors import FoveateError
+from foveate.images import open_image
+from foveate.loading import load
+from foveate.runtime import compress, handle_of
+
+logger = logging.getLogger(__name__)
+
+#: New tokens where a task does not say how many; what most models of lmms-eval take.
+MAX_NEW_TOKENS = 1024
+
+#: Settings of tasks that are given to `generate` as they are when answers are sampled or searched for.
+PASSED_ON = ("top_p", "top_k", "min_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size")
+
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+Conversation = list[dict[str, Any]]
+
+
+def manifest() -> Any:
+    """The entry point: a `ModelManifest` with a class for tasks of messages and one for the older, simple tasks."""
+    from lmms_eval.models.registry_v2 import ModelManifest  # ty: ignore[import-not-found]
+
+    classes = f"{__package__}._lmms_models"
+    return ModelManifest(
+        model_id="foveate", simple_class_path=f"{classes}.SimpleModel", chat_class_path=f"{classes}.ChatModel"
+    )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How answers are to be made.
+
+    Args:
+        max_new_tokens: Length at which an answer is cut off.
+        until: Texts that end an answer; it is cut before the first of them.
+        temperature: 0 is greedy.
+        num_beams: Beams of a search, 1 is none.
+        more: What else `generate` is given, by name, where answers are not greedy.
+    """
+
+    max_new_tokens: int = MAX_NEW_TOKENS
+    until: tuple[str, ...] = ()
+    temperature: float = 0.0
+    num_beams: int = 1
+    more: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Wanted:
+        """What a task's `generation_kwargs` ask for.
+
+        Answers are sampled where `temperature` is above 0 and `do_sample` is not switched off, or where `do_sample` is
+        on and no temperature is given. Settings made for other models are left out, and a warning names them.
+
+        Raises:
+            FoveateError: a value that cannot be followed.
+        """
+        known = ("until", "max_new_tokens", "max_gen_toks", "do_sample", "temperature", "num_beams", *PASSED_ON)
+        unknown = sorted(name for name in set(settings) - set(known) if settings[name] is not None)
+        if unknown:
+            logger.warning("settings of the task that foveate does not follow: %s", ", ".join(unknown))
+        until = settings.get("until") or ()
+        until = (until,) if isinstance(until, str) else until
+        if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
+            raise FoveateError(f"until={until!r} of the task is no text and no list of texts.")
+        sampled = settings.get("do_sample")
+        temperature = settings.get("temperature")
+        temperature = float(bool(sampled)) if temperature is None else temperature
+        length = settings.get("max_new_tokens") or settings.get("max_gen_toks") or MAX_NEW_TOKENS
+        beams = settings.get("num_beams") or 1
+        for name, value, least in (
+            ("max_new_tokens", length, 1),
+            ("num_beams", beams, 1),
+            ("temperature", temperature, 0),
+        ):
+            if not isinstance(value, int | float) or value < least:
+                raise FoveateError(f"{name}={value!r} of the task is no number from {least} on.")
+        more = {name: settings[name] for name in PASSED_ON if settings.get(name) is not None}
+        if sampled is False or temperature == 0:  # these only matter to a draw
+            temperature, more = 0.0, {name: more[name] for name in more if name not in ("top_p", "top_k", "min_p")}
+        return cls(int(length), tuple(filter(None, until)), float(temperature), int(beams), tuple(sorted(more.items())))
+
+    def cut(self, text: str) -> str:
+        """An answer up to the first text that ends it."""
+        for end in self.until:
+            text = text.partition(end)[0]
+        return text.strip()
+
+
+class Evaluated:
+    """A model as an evaluation asks it: many conversations, in batches, with a plan attached.
+
+    Args:
+        pretrained: A folder, a Hub id, or "embedded".
+        plan: A plan as text; "untouched" attaches none, also where one is saved beside the weights. By default the
+            saved one, if any.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: Such as "cpu" or "cuda:0"; by default the first GPU, or the CPU.
+        batch_size: Conversations answered at once.
+        attn_implementation: Attention of the whole model, such as "sdpa"; by default what it was loaded with.
+        max_frames: Frames that are read of a video, evenly spread.
+
+    Attributes:
+        model: the model, with the plan attached.
+        processor: its processor.
+        plan: the plan as text, "untouched" where none is attached.
+        seen: for every image that a plan met so far, its visual tokens and how many of them the language model
+            worked on, as the mean of its layers.
+
+    Raises:
+        FoveateError: the model or the plan cannot be loaded, or an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = "embedded",
+        plan: str | None = None,
+        *,
+        dtype: str = "auto",
+        device: str | None = None,
+        batch_size: int | str = 1,
+        attn_implementation: str | None = None,
+        max_frames: int = 32,
+    ) -> None:
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise FoveateError(f"batch size {batch_size!r} is no whole number from 1 on; sizes are not searched for.")
+        if attn_implementation is not None and attn_implementation not in ATTENTIONS:
+            raise FoveateError(f"attention {attn_implementation!r} is none of {', '.join(ATTENTIONS)}.")
+        if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < 1:
+            raise FoveateError(f"max_frames={max_frames!r} is no whole number from 1 on.")
+        name = None if pretrained == "embedded" else str(pretrained)
+        wanted = {None: "saved", "untouched": None}.get(plan, plan)
+        self.model, self.processor = load(name, dtype=dtype, device=device, plan=wanted)
+        if attn_implementation is not None:
+            self._attend(attn_implementation)
+        handle = handle_of(self.model)
+        self.plan = "untouched" if handle is None else str(handle.plan)
+        self.batch_size = int(batch_size)
+        self.max_frames = max_frames
+        self.seen: list[tuple[int, float]] = []
+        self._tokenizer = getattr(self.processor, "tokenizer", self.processor)
+
+    def _attend(self, implementation: str) -> None:
+        """Change the attention of the model; a plan asks for its own where it looks at attention, so it comes after."""
+        handle = handle_of(self.model)
+        if handle is not None:
+            handle.restore()
+        try:
+            self.model.set_attn_implementation(implementation)
+        except (ImportError, ValueError) as error:
+            raise FoveateError(f"attention {implementation!r} cannot be used here: {error}") from error
+        if handle is not None:
+            compress(self.model, handle.plan)
+
+    def answers(self, conversations: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[str]:
+        """An answer to the last turn of every conversation, in their order.
+
+        Args:
+            conversations: Messages in the form of Hugging Face, with images as anything that `open_image` takes.
+            wanted: How each is to be answered.
+        """
+        asked = [self._readable(conversation) for conversation in conversations]
+        texts: list[str] = [""] * len(asked)
+        for batch in self._batches(asked, wanted):
+            how = wanted[batch[0]]
+            written = self._write([asked[index] for index in batch], how)
+            self._count()
+            for index, text in zip(batch, written, strict=True):
+                texts[index] = how.cut(text)
+        return texts
+
+    @torch.inference_mode()
+    def losses(self, conversations: Sequence[Conversation], continuations: Sequence[str]) -> list[tuple[float, bool]]:
+        """How likely given answers are, when the model has read the conversation and writes.
+
+        The answer is written token by token, so a plan chooses tokens before it has seen any of it.
+
+        Returns:
+            For every conversation the mean of -log p over the tokens of its continuation, in nats, and whether greedy
+            decoding would write them. Leading and trailing white space does not count: an answer begins its own turn.
+
+        Raises:
+            FoveateError: a continuation is empty, or there is no room for it.
+        """
+        asked = [self._readable(conversation) for conversation in conversations]
+        given = [as_plain_text(text.strip(), self._tokenizer) for text in continuations]
+        if not all(given):
+            raise FoveateError("an answer to be weighed is empty.")
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
+        for batch in self._batches(asked, [Wanted()] * len(asked)):
+            answers = [self._continued(self._prompt(asked[index]), given[index]) for index in batch]
+            inputs = self._inputs([asked[index] for index in batch])
+            longest = max(map(len, answers))
+            check_length(self.model, inputs["input_ids"].shape[1], longest)
+            output = self.model.generate(
+                **inputs,
+                generation_config=greedy(self.model, longest),
+                logits_processor=LogitsProcessorList([_Dictation(answers)]),
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            self._count()
+            chances = torch.stack(output.logits, dim=1).float().log_softmax(-1)
+            for row, (index, ids) in enumerate(zip(batch, answers, strict=True)):
+                own = chances[row, : len(ids)]
+                labels = torch.tensor(ids, device=own.device)
+                loss = -own.gather(-1, labels[:, None]).mean()
+                results[index] = (float(loss), bool((own.argmax(-1) == labels).all()))
+        return results
+
+    def _continued(self, prompt: str, answer: str) -> list[int]:
+        """Token ids of an answer behind a prompt."""
+        begun, whole = (self._tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
+        if whole[: len(begun)] != begun:  # the seam is inside a token; the answer is one by itself
+            return self._tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return whole[len(begun) :]
+
+    def tokens_of(self, text: str) -> int:
+        """Tokens of a text as the model's tokenizer counts them."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def close(self) -> None:
+        """Take the plan off and let the model go."""
+        handle = handle_of(self.model)
+        if handle is not None:
+            handle.restore()
+        del self.model
+
+    # Batches
+
+    def _batches(self, asked: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[list[int]]:
+        """Places of what is answered together: alike in settings and in media, and of similar size."""
+        groups: dict[Any, list[int]] = {}
+        for index, (conversation, how) in enumerate(zip(asked, wanted, strict=True)):
+            kinds = frozenset(part["type"] for part in _parts(conversation))
+            groups.setdefault((how, kinds), []).append(index)
+        batches = []
+        for group in groups.values():
+            group.sort(key=lambda index: _pixels(asked[index]))
+            batches += [group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size)]
+        return batches
+
+    def _count(self) -> None:
+        """Add what the plan did in the last call."""
+        handle = handle_of(self.model)
+        if handle is not None:
+            layers = self.model.config.get_text_config().num_hidden_layers
+            self.seen += [(image.tokens_in, image.mean_tokens(layers)) for image in handle.report().images]
+
+    # Conversations
+
+    def _readable(self, conversation: Conversation) -> Conversation:
+        """Messages with images opened and videos decoded."""
+        return [
+            {**message, "content": [self._read(part) for part in _content(message["content"])]}
+            for message in conversation
+        ]
+
+    def _read(self, part: dict[str, Any]) -> dict[str, Any]:
+        kind = part.get("type")
+        if kind == "text":
+            return part
+        if kind == "image":
+            return {"type": "image", "image": open_image(part["image"])}
+        if kind == "video" and getattr(self.processor, "video_processor", None) is not None:
+            return {"type": "video", "video": _decoded(part["video"], self.max_frames)}
+        raise FoveateError(f"this model reads no {kind}; of the content of messages it reads text and images.")
+
+    def _prompt(self, conversation: Conversation) -> str:
+        return prompt_of(self.processor, plain_messages(conversation, self.processor))
+
+    def _inputs(self, asked: Sequence[Conversation]) -> Any:
+        """The model's inputs for one batch."""
+        clips = [part["video"] for one in asked for part in _parts(one) if part["type"] == "video"]
+        if not clips:
+            return inputs_of_batch(self.model, self.processor, asked)
+        images = [[part["image"] for part in _parts(one) if part["type"] == "image"] for one in asked]
+        inputs = self.processor(
+            **({"images": images} if any(images) else {}),
+            videos=[frames for frames, _ in clips],
+            video_metadata=[metadata for _, metadata in clips],
+            do_sample_frames=False,
+            text=[self._prompt(one) for one in asked],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+        )
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    # Answers
+
+    @torch.inference_mode()
+    def _write(self, asked: Sequence[Conversation], how: Wanted) -> list[str]:
+        """Answers to one batch: what `foveate.answering.answer_batch` does, in more ways than greedily."""
+        inputs = self._inputs(asked)
+        length = inputs["input_ids"].shape[1]
+        limit = self._limit(length, how.max_new_tokens)
+        settings = greedy(self.model, limit)
+        settings.num_beams = how.num_beams
+        if how.temperature > 0:
+            settings.do_sample, settings.temperature = True, how.temperature
+        for name, value in how.more:
+            setattr(settings, name, value)
+        output = self.model.generate(**inputs, generation_config=settings)
+        written = output if self.model.config.is_encoder_decoder else output[:, length:]
+        return texts_of(self.model, self.processor, written, [limit] * len(asked))
+
+    def _limit(self, length: int, wanted: int) -> int:
+        """New tokens that the model has positions for; tasks ask for thousands to be on the safe side."""
+        check_length(self.model, length, 1)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length + wanted
+        if length + wanted > positions:
+            logger.warning("the task allows %d new tokens; this model has room for %d.", wanted, positions - length)
+        return min(wanted, positions - length)
+
+
+class _Dictation(LogitsProcessor):
+    """Leaves nothing to write but given tokens; rows that have none left write anything.
+
+    Args:
+        answers: Token ids of every row.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+        self.answers = answers
+        self.step = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        dictated = scores.clone()
+        for row, ids in enumerate(self.answers):
+            if self.step < len(ids):
+                dictated[row] = -torch.inf
+                dictated[row, ids[self.step]] = 0.0
+        self.step += 1
+        return dictated
+
+
+def _content(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+
+
+def _parts(conversation: Conversation) -> list[dict[str, Any]]:
+    return [part for message in conversation for part in message["content"]]
+
+
+def _pixels(conversation: Conversation) -> int:
+    return sum(part["image"].width * part["image"].height for part in _parts(conversation) if part["type"] == "image")
+
+
+def _decoded(video: Any, count: int) -> tuple[Any, Any]:
+    """Frames (T, H, W, 3) of a video file, `count` of them or all if it has fewer, and where they come from."""
+    from transformers.video_utils import load_video
+
+    if find_spec("av") is None:
+        raise FoveateError("videos need PyAV: pip install 'foveate[video]'.")
+
+    def spread(metadata: Any, **_: Any) -> Any:
+        total = metadata.total_num_frames
+        return torch.linspace(0, total - 1, min(count, total)).round().long().numpy()
+
+    path = Path(video) if isinstance(video, str | PathLike) else None
+    if path is None or not path.is_file():
+        raise FoveateError(f"{video!r} is no video file; clips are read from files.")
+    try:
+        read: Any = load_video  # typed for frames in memory; it takes paths, and then returns a pair
+        return read(str(path), backend="pyav", sample_indices_fn=spread)
+    except (OSError, ValueError) as error:
+        raise FoveateError(f"the video {str(path)!r} cannot be read: {error}") from error

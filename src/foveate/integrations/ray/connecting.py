@@ -1,0 +1,157 @@
+"""The way to a Ray cluster, and what replicas take of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.loading import load_apart, plan_asked
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_worker_niceness": "0",
+}
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}")
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many processes hold the model, and what each takes.
+
+    Args:
+        count: Processes.
+        cpus: CPUs of each; may be a fraction. A replica computes with as many threads, at least one.
+        gpus: GPUs of each; may be a fraction, for several replicas on one.
+        address: Of a cluster, such as "10.0.0.1:6379", or "auto" for the one this machine belongs to; None begins one
+            on this machine that ends with the run.
+
+    Raises:
+        FoveateError: a number is out of range, or the address is one of Ray Client, which cannot carry this.
+    """
+
+    count: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise FoveateError(f"there must be at least one replica, not {self.count}.")
+        if not 0 < self.cpus < 1e6 or not 0 <= self.gpus < 1e6:  # NaN is neither
+            raise FoveateError(f"a replica takes some CPU and no negative GPU, not {self.cpus:g} and {self.gpus:g}.")
+        if self.address is not None and self.address != "auto" and not _ADDRESS.fullmatch(self.address):
+            raise FoveateError(f"{self.address!r} is no address here; write host:port of the cluster, or auto.")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as replicas load it.
+
+    Args:
+        name: Folder, Hub id, or None for the embedded model. A folder must be there on every machine of the cluster.
+        plan: Of questions that name none, as text; "untouched": none; None: the plan saved beside the model, if any.
+        dtype: As `foveate.load` takes it.
+        device: As `foveate.load` takes it; None: the GPU that the replica got, or the CPU.
+    """
+
+    name: str | None = None
+    plan: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+
+    @property
+    def anywhere(self) -> Model:
+        """The same, with a folder's whole path: replicas work in folders of their own."""
+        if self.name is None or not Path(self.name).is_dir():
+            return self
+        return Model(str(Path(self.name).resolve()), self.plan, self.dtype, self.device)
+
+    def load(self) -> tuple[Any, Any, Plan | None]:
+        """As `foveate.loading.load_apart` returns it."""
+        return load_apart(self.name, plan_asked(self.plan), dtype=self.dtype, device=self.device)
+
+
+@contextmanager
+def connected(replicas: Replicas) -> Generator[None]:
+    """Ray, with room for the replicas; a cluster that was begun for this ends with it.
+
+    A connection that this process has already is used and left as it is.
+
+    Raises:
+        FoveateError: Ray is not installed, nothing answers at the address, or the machine has less than is wanted.
+    """
+    # Nobody is told about the run; a replica without a GPU sees none; replicas are no lesser work than others.
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise FoveateError("replicas need Ray: pip install 'foveate[ray]'.") from error
+    own = not ray.is_initialized()
+    if own:
+        _check_address(replicas.address)
+        local: dict[str, Any] = {"include_dashboard": False} if replicas.address is None else {}
+        try:
+            ray.init(address=replicas.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise FoveateError(
+                f"no Ray cluster answers at {replicas.address!r}: {str(error).splitlines()[0].rstrip('.')}."
+                if replicas.address is not None
+                else f"Ray does not start here: {str(error).splitlines()[0].rstrip('.')}."
+            ) from error
+    try:
+        if replicas.address is None:  # a real cluster may grow
+            _check_room(replicas, ray.cluster_resources())
+        yield
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Ray itself knocks for minutes."""
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise FoveateError(f"no Ray cluster answers at {address!r}: {error}.") from None
+
+
+def _check_room(replicas: Replicas, there: dict[str, float]) -> None:
+    for name, each in (("CPU", replicas.cpus), ("GPU", replicas.gpus)):
+        if replicas.count * each > there.get(name, 0):
+            raise FoveateError(
+                f"{replicas.count} replicas with {each:g} {name} each need {replicas.count * each:g}, and there are "
+                f"{there.get(name, 0):g}; take fewer, or a fraction for each."
+            )
+
+
+def take_threads(cpus: float) -> None:
+    """As many threads as a replica has CPUs, at least one."""
+    torch.set_num_threads(max(1, int(cpus)))
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong on another machine, in one sentence: without the traceback that Ray writes around it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, FoveateError):
+        return str(cause)
+    text = str(error)
+    if found := re.findall(r"^(?:\w+\.)*FoveateError: (.+)$", text, re.MULTILINE):
+        return found[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"a replica failed ({(lines[-1] if lines else type(error).__name__).rstrip('.')[:300]})."

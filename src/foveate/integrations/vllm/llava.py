@@ -1,0 +1,58 @@
+"""LLaVA-1.5 in vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from vllm.config import VllmConfig  # ty: ignore[import-not-found]
+from vllm.model_executor.models.llava import (  # ty: ignore[import-not-found]
+    LlavaForConditionalGeneration,
+    LlavaImagePixelInputs,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+
+from foveate.integrations.vllm.choosing import chosen
+from foveate.integrations.vllm.names import as_published
+from foveate.integrations.vllm.processing import LargestImage, Planned, registered, settings_of
+from foveate.integrations.vllm.setting import NAME, serving_of
+
+
+class FoveateLlavaInfo(LargestImage, LlavaProcessingInfo):
+    """As vLLM's, with room for whole images."""
+
+
+class FoveateLlavaProcessor(Planned, LlavaMultiModalProcessor):
+    """As vLLM's, with fewer placeholders."""
+
+
+@registered(FoveateLlavaProcessor, LlavaForConditionalGeneration, FoveateLlavaInfo)
+class FoveateLlava(LlavaForConditionalGeneration):
+    """vLLM's LLaVA, whose language model reads what a plan leaves of every image."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.foveate = serving_of(vllm_config.model_config.hf_config)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """As vLLM's, also of models that transformers 5 saved."""
+        return super().load_weights(as_published(self.config, weights))
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The embeddings (k, D) of every image. Embeddings that a user gives in place of images stay as they are."""
+        plans = kwargs.pop(NAME, None)
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        if self.foveate is None or plans is None or not isinstance(image_input, LlavaImagePixelInputs):
+            return super().embed_multimodal(**kwargs)
+        images = chosen(
+            self.foveate,
+            settings_of(self.foveate, plans),
+            lambda: self._process_image_input(image_input),
+            self.vision_tower.vision_model.encoder.layers,
+            lambda block: block.self_attn.attn,
+            self,
+            {"pixel_values": image_input["pixel_values"]},
+        )
+        return tuple(features for features, _ in images)

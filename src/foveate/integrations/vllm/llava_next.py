@@ -1,0 +1,77 @@
+"""LLaVA-NeXT in vLLM: a thumbnail and tiles, packed into one raster with newlines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlavaNextModel
+from vllm.config import VllmConfig  # ty: ignore[import-not-found]
+from vllm.model_executor.models.llava_next import (  # ty: ignore[import-not-found]
+    LlavaNextForConditionalGeneration,
+    LlavaNextImagePixelInputs,
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+
+from foveate.integrations.vllm.choosing import chosen
+from foveate.integrations.vllm.names import as_published
+from foveate.integrations.vllm.processing import LargestImage, Planned, registered, settings_of
+from foveate.integrations.vllm.setting import NAME, serving_of
+
+
+class FoveateLlavaNextInfo(LargestImage, LlavaNextProcessingInfo):
+    """As vLLM's, with room for whole images."""
+
+
+class FoveateLlavaNextProcessor(Planned, LlavaNextMultiModalProcessor):
+    """As vLLM's, with fewer placeholders."""
+
+
+@registered(FoveateLlavaNextProcessor, LlavaNextForConditionalGeneration, FoveateLlavaNextInfo)
+class FoveateLlavaNext(LlavaNextForConditionalGeneration):
+    """vLLM's LLaVA-NeXT, whose language model reads what a plan leaves of every image."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.foveate = serving_of(vllm_config.model_config.hf_config)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """As vLLM's, also of models that transformers 5 saved."""
+        return super().load_weights(as_published(self.config, weights))
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The embeddings (k, D) of every image. Embeddings that a user gives in place of images stay as they are."""
+        plans = kwargs.pop(NAME, None)
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        if self.foveate is None or plans is None or not isinstance(image_input, LlavaNextImagePixelInputs):
+            return super().embed_multimodal(**kwargs)
+        # The packing of `transformers` places values as vLLM's places features; the family has it work out layouts.
+        core: Any = SimpleNamespace(config=self.config)
+        core.pack_image_features = partial(LlavaNextModel.pack_image_features, core)
+        sizes = image_input["image_sizes"].tolist()
+        shapes = [self.foveate.family._shape(core, size) for size in sizes]
+        tiles = [1 + rows * columns for rows, columns in shapes]
+        given = [len(own) for own in image_input["pixel_values"]]
+
+        def plain(values: Tensor) -> Tensor:
+            """Without the tiles that fill up a batch."""
+            each = len(values) // sum(given)
+            parts = values.split([each * count for count in given])
+            return torch.cat([own[: each * count] for own, count in zip(parts, tiles, strict=True)])
+
+        images = chosen(
+            self.foveate,
+            settings_of(self.foveate, plans),
+            lambda: self._process_image_input(image_input),
+            self.vision_tower.vision_model.encoder.layers,
+            lambda block: block.self_attn.attn,
+            core,
+            {"image_sizes": sizes},
+            plain=plain,
+        )
+        return tuple(features for features, _ in images)

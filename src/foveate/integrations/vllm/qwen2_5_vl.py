@@ -1,0 +1,17 @@
+"""Qwen2.5-VL in vLLM."""
+
+from __future__ import annotations
+
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLMultiModalProcessor  # ty: ignore[import-not-found]
+
+from foveate.integrations.vllm.mrope import PlannedMRope
+from foveate.integrations.vllm.processing import Planned, registered
+
+
+class FoveateQwen25VLProcessor(Planned, Qwen2_5_VLMultiModalProcessor):
+    """As vLLM's, with fewer placeholders for images."""
+
+
+@registered(FoveateQwen25VLProcessor, Qwen2_5_VLForConditionalGeneration)
+class FoveateQwen25VL(PlannedMRope, Qwen2_5_VLForConditionalGeneration):
+    """vLLM's Qwen2.5-VL, whose language model reads what a plan leaves of every image. Clips stay whole."""

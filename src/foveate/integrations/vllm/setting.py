@@ -1,0 +1,218 @@
+"""Which plans an engine of vLLM runs, whether vLLM can serve them, and how many tokens they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan, all_methods
+from foveate.core.tokens import Need, Tower
+from foveate.families import Family, families
+from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
+from foveate.runtime.requirements import OF_PROMPT
+from foveate.serving.protocol import UNTOUCHED, refuse_files
+
+#: Name of the plan, in `--hf-overrides` for an engine and in `mm_processor_kwargs` for a request.
+NAME = "foveate_plan"
+#: Name of the environment variable that is read where there is no override.
+VARIABLE = "FOVEATE_PLAN"
+#: Bytes of the longest plan.
+LONGEST = 256
+#: Why an engine's encoder cannot be looked into, noted in its configuration when it starts.
+BLIND = "foveate_blind"
+
+#: Methods whose tokens carry the positions of several others, by dimension of the rotary embedding.
+_CARRYING = ("ppe",)
+#: Encoders of LLaVA, and how all patches and nothing else are taken from them.
+_STRATEGIES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A plan that vLLM can serve on one kind of model.
+
+    Args:
+        plan: Its steps are all before the language model; None leaves every token.
+        needs: What must be measured in the encoder, each once.
+    """
+
+    plan: Plan | None
+    needs: tuple[Need, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What tells the embeddings under this plan from those under any other: 16 hexadecimal digits."""
+        return hashlib.sha256(str(self).encode()).hexdigest()[:16]
+
+    def count(self, tokens: int) -> int:
+        """Tokens that stay of an image of `tokens`."""
+        for step in self.plan.steps if self.plan is not None else ():
+            tokens = step.count(tokens) or tokens  # every step has a budget
+        return tokens
+
+    def __str__(self) -> str:
+        return UNTOUCHED if self.plan is None else str(self.plan)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What plans an engine takes.
+
+    Args:
+        kind: `model_type` of the model.
+        tower: Its encoder.
+        axes: Axes of its positions; with several (M-RoPE) tokens keep the positions they had.
+        text: The engine's plan, as a user wrote it; what is not named by a request.
+        blind: Why its encoder cannot be looked into; empty: it can.
+    """
+
+    kind: str
+    tower: Tower
+    axes: int
+    text: str
+    blind: str = ""
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return _families()[self.kind]
+
+    def setting(self, text: Any = None, *, request: bool = False) -> Setting:
+        """The setting of a plan, as text.
+
+        Args:
+            text: The plan; None is the engine's.
+            request: Whether a request names it: such plans load no files.
+
+        Raises:
+            FoveateError: vLLM cannot serve it.
+        """
+        if text is None:
+            return _setting(self, self.text)
+        if not isinstance(text, str) or not text.strip():
+            raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{UNTOUCHED}', not {text!r}.")
+        if len(text.encode(errors="replace")) > LONGEST:
+            raise FoveateError(f"{NAME} has {len(text)} characters; a plan in vLLM has {LONGEST} bytes at most.")
+        if request and text != self.text:
+            _check_files(text)
+        return _setting(self, text)
+
+
+@lru_cache(maxsize=1024)
+def _check_files(text: str) -> None:
+    if text.strip() != UNTOUCHED:
+        refuse_files(Plan.of(text))
+
+
+@lru_cache(maxsize=1024)
+def _setting(serving: Serving, text: str) -> Setting:
+    if text.strip() == UNTOUCHED:
+        return Setting(None)
+    plan, tower, title = Plan.of(text), serving.tower, serving.family.title
+    for step in plan.steps:
+        method = step.method
+        if method.site != "before-lm":
+            raise FoveateError(
+                f"{method.name} acts {method.site}; vLLM serves methods that act before the language model: "
+                f"{', '.join(servable())}."
+            )
+        if not method.exact or step.budget is None:
+            raise FoveateError(
+                f"how many tokens '{step}' leaves does not follow from the size of an image, as vLLM needs; possible "
+                f"are {', '.join(servable())}, with a budget."
+            )
+        if method.name in _CARRYING:
+            raise FoveateError(f"{method.name} gives a token several positions, which vLLM's layers do not take.")
+    if serving.axes == 1 and plan.steps[-1].method.positions != "contiguous":
+        raise FoveateError(
+            f"{plan.steps[-1].method.name} keeps the positions of the long sequence, and vLLM counts those of {title} "
+            "anew."
+        )
+    needs: dict[Need, None] = {}
+    for step in plan.steps:
+        for need in step.method.needs(tower):
+            _check(step.method.name, need, tower, title)
+            needs[need] = None
+    if needs and serving.blind:
+        raise FoveateError(f"'{plan}' looks into the encoder, and {serving.blind}.")
+    return Setting(plan, tuple(needs))
+
+
+def serving_of(config: Any) -> Serving | None:
+    """What plans an engine takes, from its Hugging Face configuration or else from the environment.
+
+    An override with an empty text means none, whatever the environment says. What the environment says is noted in the
+    configuration, so that an engine keeps it.
+
+    Returns:
+        None where the engine has no plan: it is as vLLM made it.
+
+    Raises:
+        FoveateError: the plan is no text, or the model is of a kind that has none.
+    """
+    if not hasattr(config, NAME):
+        setattr(config, NAME, os.environ.get(VARIABLE, ""))
+    text = getattr(config, NAME)
+    if text is None or text == "":
+        return None
+    if not isinstance(text, str):
+        raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{UNTOUCHED}', not {text!r}.")
+    vision = config.vision_config
+    if config.model_type in ("llava", "llava_next"):
+        tower, axes = _llava_tower(config), 1
+    else:
+        depth = vision.depth
+        tower, axes = Tower(depth, False, vision.spatial_merge_size**2, depth - 1), 3
+    return Serving(config.model_type, tower, axes, text, getattr(config, BLIND, ""))
+
+
+def _llava_tower(config: Any) -> Tower:
+    vision, layer = config.vision_config, config.vision_feature_layer
+    if not isinstance(layer, int) or _STRATEGIES.get(vision.model_type) != config.vision_feature_select_strategy:
+        raise FoveateError(
+            f"{_families()[config.model_type].title} takes plans in vLLM with all patches of one layer of a CLIP or "
+            f"SigLIP encoder, not with a {vision.model_type}, layer {layer}, "
+            f"{config.vision_feature_select_strategy!r}."
+        )
+    blocks = vision.num_hidden_layers
+    used = (layer if layer >= 0 else layer + blocks + 1) - 1
+    return Tower(blocks, vision.model_type == "clip_vision_model", output_layer=used)
+
+
+def servable() -> list[str]:
+    """Methods whose kept tokens follow from an image alone and their number from its size."""
+    found = []
+    for name, method in all_methods().items():
+        if method.site != "before-lm" or not method.exact or method.budget == "none" or name in _CARRYING:
+            continue
+        try:
+            needs = method().needs(Tower(24, True))
+        except (TypeError, FoveateError):  # it cannot be made without arguments
+            continue
+        if not any(need.kind in OF_PROMPT for need in needs) and not method.trained:
+            found.append(name)
+    return found
+
+
+@cache
+def _families() -> dict[str, Family]:
+    return {kind: family for family in families().values() for kind in family.model_types}
+
+
+def _check(name: str, need: Need, tower: Tower, title: str) -> None:
+    if need.kind in OF_PROMPT:
+        raise FoveateError(
+            f"{name} looks at the prompt ({need.kind}), and vLLM keeps the tokens of an image for all prompts."
+        )
+    if need.kind not in (*OF_ATTENTION, *OF_OUTPUT):
+        raise FoveateError(f"{name} needs {need.kind}, which is not measured in vLLM.")
+    if need.kind.startswith("cls") and not tower.has_cls and not (need.kind == "cls_attention" and need.substitute):
+        raise FoveateError(f"{name} needs the encoder's [CLS] token ({need.kind}), and {title} has none.")
+    if need.layer is not None and tower.layer(need.layer) > tower.last_used:
+        raise FoveateError(
+            f"{name} reads block {need.layer} of the encoder, and vLLM runs it up to block {tower.last_used} only."
+        )

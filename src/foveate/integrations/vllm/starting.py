@@ -1,0 +1,79 @@
+"""What is checked when an engine starts, in vLLM's hook for configurations of an architecture.
+
+Here, before any process of the engine is made, everything is known: the model, its plan and its parallel layout. A plan
+that cannot be served ends the start with one sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig  # ty: ignore[import-not-found]
+
+from foveate.core.errors import FoveateError
+from foveate.integrations.vllm.setting import BLIND, NAME, serving_of
+
+
+def prepare(architecture: str) -> None:
+    """Check plans of engines with models of an architecture, after what vLLM itself does for it."""
+    before = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
+    if issubclass(before, _Check):
+        return
+
+    class Check(_Check, before):
+        """One class for an architecture: what vLLM has for it comes first."""
+
+        _before = before
+
+    MODELS_CONFIG_MAP[architecture] = Check
+
+
+class _Check(VerifyAndUpdateConfig):
+    _before: type[VerifyAndUpdateConfig]
+
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: Any) -> None:
+        cls._before.verify_and_update_config(vllm_config)
+        check(vllm_config)
+
+
+def check(vllm_config: Any) -> None:
+    """Check the plan of an engine.
+
+    Args:
+        vllm_config: The engine's `VllmConfig`; it is noted there whether the encoder can be looked into.
+
+    Raises:
+        FoveateError: vLLM cannot serve the plan, or not in an engine like this.
+    """
+    model = vllm_config.model_config
+    config, multimodal = model.hf_config, model.multimodal_config
+    setattr(config, BLIND, _blind(vllm_config))
+    serving = serving_of(config)
+    if serving is None or multimodal is None:
+        return
+    if NAME in (multimodal.mm_processor_kwargs or {}):
+        raise FoveateError(f"{NAME} of an engine is an --hf-overrides, not one of its --mm-processor-kwargs.")
+    serving.setting()
+    if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):  # it counts an encoder's tokens by ours
+        raise FoveateError(f"{serving.family.title} takes no plans in vLLM together with LoRA in the encoder.")
+    if serving.axes == 1:
+        return
+    parallel = vllm_config.parallel_config
+    for present, what in (
+        (vllm_config.speculative_config is not None, "speculative decoding"),
+        (multimodal.video_pruning_rate, "video_pruning_rate"),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism"),
+        (getattr(parallel, "enable_dbo", False), "dual batch overlap"),
+    ):
+        if present:
+            raise FoveateError(f"{serving.family.title} takes no plans in vLLM together with {what}; leave one out.")
+
+
+def _blind(vllm_config: Any) -> str:
+    """Why the encoder of this engine cannot be looked into; empty: it can."""
+    if vllm_config.parallel_config.tensor_parallel_size > 1:
+        return "that is cut over several devices; use one tensor-parallel rank"
+    if getattr(vllm_config.compilation_config, "compile_mm_encoder", False):
+        return "that is to be compiled; leave compile_mm_encoder off"
+    return ""

@@ -1,0 +1,100 @@
+"""CoViPAL: a small trained module in front of a layer says which visual tokens go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.network_folder import check_size, folder, network_of, read_config
+from foveate.core.tokens import Need, Selection, Tower, kept, top
+from foveate.core.trained import Trained
+
+
+@dataclass(frozen=True)
+class CoViPAL(Trained, DecoderMethod):
+    r"""Keeps, before a decoder layer, the tokens that a small trained module scores highest, in view of the question.
+
+    $S = p_\theta(H_v, H_t)$ with the hidden states $H_v$ of the image's tokens and $H_t$ of the question as they enter
+    the layer; the count tokens with the greatest S go on. Each layer has a module of its own, and the model's weights
+    stay as they are. A module learns in two stages (`foveate train-pruner`): first the attention that tokens receive in
+    a deeper layer, then that the model answers as it does with all tokens.
+
+    "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models" (Tang et al., Findings of
+    EMNLP 2025, arXiv 2508.17243). The authors' code and the sizes of their module were not at hand. Choices of ours:
+    the module (`Pruner`); what is left of the second stage's details, see `foveate.training.methods.covipal`; one layer, 2, by
+    default; positions as they were.
+
+    Args:
+        weights: A folder that `foveate train-pruner` wrote; by default `covipal/` beside the model's weights.
+    """
+
+    weights: str = ""
+
+    name: ClassVar[str] = "covipal"
+    mechanism: ClassVar = ("query",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models"
+    paper: ClassVar[str] = "arXiv 2508.17243"
+    command: ClassVar[str] = "foveate train-pruner"
+    files: ClassVar = folder("covipal")
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """Nothing of the encoder; its weights."""
+        self.check_weights()
+        return ()
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Those that its modules were trained for; as long as none are known, the one that is usual."""
+        return tuple(read_config(self.path, self.name)["layers"]) if self.path else default_layers(num_layers)
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`."""
+        pruner: Pruner = network_of(self.path, self.name, build, tokens.layer, tokens.device)
+        check_size(self.name, self.path, pruner.size, tokens.features.shape[1])
+        with torch.no_grad():
+            scores = pruner(tokens.features, tokens.sequence[tokens.question])
+        return kept(top(scores, count))
+
+
+def default_layers(num_layers: int) -> tuple[int, ...]:
+    """Layer 2, or 1 of a model that has no more than two."""
+    return (min(2, max(1, num_layers - 1)),)
+
+
+class Pruner(nn.Module):
+    """Scores of visual tokens for a question: both projected to a small width, one block of attention among all.
+
+    Args:
+        size: D, of the language model's hidden states.
+        width: Of the block.
+        heads: Of its attention; the greatest divisor of the width up to this is used.
+    """
+
+    def __init__(self, size: int, width: int = 128, heads: int = 4) -> None:
+        super().__init__()
+        self.size, self.width = size, width
+        self.heads = next(n for n in range(min(heads, width), 0, -1) if width % n == 0)
+        self.image, self.text = nn.Linear(size, width), nn.Linear(size, width)
+        self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, self.heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """Scores (N,) float32 of tokens (N, D) for a question (T, D)."""
+        image, text = (F.layer_norm(x.float(), (self.size,)) for x in (image, text))
+        x = torch.cat([self.image(image), self.text(text)])
+        y = self.before(x)
+        # Only the image is asked for; the question is seen.
+        x = x[: len(image)] + self.attention(y[: len(image)], y, y, need_weights=False)[0]
+        return self.head(x + self.mlp(self.after(x)))[:, 0]
+
+
+def build(about: dict[str, Any], layer: int) -> Pruner:
+    """The module that a folder describes."""
+    return Pruner(int(about["size"]), int(about["width"]), int(about["heads"]))

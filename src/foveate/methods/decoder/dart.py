@@ -1,0 +1,68 @@
+"""DART: tokens that duplicate no pivot, after two layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.tokens import Selection, kept
+from foveate.methods.shared.diversity import unlike_pivots
+
+
+@dataclass(frozen=True)
+class DARTAt(DecoderMethod):
+    """Keeps a few pivots, the tokens of greatest keys, and for each pivot, words too, the tokens least like it.
+
+    At layer K the pivots are the visual tokens, and the words of the question, with the greatest $|k|_1$ of their keys
+    in layer K - 1 (rotated, all heads). For each pivot p in turn the visual tokens that are not taken yet with the
+    least cos(p, x) are taken, equally many for every pivot; x are the hidden states that enter layer K, after the norm
+    that follows the last layer. No attention is needed. Positions are the original ones.
+
+    "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More" (Wen et al., EMNLP 2025,
+    arXiv 2502.11494): K = 2 and four pivots of either kind. This is the paper's method; `dart` is a variant of ours
+    that acts before the language model. The authors' code visits the pivots in the order of a hash set and keeps
+    m (p + q) + p tokens with m = int(count / (p + q)), a few too many. Our choice: visual pivots come first, then
+    words, each by falling norm, and exactly the budget stays; what does not divide equally goes to the first pivots.
+    Of equal tokens the first wins.
+
+    Args:
+        pivots: Visual pivots p; a budget below them keeps the greatest ones.
+        text_pivots: Pivots q from the text after the image.
+    """
+
+    pivots: int = 4
+    text_pivots: int = 4
+
+    name: ClassVar[str] = "dart-at"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
+    paper: ClassVar[str] = "arXiv 2502.11494"
+    asks_previous: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.pivots < 1:
+            raise FoveateError(f"dart-at: pivots is a number of tokens from 1 on, not {self.pivots}.")
+        if self.text_pivots < 0:
+            raise FoveateError(f"dart-at: text_pivots is a number of words from 0 on, not {self.text_pivots}.")
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layer 2, the paper's K; the last one where there are only two."""
+        return (min(2, num_layers - 1),)
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`."""
+        attention = tokens.attention("previous")
+        norms = attention.key[:, attention.past :].float().abs().sum(dim=(0, 2))
+        pivots = _greatest(norms[tokens.places], min(self.pivots, count))
+        words = tokens.question[_greatest(norms[tokens.question], self.text_pivots)]
+        x, others = tokens.norm(tokens.features), tokens.norm(tokens.sequence[words])
+        return kept(unlike_pivots(x, pivots, others, count))
+
+
+def _greatest(norms: Tensor, count: int) -> Tensor:
+    return norms.argsort(descending=True, stable=True)[:count]

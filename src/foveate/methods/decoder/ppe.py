@@ -1,0 +1,92 @@
+"""PPE's cascade: clusters of hidden states, again and again between layers, whose rows keep several positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from foveate.core.errors import FoveateError
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.pre_llm import divide
+from foveate.core.tokens import Crop, Grid, Selection, merged
+from foveate.methods.pre_llm.ppe import MOST_MEMBERS, clustered
+
+
+@dataclass(frozen=True)
+class PPEAt(DecoderMethod):
+    """Merges hidden states by density-peak clustering at layers of the language model; rows keep several positions.
+
+    Each frame, tile or image is clustered by itself as in `ppe`, on the hidden states before the layer, and a cluster
+    becomes its plain mean. A row of tokens that had one position each carries those of up to K members. A token that
+    carries K already, from `ppe` or from an earlier layer, would bring K each; of all these K are taken again: those of
+    the cluster's first token, so that the number stays K. "Positional Preservation Embedding for Multimodal Large
+    Language Models" (arXiv 2510.22936), the cascade. A budget is meant for every layer: `ppe:45% + ppe-at:45%` is the
+    paper's setting of stages before the language model and before the layers 11, 23 and 35 of 36.
+
+    The authors' code has the cascade for clips only, divides what is left of them into frames of equal size whatever
+    they hold, and takes the last token of a cluster (`reference`). Nothing is counted anew.
+
+    Args:
+        members: K, positions that a merged token carries.
+        neighbours: k of the density.
+        reference: The last token of a cluster and the number of neighbours as in the authors' code; see `ppe`.
+    """
+
+    members: int = 8
+    neighbours: int = 5
+    reference: bool = False
+
+    name: ClassVar[str] = "ppe-at"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "Positional Preservation Embedding for Multimodal Large Language Models"
+    paper: ClassVar[str] = "arXiv 2510.22936"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.members <= MOST_MEMBERS:
+            raise FoveateError(f"ppe-at: members is between 1 and {MOST_MEMBERS}, not {self.members}.")
+        if self.neighbours < 1:
+            raise FoveateError(f"ppe-at: neighbours must be at least 1, not {self.neighbours}.")
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layers 11, 23 and 35 of 36."""
+        scaled = {min(max(1, round(num_layers * layer / 36)), num_layers - 1) for layer in (11, 23, 35)}
+        return tuple(sorted(scaled))
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`."""
+        parts = _parts(tokens)
+        shares = divide(count, [len(part) for part in parts])
+        label = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
+        firsts, carried = [], []
+        for part, share in zip(parts, shares, strict=True):
+            if not share:
+                continue
+            labels, members = clustered(
+                tokens.features[part], share, self.members, self.neighbours, reference=self.reference
+            )
+            label[part] = labels + sum(map(len, firsts))
+            firsts.append(part[members[:, 0]])
+            carried.append(part[members])
+        order = torch.cat(firsts).argsort()
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device)
+        assignment = torch.where(label >= 0, rank[label.clamp(min=0)], -1)
+        found = merged(tokens.features, torch.cat(firsts)[order], assignment)
+        return Selection(found.indices, found.features, found.assignment, found.weights, torch.cat(carried)[order])
+
+
+def _parts(tokens: LayerTokens) -> list[torch.Tensor]:
+    """Places of the tokens of each frame or tile, and of those that are in none."""
+    whole = Crop(torch.arange(len(tokens), device=tokens.device), Grid(1, len(tokens)))
+    left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+    parts = []
+    for crop in tokens.crops or (whole,):
+        own = crop.present.to(tokens.device)
+        own = own[left[own]].sort().values
+        left[own] = False
+        parts.append(own)
+    rest = left.nonzero().flatten()
+    return [part for part in (*parts, rest) if len(part)]

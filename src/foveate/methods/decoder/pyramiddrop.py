@@ -1,0 +1,39 @@
+"""PyramidDrop: fewer image tokens in stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.tokens import Selection, kept, top
+
+
+@dataclass(frozen=True)
+class PyramidDrop(DecoderMethod):
+    """Keeps, at the beginning of every stage of layers, the tokens that the prompt's last token would look at most.
+
+    Before layer l the queries and keys of that layer rank the image: the softmax over the whole causal row of the
+    prompt's last token, averaged over heads. In training the rows before each answer are averaged. A budget is meant
+    for every stage: 50 % at three layers leaves 50, 25 and 12.5 % of the image. Positions are counted anew after every
+    drop.
+
+    "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction" (Xing et al.,
+    CVPR 2025, arXiv 2410.17247): four stages of equal length, ratio 0.5. The authors' code does not repeat shared keys
+    of grouped-query attention; this does.
+    """
+
+    name: ClassVar[str] = "pyramiddrop"
+    mechanism: ClassVar = ("attention", "query")
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "PyramidDrop: Pyramid Visual Redundancy Reduction"
+    paper: ClassVar[str] = "arXiv 2410.17247"
+    positions: ClassVar = "contiguous"
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """The first layers of the second, third and fourth quarter: 8, 16 and 24 of 32."""
+        return tuple(sorted({max(1, round(num_layers * quarter / 4)) for quarter in (1, 2, 3)} - {num_layers}))
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`."""
+        return kept(top(tokens.attention("own").received(tokens.asking, tokens.places), count))

@@ -1,0 +1,41 @@
+"""Random tokens at a layer, the control for methods inside the language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.tokens import Selection, kept
+
+
+@dataclass(frozen=True)
+class RandomAt(DecoderMethod):
+    """Keeps tokens drawn at random without replacement before a decoder layer, every one with the same chance.
+
+    A control, not a paper. The draw depends on the seed, the layer, the number of the image in its prompt and how many
+    tokens it has, on nothing else; the global random state is left alone.
+
+    Args:
+        seed: Another one draws other tokens.
+    """
+
+    seed: int = 0
+
+    name: ClassVar[str] = "random-at"
+    mechanism: ClassVar = ("control",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "Random tokens at a layer (control)"
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layer 2, as FastV; the last one where there are only two."""
+        return (min(2, num_layers - 1),)
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`."""
+        seed = (self.seed * 1_009 + tokens.layer) * 1_000_003 + tokens.number
+        seed %= 2**63  # what a generator takes
+        drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
+        return kept(drawn.to(tokens.device))

@@ -1,0 +1,377 @@
+"""What a draft is: a small network on a model's features that guesses what the model will write next."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
+from foveate.methods.decoding.tree import Shape, Tree
+from foveate.runtime import compat
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The two parts of a model that its draft shares.
+
+    Args:
+        embed: Embeddings (n, d) of token ids (n,).
+        head: Logits (n, V) of features (n, d), as the output layer gives them.
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+
+    def log_probabilities(self, features: Tensor) -> Tensor:
+        """(n, V) float32 of features (n, d)."""
+        return self.head(features).float().log_softmax(dim=-1)
+
+
+class Session(ABC):
+    """The draft of one conversation."""
+
+    @abstractmethod
+    def extend(self, features: Tensor, following: Tensor, visual: Tensor) -> None:
+        """Take in what the model has read or written for good.
+
+        Args:
+            features: (p, d) of positions that the draft does not know yet, in order: what enters the output layer.
+            following: (p, d) embeddings of the token after each of them.
+            visual: (p,) bool, which of the positions are of images.
+        """
+
+    @abstractmethod
+    def propose(self, shape: Shape) -> Tree:
+        """What may follow the last token of `extend`."""
+
+
+class Drafter(ABC):
+    """Anything that can draft; `Draft` is the trained kind."""
+
+    #: How much it drafts where nobody says.
+    shape: ClassVar[Shape] = Shape()
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Raise FoveateError where it cannot draft for this model."""
+
+    @abstractmethod
+    def session(self, target: Target) -> Session:
+        """Begin a conversation."""
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """Sizes that every draft has, those of the model it is for.
+
+    Args:
+        hidden_size: d, of the model's features.
+        vocab_size: V, of its output layer.
+        num_attention_heads: Of the draft's layer; they divide d.
+        intermediate_size: Of the layer's MLP.
+        rms_norm_eps: Of its norms.
+        rope_theta: Of its rotary positions.
+        seed: Of everything that is drawn.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    num_attention_heads: int
+    intermediate_size: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise FoveateError(f"{field.name} of a draft must be a whole number from 0 on, not {value!r}.")
+        heads = self.num_attention_heads
+        if heads < 1 or self.hidden_size % heads or self.hidden_size // heads % 2:
+            raise FoveateError(f"{heads} heads cannot share {self.hidden_size} channels in even parts.")
+
+    @classmethod
+    def of(cls, model: Any, **chosen: Any) -> Any:
+        """The configuration for a model, with some fields chosen."""
+        text = model.config.get_text_config()
+        width, heads = text.hidden_size, text.num_attention_heads
+        head = model.get_output_embeddings()
+        if head is None or head.weight.shape[1] != width:
+            raise FoveateError(
+                f"a draft needs an output layer on features of {width}; {type(model).__name__} has none."
+            )
+        while width % heads or width // heads % 2:
+            heads -= 1
+            if not heads:
+                raise FoveateError(f"features of {width} cannot be divided among heads.")
+        intermediate = getattr(text, "intermediate_size", None)
+        intermediate = intermediate if isinstance(intermediate, int) else 4 * width
+        return cls(**{"hidden_size": width, "vocab_size": len(head.weight), "num_attention_heads": heads,
+                      "intermediate_size": intermediate, **chosen})  # fmt: skip
+
+    def layer(self) -> LlamaConfig:
+        """Of the draft's decoder layer."""
+        return LlamaConfig(
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_attention_heads,
+            num_hidden_layers=1,
+            rms_norm_eps=self.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            attn_implementation="sdpa",  # ty: ignore[unknown-argument]
+        )
+
+
+class Draft(nn.Module, Drafter):
+    """One decoder layer on the features of a model and the embeddings of what followed them (EAGLE).
+
+    At position t it reads the model's feature $f_t$ and the embedding of token t + 1, and guesses $f_{t+1}$ and
+    perhaps features after it; the model's own output layer turns them into tokens t + 2 and on. Images are read
+    shorter than the model reads them, which is where the drafts differ. Positions count what the draft itself reads,
+    from 0 on, in one dimension for every family: our choice.
+
+    Args:
+        config: Sizes.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type[DraftConfig]] = DraftConfig
+    #: Features that it guesses at every position.
+    guesses: int = 1
+
+    def __init__(self, config: DraftConfig) -> None:
+        super().__init__()
+        self.config = config
+        layer = config.layer()
+        width = config.hidden_size
+        # Embeddings and features differ in size by orders; each gets a norm of its own, without which the sum overflows
+        # in half precision.
+        self.norm_embedding, self.norm_feature = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.fuse = nn.Linear(2 * width, width)
+        self.rotary = LlamaRotaryEmbedding(layer)
+        self.layer = LlamaDecoderLayer(layer, layer_idx=0)
+
+    @classmethod
+    def new(cls, config: Any) -> Any:
+        """A draft with first weights of the configuration's seed; the global random state is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(config.seed)
+            return cls(config)
+
+    # What a kind of draft is
+
+    @abstractmethod
+    def shorten(self, fused: Tensor, features: Tensor, visual: Tensor, generator: torch.Generator) -> Tensor:
+        """What the layer reads, (m, d), of positions with images.
+
+        Args:
+            fused: (p, d) of embeddings and features.
+            features: (p, d).
+            visual: (p,) bool; the last position is text.
+            generator: For what is drawn.
+        """
+
+    def guess(self, hidden: Tensor) -> Tensor:
+        """The next features (m, k, d) from the layer's output (m, d)."""
+        return hidden[:, None]
+
+    # Reading
+
+    def read(self, features: Tensor, following: Tensor, visual: Tensor, generator: torch.Generator) -> Tensor:
+        """What the layer reads, (m, d) with m at most p; see `Session.extend`. What is no image is read as it is."""
+        own = self.fuse.weight.dtype
+        features, following = features.to(own), following.to(own)
+        fused = self.join(features, following)
+        if not bool(visual.any()):
+            return fused
+        visual = visual.clone()
+        visual[-1] = False  # what the next token is guessed from
+        return self.shorten(fused, features, visual, generator)
+
+    def join(self, features: Tensor, following: Tensor) -> Tensor:
+        """Features and embeddings (p, d) as one, (p, d)."""
+        return self.fuse(torch.cat([self.norm_embedding(following), self.norm_feature(features)], dim=-1))
+
+    def attend(self, read: Tensor, cache: DynamicCache | None, positions: Tensor, seen: Tensor | None) -> Tensor:
+        """The layer's output (m, d).
+
+        Args:
+            read: (m, d).
+            cache: What it read before.
+            positions: (m,) of what is new.
+            seen: (m, K) bool, what each one sees of the cache and the new; None: everything before it.
+        """
+        length, past = len(read), 0 if cache is None else int(cache.get_seq_length())
+        if seen is None:
+            places = torch.arange(past + length, device=read.device)
+            seen = places <= places[past:, None]
+        mask = torch.zeros_like(seen, dtype=read.dtype).masked_fill(~seen, torch.finfo(read.dtype).min)[None, None]
+        rotary = self.rotary(read[None], positions[None])
+        output = self.layer(read[None], attention_mask=mask, position_embeddings=rotary, **compat.cache_argument(cache))
+        return (output[0] if isinstance(output, tuple) else output)[0]
+
+    def forward(
+        self, features: Tensor, following: Tensor, visual: Tensor, prompt: int, generator: torch.Generator
+    ) -> Tensor:
+        """Guessed features (m, k, d) of a whole conversation at once, see `Session.extend`.
+
+        Args:
+            features: (p, d).
+            following: (p, d).
+            visual: (p,).
+            prompt: Positions that were read before anything was written; only they are shortened, and by them alone.
+            generator: For what is drawn.
+        """
+        asked = self.read(features[:prompt], following[:prompt], visual[:prompt], generator)
+        written = self.read(features[prompt:], following[prompt:], torch.zeros_like(visual[prompt:]), generator)
+        read = torch.cat([asked, written])
+        return self.guess(self.attend(read, None, torch.arange(len(read), device=read.device), None))
+
+    def choosing_loss(
+        self, under: Callable[[str], Tensor], features: Tensor, following: Tensor, visual: Tensor
+    ) -> Tensor | float:
+        """What a part of the draft that chooses has to answer for, beside `loss`; nothing where none does.
+
+        Args:
+            under: The loss of the conversation if a way were chosen, without gradient.
+            features: (p, d) of the prompt.
+            following: (p, d).
+            visual: (p,).
+        """
+        return 0.0
+
+    def check(self, model: Any) -> None:
+        """See `Drafter.check`: features and vocabulary are of the sizes that the draft was made for."""
+        other = type(self.config).of(model)
+        for name in ("hidden_size", "vocab_size"):
+            own, needed = getattr(self.config, name), getattr(other, name)
+            if own != needed:
+                raise FoveateError(
+                    f"the draft is for a model with {name} {own}, not {needed}: train one for this model."
+                )
+
+    def session(self, target: Target) -> Session:
+        """See `Drafter.session`."""
+        return DraftSession(self, target)
+
+    @abstractmethod
+    def propose(self, known: DraftSession, shape: Shape) -> Tree:
+        """See `Session.propose`."""
+
+    @abstractmethod
+    def loss(self, guessed: Tensor, features: Tensor, target: Target) -> tuple[Tensor, dict[str, float]]:
+        """What training lowers, and its parts.
+
+        Args:
+            guessed: (n, k, d), guessed at positions t.
+            features: (n, d) of the positions t + 1.
+            target: The model's parts.
+        """
+
+    # Folders
+
+    def save(self, folder: Path) -> None:
+        """Write weights and configuration into a folder; each file is there completely or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        document = json.dumps({"kind": self.kind} | asdict(self.config), indent=2) + "\n"
+        for name, write in (
+            (WEIGHTS, lambda path: save_file(weights, path)),
+            (CONFIG, lambda path: path.write_text(document, encoding="utf-8")),
+        ):
+            partial = folder / f".{name}.partial"
+            write(partial)
+            partial.replace(folder / name)
+
+
+class DraftSession(Session):
+    """What a draft has read of one conversation.
+
+    Attributes:
+        cache: Keys and values of all that is written for good.
+        guessed: (1, k, d), what it guesses after the last position.
+    """
+
+    def __init__(self, draft: Draft, target: Target) -> None:
+        self.draft, self.target = draft, target
+        self.cache = DynamicCache()
+        self.guessed: Tensor | None = None
+        self.generator = torch.Generator().manual_seed(draft.config.seed)
+
+    def extend(self, features: Tensor, following: Tensor, visual: Tensor) -> None:
+        """See `Session.extend`."""
+        read = self.draft.read(features, following, visual, self.generator)
+        past = int(self.cache.get_seq_length())
+        positions = torch.arange(past, past + len(read), device=read.device)
+        self.guessed = self.draft.guess(self.draft.attend(read, self.cache, positions, None)[-1:])
+
+    def propose(self, shape: Shape) -> Tree:
+        """See `Session.propose`."""
+        return self.draft.propose(self, shape)
+
+
+def draft_kinds() -> dict[str, type[Draft]]:
+    """The kinds of drafts by name."""
+    from foveate.methods.decoding.flash import Flash
+    from foveate.methods.decoding.specvlm import SpecVLM
+
+    return {kind.kind: kind for kind in (SpecVLM, Flash)}
+
+
+def load_draft(folder: str | os.PathLike[str]) -> Draft:
+    """A draft from the folder that `Draft.save` wrote, in evaluation mode on the CPU.
+
+    Raises:
+        FoveateError: there is none, or its files do not fit together.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise FoveateError(f"{folder} holds no draft: {CONFIG} and {WEIGHTS} are what foveate train-draft writes.")
+    try:
+        document = read_json(folder / CONFIG)
+        kind = draft_kinds()[document.pop("kind")]
+        draft = kind.new(kind.config_class(**document))
+        draft.load_state_dict(load_file(folder / WEIGHTS))
+    except FoveateError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).split("\n")[0]
+        raise FoveateError(f"the draft in {folder} cannot be read ({type(error).__name__}: {reason}).") from error
+    return draft.eval()
+
+
+def runs(visual: Tensor) -> list[tuple[bool, slice]]:
+    """A mask (p,) as stretches of equal values, in order."""
+    edges = [0, *((visual[1:] != visual[:-1]).nonzero().flatten() + 1).tolist(), len(visual)]
+    return [(bool(visual[start]), slice(start, end)) for start, end in pairwise(edges)]
+
+
+def feature_loss(guessed: Tensor, features: Tensor) -> Tensor:
+    """Smooth L1 between guessed and true features (n, d), mean over both axes."""
+    return F.smooth_l1_loss(guessed.float(), features.float())
+
+
+def answer_loss(guessed: Tensor, features: Tensor, target: Target) -> Tensor:
+    """Cross-entropy of guessed features (n, d) against what the model itself would write after the true ones."""
+    with torch.no_grad():
+        wanted = target.log_probabilities(features).exp()
+    return -(wanted * target.log_probabilities(guessed)).sum(dim=-1).mean()

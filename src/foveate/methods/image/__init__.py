@@ -1,0 +1,1 @@
+"""Methods that make the image smaller before the encoder."""

@@ -1,0 +1,180 @@
+"""The cache of a next-scale model: what is remembered after each token map, and how much of it.
+
+A map is generated at once. Its queries read what is remembered of coarser maps and all of their own map; then a policy
+decides how much every head of every layer goes on remembering. Bytes are recorded map by map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.methods.kv_cache.ragged import Group, RaggedLayer, attention
+
+
+class Policy(ABC):
+    """What decides which tokens stay after a map."""
+
+    @abstractmethod
+    def budgets(self, place: int, layer: int) -> Sequence[int]:
+        """Tokens that every head of a layer may remember after map `place`."""
+
+    @abstractmethod
+    def observed(self, side: int) -> list[int]:
+        """Queries of a map of side x side tokens that score what stays; none of them: scores are not needed."""
+
+    @abstractmethod
+    def keep(self, scores: Tensor, group: Group, budget: int, layer: int, place: int) -> Group:
+        """What stays of a group.
+
+        Args:
+            scores: (B, G, m, n) attention of the m observed queries over what the group remembers.
+            group: Heads with more than `budget` tokens, their own map last.
+            budget: Tokens that stay.
+            layer: The layer.
+            place: The map that was just read.
+        """
+
+
+@dataclass(frozen=True)
+class MapRecord:
+    """What was remembered around one map.
+
+    Args:
+        side: Of the map.
+        seen: Tokens that had come by its end.
+        full_bytes: Keys and values of all of them, in all layers.
+        bytes: What is kept after it; 0 after the last map, which nothing follows.
+        peak_bytes: The most that was stored at once while it was read.
+        kept: Tokens that every head of every layer keeps, [layer][head].
+    """
+
+    side: int
+    seen: int
+    full_bytes: int
+    bytes: int
+    peak_bytes: int
+    kept: list[list[int]]
+
+    def document(self) -> dict[str, object]:
+        """As JSON."""
+        return asdict(self)
+
+
+class ScaleCache:
+    """Keys and values of all layers while a picture is generated.
+
+    Args:
+        scales: Sides of the maps.
+        layers: Number of layers.
+        heads: Heads of each.
+        policy: What decides which tokens stay; None keeps all.
+        observers: Called as observer(cache, layer, queries) after each layer of each map has read and before
+            anything is dropped.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[int],
+        layers: int,
+        heads: int,
+        policy: Policy | None = None,
+        observers: Sequence[Callable[..., None]] = (),
+    ) -> None:
+        self.scales = tuple(scales)
+        self.layers = [RaggedLayer(heads) for _ in range(layers)]
+        self.policy = policy
+        self.observers = tuple(observers)
+        self.place = 0
+        self.records: list[MapRecord] = []
+        self._peak = 0
+        self._full = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was stored at once, the keys and values of the map being read included."""
+        return max((record.peak_bytes for record in self.records), default=0)
+
+    @property
+    def kept_bytes(self) -> int:
+        """The most that was kept between two maps."""
+        return max((record.bytes for record in self.records), default=0)
+
+    def begin(self, place: int) -> None:
+        """Say that map `place` is read next."""
+        self.place, self._peak = place, 0
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Read a map in one layer, then keep what the policy allows.
+
+        Args:
+            layer: Its number; layers come in order.
+            queries: (B, H, n, d) of the map, like keys and values.
+            keys: The map's.
+            values: The map's.
+
+        Returns:
+            (B, H, n, d).
+        """
+        own = self.layers[layer]
+        own.append(keys, values)
+        self._peak = max(self._peak, self.nbytes)
+        read = own.attend(queries)
+        for observer in self.observers:
+            observer(self, layer, queries)
+        if self.place == len(self.scales) - 1:
+            own.forget()  # no map follows that would read it
+        elif self.policy is not None:
+            self._shorten(own, layer, queries, self.policy)
+        if layer == len(self.layers) - 1:
+            whole = 2 * keys[:, :, :1].numel() * keys.element_size() * own.seen * len(self.layers)
+            kept = [layer.lengths for layer in self.layers]
+            side = self.scales[self.place]
+            self.records.append(MapRecord(side, own.seen, whole, self.nbytes, self._peak, kept))
+        return read
+
+    def _shorten(self, own: RaggedLayer, layer: int, queries: Tensor, policy: Policy) -> None:
+        budgets = list(policy.budgets(self.place, layer))
+        seeing = policy.observed(self.scales[self.place])
+        groups: list[Group] = []
+        for group in own.groups:
+            allowed = [min(budgets[head], group.length) for head in group.heads]
+            for budget in sorted(set(allowed)):
+                part = group.of([row for row, own_budget in enumerate(allowed) if own_budget == budget])
+                if budget < part.length:
+                    chosen = queries[:, list(part.heads)][:, :, seeing]
+                    part = policy.keep(attention(chosen, part.keys), part, budget, layer, self.place)
+                groups.append(part)
+        own.groups = _joined(groups)
+
+
+def _joined(groups: list[Group]) -> list[Group]:
+    """Groups of one length made one, so that there are as few calls of attention as lengths."""
+    by_length: dict[int, list[Group]] = {}
+    for group in groups:
+        by_length.setdefault(group.length, []).append(group)
+    joined = []
+    for parts in by_length.values():
+        if len(parts) == 1:
+            joined.append(parts[0])
+            continue
+        heads = [head for part in parts for head in part.heads]
+        order = sorted(range(len(heads)), key=heads.__getitem__)
+        joined.append(
+            Group(
+                tuple(heads[row] for row in order),
+                torch.cat([part.keys for part in parts], dim=1)[:, order],
+                torch.cat([part.values for part in parts], dim=1)[:, order],
+                torch.cat([part.places() for part in parts], dim=1)[:, order],
+            )
+        )
+    return joined

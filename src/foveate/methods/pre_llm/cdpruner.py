@@ -1,0 +1,124 @@
+"""CDPruner: tokens that are diverse and matter to the question."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept
+from foveate.methods.shared.diversity import Cosines, Row
+
+Relevance = Literal["instruction", "text"]
+
+
+@dataclass(frozen=True)
+class CDPruner(Method):
+    """Keeps the tokens that span the greatest volume when each is as long as it is relevant to the question.
+
+    A determinantal point process with kernel L'_ij = r_i cos(x_i, x_j) r_j over the tokens x that the language model
+    would read; its most likely subset is chosen greedily, each pick maximising det L'_S, in O(k N D + k^2 N) (CDPruner,
+    arXiv 2506.10967, and Chen et al., arXiv 1709.05135, algorithm 1). The relevance r is the mean cosine of a token
+    with the vectors of the question, scaled to 0..1 within the image (a crop, where an image is tiled).
+
+    Of the two relevances, "text" is the authors' for LLaVA, with CLIP's own text encoder; they project the patches of
+    the block that the language model uses into the joint space, while here the caller brings the text into the space
+    of the encoder. There they take minus the cosine, for CLIP's patches are least like the text that they show.
+    "instruction" needs no text encoder: it compares the tokens with the embeddings of the question as the language
+    model reads them, as ports to models without CLIP do (one of them with minus the cosine); the authors' release has
+    no such model, so this is a substitute.
+
+    Where all tokens are equally relevant the method is plain diversity, and once the picks span all tokens the first of
+    the others follow; the authors' code divides by zero there. It scales relevance over all crops of a batch.
+
+    Args:
+        relevance: "instruction", or "text" with the question's features given to `compress`.
+        opposite: Whether the least similar token is the most relevant one. None: for "text", as in the authors' code.
+        theta: From 0 (no relevance) to below 1: r becomes exp(theta r / (2 - 2 theta)), an option that the authors'
+            code mentions. None: r itself.
+    """
+
+    relevance: Relevance = "instruction"
+    opposite: bool | None = None
+    theta: float | None = None
+
+    name: ClassVar[str] = "cdpruner"
+    mechanism: ClassVar = ("similarity", "query")
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs"
+    paper: ClassVar[str] = "arXiv 2506.10967"
+
+    def __post_init__(self) -> None:
+        if self.relevance not in get_args(Relevance):
+            raise FoveateError(
+                f"cdpruner: relevance is one of {', '.join(get_args(Relevance))}, not {self.relevance!r}."
+            )
+        if self.opposite not in (None, True, False):
+            raise FoveateError(f"cdpruner: opposite is True, False or None, not {self.opposite!r}.")
+        if self.theta is not None and not 0 <= self.theta < 1:
+            raise FoveateError(f"cdpruner: theta is a number from 0 to below 1, not {self.theta}.")
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """The question, and for "text" the encoder's features."""
+        if self.relevance == "instruction":
+            return (Need("instruction"),)
+        return Need("text_feature"), Need("features", tower.last_used)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        needs = self.needs(tokens.tower)
+        seen = tokens.features if self.relevance == "instruction" else tokens.get(needs[1])
+        opposite = self.relevance == "text" if self.opposite is None else self.opposite
+        weight = relevance(seen, tokens.get(needs[0]), opposite)
+        if self.theta is not None:
+            weight = (weight * (self.theta / (2 - 2 * self.theta))).exp()
+        return kept(most_likely(Cosines(tokens.features, picks=count), weight, count))
+
+
+def relevance(x: Tensor, question: Tensor, opposite: bool = False) -> Tensor:
+    """Mean cosine of the tokens (N, d) with the vectors (T, d) or (d,) of a question, scaled to 0..1: (N,).
+
+    Raises:
+        FoveateError: the question is of another space, or there is none.
+    """
+    question = question.reshape(-1, question.shape[-1]).float()
+    if question.shape[1] != x.shape[1]:
+        raise FoveateError(
+            f"cdpruner: the question has {question.shape[1]} features a vector and the tokens have {x.shape[1]}: "
+            "text features must be in the space of the encoder's output."
+        )
+    if not len(question):
+        raise FoveateError("cdpruner: there is no question to compare the image with.")
+    score = F.normalize(x.float(), dim=-1) @ F.normalize(question, dim=-1).mean(dim=0)
+    score = -score if opposite else score
+    low, high = score.amin(), score.amax()
+    return torch.where(high > low, (score - low + 1e-6) / (high - low), 1.0)
+
+
+def most_likely(row: Row, weight: Tensor, count: int) -> Tensor:
+    """Places (count,) of the determinantal point process with kernel weight_i row(i)_j weight_j, greedily.
+
+    Each pick adds a row to the Cholesky factor of the kernel, by one matrix-vector product; `left` is what of each
+    token's squared length is orthogonal to the picks. Where nothing is left beyond rounding the first token wins.
+    """
+    factor = weight.new_zeros(count, len(weight))
+    left = weight.square()
+    rounding = left * (32 * torch.finfo(left.dtype).eps)
+    barrier = torch.zeros_like(left)
+    picks = []
+    for step in range(count):
+        pick = (left + barrier).argmax(dim=0, keepdim=True)
+        picks.append(pick)
+        barrier.index_fill_(0, pick, -torch.inf)
+        length = left.index_select(0, pick)
+        new = row(pick) * weight * weight.index_select(0, pick)
+        new = new - factor[:step].index_select(1, pick)[:, 0] @ factor[:step]
+        factor[step] = torch.where(length > 0, new * length.rsqrt(), 0.0)
+        left = left - factor[step].square()
+        left = left.masked_fill(left <= rounding, 0.0)
+    return torch.cat(picks)

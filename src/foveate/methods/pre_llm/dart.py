@@ -1,0 +1,73 @@
+"""DART before the language model: tokens that duplicate no pivot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept
+from foveate.methods.shared.diversity import unlike_pivots
+
+
+@dataclass(frozen=True)
+class DART(Method):
+    """Keeps a few pivots, the tokens of greatest norm, and for each pivot the tokens least like it, before any layer.
+
+    The pivots P are the tokens with the greatest |x|_1; for each in turn, the tokens that are not taken yet with the
+    least cos(p, x) are taken, equally many for every pivot (DART, arXiv 2502.11494, section 3.3, definitions 1 and 2).
+    Newline tokens compete like all others.
+
+    The paper prunes after the second block of the language model: there the norm is that of the keys, the cosine that
+    of the hidden states after the final norm, and four of eight pivots are text; that method is `dart-at`. This one is
+    a variant of ours that spares the first two blocks too. Before the language model norm and cosine are taken of the
+    tokens that it would read, and by default all pivots are visual tokens; `text_pivots` adds the words of the question
+    with the greatest norm, which are not kept themselves. The authors visit the pivots in the order of a hash set and
+    keep a few tokens more than asked for; here visual pivots come first, then text, each by falling norm, and exactly
+    the budget stays: what does not divide equally goes to the first pivots. Positions are the original ones, as in the
+    authors' code. Of equal tokens the first wins.
+
+    Args:
+        pivots: Visual pivots; a budget below them keeps the greatest ones.
+        text_pivots: Pivots from the question.
+    """
+
+    pivots: int = 8
+    text_pivots: int = 0
+
+    name: ClassVar[str] = "dart"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
+    paper: ClassVar[str] = "arXiv 2502.11494"
+    whole: ClassVar[bool] = True
+    sees_separators: ClassVar[bool] = True
+    positions: ClassVar = "original"
+
+    def __post_init__(self) -> None:
+        if self.pivots < 1:
+            raise FoveateError(f"dart: pivots is a number of tokens from 1 on, not {self.pivots}.")
+        if self.text_pivots < 0:
+            raise FoveateError(f"dart: text_pivots is a number of words from 0 on, not {self.text_pivots}.")
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """The question, for pivots of text."""
+        return (Need("instruction"),) if self.text_pivots else ()
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        x = tokens.features
+        pivots = _greatest(x, min(self.pivots, count))
+        words = x[:0]
+        if self.text_pivots:
+            words = tokens.get(Need("instruction"))
+            words = words[_greatest(words, self.text_pivots)]
+        return kept(unlike_pivots(x, pivots, words, count))
+
+
+def _greatest(x: Tensor, count: int) -> Tensor:
+    """Places of the vectors with the greatest norms, these first."""
+    return x.float().abs().sum(dim=1).argsort(descending=True, stable=True)[:count]

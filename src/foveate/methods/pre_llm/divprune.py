@@ -1,0 +1,37 @@
+"""DivPrune: the most diverse tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import Selection, VisualTokens, kept
+from foveate.methods.shared.diversity import Cosines, farthest_first
+
+
+@dataclass(frozen=True)
+class DivPrune(Method):
+    """Keeps the tokens whose least pairwise distance is greatest, found greedily.
+
+    With the distance d(i, j) = 1 - cos(x_i, x_j) of the tokens that the language model would read, the first pick is
+    the token whose nearest neighbour is farthest, argmax_i min_{j != i} d(i, j); each further one is the token that is
+    farthest from what is picked, argmax_i min_{j in S} d(i, j) (DivPrune, arXiv 2503.02175, eq. 3 and algorithm 1).
+    No attention, no text. Newline tokens compete like all others.
+
+    Computed in float32 whatever the model's precision. The authors compute distances in the model's precision, which
+    gives other picks in half precision. Of equal distances the first token wins, and no token is picked twice.
+    """
+
+    name: ClassVar[str] = "divprune"
+    mechanism: ClassVar = ("similarity",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models"
+    paper: ClassVar[str] = "arXiv 2503.02175"
+    whole: ClassVar[bool] = True
+    sees_separators: ClassVar[bool] = True
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        cosines = Cosines(tokens.features, picks=len(tokens))  # the first pick compares all with all
+        return kept(farthest_first(cosines, cosines.nearest().argmin(dim=0, keepdim=True), count))

@@ -1,0 +1,40 @@
+"""FasterVLM: the patches that [CLS] attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import Need, Selection, Tower, VisualTokens, top
+
+
+@dataclass(frozen=True)
+class FasterVLM(Method):
+    """Keeps the patches with the greatest attention of the encoder's [CLS] token.
+
+    a = mean_h A[h, CLS, 1:] at the block whose output the language model reads (block 22 of CLIP ViT-L in LLaVA); the
+    `count` greatest stay, in raster order (FasterVLM, arXiv 2412.01818v1, section 3.2). Tiled images divide the budget
+    over their crops in proportion to the tokens of each. An encoder without [CLS] ranks by attention received.
+
+    Args:
+        layer: Encoder block to read, 0-based or from the end; None: the one whose output is used. The paper's wording
+            ("last layer") differs from its code, which reads the used one.
+    """
+
+    layer: int | None = None
+
+    name: ClassVar[str] = "fastervlm"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "[CLS] Attention is All You Need for Training-Free Visual Token Pruning"
+    paper: ClassVar[str] = "arXiv 2412.01818"
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """The [CLS] row."""
+        layer = tower.last_used if self.layer is None else tower.layer(self.layer)
+        return (Need("cls_attention", layer, substitute=True),)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        return Selection(top(tokens.get(*self.needs(tokens.tower)), count))

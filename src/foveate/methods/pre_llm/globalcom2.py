@@ -1,0 +1,133 @@
+"""GlobalCom2: the thumbnail commands how much of every tile stays, and helps to choose what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.pre_llm import Method, divide
+from foveate.core.tokens import Need, Selection, Tower, VisualTokens, in_order, kept, top
+from foveate.methods.shared.tiles import apportion, filled, layout, resampled, seen_by
+
+
+@dataclass(frozen=True)
+class GlobalCom2(Method):
+    """Keeps more of the tiles that the thumbnail finds important, and in each what tile and thumbnail agree on.
+
+    With s the [CLS] scores and R the share of all tokens that stays: the thumbnail keeps R of its tokens, those of the
+    greatest s. z_i is the sum of the thumbnail's s within tile i, sigma = softmax(z / temperature), and tile i keeps
+    the share r_i = min(1, R (1 + sigma_i - 1/n)). Its tokens are ranked by c / |c| + g / |g|, c their own s and g the
+    thumbnail's s interpolated at their places, both over the tokens of the tile (GlobalCom2, arXiv 2501.05179, AAAI
+    2026).
+
+    s is the head mean of the [CLS] row of the last block before the softmax, as in the authors' code. Their paper
+    writes the softmax; its values sum to at most one over the thumbnail, and a temperature of 10 would make all r_i
+    nearly equal (`softmax` does it). A tile has the patches of the thumbnail whose middle it shows; the authors divide
+    the thumbnail evenly, padding or not, and round down (`reference`); here shares are scaled so that the number is
+    exact. In their code newline tokens stay, one a row, and come on top of the budget, and the thumbnail's
+    tokens are read in the order of their scores; `reference` does both. Otherwise newlines go first, and all stays in
+    raster order. Plain images, which they leave whole, keep the greatest s.
+
+    An encoder without [CLS], as that of LLaVA-OneVision in the paper, has no such row; the released code has no such
+    model. There s is the logarithm of the attention that a patch receives over its mean, which is what a logit is but
+    for a constant, and with `softmax` the attention received itself (our reading).
+
+    Args:
+        temperature: tau.
+        layer: Encoder block of the scores, 0-based or from the end.
+        softmax: Scores after the softmax.
+        reference: An even division of the thumbnail, rounding, newlines and order as in the authors' code; fewer tokens
+            than the budget may stay, and newlines beside them.
+    """
+
+    temperature: float = 10.0
+    layer: int = -1
+    softmax: bool = False
+    reference: bool = False
+
+    name: ClassVar[str] = "globalcom2"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image",)
+    title: ClassVar[str] = (
+        "Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution LVLMs"
+    )
+    paper: ClassVar[str] = "arXiv 2501.05179"
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.reference:
+            object.__setattr__(self, "exact", False)
+        if not self.temperature > 0:
+            raise FoveateError(f"globalcom2: the temperature is greater than 0, not {self.temperature}.")
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """The [CLS] row, or what stands in for it."""
+        if not tower.has_cls:
+            return (Need("received", tower.layer(self.layer)),)
+        return (Need("cls_attention" if self.softmax else "cls_logits", tower.layer(self.layer)),)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        scores = self._scores(tokens)
+        if len(tokens.crops) == 1:
+            place = tokens.crops[0].present
+            return Selection(place[top(scores[place], count)])
+        thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
+        if thumbnail is None or not tiles or not len(thumbnail.present):
+            return self._by_crop(tokens, count)
+        sizes = [len(tile.present) for tile in tiles]
+        total = len(thumbnail.present) + sum(sizes)
+        view = filled(scores, thumbnail)
+        if self.reference:
+            rows, columns = layout(tiles)
+            row = (torch.arange(view.shape[0]) // max(view.shape[0] // rows, 1)).clamp(max=rows - 1)
+            column = (torch.arange(view.shape[1]) // max(view.shape[1] // columns, 1)).clamp(max=columns - 1)
+            owner = (row[:, None] * columns + column).flatten().to(view.device)
+            sums = view.new_zeros(len(tiles)).index_add_(0, owner, view.flatten())
+        else:
+            sums = seen_by(tiles, thumbnail).to(view.dtype) @ view.flatten()
+        factors = importance(sums.tolist(), self.temperature)
+        if self.reference:
+            ratio = count / total
+            whole = len(thumbnail.present) * count // total
+            shares = [int(size * min(1.0, ratio * factor)) for size, factor in zip(sizes, factors, strict=True)]
+        else:
+            whole, rest = divide(count, [len(thumbnail.present), sum(sizes)])
+            shares = apportion(rest, [size * factor for size, factor in zip(sizes, factors, strict=True)], sizes)
+        best = scores[thumbnail.present].argsort(descending=True, stable=True)[:whole]
+        first = thumbnail.present[best]
+        picks = [first]
+        for tile, share in zip(tiles, shares, strict=True):
+            guide = resampled(view, thumbnail, tile)[tile.index >= 0]
+            combined = F.normalize(scores[tile.present], dim=0) + F.normalize(guide, dim=0)
+            picks.append(tile.present[top(combined, share)])
+        if not self.reference:
+            return kept(torch.cat(picks))
+        if tokens.separators is not None:
+            picks.append(tokens.separators.nonzero().flatten())
+        found = kept(torch.cat(picks))
+        rest = found.indices[~torch.isin(found.indices, first)]
+        return in_order(found, tokens.features, torch.searchsorted(found.indices, torch.cat([first, rest])))
+
+    def _scores(self, tokens: VisualTokens) -> Tensor:
+        """(N,) s of all tokens."""
+        (need,) = self.needs(tokens.tower)
+        scores = tokens.get(need).float()
+        if need.kind != "received" or self.softmax:
+            return scores
+        ordinary = scores if tokens.separators is None else scores[~tokens.separators]
+        least = torch.finfo(torch.float32).tiny
+        return (scores.clamp(min=least) / ordinary.mean().clamp(min=least)).log()
+
+
+def importance(sums: list[float], temperature: float) -> list[float]:
+    """1 + softmax(sums / temperature) - 1 / n, by which the share of every tile is multiplied."""
+    highest = max(sums)
+    powers = [math.exp((value - highest) / temperature) for value in sums]
+    return [1 + power / sum(powers) - 1 / len(sums) for power in powers]

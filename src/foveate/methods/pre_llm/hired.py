@@ -1,0 +1,83 @@
+"""HiRED: an early block's attention on the thumbnail divides the budget, a late block's attention spends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.counting import share_of
+from foveate.core.errors import FoveateError
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept, top
+from foveate.methods.shared.tiles import apportion, seen_by
+
+
+@dataclass(frozen=True)
+class HiRED(Method):
+    """Divides the budget over the tiles by where an early block looks in the thumbnail; [CLS] attention picks in each.
+
+    The thumbnail gets int(alpha T) of a budget of T. Its int((1 - alpha) N) patches with the greatest [CLS] attention
+    at block 0 are its content, and the rest of T is divided over the tiles in proportion to the content in each.
+    In every crop the patches with the greatest [CLS] attention stay, at the block whose output the language model reads
+    (HiRED, arXiv 2408.10945, AAAI 2025). A plain image is ranked by that attention alone.
+
+    A tile has the content whose middle it shows. The authors' code cuts the raster into runs of equal length instead,
+    which are horizontal strips and not tiles (`reference`), and rounds all shares down; here the number is exact, and
+    what a full tile cannot take goes to the others. Their padding spends budget before it is cut away; here it never
+    has any. Newline tokens go first, as they do there.
+
+    Args:
+        alpha: Share of the budget for the thumbnail, 0 to 1.
+        reference: Strips and rounding as in the authors' code; fewer tokens than the budget may stay.
+    """
+
+    alpha: float = 0.5
+    reference: bool = False
+
+    name: ClassVar[str] = "hired"
+    mechanism: ClassVar = ("attention",)
+    modality: ClassVar = ("image",)
+    title: ClassVar[str] = "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution VLMs"
+    paper: ClassVar[str] = "arXiv 2408.10945"
+    whole: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise FoveateError(f"hired: alpha is a share from 0 to 1, not {self.alpha}.")
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """The [CLS] row of the block that is read and of the first."""
+        return Need("cls_attention", tower.last_used), Need("cls_attention", 0)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        late, early = (tokens.get(need) for need in self.needs(tokens.tower))
+        if len(tokens.crops) == 1:
+            place = tokens.crops[0].present
+            return Selection(place[top(late[place], count)])
+        thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
+        if thumbnail is None or not tiles:
+            return self._by_crop(tokens, count)
+        sizes = [len(tile.present) for tile in tiles]
+        whole = min(share_of(self.alpha, count, "down"), len(thumbnail.present))
+        if not self.reference:
+            whole = max(whole, count - sum(sizes))
+        marks = torch.zeros_like(thumbnail.index, dtype=torch.bool)
+        seen = thumbnail.index >= 0
+        lively = share_of(1 - self.alpha, len(thumbnail.present), "down")
+        marks[seen.nonzero().flatten()[top(early[thumbnail.present], lively)]] = True
+        if self.reference:
+            strip = torch.arange(len(marks), device=marks.device) * len(tiles) // len(marks)
+            content = marks.new_zeros(len(tiles), dtype=torch.float32).index_add_(0, strip, marks.float())
+            shares = (content / content.sum().clamp(min=1) * (count - whole)).int().tolist()
+            shares = [min(share, size) for share, size in zip(shares, sizes, strict=True)]
+        else:
+            content = (seen_by(tiles, thumbnail) & marks).sum(dim=1)
+            shares = apportion(count - whole, content.tolist(), sizes)
+        picks: list[Tensor] = []
+        for crop, share in zip([thumbnail, *tiles], [whole, *shares], strict=True):
+            picks.append(crop.present[top(late[crop.present], share)])
+        return kept(torch.cat(picks))

@@ -1,0 +1,31 @@
+"""Evenly spaced tokens, the control that looks nowhere in particular."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import Selection, VisualTokens
+from foveate.methods.shared.cells import cells
+
+
+@dataclass(frozen=True)
+class Uniform(Method):
+    """Keeps tokens that lie evenly over the rows and columns of the image.
+
+    A control, not a paper. The raster is divided into as many cells of equal size as tokens shall stay, about as wide
+    as high, and the token nearest to the middle of each stays (of equally near ones the first): a regular lattice where
+    rows and columns divide evenly, and close to one for every other number.
+    Its cells are those that `pool` averages. Tiled images divide the budget over their crops in proportion to their
+    tokens.
+    """
+
+    name: ClassVar[str] = "uniform"
+    mechanism: ClassVar = ("control",)
+    modality: ClassVar = ("image", "video")
+    title: ClassVar[str] = "Evenly spaced tokens (control)"
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `Method.select`."""
+        return Selection(cells(tokens.crops[0], count)[0])

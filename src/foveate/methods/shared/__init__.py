@@ -1,0 +1,1 @@
+"""Maths that two methods or more use."""

@@ -1,0 +1,150 @@
+"""Clustering that several methods share: everything deterministic; only `density_peaks` compares all with all."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.core.tokens import wide
+from foveate.methods.shared.diversity import gram
+
+
+def spread(size: int, count: int, device: torch.device | None = None) -> Tensor:
+    """`count` places of `size`, evenly spread, each in the middle of its stretch: (count,), ascending, distinct."""
+    return ((2 * torch.arange(count, device=device) + 1) * size) // (2 * count)
+
+
+def nearest(keys: Tensor, centres: Tensor, count: int, bonus: Tensor | None = None) -> Tensor:
+    """The `count` other tokens most similar to each centre: (m, count), most similar first.
+
+    Args:
+        keys: (N, d), compared by cosine.
+        centres: (m,) places.
+        count: Neighbours of each, at most N - 1.
+        bonus: (N,) added to the similarity of every token.
+    """
+    x = F.normalize(keys.float(), dim=-1)
+    similarity = x[centres] @ x.T
+    if bonus is not None:
+        similarity = similarity + bonus
+    similarity.scatter_(1, centres[:, None], -torch.inf)
+    return similarity.argsort(dim=1, descending=True, stable=True)[:, : min(count, len(x) - 1)]
+
+
+def weighted(features: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
+    """Sum of weights * features over each group of places (m, n): (m, D) in float32, in float64 of float64."""
+    x = wide(features)
+    return x.new_zeros(len(groups), len(x)).scatter_(1, groups, weights.to(x.dtype)[groups]) @ x
+
+
+def representatives(labels: Tensor, scores: Tensor, count: int) -> Tensor:
+    """The member of the highest score of each of `count` clusters, the first of equals: (count,) places.
+
+    Every cluster needs a member.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    sizes = labels.bincount(minlength=count)
+    return order[sizes.cumsum(0) - sizes]
+
+
+def cosine_kmeans(x: Tensor, count: int, iterations: int) -> Tensor:
+    """Spherical k-means without chance: (N,) labels, every one of 0 to count - 1 used.
+
+    Starts from evenly spread tokens. A centre is the normalised sum of its unit vectors. A cluster that runs empty
+    takes the token that is least like its own centre, and is not the best of its cluster.
+
+    Args:
+        x: (N, d), any length; compared by cosine.
+        count: Clusters, at most N.
+        iterations: Updates of the centres; the labels of the last centres are returned.
+    """
+    x = F.normalize(x.float(), dim=-1)
+    centres = x[spread(len(x), count, x.device)]
+    labels = _labels(x, centres)
+    for _ in range(iterations):
+        sums = torch.zeros_like(centres).index_add_(0, labels, x)
+        centres = F.normalize(sums, dim=-1)
+        labels = _labels(x, centres)
+    return labels
+
+
+def _labels(x: Tensor, centres: Tensor) -> Tensor:
+    count = len(centres)
+    closeness, labels = (x @ centres.T).max(dim=1)
+    # Empty clusters, first ones first, take the worst-placed tokens. All `count` slots are computed and only those of
+    # empty clusters are used, so that no size has to travel to the host.
+    sizes = labels.bincount(minlength=count)
+    empty_first = (sizes > 0).to(torch.int8).argsort(stable=True)
+    best = torch.full((count,), -torch.inf, dtype=closeness.dtype, device=x.device).scatter_reduce_(
+        0, labels, closeness, "amax"
+    )
+    places = torch.arange(len(x), device=x.device)
+    first_best = torch.full((count,), len(x), dtype=torch.int64, device=x.device)
+    first_best.scatter_reduce_(0, labels, torch.where(closeness == best[labels], places, len(x)), "amin")
+    spare = closeness.masked_fill(first_best[labels] == places, torch.inf)
+    worst = spare.argsort(stable=True)[:count]
+    labels[worst] = torch.where(sizes[empty_first] == 0, empty_first, labels[worst])
+    return labels
+
+
+def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
+    """Local outlier factor (Breunig et al., 2000) of each of N numbers: about 1 in a crowd, greater outside: (N,).
+
+    With d_k(j) the distance of j to its k-th neighbour, i has the density 1 / mean_j max(d_k(j), |v_i - v_j|) over its
+    k neighbours j, and the factor is the mean density of the neighbours over its own. On a line the neighbours of a
+    number lie within k places of it in sorted order, so N x 2k distances suffice. Of equally near numbers the smaller
+    is the neighbour.
+
+    Args:
+        values: (N,).
+        neighbours: k; at most N - 1 are used.
+    """
+    count = len(values)
+    k = min(neighbours, count - 1)
+    if k < 1:
+        return torch.ones_like(values, dtype=torch.float32)
+    ordered, order = values.float().sort(stable=True)
+    offsets = torch.cat([torch.arange(-k, 0), torch.arange(1, k + 1)]).to(values.device)
+    places = torch.arange(count, device=values.device)[:, None] + offsets
+    outside = (places < 0) | (places >= count)
+    places = places.clamp(0, count - 1)
+    distance = (ordered[places] - ordered[:, None]).abs().masked_fill(outside, torch.inf)
+    distance, chosen = distance.sort(dim=1, stable=True)
+    distance, near = distance[:, :k], places.gather(1, chosen[:, :k])
+    density = 1 / (torch.maximum(distance, distance[:, -1][near]).mean(dim=1) + 1e-10)  # duplicates: not infinite
+    factor = density[near].mean(dim=1) / density
+    out = torch.empty_like(factor)
+    out[order] = factor
+    return out
+
+
+def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """DPC-kNN: centres are dense, and far from what is denser (Rodriguez and Laio, 2014; Du et al., 2016).
+
+    With distances d(i, j) = |x_i - x_j| / sqrt(D), the density of i is exp(-mean d(i, j)^2) over its `count` nearest,
+    itself among them; its distance is that to the nearest denser token, for the densest the greatest there is. Tokens
+    with the greatest density times distance are centres, all others join the nearest centre. Of equally dense tokens
+    the first counts as denser, of equal centres the first wins.
+
+    Args:
+        x: (N, D).
+        count: Clusters, from 1 to N.
+
+    Returns:
+        (count,) places of the centres, the best first; (N,) which of them each token belongs to.
+    """
+    x = x.float()
+    products = gram(x - x.mean(dim=0))
+    squares = products.diagonal()
+    distance = ((squares[:, None] + squares - 2 * products).clamp(min=0) / x.shape[1]).sqrt().fill_diagonal_(0)
+    density = (-distance.topk(count, largest=False).values.square().mean(dim=1)).exp()
+    order = torch.arange(len(x), device=x.device)
+    denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
+    apart = distance.masked_fill(~denser, torch.inf).amin(dim=1)
+    apart = torch.where(apart.isinf(), distance.max(), apart)
+    centres = (apart * density).argsort(descending=True, stable=True)[:count]
+    labels = distance[:, centres].argmin(dim=1)
+    labels[centres] = torch.arange(count, device=x.device)
+    return centres, labels

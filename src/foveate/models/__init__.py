@@ -1,0 +1,1 @@
+"""Trained architectures, one folder each."""

@@ -1,0 +1,11 @@
+"""One static page from result files: tables that sort, plots with the Pareto front, a page for every method.
+
+    foveate report results/*.json -o report
+
+Everything stands in the folder: no script, style or font comes from elsewhere, and the pages open from a disk.
+"""
+
+from foveate.report.building import build
+from foveate.report.reading import Results, Source, read
+
+__all__ = ["Results", "Source", "build", "read"]

@@ -1,0 +1,90 @@
+"""A report as files: everything is made before the first page is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.core.errors import FoveateError
+from foveate.report.charts import time_charts, tokens_charts, unique
+from foveate.report.drawing import png
+from foveate.report.grouping import entries
+from foveate.report.html import GENERATOR
+from foveate.report.pages import PICTURES, PLOTS, Report
+from foveate.report.pictures import Album, Gallery, plan_of, write
+from foveate.report.reading import read
+
+TITLE = "Reading fewer visual tokens: what every method costs and keeps"
+
+
+def build(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    title: str = TITLE,
+    pictures: bool = True,
+    pictures_models: Sequence[str] = (),
+    redraw: bool = False,
+    report: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
+    """Make a report from result files.
+
+    Nothing is written before all files have been read. Pictures are kept between runs; pages and plots are written
+    beside and then moved, the page over everything last.
+
+    Args:
+        paths: Files of `foveate bench accuracy`, `speed`, `joint`, and of the earlier `bench selection`.
+        folder: Of the report; it is made if need be.
+        title: Of the page.
+        pictures: Whether methods have pictures of what they keep.
+        pictures_models: Folders or Hub ids of models that make them, or "embedded", which is the default; a method is
+            shown on the first of them that can follow it.
+        redraw: Make all pictures anew.
+        report: Called with a line about everything begun.
+
+    Returns:
+        What was made: `page`, `pages`, `plots`, `pictures` (drawn, found, impossible) and `rows` by kind.
+
+    Raises:
+        FoveateError: a file cannot be reported, the folder is somebody else's, or matplotlib is missing.
+    """
+    results = read(paths)
+    _check_folder(folder)
+    tokens, times = unique(tokens_charts(results)), unique(time_charts(results))
+    plots = {f"{PLOTS}/{chart.name}.png": png(chart) for chart in (*tokens, *times)}
+    albums: dict[str, Album] = {}
+    gallery = Gallery(folder / PICTURES, pictures_models, again=redraw, report=report)
+    if pictures:
+        albums[""] = gallery.album("")
+        for method in results.methods:
+            if entry := entries().get(method):
+                albums[method] = gallery.album(plan_of(method, entry))
+    made = Report(title, results, tokens, times, albums)
+    pages = {name: content.encode(errors="replace") for name, content in made.pages().items()}
+    for name, content in (plots | pages).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, content)
+    if pictures:
+        gallery.sweep()
+    return {
+        "page": str(folder / "index.html"),
+        "pages": len(pages),
+        "plots": [str(folder / name) for name in plots],
+        "pictures": {
+            "drawn": gallery.drawn,
+            "found": gallery.found,
+            "impossible": {method: album.reason for method, album in albums.items() if album.reason},
+        },
+        "rows": {kind: len(getattr(results, kind)) for kind in ("accuracy", "speed", "joint")},
+    }
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to write over what is no report."""
+    if folder.exists() and not folder.is_dir():
+        raise FoveateError(f"{folder} is a file; a report is a folder.")
+    page = folder / "index.html"
+    if page.exists() and f'content="{GENERATOR}"' not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise FoveateError(f"{page} is another page, not a report; choose another folder.")

@@ -1,0 +1,69 @@
+"""Families of methods, so that few colours tell many apart; taken from the registry, so that a new method has one."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+from foveate.report.reading import UNTOUCHED
+
+
+class Group(NamedTuple):
+    """A family of methods.
+
+    Attributes:
+        key: short name.
+        title: shown in legends.
+        colour: of its marks on white and on near-black.
+        marker: its shape, as matplotlib names it.
+    """
+
+    key: str
+    title: str
+    colour: str
+    marker: str
+
+
+GROUPS: dict[str, Group] = {
+    group.key: group
+    for group in (
+        Group("untouched", "untouched model", "#7d8590", "*"),
+        Group("control", "controls", "#8c959f", "X"),
+        Group("attention", "attention of the encoder", "#0e8fc4", "o"),
+        Group("features", "features of the tokens", "#1a9e6f", "s"),
+        Group("prompt", "asks the prompt", "#c46ba0", "^"),
+        Group("encoder", "inside the encoder", "#d9730d", "D"),
+        Group("decoder", "inside the language model", "#8b6fd6", "v"),
+        Group("other", "several steps, or unknown", "#b8901c", "P"),
+    )
+}
+
+#: Kinds of needs that look at what is asked.
+_PROMPT = ("instruction", "text_feature", "first_layer_attention")
+
+
+@cache
+def entries() -> dict[str, Any]:
+    """Every registered method's entry of the gallery by name."""
+    from foveate.methods.gallery import gallery
+
+    return {entry.name: entry for entry in gallery()}
+
+
+@cache
+def group_of(method: str) -> Group:
+    """The family of a method by its name."""
+    if method == UNTOUCHED:
+        return GROUPS["untouched"]
+    entry = entries().get(method)
+    if entry is None:
+        return GROUPS["other"]
+    if not entry.paper:
+        return GROUPS["control"]
+    if entry.site == "decoder":
+        return GROUPS["decoder"]
+    if entry.site == "in-encoder":
+        return GROUPS["encoder"]
+    if any(kind in _PROMPT for kind in entry.kinds):
+        return GROUPS["prompt"]
+    return GROUPS["attention" if entry.kinds else "features"]

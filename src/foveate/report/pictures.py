@@ -1,0 +1,220 @@
+"""What every plan keeps of the same six images: drawn once, kept by name beside the report."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveate.benchmark.results import replace
+from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: The images: task of the generator, number of the page in the held-out split, size in pixels, what they show.
+#: Chosen among the pages that the embedded model reads when no plan is followed.
+IMAGES: tuple[tuple[str, int, tuple[int, int], str], ...] = (
+    ("read_word", 4, (448, 288), "a word"),
+    ("receipt_total", 7, (288, 448), "a receipt"),
+    ("table_cell", 6, (448, 320), "a table"),
+    ("chart_extreme", 22, (448, 352), "a chart"),
+    ("sign", 13, (416, 320), "a sign"),
+    ("count_shapes", 21, (448, 352), "shapes"),
+)
+DIFFICULTY = 0.2
+EMBEDDED = "embedded"
+#: Pixels of the longer side of a picture; tokens written of an answer.
+SIDE, ANSWER = 448, 16
+#: What is kept in pictures where a plan needs a budget.
+BUDGET = "25%"
+_FORM = 3  # of the files; a change of it makes all pictures anew
+_OURS = re.compile(r"[a-z0-9+-]+-[0-9a-f]{10}(-\d)?\.(webp|json)")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image under one plan.
+
+    Args:
+        file: Name of the picture.
+        size: Its width and height in pixels.
+        shows: What the image shows.
+        question: That was asked about it.
+        expected: The right answer.
+        answer: What the model said.
+        tokens_in: Tokens of the image.
+        tokens_kept: That the language model read.
+        last: That its last layers still had, where tokens leave inside it.
+        merged: Tokens that went into others.
+        dropped: Tokens that were left out.
+    """
+
+    file: str
+    size: tuple[int, int]
+    shows: str
+    question: str
+    expected: str
+    answer: str
+    tokens_in: int
+    tokens_kept: int
+    last: int | None = None
+    merged: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Album:
+    """The pictures of one plan.
+
+    Args:
+        plan: As text; "" for the images themselves.
+        model: That looked at them; of several the first that can follow the plan.
+        pictures: Six, or none.
+        reason: Why there are none.
+    """
+
+    plan: str
+    model: str = ""
+    pictures: tuple[Picture, ...] = ()
+    reason: str = ""
+
+
+class Gallery:
+    """Makes albums, and finds those that were made before.
+
+    Args:
+        folder: Of the pictures.
+        models: Folders, Hub ids or "embedded"; the embedded model where there is none. Each plan is shown on the first
+            model that can follow it.
+        again: Draw everything anew.
+        report: Called with a line about every plan that is drawn.
+    """
+
+    def __init__(
+        self, folder: Path, models: Sequence[str] = (), *, again: bool = False,
+        report: Callable[[str], object] = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.folder, self.again, self.report = folder, again, report
+        # The embedded model is asked for by its name, or by none.
+        self.models = tuple(None if name == "embedded" else name for name in models) or (None,)
+        self.drawn = self.found = 0
+        self._used: set[str] = set()
+        self._loaded: dict[str | None, Any] = {}
+
+    def album(self, plan: str) -> Album:
+        """The album of a plan, "" for the images as they are.
+
+        Raises:
+            FoveateError: a model cannot be loaded.
+        """
+        albums = []
+        for model in self.models:
+            albums.append(self._album(plan, model))
+            if albums[-1].pictures:
+                return albums[-1]
+        if len(albums) == 1:
+            return albums[0]
+        return Album(plan, albums[0].model, reason=" ".join(f"{one.model}: {one.reason}" for one in albums))
+
+    def _album(self, plan: str, model: str | None) -> Album:
+        stem = self._stem(plan, model)
+        described = self.folder / f"{stem}.json"
+        album = None if self.again else _stored(described)
+        if album is None:
+            self.report(f"pictures of {plan or 'the images'} on {model or EMBEDDED}")
+            album = self._draw(plan, model, stem)
+            write(described, json.dumps(asdict(album), indent=1, ensure_ascii=False).encode() + b"\n")
+            self.drawn += 1
+        else:
+            self.found += 1
+        self._used |= {described.name, *(picture.file for picture in album.pictures)}
+        return album
+
+    def sweep(self) -> None:
+        """Remove pictures of earlier reports that this one does not show."""
+        for path in self.folder.glob("*-*.*"):
+            if _OURS.fullmatch(path.name) and path.name not in self._used:
+                path.unlink()
+
+    def _stem(self, plan: str, model: str | None) -> str:
+        from foveate import __version__
+        from foveate.report.charts import slug
+
+        asked = [_FORM, __version__, model, plan, IMAGES, DIFFICULTY, SIDE, ANSWER]
+        number = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:10]
+        return f"{slug(re.split(r'[:(@]', plan)[0]) or 'image'}-{number}"
+
+    def _draw(self, plan: str, model: str | None, stem: str) -> Album:
+        from foveate.answering import ask
+        from foveate.loading import load
+        from foveate.visualization.selection import draw_tokens, joined
+
+        if model not in self._loaded:
+            self._loaded[model] = load(model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pictures = []
+        for number, (sample, (*_, shows)) in enumerate(zip(_samples(), IMAGES, strict=True), 1):
+            try:
+                answer = ask(sample.image, sample.question, self._loaded[model], plan or None, max_new_tokens=ANSWER)
+            except FoveateError as error:
+                return Album(plan, model or EMBEDDED, reason=str(error))
+            counts: dict[str, int] = {"tokens_in": answer.tokens.read, "tokens_kept": answer.tokens.read}
+            image = sample.image
+            if plan and answer.selection:
+                [document, *_] = joined(answer.selection)
+                image = draw_tokens(document, image, (SIDE, SIDE))
+                counts = {name: document[name] for name in ("tokens_in", "tokens_kept")}
+                merged = sum(len(group["tokens"]) for group in document["merged"])
+                counts |= {"merged": merged, "dropped": len(document["dropped"])}
+                if document["layers"]:
+                    counts["last"] = document["layers"][-1]["tokens_kept"]
+            file = f"{stem}-{number}.webp"
+            write(self.folder / file, _webp(image))
+            said = (sample.question, sample.answer, answer.text)
+            pictures.append(Picture(file, image.size, shows, *said, **counts))
+        return Album(plan, model or EMBEDDED, tuple(pictures))
+
+
+def plan_of(method: str, entry: Any) -> str:
+    """The plan that pictures of a method follow."""
+    return method if entry.budget == "none" else f"{method}:{BUDGET}"
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in one step."""
+    replace(path, content)
+
+
+@cache
+def _samples() -> tuple[Any, ...]:
+    from foveate.synthetic import render
+
+    return tuple(
+        render(task, seed, split="heldout", size=size, difficulty=DIFFICULTY) for task, seed, size, _ in IMAGES
+    )
+
+
+def _webp(image: Image) -> bytes:
+    written = io.BytesIO()
+    image.save(written, "WEBP", quality=82, method=6)
+    return written.getvalue()
+
+
+def _stored(path: Path) -> Album | None:
+    """The album that a file describes, if it and all its pictures are there."""
+    try:
+        document: Mapping[str, Any] = read_json(path)
+        pictures = [Picture(**one | {"size": tuple(one["size"])}) for one in document["pictures"]]
+        album = Album(document["plan"], document["model"], tuple(pictures), document["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    there = all(_OURS.fullmatch(one.file) and (path.parent / one.file).is_file() for one in pictures)
+    return album if there else None

@@ -1,0 +1,187 @@
+"""`vasparse`: generation with sparse attention and contrast, on a live model; see `foveate.methods.decoding.VASparse`."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from foveate.core.errors import FoveateError
+from foveate.core.in_attention import Looking
+from foveate.families import family_of
+from foveate.methods.decoding.vasparse import VASparse
+from foveate.runtime import compat
+from foveate.runtime.attach import _unwrapped
+from foveate.runtime.attention_functions import Call, stand_around
+from foveate.runtime.patches import Patches, Uncopied
+from foveate.runtime.speculative import VASPARSE, prompt_mask, refuse_plan
+
+
+def vasparse(model: Any, settings: VASparse | None = None) -> Contrasting:
+    """Let a live model's `generate` follow VASparse, until the handle is restored.
+
+        with foveate.vasparse(model, VASparse(keep=0.9, contrast=0.1)):
+            model.generate(**inputs)
+
+    One conversation at a time; greedy decoding and sampling both work.
+
+    Args:
+        model: A model of `transformers` of a family whose layers all attend.
+        settings: The method's settings; those of the paper by default.
+
+    Raises:
+        FoveateError: the model has other layers, has fewer than `exit_layer`, or something is attached to it.
+    """
+    return Contrasting(_unwrapped(model), settings or VASparse())
+
+
+class _Writing:
+    """One text while it is written.
+
+    Args:
+        visual: (L,) bool, which positions of the prompt are of images.
+    """
+
+    def __init__(self, visual: Tensor) -> None:
+        self.visual = visual
+        self.mass: dict[int, Tensor] = {}  # by layer, attention that each token paid to the image
+        self.branch: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, keys and values that the sparse branch sees
+        self.entered: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # by layer, what it was called with last
+        self.sparse = False  # whether the sparse branch is running
+
+
+class Contrasting(Uncopied):
+    """VASparse on a model; a context manager that restores the model when left."""
+
+    def __init__(self, model: Any, settings: VASparse) -> None:
+        self.model, self.settings = model, settings
+        self.family = family_of(model)
+        self.core = self.family.core(model)
+        text: Any = self.family.text(self.core)
+        self.text = text
+        if not all(hasattr(layer, "self_attn") for layer in text.layers) or not hasattr(text, "norm"):
+            raise FoveateError(f"vasparse needs layers that all attend; those of {type(text).__name__} do not.")
+        if settings.exit_layer > len(text.layers):
+            raise FoveateError(
+                f"exit_layer {settings.exit_layer} is behind the {len(text.layers)} layers of this model."
+            )
+        refuse_plan(model)
+        if VASPARSE in vars(model) or "generate" in vars(model):
+            raise FoveateError("a draft or vasparse is attached to this model already; restore it first.")
+        self._local = threading.local()
+        self._patches = Patches()
+        try:
+            for number, layer in enumerate(text.layers):
+                stand_around(self._patches, layer.self_attn, functools.partial(self._attend, number))
+                if number < settings.exit_layer:
+                    self._patches.before(layer, functools.partial(self._enter, number), with_kwargs=True)
+            self._patches.wrap(model, "generate", self._generate)
+            self._patches.set(model, VASPARSE, self)
+        except BaseException:
+            self.restore()
+            raise
+
+    def restore(self) -> None:
+        """Leave the model exactly as it was. Doing it twice changes nothing."""
+        self._patches.undo()
+
+    def __enter__(self) -> Contrasting:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.restore()
+
+    def __repr__(self) -> str:
+        return f"<vasparse on {type(self.model).__name__}>"
+
+    @property
+    def _writing(self) -> _Writing | None:
+        """The text that this thread is writing."""
+        return getattr(self._local, "writing", None)
+
+    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        refuse_plan(self.model)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None or len(ids) != 1:
+            raise FoveateError("vasparse needs the input_ids of one conversation at a time.")
+        if compat.cache_in(kwargs) is not None:
+            raise FoveateError("vasparse must read the whole prompt: leave the cache out.")
+        self._local.writing = _Writing(prompt_mask(self.family, self.core, ids[0]))
+        given = kwargs.pop("logits_processor", None) or []
+        try:
+            return generate(*args, **kwargs, logits_processor=LogitsProcessorList([_Contrast(self), *given]))
+        finally:
+            self._local.writing = None
+
+    def sparse_logits(self) -> Tensor:
+        """Logits (1, V) float32 of the sparse branch for the last token that this thread's `generate` has read."""
+        writing = self._local.writing
+        hidden = writing.entered[0][0]
+        writing.sparse = True
+        try:
+            for number in range(self.settings.exit_layer):
+                output = self.text.layers[number](hidden, **writing.entered[number][1])
+                hidden = output[0] if isinstance(output, tuple) else output
+        finally:
+            writing.sparse = False
+        return self.model.get_output_embeddings()(self.text.norm(hidden))[:, -1].float()
+
+    def _enter(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note what a layer is called with, for the last token alone."""
+        writing = self._writing
+        if writing is None or writing.sparse:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cos, sin = kwargs["position_embeddings"]
+        last = {"position_embeddings": (cos[..., -1:, :], sin[..., -1:, :])}
+        writing.entered[number] = (hidden[:, -1:], last)
+
+    def _attend(self, number: int, call: Call) -> Any:
+        writing = self._writing
+        if writing is None:  # not inside `generate`
+            return call.attend()
+        if writing.sparse:
+            return self._attend_sparsely(writing.branch[number], call)
+        allowed, count = call.allowed()[0], call.query.shape[2]
+        total = call.key.shape[2]
+        visual = torch.zeros(total, dtype=torch.bool, device=call.key.device)
+        visual[: len(writing.visual)] = writing.visual[:total].to(visual.device)
+        looking = Looking(
+            call.query[0], call.key[0], call.scaling, allowed, visual, ~visual, number, len(self.text.layers)
+        )
+        rows = looking.rows(torch.arange(count, device=visual.device))
+        before = writing.mass.get(number, rows.new_zeros(0))
+        mass = writing.mass[number] = torch.cat([before, rows[:, visual].sum(dim=1)])
+        if len(mass) != total:
+            raise FoveateError("vasparse needs a cache that holds the whole conversation and nothing else.")
+        scores = self.settings.scores(rows[-1], mass, allowed[-1])
+        if number < self.settings.exit_layer:
+            left = self.settings.left(scores, visual)
+            left = left[left < total - 1]  # the branch brings the last token itself
+            writing.branch[number] = (call.key[:, :, left], call.value[:, :, left])
+        if count > 1 or self.settings.keep == 1:
+            return call.attend()
+        kept = self.settings.kept(scores)
+        return call.attend(key=call.key[:, :, kept], value=call.value[:, :, kept], mask=None)
+
+    def _attend_sparsely(self, left: tuple[Tensor, Tensor], call: Call) -> Any:
+        key, value = left
+        return call.attend(
+            key=torch.cat([key, call.key], dim=2), value=torch.cat([value, call.value], dim=2), mask=None
+        )
+
+
+class _Contrast(LogitsProcessor):
+    """Takes from the logits what the sparse branch says."""
+
+    def __init__(self, handle: Contrasting) -> None:
+        self.handle = handle
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        rate = self.handle.settings.contrast
+        return scores if rate == 0 else scores - rate * self.handle.sparse_logits().to(scores.device)

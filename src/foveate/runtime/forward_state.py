@@ -1,0 +1,217 @@
+"""One call of the language model, and what its layers hold of the sequence.
+
+Columns are those of the sequence that enters the first layer. `columns` (B, P) of a segment says which of them each
+position of the shorter sequence is, -1 for padding on the left of rows that lost more than others.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.tokens import Crop, Need
+from foveate.families import ImageLayout
+from foveate.runtime import sequence
+from foveate.runtime.cache_view import Kept
+from foveate.runtime.report import LayerReport
+from foveate.runtime.sequence import Chosen
+from foveate.runtime.sight import company
+
+_T = TypeVar("_T")
+
+
+class OfPositions(Generic[_T]):
+    """What calls of the language model are about, by the rotary positions that their layers are given.
+
+    A checkpointed layer runs again in the backward pass, perhaps in another thread and when the call is over, but with
+    the same rotary positions.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, _T] = {}
+
+    def of(self, cosine: Tensor) -> _T | None:
+        """What the call with these positions is about; None where it is not known."""
+        return self._known.get(id(cosine))
+
+    def remember(self, cosine: Tensor, what: _T) -> None:
+        """Note it, as long as the positions exist."""
+        if id(cosine) not in self._known:
+            self._known[id(cosine)] = what
+            weakref.finalize(cosine, self._known.pop, id(cosine), None)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An image in the sequence that enters the first layer.
+
+    Args:
+        number: Which of the images of the call.
+        row: Sequence of the batch.
+        places: (N,) where its tokens stand among the new columns.
+        origin: (N,) their places among the tokens that the encoder made of it.
+        measured: What probes found of the encoder, a value for each of those.
+        layout: The tokens that the encoder made, as a picture.
+        sources: (N, K) the new columns whose positions each token carries, for tokens that carry several (PPE).
+    """
+
+    number: int
+    row: int
+    places: Tensor
+    origin: Tensor
+    measured: Mapping[Need, Tensor]
+    layout: ImageLayout
+    sources: Tensor | None = None
+
+    @property
+    def separators(self) -> Tensor | None:
+        """(N,) bool, which of its tokens are newlines and the like; None: none is."""
+        found = self.layout.separators
+        return None if found is None else found.to(self.origin.device)[self.origin]
+
+    def crops(self) -> tuple[Crop, ...]:
+        """Where its tokens come from: `index` are places among those that are left, -1 for the others."""
+        place = torch.full((self.layout.count + 1,), -1, dtype=torch.int64, device=self.origin.device)
+        place[self.origin] = torch.arange(len(self.origin), device=self.origin.device)
+        # -1, of padding, finds the last one, -1 again.
+        return tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.layout.crops)
+
+
+@dataclass
+class Short:
+    """What the layers of a segment are called with."""
+
+    columns: Tensor  # (B, P) of the new columns
+    gone: Tensor  # (B, P) image tokens left out before each of them, in this pass
+    total: Tensor  # (B, 1)
+    images: list[Placed]  # at their places in the short sequence
+    taken: Tensor | None = None  # (B, P) of the sequence of the segment before
+    chosen: list[Chosen] = field(default_factory=list)  # in the sequence of the segment before
+    made: dict[Any, Any] = field(default_factory=dict)  # masks and rotations, made once for all layers
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows begin with padding."""
+        return bool((self.columns < 0).any())
+
+
+@dataclass
+class Pass:
+    """One call of the language model.
+
+    Args:
+        length: New columns L.
+        images: Images among them.
+        seen: (B, past + L) 0 for padding.
+        asking: (B, L) 1 for the tokens before answers; None: the last one asks.
+        positions: Position ids of the new columns as the language model is given them.
+        kept: What the cache holds, where there is one.
+        cache: The cache.
+        entered: (B, L, D) the embeddings of the new columns.
+        decided: What was chosen for this prompt before, by image and layer (what methods that change attention chose by
+            -1 - row and layer): without a cache `generate` passes the growing text through the model at every step, and
+            what was chosen for the prompt stays chosen.
+        blocks: (B, L) the sample that each new column is of, -1 for padding; None: every row is one.
+        allowed: (B, L, past + L) bool, who sees whom where that is neither causal nor causal in each sample.
+    """
+
+    length: int
+    images: list[Placed]
+    seen: Tensor
+    asking: Tensor | None
+    positions: Tensor
+    kept: Kept | None
+    cache: Any
+    entered: Tensor
+    decided: dict[tuple[int, int], Any]
+    blocks: Tensor | None = None
+    allowed: Tensor | None = None
+    shorts: dict[int, Short] = field(default_factory=dict)
+    keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    activations: dict[int, Tensor] = field(default_factory=dict)
+    reports: dict[int, list[LayerReport]] = field(default_factory=dict)
+    #: Whether there may be a backward pass. Inside a layer that is checkpointed nothing tells of it.
+    learns: bool = field(default_factory=torch.is_grad_enabled)
+
+    def __post_init__(self) -> None:
+        self.stretches = sequence.stretches_of(self.positions)
+        # As they were: a layer may run again for its gradient, when the pass is over.
+        self._segments = {} if self.kept is None else self.kept.segments
+
+    @property
+    def past(self) -> int:
+        """Columns before the new ones."""
+        return self.seen.shape[1] - self.length
+
+    @cached_property
+    def whole(self) -> Short:
+        """The sequence that enters the first layer."""
+        columns = torch.arange(self.length, device=self.seen.device).expand(len(self.seen), -1)
+        return Short(columns, torch.zeros_like(columns), columns.new_zeros(len(columns), 1), self.images)
+
+    @property
+    def visual(self) -> Tensor:
+        """(B, L) bool, which new columns are of images."""
+        found = torch.zeros(len(self.seen), self.length, dtype=torch.bool, device=self.seen.device)
+        for image in self.images:
+            found[image.row, image.places] = True
+        return found
+
+    def remembered(self, segment: int | None) -> Tensor:
+        """(B, n) the columns that the cache of a segment's layers holds, -1 for padding; None: before any segment."""
+        if segment is not None and segment in self._segments:
+            return self._segments[segment]
+        return torch.arange(self.past, device=self.seen.device).expand(len(self.seen), -1)
+
+    def gone_before(self, segment: int) -> Tensor:
+        """(B, 1) image tokens that a segment's layers lost in earlier calls."""
+        nothing = torch.zeros(len(self.seen), 1, dtype=torch.int64, device=self.seen.device)
+        return nothing if self.kept is None else self.kept.lost.get(segment, nothing)
+
+    def company(self, row: int, columns: Tensor, places: Tensor) -> Tensor | None:
+        """(P,) bool, what is of the sample of an image, in a shorter sequence; None: all of the row.
+
+        Args:
+            row: Sequence of the batch.
+            columns: (B, P) of the new columns.
+            places: (N,) where the image stands among them.
+        """
+        if (self.blocks is None and self.allowed is None) or not len(places):
+            return None
+        own = columns[row]
+        found = company(self.blocks, self.allowed, row, own[places])
+        return None if found is None else found[own.clamp(min=0)] & (own >= 0)
+
+    def samples(self, row: int, columns: Tensor) -> list[Tensor] | None:
+        """For each sample of a row its places (n,) among the columns (P,) of a shorter sequence; None: it is one."""
+        if self.blocks is None:
+            return None
+        own = self.blocks[row][columns.clamp(min=0)].masked_fill(columns < 0, -1)
+        return [(own == number).nonzero().flatten() for number in own.unique().tolist() if number >= 0]
+
+    def begin(self, segment: int, before: int | None) -> None:
+        """What a segment's layers get where no image is left out before them."""
+        last = self.whole if before is None else self.shorts[before]
+        self.shorts[segment] = Short(last.columns, last.gone, last.total, last.images)
+
+    def finish(self) -> Tensor:
+        """Note what every segment of the cache holds now; returns the new columns (B, P) that the last layer saw."""
+        if self.kept is not None:
+            self.kept.segments = {
+                segment: torch.cat([self.remembered(segment), self.with_past(short.columns)], dim=1)
+                for segment, short in self.shorts.items()
+            }
+            self.kept.lost = {
+                segment: self.gone_before(segment) + short.total for segment, short in self.shorts.items()
+            }
+        return self.shorts[max(self.shorts)].columns if self.shorts else self.whole.columns
+
+    def with_past(self, columns: Tensor) -> Tensor:
+        """New columns counted with those before them."""
+        return torch.where(columns < 0, -1, columns + self.past)

@@ -1,0 +1,48 @@
+"""Bytes that caches really take, quantised ones too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from foveate.runtime.kv_cache.mixed_precision import MixedLayer
+
+
+def stored_bytes(values: Any) -> int:
+    """Bytes of all tensors in a value: a tensor, a quantised one with its scales, or any nesting of these.
+
+    Args:
+        values: Tensors, mappings, lists, tuples; everything else takes nothing.
+    """
+    if isinstance(values, Tensor):
+        inner = getattr(values, "__tensor_flatten__", None)  # how tensors of several parts name them
+        if inner is not None and type(values) not in (Tensor, nn.Parameter):
+            return stored_bytes([getattr(values, name) for name in inner()[0]])
+        own = values.numel() * values.element_size()
+        state = getattr(values, "quant_state", None)  # bitsandbytes keeps the scales beside the tensor
+        return own + (stored_bytes(list(vars(state).values())) if state is not None else 0)
+    if isinstance(values, Mapping):
+        return sum(map(stored_bytes, values.values()))
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
+        return sum(map(stored_bytes, values))
+    return 0
+
+
+#: Where layers of caches keep what they remember.
+_KEPT = ("keys", "values", "_quantized_keys", "_quantized_values", "indexer_keys", "conv_states", "recurrent_states")
+
+
+def cache_bytes(cache: Any) -> list[int]:
+    """Bytes of keys, values and states in every layer of a cache of `transformers`."""
+    return [
+        layer.nbytes if isinstance(layer, MixedLayer) else stored_bytes([vars(layer).get(name) for name in _KEPT])
+        for layer in cache.layers
+    ]
+
+
+def bytes_of(cache: Any) -> int | None:
+    """Bytes of all layers of a cache; None for what is no cache of `transformers`."""
+    return sum(cache_bytes(cache)) if isinstance(cache, Cache) else None

@@ -1,0 +1,133 @@
+"""Tokens that carry more than one position: the rotary side of PPE in a live model (arXiv 2510.22936).
+
+A merged token is rotated by the positions of several of its members, each in its own stretch of the rotary dimensions
+(`foveate.methods.pre_llm.ppe.rotary_members`). The model's own rotary embedding is asked once a member, and each dimension
+takes the answer of the member that it belongs to; so whatever a model does to positions, it goes on doing. Keys are
+cached after rotation, and what is written later has one position a token: decoding needs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from threading import local
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.errors import FoveateError
+from foveate.methods.pre_llm.ppe import rotary_members
+from foveate.runtime.patches import Patches
+from foveate.runtime.sequence import Chosen
+
+
+def carried_ids(short: Tensor, long: Tensor, columns: Tensor, chosen: Sequence[Chosen]) -> list[Tensor]:
+    """Position ids of the short sequence, once for every member that a token may carry.
+
+    Args:
+        short: (B, P) or (axes, B, P), the ordinary ids.
+        long: (B, L), (1, L) or (axes, B, L), those of the long sequence.
+        columns: (B, P), see `foveate.runtime.sequence`.
+        chosen: What stays; images without `positions` carry their own alone.
+    """
+    given = [(image, image.selection.positions) for image in chosen]
+    several = [(image, positions) for image, positions in given if positions is not None]
+    long = long.expand(*short.shape[:-1], long.shape[-1])
+    result = [short.clone() for _ in range(max((positions.shape[1] for _, positions in several), default=1))]
+    for image, positions in several:
+        places = torch.searchsorted(columns[image.row].contiguous(), image.kept)
+        for member, ids in enumerate(result):
+            source = image.columns[positions[:, member % positions.shape[1]]]
+            ids[..., image.row, places] = long[..., image.row, source]
+    return result
+
+
+class Carrying:
+    """Rotates prompts of a language model by several positions a token, where a call says so.
+
+    Args:
+        text: A language model with `rotary_emb(x, position_ids)` giving cos and sin (B, P, d).
+    """
+
+    def __init__(self, text: nn.Module) -> None:
+        self.text = text
+        self._rotary: Any = getattr(text, "rotary_emb", None)
+        self._local = local()
+
+    def attach(self, patches: Patches) -> None:
+        """Install what rotates, until `patches` are undone."""
+        if self._rotary is not None:
+            patches.after(self._rotary, self._rotated, with_kwargs=True)
+
+    @contextmanager
+    def carrying(self, ids: Sequence[Tensor]) -> Generator[None]:
+        """Inside this context the prompt that this thread reads is rotated by several positions a token.
+
+        Args:
+            ids: From `carried_ids`; where there are none nothing changes.
+
+        Raises:
+            FoveateError: the language model has no such rotary embedding.
+        """
+        if ids and self._rotary is None:
+            raise FoveateError(
+                f"{type(self.text).__name__} has no rotary positions that tokens could carry several of."
+            )
+        self._local.ids = ids
+        try:
+            yield
+        finally:
+            self._local.ids = ()
+
+    def _rotated(self, rotary: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Hook after the rotary embedding: for the prompt, its answers for all members in place of the one."""
+        ids: Sequence[Tensor] = getattr(self._local, "ids", ())
+        names = ("x", "position_ids")
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        rest = args[len(names) :]
+        position_ids = call.get("position_ids")
+        if not ids or position_ids is None or position_ids.shape[-1] != ids[0].shape[-1]:
+            return None
+        # Some models are given a row of text positions before the axes, and take it off for themselves.
+        own = [member[len(member) - len(position_ids) :] if member.ndim == 3 else member for member in ids]
+        options = {name: value for name, value in call.items() if name not in names}
+        found = [rotary.forward(call["x"], member, *rest, **options) for member in own]
+        cos, sin = (torch.stack(parts) for parts in zip(*found, strict=True))
+        members = channel_members(self.text, cos[0], len(ids), position_ids.ndim == 3)
+        place = members.expand(cos.shape[1:])[None]
+        return cos.gather(0, place)[0], sin.gather(0, place)[0]
+
+
+def channel_members(text: Any, cos: Tensor, carried: int, axes: bool) -> Tensor:
+    """(d,) which of `carried` members rotates every channel of a head.
+
+    Args:
+        text: The language model.
+        cos: (..., d), an answer of its rotary embedding.
+        carried: K.
+        axes: Whether positions have several axes (M-RoPE).
+    """
+    half = cos.shape[-1] // 2
+    parameters = getattr(getattr(text, "config", None), "rope_parameters", None) or {}
+    sections = parameters.get("mrope_section") if axes else None
+    interleaved = bool(sections and parameters.get("mrope_interleaved"))
+    members = rotary_members(tuple(sections or (half,)), carried, interleaved=interleaved).to(cos.device)
+    # Halves stand one after the other (Llama, Qwen) or take turns (GLM): the model's own answer shows which.
+    turns = not torch.equal(cos[..., :half], cos[..., half:])
+    return members.repeat_interleave(2) if turns else torch.cat([members, members])
+
+
+def carry(text: Any, value: Tensor, row: int, sources: Tensor, axes: bool) -> Tensor:
+    """Cosines or sines (k, d) of tokens that are rotated by the positions of several others.
+
+    Args:
+        text: The language model.
+        value: (B or 1, L, d) of all tokens of the pass.
+        row: Sequence of the batch.
+        sources: (k, K) the columns whose positions each token carries.
+        axes: Whether positions have several axes.
+    """
+    own = value[row if len(value) > 1 else 0]
+    members = channel_members(text, own, sources.shape[1], axes)
+    return own.gather(0, sources[:, members])

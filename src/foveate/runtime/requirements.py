@@ -1,0 +1,117 @@
+"""Whether a plan can act on a family, and what has to be measured for it."""
+
+from __future__ import annotations
+
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.core.tokens import Need, Tower
+from foveate.families import Family
+from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
+
+#: Kinds of needs that are read off the prompt.
+OF_PROMPT = ("instruction", "text_feature", "first_layer_attention")
+
+
+def check_sites(plan: Plan, family: Family) -> None:
+    """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
+    for place, step in enumerate(plan.steps):
+        method = step.method
+        if method.site == "in-encoder":
+            if place:
+                raise FoveateError(f"{method.name} acts inside the encoder: it must come first in a plan.")
+            if not family.patchwise:
+                raise FoveateError(
+                    f"{method.name} merges inside the encoder, which needs every patch to become one token of the "
+                    f"language model; in {family.title} it does not."
+                )
+            if family.tiled and step.budget is not None and step.budget.tokens is not None:
+                raise FoveateError(
+                    f"{step} counts tokens of an image, and inside the encoder of {family.title} its tiles merge each "
+                    f"by itself; give a fraction, such as {method.name}:25%."
+                )
+        elif method.site == "view":
+            if place:
+                raise FoveateError(f"{method.name} acts on the image: it must come first in a plan.")
+            if type(family).grids is Family.grids:
+                raise FoveateError(f"{method.name} cannot reduce the images of {family.title}; the processor can.")
+        elif method.site == "decoder":
+            if not family.decoder:
+                raise FoveateError(
+                    f"{method.name} acts inside the language model, whose layers in {family.title} cannot be given "
+                    "shorter sequences one by one."
+                )
+            if any(later.method.site != "decoder" for later in plan.steps[place:]):
+                raise FoveateError(f"{method.name} acts inside the language model: what comes before that goes first.")
+        elif method.site != "before-lm":
+            raise FoveateError(f"{method.name} acts {method.site}, where nothing can be attached.")
+        if getattr(method, "virtual", False) and len(plan.steps) > 1:
+            raise FoveateError(
+                f"{method.name} attends as if nothing had been merged, so nothing can go after it; give it "
+                "virtual=False."
+            )
+
+
+def check_budgets(plan: Plan) -> None:
+    """Raise FoveateError for a step without the budget that its method needs, or with arguments that it takes away."""
+    for step in plan.steps:
+        method, name = step.method, step.method.name
+        if step.budget is None and method.budget == "count":
+            raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
+        unused = "with_budget" if step.budget is None else "without_budget"
+        for argument in getattr(method, unused, ()):
+            if argument in method.arguments:
+                how = "with a budget alone; give one" if step.budget is None else "without a budget alone; leave it out"
+                raise FoveateError(f"{name}: {argument} means something {how}, or leave {argument} at its default.")
+
+
+def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> tuple[tuple[Need, ...], tuple[str, ...]]:
+    """What the steps of a plan need, and what a user should know about it.
+
+    Args:
+        plan: The plan.
+        family: The family of the model.
+        tower: Its encoder.
+        text_features: Whether the caller gave the prompts in the space of a contrastive text encoder.
+
+    Returns:
+        The needs, each once, and notes such as a substitute for what the encoder lacks.
+
+    Raises:
+        FoveateError: the encoder, or the caller, does not give what a method needs.
+    """
+    first = plan.steps[0].method
+    needs: dict[Need, None] = {}
+    notes: dict[str, None] = {}
+    for step in plan.steps:
+        name = step.method.name
+        for need in step.method.needs(tower) if step.method.site in ("before-lm", "decoder") else ():
+            if need.kind.startswith("cls") and not tower.has_cls:
+                if not (need.kind == "cls_attention" and need.substitute):
+                    raise FoveateError(
+                        f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none."
+                    )
+                notes[f"{name}: attention received in place of [CLS] attention"] = None
+            if need.kind == "text_feature" and not text_features:
+                raise FoveateError(
+                    f"{name} compares the image with the prompt in the space of a contrastive text encoder: pass "
+                    "text_features=... to compress."
+                )
+            if need.kind == "first_layer_attention" and not family.first_layer:
+                raise FoveateError(
+                    f"{name} needs what the first layer of the language model looks at, and that of {family.title} "
+                    "cannot be asked."
+                )
+            if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
+                raise FoveateError(f"{name} needs {need.kind}, which no probe of a live model gives.")
+            if first.site in ("view", "in-encoder") and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
+                raise FoveateError(
+                    f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer; join it with a "
+                    "method that needs nothing of the encoder."
+                )
+            needs[need] = None
+    if text_features and not any(need.kind == "text_feature" for need in needs):
+        raise FoveateError(
+            f"'{plan}' compares nothing with text_features; leave them out, or choose a method that does, such as "
+            "cdpruner(relevance=text)."
+        )
+    return tuple(needs), tuple(notes)

@@ -1,0 +1,272 @@
+"""Merging inside a live vision tower of `transformers` (CLIP, SigLIP and those built like them).
+
+While active, every block of the encoder computes
+
+    attention (SDPA, with log(size) added to the logits of the keys)  ->  step of the method  ->  MLP
+
+on the rows that are left. The block whose output is read gives every original patch the feature of the row that it
+went into, so that whatever follows (projector, placeholders in the text) sees the length it expects; rows of equal
+features are then dropped before the language model by the selection that is handed out, which loses nothing. That
+costs one gather of (B, N, d), and the projector runs on N tokens.
+
+Blocks after it (LLaVA reads the output of the last block but one) merge nothing, still run on the short rows, and
+give out full length too, so that the pooled output and every hidden state that can be read stay meaningful. Hidden
+states of blocks before it have the short length of that block.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.core.bipartite import Tokens, first_member, key_bias, members
+from foveate.core.errors import FoveateError
+from foveate.core.in_encoder import EncoderMethod, Step, spread
+from foveate.core.tokens import Selection, Tower
+from foveate.core.unmerging import expand
+from foveate.methods.encoder.dymu import Calibration, Thresholds
+from foveate.runtime.patches import Patches
+
+#: What each block does, given the patches of an image at the start.
+Steps = Callable[[int], tuple[Step | None, ...]]
+
+
+@dataclass
+class _Pass:
+    """One forward pass through the encoder: what its blocks do, the rows there are (of width 0), whether any merged."""
+
+    steps: tuple[Step | None, ...]
+    tokens: Tokens
+    merged: bool = False
+
+
+class Merging:
+    """Merging that is active in a vision tower; made by `merging`."""
+
+    def __init__(self, layers: nn.ModuleList, steps: Steps, *, cls: bool, last: int) -> None:
+        self.layers = layers
+        self.cls = cls
+        self.last = last
+        self._steps = steps
+        self._thread = threading.local()  # several threads may call one model
+
+    def attach(self, patches: Patches) -> None:
+        """Let the blocks compute `block`, until `patches` are undone."""
+        # Where accelerate has moved `forward` behind its own, which brings inputs and weights together, ours goes too.
+        names = ["_old_forward" if "_old_forward" in vars(layer) else "forward" for layer in self.layers]
+        originals = [getattr(layer, name) for layer, name in zip(self.layers, names, strict=True)]
+        if any(isinstance(original, _Block) for original in originals):
+            raise FoveateError("this vision tower merges already; leave that context first.")
+        for number, (layer, name, original) in enumerate(zip(self.layers, names, originals, strict=True)):
+            patches.set(layer, name, _Block(self.block, number, original), behind=original)
+
+    @property
+    def selections(self) -> list[Selection]:
+        """Of each image of this thread's latest pass, which patches stand for which.
+
+        `indices` are the first patch of every row, ascending, counted without [CLS]; `assignment` says for every patch
+        which of them it went into. `features` is None: at `indices` the tower's output is that of the merged rows.
+
+        Raises:
+            FoveateError: nothing has run yet.
+        """
+        run: _Pass | None = getattr(self._thread, "run", None)
+        if run is None:
+            raise FoveateError("no image has gone through the vision tower yet.")
+        return [Selection(indices, assignment=rows) for indices, rows in members(run.tokens, cls=self.cls)]
+
+    def block(
+        self, number: int, original: Callable[..., Any], x: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """What block `number` computes instead of `original`; without merging so far, and none here, just that."""
+        if attention_mask is not None:
+            raise FoveateError("merging inside an encoder needs images without padded patches.")
+        if number == 0:
+            self._thread.run = _Pass(self._steps(x.shape[1] - int(self.cls)), Tokens.start(x[..., :0]))
+        run: _Pass = self._thread.run
+        step = run.steps[number] if number <= self.last else None
+        if step is None and not run.merged:
+            return original(x, attention_mask, **options)
+        if number > self.last:  # the block before gave out full length: back to one row of each
+            x = expand(x, first_member(run.tokens).clamp(max=x.shape[1] - 1))
+        layer: Any = self.layers[number]
+        x, keys = attention(layer, x, run.tokens.size if run.merged else None)
+        if step is not None:
+            tokens = step(run.tokens._replace(x=x), keys)
+            x, run.tokens, run.merged = tokens.x, tokens._replace(x=tokens.x[..., :0].detach()), True
+        x = x + layer.mlp(layer.layer_norm2(x))
+        return expand(x, run.tokens.source) if number >= self.last else x
+
+
+@contextmanager
+def merging(
+    tower: nn.Module,
+    method: EncoderMethod,
+    budget: int | Callable[[int], int | None] | None = None,
+    *,
+    output_layer: int = -1,
+    cls: bool | None = None,
+) -> Generator[Merging]:
+    """Merge tokens inside a vision tower while the context is open; after it the tower is as it was.
+
+        with merging(model.model.vision_tower, ToMe(), 192, output_layer=-2) as active:
+            features = model.get_image_features(pixel_values)
+        active.selections[0].indices  # (192,)
+
+    Gradients flow through it; gradient checkpointing of the tower rests meanwhile.
+
+    Args:
+        tower: `CLIPVisionModel`, `SiglipVisionModel`, or another whose blocks are built like theirs.
+        method: How.
+        budget: Patches that stay, or how many of a given number; None leaves it to the method.
+        output_layer: Block whose output is read, from the start or (negative) from the end; -2 in LLaVA.
+        cls: Whether token 0 is [CLS]; None: as the tower's embeddings say.
+
+    Raises:
+        FoveateError: the tower is built otherwise, or merges already. The first image raises what `method.steps` does.
+    """
+    with Patches() as patches:
+        active = merged_in(tower, method, budget, output_layer=output_layer, cls=cls)
+        active.attach(patches)
+        yield active
+
+
+def merged_in(
+    tower: nn.Module,
+    method: EncoderMethod,
+    budget: int | Callable[[int], int | None] | None = None,
+    *,
+    output_layer: int = -1,
+    cls: bool | None = None,
+) -> Merging:
+    """What `merging` attaches to a tower; arguments and errors are its."""
+    layers = blocks_of(tower)
+    last = Tower(len(layers), False).layer(output_layer)
+    has_cls = _has_cls(tower) if cls is None else cls
+
+    def steps(patches: int) -> tuple[Step | None, ...]:
+        count = budget if budget is None or isinstance(budget, int) else budget(patches)
+        return method.steps(patches, last + 1, cls=has_cls, count=count)
+
+    return Merging(layers, steps, cls=has_cls, last=last)
+
+
+@torch.no_grad()
+def calibrate(
+    tower: nn.Module,
+    batches: Iterable[Tensor],
+    count: int,
+    *,
+    output_layer: int = -1,
+    inflect: float = 0.0,
+    cls: bool | None = None,
+) -> Thresholds:
+    """DyMU's thresholds: such that `count` patches of an image stay on average over a set of images.
+
+    Args:
+        tower: See `merging`.
+        batches: Pixel values (B, 3, height, width) as the tower reads them, all of one size. The authors use batches
+            of 64 to 128 images, up to 256,000 images in all.
+        count: Patches that shall stay.
+        output_layer: Block whose output is read.
+        inflect: How the merges are spread over the blocks: 0 equally, -1 more in the first, +1 more in the last.
+        cls: Whether token 0 is [CLS]; None: as the tower's embeddings say.
+
+    Raises:
+        FoveateError: there are no images, or of different sizes, or so many tokens cannot be merged.
+    """
+    layers = blocks_of(tower)
+    last = Tower(len(layers), False).layer(output_layer)
+    has_cls = _has_cls(tower) if cls is None else cls
+    blocks: list[Calibration] = []
+    sizes: set[int] = set()
+
+    def steps(patches: int) -> tuple[Step | None, ...]:
+        sizes.add(patches)
+        if len(sizes) > 1:
+            raise FoveateError(f"calibration needs images of one size, not of {sorted(sizes)} patches.")
+        if not 1 <= count <= patches:
+            raise FoveateError(f"images have {patches} patches; {count} of them cannot stay.")
+        if not blocks:
+            amounts = spread(patches - count, patches, last + 1, has_cls, inflect)
+            blocks.extend(Calibration(amount, has_cls) for amount in amounts)
+        return tuple(block if block.amount else None for block in blocks)
+
+    images = 0
+    with Patches() as patches:
+        Merging(layers, steps, cls=has_cls, last=last).attach(patches)
+        for batch in batches:
+            tower(batch)
+            images += len(batch)
+    if not blocks:
+        raise FoveateError("calibration needs images, and there are none.")
+    values = tuple(block.threshold for block in blocks)
+    return Thresholds(values, type(tower).__name__, sizes.pop(), count, images)
+
+
+def attention(layer: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The first half of a block, with proportional attention, and its keys.
+
+    Args:
+        layer: A block with `layer_norm1` and `self_attn` of `q_proj`, `k_proj`, `v_proj`, `out_proj`.
+        x: (B, N, d).
+        size: (B, N, 1), see `Tokens`; None: all 1.
+
+    Returns:
+        (B, N, d), and (B, N, d / heads) float32 the keys averaged over the heads.
+    """
+    module = layer.self_attn
+    y = layer.layer_norm1(x)
+    q, k, v = (
+        projection(y).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
+        for projection in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=None if size is None else key_bias(size, q.dtype),
+        dropout_p=module.dropout if module.training else 0.0,
+        scale=module.scale,
+    )
+    return x + module.out_proj(out.transpose(1, 2).flatten(2)), k.mean(dim=1, dtype=torch.float32)
+
+
+def blocks_of(tower: nn.Module) -> nn.ModuleList:
+    """The blocks of a vision tower.
+
+    Raises:
+        FoveateError: they are not built as those of CLIP and SigLIP.
+    """
+    holder: Any = getattr(tower, "vision_model", tower)
+    layers = getattr(getattr(holder, "encoder", holder), "layers", None)
+    parts = ("layer_norm1", "layer_norm2", "mlp", "self_attn")
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj", "head_dim", "scale")
+    if not isinstance(layers, nn.ModuleList) or not all(
+        all(hasattr(layer, part) for part in parts) and all(hasattr(layer.self_attn, part) for part in projections)
+        for layer in layers
+    ):
+        raise FoveateError(
+            f"merging inside the encoder runs on vision towers built as those of CLIP and SigLIP, "
+            f"not on {type(tower).__name__}."
+        )
+    return layers
+
+
+def _has_cls(tower: nn.Module) -> bool:
+    holder: Any = getattr(tower, "vision_model", tower)
+    if not hasattr(holder, "embeddings"):
+        raise FoveateError(f"{type(tower).__name__} does not show whether token 0 is [CLS]; say cls=True or cls=False.")
+    return hasattr(holder.embeddings, "class_embedding")
+
+
+class _Block(partial):
+    """The forward of a block that merges."""

@@ -1,0 +1,274 @@
+"""An endless stream of training batches in which batch number i is a function of i alone.
+
+That is what makes a run resumable at no cost: to go on after step k the stream starts at batch k, without drawing
+what came before, and yields exactly what an uninterrupted run would have seen. The same holds for any number of
+worker processes, and for several training processes, which share every batch between them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from foveate.core.errors import FoveateError
+from foveate.training.collate import Collator
+from foveate.training.examples import Example
+from foveate.training.recipe import Rendered, Sizes, Stage
+
+if TYPE_CHECKING:
+    from foveate.synthetic import Sample
+
+#: Makes one example when called; drawing is left to the process that needs it.
+Draw = Callable[[], Example]
+
+
+class Source(Protocol):
+    """Where examples come from."""
+
+    def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
+        """One draw for every position.
+
+        Args:
+            positions: Numbers of the examples in the stage.
+            progress: Fraction of the stage that is done, 0 to 1.
+            rng: Random numbers that depend on the batch alone.
+        """
+        ...
+
+
+class ListSource:
+    """A finite list of examples, gone through in a new order every epoch.
+
+    Args:
+        read: Makes the example at an index.
+        count: Number of examples.
+        seed: Seed of the orders.
+    """
+
+    def __init__(self, read: Callable[[int], Example], count: int, seed: int) -> None:
+        self._read = read
+        self._count = count
+        self._order = lru_cache(maxsize=2)(partial(_order, count, seed))
+
+    def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
+        """See `Source.draws`; a source that has the batches to itself shows every example once per epoch."""
+        return [
+            partial(self._read, int(self._order(position // self._count)[position % self._count]))
+            for position in positions
+        ]
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+#: Pages full of text, for dense supervision; beside the tasks of `foveate.synthetic.TASKS`.
+TEXT_PAGE = "text_page"
+_SMALLEST_TEXT_PAGE = (32, 32)
+_ATTEMPTS = 8
+
+
+class Limits(NamedTuple):
+    """What `Rendered` says of every picture: its `caps`, `least` and `questions`."""
+
+    caps: tuple[float, float]
+    least: float | None
+    questions: int
+
+
+class RenderedSource:
+    """Images drawn while training, all of a group within one unit of the same size.
+
+    Half of the images have sides that are multiples of the unit, so that their pixels reach the model untouched;
+    the other half are up to one unit larger and are resized to the same grid, as images of any size are in use.
+
+    Args:
+        settings: Tasks, sizes and difficulties.
+        unit: Pixels on the side of a final token.
+
+    Raises:
+        FoveateError: a task does not exist, or is larger than the sizes allow.
+    """
+
+    def __init__(self, settings: Rendered, unit: int) -> None:
+        from foveate.synthetic import TASKS, smallest_size
+
+        self._settings = settings
+        self._unit = unit
+        self._limits = Limits(settings.caps, settings.least, settings.questions)
+        known = {TEXT_PAGE: _SMALLEST_TEXT_PAGE} | {task: smallest_size(task, settings.least) for task in TASKS}
+        unknown = sorted(set(settings.tasks) - set(known))
+        if unknown:
+            raise FoveateError(f"unknown rendered tasks {', '.join(unknown)}; possible are {', '.join(known)}.")
+        # Without names, the renderer chooses among the tasks that fit a size.
+        self._shares = settings.tasks
+        self._smallest = {task: known[task] for task in settings.tasks}
+        for sizes in (settings.sizes, settings.final_sizes):
+            for task, least in self._smallest.items():
+                if sizes is not None and (sizes.width[1] < least[0] or sizes.height[1] < least[1]):
+                    raise FoveateError(
+                        f"the task {task} needs images of at least {least[0]} x {least[1]} pixels, but sizes end at "
+                        f"{sizes.width[1]} x {sizes.height[1]}."
+                    )
+
+    def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
+        """See `Source.draws`; task and difficulty are drawn for every example, the size for the group."""
+        share = min(progress / self._settings.growth, 1.0)
+        width, height, tasks = self._size(share, rng)
+        weights = np.array([self._shares[task] for task in tasks if task is not None])
+        easiest, hardest = _difficulties(self._settings, share)
+        draws = []
+        for _ in positions:
+            task = tasks[rng.choice(len(tasks), p=weights / weights.sum() if len(weights) else None)]
+            extra = rng.integers(0, self._unit, 2) if rng.random() < 0.5 else (0, 0)
+            size = (width + int(extra[0]), height + int(extra[1]))
+            difficulty = float(rng.uniform(easiest, hardest))
+            # The task, and what may stand in for it where it finds no layout for this size.
+            order = (task, *(other for other in tasks if other != task))
+            draws.append(partial(_render, order, int(rng.integers(2**62)), size, difficulty, self._limits))
+        return draws
+
+    def _size(self, share: float, rng: np.random.Generator) -> tuple[int, int, list[str | None]]:
+        """Width and height of a group, multiples of the unit, and the tasks that fit; None lets the renderer choose.
+
+        Small sizes are as likely as large ones (even on a logarithmic scale).
+        """
+        sizes = sizes_at(self._settings, share)
+        for _ in range(1000):
+            width, height = (self._side(low, high, rng) for low, high in (sizes.width, sizes.height))
+            fits = [t for t, least in self._smallest.items() if width >= least[0] and height >= least[1]]
+            if (sizes.pixels is None or width * height <= sizes.pixels) and (fits or not self._shares):
+                return width, height, [*fits] or [None]
+        raise FoveateError(f"no size within {sizes} fits any of the tasks {', '.join(self._shares)}.")
+
+    def _side(self, low: int, high: int, rng: np.random.Generator) -> int:
+        least = max(-(-low // self._unit), 1)
+        greatest = max(high // self._unit, least)
+        return int(np.exp(rng.uniform(np.log(least), np.log(greatest + 1)))) * self._unit
+
+
+def _between(first: float, last: float, share: float) -> float:
+    return first + (last - first) * share
+
+
+def _difficulties(settings: Rendered, share: float) -> tuple[float, float]:
+    first, last = settings.difficulty, settings.final_difficulty or settings.difficulty
+    return _between(first[0], last[0], share), _between(first[1], last[1], share)
+
+
+def sizes_at(settings: Rendered, share: float) -> Sizes:
+    """The range of sizes when the fraction `share` of the growth is done."""
+    first, last = settings.sizes, settings.final_sizes or settings.sizes
+
+    def between(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+        return round(_between(a[0], b[0], share)), round(_between(a[1], b[1], share))
+
+    width, height = between(first.width, last.width), between(first.height, last.height)
+    if first.pixels is None and last.pixels is None:
+        return Sizes(width, height)
+    # Where only one end limits the area, the other end's limit is its greatest image.
+    areas = [sizes.pixels or sizes.width[1] * sizes.height[1] for sizes in (first, last)]
+    return Sizes(width, height, round(_between(*areas, share)))
+
+
+def _render(
+    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, limits: Limits
+) -> Example:
+    """An example of the first of `tasks` that finds a layout for the size."""
+    sample = _attempt(tasks, seed, size, difficulty, limits)
+    return Example.of_question(
+        sample.image,
+        sample.question,
+        sample.answer,
+        sample.characters,
+        sample.task,
+        sample.more,
+        sample.things,
+    )
+
+
+def _attempt(
+    tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, limits: Limits
+) -> Sample:
+    from foveate.synthetic import render, render_text_page
+
+    failure: RuntimeError | None = None
+    for task in tasks:
+        if task == TEXT_PAGE:
+            return render_text_page(random.Random(seed), size, difficulty=difficulty, caps=limits.caps)
+        for attempt in range(_ATTEMPTS):
+            try:
+                return render(
+                    task,
+                    seed + attempt,
+                    size=size,
+                    difficulty=difficulty,
+                    least=limits.least,
+                    most=limits.questions,
+                )
+            except RuntimeError as error:  # this layout does not fit this size; another one will
+                failure = error
+    raise failure or RuntimeError("there is no task to draw")
+
+
+class BatchStream(IterableDataset):
+    """Yields collated micro-batches of one stage, from number `start` on.
+
+    Args:
+        stage: The stage; gives batch size, groups, accumulation and length.
+        sources: Sources with their shares.
+        collate: Makes a batch of examples.
+        seed: Seed of the stage.
+        start: Number of the first micro-batch.
+        rank: Which of the training processes this is.
+        processes: How many there are; every batch is divided among them.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        sources: Sequence[tuple[Source, float]],
+        collate: Collator,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        if stage.batch_size % processes:
+            raise FoveateError(
+                f"stage {stage.name}: a batch of {stage.batch_size} cannot be divided among {processes} processes."
+            )
+        self._stage = stage
+        self._sources = [source for source, _ in sources]
+        weights = np.array([weight for _, weight in sources])
+        self._weights = weights / weights.sum()
+        self._collate = collate
+        self._seed = seed
+        self._start = start
+        self._rank = rank
+        self._processes = processes
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in range(self._start + first, self._stage.steps * self._stage.accumulate, stride):
+            yield self._collate([draw() for draw in self.draws(number)[self._rank :: self._processes]])
+
+    def draws(self, number: int) -> list[Draw]:
+        """The draws of micro-batch `number`, for all processes together."""
+        stage = self._stage
+        progress = number / (stage.steps * stage.accumulate)
+        rng = np.random.default_rng((self._seed, number))
+        size = stage.batch_size // stage.groups
+        draws: list[Draw] = []
+        for group in range(stage.groups):
+            source = self._sources[rng.choice(len(self._sources), p=self._weights)]
+            first = number * stage.batch_size + group * size
+            draws += source.draws(range(first, first + size), progress, rng)
+        return draws

@@ -1,0 +1,257 @@
+"""Training of CoViPAL's modules (arXiv 2508.17243) for one model whose weights stay as they are.
+
+The first stage is told by attention: with A_k what the visual and later tokens pay to token k in a deeper layer, mean
+over heads, the module's scores learn A / mean(A) by the mean squared error. The second is told by the model's answers:
+the model reads a prompt once with all tokens, and once with every visual token k as visible as a gate g_k in (0, 1)
+lets it be, log g_k added to the logits of all later attention to it; the loss is KL(all || gated) over the tokens of
+the answer. The gradient goes through the gates into the modules alone.
+
+That there are these two stages, the guiding layer and the squared error are the paper's. Its code and the details of
+the second stage were not at hand. Choices of ours: the mean of A in the first; gates that are drawn,
+g = sigmoid((S - t + noise) / temperature) with logistic noise and t such that a share r of the tokens is expected to
+stay, r drawn anew for every prompt; the KL alone as loss; the parts that the stages have in a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.core.errors import FoveateError
+from foveate.core.in_decoder import LayerTokens
+from foveate.core.network_folder import save_networks
+from foveate.methods.decoder import covipal
+from foveate.methods.decoder.covipal import CoViPAL, Pruner
+from foveate.training.callbacks import StopRequest
+from foveate.training.examples import Example
+from foveate.training.methods import loop
+from foveate.training.methods.relevance import Folder
+from foveate.training.methods.relevance_targets import frozen
+from foveate.training.methods.teacher_forcing import Seen, check_layers, see, text_of
+
+#: Smoothness of the gates; the nearer to 0, the nearer they are to 0 or 1.
+TEMPERATURE = 0.5
+#: Shares of tokens that gates let stay in training.
+SHARES = (0.1, 0.6)
+
+
+@dataclass(frozen=True)
+class Fitting(loop.Fitting):
+    """How modules are trained.
+
+    Args:
+        guided: Part of the steps that the first stage has, 0 to 1.
+        draws: Times that gates are drawn for a prompt in the second stage.
+        width: Of the modules.
+        heads: Of their attention.
+    """
+
+    guided: float = 0.3
+    draws: int = 2
+    width: int = 128
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.guided <= 1:
+            raise FoveateError(f"guided is a part of the steps, 0 to 1, not {self.guided}.")
+        for name in ("draws", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise FoveateError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+
+
+def fit(
+    model: Any,
+    processor: Any,
+    examples: Callable[[int], Example],
+    layers: Sequence[int],
+    how: Fitting,
+    folder: Folder,
+    told: Callable[[int, float], None] = lambda step, loss: None,
+    stop: StopRequest | None = None,
+) -> loop.Fitted[nn.ModuleDict]:
+    """Train a module for each of some layers, or go on from the last state of a run.
+
+    Args:
+        model: A model of a known family; its weights stay as they are.
+        processor: Its processor.
+        examples: By number.
+        layers: Decoder layers before which tokens shall go.
+        how: Sizes and schedule.
+        folder: Of the run.
+        told: Told how many steps are done, and the loss of the last.
+        stop: Asked after every step.
+
+    Returns:
+        The modules, by layer as text.
+
+    Raises:
+        FoveateError: the model cannot be read or has not these layers, or the folder holds another run.
+    """
+    text = text_of(model)
+    layers = check_layers(text, layers)
+    guide = guiding_layer(len(text.layers), layers)
+    size = model.get_input_embeddings().embedding_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(how.seed)
+        pruners = nn.ModuleDict({str(layer): Pruner(size, how.width, how.heads) for layer in layers})
+    pruners.to(model.device)
+
+    def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        guided = step < how.guided * how.steps
+        for number in how.samples(step):
+
+            def compute(number: int = number) -> Tensor:
+                seen = see(model, processor, examples(number), layers, guide if guided else None)
+                if guided:
+                    return guided_loss(pruners, seen) / how.batch_size
+                drawn = [adapted_loss(pruners, model, seen) for _ in range(how.draws)]
+                return torch.stack(drawn).mean() / how.batch_size
+
+            yield how.seed * 1_000_003 + number, compute
+
+    with frozen(model):
+        return loop.fit(pruners, losses, how, {"size": size, "layers": list(layers)}, folder, told, stop)
+
+
+def default_layers(model: Any) -> tuple[int, ...]:
+    """Those of a plan that says nothing."""
+    return covipal.default_layers(len(text_of(model).layers))
+
+
+def save(pruners: nn.ModuleDict, how: Fitting, output: Path) -> None:
+    """Write trained modules to a folder that `covipal` reads."""
+    networks: dict[int, Any] = {int(layer): pruner for layer, pruner in pruners.items()}
+    size = next(iter(networks.values())).size
+    save_networks(output, CoViPAL.name, networks, {"size": size, "width": how.width, "heads": how.heads})
+
+
+def plans(output: str, layers: Sequence[int]) -> list[str]:
+    """Plans that show what training was good for."""
+    at = ",".join(map(str, layers))
+    names = (f"covipal(weights={output!r})", "random-at", "fastv")
+    return [f"{name}:{budget}@{at}" for budget in ("50%", "25%", "10%") for name in names]
+
+
+def guiding_layer(count: int, layers: Sequence[int]) -> int:
+    """The layer whose attention the first stage learns: 16 of 32, scaled; deeper than all that are pruned, if it can.
+
+    Args:
+        count: Layers of the language model.
+        layers: Those that are pruned.
+    """
+    return min(max(round(count / 2), max(layers) + 1), count - 1)
+
+
+def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, seen: Seen) -> Tensor:
+    """Mean squared error of scores and attention received, mean over layers and images of a prompt."""
+    assert seen.looking is not None
+    found = []
+    for layer, images in seen.tokens.items():
+        for tokens in images:
+            scores = pruners[str(layer)](tokens.features, tokens.sequence[tokens.question])
+            found.append(F.mse_loss(scores, guidance(seen, tokens)))
+    return torch.stack(found).mean()
+
+
+def guidance(seen: Seen, tokens: LayerTokens) -> Tensor:
+    """Attention (N,) that an image's tokens receive from themselves and all after them, with mean 1."""
+    assert seen.looking is not None
+    rows = torch.arange(int(tokens.places[0]), seen.looking.query.shape[1], device=tokens.device)
+    received = seen.looking.received(rows, tokens.places)
+    return received / received.mean().clamp(min=torch.finfo(received.dtype).tiny)
+
+
+def adapted_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, model: Any, seen: Seen) -> Tensor:
+    """KL of the answers with all tokens and with gated ones, mean over the tokens of the answer."""
+    text, output = text_of(model), model.get_output_embeddings()
+    share = math.exp(float(torch.empty(()).uniform_(*map(math.log, SHARES))))
+    with gated(text, pruners, seen.tokens, share):
+        hidden = text(**seen.call).last_hidden_state[0, seen.rows]
+    with torch.no_grad():
+        whole = output(seen.hidden).float().log_softmax(dim=-1)
+    return F.kl_div(output(hidden).float().log_softmax(dim=-1), whole, log_target=True, reduction="batchmean")
+
+
+def threshold(scores: Tensor, share: float) -> Tensor:
+    """The t at which sum_k sigmoid(S_k - t) is `share` of the tokens; differentiable in the scores (N,)."""
+    with torch.no_grad():
+        low, high = scores.min() - 20, scores.max() + 20
+        for _ in range(50):
+            middle = (low + high) / 2
+            more = (scores - middle).sigmoid().mean() > share
+            low, high = torch.where(more, middle, low), torch.where(more, high, middle)
+        slope = (scores - middle).sigmoid()
+        slope = slope * (1 - slope)
+        slope = slope / slope.sum().clamp(min=torch.finfo(slope.dtype).tiny)
+    return middle + (slope * (scores - scores.detach())).sum()
+
+
+def log_gates(scores: Tensor, share: float, temperature: float = TEMPERATURE) -> Tensor:
+    """Logarithms of gates (N,) that are drawn so that a `share` of the tokens is expected to stay."""
+    noise = torch.rand_like(scores).clamp(1e-6, 1 - 1e-6).logit()
+    return F.logsigmoid((scores - threshold(scores, share) + noise) / temperature)
+
+
+@contextmanager
+def gated(
+    text: Any, pruners: Mapping[str, Pruner] | nn.ModuleDict, tokens: Mapping[int, list[LayerTokens]], share: float
+) -> Generator[None]:
+    """Inside this context calls of a language model with one prompt see its visual tokens through gates.
+
+    Gates of several layers multiply: what a layer lets pass the next one may still stop.
+
+    Args:
+        text: The language model.
+        pruners: By layer, as text.
+        tokens: The images of the prompt, by layer.
+        share: See `log_gates`.
+
+    Raises:
+        FoveateError: its attention takes no masks that are added.
+    """
+    found: dict[str, Tensor] = {}
+
+    def before(layer: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if layer in tokens:
+                bias = found.get("bias", hidden.new_zeros(hidden.shape[1], dtype=torch.float32))
+                for image in tokens[layer]:
+                    scores = pruners[str(layer)](hidden[0, image.places], hidden[0, image.question])
+                    bias = bias.index_add(0, image.places, log_gates(scores, share))
+                found["bias"] = bias
+            return args, kwargs | {"attention_mask": _added(kwargs.get("attention_mask"), found["bias"], hidden)}
+
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(before(number), with_kwargs=True)
+        for number, layer in enumerate(text.layers)
+        if number >= min(tokens)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _added(mask: Any, bias: Tensor, hidden: Tensor) -> Tensor:
+    """A mask of any form with a bias of every key, as one that is added: (1, 1, L, L)."""
+    least = torch.finfo(hidden.dtype).min
+    if mask is None:
+        mask = torch.ones(len(bias), len(bias), dtype=torch.bool, device=bias.device).tril()[None, None]
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        raise FoveateError("gates are added to masks, which this attention does not take; load the model with sdpa.")
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, least)
+    return (mask + bias.to(mask)).clamp(min=least)

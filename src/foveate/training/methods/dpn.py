@@ -1,0 +1,254 @@
+"""Training of the Dynamic Pyramid Network's routers (arXiv 2503.20322) for one model whose weights stay as they are.
+
+A prompt runs once with experts that are drawn at every pooling layer, and once more for every other expert of one of
+these layers, the layers taking turns. With L_e the cross-entropy of the answer under expert e, the loss is
+sum_e p_e L_e, the expected cross-entropy, and the routing loss beside it asks for wide windows.
+
+The paper trains routers and language model together (`plan: dpn` in a stage of a recipe): its gradient reaches p
+through tokens that are multiplied by p, which a model that does not learn cannot make up for. Here nothing is
+multiplied, and the folder says so; the expectation over one layer is our choice in place of the factor, and so is the
+expected speed in the routing loss: by the paper's, max p times the speed of its expert, a router that pools nothing is
+never asked to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.core.errors import FoveateError
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.network_folder import save_networks
+from foveate.core.plan import Plan, Step
+from foveate.core.tokens import Selection
+from foveate.methods.decoder import dpn
+from foveate.runtime import compress
+from foveate.training.callbacks import StopRequest
+from foveate.training.examples import Example
+from foveate.training.methods import loop
+from foveate.training.methods.relevance import Folder
+from foveate.training.methods.relevance_targets import frozen
+from foveate.training.methods.teacher_forcing import Seen, check_layers, encoding_once, see, text_of
+
+#: Mean speed of experts (0, 1, 2 from the smallest window on) that the routing loss asks of a layer.
+TARGET = 1.5
+#: Weight of the routing loss in the authors' code.
+PRESSURE = 0.001
+
+
+@dataclass(frozen=True)
+class Fitting(loop.Fitting):
+    """How routers are trained.
+
+    Args:
+        pressure: Weight of the routing loss beside the cross-entropy in nats a token. The authors' is so small that
+            routers pool hardly more than the model bears; a larger one pools more.
+    """
+
+    pressure: float = PRESSURE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pressure >= 0:
+            raise FoveateError(f"pressure must be 0 or more, not {self.pressure}.")
+
+
+@dataclass(frozen=True)
+class Drawn(DecoderMethod):
+    """Pools by experts that are drawn, or named, and notes what routers would have read.
+
+    Args:
+        routers: By layer, as text.
+        experts: Which expert every layer takes; those that are not there are drawn and noted.
+        contexts: What the routers read.
+    """
+
+    routers: nn.ModuleDict
+    experts: dict[int, int] = field(default_factory=dict)
+    contexts: dict[int, Tensor] = field(default_factory=dict)
+
+    name: ClassVar[str] = "drawn"
+    budget: ClassVar = "none"
+    exact: ClassVar[bool] = False
+    positions: ClassVar = "contiguous"
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """None that could be written."""
+        return {}
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Those that have routers."""
+        return tuple(int(layer) for layer in self.routers)
+
+    @torch.no_grad()
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`."""
+        router: Any = self.routers[str(tokens.layer)]
+        everything = Selection(torch.arange(len(tokens), device=tokens.device))
+        if dpn.too_small(len(tokens), router.strides):
+            return everything
+        if tokens.layer not in self.contexts:
+            self.contexts[tokens.layer] = dpn.context(tokens)
+        if tokens.layer not in self.experts:
+            shares = router(self.contexts[tokens.layer])
+            self.experts[tokens.layer] = dpn.drawn(tokens, shares, router.strides)
+        return dpn.pooled(tokens, router.strides[self.experts[tokens.layer]])
+
+
+def fit(
+    model: Any,
+    processor: Any,
+    examples: Callable[[int], Example],
+    layers: Sequence[int],
+    how: Fitting,
+    folder: Folder,
+    told: Callable[[int, float], None] = lambda step, loss: None,
+    stop: StopRequest | None = None,
+) -> loop.Fitted[nn.ModuleDict]:
+    """Train a router for each of some layers, or go on from the last state of a run.
+
+    Arguments, result and errors are those of `foveate.training.methods.covipal.fit`.
+    """
+    layers = check_layers(text_of(model), layers)
+    size = model.get_input_embeddings().embedding_dim
+    routers = first_routers(model, layers, how.seed).to(model.device)
+
+    def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        def compute() -> Tensor:
+            tried = [
+                trial(model, routers, see(model, processor, examples(number), layers), layers[number % len(layers)])
+                for number in how.samples(step)
+            ]
+            return batch_loss(routers, tried, how.pressure)
+
+        yield how.seed * 1_000_003 + step, compute
+
+    with frozen(model):
+        return loop.fit(routers, losses, how, {"size": size, "layers": list(layers)}, folder, told, stop)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What experts did to one prompt.
+
+    Args:
+        contexts: What the router of every layer read; those where the image was too small are not there.
+        layer: The layer whose experts were tried.
+        losses: (experts,) the cross-entropy of the answer under each; None where the image was too small.
+    """
+
+    contexts: dict[int, Tensor]
+    layer: int
+    losses: Tensor | None
+
+
+@torch.no_grad()
+def trial(model: Any, routers: nn.ModuleDict, seen: Seen, layer: int) -> Trial:
+    """Run a prompt under every expert of one layer, the others drawn.
+
+    Args:
+        model: Without a plan attached.
+        routers: By layer, as text.
+        seen: The prompt with its answer.
+        layer: Whose experts.
+    """
+    drawn = Drawn(routers)
+    with ExitStack() as inside:
+        inside.enter_context(encoding_once(model))
+        loss = _cross_entropy(model, seen, drawn)
+        if layer not in drawn.experts:
+            return Trial(drawn.contexts, layer, None)
+        router: Any = routers[str(layer)]
+        found = []
+        for expert in range(len(router.strides)):
+            if expert == drawn.experts[layer]:
+                found.append(loss)
+            else:
+                other = replace(drawn, experts=drawn.experts | {layer: expert}, contexts={})
+                found.append(_cross_entropy(model, seen, other))
+    return Trial(drawn.contexts, layer, torch.stack(found))
+
+
+def _cross_entropy(model: Any, seen: Seen, method: Drawn) -> Tensor:
+    count = len(seen.answer)
+    labels = seen.inputs["input_ids"].clone()
+    labels[:, :-count] = -100
+    with compress(model, Plan((Step(method),))):
+        logits = model(**seen.inputs, labels=labels, use_cache=False).logits
+    return F.cross_entropy(logits[0, -count - 1 : -1].float(), seen.answer)
+
+
+def batch_loss(routers: nn.ModuleDict, tried: Sequence[Trial], pressure: float) -> Tensor:
+    """Expected cross-entropy, mean over prompts, and the routing loss."""
+    shares: dict[int, list[Tensor]] = {int(layer): [] for layer in routers}
+    expected = []
+    for one in tried:
+        for layer, context in one.contexts.items():
+            shares[layer].append(routers[str(layer)](context))
+        if one.losses is not None:
+            expected.append((shares[one.layer][-1] * one.losses).sum())
+    zero = torch.stack([parameter.sum() for parameter in routers.parameters()]).sum() * 0
+    loss = torch.stack(expected).mean() if expected else zero
+    return loss + pressure * routing_loss([torch.stack(own) for own in shares.values() if own]) + zero
+
+
+def routing_loss(shares: Sequence[Tensor], expected: bool = True) -> Tensor:
+    """How far routers are from pooling as much as they shall: mean_l max(0, 1.5 - v_l).
+
+    Args:
+        shares: (samples, experts) probabilities of every pooling layer.
+        expected: v is the mean over samples of sum_e p_e s_e, with speeds s = (0, 1, 2); else, as in the paper, that of
+            s[argmax p] * max p.
+    """
+    if not shares:
+        return torch.zeros(())
+    found = []
+    for own in shares:
+        speed = torch.arange(own.shape[1], device=own.device, dtype=own.dtype)
+        best, place = own.max(dim=1)
+        value = (own @ speed if expected else speed[place] * best).mean()
+        found.append((TARGET - value).clamp(min=0))
+    return torch.stack(found).mean()
+
+
+def default_layers(model: Any) -> tuple[int, ...]:
+    """Layers 8, 16 and 24 of 32, scaled to the model."""
+    return dpn.default_layers(len(text_of(model).layers))
+
+
+def first_routers(model: Any, layers: Sequence[int], seed: int) -> nn.ModuleDict:
+    """Routers with random weights, by layer as text."""
+    size, strides = model.get_input_embeddings().embedding_dim, dpn.default_strides(layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return nn.ModuleDict({str(layer): dpn.Router(size, strides[layer]) for layer in layers})
+
+
+def save(routers: nn.ModuleDict, how: Fitting | None, output: Path) -> None:
+    """Write trained routers to a folder that `dpn` reads; without a `how` they have learned with their model."""
+    networks: dict[int, Any] = {int(layer): router for layer, router in routers.items()}
+    strides = {layer: list(router.strides) for layer, router in networks.items()}
+    save_networks(
+        output,
+        dpn.DPN.name,
+        networks,
+        {"size": next(iter(networks.values())).size, "strides": strides, "scaled": how is None},
+    )
+
+
+def plans(output: str, layers: Sequence[int]) -> list[str]:
+    """Plans that show what training was good for."""
+    at = ",".join(map(str, layers))
+    return [f"dpn(weights={output!r})", *(f"{name}:{share}@{at}" for share in ("50%", "25%") for name in CONTROLS)]
+
+
+#: What else pools or drops at the same layers.
+CONTROLS = ("random-at", "pool-at")

@@ -1,0 +1,71 @@
+"""What plans inside a language model do to its answers on held-out questions: how far they are from all tokens'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveate.runtime import compress
+from foveate.training.examples import Example
+from foveate.training.methods.teacher_forcing import Seen, encoding_once, see
+
+
+@torch.no_grad()
+def measure(
+    model: Any, processor: Any, examples: Sequence[Example], plans: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What plans do to the answers of a model, mean over the tokens of all answers.
+
+    Args:
+        model: A model of a known family, without a plan attached.
+        processor: Its processor.
+        examples: Questions with answers.
+        plans: As text; all act inside the language model.
+
+    Returns:
+        For "untouched" and every plan ``loss``, the cross-entropy of the answers in nats; ``kl``, the divergence from
+        the untouched model in nats; ``agreement``, the share of tokens whose most probable value is the untouched
+        model's; ``tokens``, the share of visual tokens left in the last layer.
+    """
+    sums = {plan: torch.zeros(3, dtype=torch.float64) for plan in ("untouched", *plans)}
+    counted = dict.fromkeys(sums, 0)
+    shares: dict[str, list[float]] = {plan: [] for plan in sums}
+    for example in examples:
+        with encoding_once(model):
+            seen = see(model, processor, example, (1,))
+            count = len(seen.answer)
+            whole = model(**seen.inputs, use_cache=False).logits[0, seen.rows].float().log_softmax(dim=-1)
+            for plan in sums:
+                found, share = (whole, 1.0) if plan == "untouched" else _answered(model, seen, plan)
+                sums[plan] += torch.tensor(
+                    [
+                        float(F.nll_loss(found, seen.answer, reduction="sum")),
+                        float(F.kl_div(found, whole, log_target=True, reduction="sum")),
+                        float((found.argmax(dim=-1) == whole.argmax(dim=-1)).sum()),
+                    ]
+                )
+                counted[plan] += count
+                shares[plan].append(share)
+    return {
+        plan: dict(zip(("loss", "kl", "agreement"), (total / counted[plan]).tolist(), strict=True))
+        | {"tokens": sum(shares[plan]) / len(shares[plan])}
+        for plan, total in sums.items()
+    }
+
+
+def _answered(model: Any, seen: Seen, plan: str) -> tuple[Tensor, float]:
+    """Logarithms of probabilities (A, vocabulary) of the answer under a plan, and the share of tokens at the end."""
+    count = len(seen.answer)
+    labels = seen.inputs["input_ids"].clone()
+    labels[:, :-count] = -100
+    with compress(model, plan) as handle:
+        logits = model(**seen.inputs, labels=labels, use_cache=False).logits
+        images = handle.report().images
+    last = [image.layers[-1].tokens_kept if image.layers else image.tokens_kept for image in images]
+    # The answer ends the sequence, however much of what is before it has gone.
+    found = logits[0, -count - 1 : -1].float().log_softmax(dim=-1)
+    return found, sum(last) / max(1, sum(image.tokens_in for image in images))

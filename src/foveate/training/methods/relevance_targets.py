@@ -1,0 +1,245 @@
+"""Which visual tokens an answer of a live model rests on: attention x gradient roll-out (arXiv 2506.01097).
+
+Attention matrices are formed here and nowhere else in foveate: their gradients are what the method learns from. Only
+the language model attends eagerly, and only for one pass an answer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.answering.conversations import as_plain_text, check_length, greedy
+from foveate.core.errors import FoveateError
+from foveate.core.pre_llm import Budget, Method
+from foveate.core.tokens import Need, Selection, Tower, VisualTokens
+from foveate.families import Family, family_of
+from foveate.images import open_image
+from foveate.methods.pre_llm.relevance import as_picture, relevance_target, rollout
+from foveate.runtime import compress
+from foveate.runtime.attention_functions import Call, stand_around
+from foveate.runtime.patches import Patches
+from foveate.training.examples import PLACEHOLDER, ROLES, Example
+
+ATTENTION = Need("first_layer_attention")
+#: Inputs that hold one value for every token of the prompt.
+_TYPES = ("token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image, or one crop of a tiled image, to learn from.
+
+    Args:
+        attention: (rows, columns), what the prompt's text pays in the first decoder layer.
+        target: (rows, columns), shares of relevance for the answer, of sum 1; 0 where no token is.
+        present: (rows, columns) bool, False in padding.
+    """
+
+    attention: Tensor
+    target: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True)
+class _Recorder(Method):
+    """Keeps everything, and a note of every image as a method sees it at inference."""
+
+    found: list[VisualTokens] = field(default_factory=list)
+
+    name: ClassVar[str] = "recorder"
+    budget: ClassVar[Budget] = "none"
+    whole: ClassVar[bool] = True
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """None that could be written."""
+        return {}
+
+    def needs(self, tower: Tower) -> tuple[Need, ...]:
+        """First-layer attention."""
+        return (ATTENTION,)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """Everything."""
+        self.found.append(tokens)
+        return Selection(torch.arange(len(tokens), device=tokens.device))
+
+
+def read_example(model: Any, processor: Any, example: Example) -> tuple[dict[str, Any], Tensor]:
+    """The prompt of an example as the model's inputs, and its answer (A,) with the end token.
+
+    A conversation is read up to the first answer that follows all its images.
+
+    Raises:
+        FoveateError: it shows no image, an image cannot be read, or it is longer than the model's positions.
+    """
+    turns = example.conversations
+    shown = [number for number, turn in enumerate(turns) if PLACEHOLDER in turn["value"]]
+    if not shown:
+        raise FoveateError("a conversation without an image says nothing of visual tokens.")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    images = iter([open_image(image) for image in example.images])
+    messages, answer = [], turns[shown[-1] + 1]["value"]
+    for turn in turns[: shown[-1] + 1]:
+        content: list[dict[str, Any]] = []
+        for place, piece in enumerate(turn["value"].split(PLACEHOLDER)):
+            content += [{"type": "image", "image": next(images)}] if place else []
+            text = as_plain_text(piece.strip(), tokenizer)
+            content += [{"type": "text", "text": text}] if text else []
+        messages.append({"role": ROLES[turn["from"]], "content": content})
+    options: dict[str, Any] = {"return_tensors": "pt"}
+    if getattr(processor, "chat_template", None):
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+        )
+    else:
+        parts = [part for message in messages for part in message["content"]]
+        text = "".join(part.get("text", getattr(processor, "image_token", "")) for part in parts)
+        inputs = processor(images=[part["image"] for part in parts if "image" in part], text=text, **options)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = torch.tensor(tokenizer(as_plain_text(answer, tokenizer), add_special_tokens=False)["input_ids"] + end)
+    check_length(model, inputs["input_ids"].shape[1], len(ids))
+    return dict(inputs.to(model.device, dtype=model.dtype)), ids.to(model.device)
+
+
+def explain(model: Any, inputs: dict[str, Any], answer: Tensor | int) -> list[Picture]:
+    """What to learn from one prompt: first-layer attention and relevance of its images, crop by crop.
+
+    Args:
+        model: A model of a known family, without a plan attached. It is left as it was.
+        inputs: Of one prompt (B = 1) with its images.
+        answer: (A,) token ids, or how many tokens the model's own greedy answer may have.
+
+    Raises:
+        FoveateError: the model is of no known family, or built so that its first layer cannot be asked.
+    """
+    family: Family = family_of(model)
+    core = family.core(model)
+    recorder = _Recorder()
+    ids = inputs["input_ids"]
+    with compress(model, recorder), torch.no_grad():
+        if isinstance(answer, int):
+            answer = model.generate(**inputs, generation_config=greedy(model, answer))[0, ids.shape[1] :]
+        else:
+            model(**inputs, use_cache=False)
+    relevance = answer_relevance(model, inputs, answer)
+    rows = torch.arange(ids.shape[1] - 1, len(relevance), device=ids.device)
+    columns = (ids[0] == family.placeholder(core, "image")).nonzero().flatten()
+    if sum(map(len, recorder.found)) != len(columns):
+        raise FoveateError("the prompt's placeholders are not those of its images; clips cannot be learned from.")
+    pictures = []
+    for tokens, own in zip(recorder.found, columns.split([len(tokens) for tokens in recorder.found]), strict=True):
+        for crop in tokens.crops:
+            if not len(crop.present):
+                continue
+            part = tokens.part(crop)
+            place = part.crops[0]
+            target = relevance_target(relevance, rows, own[crop.present])
+            pictures.append(
+                Picture(
+                    as_picture(part.get(ATTENTION).float(), place).cpu(),
+                    as_picture(target, place).cpu(),
+                    (place.index >= 0).view(*place.grid).cpu(),
+                )
+            )
+    return pictures
+
+
+def answer_relevance(model: Any, inputs: dict[str, Any], answer: Tensor) -> Tensor:
+    """Relevance (T, T) of every position for every other, roll-out of attention x gradient through all layers.
+
+    What is explained is the log-probability of the answer given the prompt. T counts the prompt and all tokens of the
+    answer but the last, after which nothing is predicted. Layers without attention matrices (linear attention) are
+    left out of the product.
+
+    Args:
+        model: A model of a known family.
+        inputs: Of one prompt (B = 1).
+        answer: (A,) token ids.
+
+    Raises:
+        FoveateError: no layer of the language model gives its attention.
+    """
+    family: Family = family_of(model)
+    core = family.core(model)
+    prompt = inputs["input_ids"].shape[1]
+    whole = continued(inputs, answer[:-1], family.answer_type)
+    with frozen(model), _eager(core, family.text(core)) as seen, torch.enable_grad():
+        logits = model(**whole, use_cache=False).logits[0, prompt - 1 :].float()
+        likelihood = logits.log_softmax(dim=-1).gather(1, answer[:, None]).sum()
+        if not seen:
+            raise FoveateError(f"no layer of {type(family.text(core)).__name__} gives its attention.")
+        gradients = torch.autograd.grad(likelihood, seen)
+    return rollout([own[0].detach() for own in seen], [own[0] for own in gradients])
+
+
+def continued(inputs: dict[str, Any], answer: Tensor, answer_type: int) -> dict[str, Any]:
+    """The inputs of a prompt with its answer written behind."""
+    whole = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], answer[None]], dim=1)}
+    own = {"attention_mask": 1} | dict.fromkeys(_TYPES, answer_type)
+    for name, value in own.items():
+        if inputs.get(name) is not None:
+            whole[name] = torch.cat([inputs[name], inputs[name].new_full((1, len(answer)), value)], dim=1)
+    return whole
+
+
+_lock = threading.Lock()
+#: Parameters that are frozen, and how often.
+_frozen: Counter[nn.Parameter] = Counter()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None]:
+    """No parameter takes part in a backward pass; where threads freeze a model together, until the last has done."""
+    with _lock:
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad or _frozen[parameter]]
+        for parameter in learning:
+            _frozen[parameter] += 1
+            parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        with _lock:
+            for parameter in learning:
+                _frozen[parameter] -= 1
+                if not _frozen[parameter]:
+                    del _frozen[parameter]
+                    parameter.requires_grad_(True)
+
+
+@contextmanager
+def _eager(core: Any, text: Any) -> Generator[list[Tensor]]:
+    """Eager attention in the language model; the list gets the attention (B, H, T, T) of every layer of a pass.
+
+    For the calling thread alone. The graph begins at the embeddings, so that the encoder is not differentiated.
+    """
+    seen: list[Tensor] = []
+    own = threading.get_ident()
+
+    def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if threading.get_ident() != own:
+            return None
+        return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"].detach().requires_grad_()}
+
+    def keep(call: Call) -> Any:
+        if threading.get_ident() != own:
+            return call.attend()
+        output = replace(call, name="eager").attend_pairs(call.allowed())
+        if torch.is_tensor(output[1]):
+            seen.append(output[1])
+        return output
+
+    with Patches() as patches:
+        patches.before(text, begin, with_kwargs=True)
+        for layer in text.layers:
+            if hasattr(layer, "self_attn"):
+                stand_around(patches, layer.self_attn, keep)
+        yield seen

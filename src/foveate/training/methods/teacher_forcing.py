@@ -1,0 +1,242 @@
+"""What small networks inside a language model learn from: prompts with their answers, as its layers see them.
+
+The encoder runs once a prompt. What the language model was called with is kept, so that it can be called again with
+parts of it changed: on a small model the encoder is most of the work.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.errors import FoveateError
+from foveate.core.in_decoder import Attention, DecoderMethod, LayerTokens
+from foveate.core.plan import Plan, Step
+from foveate.core.tokens import Selection
+from foveate.families import family_of
+from foveate.runtime import compress
+from foveate.runtime.attention_functions import watched
+from foveate.runtime.patches import Patches, in_this_thread
+from foveate.synthetic.rendering import LARGEST_SIDE
+from foveate.training.examples import Example
+from foveate.training.methods.relevance import SIZES, file_samples, rendered_sample
+from foveate.training.methods.relevance_targets import continued, read_example
+from foveate.training.recipe import Rendered, Sizes
+
+
+@dataclass(frozen=True)
+class Watcher(DecoderMethod):
+    """Keeps everything, and a note of what a method would see of every image at every layer."""
+
+    found: list[LayerTokens] = field(default_factory=list)
+
+    name: ClassVar[str] = "watcher"
+    budget: ClassVar = "none"
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """None that could be written."""
+        return {}
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layer 1; plans name others."""
+        return (1,)
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """Everything."""
+        self.found.append(tokens)
+        return Selection(torch.arange(len(tokens), device=tokens.device))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One prompt with its answer in a model with all tokens.
+
+    Args:
+        tokens: What a method would see, by layer, of every image.
+        call: What the language model was called with.
+        hidden: (A, D) its output where the tokens of the answer are predicted.
+        rows: (A,) where that is.
+        answer: (A,) token ids.
+        inputs: What the model was called with.
+        looking: Queries and keys of the layer that was asked for, if one was.
+    """
+
+    tokens: dict[int, list[LayerTokens]]
+    call: dict[str, Any]
+    hidden: Tensor
+    rows: Tensor
+    answer: Tensor
+    inputs: dict[str, Any]
+    looking: Attention | None = None
+
+
+def text_of(model: Any) -> Any:
+    """The language model of a model of a known family."""
+    family = family_of(model)
+    return family.text(family.core(model))
+
+
+@torch.no_grad()
+def see(model: Any, processor: Any, example: Example, layers: Sequence[int], looking: int | None = None) -> Seen:
+    """Let a model read a prompt with its answer.
+
+    Args:
+        model: A model of a known family, without a plan attached.
+        processor: Its processor.
+        example: Up to the first answer that follows all its images.
+        layers: Decoder layers before which tokens are noted.
+        looking: A decoder layer whose queries and keys are noted.
+
+    Raises:
+        FoveateError: the example cannot be read, or the model cannot be shortened inside.
+    """
+    inputs, answer = read_example(model, processor, example)
+    prompt, text = inputs["input_ids"].shape[1], text_of(model)
+    whole = continued(inputs, answer, family_of(model).answer_type)
+    labels = whole["input_ids"].clone()
+    labels[:, :prompt] = -100
+    watcher, calls, outputs, attention = Watcher(), [], [], []
+
+    def called(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        calls.append(dict(kwargs))
+
+    def gave(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output.last_hidden_state[0])
+
+    def looked(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+        scaling = options.get("scaling")
+        attention.append(Attention(query[0], key[0], query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
+
+    # A second thread that would see through the same model is refused: one plan at a time.
+    with compress(model, Plan((Step(watcher, None, tuple(layers)),))), Patches() as patches:
+        patches.before(text, in_this_thread(called), with_kwargs=True)
+        patches.after(text, in_this_thread(gave))
+        with _watching(text, looking, looked):
+            model(**whole, labels=labels, use_cache=False)
+    rows = torch.arange(prompt - 1, prompt - 1 + len(answer), device=answer.device)
+    found: dict[int, list[LayerTokens]] = {layer: [] for layer in layers}
+    for tokens in watcher.found:
+        found[tokens.layer].append(tokens)
+    return Seen(found, calls[0], outputs[0][rows], rows, answer, whole, attention[0] if attention else None)
+
+
+@contextmanager
+def _watching(text: Any, layer: int | None, observer: Callable[..., None]) -> Generator[None]:
+    if layer is None:
+        yield
+        return
+    with watched(text.layers[layer].self_attn, observer):
+        yield
+
+
+@contextmanager
+def encoding_once(model: Any) -> Generator[None]:
+    """Inside this context the encoder runs once for the same pixels, for plans that ask nothing of it."""
+    family = family_of(model)
+    tower: Any = family.vision_tower(family.core(model))
+    done: list[tuple[list[Any], Any]] = []
+
+    def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = [*args, *(kwargs[name] for name in sorted(kwargs))]
+        for known, output in done:
+            if len(known) == len(given) and all(map(_same, known, given)):
+                return copy.copy(output)
+        output = original(*args, **kwargs)
+        done.append((given, output))
+        return copy.copy(output)  # some models replace fields of what their tower returns
+
+    with Patches() as patches:
+        patches.wrap(tower, "forward", forward)
+        yield
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Rendered images that a small network learns from and is measured on.
+
+    Args:
+        sides: Shortest and longest side in pixels; None: 96 to 512 to learn from, 128 to 512 to be measured on.
+        difficulty: The greatest that it learns from, and the one that it is measured on; None: 1, and 0.5.
+
+    Raises:
+        FoveateError: no task can be drawn so.
+    """
+
+    sides: tuple[int, int] | None = None
+    difficulty: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.sides or (128, 512)
+        if not 16 <= low <= high <= LARGEST_SIDE:
+            raise FoveateError(f"sides lie between 16 and {LARGEST_SIDE} pixels, the shortest first, not {low},{high}.")
+        if not self._tasks():
+            raise FoveateError(f"none of the rendered tasks fits on pages of at most {high} pixels.")
+
+    def sample(self, number: int, seed: int) -> Example:
+        """Question `number` to learn from."""
+        sizes = SIZES if self.sides is None else Sizes(self.sides, self.sides)
+        hardest = 1.0 if self.difficulty is None else self.difficulty
+        return rendered_sample(number, seed, Rendered(sizes=sizes, difficulty=(0.0, hardest)))()
+
+    def held_out(self, count: int) -> list[Example]:
+        """Questions with other fonts and words than those of training, all kinds that fit in turn."""
+        from foveate.synthetic import render
+
+        tasks = self._tasks()
+        difficulty = 0.5 if self.difficulty is None else self.difficulty
+        found = []
+        for number in range(count):
+            task = tasks[number % len(tasks)]
+            sample = render(task, number, split="heldout", sides=self.sides or (128, 512), difficulty=difficulty)
+            found.append(Example.of_question(sample.image, sample.question, sample.answer))
+        return found
+
+    def _tasks(self) -> list[str]:
+        from foveate.synthetic import TASKS, smallest_size
+
+        _, longest = self.sides or (128, 512)
+        return [task for task in sorted(TASKS) if max(smallest_size(task)) <= longest]
+
+
+def samples(
+    data: Sequence[Path], images: Path | None, limit: int | None, seed: int, pages: Pages = Pages()
+) -> Callable[[int], Example]:
+    """Examples by number: those of files in LLaVA's format, over and over, or questions about rendered images.
+
+    Raises:
+        FoveateError: a file has problems, or none shows an image.
+    """
+    if not data:
+        return lambda number: pages.sample(number, seed)
+    draws = file_samples(data, images, limit, seed)
+    return lambda number: draws[number % len(draws)]()
+
+
+def check_layers(text: Any, layers: Sequence[int]) -> tuple[int, ...]:
+    """Layers in order, each once.
+
+    Raises:
+        FoveateError: the language model does not have them.
+    """
+    count = len(text.layers)
+    found = tuple(sorted(set(layers)))
+    if not found or found[0] < 1 or found[-1] >= count:
+        raise FoveateError(
+            f"networks can be trained for the decoder layers 1 to {count - 1} of this model, not for "
+            f"{', '.join(map(str, found)) or 'none'}."
+        )
+    return found

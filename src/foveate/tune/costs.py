@@ -1,0 +1,79 @@
+"""What a plan costs beside the untouched model: measured time to the first token, and counted operations."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from foveate.benchmark import profiling
+from foveate.benchmark.asking import prepare
+from foveate.benchmark.speed.measuring import Measuring
+from foveate.benchmark.speed.subjects import Subject
+from foveate.benchmark.tasks import Item
+from foveate.core.plan import Plan
+
+#: Items that costs are measured on: a small, a middle and a large one.
+_ITEMS = 3
+
+
+class Costs:
+    """Measures plans on a few items, one at a time, in turns with the untouched model.
+
+    What else the machine does falls on both alike, so the ratio of two times that were taken right after each other
+    says more than either of them.
+
+    Args:
+        model: The model.
+        processor: Of the model.
+        items: To choose from.
+        repeats: Timed turns.
+    """
+
+    def __init__(self, model: Any, processor: Any, items: Sequence[Item], repeats: int) -> None:
+        ordered = sorted(items, key=lambda item: (item.pixels, item.task, item.index))
+        count = min(_ITEMS, len(ordered))
+        chosen = [ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count)]
+        self.repeats = repeats
+        self._measuring = [_measuring(model, processor, item) for item in chosen]
+        self._untouched = [_counted(one, None) for one in self._measuring]
+
+    def flops(self, plan: str, quick: bool = False) -> float:
+        """Operations to the first token over those of the untouched model; `quick`: on the middle item only.
+
+        Raises:
+            FoveateError: the plan cannot run on this model or these images.
+        """
+        if quick:
+            middle = len(self._measuring) // 2
+            return _counted(self._measuring[middle], plan) / self._untouched[middle]
+        return sum(_counted(one, plan) for one in self._measuring) / sum(self._untouched)
+
+    def time(self, plan: str, repeats: int | None = None) -> dict[str, Any]:
+        """Time to the first token over that of the untouched model: the median of turns, their extremes, all of them.
+
+        Every turn goes over all items, with the plan and without; which of the two is first changes from turn to turn.
+        The first turn warms up and does not count.
+        """
+        parsed = Plan.of(plan)
+        ratios, seconds = [], []
+        for turn in range((repeats or self.repeats) + 1):
+            sums = {True: 0.0, False: 0.0}
+            for one in self._measuring:
+                for own in (turn % 2 == 0, turn % 2 == 1):
+                    sums[own] += one.turn(parsed if own else None)["ttft"]
+            if turn:
+                ratios.append(sums[True] / sums[False])
+                seconds.append((sums[True], sums[False]))
+        mean = [statistics.median(column) / len(self._measuring) for column in zip(*seconds, strict=True)]
+        return {**profiling.spread(ratios), "seconds": mean[0], "untouched_seconds": mean[1]}
+
+
+def _measuring(model: Any, processor: Any, item: Item) -> Measuring:
+    inputs = prepare(model, processor, [item]).inputs
+    image = item.images[0]
+    return Measuring(Subject(item.task, model, (), lambda batch: inputs, image.size), 1, 2, "sdpa")
+
+
+def _counted(one: Measuring, plan: str | None) -> int:
+    return one.exact(None if plan is None else Plan.of(plan))["flops"]["counted"]

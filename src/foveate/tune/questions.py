@@ -1,0 +1,81 @@
+"""Questions to search on, and others to confirm on."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from foveate.benchmark.tasks import Item
+from foveate.core.errors import FoveateError
+
+#: A plan is not judged on fewer questions, unless there are no more.
+_FEWEST = 8
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Two sets of items that share no image.
+
+    Args:
+        search: In the order in which they are asked, tasks in turns.
+        confirm: Seen by what has won only.
+    """
+
+    search: tuple[Item, ...]
+    confirm: tuple[Item, ...]
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """After how many items of `search` a plan is judged: a quarter, half, all."""
+        whole = len(self.search)
+        return (*(part for part in (whole // 4, whole // 2) if part >= _FEWEST), whole)
+
+
+def divided(stream: Iterable[Item], seed: int) -> Questions:
+    """Half of every task's items to search on, half to confirm on; questions about one image stay together.
+
+    Args:
+        stream: Items of all tasks.
+        seed: The same items and seed are divided the same way.
+
+    Raises:
+        FoveateError: a task's questions are all about images of the other half.
+    """
+    by_task: dict[str, list[Item]] = {}
+    for item in stream:
+        by_task.setdefault(item.task, []).append(item)
+    searched: dict[str, bool] = {}  # by image, over all tasks
+    parts: dict[bool, list[list[Item]]] = {True: [], False: []}
+    for number, (task, own) in enumerate(by_task.items()):
+        by_image: dict[str, list[Item]] = {}
+        for item in own:
+            by_image.setdefault(_digest(item), []).append(item)
+        order = list(by_image)
+        random.Random(seed * 1_000_003 + number).shuffle(order)
+        halves: dict[bool, list[Item]] = {True: [], False: []}
+        # Images that another task has placed come first, so that the rest evens them out.
+        for digest in sorted(order, key=lambda digest: digest not in searched):
+            half = searched.setdefault(digest, len(halves[True]) <= len(halves[False]))
+            halves[half] += by_image[digest]
+        if not halves[True] or not halves[False]:
+            raise FoveateError(
+                f"{task} has too few images: some are needed to search on, and others to confirm on what was found."
+            )
+        for half, held in halves.items():
+            parts[half].append(held)
+    return Questions(_in_turns(parts[True]), _in_turns(parts[False]))
+
+
+def _in_turns(lists: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
+    return tuple(item for row in zip_longest(*lists) for item in row if item is not None)
+
+
+def _digest(item: Item) -> str:
+    found = hashlib.sha256()
+    for image in item.images:
+        found.update(repr((image.mode, image.size)).encode())
+        found.update(image.tobytes())
+    return found.hexdigest()

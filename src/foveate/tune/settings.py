@@ -1,0 +1,97 @@
+"""What a search may be told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from foveate.benchmark.questions import QuestionSettings, check_models
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Budget
+from foveate.tune.goal import Goal
+
+#: Steps of about a fourth: finer ones cannot be told apart by some hundred questions.
+BUDGETS = ("5%", "6.3%", "8%", "10%", "12.5%", "16%", "20%", "25%", "32%", "40%", "50%", "63%", "80%")
+
+#: What may differ between a search and the one that goes on with it.
+_FREE = ("trials", "finalists", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(QuestionSettings):
+    """What is searched. A search goes on with the same settings, but for trials, finalists and batch size.
+
+    Args:
+        model: A folder, a Hub id, or "embedded".
+        target_ttft: The most that a plan may cost, relative to the untouched model.
+        min_accuracy: The least relative accuracy.
+        count: Items of every task; half are searched on, half confirm.
+        trials: Plans to try.
+        methods: Methods as in plans, also with arguments; none: all that can act on the model.
+        budgets: Budgets to choose from.
+        chains: Whether a method before the language model and one inside it may be joined.
+        cost: What the limit and the search go by: measured time to the first token, or counted operations.
+        objective: "accuracy", or "information-flow": how far the state that the answer begins from stays the same.
+        repeats: Timed turns of every plan.
+        finalists: The most plans that are confirmed.
+        seed: Of draws and of the division of questions.
+
+    Raises:
+        FoveateError: If something is not known or not possible.
+    """
+
+    model: str = "embedded"
+    target_ttft: float | None = None
+    min_accuracy: float | None = None
+    count: int = 40
+    trials: int = 40
+    methods: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = BUDGETS
+    chains: bool = True
+    cost: Literal["time", "flops"] = "time"
+    objective: Literal["accuracy", "information-flow"] = "accuracy"
+    repeats: int = 5
+    finalists: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _ = self.goal
+        super().__post_init__()
+        check_models((self.model,))
+        if not self.budgets:
+            raise FoveateError("at least one budget is needed.")
+        if min(self.trials, self.repeats, self.finalists) < 1 or self.seed < 0:
+            raise FoveateError("trials, repeats and finalists are from 1 on, the seed from 0 on.")
+        if self.count < 2:
+            raise FoveateError("count is from 2 on: some questions are searched on, others confirm.")
+        if self.cost not in ("time", "flops"):
+            raise FoveateError(f"cost {self.cost!r} is not one of time, flops.")
+        if self.objective not in ("accuracy", "information-flow"):
+            raise FoveateError(f"objective {self.objective!r} is not one of accuracy, information-flow.")
+        if self.objective != "accuracy" and self.min_accuracy is not None:
+            raise FoveateError(
+                "information flow says nothing of accuracy: with --objective information-flow give --target-ttft alone."
+            )
+        object.__setattr__(self, "budgets", tuple(str(Budget.parse(budget)) for budget in self.budgets))
+
+    @property
+    def goal(self) -> Goal:
+        """What is looked for."""
+        return Goal(self.target_ttft, self.min_accuracy)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What must be the same for trials to stand in one folder; of files their content too."""
+        found = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        files = [task for task in self.tasks if Path(task).suffix in (".json", ".jsonl")]
+        found["content of files"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        return json.loads(json.dumps(found))
+
+
+def methods_in(text: str) -> tuple[str, ...]:
+    """The methods in `divprune,hiprune(alpha=0.1, layer=2)`: commas within parentheses part nothing."""
+    return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip())

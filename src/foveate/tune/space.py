@@ -1,0 +1,157 @@
+"""Which plans a search may draw on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foveate.benchmark.budgets import CONTROLS
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan, all_methods
+
+#: Keep tokens at random or make the image smaller: what plans are compared with, so no candidates unless named.
+NO_CANDIDATES = (*CONTROLS, "random-at")
+#: Where the steps of a plan act.
+BEFORE, INSIDE, BOTH = "before the language model", "inside it", "both"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method that plans may have.
+
+    Args:
+        text: Name and arguments, as in plans.
+        inside: Whether it acts inside the language model.
+        budget: As methods have it: "count", "optional" or "none".
+        layered: Whether the layer at which it acts is to be searched: methods that act at one.
+    """
+
+    text: str
+    inside: bool
+    budget: str
+    layered: bool
+
+    def at(self, budget: str) -> str:
+        """A plan of this method alone, where the method itself would act."""
+        return self.text if self.budget == "none" else f"{self.text}:{budget}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """All plans that can be drawn: a candidate before the language model, one inside it, or both.
+
+    Args:
+        before: Texts of candidates to begin with.
+        inside: Those inside the language model.
+        budgets: Ascending.
+        depth: Layers of the language model.
+        chains: Whether there are plans of both.
+        left_out: {"method", "reason"} of every method that is no candidate.
+    """
+
+    before: tuple[Candidate, ...]
+    inside: tuple[Candidate, ...]
+    budgets: tuple[str, ...]
+    depth: int
+    chains: bool
+    left_out: tuple[dict[str, str], ...] = ()
+
+    def draw(self, trial: Any) -> str:
+        """A plan, by the choices of one of optuna's trials.
+
+        Methods of one place share their budget: what a tenth of the tokens costs is much the same for all of them, so
+        that a trial of one method tells about the others.
+        """
+        places = [name for name, some in ((BEFORE, self.before), (INSIDE, self.inside)) if some]
+        if self.chains and len(places) == 2:
+            places.append(BOTH)
+        place = trial.suggest_categorical("place", places)
+        steps = []
+        if place != INSIDE:
+            steps.append(self._step(trial, "before", self.before))
+        if place != BEFORE:
+            steps.append(self._step(trial, "inside", self.inside))
+        return str(Plan.of(" + ".join(steps)))
+
+    def _step(self, trial: Any, place: str, candidates: Sequence[Candidate]) -> str:
+        by_text = {one.text: one for one in candidates}
+        chosen = by_text[trial.suggest_categorical(place, list(by_text))]
+        text = chosen.text
+        own = chosen.budget == "none"
+        if chosen.budget == "optional":
+            own = trial.suggest_categorical(f"{place}, own rule", [False, True])
+        if not own:
+            text += f":{self.budgets[trial.suggest_int(f'{place}, budget', 0, len(self.budgets) - 1)]}"
+        if chosen.layered:
+            text += f"@{trial.suggest_int('layer', 1, max(1, self.depth - 1))}"
+        return text
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Space:
+        """What `as_json` gave."""
+        before, inside = (tuple(Candidate(**one) for one in found[name]) for name in ("before", "inside"))
+        budgets, left_out = tuple(found["budgets"]), tuple(found["left_out"])
+        return cls(before, inside, budgets, found["depth"], found["chains"], left_out)
+
+
+def space_for(
+    model: Any,
+    cost: Callable[[str], float],
+    methods: Sequence[str],
+    budgets: Sequence[str],
+    chains: bool,
+) -> Space:
+    """All plans that can run on a model and save something; every candidate is run once.
+
+    Args:
+        model: Gives the depth of the language model.
+        cost: Operations of a plan relative to the untouched model; raises FoveateError if it cannot run.
+        methods: Names, also with arguments; none: all, trained ones where their weights stand beside the model's.
+        budgets: To choose from.
+        chains: Whether a candidate before the language model and one inside it may be joined.
+
+    Raises:
+        FoveateError: a method does not exist, or none is left.
+    """
+    known = all_methods()
+    depth = model.config.get_text_config().num_hidden_layers
+    ordered = tuple(sorted(budgets, key=lambda budget: (not budget.endswith("%"), float(budget.rstrip("%")))))
+    found: dict[bool, list[Candidate]] = {False: [], True: []}
+    left_out = []
+    for text in methods or known:
+        name = text.partition("(")[0].strip().lower()
+        if name not in known:
+            raise FoveateError(f"method {name!r} is not known; possible are {', '.join(known)}.")
+        try:
+            if not methods and name in NO_CANDIDATES:
+                raise FoveateError("a control, which plans are compared with.")
+            one = _candidate(text, known[name], depth)
+            if cost(one.at(ordered[0])) >= _SAVES_NOTHING:
+                raise FoveateError("saves nothing on this model, even at the least budget.")
+        except FoveateError as error:
+            left_out.append({"method": text, "reason": str(error)})
+            continue
+        found[one.inside].append(one)
+    if not found[False] and not found[True]:
+        reasons = "; ".join(f"{one['method']}: {one['reason']}" for one in left_out)
+        raise FoveateError(f"no method is left to search with: {reasons}")
+    return Space(tuple(found[False]), tuple(found[True]), ordered, depth, chains, tuple(left_out))
+
+
+#: Of the untouched model's operations.
+_SAVES_NOTHING = 0.999
+
+
+def _candidate(text: str, cls: Any, depth: int) -> Candidate:
+    step = Plan.of(text if cls.budget == "none" else f"{text}:50%").steps[0]
+    inside = step.method.site == "decoder"
+    text = str(step) if cls.budget == "none" else str(step).rpartition(":")[0]
+    # A trained method acts before the layers that it was trained for.
+    moves = inside and not cls.trained and len(step.method.layers(depth)) == 1
+    return Candidate(text, inside, cls.budget, moves)

@@ -1,0 +1,269 @@
+"""The picture of one answer: the image, the windows of every stage and what they looked at, tokens and time.
+
+Drawn with Pillow alone, in its built-in font.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.answering import PARTS, Answer, Pooling, Stage
+from foveate.images import open_image
+
+WIDTH, MARGIN, GAP = 1600, 48, 32
+INK, MUTED, LINE, PAPER = (27, 31, 36), (104, 112, 122), (222, 226, 230), (255, 255, 255)
+ACCENT = (217, 72, 15)
+TINTS = {
+    "view": (134, 142, 150),
+    "encoder": (28, 100, 200),
+    "connector": (112, 72, 232),
+    "prefill": (12, 133, 99),
+    "decode": (240, 140, 0),
+}
+TOKEN_TINT = (28, 100, 200)
+
+#: Tallest panel in pixels, and the shortest side that a panel of a very thin image is widened to.
+TALLEST, THINNEST = 620, 24
+#: Windows are outlined where they are at least this many pixels wide in the picture.
+FINEST_GRID = 4
+#: Longest question and answer that are shown, in lines.
+MOST_LINES = 4
+#: Characters of a text that are looked at; more do not fit `MOST_LINES`.
+LONGEST_TEXT = 1000
+
+
+def draw_answer(answer: Answer, image: Any) -> Image.Image:
+    """Draw an answer as one RGB picture, 1600 pixels wide.
+
+    The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged. The tokens that
+    entered a content-adaptive stage are tinted by their effect on its output (see `foveate.answering.Pooling`): clear
+    up to the median of the image, full for the strongest 2 %. Where a plan was followed, one more panel shows which
+    tokens the language model reads (see `foveate.visualization.selection`).
+
+    Args:
+        answer: from `ask`; with ``keep_pooling=True`` the panels are tinted, otherwise they show the windows only.
+        image: the image that was asked about, in any form that `open_image` reads.
+    """
+    view = open_image(image)
+    if answer.view_size is not None:
+        view = view.resize(answer.view_size, Image.Resampling.BICUBIC)
+    merging = [stage for stage in answer.stages[1:] if stage.grid is not None]
+    size = _panel_size(view.size, panels=1 + len(merging))
+
+    blocks = [_words(answer), _panels(answer, view, merging, size)]
+    if answer.pooling:
+        blocks.append(_legend(answer.pooling))
+    if answer.selection:
+        from foveate.visualization.selection import draw_selection, joined
+
+        blocks += [draw_selection(one, open_image(image), WIDTH - 2 * MARGIN) for one in joined(answer.selection)]
+    blocks += [_token_bars(answer), _time_bar(answer)]
+    height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
+    canvas = Image.new("RGB", (WIDTH, height), PAPER)
+    top = MARGIN
+    for block in blocks:
+        canvas.paste(block, (MARGIN, top))
+        top += block.height + GAP
+    return canvas
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _blank(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    block = Image.new("RGB", (WIDTH - 2 * MARGIN, height), PAPER)
+    return block, ImageDraw.Draw(block)
+
+
+def _wrapped(text: str, font: Any, width: float) -> list[str]:
+    """Lines of `text` that fit `width`; words longer than a line are cut, and what is too long ends in an ellipsis."""
+    lines, line = [], ""
+    for word in text[:LONGEST_TEXT].split():
+        while font.getlength(word) > width:
+            cut = max(bisect.bisect(range(len(word)), width, key=lambda n: font.getlength(word[: n + 1])), 1)
+            lines, line, word = [*lines, *([line] if line else []), word[:cut]], "", word[cut:]
+        if line and font.getlength(f"{line} {word}") > width:
+            lines, line = [*lines, line], word
+        else:
+            line = f"{line} {word}" if line else word
+    lines = [*lines, line] if line else lines
+    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + " ..."]
+
+
+def _words(answer: Answer) -> Image.Image:
+    """Question and answer, above each other."""
+    small, question, text = _font(20), _font(30), _font(40)
+    width = WIDTH - 2 * MARGIN
+    asked, said = _wrapped(answer.question, question, width), _wrapped(answer.text or "(no answer)", text, width)
+    block, draw = _blank(32 + 40 * len(asked) + 52 * len(said) + 4)
+    draw.text((0, 0), f"{_short(answer.model)} was asked", font=small, fill=MUTED)
+    top = 32
+    for line in asked:
+        draw.text((0, top), line, font=question, fill=INK)
+        top += 40
+    for line in said:
+        draw.text((0, top), line, font=text, fill=ACCENT)
+        top += 52
+    return block
+
+
+def _short(model: str) -> str:
+    name = "the embedded model" if model == "embedded" else model
+    return name if len(name) <= 60 else "..." + name[-57:]
+
+
+def _panel_size(view: tuple[int, int], panels: int) -> tuple[int, int]:
+    """Size of one panel: all equal, side by side, and no taller than `TALLEST`; thin images are widened."""
+    width = (WIDTH - 2 * MARGIN - GAP * (panels - 1)) // panels
+    scale = min(width / view[0], TALLEST / view[1])
+    return max(round(view[0] * scale), THINNEST), max(round(view[1] * scale), THINNEST)
+
+
+def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple[int, int]) -> Image.Image:
+    """The image, then each stage's windows, with a heading of two lines above each."""
+    columns = 1 + len(merging)
+    pitch = (WIDTH - 2 * MARGIN - GAP * (columns - 1)) // columns + GAP
+    block, draw = _blank(64 + size[1] + 2)
+    effects = {pooling.stage: pooling.effect for pooling in answer.pooling}
+    first = answer.stages[0]
+    asked = f"{answer.image_size[0]} x {answer.image_size[1]} px"
+    if answer.view_size not in (None, answer.image_size):
+        asked += f", seen at {view.width} x {view.height}"
+    panels = [("image", f"{asked}, {first.tokens} {first.name}", view.resize(size, Image.Resampling.LANCZOS))]
+    panels += [
+        (stage.name, _count(stage), _stage_panel(view, stage, effects.get(stage.name), size)) for stage in merging
+    ]
+    for number, (title, subtitle, panel) in enumerate(panels):
+        left = number * pitch
+        draw.text((left, 0), title, font=_font(24), fill=INK)
+        draw.text((left, 31), subtitle, font=_font(20), fill=MUTED)
+        block.paste(panel, (left, 64))
+        draw.rectangle((left - 1, 63, left + size[0], 64 + size[1]), outline=LINE)
+    return block
+
+
+def _count(stage: Stage) -> str:
+    rows, columns = stage.grid or (1, stage.tokens)
+    each = f", {stage.size[0]} x {stage.size[1]} px each" if stage.size else ""
+    return f"{rows} x {columns} = {stage.tokens} tokens{each}"
+
+
+def _stage_panel(view: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
+    """The image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
+    grey = np.asarray(view.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
+    pixels = np.repeat(255 - 0.55 * (255 - grey)[..., None], 3, axis=2)
+    if effect is not None:
+        strength = Image.fromarray(_strength(effect)).resize(size, Image.Resampling.NEAREST)
+        pixels += np.asarray(strength)[..., None] * (np.float32(1 / 255) * np.array(ACCENT, np.float32) - 1) * pixels
+    panel = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    rows, columns = stage.grid or (1, 1)
+    if min(size[0] / columns, size[1] / rows) >= FINEST_GRID:
+        overlay = Image.new("RGBA", size, (0, 0, 0, 0))
+        draw = ImageDraw.Draw(overlay)
+        for column in range(1, columns):
+            draw.line([(size[0] * column / columns, 0), (size[0] * column / columns, size[1])], fill=(*INK, 52))
+        for row in range(1, rows):
+            draw.line([(0, size[1] * row / rows), (size[0], size[1] * row / rows)], fill=(*INK, 52))
+        panel.paste(overlay, mask=overlay)
+    return panel
+
+
+def _range(effect: np.ndarray) -> tuple[float, float]:
+    """Effects that are drawn clear and in full colour: the median, and what only 2 % of the tokens exceed."""
+    clear, full = (float(value) for value in np.quantile(effect, (0.5, 0.98)))
+    return clear, max(full, clear + 1e-6)
+
+
+def _strength(effect: np.ndarray) -> np.ndarray:
+    """Strength of the tint, 0..1, of each token."""
+    clear, full = _range(effect)
+    return ((effect - clear) / (full - clear)).clip(0, 1).astype(np.float32)
+
+
+def _legend(pooling: list[Pooling]) -> Image.Image:
+    """What the tint means, with the numbers that belong to its ends."""
+    font = _font(20)
+    block, draw = _blank(60)
+    draw.text(
+        (0, 0),
+        "Tint: what the pooling looks at: how far each token draws the output of its 2 x 2 window away from the "
+        "plain average, in % of its length.",
+        font=font,
+        fill=MUTED,
+    )
+    ramp = np.linspace(0, 1, 120, dtype=np.float32)[None, :, None].repeat(16, axis=0)
+    ramp = Image.fromarray((255 + ramp * (np.array(ACCENT) - 255)).astype(np.uint8))
+    left = 0
+    for stage in pooling:
+        clear, full = _range(stage.effect)
+        for part in (stage.stage, f"{100 * clear:.0f} %", ramp, f"{100 * full:.0f} %"):
+            if isinstance(part, Image.Image):
+                block.paste(part, (left, 38))
+                left += part.width + 10
+            else:
+                draw.text((left, 34), part, font=font, fill=INK)
+                left += round(font.getlength(part)) + 10
+        text = f"(weight of one channel: 1/4 +- {stage.spread:.2f})"
+        draw.text((left, 34), text, font=font, fill=MUTED)
+        left += round(font.getlength(text)) + 40
+    return block
+
+
+def _token_bars(answer: Answer) -> Image.Image:
+    """Tokens at every stage as bars, longest first; the last one is what the language model reads."""
+    font, row = _font(20), 36
+    block, draw = _blank(34 + row * len(answer.stages))
+    factor = answer.tokens.unmerged / max(answer.tokens.read, 1)
+    title = f"Tokens: the language model reads {answer.tokens.read} instead of {answer.tokens.unmerged}"
+    draw.text((0, 0), f"{title}, {factor:.3g} times fewer" if factor > 1 else title, font=_font(24), fill=INK)
+    label = min(
+        180 if answer.plan is None else 460, 20 + max(160, *(round(font.getlength(s.name)) for s in answer.stages))
+    )
+    for number, stage in enumerate(answer.stages):
+        top = 36 + row * number
+        length = max(round((WIDTH - 2 * MARGIN - 540) * stage.tokens / answer.tokens.unmerged), 3)
+        draw.text((0, top), _fitting(stage.name, font, label - 20), font=font, fill=MUTED)
+        draw.rounded_rectangle((label, top + 2, label + length, top + 22), radius=3, fill=TOKEN_TINT)
+        draw.text((label + length + 12, top), str(stage.tokens), font=font, fill=INK)
+    return block
+
+
+def _fitting(text: str, font: Any, width: float) -> str:
+    """A text, cut where it is wider than `width`."""
+    if font.getlength(text) <= width:
+        return text
+    return text[: bisect.bisect(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))] + "..."
+
+
+def _time_bar(answer: Answer) -> Image.Image:
+    """Time by part: one bar, and a legend with milliseconds below it."""
+    font, width = _font(20), WIDTH - 2 * MARGIN
+    parts = [(part, answer.times[part]) for part in PARTS if part in answer.times]
+    total = sum(seconds for _, seconds in parts)
+    block, draw = _blank(104)
+    draw.text((0, 0), f"Time: {_duration(answer.times['total'])} on {answer.device}", font=_font(24), fill=INK)
+    left = 0.0
+    for part, seconds in parts:
+        right = left + width * seconds / total
+        draw.rectangle((round(left), 38, max(round(right) - 1, round(left)), 62), fill=TINTS[part])
+        left = right
+    at = 0
+    for part, seconds in parts:
+        draw.rounded_rectangle((at, 78, at + 18, 96), radius=4, fill=TINTS[part])
+        text = f"{part} {_duration(seconds)}"
+        draw.text((at + 28, 75), text, font=font, fill=INK)
+        at += 28 + round(font.getlength(text)) + 36
+    return block
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{1000 * seconds:.3g} ms" if seconds < 0.1 else f"{1000 * seconds:.0f} ms"

@@ -1,0 +1,76 @@
+"""Published numbers: those that follow from shapes do, by a formula written out here once more."""
+
+import pytest
+
+from foveate.cost.papers import Claim, claims, nearest, scores_left_over
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Claim]:
+    return claims()
+
+
+def ours(found: list[Claim], paper: str, what: str) -> list[float]:
+    return [claim.ours for claim in found if claim.paper == paper and claim.what == what]
+
+
+def test_fastv_by_its_own_formula(found):
+    def left(d: int, m: int, layers: int, k: int, text: int) -> float:
+        def block(n: int) -> int:
+            return 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m
+
+        return 100 * (k * block(576 + text) + (layers - k) * block(288 + text)) / (layers * block(576 + text))
+
+    small = "LLaVA-1.5-7B, K=3, R=50 %: share of the FLOPs that is left"
+    large = "LLaVA-1.5-13B, K=2, R=50 %: share of the FLOPs that is left"
+    assert ours(found, "FastV", small) == pytest.approx([left(4096, 11008, 32, 3, 36), left(4096, 11008, 32, 3, 0)])
+    assert ours(found, "FastV", large) == pytest.approx([left(5120, 13824, 40, 2, 36), left(5120, 13824, 40, 2, 0)])
+
+
+def test_early_compression_by_hand(found):
+    n, d, f = 4900, 1152, 4304
+
+    def block(n: int) -> int:
+        return 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * f
+
+    whole = 27 * block(n) + n * 3 * 14**2 * d
+    pooled = 7 * block(n) + 20 * block(n // 4) + n * 3 * 14**2 * d
+    assert ours(found, "LLaVA-UHD v4", "encoder without early compression") == pytest.approx([whole / 1e9])
+    assert ours(found, "LLaVA-UHD v4", "average pooling instead") == pytest.approx([pooled / 1e9])
+    # 4D -> 4F -> D on a quarter of the tokens, dense although it starts block-diagonal.
+    mlp = (n // 4) * (4 * d * 4 * f + 4 * f * d)
+    assert ours(found, "LLaVA-UHD v4", "MLP of reused weights, over average pooling") == pytest.approx([mlp / 1e9])
+    early = pooled + mlp + 4 * n * d**2 + 2 * n**2 * d
+    assert ours(found, "LLaVA-UHD v4", "encoder of LLaVA-UHD v4")[0] == pytest.approx(early / 1e9)
+    assert scores_left_over() == pytest.approx((3555.1e9 - whole) / (27 * 16 * n * n))
+
+
+def test_pyramiddrop_by_hand(found):
+    def layer(n: int) -> int:
+        return 4 * n * 4096**2 + 2 * n**2 * 4096 + 3 * n * 4096 * 11008
+
+    four = 8 * sum(layer(576 // 2**stage) for stage in range(4)) / 1e12
+    assert ours(found, "PyramidDrop", "LLaVA-1.5-7B, stages of half the tokens: 4") == pytest.approx([four])
+
+
+def test_what_follows_and_what_does_not(found):
+    """A change of the formulas that moves a published number shows here."""
+    best = {(claim.paper, claim.what): claim for claim in nearest(found)}
+    missed = {what for (_, what), claim in best.items() if not claim.same}
+    assert missed == {
+        "1 token, pre-fusion of 3 layers",
+        "memory of an image of 576 tokens",
+        "memory of an image of 1 token",
+        "LLaVA-NeXT-7B, 2,880 to 320 tokens: times fewer FLOPs",
+    }
+    settled = {claim.paper for claim in best.values() if claim.same and not claim.open}
+    assert settled == {"FastV", "PyramidDrop", "LLaVA-UHD v4", "LLaVA-Mini", "VisionDrop"}
+    assert not any(claim.same for claim in found if claim.input)
+
+
+def test_differences_in_words():
+    claim = Claim("a", "b", "c", 80.0, 82.5, "%", "d")
+    assert (claim.difference, claim.same, claim.shown(82.5)) == ("+2.5 points", False, "82.5 %")
+    claim = Claim("a", "b", "c", 6.0, 5.94, "x", "d")
+    assert (claim.difference, claim.same, claim.shown(6)) == ("-1.0 %", True, "6.0x")
+    assert claim.as_json()["same"] is True

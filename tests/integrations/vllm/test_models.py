@@ -1,0 +1,182 @@
+"""vLLM answers, token by token, what foveate answers in process with the same weights in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+
+from foveate.core.errors import FoveateError
+from tests.integrations.vllm.vllm_engines import SAVE, clip, embedded, engine, in_process, keys, picture, served, tokens
+
+pytestmark = pytest.mark.slow
+
+TEXT = "and a text that is long enough to fill a block of the cache. B:"
+PROMPTS = [
+    (f"A: <image>What is it, {TEXT}", [picture(1)], []),
+    (f"No image here, {TEXT}", [], []),
+    (f"First <image> and then <image>which is larger? {TEXT}", [picture(2), picture(3, 60, 30)], []),
+    (f"Again <image>{TEXT}", [picture(1, 60, 40)], []),
+]
+ONE_IMAGE = [PROMPTS[0], PROMPTS[1], PROMPTS[3]]
+CLIPS = [
+    (f"A: <image>then<video>{TEXT}", [picture(1, 48, 32)], [clip(1)]),
+    (f"A: <video>then<image>{TEXT}", [picture(1, 48, 32)], [clip(1)]),
+    (f"A: <image>then<video>and<image>{TEXT}", [picture(5), picture(6, 40, 64)], [clip(2)]),
+]
+OWN = "divprune:9"
+#: Of [CLS], of attention received, of diversity, of neighbours, of chance, and one after the other.
+PLANS = {
+    "llava": [
+        "fastervlm:12",
+        "visionzip:20",
+        "hiprune:20%",
+        "vispruner:11",
+        "pool:25%",
+        "uniform:16",
+        "pool:40+divprune:7",
+    ],
+    "llava-next": [
+        "fastervlm:30",
+        "hired:20%",
+        "globalcom2(layer=2):25%",
+        "hiprune:20%",
+        "pool:40",
+        "divprune:15%",
+        "uniform:16",
+    ],
+    "qwen2.5-vl": ["fastervlm:12", "hiprune:20%", "pool:25%", "uniform:16", "dart:10", "pool:40+divprune:7"],
+    "qwen3-vl": ["fastervlm:12", "hiprune:20%", "pool:25%", "uniform:16", "dart:10", "pool:40+divprune:7"],
+}
+
+
+@dataclass
+class Subject:
+    """A model, and an engine that runs it under a plan."""
+
+    name: str
+    folder: Path
+    model: Any
+    untouched: list[list[int]]
+
+
+@pytest.fixture(scope="module", params=list(SAVE))
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Subject]:
+    folder = SAVE[request.param](tmp_path_factory.mktemp(request.param))
+    untouched = in_process(folder, None, PROMPTS)
+    with engine(folder, OWN, enable_mm_embeds=True) as model:
+        yield Subject(request.param, folder, model, untouched)
+
+
+def test_the_plan_of_the_engine(subject: Subject) -> None:
+    """A batch with text alone and several images, prefilled in pieces; then once more, from caches."""
+    expected = in_process(subject.folder, OWN, PROMPTS)
+    assert expected != subject.untouched and expected[1] == subject.untouched[1]
+    for turn in range(2):
+        answers = served(subject.model, PROMPTS)
+        assert tokens(answers) == expected
+        cached = sum(answer.num_cached_tokens for answer in answers)
+        assert cached > 0 if turn else cached == 0
+
+
+def test_plans_of_requests(subject: Subject) -> None:
+    assert tokens(served(subject.model, PROMPTS, "untouched")) == subject.untouched
+    for plan in PLANS[subject.name]:
+        expected = in_process(subject.folder, plan, PROMPTS)
+        assert expected != subject.untouched
+        for _ in range(2):
+            assert tokens(served(subject.model, PROMPTS, plan)) == expected, plan
+
+
+def test_chance_draws_the_same_places_in_every_image(subject: Subject) -> None:
+    expected = in_process(subject.folder, "random:12", ONE_IMAGE)
+    assert tokens(served(subject.model, ONE_IMAGE, "random:12")) == expected
+
+
+def test_one_image_under_several_plans_at_once(subject: Subject) -> None:
+    """Requests with the same image and text in one batch; neither embeddings nor prefixes are shared."""
+    plans = [None, "pool:9", "untouched", "uniform:9", "fastervlm:9", OWN]
+    own = [OWN if plan is None else plan for plan in plans]
+    prompt = (f"Mixed <image>{TEXT}", [picture(8)], [])
+    expected = [in_process(subject.folder, None if plan == "untouched" else plan, [prompt])[0] for plan in own]
+    assert len({tuple(answer) for answer in expected}) >= 4  # the second and the last are the engine's again
+    for _ in range(2):
+        assert tokens(served(subject.model, [prompt] * len(plans), plans)) == expected
+
+
+def test_keys_tell_plans_apart(subject: Subject) -> None:
+    text, data = f"<image>{TEXT}", {"image": [picture(1)]}
+    mine = {"image": ["mine"]}
+    found = [
+        keys(subject.model, text, data, names, plan)["image"][0] for names in (None, mine) for plan in (None, "pool:9")
+    ]
+    assert len(set(found)) == 4
+    assert keys(subject.model, text, data, None, OWN)["image"][0] == found[0]  # the engine's own, named by a request
+
+
+def test_a_plan_that_cannot_be_served_is_refused_and_the_engine_goes_on(subject: Subject) -> None:
+    for plan, message in {
+        "fastv:50%@2": "acts decoder; vLLM serves methods that act before the language model",
+        "prumerge": "does not follow from the size of an image",
+        "cdpruner:8": "vLLM keeps the tokens of an image for all prompts",
+        "nothing:8": "unknown method 'nothing'",
+        "pospad(selector=fastervlm, embedding=/etc/passwd):8": "names a file",
+        "": "is a plan as text",
+        "pool:9" + " " * 300: "256 bytes at most",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            served(subject.model, PROMPTS[:1], plan)
+    assert tokens(served(subject.model, PROMPTS[:1], "pool:9")) == in_process(subject.folder, "pool:9", PROMPTS[:1])
+
+
+def test_embeddings_in_place_of_an_image_stay_whole(subject: Subject) -> None:
+    """Whatever the plan; and pixels in the same batch do not."""
+    text, (image,), _ = PROMPTS[0]
+    prompts = [(text, embedded(subject.folder, image), []), PROMPTS[0], (text, embedded(subject.folder, image), [])]
+    compressed = in_process(subject.folder, OWN, PROMPTS[:1])[0]
+    for _ in range(2):
+        answers = tokens(served(subject.model, prompts, [None, None, "pool:9"]))
+        assert answers == [subject.untouched[0], compressed, subject.untouched[0]]
+
+
+def test_images_and_clips_in_both_orders(subject: Subject) -> None:
+    if not subject.name.startswith("qwen"):
+        pytest.skip("the model has no clips")
+    for plan in (OWN, "pool:25%", "untouched"):
+        expected = in_process(subject.folder, None if plan == "untouched" else plan, CLIPS)
+        for _ in range(2):
+            assert tokens(served(subject.model, CLIPS, plan)) == expected, plan
+
+
+@pytest.mark.parametrize("plan", ["fastv:50%@2", "prumerge", "cdpruner:8", "nothing:8", 64])
+def test_a_start_with_a_plan_that_cannot_be_served_is_refused(tmp_path: Path, plan: Any) -> None:
+    with pytest.raises(ValueError, match="foveate|vLLM|unknown method"), engine(SAVE["llava"](tmp_path), plan):
+        pass
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
+def test_without_a_plan_vllm_is_untouched(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SAVE[name](tmp_path)
+    monkeypatch.setenv("FOVEATE_PLAN", "pool:4")
+    with engine(folder, "") as model:  # an empty override goes before the environment
+        assert tokens(served(model, PROMPTS)) == in_process(folder, None, PROMPTS)
+        assert keys(model, f"<image>{TEXT}", {"image": [picture(1)]}, {"image": ["mine"]})["image"] == ["mine"]
+        with pytest.raises(FoveateError, match="this engine was started without a plan"):
+            served(model, PROMPTS[:1], "pool:9")
+
+
+def test_the_environment_names_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SAVE["llava"](tmp_path)
+    monkeypatch.setenv("FOVEATE_PLAN", "pool:4")
+    with engine(folder, None) as model:
+        monkeypatch.delenv("FOVEATE_PLAN")  # an engine keeps what it began with
+        answers = served(model, PROMPTS)
+        whole = served(model, PROMPTS, "untouched")
+    assert tokens(answers) == in_process(folder, "pool:4", PROMPTS)
+    saved = [len(b.prompt_token_ids) - len(a.prompt_token_ids) for a, b in zip(answers, whole, strict=True)]
+    assert saved == [60 * len(images) for _, images, _ in PROMPTS]

@@ -1,0 +1,124 @@
+"""Which plans vLLM can serve is decided without vLLM."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Need, Tower
+from foveate.integrations.vllm.placing import COLUMNS, nowhere, offsets, places
+from foveate.integrations.vllm.setting import Serving, servable, serving_of
+
+CLIP = Serving("llava", Tower(24, True, output_layer=22), 1, "pool:16")
+QWEN = Serving("qwen2_5_vl", Tower(32, False, 4, 31), 3, "pool:16")
+
+
+def config(kind: str = "llava", **fields: Any) -> SimpleNamespace:
+    if kind == "llava":
+        vision = SimpleNamespace(model_type="clip_vision_model", num_hidden_layers=24)
+        fields = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default", **fields}
+    else:
+        vision = SimpleNamespace(model_type=kind, depth=32, spatial_merge_size=2)
+    return SimpleNamespace(model_type=kind, vision_config=vision, **fields)
+
+
+def test_what_an_engine_is_read_from_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOVEATE_PLAN", raising=False)
+    assert serving_of(config()) is None
+    assert serving_of(config(foveate_plan="pool:16")) == CLIP
+    assert serving_of(config("qwen2_5_vl", foveate_plan="pool:16")) == QWEN
+    assert str(CLIP.setting()) == "pool:16" and CLIP.family.title == "LLaVA-1.5"
+
+
+def test_override_goes_before_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEATE_PLAN", "pool:16")
+    own = config()
+    assert serving_of(own) == CLIP
+    monkeypatch.setenv("FOVEATE_PLAN", "pool:4")
+    assert serving_of(own) == CLIP  # an engine keeps what it began with
+    assert serving_of(config(foveate_plan="")) is None
+
+
+def test_counts_follow_from_sizes_and_steps() -> None:
+    assert CLIP.setting("divprune:64").count(576) == 64
+    assert CLIP.setting("divprune:64").count(20) == 20
+    assert CLIP.setting("pool:25%").count(576) == 144
+    assert CLIP.setting("fastervlm:50% + divprune:10%").count(576) == 29
+    assert CLIP.setting("untouched").count(576) == 576
+
+
+def test_needs_are_those_of_the_encoder() -> None:
+    assert CLIP.setting("fastervlm:64").needs == (Need("cls_attention", 22, True),)
+    assert QWEN.setting("fastervlm:64").needs[0].substitute  # attention received in its place
+
+
+@pytest.mark.parametrize(
+    ("plan", "serving", "message"),
+    [
+        ("fastv:50%@2", CLIP, "acts decoder; vLLM serves methods that act before the language model"),
+        ("downsample:64", CLIP, "acts view; vLLM serves methods that act before the language model"),
+        ("prumerge", CLIP, "how many tokens 'prumerge' leaves does not follow from the size of an image"),
+        ("prumerge:64", CLIP, "how many tokens 'prumerge:64' leaves does not follow from the size of an image"),
+        ("fastervlm(layer=23):64", CLIP, "reads block 23 of the encoder, and vLLM runs it up to block 22 only"),
+        ("vtc-cls:64", QWEN, "needs the encoder's [CLS] token"),
+        ("cdpruner:64", CLIP, "vLLM keeps the tokens of an image for all prompts"),
+        ("dart:64", CLIP, "keeps the positions of the long sequence, and vLLM counts those of LLaVA-1.5 anew"),
+        ("ppe:64", QWEN, "gives a token several positions"),
+        ("nothing:64", CLIP, "unknown method 'nothing'"),
+        (64, CLIP, "foveate_plan is a plan as text, such as 'divprune:64' or 'untouched', not 64"),
+        (" ", CLIP, "foveate_plan is a plan as text"),
+        ("pool:16" + 300 * " ", CLIP, "a plan in vLLM has 256 bytes at most"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(plan: Any, serving: Serving, message: str) -> None:
+    with pytest.raises(FoveateError) as refused:
+        serving.setting(plan)
+    assert message in str(refused.value)
+
+
+def test_requests_name_no_files() -> None:
+    plan = "pospad(embedding=mark.safetensors):8"
+    with pytest.raises(FoveateError, match="names a file"):
+        QWEN.setting(plan, request=True)
+    assert QWEN.setting("random(seed=3):8", request=True).count(20) == 8
+
+
+def test_an_encoder_that_cannot_be_looked_into() -> None:
+    blind = Serving("llava", CLIP.tower, 1, "pool:16", "that is cut over several devices; use one")
+    assert blind.setting().count(64) == 16
+    with pytest.raises(FoveateError, match="looks into the encoder, and that is cut over several devices"):
+        blind.setting("fastervlm:16")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"vision_feature_layer": [-2, -5]}, {"vision_feature_select_strategy": "full"}], ids=str
+)
+def test_other_encoders_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(FoveateError, match="takes plans in vLLM with all patches of one layer"):
+        serving_of(config(foveate_plan="pool:16", **fields))
+
+
+def test_servable_methods_can_be_served() -> None:
+    found = servable()
+    assert {"random", "divprune", "pool", "uniform", "fastervlm", "visionzip", "hiprune"} <= set(found)
+    assert not {"prumerge", "cdpruner", "fastv", "focusui", "ppe"} & set(found)
+    several = Serving("llava", Tower(24, True), 3, "pool:16")
+    for name in found:
+        assert several.setting(f"{name}:50%").count(10) == 5
+
+
+def test_keys_tell_plans_apart() -> None:
+    keys = {CLIP.setting(plan).key for plan in ("pool:16", "pool:17", "uniform:16", "random:16", "untouched")}
+    assert len(keys) == 5
+    assert CLIP.setting(" pool : 16 ").key == CLIP.setting("pool:16").key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_and_columns_survive_half_precision(dtype: torch.dtype) -> None:
+    embeds = torch.zeros(4, 8, dtype=dtype)
+    at = torch.tensor([0, 999, 300_257, 999_999])
+    carried = torch.cat([embeds, places(at, 1000, embeds)], dim=1)[:, -COLUMNS:]
+    assert offsets(carried).tolist() == [[0, 0, 300, 999], [0, 999, 257, 999]]
+    assert not offsets(nowhere(embeds)).any()

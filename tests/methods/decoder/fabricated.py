@@ -1,0 +1,80 @@
+"""Visual tokens before a decoder layer with random queries and keys, for tests of methods without a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from foveate.core.in_decoder import Asked, Attention, LayerTokens
+from foveate.core.tokens import Tower
+
+WIDTH, HEADS, SHARED, DEPTH = 6, 4, 2, 3
+
+
+def attention(length: int, seed: int = 0, past: int = 0) -> Attention:
+    generator = torch.Generator().manual_seed(100 + seed)
+    query = torch.randn(HEADS, length, DEPTH, generator=generator)
+    return Attention(query, torch.randn(SHARED, past + length, DEPTH, generator=generator), DEPTH**-0.5)
+
+
+def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, layer: int = 1) -> LayerTokens:
+    """`size` visual tokens after `before` tokens of text and before `after` ones; norms are left to the hidden states.
+
+    "previous" and "own" are different layers' queries and keys.
+    """
+    length = before + size + after
+    generator = torch.Generator().manual_seed(seed)
+    hidden, entered = torch.randn(2, length, WIDTH, generator=generator)
+    found: dict[Asked, Attention] = {"previous": attention(length, seed), "own": attention(length, seed + 1)}
+    places = torch.arange(before, before + size)
+    text = torch.cat([torch.arange(before), torch.arange(before + size, length)])
+    return LayerTokens(
+        hidden[places],
+        hidden,
+        places,
+        text,
+        torch.tensor([length - 1]),
+        layer,
+        8,
+        0,
+        torch.arange(size),
+        {},
+        None,
+        Tower(12, False),
+        lambda asked: found[asked],
+        entered,
+        torch.arange(length),
+        places,
+        lambda x: x / x.norm(dim=-1, keepdim=True) * torch.arange(1, WIDTH + 1),
+    )
+
+
+def of_case(case: dict) -> LayerTokens:
+    """The tokens of a case of numbers of some authors' code; all layers have the same queries and keys."""
+    query, key, hidden = (torch.tensor(case[name]) for name in ("query", "key", "hidden"))
+    tokens = layer_tokens(len(hidden) - case["before"] - case["after"], case["before"], case["after"])
+    asked = Attention(query, key, query.shape[-1] ** -0.5)
+    entered = torch.tensor(case.get("entered", case["hidden"]))
+    return replace(tokens, features=hidden[tokens.places], sequence=hidden, entered=entered, ask=lambda _: asked)
+
+
+def in_any_order(rows: Tensor) -> Tensor:
+    """Rows by their first number."""
+    return rows[rows[:, 0].argsort()]
+
+
+def rows_by_hand(attention: Attention) -> list[list[list[float]]]:
+    """Attention [head][row][column] of all new tokens, number by number."""
+    heads, length, _ = attention.query.shape
+    share = heads // len(attention.key)
+    found = []
+    for head in range(heads):
+        rows = []
+        for row in range(length):
+            seen = [float(attention.query[head, row] @ key) for key in attention.key[head // share][: row + 1]]
+            weights = torch.tensor([attention.scaling * value for value in seen]).exp()
+            rows.append([float(w / weights.sum()) for w in weights] + [0.0] * (length - row - 1))
+        found.append(rows)
+    return found

@@ -1,0 +1,47 @@
+"""What the first decoder layer looks at, against the attention matrix of an eager model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foveate
+from families.zoo import IMAGE, zoo
+from foveate import FoveateError
+from foveate.runtime.first_layer_attention import queries_and_keys, text_to_visual
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
+def test_attention_is_that_of_the_eager_model(name: str) -> None:
+    specimen = zoo()[name]
+    model = specimen.model()
+    inputs = specimen.prompts(model, [((3, 4),), ((2, 3), (4, 3))])
+    text, seen = model.model.language_model, {}
+    hook = text.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            matrices = model(**inputs, output_attentions=True).attentions[0]
+    finally:
+        model.set_attn_implementation("sdpa")
+        hook.remove()
+    positions = seen.get("position_ids")
+    query, key, scaling = queries_and_keys(text, seen["inputs_embeds"], positions)
+    for row in range(2):
+        places = inputs["input_ids"][row] == IMAGE
+        columns = places.nonzero().flatten()[:3]
+        rows = torch.arange(len(places) - 3, len(places))
+        got = text_to_visual(query[row], key[row], scaling, rows, columns, inputs["attention_mask"][row])
+        torch.testing.assert_close(got, matrices[row][:, rows][:, :, columns].mean(dim=(0, 1)), atol=1e-6, rtol=1e-5)
+
+
+def test_a_model_without_such_a_layer_is_refused() -> None:
+    with pytest.raises(FoveateError, match="the first layer of Linear cannot be asked"):
+        queries_and_keys(torch.nn.Linear(2, 2), torch.zeros(1, 2, 2), None)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3.5", "minicpm-v-4.6"])
+def test_families_without_such_a_layer_are_refused_when_attaching(name: str) -> None:
+    model = zoo()[name].model()
+    with pytest.raises(FoveateError, match="relevance needs what the first layer of the language model looks at"):
+        foveate.compress(model, "relevance(weights=mapper.safetensors):50%")
