@@ -1,4 +1,4 @@
-"""The reference: one page a room, from the docstrings of every public class and function, and the command line."""
+"""The reference: one page a package, from the docstrings of every public class and function, and the command line."""
 
 from __future__ import annotations
 
@@ -15,33 +15,39 @@ import typer
 
 from foveate import cli
 
-ROOMS = {
+PAGES = {
     "loading": "Models by name",
     "answering": "Questions and answers",
-    "pictures": "Pictures",
-    "selection_pictures": "Pictures of what a plan left",
-    "plan": "Plans",
-    "gallery": "The gallery of methods",
+    "core.plan": "Plans",
+    "core.tokens": "Tokens and selections",
+    "core.errors": "Errors",
     "runtime": "Live models: attach, report, restore",
-    "tokens": "Tokens and selections",
-    "selection": "Methods before the language model",
-    "decoder": "Methods inside the language model",
-    "cache": "Caches in few bits and of fewer entries",
-    "decoding": "Drafts, and contrast while text is written",
-    "memory": "Images that are read once",
-    "generation": "A next-scale image model",
+    "methods.gallery": "The gallery of methods",
+    "methods.image": "Methods before the encoder",
+    "methods.encoder": "Methods inside the encoder",
+    "methods.pre_llm": "Methods before the language model",
+    "methods.decoder": "Methods inside the language model",
+    "methods.decoding": "Drafts, and contrast while text is written",
+    "methods.kv_cache": "Caches of fewer entries",
+    "runtime.kv_cache": "Caches in fewer bits",
+    "image_kv_cache": "Images that are read once",
+    "models.vit_uhd": "ViT-UHD",
+    "models.connectors": "Connectors",
+    "models.llava_uhd": "LLaVA-UHD",
+    "models.next_scale": "A next-scale image model",
+    "images": "Reading images",
     "batch": "Files of questions",
     "serving": "A server",
-    "cluster": "Replicas on a Ray cluster",
-    "views": "Views: pixels before the encoder",
-    "encoders": "Encoders",
-    "connectors": "Connectors",
-    "llava_uhd": "LLaVA-UHD",
+    "integrations.ray": "Replicas on a Ray cluster",
     "training": "Training",
+    "synthetic": "Rendered data",
     "benchmark": "Measuring",
-    "errors": "Errors",
+    "cost": "Costs by formula",
+    "tune": "Search",
+    "report": "Result pages",
+    "visualization": "Pictures",
 }
-"""Rooms in the order of the data's way, with the titles of their pages."""
+"""Packages and modules, with the titles of their pages."""
 
 ELSEWHERE = "foveate.integrations.vllm"
 """Imports what only an environment of its own has; its page is written by hand."""
@@ -70,7 +76,7 @@ def pages() -> dict[str, str]:
         shown = f"[`foveate.{name}`](reference/{room}.md#{anchor(name)})" if room else f"`foveate.{name}()`"
         lines.append(f"- {shown}: {first_sentence(thing)}")
     lines += ["", "## Rooms", ""]
-    for room, title in ROOMS.items():
+    for room, title in PAGES.items():
         modules = list(_modules(room))
         if modules:
             lines.append(f"- [{title}](reference/{room}.md)")

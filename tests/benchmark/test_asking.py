@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.answering import answer_batch
 from foveate.answering.conversations import inputs_of_batch
@@ -18,6 +17,7 @@ from foveate.benchmark.asking import SPARE, Prepared, ask, batches, messages_of,
 from foveate.benchmark.tasks import Item
 from foveate.loading import load
 from foveate.models.llava_uhd import byte_tokenizer
+from tests.families.zoo import zoo
 from tests.tiny_model import noise, save_internvl, save_llava, save_llava_uhd
 
 MAKERS = {"llava-uhd": save_llava_uhd, "llava": save_llava, "internvl": save_internvl}

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import foveate
-from families.zoo import Specimen, zoo
 from foveate import FoveateError, cli
 from foveate.benchmark import quantised
 from foveate.benchmark.joint import ALL, Settings, run, table
@@ -20,6 +19,7 @@ from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, Int8Layer, cached, possible, quantise_weights
 from foveate.runtime import compat
 from foveate.runtime.kv_cache.nbytes import cache_bytes
+from tests.families.zoo import Specimen, zoo
 
 #: Mean difference of logits from those of the full cache or weights, as a share of their spread.
 CLOSE = {"int8": 0.02, "fp8": 0.1, "int4": 0.25, "int2": 1.5, "nf4": 0.4}

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from families.zoo import zoo
 from foveate import FoveateError, cli
 from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.speed import SHAPES, TEXTS, Settings, Shape, plot, run, shapes, table
@@ -22,6 +21,7 @@ from foveate.benchmark.speed.subjects import subject
 from foveate.commands.lists import plans_in
 from foveate.core.plan import Plan
 from foveate.runtime.kv_cache.nbytes import stored_bytes
+from tests.families.zoo import zoo
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

@@ -6,13 +6,13 @@ from typing import get_args
 import pytest
 
 import foveate
-from families.zoo import zoo
 from foveate.cli import main
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, Step, all_methods
 from foveate.core.registry import Mechanism, Modality, registered
 from foveate.families import families, family_of
 from foveate.methods.gallery import gallery
+from tests.families.zoo import zoo
 
 
 def printed(capsys, *arguments):

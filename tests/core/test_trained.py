@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder.test_covipal import folder
-from decoder.test_dpn import folder as routers
 from PIL import Image
 
 import foveate
@@ -17,6 +15,8 @@ from foveate.methods.decoder.covipal import CoViPAL
 from foveate.methods.encoder.dymu import Thresholds
 from foveate.methods.pre_llm.focusui import Scorer
 from foveate.methods.pre_llm.relevance import Mapper
+from tests.methods.decoder.test_covipal import folder
+from tests.methods.decoder.test_dpn import folder as routers
 from tests.tiny_model import save_llava
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((32, 32))

@@ -17,8 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from families.zoo import IMAGE, llama, zoo
-from foveate import cost
+from foveate import cost as cost_of
 from foveate.benchmark import flops
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
@@ -27,6 +26,7 @@ from foveate.cost.cost import encoder, stage, windows
 from foveate.cost.models import RELEASED
 from foveate.cost.shapes import Text, families
 from foveate.runtime import compat
+from tests.families.zoo import IMAGE, llama, zoo
 
 SIZES = [(336, 336), (1024, 768), (300, 1400), (1920, 1080), (640, 640)]
 COUNTED = ["llava", "llava-siglip", "llava-next", "llava-onevision", "llava-uhd", "llava-uhd-windows", "internvl",
@@ -51,16 +51,16 @@ def test_whole_models_cost_what_the_counter_counts(name):
     model = specimen.model()
     inputs = specimen.prompts(model, [[(3, 4)]])
     tokens = int((inputs["input_ids"] == IMAGE).sum())
-    shape = cost.shape_of(model.config)
+    shape = cost_of.shape_of(model.config)
     assert shape.kind in families()
-    view = cost.View(sequences(model, inputs), tokens)
-    run = cost.Run(view, (0,) * shape.vision.blocks, (tokens,) * shape.text.layers)
-    expected = cost.cost(shape, run, inputs["input_ids"].shape[1] - tokens)
+    view = cost_of.View(sequences(model, inputs), tokens)
+    run = cost_of.Run(view, (0,) * shape.vision.blocks, (tokens,) * shape.text.layers)
+    expected = cost_of.cost(shape, run, inputs["input_ids"].shape[1] - tokens)
     with torch.inference_mode():
         counted = flops.count(lambda: model(**inputs, logits_to_keep=1))
     assert abs(counted - expected.total) <= 0.02 * counted
     # Without attention the formula is well below: the tolerance would show it.
-    blind = cost.cost(shape, run, inputs["input_ids"].shape[1] - tokens, cost.Convention("none"))
+    blind = cost_of.cost(shape, run, inputs["input_ids"].shape[1] - tokens, cost_of.Convention("none"))
     assert blind.total < 0.97 * counted
 
 
@@ -77,9 +77,9 @@ def test_early_compressor_and_its_connector():
     call = {"pixel_values": pixels, "target_sizes": torch.tensor(grids)}
     with torch.inference_mode():
         counted = flops.count(lambda: model.model.get_image_features(**call))
-    shape = cost.shape_of(config)
-    run = cost.Run(cost.View(grids, 7), (0, 0, 0), (7, 7))
-    parts = cost.cost(shape, run, 1).parts
+    shape = cost_of.shape_of(config)
+    run = cost_of.Run(cost_of.View(grids, 7), (0, 0, 0), (7, 7))
+    parts = cost_of.cost(shape, run, 1).parts
     assert abs(counted - parts["encoder"] - parts["connector"]) <= 0.02 * counted
 
 
@@ -102,9 +102,9 @@ def test_released_sizes_on_the_meta_device():
             one = torch.zeros(1, 1, 4096)
             step = flops.count(lambda: model.model.language_model(inputs_embeds=one, **compat.cache_argument(cache)))
             head = flops.count(lambda: model.lm_head(one))
-    shape = cost.shape_of(config)
-    view = cost.view_of(config, 640, 480)
-    cost = cost.cost(shape, cost.follow(None, shape, view), 64)
+    shape = cost_of.shape_of(config)
+    view = cost_of.view_of(config, 640, 480)
+    cost = cost_of.cost(shape, cost_of.follow(None, shape, view), 64)
     assert abs(cost.parts["encoder"] - tower) <= 1e-4 * tower
     assert cost.parts["connector"] == connected
     assert abs(cost.total - tower - connected - head - prefill) <= 1e-4 * prefill
@@ -116,14 +116,14 @@ def test_released_sizes_on_the_meta_device():
 def test_fewer_key_heads_and_wide_heads():
     """Grouped queries cost full attention but narrow projections and a narrow cache; the width of heads is free."""
     text = Text(width=8, hidden=12, layers=1, heads=4, kv_heads=1, head=3, vocabulary=5)
-    run = cost.Run(cost.View((), 0), (), (6,))
-    cost = cost.cost(cost.Model("none", text), run, 4)
+    run = cost_of.Run(cost_of.View((), 0), (), (6,))
+    cost = cost_of.cost(cost_of.Model("none", text), run, 4)
     assert cost.parts["projections"] == 2 * 10 * 8 * (12 + 3 + 3 + 12)
     assert cost.parts["attention"] == 4 * 10 * 10 * 12
     assert cost.parts["mlp"] == 2 * 10 * 8 * 12 * 3
     assert cost.parts["output layer"] == 2 * 8 * 5
     assert (cost.cached, cost.cached_image) == (2 * 3 * 10, 2 * 3 * 6)
-    causal = cost.cost(cost.Model("none", text), run, 4, cost.Convention("causal", 2, "all"))
+    causal = cost_of.cost(cost_of.Model("none", text), run, 4, cost_of.Convention("causal", 2, "all"))
     assert causal.parts["attention"] == 4 * 12 * sum(range(1, 11))
     assert causal.parts["mlp"] == 2 * 10 * 8 * 12 * 2
     assert causal.parts["output layer"] == 2 * 10 * 8 * 5
@@ -136,7 +136,7 @@ def test_windows_cover_the_grid():
 
 
 def test_merging_between_attention_and_mlp():
-    shape = cost.Vision(width=4, hidden=6, blocks=2, patch_values=3, cls=1)
+    shape = cost_of.Vision(width=4, hidden=6, blocks=2, patch_values=3, cls=1)
     whole = flops.linear(8, 3, 4) + flops.linear(9, 4, 16) + flops.attention([9], 4)
     merged = whole + flops.linear(6, 4, 12) + flops.linear(6, 4, 16) + flops.attention([6], 4) + flops.linear(6, 4, 12)
     assert encoder(shape, Grid(2, 4), (3, 0)) == merged
@@ -157,7 +157,7 @@ def test_tiles_are_those_of_the_processor(name, size):
         vision_aspect_ratio=getattr(config, "vision_aspect_ratio", None),
     )
     fields._get_unpadded_features = partial(processor._get_unpadded_features, fields)
-    view = cost.view_of(config, *size)
+    view = cost_of.view_of(config, *size)
     assert view.tokens == processor._get_number_of_features(fields, size[1], size[0], tile, tile)
 
 
@@ -175,7 +175,7 @@ def test_patches_are_those_of_qwens_processor(name, size):
         patch_size=config.vision_config.patch_size, size={"shortest_edge": 65536, "longest_edge": 400 * 28 * 28}
     )
     (expected,) = processor(picture(size), return_tensors="pt")["image_grid_thw"].tolist()
-    view = cost.view_of(config, *size, processor)
+    view = cost_of.view_of(config, *size, processor)
     assert [1, *view.grids[0]] == expected
     assert (view.tokens, view.raster.size) == (expected[1] * expected[2] // 4,) * 2
 
@@ -188,7 +188,7 @@ def test_tiles_are_those_of_internvls_processor(size):
         size={"height": 448, "width": 448}, crop_to_patches=True, min_patches=1, max_patches=12
     )
     tiles = len(processor(picture(size), return_tensors="pt")["pixel_values"])
-    view = cost.view_of(RELEASED["internvl3-8b"](), *size)
+    view = cost_of.view_of(RELEASED["internvl3-8b"](), *size)
     assert (len(view.grids), view.tokens) == (tiles, 256 * tiles)
 
 
@@ -198,22 +198,22 @@ def test_slices_are_those_of_minicpms_processor(size):
 
     processor = MiniCPMV4_6ImageProcessorPil()
     expected = processor(picture(size), return_tensors="pt")["target_sizes"].tolist()
-    view = cost.view_of(RELEASED["llava-uhd-v4"](), *size, processor)
+    view = cost_of.view_of(RELEASED["llava-uhd-v4"](), *size, processor)
     assert sorted(map(list, view.grids)) == sorted(expected)
     assert view.tokens == sum(rows * columns // 16 for rows, columns in expected)
 
 
 def test_native_resolution_is_that_of_the_embedded_processor():
-    model = cost.named(None)
+    model = cost_of.named(None)
     for size in SIZES:
-        view = cost.view_of(model.config, *size, model.images)
+        view = cost_of.view_of(model.config, *size, model.images)
         wide, high = model.images.target_size(*size)
         assert view.grids[0] == (high // model.images.patch_size, wide // model.images.patch_size)
 
 
 def test_tokens_of_every_layer():
     def kept(plan: str, tokens: int = 576, layers: int = 32) -> list[int]:
-        return list(cost.tokens_per_layer(Plan.of(plan).steps, tokens, layers))
+        return list(cost_of.tokens_per_layer(Plan.of(plan).steps, tokens, layers))
 
     assert kept("fastv:50%@2") == [576] * 2 + [288] * 30
     assert kept("FastV:64@0") == [64] * 32
@@ -242,18 +242,18 @@ def test_tokens_of_every_layer():
 )
 def test_plans_that_cannot_be_counted_say_why(plan, message):
     config = RELEASED["qwen2-vl-7b"]()
-    shape = cost.shape_of(config)
+    shape = cost_of.shape_of(config)
     with pytest.raises(FoveateError, match=message):
-        cost.follow(Plan.of(plan), shape, cost.view_of(config, 1024, 768))
+        cost_of.follow(Plan.of(plan), shape, cost_of.view_of(config, 1024, 768))
 
 
 def test_plans_before_the_decoder():
     config = RELEASED["llava-1.5-7b"]()
-    shape, view = cost.shape_of(config), cost.view_of(config, 640, 480)
-    untouched = cost.cost(shape, cost.follow(None, shape, view), 64)
+    shape, view = cost_of.shape_of(config), cost_of.view_of(config, 640, 480)
+    untouched = cost_of.cost(shape, cost_of.follow(None, shape, view), 64)
 
-    def counted(plan: str) -> cost.Cost:
-        return cost.cost(shape, cost.follow(Plan.of(plan), shape, view), 64)
+    def counted(plan: str) -> cost_of.Cost:
+        return cost_of.cost(shape, cost_of.follow(Plan.of(plan), shape, view), 64)
 
     selected, merged, small = counted("random:144"), counted("tome:144"), counted("downsample:144")
     # All three leave the decoder the same, the encoder different work.
@@ -266,36 +266,36 @@ def test_plans_before_the_decoder():
 
 def test_merging_and_stages_of_other_models_are_refused():
     config = RELEASED["llava-next-7b"]()
-    shape, view = cost.shape_of(config), cost.view_of(config, 640, 480)
+    shape, view = cost_of.shape_of(config), cost_of.view_of(config, 640, 480)
     for plan, said in {
         "tome:64": "give a fraction",
         "tome:25%": "one sequence",
         "downsample:64": "cannot reduce",
     }.items():
         with pytest.raises(FoveateError, match=said):
-            cost.follow(Plan.of(plan), shape, view)
+            cost_of.follow(Plan.of(plan), shape, view)
 
 
 def test_decoders_that_do_not_attend_everywhere_are_refused():
     model = zoo()["qwen3.5"].model()
     with pytest.raises(FoveateError, match="linear_attention; counted are decoders"):
-        cost.shape_of(model.config)
+        cost_of.shape_of(model.config)
 
 
 def test_a_family_without_a_formula_has_a_decoder():
-    shape = cost.shape_of(zoo()["mistral3"].model().config)
+    shape = cost_of.shape_of(zoo()["mistral3"].model().config)
     assert shape.vision is None and shape.text.layers == 2
     with pytest.raises(FoveateError, match="give the tokens with --tokens"):
-        cost.view_of(zoo()["mistral3"].model().config, 100, 100)
+        cost_of.view_of(zoo()["mistral3"].model().config, 100, 100)
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, 10**9)])
 def test_sizes_that_are_none(size):
     with pytest.raises(FoveateError, match="sides are 1 to"):
-        cost.view_of(RELEASED["llava-1.5-7b"](), *size)
+        cost_of.view_of(RELEASED["llava-1.5-7b"](), *size)
 
 
 def test_names():
-    assert cost.named("qwen2.5-vl-3b").config.text_config.num_hidden_layers == 36
+    assert cost_of.named("qwen2.5-vl-3b").config.text_config.num_hidden_layers == 36
     with pytest.raises(FoveateError, match="did you mean llava-1.5-7b"):
-        cost.named("llava-1.5-7")
+        cost_of.named("llava-1.5-7")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import foveate
-from families.zoo import Specimen
 from foveate.core.tokens import Need
 from foveate.families import family_of
 from foveate.runtime.report import Report
+from tests.families.zoo import Specimen
 
 Patch = pytest.MonkeyPatch
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import foveate
-from families.reference import answers, logits, only_kept
-from families.zoo import IMAGE, zoo
 from foveate.families import family_of
+from tests.families.reference import answers, logits, only_kept
+from tests.families.zoo import IMAGE, zoo
 
 NAMES = ("paligemma", "paligemma2", "gemma3", "gemma4", "gemma4-e")
 ROWS = (((3, 4), (2, 3)), ((4, 5),))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import foveate
-from families.reference import answers, logits, only_kept
-from families.zoo import zoo
+from tests.families.reference import answers, logits, only_kept
+from tests.families.zoo import zoo
 
 IMAGE, CLIP = (3, 4), (2, 2, 3)
 MIXED = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma4-e")

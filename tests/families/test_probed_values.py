@@ -8,10 +8,10 @@ from itertools import chain
 import pytest
 import torch
 
-from families.reference import HUBS, eager, measured, row
-from families.zoo import zoo
 from foveate.core.tokens import Need
 from foveate.families import family_of
+from tests.families.reference import HUBS, eager, measured, row
+from tests.families.zoo import zoo
 
 SIZES = ((3, 4), (2, 3), (4, 5), (3, 4))
 #: For every token of rows x columns the places of its patches in the order of the encoder at a block.

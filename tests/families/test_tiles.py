@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import foveate
-from families.reference import HUBS, answers, eager, encode, encoder_inputs, logits, only_kept
-from families.zoo import VIDEO, pad, pixels, text, zoo
 from foveate.core.tokens import Grid, Need
 from foveate.families import ImageLayout, family_of
+from tests.families.reference import HUBS, answers, eager, encode, encoder_inputs, logits, only_kept
+from tests.families.zoo import VIDEO, pad, pixels, text, zoo
 
 NAMES = ("llava-next", "llava-onevision", "internvl", "idefics3", "smolvlm")
 #: Prompts with several tiles, with two images, and with one of a single tile.

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import foveate
-from families.reference import answers, encode, encoder_inputs, logits, only_kept
-from families.zoo import zoo
-from families.zoo.mistral3 import BREAK
 from foveate.families import family_of
 from foveate.runtime import compat
+from tests.families.reference import answers, encode, encoder_inputs, logits, only_kept
+from tests.families.zoo import zoo
+from tests.families.zoo.mistral3 import BREAK
 
 ROWS = (((3, 4), (2, 3)), ((4, 5),))
 NAMES = (

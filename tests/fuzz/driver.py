@@ -10,7 +10,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "serving")]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 #: Longest input that is tried, in bytes; the few longer traps are given by `test_fuzz`.
 LONGEST = 4096
@@ -24,9 +24,11 @@ def main(arguments: list[str]) -> None:
         sys.exit("coverage-guided fuzzing needs atheris (Linux and macOS): pip install 'foveate[fuzz]'")
     name, corpus = arguments[0], Path(arguments[1])
     # What is counted: our parsers and the Python of those they use. torch and transformers would only cost time.
-    with atheris.instrument_imports(include=["foveate.core.plan", "foveate.batch", "foveate.core.errors", "foveate.images",
-        "foveate.serving.protocol", "foveate.serving.sources", "foveate.training.recipe", "foveate.training.dataset",
-        "PIL", "yaml", "json", "ast", "urllib.parse", "httpx"]):  # fmt: skip
+    with atheris.instrument_imports(include=[
+        "foveate.core.plan", "foveate.core.errors", "foveate.batch", "foveate.images", "foveate.serving.protocol",
+        "foveate.serving.sources", "foveate.training.recipe", "foveate.training.dataset", "PIL", "yaml", "json", "ast",
+        "urllib.parse", "httpx",
+    ]):  # fmt: skip
         from PIL import Image
 
         from tests.fuzz.targets import NAMES, target

@@ -11,12 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from decoder.test_covipal import folder as pruners
-from decoder.test_dpn import folder as routers
 from torch import Tensor, nn
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.core.plan import all_methods
 from foveate.families import family_of
@@ -25,6 +22,9 @@ from foveate.methods.decoding.draft import draft_kinds
 from foveate.methods.encoder.dymu import DyMU
 from foveate.methods.pre_llm.focusui import Scorer
 from foveate.methods.pre_llm.relevance import Mapper
+from tests.families.zoo import zoo
+from tests.methods.decoder.test_covipal import folder as pruners
+from tests.methods.decoder.test_dpn import folder as routers
 
 #: One of each kind that is no plan.
 WRITING = ("draft of a chain", "draft of a tree", "vasparse")

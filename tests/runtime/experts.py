@@ -15,7 +15,7 @@ from transformers import (
     Qwen3VLMoeForConditionalGeneration,
 )
 
-from families.zoo import zoo
+from tests.families.zoo import zoo
 
 #: Weight of the loss that balances experts: large, so that it shows.
 COEFFICIENT = 0.5

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from families.zoo import zoo
 from foveate.families import families
 from foveate.methods.decoder import decoder_methods
 from foveate.methods.pre_llm import methods
+from tests.families.zoo import zoo
 
 #: Methods inside the encoder that run with default arguments, where every patch becomes a token of its own.
 INSIDE = ("tome:50%", "token-transforming:50%")

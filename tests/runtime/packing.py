@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from families.zoo import Specimen
 from foveate.families import family_of
+from tests.families.zoo import Specimen
 
 #: The samples of a row: one with an image, one with two, one with a larger one.
 SAMPLES = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))

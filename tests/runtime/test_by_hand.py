@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 import foveate
-from families.zoo import Specimen, zoo
 from foveate.families import family_of
 from foveate.runtime import compat
-from runtime.matrix import inside_pairs, pairs
-from runtime.test_promises import compress
+from tests.families.zoo import Specimen, zoo
+from tests.runtime.matrix import inside_pairs, pairs
+from tests.runtime.test_promises import compress
 
 ONE = (((3, 4),),)
 STEPS = 4

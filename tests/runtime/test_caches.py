@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import foveate
-from families.zoo import Specimen, zoo
 from foveate import FoveateError
 from foveate.families import family_of
 from foveate.runtime import compat
 from foveate.runtime.cache_view import kept_of
-from runtime.matrix import inside_pairs
+from tests.families.zoo import Specimen, zoo
+from tests.runtime.matrix import inside_pairs
 
 REFUSED = "this cache was filled by a model that read through"
 ONE = (((3, 4),),)

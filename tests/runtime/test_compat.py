@@ -13,9 +13,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.runtime import compat
+from tests.families.zoo import zoo
 
 UNKNOWN = "hands the cache over in a way that foveate does not know"
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.runtime import handle_of
-from runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
+from tests.families.zoo import zoo
+from tests.runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
 
 
 def _saved(model: Any) -> Any:

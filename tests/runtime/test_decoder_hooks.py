@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from families.zoo import Specimen, zoo
 from foveate import FoveateError
 from foveate.core.plan import Plan
 from foveate.families import family_of
 from foveate.methods.decoder import decoder_methods
 from foveate.runtime import compat
 from foveate.runtime.decoder_hooks import TEXT_TYPES
-from runtime.matrix import covering
-from runtime.test_promises import answers, logits
 from tests.checkpointing import checkpoint
+from tests.families.zoo import Specimen, zoo
+from tests.runtime.matrix import covering
+from tests.runtime.test_promises import answers, logits
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))
 SPECIMENS = [

@@ -4,11 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from families.zoo import zoo
 from foveate import FoveateError, ask, load
 from foveate.answering import answer_batch
 from foveate.methods.pre_llm.divprune import DivPrune
 from foveate.runtime import compress
+from tests.families.zoo import zoo
 from tests.tiny_model import save_llava
 
 HUGE = 10**18

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import foveate
-from families.zoo import IMAGE, zoo
 from foveate import FoveateError
 from foveate.runtime.first_layer_attention import queries_and_keys, text_to_visual
+from tests.families.zoo import IMAGE, zoo
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])

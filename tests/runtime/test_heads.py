@@ -18,12 +18,12 @@ from transformers import (
 )
 
 import foveate
-from families.zoo import zoo
 from foveate.families import family_of
 from foveate.runtime import handle_of
 from foveate.runtime.heads import places_of_all
-from runtime.matrix import inside_pairs
-from runtime.test_promises import ROWS, logits
+from tests.families.zoo import zoo
+from tests.runtime.matrix import inside_pairs
+from tests.runtime.test_promises import ROWS, logits
 
 PAIRS = [*((name, "divprune:3") for name in sorted(zoo())), *inside_pairs()]
 

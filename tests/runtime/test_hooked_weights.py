@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from families.zoo import zoo
 from foveate import FoveateError
-from runtime.every_method import EVERY, attach, call_of, prompts, refused
+from tests.families.zoo import zoo
+from tests.runtime.every_method import EVERY, attach, call_of, prompts, refused
 
 accelerate = pytest.importorskip("accelerate")
 peft = pytest.importorskip("peft")

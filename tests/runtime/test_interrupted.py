@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.families import family_of
 from foveate.runtime import handle_of
-from runtime.every_method import EVERY, WRITING, attach, call_of, insides, prompts, refused, writes
 from tests.checkpointing import checkpoint
+from tests.families.zoo import zoo
+from tests.runtime.every_method import EVERY, WRITING, attach, call_of, insides, prompts, refused, writes
 
 #: Families in whose models every method is interrupted by default.
 QUICK = ("llava",)

@@ -11,10 +11,10 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import foveate
-from families.zoo import END, IMAGE, Specimen, zoo
 from foveate import FoveateError
 from foveate.runtime import compat, handle_of
 from tests.checkpointing import checkpoint
+from tests.families.zoo import END, IMAGE, Specimen, zoo
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)))
 CHATTING = ("llava", "qwen2.5-vl")

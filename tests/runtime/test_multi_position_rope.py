@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.core.tokens import Selection
 from foveate.methods.pre_llm.ppe import rotary_angles, rotary_ids
 from foveate.runtime.multi_position_rope import Carrying, carried_ids
 from foveate.runtime.patches import Patches
 from foveate.runtime.sequence import Chosen
+from tests.families.zoo import zoo
 
 
 def _rotations(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 import foveate
-from families.zoo import zoo
 from foveate.loading import load
-from runtime.matrix import inside_plans
+from tests.families.zoo import zoo
+from tests.runtime.matrix import inside_plans
 from tests.tiny_model import save_llava, save_llava_uhd
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)))

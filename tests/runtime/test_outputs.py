@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.utils import concatenate, convert_outputs_to_fp32
-from runtime.test_layers import PLANS, SPECIMENS
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from transformers.trainer_pt_utils import LabelSmoother
 
 import foveate
-from families.reference import attention
-from families.zoo import END, IMAGE, Specimen, zoo
 from foveate.families import family_of
-from runtime.experts import ASKING, COEFFICIENT, NAMES, model_with_experts
-from runtime.matrix import covering, steps
-from runtime.test_promises import ROWS, compress
+from tests.families.reference import attention
+from tests.families.zoo import END, IMAGE, Specimen, zoo
+from tests.runtime.experts import ASKING, COEFFICIENT, NAMES, model_with_experts
+from tests.runtime.matrix import covering, steps
+from tests.runtime.test_decoder_hooks import PLANS, SPECIMENS
+from tests.runtime.test_promises import ROWS, compress
 
 ALL = [*covering(sorted(zoo()), steps()), *covering(SPECIMENS, PLANS)]
 

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from runtime.test_layers import PLANS, SPECIMENS
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DataCollatorWithFlattening, DynamicCache
 from transformers.masking_utils import flash_attention_mask
 
 import foveate
-from families.reference import attention
-from families.zoo import IMAGE, Specimen, zoo
 from foveate import FoveateError
 from foveate.core.in_decoder import Attention
 from foveate.families import family_of
 from foveate.runtime import compat, sequence
-from runtime.matrix import covering, steps
-from runtime.packing import SAMPLES, alone, packed
-from runtime.test_promises import compress
+from tests.families.reference import attention
+from tests.families.zoo import IMAGE, Specimen, zoo
+from tests.runtime.matrix import covering, steps
+from tests.runtime.packing import SAMPLES, alone, packed
+from tests.runtime.test_decoder_hooks import PLANS, SPECIMENS
+from tests.runtime.test_promises import compress
 
 #: Their linear layers read a row as one sample, without a plan too.
 LINEAR = ("minicpm-v-4.6", "qwen3.5")

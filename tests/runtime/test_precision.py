@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import foveate
-from families.zoo import zoo
 from foveate.methods.decoder import decoder_methods
-from runtime.matrix import steps
+from tests.families.zoo import zoo
+from tests.runtime.matrix import steps
 
 
 def plans() -> list[str]:

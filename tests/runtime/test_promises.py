@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 import foveate
-from families.zoo import Specimen, zoo
 from foveate import FoveateError
 from foveate.runtime import Handle
-from runtime.matrix import pairs
+from tests.families.zoo import Specimen, zoo
+from tests.runtime.matrix import pairs
 
 #: Prompts with one image, with two, and with one larger one.
 ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.training.methods.relevance_targets import answer_relevance
-from runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
+from tests.families.zoo import zoo
+from tests.runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
 
 ROUNDS = 2
 #: Those that other families meet too by default; the first family meets all.

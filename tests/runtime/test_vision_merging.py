@@ -17,7 +17,6 @@ from transformers import (
 )
 
 import foveate
-from families.zoo import zoo
 from foveate.core.bipartite import Tokens, key_bias
 from foveate.core.errors import FoveateError
 from foveate.core.unmerging import sequence_groups
@@ -26,6 +25,7 @@ from foveate.methods.encoder.tome import ToMe
 from foveate.methods.encoder.transforming import TokenTransforming
 from foveate.runtime.virtual_unmerging import virtual_unmerging
 from foveate.runtime.vision_merging import calibrate, merging
+from tests.families.zoo import zoo
 
 SIZES = {
     "hidden_size": 32,

@@ -11,7 +11,7 @@ import torch
 import foveate
 from foveate import FoveateError
 from foveate.runtime.words import Words
-from runtime.chat_templates import CHATS, IMAGE, tokenizer_of
+from tests.runtime.chat_templates import CHATS, IMAGE, tokenizer_of
 
 QUESTION = "What is the total?"
 TEXT = {"type": "text", "text": QUESTION}

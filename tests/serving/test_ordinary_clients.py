@@ -115,7 +115,7 @@ def test_fields_at_the_values_that_change_nothing_are_taken(served: Served) -> N
         ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens", "max_completion_tokens"),
         ({"foveate": {"budget": [3]}}, "foveate.budget", "a share"),
         ({"foveate": {"budget": "many"}}, "foveate.budget", "is no budget"),
-        ({"foveate": {"plan": "nosuch:3"}}, "foveate.core.plan", "unknown method"),
+        ({"foveate": {"plan": "nosuch:3"}}, "foveate.plan", "unknown method"),
         ({"foveate": {"plam": "x"}}, "foveate.plam", "does not know"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": ["Hi"]}, "messages[0]", "an object, not 'Hi'"),

@@ -154,7 +154,7 @@ def test_another_task_stands_in_for_one_that_finds_no_layout(monkeypatch):
             raise RuntimeError("no layout")
         return drawn(task, *arguments, **options)
 
-    monkeypatch.setattr(data, "render", fails)
+    monkeypatch.setattr(synthetic, "render", fails)
     sizes = Sizes((100, 120), (80, 100))
     both = RenderedSource(Rendered({"sign": 1.0, "read_word": 1.0}, sizes=sizes), 20)
     assert {draw().task for draw in both.draws(range(6), 0.0, np.random.default_rng(0))} == {"read_word"}

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 import foveate
-from families.zoo import IMAGE, zoo
+from tests.families.zoo import IMAGE, zoo
 
 NAMES = ("llava", "qwen2.5-vl")
 #: What no metric looks at: the Trainer cannot gather the encoder's output, without a plan either.

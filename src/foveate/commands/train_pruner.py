@@ -180,7 +180,7 @@ def _trainer(kind: Kind, shared: tuple[Any, ...], own: dict[str, Any]) -> tuple[
     """The module that trains a kind, and how."""
     from foveate.training.methods import covipal, dpn
 
-    trainer: Any = {Kind.covipal: pruner, Kind.dpn: router}[kind]
+    trainer: Any = {Kind.covipal: covipal, Kind.dpn: dpn}[kind]
     given = {name: value for name, value in own.items() if value is not None}
     if wrong := sorted(given.keys() - {field.name for field in fields(trainer.Fitting)}):
         raise FoveateError(f"--{wrong[0]} is not for --kind {kind.value}.")

@@ -1,4 +1,4 @@
-"""`vasparse`: generation with sparse attention and contrast, on a live model; see `foveate.methods.decoding.VASparse`."""
+"""`vasparse`: sparse attention and contrast while a live model writes; see `foveate.methods.decoding.VASparse`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Tokens that carry more than one position: the rotary side of PPE in a live model (arXiv 2510.22936).
 
 A merged token is rotated by the positions of several of its members, each in its own stretch of the rotary dimensions
-(`foveate.methods.pre_llm.ppe.rotary_members`). The model's own rotary embedding is asked once a member, and each dimension
-takes the answer of the member that it belongs to; so whatever a model does to positions, it goes on doing. Keys are
-cached after rotation, and what is written later has one position a token: decoding needs nothing.
+(`foveate.methods.pre_llm.ppe.rotary_members`). The model's own rotary embedding is asked once a member, and each
+dimension takes the answer of the member that it belongs to; so whatever a model does to positions, it goes on doing.
+Keys are cached after rotation, and what is written later has one position a token: decoding needs nothing.
 """
 
 from __future__ import annotations

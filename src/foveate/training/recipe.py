@@ -53,7 +53,8 @@ class ModelChoice:
         voco: Tokens after every image through which text sees it (VoCo-LLaMA, `foveate.models.llava_uhd.voco`), for
             `llava-uhd`; by default what the pretrained model has, and none in a new one.
         remember: Layers of the language model before which visual tokens look at the encoder's features again (Vision
-            Remember, `foveate.models.llava_uhd.vision_remember`), for `llava-uhd`. The modules are trained with `connector`.
+            Remember, `foveate.models.llava_uhd.vision_remember`), for `llava-uhd`. The modules are trained with
+            `connector`.
     """
 
     pretrained: str | None = field(default=None, metadata={"key": "from"})
@@ -191,7 +192,8 @@ class Losses:
         blank: Weight of a blank cell against 1 for a cell that holds a character.
         pointing: Where the language model looks for the next character (`foveate.training.attention_supervision`).
         pointing_layers: Layers of the language model whose first head is told.
-        matching: Where the language model finds the words of a question in the image (`foveate.training.attention_supervision`).
+        matching: Where the language model finds the words of a question in the image
+            (`foveate.training.attention_supervision`).
         matching_layer: Layer whose first head is told that; none of `pointing_layers`.
         page: Which characters stand anywhere on an image, from its [CLS] token, so that this token looks at what is
             written; for towers that have one.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
 
-from families.zoo import END, IMAGE, SPREAD, START, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import END, IMAGE, SPREAD, START, Rows, conversation, image_seeds, llama, pixels
 
 TOKENS = 9
 

@@ -8,7 +8,19 @@ from typing import Any, cast
 import torch
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
-from families.zoo import END, IMAGE, SPREAD, START, VIDEO, VOCABULARY, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import (
+    END,
+    IMAGE,
+    SPREAD,
+    START,
+    VIDEO,
+    VOCABULARY,
+    Rows,
+    conversation,
+    image_seeds,
+    llama,
+    pixels,
+)
 
 ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},

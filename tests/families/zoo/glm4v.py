@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import Glm4vConfig, Glm4vForConditionalGeneration, Glm46VConfig, Glm46VForConditionalGeneration
 
-from families.zoo import END, IMAGE, SPREAD, START, VIDEO, llama
-from families.zoo.qwen2_vl import prompts
+from tests.families.zoo import END, IMAGE, SPREAD, START, VIDEO, llama
+from tests.families.zoo.qwen2_vl import prompts
 
 SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": START, "image_end_token_id": END}
 SPECIAL |= {"video_start_token_id": 115, "video_end_token_id": 114}

@@ -13,8 +13,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from families.zoo import END, IMAGE, PAD, SPREAD, START, Rows, conversation, image_seeds, llama, pixels
-from families.zoo.internvl import tiles
+from tests.families.zoo import END, IMAGE, PAD, SPREAD, START, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo.internvl import tiles
 
 TOKENS = 16
 TILE = 115

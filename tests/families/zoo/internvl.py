@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
-from families.zoo import END, IMAGE, SPREAD, START, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import END, IMAGE, SPREAD, START, Rows, conversation, image_seeds, llama, pixels
 
 TOKENS = 16
 

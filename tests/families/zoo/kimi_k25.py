@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import DeepseekV3Config, Kimi_K25Config, Kimi_K25ForConditionalGeneration
 
-from families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, llama, pixels
 
 SPECIAL = {"image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START, "vision_end_token_id": END}
 EXPERTS = {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 
 TOWER = {
     "hidden_size": 24,

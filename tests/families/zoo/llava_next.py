@@ -15,8 +15,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from families.zoo import IMAGE, SPREAD, VIDEO, Rows, conversation, image_seeds, llama, pixels
 from foveate.families import family_of
+from tests.families.zoo import IMAGE, SPREAD, VIDEO, Rows, conversation, image_seeds, llama, pixels
 
 TOWER = {
     "hidden_size": 24,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import Qwen2Config
 
-from families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration
 from foveate.models.vit_uhd import ViTUHDConfig
+from tests.families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 
 
 def _model(**fields: Any) -> LlavaUHDForConditionalGeneration:

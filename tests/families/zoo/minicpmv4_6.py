@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration, Qwen3_5TextConfig
 
-from families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, pixels
-from families.zoo.qwen3_5 import text_fields
+from tests.families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, pixels
+from tests.families.zoo.qwen3_5 import text_fields
 
 
 def minicpm() -> MiniCPMV4_6ForConditionalGeneration:

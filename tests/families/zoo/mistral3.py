@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig
 
-from families.zoo import END, IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import END, IMAGE, SPREAD, Rows, conversation, image_seeds, llama, pixels
 
 BREAK = 115
 UNIT = 8  # pixels of a token: 2 x 2 patches of 4 x 4

@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from families.zoo import IMAGE, SPREAD, VOCABULARY, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import IMAGE, SPREAD, VOCABULARY, Rows, conversation, image_seeds, llama, pixels
 
 TOKENS = 16
 

@@ -13,7 +13,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, llama, pixels
+from tests.families.zoo import END, IMAGE, SPREAD, START, VIDEO, Rows, conversation, image_seeds, llama, pixels
 
 Clips = Sequence[Sequence[tuple[int, ...]]]
 

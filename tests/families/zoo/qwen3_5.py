@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from families.zoo import llama
-from families.zoo.qwen2_vl import SPECIAL, prompts
-from families.zoo.qwen3_vl import TOWER
+from tests.families.zoo import llama
+from tests.families.zoo.qwen2_vl import SPECIAL, prompts
+from tests.families.zoo.qwen3_vl import TOWER
 
 ROPE = {
     "rope_type": "default",

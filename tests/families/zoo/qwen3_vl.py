@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from families.zoo import SPREAD, llama
-from families.zoo.qwen2_vl import SPECIAL, prompts
+from tests.families.zoo import SPREAD, llama
+from tests.families.zoo.qwen2_vl import SPECIAL, prompts
 
 ROPE = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0, "mrope_interleaved": True}
 TOWER = {

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from runtime.test_layers import ROWS, deep, same_gradients, text_of
 from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.core.in_attention import Looking
 from foveate.core.plan import parse_plan
@@ -21,7 +19,9 @@ from foveate.families import family_of
 from foveate.methods.decoder.cmai import CMAI
 from foveate.runtime import compat
 from foveate.runtime.attention_functions import Call
-from runtime.test_promises import answers, logits
+from tests.families.zoo import zoo
+from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients, text_of
+from tests.runtime.test_promises import answers, logits
 
 KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
 PLAN = "cmai(threshold=0.9)"

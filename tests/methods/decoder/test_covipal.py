@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder.fabricated import WIDTH, layer_tokens
-from runtime.test_layers import deep
 from torch import Tensor
 
 import foveate
@@ -17,7 +15,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.network_folder import save_networks
 from foveate.core.tokens import Tower
 from foveate.methods.decoder.covipal import CoViPAL, Pruner
-from runtime.test_promises import answers, logits
+from tests.methods.decoder.fabricated import WIDTH, layer_tokens
+from tests.runtime.test_decoder_hooks import deep
+from tests.runtime.test_promises import answers, logits
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))
 

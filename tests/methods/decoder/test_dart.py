@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoder.fabricated import attention, layer_tokens
 
 import foveate
-from families.zoo import zoo
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.dart import DARTAt
+from tests.families.zoo import zoo
+from tests.methods.decoder.fabricated import attention, layer_tokens
 
 
 def by_the_paper(tokens: LayerTokens, count: int, pivots: int, text_pivots: int) -> list[int]:

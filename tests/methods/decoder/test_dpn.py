@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder.fabricated import WIDTH, layer_tokens
-from runtime.test_layers import deep
 from torch import nn
 
 import foveate
@@ -19,7 +17,9 @@ from foveate.core.network_folder import save_networks
 from foveate.core.tokens import Crop, Grid, Tower
 from foveate.methods.decoder import dpn
 from foveate.methods.decoder.dpn import DPN, Router
-from runtime.test_promises import answers, logits
+from tests.methods.decoder.fabricated import WIDTH, layer_tokens
+from tests.runtime.test_decoder_hooks import deep
+from tests.runtime.test_promises import answers, logits
 
 ROWS = (((4, 5),), ((3, 6), (6, 4)), ((5, 5),))
 

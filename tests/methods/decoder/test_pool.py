@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoder.fabricated import layer_tokens
-from runtime.test_layers import deep, text_of
 
 import foveate
-from families.zoo import zoo
 from foveate.methods.decoder.pool import PoolAt
+from tests.families.zoo import zoo
+from tests.methods.decoder.fabricated import layer_tokens
+from tests.runtime.test_decoder_hooks import deep, text_of
 
 
 @pytest.mark.parametrize(("size", "stride"), [(24, 8), (24, 2), (6, 6), (9, 3)])

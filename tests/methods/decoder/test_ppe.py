@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from decoder.fabricated import layer_tokens
 from torch import Tensor
 
 import foveate
-from families.zoo import IMAGE, zoo
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.core.tokens import Crop, Grid, Selection
 from foveate.methods.decoder.ppe import PPEAt
 from foveate.methods.pre_llm.ppe import cluster_members, density_peaks, rotary_members
+from tests.families.zoo import IMAGE, zoo
+from tests.methods.decoder.fabricated import layer_tokens
 
 
 @pytest.mark.parametrize("count", [1, 5, 11])

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 import pytest
 import torch
-from decoder.fabricated import layer_tokens
-from selection.fabricate import measured, same
 
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.tokens import Crop, Grid, Selection
 from foveate.methods.decoder import decoder_methods
+from tests.methods.decoder.fabricated import layer_tokens
+from tests.methods.pre_llm.fabricate import measured, same
 
 METHODS = {name: cls for name, cls in decoder_methods().items() if not cls.trained}
 SIZE = 24

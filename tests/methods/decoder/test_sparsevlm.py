@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder.fabricated import in_any_order, layer_tokens, of_case, rows_by_hand
 
 import foveate
-from families.zoo import zoo
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.sparsevlm import SparseVLM
 from foveate.methods.shared.clustering import density_peaks
+from tests.families.zoo import zoo
+from tests.methods.decoder.fabricated import in_any_order, layer_tokens, of_case, rows_by_hand
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sparsevlm.json").read_text())
 

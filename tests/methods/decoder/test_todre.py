@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoder.fabricated import layer_tokens, rows_by_hand
-from runtime.test_layers import deep
 
 import foveate
-from families.zoo import zoo
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import Attention
 from foveate.methods.decoder.todre import ToDREAt
-from runtime.test_promises import answers
+from tests.families.zoo import zoo
+from tests.methods.decoder.fabricated import layer_tokens, rows_by_hand
+from tests.runtime.test_decoder_hooks import deep
+from tests.runtime.test_promises import answers
 
 
 def test_equals_the_loop() -> None:

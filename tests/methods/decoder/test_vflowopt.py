@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decoder.fabricated import layer_tokens
-from runtime.test_layers import deep
 
 import foveate
-from families.reference import encode
-from families.zoo import zoo
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Tower
 from foveate.methods.decoder.vflowopt import VFlowOptAt
-from runtime.test_promises import answers
+from tests.families.reference import encode
+from tests.families.zoo import zoo
+from tests.methods.decoder.fabricated import layer_tokens
+from tests.runtime.test_decoder_hooks import deep
+from tests.runtime.test_promises import answers
 
 TOWER = Tower(12, False)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoder.fabricated import layer_tokens, of_case, rows_by_hand
-from runtime.test_layers import deep
 
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import Attention, LayerTokens
 from foveate.methods.decoder.visiondrop import VisionDrop
-from runtime.test_promises import answers
+from tests.methods.decoder.fabricated import layer_tokens, of_case, rows_by_hand
+from tests.runtime.test_decoder_hooks import deep
+from tests.runtime.test_promises import answers
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "visiondrop.json").read_text())
 

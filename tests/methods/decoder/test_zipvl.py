@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from runtime.test_layers import ROWS, deep, same_gradients
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.core.in_attention import Looking
 from foveate.methods.decoder.zipvl import ZipVL
@@ -21,7 +19,9 @@ from foveate.runtime.attention_functions import Call
 from foveate.runtime.attention_hooks import AttentionSeam
 from foveate.runtime.kv_cache import MixedLayer
 from foveate.runtime.kv_cache.nbytes import bytes_of
-from runtime.test_promises import answers, logits
+from tests.families.zoo import zoo
+from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients
+from tests.runtime.test_promises import answers, logits
 
 KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
 FULL = "zipvl(tau=0.8, high=16, low=16)"

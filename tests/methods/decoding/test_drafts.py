@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.methods.decoding import Draft, Shape, Target, draft_kinds, load_draft
 from foveate.methods.decoding.compressor import BRANCHES, Compressor
 from foveate.methods.decoding.draft import runs
 from foveate.methods.decoding.flash import Flash, FlashConfig, aligned
 from foveate.methods.decoding.specvlm import SpecVLM, SpecVLMConfig
+from tests.families.zoo import zoo
 
 SIZES = {"hidden_size": 8, "vocab_size": 11, "num_attention_heads": 2, "intermediate_size": 12}
 

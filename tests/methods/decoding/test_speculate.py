@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoding.drafters import Guessing, Knowing
 from transformers import DynamicCache, TextStreamer
 
 import foveate
-from families.zoo import conversation, zoo
 from foveate import FoveateError
 from foveate.families import families
 from foveate.methods.decoding.draft import DraftSession, draft_kinds
 from foveate.runtime import compat
+from tests.families.zoo import conversation, zoo
+from tests.methods.decoding.drafters import Guessing, Knowing
 
 CHAIN = {"top_k": 1, "depth": 5, "tokens": 5}
 #: Models that a tree cannot be verified by, because of windows.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoding.drafters import Guessing
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.methods.decoding import VASparse
 from foveate.runtime.attention_functions import Call
+from tests.families.zoo import zoo
+from tests.methods.decoding.drafters import Guessing
 
 FAMILIES = ("llava", "qwen2.5-vl", "llava-uhd")
 

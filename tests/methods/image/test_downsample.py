@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import foveate
-from families.zoo import zoo
 from foveate import FoveateError
 from foveate.core.tokens import Grid
 from foveate.families import families
 from foveate.methods.image.downsample import places, reduced_grid
+from tests.families.zoo import zoo
 
 sides = st.integers(1, 40)
 

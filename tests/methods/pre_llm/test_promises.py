@@ -18,12 +18,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from selection.fabricate import CLIP, PLAIN, frames, measure, plain, same, tied, tiled
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
 from foveate.core.tokens import Selection, Tower, VisualTokens
 from foveate.methods.pre_llm import methods
+from tests.methods.pre_llm.fabricate import CLIP, PLAIN, frames, measure, plain, same, tied, tiled
 
 BEFORE = {name: cls for name, cls in methods().items() if cls.site == "before-lm"}
 

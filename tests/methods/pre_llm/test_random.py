@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from selection.fabricate import plain, tiled
 
 from foveate.methods.pre_llm.random import Random
+from tests.methods.pre_llm.fabricate import plain, tiled
 
 
 def test_a_seed_and_an_image_number_make_the_draw():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from selection.fabricate import plain
 
 from foveate.methods.pre_llm.pool import Pool
 from foveate.methods.pre_llm.uniform import Uniform
+from tests.methods.pre_llm.fabricate import plain
 
 
 def test_a_lattice_where_it_fits():

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from runtime.test_layers import deep
 from torch import nn
 
 import foveate
@@ -23,6 +22,7 @@ from foveate.training.methods.covipal import Fitting, fit
 from foveate.training.methods.fidelity import measure
 from foveate.training.methods.relevance import Folder
 from foveate.training.methods.teacher_forcing import Seen, encoding_once, see, text_of
+from tests.runtime.test_decoder_hooks import deep
 from tests.tiny_model import save_llava, save_llava_uhd
 
 SMALL = Fitting(steps=4, batch_size=2, guided=0.5, width=8, heads=2)

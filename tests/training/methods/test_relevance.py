@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import foveate
-from families.zoo import END, IMAGE, zoo
 from foveate.commands.train_relevance import train_relevance
 from foveate.core.errors import FoveateError
 from foveate.methods.pre_llm.relevance import Mapper
@@ -31,6 +30,7 @@ from foveate.training.methods.relevance import (
     rendered_samples,
 )
 from foveate.training.methods.relevance_targets import Picture, answer_relevance, explain, read_example
+from tests.families.zoo import END, IMAGE, zoo
 from tests.tiny_model import save_llava, save_llava_uhd
 from tests.training.small_training import write_conversations
 

@@ -26,8 +26,8 @@ class CoViPAL(Trained, DecoderMethod):
 
     "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models" (Tang et al., Findings of
     EMNLP 2025, arXiv 2508.17243). The authors' code and the sizes of their module were not at hand. Choices of ours:
-    the module (`Pruner`); what is left of the second stage's details, see `foveate.training.methods.covipal`; one layer, 2, by
-    default; positions as they were.
+    the module (`Pruner`); what is left of the second stage's details, see `foveate.training.methods.covipal`; one
+    layer, 2, by default; positions as they were.
 
     Args:
         weights: A folder that `foveate train-pruner` wrote; by default `covipal/` beside the model's weights.

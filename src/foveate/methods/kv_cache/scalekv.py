@@ -1,6 +1,6 @@
 """ScaleKV: layers that draft from all scales keep much, layers that refine their own map little (arXiv 2505.19602).
 
-NeurIPS 2025. Maths only; `policies.py` puts it into a cache. The authors' code (StargazerX0/ScaleKV, MIT) departs from
+NeurIPS 2025. Maths only; `base.py` puts it into a cache. The authors' code (StargazerX0/ScaleKV, MIT) departs from
 the paper: it sums raw logits where the paper has softmax, pools with a maximum where the paper averages, and takes
 queries without their rotation. Here it is as the paper says, with the maximum as an option.
 """

@@ -23,8 +23,8 @@ class LlavaUHDConfig(PreTrainedConfig):
         multimodal_projector_bias: whether the connector's layers have biases.
         tie_word_embeddings: whether the output layer is the input embedding; follows `text_config` where not
             given.
-        num_voco_tokens: VoCo tokens after every image, through which text sees it (`foveate.models.llava_uhd.voco`); 0: text
-            sees images themselves.
+        num_voco_tokens: VoCo tokens after every image, through which text sees it (`foveate.models.llava_uhd.voco`); 0:
+            text sees images themselves.
         voco_token_id: id of the VoCo token.
         vision_remember_layers: layers of the language model before which visual tokens look at the encoder's features
             again (`foveate.models.llava_uhd.vision_remember`); empty: none.

@@ -1,8 +1,8 @@
 """`LlavaUHDImageProcessor`: from images of any size to packed patches, as a `transformers` image processor.
 
-Every image is resized on its own by the native-resolution rule (`foveate.models.llava_uhd.native_size`), normalised and cut into
-patches; the patches of all images of the call lie one image after the other in a single tensor, so nothing is padded.
-It builds on the Pillow backend of `transformers` and needs no torchvision.
+Every image is resized on its own by the native-resolution rule (`foveate.models.llava_uhd.native_size`), normalised and
+cut into patches; the patches of all images of the call lie one image after the other in a single tensor, so nothing is
+padded. It builds on the Pillow backend of `transformers` and needs no torchvision.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class LlavaUHDImageProcessor(PilBackend):
     - ``grid_hws``: int64 ``(n, 2)``, rows and columns of patches of each image, before any compression stage.
 
     Images may be anything that `foveate.images.open_image` reads. The size rule is that of
-    `foveate.models.llava_uhd.native_size.native_size`, and each of its settings can be given per call too. The defaults are the
-    released configuration of LLaVA-UHD v3. With ``do_resize=False`` the sides of every image must already be multiples
-    of the unit; anything else is refused, never cropped.
+    `foveate.models.llava_uhd.native_size.native_size`, and each of its settings can be given per call too. The defaults
+    are the released configuration of LLaVA-UHD v3. With ``do_resize=False`` the sides of every image must already be
+    multiples of the unit; anything else is refused, never cropped.
     """
 
     do_convert_rgb = True

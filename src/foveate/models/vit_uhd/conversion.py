@@ -1,9 +1,9 @@
 """Turn a pretrained native-resolution vision transformer into ViT-UHD, with patches and stages of your choice.
 
 This is the "refit" of LLaVA-UHD v3 (arXiv 2511.21150): the pretrained patch kernel is resized to finer patches
-(`foveate.models.vit_uhd.patch_embedding`) and stages are put after chosen blocks. Unchanged patches and no stages give the
-source's own output; stages start as average pooling (or, for `"early"` ones, as the block before them once more), and
-a training stage then absorbs what changed.
+(`foveate.models.vit_uhd.patch_embedding`) and stages are put after chosen blocks. Unchanged patches and no stages give
+the source's own output; stages start as average pooling (or, for `"early"` ones, as the block before them once more),
+and a training stage then absorbs what changed.
 """
 
 from __future__ import annotations

@@ -277,7 +277,7 @@ class ViTUHDModel(ViTUHDPreTrainedModel):
 
     @classmethod
     def from_vit(cls, source, **options) -> ViTUHDModel:
-        """A pretrained native-resolution vision transformer as ViT-UHD; see `foveate.models.vit_uhd.conversion.from_vit`."""
+        """Convert a pretrained native-resolution vision transformer (`foveate.models.vit_uhd.conversion.from_vit`)."""
         from foveate.models.vit_uhd.conversion import from_vit
 
         return from_vit(source, **options)

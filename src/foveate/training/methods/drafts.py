@@ -2,8 +2,8 @@
 
 On-line, as SpecVLM does it (arXiv 2509.11815): the model reads a prompt and writes its answer, or reads the answer of
 the data; its last features and what its output layer says of them are what the draft learns from, and nothing is
-stored. Schedule and clipping are those of `foveate.training.methods.loop`, our choice; the paper takes AdamW with betas 0.9
-and 0.95 and a learning rate of 8e-5 for a model of 7 billion weights.
+stored. Schedule and clipping are those of `foveate.training.methods.loop`, our choice; the paper takes AdamW with betas
+0.9 and 0.95 and a learning rate of 8e-5 for a model of 7 billion weights.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 For every screen and instruction the model encodes the image and reads the prompt up to its language model, where a plan
 of `foveate.compress` sees what the method will see: the tokens of the image and the embeddings of the instruction. The
-scorer learns the method's label by its loss (see `foveate.methods.pre_llm.focusui`). Screens are drawn from the number of the
-step, so that a run that was stopped goes on where it stood and gives the same weights.
+scorer learns the method's label by its loss (see `foveate.methods.pre_llm.focusui`). Screens are drawn from the number
+of the step, so that a run that was stopped goes on where it stood and gives the same weights.
 
 The paper trains the scorer together with the language model, on screenshots from the web. Alone, on rendered screens,
 with this schedule, is a choice made here.

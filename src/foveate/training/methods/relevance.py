@@ -1,9 +1,9 @@
 """Training of the explainability-based compressor's mapper (arXiv 2506.01097).
 
 First what to learn from: for every sample, first-layer attention and the relevance of visual tokens for the answer, by
-`foveate.training.methods.relevance_targets`. This is the dear part, so each sample's is a file in the run's folder, written at
-once or not at all. Then the mapper, a few thousand weights, learns relevance from attention; after every epoch its
-state is written too. A run that is stopped goes on where it stood and gives the same weights.
+`foveate.training.methods.relevance_targets`. This is the dear part, so each sample's is a file in the run's folder,
+written at once or not at all. Then the mapper, a few thousand weights, learns relevance from attention; after every
+epoch its state is written too. A run that is stopped goes on where it stood and gives the same weights.
 
 The paper's details of training are not public; sizes, schedule and the share that is held out are choices made here.
 """
