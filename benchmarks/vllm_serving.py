@@ -30,7 +30,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from foveate.benchmark.serving import Settings, run, table
+from foveate.benchmark.serving import ServingSettings, run, table
 from foveate.models.llava_uhd import byte_tokenizer
 
 TEMPLATE = (
@@ -115,7 +115,7 @@ def main() -> None:
                     if server.poll() is not None:
                         sys.exit("the server has ended")
                     time.sleep(1)
-                settings = Settings(
+                settings = ServingSettings(
                     url=f"http://127.0.0.1:{port}/v1",
                     plans=tuple(plan.strip() for plan in given.plans.split(";")),
                     dialect="vllm",

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from foveate.benchmark.results import INERT, inert
+from foveate.benchmark.results import INERT, inert, read_results
 
 #: The budget of the short table.
 BUDGET = "25%"
 #: Rows of the short table beside the controls.
 SHOWN = 8
-CONTROLS = ("random", "random-at", "downsample")
+CONTROLS = ("random", "random-decoder", "downsample")
 Row = dict[str, Any]
 
 
 def runs(root: Path, kind: str = "accuracy") -> list[Row]:
     """Every run of a kind whose result is committed; by default those of `foveate bench accuracy`."""
     paths = sorted((root / "benchmarks/results").glob(f"{kind}-*.json"))
-    return [json.loads(path.read_text(encoding="utf-8")) | {"path": path.relative_to(root)} for path in paths]
+    return [read_results(path) | {"path": path.relative_to(root)} for path in paths]
 
 
 def short(root: Path) -> str:

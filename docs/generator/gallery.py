@@ -8,13 +8,13 @@ from foveate.methods.gallery import Entry, gallery
 
 BUDGETS = {"count": "needed", "optional": "has its own rule; a budget overrides it", "none": "takes none"}
 SITES = {
-    "before-lm": ("Before the language model", "Choose or merge the tokens that the encoder made."),
+    "pre_llm": ("Before the language model", "Choose or merge the tokens that the encoder made."),
     "decoder": (
         "Inside the language model",
         "Act before the decoder layers that a plan names after an @; where it names none, where their papers do.",
     ),
-    "in-encoder": ("Inside the encoder", "Merge tokens between its blocks, which makes the encoder cheaper too."),
-    "view": ("On the image", "Controls that make the image itself smaller."),
+    "encoder": ("Inside the encoder", "Merge tokens between its blocks, which makes the encoder cheaper too."),
+    "image": ("On the image", "Controls that make the image itself smaller."),
 }
 MARKS = {"runs": "yes", "substitute": "substitute", "no": "no"}
 
@@ -79,7 +79,7 @@ def _entry(entry: Entry) -> list[str]:
         "modality": ", ".join(entry.modality),
         "needs": ", ".join(needs) or NOTHING.get(entry.site, "nothing but the tokens"),
         "budget": BUDGETS[entry.budget],
-        "exact count from sizes": "yes" if entry.exact else "no",
+        "exact count from sizes": "yes" if entry.static_count else "no",
         "trained": "yes" if entry.trained else "no",
         "arguments": ", ".join(f"`{name}={value!r}`" for name, value in entry.arguments.items()) or "none",
         "runs on": f"{runs} of {len(entry.families)} families",

@@ -16,7 +16,7 @@ def pruners(root: Path) -> str:
         rows = {plan: row for plan, row in run["measured"].items() if plan != "untouched"}
         for budget in dict.fromkeys(plan.rpartition(":")[2] for plan in rows):
             found = {plan.split(":")[0].split("(")[0]: row for plan, row in rows.items() if plan.endswith(f":{budget}")}
-            shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (run["kind"], "fastv", "random-at")]
+            shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (run["kind"], "fastv", "random-decoder")]
             lines.append([_model(run), f"{run['questions']:,}", budget.split("@")[0], f"**{shares[0]}**", *shares[1:]])
     return _with_sources(measured, header, lines)
 

@@ -11,13 +11,14 @@ so:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from foveate.benchmark.results import read_results
 
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -79,7 +80,7 @@ def embedded(root: Path, _page: Path) -> str:
     path = root / "src/foveate/embedded/evaluation.json"
     if not path.exists():
         return "*The embedded model has not been evaluated yet.*"
-    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    evaluation = read_results(path)
     groups = [(name.replace("_", " "), score) for name, score in evaluation["tasks"].items()]
     if "reading_1_to_8_characters" in evaluation:
         groups.append(("**reading, 1 to 8 characters**", evaluation["reading_1_to_8_characters"]))
@@ -103,7 +104,7 @@ def encoders(root: Path, _page: Path) -> str:
 
     parts = []
     for path in sorted((root / "benchmarks/results").glob("encoders-*.json")):
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run: dict[str, Any] = read_results(path)
         source = f"{run['machine']}; from `{path.relative_to(root)}`, made by `{run['command']}`."
         parts.append(f"{source}\n\n{markdown(run)}")
     return "\n\n".join(parts) or "*The encoders have not been measured yet.*"
@@ -119,7 +120,7 @@ def speed(root: Path, _page: Path) -> str:
     for path in [*sorted(results.glob("speed-*.json")), *sorted(results.glob("selection-*.json"))]:
         if path.name.startswith("speed-measure-"):  # too small to speak of cost; the report draws accuracy against them
             continue
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run: dict[str, Any] = read_results(path)
         header, rows = rows_of(run)
         threads = run["hardware"]["threads"]
         machine = run["hardware"].get("gpu") or f"{run['hardware']['cpu']}, threads: {threads}"
@@ -138,7 +139,7 @@ def authors(root: Path, _page: Path) -> str:
     path = root / "benchmarks/results/authors-cpu.json"
     if not path.exists():
         return "*Not compared with the authors' code yet.*"
-    run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    run: dict[str, Any] = read_results(path)
     rows = [
         [
             ", ".join(row["images"]),
@@ -174,7 +175,7 @@ def soak(root: Path, _page: Path) -> str:
     path = root / "benchmarks/results/soak.json"
     if not path.exists():
         return "*Not run yet (`make soak`).*"
-    run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    run: dict[str, Any] = read_results(path)
     crowd, gone, long, drained = (run[name] for name in ("crowd", "vanishing", "endurance", "drain"))
     first, last = long["memory"][0], long["memory"][-1]
     growth = long["bytes_per_request_in_the_second_half"]
@@ -204,7 +205,7 @@ def serving(root: Path, _page: Path) -> str:
 
     parts = []
     for path in sorted((root / "benchmarks/results").glob("serving-*.json")):
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run: dict[str, Any] = read_results(path)
         note = f" {run['note']}" if run["note"] else ""
         machine, turns, source = run["hardware"], run["settings"]["turns"], path.relative_to(root)
         where = (

@@ -100,7 +100,7 @@ def _without_clips(location: str, config: PreTrainedConfig) -> Any:
     settings, _ = ProcessorMixin.get_processor_dict(location, **DATA_ONLY)
     kind: Any = getattr(transformers, settings.get("processor_class") or "", None) or PROCESSOR_MAPPING[type(config)]
     parts = [
-        NoClips(settings.get("video_processor") or _beside(location, "video_preprocessor_config.json"))
+        NoClips(settings.get("video_processor") or _from_folder(location, "video_preprocessor_config.json"))
         if name == "video_processor"
         else _PARTS[name].from_pretrained(location, **DATA_ONLY)
         for name in kind.get_attributes()
@@ -126,7 +126,7 @@ def _taking_no_clips(kind: Any) -> Any:
     return Made
 
 
-def _beside(location: str, name: str) -> dict[str, Any]:
+def _from_folder(location: str, name: str) -> dict[str, Any]:
     """A file of JSON in a folder or on the Hub; empty where there is none."""
     found = file_of(location, name)
     return {} if found is None else read_json(found)

@@ -13,7 +13,7 @@ from foveate import FoveateError, Plan, ask, load
 from foveate.answering.selections import seen_of, selected
 from foveate.cli import main
 from foveate.core.plan import PLAN_FILE
-from foveate.core.tokens import Crop, Grid, Selection, merged
+from foveate.core.tokens import Crop, Grid, Selection, merge_tokens
 from foveate.families import ImageLayout
 from foveate.methods.decoding.specvlm import SpecVLM, SpecVLMConfig
 from foveate.runtime import handle_of
@@ -114,8 +114,8 @@ def test_kept_is_clear_merged_is_tinted_dropped_is_pale():
 
     def drawn(members):
         assignment = torch.tensor(members)
-        selection = merged(torch.zeros(3, 2), torch.tensor([0]), assignment)
-        steps = (StepReport("x:1", "before-lm", 3, 1, 0.0),)
+        selection = merge_tokens(torch.zeros(3, 2), torch.tensor([0]), assignment)
+        steps = (StepReport("x:1", "pre_llm", 3, 1, 0.0),)
         report = ImageReport(0, "image", 0, ImageLayout(3, crops), selection, steps)
         document = selected(report)
         block = draw_selection(document, red, 1504)
@@ -136,8 +136,10 @@ def test_budgets_of_crops_are_drawn():
         Crop(torch.arange(4, 8), grid, (0, 0, 0.5, 1), "tile"),
         Crop(torch.tensor([8, -1, 9, -1]), grid, (0.5, 0, 1.5, 1), "tile"),
     )
-    selection = merged(torch.zeros(10, 2), torch.tensor([0, 4, 8]), torch.tensor([0, -1, -1, -1, 1, 1, 1, -1, 2, -1]))
-    steps = (StepReport("x:3", "before-lm", 10, 3, 0.0),)
+    selection = merge_tokens(
+        torch.zeros(10, 2), torch.tensor([0, 4, 8]), torch.tensor([0, -1, -1, -1, 1, 1, 1, -1, 2, -1])
+    )
+    steps = (StepReport("x:3", "pre_llm", 10, 3, 0.0),)
     document = selected(ImageReport(0, "image", 0, ImageLayout(10, crops), selection, steps))
     assert [crop["kept"] for crop in document["crops"]] == [1, 1, 1]
     assert [crop["tokens"] for crop in document["crops"]] == [4, 4, 2]

@@ -14,7 +14,7 @@ from foveate.app.bars import Bar, as_html, time_bars, token_bars
 from foveate.app.choices import choices
 from foveate.app.lines import python_line, shell_line
 from foveate.app.views import fact, outlined, views
-from foveate.core.tokens import Crop, Grid, Need, Selection, merged
+from foveate.core.tokens import Crop, Grid, Need, Selection, merge_tokens
 from foveate.families import ImageLayout
 from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport
@@ -71,7 +71,7 @@ def test_tiles_lie_where_they_are_and_padding_has_no_token():
 
 
 def test_a_merged_token_names_its_sources_and_shares():
-    selection = merged(
+    selection = merge_tokens(
         torch.randn(4, 3), torch.tensor([0, 3]), torch.tensor([0, 0, -1, 1]), torch.tensor([3.0, 1, 0, 1])
     )
     measured = {Need("received", 5): torch.tensor([0.4, 0.1, 0.3, 0.2])}

@@ -17,7 +17,7 @@ import pytest
 
 from foveate import FoveateError, load
 from foveate.benchmark import accuracy
-from foveate.benchmark.accuracy import Settings, answer_items, rows_path, run
+from foveate.benchmark.accuracy import AccuracySettings, answer_items, rows_path, run
 from foveate.benchmark.results import write_json
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.tasks import items
@@ -39,8 +39,8 @@ def _loaded_once() -> Generator[None]:
 
 
 @pytest.fixture(scope="module")
-def settings() -> Settings:
-    return Settings(plans=("divprune:25%", "tome:25%"), tasks=TASKS, **SMALL)
+def settings() -> AccuracySettings:
+    return AccuracySettings(plans=("divprune:25%", "tome:25%"), tasks=TASKS, **SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,9 @@ def test_a_run_goes_on_with_more_plans_and_tasks(result, settings, tmp_path):
     path, document = result
     copy = tmp_path / "more.json"
     rows_path(copy).write_bytes(rows_path(path).read_bytes())
-    more = Settings(plans=("divprune:25%", "pool:25%"), tasks=("shape_colour", "sign"), **{**SMALL, "batch_size": 3})
+    more = AccuracySettings(
+        plans=("divprune:25%", "pool:25%"), tasks=("shape_colour", "sign"), **{**SMALL, "batch_size": 3}
+    )
     wider = run(more, copy, resume=True)
     assert answers(copy).items() >= answers(path).items()
     assert {key[1] for key in answers(copy) if key[0] == "pool:25%"} == {"shape_colour", "sign"}
@@ -132,7 +134,7 @@ def test_what_is_there_is_not_overwritten_or_mixed(result, settings, tmp_path):
     path, _ = result
     with pytest.raises(FoveateError, match="holds answers already; --resume goes on"):
         run(settings, path)
-    other = Settings(plans=("divprune:25%",), tasks=TASKS, **{**SMALL, "difficulty": 0.5})
+    other = AccuracySettings(plans=("divprune:25%",), tasks=TASKS, **{**SMALL, "difficulty": 0.5})
     with pytest.raises(FoveateError, match=r"other settings \(difficulty\)"):
         run(other, path, resume=True)
     strange = tmp_path / "strange.json"

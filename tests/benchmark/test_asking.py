@@ -153,7 +153,7 @@ def test_tokens_are_counted_without_a_plan_and_inside_the_language_model(pair):
     plain = ask(model, processor, prepared)
     with foveate.compress(model, "uniform:50%"):
         half = ask(model, processor, prepared)
-    with foveate.compress(model, "random-at:50%@1"):  # one of the two layers
+    with foveate.compress(model, "random-decoder:50%@1"):  # one of the two layers
         inside = ask(model, processor, prepared)
     for before, early, later in zip(plain, half, inside, strict=True):
         assert before.tokens_in == before.tokens_kept == early.tokens_in == later.tokens_in > 0

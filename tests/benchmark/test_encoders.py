@@ -10,11 +10,11 @@ from PIL import Image
 from foveate import cli
 from foveate.benchmark import competitors, profiling
 from foveate.benchmark.competitors import COMPETITORS
-from foveate.benchmark.encoders import Settings, compare, markdown, plot
+from foveate.benchmark.encoders import EncoderSettings, compare, markdown, plot
 from foveate.core.errors import FoveateError
 from tests.benchmark.small_geometry import SMALL
 
-TINY = Settings(sizes=(80,), repeats=2, text_tokens=4, geometry=SMALL)
+TINY = EncoderSettings(sizes=(80,), repeats=2, text_tokens=4, geometry=SMALL)
 
 
 def test_a_result_has_what_tables_need(tmp_path):

@@ -14,7 +14,7 @@ import torch
 import foveate
 from foveate import FoveateError, cli
 from foveate.benchmark import quantised
-from foveate.benchmark.joint import ALL, Settings, run, table
+from foveate.benchmark.joint import ALL, JointSettings, run, table
 from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, Int8Layer, cached, possible, quantise_weights
 from foveate.runtime import compat
@@ -106,7 +106,7 @@ def _page() -> Any:
     return render("read_word", 0, split="heldout", size=(128, 128)).image
 
 
-SMALL = Settings(
+SMALL = JointSettings(
     plans=("pool:25%",), weights=("int8",), caches=("int8",), tasks=("read_word", "chat"), count=1, sides=(128, 160)
 )
 

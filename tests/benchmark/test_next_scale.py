@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def measured(folder, tmp_path_factory) -> tuple[dict, Path]:
     root = tmp_path_factory.mktemp("bench")
-    settings = benchmark.Settings(str(folder), PLANS, samples=4, held_out=4, repeats=2)
+    settings = benchmark.NextScaleSettings(str(folder), PLANS, samples=4, held_out=4, repeats=2)
     path = root / "benchmarks" / "results" / "next-scale-tiny.json"
     return benchmark.run(settings, path, command="a command", picture=root / "grid.png"), root
 
@@ -96,10 +96,10 @@ def test_a_picture_with_a_row_for_every_plan(measured) -> None:
 def test_resuming_measures_nothing_again(measured, folder) -> None:
     document, root = measured
     path = root / "benchmarks/results/next-scale-tiny.json"
-    settings = benchmark.Settings(str(folder), PLANS, samples=4, held_out=4, repeats=2)
+    settings = benchmark.NextScaleSettings(str(folder), PLANS, samples=4, held_out=4, repeats=2)
     assert benchmark.run(settings, path, resume=True)["rows"] == document["rows"]
     with pytest.raises(FoveateError, match="other settings"):
-        benchmark.run(benchmark.Settings(str(folder), PLANS, samples=5), path, resume=True)
+        benchmark.run(benchmark.NextScaleSettings(str(folder), PLANS, samples=5), path, resume=True)
 
 
 def test_the_page_shows_the_file(measured) -> None:

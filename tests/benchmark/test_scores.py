@@ -114,8 +114,14 @@ def test_controls_stand_at_every_budget():
         *("random:25%", "downsample:25%", "pool:25%", "prumerge"),
     )
     assert with_controls(["hiprune:50% + fastv:50%@1,2", "fastv:25%"]) == (
-        *("untouched", "random:50%", "downsample:50%", "random:50% + random-at:50%@1,2", "hiprune:50% + fastv:50%@1,2"),
-        *("random:25%", "downsample:25%", "random-at:25%", "fastv:25%"),
+        *(
+            "untouched",
+            "random:50%",
+            "downsample:50%",
+            "random:50% + random-decoder:50%@1,2",
+            "hiprune:50% + fastv:50%@1,2",
+        ),
+        *("random:25%", "downsample:25%", "random-decoder:25%", "fastv:25%"),
     )
     assert with_controls([]) == ("untouched",)
     with pytest.raises(FoveateError, match="unknown method"):
@@ -127,9 +133,9 @@ def test_controls_stand_at_every_budget():
     [
         ("divprune:64", "random:64"),
         ("divprune:64 + pool:50%", "random:32"),
-        ("pyramiddrop:50%", "random-at:50%@2,4,6"),
-        ("pyramiddrop:50%@1,3", "random-at:50%@1,3"),
-        ("hiprune:50% + fastv:25%@2", "random:50% + random-at:25%@2"),
+        ("pyramiddrop:50%", "random-decoder:50%@2,4,6"),
+        ("pyramiddrop:50%@1,3", "random-decoder:50%@1,3"),
+        ("hiprune:50% + fastv:25%@2", "random:50% + random-decoder:25%@2"),
         ("prumerge", None),
         ("hiprune:50% + sparsevlm", None),
     ],

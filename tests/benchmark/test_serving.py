@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import foveate
-from foveate.benchmark.serving import Settings, rows, run
+from foveate.benchmark.serving import ServingSettings, rows, run
 from foveate.cli import app
 from foveate.core.errors import FoveateError
 from tests.serving.live_server import running
@@ -45,7 +45,7 @@ def test_ratios_are_of_one_turn() -> None:
 
     # The second turn had a slower machine, for both sides.
     found = {(1, "untouched"): [one(2, 1), one(1, 2)], (1, "pool:9"): [one(4, 0.5), one(3, 1)]}
-    _, row = rows(found, Settings("http://x/v1", ("pool:9",)))  # ty: ignore[invalid-argument-type]
+    _, row = rows(found, ServingSettings("http://x/v1", ("pool:9",)))  # ty: ignore[invalid-argument-type]
     assert row["times_untouched"]["requests_per_second"] == {"median": 2.5, "min": 2, "max": 3}
     assert row["times_untouched"]["first_token"]["median"] == 2
     assert row["times_untouched"]["between_tokens"] is None and row["between_tokens"]["median"] is None
@@ -64,15 +64,15 @@ def test_ratios_are_of_one_turn() -> None:
 )
 def test_settings_that_measure_nothing_are_refused(fields: dict, message: str) -> None:
     with pytest.raises(FoveateError) as refused:
-        Settings(**{"url": "http://localhost:1/v1", "plans": ("pool:9",), **fields})
+        ServingSettings(**{"url": "http://localhost:1/v1", "plans": ("pool:9",), **fields})
     assert message in str(refused.value)
 
 
 def test_a_server_that_is_not_there_and_one_that_refuses(tmp_path: Path) -> None:
     path = tmp_path / "serving.json"
     with pytest.raises(FoveateError, match="the server at http://127.0.0.1:9/v1 did not answer as asked"):
-        run(Settings("http://127.0.0.1:9/v1", ("pool:9",)), path)
+        run(ServingSettings("http://127.0.0.1:9/v1", ("pool:9",)), path)
     model, processor = foveate.load()
     with running(model, processor) as server, pytest.raises(FoveateError, match="unknown method 'nothing'"):
-        run(Settings(f"{server.address}/v1", ("nothing:9",), side=64), path)
+        run(ServingSettings(f"{server.address}/v1", ("nothing:9",), side=64), path)
     assert not path.exists()

@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessor
 
 from foveate import FoveateError, cli
 from foveate.benchmark.nbytes import weight_bytes
-from foveate.benchmark.speed import SHAPES, TEXTS, Settings, Shape, plot, run, shapes, table
+from foveate.benchmark.speed import SHAPES, TEXTS, Shape, SpeedSettings, plot, run, shapes, table
 from foveate.benchmark.speed.measuring import Measuring
 from foveate.benchmark.speed.settings import groups_of
 from foveate.benchmark.speed.subjects import subject
@@ -39,15 +39,15 @@ def _view(pictures: list[Image.Image]) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> Settings:
+def small(monkeypatch: pytest.MonkeyPatch) -> SpeedSettings:
     monkeypatch.setitem(SHAPES, "small", Shape("small", _model, _view, 56, 16, ("4",)))
     methods = ("divprune",)
-    return Settings(("small",), methods, repeats=2, new_tokens=3, text_tokens=6, dtype="float32", batches=(1, 2))
+    return SpeedSettings(("small",), methods, repeats=2, new_tokens=3, text_tokens=6, dtype="float32", batches=(1, 2))
 
 
-def test_a_run_compares_every_plan_with_both_controls(small: Settings, tmp_path: Path) -> None:
+def test_a_run_compares_every_plan_with_both_controls(small: SpeedSettings, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    settings = replace(small, plans=("divprune:8 + pool:50%", "divprune:8 + random-at:25%@1"))
+    settings = replace(small, plans=("divprune:8 + pool:50%", "divprune:8 + random-decoder:25%@1"))
     result = run(settings, path, command="foveate bench speed")
     assert json.loads(path.read_text()) == result
     assert result["kind"] == "speed" and result["settings"]["new_tokens"] == 3
@@ -74,8 +74,8 @@ def test_a_run_compares_every_plan_with_both_controls(small: Settings, tmp_path:
         chained = rows["divprune:8 + pool:50%", batch, ""]
         assert chained["budget"] == "4" and rows["random:4", batch, ""]["tokens"] == chained["tokens"] == 4
         assert chained["control"] == "random:4"
-        inside = rows["divprune:8 + random-at:25%@1", batch, ""]
-        assert inside["control"] == "random:8 + random-at:25%@1" and inside["tokens"] == 8
+        inside = rows["divprune:8 + random-decoder:25%@1", batch, ""]
+        assert inside["control"] == "random:8 + random-decoder:25%@1" and inside["tokens"] == 8
         assert (inside["tokens_mean"], inside["tokens_left"]) == ((8 + 2) / 2, 2)
         chance = rows[inside["control"], batch, ""]
         assert inside["efficiency"] == chance["seconds"]["ttft"] / inside["seconds"]["ttft"]
@@ -105,7 +105,7 @@ def picture(tmp_path: Path) -> str:
 
 
 def test_counted_operations_agree_with_the_formula(picture: str) -> None:
-    one = subject("embedded", Settings(("embedded",), image=picture))
+    one = subject("embedded", SpeedSettings(("embedded",), image=picture))
     for batch in (1, 2):
         measuring = Measuring(one, batch, 2, "sdpa")
         assert measuring.untouched_tokens == 10 * 8
@@ -114,7 +114,7 @@ def test_counted_operations_agree_with_the_formula(picture: str) -> None:
             assert flops["formula"] == pytest.approx(flops["counted"], rel=0.02)
 
 
-def test_what_a_model_cannot_run_is_listed(small: Settings, picture: str) -> None:
+def test_what_a_model_cannot_run_is_listed(small: SpeedSettings, picture: str) -> None:
     settings = replace(
         small, image=picture, models=("embedded",), methods=("tome",), budgets=("25%",), repeats=1, batches=(1,)
     )
@@ -154,10 +154,10 @@ def test_bytes_are_those_of_the_tensors() -> None:
 
 
 def test_plans_are_grouped_by_what_they_are_compared_at() -> None:
-    settings = Settings(methods=("dart", "random"), plans=("divprune:25%", "divprune:64 + pool:50%"))
+    settings = SpeedSettings(methods=("dart", "random"), plans=("divprune:25%", "divprune:64 + pool:50%"))
     groups = groups_of(settings, ("25%",))
     assert groups == {"25%": ["dart:25%", "divprune:25%"], "": ["divprune:64 + pool:50%"]}
-    everything = groups_of(Settings(), ("8",))["8"]
+    everything = groups_of(SpeedSettings(), ("8",))["8"]
     assert "divprune:8" in everything and not any("focusui" in plan for plan in everything)
 
 
@@ -187,10 +187,10 @@ def test_plans_in_a_list() -> None:
 )
 def test_what_is_not_possible_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(FoveateError, match=message):
-        replace(Settings(), **change)
+        replace(SpeedSettings(), **change)
 
 
-def test_attention_that_is_not_installed_is_refused(small: Settings) -> None:
+def test_attention_that_is_not_installed_is_refused(small: SpeedSettings) -> None:
     if torch.cuda.is_available():
         pytest.skip("it may be installed where there is a GPU")
     with pytest.raises(FoveateError, match="attention 'flash_attention_2' cannot be had here"):

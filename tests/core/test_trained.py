@@ -126,7 +126,7 @@ def test_where_there_are_none_the_sentence_says_where_they_belong(model: Path) -
     net.name_or_path = "made of nothing"
     with pytest.raises(FoveateError, match="needs trained weights"):
         foveate.compress(net, "covipal:50%")
-    assert CoViPAL().beside("") == CoViPAL()
+    assert CoViPAL().resolve_weights("") == CoViPAL()
 
 
 def test_a_plan_that_goes_to_another_model_forgets_the_first(model: Path, tmp_path: Path) -> None:

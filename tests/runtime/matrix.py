@@ -20,7 +20,7 @@ def steps() -> list[str]:
     """A step for every method before the language model that runs with default arguments."""
     found = []
     for name, cls in methods().items():
-        if cls.trained or cls.site != "before-lm":
+        if cls.trained or cls.site != "pre_llm":
             continue
         found.append(name if cls.budget == "none" else f"{name}:3")
     return found

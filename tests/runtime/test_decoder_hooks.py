@@ -174,7 +174,7 @@ def test_the_token_that_answers_is_never_left_out(name: str, plan: str, alone: b
 def test_an_image_that_answers_is_answered_as_with_masks(name: str) -> None:
     specimen = zoo()[name]
     model, inputs = specimen.model(), ending_in_an_image(specimen)
-    with foveate.compress(model, "random-at:3@1") as handle:
+    with foveate.compress(model, "random-decoder:3@1") as handle:
         found = logits(model, inputs)[:, -1]
         (image,) = handle.report().images
     token = family_of(model).placeholder(family_of(model).core(model), "image")

@@ -117,7 +117,7 @@ def _inside_the_method(model: Any, run: Callable[[], Any], patch: pytest.MonkeyP
         raise Interrupted
 
     for step in handle.plan.steps:
-        if step.method.site == "view":  # arithmetic on sizes, before anything has run
+        if step.method.site == "image":  # arithmetic on sizes, before anything has run
             continue
         with patch.context() as context:
             for name in ("select", "schedule", "attends", "hides"):

@@ -14,7 +14,7 @@ from foveate.core.tokens import Selection
 from foveate.methods.pre_llm.ppe import rotary_angles, rotary_ids
 from foveate.runtime.multi_position_rope import Carrying, carried_ids
 from foveate.runtime.patches import Patches
-from foveate.runtime.sequence import Chosen
+from foveate.runtime.sequence import PlacedSelection
 from tests.families.zoo import zoo
 
 
@@ -64,7 +64,7 @@ def test_tokens_of_one_member_are_rotated_as_ever() -> None:
     model = zoo()["llava"].model()
     columns = torch.tensor([[-1, 0, 2, 3]])
     selection = Selection(torch.tensor([0, 2]), positions=torch.tensor([[0, 0], [2, 2]]))
-    chosen = [Chosen(0, torch.tensor([0, 1, 2]), selection)]
+    chosen = [PlacedSelection(0, torch.tensor([0, 1, 2]), selection)]
     ids = carried_ids(torch.tensor([[0, 5, 7, 8]]), torch.tensor([[5, 6, 7, 8]]), columns, chosen)
     assert [member.tolist() for member in ids] == [[[0, 5, 7, 8]]] * 2
     rotary = model.model.language_model.rotary_emb

@@ -71,7 +71,7 @@ def test_outputs_say_which_columns_they_have_or_have_all(name: str, plan: str, s
 
 
 @pytest.mark.parametrize("name", sorted(zoo()))
-@pytest.mark.parametrize("plan", ["uniform:100%", "random-at:100%@1"])
+@pytest.mark.parametrize("plan", ["uniform:100%", "random-decoder:100%@1"])
 def test_keeping_everything_gives_loss_and_gradient_of_the_model(name: str, plan: str) -> None:
     if "@" in plan and name not in SPECIMENS:
         pytest.skip("its language model cannot be shortened inside")

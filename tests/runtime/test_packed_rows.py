@@ -263,7 +263,7 @@ def prefix(length: int) -> Tensor:
 
 @pytest.mark.parametrize("make", [holes, prefix])
 @pytest.mark.parametrize("name", ["gemma3", "llava", "mistral3", "paligemma", "qwen2.5-vl", "qwen3-vl"])
-@pytest.mark.parametrize("plan", ["uniform:3", "random-at:3@1"])
+@pytest.mark.parametrize("plan", ["uniform:3", "random-decoder:3@1"])
 def test_any_mask_of_pairs_is_obeyed(name: str, make: Any, plan: str) -> None:
     """What is left out is what nobody sees from there on; everything else sees what the mask lets it."""
     specimen = zoo()[name]
@@ -310,7 +310,7 @@ def test_attention_under_a_mask_of_pairs() -> None:
     assert attention_.visible(rows, places).tolist() == allowed[rows][:, places].sum(dim=1).tolist()
 
 
-@pytest.mark.parametrize("plan", ["uniform:3", "random-at:3@1"])
+@pytest.mark.parametrize("plan", ["uniform:3", "random-decoder:3@1"])
 def test_masks_of_pairs_over_a_cache(plan: str) -> None:
     """A prompt, and words after it one by one, with masks of pairs: as in one pass."""
     specimen = zoo()["llava"]

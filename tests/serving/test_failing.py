@@ -19,7 +19,7 @@ from PIL import Image
 from foveate.integrations.ray.connecting import Model
 from foveate.integrations.ray.pool import Replica
 from foveate.serving import Limits
-from foveate.serving.limits import LostError
+from foveate.serving.limits import EngineDeadError
 from foveate.serving.rows import Begun, Sampling
 from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 
@@ -109,7 +109,7 @@ def test_a_replica_whose_thread_fails_says_so_and_is_no_longer_healthy() -> None
     replica.check_health()
     with failing(replica.engine.model, SystemExit(1)) as let:
         let.set()
-        with pytest.raises(LostError):  # which makes the server ask another replica
+        with pytest.raises(EngineDeadError):  # which makes the server ask another replica
             asyncio.run(asked())
-    with pytest.raises(LostError):  # which makes Ray Serve begin a new one
+    with pytest.raises(EngineDeadError):  # which makes Ray Serve begin a new one
         replica.check_health()

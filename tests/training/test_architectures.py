@@ -13,7 +13,7 @@ from foveate.training.collate import Collator
 from foveate.training.dense_labels import NUM_CLASSES, cell_targets, page_targets, usual_cells
 from foveate.training.examples import Example
 from foveate.training.recipe import ModelChoice, NewModel
-from foveate.training.training_model import Learner
+from foveate.training.training_model import TrainingModel
 from tests.training.small_training import VISION
 
 TEXT = {
@@ -80,7 +80,7 @@ def test_every_kind_is_known_by_its_model_and_its_processor(made):
 
 def test_what_the_heads_read_is_what_the_language_model_gets(made):
     name, model, processor = made
-    learner = Learner(model)
+    learner = TrainingModel(model)
     batch = Collator(processor, cells=True)(EXAMPLES)
     seen = {}
     ARCHITECTURES[name].watch(model, seen.__setitem__)
@@ -122,7 +122,7 @@ def test_cells_are_those_of_the_patches_of_a_token(made):
 
 def test_loss_is_the_models_and_reaches_every_part(made):
     name, model, processor = made
-    learner = Learner(model)
+    learner = TrainingModel(model)
     collate = Collator(processor, cells=True, pointing=True, pages=True, colours=True)
     batch = collate(EXAMPLES)
     learner.point([0, 1])
@@ -141,7 +141,7 @@ def test_loss_is_the_models_and_reaches_every_part(made):
 def test_reading_is_learned(made):
     """A few hundred steps on two pages name every character of them: heads, places and gradients fit together."""
     name, model, processor = made
-    learner = Learner(model)
+    learner = TrainingModel(model)
     batch = Collator(processor, answers=False, cells=True, pages=True, colours=True)(EXAMPLES)
     optimiser = torch.optim.AdamW(learner.parameters(), lr=3e-3)
     for _ in range(150):
@@ -235,7 +235,7 @@ def test_answers_are_learned_from_windows_too(name, tokens):
     window = {"llava": 3, "qwen2.5-vl": 4}[name]
     batch = Collator(processor, cells=True, window=window)([written(56, 56, "abc"), written(56, 56, "7%")])
     assert ((batch["input_ids"] == processor.image_token_id).sum(1) == tokens).all()
-    learner = Learner(model)
+    learner = TrainingModel(model)
     sums = learner(**batch)
     assert sums["answer_tokens"] == 3 + 1 + 2 + 1
     sums["answer_loss"].backward()

@@ -9,13 +9,13 @@ import torch
 from foveate import FoveateError
 from foveate.models.llava_uhd.modeling import LlavaUHDForConditionalGeneration
 from foveate.synthetic import Character, render
-from foveate.training.attention_supervision import NOWHERE, PointingTeacher, answer_places, question_places
+from foveate.training.attention_supervision import NOWHERE, AttentionSupervision, answer_places, question_places
 from foveate.training.building import new_model
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.recipe import NewModel
 from foveate.training.recipe_file import parse_recipe
-from foveate.training.training_model import Learner
+from foveate.training.training_model import TrainingModel
 from tests.training.small_training import TEXT, VISION
 
 IMAGES = {"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}
@@ -88,7 +88,7 @@ def test_the_score_is_the_attention_of_the_model_itself(heads: int) -> None:
     with torch.no_grad():
         for parameter in language_model.parameters():
             parameter.normal_(std=0.2)
-    teacher = PointingTeacher(language_model, [0, 1])
+    teacher = AttentionSupervision(language_model, [0, 1])
     generator = random.Random(0)
     mask = torch.ones(3, 12, dtype=torch.long)
     mask[1, 9:] = 0
@@ -115,7 +115,7 @@ def test_the_score_is_the_attention_of_the_model_itself(heads: int) -> None:
 
 def test_pointing_is_learned(tmp_path) -> None:
     model, collator = small()
-    learner = Learner(model)
+    learner = TrainingModel(model)
     learner.point([1])
     samples = [render("read_word", seed, size=(96, 64), difficulty=0.0) for seed in range(4)]
     batch = collator([Example.of_question(s.image, s.question, s.answer, s.characters, s.task) for s in samples])
@@ -133,7 +133,7 @@ def test_pointing_is_learned(tmp_path) -> None:
 
 def test_telling_other_layers_leaves_nothing_of_the_first() -> None:
     model, _ = small()
-    learner = Learner(model)
+    learner = TrainingModel(model)
     attentions = [layer.self_attn for layer in model.model.language_model.layers]
     learner.point([0])
     learner.point([1])
@@ -144,10 +144,10 @@ def test_telling_other_layers_leaves_nothing_of_the_first() -> None:
 def test_models_that_cannot_be_told_are_named() -> None:
     model, _ = small(model_type="qwen3", num_key_value_heads=2, head_dim=16)
     with pytest.raises(FoveateError, match="Qwen3Model has another"):
-        PointingTeacher(model.model.language_model, [0])
+        AttentionSupervision(model.model.language_model, [0])
     model, _ = small()
     with pytest.raises(FoveateError, match=r"\[0, 5\] are not all between 0 and 1"):
-        PointingTeacher(model.model.language_model, [0, 5])
+        AttentionSupervision(model.model.language_model, [0, 5])
 
 
 def test_pointing_needs_the_language_model() -> None:

@@ -17,7 +17,7 @@ from foveate.training.collate import Collator
 from foveate.training.dataset import read_conversations
 from foveate.training.recipe_file import parse_recipe
 from foveate.training.run import Run
-from foveate.training.training_model import Learner
+from foveate.training.training_model import TrainingModel
 from tests.training.small_training import TEXT, read_log, recipe, small_stage, write_conversations
 
 DEEP = {**TEXT, "num_hidden_layers": 4}
@@ -36,7 +36,12 @@ def run_of(output, *stages, **changes) -> Run:
 
 def schedule(data, steps, **changes):
     """The paper's stages for 4 layers: K = 2, 2, 16 of 32 are 1, 1, 2."""
-    plans = {"heavy": "pool-at:25%@1", "light-early": "pool-at:50%@1", "light": "pool-at:50%@2", "none": None}
+    plans = {
+        "heavy": "pool-decoder:25%@1",
+        "light-early": "pool-decoder:50%@1",
+        "light": "pool-decoder:50%@2",
+        "none": None,
+    }
     return [small_stage(data, name=name, steps=steps, plan=plan, **changes) for name, plan in plans.items()]
 
 
@@ -46,13 +51,18 @@ def test_stages_from_heavy_to_none_learn_and_leave_a_model_without_a_plan(tmp_pa
     run = run_of(tmp_path / "out", *stages, log_every=5, save_every=1000)
     assert run.train().finished
     log = read_log(run.output)
-    assert [entry.get("plan") for entry in log[::3]] == ["pool-at:25%@1", "pool-at:50%@1", "pool-at:50%@2", None]
+    assert [entry.get("plan") for entry in log[::3]] == [
+        "pool-decoder:25%@1",
+        "pool-decoder:50%@1",
+        "pool-decoder:50%@2",
+        None,
+    ]
     assert log[-1]["answer_loss"] < 0.7 * log[0]["answer_loss"]
     model, _ = foveate.load(run.output / "model")
     assert handle_of(model) is None
 
 
-@pytest.mark.parametrize("plan", ["pyramiddrop:50%@1,2,3", "fastv:50%@2", "divprune:50% + pool-at:50%@1"])
+@pytest.mark.parametrize("plan", ["pyramiddrop:50%@1,2,3", "fastv:50%@2", "divprune:50% + pool-decoder:50%@1"])
 def test_any_plan_trains_and_the_folder_answers_under_it(tmp_path, data, plan):
     rates = dict.fromkeys(("connector", "language_model"), 5e-3)
     run = run_of(tmp_path / "out", small_stage(data, steps=15, batch_size=6, train=rates, plan=plan), log_every=5)
@@ -80,7 +90,7 @@ def test_routers_of_a_pyramid_learn_with_their_model(tmp_path, data):
     model, _ = foveate.load(folder)
     plan = handle_of(model).plan
     assert str(plan) == "dpn@1,2" and plan.steps[0].method._scales
-    first = Learner(build_model(whole.recipe.model, whole.recipe.seed)[0], whole.recipe.seed)
+    first = TrainingModel(build_model(whole.recipe.model, whole.recipe.seed)[0], whole.recipe.seed)
     with first.following("dpn@1,2"):
         before = {layer: own.state_dict() for layer, own in first.routers.items()}
     for layer, own in read_networks(folder / "dpn", "dpn", build).items():
@@ -100,9 +110,9 @@ def test_the_learner_takes_the_loss_that_the_model_takes(model, processor, data)
     """A batch whose images differ in size: rows are padded after the pooling."""
     batch = Collator(processor)(read_conversations(data[0]["files"]["path"])[:4])
     model = copy.deepcopy(model).eval()
-    learner = Learner(model)
+    learner = TrainingModel(model)
     with torch.no_grad():
-        for plan in ("pool-at:50%@1", "pyramiddrop:50%@1"):
+        for plan in ("pool-decoder:50%@1", "pyramiddrop:50%@1"):
             with learner.following(plan):
                 sums = learner(**batch)
             with foveate.compress(model, plan):
@@ -115,11 +125,11 @@ def test_the_learner_takes_the_loss_that_the_model_takes(model, processor, data)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"plan": "pool-att:25%@2"}, r"stages\[0\].plan: unknown method 'pool-att'; did you mean pool-at"),
-        ({"plan": "pool-at@2"}, r"stages\[0\].plan: pool-at needs a budget"),
-        ({"plan": "pool-at:25%@2", "loss": {"pointing": 1}}, "pointing tells where to look"),
+        ({"plan": "pool-att:25%@2"}, r"stages\[0\].plan: unknown method 'pool-att'; did you mean pool-decoder"),
+        ({"plan": "pool-decoder@2"}, r"stages\[0\].plan: pool-decoder needs a budget"),
+        ({"plan": "pool-decoder:25%@2", "loss": {"pointing": 1}}, "pointing tells where to look"),
         (
-            {"plan": "pool-at:25%", "loss": {"answer": 0, "cells": 1}, "train": {"vision_tower": 1e-3}},
+            {"plan": "pool-decoder:25%", "loss": {"answer": 0, "cells": 1}, "train": {"vision_tower": 1e-3}},
             "the language model does not run",
         ),
         ({"plan": "tome:50%", "loss": {"cells": 1}}, "read every token of the encoder"),
@@ -131,7 +141,7 @@ def test_plans_that_make_no_sense_are_named(changes, words):
 
 
 def test_a_plan_that_the_model_cannot_follow_stops_the_run_before_it_starts(tmp_path, data):
-    late = small_stage(data, name="late", plan="pool-at:50%@7")
+    late = small_stage(data, name="late", plan="pool-decoder:50%@7")
     run = run_of(tmp_path / "out", small_stage(data, steps=1), late)
     with pytest.raises(FoveateError, match="acts before layer 7; this language model has layers 1 to 3"):
         run.train()

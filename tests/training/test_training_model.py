@@ -13,7 +13,7 @@ from foveate.training.collate import Collator
 from foveate.training.examples import Example
 from foveate.training.losses import SUMS
 from foveate.training.recipe import PARTS
-from foveate.training.training_model import Learner
+from foveate.training.training_model import TrainingModel
 
 
 def example(width: int, height: int, answer: str) -> Example:
@@ -27,7 +27,7 @@ def example(width: int, height: int, answer: str) -> Example:
 
 @pytest.fixture
 def learner(model):
-    return Learner(copy.deepcopy(model))
+    return TrainingModel(copy.deepcopy(model))
 
 
 @pytest.fixture

@@ -84,8 +84,8 @@ def test_supervised_training(folder: Path, plan: str, tmp_path: Path) -> None:
     inputs = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad(), foveate.compress(model, plan):
         out = model(**inputs, use_cache=False)
-        told = out.labels[:, 1:]
-        right = (out.logits[:, :-1].argmax(dim=-1) == told)[told >= 0].float().mean()
+        on_progress = out.labels[:, 1:]
+        right = (out.logits[:, :-1].argmax(dim=-1) == on_progress)[on_progress >= 0].float().mean()
     with foveate.compress(model, plan, align_logits=True) as handle:
         trainer.model.eval()
         with torch.no_grad():
@@ -182,8 +182,8 @@ def test_log_probabilities_of_the_fused_output_layer(folder: Path, plan: str) ->
     with torch.no_grad(), foveate.compress(model, plan):
         out = model(**inputs, labels=labels, use_cache=False)
         own = out.logits[:, :-1].log_softmax(dim=-1)
-        told = out.labels[:, 1:]
-        expected = own.gather(2, told.clamp(min=0)[..., None])[..., 0][told >= 0]
+        on_progress = out.labels[:, 1:]
+        expected = own.gather(2, on_progress.clamp(min=0)[..., None])[..., 0][on_progress >= 0]
     with torch.no_grad(), foveate.compress(model, plan, align_logits=True):
         found = model(**inputs, labels=labels, fused_lm_head=True).log_probs
     assert found.shape[1] == labels.shape[1] - 1

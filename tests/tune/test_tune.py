@@ -22,7 +22,7 @@ from foveate import FoveateError, compress, load
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.tasks import Item, items
 from foveate.cli import main
-from foveate.tune import Goal, Settings, factor, front, methods_in, plot, run, search, share, verdict
+from foveate.tune import Goal, TuneSettings, factor, front, methods_in, plot, run, search, share, verdict
 from foveate.tune.confirming import controls_of
 from foveate.tune.costs import Costs
 from foveate.tune.questions import divided
@@ -68,8 +68,8 @@ def data(embedded, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def settings(data) -> Settings:
-    return Settings(
+def settings(data) -> TuneSettings:
+    return TuneSettings(
         target_ttft=0.99, tasks=(str(data),), count=32, trials=50, methods=METHODS, budgets=BUDGETS, **SMALL
     )
 
@@ -283,7 +283,7 @@ def test_a_control_keeps_as_many_tokens():
     assert controls_of("divprune:20%", kept, 4) == ["random:20%", "downsample:20%"]
     assert controls_of("divprune:64", kept, 4) == ["random:64", "downsample:64"]
     assert controls_of("divprune:80% + fastv:20%", kept, 4) == [
-        "random:80% + random-at:20%@2",
+        "random:80% + random-decoder:20%@2",
         "downsample:42.4%",
     ]
     assert controls_of("prumerge", kept, 4) == ["random:42.4%", "downsample:42.4%"]

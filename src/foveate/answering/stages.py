@@ -13,9 +13,9 @@ from foveate.runtime.report import ImageReport
 
 #: What a step of a plan does to tokens, by its site.
 DOINGS = {
-    "before-lm": "chosen before the language model",
-    "in-encoder": "merged inside the encoder",
-    "view": "made from a smaller image",
+    "pre_llm": "chosen before the language model",
+    "encoder": "merged inside the encoder",
+    "image": "made from a smaller image",
 }
 
 

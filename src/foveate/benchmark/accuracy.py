@@ -37,7 +37,7 @@ Progress = Callable[[int, int, str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuestionSettings):
+class AccuracySettings(QuestionSettings):
     """What is measured. A run is resumed with the same model precision, device, and questions; all else may differ.
 
     Args:
@@ -117,7 +117,7 @@ def _rows(model: Any, processor: Any, plan: Any, prepared: Prepared) -> list[dic
 
 
 def run(
-    settings: Settings,
+    settings: AccuracySettings,
     path: Path | None = None,
     *,
     resume: bool = False,
@@ -183,7 +183,7 @@ def rows_path(path: Path) -> Path:
 
 @dataclass
 class _Run:
-    settings: Settings
+    settings: AccuracySettings
     rows: Rows
     report: Callable[[str], object]
     progress: Progress

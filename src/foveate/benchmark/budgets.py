@@ -70,7 +70,7 @@ def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:
         layers = step.layers
         if not layers and num_layers is not None:
             layers = step.method.layers(num_layers)
-        steps.append(f"random-at:{step.budget}" + ("@" + ",".join(map(str, layers)) if layers else ""))
+        steps.append(f"random-decoder:{step.budget}" + ("@" + ",".join(map(str, layers)) if layers else ""))
     return " + ".join(steps)
 
 

@@ -52,7 +52,7 @@ CLAIMS = [
 
 
 @dataclass(frozen=True)
-class Settings:
+class EncoderSettings:
     """What is measured; a run is resumed only with the same settings.
 
     Args:
@@ -102,7 +102,7 @@ def gpu_geometry() -> Geometry:
 
 
 def compare(
-    settings: Settings,
+    settings: EncoderSettings,
     path: Path | None = None,
     *,
     resume: bool = False,
@@ -160,7 +160,7 @@ def compare(
 class _Bench:
     """The models of a run, all in memory."""
 
-    def __init__(self, settings: Settings, device: torch.device) -> None:
+    def __init__(self, settings: EncoderSettings, device: torch.device) -> None:
         self.settings, self.device, self.dtype = settings, device, DTYPES[settings.dtype]
         # Built with PyTorch's own attention, which is what FLOPs are counted on.
         self.language_model = language_model(settings.geometry, "sdpa").to(device, self.dtype).eval()
@@ -250,7 +250,7 @@ class _Bench:
         }
 
 
-def _machine(hardware: dict[str, Any], settings: Settings) -> str:
+def _machine(hardware: dict[str, Any], settings: EncoderSettings) -> str:
     if "gpu" in hardware:
         return f"{hardware['gpu']}, {settings.dtype}"
     threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"

@@ -39,7 +39,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuestionSettings):
+class JointSettings(QuestionSettings):
     """What is measured. A run is resumed with the same settings, but for models, plans, weights and caches.
 
     Args:
@@ -82,7 +82,7 @@ class Settings(QuestionSettings):
 
 
 def run(
-    settings: Settings,
+    settings: JointSettings,
     path: Path | None = None,
     *,
     resume: bool = False,
@@ -128,7 +128,7 @@ def run(
         return document
 
 
-def _missing(settings: Settings, document: dict[str, Any], model: str, weights: str) -> list[tuple[str, str]]:
+def _missing(settings: JointSettings, document: dict[str, Any], model: str, weights: str) -> list[tuple[str, str]]:
     """Pairs of plan and cache of which there is neither a row nor a reason why not."""
     keys = ("model", "plan", "kind", "cache")
     done = {tuple(row[key] for key in keys) for row in document["rows"]}
@@ -142,7 +142,7 @@ class _Bench:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: JointSettings,
         name: str,
         weights: str,
         asked: list[Item],

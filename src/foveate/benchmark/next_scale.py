@@ -47,7 +47,7 @@ PLANS = (
 
 
 @dataclass(frozen=True)
-class Settings:
+class NextScaleSettings:
     """What is measured.
 
     Args:
@@ -94,7 +94,7 @@ def load(name: str) -> NextScaleForImageGeneration:
 
 
 def run(
-    settings: Settings,
+    settings: NextScaleSettings,
     path: Path,
     *,
     resume: bool = False,
@@ -129,7 +129,9 @@ def run(
     return document
 
 
-def _measure(settings: Settings, command: str, picture: Path | None, report: Callable[[str], None]) -> dict[str, Any]:
+def _measure(
+    settings: NextScaleSettings, command: str, picture: Path | None, report: Callable[[str], None]
+) -> dict[str, Any]:
     model = load(settings.model)
     config = model.config
     profile = calibrate(model, seed=settings.seed + 1)  # not on the pictures that are compared
@@ -195,13 +197,13 @@ def _measure(settings: Settings, command: str, picture: Path | None, report: Cal
     }
 
 
-def _held_out(model: NextScaleForImageGeneration, settings: Settings) -> tuple[Tensor, Tensor]:
+def _held_out(model: NextScaleForImageGeneration, settings: NextScaleSettings) -> tuple[Tensor, Tensor]:
     pixels, labels = pictures.batch(range(settings.held_out), model.config.image_size, "held-out")
     with torch.no_grad():
         return labels, model.tokenizer.encode(pixels)
 
 
-def _sizes(plan: str, settings: Settings, sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]:
+def _sizes(plan: str, settings: NextScaleSettings, sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]:
     step = None if plan == UNTOUCHED else parse_plan(plan, METHODS).steps[0]
     whole = history(config.scales)
     return {
@@ -227,7 +229,7 @@ def _distance(sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]
     }
 
 
-def grid(settings: Settings, samples: dict[str, Any], path: Path, columns: int = 8, larger: int = 2) -> None:
+def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, columns: int = 8, larger: int = 2) -> None:
     """Draw pictures of every plan: a row each, the same classes and seed in a column.
 
     Args:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import FoveateError
-from foveate.core.text_files import read_json
+from foveate.core.plan import Plan, current_names
+from foveate.core.text_files import read_text
 
 #: What stands behind the tokens of a plan that left out none.
 INERT = "nothing left out"
@@ -20,7 +21,6 @@ def inert(row: Mapping[str, Any]) -> bool:
     Rows that were written before `tokens_mean` was do not tell of plans inside the language model.
     """
     from foveate.benchmark.budgets import UNTOUCHED
-    from foveate.core.plan import Plan
 
     every = row.get("tokens_in")
     if row["plan"] == UNTOUCHED or every is None:
@@ -33,6 +33,16 @@ def inert(row: Mapping[str, Any]) -> bool:
         except FoveateError:  # a plan of another version
             return False
     return worked is not None and worked >= every
+
+
+def read_results(path: Path) -> Any:
+    """The JSON document in a file of results, with today's names of methods.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+    """
+    return json.loads(current_names(read_text(path)))
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -71,7 +81,7 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
     if not path.exists():
         return [[] for _ in parts]
     try:
-        document = read_json(path)
+        document = read_results(path)
         found, settings = document.get("kind"), document["settings"]
         lists = [document[part] for part in parts]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

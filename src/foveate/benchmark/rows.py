@@ -13,6 +13,7 @@ from typing import Any
 
 from foveate.benchmark.results import replace
 from foveate.core.errors import FoveateError
+from foveate.core.plan import current_names
 from foveate.core.text_files import read_text
 
 KIND = "accuracy-rows"
@@ -125,7 +126,7 @@ def _entries(path: Path) -> tuple[list[Any], bool]:
         raise FoveateError(f"{path} cannot be read: {error}") from error
     for line in text.splitlines(keepends=True):
         try:
-            entries.append(json.loads(line))
+            entries.append(json.loads(current_names(line)))
         except json.JSONDecodeError:
             return entries, True
     return entries, not text.endswith("\n")

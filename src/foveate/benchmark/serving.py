@@ -35,7 +35,7 @@ DIALECTS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServingSettings:
     """What is measured.
 
     Args:
@@ -100,7 +100,7 @@ class Answered:
 
 
 def run(
-    settings: Settings, path: Path, *, command: str = "", note: str = "", report: Callable[[str], object] = print
+    settings: ServingSettings, path: Path, *, command: str = "", note: str = "", report: Callable[[str], object] = print
 ) -> dict[str, Any]:
     """Measure, and write the result.
 
@@ -118,7 +118,7 @@ def run(
 
 
 async def _run(
-    settings: Settings, path: Path, command: str, note: str, report: Callable[[str], object]
+    settings: ServingSettings, path: Path, command: str, note: str, report: Callable[[str], object]
 ) -> dict[str, Any]:
     openai = _openai()
     client = openai.AsyncOpenAI(
@@ -156,7 +156,9 @@ async def _run(
     return document
 
 
-async def _turn(client: Any, model: str, settings: Settings, plan: str, clients: int, seed: int) -> dict[str, Any]:
+async def _turn(
+    client: Any, model: str, settings: ServingSettings, plan: str, clients: int, seed: int
+) -> dict[str, Any]:
     """One turn under one plan: so many clients, each asking its next question when it has the answer."""
     count = max(settings.requests, clients)
     images = iter([_picture(settings.side, seed * 10_000 + number) for number in range(count)])
@@ -184,7 +186,7 @@ async def _turn(client: Any, model: str, settings: Settings, plan: str, clients:
     }
 
 
-async def _ask(client: Any, model: str, settings: Settings, plan: str, url: str) -> Answered:
+async def _ask(client: Any, model: str, settings: ServingSettings, plan: str, url: str) -> Answered:
     content = [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": settings.question},
@@ -220,7 +222,7 @@ def _picture(side: int, seed: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def rows(found: dict[tuple[int, str], list[dict[str, Any]]], settings: Settings) -> list[dict[str, Any]]:
+def rows(found: dict[tuple[int, str], list[dict[str, Any]]], settings: ServingSettings) -> list[dict[str, Any]]:
     """A row for every number of clients and plan: medians over turns, and ratios to the untouched model.
 
     A ratio is above 1 where the plan is better: more requests a second, less time. It is the median of those of every

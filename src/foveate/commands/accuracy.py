@@ -92,7 +92,7 @@ def accuracy(
     if methods or budgets or not own:
         named = names_in(methods) or (QUICK_METHODS if quick else ())
         own += product(named, names_in(budgets) or (("25%",) if quick else ("10%", "25%", "50%")))
-    settings = benchmark.Settings(
+    settings = benchmark.AccuracySettings(
         models=names_in(models),
         plans=tuple(own),
         tasks=tuple(name for option in tasks or () for name in names_in(option)) or (QUICK_TASKS if quick else names()),

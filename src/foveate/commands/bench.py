@@ -68,7 +68,7 @@ def encoders(
     from foveate.benchmark.competitors import Geometry
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = benchmark.Settings(
+    settings = benchmark.EncoderSettings(
         sizes=_numbers(sizes) if sizes else ((512,) if quick else (512, 768, 1024)),
         encoders=tuple(name.strip() for name in only.split(",")) if only else tuple(benchmark.COMPETITORS),
         repeats=(3 if quick else 5) if repeats is None else repeats,
@@ -174,7 +174,7 @@ def speed(
     from foveate.commands.lists import names_in, numbers_in, plans_in
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = benchmark.Settings(
+    settings = benchmark.SpeedSettings(
         models=names_in(models) or (("embedded",) if quick else tuple(benchmark.SHAPES)),
         methods=names_in(methods),
         budgets=names_in(budgets) or (("25%",) if quick else ()),

@@ -52,7 +52,7 @@ def serve(
     from foveate.benchmark import serving as benchmark
     from foveate.commands.lists import numbers_in, plans_in
 
-    settings = benchmark.Settings(
+    settings = benchmark.ServingSettings(
         url=url,
         plans=plans_in(plans),
         dialect=server,

@@ -76,7 +76,7 @@ def joint(
     """
     from foveate.benchmark import joint as benchmark
 
-    settings = benchmark.Settings(
+    settings = benchmark.JointSettings(
         models=names_in(models),
         plans=plans_in(plans) or ("divprune:25%",),
         weights=names_in(weights),

@@ -79,7 +79,7 @@ def _table(found: Sequence[Entry]) -> None:
             entry.site,
             entry.mechanism[0],
             shown,
-            _yes(entry.exact),
+            _yes(entry.static_count),
             _yes(entry.trained),
             f"{runs}/{len(entry.families)}",
             needs,
@@ -108,7 +108,7 @@ def _describe(entry: Entry) -> None:
         "modality": ", ".join(entry.modality),
         "needs": needs or "nothing but the tokens",
         "budget": budget[entry.budget],
-        "exact": "yes, the number of tokens is known from sizes alone" if entry.exact else "no",
+        "exact": "yes, the number of tokens is known from sizes alone" if entry.static_count else "no",
         "trained": _yes(entry.trained),
         "arguments": arguments or "none",
     }

@@ -63,7 +63,7 @@ def next_scale(
 
     from foveate.benchmark import next_scale as benchmark
 
-    settings = benchmark.Settings(
+    settings = benchmark.NextScaleSettings(
         model=model,
         plans=plans_in(plans) or benchmark.PLANS,
         samples=samples,

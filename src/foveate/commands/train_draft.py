@@ -100,9 +100,9 @@ def train_draft(
         from foveate.loading import load
         from foveate.methods.decoding import draft_kinds, load_draft
         from foveate.training.methods import drafts, teacher_forcing
-        from foveate.training.methods.loop import Fitting
-        from foveate.training.methods.relevance import Folder
-    how = Fitting(steps, batch_size, learning_rate, seed)
+        from foveate.training.methods.loop import TrainConfig
+        from foveate.training.methods.relevance import RunDirectory
+    config = TrainConfig(steps, batch_size, learning_rate, seed)
     own = max_new_tokens if own_answers else None
     pages = teacher_forcing.Pages(None if sides is None else sides_in(sides), difficulty)
     examples = teacher_forcing.samples(data, images, limit, seed, pages)
@@ -113,9 +113,9 @@ def train_draft(
         "rendered": None if data else [sides, difficulty],
         "own_answers": own,
         **chosen,
-        **asdict(how),
+        **asdict(config),
     }
-    folder = Folder(output, about, resume)
+    folder = RunDirectory(output, about, resume)
     with notes.status(f"reading {model or 'the embedded model'}"):
         net, processor = load(model, device=device, plan=None)
     cls = draft_kinds()[kind.value]
@@ -125,7 +125,7 @@ def train_draft(
         kind.value,
         steps,
         max_minutes,
-        lambda told, stop: drafts.fit(net, processor, examples, draft, how, own, folder, told, stop),
+        lambda on_progress, stop: drafts.fit(net, processor, examples, draft, config, own, folder, on_progress, stop),
     )
     document: dict[str, Any] = {
         "command": command_line(),

@@ -46,18 +46,18 @@ def train_next_scale(
         from foveate.models.next_scale import training
         from foveate.models.next_scale.configuration import NextScaleConfig
         from foveate.training.callbacks import StopRequest
-        from foveate.training.methods.relevance import Folder
+        from foveate.training.methods.relevance import RunDirectory
     config, how = training.read_recipe(recipe) if recipe else (NextScaleConfig(), training.Recipe())
-    folder = Folder(output, {"model": config.to_diff_dict(), **asdict(how)}, resume)
+    folder = RunDirectory(output, {"model": config.to_diff_dict(), **asdict(how)}, resume)
     stop = StopRequest(minutes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
         task = progress.add_task("next-scale model", total=None)
 
-        def told(stage: str, step: int, steps: int, loss: float) -> None:
+        def on_progress(stage: str, step: int, steps: int, loss: float) -> None:
             progress.update(task, completed=step, total=steps, description=f"{stage}, loss {loss:.4f}")
 
-        model, finished = training.train(config, how, folder, told, stop)
+        model, finished = training.train(config, how, folder, on_progress, stop)
     document: dict[str, Any] = {
         "finished": finished,
         "output": str(output) if finished else None,

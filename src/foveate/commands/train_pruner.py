@@ -112,9 +112,9 @@ def train_pruner(
     with notes.status("loading foveate"):
         from foveate.loading import load
         from foveate.training.methods import fidelity, teacher_forcing
-        from foveate.training.methods.relevance import Folder
+        from foveate.training.methods.relevance import RunDirectory
     own = {"guided": guided, "width": width, "heads": heads, "pressure": pressure}
-    trainer, how = _trainer(kind, (steps, batch_size, learning_rate, seed), own)
+    trainer, config = _trainer(kind, (steps, batch_size, learning_rate, seed), own)
     pages = teacher_forcing.Pages(None if sides is None else sides_in(sides), difficulty)
     examples = teacher_forcing.samples(data, images, limit, seed, pages)
     about = {
@@ -123,9 +123,9 @@ def train_pruner(
         "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data],
         "rendered": None if data else [sides, difficulty],
         "layers": None if named is None else list(named),
-        **asdict(how),
+        **asdict(config),
     }
-    folder = Folder(output, about, resume)
+    folder = RunDirectory(output, about, resume)
     with notes.status(f"reading {model or 'the embedded model'}"):
         net, processor = load(model, device=device, plan=None)
     at = trainer.default_layers(net) if named is None else named
@@ -134,7 +134,7 @@ def train_pruner(
         kind.value,
         steps,
         max_minutes,
-        lambda told, stop: trainer.fit(net, processor, examples, at, how, folder, told, stop),
+        lambda on_progress, stop: trainer.fit(net, processor, examples, at, config, folder, on_progress, stop),
     )
     document: dict[str, Any] = {
         "command": command_line(),
@@ -148,7 +148,7 @@ def train_pruner(
         "log": str(folder.log.path),
     }
     if fitted.finished:
-        trainer.save(fitted.network, how, output)
+        trainer.save(fitted.network, config, output)
         with notes.status(f"measuring on {held_out} held-out questions"):
             plans = trainer.plans(str(output), at)
             found = fidelity.measure(net, processor, pages.held_out(held_out), plans)
@@ -182,6 +182,6 @@ def _trainer(kind: Kind, shared: tuple[Any, ...], own: dict[str, Any]) -> tuple[
 
     trainer: Any = {Kind.covipal: covipal, Kind.dpn: dpn}[kind]
     given = {name: value for name, value in own.items() if value is not None}
-    if wrong := sorted(given.keys() - {field.name for field in fields(trainer.Fitting)}):
+    if wrong := sorted(given.keys() - {field.name for field in fields(trainer.TrainConfig)}):
         raise FoveateError(f"--{wrong[0]} is not for --kind {kind.value}.")
-    return trainer, trainer.Fitting(*shared, **given)
+    return trainer, trainer.TrainConfig(*shared, **given)

@@ -69,7 +69,7 @@ def train_relevance(
     with notes.status("loading foveate"):
         from foveate.loading import load
         from foveate.training.methods import relevance
-    how = relevance.Fitting(epochs, learning_rate, batch_size, seed)
+    config = relevance.TrainConfig(epochs, learning_rate, batch_size, seed)
     samples: list[Draw]
     if data:
         samples = relevance.file_samples(data, images, limit, seed)
@@ -81,7 +81,7 @@ def train_relevance(
         "answers": f"own, {max_new_tokens} tokens at most" if own_answers else "of the data",
         "seed": seed,
     }
-    folder = relevance.Folder(output, about, resume)
+    folder = relevance.RunDirectory(output, about, resume)
     with notes.status(f"reading {model or 'the embedded model'}"):
         net, processor = load(model, device=device, plan=None)
 
@@ -89,15 +89,15 @@ def train_relevance(
     with Progress(*columns, console=notes, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def told(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=done)
 
         own = max_new_tokens if own_answers else None
-        found = relevance.find_pictures(net, processor, samples, folder, own, told)
+        found = relevance.find_pictures(net, processor, samples, folder, own, on_progress)
         learned, held = relevance.divide(found)
-        mapper = relevance.fit(learned, held, how, folder, told)
+        mapper = relevance.fit(learned, held, config, folder, on_progress)
     relevance.save(mapper, output)
     losses = [line for line in folder.log.read() if "loss" in line]
     document = {

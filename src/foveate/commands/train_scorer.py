@@ -49,9 +49,9 @@ def train_scorer(
     with notes.status("loading foveate"):
         from foveate.loading import load
         from foveate.training.methods import focusui
-        from foveate.training.methods.relevance import Folder
-    how = focusui.Fitting(steps, batch_size, learning_rate, seed, heads=heads, dropout=dropout)
-    folder = Folder(output, {"model": identity(model), **asdict(how)}, resume)
+        from foveate.training.methods.relevance import RunDirectory
+    config = focusui.TrainConfig(steps, batch_size, learning_rate, seed, heads=heads, dropout=dropout)
+    folder = RunDirectory(output, {"model": identity(model), **asdict(config)}, resume)
     with notes.status(f"reading {model or 'the embedded model'}"):
         net, processor = load(model, device=device, plan=None)
 
@@ -59,7 +59,7 @@ def train_scorer(
         "scorer",
         steps,
         max_minutes,
-        lambda told, stop: focusui.fit(net, processor, how, folder, told, stop),
+        lambda on_progress, stop: focusui.fit(net, processor, config, folder, on_progress, stop),
     )
     document: dict[str, Any] = {
         "finished": fitted.finished,

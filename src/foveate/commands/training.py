@@ -44,7 +44,7 @@ def with_progress(what: str, steps: int, max_minutes: float | None, fit: Callabl
     with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
         task = progress.add_task(what, total=steps)
 
-        def told(step: int, loss: float) -> None:
+        def on_progress(step: int, loss: float) -> None:
             progress.update(task, completed=step, description=f"loss {loss:.4f}")
 
-        return fit(told, stop)
+        return fit(on_progress, stop)

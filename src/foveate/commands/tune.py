@@ -22,7 +22,7 @@ EXAMPLES = """
     foveate tune path/to/model --min-accuracy 97% --data my-questions.jsonl -o tuned
     foveate tune owner/name --target-ttft 40% --methods divprune,hiprune,fastv --trials 100
     foveate tune embedded --min-accuracy 95% --cost flops --tasks reading --count 200
-    foveate tune embedded --target-ttft 0.5x --objective information-flow --methods vflowopt,vflowopt-at
+    foveate tune embedded --target-ttft 0.5x --objective information-flow --methods vflowopt,vflowopt-decoder
 """
 
 
@@ -112,10 +112,10 @@ def tune(
 
     Ctrl-C, or a kill, loses at most the trial at work: the same command goes on in the same folder.
     """
-    from foveate.benchmark import tune as benchmark
+    from foveate import tune as benchmark
 
     named = tuple(name for option in tasks or () for name in names_in(option))
-    settings = benchmark.Settings(
+    settings = benchmark.TuneSettings(
         model=model,
         target_ttft=None if target_ttft is None else benchmark.factor(target_ttft),
         min_accuracy=None if min_accuracy is None else benchmark.share(min_accuracy),

@@ -17,7 +17,7 @@ _BLOCK = 2**23
 
 
 @dataclass(frozen=True)
-class Looking:
+class AttentionInputs:
     """One sequence in the attention of one layer, just before it happens.
 
     Args:
@@ -81,7 +81,7 @@ class MaskMethod(AttentionMethod):
     """A method that hides pairs of tokens from each other. Nothing gets cheaper by it."""
 
     @abstractmethod
-    def hides(self, looking: Looking, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attention_mask(self, looking: AttentionInputs, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """Which pairs of one sequence are hidden.
 
         Args:
@@ -115,5 +115,5 @@ class SparseMethod(AttentionMethod):
         """Written tokens that are cached as they come before they are stored in few bits."""
 
     @abstractmethod
-    def attends(self, looking: Looking) -> Tensor:
+    def active_tokens(self, looking: AttentionInputs) -> Tensor:
         """Which of the new tokens attend, (L,) bool; the last one that is no padding always does."""

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.registry import Mechanism, Modality
-from foveate.core.tokens import Crop, Need, Selection, Tower, check_finite
+from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite
 
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
 #: to (PyramidDrop), at the cost of its queries and keys.
-Asked = Literal["previous", "own"]
+AttentionSource = Literal["previous", "own"]
 #: Entries of the largest block of attention that exists at a time.
 _BLOCK = 2**23
 
@@ -69,13 +69,13 @@ class Attention:
             hidden = hidden | ~self.seen
         return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)
 
-    def paid(self, rows: Tensor, places: Tensor) -> Tensor:
+    def attention_from(self, rows: Tensor, places: Tensor) -> Tensor:
         """Attention (r, N) that each of the new tokens `rows` pays to the new tokens `places`, mean over heads."""
         step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
         found = [self.rows(some)[:, :, places + self.past].mean(dim=0) for some in rows.split(step)]
         return torch.cat(found) if found else self.query.new_zeros(0, len(places), dtype=torch.float32)
 
-    def received(self, rows: Tensor, places: Tensor) -> Tensor:
+    def attention_received(self, rows: Tensor, places: Tensor) -> Tensor:
         """Attention (N,) that the new tokens `rows` pay to the new tokens `places`, mean over heads and rows.
 
         Computed in blocks of rows, so that memory stays bounded.
@@ -125,8 +125,8 @@ class LayerTokens:
     origin: Tensor
     measured: Mapping[Need, Tensor]
     separators: Tensor | None
-    tower: Tower
-    ask: Callable[[Asked], Attention]
+    tower: EncoderSpec
+    ask: Callable[[AttentionSource], Attention]
     entered: Tensor
     columns: Tensor
     image: Tensor
@@ -191,11 +191,11 @@ class LayerTokens:
             raise FoveateError(f"{need} was not measured; a method must name it in `needs`.")
         return self.measured[need].to(self.device)[self.origin]
 
-    def attention(self, asked: Asked) -> Attention:
+    def attention(self, asked: AttentionSource) -> Attention:
         """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
 
         Raises:
-            FoveateError: the method did not declare that it asks the previous layer (`asks_previous`).
+            FoveateError: the method did not declare that it asks the previous layer (`needs_previous_attention`).
         """
         return self.ask(asked)
 
@@ -240,7 +240,7 @@ class DecoderMethod(ABC):
     #: Whether it needs weights that were trained for it.
     trained: ClassVar[bool] = False
     #: Whether the number of tokens that stay follows from sizes alone.
-    exact: ClassVar[bool] = True
+    static_count: ClassVar[bool] = True
     #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
     budget: ClassVar[Literal["count", "optional", "none"]] = "count"
     #: Arguments that mean something with a budget alone, and without one alone.
@@ -250,11 +250,11 @@ class DecoderMethod(ABC):
     #: are always the original ones.
     positions: ClassVar[Literal["original", "contiguous"]] = "original"
     #: Whether the layer before the one where it acts must be watched.
-    asks_previous: ClassVar[bool] = False
+    needs_previous_attention: ClassVar[bool] = False
     #: Whether a cache holds what the layers made, so that written text is the same without one.
     exact_cache: ClassVar[bool] = True
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """What must be measured of the encoder.
 
         Raises:
@@ -273,8 +273,8 @@ class DecoderMethod(ABC):
         Methods whose budget is not "count" may get `count` = 0: their own rule decides.
         """
 
-    def left(self, tokens: int, count: int | None) -> int:
-        """How many of `tokens` stay at one layer, where that follows from sizes alone (`exact`)."""
+    def remaining_tokens(self, tokens: int, count: int | None) -> int:
+        """How many of `tokens` stay at one layer, where that follows from sizes alone (`static_count`)."""
         return tokens if count is None else min(count, tokens)
 
     def __call__(self, tokens: LayerTokens, count: int | None) -> Selection:

@@ -40,11 +40,11 @@ class EncoderMethod(ABC):
     #: What it is made for.
     modality: ClassVar[tuple[Modality, ...]]
     #: Where it acts.
-    site: ClassVar[str] = "in-encoder"
+    site: ClassVar[str] = "encoder"
     #: Whether it needs weights that were trained for it.
     trained: ClassVar[bool] = False
     #: Whether the number of tokens that stay follows from sizes alone; servers need that.
-    exact: ClassVar[bool] = True
+    static_count: ClassVar[bool] = True
     #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
     budget: ClassVar[Literal["count", "optional", "none"]] = "count"
     #: Positions that the language model sees: of the original sequence, or counted anew.

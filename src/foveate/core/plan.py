@@ -38,6 +38,10 @@ PLAN_FILE = "foveate_plan.json"
 #: too (requests, folders of models), and reading one must end soon.
 LONGEST, DEEPEST = 10_000, 16
 
+#: Methods that were called otherwise before: plans and results with the old names stay readable.
+RENAMED = {f"{name}-at": f"{name}-decoder" for name in ("dart", "pool", "ppe", "random", "todre", "vflowopt")}
+_RENAMED = re.compile(rf"(?<![\w-])({'|'.join(RENAMED)})(?![\w-])")
+
 # No two quantifiers that match the same characters stand side by side: the time to read a text grows with its length.
 _NAME = re.compile(r"[A-Za-z][\w+-]*")
 _TAIL = re.compile(r"\s*(?::(?P<budget>[^@:]*))?(?:@(?P<layers>[\d,\s]*))?")
@@ -270,6 +274,11 @@ def parse_plan(text: str, known: Mapping[str, type] | None = None, budget: Budge
     return Plan(_with_budget(tuple(_step(part, known) for part in parts), budget))
 
 
+def current_names(text: str) -> str:
+    """A text, such as that of a result, with today's names in place of those that methods had before."""
+    return _RENAMED.sub(lambda match: RENAMED[match[0]], text)
+
+
 def _split(text: str) -> list[str]:
     """The steps: pieces between plus signs that stand outside parentheses and after a blank."""
     parts, depth, start = [], 0, 0
@@ -306,6 +315,7 @@ def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
 def _step(text: str, known: Mapping[str, type], beside: Budget | None = None) -> Step:
     written, arguments, budget_text, layers_text = _parts(text)
     name = written.lower()
+    name = RENAMED.get(name, name)
     if name not in known:
         close = get_close_matches(name[:50], known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""

@@ -11,7 +11,7 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.registry import Mechanism, Modality
-from foveate.core.tokens import Crop, Need, Selection, Tower, VisualTokens, check_finite, wide
+from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, VisualTokens, check_finite, wide
 
 Budget = Literal["count", "optional", "none"]
 
@@ -37,25 +37,25 @@ class Method(ABC):
     #: What it is made for.
     modality: ClassVar[tuple[Modality, ...]]
     #: Where it acts.
-    site: ClassVar[str] = "before-lm"
+    site: ClassVar[str] = "pre_llm"
     #: Whether it needs weights that were trained for it.
     trained: ClassVar[bool] = False
     #: Whether the number of tokens that stay follows from sizes alone; servers need that.
-    exact: ClassVar[bool] = True
+    static_count: ClassVar[bool] = True
     #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
     budget: ClassVar[Budget] = "count"
     #: Arguments that mean something with a budget alone, and without one alone.
     with_budget: ClassVar[tuple[str, ...]] = ()
     without_budget: ClassVar[tuple[str, ...]] = ()
     #: Whether the method itself divides a tiled image; otherwise every crop gets its share and is an image of its own.
-    whole: ClassVar[bool] = False
+    handles_tiles: ClassVar[bool] = False
     #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they go first.
     sees_separators: ClassVar[bool] = False
     #: Positions that the language model sees: of the original sequence, or counted anew. Multi-axis positions (M-RoPE)
     #: are always the original ones.
     positions: ClassVar[Literal["original", "contiguous"]] = "contiguous"
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """What must be measured before `select`.
 
         Raises:
@@ -65,7 +65,7 @@ class Method(ABC):
 
     @abstractmethod
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """Choose `count` of the tokens of one crop (of a whole image if `whole`), 0 < count < len(tokens).
+        """Choose `count` of the tokens of one crop (of a whole image if `handles_tiles`), 0 < count < len(tokens).
 
         Methods whose budget is not "count" may get `count` = 0: their own rule decides.
         """
@@ -108,7 +108,7 @@ class Method(ABC):
             if count >= len(ordinary):  # there is room for some separators, the first ones
                 first = tokens.separators.nonzero().flatten()[: count - len(ordinary)]
                 return Selection(torch.cat([ordinary, first]).sort().values)
-        if self.whole or (plain and len(tokens.crops) == 1):
+        if self.handles_tiles or (plain and len(tokens.crops) == 1):
             return self.select(tokens, count)
         return self._by_crop(tokens, count)
 

@@ -64,7 +64,7 @@ class Need(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tower:
+class EncoderSpec:
     """What a method may know of an encoder before anything has run.
 
     Args:
@@ -141,7 +141,7 @@ class VisualTokens:
     separators: Tensor | None = None
     size: tuple[int, int] | None = None
     number: int = 0
-    tower: Tower = Tower(1, False)
+    tower: EncoderSpec = EncoderSpec(1, False)
 
     @classmethod
     def of_grid(cls, features: Tensor, grid: tuple[int, int] | Grid, **fields: Any) -> VisualTokens:
@@ -389,17 +389,17 @@ def in_order(selection: Selection, features: Tensor, order: Tensor) -> Selection
     return Selection(selection.indices, rows[order], assignment, selection.weights, positions)
 
 
-def kept(indices: Tensor) -> Selection:
+def select_tokens(indices: Tensor) -> Selection:
     """The tokens at `indices` (any order) as they are."""
     return Selection(indices.sort().values)
 
 
-def top(scores: Tensor, count: int) -> Tensor:
+def topk_indices(scores: Tensor, count: int) -> Tensor:
     """Places (count,) of the highest scores, ascending; of equal scores the first wins, on every device."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def merged(features: Tensor, indices: Tensor, assignment: Tensor, weights: Tensor | None = None) -> Selection:
+def merge_tokens(features: Tensor, indices: Tensor, assignment: Tensor, weights: Tensor | None = None) -> Selection:
     """A selection whose rows are weighted means of the tokens assigned to them.
 
     Args:

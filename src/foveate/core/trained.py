@@ -33,7 +33,7 @@ class Trained:
 
     weights: str
     #: The path beside the model. No field: a plan reads the same whatever model it is attached to.
-    _beside: str = ""
+    _resolved: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", str(self.weights))
@@ -41,9 +41,9 @@ class Trained:
     @property
     def path(self) -> str:
         """The folder or file of the weights; "" as long as none is known."""
-        return self.weights or self._beside
+        return self.weights or self._resolved
 
-    def beside(self, location: str | PathLike[str]) -> Self:
+    def resolve_weights(self, location: str | PathLike[str]) -> Self:
         """This method with what stands beside a model; itself, if it names its weights.
 
         Args:
@@ -52,7 +52,7 @@ class Trained:
         if self.weights:
             return self
         own = copy.copy(self)  # what stood beside another model is forgotten
-        object.__setattr__(own, "_beside", self._found(location))
+        object.__setattr__(own, "_resolved", self._found(location))
         return own
 
     def copy_to(self, folder: str | PathLike[str]) -> None:

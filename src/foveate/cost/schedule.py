@@ -53,7 +53,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
     latest = -1
     for step in steps:
         method = step.method
-        if step.budget is None and (method.budget != "none" or not method.exact):
+        if step.budget is None and (method.budget != "none" or not method.static_count):
             raise FoveateError(f"how many tokens {method.name} keeps is not known from sizes; give it a budget.")
         if method.site != "decoder":
             if latest >= 0:
@@ -73,7 +73,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
     kept = []
     for layer in range(layers):
         for step in at.get(layer, ()):
-            tokens = step.method.left(tokens, step.count(tokens))
+            tokens = step.method.remaining_tokens(tokens, step.count(tokens))
         kept.append(tokens)
     return tuple(kept)
 
@@ -100,9 +100,9 @@ def follow(plan: Plan | None, model: Model, view: View) -> Run:
     if before and family is not None:
         check_sites(Plan(before), family)
     first, steps, merges = plan.steps[0], plan.steps, none
-    if first.method.site == "view":
+    if first.method.site == "image":
         view, steps = _reduced(view, first), steps[1:]
-    elif first.method.site == "in-encoder":
+    elif first.method.site == "encoder":
         if model.vision is None or len(view.grids) != 1:
             raise FoveateError(f"{first.method.name} is counted in models whose encoder has one sequence an image.")
         merges, steps = _merges(model.vision, view.grids[0], first), steps[1:]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.core.tokens import Crop, Grid, Selection, Tower
+from foveate.core.tokens import Crop, EncoderSpec, Grid, Selection
 
 if TYPE_CHECKING:
     from foveate.core.plan import Plan
@@ -103,9 +103,9 @@ class Family(ABC):
         """The block whose output becomes the tokens, 0-based."""
         return len(self.blocks(core)) - 1
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """What methods may know of the encoder."""
-        return Tower(len(self.blocks(core)), self.has_cls(core), self.merge, self.output_layer(core))
+        return EncoderSpec(len(self.blocks(core)), self.has_cls(core), self.merge, self.output_layer(core))
 
     def check(self, core: Any, plan: Plan) -> None:
         """Refuse a plan that acts on tokens which this model, as it is configured, does not have.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from foveate.core.tokens import Grid, Tower
+from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, pool
 from foveate.families.llava import encoder_layers
 from foveate.runtime import compat
@@ -25,10 +25,10 @@ class Gemma3(Family):
         """The encoder's blocks."""
         return list(encoder_layers(core.vision_tower))
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """The side of the squares that are pooled follows from the number of tokens."""
         blocks = len(self.blocks(core))
-        return Tower(blocks, False, core.multi_modal_projector.kernel_size**2, blocks - 1)
+        return EncoderSpec(blocks, False, core.multi_modal_projector.kernel_size**2, blocks - 1)
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """One square raster an image."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.core.tokens import Grid, Tower
+from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, frame_crops, shrink_patches
 from foveate.families.llava import encoder_layers
 from foveate.runtime import compat
@@ -27,10 +27,10 @@ class Gemma4(Family):
         """The encoder's blocks."""
         return list(encoder_layers(core.vision_tower))
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """The side of the squares that are pooled is a matter of configuration."""
         blocks = len(self.blocks(core))
-        return Tower(blocks, False, _side(core) ** 2, blocks - 1)
+        return EncoderSpec(blocks, False, _side(core) ** 2, blocks - 1)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
         """A raster an image; clips are none."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from foveate.core.tokens import Grid, Tower
+from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, pool
 from foveate.families.llava import encoder_layers
 
@@ -30,10 +30,10 @@ class Idefics3(Family):
         """The encoder's blocks."""
         return list(encoder_layers(core.vision_model))
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """The side of the squares that are joined is a matter of configuration."""
         blocks = len(self.blocks(core))
-        return Tower(blocks, False, core.config.scale_factor**2, blocks - 1)
+        return EncoderSpec(blocks, False, core.config.scale_factor**2, blocks - 1)
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """A square raster a tile, padding of pixels included: the prompt has a token for every cell."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from foveate.core.tokens import Grid, Tower
+from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, pool
 from foveate.families.llava import feature_layer
 
@@ -36,9 +36,9 @@ class InternVL(Family):
         """The block that `vision_feature_layer` reads."""
         return feature_layer(core, len(self.blocks(core)))
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """The side of the squares that are joined is a matter of configuration."""
-        return Tower(len(self.blocks(core)), True, _side(core) ** 2, self.output_layer(core))
+        return EncoderSpec(len(self.blocks(core)), True, _side(core) ** 2, self.output_layer(core))
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """A square raster a tile."""

@@ -85,7 +85,7 @@ def check_features(family: Family, core: Any, plan: Plan) -> None:
             "(vision_feature_select_strategy='default'), as its encoder has no [CLS]; 'full' keeps all."
         )
     layer = getattr(core.config, "vision_feature_layer", -1)
-    if not isinstance(layer, int) and plan.steps[0].method.site == "in-encoder":
+    if not isinstance(layer, int) and plan.steps[0].method.site == "encoder":
         raise FoveateError(
             f"{plan.steps[0].method.name} merges inside the encoder, and this model reads features of several of its "
             f"blocks (vision_feature_layer={list(layer)}), which would be of different tokens."

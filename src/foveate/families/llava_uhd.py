@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.core.tokens import Grid, Tower
+from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, shrink_patches
 from foveate.models.vit_uhd.attention import window_order
 from foveate.models.vit_uhd.layout import Layout
@@ -29,10 +29,10 @@ class LlavaUHD(Family):
         """Blocks of ViT-UHD attend themselves."""
         return block
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """Every stage joins four tokens."""
         blocks = len(self.blocks(core))
-        return Tower(blocks, False, 4**core.config.vision_config.num_stages, blocks - 1)
+        return EncoderSpec(blocks, False, 4**core.config.vision_config.num_stages, blocks - 1)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.core.tokens import Grid, Tower
+from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, pool, shrink_patches
 from foveate.families.llava import encoder_layers
 
@@ -28,9 +28,9 @@ class MiniCPMV46(Family):
         """The encoder's blocks."""
         return list(encoder_layers(core.vision_tower))
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """Patches that make one token, as the configuration says."""
-        return Tower(len(self.blocks(core)), False, _side(core, {}) ** 2, len(self.blocks(core)) - 1)
+        return EncoderSpec(len(self.blocks(core)), False, _side(core, {}) ** 2, len(self.blocks(core)) - 1)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """A raster an image, slice or frame."""

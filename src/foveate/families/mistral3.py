@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.core.tokens import Grid, Tower
+from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, pool, resize
 from foveate.families.llava import encoder_layers, feature_layer
 
@@ -28,9 +28,9 @@ class Mistral3(Family):
         """The block that `vision_feature_layer` reads."""
         return feature_layer(core, len(self.blocks(core)))
 
-    def tower(self, core: Any) -> Tower:
+    def tower(self, core: Any) -> EncoderSpec:
         """The merger's side is a matter of configuration."""
-        return Tower(len(self.blocks(core)), False, core.config.spatial_merge_size**2, self.output_layer(core))
+        return EncoderSpec(len(self.blocks(core)), False, core.config.spatial_merge_size**2, self.output_layer(core))
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image, in its proportions."""

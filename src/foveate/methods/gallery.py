@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, Step, all_methods
-from foveate.core.tokens import Need, Tower
+from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 from foveate.runtime.requirements import OF_PROMPT, check_sites
@@ -46,13 +46,13 @@ class Entry:
         name: its name in plans.
         title: title of its paper.
         paper: such as "arXiv 2503.02175"; empty for a control.
-        site: where it acts: "before-lm", "decoder", "in-encoder" or "view".
+        site: where it acts: "pre_llm", "decoder", "encoder" or "image".
         mechanism: how it chooses or makes tokens, the main class first; see `foveate.core.registry`.
         modality: what it is made for.
         summary: first paragraph of its docstring.
         needs: what has to be measured for it.
         trained: whether it needs weights or thresholds of its own.
-        exact: whether the number of tokens that stay follows from sizes alone.
+        static_count: whether the number of tokens that stay follows from sizes alone.
         budget: "count" (it needs one), "optional", or "none".
         arguments: hyper-parameters with their defaults.
         families: verdict for every family by name.
@@ -67,7 +67,7 @@ class Entry:
     summary: str
     needs: tuple[Need, ...]
     trained: bool
-    exact: bool
+    static_count: bool
     budget: str
     arguments: dict[str, Any]
     families: dict[str, Verdict]
@@ -116,19 +116,19 @@ def verdict(method: Any, family: Family) -> Verdict:
         check_sites(Plan((Step(method),)), family)
     except FoveateError as error:
         return Verdict("no", _because(str(error)))
-    if method.site not in ("before-lm", "decoder"):
+    if method.site not in ("pre_llm", "decoder"):
         return Verdict("runs")
-    without = _on_tower(method, family, Tower(BLOCKS, False, family.merge, OUTPUT_LAYER))
+    without = _on_tower(method, family, EncoderSpec(BLOCKS, False, family.merge, OUTPUT_LAYER))
     if type(family).has_cls is Family.has_cls:
         return without
-    found = _on_tower(method, family, Tower(BLOCKS, True, family.merge, OUTPUT_LAYER))
+    found = _on_tower(method, family, EncoderSpec(BLOCKS, True, family.merge, OUTPUT_LAYER))
     if found == without:
         return found
     other = "the substitute" if without.outcome == "substitute" else "not possible"
     return Verdict(found.outcome, "; ".join(filter(None, (found.why, f"on encoders without [CLS]: {other}"))))
 
 
-def _on_tower(method: Any, family: Family, tower: Tower) -> Verdict:
+def _on_tower(method: Any, family: Family, tower: EncoderSpec) -> Verdict:
     try:
         needs = method.needs(tower)
     except FoveateError as error:
@@ -161,7 +161,7 @@ def _because(message: str) -> str:
 
 def _entry(cls: Any) -> Entry:
     sample = _sample(cls)
-    tower = Tower(BLOCKS, True, 1, OUTPUT_LAYER)
+    tower = EncoderSpec(BLOCKS, True, 1, OUTPUT_LAYER)
     return Entry(
         name=cls.name,
         title=cls.title,
@@ -172,7 +172,7 @@ def _entry(cls: Any) -> Entry:
         summary=" ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
         needs=tuple(sample.needs(tower)) if hasattr(sample, "needs") else (),
         trained=cls.trained,
-        exact=cls.exact,
+        static_count=cls.static_count,
         budget=cls.budget,
         arguments={field.name: _default(field) for field in dataclasses.fields(cls) if field.init},
         families={name: verdict(sample, family) for name, family in families().items()},

@@ -62,7 +62,7 @@ def group_of(method: str) -> Group:
         return GROUPS["control"]
     if entry.site == "decoder":
         return GROUPS["decoder"]
-    if entry.site == "in-encoder":
+    if entry.site == "encoder":
         return GROUPS["encoder"]
     if any(kind in _PROMPT for kind in entry.kinds):
         return GROUPS["prompt"]

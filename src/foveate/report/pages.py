@@ -21,7 +21,7 @@ from foveate.report.words import FRONT, KEPT, NO_TIMES, PROTOCOL
 #: Folders of a report.
 METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"
 #: Methods that stand beside each method on its page.
-BESIDE = ("random", "random-at", "downsample")
+BESIDE = ("random", "random-decoder", "downsample")
 
 
 @dataclass
@@ -247,11 +247,11 @@ class Report:
         facts = [
             ("paper", paper),
             ("family", tag("i", class_=f"dot g-{group.key}", aria_hidden="true") + text(group.title)),
-            ("acts", text({"before-lm": "before the language model", "view": "on the image",
-                           "in-encoder": "inside the encoder", "decoder": "inside the language model"}
+            ("acts", text({"pre_llm": "before the language model", "image": "on the image",
+                           "encoder": "inside the encoder", "decoder": "inside the language model"}
                           .get(entry.site, entry.site))),
             ("needs", text(needs) + (", and trained weights" if entry.trained else "")),
-            ("budget", budget + ("" if entry.exact else "; how many tokens stay depends on the image")),
+            ("budget", budget + ("" if entry.static_count else "; how many tokens stay depends on the image")),
         ]  # fmt: skip
         listed = "".join(tag("dt", key) + tag("dd", value) for key, value in facts)
         prose, arguments = _docstring(method)

@@ -12,9 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.benchmark.results import replace
+from foveate.benchmark.results import read_results, replace
 from foveate.core.errors import FoveateError
-from foveate.core.text_files import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -211,7 +210,7 @@ def _webp(image: Image) -> bytes:
 def _stored(path: Path) -> Album | None:
     """The album that a file describes, if it and all its pictures are there."""
     try:
-        document: Mapping[str, Any] = read_json(path)
+        document: Mapping[str, Any] = read_results(path)
         pictures = [Picture(**one | {"size": tuple(one["size"])}) for one in document["pictures"]]
         album = Album(document["plan"], document["model"], tuple(pictures), document["reason"])
     except (OSError, ValueError, KeyError, TypeError):

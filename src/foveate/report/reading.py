@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
+from foveate.benchmark.results import read_results
 from foveate.core.errors import FoveateError
-from foveate.core.text_files import read_json
 
 #: The plan of the model as it is.
 UNTOUCHED = "untouched"
@@ -175,7 +175,7 @@ def _shorten(results: Results) -> None:
 def _document(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a file, and its kind."""
     try:
-        document = read_json(path)
+        document = read_results(path)
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
     except (ValueError, RecursionError) as error:
         beside = " (rows of single questions lie beside the result, whose name ends in .json)"

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.core.tokens import Tower
+from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, family_of
 from foveate.runtime import compat, heads, sequence
 from foveate.runtime.attention_functions import expect
 from foveate.runtime.candidates import AfterPrompt
-from foveate.runtime.decoder_hooks import LayerSeam
+from foveate.runtime.decoder_hooks import DecoderHooks
 from foveate.runtime.encoding import Encoded, Encoder
 from foveate.runtime.kv_cache.nbytes import bytes_of
-from foveate.runtime.llm_input import Seam
+from foveate.runtime.llm_input import LLMInputHook
 from foveate.runtime.outputs import Call, named
 from foveate.runtime.patches import Patches, Uncopied
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import Journal, Report
 from foveate.runtime.requirements import check_budgets, check_sites, needs_of
-from foveate.runtime.select_tokens import MODALITIES, Chooser, Frame
+from foveate.runtime.select_tokens import MODALITIES, ForwardContext, TokenSelector
 from foveate.runtime.sight import EDGES
 from foveate.runtime.vision_merging import Merging, merged_in
 from foveate.runtime.words import Words
@@ -126,7 +126,9 @@ def _with_weights(plan: Plan, model: nn.Module) -> Plan:
     location = getattr(model, "name_or_path", "")
     return Plan(
         tuple(
-            replace(step, method=step.method.beside(location)) if hasattr(step.method, "beside") else step
+            replace(step, method=step.method.resolve_weights(location))
+            if hasattr(step.method, "resolve_weights")
+            else step
             for step in plan.steps
         )
     )
@@ -170,19 +172,21 @@ class Handle(Uncopied):
         check_budgets(plan)
         check_sites(plan, self.family)
         self.family.check(self._core, plan)
-        self.tower: Tower = self.family.tower(self._core)
+        self.tower: EncoderSpec = self.family.tower(self._core)
         self._needs, notes = needs_of(plan, self.family, self.tower, text_features is not None)
         source = getattr(model, "name_or_path", "") if processor is None else processor
         words = Words(model.config, getattr(model, "generation_config", None), source)
-        self._chooser = Chooser(self.family, self._core, plan, self.tower, self._needs, notes, text_features, words)
+        self._chooser = TokenSelector(
+            self.family, self._core, plan, self.tower, self._needs, notes, text_features, words
+        )
         early = plan.early_steps
         contiguous = bool(early) and (positions or early[-1].method.positions) == "contiguous"
         virtual = bool(getattr(plan.steps[0].method, "virtual", False))
-        self._layers: LayerSeam | None = None
+        self._layers: DecoderHooks | None = None
         if plan.decoder_steps:
             own = None if positions is None else positions == "contiguous"
-            self._layers = LayerSeam(self.family.text(self._core), plan, own, self.tower)
-        self._shortening = Seam(self.family, self._core, plan, contiguous, virtual, self._layers)
+            self._layers = DecoderHooks(self.family.text(self._core), plan, own, self.tower)
+        self._shortening = LLMInputHook(self.family, self._core, plan, contiguous, virtual, self._layers)
         with _lock:
             other = vars(self._core).get(_HANDLE)
             if other is not None:
@@ -313,7 +317,7 @@ class Handle(Uncopied):
     def _merge(self) -> Merging | None:
         """Begin to merge inside the encoder, if the plan begins with that."""
         step = self.plan.steps[0]
-        if step.method.site != "in-encoder":
+        if step.method.site != "encoder":
             return None
         active = merged_in(
             self.family.vision_tower(self._core),
@@ -357,11 +361,11 @@ class Handle(Uncopied):
         return self._local.pending
 
     @property
-    def _frame(self) -> Frame | None:
+    def _frame(self) -> ForwardContext | None:
         return getattr(self._local, "frame", None)
 
     @contextmanager
-    def _in_frame(self, frame: Frame) -> Generator[None]:
+    def _in_frame(self, frame: ForwardContext) -> Generator[None]:
         before = self._frame
         self._local.frame = frame
         try:
@@ -427,7 +431,7 @@ class Handle(Uncopied):
 
     def _core_pass(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         # A model that encodes images by itself hands its core embeddings; the plan must know what they are of.
-        frame = Frame({**kwargs, **(getattr(self._local, "read", None) or {})})
+        frame = ForwardContext({**kwargs, **(getattr(self._local, "read", None) or {})})
         for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
             if output is None or modality not in MODALITIES:
                 continue

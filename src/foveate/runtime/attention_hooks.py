@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
-from foveate.core.in_attention import AttentionMethod, Looking, MaskMethod, SparseMethod
+from foveate.core.in_attention import AttentionInputs, AttentionMethod, MaskMethod, SparseMethod
 from foveate.core.plan import Step
 from foveate.runtime import compat
 from foveate.runtime.attention_functions import Call, stand_around
@@ -23,8 +23,8 @@ from foveate.runtime.kv_cache import MixedLayer
 from foveate.runtime.patches import Patches
 
 if TYPE_CHECKING:
-    from foveate.runtime.decoder_hooks import LayerSeam
-    from foveate.runtime.forward_state import Pass
+    from foveate.runtime.decoder_hooks import DecoderHooks
+    from foveate.runtime.forward_state import LLMForwardState
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Keys:
         return Keys(*(F.pad(kind, (0, short)) if short > 0 else kind[:, -count:] for kind in (self.visual, self.text)))
 
 
-class AttentionSeam:
+class AttentionHooks:
     """Stands around the attention of layers, while attached.
 
     Args:
@@ -59,7 +59,7 @@ class AttentionSeam:
         steps: Steps with an `AttentionMethod`, by layer.
     """
 
-    def __init__(self, layers: LayerSeam, steps: dict[int, Step]) -> None:
+    def __init__(self, layers: DecoderHooks, steps: dict[int, Step]) -> None:
         self.layers = layers
         self.steps = steps
         self._local = local()
@@ -88,7 +88,7 @@ class AttentionSeam:
         self._local.found = None
 
     def _attend(self, number: int, method: AttentionMethod, call: Call) -> Any:
-        found: Pass | None = getattr(self._local, "found", None)
+        found: LLMForwardState | None = getattr(self._local, "found", None)
         if found is None:
             return call.attend()
         layer: MixedLayer | None = self._local.apart
@@ -103,7 +103,7 @@ class AttentionSeam:
             return self._sparse(number, method, found, call) if found.images else call.attend()
         raise TypeError(f"{type(method).__name__} does nothing that is known here")
 
-    def _keys(self, number: int, found: Pass) -> Keys:
+    def _keys(self, number: int, found: LLMForwardState) -> Keys:
         """What all keys of a layer are, had it no window and no room."""
         held, short = found.remembered(self.layers.segment(number)), self.layers.short(number, found)
         before = torch.zeros_like(held, dtype=torch.bool)
@@ -119,12 +119,14 @@ class AttentionSeam:
 
     def _looking(
         self, number: int, row: int, query: Tensor, key: Tensor, scaling: float, allowed: Tensor, keys: Keys
-    ) -> Looking:
+    ) -> AttentionInputs:
         layers = len(self.layers.text.layers)
         visual, text = keys.visual[row], keys.text[row]
-        return Looking(query[row], key[row], scaling, allowed[row], visual, text, number, layers)
+        return AttentionInputs(query[row], key[row], scaling, allowed[row], visual, text, number, layers)
 
-    def _samples(self, number: int, row: int, found: Pass, looking: Looking) -> list[tuple[Any, Looking]]:
+    def _samples(
+        self, number: int, row: int, found: LLMForwardState, looking: AttentionInputs
+    ) -> list[tuple[Any, AttentionInputs]]:
         """The samples of a row, each as if it stood alone: its places (n,), all of them where the row is one."""
         samples = found.samples(row, self.layers.short(number, found).columns[row])
         if samples is None:
@@ -134,12 +136,12 @@ class AttentionSeam:
             allowed = looking.allowed[place][:, place]
             kinds = looking.visual[place], looking.text[place]
             states = looking.query[:, place], looking.key[:, place]
-            own.append((place, Looking(*states, looking.scaling, allowed, *kinds, number, looking.num_layers)))
+            own.append((place, AttentionInputs(*states, looking.scaling, allowed, *kinds, number, looking.num_layers)))
         return own
 
     # Letting some tokens attend
 
-    def _sparse(self, number: int, method: SparseMethod, found: Pass, call: Call) -> Any:
+    def _sparse(self, number: int, method: SparseMethod, found: LLMForwardState, call: Call) -> Any:
         keys = self._keys(number, found)
         length, total = call.query.shape[2], keys.visual.shape[1]
         past = total - length
@@ -178,7 +180,7 @@ class AttentionSeam:
         return call.attend(key=keys, value=values)
 
     def _attends(
-        self, number: int, method: SparseMethod, found: Pass, call: Call, keys: Keys, allowed: Tensor
+        self, number: int, method: SparseMethod, found: LLMForwardState, call: Call, keys: Keys, allowed: Tensor
     ) -> tuple[Tensor, int]:
         """(B, L) which new tokens attend; and how many were written since that was decided, without a cache."""
         length, total = call.query.shape[2], keys.visual.shape[1]
@@ -195,7 +197,7 @@ class AttentionSeam:
                     before = torch.zeros(length, dtype=torch.bool, device=key.device)
                     for sample, own in self._samples(number, row, found, looking):
                         # Text alone is read as it is where no image is in the batch.
-                        before[sample] = method.attends(own) if bool(own.visual.any()) else True
+                        before[sample] = method.active_tokens(own) if bool(own.visual.any()) else True
                     found.decided[-1 - row, number] = before
                 written = length - len(before)
                 attends[row, : len(before)] = before
@@ -237,7 +239,7 @@ class AttentionSeam:
 
     # Hiding pairs
 
-    def _mask(self, number: int, method: MaskMethod, found: Pass, call: Call) -> Any:
+    def _mask(self, number: int, method: MaskMethod, found: LLMForwardState, call: Call) -> Any:
         kept, allowed = found.kept, call.allowed()
         keys = self._keys(number, found)
         total, length = keys.visual.shape[1], call.query.shape[2]
@@ -252,11 +254,11 @@ class AttentionSeam:
                 looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
                 samples = self._samples(number, row, found, looking)
                 if len(samples) == 1:
-                    pairs, after = method.hides(looking, None if memory is None else memory[row])
+                    pairs, after = method.attention_mask(looking, None if memory is None else memory[row])
                 else:  # packed rows have no cache, and nothing to remember
                     pairs, after = torch.zeros_like(looking.allowed), looking.key.new_zeros(0)
                     for sample, own in samples:
-                        pairs[sample[:, None], sample] = method.hides(own, None)[0]
+                        pairs[sample[:, None], sample] = method.attention_mask(own, None)[0]
                 hidden.append(pairs)
                 remembered.append(after)
         if kept is not None and found.cache is not None:

@@ -47,7 +47,7 @@ class Reader:
         )
 
 
-class Kept:
+class PrunedCacheState:
     """What a shortened cache holds.
 
     Args:
@@ -75,12 +75,12 @@ class Kept:
         self.segments: dict[int, Tensor] = {}
         #: For each of them (B, 1), image tokens that its layers lost and the first layer did not.
         self.lost: dict[int, Tensor] = {}
-        self.inside = False
+        self.physical = False
         #: Whether the next pass checks tokens that were drafted after the text, several at once.
         self.drafted = False
 
     @classmethod
-    def of_all(cls, batch: int, past: int, device: Any, reader: Reader) -> Kept:
+    def of_all(cls, batch: int, past: int, device: Any, reader: Reader) -> PrunedCacheState:
         """What a cache holds that nothing was left out of."""
         columns = torch.arange(past, device=device).expand(batch, -1)
         return cls(columns, past, torch.zeros(batch, 1, dtype=torch.int64, device=device), reader)
@@ -129,7 +129,7 @@ class Kept:
 class _Shortened:
     """Mixed into the class of a cache that was shortened."""
 
-    foveate_kept: Kept
+    foveate_kept: PrunedCacheState
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         return _written(self, "update", *args, **kwargs)
@@ -144,7 +144,7 @@ class _Shortened:
         kept = self.foveate_kept
         # Positions and masks are made for the first layer's sequence, whatever later layers hold of it.
         length = super().get_seq_length(0 if kept.shortened(layer_idx) else layer_idx)  # ty: ignore[missing-attribute]
-        return length if kept.inside else length + kept.removed
+        return length if kept.physical else length + kept.removed
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         length, offset = super().get_mask_sizes(query_length, layer_idx)  # ty: ignore[missing-attribute]
@@ -155,7 +155,7 @@ class _Shortened:
             held, window = kept.columns.shape[1], getattr(own, "sliding_window", None)
             offset = 0 if window is None else max(held - window + 1, 0)
             length = held - offset + query_length
-        if kept.inside:
+        if kept.physical:
             return length, offset
         windows: list[bool] = self.is_sliding  # ty: ignore[missing-attribute]
         # What a window holds comes last: in the long sequence it begins later. Layers join a cache as they are used.
@@ -213,7 +213,7 @@ class _Shortened:
 def _written(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     """Let a method of a marked cache's own class write to it, inside a pass of who shortened it."""
     kept = cache.foveate_kept
-    if kept.inside:
+    if kept.physical:
         return getattr(super(_Shortened, cache), name)(*args, **kwargs)
     if not open_to_all(cache, kept):
         raise FoveateError(kept.reader.refusal)
@@ -221,18 +221,18 @@ def _written(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
     return getattr(cache, name)(*args, **kwargs)
 
 
-def kept_of(cache: Any) -> Kept | None:
+def kept_of(cache: Any) -> PrunedCacheState | None:
     """What a shortened cache holds; None for every other cache."""
     return getattr(cache, "foveate_kept", None)
 
 
-def open_to_all(cache: Any, kept: Kept) -> bool:
+def open_to_all(cache: Any, kept: PrunedCacheState) -> bool:
     """Whether a cache, though it was marked, is one that every model can go on with."""
     # A pass that failed half-way leaves more, or less, in the layers than was noted.
     return kept.whole and int(cache.get_seq_length()) == kept.length
 
 
-def kept_for(cache: Any, reader: Reader) -> Kept | None:
+def kept_for(cache: Any, reader: Reader) -> PrunedCacheState | None:
     """What a cache holds that `reader` goes on with; None where nothing was left out of it.
 
     Raises:
@@ -254,7 +254,7 @@ def kept_for(cache: Any, reader: Reader) -> Kept | None:
     return kept
 
 
-def mark(cache: Any, kept: Kept) -> None:
+def attach_state(cache: Any, kept: PrunedCacheState) -> None:
     """Make a cache know that it is shorter than its conversation.
 
     Raises:
@@ -276,17 +276,17 @@ def unmark(cache: Any) -> None:
 
 
 @contextmanager
-def inside(cache: Any) -> Generator[None]:
+def physical_length(cache: Any) -> Generator[None]:
     """Inside this context a shortened cache counts what is really there, and takes what is written to it."""
     kept = kept_of(cache)
     if kept is None:
         yield
         return
-    kept.inside = True
+    kept.physical = True
     try:
         yield
     finally:
-        kept.inside = False
+        kept.physical = False
         for layer in cache.layers:
             if isinstance(layer, MixedLayer):
                 layer.apart = False  # also where the pass failed half-way

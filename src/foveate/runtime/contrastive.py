@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveate.core.errors import FoveateError
-from foveate.core.in_attention import Looking
+from foveate.core.in_attention import AttentionInputs
 from foveate.families import family_of
 from foveate.methods.decoding.vasparse import VASparse
 from foveate.runtime import compat
@@ -151,7 +151,7 @@ class Contrasting(Uncopied):
         total = call.key.shape[2]
         visual = torch.zeros(total, dtype=torch.bool, device=call.key.device)
         visual[: len(writing.visual)] = writing.visual[:total].to(visual.device)
-        looking = Looking(
+        looking = AttentionInputs(
             call.query[0], call.key[0], call.scaling, allowed, visual, ~visual, number, len(self.text.layers)
         )
         rows = looking.rows(torch.arange(count, device=visual.device))

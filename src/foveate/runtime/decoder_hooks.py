@@ -24,20 +24,20 @@ from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionMethod
-from foveate.core.in_decoder import Asked, Attention, LayerTokens
+from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
 from foveate.core.in_mlp import NeuronMethod
 from foveate.core.plan import Plan, Step
-from foveate.core.tokens import Selection, Tower
+from foveate.core.tokens import EncoderSpec, Selection
 from foveate.runtime import compat, sequence
 from foveate.runtime.attention_functions import expect, watch
-from foveate.runtime.attention_hooks import AttentionSeam
+from foveate.runtime.attention_hooks import AttentionHooks
 from foveate.runtime.first_layer_attention import check_at_hand, rotated
-from foveate.runtime.forward_state import OfPositions, Pass, Placed, Short
-from foveate.runtime.mlp_hooks import NeuronSeam
+from foveate.runtime.forward_state import ImageSpan, LayerSequence, LLMForwardState, OfPositions
+from foveate.runtime.mlp_hooks import MLPHooks
 from foveate.runtime.multi_position_rope import carry
 from foveate.runtime.patches import Patches
 from foveate.runtime.report import LayerReport
-from foveate.runtime.sequence import Chosen
+from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import edges_of
 
 #: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and
@@ -58,7 +58,7 @@ TEXT_TYPES = (
 )
 
 
-class LayerSeam:
+class DecoderHooks:
     """Hooks that shorten the sequence between the layers of a language model, while attached.
 
     Args:
@@ -71,7 +71,7 @@ class LayerSeam:
         FoveateError: the language model is of a kind that cannot be shortened inside, or has not the layers named.
     """
 
-    def __init__(self, text: Any, plan: Plan, contiguous: bool | None, tower: Tower) -> None:
+    def __init__(self, text: Any, plan: Plan, contiguous: bool | None, tower: EncoderSpec) -> None:
         self.text = text
         self.tower = tower
         self.plan = plan
@@ -96,11 +96,11 @@ class LayerSeam:
                     raise FoveateError(f"two steps of {plan} act {acts} layer {layer}; give one of them another one.")
         self.steps = dict(sorted(self.steps.items()))
         asking = {layer: step.method for layer, step in self.steps.items() if isinstance(step.method, NeuronMethod)}
-        self._neurons = NeuronSeam(self, asking)
-        self._changed = AttentionSeam(self, dict(sorted(changed.items())))
+        self._neurons = MLPHooks(self, asking)
+        self._changed = AttentionHooks(self, dict(sorted(changed.items())))
         self.contiguous = contiguous
         self._local = local()
-        self._passes: OfPositions[Pass] = OfPositions()
+        self._passes: OfPositions[LLMForwardState] = OfPositions()
         rotary = text.rotary_emb.forward
         self._by_type = "layer_type" in inspect.signature(rotary).parameters
 
@@ -113,14 +113,14 @@ class LayerSeam:
             if segment is not None:
                 patches.before(layer, self._before(number, segment), with_kwargs=True)
         for number, step in self.steps.items():
-            if step.method.asks_previous:
+            if step.method.needs_previous_attention:
                 watch(patches, self.text.layers[number - 1].self_attn, self._observer(number - 1))
             expect(patches, self.text.layers[number].self_attn)
         if hasattr(self.text, compat.DEEPSTACK):
             patches.wrap(self.text, compat.DEEPSTACK, self._deepstack)
 
     @contextmanager
-    def passing(self, found: Pass) -> Generator[None]:
+    def passing(self, found: LLMForwardState) -> Generator[None]:
         """Inside this context this thread's call of the language model is `found`."""
         before = self.current
         self._local.found = found
@@ -167,17 +167,17 @@ class LayerSeam:
         """The first layer of the segment that a layer belongs to; None before anything got shorter."""
         return max((first for first in self.steps if first <= number), default=None)
 
-    def short(self, number: int, found: Pass) -> Short:
+    def short(self, number: int, found: LLMForwardState) -> LayerSequence:
         """The sequence of a layer."""
         segment = self.segment(number)
         return found.whole if segment is None else found.shorts[segment]
 
     @property
-    def current(self) -> Pass | None:
+    def current(self) -> LLMForwardState | None:
         """This thread's call of the language model, where one is under way."""
         return getattr(self._local, "found", None)
 
-    def pass_of(self, kwargs: dict[str, Any]) -> Pass | None:
+    def pass_of(self, kwargs: dict[str, Any]) -> LLMForwardState | None:
         """The call of the language model that a layer with these arguments is a part of."""
         cosine = kwargs["position_embeddings"][0]
         found = self.current
@@ -211,20 +211,26 @@ class LayerSeam:
 
     @torch.no_grad()
     def _shorten(
-        self, number: int, before: int | None, module: Any, hidden: Tensor, found: Pass, kwargs: dict[str, Any]
+        self,
+        number: int,
+        before: int | None,
+        module: Any,
+        hidden: Tensor,
+        found: LLMForwardState,
+        kwargs: dict[str, Any],
     ) -> None:
         """Run the step of one layer on all images of the pass."""
         found.begin(number, before)
         last = found.shorts[number]
         seen = sequence.gather_mask(found.seen[:, found.past :], last.columns)
-        made: dict[Asked, tuple[Tensor, Tensor, float]] = {}
-        chosen: list[Chosen] = []
+        made: dict[AttentionSource, tuple[Tensor, Tensor, float]] = {}
+        chosen: list[PlacedSelection] = []
         selections: dict[int, Selection] = {}
         for image in last.images:
             if image.number not in selections:  # the others are copies, for beams or several answers
                 ask = self._ask(number, module, hidden, image.row, found, last, kwargs, made)
                 selections[image.number] = self._select(number, hidden, image, found, last, seen, ask)
-            chosen.append(Chosen(image.row, image.places, selections[image.number]))
+            chosen.append(PlacedSelection(image.row, image.places, selections[image.number]))
         found.keys.pop(number - 1, None)
         self._neurons.forget(number, found)
         if all(image.changes_nothing for image in chosen):
@@ -239,7 +245,7 @@ class LayerSeam:
             places = torch.searchsorted(shorter.columns[image.row].contiguous(), one.kept)
             origin, sources = image.origin[one.selection.indices], self._sources(image, one, last)
             images.append(replace(image, places=places, origin=origin, sources=sources))
-        found.shorts[number] = Short(
+        found.shorts[number] = LayerSequence(
             sequence.gather(last.columns, shorter.columns).masked_fill(shorter.columns < 0, -1),
             sequence.gather(last.gone, shorter.columns) + shorter.gone,
             last.total + shorter.total,
@@ -249,7 +255,7 @@ class LayerSeam:
         )
 
     @staticmethod
-    def _sources(image: Placed, chosen: Chosen, last: Short) -> Tensor | None:
+    def _sources(image: ImageSpan, chosen: PlacedSelection, last: LayerSequence) -> Tensor | None:
         """(k, K) the new columns whose positions the tokens that stay carry; None where each has its own alone."""
         selection = chosen.selection
         if image.sources is not None:  # K positions of the token that a row stands at are those of the row
@@ -262,11 +268,11 @@ class LayerSeam:
         self,
         number: int,
         hidden: Tensor,
-        image: Placed,
-        found: Pass,
-        last: Short,
+        image: ImageSpan,
+        found: LLMForwardState,
+        last: LayerSequence,
         seen: Tensor,
-        ask: Callable[[Tensor | None, Asked], Attention],
+        ask: Callable[[Tensor | None, AttentionSource], Attention],
     ) -> Selection:
         row, step = image.row, self.steps[number]
         own = found.company(row, last.columns, image.places)
@@ -333,7 +339,9 @@ class LayerSeam:
         found.reports.setdefault(image.number, []).append(report)
         return selection
 
-    def _activations(self, number: int, image: Placed, found: Pass, sample: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _activations(
+        self, number: int, image: ImageSpan, found: LLMForwardState, sample: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Activations (N, F) of an image in the layer before `number`, and core neurons (c,) of its sample."""
         activations, core = self._neurons.neurons(number, image.row, found, sample)
         return activations[image.places], core
@@ -344,12 +352,12 @@ class LayerSeam:
         module: Any,
         hidden: Tensor,
         row: int,
-        found: Pass,
-        last: Short,
+        found: LLMForwardState,
+        last: LayerSequence,
         kwargs: dict[str, Any],
-        made: dict[Asked, tuple[Tensor, Tensor, float]],
-    ) -> Callable[[Tensor | None, Asked], Attention]:
-        def ask(sample: Tensor | None, asked: Asked) -> Attention:
+        made: dict[AttentionSource, tuple[Tensor, Tensor, float]],
+    ) -> Callable[[Tensor | None, AttentionSource], Attention]:
+        def ask(sample: Tensor | None, asked: AttentionSource) -> Attention:
             segment = number
             if asked == "previous":
                 if number - 1 not in found.keys:
@@ -379,7 +387,7 @@ class LayerSeam:
 
         return ask
 
-    def _with_past(self, number: int, found: Pass, key: Tensor) -> Tensor:
+    def _with_past(self, number: int, found: LLMForwardState, key: Tensor) -> Tensor:
         """Keys of a layer with those that its cache holds."""
         held = found.remembered(number).shape[1]
         if not held:
@@ -389,7 +397,7 @@ class LayerSeam:
     # What a layer is called with
 
     def _arguments(
-        self, number: int, hidden: Tensor, found: Pass, short: Short, kwargs: dict[str, Any]
+        self, number: int, hidden: Tensor, found: LLMForwardState, short: LayerSequence, kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """The arguments of a layer that differ for the shorter sequence."""
         mask, rotation, ids = (kwargs.get(name) for name in ("attention_mask", "position_embeddings", "position_ids"))
@@ -415,7 +423,9 @@ class LayerSeam:
             short.made[key] = (made, mask, rotation)
         return short.made[key][0]
 
-    def _rotation(self, number: int, hidden: Tensor, found: Pass, short: Short, rotation: Any) -> Any:
+    def _rotation(
+        self, number: int, hidden: Tensor, found: LLMForwardState, short: LayerSequence, rotation: Any
+    ) -> Any:
         """Rotary positions of the short sequence."""
         segment = self.segment(number)
         if segment is None:
@@ -437,7 +447,7 @@ class LayerSeam:
         extra = (self.text.config.layer_types[number],) if self._by_type else ()
         return self.text.rotary_emb(hidden, ids, *extra)
 
-    def _carried(self, value: Tensor, short: Short, several: list[Placed], found: Pass) -> Tensor:
+    def _carried(self, value: Tensor, short: LayerSequence, several: list[ImageSpan], found: LLMForwardState) -> Tensor:
         """Cosines or sines of the short sequence, where tokens of some images carry several positions."""
         made = _along(value, short.columns).clone()
         for image in several:
@@ -450,7 +460,7 @@ class LayerSeam:
     def _mask(
         self,
         number: int,
-        found: Pass,
+        found: LLMForwardState,
         columns: Tensor,
         mask: Any,
         dtype: torch.dtype,
@@ -485,7 +495,9 @@ class LayerSeam:
         least = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         return short if room is None else F.pad(short, (0, room - short.shape[-1]), value=least)
 
-    def _causal(self, found: Pass, columns: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    def _causal(
+        self, found: LLMForwardState, columns: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype
+    ) -> Tensor:
         """A causal mask where the model itself needed none, and padding now asks for one."""
         kind = compat.attention_name(self.text.config)
         if "flash" in kind:

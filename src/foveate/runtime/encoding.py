@@ -85,7 +85,7 @@ class Encoder:
         """
         call = inspect.signature(original).bind(*args, **kwargs).arguments
         call = {**call, **call.pop("kwargs", {})}
-        if self.plan.steps[0].method.site == "view":
+        if self.plan.steps[0].method.site == "image":
             return self._encode_smaller(modality, original, call)
         with self.probe.encoding() as found:
             output = original(*args, **kwargs)

@@ -18,9 +18,9 @@ from torch import Tensor
 from foveate.core.tokens import Crop, Need
 from foveate.families import ImageLayout
 from foveate.runtime import sequence
-from foveate.runtime.cache_view import Kept
+from foveate.runtime.cache_view import PrunedCacheState
 from foveate.runtime.report import LayerReport
-from foveate.runtime.sequence import Chosen
+from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import company
 
 _T = TypeVar("_T")
@@ -48,7 +48,7 @@ class OfPositions(Generic[_T]):
 
 
 @dataclass(frozen=True)
-class Placed:
+class ImageSpan:
     """An image in the sequence that enters the first layer.
 
     Args:
@@ -84,15 +84,15 @@ class Placed:
 
 
 @dataclass
-class Short:
+class LayerSequence:
     """What the layers of a segment are called with."""
 
     columns: Tensor  # (B, P) of the new columns
     gone: Tensor  # (B, P) image tokens left out before each of them, in this pass
     total: Tensor  # (B, 1)
-    images: list[Placed]  # at their places in the short sequence
+    images: list[ImageSpan]  # at their places in the short sequence
     taken: Tensor | None = None  # (B, P) of the sequence of the segment before
-    chosen: list[Chosen] = field(default_factory=list)  # in the sequence of the segment before
+    chosen: list[PlacedSelection] = field(default_factory=list)  # in the sequence of the segment before
     made: dict[Any, Any] = field(default_factory=dict)  # masks and rotations, made once for all layers
 
     @property
@@ -102,7 +102,7 @@ class Short:
 
 
 @dataclass
-class Pass:
+class LLMForwardState:
     """One call of the language model.
 
     Args:
@@ -122,17 +122,17 @@ class Pass:
     """
 
     length: int
-    images: list[Placed]
+    images: list[ImageSpan]
     seen: Tensor
     asking: Tensor | None
     positions: Tensor
-    kept: Kept | None
+    kept: PrunedCacheState | None
     cache: Any
     entered: Tensor
     decided: dict[tuple[int, int], Any]
     blocks: Tensor | None = None
     allowed: Tensor | None = None
-    shorts: dict[int, Short] = field(default_factory=dict)
+    shorts: dict[int, LayerSequence] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     activations: dict[int, Tensor] = field(default_factory=dict)
     reports: dict[int, list[LayerReport]] = field(default_factory=dict)
@@ -150,10 +150,10 @@ class Pass:
         return self.seen.shape[1] - self.length
 
     @cached_property
-    def whole(self) -> Short:
+    def whole(self) -> LayerSequence:
         """The sequence that enters the first layer."""
         columns = torch.arange(self.length, device=self.seen.device).expand(len(self.seen), -1)
-        return Short(columns, torch.zeros_like(columns), columns.new_zeros(len(columns), 1), self.images)
+        return LayerSequence(columns, torch.zeros_like(columns), columns.new_zeros(len(columns), 1), self.images)
 
     @property
     def visual(self) -> Tensor:
@@ -198,7 +198,7 @@ class Pass:
     def begin(self, segment: int, before: int | None) -> None:
         """What a segment's layers get where no image is left out before them."""
         last = self.whole if before is None else self.shorts[before]
-        self.shorts[segment] = Short(last.columns, last.gone, last.total, last.images)
+        self.shorts[segment] = LayerSequence(last.columns, last.gone, last.total, last.images)
 
     def finish(self) -> Tensor:
         """Note what every segment of the cache holds now; returns the new columns (B, P) that the last layer saw."""

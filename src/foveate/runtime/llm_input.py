@@ -18,14 +18,14 @@ from foveate.core.plan import Plan
 from foveate.core.unmerging import sequence_groups
 from foveate.families import Family
 from foveate.runtime import compat, sequence
-from foveate.runtime.cache_view import Kept, Reader, inside, kept_for, mark, unmark
-from foveate.runtime.decoder_hooks import LayerSeam
-from foveate.runtime.forward_state import Pass, Placed
+from foveate.runtime.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
+from foveate.runtime.decoder_hooks import DecoderHooks
+from foveate.runtime.forward_state import ImageSpan, LLMForwardState
 from foveate.runtime.multi_position_rope import Carrying, carried_ids
 from foveate.runtime.patches import Patches
 from foveate.runtime.report import ImageReport
-from foveate.runtime.select_tokens import Frame
-from foveate.runtime.sequence import Chosen, Shorter
+from foveate.runtime.select_tokens import ForwardContext
+from foveate.runtime.sequence import PlacedSelection, PrunedSequence
 from foveate.runtime.sight import EDGES, Sight, apart, edges_of, packed_positions, shorten_masks, sight_of
 from foveate.runtime.virtual_unmerging import VirtualUnmerging
 
@@ -53,7 +53,7 @@ KNOWN = (
 
 
 @dataclass
-class Seam:
+class LLMInputHook:
     """Calls a language model with a shorter sequence than it would have got.
 
     Args:
@@ -70,7 +70,7 @@ class Seam:
     plan: Plan
     renumber: bool
     virtual: bool
-    layers: LayerSeam | None = None
+    layers: DecoderHooks | None = None
     carried: Carrying = field(init=False)
     unmerged: VirtualUnmerging | None = field(init=False)
 
@@ -92,7 +92,7 @@ class Seam:
         settings = (str(self.plan), self.renumber, inner)
         return Reader(weakref.ref(self.core), f"the plan '{self.plan}'", settings)
 
-    def sight(self, frame: Frame, kwargs: dict[str, Any]) -> Sight:
+    def sight(self, frame: ForwardContext, kwargs: dict[str, Any]) -> Sight:
         """Who may see whom in a call of the language model with these arguments."""
         cache = compat.cache_for_call(self.family.text(self.core), kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -102,8 +102,8 @@ class Seam:
     def forward(
         self,
         original: Callable[..., Any],
-        frame: Frame,
-        chosen: list[Chosen],
+        frame: ForwardContext,
+        chosen: list[PlacedSelection],
         reports: list[ImageReport],
         kwargs: dict[str, Any],
     ) -> tuple[Any, Read | None, list[ImageReport]]:
@@ -138,7 +138,7 @@ class Seam:
         batch, length = embeds.shape[:2]
         past = 0 if cache is None else int(cache.get_seq_length())
         if kept is None:
-            kept = Kept.of_all(batch, past, embeds.device, self.reader)
+            kept = PrunedCacheState.of_all(batch, past, embeds.device, self.reader)
         if len(kept.columns) != batch:
             raise FoveateError(f"a cache of {len(kept.columns)} conversations cannot go on with a batch of {batch}.")
         sight = frame.sight or self.sight(frame, kwargs)
@@ -150,10 +150,10 @@ class Seam:
         everything = torch.cat([kept.columns, torch.where(short.columns < 0, -1, short.columns + past)], dim=1)
         kwargs |= self._shortened(frame, kwargs, short, chosen, kept, everything, sight)
         if cache is not None:
-            mark(cache, kept)
+            attach_state(cache, kept)
         found = self._pass(short, chosen, reports, frame, kept, everything, sight, kwargs)
         with (
-            inside(cache),
+            physical_length(cache),
             self.carried.carrying(self._carried(short, chosen, frame, kwargs)),
             nullcontext() if self.layers is None else self.layers.passing(found),
         ):
@@ -176,15 +176,15 @@ class Seam:
 
     def _pass(
         self,
-        short: Shorter,
-        chosen: list[Chosen],
+        short: PrunedSequence,
+        chosen: list[PlacedSelection],
         reports: list[ImageReport],
-        frame: Frame,
-        kept: Kept,
+        frame: ForwardContext,
+        kept: PrunedCacheState,
         everything: Tensor,
         sight: Sight,
         kwargs: dict[str, Any],
-    ) -> Pass:
+    ) -> LLMForwardState:
         """What the seam inside the language model must know of this call."""
         columns = short.columns
         copies = len(chosen) // len(reports) if reports else 1
@@ -195,7 +195,7 @@ class Seam:
             measured = frame.encoded[report.modality].measured[report.number]
             indices, positions = image.selection.indices, image.selection.positions
             sources = None if positions is None else places[:, None]  # what rotates them holds all that they carry
-            images.append(Placed(number // copies, image.row, places, indices, measured, report.layout, sources))
+            images.append(ImageSpan(number // copies, image.row, places, indices, measured, report.layout, sources))
         positions = kwargs["position_ids"]
         if positions.ndim == 3 and len(positions) == 4:  # those of plain text stand before the three of M-RoPE
             positions = positions[1:]
@@ -207,9 +207,13 @@ class Seam:
         allowed = sight.allowed
         if allowed is not None:
             allowed = sequence.gather_pairs(allowed[:, None], columns, everything)[:, 0]
-        return Pass(columns.shape[1], images, seen, asking, positions, kept, cache, entered, decided, blocks, allowed)
+        return LLMForwardState(
+            columns.shape[1], images, seen, asking, positions, kept, cache, entered, decided, blocks, allowed
+        )
 
-    def _carried(self, short: Shorter, chosen: list[Chosen], frame: Frame, kwargs: dict[str, Any]) -> list[Tensor]:
+    def _carried(
+        self, short: PrunedSequence, chosen: list[PlacedSelection], frame: ForwardContext, kwargs: dict[str, Any]
+    ) -> list[Tensor]:
         """Position ids for every member that a token carries the position of; none where each has only its own."""
         if all(image.selection.positions is None for image in chosen):
             return []
@@ -222,11 +226,11 @@ class Seam:
 
     def _shortened(
         self,
-        frame: Frame,
+        frame: ForwardContext,
         kwargs: dict[str, Any],
-        shorter: Shorter,
-        chosen: list[Chosen],
-        kept: Kept,
+        shorter: PrunedSequence,
+        chosen: list[PlacedSelection],
+        kept: PrunedCacheState,
         everything: Tensor,
         sight: Sight,
     ) -> dict[str, Any]:
@@ -264,10 +268,10 @@ class Seam:
 
     def _masks(
         self,
-        frame: Frame,
+        frame: ForwardContext,
         arguments: dict[str, Any],
         columns: Tensor,
-        kept: Kept,
+        kept: PrunedCacheState,
         everything: Tensor,
         sight: Sight,
     ) -> dict[str, Any]:
@@ -283,7 +287,7 @@ class Seam:
         past = everything.shape[1] - columns.shape[1]
         if not sight.packed:
             arguments["attention_mask"] = sequence.gather_mask(sight.seen, everything)
-            with inside(cache):
+            with physical_length(cache):
                 mask = self.family.mask(self.core, arguments, types, images)
             # A row that is one sample needs no edges.
             return {"attention_mask": mask, **dict.fromkeys(name for name in EDGES if name in arguments)}
@@ -305,7 +309,9 @@ class Seam:
             return {"attention_mask": mask}
         return {"attention_mask": apart(mask, blocks, columns < 0, "eager" in name, embeds.dtype)}
 
-    def _types(self, frame: Frame, columns: Tensor, kept: Kept, everything: Tensor, sight: Sight) -> Tensor | None:
+    def _types(
+        self, frame: ForwardContext, columns: Tensor, kept: PrunedCacheState, everything: Tensor, sight: Sight
+    ) -> Tensor | None:
         """(B, P) token types of all positions of the short sequence; None where the model was given none.
 
         A pass that goes on with a cache may bring the types of the new tokens alone. What was read before has the types
@@ -376,13 +382,13 @@ def _within(columns: Tensor, places: Tensor) -> Tensor:
     return sequence.gather(columns, places).masked_fill(places < 0, -1)
 
 
-def _given_types(frame: Frame) -> Tensor | None:
+def _given_types(frame: ForwardContext) -> Tensor | None:
     """Token types that the core was called with."""
     given = (frame.arguments.get(name) for name in ("token_type_ids", "mm_token_type_ids"))
     return next((types for types in given if types is not None), None)
 
 
-def _brings_images(frame: Frame) -> bool:
+def _brings_images(frame: ForwardContext) -> bool:
     """Whether the core was called with images, and not with what was made of them before."""
     return frame.arguments.get("pixel_values") is not None
 
@@ -392,7 +398,9 @@ def _read_whole(reports: list[ImageReport]) -> list[ImageReport]:
     return [replace(report, read=report.tokens_in) for report in reports]
 
 
-def _counted(reports: list[ImageReport], chosen: list[Chosen], short: Shorter, found: Pass) -> list[ImageReport]:
+def _counted(
+    reports: list[ImageReport], chosen: list[PlacedSelection], short: PrunedSequence, found: LLMForwardState
+) -> list[ImageReport]:
     """Reports with what happened inside, and with the tokens that were in the sequences of the pass."""
 
     def left(columns: Tensor, row: int, places: Tensor) -> int:
@@ -412,7 +420,7 @@ def _counted(reports: list[ImageReport], chosen: list[Chosen], short: Shorter, f
     return result
 
 
-def _groups(chosen: list[Chosen], embeds: Tensor) -> Tensor:
+def _groups(chosen: list[PlacedSelection], embeds: Tensor) -> Tensor:
     """Which positions (B, L) of a sequence are one row after merging."""
     image = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     order = sorted(chosen, key=lambda one: (one.row, int(one.columns[0])))

@@ -20,8 +20,8 @@ from foveate.runtime import sequence
 from foveate.runtime.patches import Patches
 
 if TYPE_CHECKING:
-    from foveate.runtime.decoder_hooks import LayerSeam
-    from foveate.runtime.forward_state import Pass
+    from foveate.runtime.decoder_hooks import DecoderHooks
+    from foveate.runtime.forward_state import LLMForwardState
 
 
 class Sliced:
@@ -84,7 +84,7 @@ def _activation(mlp: Any) -> Callable[[Tensor], Tensor]:
     return mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn
 
 
-class NeuronSeam:
+class MLPHooks:
     """Asks the MLPs of a language model and slices them, while attached.
 
     Args:
@@ -92,7 +92,7 @@ class NeuronSeam:
         methods: By the layer before which they choose tokens.
     """
 
-    def __init__(self, layers: LayerSeam, methods: dict[int, NeuronMethod]) -> None:
+    def __init__(self, layers: DecoderHooks, methods: dict[int, NeuronMethod]) -> None:
         self.layers = layers
         self.methods = methods
 
@@ -110,7 +110,9 @@ class NeuronSeam:
             if "forward" not in vars(mlp):  # what stands there knows nothing of slices: neurons are masked
                 patches.wrap(mlp, "forward", partial(self._forward, number, mlp))
 
-    def neurons(self, number: int, row: int, found: Pass, sample: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def neurons(
+        self, number: int, row: int, found: LLMForwardState, sample: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Activations (L, F) of a row in the layer before `number`, and its core neurons (c,).
 
         Those of one of its samples alone, where its places (n,) are given.
@@ -120,11 +122,11 @@ class NeuronSeam:
             return activations[row], self.methods[number].core(activations[row, sample])
         return activations[row], self._core(number - 1, row, self.methods[number], found, activations)
 
-    def forget(self, number: int, found: Pass) -> None:
+    def forget(self, number: int, found: LLMForwardState) -> None:
         """Activations that layer `number` has asked for are not needed any more."""
         found.activations.pop(number - 1, None)
 
-    def _core(self, number: int, row: int, method: NeuronMethod, found: Pass, activations: Tensor) -> Tensor:
+    def _core(self, number: int, row: int, method: NeuronMethod, found: LLMForwardState, activations: Tensor) -> Tensor:
         """Core neurons of a row at a layer, as they were decided for the prompt."""
         before = found.decided.get((-1 - row, -1 - number))
         if before is None:
@@ -164,7 +166,7 @@ class NeuronSeam:
             stays[row, 0, own] = True
         return torch.cat([inner[:, :start], inner[:, start:] * stays], dim=1)
 
-    def _held(self, number: int, found: Pass, hidden: Tensor) -> list[Sliced] | None:
+    def _held(self, number: int, found: LLMForwardState, hidden: Tensor) -> list[Sliced] | None:
         """The slices of every row where text is being written, None elsewhere."""
         if found.images or found.kept is None or (hidden.shape[1] > 1 and not found.kept.drafted):
             return None

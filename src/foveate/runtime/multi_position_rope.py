@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from foveate.core.errors import FoveateError
 from foveate.methods.pre_llm.ppe import rotary_members
 from foveate.runtime.patches import Patches
-from foveate.runtime.sequence import Chosen
+from foveate.runtime.sequence import PlacedSelection
 
 
-def carried_ids(short: Tensor, long: Tensor, columns: Tensor, chosen: Sequence[Chosen]) -> list[Tensor]:
+def carried_ids(short: Tensor, long: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]) -> list[Tensor]:
     """Position ids of the short sequence, once for every member that a token may carry.
 
     Args:

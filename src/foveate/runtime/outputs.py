@@ -168,7 +168,7 @@ class Call:
                 extra["kept_positions"] = self._kept()
             if not self.align and isinstance(self.given.get("labels"), Tensor):
                 extra["labels"] = self._late.get("labels", self.given["labels"])
-            output = told(output, **extra)
+            output = with_fields(output, **extra)
         return output.to_tuple() if self._tuple and not isinstance(output, tuple) else output
 
     def _kept(self) -> Tensor | None:
@@ -209,7 +209,7 @@ def _again(cls: type[ModelOutput], values: dict[str, Any]) -> ModelOutput:
     return _telling(cls)(**values)
 
 
-def told(output: ModelOutput, **extra: Any) -> ModelOutput:
+def with_fields(output: ModelOutput, **extra: Any) -> ModelOutput:
     """An output with these fields beside its own."""
     cls = type(output)
     if not dataclasses.is_dataclass(cls):

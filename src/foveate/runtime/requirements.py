@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.core.tokens import Need, Tower
+from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 
@@ -16,7 +16,7 @@ def check_sites(plan: Plan, family: Family) -> None:
     """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
     for place, step in enumerate(plan.steps):
         method = step.method
-        if method.site == "in-encoder":
+        if method.site == "encoder":
             if place:
                 raise FoveateError(f"{method.name} acts inside the encoder: it must come first in a plan.")
             if not family.patchwise:
@@ -29,7 +29,7 @@ def check_sites(plan: Plan, family: Family) -> None:
                     f"{step} counts tokens of an image, and inside the encoder of {family.title} its tiles merge each "
                     f"by itself; give a fraction, such as {method.name}:25%."
                 )
-        elif method.site == "view":
+        elif method.site == "image":
             if place:
                 raise FoveateError(f"{method.name} acts on the image: it must come first in a plan.")
             if type(family).grids is Family.grids:
@@ -42,7 +42,7 @@ def check_sites(plan: Plan, family: Family) -> None:
                 )
             if any(later.method.site != "decoder" for later in plan.steps[place:]):
                 raise FoveateError(f"{method.name} acts inside the language model: what comes before that goes first.")
-        elif method.site != "before-lm":
+        elif method.site != "pre_llm":
             raise FoveateError(f"{method.name} acts {method.site}, where nothing can be attached.")
         if getattr(method, "virtual", False) and len(plan.steps) > 1:
             raise FoveateError(
@@ -64,7 +64,9 @@ def check_budgets(plan: Plan) -> None:
                 raise FoveateError(f"{name}: {argument} means something {how}, or leave {argument} at its default.")
 
 
-def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> tuple[tuple[Need, ...], tuple[str, ...]]:
+def needs_of(
+    plan: Plan, family: Family, tower: EncoderSpec, text_features: bool
+) -> tuple[tuple[Need, ...], tuple[str, ...]]:
     """What the steps of a plan need, and what a user should know about it.
 
     Args:
@@ -84,7 +86,7 @@ def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> t
     notes: dict[str, None] = {}
     for step in plan.steps:
         name = step.method.name
-        for need in step.method.needs(tower) if step.method.site in ("before-lm", "decoder") else ():
+        for need in step.method.needs(tower) if step.method.site in ("pre_llm", "decoder") else ():
             if need.kind.startswith("cls") and not tower.has_cls:
                 if not (need.kind == "cls_attention" and need.substitute):
                     raise FoveateError(
@@ -103,7 +105,7 @@ def needs_of(plan: Plan, family: Family, tower: Tower, text_features: bool) -> t
                 )
             if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
                 raise FoveateError(f"{name} needs {need.kind}, which no probe of a live model gives.")
-            if first.site in ("view", "in-encoder") and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
+            if first.site in ("image", "encoder") and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
                 raise FoveateError(
                     f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer; join it with a "
                     "method that needs nothing of the encoder."

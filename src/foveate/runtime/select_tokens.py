@@ -12,12 +12,12 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.families import Family
 from foveate.runtime.encoding import Encoded
 from foveate.runtime.first_layer_attention import queries_and_keys, text_to_visual
 from foveate.runtime.report import ImageReport, StepReport
-from foveate.runtime.sequence import Chosen
+from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import Sight
 from foveate.runtime.words import Words
 
@@ -28,7 +28,7 @@ SCORES = ("cls_attention", "cls_logits", "received", "hub_attention", "first_lay
 
 
 @dataclass
-class Frame:
+class ForwardContext:
     """One forward pass of the core, in one thread."""
 
     arguments: Mapping[str, Any]
@@ -44,19 +44,19 @@ class Frame:
 
 
 @dataclass
-class Chooser:
+class TokenSelector:
     """Runs the methods of a plan on the images of a batch."""
 
     family: Family
     core: Any
     plan: Plan
-    tower: Tower
+    tower: EncoderSpec
     needs: tuple[Need, ...]
     notes: tuple[str, ...]
     text_features: Tensor | None
     words: Words
 
-    def choose(self, frame: Frame, embeds: Tensor) -> tuple[list[Chosen], list[ImageReport]]:
+    def choose(self, frame: ForwardContext, embeds: Tensor) -> tuple[list[PlacedSelection], list[ImageReport]]:
         """Selections of all images whose tokens are in this pass, and a report on each image.
 
         Args:
@@ -66,7 +66,7 @@ class Chooser:
         Raises:
             FoveateError: the prompts and the images do not fit each other.
         """
-        chosen: list[Chosen] = []
+        chosen: list[PlacedSelection] = []
         reports: list[ImageReport] = []
         for modality, encoded in frame.encoded.items():
             places = self._placeholders(frame, modality)
@@ -80,11 +80,11 @@ class Chooser:
                 if number == len(encoded.chosen):
                     encoded.chosen.append(self._select(frame, modality, encoded, row, columns, embeds))
                 selection, report = encoded.chosen[number]
-                chosen += [Chosen(r, c, selection) for r, c in rows]
+                chosen += [PlacedSelection(r, c, selection) for r, c in rows]
                 reports.append(report)
         return chosen, reports
 
-    def _placeholders(self, frame: Frame, modality: str) -> Tensor | None:
+    def _placeholders(self, frame: ForwardContext, modality: str) -> Tensor | None:
         """Where the tokens of a modality stand (B, L), None where there are none."""
         token = self.family.placeholder(self.core, modality)
         if token is None:
@@ -98,7 +98,7 @@ class Chooser:
 
     def _select(
         self,
-        frame: Frame,
+        frame: ForwardContext,
         modality: str,
         encoded: Encoded,
         row: int,
@@ -161,7 +161,7 @@ class Chooser:
         scores = {need: value for need, value in measured.items() if need.kind in SCORES}
         return whole, ImageReport(number, modality, row, layout, whole, tuple(steps), tuple(notes), measured=scores)
 
-    def _before(self, frame: Frame, encoded: Encoded, modality: str, row: int, columns: Tensor) -> int:
+    def _before(self, frame: ForwardContext, encoded: Encoded, modality: str, row: int, columns: Tensor) -> int:
         """How many images of a prompt stand before one: the same alone, in a batch and among other samples."""
         earlier = [report for _, report in encoded.chosen if report.row == row]
         company = None if frame.sight is None else frame.sight.company(row, columns)
@@ -185,7 +185,7 @@ class Chooser:
             raise FoveateError(f"text_features are of {len(features)} prompts, and this batch has {rows}.")
         return features[row * len(features) // rows]
 
-    def _question(self, frame: Frame, row: int, columns: Tensor, length: int) -> tuple[Tensor, str]:
+    def _question(self, frame: ForwardContext, row: int, columns: Tensor, length: int) -> tuple[Tensor, str]:
         """(T,) the places of the user's own words, and how they were found where that is not exact, else ""."""
         # What is packed into a row beside the image's own sample is as if it were not there.
         company = None if frame.sight is None else frame.sight.company(row, columns)
@@ -223,7 +223,7 @@ class Chooser:
         frame.questions[key] = found
         return found
 
-    def _text(self, frame: Frame, row: int, columns: Tensor, length: int) -> Tensor:
+    def _text(self, frame: ForwardContext, row: int, columns: Tensor, length: int) -> Tensor:
         """(L,) bool, what is no padding and no part of an image: what stands within one, between frames, is.
 
         Of the sample that an image at `columns` is of.
@@ -249,7 +249,7 @@ class Chooser:
             text = text if company is None else text & company.to(text.device)
         return text
 
-    def _first_layer(self, frame: Frame, row: int, columns: Tensor, embeds: Tensor) -> tuple[Tensor, str]:
+    def _first_layer(self, frame: ForwardContext, row: int, columns: Tensor, embeds: Tensor) -> tuple[Tensor, str]:
         """Attention that the question pays to an image's tokens in the first decoder layer, (N,), and a note.
 
         Words before the image cannot see it; where no word of the question comes after it, all text there is asked.

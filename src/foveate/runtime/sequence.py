@@ -19,7 +19,7 @@ from foveate.core.tokens import Selection
 
 
 @dataclass(frozen=True)
-class Chosen:
+class PlacedSelection:
     """The selection of one image at its place in a batch.
 
     Args:
@@ -44,7 +44,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Shorter:
+class PrunedSequence:
     """A short sequence in terms of the long one.
 
     Args:
@@ -61,11 +61,11 @@ class Shorter:
 def kept_columns(
     batch: int,
     length: int,
-    chosen: Sequence[Chosen],
+    chosen: Sequence[PlacedSelection],
     seen: Tensor | None,
     device: Any,
     stretches: Tensor | None = None,
-) -> Shorter:
+) -> PrunedSequence:
     """The short sequence: everything but the image tokens that go.
 
     Args:
@@ -78,7 +78,7 @@ def kept_columns(
     """
     if not chosen:  # while an answer is written, at every token
         columns = torch.arange(length, device=device).expand(batch, -1)
-        return Shorter(columns, torch.zeros_like(columns), columns.new_zeros(batch, 1))
+        return PrunedSequence(columns, torch.zeros_like(columns), columns.new_zeros(batch, 1))
     stays = torch.ones(batch, length, dtype=torch.bool, device=device)
     for image in chosen:
         stays[image.row, image.columns] = False
@@ -100,7 +100,7 @@ def kept_columns(
         empty = padding | (seen.gather(1, order) == 0)
         leading = int(empty.all(dim=0).to(torch.uint8).cumprod(dim=0).sum())
         order, padding = order[:, leading:], padding[:, leading:]
-    return Shorter(order.masked_fill(padding, -1), gone.gather(1, order), total[:, -1:])
+    return PrunedSequence(order.masked_fill(padding, -1), gone.gather(1, order), total[:, -1:])
 
 
 def stretches_of(positions: Tensor | None) -> Tensor | None:
@@ -162,7 +162,7 @@ def key_mask(mask: Any, length: int) -> Tensor | None:
     return last.long() if last.dtype == torch.bool else (last == 0).long()
 
 
-def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[Chosen]) -> Tensor:
+def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]) -> Tensor:
     """Embeddings (B, L, D) of the short sequence (B, P, D), merged tokens in place of those that stand for them."""
     if not chosen:
         return features
@@ -184,7 +184,7 @@ def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[Chosen]
 
 
 def shorten_planes(
-    planes: Sequence[Tensor], visual: Tensor, columns: Tensor, chosen: Sequence[Chosen]
+    planes: Sequence[Tensor], visual: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]
 ) -> tuple[list[Tensor], Tensor]:
     """DeepStack planes, which are added to visual tokens after the first layers.
 

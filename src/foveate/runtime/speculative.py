@@ -135,7 +135,7 @@ class Speculating(Uncopied):
         drafter.check(model)
         self.drafter = drafter.eval() if isinstance(drafter, torch.nn.Module) else drafter
         self._local = threading.local()
-        self._watch = Watch()
+        self._watch = PassRecorder()
         self._patches = Patches()
         self._patches.set(model, _SPECULATION, self)
         self._patches.wrap(model, "generate", self._generate)
@@ -207,10 +207,10 @@ class Speculating(Uncopied):
         self._check_plan()
         start = time.perf_counter()
         writing = _Writing(self, input_ids, logits_processor, stopping_criteria, streamer)
-        with self._watch.seeing() as seen:
-            writing.read(seen, generation_config, model_kwargs)
+        with self._watch.recording() as recorded:
+            writing.read(recorded, generation_config, model_kwargs)
             while not writing.ended:
-                writing.verify(seen)
+                writing.verify(recorded)
         if streamer is not None:
             streamer.end()
         self._local.report = Speculation(
@@ -247,7 +247,7 @@ def prompt_mask(family: Family, core: Any, ids: Tensor) -> Tensor:
 
 
 @dataclass
-class Seen:
+class RecordedPass:
     """What went through a language model: inputs and last features, (1, L, d) of every call."""
 
     embeds: list[Tensor] = field(default_factory=list)
@@ -261,7 +261,7 @@ class Seen:
         return found
 
 
-class Watch:
+class PassRecorder:
     """Sees what goes through a language model, for each thread what it calls itself."""
 
     def __init__(self) -> None:
@@ -273,32 +273,32 @@ class Watch:
         patches.after(text, self._after)
 
     @contextmanager
-    def seeing(self) -> Generator[Seen]:
+    def recording(self) -> Generator[RecordedPass]:
         """What goes through the language model inside this context, in this thread."""
-        seen = self._local.seen = Seen()
+        recorded = self._local.recorded = RecordedPass()
         try:
-            yield seen
+            yield recorded
         finally:
-            self._local.seen = None
+            self._local.recorded = None
 
     def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        seen: Seen | None = getattr(self._local, "seen", None)
-        if seen is not None:
-            seen.embeds.append(kwargs["inputs_embeds"])
+        recorded: RecordedPass | None = getattr(self._local, "seen", None)
+        if recorded is not None:
+            recorded.embeds.append(kwargs["inputs_embeds"])
 
     def _after(self, module: Any, args: Any, output: Any) -> None:
-        seen: Seen | None = getattr(self._local, "seen", None)
-        if seen is not None:
-            seen.features.append(output.last_hidden_state)
+        recorded: RecordedPass | None = getattr(self._local, "seen", None)
+        if recorded is not None:
+            recorded.features.append(output.last_hidden_state)
 
 
 @contextmanager
-def watching(text: torch.nn.Module) -> Generator[Seen]:
+def watching(text: torch.nn.Module) -> Generator[RecordedPass]:
     """What goes through a language model inside this context, in this thread."""
-    watch = Watch()
-    with Patches() as patches, watch.seeing() as seen:
+    watch = PassRecorder()
+    with Patches() as patches, watch.recording() as recorded:
         watch.attach(patches, text)
-        yield seen
+        yield recorded
 
 
 class _Writing:
@@ -319,7 +319,7 @@ class _Writing:
 
     # The model's side
 
-    def read(self, seen: Seen, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
+    def read(self, recorded: RecordedPass, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
         """Read the prompt and write the first token."""
         ids = self.ids
         self.output = self.model._prefill(ids, generation_config, model_kwargs)
@@ -339,7 +339,7 @@ class _Writing:
         if self.recording:
             self.cache.activate_past_recording()
         token = self._write_next(self.output.logits[:, -1])
-        embeds, features = seen.take()
+        embeds, features = recorded.take()
         if isinstance(self.handle.drafter, torch.nn.Module):
             # Where the model computes: what is offloaded tells of no device.
             self.handle.drafter.to(features.device)
@@ -355,7 +355,7 @@ class _Writing:
         self._extend(features, following, visual)
         self.kwargs = self._extended(model_kwargs, 1)
 
-    def verify(self, seen: Seen) -> None:
+    def verify(self, recorded: RecordedPass) -> None:
         """Let the draft guess, check its guesses in one pass, and write what is right and one token more."""
         start = time.perf_counter()
         tree = self.session.propose(self.handle.shape_beside(handle_of(self.model)))
@@ -372,7 +372,7 @@ class _Writing:
         if not chain:
             inputs |= self._as_tree(tree, inputs, past)
         self.output = self.model(**inputs, return_dict=True)
-        _, features = seen.take()
+        _, features = recorded.take()
         path = self._walk(tree, self.output.logits[:, -count - 1 :])
         kept = torch.tensor([0, *(place + 1 for place in path)], device=features.device)
         self._keep(kept, past, count + 1, chain)
@@ -430,12 +430,12 @@ class _Writing:
                 "a tree of tokens is verified by models whose layers all see everything, with sdpa or eager attention; "
                 "draft a chain here: top_k=1."
             )
-        seen = tree.sees().to(self.ids.device)
+        recorded = tree.sees().to(self.ids.device)
         mask = self.kwargs.get("attention_mask")
-        before = seen.new_ones(past) if mask is None else mask[0, :past].bool()
-        seen = torch.cat([before.expand(len(seen), -1), seen], dim=1)
+        before = recorded.new_ones(past) if mask is None else mask[0, :past].bool()
+        recorded = torch.cat([before.expand(len(recorded), -1), recorded], dim=1)
         dtype = self.model.dtype
-        bias = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+        bias = torch.zeros_like(recorded, dtype=dtype).masked_fill(~recorded, torch.finfo(dtype).min)
         positions = inputs["position_ids"]
         depths = tree.depths().to(positions.device)
         return {"attention_mask": bias[None, None], "position_ids": positions[..., :1] + depths}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from foveate.core.bipartite import Tokens, first_member, key_bias, members
 from foveate.core.errors import FoveateError
 from foveate.core.in_encoder import EncoderMethod, Step, spread
-from foveate.core.tokens import Selection, Tower
+from foveate.core.tokens import EncoderSpec, Selection
 from foveate.core.unmerging import expand
 from foveate.methods.encoder.dymu import Calibration, Thresholds
 from foveate.runtime.patches import Patches
@@ -149,7 +149,7 @@ def merged_in(
 ) -> Merging:
     """What `merging` attaches to a tower; arguments and errors are its."""
     layers = blocks_of(tower)
-    last = Tower(len(layers), False).layer(output_layer)
+    last = EncoderSpec(len(layers), False).layer(output_layer)
     has_cls = _has_cls(tower) if cls is None else cls
 
     def steps(patches: int) -> tuple[Step | None, ...]:
@@ -184,7 +184,7 @@ def calibrate(
         FoveateError: there are no images, or of different sizes, or so many tokens cannot be merged.
     """
     layers = blocks_of(tower)
-    last = Tower(len(layers), False).layer(output_layer)
+    last = EncoderSpec(len(layers), False).layer(output_layer)
     has_cls = _has_cls(tower) if cls is None else cls
     blocks: list[Calibration] = []
     sizes: set[int] = set()

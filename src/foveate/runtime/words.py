@@ -66,7 +66,7 @@ class Words:
     def reader(self) -> Reader | None:
         """What reads ids with a tokenizer; None where none is at hand."""
         if isinstance(self._source, str | Path):
-            return _beside(str(self._source))
+            return _from_folder(str(self._source))
         return None if self._source is None else Reader(self._source, getattr(self._source, "chat_template", None))
 
     def find(self, ids: Sequence[int], text: Sequence[bool], answers: Sequence[bool] | None) -> tuple[list[int], str]:
@@ -247,7 +247,7 @@ class Reader:
 
 
 @lru_cache(maxsize=8)
-def _beside(location: str) -> Reader | None:
+def _from_folder(location: str) -> Reader | None:
     """The tokenizer beside a model's weights, on this machine only; None where there is none."""
     from transformers import AutoTokenizer  # slow to import
 

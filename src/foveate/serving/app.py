@@ -24,7 +24,7 @@ from foveate.serving import description, protocol
 from foveate.serving.engine import Answers, Job, Result, usage_of
 from foveate.serving.fields import FieldError
 from foveate.serving.guard import Guard
-from foveate.serving.limits import BusyError, Held, LostError, Share
+from foveate.serving.limits import BusyError, EngineDeadError, Held, Share
 from foveate.serving.protocol import ChatRequest
 from foveate.serving.replies import Writer, error_body
 from foveate.serving.rows import Begun, Piece, Sampling
@@ -53,7 +53,7 @@ class RefusedError(Exception):
         self.status, self.body = status, error_body(message, kind, code)
 
 
-class GoneError(Exception):
+class ClientDisconnectedError(Exception):
     """The client left."""
 
 
@@ -115,12 +115,12 @@ def build(
         status = 429 if engine.alive else 503
         return answer_with(status, error_body(str(error), "overloaded_error"), {"retry-after": "1"})
 
-    @app.exception_handler(LostError)
-    async def lost(request: Request, error: LostError) -> Response:
+    @app.exception_handler(EngineDeadError)
+    async def lost(request: Request, error: EngineDeadError) -> Response:
         return answer_with(503, error_body(str(error), "server_error"))
 
-    @app.exception_handler(GoneError)
-    async def gone(request: Request, error: GoneError) -> Response:
+    @app.exception_handler(ClientDisconnectedError)
+    async def gone(request: Request, error: ClientDisconnectedError) -> Response:
         metrics.requests.labels(499).inc()
         return Response(status_code=499)
 
@@ -301,7 +301,7 @@ async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Re
             number, piece = await asyncio.wait_for(inbox.get(), _LOOK)
         except TimeoutError:
             if await request.is_disconnected():
-                raise GoneError from None
+                raise ClientDisconnectedError from None
             continue
         if isinstance(piece, BaseException):
             raise piece
@@ -322,7 +322,7 @@ async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGene
             results[number] = piece
             yield _event(writer.chunk(number, {}, piece.reason))
         elif isinstance(piece, BaseException):  # the status is sent already
-            known = isinstance(piece, (FoveateError, BusyError, LostError))
+            known = isinstance(piece, (FoveateError, BusyError, EngineDeadError))
             yield _event(error_body(str(piece) if known else "the server failed on this request.", "server_error"))
             return
     if asked.stream_options is not None and asked.stream_options.include_usage:

@@ -36,9 +36,9 @@ from foveate.answering.conversations import (
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.runtime import Handle, compress
-from foveate.serving.limits import BusyError, Limits, LostError
+from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
-from foveate.serving.rows import Begun, Chance, Chances, Draw, Piece, Row, Sampling, Watch
+from foveate.serving.rows import Begun, Chance, Chances, GenerationState, Piece, Sampler, Sampling, StopCriterion
 
 log = logging.getLogger("foveate.serving")
 _FAILED = "the model of this server has failed, and no request can be answered; the server's log says why."
@@ -227,7 +227,7 @@ class Engine:
         """
         with self._changed:
             if self._failed:
-                raise LostError(_FAILED)
+                raise EngineDeadError(_FAILED)
             if not self.alive:
                 raise BusyError("the server is about to end.")
             if len(self._waiting) >= self.limits.queue:
@@ -253,9 +253,9 @@ class Engine:
                 self._running = 0
         except BaseException:  # SystemExit too would end the thread, and leave everyone waiting
             log.critical("the model's thread has failed; the server answers no more", exc_info=True)
-            end = LostError(_FAILED)
+            end = EngineDeadError(_FAILED)
         with self._changed:
-            self._failed = isinstance(end, LostError)
+            self._failed = isinstance(end, EngineDeadError)
             left = [*(batch or ()), *self._waiting]
             self._waiting.clear()
             self._running = 0
@@ -309,13 +309,13 @@ class Engine:
         config = greedy(self.model, max(row.limit for row in rows))
         sampling = [job.sampling for job in batch]
         chances = Chances(sampling, tokenizer_of(self.processor))
-        draw = [] if all(one.greedy for one in sampling) else [Draw(sampling, self.model.device)]
+        draw = [] if all(one.greedy for one in sampling) else [Sampler(sampling, self.model.device)]
         self.metrics.batch.observe(len(batch))
         self.model.generate(
             **inputs,
             generation_config=config,
             logits_processor=LogitsProcessorList([chances, *draw] if chances.told else draw),
-            stopping_criteria=StoppingCriteriaList([Watch(rows, lambda: self._stepped(batch, rows), chances)]),
+            stopping_criteria=StoppingCriteriaList([StopCriterion(rows, lambda: self._stepped(batch, rows), chances)]),
         )
         counts = image_tokens(self.model, inputs["input_ids"])
         for job, row, length, images in zip(batch, rows, lengths, counts, strict=True):
@@ -328,7 +328,7 @@ class Engine:
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return min(limit, positions - length) if positions else limit
 
-    def _row(self, job: Job, limit: int) -> Row:
+    def _row(self, job: Job, limit: int) -> GenerationState:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         tokenizer = tokenizer_of(self.processor)
@@ -336,16 +336,16 @@ class Engine:
         def gone() -> bool:
             return job.cancelled.is_set() or self._stopping
 
-        return Row(tokenizer, ends, limit, job.stops, job.deliver, gone)
+        return GenerationState(tokenizer, ends, limit, job.stops, job.deliver, gone)
 
-    def _stepped(self, batch: list[Job], rows: list[Row]) -> None:
+    def _stepped(self, batch: list[Job], rows: list[GenerationState]) -> None:
         for job, row in zip(batch, rows, strict=True):
             if not job.begun:
                 job.begun = True
                 self.metrics.ttft.observe(time.monotonic() - job.arrived)
                 job.deliver(Begun(row.limit))
 
-    def _finish(self, job: Job, row: Row, length: int, images: ImageTokens) -> None:
+    def _finish(self, job: Job, row: GenerationState, length: int, images: ImageTokens) -> None:
         plan = None if job.plan is None else str(job.plan)
         read = length - images.before + images.given
         chances = None if job.sampling.told is None else tuple(one for _, one in row.chances)

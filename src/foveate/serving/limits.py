@@ -55,7 +55,7 @@ class BusyError(Exception):
     """The server has as much to do as it may; a client should come again."""
 
 
-class LostError(Exception):
+class EngineDeadError(Exception):
     """What should have answered a request has failed, through no fault of the request."""
 
 

@@ -81,7 +81,7 @@ class Piece:
     chances: tuple[Chance, ...] = ()
 
 
-class Row:
+class GenerationState:
     """Text of one answer as it is written.
 
     White space at both ends is left out, as `foveate.ask` does; text that may be the beginning of a stop text is held
@@ -208,7 +208,7 @@ class Chances(LogitsProcessor):
         return self.tokenizer.decode([token])
 
 
-class Watch(StoppingCriteria):
+class StopCriterion(StoppingCriteria):
     """Hands every row its new token and ends the rows that are complete.
 
     Args:
@@ -217,7 +217,7 @@ class Watch(StoppingCriteria):
         chances: Of the tokens.
     """
 
-    def __init__(self, rows: Sequence[Row], stepped: Callable[[], object], chances: Chances) -> None:
+    def __init__(self, rows: Sequence[GenerationState], stepped: Callable[[], object], chances: Chances) -> None:
         self.rows, self.stepped, self.chances = rows, stepped, chances
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
@@ -228,7 +228,7 @@ class Watch(StoppingCriteria):
         return torch.tensor([row.reason is not None for row in self.rows], device=input_ids.device)
 
 
-class Draw(LogitsProcessor):
+class Sampler(LogitsProcessor):
     """Draws the token of every row that samples, so that the likeliest one afterwards is the drawn one.
 
     Args:

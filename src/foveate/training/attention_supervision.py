@@ -108,7 +108,7 @@ def _place(character: Character, image_size: tuple[int, int], grid: tuple[int, i
     return row * columns + column
 
 
-class PointingTeacher:
+class AttentionSupervision:
     """Recomputes the first attention head of some layers and compares where it looks with where it should.
 
     Args:

@@ -56,7 +56,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-class Course(TrainerCallback):
+class StageCallback(TrainerCallback):
     """Decides after every step whether to log, save and stop.
 
     Every checkpoint comes with a line of the log, so that a resumed run continues the averages of the log where

@@ -285,7 +285,7 @@ class Stage:
         window: Small images, which cost far less than whole ones. For towers with a fixed number of positions
             (`llava`) images of this many patches a side, each batch at a random place of the positions; for
             `qwen2.5-vl` images of about as many patches as such a square has.
-        plan: The plan that the model trains under, such as `pool-at:12.5%@2` or `pyramiddrop:50%@8,16,24`
+        plan: The plan that the model trains under, such as `pool-decoder:12.5%@2` or `pyramiddrop:50%@8,16,24`
             (`foveate.core.plan`); by default it reads all visual tokens.
     """
 
@@ -351,7 +351,7 @@ class Stage:
             raise FoveateError(f"{where}: with answer: 0 the language model does not run, so that no plan changes it.")
         if self.loss.pointing:
             raise FoveateError(f"{where}: pointing tells where to look among all visual tokens; use it without a plan.")
-        if sites & {"in-encoder", "view"} and self.loss.reads_tokens:
+        if sites & {"encoder", "image"} and self.loss.reads_tokens:
             raise FoveateError(
                 f"{where}: the losses cells, before, page and colours read every token of the encoder; with them a "
                 "plan can act before or inside the language model only."

@@ -20,7 +20,7 @@ from foveate.training.log import RunLog, require_matplotlib, training_record
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.sources import open_source
 from foveate.training.trainer import Progress, StageTrainer, load_weights, training_arguments
-from foveate.training.training_model import Learner
+from foveate.training.training_model import TrainingModel
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Run:
         if not resume and any(checkpoints.latest(self._folder(i)) for i in range(len(self.recipe.stages))):
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = Learner(model, self.recipe.seed, self.recipe.cells)
+        learner = TrainingModel(model, self.recipe.seed, self.recipe.cells)
         for _, stage in stages:  # what this model cannot follow is found before hours of training
             if (stage.loss.pointing or stage.loss.matching) and getattr(model.config, "num_voco_tokens", 0):
                 raise FoveateError(
@@ -120,7 +120,7 @@ class Run:
         if newest is None:
             raise FoveateError(f"{self.output} holds no checkpoint to export; train first.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = Learner(model, self.recipe.seed, self.recipe.cells)
+        learner = TrainingModel(model, self.recipe.seed, self.recipe.cells)
         for _, other in self._chosen(None):
             with learner.following(other.plan):
                 pass
@@ -134,7 +134,7 @@ class Run:
         self,
         index: int,
         stage: Stage,
-        learner: Learner,
+        learner: TrainingModel,
         processor: ProcessorMixin,
         sources: list,
         stop: StopRequest,

@@ -27,13 +27,13 @@ from foveate.core.errors import FoveateError
 from foveate.core.text_files import read_json
 from foveate.training import checkpoints
 from foveate.training.batch_stream import BatchStream
-from foveate.training.callbacks import Course, Display, StopRequest
+from foveate.training.callbacks import Display, StageCallback, StopRequest
 from foveate.training.log import RunLog, draw_losses
 from foveate.training.losses import SUMS, TERMS, counts_of, means, weighted
 from foveate.training.muon import MuonAdamW
 from foveate.training.precision import bfloat16_pays, uses_bfloat16
 from foveate.training.recipe import Recipe, Stage
-from foveate.training.training_model import Learner
+from foveate.training.training_model import TrainingModel
 
 WEIGHTS = "learner.safetensors"
 PROGRESS = "progress.json"
@@ -62,7 +62,7 @@ class Progress:
 
 
 def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = False) -> TrainingArguments:
-    """The trainer's arguments for a stage; logging, saving and stopping are decided by `Course`."""
+    """The trainer's arguments for a stage; logging, saving and stopping are decided by `StageCallback`."""
     # Said plainly, because the trainer refuses bfloat16 on a machine that merely has no GPU.
     cpu = cpu or not torch.accelerator.is_available()
     accelerator = torch.accelerator.current_accelerator()
@@ -88,7 +88,7 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = F
     )
 
 
-def load_weights(learner: Learner, checkpoint: Path) -> None:
+def load_weights(learner: TrainingModel, checkpoint: Path) -> None:
     """Loads the weights of a checkpoint, heads included; a head that is newer than it keeps its first weights.
 
     Raises:
@@ -124,7 +124,7 @@ def _readable(checkpoint: Path) -> Generator[None]:
 
 
 class StageTrainer(Trainer):
-    """Trains the parts of a `Learner` that a stage names.
+    """Trains the parts of a `TrainingModel` that a stage names.
 
     Args:
         learner: Model and heads.
@@ -139,12 +139,12 @@ class StageTrainer(Trainer):
         display: Where progress is shown, None in all but the main process.
     """
 
-    model: Learner
+    model: TrainingModel
     args: TrainingArguments
 
     def __init__(
         self,
-        learner: Learner,
+        learner: TrainingModel,
         args: TrainingArguments,
         *,
         recipe: Recipe,
@@ -161,7 +161,7 @@ class StageTrainer(Trainer):
         super().__init__(model=learner, args=args, train_dataset=stream)
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
-        self.add_callback(Course(recipe, stop, self._any_process))
+        self.add_callback(StageCallback(recipe, stop, self._any_process))
         self._learner = learner
         self._recipe = recipe
         self._stage = stage

@@ -18,7 +18,7 @@ from foveate.methods.decoder.dpn import DPN, build
 from foveate.models.vit_uhd.layout import Layout
 from foveate.runtime import Handle, compress
 from foveate.training.architectures import architecture_of
-from foveate.training.attention_supervision import PointingTeacher
+from foveate.training.attention_supervision import AttentionSupervision
 from foveate.training.dense_labels import (
     NUM_CLASSES,
     CellReader,
@@ -29,7 +29,7 @@ from foveate.training.dense_labels import (
 from foveate.training.methods import dpn
 
 
-class Learner(nn.Module):
+class TrainingModel(nn.Module):
     """A model with its cell heads; computes answer and cell losses, and only what they need.
 
     Without the answer loss neither the connector nor the language model runs. The losses are returned as sums:
@@ -58,8 +58,8 @@ class Learner(nn.Module):
             self.page_reader = nn.Linear(width, NUM_CLASSES - 1) if self.architecture.has_cls(config) else None
             self.colour_reader = ColourReader(width)
         self._seen: dict[str, torch.Tensor] = {}
-        self._teacher: PointingTeacher | None = None
-        self._matcher: PointingTeacher | None = None
+        self._teacher: AttentionSupervision | None = None
+        self._matcher: AttentionSupervision | None = None
         self._handle: Handle | None = None
         self._seed = seed
         #: Routers of a Dynamic Pyramid Network, by layer, once a plan asks for them.
@@ -77,13 +77,13 @@ class Learner(nn.Module):
         """Tell the first head of these layers of the language model where to look; see `pointing`."""
         if self._teacher is not None:
             self._teacher.remove()
-        self._teacher = PointingTeacher(self.model.model.language_model, layers)
+        self._teacher = AttentionSupervision(self.model.model.language_model, layers)
 
     def match(self, layer: int) -> None:
         """Tell the first head of this layer where the words of questions stand; see `pointing`."""
         if self._matcher is not None:
             self._matcher.remove()
-        self._matcher = PointingTeacher(self.model.model.language_model, [layer])
+        self._matcher = AttentionSupervision(self.model.model.language_model, [layer])
 
     @contextmanager
     def following(self, plan: str | None) -> Generator[None]:
@@ -107,7 +107,7 @@ class Learner(nn.Module):
         for step in plan.steps:
             if isinstance(step.method, DPN):
                 if not self.routers:
-                    method = step.method.beside(self.model.name_or_path)
+                    method = step.method.resolve_weights(self.model.name_or_path)
                     layers = step.layers or method.layers(len(self.model.model.language_model.layers))
                     fresh: Any = dpn.first_routers(self.model, layers, self._seed)
                     self.routers.update(fresh.to(self.model.device))
@@ -155,8 +155,8 @@ class Learner(nn.Module):
             sums["answer_loss"] = F.cross_entropy(logits, targets, reduction="sum") + self._routing(learned.sum())
             sums["answer_tokens"] = learned.sum()
             sums["answer_right"] = (logits.detach().argmax(-1) == targets).sum()
-            told = (("pointing", self._teacher, pointers), ("matching", self._matcher, matches))
-            for name, teacher, places in told:
+            on_progress = (("pointing", self._teacher, pointers), ("matching", self._matcher, matches))
+            for name, teacher, places in on_progress:
                 if teacher is not None:
                     if places is not None:
                         found = teacher.score(places, inputs["attention_mask"])

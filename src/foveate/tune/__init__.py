@@ -7,12 +7,12 @@ beside random tokens and smaller images. Otherwise the luckiest plan would be pr
 from foveate.tune.formatting import confirmed, front, plot, verdict
 from foveate.tune.goal import Goal, factor, share
 from foveate.tune.search import run
-from foveate.tune.settings import BUDGETS, Settings, methods_in
+from foveate.tune.settings import BUDGETS, TuneSettings, methods_in
 
 __all__ = [
     "BUDGETS",
     "Goal",
-    "Settings",
+    "TuneSettings",
     "confirmed",
     "factor",
     "front",

@@ -11,11 +11,11 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.tune.costs import Costs
 from foveate.tune.scoring import Answers
-from foveate.tune.settings import Settings
+from foveate.tune.settings import TuneSettings
 
 
 def confirm(
-    plan: str, items: Sequence[Item], answers: Answers, costs: Costs, settings: Settings, depth: int
+    plan: str, items: Sequence[Item], answers: Answers, costs: Costs, settings: TuneSettings, depth: int
 ) -> dict[str, Any]:
     """What a plan reaches and costs on items of its own.
 
@@ -71,7 +71,9 @@ def controls_of(plan: str, numbers: dict[str, Any], depth: int) -> list[str]:
     return [control_of(parsed, depth) or f"random:{budget}", f"downsample:{budget}"]
 
 
-def _numbers(plan: str, items: Sequence[Item], answers: Answers, costs: Costs, settings: Settings) -> dict[str, Any]:
+def _numbers(
+    plan: str, items: Sequence[Item], answers: Answers, costs: Costs, settings: TuneSettings
+) -> dict[str, Any]:
     score = answers.score(plan, items)
     ttft = costs.time(plan, 2 * settings.repeats)
     flops = round(costs.flops(plan), 4)

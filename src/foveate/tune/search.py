@@ -11,10 +11,9 @@ from typing import Any
 
 from foveate.benchmark import profiling
 from foveate.benchmark.budgets import UNTOUCHED
-from foveate.benchmark.results import write_json
+from foveate.benchmark.results import read_results, write_json
 from foveate.benchmark.rows import Rows
 from foveate.core.errors import FoveateError
-from foveate.core.text_files import read_json
 from foveate.loading import load
 from foveate.runtime import compress
 from foveate.tune.confirming import confirm
@@ -22,7 +21,7 @@ from foveate.tune.costs import Costs
 from foveate.tune.formatting import front
 from foveate.tune.questions import Questions, divided
 from foveate.tune.scoring import Answers, Flow, Score
-from foveate.tune.settings import Settings
+from foveate.tune.settings import TuneSettings
 from foveate.tune.space import Space, space_for
 from foveate.tune.study import Study
 
@@ -41,7 +40,7 @@ Progress = Callable[[int, int, str], object]
 
 
 def run(
-    settings: Settings,
+    settings: TuneSettings,
     folder: Path | None = None,
     *,
     command: str = "",
@@ -75,12 +74,12 @@ def run(
         return _Run(settings, folder, study, rows, command, report, progress).whole()
 
 
-def _finished(settings: Settings, folder: Path | None) -> dict[str, Any] | None:
+def _finished(settings: TuneSettings, folder: Path | None) -> dict[str, Any] | None:
     """The result of this very search, if it was brought to its end."""
     if folder is None or not (folder / RESULT).exists():
         return None
     try:
-        document = read_json(folder / RESULT)
+        document = read_results(folder / RESULT)
         same = document["settings"] == json.loads(json.dumps(asdict(settings)))
         return document if document["kind"] == "tune" and document["finished"] and same else None
     except (ValueError, KeyError, TypeError) as error:
@@ -90,7 +89,7 @@ def _finished(settings: Settings, folder: Path | None) -> dict[str, Any] | None:
 class _Run:
     def __init__(
         self,
-        settings: Settings,
+        settings: TuneSettings,
         folder: Path | None,
         study: Study,
         rows: Rows,

@@ -22,7 +22,7 @@ _FREE = ("trials", "finalists", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(QuestionSettings):
+class TuneSettings(QuestionSettings):
     """What is searched. A search goes on with the same settings, but for trials, finalists and batch size.
 
     Args:

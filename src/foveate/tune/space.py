@@ -11,7 +11,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, all_methods
 
 #: Keep tokens at random or make the image smaller: what plans are compared with, so no candidates unless named.
-NO_CANDIDATES = (*CONTROLS, "random-at")
+NO_CANDIDATES = (*CONTROLS, "random-decoder")
 #: Where the steps of a plan act.
 BEFORE, INSIDE, BOTH = "before the language model", "inside it", "both"
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower
+from foveate.core.tokens import EncoderSpec, Need
 from foveate.integrations.vllm.placing import COLUMNS, nowhere, offsets, places
 from foveate.integrations.vllm.setting import Serving, servable, serving_of
 
-CLIP = Serving("llava", Tower(24, True, output_layer=22), 1, "pool:16")
-QWEN = Serving("qwen2_5_vl", Tower(32, False, 4, 31), 3, "pool:16")
+CLIP = Serving("llava", EncoderSpec(24, True, output_layer=22), 1, "pool:16")
+QWEN = Serving("qwen2_5_vl", EncoderSpec(32, False, 4, 31), 3, "pool:16")
 
 
 def config(kind: str = "llava", **fields: Any) -> SimpleNamespace:
@@ -104,7 +104,7 @@ def test_servable_methods_can_be_served() -> None:
     found = servable()
     assert {"random", "divprune", "pool", "uniform", "fastervlm", "visionzip", "hiprune"} <= set(found)
     assert not {"prumerge", "cdpruner", "fastv", "focusui", "ppe"} & set(found)
-    several = Serving("llava", Tower(24, True), 3, "pool:16")
+    several = Serving("llava", EncoderSpec(24, True), 3, "pool:16")
     for name in found:
         assert several.setting(f"{name}:50%").count(10) == 5
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.core.in_decoder import Asked, Attention, LayerTokens
-from foveate.core.tokens import Tower
+from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
+from foveate.core.tokens import EncoderSpec
 
 WIDTH, HEADS, SHARED, DEPTH = 6, 4, 2, 3
 
@@ -27,7 +27,7 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
     length = before + size + after
     generator = torch.Generator().manual_seed(seed)
     hidden, entered = torch.randn(2, length, WIDTH, generator=generator)
-    found: dict[Asked, Attention] = {"previous": attention(length, seed), "own": attention(length, seed + 1)}
+    found: dict[AttentionSource, Attention] = {"previous": attention(length, seed), "own": attention(length, seed + 1)}
     places = torch.arange(before, before + size)
     text = torch.cat([torch.arange(before), torch.arange(before + size, length)])
     return LayerTokens(
@@ -42,7 +42,7 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
         torch.arange(size),
         {},
         None,
-        Tower(12, False),
+        EncoderSpec(12, False),
         lambda asked: found[asked],
         entered,
         torch.arange(length),

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 import foveate
 from foveate import FoveateError
-from foveate.core.in_attention import Looking
+from foveate.core.in_attention import AttentionInputs
 from foveate.core.plan import parse_plan
 from foveate.cost.schedule import tokens_per_layer
 from foveate.families import family_of
@@ -27,7 +27,7 @@ KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
 PLAN = "cmai(threshold=0.9)"
 
 
-def looking(kinds: str, seed: int = 0, past: int = 0) -> Looking:
+def looking(kinds: str, seed: int = 0, past: int = 0) -> AttentionInputs:
     """A sequence of image tokens (i), text (t) and padding (_), with two query heads for one key head."""
     generator = torch.Generator().manual_seed(seed)
     count = len(kinds)
@@ -35,10 +35,10 @@ def looking(kinds: str, seed: int = 0, past: int = 0) -> Looking:
     padding = torch.tensor([kind == "_" for kind in kinds])
     allowed = torch.ones(count, count, dtype=torch.bool).tril() & ~padding
     visual, text = (torch.tensor([kind == which for kind in kinds]) for which in "it")
-    return Looking(query[:, past:], key, 0.7, allowed[past:], visual, text, 0, 2)
+    return AttentionInputs(query[:, past:], key, 0.7, allowed[past:], visual, text, 0, 2)
 
 
-def by_hand(kinds: str, whole: Looking, threshold: float) -> list[list[bool]]:
+def by_hand(kinds: str, whole: AttentionInputs, threshold: float) -> list[list[bool]]:
     """The same with loops over pairs."""
     count = len(kinds)
 
@@ -66,19 +66,19 @@ def by_hand(kinds: str, whole: Looking, threshold: float) -> list[list[bool]]:
 @pytest.mark.parametrize("kinds", ["tiiitt", "__tiitiitt", "tttt", "iiit"])
 def test_the_sums_of_the_paper(kinds: str) -> None:
     whole = looking(kinds)
-    hidden, remembered = CMAI(0.9).hides(whole, None)
+    hidden, remembered = CMAI(0.9).attention_mask(whole, None)
     assert hidden.tolist() == by_hand(kinds, whole, 0.9)
     assert remembered.shape == (kinds.count("t"), kinds.count("i"))
-    assert not CMAI(0).hides(whole, None)[0].any()
+    assert not CMAI(0).attention_mask(whole, None)[0].any()
     assert not hidden[[place for place, kind in enumerate(kinds) if kind != "t"]].any()
 
 
 @pytest.mark.parametrize("cut", [3, 5, 7])
 def test_with_a_cache_the_rows_are_those_of_the_whole(cut: int) -> None:
     kinds = "tiititit"
-    expected, remembered = CMAI(0.9).hides(looking(kinds), None)
+    expected, remembered = CMAI(0.9).attention_mask(looking(kinds), None)
     first = looking(kinds)
-    first = Looking(
+    first = AttentionInputs(
         first.query[:, :cut],
         first.key[:, :cut],
         0.7,
@@ -88,8 +88,8 @@ def test_with_a_cache_the_rows_are_those_of_the_whole(cut: int) -> None:
         0,
         2,
     )
-    before = CMAI(0.9).hides(first, None)[1]
-    hidden, after = CMAI(0.9).hides(looking(kinds, past=cut), before)
+    before = CMAI(0.9).attention_mask(first, None)[1]
+    hidden, after = CMAI(0.9).attention_mask(looking(kinds, past=cut), before)
     assert torch.equal(hidden, expected[cut:])
     torch.testing.assert_close(after, remembered)
 
@@ -100,7 +100,7 @@ def test_a_pair_that_is_hidden_by_hand() -> None:
     query = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [10.0, 0.0], [0.0, 10.0]]])
     visual = torch.tensor([True, True, False, False])
     seen = torch.ones(4, 4, dtype=torch.bool).tril()
-    hidden, _ = CMAI().hides(Looking(query, key, 1.0, seen, visual, ~visual, 0, 1), None)
+    hidden, _ = CMAI().attention_mask(AttentionInputs(query, key, 1.0, seen, visual, ~visual, 0, 1), None)
     assert hidden.tolist() == [[False] * 4, [False] * 4, [False, True, False, False], [False, True, False, False]]
 
 

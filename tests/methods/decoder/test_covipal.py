@@ -13,7 +13,7 @@ from torch import Tensor
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.network_folder import save_networks
-from foveate.core.tokens import Tower
+from foveate.core.tokens import EncoderSpec
 from foveate.methods.decoder.covipal import CoViPAL, Pruner
 from tests.methods.decoder.fabricated import WIDTH, layer_tokens
 from tests.runtime.test_decoder_hooks import deep
@@ -110,7 +110,7 @@ def test_live(kind: str, tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     tokens = layer_tokens(9)
     with pytest.raises(FoveateError, match=r"needs trained weights: covipal\(weights=FOLDER\)"):
-        CoViPAL().needs(Tower(1, False))
+        CoViPAL().needs(EncoderSpec(1, False))
     with pytest.raises(FoveateError, match="is no folder with config.json"):
         CoViPAL(str(tmp_path / "none"))(tokens, 3)
     path = folder(tmp_path / "weights", WIDTH, (2, 3))

@@ -14,7 +14,7 @@ import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.core.network_folder import save_networks
-from foveate.core.tokens import Crop, Grid, Tower
+from foveate.core.tokens import Crop, EncoderSpec, Grid
 from foveate.methods.decoder import dpn
 from foveate.methods.decoder.dpn import DPN, Router
 from tests.methods.decoder.fabricated import WIDTH, layer_tokens
@@ -242,7 +242,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         FoveateError, match="needs trained weights: .* or one that stands beside the model's weights as dpn"
     ):
-        DPN().needs(Tower(1, False))
+        DPN().needs(EncoderSpec(1, False))
     with pytest.raises(FoveateError, match="max or mean"):
         DPN("x", operation="sum")  # ty: ignore[invalid-argument-type]
     path = folder(tmp_path / "weights", WIDTH)

@@ -58,7 +58,7 @@ def test_a_live_model_reads_means_and_its_gradient_is_shared(kind: str) -> None:
         output.retain_grad()
         made.append(output)
 
-    with foveate.compress(model, "pool-at:25%@1") as handle:
+    with foveate.compress(model, "pool-decoder:25%@1") as handle:
         hooks = [
             before.register_forward_hook(keep),
             after.input_layernorm.register_forward_pre_hook(lambda module, args: read.append(args[0])),
@@ -89,7 +89,7 @@ def specimen_token(model: object) -> int:
 def test_stages_of_one_plan_pool_what_was_pooled() -> None:
     specimen, model = deep("llava")
     inputs = specimen.prompts(model, (((4, 4),),))
-    with foveate.compress(model, "pool-at:50%@2,4") as handle, torch.no_grad():
+    with foveate.compress(model, "pool-decoder:50%@2,4") as handle, torch.no_grad():
         model(**inputs)
         counts = [layer.tokens_kept for layer in handle.report().images[0].layers]
     tokens = handle.report().images[0].tokens_in

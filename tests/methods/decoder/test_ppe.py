@@ -84,7 +84,7 @@ def test_layers_are_rotated_by_the_members(name: str, before: str, monkeypatch: 
         return made[-1]
 
     monkeypatch.setattr(PPEAt, "select", watched)
-    with foveate.compress(model, f"{before}ppe-at(members=2):4@1"):
+    with foveate.compress(model, f"{before}ppe-decoder(members=2):4@1"):
         first, second = rotations(model, inputs)[:2]
     (selection,) = made
     assert selection.positions is not None
@@ -108,7 +108,7 @@ def test_a_pass_of_the_cascade_is_that_of_the_members(name: str) -> None:
     specimen = zoo()[name]
     model = specimen.model()
     inputs = specimen.prompts(model, [((4, 4),)])
-    with foveate.compress(model, "ppe-at(members=1):4@1") as handle:
+    with foveate.compress(model, "ppe-decoder(members=1):4@1") as handle:
         second = rotations(model, inputs)[1]
         kept = handle.report().images[0].layers[0].indices
     untouched = rotations(model, inputs)[1]
@@ -118,7 +118,7 @@ def test_a_pass_of_the_cascade_is_that_of_the_members(name: str) -> None:
         assert torch.equal(got[0], expected[0][stays])
 
 
-@pytest.mark.parametrize("plan", ["ppe-at:50%@1", "ppe:50% + ppe-at:50%@1"])
+@pytest.mark.parametrize("plan", ["ppe-decoder:50%@1", "ppe:50% + ppe-decoder:50%@1"])
 @pytest.mark.parametrize("name", ["llava", "qwen2-vl", "qwen3-vl", "glm-4v"])
 def test_generating_with_a_cache_is_generating_without(name: str, plan: str) -> None:
     specimen = zoo()[name]
@@ -135,11 +135,11 @@ def test_the_layers_of_the_paper_and_bad_arguments() -> None:
     assert PPEAt().layers(36) == (11, 23, 35)
     assert PPEAt().layers(2) == (1,)
     for wrong in ({"members": 0}, {"neighbours": 0}):
-        with pytest.raises(FoveateError, match="ppe-at"):
+        with pytest.raises(FoveateError, match="ppe-decoder"):
             PPEAt(**wrong)
     specimen = zoo()["llava"]
     with (
-        foveate.compress(specimen.model(), "ppe-at:4@1", positions="contiguous"),
+        foveate.compress(specimen.model(), "ppe-decoder:4@1", positions="contiguous"),
         pytest.raises(FoveateError, match="several positions of the original sequence"),
     ):
         specimen.model()(**specimen.prompts(specimen.model(), [((4, 4),)]))

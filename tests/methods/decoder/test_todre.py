@@ -76,7 +76,7 @@ def test_both_stages_in_one_plan(kind: str) -> None:
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, (((3, 4),), ((2, 3), (4, 3)), ((4, 5),)))
     for threshold, left in (("1.01", 0), ("1e-6", None)):
-        with foveate.compress(model, f"todre:50% + todre-at(threshold={threshold})") as handle:
+        with foveate.compress(model, f"todre:50% + todre-decoder(threshold={threshold})") as handle:
             written = answers(model, inputs)
             for image in handle.report().images:
                 assert [layer.layer for layer in image.layers] == [5]
@@ -92,7 +92,7 @@ def test_both_stages_in_one_plan(kind: str) -> None:
 def test_images_leave_at_layers_of_their_own() -> None:
     specimen, model = deep("llava")
     inputs = specimen.prompts(model, (((3, 4),), ((2, 3), (4, 3)), ((4, 5),)))
-    with foveate.compress(model, "todre-at(threshold=0.75)@1,2,3,4,5") as handle:
+    with foveate.compress(model, "todre-decoder(threshold=0.75)@1,2,3,4,5") as handle:
         written = answers(model, inputs)
         counts = [[layer.tokens_kept for layer in image.layers] for image in handle.report().images]
         assert answers(model, inputs, use_cache=False) == written
@@ -109,4 +109,4 @@ def test_a_threshold_that_nothing_is_below_is_refused() -> None:
 
 def test_it_takes_no_budget() -> None:
     with pytest.raises(FoveateError, match="takes no budget"):
-        foveate.compress(zoo()["llava"].model(), "todre-at:3@1")
+        foveate.compress(zoo()["llava"].model(), "todre-decoder:3@1")

@@ -9,7 +9,7 @@ import torch
 
 import foveate
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Tower
+from foveate.core.tokens import EncoderSpec
 from foveate.methods.decoder.vflowopt import VFlowOptAt
 from tests.families.reference import encode
 from tests.families.zoo import zoo
@@ -17,7 +17,7 @@ from tests.methods.decoder.fabricated import layer_tokens
 from tests.runtime.test_decoder_hooks import deep
 from tests.runtime.test_promises import answers
 
-TOWER = Tower(12, False)
+TOWER = EncoderSpec(12, False)
 
 
 def test_the_highest_scores_stay_and_newlines_with_them() -> None:
@@ -46,7 +46,7 @@ def test_the_authors_layers() -> None:
 def test_both_stages_follow_one_score(kind: str, first: str) -> None:
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, (((3, 4),), ((2, 3), (4, 3)), ((4, 5),)))
-    plan = f"{first}vflowopt-at(threshold=1.05):70%@2 + vflowopt-at(threshold=1.05):50%@4"
+    plan = f"{first}vflowopt-decoder(threshold=1.05):70%@2 + vflowopt-decoder(threshold=1.05):50%@4"
     with foveate.compress(model, plan) as handle:
         written = answers(model, inputs)
         images = handle.report().images
@@ -65,7 +65,7 @@ def test_newlines_stay_in_a_live_model() -> None:
     specimen = zoo()["llava-next"]
     model = specimen.model()
     inputs = specimen.prompts(model, (((6, 7),),))
-    with foveate.compress(model, "vflowopt-at(threshold=1.0):50%@1") as handle, torch.no_grad():
+    with foveate.compress(model, "vflowopt-decoder(threshold=1.0):50%@1") as handle, torch.no_grad():
         model(**inputs)
         (image,) = handle.report().images
     assert image.layout.separators is not None
@@ -74,7 +74,7 @@ def test_newlines_stay_in_a_live_model() -> None:
 
 def test_an_image_that_is_not_encoded_whole_has_no_scores() -> None:
     with pytest.raises(FoveateError, match="hub_attention of every patch"):
-        foveate.compress(zoo()["qwen2.5-vl"].model(), "downsample:50% + vflowopt-at:3@1")
+        foveate.compress(zoo()["qwen2.5-vl"].model(), "downsample:50% + vflowopt-decoder:3@1")
 
 
 @pytest.mark.parametrize("arguments", [{"threshold": -0.1}])

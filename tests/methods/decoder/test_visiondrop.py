@@ -75,7 +75,7 @@ def test_the_first_tokens_are_seen_by_more() -> None:
     """Where all attention is equal, the score of a token falls strictly with its place, as the paper's code has it."""
     tokens = layer_tokens(9)
     equal = Attention(torch.zeros(4, 15, 3), torch.randn(2, 15, 3), 1.0)
-    scores = equal.received(tokens.places, tokens.places)
+    scores = equal.attention_received(tokens.places, tokens.places)
     assert bool((scores[1:] < scores[:-1]).all())
     picked = VisionDrop(share=1.0)(replace(tokens, ask=lambda _: equal), 4)
     assert picked.indices.tolist() == [0, 1, 2, 3]

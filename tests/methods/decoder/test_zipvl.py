@@ -12,11 +12,11 @@ from transformers.cache_utils import DynamicLayer
 
 import foveate
 from foveate import FoveateError
-from foveate.core.in_attention import Looking
+from foveate.core.in_attention import AttentionInputs
 from foveate.methods.decoder.zipvl import ZipVL
 from foveate.runtime import compat
 from foveate.runtime.attention_functions import Call
-from foveate.runtime.attention_hooks import AttentionSeam
+from foveate.runtime.attention_hooks import AttentionHooks
 from foveate.runtime.kv_cache import MixedLayer
 from foveate.runtime.kv_cache.nbytes import bytes_of
 from tests.families.zoo import zoo
@@ -27,15 +27,15 @@ KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
 FULL = "zipvl(tau=0.8, high=16, low=16)"
 
 
-def looking(count: int, seed: int = 0, padding: int = 0) -> Looking:
+def looking(count: int, seed: int = 0, padding: int = 0) -> AttentionInputs:
     generator = torch.Generator().manual_seed(seed)
     query, key = (torch.randn(heads, count + padding, 4, generator=generator) for heads in (2, 1))
     real = torch.arange(count + padding) >= padding
     allowed = torch.ones(len(real), len(real), dtype=torch.bool).tril() & real
-    return Looking(2 * query, key, 1.0, allowed, real & (torch.arange(len(real)) % 2 == 0), real, 3, 8)
+    return AttentionInputs(2 * query, key, 1.0, allowed, real & (torch.arange(len(real)) % 2 == 0), real, 3, 8)
 
 
-def by_hand(method: ZipVL, own: Looking, padding: int) -> set[int]:
+def by_hand(method: ZipVL, own: AttentionInputs, padding: int) -> set[int]:
     count = own.query.shape[1] - padding
     key = own.key.repeat(2, 1, 1)
     attention = (own.query @ key.transpose(1, 2)).masked_fill(~own.allowed, -torch.inf).softmax(dim=-1).mean(dim=0)
@@ -57,12 +57,12 @@ def by_hand(method: ZipVL, own: Looking, padding: int) -> set[int]:
 def test_the_rule_of_the_paper(tau: float, count: int, padding: int) -> None:
     method = ZipVL(tau=tau, recent=3, sampled=4)
     own = looking(count, padding=padding)
-    assert set(method.attends(own).nonzero().flatten().tolist()) == by_hand(method, own, padding)
+    assert set(method.active_tokens(own).nonzero().flatten().tolist()) == by_hand(method, own, padding)
 
 
 def test_tau_1_is_everything_and_more_tau_is_more() -> None:
     own = looking(40, padding=2)
-    counts = [int(ZipVL(tau=tau, recent=8, sampled=8).attends(own).sum()) for tau in (0.1, 0.5, 0.8, 0.95, 1)]
+    counts = [int(ZipVL(tau=tau, recent=8, sampled=8).active_tokens(own).sum()) for tau in (0.1, 0.5, 0.8, 0.95, 1)]
     assert counts == sorted(counts)
     assert counts[0] < counts[-1] == 40
 
@@ -74,9 +74,9 @@ def test_early_tokens_do_not_win_by_being_early() -> None:
     query = torch.zeros(1, 12, 4)
     query[..., 0] = 3
     real = torch.ones(12, dtype=torch.bool)
-    own = Looking(query, key, 1.0, torch.ones(12, 12, dtype=torch.bool).tril(), real, ~real, 0, 1)
+    own = AttentionInputs(query, key, 1.0, torch.ones(12, 12, dtype=torch.bool).tril(), real, ~real, 0, 1)
     method = ZipVL(tau=0.5, recent=12)
-    found = method.attends(own)
+    found = method.active_tokens(own)
     received = own.rows(torch.arange(12)).sum(dim=0)
     assert received[0] > received[8] > received[9]  # the plain sum would take the first token
     assert found.nonzero().flatten().tolist() == [8, 9, 11]
@@ -121,9 +121,9 @@ def test_sparse_attention_is_masked_attention(kind: str, side: str, monkeypatch:
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, ROWS, side=side)
     kept: list[Tensor] = []
-    before = AttentionSeam._among
+    before = AttentionHooks._among
 
-    def among(self: AttentionSeam, call: Call, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
+    def among(self: AttentionHooks, call: Call, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
         found = before(self, call, allowed, attends, prompt)
         seen = allowed & attends[:, None]
         expected = call.attend_pairs(seen | ~seen.any(dim=2, keepdim=True))[0] * attends[:, :, None, None]
@@ -131,7 +131,7 @@ def test_sparse_attention_is_masked_attention(kind: str, side: str, monkeypatch:
         kept.append(attends.sum(dim=1))
         return found
 
-    monkeypatch.setattr(AttentionSeam, "_among", among)
+    monkeypatch.setattr(AttentionHooks, "_among", among)
     with foveate.compress(model, "zipvl(tau=0.8)"):
         logits(model, inputs)
     assert len(kept) == len(model.get_decoder().layers)

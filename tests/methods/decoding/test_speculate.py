@@ -230,7 +230,7 @@ BESIDE = (
     "tome:50%",
     "fastv:3@1",
     "sparsevlm:3@1",
-    "pool-at:50%@1",
+    "pool-decoder:50%@1",
     "vtw@1",
     "cmai",
     "divprune:5 + fastv:2@1",

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Crop, Grid, Need, Tower, VisualTokens
+from foveate.core.tokens import Crop, EncoderSpec, Grid, Need, VisualTokens
 
 #: CLIP ViT-L as LLaVA reads it, and an encoder without [CLS] whose last block is read.
-CLIP = Tower(24, True, output_layer=-2)
-PLAIN = Tower(12, False)
+CLIP = EncoderSpec(24, True, output_layer=-2)
+PLAIN = EncoderSpec(12, False)
 
 WIDTH, KEYS, WORDS = 8, 6, 5
 
@@ -66,7 +66,7 @@ def measure(method: Method, tokens: VisualTokens, seed: int = 0) -> VisualTokens
     return replace(tokens, measured=values)
 
 
-def plain(rows: int, columns: int, tower: Tower = CLIP, seed: int = 0) -> VisualTokens:
+def plain(rows: int, columns: int, tower: EncoderSpec = CLIP, seed: int = 0) -> VisualTokens:
     """A plain image of random features."""
     features = torch.randn(rows * columns, WIDTH, generator=torch.Generator().manual_seed(seed))
     return VisualTokens.of_grid(features, (rows, columns), tower=tower, size=(14 * rows, 14 * columns))
@@ -77,7 +77,7 @@ def tiled(
     layout: tuple[int, int] = (2, 2),
     cut: tuple[int, int] = (1, 0),
     newlines: bool = True,
-    tower: Tower = CLIP,
+    tower: EncoderSpec = CLIP,
     seed: int = 0,
 ) -> VisualTokens:
     """A thumbnail and tiles as LLaVA-NeXT lays them out.
@@ -118,7 +118,7 @@ def tiled(
     return VisualTokens(features, tuple(crops), separators=separators if newlines else None, tower=tower)
 
 
-def frames(count: int = 3, rows: int = 3, columns: int = 4, tower: Tower = CLIP, seed: int = 0) -> VisualTokens:
+def frames(count: int = 3, rows: int = 3, columns: int = 4, tower: EncoderSpec = CLIP, seed: int = 0) -> VisualTokens:
     """A clip."""
     size = rows * columns
     crops = tuple(Crop(torch.arange(i * size, (i + 1) * size), Grid(rows, columns), kind="frame") for i in range(count))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.cdpruner import CDPruner, most_likely, relevance
 from foveate.methods.shared.diversity import Cosines
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "cdpruner.json").read_text())
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 
 
 def image(x: Tensor, question: Tensor, embeds: Tensor | None = None) -> VisualTokens:

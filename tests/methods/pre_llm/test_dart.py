@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.dart import DART
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "dart.json").read_text())
@@ -54,8 +54,8 @@ def test_authors_code(case):
 
 
 def test_the_question_is_asked_for_only_when_used():
-    assert DART().needs(Tower(24, False)) == ()
-    assert DART(text_pivots=4).needs(Tower(24, False)) == (Need("instruction"),)
+    assert DART().needs(EncoderSpec(24, False)) == ()
+    assert DART(text_pivots=4).needs(EncoderSpec(24, False)) == (Need("instruction"),)
 
 
 def test_bad_arguments():

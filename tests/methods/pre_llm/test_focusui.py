@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from foveate.cli import main
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Grid, Need, Tower, VisualTokens, top
+from foveate.core.tokens import EncoderSpec, Grid, Need, VisualTokens, topk_indices
 from foveate.methods.pre_llm.focusui import (
     FocusUI,
     Scorer,
@@ -61,7 +61,7 @@ def test_scores_equal_the_loop_and_the_method_keeps_the_best(tmp_path: Path) -> 
     scorer.save(tmp_path / "scorer.safetensors")
     method = FocusUI(str(tmp_path / "scorer.safetensors"))
     tokens = VisualTokens.of_grid(image, (4, 5), measured={Need("instruction"): text})
-    assert torch.equal(method(tokens, 6).indices, top(scorer(image, text), 6))
+    assert torch.equal(method(tokens, 6).indices, topk_indices(scorer(image, text), 6))
     same = VisualTokens.of_grid(image[:1].expand(20, -1), (4, 5), measured={Need("instruction"): text})
     assert len(FocusUI(method.weights, shuffle=True)(same, 6).indices.unique()) == 6
     wide = VisualTokens.of_grid(torch.randn(20, 8), (4, 5), measured={Need("instruction"): text[:, :8]})
@@ -71,7 +71,7 @@ def test_scores_equal_the_loop_and_the_method_keeps_the_best(tmp_path: Path) -> 
 
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(FoveateError, match="train-scorer"):
-        FocusUI().needs(Tower(4, False))
+        FocusUI().needs(EncoderSpec(4, False))
     with pytest.raises(FoveateError, match="no file"):
         Scorer.load(tmp_path / "none")
     with pytest.raises(FoveateError, match="cut"):

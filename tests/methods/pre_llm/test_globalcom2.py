@@ -144,7 +144,7 @@ def test_with_reference_newlines_stay_and_the_thumbnail_is_read_by_score():
     tokens = measure(GlobalCom2(), tiled(4, (2, 2), (1, 0)))
     assert tokens.separators is not None
     method = GlobalCom2(reference=True)
-    assert not method.exact
+    assert not method.static_count
     chosen, plain_choice = method(tokens, 20), method(replace(tokens, separators=None), 20)
     chosen.check(len(tokens))
     newlines = tokens.separators.nonzero().flatten().tolist()

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Crop, Grid, Need, Tower, VisualTokens
+from foveate.core.tokens import Crop, EncoderSpec, Grid, Need, VisualTokens
 from foveate.methods.pre_llm.hiprune import HiPrune
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "hiprune.json").read_text())
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 
 
 def image(middle: list[float], deep: list[float], grid: tuple[int, int]) -> VisualTokens:
@@ -82,7 +82,7 @@ def test_padding_is_nobodys_neighbour() -> None:
 
 def test_layers_of_the_paper() -> None:
     assert HiPrune().needs(TOWER) == (Need("received", 8), Need("received", 22))
-    assert HiPrune().needs(Tower(32, False)) == (Need("received", 15), Need("received", 31))
+    assert HiPrune().needs(EncoderSpec(32, False)) == (Need("received", 15), Need("received", 31))
     assert HiPrune(layer=-1).needs(TOWER)[0] == Need("received", 23)
 
 

@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, parse_plan
-from foveate.core.tokens import Need, Tower, VisualTokens, top
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens, topk_indices
 from foveate.methods.pre_llm.divprune import DivPrune
 from foveate.methods.pre_llm.fastervlm import FasterVLM
 from foveate.methods.pre_llm.pospad import PosPad, exact_runs, run_ends
 
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 
 
 def image(scores: torch.Tensor) -> VisualTokens:
@@ -47,7 +47,7 @@ def test_count_is_exact_and_kept_are_the_best(data: st.DataObject, size: int, va
     count = data.draw(st.integers(1, size - 1))
 
     def choose(wanted: int) -> torch.Tensor:
-        return torch.zeros(size, dtype=torch.bool).index_fill_(0, top(scores, wanted), True)
+        return torch.zeros(size, dtype=torch.bool).index_fill_(0, topk_indices(scores, wanted), True)
 
     stays, ends, wanted = exact_runs(choose, size, count)
     assert int(stays.sum()) + int(ends.sum()) == count and not bool((stays & ends).any())
@@ -71,9 +71,9 @@ def test_a_budget_of_two_keeps_the_best_token_and_a_marker() -> None:
 def test_kept_tokens_and_markers_can_be_counted_apart(count: int) -> None:
     scores = torch.rand(12, generator=torch.Generator().manual_seed(5))
     method = PosPad(apart=True)
-    assert not method.exact and PosPad().exact
+    assert not method.static_count and PosPad().static_count
     selection = method(image(scores), count)
-    best = top(scores, count).tolist()
+    best = topk_indices(scores, count).tolist()
     ends = [run[-1] for run in slow_runs([place not in best for place in range(12)])]
     assert selection.indices.tolist() == sorted(best + ends)
     assert str(Plan.of(method, count)) == f"pospad(apart=True):{count}"

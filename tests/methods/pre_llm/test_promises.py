@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Selection, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Selection, VisualTokens
 from foveate.methods.pre_llm import methods
 from tests.methods.pre_llm.fabricate import CLIP, PLAIN, frames, measure, plain, same, tied, tiled
 
-BEFORE = {name: cls for name, cls in methods().items() if cls.site == "before-lm"}
+BEFORE = {name: cls for name, cls in methods().items() if cls.site == "pre_llm"}
 
 
-def usable(method: Method, tower: Tower) -> bool:
+def usable(method: Method, tower: EncoderSpec) -> bool:
     """Whether the method can be measured on the encoder: [CLS] cannot be invented, only what stands in for it."""
     try:
         needs = method.needs(tower)
@@ -37,11 +37,11 @@ def usable(method: Method, tower: Tower) -> bool:
     return tower.has_cls or not any(n.kind.startswith("cls") and not n.substitute for n in needs)
 
 
-def towers(method: Method) -> list[Tower]:
+def towers(method: Method) -> list[EncoderSpec]:
     return [tower for tower in (CLIP, PLAIN) if usable(method, tower)]
 
 
-def images(tower: Tower) -> dict[str, VisualTokens]:
+def images(tower: EncoderSpec) -> dict[str, VisualTokens]:
     return {
         "square": plain(6, 6, tower),
         "wide": plain(2, 9, tower),
@@ -68,7 +68,7 @@ def verify(method: Method, tokens: VisualTokens, count: int | None) -> Selection
     selection.check(len(tokens))
     kept = len(selection)
     assert 0 < kept <= len(tokens)
-    if count is not None and method.exact:
+    if count is not None and method.static_count:
         assert kept == count, f"{kept} tokens stay, {count} were announced"
     if selection.features is not None:
         assert selection.features.dtype == tokens.features.dtype
@@ -309,7 +309,7 @@ def test_scores_with_ties(method: Method):
 
 
 def test_separators_go_before_tokens_of_the_image(method: Method):
-    if not takes_budgets(method) or not method.exact or method.sees_separators:
+    if not takes_budgets(method) or not method.static_count or method.sees_separators:
         pytest.skip("separators are tokens like others to it, or the number is its own")
     tokens = measure(method, tiled(tower=towers(method)[0]))
     separators = tokens.separators

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.prumerge import PruMerge, PruMergePlus
 from foveate.methods.shared.clustering import spread
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "prumerge.json").read_text())
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 
 
 def image(attention: Tensor, keys: Tensor, features: Tensor) -> VisualTokens:

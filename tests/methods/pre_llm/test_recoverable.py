@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.recoverable import RecoverableCompression
 from foveate.methods.shared.clustering import outlier_factor
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "recoverable.json").read_text())
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 cosine = torch.nn.functional.cosine_similarity
 
 
@@ -151,7 +151,7 @@ def test_what_it_measures() -> None:
     keys, attention = Need("keys", 22), Need("cls_attention", 22, substitute=True)
     method = RecoverableCompression()
     assert method.needs(TOWER) == (keys, Need("cls_feature", 22), Need("features", 22), Need("instruction"))
-    assert method.needs(Tower(23, False)) == (keys, attention, Need("instruction"))
+    assert method.needs(EncoderSpec(23, False)) == (keys, attention, Need("instruction"))
     assert RecoverableCompression(reference=True).needs(TOWER) == (keys, attention, Need("instruction"))
     aligned = RecoverableCompression(text="aligned").needs(TOWER)
     assert aligned[3:] == (Need("text_feature"), Need("features", 23))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Crop, Grid, Need, Tower, VisualTokens
+from foveate.core.tokens import Crop, EncoderSpec, Grid, Need, VisualTokens
 from foveate.methods.pre_llm.relevance import Mapper, Relevance, mapper_loss, relevance_target, rollout
 
 
@@ -67,7 +67,7 @@ def test_mapper_is_resolution_agnostic_learns_and_is_saved(tmp_path: Path) -> No
 
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(FoveateError, match="foveate train-relevance"):
-        Relevance().needs(Tower(4, False))
+        Relevance().needs(EncoderSpec(4, False))
     with pytest.raises(FoveateError, match="no file"):
         Mapper.load(tmp_path / "none")
     (tmp_path / "other").write_bytes(b"nothing")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Crop, Grid, Need, Tower, VisualTokens
+from foveate.core.tokens import Crop, EncoderSpec, Grid, Need, VisualTokens
 from foveate.methods.pre_llm.divprune import DivPrune
 from foveate.methods.pre_llm.todre import ToDRE
 from foveate.methods.shared.diversity import Cosines, farthest_first, max_sum
 
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 NEED = Need("cls_attention", 22)
 
 
@@ -68,7 +68,7 @@ def test_pivots():
     assert ToDRE(pivot="cls")(tokens, 1).indices.tolist() == [19]
     assert ToDRE(pivot="center")(tokens, 1).indices.tolist() == [int(similar.argmax())]
     assert ToDRE(pivot="farthest")(tokens, 1).indices.tolist() == [int(similar.argmin())]
-    without = replace(tokens, measured={}, tower=Tower(24, False))
+    without = replace(tokens, measured={}, tower=EncoderSpec(24, False))
     assert ToDRE().needs(without.tower) == ()
     assert ToDRE()(without, 1).indices.tolist() == [int(similar.argmin())]
 

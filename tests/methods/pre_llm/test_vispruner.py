@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.fastervlm import FasterVLM
 from foveate.methods.pre_llm.vispruner import VisPruner
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "vispruner.json").read_text())
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 
 
 def image(x: Tensor, attention: Tensor) -> VisualTokens:

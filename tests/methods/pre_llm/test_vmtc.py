@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.vmtc import VMTC
 from foveate.methods.shared.clustering import cosine_kmeans, representatives
 
-TOWER = Tower(24, True, output_layer=-2)
+TOWER = EncoderSpec(24, True, output_layer=-2)
 
 
 def image(attention: Tensor, features: Tensor) -> VisualTokens:

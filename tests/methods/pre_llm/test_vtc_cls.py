@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Need, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.fastervlm import FasterVLM
 from foveate.methods.pre_llm.vtc_cls import VTCCLS
 from tests.methods.pre_llm.fabricate import CLIP, PLAIN, measure, plain, tied
@@ -24,7 +24,7 @@ def image(attention: Tensor) -> VisualTokens:
     blocks, size = attention.shape
     measured = {Need("cls_attention", layer): row for layer, row in enumerate(attention)}
     return VisualTokens.of_grid(
-        torch.zeros(size, 2), (1, size), tower=Tower(blocks, True, output_layer=-2), measured=measured
+        torch.zeros(size, 2), (1, size), tower=EncoderSpec(blocks, True, output_layer=-2), measured=measured
     )
 
 
@@ -53,7 +53,7 @@ def test_one_block_is_fastervlm():
 
 def test_blocks():
     assert [need.layer for need in VTCCLS().needs(CLIP)] == list(range(16, 23))
-    assert [need.layer for need in VTCCLS().needs(Tower(2, True, output_layer=-2))] == [0]
+    assert [need.layer for need in VTCCLS().needs(EncoderSpec(2, True, output_layer=-2))] == [0]
     with pytest.raises(FoveateError, match="0 to 22"):
         VTCCLS(23).needs(CLIP)
     with pytest.raises(FoveateError, match="12 blocks"):

@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError
 from foveate.models.next_scale import pictures
 from foveate.models.next_scale.training import CodeAverages, Recipe, measure, rate, read_recipe, tokenizer_loss, train
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.relevance import Folder
+from foveate.training.methods.relevance import RunDirectory
 from tests.models.next_scale.small_next_scale import small_config, small_model
 
 RECIPE = Recipe(tokenizer_steps=3, tokenizer_batch_size=4, steps=3, batch_size=2)
@@ -95,17 +95,17 @@ def test_the_rate_rises_and_falls() -> None:
 
 def test_a_run_that_was_stopped_gives_the_same_weights(tmp_path) -> None:
     config = small_config(num_classes=16)
-    whole, finished = train(config, RECIPE, Folder(tmp_path / "whole", {}))
+    whole, finished = train(config, RECIPE, RunDirectory(tmp_path / "whole", {}))
     assert finished
     for wanted in (2, 5, 6):  # within both stages, and at the end
         stop, steps = StopRequest(), 0
 
-        def told(stage: str, step: int, of: int, loss: float, stop=stop, wanted=wanted) -> None:
+        def on_progress(stage: str, step: int, of: int, loss: float, stop=stop, wanted=wanted) -> None:
             nonlocal steps
             if (step if stage == "tokenizer" else 3 + step) == wanted:
                 stop.ask()
 
-        parts, finished = train(config, RECIPE, Folder(tmp_path / "parts", {}), told, stop)
+        parts, finished = train(config, RECIPE, RunDirectory(tmp_path / "parts", {}), on_progress, stop)
         assert finished == (wanted == 6)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
@@ -115,7 +115,7 @@ def test_a_run_that_was_stopped_gives_the_same_weights(tmp_path) -> None:
 
 def test_settings_that_cannot_be_are_refused(tmp_path) -> None:
     with pytest.raises(FoveateError, match="16 classes"):
-        train(small_config(), RECIPE, Folder(tmp_path / "run", {}))
+        train(small_config(), RECIPE, RunDirectory(tmp_path / "run", {}))
     for field, message in (("steps", "1 or more"), ("learning_rate", "greater than 0"), ("class_dropout", "less than")):
         with pytest.raises(FoveateError, match=message):
             dataclasses.replace(RECIPE, **{field: -1})

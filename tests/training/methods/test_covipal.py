@@ -18,14 +18,14 @@ from foveate.loading import load
 from foveate.methods.decoder.covipal import Pruner
 from foveate.training.callbacks import StopRequest
 from foveate.training.methods import covipal, teacher_forcing
-from foveate.training.methods.covipal import Fitting, fit
+from foveate.training.methods.covipal import TrainConfig, fit
 from foveate.training.methods.fidelity import measure
-from foveate.training.methods.relevance import Folder
-from foveate.training.methods.teacher_forcing import Seen, encoding_once, see, text_of
+from foveate.training.methods.relevance import RunDirectory
+from foveate.training.methods.teacher_forcing import RecordedActivations, encoding_once, record, text_of
 from tests.runtime.test_decoder_hooks import deep
 from tests.tiny_model import save_llava, save_llava_uhd
 
-SMALL = Fitting(steps=4, batch_size=2, guided=0.5, width=8, heads=2)
+SMALL = TrainConfig(steps=4, batch_size=2, guided=0.5, width=8, heads=2)
 EXAMPLES = teacher_forcing.samples([], None, None, 0)
 
 
@@ -34,8 +34,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     return load(save_llava(tmp_path_factory.mktemp("model")), device="cpu")
 
 
-def seen_of(loaded: tuple[Any, Any], number: int = 0) -> Seen:
-    return see(*loaded, EXAMPLES(number), (1,), looking=1)
+def seen_of(loaded: tuple[Any, Any], number: int = 0) -> RecordedActivations:
+    return record(*loaded, EXAMPLES(number), (1,), looking=1)
 
 
 def modules(size: int, seed: int = 0) -> nn.ModuleDict:
@@ -100,7 +100,7 @@ def test_hard_gates_are_the_method(loaded: tuple[Any, Any], tmp_path: Path) -> N
     networks = modules(text.config.hidden_size)
     with torch.no_grad():
         networks["1"].head[1].weight.mul_(1e7)
-    covipal.save(networks, Fitting(width=8, heads=2), tmp_path / "hard")
+    covipal.save(networks, TrainConfig(width=8, heads=2), tmp_path / "hard")
     torch.manual_seed(0)
     with torch.no_grad(), covipal.gated(text, networks, seen.tokens, 16 / len(tokens)):
         found = model.get_output_embeddings()(text(**seen.call).last_hidden_state[0, seen.rows])
@@ -135,24 +135,26 @@ def test_both_losses_reach_the_modules_and_nothing_else(loaded: tuple[Any, Any])
 
 def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    whole = fit(*loaded, EXAMPLES, (1,), SMALL, Folder(tmp_path / "whole", {}))
+    whole = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "whole", {}))
     stop = StopRequest()
     tell = lambda step, loss: stop.ask() if step == 2 else None  # noqa: E731
-    stopped = fit(*loaded, EXAMPLES, (1,), SMALL, Folder(tmp_path / "parts", {}), tell, stop)
+    stopped = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}), tell, stop)
     assert (whole.finished, stopped.finished, stopped.step) == (True, False, 2)
-    rest = fit(*loaded, EXAMPLES, (1,), SMALL, Folder(tmp_path / "parts", {}))
+    rest = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}))
     for name, value in whole.network.state_dict().items():
         assert torch.equal(rest.network.state_dict()[name], value), name
     assert torch.equal(torch.random.get_rng_state(), before)
     with pytest.raises(FoveateError, match="layers 1 to 1 of this model, not for 1, 2"):
-        fit(*loaded, EXAMPLES, (1, 2), SMALL, Folder(tmp_path / "other", {}))
+        fit(*loaded, EXAMPLES, (1, 2), SMALL, RunDirectory(tmp_path / "other", {}))
 
 
 @pytest.mark.parametrize("guided", [1.0, 0.0])
 def test_training_lowers_the_loss(loaded: tuple[Any, Any], tmp_path: Path, guided: float) -> None:
     model = loaded[0]
-    how = Fitting(steps=20, batch_size=2, learning_rate=1e-2, guided=guided, width=16, heads=2)
-    trained = fit(*loaded, lambda number: EXAMPLES(number % 4), (1,), how, Folder(tmp_path / "run", {})).network
+    config = TrainConfig(steps=20, batch_size=2, learning_rate=1e-2, guided=guided, width=16, heads=2)
+    trained = fit(
+        *loaded, lambda number: EXAMPLES(number % 4), (1,), config, RunDirectory(tmp_path / "run", {})
+    ).network
     torch.manual_seed(0)
     new = nn.ModuleDict({"1": Pruner(text_of(model).config.hidden_size, 16, 2)})
     losses = []
@@ -186,10 +188,10 @@ def test_the_guide_is_deeper() -> None:
 
 
 def test_measuring(loaded: tuple[Any, Any]) -> None:
-    found = measure(*loaded, [EXAMPLES(0), EXAMPLES(1)], ["random-at:100%@1", "random-at:25%@1"])
+    found = measure(*loaded, [EXAMPLES(0), EXAMPLES(1)], ["random-decoder:100%@1", "random-decoder:25%@1"])
     assert found["untouched"]["kl"] == 0 and found["untouched"]["agreement"] == 1
-    assert found["random-at:100%@1"] == pytest.approx(found["untouched"], abs=1e-5)
-    assert found["random-at:25%@1"]["kl"] > 0 and found["random-at:25%@1"]["tokens"] == 0.25
+    assert found["random-decoder:100%@1"] == pytest.approx(found["untouched"], abs=1e-5)
+    assert found["random-decoder:25%@1"]["kl"] > 0 and found["random-decoder:25%@1"]["tokens"] == 0.25
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +203,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     train_pruner(model, None, output, **options, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["finished"] and document["layers"] == [1]
-    assert {"untouched", "random-at:25%@1"} < set(document["measured"])
+    assert {"untouched", "random-decoder:25%@1"} < set(document["measured"])
     with pytest.raises(FoveateError, match="another batch_size"):
         train_pruner(model, None, output, **options | {"batch_size": 2})
     for arguments, words in (
@@ -251,7 +253,7 @@ def test_an_encoder_that_runs_once_gives_every_plan_the_same(kind: str) -> None:
         once = len(runs)
         with encoding_once(model):
             assert all(torch.equal(model(**inputs).logits, alone) for _ in range(3))
-            with foveate.compress(model, "random-at:50%@2"):
+            with foveate.compress(model, "random-decoder:50%@2"):
                 assert not torch.equal(model(**inputs).logits, alone)
     assert "forward" not in vars(tower)
     assert once > 0 and len(runs) == 2 * once

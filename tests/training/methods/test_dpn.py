@@ -17,13 +17,13 @@ from foveate.loading import load
 from foveate.methods.decoder.dpn import Router
 from foveate.training.callbacks import StopRequest
 from foveate.training.methods import dpn, teacher_forcing
-from foveate.training.methods.dpn import Drawn, Fitting, Trial, batch_loss, fit, routing_loss, trial
-from foveate.training.methods.relevance import Folder
+from foveate.training.methods.dpn import Drawn, TrainConfig, Trial, batch_loss, fit, routing_loss, trial
+from foveate.training.methods.relevance import RunDirectory
 from foveate.training.methods.relevance_targets import read_example
-from foveate.training.methods.teacher_forcing import see, text_of
+from foveate.training.methods.teacher_forcing import record, text_of
 from tests.tiny_model import save_llava, save_llava_uhd
 
-SMALL = Fitting(steps=4, batch_size=2)
+SMALL = TrainConfig(steps=4, batch_size=2)
 EXAMPLES = teacher_forcing.samples([], None, None, 0)
 
 
@@ -49,7 +49,7 @@ def test_the_routing_loss_by_hand() -> None:
 def test_every_expert_is_tried(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     """Losses are those of the method with a router that is sure of the expert."""
     model = loaded[0]
-    seen = see(*loaded, EXAMPLES(0), (1,))
+    seen = record(*loaded, EXAMPLES(0), (1,))
     networks = routers(text_of(model).config.hidden_size)
     torch.manual_seed(0)
     found = trial(model, networks, seen, 1)
@@ -69,7 +69,7 @@ def test_every_expert_is_tried(loaded: tuple[Any, Any], tmp_path: Path) -> None:
 
 def test_few_tokens_are_never_drawn(loaded: tuple[Any, Any]) -> None:
     """64 tokens: 4 x 4 would leave 4 of them, 2 x 2 leaves 16; both are less than 18."""
-    seen = see(*loaded, EXAMPLES(0), (1,))
+    seen = record(*loaded, EXAMPLES(0), (1,))
     (tokens,) = seen.tokens[1]
     assert len(tokens) == 64
     for draw in range(20):
@@ -100,9 +100,9 @@ def test_the_loss_is_the_expectation() -> None:
 def test_routers_learn_what_is_asked_of_them(loaded: tuple[Any, Any], tmp_path: Path, pressure: float) -> None:
     """With a strong routing loss routers pool as much as they can; without one they take what answers best."""
     examples = lambda number: EXAMPLES(0)  # noqa: E731
-    how = Fitting(steps=25, batch_size=1, learning_rate=0.05, pressure=pressure)
-    trained = fit(*loaded, examples, (1,), how, Folder(tmp_path / "run", {})).network
-    seen = see(*loaded, EXAMPLES(0), (1,))
+    config = TrainConfig(steps=25, batch_size=1, learning_rate=0.05, pressure=pressure)
+    trained = fit(*loaded, examples, (1,), config, RunDirectory(tmp_path / "run", {})).network
+    seen = record(*loaded, EXAMPLES(0), (1,))
     tried = trial(loaded[0], trained, seen, 1)
     assert tried.losses is not None
     with torch.no_grad():
@@ -112,12 +112,12 @@ def test_routers_learn_what_is_asked_of_them(loaded: tuple[Any, Any], tmp_path: 
 
 
 def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
-    whole = fit(*loaded, EXAMPLES, (1,), SMALL, Folder(tmp_path / "whole", {}))
+    whole = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "whole", {}))
     stop = StopRequest()
     tell = lambda step, loss: stop.ask() if step == 2 else None  # noqa: E731
-    stopped = fit(*loaded, EXAMPLES, (1,), SMALL, Folder(tmp_path / "parts", {}), tell, stop)
+    stopped = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}), tell, stop)
     assert (whole.finished, stopped.finished, stopped.step) == (True, False, 2)
-    rest = fit(*loaded, EXAMPLES, (1,), SMALL, Folder(tmp_path / "parts", {}))
+    rest = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}))
     for name, value in whole.network.state_dict().items():
         assert torch.equal(rest.network.state_dict()[name], value), name
     dpn.save(rest.network, SMALL, tmp_path / "routers")

@@ -21,8 +21,8 @@ from foveate.runtime.speculative import target_of
 from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods.drafts import fit, hear, loss_of, measure
-from foveate.training.methods.loop import Fitting
-from foveate.training.methods.relevance import Folder
+from foveate.training.methods.loop import TrainConfig
+from foveate.training.methods.relevance import RunDirectory
 from tests.tiny_model import noise, save_llava, save_llava_uhd
 
 Loaded = tuple[Any, Any]
@@ -108,9 +108,9 @@ def test_training_makes_passes_fewer_and_leaves_the_model_alone(loaded: Loaded, 
     model, processor = loaded
     before = {name: value.clone() for name, value in model.state_dict().items()}
     new = draft_for(model, kind, queries=4)
-    how = Fitting(steps=40, batch_size=1, learning_rate=1e-2)
-    draft, folder = draft_for(model, kind, queries=4), Folder(tmp_path / "d", {})
-    trained = fit(model, processor, lambda n: example(), draft, how, 12, folder)
+    config = TrainConfig(steps=40, batch_size=1, learning_rate=1e-2)
+    draft, folder = draft_for(model, kind, queries=4), RunDirectory(tmp_path / "d", {})
+    trained = fit(model, processor, lambda n: example(), draft, config, 12, folder)
     assert trained.finished
     log = [json.loads(line)["loss"] for line in (tmp_path / "d.run" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 40 and sum(log[-5:]) < 0.5 * sum(log[:5])
@@ -129,19 +129,21 @@ def test_training_makes_passes_fewer_and_leaves_the_model_alone(loaded: Loaded, 
 @pytest.mark.parametrize("kind", ["specvlm", "flash"])
 def test_a_stopped_run_gives_the_same_weights(loaded: Loaded, kind: str, tmp_path: Path) -> None:
     model, processor = loaded
-    how = Fitting(steps=4, batch_size=2)
-    whole = fit(model, processor, example, draft_for(model, kind), how, 5, Folder(tmp_path / "whole", {})).network
+    config = TrainConfig(steps=4, batch_size=2)
+    whole = fit(
+        model, processor, example, draft_for(model, kind), config, 5, RunDirectory(tmp_path / "whole", {})
+    ).network
     stop = StopRequest()
     arguments = (model, processor, example)
-    first = fit(*arguments, draft_for(model, kind), how, 5, Folder(tmp_path / "d", {}),
+    first = fit(*arguments, draft_for(model, kind), config, 5, RunDirectory(tmp_path / "d", {}),
                 lambda step, loss: stop.ask() if step == 2 else None, stop)  # fmt: skip
     assert first.step == 2 and not first.finished
-    again = fit(*arguments, draft_for(model, kind), how, 5, Folder(tmp_path / "d", {}))
+    again = fit(*arguments, draft_for(model, kind), config, 5, RunDirectory(tmp_path / "d", {}))
     assert again.finished
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.network.state_dict()[name]), name
     with pytest.raises(FoveateError, match="other settings"):
-        fit(*arguments, draft_for(model, kind, seed=1), how, 5, Folder(tmp_path / "d", {}))
+        fit(*arguments, draft_for(model, kind, seed=1), config, 5, RunDirectory(tmp_path / "d", {}))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

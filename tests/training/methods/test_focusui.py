@@ -21,11 +21,11 @@ from foveate.methods.pre_llm.focusui import Scorer
 from foveate.synthetic.page import Box
 from foveate.synthetic.screens import render_screen
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.focusui import Fitting, covered, drawn, fit, labelled, loss_of, measure, reading, save
-from foveate.training.methods.relevance import Folder
+from foveate.training.methods.focusui import TrainConfig, covered, drawn, fit, labelled, loss_of, measure, reading, save
+from foveate.training.methods.relevance import RunDirectory
 from tests.tiny_model import save_llava, save_llava_uhd
 
-SMALL = Fitting(steps=4, batch_size=2, heads=4)
+SMALL = TrainConfig(steps=4, batch_size=2, heads=4)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +77,15 @@ def test_what_a_box_covers_crop_by_crop() -> None:
 
 def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    whole = fit(*loaded, SMALL, Folder(tmp_path / "whole.safetensors", {}))
+    whole = fit(*loaded, SMALL, RunDirectory(tmp_path / "whole.safetensors", {}))
     assert whole.finished
     stop = StopRequest()
-    parts = Folder(tmp_path / "parts.safetensors", {})
+    parts = RunDirectory(tmp_path / "parts.safetensors", {})
     stopped = fit(*loaded, SMALL, parts, lambda step, loss: stop.ask() if step == 2 else None, stop)
     assert (stopped.finished, stopped.step) == (False, 2)
     # The line that a killed run wrote after its last state is written again, not twice.
     parts.log.append({"step": 3, "loss": 0.0, "learning_rate": 0.0, "seconds": 0.0})
-    rest = fit(*loaded, SMALL, Folder(tmp_path / "parts.safetensors", {}))
+    rest = fit(*loaded, SMALL, RunDirectory(tmp_path / "parts.safetensors", {}))
     assert rest.finished
     for name, value in whole.network.state_dict().items():
         assert torch.equal(rest.network.state_dict()[name], value), name
@@ -94,9 +94,9 @@ def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], 
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in loaded[0].parameters())
     with pytest.raises(FoveateError, match="other settings"):
-        fit(*loaded, replace(SMALL, seed=1), Folder(tmp_path / "parts.safetensors", {}))
+        fit(*loaded, replace(SMALL, seed=1), RunDirectory(tmp_path / "parts.safetensors", {}))
     with pytest.raises(FoveateError, match="--no-resume"):
-        Folder(tmp_path / "parts.safetensors", {}, resume=False)
+        RunDirectory(tmp_path / "parts.safetensors", {}, resume=False)
 
 
 def test_training_lowers_the_loss_and_the_file_beats_random(loaded: tuple[Any, Any], tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_training_lowers_the_loss_and_the_file_beats_random(loaded: tuple[Any, A
         embeddings.patch_embedding.weight.mul_(50)
         projector.linear_1.weight.mul_(20)
         projector.linear_2.weight.mul_(20)
-    how = Fitting(steps=60, batch_size=2, learning_rate=3e-3, dropout=0.0)
+    config = TrainConfig(steps=60, batch_size=2, learning_rate=3e-3, dropout=0.0)
     file = tmp_path / "scorer.safetensors"
-    trained = fit(model, processor, how, Folder(file, {})).network
+    trained = fit(model, processor, config, RunDirectory(file, {})).network
     save(trained, file)
     torch.manual_seed(0)
     new = Scorer(trained.size).eval()

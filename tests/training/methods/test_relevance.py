@@ -20,8 +20,8 @@ from foveate.core.errors import FoveateError
 from foveate.methods.pre_llm.relevance import Mapper
 from foveate.training.examples import Example
 from foveate.training.methods.relevance import (
-    Fitting,
-    Folder,
+    RunDirectory,
+    TrainConfig,
     divide,
     file_samples,
     find_pictures,
@@ -131,10 +131,10 @@ def pictures(count: int) -> list[list[Picture]]:
 def test_training_learns_and_an_interrupted_one_gives_the_same_weights(tmp_path: Path) -> None:
     learned, held = divide(pictures(40))
     assert (len(learned), len(held)) == (36, 4)
-    how = Fitting(epochs=12, batch_size=8, learning_rate=1e-2)
+    config = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2)
     state = torch.get_rng_state()
-    whole = Folder(tmp_path / "whole", {"seed": 0})
-    mapper = fit(learned, held, how, whole, quiet)
+    whole = RunDirectory(tmp_path / "whole", {"seed": 0})
+    mapper = fit(learned, held, config, whole, quiet)
     assert torch.equal(torch.get_rng_state(), state)
     lines = whole.log.read()
     assert len(lines) == 12 and lines[-1]["held_out_loss"] < 0.3 * lines[0]["held_out_loss"]
@@ -142,12 +142,12 @@ def test_training_learns_and_an_interrupted_one_gives_the_same_weights(tmp_path:
     assert shares["mapper"] > 0.9 * shares["relevance"] and shares["attention"] < shares["random"] < shares["mapper"]
 
     with pytest.raises(KeyboardInterrupt):
-        fit(learned, held, how, Folder(tmp_path / "parts", {"seed": 0}), partial(stop_at, "mapper", 5))
-    parts = Folder(tmp_path / "parts", {"seed": 0})
-    again = fit(learned, held, how, parts, quiet)
+        fit(learned, held, config, RunDirectory(tmp_path / "parts", {"seed": 0}), partial(stop_at, "mapper", 5))
+    parts = RunDirectory(tmp_path / "parts", {"seed": 0})
+    again = fit(learned, held, config, parts, quiet)
     assert all(torch.equal(a, b) for a, b in zip(mapper.parameters(), again.parameters(), strict=True))
     assert [line["loss"] for line in parts.log.read()] == [line["loss"] for line in lines]
-    other = fit(learned, held, Fitting(epochs=2), parts, quiet)  # with other settings from the start
+    other = fit(learned, held, TrainConfig(epochs=2), parts, quiet)  # with other settings from the start
     assert not torch.equal(other.layers[0].weight, mapper.layers[0].weight) and len(parts.log.read()) == 2
 
 
@@ -156,16 +156,18 @@ def test_samples_are_explained_once(tmp_path: Path) -> None:
     data = write_conversations(tmp_path, 3)
     samples = file_samples([data], None, None, 0)
     with pytest.raises(KeyboardInterrupt):
-        find_pictures(model, processor, samples, Folder(tmp_path / "a", {}), None, partial(stop_at, "relevance", 2))
+        find_pictures(
+            model, processor, samples, RunDirectory(tmp_path / "a", {}), None, partial(stop_at, "relevance", 2)
+        )
     half = sorted((tmp_path / "a.run" / "samples").iterdir())
     assert len(half) == 2
 
     def nothing() -> Example:
         raise AssertionError("a sample that is known was made again")
 
-    going_on = Folder(tmp_path / "a", {})
+    going_on = RunDirectory(tmp_path / "a", {})
     found = find_pictures(model, processor, [nothing, nothing, samples[2]], going_on, None, quiet)
-    fresh = find_pictures(model, processor, samples, Folder(tmp_path / "b", {}), None, quiet)
+    fresh = find_pictures(model, processor, samples, RunDirectory(tmp_path / "b", {}), None, quiet)
     for one, other in zip(chain(*found), chain(*fresh), strict=True):
         assert torch.equal(one.target, other.target) and torch.equal(one.attention, other.attention)
         assert one.target.shape == (8, 8)
@@ -247,4 +249,4 @@ def test_bad_input(tmp_path: Path) -> None:
     model, processor = foveate.load(folder)
     samples = file_samples([write_conversations(tmp_path, 3)], None, None, 0)
     with foveate.compress(model, "random:50%"), pytest.raises(FoveateError, match="sample 0: the plan 'random:50%' is"):
-        find_pictures(model, processor, samples, Folder(tmp_path / "y", {}), None, quiet)
+        find_pictures(model, processor, samples, RunDirectory(tmp_path / "y", {}), None, quiet)

@@ -9,7 +9,7 @@ falls on all of them alike.
 from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.speed.formatting import NOTE, plot, table
 from foveate.benchmark.speed.run import run
-from foveate.benchmark.speed.settings import Settings
+from foveate.benchmark.speed.settings import SpeedSettings
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
 
-__all__ = ["NOTE", "SHAPES", "TEXTS", "UNTOUCHED", "Settings", "Shape", "plot", "run", "table"]
+__all__ = ["NOTE", "SHAPES", "TEXTS", "UNTOUCHED", "Shape", "SpeedSettings", "plot", "run", "table"]

@@ -15,7 +15,7 @@ from foveate.benchmark.budgets import CONTROLS, UNTOUCHED, control_of
 from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.speed.formatting import NOTE
 from foveate.benchmark.speed.measuring import Measuring
-from foveate.benchmark.speed.settings import Settings, groups_of
+from foveate.benchmark.speed.settings import SpeedSettings, groups_of
 from foveate.benchmark.speed.subjects import subject
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
@@ -25,7 +25,7 @@ _FREE = ("models", "methods", "budgets", "plans", "batches")
 
 
 def run(
-    settings: Settings,
+    settings: SpeedSettings,
     path: Path | None = None,
     *,
     resume: bool = False,
@@ -83,7 +83,7 @@ class _Group:
     """Plans that are compared with each other: one model, one batch, one budget."""
 
     def __init__(
-        self, measuring: Measuring, settings: Settings, budget: str, plans: list[str], document: dict[str, Any]
+        self, measuring: Measuring, settings: SpeedSettings, budget: str, plans: list[str], document: dict[str, Any]
     ) -> None:
         self.measuring, self.settings, self.budget = measuring, settings, budget
         self.document = document

@@ -18,7 +18,7 @@ BUDGETS = ("10%", "25%", "50%")
 
 
 @dataclass(frozen=True)
-class Settings:
+class SpeedSettings:
     """What is measured; a run is resumed only with the same settings, but for models, plans and batches.
 
     Args:
@@ -84,7 +84,7 @@ class Settings:
             raise FoveateError("there is no CUDA device here; use --device cpu.")
 
 
-def groups_of(settings: Settings, budgets: tuple[str, ...]) -> dict[str, list[str]]:
+def groups_of(settings: SpeedSettings, budgets: tuple[str, ...]) -> dict[str, list[str]]:
     """The plans to run, by the budget at which they are compared.
 
     A plan of several steps, or of a method that takes no budget, is compared at the tokens that stay; until it has run

@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.benchmark.encoders import DTYPES
 from foveate.benchmark.nbytes import dtype_of
-from foveate.benchmark.speed.settings import BUDGETS, Settings
+from foveate.benchmark.speed.settings import BUDGETS, SpeedSettings
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
@@ -56,7 +56,7 @@ class Subject:
         try:
             shape = cost.shape_of(self.model.config)
             view = cost.view_of(self.model.config, *self.size, self.images)
-            before = plan is not None and all(step.method.site == "before-lm" for step in plan.steps)
+            before = plan is not None and all(step.method.site == "pre_llm" for step in plan.steps)
             run = cost.follow(None if before else plan, shape, view)
             if before:  # how many stay is known by now, also of methods whose own rule decides
                 run = cost.Run(run.view, run.merges, (tokens,) * shape.text.layers)
@@ -65,7 +65,7 @@ class Subject:
             return None
 
 
-def subject(name: str, settings: Settings) -> Subject:
+def subject(name: str, settings: SpeedSettings) -> Subject:
     """The model of that name.
 
     Raises:
@@ -89,7 +89,7 @@ def attend(model: Any, attention: str) -> None:
         raise FoveateError(f"attention {attention!r} cannot be had here, sdpa and eager can: {reason}.") from error
 
 
-def _shape(shape: Shape, settings: Settings) -> Subject:
+def _shape(shape: Shape, settings: SpeedSettings) -> Subject:
     device = torch.device(settings.device)
     dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
     before = torch.get_default_dtype()
@@ -112,7 +112,7 @@ def _shape(shape: Shape, settings: Settings) -> Subject:
     return Subject(shape.name, model, shape.budgets, view, picture.size)
 
 
-def _loaded(name: str, settings: Settings) -> Subject:
+def _loaded(name: str, settings: SpeedSettings) -> Subject:
     from foveate.answering.conversations import check_length, inputs_of_batch
     from foveate.images import open_image
     from foveate.loading import load

@@ -22,7 +22,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.integrations.ray.connecting import Model, Replicas, sentence, take_threads
 from foveate.serving.engine import Engine, Job, Result
-from foveate.serving.limits import BusyError, Limits, LostError
+from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
 from foveate.serving.rows import Begun, Piece, Sampling
 
@@ -51,7 +51,7 @@ class Replica:
     def check_health(self) -> None:
         """Called by Ray Serve, which begins a new replica for one that raises."""
         if not self.engine.alive:
-            raise LostError("the model's thread has failed.")
+            raise EngineDeadError("the model's thread has failed.")
 
     async def answer(
         self,
@@ -79,7 +79,7 @@ class Replica:
                     continue
                 if isinstance(piece, Result):
                     yield piece
-                elif isinstance(piece, LostError):
+                elif isinstance(piece, EngineDeadError):
                     raise piece  # another replica may do better
                 else:  # what it was besides need not be known elsewhere
                     known = isinstance(piece, (FoveateError, BusyError))
@@ -242,7 +242,7 @@ class Pool:
             end = task.exception() or task.result()
         if isinstance(end, Result):
             self.metrics.answered(end, job.images, time.monotonic() - job.arrived)
-        elif isinstance(end, Exception) and not isinstance(end, (FoveateError, BusyError, LostError)):
+        elif isinstance(end, Exception) and not isinstance(end, (FoveateError, BusyError, EngineDeadError)):
             log.error("answering failed: %s", end)
         job.deliver(end)
         del self._tasks[job]
@@ -252,7 +252,7 @@ class Pool:
         for _ in range(TRIES):
             end = await self._try(job)
             # What a client has seen cannot begin again.
-            if not isinstance(end, LostError) or (job.begun and job.streamed):
+            if not isinstance(end, EngineDeadError) or (job.begun and job.streamed):
                 break
         return end
 
@@ -275,7 +275,7 @@ class Pool:
         except asyncio.CancelledError:
             pieces.cancel()
             raise
-        return LostError("the replica that answered this request died; please ask again.")
+        return EngineDeadError("the replica that answered this request died; please ask again.")
 
     # In a thread of its own: asking may take a while
 

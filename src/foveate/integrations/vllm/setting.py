@@ -10,7 +10,7 @@ from typing import Any
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, all_methods
-from foveate.core.tokens import Need, Tower
+from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 from foveate.runtime.requirements import OF_PROMPT
@@ -71,7 +71,7 @@ class Serving:
     """
 
     kind: str
-    tower: Tower
+    tower: EncoderSpec
     axes: int
     text: str
     blind: str = ""
@@ -115,12 +115,12 @@ def _setting(serving: Serving, text: str) -> Setting:
     plan, tower, title = Plan.of(text), serving.tower, serving.family.title
     for step in plan.steps:
         method = step.method
-        if method.site != "before-lm":
+        if method.site != "pre_llm":
             raise FoveateError(
                 f"{method.name} acts {method.site}; vLLM serves methods that act before the language model: "
                 f"{', '.join(servable())}."
             )
-        if not method.exact or step.budget is None:
+        if not method.static_count or step.budget is None:
             raise FoveateError(
                 f"how many tokens '{step}' leaves does not follow from the size of an image, as vLLM needs; possible "
                 f"are {', '.join(servable())}, with a budget."
@@ -166,11 +166,11 @@ def serving_of(config: Any) -> Serving | None:
         tower, axes = _llava_tower(config), 1
     else:
         depth = vision.depth
-        tower, axes = Tower(depth, False, vision.spatial_merge_size**2, depth - 1), 3
+        tower, axes = EncoderSpec(depth, False, vision.spatial_merge_size**2, depth - 1), 3
     return Serving(config.model_type, tower, axes, text, getattr(config, BLIND, ""))
 
 
-def _llava_tower(config: Any) -> Tower:
+def _llava_tower(config: Any) -> EncoderSpec:
     vision, layer = config.vision_config, config.vision_feature_layer
     if not isinstance(layer, int) or _STRATEGIES.get(vision.model_type) != config.vision_feature_select_strategy:
         raise FoveateError(
@@ -180,17 +180,17 @@ def _llava_tower(config: Any) -> Tower:
         )
     blocks = vision.num_hidden_layers
     used = (layer if layer >= 0 else layer + blocks + 1) - 1
-    return Tower(blocks, vision.model_type == "clip_vision_model", output_layer=used)
+    return EncoderSpec(blocks, vision.model_type == "clip_vision_model", output_layer=used)
 
 
 def servable() -> list[str]:
     """Methods whose kept tokens follow from an image alone and their number from its size."""
     found = []
     for name, method in all_methods().items():
-        if method.site != "before-lm" or not method.exact or method.budget == "none" or name in _CARRYING:
+        if method.site != "pre_llm" or not method.static_count or method.budget == "none" or name in _CARRYING:
             continue
         try:
-            needs = method().needs(Tower(24, True))
+            needs = method().needs(EncoderSpec(24, True))
         except (TypeError, FoveateError):  # it cannot be made without arguments
             continue
         if not any(need.kind in OF_PROMPT for need in needs) and not method.trained:
@@ -203,7 +203,7 @@ def _families() -> dict[str, Family]:
     return {kind: family for family in families().values() for kind in family.model_types}
 
 
-def _check(name: str, need: Need, tower: Tower, title: str) -> None:
+def _check(name: str, need: Need, tower: EncoderSpec, title: str) -> None:
     if need.kind in OF_PROMPT:
         raise FoveateError(
             f"{name} looks at the prompt ({need.kind}), and vLLM keeps the tokens of an image for all prompts."

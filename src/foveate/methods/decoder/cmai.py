@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.in_attention import Looking, MaskMethod
+from foveate.core.in_attention import AttentionInputs, MaskMethod
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CMAI(MaskMethod):
         """All of them."""
         return tuple(range(num_layers))
 
-    def hides(self, looking: Looking, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attention_mask(self, looking: AttentionInputs, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `MaskMethod.hides`; remembered is $A_{ti}$ of all text so far, (T, N)."""
         new = looking.text[looking.past :].nonzero().flatten()
         attention = looking.rows(new)

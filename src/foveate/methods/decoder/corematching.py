@@ -12,7 +12,7 @@ from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.core.in_mlp import NeuronMethod
-from foveate.core.tokens import Selection, kept, top
+from foveate.core.tokens import Selection, select_tokens, topk_indices
 
 #: Entries of activations that are sorted at a time.
 _BLOCK = 2**24
@@ -50,7 +50,7 @@ class CoreMatching(NeuronMethod):
     title: ClassVar[str] = "CoreMatching: Token and Neuron Pruning"
     paper: ClassVar[str] = "arXiv 2505.19235"
     budget: ClassVar = "optional"
-    exact: ClassVar[bool] = False
+    static_count: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name, share in (("active", self.active), ("neurons", self.neurons)):
@@ -78,7 +78,7 @@ class CoreMatching(NeuronMethod):
         """See `DecoderMethod.select`."""
         activations, core = tokens.activations()
         score = (activations[:, core] > 0).sum(dim=1)
-        return kept(top(score.float(), count)) if count else Selection(above_elbow(score))
+        return select_tokens(topk_indices(score.float(), count)) if count else Selection(above_elbow(score))
 
 
 def above_elbow(scores: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.network_folder import check_size, folder, network_of, read_config
-from foveate.core.tokens import Need, Selection, Tower, kept, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, select_tokens, topk_indices
 from foveate.core.trained import Trained
 
 
@@ -43,7 +43,7 @@ class CoViPAL(Trained, DecoderMethod):
     command: ClassVar[str] = "foveate train-pruner"
     files: ClassVar = folder("covipal")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """Nothing of the encoder; its weights."""
         self.check_weights()
         return ()
@@ -58,7 +58,7 @@ class CoViPAL(Trained, DecoderMethod):
         check_size(self.name, self.path, pruner.size, tokens.features.shape[1])
         with torch.no_grad():
             scores = pruner(tokens.features, tokens.sequence[tokens.question])
-        return kept(top(scores, count))
+        return select_tokens(topk_indices(scores, count))
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:

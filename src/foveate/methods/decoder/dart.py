@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, kept
+from foveate.core.tokens import Selection, select_tokens
 from foveate.methods.shared.diversity import unlike_pivots
 
 
@@ -37,18 +37,18 @@ class DARTAt(DecoderMethod):
     pivots: int = 4
     text_pivots: int = 4
 
-    name: ClassVar[str] = "dart-at"
+    name: ClassVar[str] = "dart-decoder"
     mechanism: ClassVar = ("similarity",)
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
     paper: ClassVar[str] = "arXiv 2502.11494"
-    asks_previous: ClassVar[bool] = True
+    needs_previous_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.pivots < 1:
-            raise FoveateError(f"dart-at: pivots is a number of tokens from 1 on, not {self.pivots}.")
+            raise FoveateError(f"dart-decoder: pivots is a number of tokens from 1 on, not {self.pivots}.")
         if self.text_pivots < 0:
-            raise FoveateError(f"dart-at: text_pivots is a number of words from 0 on, not {self.text_pivots}.")
+            raise FoveateError(f"dart-decoder: text_pivots is a number of words from 0 on, not {self.text_pivots}.")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Layer 2, the paper's K; the last one where there are only two."""
@@ -61,7 +61,7 @@ class DARTAt(DecoderMethod):
         pivots = _greatest(norms[tokens.places], min(self.pivots, count))
         words = tokens.question[_greatest(norms[tokens.question], self.text_pivots)]
         x, others = tokens.norm(tokens.features), tokens.norm(tokens.sequence[words])
-        return kept(unlike_pivots(x, pivots, others, count))
+        return select_tokens(unlike_pivots(x, pivots, others, count))
 
 
 def _greatest(norms: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.network_folder import check_size, folder, network_of, read_config
-from foveate.core.tokens import Crop, Need, Selection, Tower, wide
+from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, wide
 from foveate.core.trained import Trained
 
 #: What logits are divided by before the softmax.
@@ -63,7 +63,7 @@ class DPN(Trained, DecoderMethod):
     paper: ClassVar[str] = "arXiv 2503.20322"
     command: ClassVar[str] = "foveate train-pruner --kind dpn"
     files: ClassVar = folder("dpn")
-    exact: ClassVar[bool] = False
+    static_count: ClassVar[bool] = False
     budget: ClassVar = "none"
     positions: ClassVar = "contiguous"
 
@@ -85,7 +85,7 @@ class DPN(Trained, DecoderMethod):
         object.__setattr__(own, "_learning", (routers, noted))
         return own
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """Nothing of the encoder; its weights."""
         if self._learning is None:
             self.check_weights()

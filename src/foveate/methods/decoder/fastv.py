@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, kept, top
+from foveate.core.tokens import Selection, select_tokens, topk_indices
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FastV(DecoderMethod):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "An Image is Worth 1/2 Tokens After Layer 2"
     paper: ClassVar[str] = "arXiv 2403.06764"
-    asks_previous: ClassVar[bool] = True
+    needs_previous_attention: ClassVar[bool] = True
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Layer 2, the paper's K; the last one where there are only two."""
@@ -35,4 +35,6 @@ class FastV(DecoderMethod):
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
-        return kept(top(tokens.attention("previous").received(tokens.asking, tokens.places), count))
+        return select_tokens(
+            topk_indices(tokens.attention("previous").attention_received(tokens.asking, tokens.places), count)
+        )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, merged
+from foveate.core.tokens import Selection, merge_tokens
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PoolAt(DecoderMethod):
     of the run has.
     """
 
-    name: ClassVar[str] = "pool-at"
+    name: ClassVar[str] = "pool-decoder"
     mechanism: ClassVar = ("transformation",)
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "LLaVolta: Visual Context Compression"
@@ -42,4 +42,4 @@ class PoolAt(DecoderMethod):
         """See `DecoderMethod.select`."""
         run = torch.arange(len(tokens), device=tokens.device) * count // len(tokens)
         sizes = run.bincount(minlength=count)
-        return merged(tokens.features, sizes.cumsum(0) - sizes + (sizes - 1) // 2, run)
+        return merge_tokens(tokens.features, sizes.cumsum(0) - sizes + (sizes - 1) // 2, run)

@@ -10,7 +10,7 @@ import torch
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.pre_llm import divide
-from foveate.core.tokens import Crop, Grid, Selection, merged
+from foveate.core.tokens import Crop, Grid, Selection, merge_tokens
 from foveate.methods.pre_llm.ppe import MOST_MEMBERS, clustered
 
 
@@ -22,8 +22,8 @@ class PPEAt(DecoderMethod):
     becomes its plain mean. A row of tokens that had one position each carries those of up to K members. A token that
     carries K already, from `ppe` or from an earlier layer, would bring K each; of all these K are taken again: those of
     the cluster's first token, so that the number stays K. "Positional Preservation Embedding for Multimodal Large
-    Language Models" (arXiv 2510.22936), the cascade. A budget is meant for every layer: `ppe:45% + ppe-at:45%` is the
-    paper's setting of stages before the language model and before the layers 11, 23 and 35 of 36.
+    Language Models" (arXiv 2510.22936), the cascade. A budget is meant for every layer: `ppe:45% + ppe-decoder:45%` is
+    the paper's setting of stages before the language model and before the layers 11, 23 and 35 of 36.
 
     The authors' code has the cascade for clips only, divides what is left of them into frames of equal size whatever
     they hold, and takes the last token of a cluster (`reference`). Nothing is counted anew.
@@ -38,7 +38,7 @@ class PPEAt(DecoderMethod):
     neighbours: int = 5
     reference: bool = False
 
-    name: ClassVar[str] = "ppe-at"
+    name: ClassVar[str] = "ppe-decoder"
     mechanism: ClassVar = ("similarity",)
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Positional Preservation Embedding for Multimodal Large Language Models"
@@ -46,9 +46,9 @@ class PPEAt(DecoderMethod):
 
     def __post_init__(self) -> None:
         if not 1 <= self.members <= MOST_MEMBERS:
-            raise FoveateError(f"ppe-at: members is between 1 and {MOST_MEMBERS}, not {self.members}.")
+            raise FoveateError(f"ppe-decoder: members is between 1 and {MOST_MEMBERS}, not {self.members}.")
         if self.neighbours < 1:
-            raise FoveateError(f"ppe-at: neighbours must be at least 1, not {self.neighbours}.")
+            raise FoveateError(f"ppe-decoder: neighbours must be at least 1, not {self.neighbours}.")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Layers 11, 23 and 35 of 36."""
@@ -74,7 +74,7 @@ class PPEAt(DecoderMethod):
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         assignment = torch.where(label >= 0, rank[label.clamp(min=0)], -1)
-        found = merged(tokens.features, torch.cat(firsts)[order], assignment)
+        found = merge_tokens(tokens.features, torch.cat(firsts)[order], assignment)
         return Selection(found.indices, found.features, found.assignment, found.weights, torch.cat(carried)[order])
 
 

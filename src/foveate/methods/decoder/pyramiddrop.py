@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, kept, top
+from foveate.core.tokens import Selection, select_tokens, topk_indices
 
 
 @dataclass(frozen=True)
@@ -36,4 +36,6 @@ class PyramidDrop(DecoderMethod):
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
-        return kept(top(tokens.attention("own").received(tokens.asking, tokens.places), count))
+        return select_tokens(
+            topk_indices(tokens.attention("own").attention_received(tokens.asking, tokens.places), count)
+        )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, kept
+from foveate.core.tokens import Selection, select_tokens
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RandomAt(DecoderMethod):
 
     seed: int = 0
 
-    name: ClassVar[str] = "random-at"
+    name: ClassVar[str] = "random-decoder"
     mechanism: ClassVar = ("control",)
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Random tokens at a layer (control)"
@@ -38,4 +38,4 @@ class RandomAt(DecoderMethod):
         seed = (self.seed * 1_009 + tokens.layer) * 1_000_003 + tokens.number
         seed %= 2**63  # what a generator takes
         drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
-        return kept(drawn.to(tokens.device))
+        return select_tokens(drawn.to(tokens.device))

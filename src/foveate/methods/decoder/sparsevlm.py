@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, in_order, merged, top
+from foveate.core.tokens import Selection, in_order, merge_tokens, topk_indices
 from foveate.methods.shared.clustering import density_peaks
 
 
@@ -56,9 +56,9 @@ class SparseVLM(DecoderMethod):
     paper: ClassVar[str] = "arXiv 2410.04417"
     budget: ClassVar = "optional"
     without_budget: ClassVar = ("rank_scale",)
-    exact: ClassVar[bool] = False
+    static_count: ClassVar[bool] = False
     positions: ClassVar = "contiguous"
-    asks_previous: ClassVar[bool] = True
+    needs_previous_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.rank_scale <= 1:
@@ -78,24 +78,24 @@ class SparseVLM(DecoderMethod):
         attention, raters = tokens.attention("previous"), self.raters(tokens)
         size = len(tokens)
         if count:
-            scores = attention.received(raters, tokens.places)
+            scores = attention.attention_received(raters, tokens.places)
             stay, clusters = self.divided(size, count)
         else:
-            paid = attention.paid(raters, tokens.places)
+            paid = attention.attention_from(raters, tokens.places)
             scores = paid.mean(dim=0)
             stay = max(1, size - share_of(self.rank_scale, size - int(torch.linalg.matrix_rank(paid)), "down"))
             clusters = self.clusters(size - stay)
-        best = top(scores, stay)
+        best = topk_indices(scores, stay)
         if not clusters:
             return Selection(best)
         rest = scores.index_fill(0, best, -torch.inf)
-        rest = top(rest, max(self.recyclable(size - stay), clusters))
+        rest = topk_indices(rest, max(self.recyclable(size - stay), clusters))
         centres, labels = density_peaks(tokens.features[rest], clusters)
         indices = torch.cat([best, rest[centres]]).sort().values
         assignment = torch.full((size,), -1, dtype=torch.int64, device=tokens.device)
         assignment[best] = torch.searchsorted(indices, best)
         assignment[rest] = torch.searchsorted(indices, rest[centres])[labels]
-        found = merged(tokens.features, indices, assignment)
+        found = merge_tokens(tokens.features, indices, assignment)
         if not self.reference:
             return found
         rows = torch.searchsorted(indices, torch.cat([best, rest[centres]]))

@@ -28,8 +28,8 @@ class ToDREAt(DecoderMethod):
 
     "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance" (Li et al., arXiv 2505.18757v2,
     section 4.2, eq. 8; threshold and layer are those of its tables 2 and 3 of the appendix). The first stage is
-    `todre`: `todre:10% + todre-at` is the whole paper. There is no public code. Choices of ours: the question is the
-    text behind the image; with several images V is all of them, and each is judged by the text behind it; positions
+    `todre`: `todre:10% + todre-decoder` is the whole paper. There is no public code. Choices of ours: the question is
+    the text behind the image; with several images V is all of them, and each is judged by the text behind it; positions
     as they were.
 
     Args:
@@ -38,18 +38,18 @@ class ToDREAt(DecoderMethod):
 
     threshold: float = 0.1
 
-    name: ClassVar[str] = "todre-at"
+    name: ClassVar[str] = "todre-decoder"
     mechanism: ClassVar = ("attention", "query")
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance"
     paper: ClassVar[str] = "arXiv 2505.18757"
     budget: ClassVar = "none"
-    exact: ClassVar[bool] = False
-    asks_previous: ClassVar[bool] = True
+    static_count: ClassVar[bool] = False
+    needs_previous_attention: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.threshold <= 0:
-            raise FoveateError(f"todre-at: threshold is a number above 0, not {self.threshold}.")
+            raise FoveateError(f"todre-decoder: threshold is a number above 0, not {self.threshold}.")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Behind seven eighths of the layers: layer 28 of 32, after it has been seen what layer 27 looks at."""
@@ -67,4 +67,4 @@ class ToDREAt(DecoderMethod):
         if attention.seen is not None:
             visual = visual & attention.seen[attention.past :]
         visual = visual.index_fill(0, tokens.text, False).nonzero().flatten()
-        return attention.received(words, visual).sum(), attention.received(visual, words).sum()
+        return attention.attention_received(words, visual).sum(), attention.attention_received(visual, words).sum()

@@ -9,7 +9,7 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Need, Selection, Tower, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, topk_indices
 from foveate.methods.pre_llm.vflowopt import hub_need
 
 
@@ -35,7 +35,7 @@ class VFlowOptAt(DecoderMethod):
     threshold: float = 39.265
     layer: int | None = None
 
-    name: ClassVar[str] = "vflowopt-at"
+    name: ClassVar[str] = "vflowopt-decoder"
     mechanism: ClassVar = ("attention",)
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VFlowOpt: Token Pruning for LMMs with Visual Information Flow-Guided Optimization"
@@ -43,9 +43,9 @@ class VFlowOptAt(DecoderMethod):
 
     def __post_init__(self) -> None:
         if self.threshold < 0:
-            raise FoveateError(f"vflowopt-at: threshold is a number from 0 on, not {self.threshold}.")
+            raise FoveateError(f"vflowopt-decoder: threshold is a number from 0 on, not {self.threshold}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """What hubs look at."""
         return (hub_need(tower, self.threshold, self.layer),)
 
@@ -59,4 +59,4 @@ class VFlowOptAt(DecoderMethod):
         scores = tokens.get(*self.needs(tokens.tower)).float()
         if tokens.separators is not None:
             scores = scores.masked_fill(tokens.separators, torch.inf)
-        return Selection(top(scores, count))
+        return Selection(topk_indices(scores, count))

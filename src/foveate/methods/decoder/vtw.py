@@ -32,7 +32,7 @@ class VTW(DecoderMethod):
         """Layer 15 of 32, which 15 have run before."""
         return (min(max(1, round(num_layers * 15 / 32)), num_layers - 1),)
 
-    def left(self, tokens: int, count: int | None) -> int:
+    def remaining_tokens(self, tokens: int, count: int | None) -> int:
         """See `DecoderMethod.left`."""
         return 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.in_attention import Looking, SparseMethod
+from foveate.core.in_attention import AttentionInputs, SparseMethod
 from foveate.runtime.kv_cache.packing import BITS
 
 
@@ -81,7 +81,7 @@ class ZipVL(SparseMethod):
         drawn = torch.randperm(max(count - self.recent, 0), generator=generator)[: self.sampled]
         return torch.cat([drawn.sort().values, recent])
 
-    def attends(self, looking: Looking) -> Tensor:
+    def active_tokens(self, looking: AttentionInputs) -> Tensor:
         """See `SparseMethod.attends`."""
         real = (looking.visual | looking.text)[looking.past :].nonzero().flatten()
         rows = real[self.probes(len(real), looking.layer).to(real.device)]

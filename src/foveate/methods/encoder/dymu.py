@@ -47,7 +47,7 @@ class DyMU(EncoderMethod):
     modality: ClassVar = ("image",)
     title: ClassVar[str] = "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs"
     paper: ClassVar[str] = "arXiv 2504.17040"
-    exact: ClassVar[bool] = False
+    static_count: ClassVar[bool] = False
     budget: ClassVar[Literal["count", "optional", "none"]] = "none"
     positions: ClassVar[Literal["original", "contiguous"]] = "original"
 

@@ -27,9 +27,9 @@ class Downsample:
     modality: ClassVar = ("image",)
     title: ClassVar[str] = "The image at a lower resolution (control)"
     paper: ClassVar[str] = ""
-    site: ClassVar[str] = "view"
+    site: ClassVar[str] = "image"
     trained: ClassVar[bool] = False
-    exact: ClassVar[bool] = True
+    static_count: ClassVar[bool] = True
     budget: ClassVar[Literal["count", "optional", "none"]] = "count"
     positions: ClassVar[Literal["original", "contiguous"]] = "original"
 

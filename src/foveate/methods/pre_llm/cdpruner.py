@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import Cosines, Row
 
 Relevance = Literal["instruction", "text"]
@@ -63,7 +63,7 @@ class CDPruner(Method):
         if self.theta is not None and not 0 <= self.theta < 1:
             raise FoveateError(f"cdpruner: theta is a number from 0 to below 1, not {self.theta}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The question, and for "text" the encoder's features."""
         if self.relevance == "instruction":
             return (Need("instruction"),)
@@ -77,7 +77,7 @@ class CDPruner(Method):
         weight = relevance(seen, tokens.get(needs[0]), opposite)
         if self.theta is not None:
             weight = (weight * (self.theta / (2 - 2 * self.theta))).exp()
-        return kept(most_likely(Cosines(tokens.features, picks=count), weight, count))
+        return select_tokens(most_likely(Cosines(tokens.features, picks=count), weight, count))
 
 
 def relevance(x: Tensor, question: Tensor, opposite: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import unlike_pivots
 
 
@@ -22,13 +22,13 @@ class DART(Method):
     Newline tokens compete like all others.
 
     The paper prunes after the second block of the language model: there the norm is that of the keys, the cosine that
-    of the hidden states after the final norm, and four of eight pivots are text; that method is `dart-at`. This one is
-    a variant of ours that spares the first two blocks too. Before the language model norm and cosine are taken of the
-    tokens that it would read, and by default all pivots are visual tokens; `text_pivots` adds the words of the question
-    with the greatest norm, which are not kept themselves. The authors visit the pivots in the order of a hash set and
-    keep a few tokens more than asked for; here visual pivots come first, then text, each by falling norm, and exactly
-    the budget stays: what does not divide equally goes to the first pivots. Positions are the original ones, as in the
-    authors' code. Of equal tokens the first wins.
+    of the hidden states after the final norm, and four of eight pivots are text; that method is `dart-decoder`. This
+    one is a variant of ours that spares the first two blocks too. Before the language model norm and cosine are taken
+    of the tokens that it would read, and by default all pivots are visual tokens; `text_pivots` adds the words of the
+    question with the greatest norm, which are not kept themselves. The authors visit the pivots in the order of a hash
+    set and keep a few tokens more than asked for; here visual pivots come first, then text, each by falling norm, and
+    exactly the budget stays: what does not divide equally goes to the first pivots. Positions are the original ones, as
+    in the authors' code. Of equal tokens the first wins.
 
     Args:
         pivots: Visual pivots; a budget below them keeps the greatest ones.
@@ -43,7 +43,7 @@ class DART(Method):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
     paper: ClassVar[str] = "arXiv 2502.11494"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
     sees_separators: ClassVar[bool] = True
     positions: ClassVar = "original"
 
@@ -53,7 +53,7 @@ class DART(Method):
         if self.text_pivots < 0:
             raise FoveateError(f"dart: text_pivots is a number of words from 0 on, not {self.text_pivots}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The question, for pivots of text."""
         return (Need("instruction"),) if self.text_pivots else ()
 
@@ -65,7 +65,7 @@ class DART(Method):
         if self.text_pivots:
             words = tokens.get(Need("instruction"))
             words = words[_greatest(words, self.text_pivots)]
-        return kept(unlike_pivots(x, pivots, words, count))
+        return select_tokens(unlike_pivots(x, pivots, words, count))
 
 
 def _greatest(x: Tensor, count: int) -> Tensor:

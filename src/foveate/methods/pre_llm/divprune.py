@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Selection, VisualTokens, kept
+from foveate.core.tokens import Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import Cosines, farthest_first
 
 
@@ -28,10 +28,10 @@ class DivPrune(Method):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models"
     paper: ClassVar[str] = "arXiv 2503.02175"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
     sees_separators: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         cosines = Cosines(tokens.features, picks=len(tokens))  # the first pick compares all with all
-        return kept(farthest_first(cosines, cosines.nearest().argmin(dim=0, keepdim=True), count))
+        return select_tokens(farthest_first(cosines, cosines.nearest().argmin(dim=0, keepdim=True), count))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class FasterVLM(Method):
     title: ClassVar[str] = "[CLS] Attention is All You Need for Training-Free Visual Token Pruning"
     paper: ClassVar[str] = "arXiv 2412.01818"
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row."""
         layer = tower.last_used if self.layer is None else tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
-        return Selection(top(tokens.get(*self.needs(tokens.tower)), count))
+        return Selection(topk_indices(tokens.get(*self.needs(tokens.tower)), count))

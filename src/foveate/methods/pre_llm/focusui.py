@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Grid, Need, Selection, Tower, VisualTokens, top
+from foveate.core.tokens import EncoderSpec, Grid, Need, Selection, VisualTokens, topk_indices
 from foveate.core.trained import Trained, read_file
 
 KIND = "foveate focusui scorer"
@@ -52,14 +52,14 @@ class FocusUI(Trained, Method):
     paper: ClassVar[str] = "arXiv 2601.03928"
     command: ClassVar[str] = "foveate train-scorer"
     files: ClassVar = ("focusui.safetensors",)
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
     positions: ClassVar = "original"
 
     def __post_init__(self) -> None:
         if self.seed and not self.shuffle:
             raise FoveateError("focusui: seed is of the chance between equal scores; give shuffle=True with it.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The instruction."""
         self.check_weights()
         return (Need("instruction"),)
@@ -79,10 +79,10 @@ class FocusUI(Trained, Method):
         if tokens.separators is not None:
             scores = scores.masked_fill(tokens.separators, -torch.inf)
         if not self.shuffle:
-            return Selection(top(scores, count))
+            return Selection(topk_indices(scores, count))
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + tokens.number) % 2**63)
         order = torch.randperm(len(scores), generator=generator).to(scores.device)
-        return Selection(order[top(scores[order], count)].sort().values)
+        return Selection(order[topk_indices(scores[order], count)].sort().values)
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method, divide
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, in_order, kept, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, in_order, select_tokens, topk_indices
 from foveate.methods.shared.tiles import apportion, filled, layout, resampled, seen_by
 
 
@@ -58,15 +58,15 @@ class GlobalCom2(Method):
         "Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution LVLMs"
     )
     paper: ClassVar[str] = "arXiv 2501.05179"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.reference:
-            object.__setattr__(self, "exact", False)
+            object.__setattr__(self, "static_count", False)
         if not self.temperature > 0:
             raise FoveateError(f"globalcom2: the temperature is greater than 0, not {self.temperature}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row, or what stands in for it."""
         if not tower.has_cls:
             return (Need("received", tower.layer(self.layer)),)
@@ -77,7 +77,7 @@ class GlobalCom2(Method):
         scores = self._scores(tokens)
         if len(tokens.crops) == 1:
             place = tokens.crops[0].present
-            return Selection(place[top(scores[place], count)])
+            return Selection(place[topk_indices(scores[place], count)])
         thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
         if thumbnail is None or not tiles or not len(thumbnail.present):
             return self._by_crop(tokens, count)
@@ -106,12 +106,12 @@ class GlobalCom2(Method):
         for tile, share in zip(tiles, shares, strict=True):
             guide = resampled(view, thumbnail, tile)[tile.index >= 0]
             combined = F.normalize(scores[tile.present], dim=0) + F.normalize(guide, dim=0)
-            picks.append(tile.present[top(combined, share)])
+            picks.append(tile.present[topk_indices(combined, share)])
         if not self.reference:
-            return kept(torch.cat(picks))
+            return select_tokens(torch.cat(picks))
         if tokens.separators is not None:
             picks.append(tokens.separators.nonzero().flatten())
-        found = kept(torch.cat(picks))
+        found = select_tokens(torch.cat(picks))
         rest = found.indices[~torch.isin(found.indices, first)]
         return in_order(found, tokens.features, torch.searchsorted(found.indices, torch.cat([first, rest])))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class HiPrune(Method):
         if not 0 <= self.alpha <= 1:
             raise FoveateError(f"hiprune: alpha is a share of the budget, 0 to 1, not {self.alpha}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """Attention received at the middle and at the used block."""
         if self.layer is not None:
             middle = tower.layer(self.layer)
@@ -63,9 +63,9 @@ class HiPrune(Method):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         middle, deep = (tokens.get(need).float() for need in self.needs(tokens.tower))
-        anchors = top(middle, min(share_of(self.alpha / 5, count), count // 5))
+        anchors = topk_indices(middle, min(share_of(self.alpha / 5, count), count // 5))
         chosen = self._listed(tokens, anchors) if self.reference else _surroundings(tokens, anchors)
-        return Selection(top(deep.masked_fill(chosen, torch.inf), count))
+        return Selection(topk_indices(deep.masked_fill(chosen, torch.inf), count))
 
     def _listed(self, tokens: VisualTokens, anchors: Tensor) -> Tensor:
         width = tokens.grid.columns

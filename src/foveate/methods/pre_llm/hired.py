@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens, topk_indices
 from foveate.methods.shared.tiles import apportion, seen_by
 
 
@@ -42,13 +42,13 @@ class HiRED(Method):
     modality: ClassVar = ("image",)
     title: ClassVar[str] = "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution VLMs"
     paper: ClassVar[str] = "arXiv 2408.10945"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise FoveateError(f"hired: alpha is a share from 0 to 1, not {self.alpha}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row of the block that is read and of the first."""
         return Need("cls_attention", tower.last_used), Need("cls_attention", 0)
 
@@ -57,7 +57,7 @@ class HiRED(Method):
         late, early = (tokens.get(need) for need in self.needs(tokens.tower))
         if len(tokens.crops) == 1:
             place = tokens.crops[0].present
-            return Selection(place[top(late[place], count)])
+            return Selection(place[topk_indices(late[place], count)])
         thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
         if thumbnail is None or not tiles:
             return self._by_crop(tokens, count)
@@ -68,7 +68,7 @@ class HiRED(Method):
         marks = torch.zeros_like(thumbnail.index, dtype=torch.bool)
         seen = thumbnail.index >= 0
         lively = share_of(1 - self.alpha, len(thumbnail.present), "down")
-        marks[seen.nonzero().flatten()[top(early[thumbnail.present], lively)]] = True
+        marks[seen.nonzero().flatten()[topk_indices(early[thumbnail.present], lively)]] = True
         if self.reference:
             strip = torch.arange(len(marks), device=marks.device) * len(tiles) // len(marks)
             content = marks.new_zeros(len(tiles), dtype=torch.float32).index_add_(0, strip, marks.float())
@@ -79,5 +79,5 @@ class HiRED(Method):
             shares = apportion(count - whole, content.tolist(), sizes)
         picks: list[Tensor] = []
         for crop, share in zip([thumbnail, *tiles], [whole, *shares], strict=True):
-            picks.append(crop.present[top(late[crop.present], share)])
-        return kept(torch.cat(picks))
+            picks.append(crop.present[topk_indices(late[crop.present], share)])
+        return select_tokens(torch.cat(picks))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Selection, VisualTokens, merged
+from foveate.core.tokens import Selection, VisualTokens, merge_tokens
 from foveate.methods.shared.cells import cells
 
 
@@ -29,4 +29,4 @@ class Pool(Method):
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
-        return merged(tokens.features, *cells(tokens.crops[0], count))
+        return merge_tokens(tokens.features, *cells(tokens.crops[0], count))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.core.trained import Trained, copied
 
 MARKERS = ("zero", "mean")
@@ -57,7 +57,7 @@ class PosPad(Method):
     modality: ClassVar = ("image",)
     title: ClassVar[str] = "FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection"
     paper: ClassVar[str] = "arXiv 2601.03928"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
     sees_separators: ClassVar[bool] = True
     positions: ClassVar = "original"
 
@@ -67,7 +67,7 @@ class PosPad(Method):
         if self.embedding is not None and self.marker != "zero":
             raise FoveateError("pospad: a marker is what its embedding says; give marker or embedding, one of the two.")
         if self.apart:
-            object.__setattr__(self, "exact", False)
+            object.__setattr__(self, "static_count", False)
         if self.embedding is not None:
             object.__setattr__(self, "embedding", str(self.embedding))
         if not isinstance(self.selector, str):  # plans are text, and equal plans are to be equal
@@ -87,11 +87,11 @@ class PosPad(Method):
             raise FoveateError(f"pospad: selector is one other method before the language model, not {self.selector}.")
         return found
 
-    def beside(self, location: str | PathLike[str]) -> PosPad:
+    def resolve_weights(self, location: str | PathLike[str]) -> PosPad:
         """This method with what stands beside a model: weights of the other method, and the embedding."""
         own = copy.copy(self)
         if isinstance(self.method, Trained):
-            object.__setattr__(own, "method", self.method.beside(location))
+            object.__setattr__(own, "method", self.method.resolve_weights(location))
         if self.embedding is not None and not Path(self.embedding).is_file():
             there = Path(location) / self.embedding
             if there.is_file():
@@ -111,7 +111,7 @@ class PosPad(Method):
             self, selector=self.selector if method is self.method else str(Step(method)), embedding=embedding
         )
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """Those of the other method."""
         return self.method.needs(tower)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method, divide
-from foveate.core.tokens import Crop, Selection, VisualTokens, merged, wide
+from foveate.core.tokens import Crop, Selection, VisualTokens, merge_tokens, wide
 
 #: Most members of a merged token: a rotary embedding has fewer channels to share out.
 MOST_MEMBERS = 1024
@@ -35,10 +35,10 @@ class PPE(Method):
     the paper where it is switched on (a sixteenth): the means of the frames are clustered into ceil(events * frames)
     events, every frame is merged to the share r of its tokens, and the rows of the frames of one event are merged once
     more, to the share r; here r is the square root of the budget, which is kept exactly. A row that is merged again
-    carries the positions of its first part. The paper also merges inside the language model: that is `ppe-at`, and
-    `ppe:45% + ppe-at:45%` is its cascade. Weights of the tokens are all one, so "the K of greatest weight" are ties:
-    the first in raster order count. Of equal densities the earlier token counts as the denser; the authors add random
-    noise of 1e-6 instead. Of equally near centres the one of the greater rho_i delta_i wins, as in their code.
+    carries the positions of its first part. The paper also merges inside the language model: that is `ppe-decoder`, and
+    `ppe:45% + ppe-decoder:45%` is its cascade. Weights of the tokens are all one, so "the K of greatest weight" are
+    ties: the first in raster order count. Of equal densities the earlier token counts as the denser; the authors add
+    random noise of 1e-6 instead. Of equally near centres the one of the greater rho_i delta_i wins, as in their code.
     Distances need a matrix of tokens x tokens, by definition.
 
     Args:
@@ -81,7 +81,7 @@ class PPE(Method):
         order = carried[:, 0].argsort()
         rank = torch.empty_like(order)
         rank[order] = torch.arange(count, device=order.device)
-        found = merged(tokens.features, carried[order, 0], rank[labels])
+        found = merge_tokens(tokens.features, carried[order, 0], rank[labels])
         return Selection(found.indices, found.features, found.assignment, found.weights, carried[order])
 
     def _over_time(self, tokens: VisualTokens, frames: list[Crop], count: int) -> Selection:
@@ -107,7 +107,7 @@ class PPE(Method):
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         assignment = torch.where(label >= 0, rank[label.clamp(min=0)], -1)
-        second = merged(placed.features, torch.cat(firsts)[order], assignment)
+        second = merge_tokens(placed.features, torch.cat(firsts)[order], assignment)
         carried = first.positions
         if carried is None:
             carried = first.indices[:, None].expand(-1, self.members)

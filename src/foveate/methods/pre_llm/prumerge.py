@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Budget, Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, top, wide
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices, wide
 from foveate.methods.shared.clustering import nearest, spread, weighted
 
 
@@ -49,14 +49,14 @@ class PruMerge(Method):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models"
     paper: ClassVar[str] = "arXiv 2403.15388"
-    exact: ClassVar[bool] = False
+    static_count: ClassVar[bool] = False
     budget: ClassVar[Budget] = "optional"
 
     def __post_init__(self) -> None:
         if self.neighbours < 0:
             raise FoveateError(f"{self.name}: neighbours must be at least 0, not {self.neighbours}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row and the keys."""
         layer = tower.last_used if self.layer is None else tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True), Need("keys", layer))
@@ -71,10 +71,10 @@ class PruMerge(Method):
 
     def _own(self, attention: Tensor) -> Tensor:
         """The centres of the method's own rule as the authors' code finds them: possibly none."""
-        return top(attention, _lossy(_outliers(attention), len(attention)))
+        return topk_indices(attention, _lossy(_outliers(attention), len(attention)))
 
     def _centres(self, attention: Tensor, count: int | None) -> Tensor:
-        return top(attention, max(1, _outliers(attention)) if count is None else count)
+        return topk_indices(attention, max(1, _outliers(attention)) if count is None else count)
 
     def _averaged(self, features: Tensor, attention: Tensor, keys: Tensor, centres: Tensor) -> Selection:
         near = nearest(keys, centres, self.neighbours)
@@ -145,14 +145,14 @@ class PruMergePlus(PruMerge):
         if count is None:
             outliers = max(1, _outliers(attention))
             return self._stepped(attention, outliers, outliers, len(attention))
-        first = top(attention, share_of(self.share, count))
+        first = topk_indices(attention, share_of(self.share, count))
         left = torch.ones(len(attention), dtype=torch.bool, device=attention.device).index_fill_(0, first, False)
         rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(attention) - len(first)]
         even = rest[spread(len(rest), count - len(first), attention.device)]
         return torch.cat([first, even]).sort().values
 
     def _stepped(self, attention: Tensor, first: int, outliers: int, end: int) -> Tensor:
-        best = top(attention, first)
+        best = topk_indices(attention, first)
         if not outliers:
             return best
         step = max(1, len(attention) // outliers // 3)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Selection, VisualTokens, kept
+from foveate.core.tokens import Selection, VisualTokens, select_tokens
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Random(Method):
     mechanism: ClassVar = ("control",)
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Random tokens (control)"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
@@ -38,4 +38,4 @@ class Random(Method):
             ordinary = ordinary[~tokens.separators]
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + tokens.number) % 2**63)
         drawn = torch.randperm(len(ordinary), generator=generator)[:count]
-        return kept(ordinary[drawn.to(tokens.device)])
+        return select_tokens(ordinary[drawn.to(tokens.device)])

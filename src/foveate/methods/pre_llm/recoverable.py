@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Budget, Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, merged, top, wide
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, merge_tokens, topk_indices, wide
 from foveate.methods.shared.clustering import nearest, outlier_factor, weighted
 
 
@@ -67,7 +67,7 @@ class RecoverableCompression(Method):
         "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information"
     )
     paper: ClassVar[str] = "arXiv 2409.01179"
-    exact: ClassVar[bool] = False
+    static_count: ClassVar[bool] = False
     budget: ClassVar[Budget] = "optional"
     with_budget: ClassVar = ("visual", "recovered")
 
@@ -82,7 +82,7 @@ class RecoverableCompression(Method):
                 f"{self.visual} and {self.recovered}."
             )
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """Visual scores, keys, text, and what each is compared with."""
         layer = tower.last_used if self.layer is None else tower.layer(self.layer)
         if tower.has_cls and not self.reference:
@@ -99,10 +99,10 @@ class RecoverableCompression(Method):
         """See `Method.select`."""
         v, t = self._visual(tokens), self._text(tokens)
         left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-        first = top(v, share_of(self.visual, count) if count else _outliers(v, 20))
+        first = topk_indices(v, share_of(self.visual, count) if count else _outliers(v, 20))
         left[first] = False
         rest = left.nonzero().flatten()
-        second = rest[top(t[rest], self._recovered(t, first, rest, count))]
+        second = rest[topk_indices(t[rest], self._recovered(t, first, rest, count))]
         left[second] = False
         rest = left.nonzero().flatten()
         kept = torch.cat([first, second]).sort().values
@@ -157,10 +157,10 @@ class RecoverableCompression(Method):
         self, tokens: VisualTokens, kept: Tensor, rest: Tensor, v: Tensor, t: Tensor, keys: Tensor, centres: int
     ) -> Selection:
         if not centres:
-            return Selection(kept) if len(kept) else Selection(top(v, 1))
+            return Selection(kept) if len(kept) else Selection(topk_indices(v, 1))
         x = wide(tokens.features[rest])
         a = v[rest].to(x.dtype)
-        chosen = top(a, centres)
+        chosen = topk_indices(a, centres)
         width = (tokens.features if self.text == "instruction" else tokens.get(Need("text_feature"))).shape[-1]
         near = nearest(keys[rest], chosen, 32, 50 * t[rest] / width**0.5)
         sums = x[chosen] + weighted(x, a, near)
@@ -185,12 +185,12 @@ def _clusters(tokens: VisualTokens, kept: Tensor, rest: Tensor, v: Tensor, keys:
     """The kept ones as they are, and the means of clusters of the rest around its tokens of the highest scores."""
     if not centres:
         return Selection(kept)
-    chosen = rest[top(v[rest], centres)]
+    chosen = rest[topk_indices(v[rest], centres)]
     indices = torch.cat([kept, chosen]).sort().values
     x = F.normalize(keys.float(), dim=-1)
     assignment = torch.searchsorted(indices, chosen)[(x @ x[chosen].T).argmax(dim=1)]
     assignment[indices] = torch.arange(len(indices), device=indices.device)
-    return merged(tokens.features, indices, assignment)
+    return merge_tokens(tokens.features, indices, assignment)
 
 
 def _outliers(values: Tensor, neighbours: int) -> int:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Crop, Need, Selection, Tower, VisualTokens, top
+from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, VisualTokens, topk_indices
 from foveate.core.trained import Trained, read_file
 
 KIND = "foveate relevance mapper"
@@ -51,7 +51,7 @@ class Relevance(Trained, Method):
     command: ClassVar[str] = "foveate train-relevance"
     files: ClassVar = ("relevance.safetensors",)
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """First-layer attention."""
         self.check_weights()
         return (Need("first_layer_attention"),)
@@ -65,7 +65,7 @@ class Relevance(Trained, Method):
         with torch.no_grad():
             scores = torch.full_like(attention, -torch.inf)
             scores[crop.present] = mapper(as_picture(attention, crop)).flatten()[crop.index >= 0]
-        return Selection(top(scores, count))
+        return Selection(topk_indices(scores, count))
 
 
 def as_picture(values: Tensor, crop: Crop) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import Cosines, farthest_first, max_sum
 
 Rule = Literal["k-center", "max-sum"]
@@ -26,8 +26,8 @@ class ToDRE(Method):
     token is argmin_i max_{c in C} s(i, c) by the k-center rule of the paper's first version, or argmin_i sum_{c in C}
     s(i, c) by the max-sum rule of its second (ToDRE, arXiv 2505.18757v2, section 4.1, eq. 3 to 7, algorithm 1). All
     crops compete for one budget, and the first token, the pivot, comes from the thumbnail where there is one; in a clip
-    from all frames. The paper's second stage, which drops all visual tokens in a late layer, is `todre-at`; the whole
-    paper is `todre:10% + todre-at`.
+    from all frames. The paper's second stage, which drops all visual tokens in a late layer, is `todre-decoder`; the
+    whole paper is `todre:10% + todre-decoder`.
 
     There is no public code. Pivot, similarity and the max-sum rule follow the text of the second version. What the
     first version takes as pivot and distance could not be checked; they are taken to be the same. Newline tokens go
@@ -51,7 +51,7 @@ class ToDRE(Method):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance"
     paper: ClassVar[str] = "arXiv 2505.18757"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -62,7 +62,7 @@ class ToDRE(Method):
         if self.pivot != "cls" and self.layer is not None:
             raise FoveateError(f"todre: layer is where the [CLS] row is read, and pivot={self.pivot} reads none.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row, for the pivot."""
         if self.pivot != "cls" or not tower.has_cls:
             return ()
@@ -76,7 +76,7 @@ class ToDRE(Method):
         x = tokens.features[places]
         choose = farthest_first if self.rule == "k-center" else max_sum
         first = torch.searchsorted(places, self._pivot(tokens, places))
-        return kept(places[choose(Cosines(x, picks=count), first, count)])
+        return select_tokens(places[choose(Cosines(x, picks=count), first, count)])
 
     def _pivot(self, tokens: VisualTokens, places: Tensor) -> Tensor:
         """Place (1,) of the first token among all tokens; `places` (n,) are those that are no separators."""

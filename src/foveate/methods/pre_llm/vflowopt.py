@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Grid, Need, Selection, Tower, VisualTokens, merged, top
+from foveate.core.tokens import EncoderSpec, Grid, Need, Selection, VisualTokens, merge_tokens, topk_indices
 from foveate.methods.shared.clustering import representatives
 
 
@@ -25,11 +25,11 @@ class VFlowOpt(Method):
     themselves) become their mean weighted by score, at the place of the best of them. Newline tokens stay.
 
     "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization" (Yang et al., ICCV
-    2025, arXiv 2508.05211). The second stage is `vflowopt-at`. The authors' settings for LLaVA-OneVision-7B, found by a
-    search, for 10, 25 and 50 % on average: `vflowopt:11.66% + vflowopt-at:60.11%@18`,
-    `vflowopt(threshold=34.76, cell=15.581):26.51% + vflowopt-at(threshold=34.76):98.33%@9 +
-    vflowopt-at(threshold=34.76):87.73%@18` and `vflowopt(threshold=28.683, cell=11.757):72.33% +
-    vflowopt-at(threshold=28.683):74.87%@9 + vflowopt-at(threshold=28.683):48.7%@18`.
+    2025, arXiv 2508.05211). The second stage is `vflowopt-decoder`. The authors' settings for LLaVA-OneVision-7B, found
+    by a search, for 10, 25 and 50 % on average: `vflowopt:11.66% + vflowopt-decoder:60.11%@18`,
+    `vflowopt(threshold=34.76, cell=15.581):26.51% + vflowopt-decoder(threshold=34.76):98.33%@9 +
+    vflowopt-decoder(threshold=34.76):87.73%@18` and `vflowopt(threshold=28.683, cell=11.757):72.33% +
+    vflowopt-decoder(threshold=28.683):74.87%@9 + vflowopt-decoder(threshold=28.683):48.7%@18`.
 
     The authors' code merges n / cell^2 tokens more than the budget asks for, so that about the budget stays; here as
     many are merged as leave exactly the budget. It scores the entropy of pixels that were normalised and wrap around;
@@ -54,7 +54,7 @@ class VFlowOpt(Method):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VFlowOpt: Token Pruning for LMMs with Visual Information Flow-Guided Optimization"
     paper: ClassVar[str] = "arXiv 2508.05211"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
     sees_separators: ClassVar[bool] = True
     positions: ClassVar = "original"
 
@@ -66,7 +66,7 @@ class VFlowOpt(Method):
         if not -1 <= self.entropy <= 1:
             raise FoveateError(f"vflowopt: entropy is a factor from -1 to 1, not {self.entropy}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """What hubs look at, and pixels for the entropy."""
         hubs = hub_need(tower, self.threshold, self.layer)
         return (hubs, Need("pixels")) if self.entropy else (hubs,)
@@ -82,7 +82,7 @@ class VFlowOpt(Method):
         assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
         assignment[indices] = torch.arange(count, device=tokens.device)
         assignment[free[rest]] = torch.searchsorted(indices, free[rows])
-        return merged(tokens.features, indices, assignment, scores.clamp(min=1e-12))
+        return merge_tokens(tokens.features, indices, assignment, scores.clamp(min=1e-12))
 
     def scores(self, tokens: VisualTokens) -> Tensor:
         """(N,) of all tokens."""
@@ -93,7 +93,7 @@ class VFlowOpt(Method):
         return scores
 
 
-def hub_need(tower: Tower, threshold: float, layer: int | None) -> Need:
+def hub_need(tower: EncoderSpec, threshold: float, layer: int | None) -> Need:
     """What both stages need of the encoder."""
     return Need("hub_attention", tower.last_used if layer is None else tower.layer(layer), threshold=threshold)
 
@@ -147,7 +147,9 @@ def recycled(scores: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor,
     number, labels = _numbered(cells[gone])
     if len(stay) + number > count:  # no room for all cells
         sums = scores.new_zeros(number).index_add(0, labels, scores[gone])
-        chosen = torch.zeros(number, dtype=torch.bool, device=scores.device).index_fill(0, top(sums, count), True)
+        chosen = torch.zeros(number, dtype=torch.bool, device=scores.device).index_fill(
+            0, topk_indices(sums, count), True
+        )
         gone = gone[chosen[labels]]
     gone = gone.sort().values
     number, labels = _numbered(cells[gone])

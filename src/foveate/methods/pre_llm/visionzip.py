@@ -8,7 +8,7 @@ from typing import ClassVar
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.methods.shared.dominant_contextual import zipped
 
 
@@ -48,7 +48,7 @@ class VisionZip(Method):
         if not 0 <= self.share <= 1:
             raise FoveateError(f"visionzip: share is the dominant part of the budget, 0 to 1, not {self.share}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row and the keys."""
         layer = tower.last_used if self.layer is None else tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True), Need("keys", layer))

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, kept
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import gram
 
 
@@ -53,7 +53,7 @@ class VisPruner(Method):
         if self.step < 1:
             raise FoveateError(f"vispruner: step is a number of tokens from 1 on, not {self.step}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row and the features of the same block."""
         layer = tower.last_used if self.layer is None else tower.layer(self.layer)
         return Need("cls_attention", layer, substitute=True), Need("features", layer)
@@ -64,7 +64,7 @@ class VisPruner(Method):
         order = attention.argsort(descending=True, stable=True)
         chosen, others = order.tensor_split([share_of(self.important, count, "down")])
         diverse = without_duplicates(features[others], count - len(chosen), self.step)
-        return kept(torch.cat([chosen, others[diverse]]))
+        return select_tokens(torch.cat([chosen, others[diverse]]))
 
 
 def without_duplicates(x: Tensor, count: int, step: int) -> Tensor:

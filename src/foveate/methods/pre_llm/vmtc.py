@@ -10,7 +10,7 @@ import torch
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, merged, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, merge_tokens, topk_indices
 from foveate.methods.shared.clustering import cosine_kmeans, representatives
 
 
@@ -53,7 +53,7 @@ class VMTC(Method):
         if self.iterations < 0:
             raise FoveateError(f"vmtc: iterations must be at least 0, not {self.iterations}.")
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row."""
         layer = tower.last_used if self.layer is None else tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True),)
@@ -62,7 +62,7 @@ class VMTC(Method):
         """See `Method.select`."""
         importance = tokens.get(*self.needs(tokens.tower)).float()
         primary = share_of(self.primary, count)
-        best = top(importance, primary)
+        best = topk_indices(importance, primary)
         if primary == count:
             return Selection(best)
         left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device).index_fill_(0, best, False)
@@ -75,4 +75,6 @@ class VMTC(Method):
         assignment[rest] = torch.searchsorted(indices, places)[labels]
         assignment[best] = torch.searchsorted(indices, best)
         # A cluster whose members all have no importance is their plain mean.
-        return merged(tokens.features, indices, assignment, importance.clamp(min=torch.finfo(torch.float32).eps ** 2))
+        return merge_tokens(
+            tokens.features, indices, assignment, importance.clamp(min=torch.finfo(torch.float32).eps ** 2)
+        )

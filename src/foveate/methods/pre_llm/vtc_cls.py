@@ -9,7 +9,7 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens, top
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class VTCCLS(Method):
     title: ClassVar[str] = "[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs"
     paper: ClassVar[str] = "arXiv 2412.05819"
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] rows of the blocks that are summed."""
         last = tower.last_used
         start = min(tower.num_layers * 2 // 3, last) if self.start is None else tower.layer(self.start)
@@ -50,4 +50,4 @@ class VTCCLS(Method):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `Method.select`."""
         rows = torch.stack([tokens.get(need).float() for need in self.needs(tokens.tower)])
-        return Selection(top(rows.sum(dim=0), count))
+        return Selection(topk_indices(rows.sum(dim=0), count))

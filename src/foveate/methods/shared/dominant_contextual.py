@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.core.tokens import Selection, in_order, merged, top, wide
+from foveate.core.tokens import Selection, in_order, merge_tokens, topk_indices, wide
 
 
 def zipped(
@@ -28,7 +28,7 @@ def zipped(
         doubled: As in the authors' codes, contextual tokens are target + mean(others that joined), and are read after
             all dominant ones.
     """
-    best = top(scores.float(), dominant)
+    best = topk_indices(scores.float(), dominant)
     if not contextual:
         return Selection(best)
     left = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, best, False)
@@ -38,11 +38,11 @@ def zipped(
     x = F.normalize(keys.float(), dim=-1)
     assignment = torch.searchsorted(indices, targets)[(x @ x[targets].T).argmax(dim=1)]
     assignment[indices] = torch.arange(len(indices), device=features.device)
-    selection = merged(features, indices, assignment)
+    selection = merge_tokens(features, indices, assignment)
     if not doubled:
         return selection
     joined = assignment.index_fill(0, indices, -1)  # without the tokens that stand at the places
-    others = merged(features, indices, joined).features
+    others = merge_tokens(features, indices, joined).features
     assert others is not None
     out = wide(features[indices]) + wide(others)
     last = torch.isin(indices, targets).to(torch.int8).argsort(stable=True)

@@ -92,7 +92,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     """
     # The runtime has caches that are shorter than their conversation; it knows models, so it comes after them.
     from foveate.runtime import sequence
-    from foveate.runtime.cache_view import Kept, Reader, inside, kept_for, mark, unmark
+    from foveate.runtime.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
 
     embeds, cache = kwargs["inputs_embeds"], compat.cache_in(kwargs)
     reader = Reader(weakref.ref(text), f"{count} VoCo tokens an image", (count,))
@@ -108,7 +108,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     batch, length = embeds.shape[:2]
     past = 0 if cache is None else int(cache.get_seq_length())
     if kept is None:
-        kept = Kept.of_all(batch, past, embeds.device, reader)
+        kept = PrunedCacheState.of_all(batch, past, embeds.device, reader)
     if len(kept.columns) != batch:
         raise FoveateError(f"a cache of {len(kept.columns)} conversations cannot go on with a batch of {batch}.")
     seen = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
@@ -124,13 +124,13 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     if positions is None:
         positions = new[:1]
     if cache is not None:
-        mark(cache, kept)
-    with inside(cache):
+        attach_state(cache, kept)
+    with physical_length(cache):
         output = text(**{**kwargs, "attention_mask": allowed, "position_ids": positions})
     made = compat.cache_of(output)
     if made is not None and int(made.get_seq_length()) > past:
         _forget(made, kept, image, seen[:, past:])
-        mark(made, kept)
+        attach_state(made, kept)
     elif cache is not None and kept.whole:  # with gradient checkpointing layers write to no cache
         unmark(cache)
     return output

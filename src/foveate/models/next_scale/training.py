@@ -23,7 +23,7 @@ from foveate.models.next_scale import pictures
 from foveate.models.next_scale.configuration import NextScaleConfig
 from foveate.models.next_scale.modeling import NextScaleForImageGeneration
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.relevance import Folder, write_whole
+from foveate.training.methods.relevance import RunDirectory, write_atomically
 
 #: Steps after which the state of a run is written.
 SAVE_EVERY = 50
@@ -153,8 +153,8 @@ def rate(greatest: float, step: int, steps: int) -> float:
 def train(
     config: NextScaleConfig,
     recipe: Recipe,
-    folder: Folder,
-    told: Callable[[str, int, int, float], None] = lambda stage, step, steps, loss: None,
+    folder: RunDirectory,
+    on_progress: Callable[[str, int, int, float], None] = lambda stage, step, steps, loss: None,
     stop: StopRequest | None = None,
 ) -> tuple[NextScaleForImageGeneration, bool]:
     """Train a model, or go on from the last state of a run.
@@ -163,7 +163,7 @@ def train(
         config: The model.
         recipe: Settings.
         folder: Of the run: its state every 50 steps and when stopped, and a line of the log every 10.
-        told: Told the stage, its steps that are done, all its steps, and the last loss.
+        on_progress: Told the stage, its steps that are done, all its steps, and the last loss.
         stop: Asked after every step.
 
     Returns:
@@ -210,7 +210,7 @@ def train(
             if done[stage] % 10 == 0 or last:
                 seconds = round(earlier + time.perf_counter() - start, 3)
                 folder.log.append({"step": passed + done[stage], "stage": stage, "loss": loss, "seconds": seconds})
-            told(stage, done[stage], steps, loss)
+            on_progress(stage, done[stage], steps, loss)
             if done[stage] % SAVE_EVERY == 0 or last or stop.wanted:
                 _keep(folder, model, averages, optimizers, done)
         passed += steps
@@ -245,7 +245,7 @@ def _transformer_step(model: NextScaleForImageGeneration, recipe: Recipe, step: 
 
 
 def _keep(
-    folder: Folder,
+    folder: RunDirectory,
     model: NextScaleForImageGeneration,
     averages: CodeAverages,
     optimizers: dict[str, Any],
@@ -257,11 +257,11 @@ def _keep(
         "averages": {"weight": averages.weight, "total": averages.total},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
     }
-    write_whole(folder.state, lambda path: torch.save(state, path))
+    write_atomically(folder.state, lambda path: torch.save(state, path))
 
 
 def _restore(
-    folder: Folder, model: NextScaleForImageGeneration, averages: CodeAverages, optimizers: dict[str, Any]
+    folder: RunDirectory, model: NextScaleForImageGeneration, averages: CodeAverages, optimizers: dict[str, Any]
 ) -> dict[str, int]:
     """How many steps of each stage are done."""
     if not folder.state.is_file():

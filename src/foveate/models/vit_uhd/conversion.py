@@ -20,7 +20,7 @@ from foveate.models.vit_uhd.configuration import ROPE_LAYOUTS, ViTUHDConfig
 from foveate.models.vit_uhd.early_compression import EarlyCompressor
 from foveate.models.vit_uhd.patch_embedding import KernelResize, ResizeMode, resize_patch_kernel
 from foveate.models.vit_uhd.rotary_channels import reorder_rotary
-from foveate.models.vit_uhd.sources import Tower, read_source
+from foveate.models.vit_uhd.sources import SourceSpec, read_source
 from foveate.models.vit_uhd.vit_uhd import ViTUHDModel
 
 MAX_PATCH_SIZE = 256
@@ -28,7 +28,7 @@ MAX_PATCH_SIZE = 256
 
 
 def from_vit(
-    source: nn.Module | str | Path | Tower,
+    source: nn.Module | str | Path | SourceSpec,
     patch_size: int | None = None,
     merger_layer_index: Sequence[int] | None = None,
     merging_method: str | Sequence[str] = "content-adaptive",
@@ -72,7 +72,7 @@ def from_vit(
     Raises:
         FoveateError: If there is no supported tower in the source, or the options cannot be met.
     """
-    tower = source if isinstance(source, Tower) else read_source(source)
+    tower = source if isinstance(source, SourceSpec) else read_source(source)
     tower = replace(tower, weights=dict(tower.weights))
     config = _configure(tower, patch_size, merger_layer_index, merging_method, early_per_token_norm)
     _choose_rope(tower, config, rope_layout)
@@ -86,7 +86,7 @@ def from_vit(
 
 
 def _configure(
-    tower: Tower,
+    tower: SourceSpec,
     patch_size: int | None,
     stages: Sequence[int] | None,
     method: str | Sequence[str],
@@ -106,7 +106,7 @@ def _configure(
     return config
 
 
-def _choose_rope(tower: Tower, config: dict[str, Any], layout: str | None) -> None:
+def _choose_rope(tower: SourceSpec, config: dict[str, Any], layout: str | None) -> None:
     """Settle the rotary layout of the result and bring queries and keys into it."""
     target = layout or tower.fields.get("rope_layout", "interleaved")
     if target not in ROPE_LAYOUTS or "none" in (target, tower.rotary_channels):
@@ -120,7 +120,7 @@ def _choose_rope(tower: Tower, config: dict[str, Any], layout: str | None) -> No
             tower.weights[name] = reorder_rotary(tensor, config["num_attention_heads"], tower.rotary_channels, target)
 
 
-def _choose_final_norm(tower: Tower, config: dict[str, Any], wanted: bool | None) -> None:
+def _choose_final_norm(tower: SourceSpec, config: dict[str, Any], wanted: bool | None) -> None:
     """Settle whether a norm follows the last block, and which."""
     name = "encoder.final_layernorm"
     has_norm = tower.fields.get("final_norm", True)
@@ -136,7 +136,7 @@ def _choose_final_norm(tower: Tower, config: dict[str, Any], wanted: bool | None
         tower.weights.update({f"{name}.{part}": tensor for part, tensor in tower.merger_norm.items()})
 
 
-def _load(tower: Tower, config: ViTUHDConfig) -> ViTUHDModel:
+def _load(tower: SourceSpec, config: ViTUHDConfig) -> ViTUHDModel:
     """The model with the tower's weights; stages that the tower has not are initialised."""
     model = ViTUHDModel(config)
     had = _stages(ViTUHDConfig.from_dict({"merger_layer_index": [], **tower.fields}))

@@ -33,9 +33,9 @@ from foveate.methods.decoder.covipal import CoViPAL, Pruner
 from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods import loop
-from foveate.training.methods.relevance import Folder
+from foveate.training.methods.relevance import RunDirectory
 from foveate.training.methods.relevance_targets import frozen
-from foveate.training.methods.teacher_forcing import Seen, check_layers, see, text_of
+from foveate.training.methods.teacher_forcing import RecordedActivations, check_layers, record, text_of
 
 #: Smoothness of the gates; the nearer to 0, the nearer they are to 0 or 1.
 TEMPERATURE = 0.5
@@ -44,7 +44,7 @@ SHARES = (0.1, 0.6)
 
 
 @dataclass(frozen=True)
-class Fitting(loop.Fitting):
+class TrainConfig(loop.TrainConfig):
     """How modules are trained.
 
     Args:
@@ -73,11 +73,11 @@ def fit(
     processor: Any,
     examples: Callable[[int], Example],
     layers: Sequence[int],
-    how: Fitting,
-    folder: Folder,
-    told: Callable[[int, float], None] = lambda step, loss: None,
+    config: TrainConfig,
+    folder: RunDirectory,
+    on_progress: Callable[[int, float], None] = lambda step, loss: None,
     stop: StopRequest | None = None,
-) -> loop.Fitted[nn.ModuleDict]:
+) -> loop.TrainState[nn.ModuleDict]:
     """Train a module for each of some layers, or go on from the last state of a run.
 
     Args:
@@ -85,9 +85,9 @@ def fit(
         processor: Its processor.
         examples: By number.
         layers: Decoder layers before which tokens shall go.
-        how: Sizes and schedule.
+        config: Sizes and schedule.
         folder: Of the run.
-        told: Told how many steps are done, and the loss of the last.
+        on_progress: Called with how many steps are done, and the loss of the last.
         stop: Asked after every step.
 
     Returns:
@@ -101,25 +101,25 @@ def fit(
     guide = guiding_layer(len(text.layers), layers)
     size = model.get_input_embeddings().embedding_dim
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(how.seed)
-        pruners = nn.ModuleDict({str(layer): Pruner(size, how.width, how.heads) for layer in layers})
+        torch.random.default_generator.manual_seed(config.seed)
+        pruners = nn.ModuleDict({str(layer): Pruner(size, config.width, config.heads) for layer in layers})
     pruners.to(model.device)
 
     def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
-        guided = step < how.guided * how.steps
-        for number in how.samples(step):
+        guided = step < config.guided * config.steps
+        for number in config.samples(step):
 
             def compute(number: int = number) -> Tensor:
-                seen = see(model, processor, examples(number), layers, guide if guided else None)
+                seen = record(model, processor, examples(number), layers, guide if guided else None)
                 if guided:
-                    return guided_loss(pruners, seen) / how.batch_size
-                drawn = [adapted_loss(pruners, model, seen) for _ in range(how.draws)]
-                return torch.stack(drawn).mean() / how.batch_size
+                    return guided_loss(pruners, seen) / config.batch_size
+                drawn = [adapted_loss(pruners, model, seen) for _ in range(config.draws)]
+                return torch.stack(drawn).mean() / config.batch_size
 
-            yield how.seed * 1_000_003 + number, compute
+            yield config.seed * 1_000_003 + number, compute
 
     with frozen(model):
-        return loop.fit(pruners, losses, how, {"size": size, "layers": list(layers)}, folder, told, stop)
+        return loop.fit(pruners, losses, config, {"size": size, "layers": list(layers)}, folder, on_progress, stop)
 
 
 def default_layers(model: Any) -> tuple[int, ...]:
@@ -127,17 +127,17 @@ def default_layers(model: Any) -> tuple[int, ...]:
     return covipal.default_layers(len(text_of(model).layers))
 
 
-def save(pruners: nn.ModuleDict, how: Fitting, output: Path) -> None:
+def save(pruners: nn.ModuleDict, config: TrainConfig, output: Path) -> None:
     """Write trained modules to a folder that `covipal` reads."""
     networks: dict[int, Any] = {int(layer): pruner for layer, pruner in pruners.items()}
     size = next(iter(networks.values())).size
-    save_networks(output, CoViPAL.name, networks, {"size": size, "width": how.width, "heads": how.heads})
+    save_networks(output, CoViPAL.name, networks, {"size": size, "width": config.width, "heads": config.heads})
 
 
 def plans(output: str, layers: Sequence[int]) -> list[str]:
     """Plans that show what training was good for."""
     at = ",".join(map(str, layers))
-    names = (f"covipal(weights={output!r})", "random-at", "fastv")
+    names = (f"covipal(weights={output!r})", "random-decoder", "fastv")
     return [f"{name}:{budget}@{at}" for budget in ("50%", "25%", "10%") for name in names]
 
 
@@ -151,7 +151,7 @@ def guiding_layer(count: int, layers: Sequence[int]) -> int:
     return min(max(round(count / 2), max(layers) + 1), count - 1)
 
 
-def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, seen: Seen) -> Tensor:
+def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, seen: RecordedActivations) -> Tensor:
     """Mean squared error of scores and attention received, mean over layers and images of a prompt."""
     assert seen.looking is not None
     found = []
@@ -162,15 +162,15 @@ def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, seen: Seen) -> Te
     return torch.stack(found).mean()
 
 
-def guidance(seen: Seen, tokens: LayerTokens) -> Tensor:
+def guidance(seen: RecordedActivations, tokens: LayerTokens) -> Tensor:
     """Attention (N,) that an image's tokens receive from themselves and all after them, with mean 1."""
     assert seen.looking is not None
     rows = torch.arange(int(tokens.places[0]), seen.looking.query.shape[1], device=tokens.device)
-    received = seen.looking.received(rows, tokens.places)
+    received = seen.looking.attention_received(rows, tokens.places)
     return received / received.mean().clamp(min=torch.finfo(received.dtype).tiny)
 
 
-def adapted_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, model: Any, seen: Seen) -> Tensor:
+def adapted_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, model: Any, seen: RecordedActivations) -> Tensor:
     """KL of the answers with all tokens and with gated ones, mean over the tokens of the answer."""
     text, output = text_of(model), model.get_output_embeddings()
     share = math.exp(float(torch.empty(()).uniform_(*map(math.log, SHARES))))

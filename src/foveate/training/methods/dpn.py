@@ -33,9 +33,9 @@ from foveate.runtime import compress
 from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods import loop
-from foveate.training.methods.relevance import Folder
+from foveate.training.methods.relevance import RunDirectory
 from foveate.training.methods.relevance_targets import frozen
-from foveate.training.methods.teacher_forcing import Seen, check_layers, encoding_once, see, text_of
+from foveate.training.methods.teacher_forcing import RecordedActivations, check_layers, encoding_once, record, text_of
 
 #: Mean speed of experts (0, 1, 2 from the smallest window on) that the routing loss asks of a layer.
 TARGET = 1.5
@@ -44,7 +44,7 @@ PRESSURE = 0.001
 
 
 @dataclass(frozen=True)
-class Fitting(loop.Fitting):
+class TrainConfig(loop.TrainConfig):
     """How routers are trained.
 
     Args:
@@ -76,7 +76,7 @@ class Drawn(DecoderMethod):
 
     name: ClassVar[str] = "drawn"
     budget: ClassVar = "none"
-    exact: ClassVar[bool] = False
+    static_count: ClassVar[bool] = False
     positions: ClassVar = "contiguous"
 
     @property
@@ -108,31 +108,31 @@ def fit(
     processor: Any,
     examples: Callable[[int], Example],
     layers: Sequence[int],
-    how: Fitting,
-    folder: Folder,
-    told: Callable[[int, float], None] = lambda step, loss: None,
+    config: TrainConfig,
+    folder: RunDirectory,
+    on_progress: Callable[[int, float], None] = lambda step, loss: None,
     stop: StopRequest | None = None,
-) -> loop.Fitted[nn.ModuleDict]:
+) -> loop.TrainState[nn.ModuleDict]:
     """Train a router for each of some layers, or go on from the last state of a run.
 
     Arguments, result and errors are those of `foveate.training.methods.covipal.fit`.
     """
     layers = check_layers(text_of(model), layers)
     size = model.get_input_embeddings().embedding_dim
-    routers = first_routers(model, layers, how.seed).to(model.device)
+    routers = first_routers(model, layers, config.seed).to(model.device)
 
     def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         def compute() -> Tensor:
             tried = [
-                trial(model, routers, see(model, processor, examples(number), layers), layers[number % len(layers)])
-                for number in how.samples(step)
+                trial(model, routers, record(model, processor, examples(number), layers), layers[number % len(layers)])
+                for number in config.samples(step)
             ]
-            return batch_loss(routers, tried, how.pressure)
+            return batch_loss(routers, tried, config.pressure)
 
-        yield how.seed * 1_000_003 + step, compute
+        yield config.seed * 1_000_003 + step, compute
 
     with frozen(model):
-        return loop.fit(routers, losses, how, {"size": size, "layers": list(layers)}, folder, told, stop)
+        return loop.fit(routers, losses, config, {"size": size, "layers": list(layers)}, folder, on_progress, stop)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Trial:
 
 
 @torch.no_grad()
-def trial(model: Any, routers: nn.ModuleDict, seen: Seen, layer: int) -> Trial:
+def trial(model: Any, routers: nn.ModuleDict, seen: RecordedActivations, layer: int) -> Trial:
     """Run a prompt under every expert of one layer, the others drawn.
 
     Args:
@@ -177,7 +177,7 @@ def trial(model: Any, routers: nn.ModuleDict, seen: Seen, layer: int) -> Trial:
     return Trial(drawn.contexts, layer, torch.stack(found))
 
 
-def _cross_entropy(model: Any, seen: Seen, method: Drawn) -> Tensor:
+def _cross_entropy(model: Any, seen: RecordedActivations, method: Drawn) -> Tensor:
     count = len(seen.answer)
     labels = seen.inputs["input_ids"].clone()
     labels[:, :-count] = -100
@@ -232,7 +232,7 @@ def first_routers(model: Any, layers: Sequence[int], seed: int) -> nn.ModuleDict
         return nn.ModuleDict({str(layer): dpn.Router(size, strides[layer]) for layer in layers})
 
 
-def save(routers: nn.ModuleDict, how: Fitting | None, output: Path) -> None:
+def save(routers: nn.ModuleDict, config: TrainConfig | None, output: Path) -> None:
     """Write trained routers to a folder that `dpn` reads; without a `how` they have learned with their model."""
     networks: dict[int, Any] = {int(layer): router for layer, router in routers.items()}
     strides = {layer: list(router.strides) for layer, router in networks.items()}
@@ -240,7 +240,7 @@ def save(routers: nn.ModuleDict, how: Fitting | None, output: Path) -> None:
         output,
         dpn.DPN.name,
         networks,
-        {"size": next(iter(networks.values())).size, "strides": strides, "scaled": how is None},
+        {"size": next(iter(networks.values())).size, "strides": strides, "scaled": config is None},
     )
 
 
@@ -251,4 +251,4 @@ def plans(output: str, layers: Sequence[int]) -> list[str]:
 
 
 #: What else pools or drops at the same layers.
-CONTROLS = ("random-at", "pool-at")
+CONTROLS = ("random-decoder", "pool-decoder")

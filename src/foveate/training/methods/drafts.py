@@ -23,7 +23,7 @@ from foveate.runtime.speculative import prompt_mask, speculate, target_of, watch
 from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods import loop
-from foveate.training.methods.relevance import Folder
+from foveate.training.methods.relevance import RunDirectory
 from foveate.training.methods.relevance_targets import continued, read_example
 
 
@@ -97,12 +97,12 @@ def fit(
     processor: Any,
     examples: Callable[[int], Example],
     draft: Draft,
-    how: loop.Fitting,
+    config: loop.TrainConfig,
     own_answers: int | None,
-    folder: Folder,
-    told: Callable[[int, float], None] = lambda step, loss: None,
+    folder: RunDirectory,
+    on_progress: Callable[[int, float], None] = lambda step, loss: None,
     stop: StopRequest | None = None,
-) -> loop.Fitted[Draft]:
+) -> loop.TrainState[Draft]:
     """Train a draft, or go on from the last state of a run.
 
     Args:
@@ -110,10 +110,10 @@ def fit(
         processor: Its processor.
         examples: Conversations by number.
         draft: With its first weights.
-        how: Schedule.
+        config: Schedule.
         own_answers: See `hear`.
         folder: Of the run.
-        told: Told how many steps are done, and the loss of the last.
+        on_progress: Called with how many steps are done, and the loss of the last.
         stop: Asked after every step.
 
     Raises:
@@ -124,20 +124,20 @@ def fit(
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
-        for number in how.samples(step):
-            seed = how.seed * 1_000_003 + number
+        for number in config.samples(step):
+            seed = config.seed * 1_000_003 + number
             heard = hear(model, processor, examples(number), own_answers)
             generator = torch.Generator().manual_seed(seed)
             yield (
                 seed,
-                lambda heard=heard, generator=generator: loss_of(draft, target, heard, generator) / how.batch_size,
+                lambda heard=heard, generator=generator: loss_of(draft, target, heard, generator) / config.batch_size,
             )
 
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         of = {"kind": draft.kind, "own_answers": own_answers} | asdict(draft.config)
-        return loop.fit(draft, losses, how, of, folder, told, stop)
+        return loop.fit(draft, losses, config, of, folder, on_progress, stop)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.runtime import compress
 from foveate.training.examples import Example
-from foveate.training.methods.teacher_forcing import Seen, encoding_once, see
+from foveate.training.methods.teacher_forcing import RecordedActivations, encoding_once, record
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def measure(
     shares: dict[str, list[float]] = {plan: [] for plan in sums}
     for example in examples:
         with encoding_once(model):
-            seen = see(model, processor, example, (1,))
+            seen = record(model, processor, example, (1,))
             count = len(seen.answer)
             whole = model(**seen.inputs, use_cache=False).logits[0, seen.rows].float().log_softmax(dim=-1)
             for plan in sums:
@@ -57,7 +57,7 @@ def measure(
     }
 
 
-def _answered(model: Any, seen: Seen, plan: str) -> tuple[Tensor, float]:
+def _answered(model: Any, seen: RecordedActivations, plan: str) -> tuple[Tensor, float]:
     """Logarithms of probabilities (A, vocabulary) of the answer under a plan, and the share of tokens at the end."""
     count = len(seen.answer)
     labels = seen.inputs["input_ids"].clone()

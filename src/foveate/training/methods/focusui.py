@@ -26,7 +26,7 @@ from foveate.answering.conversations import inputs_of
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Budget as Share
 from foveate.core.pre_llm import Budget, Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.methods.pre_llm.focusui import FocusUI, Scorer, box_overlap, scorer_loss, screen_label, ui_graph
 from foveate.methods.pre_llm.random import Random
 from foveate.methods.pre_llm.uniform import Uniform
@@ -35,7 +35,7 @@ from foveate.synthetic.page import Box
 from foveate.synthetic.screens import Element, Screen, render_screen
 from foveate.training.callbacks import StopRequest
 from foveate.training.methods import loop
-from foveate.training.methods.relevance import Folder, write_whole
+from foveate.training.methods.relevance import RunDirectory, write_atomically
 
 #: Shares of tokens at which a scorer is measured.
 BUDGETS = ("25%", "50%")
@@ -44,7 +44,7 @@ CELL = 28
 
 
 @dataclass(frozen=True)
-class Fitting(loop.Fitting):
+class TrainConfig(loop.TrainConfig):
     """How a scorer is trained; a sample is a screen with one instruction.
 
     Args:
@@ -74,9 +74,9 @@ class _Watch(Method):
 
     name: ClassVar[str] = "watch"
     budget: ClassVar[Budget] = "none"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The instruction."""
         return (Need("instruction"),)
 
@@ -164,40 +164,40 @@ def loss_of(scorer: Scorer, read: Reader, screen: Screen, element: Element) -> T
 def fit(
     model: Any,
     processor: Any,
-    how: Fitting,
-    folder: Folder,
-    told: Callable[[int, float], None] = lambda step, loss: None,
+    config: TrainConfig,
+    folder: RunDirectory,
+    on_progress: Callable[[int, float], None] = lambda step, loss: None,
     stop: StopRequest | None = None,
-) -> loop.Fitted[Scorer]:
+) -> loop.TrainState[Scorer]:
     """Train a scorer, or go on from the last state of a run.
 
     Args:
         model: A model of a known family; its weights stay as they are.
         processor: Its processor.
-        how: Sizes and schedule.
+        config: Sizes and schedule.
         folder: Of the run.
-        told: Told how many steps are done, and the loss of the last.
+        on_progress: Called with how many steps are done, and the loss of the last.
         stop: Asked after every step.
 
     Raises:
         FoveateError: the model cannot be read, or the folder holds a run of another scorer.
     """
     size = model.get_input_embeddings().embedding_dim
-    scorer = _new(size, how).to(model.device)
+    scorer = _new(size, config).to(model.device)
     with reading(model, processor) as read:
 
         def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
-            for number in how.samples(step):
-                seed = how.seed * 1_000_003 + number
-                yield seed, lambda seed=seed: loss_of(scorer, read, *drawn(seed, "train")) / how.batch_size
+            for number in config.samples(step):
+                seed = config.seed * 1_000_003 + number
+                yield seed, lambda seed=seed: loss_of(scorer, read, *drawn(seed, "train")) / config.batch_size
 
-        return loop.fit(scorer, losses, how, {"size": size}, folder, told, stop)
+        return loop.fit(scorer, losses, config, {"size": size}, folder, on_progress, stop)
 
 
-def _new(size: int, how: Fitting) -> Scorer:
+def _new(size: int, config: TrainConfig) -> Scorer:
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(how.seed)
-        return Scorer(size, how.heads, how.dropout)
+        torch.random.default_generator.manual_seed(config.seed)
+        return Scorer(size, config.heads, config.dropout)
 
 
 def measure(model: Any, processor: Any, weights: Path, count: int) -> dict[str, dict[str, float]]:
@@ -230,4 +230,4 @@ def measure(model: Any, processor: Any, weights: Path, count: int) -> dict[str, 
 
 def save(scorer: Scorer, output: Path) -> None:
     """Write a trained scorer, completely or not at all."""
-    write_whole(output, scorer.save)
+    write_atomically(output, scorer.save)

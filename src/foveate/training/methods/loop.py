@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foveate.core.errors import FoveateError
 from foveate.core.weights import read_state
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.relevance import Folder, write_whole
+from foveate.training.methods.relevance import RunDirectory, write_atomically
 
 #: Steps after which the state of a run is written.
 SAVE_EVERY = 50
@@ -27,7 +27,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Fitting:
+class TrainConfig:
     """AdamW, the learning rate rising over a twentieth of the steps, then falling to 0.
 
     Args:
@@ -62,7 +62,7 @@ class Fitting:
 
 
 @dataclass(frozen=True)
-class Fitted(Generic[Network]):
+class TrainState(Generic[Network]):
     """A network after `step` steps; `finished`: after all of them."""
 
     network: Network
@@ -73,30 +73,30 @@ class Fitted(Generic[Network]):
 def fit(
     network: Network,
     losses: Callable[[int], Iterator[tuple[int, Callable[[], Tensor]]]],
-    how: Fitting,
+    config: TrainConfig,
     of: dict[str, object],
-    folder: Folder,
-    told: Callable[[int, float], None] = lambda step, loss: None,
+    folder: RunDirectory,
+    on_progress: Callable[[int, float], None] = lambda step, loss: None,
     stop: StopRequest | None = None,
-) -> Fitted[Network]:
+) -> TrainState[Network]:
     """Train a network, or go on from the last state of a run.
 
     Args:
         network: With its first weights, on its device.
         losses: The losses of a step, whose sum is what it lowers: the seed of each one's chance, and what computes it.
             One graph exists at a time.
-        how: Schedule.
+        config: Schedule.
         of: Sizes of the network; a state with others, or with another schedule, is refused.
         folder: Of the run: the state every 50 steps and when stopped, and a line of the log every step.
-        told: Told how many steps are done, and the loss of the last.
+        on_progress: Called with how many steps are done, and the loss of the last.
         stop: Asked after every step.
 
     Raises:
         FoveateError: the folder holds a run of another network.
     """
-    stop, of = stop or StopRequest(), asdict(how) | of
+    stop, of = stop or StopRequest(), asdict(config) | of
     device = next(network.parameters()).device
-    optimizer = torch.optim.AdamW(network.parameters(), lr=how.learning_rate)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
     done = 0
     if folder.state.is_file():
         state = read_state(folder.state, ("of", "step", "network", "optimizer"), device)
@@ -107,8 +107,8 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
     earlier, start = folder.log.rewind(done), time.perf_counter()
     network.train()
-    while done < how.steps and not stop.wanted:
-        rate = optimizer.param_groups[0]["lr"] = how.rate(done)
+    while done < config.steps and not stop.wanted:
+        rate = optimizer.param_groups[0]["lr"] = config.rate(done)
         optimizer.zero_grad()
         total = 0.0
         for seed, compute in losses(done):
@@ -123,8 +123,8 @@ def fit(
         done += 1
         seconds = round(earlier + time.perf_counter() - start, 3)
         folder.log.append({"step": done, "loss": total, "learning_rate": rate, "seconds": seconds})
-        told(done, total)
-        if done % SAVE_EVERY == 0 or done == how.steps or stop.wanted:
+        on_progress(done, total)
+        if done % SAVE_EVERY == 0 or done == config.steps or stop.wanted:
             state = {"of": of, "step": done, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-            write_whole(folder.state, lambda path, state=state: torch.save(state, path))
-    return Fitted(network.eval(), done, done == how.steps)
+            write_atomically(folder.state, lambda path, state=state: torch.save(state, path))
+    return TrainState(network.eval(), done, done == config.steps)

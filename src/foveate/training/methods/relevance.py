@@ -27,7 +27,7 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Budget
 from foveate.core.text_files import read_json
-from foveate.core.tokens import top
+from foveate.core.tokens import topk_indices
 from foveate.core.weights import read_state
 from foveate.methods.pre_llm.relevance import Mapper, mapper_loss
 from foveate.training.batch_stream import Draw, ListSource, RenderedSource
@@ -49,7 +49,7 @@ Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Fitting:
+class TrainConfig:
     """How a mapper is trained: AdamW, the learning rate falling to 0 by a cosine.
 
     Args:
@@ -102,7 +102,7 @@ def file_samples(paths: Sequence[Path], images: Path | None, limit: int | None, 
     return source.draws(range(count), 0.0, np.random.default_rng(seed))
 
 
-class Folder:
+class RunDirectory:
     """Where a run keeps what it has done, beside the file that it will write.
 
     Args:
@@ -130,7 +130,7 @@ class Folder:
                 )
         else:
             self.path.mkdir(exist_ok=True)
-            write_whole(known, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
+            write_atomically(known, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
 
     def pictures(self, number: int) -> list[Picture] | None:
         """What was found of a sample; None: nothing yet."""
@@ -150,7 +150,7 @@ class Folder:
         tensors = {f"{place}.{name}": value.contiguous() for place, own in enumerate(pictures)
                    for name, value in vars(own).items()}  # fmt: skip
         self._sample(number).parent.mkdir(exist_ok=True)
-        write_whole(self._sample(number), lambda path: save_file(tensors, path))
+        write_atomically(self._sample(number), lambda path: save_file(tensors, path))
 
     def _sample(self, number: int) -> Path:
         return self.path / "samples" / f"{number:06}.safetensors"
@@ -161,7 +161,7 @@ class Folder:
         return self.path / "state.pt"
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file that is there completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -177,7 +177,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def find_pictures(
-    model: Any, processor: Any, samples: Sequence[Draw], folder: Folder, own_answers: int | None, told: Told
+    model: Any,
+    processor: Any,
+    samples: Sequence[Draw],
+    folder: RunDirectory,
+    own_answers: int | None,
+    on_progress: Told,
 ) -> list[list[Picture]]:
     """What to learn from every sample: read where it is known, found by the model where it is not.
 
@@ -187,14 +192,14 @@ def find_pictures(
         samples: Make the examples.
         folder: Of the run.
         own_answers: The most tokens of the model's own answers, which are then explained; None: the data's answers.
-        told: Told of every sample.
+        on_progress: Told of every sample.
 
     Raises:
         FoveateError: a sample cannot be read, or the model cannot be asked.
     """
     found = []
     for number, draw in enumerate(samples):
-        told("relevance", number, len(samples))
+        on_progress("relevance", number, len(samples))
         pictures = folder.pictures(number)
         if pictures is None:
             start = time.perf_counter()
@@ -209,7 +214,7 @@ def find_pictures(
             folder.log.append({"step": 0, "sample": number, "pictures": len(pictures), "tokens": tokens,
                                "took": took, "seconds": 0.0})  # fmt: skip
         found.append(pictures)
-    told("relevance", len(samples), len(samples))
+    on_progress("relevance", len(samples), len(samples))
     return found
 
 
@@ -236,24 +241,26 @@ def _tells(picture: Picture) -> bool:
     return bool(target.max() > target.min())
 
 
-def fit(learned: Sequence[Picture], held: Sequence[Picture], how: Fitting, folder: Folder, told: Told) -> Mapper:
+def fit(
+    learned: Sequence[Picture], held: Sequence[Picture], config: TrainConfig, folder: RunDirectory, on_progress: Told
+) -> Mapper:
     """Train a mapper, or go on from the last finished epoch of a run with the same pictures.
 
     Args:
         learned: Pictures to learn from.
         held: Pictures whose loss is logged.
-        how: Sizes and schedule.
+        config: Sizes and schedule.
         folder: Of the run.
-        told: Told of every epoch.
+        on_progress: Told of every epoch.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(how.seed)
-        mapper = Mapper(how.width, how.depth)
-    optimizer = torch.optim.AdamW(mapper.parameters(), lr=how.learning_rate, weight_decay=0.0)
-    steps_an_epoch = -(-len(learned) // how.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.epochs * steps_an_epoch)
+        torch.manual_seed(config.seed)
+        mapper = Mapper(config.width, config.depth)
+    optimizer = torch.optim.AdamW(mapper.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    steps_an_epoch = -(-len(learned) // config.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps_an_epoch)
     kinds = {"mapper": mapper, "optimizer": optimizer, "schedule": schedule}
-    of = asdict(how) | {"pictures": _digest(learned)}
+    of = asdict(config) | {"pictures": _digest(learned)}
     done = 0
     if folder.state.is_file():
         state = read_state(folder.state, ("of", "epoch", *kinds))
@@ -263,9 +270,9 @@ def fit(learned: Sequence[Picture], held: Sequence[Picture], how: Fitting, folde
                 one.load_state_dict(state[name])
     earlier = folder.log.rewind(done * steps_an_epoch)
     start = time.perf_counter()
-    for epoch in range(done, how.epochs):
-        told("mapper", epoch, how.epochs)
-        order = np.random.default_rng((how.seed, epoch)).permutation(len(learned))
+    for epoch in range(done, config.epochs):
+        on_progress("mapper", epoch, config.epochs)
+        order = np.random.default_rng((config.seed, epoch)).permutation(len(learned))
         total = 0.0
         for batch in np.array_split(order, steps_an_epoch):
             loss = torch.stack([_loss(mapper, learned[place]) for place in batch]).mean()
@@ -280,8 +287,8 @@ def fit(learned: Sequence[Picture], held: Sequence[Picture], how: Fitting, folde
         folder.log.append({"step": (epoch + 1) * steps_an_epoch, "epoch": epoch + 1, "loss": total / len(learned),
                            "held_out_loss": held_loss, "seconds": seconds})  # fmt: skip
         state = {"of": of, "epoch": epoch + 1} | {name: one.state_dict() for name, one in kinds.items()}
-        write_whole(folder.state, lambda path, state=state: torch.save(state, path))
-    told("mapper", how.epochs, how.epochs)
+        write_atomically(folder.state, lambda path, state=state: torch.save(state, path))
+    on_progress("mapper", config.epochs, config.epochs)
     return mapper.eval()
 
 
@@ -314,7 +321,7 @@ def kept_shares(mapper: Mapper, pictures: Sequence[Picture]) -> dict[str, dict[s
                 scores = mapper(picture.attention)[picture.present]
             count = budget.of(len(target))
             chosen = (scores, picture.attention[picture.present], target)
-            rows.append([*(float(target[top(own, count)].sum()) for own in chosen), count / len(target)])
+            rows.append([*(float(target[topk_indices(own, count)].sum()) for own in chosen), count / len(target)])
         mean = np.mean(rows, axis=0).tolist()
         shares[text] = dict(zip(("mapper", "attention", "relevance", "random"), mean, strict=True))
     return shares
@@ -322,4 +329,4 @@ def kept_shares(mapper: Mapper, pictures: Sequence[Picture]) -> dict[str, dict[s
 
 def save(mapper: Mapper, output: Path) -> None:
     """Write the trained mapper, completely or not at all."""
-    write_whole(output, mapper.save)
+    write_atomically(output, mapper.save)

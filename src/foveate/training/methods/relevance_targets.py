@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import Budget, Method
-from foveate.core.tokens import Need, Selection, Tower, VisualTokens
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.families import Family, family_of
 from foveate.images import open_image
 from foveate.methods.pre_llm.relevance import as_picture, relevance_target, rollout
@@ -56,14 +56,14 @@ class _Recorder(Method):
 
     name: ClassVar[str] = "recorder"
     budget: ClassVar[Budget] = "none"
-    whole: ClassVar[bool] = True
+    handles_tiles: ClassVar[bool] = True
 
     @property
     def arguments(self) -> dict[str, object]:
         """None that could be written."""
         return {}
 
-    def needs(self, tower: Tower) -> tuple[Need, ...]:
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """First-layer attention."""
         return (ATTENTION,)
 

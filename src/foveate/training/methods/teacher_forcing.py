@@ -32,7 +32,7 @@ from foveate.training.recipe import Rendered, Sizes
 
 
 @dataclass(frozen=True)
-class Watcher(DecoderMethod):
+class Recorder(DecoderMethod):
     """Keeps everything, and a note of what a method would see of every image at every layer."""
 
     found: list[LayerTokens] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Watcher(DecoderMethod):
 
 
 @dataclass(frozen=True)
-class Seen:
+class RecordedActivations:
     """One prompt with its answer in a model with all tokens.
 
     Args:
@@ -85,7 +85,9 @@ def text_of(model: Any) -> Any:
 
 
 @torch.no_grad()
-def see(model: Any, processor: Any, example: Example, layers: Sequence[int], looking: int | None = None) -> Seen:
+def record(
+    model: Any, processor: Any, example: Example, layers: Sequence[int], looking: int | None = None
+) -> RecordedActivations:
     """Let a model read a prompt with its answer.
 
     Args:
@@ -103,7 +105,7 @@ def see(model: Any, processor: Any, example: Example, layers: Sequence[int], loo
     whole = continued(inputs, answer, family_of(model).answer_type)
     labels = whole["input_ids"].clone()
     labels[:, :prompt] = -100
-    watcher, calls, outputs, attention = Watcher(), [], [], []
+    watcher, calls, outputs, attention = Recorder(), [], [], []
 
     def called(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         calls.append(dict(kwargs))
@@ -125,7 +127,9 @@ def see(model: Any, processor: Any, example: Example, layers: Sequence[int], loo
     found: dict[int, list[LayerTokens]] = {layer: [] for layer in layers}
     for tokens in watcher.found:
         found[tokens.layer].append(tokens)
-    return Seen(found, calls[0], outputs[0][rows], rows, answer, whole, attention[0] if attention else None)
+    return RecordedActivations(
+        found, calls[0], outputs[0][rows], rows, answer, whole, attention[0] if attention else None
+    )
 
 
 @contextmanager

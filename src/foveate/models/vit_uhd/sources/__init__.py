@@ -6,6 +6,6 @@ norm and MLP the blocks have.
 """
 
 from foveate.models.vit_uhd.sources.reading import READERS, SUPPORTED, read_source
-from foveate.models.vit_uhd.sources.tower import Tower
+from foveate.models.vit_uhd.sources.tower import SourceSpec
 
-__all__ = ["READERS", "SUPPORTED", "Tower", "read_source"]
+__all__ = ["READERS", "SUPPORTED", "SourceSpec", "read_source"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from foveate.models.vit_uhd.sources.native import read_native
-from foveate.models.vit_uhd.sources.tower import Tensors, Tower, read_blocks, side_of, theta_of
+from foveate.models.vit_uhd.sources.tower import SourceSpec, Tensors, read_blocks, side_of, theta_of
 
 _KIMI_TIME = r"patch_embed\.pos_emb\.time"
 
 
-def read_moonvit(config: PreTrainedConfig, source: Tensors) -> Tower:
+def read_moonvit(config: PreTrainedConfig, source: Tensors) -> SourceSpec:
     """MoonViT as the vision tower of Kimi K2.5, for single images.
 
     Its time embedding is zero for an image. `transformers` keeps the rotary pairs as two halves; checkpoints in
@@ -51,4 +51,4 @@ def read_moonvit(config: PreTrainedConfig, source: Tensors) -> Tower:
         for ours, theirs in (("patch_embed.proj", "patch_embed.proj"), ("encoder.final_layernorm", "final_layernorm")):
             weights |= {f"{ours}.{part}": tensor for part, tensor in source.take_layer(theirs).items()}
     source.finish(_KIMI_TIME)
-    return Tower("MoonViT", fields, weights, rotary)
+    return SourceSpec("MoonViT", fields, weights, rotary)

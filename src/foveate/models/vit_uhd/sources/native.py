@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from foveate.models.vit_uhd.configuration import ViTUHDConfig
-from foveate.models.vit_uhd.sources.tower import Tensors, Tower
+from foveate.models.vit_uhd.sources.tower import SourceSpec, Tensors
 
 
 def read_native(source: Tensors, dropped: str) -> dict[str, Tensor]:
@@ -27,10 +27,10 @@ def read_native(source: Tensors, dropped: str) -> dict[str, Tensor]:
     return weights
 
 
-def read_vit_uhd(config: ViTUHDConfig, source: Tensors) -> Tower:
+def read_vit_uhd(config: ViTUHDConfig, source: Tensors) -> SourceSpec:
     """ViT-UHD itself and MoonViT in its original layout, whose names are ours."""
     weights = read_native(source, dropped=r".*merger\.zero_init_fc\.")
     fields = {name: value for name, value in config.to_dict().items() if name in ViTUHDConfig.__dataclass_fields__}
     for inherited in PreTrainedConfig.__dataclass_fields__:
         fields.pop(inherited, None)
-    return Tower("ViT-UHD", fields, weights, config.rope_layout)
+    return SourceSpec("ViT-UHD", fields, weights, config.rope_layout)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from foveate.models.vit_uhd.sources.tower import Tensors, Tower, read_blocks, side_of, theta_of
+from foveate.models.vit_uhd.sources.tower import SourceSpec, Tensors, read_blocks, side_of, theta_of
 
 # Normalisation of Qwen2-VL and Qwen2.5-VL, which is CLIP's.
 _CLIP = {
@@ -42,14 +42,14 @@ def _read_qwen(source: Tensors, config: PreTrainedConfig, width: int, mlp: dict[
     return fields, weights, merger_norm
 
 
-def read_qwen2_vl(config: PreTrainedConfig, source: Tensors) -> Tower:
+def read_qwen2_vl(config: PreTrainedConfig, source: Tensors) -> SourceSpec:
     """Qwen2-VL's tower."""
     fields, weights, norm = _read_qwen(source, config, config.embed_dim, {"mlp.fc0": "mlp.fc1", "mlp.fc1": "mlp.fc2"})
     fields["intermediate_size"] = int(config.embed_dim * config.mlp_ratio)
-    return Tower("Qwen2-VL", fields, weights, "half", norm, **_CLIP)
+    return SourceSpec("Qwen2-VL", fields, weights, "half", norm, **_CLIP)
 
 
-def read_qwen2_5_vl(config: PreTrainedConfig, source: Tensors) -> Tower:
+def read_qwen2_5_vl(config: PreTrainedConfig, source: Tensors) -> SourceSpec:
     """Qwen2.5-VL's tower: RMS norms, gated MLPs, window attention in most blocks.
 
     Windows keep their side in tokens when the patch changes: that is the neighbourhood, in positions and in
@@ -69,4 +69,4 @@ def read_qwen2_5_vl(config: PreTrainedConfig, source: Tensors) -> Tower:
         "window_size": config.window_size // merge // fields["patch_size"] * merge,
         "full_attention_layers": list(config.fullatt_block_indexes),
     }
-    return Tower("Qwen2.5-VL", fields, weights, "half", norm, **_CLIP)
+    return SourceSpec("Qwen2.5-VL", fields, weights, "half", norm, **_CLIP)

@@ -20,9 +20,9 @@ from foveate.models.vit_uhd.sources.moonvit import read_moonvit
 from foveate.models.vit_uhd.sources.native import read_vit_uhd
 from foveate.models.vit_uhd.sources.qwen import read_qwen2_5_vl, read_qwen2_vl
 from foveate.models.vit_uhd.sources.siglip2 import read_siglip2
-from foveate.models.vit_uhd.sources.tower import Tensors, Tower
+from foveate.models.vit_uhd.sources.tower import SourceSpec, Tensors
 
-READERS: dict[str, Callable[[Any, Tensors], Tower]] = {
+READERS: dict[str, Callable[[Any, Tensors], SourceSpec]] = {
     "vit_uhd": read_vit_uhd,
     "kimi_k25_vision": read_moonvit,
     "siglip2_vision_model": read_siglip2,
@@ -43,7 +43,7 @@ _OPTIONAL: dict[str, Any] = {
 _TOWER_PREFIX = re.compile(r"^(?:model\.)?(?:visual|vision_tower\.vision_tower|vision_tower|vision_model)\.")
 
 
-def read_source(source: nn.Module | str | Path) -> Tower:
+def read_source(source: nn.Module | str | Path) -> SourceSpec:
     """The vision tower of a model, or of the checkpoint in a folder or on the Hub.
 
     Of a checkpoint only the tower's tensors are read, not the language model's.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from foveate.models.vit_uhd.sources.tower import Tensors, Tower, read_blocks, side_of
+from foveate.models.vit_uhd.sources.tower import SourceSpec, Tensors, read_blocks, side_of
 
 
-def read_siglip2(config: PreTrainedConfig, source: Tensors) -> Tower:
+def read_siglip2(config: PreTrainedConfig, source: Tensors) -> SourceSpec:
     """SigLIP2 NaFlex: a linear layer over pixels (row, column, channel), absolute positions only.
 
     Its attention pooling head, which makes one vector of an image, is left out.
@@ -48,4 +48,4 @@ def read_siglip2(config: PreTrainedConfig, source: Tensors) -> Tower:
     final = source.take_layer("post_layernorm")
     weights |= {f"encoder.final_layernorm.{part}": tensor for part, tensor in final.items()}
     source.finish(r"head\.")
-    return Tower("SigLIP2 NaFlex", fields, weights, "none")
+    return SourceSpec("SigLIP2 NaFlex", fields, weights, "none")

@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError
 
 
 @dataclass(frozen=True)
-class Tower:
+class SourceSpec:
     """A vision tower in the terms of ViT-UHD.
 
     Args:
