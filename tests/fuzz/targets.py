@@ -28,7 +28,7 @@ class Target:
 
 def target(name: str) -> Target:
     """The target of a name."""
-    module = import_module(f"fuzz_{name}")
+    module = import_module(f"tests.fuzz.fuzz_{name}")
     return Target(module.check, module.SEEDS, module.WORDS)
 
 

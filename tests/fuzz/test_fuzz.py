@@ -60,7 +60,7 @@ def test_traps_of_the_library_end_in_one_sentence_in_bounded_time_and_memory() -
         [sys.executable, str(HERE / "library.py")],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), *sys.path])},
     )
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     last = rows[-1] if rows else None

@@ -282,12 +282,12 @@ class PassRecorder:
             self._local.recorded = None
 
     def _before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        recorded: RecordedPass | None = getattr(self._local, "seen", None)
+        recorded: RecordedPass | None = getattr(self._local, "recorded", None)
         if recorded is not None:
             recorded.embeds.append(kwargs["inputs_embeds"])
 
     def _after(self, module: Any, args: Any, output: Any) -> None:
-        recorded: RecordedPass | None = getattr(self._local, "seen", None)
+        recorded: RecordedPass | None = getattr(self._local, "recorded", None)
         if recorded is not None:
             recorded.features.append(output.last_hidden_state)
 
@@ -430,12 +430,12 @@ class _Writing:
                 "a tree of tokens is verified by models whose layers all see everything, with sdpa or eager attention; "
                 "draft a chain here: top_k=1."
             )
-        recorded = tree.sees().to(self.ids.device)
+        visible = tree.sees().to(self.ids.device)
         mask = self.kwargs.get("attention_mask")
-        before = recorded.new_ones(past) if mask is None else mask[0, :past].bool()
-        recorded = torch.cat([before.expand(len(recorded), -1), recorded], dim=1)
+        before = visible.new_ones(past) if mask is None else mask[0, :past].bool()
+        visible = torch.cat([before.expand(len(visible), -1), visible], dim=1)
         dtype = self.model.dtype
-        bias = torch.zeros_like(recorded, dtype=dtype).masked_fill(~recorded, torch.finfo(dtype).min)
+        bias = torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
         positions = inputs["position_ids"]
         depths = tree.depths().to(positions.device)
         return {"attention_mask": bias[None, None], "position_ids": positions[..., :1] + depths}
