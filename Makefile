@@ -118,12 +118,13 @@ lock-check: $(DEV) ## requirements/ is what pyproject.toml asks for
 	cd build/lock && $(CURDIR)/$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
 	diff -u requirements build/lock/requirements || { echo "pyproject.toml and requirements/ differ: make lock UPGRADE="; exit 1; }
 
-check: $(DEV) ## ruff, types, generated pages up to date, no secrets, no package with a known vulnerability
+check: $(DEV) ## ruff, types, generated pages up to date, no secrets, no large files, no package with a known vulnerability
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 	$(BIN)/python docs/generate.py --check
 	.ci/secrets.sh
+	$(BIN)/python .ci/sizes.py
 	$(BIN)/python .ci/audit.py
 
 fix: $(DEV) ## what ruff can put right, and the generated pages
