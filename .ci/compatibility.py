@@ -2,6 +2,7 @@
 
     python .ci/compatibility.py unbounded                        # requirements with an upper bound, without it
     python .ci/compatibility.py run NAME [ARGUMENTS OF PYTEST]   # writes benchmarks/results/compatibility-NAME.json
+    python .ci/compatibility.py report FILE                      # such a file as Markdown, for an issue
 
 It runs with the Python of the environment that is tested. The exit code is that of pytest.
 """
@@ -76,15 +77,36 @@ def run(name: str, arguments: list[str]) -> int:
     return code
 
 
+def reported(path: Path) -> str:
+    """A result as Markdown: the counts, the versions and up to 50 tests that failed."""
+    if not path.exists():
+        return "The tests did not begin: the environment could not be made, or pytest stopped before the first test.\n"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = [f"| {name} | {installed} |" for name, installed in result["versions"].items()]
+    failures = result["failures"]
+    more = [f"- and {len(failures) - 50} more"] if len(failures) > 50 else []
+    counts = ", ".join(f"{result[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped"))
+    lines = [
+        f"`{result['command']}`, {result['date']}: {counts}.",
+        *("", "| package | version |", "|---|---|", *rows),
+        *("", *(f"- `{name}`" for name in failures[:50]), *more),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("unbounded")
     actions.add_parser("run").add_argument("name")
+    actions.add_parser("report").add_argument("file", type=Path)
     options, rest = parser.parse_known_args()
     if options.action == "run":
         return run(options.name, rest)
+    if options.action == "report":
+        print(reported(options.file), end="")
+        return 0
     print(*unbounded(), sep="\n")
     return 0
 
