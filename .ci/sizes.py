@@ -21,8 +21,6 @@ WEIGHTS = ("src/foveate/embedded/", "benchmarks/models/")
 #: Patterns of paths that may be larger, and why.
 ALLOWED = {
     "benchmarks/results/accuracy-*.json": "results of all plans, from which the pages are generated",
-    "benchmarks/results/accuracy-*.rows.jsonl": "every answer of `foveate bench accuracy`, for paired intervals",
-    "benchmarks/results/embedded-rows.jsonl": "every answer of the embedded model, from which its table is made",
     "benchmarks/results/embedded-training.jsonl": "the log of the embedded model's training",
     "docs/results/index.html": "the page of results, in one file that loads nothing from elsewhere",
     "docs/figures/demo.png": "the picture of the README, drawn by `make picture`",
