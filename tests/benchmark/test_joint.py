@@ -152,7 +152,7 @@ def test_a_run_asks_every_plan_with_all_weights_and_caches(tmp_path: Path) -> No
 def test_what_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for change, message in (
         ({"weights": ("int3",)}, "weights 'int3' are not known; possible here are full"),
-        ({"caches": ("int3",)}, "caches 'int3' are not known; possible here are full, int8, fp8"),
+        ({"caches": ("int3",)}, "caches 'int3' are not known; possible here are full, int8"),
         ({"count": 0}, "count, batch size and threads"),
         ({"dtype": "int8"}, "float32"),
     ):

@@ -64,6 +64,7 @@ def test_whole_models_cost_what_the_counter_counts(name):
     assert blind.total < 0.97 * counted
 
 
+@pytest.mark.skipif(not compat.MINICPM_READS_SEVERAL_SHAPES, reason="transformers before 5.20 fails in its own code")
 def test_early_compressor_and_its_connector():
     """MiniCPM-V 4.6's encoder, which is LLaVA-UHD v4's, on two views at once."""
     vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,

@@ -26,7 +26,13 @@ FULL = "full"
 WEIGHTS = {FULL: "", "int8": "torchao", "int4": "torchao", "nf4": "bitsandbytes"}
 
 #: Keys and values, by name, with the package that each needs; int8 is in this file, fp8 in transformers.
-CACHES = {FULL: "", "int8": "", "fp8": "", "int4": "optimum.quanto", "int2": "optimum.quanto"}
+CACHES = {
+    FULL: "",
+    "int8": "",
+    "fp8": "" if compat.HAS_FP8_CACHE else "transformers>=5.21",
+    "int4": "optimum.quanto",
+    "int2": "optimum.quanto",
+}
 
 #: Weights that share a scale at 4 bits.
 GROUP = 32
@@ -45,8 +51,8 @@ def check(what: str, name: str, kinds: dict[str, str]) -> None:
     if name not in kinds:
         raise FoveateError(f"{what} {name!r} are not known; possible here are {choice}.")
     if name not in possible(kinds):
-        package = _INSTALL[kinds[name]]
-        raise FoveateError(f"{what} {name} need a package (pip install {package}); possible here are {choice}.")
+        package = _INSTALL.get(kinds[name], kinds[name])
+        raise FoveateError(f"{what} {name} need a package (pip install '{package}'); possible here are {choice}.")
 
 
 def _installed(package: str) -> bool:

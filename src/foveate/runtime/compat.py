@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from torch import nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
@@ -38,6 +38,10 @@ CACHE = "cache" if HAS_CACHE_ARGUMENT else "past_key_values"
 #: All names that it ever had.
 CACHE_NAMES = ("cache", "past_key_values")
 
+#: Whether a quantised cache may hold eight-bit floats (5.21 and newer).
+HAS_FP8_CACHE = hasattr(cache_utils, "Fp8QuantizedLayer")
+#: Whether MiniCPM-V 4.6 reads images of several shapes in one call (5.20 and newer; before, its own code fails).
+MINICPM_READS_SEVERAL_SHAPES = Version(transformers.__version__) >= Version("5.20")
 #: Whether SigLIP2 resizes its position table by a matrix product (5.24 and newer), not by an interpolation.
 SIGLIP2_RESIZES_BY_PRODUCT = Version(transformers.__version__) >= Version("5.24")
 
