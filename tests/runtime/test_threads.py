@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foveate import FoveateError
-from foveate.training.methods.relevance_targets import answer_relevance
+from foveate.training.methods.shared.relevance_targets import answer_relevance
 from tests.families.zoo import zoo
 from tests.runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
 

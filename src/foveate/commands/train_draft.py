@@ -100,7 +100,7 @@ def train_draft(
         from foveate.loading import load
         from foveate.methods.decoding import draft_kinds, load_draft
         from foveate.training.methods import drafts, teacher_forcing
-        from foveate.training.methods.loop import TrainConfig
+        from foveate.training.methods.shared.loop import TrainConfig
         from foveate.training.methods.relevance import RunDirectory
     config = TrainConfig(steps, batch_size, learning_rate, seed)
     own = max_new_tokens if own_answers else None

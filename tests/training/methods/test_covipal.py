@@ -19,9 +19,9 @@ from foveate.methods.decoder.covipal import Pruner
 from foveate.training.callbacks import StopRequest
 from foveate.training.methods import covipal, teacher_forcing
 from foveate.training.methods.covipal import TrainConfig, fit
-from foveate.training.methods.fidelity import measure
+from foveate.training.methods.shared.fidelity import measure
 from foveate.training.methods.relevance import RunDirectory
-from foveate.training.methods.teacher_forcing import RecordedActivations, encoding_once, record, text_of
+from foveate.training.methods.shared.teacher_forcing import RecordedActivations, encoding_once, record, text_of
 from tests.runtime.test_decoder_hooks import deep
 from tests.tiny_model import save_llava, save_llava_uhd
 

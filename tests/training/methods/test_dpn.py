@@ -19,8 +19,8 @@ from foveate.training.callbacks import StopRequest
 from foveate.training.methods import dpn, teacher_forcing
 from foveate.training.methods.dpn import Drawn, TrainConfig, Trial, batch_loss, fit, routing_loss, trial
 from foveate.training.methods.relevance import RunDirectory
-from foveate.training.methods.relevance_targets import read_example
-from foveate.training.methods.teacher_forcing import record, text_of
+from foveate.training.methods.shared.relevance_targets import read_example
+from foveate.training.methods.shared.teacher_forcing import record, text_of
 from tests.tiny_model import save_llava, save_llava_uhd
 
 SMALL = TrainConfig(steps=4, batch_size=2)

@@ -20,8 +20,8 @@ from foveate.methods.decoding import Draft, draft_kinds, load_draft
 from foveate.runtime.speculative import target_of
 from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
-from foveate.training.methods.drafts import fit, hear, loss_of, measure
-from foveate.training.methods.loop import TrainConfig
+from foveate.training.methods.shared.drafts import fit, hear, loss_of, measure
+from foveate.training.methods.shared.loop import TrainConfig
 from foveate.training.methods.relevance import RunDirectory
 from tests.tiny_model import noise, save_llava, save_llava_uhd
 

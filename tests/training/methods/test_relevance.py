@@ -29,7 +29,7 @@ from foveate.training.methods.relevance import (
     kept_shares,
     rendered_samples,
 )
-from foveate.training.methods.relevance_targets import Picture, answer_relevance, explain, read_example
+from foveate.training.methods.shared.relevance_targets import Picture, answer_relevance, explain, read_example
 from tests.families.zoo import END, IMAGE, zoo
 from tests.tiny_model import save_llava, save_llava_uhd
 from tests.training.small_training import write_conversations

@@ -34,8 +34,8 @@ from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods import loop
 from foveate.training.methods.relevance import RunDirectory
-from foveate.training.methods.relevance_targets import frozen
-from foveate.training.methods.teacher_forcing import RecordedActivations, check_layers, record, text_of
+from foveate.training.methods.shared.relevance_targets import frozen
+from foveate.training.methods.shared.teacher_forcing import RecordedActivations, check_layers, record, text_of
 
 #: Smoothness of the gates; the nearer to 0, the nearer they are to 0 or 1.
 TEMPERATURE = 0.5

@@ -34,8 +34,8 @@ from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods import loop
 from foveate.training.methods.relevance import RunDirectory
-from foveate.training.methods.relevance_targets import frozen
-from foveate.training.methods.teacher_forcing import RecordedActivations, check_layers, encoding_once, record, text_of
+from foveate.training.methods.shared.relevance_targets import frozen
+from foveate.training.methods.shared.teacher_forcing import RecordedActivations, check_layers, encoding_once, record, text_of
 
 #: Mean speed of experts (0, 1, 2 from the smallest window on) that the routing loss asks of a layer.
 TARGET = 1.5

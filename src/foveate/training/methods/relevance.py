@@ -1,7 +1,7 @@
 """Training of the explainability-based compressor's mapper (arXiv 2506.01097).
 
 First what to learn from: for every sample, first-layer attention and the relevance of visual tokens for the answer, by
-`foveate.training.methods.relevance_targets`. This is the dear part, so each sample's is a file in the run's folder,
+`foveate.training.methods.shared.relevance_targets`. This is the dear part, so each sample's is a file in the run's folder,
 written at once or not at all. Then the mapper, a few thousand weights, learns relevance from attention; after every
 epoch its state is written too. A run that is stopped goes on where it stood and gives the same weights.
 
@@ -34,7 +34,7 @@ from foveate.training.batch_stream import Draw, ListSource, RenderedSource
 from foveate.training.dataset import read_conversations
 from foveate.training.examples import PLACEHOLDER
 from foveate.training.log import RunLog
-from foveate.training.methods.relevance_targets import Picture, explain, read_example
+from foveate.training.methods.shared.relevance_targets import Picture, explain, read_example
 from foveate.training.recipe import Rendered, Sizes
 
 #: Shares of tokens at which a mapper is measured.

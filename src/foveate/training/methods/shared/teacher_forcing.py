@@ -27,7 +27,7 @@ from foveate.runtime.patches import Patches, in_this_thread
 from foveate.synthetic.rendering import LARGEST_SIDE
 from foveate.training.examples import Example
 from foveate.training.methods.relevance import SIZES, file_samples, rendered_sample
-from foveate.training.methods.relevance_targets import continued, read_example
+from foveate.training.methods.shared.relevance_targets import continued, read_example
 from foveate.training.recipe import Rendered, Sizes
 
 

@@ -2,7 +2,7 @@
 
 On-line, as SpecVLM does it (arXiv 2509.11815): the model reads a prompt and writes its answer, or reads the answer of
 the data; its last features and what its output layer says of them are what the draft learns from, and nothing is
-stored. Schedule and clipping are those of `foveate.training.methods.loop`, our choice; the paper takes AdamW with betas
+stored. Schedule and clipping are those of `foveate.training.methods.shared.loop`, our choice; the paper takes AdamW with betas
 0.9 and 0.95 and a learning rate of 8e-5 for a model of 7 billion weights.
 """
 
@@ -24,7 +24,7 @@ from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods import loop
 from foveate.training.methods.relevance import RunDirectory
-from foveate.training.methods.relevance_targets import continued, read_example
+from foveate.training.methods.shared.relevance_targets import continued, read_example
 
 
 @dataclass(frozen=True)

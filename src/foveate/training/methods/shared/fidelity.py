@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.runtime import compress
 from foveate.training.examples import Example
-from foveate.training.methods.teacher_forcing import RecordedActivations, encoding_once, record
+from foveate.training.methods.shared.teacher_forcing import RecordedActivations, encoding_once, record
 
 
 @torch.no_grad()
