@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
     from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
     from foveate.runtime import compress, speculate, vasparse
+    from foveate.training.methods import register_trainer
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ _MODULES = {
     "ask": "answering",
     "compress": "runtime",
     "load": "loading",
+    "register_trainer": "training.methods",
     "speculate": "runtime",
     "vasparse": "runtime",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "compress",
     "load",
     "register",
+    "register_trainer",
     "speculate",
     "vasparse",
 ]

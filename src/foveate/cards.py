@@ -55,7 +55,7 @@ CARDS = (
         "A draft that reads an image through a few learned queries and guesses several tokens in one pass; the model "
         "checks them, so that the answer is the same.",
         True,
-        "foveate.speculate(model, folder) with a draft that foveate train-draft wrote",
+        "foveate.speculate(model, folder) with a draft that foveate train-method flash wrote",
     ),
     Card(
         "hack",
@@ -91,7 +91,7 @@ CARDS = (
         "A draft of one layer that reads images through a compressor whose way the question chooses: fewer tokens, "
         "means, a convolution or a resampler; the model checks what it guesses.",
         True,
-        "foveate.speculate(model, folder) with a draft that foveate train-draft wrote",
+        "foveate.speculate(model, folder) with a draft that foveate train-method specvlm wrote",
     ),
     Card(
         "vasparse",

@@ -1,4 +1,4 @@
-"""The command line: `foveate ask | info | methods | train | convert | calibrate | bench` and more.
+"""The command line: `foveate ask | info | methods | train | train-method | convert | bench` and more.
 
 This module knows the names of the commands and one line about each; the module behind a command is imported
 only when that command is run, so that `foveate --help` does not wait for torch. It also owns what
@@ -34,14 +34,9 @@ TARGETS = {
     "info": "foveate.commands.info:info",
     "methods": "foveate.commands.methods:methods",
     "train": "foveate.commands.train:train",
-    "train-pruner": "foveate.commands.train_pruner:train_pruner",
-    "train-draft": "foveate.commands.train_draft:train_draft",
-    "train-relevance": "foveate.commands.train_relevance:train_relevance",
     "convert-scorer": "foveate.commands.convert_scorer:convert_scorer",
-    "train-scorer": "foveate.commands.train_scorer:train_scorer",
     "train-next-scale": "foveate.commands.train_next_scale:train_next_scale",
     "convert": "foveate.commands.convert:convert",
-    "calibrate": "foveate.commands.calibrate:calibrate",
     "batch": "foveate.commands.batch:batch",
     "serve": "foveate.commands.serve:serve",
     "app": "foveate.commands.app:app",
@@ -106,18 +101,74 @@ class LazyGroup(WithExamples, TyperGroup):
             return name, command, rest
         module_name, function = target.split(":")
         module = importlib.import_module(module_name)
-        run = getattr(module, function)
+        return name, _command(name, getattr(module, function), getattr(module, "EXAMPLES", "")), rest
 
-        @functools.wraps(run)
-        def registered(*values: Any, **options: Any) -> Any:
-            foveate.register()
-            return run(*values, **options)
 
-        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        single.command(name, cls=Command, help=_help(run.__doc__))(registered)
-        command = typer.main.get_command(single)
-        command.examples = getattr(module, "EXAMPLES", "")  # ty: ignore[missing-attribute]
-        return name, command, rest
+def _command(name: str, run: Any, examples: str, cls: type[Command] = Command) -> Any:
+    """The command of a function, with all its options."""
+
+    @functools.wraps(run)
+    def registered(*values: Any, **options: Any) -> Any:
+        foveate.register()
+        return run(*values, **options)
+
+    single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+    single.command(name, cls=cls, help=_help(run.__doc__))(registered)
+    command: Any = typer.main.get_command(single)
+    command.examples = examples
+    return command
+
+
+class _TrainerCommand(Command):
+    """The command of one trainer; an option of another trainer is refused by the name of its method."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options."""
+        try:
+            return super().parse_args(ctx, args)
+        except ClickException as error:
+            from foveate.commands.train_method import methods_with
+
+            wrong = getattr(error, "option_name", None)
+            methods = methods_with(wrong) if wrong else []
+            if not methods:
+                raise
+            raise FoveateError(f"{wrong} is no option of {self.name}; it belongs to {', '.join(methods)}.") from None
+
+
+class _TrainMethod(TyperGroup):
+    """A command for every method that can be trained; listed from the files of trainers, which it does not import."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of methods."""
+        from foveate.training.methods import summaries
+
+        return list(summaries())
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """The line of a method in the list."""
+        from foveate.training.methods import summaries
+
+        line = summaries().get(name)
+        return None if line is None else TyperCommand(name, help=line)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command of a trainer, with its options.
+
+        Args:
+            ctx: The context of the group.
+            args: The method's name and what follows it.
+
+        Returns:
+            Name, command and remaining arguments, as the base class returns them.
+
+        Raises:
+            FoveateError: nothing trains that method; those that can be trained are listed.
+        """
+        from foveate.commands.train_method import command_of
+
+        name, *rest = args
+        return name, _command(name, *command_of(name), _TrainerCommand), rest
 
 
 class _Foveate(LazyGroup):
@@ -154,6 +205,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(cls=_Bench, rich_markup_mode="rich")
 app.add_typer(bench, name="bench")
+train_method = typer.Typer(cls=_TrainMethod, rich_markup_mode="rich")
+app.add_typer(train_method, name="train-method")
 
 
 def _list(group: typer.Typer, name: str, line: str) -> None:
@@ -167,17 +220,12 @@ _list(app, "batch", "Answer a file of questions about images, with progress and 
 _list(app, "serve", "Serve a model over HTTP, in the words of OpenAI's API.")
 _list(app, "app", "Ask in the browser, with a plan and without, and see every token.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
-_list(app, "train-pruner", "Train the small networks of the methods covipal and dpn for one model.")
-_list(app, "train-draft", "Train a draft that guesses what a model will write, so that it writes faster.")
-_list(app, "train-relevance", "Train the network of the method relevance on what a model's answers rest on.")
 _list(app, "convert-scorer", "Take FocusUI's scorer out of a released checkpoint.")
-_list(app, "train-scorer", "Train the scorer of the method focusui on rendered screens.")
 _list(app, "train-next-scale", "Train the small next-scale image model that cache compression is measured on.")
 _list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
 _list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
 _list(app, "report", "One static page from results: tables, plots, a page for every method.")
 _list(app, "tune", "Search the best plan for a model and your questions: methods, budgets, layers.")
-_list(app, "calibrate", "Find the thresholds of dynamic merging (DyMU) from images.")
 _list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
 _list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
 _list(bench, "serve", "What plans save in a running server: requests a second, first token, time between tokens.")
@@ -189,6 +237,14 @@ _list(bench, "next-scale", "Compressed caches of a next-scale image model: bytes
 @bench.callback()
 def _bench() -> None:
     """Measure cost under one protocol; results are written as JSON."""
+
+
+@train_method.callback()
+def _train_method() -> None:
+    """Train the weights of a method for one model: pruning modules, routers, scorers, drafts, thresholds.
+
+    Every method has options of its own: foveate train-method NAME --help.
+    """
 
 
 def _print_version(wanted: bool) -> None:

@@ -60,7 +60,7 @@ def load(
             exist, or the plan cannot be read or does not fit the model.
     """
     location = locate(name)
-    target, precision = _device(device), _dtype(dtype)
+    target, precision = device_of(device), _dtype(dtype)
     chosen = _saved_plan(location) if isinstance(plan, str) and plan == "saved" else plan
     chosen = None if chosen is None else Plan.of(chosen)
     with _explained(name):
@@ -195,7 +195,12 @@ def _processor(location: str, config: Any) -> Any:
     return load_processor(location, config)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def device_of(device: str | torch.device | None) -> torch.device:
+    """A device that can be used here; None is the first GPU, or the CPU where there is none.
+
+    Raises:
+        FoveateError: it cannot.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

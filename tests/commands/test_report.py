@@ -133,7 +133,7 @@ def test_the_same_files_make_the_same_report(made, three, tmp_path):
     for path in made.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(made)).read_bytes()
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_names_cannot_become_markup(tmp_path, capsys):

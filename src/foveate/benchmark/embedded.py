@@ -27,6 +27,7 @@ import foveate
 from foveate.answering import answer_batch
 from foveate.console import notes
 from foveate.core.errors import FoveateError
+from foveate.core.files import write_json
 from foveate.core.text_files import read_text
 from foveate.loading import load
 from foveate.statistics import wilson_interval
@@ -283,9 +284,7 @@ def main(
         "versions": {"foveate": foveate.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "command": shlex.join(["python", "-m", "foveate.benchmark.embedded", *sys.argv[1:]]),
     }
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    partial.replace(output)
+    write_json(output, document)
     typer.echo(f"{output} and {rows_file}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate.core import files
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, current_names
 from foveate.core.text_files import read_text
@@ -48,22 +49,7 @@ def read_results(path: Path) -> Any:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a document in one step: whoever reads sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def replace(path: Path, content: str | bytes) -> None:
-    """Write a file in one step; where there is no room for it, the old one stands and nothing else is left.
-
-    Raises:
-        FoveateError: it could not be written.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(content if isinstance(content, bytes) else content.encode())
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise FoveateError(f"{path} could not be written: {error.strerror}.") from error
+    files.write_json(path, document, indent=1)
 
 
 def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: str | None = None) -> list[list[Any]]:

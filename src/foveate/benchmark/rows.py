@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from foveate.benchmark.results import replace
 from foveate.core.errors import FoveateError
+from foveate.core.files import write_text
 from foveate.core.plan import current_names
 from foveate.core.text_files import read_text
 
@@ -50,7 +50,7 @@ class Rows:
         if path.exists() and path.stat().st_size:
             self._read(path, head, resume)
         else:
-            replace(path, json.dumps(head) + "\n")
+            write_text(path, json.dumps(head) + "\n")
 
     def has(self, model: str, plan: str, task: str, index: int, turns: int) -> bool:
         """Whether there are answers to all turns of an item."""
@@ -92,7 +92,7 @@ class Rows:
         if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
             raise FoveateError(f"{path} holds no answers of this benchmark; choose another file.")
         if len(entries) == 1:  # a run that failed before its first answer
-            replace(path, json.dumps(head) + "\n")
+            write_text(path, json.dumps(head) + "\n")
             return
         if not resume:
             raise FoveateError(f"{path} holds answers already; --resume goes on with them, or choose another file.")
@@ -101,7 +101,7 @@ class Rows:
             different = ", ".join(sorted(key for key in {*given, *own} if given.get(key) != own.get(key)))
             raise FoveateError(f"{path} was made with other settings ({different}); choose another file.")
         if broken:  # a kill or a full disk cut the last line off
-            replace(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
+            write_text(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
         for entry in entries[1:]:
             if "impossible" in entry:
                 line = entry["impossible"]

@@ -45,7 +45,7 @@ def ask(
     draft: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of a draft that guesses the answer while the model writes it (see foveate train-draft).",
+            help="Folder of a draft that guesses the answer while the model writes it (see foveate train-method).",
             show_default=False,
         ),
     ] = None,

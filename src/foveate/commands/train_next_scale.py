@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.options import GoOn, Json, MaxMinutes
+from foveate.commands.training import with_progress
 from foveate.console import console, notes, print_json
 from foveate.core.errors import FoveateError
 
@@ -45,19 +45,14 @@ def train_next_scale(
         from foveate.benchmark.results import write_json
         from foveate.models.next_scale import training
         from foveate.models.next_scale.configuration import NextScaleConfig
-        from foveate.training.callbacks import StopRequest
-        from foveate.training.methods.relevance import RunDirectory
-    config, how = training.read_recipe(recipe) if recipe else (NextScaleConfig(), training.Recipe())
-    folder = RunDirectory(output, {"model": config.to_diff_dict(), **asdict(how)}, resume)
-    stop = StopRequest(minutes)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
-        task = progress.add_task("next-scale model", total=None)
-
-        def on_progress(stage: str, step: int, steps: int, loss: float) -> None:
-            progress.update(task, completed=step, total=steps, description=f"{stage}, loss {loss:.4f}")
-
-        model, finished = training.train(config, how, folder, on_progress, stop)
+        from foveate.training.run_directory import RunDirectory
+    config, settings = training.read_recipe(recipe) if recipe else (NextScaleConfig(), training.Recipe())
+    folder = RunDirectory(output, {"model": config.to_diff_dict(), **asdict(settings)}, resume)
+    model, finished = with_progress(
+        "next-scale model",
+        minutes,
+        lambda on_progress, stop: training.train(config, settings, folder, on_progress, stop),
+    )
     document: dict[str, Any] = {
         "finished": finished,
         "output": str(output) if finished else None,
@@ -68,7 +63,7 @@ def train_next_scale(
         model.save_pretrained(output)
         document["held_out"] = training.measure(model)
         seconds = folder.log.read()[-1]["seconds"]
-        record = {"training": asdict(how), "seconds": seconds, "held_out": document["held_out"]}
+        record = {"training": asdict(settings), "seconds": seconds, "held_out": document["held_out"]}
         write_json(output / "training.json", record)
     if as_json:
         print_json(document)

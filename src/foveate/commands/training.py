@@ -1,4 +1,4 @@
-"""What the commands share that train a small network beside a model."""
+"""What commands share that train small networks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.console import notes
+
+if TYPE_CHECKING:
+    from foveate.training.callbacks import StopRequest
+    from foveate.training.run_directory import OnProgress
 
 
 def identity(model: str | None) -> str | None:
@@ -25,14 +29,13 @@ def identity(model: str | None) -> str | None:
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
-def with_progress(what: str, steps: int, max_minutes: float | None, fit: Callable[[Any, Any], Any]) -> Any:
-    """Train under a bar, until the end, Ctrl-C, SIGTERM or a number of minutes.
+def with_progress(what: str, max_minutes: float | None, fit: Callable[[OnProgress, StopRequest], Any]) -> Any:
+    """Train under bars, one a stage, until the end, Ctrl-C, SIGTERM or a number of minutes.
 
     Args:
-        what: Stands before the bar until there is a loss.
-        steps: Of the training.
+        what: Stands before a bar until there is a stage.
         max_minutes: Stop cleanly after so many.
-        fit: Trains; gets what takes the step and its loss, and what says that it has to stop.
+        fit: Trains; gets what takes the progress, and what says that it has to stop.
 
     Returns:
         What `fit` returns.
@@ -42,9 +45,13 @@ def with_progress(what: str, steps: int, max_minutes: float | None, fit: Callabl
     stop = StopRequest(max_minutes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notes, transient=True) as progress, stop.on_signals():
-        task = progress.add_task(what, total=steps)
+        first = progress.add_task(what, total=None)
+        tasks: dict[str, Any] = {}
 
-        def on_progress(step: int, loss: float) -> None:
-            progress.update(task, completed=step, description=f"loss {loss:.4f}")
+        def on_progress(stage: str, done: int, total: int, loss: float | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = first if not tasks else progress.add_task(stage)
+            shown = stage if loss is None else f"{stage}, loss {loss:.4f}"
+            progress.update(tasks[stage], completed=done, total=total, description=shown)
 
         return fit(on_progress, stop)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(partial)  # of a process of this number that was killed
     try:
+        _remove(partial)  # of a process of this number that was killed
         yield partial
         if partial.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -57,7 +57,8 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -6,7 +6,6 @@ the layers, and what the networks are built from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write, write_json
 from foveate.core.text_files import read_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -44,13 +44,9 @@ def save_networks(path: str | Path, kind: str, networks: Mapping[int, nn.Module]
         for name, value in network.state_dict().items()
     }
     about = {"kind": kind, "layers": sorted(networks), **built}
-    for name, write in (
-        (WEIGHTS, lambda file: save_file(tensors, file)),
-        (CONFIG, lambda file: file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")),
-    ):
-        partial = path / f".{name}.partial"
-        write(partial)
-        partial.replace(path / name)
+    with atomic_write(path / WEIGHTS) as partial:
+        save_file(tensors, partial)
+    write_json(path / CONFIG, about)
 
 
 def read_config(path: str | Path, kind: str) -> dict[str, Any]:
@@ -62,15 +58,14 @@ def read_config(path: str | Path, kind: str) -> dict[str, Any]:
     file = Path(path) / CONFIG
     if not file.is_file() or not file.with_name(WEIGHTS).is_file():
         raise FoveateError(
-            f"{kind}: {str(path)!r} is no folder with {CONFIG} and {WEIGHTS}; `foveate train-pruner --kind {kind}` "
-            "writes one."
+            f"{kind}: {str(path)!r} is no folder with {CONFIG} and {WEIGHTS}; `foveate train-method {kind}` writes one."
         )
     try:
         about = read_json(file)
     except (OSError, ValueError, RecursionError) as error:
         raise FoveateError(f"{kind}: {file} cannot be read: {error}") from error
     if not isinstance(about, dict) or about.get("kind") != kind or not about.get("layers"):
-        raise FoveateError(f"{kind}: {path} holds nothing that `foveate train-pruner --kind {kind}` wrote.")
+        raise FoveateError(f"{kind}: {path} holds nothing that `foveate train-method {kind}` wrote.")
     return about
 
 

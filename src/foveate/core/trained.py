@@ -21,12 +21,10 @@ class Trained:
 
     A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds what stands beside the
     weights of the model it is attached to, in a folder or on the Hub, under the name of the method: a folder
-    (`covipal/`) or a file (`focusui.safetensors`), whichever the method's training command writes.
+    (`covipal/`) or a file (`focusui.safetensors`), whichever `foveate train-method NAME` writes.
     """
 
     trained: ClassVar[bool] = True
-    #: The command that writes the weights.
-    command: ClassVar[str]
     #: What it writes, seen from the folder of the model.
     files: ClassVar[tuple[str, ...]]
     name: ClassVar[str]
@@ -86,7 +84,7 @@ class Trained:
             kind, here = ("folder", Path(place).parent) if more else ("file", place)
             raise FoveateError(
                 f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
-                f"`{self.command}` wrote, or one that stands beside the model's weights as {here}."
+                f"`foveate train-method {self.name}` wrote, or one that stands beside the model's weights as {here}."
             )
 
 
@@ -114,7 +112,7 @@ def _on_the_hub(location: str, file: str) -> str:
 
 
 def read_file(
-    path: str | PathLike[str], kind: str, name: str, command: str
+    path: str | PathLike[str], kind: str, name: str, also: str = ""
 ) -> tuple[dict[str, str], dict[str, Tensor]]:
     """What a safetensors file of a small network says of itself, and its tensors.
 
@@ -122,13 +120,14 @@ def read_file(
         path: The file.
         kind: What it must say that it is.
         name: Of the method, for errors.
-        command: That writes such files.
+        also: A second command that writes such files, beside `foveate train-method`.
 
     Raises:
         FoveateError: it is not there, or something else.
     """
+    command = " or ".join([f"`foveate train-method {name}`", *([f"`{also}`"] if also else [])])
     if not Path(path).is_file():
-        raise FoveateError(f"{name}: there is no file {str(path)!r}; `{command}` writes one.")
+        raise FoveateError(f"{name}: there is no file {str(path)!r}; {command} writes one.")
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
@@ -136,5 +135,5 @@ def read_file(
     except SafetensorError as error:
         raise FoveateError(f"{name}: {path} is no safetensors file: {error}") from error
     if about.get("kind") != kind:
-        raise FoveateError(f"{name}: {path} holds nothing that `{command}` wrote.")
+        raise FoveateError(f"{name}: {path} holds nothing that {command} wrote.")
     return about, tensors

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.benchmark.results import read_results, replace
+from foveate.benchmark.results import read_results
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -189,7 +190,8 @@ def plan_of(method: str, entry: Any) -> str:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file in one step."""
-    replace(path, content)
+    with atomic_write(path) as partial:
+        partial.write_bytes(content)
 
 
 @cache

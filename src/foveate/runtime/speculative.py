@@ -102,7 +102,7 @@ def speculate(
 
     Args:
         model: A model of `transformers` of a family foveate knows, also wrapped by PEFT.
-        draft: What `load_draft` returns, or the folder that `foveate train-draft` wrote.
+        draft: What `load_draft` returns, or the folder that `foveate train-method` wrote.
         depth: Tokens of the longest path that is drafted; by default what the kind of draft does.
         top_k: Tokens drafted after each token; 1 drafts a chain, which every attention implementation verifies.
         tokens: Tokens of the whole tree.

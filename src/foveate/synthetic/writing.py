@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write, write_json, write_text
 from foveate.core.text_files import read_json, read_text
 from foveate.synthetic.fonts import families_of
 from foveate.synthetic.rendering import TASKS, check, render
@@ -72,7 +72,8 @@ def write_split(
         for number in range(seed, seed + count_per_task):
             sample = render(name, number, split, sides=sides, difficulty=difficulty)
             image = folder / split / name / f"{number}.png"
-            _whole(image, lambda path, sample=sample: sample.image.save(path, "PNG"))
+            with atomic_write(image) as partial:
+                sample.image.save(partial, "PNG")
             line = {
                 "id": f"{split}-{name}-{number}",
                 "image": image.relative_to(folder).as_posix(),
@@ -83,28 +84,17 @@ def write_split(
                 "task": name,
             }
             lines.append(json.dumps(line))
-        _whole(part, lambda path, lines=lines: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+        write_text(part, "\n".join(lines) + "\n")
     target = folder / f"{split}.jsonl"
-    text = "".join(read_text(part) for part in lists)
-    _whole(target, lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(target, "".join(read_text(part) for part in lists))
     return target
-
-
-def _whole(path: Path, write: Any) -> None:
-    """Write beside `path`, then put it in place in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _same_settings(file: Path, settings: dict[str, Any]) -> None:
     """Note the settings, or hold them against those noted before."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        _whole(file, lambda path: path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8"))
+        write_json(file, settings, indent=1)
         return
     before = read_json(file)
     different = [key for key in settings if before.get(key) != settings[key]]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write, write_json
 from foveate.core.plan import Plan
 from foveate.core.weights import DATA_ONLY
 from foveate.loading import load
@@ -133,8 +131,6 @@ def export(
     Raises:
         FoveateError: it could not be written.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     state = {
         name: tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
@@ -150,21 +146,18 @@ def export(
     bars = logging.is_progress_bar_enabled()
     try:
         logging.disable_progress_bar()  # one more bar under the one of the training would only disturb it
-        saved.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        if record:
-            (partial / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if plan is not None:
-            _save_plan(Plan.of(plan), routers, partial)
-    except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
-        shutil.rmtree(partial, ignore_errors=True)
-        reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
-        raise FoveateError(f"the model could not be saved to {folder}: {reason}.") from error
+        with atomic_write(folder) as partial:
+            saved.save_pretrained(partial)
+            processor.save_pretrained(partial)
+            if record:
+                write_json(partial / "training.json", record)
+            if plan is not None:
+                _save_plan(Plan.of(plan), routers, partial)
+    except FoveateError as error:
+        raise FoveateError(f"the model could not be saved: {error}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
     return folder
 
 
@@ -200,7 +193,7 @@ def _save_plan(plan: Plan, routers: nn.ModuleDict | None, folder: Path) -> None:
     steps = []
     for step in plan.steps:
         if routers and isinstance(step.method, DPN):
-            dpn.save(routers, None, folder / DPN.name)
+            dpn.save(routers, folder / DPN.name, scaled=True)
             step = replace(step, method=replace(step.method, weights=""))
         steps.append(step)
     Plan(tuple(steps)).save(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write, write_text
 from foveate.core.text_files import read_text
 
 
@@ -48,9 +49,7 @@ class RunLog:
         """
         kept = [entry for entry in self.read() if entry["step"] <= step]
         if self.path.exists():
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-            partial.replace(self.path)
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
         return kept[-1]["seconds"] if kept else 0.0
 
 
@@ -129,6 +128,5 @@ def draw_losses(log: RunLog, path: Path) -> None:
             axes.legend(frameon=False)
     below.set_ylim(0, 1)
     below.set_xlabel("samples")
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")

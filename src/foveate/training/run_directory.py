@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,13 @@ from foveate.core.files import atomic_write, write_json
 from foveate.core.text_files import read_json
 from foveate.core.weights import read_state
 from foveate.training.log import RunLog
+
+#: Called with a stage, its steps that are done, all its steps, and the last loss where there is one.
+OnProgress = Callable[[str, int, int, float | None], None]
+
+
+def quiet(stage: str, done: int, total: int, loss: float | None = None) -> None:
+    """Progress that nobody watches."""
 
 
 class RunDirectory:

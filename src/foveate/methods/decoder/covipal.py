@@ -21,8 +21,8 @@ class CoViPAL(Trained, DecoderMethod):
 
     $S = p_\theta(H_v, H_t)$ with the hidden states $H_v$ of the image's tokens and $H_t$ of the question as they enter
     the layer; the count tokens with the greatest S go on. Each layer has a module of its own, and the model's weights
-    stay as they are. A module learns in two stages (`foveate train-pruner`): first the attention that tokens receive in
-    a deeper layer, then that the model answers as it does with all tokens.
+    stay as they are. A module learns in two stages (`foveate train-method covipal`): first the attention that tokens
+    receive in a deeper layer, then that the model answers as it does with all tokens.
 
     "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models" (Tang et al., Findings of
     EMNLP 2025, arXiv 2508.17243). The authors' code and the sizes of their module were not at hand. Choices of ours:
@@ -30,7 +30,7 @@ class CoViPAL(Trained, DecoderMethod):
     layer, 2, by default; positions as they were.
 
     Args:
-        weights: A folder that `foveate train-pruner` wrote; by default `covipal/` beside the model's weights.
+        weights: A folder that `foveate train-method covipal` wrote; by default `covipal/` beside the model's weights.
     """
 
     weights: str = ""
@@ -40,7 +40,6 @@ class CoViPAL(Trained, DecoderMethod):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models"
     paper: ClassVar[str] = "arXiv 2508.17243"
-    command: ClassVar[str] = "foveate train-pruner"
     files: ClassVar = folder("covipal")
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:

@@ -37,14 +37,14 @@ class DPN(Trained, DecoderMethod):
     "Dynamic Pyramid Network for Efficient Multimodal Large Language Model" (Ai et al., arXiv 2503.20322); the windows
     are its Dynamic Pooling Experts, max pooling by default, before layers 8, 16 and 24 of 32, the last without 4 x 4.
     Routers and language model learn together there: `plan: dpn` in a stage of a recipe does that, with a routing loss
-    of weight 0.001 beside. `foveate train-pruner --kind dpn` trains routers alone, without the factor, which a language
+    of weight 0.001 beside. `foveate train-method dpn` trains routers alone, without the factor, which a language
     model that does not learn cannot bear; their folder says so. The paper's prompts hold a router token; the asking
     token is its code's fallback. Choices of ours: the gradient goes into the router alone, not into c; incomplete
     windows at the edges are pooled too; a pooled token stands at its first member; newlines between rows stay; tiles
     and frames are pooled each by itself.
 
     Args:
-        weights: A folder that `foveate train-pruner --kind dpn` wrote; by default `dpn/` beside the model's weights.
+        weights: A folder that `foveate train-method dpn` wrote; by default `dpn/` beside the model's weights.
         operation: How a window becomes one token.
         scaled: Multiply the image by the probability of the chosen expert; None: as the folder of the routers says,
             and if it says nothing, as the paper does.
@@ -61,7 +61,6 @@ class DPN(Trained, DecoderMethod):
     modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Dynamic Pyramid Network for Efficient Multimodal Large Language Model"
     paper: ClassVar[str] = "arXiv 2503.20322"
-    command: ClassVar[str] = "foveate train-pruner --kind dpn"
     files: ClassVar = folder("dpn")
     static_count: ClassVar[bool] = False
     budget: ClassVar = "none"

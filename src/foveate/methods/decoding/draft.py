@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write, write_json
 from foveate.core.text_files import read_json
 from foveate.methods.decoding.tree import Shape, Tree
 from foveate.runtime import compat
@@ -293,14 +293,9 @@ class Draft(nn.Module, Drafter):
         """Write weights and configuration into a folder; each file is there completely or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        document = json.dumps({"kind": self.kind} | asdict(self.config), indent=2) + "\n"
-        for name, write in (
-            (WEIGHTS, lambda path: save_file(weights, path)),
-            (CONFIG, lambda path: path.write_text(document, encoding="utf-8")),
-        ):
-            partial = folder / f".{name}.partial"
-            write(partial)
-            partial.replace(folder / name)
+        with atomic_write(folder / WEIGHTS) as partial:
+            save_file(weights, partial)
+        write_json(folder / CONFIG, {"kind": self.kind} | asdict(self.config))
 
 
 class DraftSession(Session):
@@ -345,7 +340,7 @@ def load_draft(folder: str | os.PathLike[str]) -> Draft:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise FoveateError(f"{folder} holds no draft: {CONFIG} and {WEIGHTS} are what foveate train-draft writes.")
+        raise FoveateError(f"{folder} holds no draft: {CONFIG} and {WEIGHTS} are what `foveate train-method` writes.")
     try:
         document = read_json(folder / CONFIG)
         kind = draft_kinds()[document.pop("kind")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from foveate.core.bipartite import Tokens, best, join, layout, match
 from foveate.core.errors import FoveateError
+from foveate.core.files import write_json
 from foveate.core.in_encoder import EncoderMethod, Step
 from foveate.core.text_files import read_json
 
@@ -24,8 +24,8 @@ class DyMU(EncoderMethod):
 
     The matching is ToMe's; a pair merges where its cosine exceeds the block's threshold, so that simple images end
     with fewer tokens than rich ones (DToMe, the first half of arXiv 2504.17040). The thresholds come from
-    `foveate calibrate`: such that over a set of images a given number of pairs merge in each block on average. At
-    most half of the tokens of a block merge.
+    `foveate train-method dymu`: such that over a set of images a given number of pairs merge in each block on average.
+    At most half of the tokens of a block merge.
 
     In a batch each image merges as it would alone; rows that an image lacks have size 0. In the authors' code it does
     not: a batch divides by size + 0.0001, and splits the rows of an image where nothing merged into even and odd ones.
@@ -34,7 +34,7 @@ class DyMU(EncoderMethod):
     attend as if they had not been merged: projections and MLP get shorter, attention and cache do not.
 
     Args:
-        thresholds: One a block up to the one whose output is read, or the file that `foveate calibrate` wrote.
+        thresholds: One a block up to the one whose output is read, or the file that `foveate train-method dymu` wrote.
         reference: In encoders without [CLS], order what stays of every second token by score, as the authors' code
             does with single images, though not with the batches from which it finds the thresholds. By default their
             order stays in both.
@@ -62,7 +62,7 @@ class DyMU(EncoderMethod):
         if not self.thresholds:
             raise FoveateError(
                 f"{self.name} needs thresholds, such as {self.name}(thresholds=thresholds.json): "
-                "`foveate calibrate MODEL IMAGES... --output thresholds.json` finds them."
+                "`foveate train-method dymu --model MODEL --images FOLDER --count 192 -o thresholds.json` finds them."
             )
 
     @cached_property
@@ -168,7 +168,7 @@ class Thresholds:
             "images": self.images,
             "thresholds": list(self.values),
         }
-        Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_json(path, document)
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
@@ -186,7 +186,7 @@ class Thresholds:
         except OSError as error:
             raise FoveateError(f"cannot read thresholds from {path}: {error.strerror}.") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise FoveateError(f"{path} holds no thresholds; `foveate calibrate` writes them.") from error
+            raise FoveateError(f"{path} holds no thresholds; `foveate train-method dymu` writes them.") from error
 
 
 _FORMAT = "foveate dymu thresholds 1"

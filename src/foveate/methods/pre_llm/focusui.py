@@ -35,8 +35,8 @@ class FocusUI(Trained, Method):
     Of equal scores the first token wins; the authors shuffle them with a seed made of the prompt (`shuffle`).
 
     Args:
-        weights: A trained scorer, a file that `foveate train-scorer` or `foveate convert-scorer` wrote; by default
-            `focusui.safetensors` beside the model's weights.
+        weights: A trained scorer, a file that `foveate train-method focusui` or `foveate convert-scorer` wrote; by
+            default `focusui.safetensors` beside the model's weights.
         shuffle: Let chance decide between equal scores.
         seed: Of the chance.
     """
@@ -50,7 +50,6 @@ class FocusUI(Trained, Method):
     modality: ClassVar = ("image",)
     title: ClassVar[str] = "FocusUI: Efficient UI Grounding via Position-Preserving Visual Token Selection"
     paper: ClassVar[str] = "arXiv 2601.03928"
-    command: ClassVar[str] = "foveate train-scorer"
     files: ClassVar = ("focusui.safetensors",)
     handles_tiles: ClassVar[bool] = True
     positions: ClassVar = "original"
@@ -139,7 +138,7 @@ class Scorer(nn.Module):
         Raises:
             FoveateError: it is not there, or something else.
         """
-        about, tensors = read_file(path, KIND, "focusui", "foveate train-scorer` or `foveate convert-scorer")
+        about, tensors = read_file(path, KIND, "focusui", "foveate convert-scorer")
         scorer = cls(int(about["size"]), int(about["heads"]), float(about["dropout"]))
         scorer.load_state_dict(tensors)
         return scorer.eval()

@@ -35,7 +35,7 @@ class Relevance(Trained, Method):
     own.
 
     Args:
-        weights: A trained network, a file that `foveate train-relevance` wrote; by default
+        weights: A trained network, a file that `foveate train-method relevance` wrote; by default
             `relevance.safetensors` beside the model's weights.
     """
 
@@ -48,7 +48,6 @@ class Relevance(Trained, Method):
         "Generic Token Compression in Multimodal Large Language Models from an Explainability Perspective"
     )
     paper: ClassVar[str] = "arXiv 2506.01097"
-    command: ClassVar[str] = "foveate train-relevance"
     files: ClassVar = ("relevance.safetensors",)
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
@@ -107,7 +106,7 @@ class Mapper(nn.Module):
         Raises:
             FoveateError: it is not there, or something else.
         """
-        about, tensors = read_file(path, KIND, "relevance", "foveate train-relevance")
+        about, tensors = read_file(path, KIND, "relevance")
         mapper = cls(int(about["width"]), int(about["depth"]))
         mapper.load_state_dict(tensors)
         return mapper.eval()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.text_files import read_json
-from foveate.core.weights import read_state
 from foveate.models.next_scale import pictures
 from foveate.models.next_scale.configuration import NextScaleConfig
 from foveate.models.next_scale.modeling import NextScaleForImageGeneration
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.relevance import RunDirectory, write_atomically
+from foveate.training.run_directory import OnProgress, RunDirectory, quiet
 
 #: Steps after which the state of a run is written.
 SAVE_EVERY = 50
@@ -154,7 +152,7 @@ def train(
     config: NextScaleConfig,
     recipe: Recipe,
     folder: RunDirectory,
-    on_progress: Callable[[str, int, int, float], None] = lambda stage, step, steps, loss: None,
+    on_progress: OnProgress = quiet,
     stop: StopRequest | None = None,
 ) -> tuple[NextScaleForImageGeneration, bool]:
     """Train a model, or go on from the last state of a run.
@@ -257,16 +255,16 @@ def _keep(
         "averages": {"weight": averages.weight, "total": averages.total},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
     }
-    write_atomically(folder.state, lambda path: torch.save(state, path))
+    folder.save_state(state)
 
 
 def _restore(
     folder: RunDirectory, model: NextScaleForImageGeneration, averages: CodeAverages, optimizers: dict[str, Any]
 ) -> dict[str, int]:
     """How many steps of each stage are done."""
-    if not folder.state.is_file():
+    state = folder.load_state(("done", "model", "averages", "optimizers"))
+    if state is None:
         return dict.fromkeys(optimizers, 0)
-    state = read_state(folder.state, ("done", "model", "averages", "optimizers"))
     model.load_state_dict(state["model"])
     averages.weight.copy_(state["averages"]["weight"])
     averages.total.copy_(state["averages"]["total"])

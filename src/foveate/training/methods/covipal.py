@@ -1,4 +1,4 @@
-"""Training of CoViPAL's modules (arXiv 2508.17243) for one model whose weights stay as they are.
+"""CoViPAL's pruning modules (arXiv 2508.17243), which say what visual tokens go on after a decoder layer.
 
 The first stage is told by attention: with A_k what the visual and later tokens pay to token k in a deeper layer, mean
 over heads, the module's scores learn A / mean(A) by the mean squared error. The second is told by the model's answers:
@@ -15,7 +15,7 @@ stay, r drawn anew for every prompt; the KL alone as loss; the parts that the st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,12 @@ from foveate.core.in_decoder import LayerTokens
 from foveate.core.network_folder import save_networks
 from foveate.methods.decoder import covipal
 from foveate.methods.decoder.covipal import CoViPAL, Pruner
-from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
-from foveate.training.methods import loop
-from foveate.training.methods.relevance import RunDirectory
-from foveate.training.methods.shared.relevance_targets import frozen
-from foveate.training.methods.shared.teacher_forcing import RecordedActivations, check_layers, record, text_of
+from foveate.training.methods.shared.config import at_least_one, option
+from foveate.training.methods.shared.layers import LayerTrainer
+from foveate.training.methods.shared.loop import Losses
+from foveate.training.methods.shared.questions import QuestionsConfig
+from foveate.training.methods.shared.teacher_forcing import RecordedActivations, record, text_of
 
 #: Smoothness of the gates; the nearer to 0, the nearer they are to 0 or 1.
 TEMPERATURE = 0.5
@@ -43,102 +43,84 @@ TEMPERATURE = 0.5
 SHARES = (0.1, 0.6)
 
 
-@dataclass(frozen=True)
-class TrainConfig(loop.TrainConfig):
-    """How modules are trained.
+@dataclass(frozen=True, kw_only=True)
+class CoViPALTrainConfig(QuestionsConfig):
+    """How modules are trained."""
 
-    Args:
-        guided: Part of the steps that the first stage has, 0 to 1.
-        draws: Times that gates are drawn for a prompt in the second stage.
-        width: Of the modules.
-        heads: Of their attention.
-    """
-
-    guided: float = 0.3
-    draws: int = 2
-    width: int = 128
-    heads: int = 4
+    layers: tuple[int, ...] | None = option(
+        None, "Decoder layers before which tokens shall go, such as 2 or 2,8.", shown="2"
+    )
+    guided: float = option(
+        0.3, "Part of the steps that learn a deeper layer's attention, 0 to 1; the rest learns answers.", minimum=0
+    )
+    draws: int = option(2, "Times that gates are drawn for a prompt while answers are learned.", minimum=1)
+    width: int = option(128, "Width of the modules.", minimum=1)
+    heads: int = option(4, "Heads of their attention.", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.guided <= 1:
             raise FoveateError(f"guided is a part of the steps, 0 to 1, not {self.guided}.")
-        for name in ("draws", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise FoveateError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        at_least_one(self, "draws", "width", "heads")
 
 
-def fit(
-    model: Any,
-    processor: Any,
-    examples: Callable[[int], Example],
-    layers: Sequence[int],
-    config: TrainConfig,
-    folder: RunDirectory,
-    on_progress: Callable[[int, float], None] = lambda step, loss: None,
-    stop: StopRequest | None = None,
-) -> loop.TrainState[nn.ModuleDict]:
-    """Train a module for each of some layers, or go on from the last state of a run.
+class CoViPALTrainer(LayerTrainer[CoViPALTrainConfig]):
+    """Trains a module for each of some decoder layers.
 
-    Args:
-        model: A model of a known family; its weights stay as they are.
-        processor: Its processor.
-        examples: By number.
-        layers: Decoder layers before which tokens shall go.
-        config: Sizes and schedule.
-        folder: Of the run.
-        on_progress: Called with how many steps are done, and the loss of the last.
-        stop: Asked after every step.
-
-    Returns:
-        The modules, by layer as text.
-
-    Raises:
-        FoveateError: the model cannot be read or has not these layers, or the folder holds another run.
+    A module first learns what a deeper layer looks at, then that the model answers as it does with all tokens.
     """
-    text = text_of(model)
-    layers = check_layers(text, layers)
-    guide = guiding_layer(len(text.layers), layers)
-    size = model.get_input_embeddings().embedding_dim
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(config.seed)
-        pruners = nn.ModuleDict({str(layer): Pruner(size, config.width, config.heads) for layer in layers})
-    pruners.to(model.device)
 
-    def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+    name = CoViPAL.name
+    config_class = CoViPALTrainConfig
+    output = "covipal"
+    examples = """
+        foveate train-method covipal -o pruner --steps 150 --layers 2
+        foveate train-method covipal --model Qwen/Qwen2.5-VL-3B-Instruct --data receipts.jsonl -o pruner
+        foveate ask receipt.png "What is the total?" --plan "covipal(weights=pruner):25%@2"
+        foveate train-method covipal --model my-model -o my-model/covipal
+        foveate ask receipt.png "What is the total?" --model my-model --plan covipal:25%
+    """
+
+    def default_layers(self, count: int) -> tuple[int, ...]:
+        """Those of a plan that says nothing."""
+        return covipal.default_layers(count)
+
+    def network(self, model: Any) -> nn.ModuleDict:
+        """Modules with first weights, by layer as text."""
+        config, size = self.config, model.get_input_embeddings().embedding_dim
+        layers = self.layers(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(config.seed)
+            return nn.ModuleDict({str(layer): Pruner(size, config.width, config.heads) for layer in layers})
+
+    def step(self, model: Any, processor: Any, network: Any, data: Callable[[int], Example], step: int) -> Losses:
+        """One loss a prompt: of the first stage or of the second."""
+        config, layers = self.config, [int(layer) for layer in network]
         guided = step < config.guided * config.steps
+        guide = guiding_layer(len(text_of(model).layers), layers) if guided else None
         for number in config.samples(step):
 
             def compute(number: int = number) -> Tensor:
-                seen = record(model, processor, examples(number), layers, guide if guided else None)
+                seen = record(model, processor, data(number), layers, guide)
                 if guided:
-                    return guided_loss(pruners, seen) / config.batch_size
-                drawn = [adapted_loss(pruners, model, seen) for _ in range(config.draws)]
+                    return guided_loss(network, seen) / config.batch_size
+                drawn = [adapted_loss(network, model, seen) for _ in range(config.draws)]
                 return torch.stack(drawn).mean() / config.batch_size
 
             yield config.seed * 1_000_003 + number, compute
 
-    with frozen(model):
-        return loop.fit(pruners, losses, config, {"size": size, "layers": list(layers)}, folder, on_progress, stop)
+    def save(self, network: nn.ModuleDict, output: Path) -> None:
+        """Write trained modules to a folder that `covipal` reads."""
+        networks: dict[int, Any] = {int(layer): pruner for layer, pruner in network.items()}
+        size = next(iter(networks.values())).size
+        built = {"size": size, "width": self.config.width, "heads": self.config.heads}
+        save_networks(output, CoViPAL.name, networks, built)
 
-
-def default_layers(model: Any) -> tuple[int, ...]:
-    """Those of a plan that says nothing."""
-    return covipal.default_layers(len(text_of(model).layers))
-
-
-def save(pruners: nn.ModuleDict, config: TrainConfig, output: Path) -> None:
-    """Write trained modules to a folder that `covipal` reads."""
-    networks: dict[int, Any] = {int(layer): pruner for layer, pruner in pruners.items()}
-    size = next(iter(networks.values())).size
-    save_networks(output, CoViPAL.name, networks, {"size": size, "width": config.width, "heads": config.heads})
-
-
-def plans(output: str, layers: Sequence[int]) -> list[str]:
-    """Plans that show what training was good for."""
-    at = ",".join(map(str, layers))
-    names = (f"covipal(weights={output!r})", "random-decoder", "fastv")
-    return [f"{name}:{budget}@{at}" for budget in ("50%", "25%", "10%") for name in names]
+    def plans(self, output: str, layers: Sequence[int]) -> list[str]:
+        """At three budgets, beside random tokens and FastV at the same layers."""
+        at = ",".join(map(str, layers))
+        names = (f"covipal(weights={output!r})", "random-decoder", "fastv")
+        return [f"{name}:{budget}@{at}" for budget in ("50%", "25%", "10%") for name in names]
 
 
 def guiding_layer(count: int, layers: Sequence[int]) -> int:

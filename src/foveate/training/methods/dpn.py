@@ -1,4 +1,4 @@
-"""Training of the Dynamic Pyramid Network's routers (arXiv 2503.20322) for one model whose weights stay as they are.
+"""The Dynamic Pyramid Network's routers (arXiv 2503.20322), which say by what windows an image is pooled.
 
 A prompt runs once with experts that are drawn at every pooling layer, and once more for every other expert of one of
 these layers, the layers taking turns. With L_e the cross-entropy of the answer under expert e, the loss is
@@ -13,7 +13,7 @@ never asked to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,29 +30,34 @@ from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Selection
 from foveate.methods.decoder import dpn
 from foveate.runtime import compress
-from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
-from foveate.training.methods import loop
-from foveate.training.methods.relevance import RunDirectory
-from foveate.training.methods.shared.relevance_targets import frozen
-from foveate.training.methods.shared.teacher_forcing import RecordedActivations, check_layers, encoding_once, record, text_of
+from foveate.training.methods.shared.config import option
+from foveate.training.methods.shared.layers import LayerTrainer
+from foveate.training.methods.shared.loop import Losses
+from foveate.training.methods.shared.questions import QuestionsConfig
+from foveate.training.methods.shared.teacher_forcing import RecordedActivations, encoding_once, record
 
 #: Mean speed of experts (0, 1, 2 from the smallest window on) that the routing loss asks of a layer.
 TARGET = 1.5
 #: Weight of the routing loss in the authors' code.
 PRESSURE = 0.001
+#: What else pools or drops at the same layers.
+CONTROLS = ("random-decoder", "pool-decoder")
 
 
-@dataclass(frozen=True)
-class TrainConfig(loop.TrainConfig):
+@dataclass(frozen=True, kw_only=True)
+class DPNTrainConfig(QuestionsConfig):
     """How routers are trained.
 
-    Args:
-        pressure: Weight of the routing loss beside the cross-entropy in nats a token. The authors' is so small that
-            routers pool hardly more than the model bears; a larger one pools more.
+    The authors' pressure is so small that routers pool hardly more than the model bears; a larger one pools more.
     """
 
-    pressure: float = PRESSURE
+    layers: tuple[int, ...] | None = option(
+        None, "Decoder layers before which images are pooled, such as 2 or 2,8.", shown="three in even steps"
+    )
+    pressure: float = option(
+        PRESSURE, "Weight of the loss that asks for wide windows, beside the cross-entropy in nats a token.", minimum=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,36 +108,47 @@ class Drawn(DecoderMethod):
         return dpn.pooled(tokens, router.strides[self.experts[tokens.layer]])
 
 
-def fit(
-    model: Any,
-    processor: Any,
-    examples: Callable[[int], Example],
-    layers: Sequence[int],
-    config: TrainConfig,
-    folder: RunDirectory,
-    on_progress: Callable[[int, float], None] = lambda step, loss: None,
-    stop: StopRequest | None = None,
-) -> loop.TrainState[nn.ModuleDict]:
-    """Train a router for each of some layers, or go on from the last state of a run.
+class DPNTrainer(LayerTrainer[DPNTrainConfig]):
+    """Trains a router for each of some decoder layers: it learns which windows let the model answer."""
 
-    Arguments, result and errors are those of `foveate.training.methods.covipal.fit`.
+    name = dpn.DPN.name
+    config_class = DPNTrainConfig
+    output = "dpn"
+    examples = """
+        foveate train-method dpn -o routers --pressure 0.5
+        foveate ask receipt.png "What is the total?" --plan "dpn(weights=routers)"
+        foveate train-method dpn --model my-model --data receipts.jsonl -o my-model/dpn --layers 2
     """
-    layers = check_layers(text_of(model), layers)
-    size = model.get_input_embeddings().embedding_dim
-    routers = first_routers(model, layers, config.seed).to(model.device)
 
-    def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
+    def default_layers(self, count: int) -> tuple[int, ...]:
+        """Layers 8, 16 and 24 of 32, scaled to the model."""
+        return dpn.default_layers(count)
+
+    def network(self, model: Any) -> nn.ModuleDict:
+        """Routers with first weights, by layer as text."""
+        return first_routers(model, self.layers(model), self.config.seed)
+
+    def step(self, model: Any, processor: Any, network: Any, data: Callable[[int], Example], step: int) -> Losses:
+        """One loss for all prompts of the step: the routing loss is of their mean."""
+        layers = [int(layer) for layer in network]
+
         def compute() -> Tensor:
             tried = [
-                trial(model, routers, record(model, processor, examples(number), layers), layers[number % len(layers)])
-                for number in config.samples(step)
+                trial(model, network, record(model, processor, data(number), layers), layers[number % len(layers)])
+                for number in self.config.samples(step)
             ]
-            return batch_loss(routers, tried, config.pressure)
+            return batch_loss(network, tried, self.config.pressure)
 
-        yield config.seed * 1_000_003 + step, compute
+        yield self.config.seed * 1_000_003 + step, compute
 
-    with frozen(model):
-        return loop.fit(routers, losses, config, {"size": size, "layers": list(layers)}, folder, on_progress, stop)
+    def save(self, network: nn.ModuleDict, output: Path) -> None:
+        """Write trained routers to a folder that `dpn` reads."""
+        save(network, output, scaled=False)
+
+    def plans(self, output: str, layers: Sequence[int]) -> list[str]:
+        """Beside random tokens and means at the same layers."""
+        at = ",".join(map(str, layers))
+        return [f"dpn(weights={output!r})", *(f"{name}:{share}@{at}" for share in ("50%", "25%") for name in CONTROLS)]
 
 
 @dataclass(frozen=True)
@@ -219,11 +235,6 @@ def routing_loss(shares: Sequence[Tensor], expected: bool = True) -> Tensor:
     return torch.stack(found).mean()
 
 
-def default_layers(model: Any) -> tuple[int, ...]:
-    """Layers 8, 16 and 24 of 32, scaled to the model."""
-    return dpn.default_layers(len(text_of(model).layers))
-
-
 def first_routers(model: Any, layers: Sequence[int], seed: int) -> nn.ModuleDict:
     """Routers with random weights, by layer as text."""
     size, strides = model.get_input_embeddings().embedding_dim, dpn.default_strides(layers)
@@ -232,23 +243,15 @@ def first_routers(model: Any, layers: Sequence[int], seed: int) -> nn.ModuleDict
         return nn.ModuleDict({str(layer): dpn.Router(size, strides[layer]) for layer in layers})
 
 
-def save(routers: nn.ModuleDict, config: TrainConfig | None, output: Path) -> None:
-    """Write trained routers to a folder that `dpn` reads; without a `how` they have learned with their model."""
+def save(routers: nn.ModuleDict, output: Path, *, scaled: bool) -> None:
+    """Write trained routers to a folder that `dpn` reads.
+
+    Args:
+        routers: By layer, as text.
+        output: The folder.
+        scaled: Whether they have learned with their model, by tokens that were multiplied by their probabilities.
+    """
     networks: dict[int, Any] = {int(layer): router for layer, router in routers.items()}
     strides = {layer: list(router.strides) for layer, router in networks.items()}
-    save_networks(
-        output,
-        dpn.DPN.name,
-        networks,
-        {"size": next(iter(networks.values())).size, "strides": strides, "scaled": config is None},
-    )
-
-
-def plans(output: str, layers: Sequence[int]) -> list[str]:
-    """Plans that show what training was good for."""
-    at = ",".join(map(str, layers))
-    return [f"dpn(weights={output!r})", *(f"{name}:{share}@{at}" for share in ("50%", "25%") for name in CONTROLS)]
-
-
-#: What else pools or drops at the same layers.
-CONTROLS = ("random-decoder", "pool-decoder")
+    size = next(iter(networks.values())).size
+    save_networks(output, dpn.DPN.name, networks, {"size": size, "strides": strides, "scaled": scaled})

@@ -1,4 +1,4 @@
-"""Training of FocusUI's scorer (arXiv 2601.03928) on rendered screens, for one model whose weights stay as they are.
+"""FocusUI's scorer (arXiv 2601.03928), which says what tokens of a screen an instruction means; on rendered screens.
 
 For every screen and instruction the model encodes the image and reads the prompt up to its language model, where a plan
 of `foveate.compress` sees what the method will see: the tokens of the image and the embeddings of the instruction. The
@@ -11,7 +11,7 @@ with this schedule, is a choice made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from foveate.answering.conversations import inputs_of
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write
 from foveate.core.plan import Budget as Share
 from foveate.core.pre_llm import Budget, Method
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
@@ -33,9 +34,9 @@ from foveate.methods.pre_llm.uniform import Uniform
 from foveate.runtime import compress
 from foveate.synthetic.page import Box
 from foveate.synthetic.screens import Element, Screen, render_screen
-from foveate.training.callbacks import StopRequest
-from foveate.training.methods import loop
-from foveate.training.methods.relevance import RunDirectory, write_atomically
+from foveate.training.methods.base import StepTrainer
+from foveate.training.methods.shared.config import TrainConfig, at_least_one, option
+from foveate.training.methods.shared.loop import Losses, TrainState
 
 #: Shares of tokens at which a scorer is measured.
 BUDGETS = ("25%", "50%")
@@ -43,22 +44,18 @@ BUDGETS = ("25%", "50%")
 CELL = 28
 
 
-@dataclass(frozen=True)
-class TrainConfig(loop.TrainConfig):
-    """How a scorer is trained; a sample is a screen with one instruction.
+@dataclass(frozen=True, kw_only=True)
+class FocusUITrainConfig(TrainConfig):
+    """How a scorer is trained; a sample is a screen with one instruction."""
 
-    Args:
-        heads: Of the scorer's attention.
-        dropout: In training.
-    """
-
-    heads: int = 8
-    dropout: float = 0.1
+    batch_size: int = option(8, "Screens a step, each with one instruction.", minimum=1)
+    heads: int = option(8, "Heads of the scorer's attention.", minimum=1)
+    dropout: float = option(0.1, "In training, 0 to 1.", minimum=0)
+    held_out: int = option(200, "Held-out screens to measure the scorer on.", minimum=1, identifies=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.heads < 1:
-            raise FoveateError(f"heads must be 1 or more, not {self.heads}.")
+        at_least_one(self, "heads", "held_out")
         if not 0 <= self.dropout < 1:
             raise FoveateError(f"dropout must be at least 0 and less than 1, not {self.dropout}.")
 
@@ -161,43 +158,53 @@ def loss_of(scorer: Scorer, read: Reader, screen: Screen, element: Element) -> T
     return scorer_loss(scores, label)
 
 
-def fit(
-    model: Any,
-    processor: Any,
-    config: TrainConfig,
-    folder: RunDirectory,
-    on_progress: Callable[[int, float], None] = lambda step, loss: None,
-    stop: StopRequest | None = None,
-) -> loop.TrainState[Scorer]:
-    """Train a scorer, or go on from the last state of a run.
+class FocusUITrainer(StepTrainer[FocusUITrainConfig]):
+    """Trains a scorer on rendered screens with instructions and the box of the element that is meant."""
 
-    Args:
-        model: A model of a known family; its weights stay as they are.
-        processor: Its processor.
-        config: Sizes and schedule.
-        folder: Of the run.
-        on_progress: Called with how many steps are done, and the loss of the last.
-        stop: Asked after every step.
-
-    Raises:
-        FoveateError: the model cannot be read, or the folder holds a run of another scorer.
+    name = FocusUI.name
+    config_class = FocusUITrainConfig
+    output = "focusui.safetensors"
+    examples = """
+        foveate train-method focusui -o focusui.safetensors
+        foveate train-method focusui --model Qwen/Qwen2.5-VL-3B-Instruct -o focusui.safetensors --steps 5000
+        foveate ask screen.png "Click Save." --plan "pospad(selector=focusui(weights=focusui.safetensors)):50%"
     """
-    size = model.get_input_embeddings().embedding_dim
-    scorer = _new(size, config).to(model.device)
-    with reading(model, processor) as read:
 
-        def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
-            for number in config.samples(step):
-                seed = config.seed * 1_000_003 + number
-                yield seed, lambda seed=seed: loss_of(scorer, read, *drawn(seed, "train")) / config.batch_size
+    def data(self) -> None:
+        """Nothing: screens are drawn from their number."""
 
-        return loop.fit(scorer, losses, config, {"size": size}, folder, on_progress, stop)
+    def network(self, model: Any) -> Scorer:
+        """A scorer for the width of the model's embeddings."""
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.config.seed)
+            return Scorer(model.get_input_embeddings().embedding_dim, self.config.heads, self.config.dropout)
 
+    def step(self, model: Any, processor: Any, network: Any, data: None, step: int) -> Losses:
+        """One loss a screen."""
+        with reading(model, processor) as read:
+            for number in self.config.samples(step):
+                seed = self.config.seed * 1_000_003 + number
+                yield (
+                    seed,
+                    lambda seed=seed: loss_of(network, read, *drawn(seed, "train")) / self.config.batch_size,
+                )
 
-def _new(size: int, config: TrainConfig) -> Scorer:
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(config.seed)
-        return Scorer(size, config.heads, config.dropout)
+    def save(self, network: Scorer, output: Path) -> None:
+        """Write a trained scorer to a file that `focusui` reads."""
+        with atomic_write(output) as partial:
+            network.save(partial)
+
+    def evaluate(self, model: Any, processor: Any, state: TrainState[Scorer], output: Path) -> dict[str, Any]:
+        """Shares of elements that stay on held-out screens; see `measure`."""
+        count = self.config.held_out
+        return {"held_out": count, "measured": measure(model, processor, output, count)}
+
+    def report_measured(self, document: dict[str, Any]) -> Iterable[str]:
+        """A line for every budget."""
+        yield f"Of the elements that are meant, in {document['held_out']} held-out screens, stays:"
+        for budget, shares in document["measured"].items():
+            listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+            yield f"  {budget} of the tokens: {listed}"
 
 
 def measure(model: Any, processor: Any, weights: Path, count: int) -> dict[str, dict[str, float]]:
@@ -226,8 +233,3 @@ def measure(model: Any, processor: Any, weights: Path, count: int) -> dict[str, 
                     kept = method(tokens, Share.parse(text).of(len(tokens))).indices.cpu()
                     found[name].append(float(area[kept].sum() / area.sum()))
     return {text: {name: float(np.mean(all_)) for name, all_ in found.items()} for text, found in shares.items()}
-
-
-def save(scorer: Scorer, output: Path) -> None:
-    """Write a trained scorer, completely or not at all."""
-    write_atomically(output, scorer.save)

@@ -1,9 +1,9 @@
-"""Training of the explainability-based compressor's mapper (arXiv 2506.01097).
+"""The explainability-based compressor's mapper (arXiv 2506.01097), from first-layer attention to relevance.
 
 First what to learn from: for every sample, first-layer attention and the relevance of visual tokens for the answer, by
-`foveate.training.methods.shared.relevance_targets`. This is the dear part, so each sample's is a file in the run's folder,
-written at once or not at all. Then the mapper, a few thousand weights, learns relevance from attention; after every
-epoch its state is written too. A run that is stopped goes on where it stood and gives the same weights.
+`foveate.training.methods.shared.relevance_targets`. This is the expensive part, so each sample's is a file in the
+run's directory. Then the mapper, a few thousand weights, learns relevance from attention; after every epoch its state
+is written too. A run that is stopped goes on where it stood and gives the same weights.
 
 The paper's details of training are not public; sizes, schedule and the share that is held out are choices made here.
 """
@@ -11,10 +11,9 @@ The paper's details of training are not public; sizes, schedule and the share th
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,116 +24,222 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write
 from foveate.core.plan import Budget
-from foveate.core.text_files import read_json
 from foveate.core.tokens import topk_indices
-from foveate.core.weights import read_state
-from foveate.methods.pre_llm.relevance import Mapper, mapper_loss
-from foveate.training.batch_stream import Draw, ListSource, RenderedSource
-from foveate.training.dataset import read_conversations
-from foveate.training.examples import PLACEHOLDER
-from foveate.training.log import RunLog
+from foveate.methods.pre_llm.relevance import Mapper, Relevance, mapper_loss
+from foveate.training.batch_stream import Draw
+from foveate.training.callbacks import StopRequest
+from foveate.training.methods.base import MethodTrainer
+from foveate.training.methods.shared.config import at_least_one, check_schedule, identity, option
+from foveate.training.methods.shared.loop import TrainState
+from foveate.training.methods.shared.questions import (
+    DATA_HELP,
+    IMAGES_HELP,
+    digests,
+    file_samples,
+    rendered_samples,
+)
 from foveate.training.methods.shared.relevance_targets import Picture, explain, read_example
-from foveate.training.recipe import Rendered, Sizes
+from foveate.training.run_directory import OnProgress, RunDirectory, quiet
 
 #: Shares of tokens at which a mapper is measured.
 BUDGETS = ("25%", "50%")
 #: Samples kept out of training, which the mapper is measured on.
 HELD_OUT = 0.1
-#: Sizes of rendered images; each sample costs a backward pass through every pair of tokens.
-SIZES = Sizes((96, 512), (96, 512), 150_000)
 
-#: Told of what is being done, how much of it is done, and how much there is.
-Told = Callable[[str, int, int], None]
+
+@dataclass(frozen=True, kw_only=True)
+class RelevanceTrainConfig:
+    """How a mapper is trained: AdamW, the learning rate falling to 0 by a cosine."""
+
+    data: tuple[Path, ...] = option((), DATA_HELP, identifies=False)
+    images: Path | None = option(None, IMAGES_HELP, identifies=False)
+    limit: int | None = option(None, "Read this many of the files' conversations.", minimum=2, identifies=False)
+    rendered: int | None = option(
+        None, "Without files: questions about rendered images.", minimum=2, shown="500", identifies=False
+    )
+    own_answers: bool = option(
+        False, "Explain the model's own answers instead of the data's.", flags="--own-answers/--data-answers"
+    )
+    max_new_tokens: int = option(64, "Length at which own answers are cut off.", minimum=1)
+    epochs: int = option(30, "Times that the network sees every picture.", minimum=1)
+    learning_rate: float = option(3e-3, "Greatest step size.")
+    batch_size: int = option(16, "Pictures a step.", minimum=1)
+    seed: int = option(0, "Of orders, rendered images and first weights.", minimum=0)
+    width: int = option(16, "Channels of the mapper.", minimum=1)
+    depth: int = option(1, "Its layers between the first and the last.", minimum=0)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "epochs", "batch_size", "width", "max_new_tokens")
+        check_schedule(self.learning_rate, self.seed)
+        for name in ("rendered", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise FoveateError(f"{name} must be 2 or more, not {value}: a sample is held out.")
+        if self.depth < 0:
+            raise FoveateError(f"depth must be 0 or more, not {self.depth}.")
+        if self.data and self.rendered is not None:
+            raise FoveateError("--rendered makes data where there are no files; leave out one of them.")
+        if self.limit is not None and not self.data:
+            raise FoveateError("--limit is for files; --rendered says how many rendered images there are.")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a mapper is trained: AdamW, the learning rate falling to 0 by a cosine.
+class MapperState(TrainState[Mapper]):
+    """A mapper, and the pictures that it learned from and those that were held out."""
+
+    learned: Sequence[Picture] = ()
+    held: Sequence[Picture] = ()
+
+
+class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
+    """Trains a mapper: a few convolutions that guess from first-layer attention what an answer rests on.
+
+    The model answers and is differentiated, once a sample; attention times its gradient, rolled out over all layers,
+    tells how much each visual token matters.
+    """
+
+    name = Relevance.name
+    config_class = RelevanceTrainConfig
+    output = "relevance.safetensors"
+    examples = """
+        foveate train-method relevance -o mapper.safetensors --rendered 500
+        foveate train-method relevance --model llava-hf/llava-1.5-7b-hf --data q.jsonl -o mapper.safetensors
+        foveate ask photo.jpg "What is this?" --plan "relevance(weights=mapper.safetensors):25%"
+    """
+
+    def about(self) -> dict[str, Any]:
+        """What pictures follow from; a mapper with other settings may be trained on the same ones."""
+        config = self.config
+        return {
+            "method": self.name,
+            "data": digests(config.data) or "rendered",
+            "answers": f"own, {config.max_new_tokens} tokens at most" if config.own_answers else "of the data",
+            "seed": config.seed,
+        }
+
+    def data(self) -> list[Draw]:
+        """Questions of the files, or about rendered images."""
+        config = self.config
+        if config.data:
+            return file_samples(config.data, config.images, config.limit, config.seed)
+        return rendered_samples(config.rendered or 500, config.seed)
+
+    def fit(
+        self,
+        model: Any,
+        processor: Any,
+        data: Sequence[Draw],
+        run: RunDirectory,
+        on_progress: OnProgress = quiet,
+        stop: StopRequest | None = None,
+    ) -> MapperState:
+        """Let the model explain every sample, then train the mapper on that."""
+        stop = stop or StopRequest()
+        own = self.config.max_new_tokens if self.config.own_answers else None
+        found = find_pictures(model, processor, data, run, own, on_progress, stop)
+        if len(found) < len(data):
+            return MapperState(self._new(), 0, False)
+        learned, held = divide(found)
+        return self.fit_mapper(learned, held, run, on_progress, stop)
+
+    def fit_mapper(
+        self,
+        learned: Sequence[Picture],
+        held: Sequence[Picture],
+        run: RunDirectory,
+        on_progress: OnProgress = quiet,
+        stop: StopRequest | None = None,
+    ) -> MapperState:
+        """Train a mapper, or go on from the last finished epoch of a run with the same pictures.
+
+        Args:
+            learned: Pictures to learn from.
+            held: Pictures whose loss is logged.
+            run: Keeps log and state.
+            on_progress: Called after every epoch.
+            stop: Asked after every epoch.
+        """
+        config, stop, mapper = self.config, stop or StopRequest(), self._new()
+        optimizer = torch.optim.AdamW(mapper.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        steps_an_epoch = -(-len(learned) // config.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps_an_epoch)
+        kinds = {"mapper": mapper, "optimizer": optimizer, "schedule": schedule}
+        of = identity(config) | {"pictures": _digest(learned)}
+        done = 0
+        state = run.load_state(("of", "epoch", *kinds))
+        if state is not None and state["of"] == of:
+            done = state["epoch"]
+            for name, one in kinds.items():
+                one.load_state_dict(state[name])
+        earlier, start = run.log.rewind(done * steps_an_epoch), time.perf_counter()
+        while done < config.epochs and not stop.wanted:
+            order = np.random.default_rng((config.seed, done)).permutation(len(learned))
+            total = 0.0
+            for batch in np.array_split(order, steps_an_epoch):
+                loss = torch.stack([_loss(mapper, learned[place]) for place in batch]).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += float(loss.detach()) * len(batch)
+            with torch.no_grad():
+                held_loss = float(torch.stack([_loss(mapper, picture) for picture in held]).mean())
+            done += 1
+            seconds = round(earlier + time.perf_counter() - start, 3)
+            run.log.append({"step": done * steps_an_epoch, "epoch": done, "loss": total / len(learned),
+                            "held_out_loss": held_loss, "seconds": seconds})  # fmt: skip
+            run.save_state({"of": of, "epoch": done} | {name: one.state_dict() for name, one in kinds.items()})
+            on_progress("mapper", done, config.epochs, total / len(learned))
+        return MapperState(mapper.eval(), done * steps_an_epoch, done == config.epochs, learned, held)
+
+    def _new(self) -> Mapper:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return Mapper(self.config.width, self.config.depth)
+
+    def save(self, network: Mapper, output: Path) -> None:
+        """Write a trained mapper to a file that `relevance` reads."""
+        with atomic_write(output) as partial:
+            network.save(partial)
+
+    def evaluate(self, model: Any, processor: Any, state: TrainState[Mapper], output: Path) -> dict[str, Any]:
+        """Relevance that stays in the pictures held out; see `kept_shares`."""
+        assert isinstance(state, MapperState)
+        return {"held_out": len(state.held), "measured": kept_shares(state.network, state.held)}
+
+    def describe(self, model: Any, state: TrainState[Mapper]) -> dict[str, Any]:
+        """Steps and pictures."""
+        assert isinstance(state, MapperState)
+        return {"steps": state.step, "epochs": self.config.epochs, "pictures": len(state.learned)}
+
+    def report(self, document: dict[str, Any]) -> Iterable[str]:
+        """A line for every budget."""
+        yield f"{document['output']} written: {document['pictures']} pictures, {document['epochs']} epochs."
+        yield f"Relevance that stays in {document['held_out']} held-out pictures:"
+        for budget, shares in document["measured"].items():
+            listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+            yield f"  {budget} of the tokens: {listed}"
+
+
+class SampleFiles:
+    """What was found of every sample of a run, one file each.
 
     Args:
-        epochs: Times that every picture is seen.
-        learning_rate: Greatest step size.
-        batch_size: Pictures a step.
-        seed: Of first weights and orders.
-        width: Channels of the mapper.
-        depth: Its layers between the first and the last.
+        run: Whose directory they are in.
     """
 
-    epochs: int = 30
-    learning_rate: float = 3e-3
-    batch_size: int = 16
-    seed: int = 0
-    width: int = 16
-    depth: int = 1
+    def __init__(self, run: RunDirectory) -> None:
+        self._folder = run.path / "samples"
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "width"):
-            if getattr(self, name) < 1:
-                raise FoveateError(f"{name} must be 1 or more, not {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise FoveateError(f"learning_rate must be greater than 0, not {self.learning_rate}.")
+    def read(self, number: int) -> list[Picture] | None:
+        """What was found of a sample; None: nothing yet.
 
-
-def rendered_samples(count: int, seed: int) -> list[Draw]:
-    """Questions about rendered images; of another `count` the first ones are the same."""
-    return [rendered_sample(number, seed) for number in range(count)]
-
-
-def rendered_sample(number: int, seed: int, pages: Rendered | None = None) -> Draw:
-    """Question `number` about a rendered image."""
-    source = RenderedSource(pages or Rendered(sizes=SIZES), unit=32)
-    return source.draws(range(number, number + 1), 1.0, np.random.default_rng((seed, number)))[0]
-
-
-def file_samples(paths: Sequence[Path], images: Path | None, limit: int | None, seed: int) -> list[Draw]:
-    """Conversations with images of files in LLaVA's format, in a random order, `limit` of them at most.
-
-    Raises:
-        FoveateError: a file has problems (all are named), or none shows an image.
-    """
-    examples = [example for path in paths for example in read_conversations(path, images)]
-    shown = [e for e in examples if any(PLACEHOLDER in turn["value"] for turn in e.conversations)]
-    if not shown:
-        raise FoveateError(f"{', '.join(map(str, paths))}: no conversation there shows an image.")
-    source = ListSource(shown.__getitem__, len(shown), seed)
-    count = len(shown) if limit is None else min(limit, len(shown))
-    return source.draws(range(count), 0.0, np.random.default_rng(seed))
-
-
-class RunDirectory:
-    """Where a run keeps what it has done, beside the file that it will write.
-
-    Args:
-        output: The file.
-        about: What the run is of; a folder of another run is refused.
-        resume: Whether a folder that is there already may be gone on with.
-
-    Raises:
-        FoveateError: the folder is of another run, or there is one and `resume` is False.
-    """
-
-    def __init__(self, output: Path, about: dict[str, Any], resume: bool = True) -> None:
-        if not output.parent.is_dir():
-            raise FoveateError(f"there is no folder {output.parent} to write {output.name} into.")
-        self.path = output.with_name(f"{output.name}.run")
-        self.log = RunLog(self.path / "log.jsonl")
-        known = self.path / "about.json"
-        if known.is_file():
-            if not resume:
-                raise FoveateError(f"{self.path} holds a run already; remove it, or leave --no-resume out to go on.")
-            before = read_json(known)
-            if differs := sorted(name for name in before.keys() | about if before.get(name) != about.get(name)):
-                raise FoveateError(
-                    f"{self.path} holds a run with another {', '.join(differs)}; remove it, or write another file."
-                )
-        else:
-            self.path.mkdir(exist_ok=True)
-            write_atomically(known, lambda path: path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8"))
-
-    def pictures(self, number: int) -> list[Picture] | None:
-        """What was found of a sample; None: nothing yet."""
-        path = self._sample(number)
+        Raises:
+            FoveateError: its file is damaged.
+        """
+        path = self._path(number)
         if not path.is_file():
             return None
         try:
@@ -145,44 +250,26 @@ class RunDirectory:
         count = len(tensors) // len(fields(Picture))
         return [Picture(**{f.name: tensors[f"{place}.{f.name}"] for f in fields(Picture)}) for place in range(count)]
 
-    def keep(self, number: int, pictures: list[Picture]) -> None:
+    def write(self, number: int, pictures: list[Picture]) -> None:
         """Write what was found of a sample."""
-        tensors = {f"{place}.{name}": value.contiguous() for place, own in enumerate(pictures)
-                   for name, value in vars(own).items()}  # fmt: skip
-        self._sample(number).parent.mkdir(exist_ok=True)
-        write_atomically(self._sample(number), lambda path: save_file(tensors, path))
+        tensors = {f"{place}.{name}": value.contiguous() for place, picture in enumerate(pictures)
+                   for name, value in vars(picture).items()}  # fmt: skip
+        self._folder.mkdir(exist_ok=True)
+        with atomic_write(self._path(number)) as partial:
+            save_file(tensors, partial)
 
-    def _sample(self, number: int) -> Path:
-        return self.path / "samples" / f"{number:06}.safetensors"
-
-    @property
-    def state(self) -> Path:
-        """The mapper and its optimizer after the last epoch that was finished."""
-        return self.path / "state.pt"
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file that is there completely or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors say with their own that it is full
-        partial.unlink(missing_ok=True)
-        raise FoveateError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06}.safetensors"
 
 
 def find_pictures(
     model: Any,
     processor: Any,
     samples: Sequence[Draw],
-    folder: RunDirectory,
+    run: RunDirectory,
     own_answers: int | None,
-    on_progress: Told,
+    on_progress: OnProgress = quiet,
+    stop: StopRequest | None = None,
 ) -> list[list[Picture]]:
     """What to learn from every sample: read where it is known, found by the model where it is not.
 
@@ -190,17 +277,19 @@ def find_pictures(
         model: A model of a known family.
         processor: Its processor.
         samples: Make the examples.
-        folder: Of the run.
+        run: Keeps what is known.
         own_answers: The most tokens of the model's own answers, which are then explained; None: the data's answers.
-        on_progress: Told of every sample.
+        on_progress: Called after every sample.
+        stop: Asked before every sample; what is known until then is returned.
 
     Raises:
         FoveateError: a sample cannot be read, or the model cannot be asked.
     """
-    found = []
+    files, stop, found = SampleFiles(run), stop or StopRequest(), []
     for number, draw in enumerate(samples):
-        on_progress("relevance", number, len(samples))
-        pictures = folder.pictures(number)
+        if stop.wanted:
+            break
+        pictures = files.read(number)
         if pictures is None:
             start = time.perf_counter()
             try:
@@ -208,13 +297,13 @@ def find_pictures(
                 pictures = explain(model, inputs, answer if own_answers is None else own_answers)
             except FoveateError as error:
                 raise FoveateError(f"sample {number}: {error}") from error
-            folder.keep(number, pictures)
+            files.write(number, pictures)
             tokens = sum(int(picture.present.sum()) for picture in pictures)
             took = round(time.perf_counter() - start, 3)
-            folder.log.append({"step": 0, "sample": number, "pictures": len(pictures), "tokens": tokens,
-                               "took": took, "seconds": 0.0})  # fmt: skip
+            run.log.append({"step": 0, "sample": number, "pictures": len(pictures), "tokens": tokens,
+                            "took": took, "seconds": 0.0})  # fmt: skip
         found.append(pictures)
-    on_progress("relevance", len(samples), len(samples))
+        on_progress("relevance", len(found), len(samples), None)
     return found
 
 
@@ -239,57 +328,6 @@ def divide(samples: list[list[Picture]]) -> tuple[list[Picture], list[Picture]]:
 def _tells(picture: Picture) -> bool:
     target = picture.target[picture.present]
     return bool(target.max() > target.min())
-
-
-def fit(
-    learned: Sequence[Picture], held: Sequence[Picture], config: TrainConfig, folder: RunDirectory, on_progress: Told
-) -> Mapper:
-    """Train a mapper, or go on from the last finished epoch of a run with the same pictures.
-
-    Args:
-        learned: Pictures to learn from.
-        held: Pictures whose loss is logged.
-        config: Sizes and schedule.
-        folder: Of the run.
-        on_progress: Told of every epoch.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        mapper = Mapper(config.width, config.depth)
-    optimizer = torch.optim.AdamW(mapper.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    steps_an_epoch = -(-len(learned) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps_an_epoch)
-    kinds = {"mapper": mapper, "optimizer": optimizer, "schedule": schedule}
-    of = asdict(config) | {"pictures": _digest(learned)}
-    done = 0
-    if folder.state.is_file():
-        state = read_state(folder.state, ("of", "epoch", *kinds))
-        if state["of"] == of:
-            done = state["epoch"]
-            for name, one in kinds.items():
-                one.load_state_dict(state[name])
-    earlier = folder.log.rewind(done * steps_an_epoch)
-    start = time.perf_counter()
-    for epoch in range(done, config.epochs):
-        on_progress("mapper", epoch, config.epochs)
-        order = np.random.default_rng((config.seed, epoch)).permutation(len(learned))
-        total = 0.0
-        for batch in np.array_split(order, steps_an_epoch):
-            loss = torch.stack([_loss(mapper, learned[place]) for place in batch]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += float(loss.detach()) * len(batch)
-        with torch.no_grad():
-            held_loss = float(torch.stack([_loss(mapper, picture) for picture in held]).mean())
-        seconds = round(earlier + time.perf_counter() - start, 3)
-        folder.log.append({"step": (epoch + 1) * steps_an_epoch, "epoch": epoch + 1, "loss": total / len(learned),
-                           "held_out_loss": held_loss, "seconds": seconds})  # fmt: skip
-        state = {"of": of, "epoch": epoch + 1} | {name: one.state_dict() for name, one in kinds.items()}
-        write_atomically(folder.state, lambda path, state=state: torch.save(state, path))
-    on_progress("mapper", config.epochs, config.epochs)
-    return mapper.eval()
 
 
 def _loss(mapper: Mapper, picture: Picture) -> Tensor:
@@ -325,8 +363,3 @@ def kept_shares(mapper: Mapper, pictures: Sequence[Picture]) -> dict[str, dict[s
         mean = np.mean(rows, axis=0).tolist()
         shares[text] = dict(zip(("mapper", "attention", "relevance", "random"), mean, strict=True))
     return shares
-
-
-def save(mapper: Mapper, output: Path) -> None:
-    """Write the trained mapper, completely or not at all."""
-    write_atomically(output, mapper.save)

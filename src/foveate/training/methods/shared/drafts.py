@@ -2,28 +2,32 @@
 
 On-line, as SpecVLM does it (arXiv 2509.11815): the model reads a prompt and writes its answer, or reads the answer of
 the data; its last features and what its output layer says of them are what the draft learns from, and nothing is
-stored. Schedule and clipping are those of `foveate.training.methods.shared.loop`, our choice; the paper takes AdamW with betas
-0.9 and 0.95 and a learning rate of 8e-5 for a model of 7 billion weights.
+stored. Schedule and clipping are those of `foveate.training.methods.shared.loop`, our choice; the paper takes AdamW
+with betas 0.9 and 0.95 and a learning rate of 8e-5 for a model of 7 billion weights.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from foveate.answering.conversations import check_length, greedy
+from foveate.core.errors import FoveateError
 from foveate.families import family_of
-from foveate.methods.decoding.draft import Draft, Target
+from foveate.methods.decoding.draft import Draft, Target, load_draft
 from foveate.runtime.speculative import prompt_mask, speculate, target_of, watching
-from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
-from foveate.training.methods import loop
-from foveate.training.methods.relevance import RunDirectory
+from foveate.training.methods.base import StepTrainer
+from foveate.training.methods.shared.config import option
+from foveate.training.methods.shared.loop import Losses, TrainState
+from foveate.training.methods.shared.questions import QuestionsConfig
 from foveate.training.methods.shared.relevance_targets import continued, read_example
 
 
@@ -92,57 +96,6 @@ def loss_of(draft: Draft, target: Target, heard: Heard, generator: torch.Generat
     return loss + draft.choosing_loss(under, *(part[: heard.prompt] for part in past))
 
 
-def fit(
-    model: Any,
-    processor: Any,
-    examples: Callable[[int], Example],
-    draft: Draft,
-    config: loop.TrainConfig,
-    own_answers: int | None,
-    folder: RunDirectory,
-    on_progress: Callable[[int, float], None] = lambda step, loss: None,
-    stop: StopRequest | None = None,
-) -> loop.TrainState[Draft]:
-    """Train a draft, or go on from the last state of a run.
-
-    Args:
-        model: A model of a known family.
-        processor: Its processor.
-        examples: Conversations by number.
-        draft: With its first weights.
-        config: Schedule.
-        own_answers: See `hear`.
-        folder: Of the run.
-        on_progress: Called with how many steps are done, and the loss of the last.
-        stop: Asked after every step.
-
-    Raises:
-        FoveateError: the model cannot be read, or the folder holds a run of another draft.
-    """
-    draft = draft.to(model.device)
-    target = target_of(model)
-    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def losses(step: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
-        for number in config.samples(step):
-            seed = config.seed * 1_000_003 + number
-            heard = hear(model, processor, examples(number), own_answers)
-            generator = torch.Generator().manual_seed(seed)
-            yield (
-                seed,
-                lambda heard=heard, generator=generator: loss_of(draft, target, heard, generator) / config.batch_size,
-            )
-
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        of = {"kind": draft.kind, "own_answers": own_answers} | asdict(draft.config)
-        return loop.fit(draft, losses, config, of, folder, on_progress, stop)
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-
-
 #: Ways of drafting that are measured, as `speculate` takes them.
 WAYS: dict[str, dict[str, int]] = {"default": {}, "chain": {"top_k": 1}}
 
@@ -193,3 +146,84 @@ def _timed(model: Any, inputs: dict[str, Any], settings: Any) -> tuple[Tensor, f
     start = time.perf_counter()
     output = model.generate(**inputs, generation_config=settings).cpu()
     return output, time.perf_counter() - start
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftTrainConfig(QuestionsConfig):
+    """How drafts are trained."""
+
+    learning_rate: float = option(1e-3, "Greatest step size; for large models 8e-5.")
+    own_answers: bool = option(
+        True, "Learn what the model writes, or the data's answers.", flags="--own-answers/--data-answers"
+    )
+    max_new_tokens: int = option(64, "Length at which own answers are cut off.", minimum=2)
+    held_out: int = option(50, "Held-out rendered questions to measure on.", minimum=1, identifies=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_new_tokens < 2:
+            raise FoveateError(f"max_new_tokens must be 2 or more, not {self.max_new_tokens}.")
+
+    @property
+    def built(self) -> dict[str, Any]:
+        """What a draft is built from: the options that its own configuration has too."""
+        names = {one.name for one in fields(self.draft_class.config_class)}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name in names}
+
+    draft_class: ClassVar[type[Draft]]
+
+
+Config = TypeVar("Config", bound=DraftTrainConfig)
+
+
+class DraftTrainer(StepTrainer[Config]):
+    """Trains a draft on the features and words of a model that answers questions."""
+
+    def about(self) -> dict[str, Any]:
+        """Options and the content of files."""
+        return {"method": self.name, **self.config.about()}
+
+    def data(self) -> Callable[[int], Example]:
+        """Questions by number."""
+        return self.config.examples()
+
+    def network(self, model: Any) -> Draft:
+        """A draft of the model's sizes."""
+        cls = self.config.draft_class
+        return cls.new(cls.config_class.of(model, **self.config.built))
+
+    def step(self, model: Any, processor: Any, network: Any, data: Callable[[int], Example], step: int) -> Losses:
+        """One loss a conversation."""
+        config, target = self.config, target_of(model)
+        own = config.max_new_tokens if config.own_answers else None
+        for number in config.samples(step):
+            seed = config.seed * 1_000_003 + number
+            heard = hear(model, processor, data(number), own)
+            generator = torch.Generator().manual_seed(seed)
+            yield (
+                seed,
+                lambda heard=heard, generator=generator: loss_of(network, target, heard, generator) / config.batch_size,
+            )
+
+    def save(self, network: Draft, output: Path) -> None:
+        """Write a trained draft to a folder, in half precision: it only guesses."""
+        copy.deepcopy(network).bfloat16().save(output)
+
+    def evaluate(self, model: Any, processor: Any, state: TrainState[Draft], output: Path) -> dict[str, Any]:
+        """Tokens a pass, time and equal answers on held-out questions, as it was saved; see `measure`."""
+        questions, longest = self.config.pages.held_out(self.config.held_out), self.config.max_new_tokens
+        measured = measure(model, processor, load_draft(output), questions, longest)
+        return {"held_out": len(questions), "measured": measured}
+
+    def describe(self, model: Any, state: TrainState[Draft]) -> dict[str, Any]:
+        """Parameters, steps and samples."""
+        parameters = sum(parameter.numel() for parameter in state.network.parameters())
+        return {"parameters": parameters, **super().describe(model, state)}
+
+    def report_measured(self, document: dict[str, Any]) -> Iterable[str]:
+        """A line for every way of drafting."""
+        for way, row in document["measured"].items():
+            yield (
+                f"  {way}: {row['acceptance_length']:.2f} tokens a pass, {row['seconds']:.1f} s where the model alone "
+                f"takes {row['seconds_alone']:.1f} s, {row['identical']} of {row['answers']} answers the same"
+            )

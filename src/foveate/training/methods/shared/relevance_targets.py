@@ -7,7 +7,6 @@ the language model attends eagerly, and only for one pass an answer.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from foveate.runtime import compress
 from foveate.runtime.attention_functions import Call, stand_around
 from foveate.runtime.patches import Patches
 from foveate.training.examples import PLACEHOLDER, ROLES, Example
+from foveate.training.methods.shared.frozen import frozen
 
 ATTENTION = Need("first_layer_attention")
 #: Inputs that hold one value for every token of the prompt.
@@ -189,30 +189,6 @@ def continued(inputs: dict[str, Any], answer: Tensor, answer_type: int) -> dict[
         if inputs.get(name) is not None:
             whole[name] = torch.cat([inputs[name], inputs[name].new_full((1, len(answer)), value)], dim=1)
     return whole
-
-
-_lock = threading.Lock()
-#: Parameters that are frozen, and how often.
-_frozen: Counter[nn.Parameter] = Counter()
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Generator[None]:
-    """No parameter takes part in a backward pass; where threads freeze a model together, until the last has done."""
-    with _lock:
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad or _frozen[parameter]]
-        for parameter in learning:
-            _frozen[parameter] += 1
-            parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        with _lock:
-            for parameter in learning:
-                _frozen[parameter] -= 1
-                if not _frozen[parameter]:
-                    del _frozen[parameter]
-                    parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -24,11 +23,8 @@ from foveate.families import family_of
 from foveate.runtime import compress
 from foveate.runtime.attention_functions import watched
 from foveate.runtime.patches import Patches, in_this_thread
-from foveate.synthetic.rendering import LARGEST_SIDE
 from foveate.training.examples import Example
-from foveate.training.methods.relevance import SIZES, file_samples, rendered_sample
 from foveate.training.methods.shared.relevance_targets import continued, read_example
-from foveate.training.recipe import Rendered, Sizes
 
 
 @dataclass(frozen=True)
@@ -166,68 +162,6 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.equal(one, other)
     return type(one) is type(other) and bool(one == other)
-
-
-@dataclass(frozen=True)
-class Pages:
-    """Rendered images that a small network learns from and is measured on.
-
-    Args:
-        sides: Shortest and longest side in pixels; None: 96 to 512 to learn from, 128 to 512 to be measured on.
-        difficulty: The greatest that it learns from, and the one that it is measured on; None: 1, and 0.5.
-
-    Raises:
-        FoveateError: no task can be drawn so.
-    """
-
-    sides: tuple[int, int] | None = None
-    difficulty: float | None = None
-
-    def __post_init__(self) -> None:
-        low, high = self.sides or (128, 512)
-        if not 16 <= low <= high <= LARGEST_SIDE:
-            raise FoveateError(f"sides lie between 16 and {LARGEST_SIDE} pixels, the shortest first, not {low},{high}.")
-        if not self._tasks():
-            raise FoveateError(f"none of the rendered tasks fits on pages of at most {high} pixels.")
-
-    def sample(self, number: int, seed: int) -> Example:
-        """Question `number` to learn from."""
-        sizes = SIZES if self.sides is None else Sizes(self.sides, self.sides)
-        hardest = 1.0 if self.difficulty is None else self.difficulty
-        return rendered_sample(number, seed, Rendered(sizes=sizes, difficulty=(0.0, hardest)))()
-
-    def held_out(self, count: int) -> list[Example]:
-        """Questions with other fonts and words than those of training, all kinds that fit in turn."""
-        from foveate.synthetic import render
-
-        tasks = self._tasks()
-        difficulty = 0.5 if self.difficulty is None else self.difficulty
-        found = []
-        for number in range(count):
-            task = tasks[number % len(tasks)]
-            sample = render(task, number, split="heldout", sides=self.sides or (128, 512), difficulty=difficulty)
-            found.append(Example.of_question(sample.image, sample.question, sample.answer))
-        return found
-
-    def _tasks(self) -> list[str]:
-        from foveate.synthetic import TASKS, smallest_size
-
-        _, longest = self.sides or (128, 512)
-        return [task for task in sorted(TASKS) if max(smallest_size(task)) <= longest]
-
-
-def samples(
-    data: Sequence[Path], images: Path | None, limit: int | None, seed: int, pages: Pages = Pages()
-) -> Callable[[int], Example]:
-    """Examples by number: those of files in LLaVA's format, over and over, or questions about rendered images.
-
-    Raises:
-        FoveateError: a file has problems, or none shows an image.
-    """
-    if not data:
-        return lambda number: pages.sample(number, seed)
-    draws = file_samples(data, images, limit, seed)
-    return lambda number: draws[number % len(draws)]()
 
 
 def check_layers(text: Any, layers: Sequence[int]) -> tuple[int, ...]:

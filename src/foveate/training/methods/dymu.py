@@ -1,0 +1,144 @@
+"""DyMU's thresholds (arXiv 2504.17040), such that a number of tokens stays on average over a set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.errors import FoveateError
+from foveate.families.llava import feature_layer
+from foveate.images import open_image
+from foveate.methods.encoder.dymu import DyMU, Thresholds
+from foveate.runtime.vision_merging import blocks_of, calibrate
+from foveate.training.callbacks import StopRequest
+from foveate.training.methods.base import MethodTrainer
+from foveate.training.methods.shared.config import at_least_one, option
+from foveate.training.methods.shared.loop import TrainState
+from foveate.training.run_directory import OnProgress, RunDirectory, quiet
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyMUTrainConfig:
+    """How thresholds are found; the authors read up to 256,000 images in batches of 64 to 128."""
+
+    images: tuple[Path, ...] = option(help="Image or folder of images like those it will read; may be repeated.")
+    count: int = option(help="Tokens of an image that shall stay, on average.", minimum=1)
+    batch_size: int = option(64, "Images that are read together.", minimum=1)
+    output_layer: int | None = option(
+        None, "Block whose output is read, -1 for the last.", shown="the one that the model reads"
+    )
+    inflect: float = option(0.0, "Merge more in the first blocks (-1), in the last ones (1), or alike (0).", minimum=-1)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "count", "batch_size")
+        if not -1 <= self.inflect <= 1:
+            raise FoveateError(f"inflect lies between -1 and 1, not {self.inflect}.")
+
+
+class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
+    """Finds how similar tokens must be to merge.
+
+    The encoder reads the images in batches; in every block the best pairs of a whole batch merge, whichever images
+    they are in, and the score at which they stop becomes the threshold. With the thresholds, simple images keep fewer
+    tokens than rich ones. The model is a CLIP or SigLIP vision encoder, or one that has such an encoder.
+    """
+
+    name = DyMU.name
+    config_class = DyMUTrainConfig
+    output = "thresholds.json"
+    resumable = False
+    examples = """
+        foveate train-method dymu --model llava-hf/llava-1.5-7b-hf --images photos --count 192 -o thresholds.json
+        foveate train-method dymu --model google/siglip-base-patch16-224 --images photos --count 192 -o thresholds.json
+        foveate ask photo.jpg "What is this?" --model llava-hf/llava-1.5-7b-hf --plan "dymu(thresholds=thresholds.json)"
+    """
+
+    def load(self, model: str | None, device: str | None) -> tuple[Any, Any]:
+        """A model or an encoder alone, and its image processor."""
+        from transformers import AutoImageProcessor, AutoModel
+
+        from foveate.core.weights import DATA_ONLY, SAFE, check_weights
+        from foveate.loading import device_of, locate
+
+        if model is None:
+            raise FoveateError("say whose encoder: --model, a folder or Hub id of a CLIP or SigLIP encoder or LLaVA.")
+        place, folder = device_of(device), locate(model)
+        check_weights(folder)
+        loaded: Any = AutoModel.from_pretrained(folder, **SAFE)
+        return loaded.eval().to(place), AutoImageProcessor.from_pretrained(folder, **DATA_ONLY)
+
+    def data(self) -> list[Path]:
+        """The image files."""
+        files: list[Path] = []
+        for path in self.config.images:
+            if path.is_dir():
+                files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            elif path.exists():
+                files.append(path)
+            else:
+                raise FoveateError(f"there is no image or folder {path}.")
+        if not files:
+            listed = ", ".join(map(str, self.config.images))
+            raise FoveateError(f"{listed}: no images there ({', '.join(SUFFIXES)}).")
+        return files
+
+    def fit(
+        self,
+        model: Any,
+        processor: Any,
+        data: list[Path],
+        run: RunDirectory | None = None,
+        on_progress: OnProgress = quiet,
+        stop: StopRequest | None = None,
+    ) -> TrainState[Thresholds]:
+        """Read all images once; a run that is stopped has nothing to go on from."""
+        config = self.config
+        tower: nn.Module = getattr(model, "vision_tower", None) or getattr(model, "vision_model", model)
+        layer = config.output_layer
+        if layer is None:
+            reads = hasattr(model, "vision_tower") and hasattr(model.config, "vision_feature_layer")
+            layer = feature_layer(model, len(blocks_of(tower))) if reads else -1
+        parameter = next(tower.parameters())
+
+        def batches() -> Iterator[Tensor]:
+            for start in range(0, len(data), config.batch_size):
+                on_progress("images", start, len(data), None)
+                pixels = pixels_of(processor, data[start : start + config.batch_size])
+                yield pixels.to(parameter.device, parameter.dtype)
+
+        found = calibrate(tower, batches(), config.count, output_layer=layer, inflect=config.inflect)
+        return TrainState(found, len(data), True)
+
+    def save(self, network: Thresholds, output: Path) -> None:
+        """Write thresholds to a file that `dymu` reads."""
+        network.save(output)
+
+    def evaluate(self, model: Any, processor: Any, state: TrainState[Thresholds], output: Path) -> dict[str, Any]:
+        """The thresholds: they are what was measured."""
+        return {"thresholds": list(state.network.values)}
+
+    def describe(self, model: Any, state: TrainState[Thresholds]) -> dict[str, Any]:
+        """Encoder, tokens and images."""
+        found = state.network
+        return {"encoder": found.encoder, "patches": found.patches, "count": found.count, "images": found.images}
+
+    def report(self, document: dict[str, Any]) -> Iterable[str]:
+        """One line."""
+        yield (
+            f"{document['output']} written: {len(document['thresholds'])} blocks of {document['encoder']}, "
+            f"{document['patches']} tokens to {document['count']} on average over {document['images']} images."
+        )
+
+
+def pixels_of(processor: Any, files: list[Path]) -> Tensor:
+    """Pixel values (B, 3, height, width); of tiled images every crop."""
+    # One at a time: where images have different numbers of crops, a batch of them would be padded with empty ones.
+    pixels = [processor(images=[open_image(file)], return_tensors="pt")["pixel_values"] for file in files]
+    return torch.cat([crops.flatten(0, -4) for crops in pixels])
