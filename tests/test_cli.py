@@ -17,10 +17,10 @@ COMMANDS = [
     ["ask"],
     ["info"],
     ["train"],
-    ["train-relevance"],
-    ["train-scorer"],
+    ["train-method", "covipal"],
+    ["train-method", "dymu"],
+    ["train-method", "relevance"],
     ["convert"],
-    ["calibrate"],
     ["bench", "encoders"],
 ]
 
@@ -54,14 +54,22 @@ def info_raises(monkeypatch):
     return install
 
 
-def test_help_lists_every_command_without_importing_torch():
+@pytest.mark.parametrize(
+    ("group", "commands"),
+    [
+        ([], ("ask", "info", "train", "train-method", "convert", "bench")),
+        (["train-method"], ("covipal", "dpn", "dymu", "flash", "focusui", "relevance", "specvlm")),
+    ],
+    ids=["foveate", "train-method"],
+)
+def test_help_lists_every_command_without_importing_torch(group, commands):
     code = (
-        "import sys, foveate_cli; sys.argv = ['foveate', '--help']; code = foveate_cli.main();"
+        f"import sys, foveate_cli; sys.argv = {['foveate', *group, '--help']}; code = foveate_cli.main();"
         "sys.exit(code or ('torch' in sys.modules and 'torch was imported') or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("ask", "info", "train", "convert", "bench"):
+    for command in commands:
         assert re.search(rf"^\W*{command}\s", done.stdout, re.MULTILINE), command
 
 
@@ -95,6 +103,23 @@ def test_python_m_foveate_and_one_version():
         (["info", "no-such-model"], "no-such-model"),
         (["train", "no-such-recipe.yaml"], "no-such-recipe.yaml"),
         (["bench", "encoder"], "Did you mean 'encoders'"),
+        (
+            ["train-method", "fastv"],
+            "nothing trains 'fastv'; possible are covipal, dpn, dymu, flash, focusui, relevance",
+        ),
+        (
+            ["train-method", "covipal", "-o", "x", "--pressure", "1"],
+            "--pressure is no option of covipal; it belongs to dpn.",
+        ),
+        (["train-method", "flash", "-o", "x", "--compressor", "pool"], "it belongs to specvlm"),
+        (["train-method", "specvlm", "-o", "x", "--guesses", "3"], "it belongs to flash"),
+        (["train-method", "dpn", "-o", "x", "--guided", "0.5"], "it belongs to covipal"),
+        (["train-method", "dymu", "-o", "x", "--resume"], "No such option: --resume"),
+        (["train-method", "covipal", "--colour"], "No such option: --colour"),
+        (["train-method", "covipal"], "Missing option '--output'"),
+        (["train-method", "covipal", "-o", "x", "--layers", "two"], "--layers 'two' must be whole numbers"),
+        (["train-method", "covipal", "-o", "x", "--sides", "96"], "must be the shortest and the longest side"),
+        (["train-method", "focusui", "-o", "no/x"], "there is no folder no"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -104,7 +104,7 @@ class LazyGroup(WithExamples, TyperGroup):
         return name, _command(name, getattr(module, function), getattr(module, "EXAMPLES", "")), rest
 
 
-def _command(name: str, run: Any, examples: str, cls: type[Command] = Command) -> Any:
+def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Command) -> Any:
     """The command of a function, with all its options."""
 
     @functools.wraps(run)
@@ -145,12 +145,12 @@ class _TrainMethod(TyperGroup):
 
         return list(summaries())
 
-    def get_command(self, ctx: Any, name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The line of a method in the list."""
         from foveate.training.methods import summaries
 
-        line = summaries().get(name)
-        return None if line is None else TyperCommand(name, help=line)
+        line = summaries().get(cmd_name)
+        return None if line is None else TyperCommand(cmd_name, help=line)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command of a trainer, with its options.

@@ -18,9 +18,9 @@ from foveate.console import command_line, console, notes, print_json
 from foveate.core.errors import FoveateError
 
 Model = Annotated[
-    str | None,
-    typer.Option("--model", help="Folder or Hub id of a model; the embedded one by default.", show_default=False),
+    str | None, typer.Option(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
 ]
+NamedModel = Annotated[str, typer.Option(help="Folder or Hub id of a model.", show_default=False)]
 
 
 def train_method(
@@ -105,18 +105,19 @@ def command_of(name: str) -> tuple[Callable[..., None], str]:
     output = Annotated[
         Path, typer.Option("--output", "-o", help=f"{kind} to write, such as {trainer.output}.", show_default=False)
     ]
-    parameters = [_parameter("model", Model, None), _parameter("output", output)]
+    model = _parameter("model", NamedModel) if trainer.needs_model else _parameter("model", Model, None)
+    parameters = [model, _parameter("output", output)]
     parameters += [_option(one, hints[one.name]) for one in fields(trainer.config_class)]
     if trainer.resumable:
         parameters += [_parameter("resume", GoOn, True), _parameter("max_minutes", MaxMinutes, None)]
     parameters += [_parameter("device", WhereItRuns, None), _parameter("as_json", Json, False)]
     run.__signature__ = inspect.Signature(parameters)  # ty: ignore[missing-attribute]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
-    more = "The model's weights stay as they are. At the end what was trained is measured."
+    more = "The model's weights stay as they are."
     if trainer.resumable:
         more += (
-            " Stop it at any moment, by Ctrl-C or SIGTERM: the same command goes on from there. State and log are kept "
-            "in a directory beside the output."
+            " At the end what was trained is measured. Stop it at any moment, by Ctrl-C or SIGTERM: the same command "
+            "goes on from there. State and log are kept in a directory beside the output."
         )
     run.__doc__ = f"{inspect.getdoc(trainer)}\n\n{more}"
     return run, trainer.examples

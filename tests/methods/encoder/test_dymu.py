@@ -152,7 +152,7 @@ def test_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: DyMU(), "foveate calibrate"),
+        (lambda path: DyMU(), "foveate train-method dymu"),
         (lambda path: DyMU((0.5, 0.5)).steps(16, 3, cls=True), "2 thresholds for the 3 blocks"),
         (lambda path: DyMU((0.5,) * 3).steps(16, 3, cls=True, count=4), "takes no budget"),
         (lambda path: DyMU(path / "none.json").values, "cannot read"),

@@ -70,7 +70,7 @@ def test_scores_equal_the_loop_and_the_method_keeps_the_best(tmp_path: Path) -> 
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="train-scorer"):
+    with pytest.raises(FoveateError, match="train-method focusui"):
         FocusUI().needs(EncoderSpec(4, False))
     with pytest.raises(FoveateError, match="no file"):
         Scorer.load(tmp_path / "none")

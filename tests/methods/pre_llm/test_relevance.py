@@ -66,7 +66,7 @@ def test_mapper_is_resolution_agnostic_learns_and_is_saved(tmp_path: Path) -> No
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="foveate train-relevance"):
+    with pytest.raises(FoveateError, match="foveate train-method relevance"):
         Relevance().needs(EncoderSpec(4, False))
     with pytest.raises(FoveateError, match="no file"):
         Mapper.load(tmp_path / "none")

@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError
 from foveate.models.next_scale import pictures
 from foveate.models.next_scale.training import CodeAverages, Recipe, measure, rate, read_recipe, tokenizer_loss, train
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.relevance import RunDirectory
+from foveate.training.run_directory import RunDirectory
 from tests.models.next_scale.small_next_scale import small_config, small_model
 
 RECIPE = Recipe(tokenizer_steps=3, tokenizer_batch_size=4, steps=3, batch_size=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,24 @@ import torch
 from torch import nn
 
 import foveate
-from foveate.commands.train_pruner import train_pruner
+from foveate.commands.train_method import train_method
 from foveate.core.errors import FoveateError
 from foveate.families import family_of
 from foveate.loading import load
 from foveate.methods.decoder.covipal import Pruner
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods import covipal, teacher_forcing
-from foveate.training.methods.covipal import TrainConfig, fit
+from foveate.training.methods import covipal
+from foveate.training.methods.covipal import CoViPALTrainConfig, CoViPALTrainer
 from foveate.training.methods.shared.fidelity import measure
-from foveate.training.methods.relevance import RunDirectory
+from foveate.training.methods.shared.frozen import frozen
+from foveate.training.methods.shared.questions import Pages, samples
 from foveate.training.methods.shared.teacher_forcing import RecordedActivations, encoding_once, record, text_of
+from foveate.training.run_directory import RunDirectory
 from tests.runtime.test_decoder_hooks import deep
 from tests.tiny_model import save_llava, save_llava_uhd
 
-SMALL = TrainConfig(steps=4, batch_size=2, guided=0.5, width=8, heads=2)
-EXAMPLES = teacher_forcing.samples([], None, None, 0)
+SMALL = CoViPALTrainConfig(layers=(1,), steps=4, batch_size=2, guided=0.5, width=8, heads=2)
+EXAMPLES = samples([], None, None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,7 @@ def test_hard_gates_are_the_method(loaded: tuple[Any, Any], tmp_path: Path) -> N
     networks = modules(text.config.hidden_size)
     with torch.no_grad():
         networks["1"].head[1].weight.mul_(1e7)
-    covipal.save(networks, TrainConfig(width=8, heads=2), tmp_path / "hard")
+    CoViPALTrainer(CoViPALTrainConfig(width=8, heads=2)).save(networks, tmp_path / "hard")
     torch.manual_seed(0)
     with torch.no_grad(), covipal.gated(text, networks, seen.tokens, 16 / len(tokens)):
         found = model.get_output_embeddings()(text(**seen.call).last_hidden_state[0, seen.rows])
@@ -119,7 +122,7 @@ def test_both_losses_reach_the_modules_and_nothing_else(loaded: tuple[Any, Any])
     seen = seen_of(loaded)
     for stage in ("guided", "adapted"):
         networks = modules(text_of(model).config.hidden_size)
-        with covipal.frozen(model):
+        with frozen(model):
             loss = (
                 covipal.guided_loss(networks, seen)
                 if stage == "guided"
@@ -135,26 +138,28 @@ def test_both_losses_reach_the_modules_and_nothing_else(loaded: tuple[Any, Any])
 
 def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    whole = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "whole", {}))
+    fit = CoViPALTrainer(SMALL).fit
+    whole = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "whole", {}))
     stop = StopRequest()
-    tell = lambda step, loss: stop.ask() if step == 2 else None  # noqa: E731
-    stopped = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}), tell, stop)
+    tell = lambda stage, step, steps, loss: stop.ask() if step == 2 else None  # noqa: E731
+    stopped = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}), tell, stop)
     assert (whole.finished, stopped.finished, stopped.step) == (True, False, 2)
-    rest = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}))
+    rest = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}))
     for name, value in whole.network.state_dict().items():
         assert torch.equal(rest.network.state_dict()[name], value), name
     assert torch.equal(torch.random.get_rng_state(), before)
     with pytest.raises(FoveateError, match="layers 1 to 1 of this model, not for 1, 2"):
-        fit(*loaded, EXAMPLES, (1, 2), SMALL, RunDirectory(tmp_path / "other", {}))
+        CoViPALTrainer(replace(SMALL, layers=(1, 2))).fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "other", {}))
 
 
 @pytest.mark.parametrize("guided", [1.0, 0.0])
 def test_training_lowers_the_loss(loaded: tuple[Any, Any], tmp_path: Path, guided: float) -> None:
     model = loaded[0]
-    config = TrainConfig(steps=20, batch_size=2, learning_rate=1e-2, guided=guided, width=16, heads=2)
-    trained = fit(
-        *loaded, lambda number: EXAMPLES(number % 4), (1,), config, RunDirectory(tmp_path / "run", {})
-    ).network
+    config = CoViPALTrainConfig(
+        layers=(1,), steps=20, batch_size=2, learning_rate=1e-2, guided=guided, width=16, heads=2
+    )
+    run, examples = RunDirectory(tmp_path / "run", {}), lambda number: EXAMPLES(number % 4)
+    trained = CoViPALTrainer(config).fit(*loaded, examples, run).network
     torch.manual_seed(0)
     new = nn.ModuleDict({"1": Pruner(text_of(model).config.hidden_size, 16, 2)})
     losses = []
@@ -197,35 +202,29 @@ def test_measuring(loaded: tuple[Any, Any]) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = str(save_llava_uhd(tmp_path / "model")), tmp_path / "pruner"
     options: dict[str, Any] = {"steps": 2, "batch_size": 1, "held_out": 1, "device": "cpu", "width": 8}
-    train_pruner(model, None, output, **options, max_minutes=0, as_json=True)
+    train_method("covipal", output, model=model, **options, max_minutes=0, as_json=True)
     assert json.loads(capsys.readouterr().out)["finished"] is False
     assert not output.exists()
-    train_pruner(model, None, output, **options, as_json=True)
+    train_method("covipal", output, model=model, **options, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["finished"] and document["layers"] == [1]
     assert {"untouched", "random-decoder:25%@1"} < set(document["measured"])
     with pytest.raises(FoveateError, match="another batch_size"):
-        train_pruner(model, None, output, **options | {"batch_size": 2})
-    for arguments, words in (
-        ((model,), "which folder"),
-        ((model, None, tmp_path / "none" / "pruner"), "no folder"),
-    ):
-        with pytest.raises(FoveateError, match=words):
-            train_pruner(*arguments)
+        train_method("covipal", output, model=model, **options | {"batch_size": 2})
+    with pytest.raises(FoveateError, match="no folder"):
+        train_method("covipal", tmp_path / "none" / "pruner", model=model)
     for wrong, words in (
-        ({"layers": "two"}, "names no decoder layers"),
         ({"guided": 1.5}, "0 to 1"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"limit": 3}, "--limit is for files"),
-        ({"pressure": 1.0}, "--pressure is not for --kind covipal"),
     ):
         with pytest.raises(FoveateError, match=words):
-            train_pruner(model, None, tmp_path / "other", **wrong)
+            train_method("covipal", tmp_path / "other", model=model, **wrong)
 
 
 def test_rendered_pages_have_the_sizes_asked_for():
-    pages = teacher_forcing.Pages((96, 128), 0.1)
-    learned = teacher_forcing.samples([], None, None, 0, pages)
+    pages = Pages((96, 128), 0.1)
+    learned = samples([], None, None, 0, pages)
     sides = [side for number in range(12) for side in learned(number).images[0].size]
     assert min(sides) >= 96
     assert max(sides) < 128 + 32  # half of the pages are up to a unit larger, as for the embedded model
@@ -236,9 +235,9 @@ def test_rendered_pages_have_the_sizes_asked_for():
 
 def test_pages_that_nothing_can_be_drawn_on_are_refused():
     with pytest.raises(FoveateError, match="none of the rendered tasks fits on pages of at most 16 pixels"):
-        teacher_forcing.Pages((16, 16))
+        Pages((16, 16))
     with pytest.raises(FoveateError, match="the shortest first, not 200,100"):
-        teacher_forcing.Pages((200, 100))
+        Pages((200, 100))
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava-next", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl"])

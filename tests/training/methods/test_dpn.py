@@ -12,19 +12,27 @@ import torch
 from torch import nn
 
 import foveate
-from foveate.commands.train_pruner import Kind, train_pruner
+from foveate.commands.train_method import train_method
 from foveate.loading import load
 from foveate.methods.decoder.dpn import Router
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods import dpn, teacher_forcing
-from foveate.training.methods.dpn import Drawn, TrainConfig, Trial, batch_loss, fit, routing_loss, trial
-from foveate.training.methods.relevance import RunDirectory
+from foveate.training.methods.dpn import (
+    DPNTrainConfig,
+    DPNTrainer,
+    Drawn,
+    Trial,
+    batch_loss,
+    routing_loss,
+    trial,
+)
+from foveate.training.methods.shared.questions import samples
 from foveate.training.methods.shared.relevance_targets import read_example
 from foveate.training.methods.shared.teacher_forcing import record, text_of
+from foveate.training.run_directory import RunDirectory
 from tests.tiny_model import save_llava, save_llava_uhd
 
-SMALL = TrainConfig(steps=4, batch_size=2)
-EXAMPLES = teacher_forcing.samples([], None, None, 0)
+SMALL = DPNTrainConfig(layers=(1,), steps=4, batch_size=2)
+EXAMPLES = samples([], None, None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +108,8 @@ def test_the_loss_is_the_expectation() -> None:
 def test_routers_learn_what_is_asked_of_them(loaded: tuple[Any, Any], tmp_path: Path, pressure: float) -> None:
     """With a strong routing loss routers pool as much as they can; without one they take what answers best."""
     examples = lambda number: EXAMPLES(0)  # noqa: E731
-    config = TrainConfig(steps=25, batch_size=1, learning_rate=0.05, pressure=pressure)
-    trained = fit(*loaded, examples, (1,), config, RunDirectory(tmp_path / "run", {})).network
+    config = DPNTrainConfig(layers=(1,), steps=25, batch_size=1, learning_rate=0.05, pressure=pressure)
+    trained = DPNTrainer(config).fit(*loaded, examples, RunDirectory(tmp_path / "run", {})).network
     seen = record(*loaded, EXAMPLES(0), (1,))
     tried = trial(loaded[0], trained, seen, 1)
     assert tried.losses is not None
@@ -112,15 +120,16 @@ def test_routers_learn_what_is_asked_of_them(loaded: tuple[Any, Any], tmp_path: 
 
 
 def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
-    whole = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "whole", {}))
+    fit = DPNTrainer(SMALL).fit
+    whole = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "whole", {}))
     stop = StopRequest()
-    tell = lambda step, loss: stop.ask() if step == 2 else None  # noqa: E731
-    stopped = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}), tell, stop)
+    tell = lambda stage, step, steps, loss: stop.ask() if step == 2 else None  # noqa: E731
+    stopped = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}), tell, stop)
     assert (whole.finished, stopped.finished, stopped.step) == (True, False, 2)
-    rest = fit(*loaded, EXAMPLES, (1,), SMALL, RunDirectory(tmp_path / "parts", {}))
+    rest = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}))
     for name, value in whole.network.state_dict().items():
         assert torch.equal(rest.network.state_dict()[name], value), name
-    dpn.save(rest.network, SMALL, tmp_path / "routers")
+    DPNTrainer(SMALL).save(rest.network, tmp_path / "routers")
     with torch.no_grad(), foveate.compress(loaded[0], f"dpn(weights={str(tmp_path / 'routers')!r})") as handle:
         loaded[0](**read_example(*loaded, EXAMPLES(0))[0])
         assert [layer.layer for layer in handle.report().images[0].layers] == [1]
@@ -128,16 +137,12 @@ def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = str(save_llava_uhd(tmp_path / "model")), tmp_path / "routers"
-    train_pruner(
-        model, None, output, Kind.dpn, steps=2, batch_size=1, held_out=1, device="cpu", pressure=0.5, as_json=True
+    train_method(
+        "dpn", output, model=model, steps=2, batch_size=1, held_out=1, device="cpu", pressure=0.5, as_json=True
     )
     document = json.loads(capsys.readouterr().out)
-    assert document["finished"] and (document["kind"], document["layers"]) == ("dpn", [1])
+    assert document["finished"] and (document["method"], document["layers"]) == ("dpn", [1])
     assert f"dpn(weights={str(output)!r})" in document["measured"]
     assert json.loads((output / "config.json").read_text())["strides"] == {"1": [1, 2]}
-    for wrong, words in (
-        ({"guided": 0.5}, "--guided is not for --kind dpn"),
-        ({"pressure": -1.0}, "pressure must be 0 or more"),
-    ):
-        with pytest.raises(foveate.FoveateError, match=words):
-            train_pruner(model, None, tmp_path / "other", Kind.dpn, **wrong)
+    with pytest.raises(foveate.FoveateError, match="pressure must be 0 or more"):
+        train_method("dpn", tmp_path / "other", model=model, pressure=-1.0)

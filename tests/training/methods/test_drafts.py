@@ -13,16 +13,16 @@ from PIL import Image
 import foveate
 from foveate.answering import ask
 from foveate.answering.conversations import inputs_of
-from foveate.commands.train_draft import Kind, train_draft
+from foveate.commands.train_method import train_method
 from foveate.core.errors import FoveateError
 from foveate.loading import load
 from foveate.methods.decoding import Draft, draft_kinds, load_draft
 from foveate.runtime.speculative import target_of
 from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
-from foveate.training.methods.shared.drafts import fit, hear, loss_of, measure
-from foveate.training.methods.shared.loop import TrainConfig
-from foveate.training.methods.relevance import RunDirectory
+from foveate.training.methods import trainer_of
+from foveate.training.methods.shared.drafts import hear, loss_of, measure
+from foveate.training.run_directory import RunDirectory
 from tests.tiny_model import noise, save_llava, save_llava_uhd
 
 Loaded = tuple[Any, Any]
@@ -40,6 +40,11 @@ def example(number: int = 0) -> Example:
 def draft_for(model: Any, kind: str = "specvlm", **chosen: Any) -> Draft:
     cls = draft_kinds()[kind]
     return cls.new(cls.config_class.of(model, **chosen))
+
+
+def trainer_for(kind: str, **options: Any) -> Any:
+    trainer = trainer_of(kind)
+    return trainer(trainer.config_class(**options))
 
 
 def test_what_is_heard_of_own_answers_is_what_the_model_would_read(loaded: Loaded) -> None:
@@ -108,9 +113,8 @@ def test_training_makes_passes_fewer_and_leaves_the_model_alone(loaded: Loaded, 
     model, processor = loaded
     before = {name: value.clone() for name, value in model.state_dict().items()}
     new = draft_for(model, kind, queries=4)
-    config = TrainConfig(steps=40, batch_size=1, learning_rate=1e-2)
-    draft, folder = draft_for(model, kind, queries=4), RunDirectory(tmp_path / "d", {})
-    trained = fit(model, processor, lambda n: example(), draft, config, 12, folder)
+    trainer = trainer_for(kind, steps=40, batch_size=1, learning_rate=1e-2, queries=4, max_new_tokens=12)
+    trained = trainer.fit(model, processor, lambda n: example(), RunDirectory(tmp_path / "d", {}))
     assert trained.finished
     log = [json.loads(line)["loss"] for line in (tmp_path / "d.run" / "log.jsonl").read_text().splitlines()]
     assert len(log) == 40 and sum(log[-5:]) < 0.5 * sum(log[:5])
@@ -129,38 +133,36 @@ def test_training_makes_passes_fewer_and_leaves_the_model_alone(loaded: Loaded, 
 @pytest.mark.parametrize("kind", ["specvlm", "flash"])
 def test_a_stopped_run_gives_the_same_weights(loaded: Loaded, kind: str, tmp_path: Path) -> None:
     model, processor = loaded
-    config = TrainConfig(steps=4, batch_size=2)
-    whole = fit(
-        model, processor, example, draft_for(model, kind), config, 5, RunDirectory(tmp_path / "whole", {})
-    ).network
+    options: dict[str, Any] = {"steps": 4, "batch_size": 2, "max_new_tokens": 5}
+    fit, arguments = trainer_for(kind, **options).fit, (model, processor, example)
+    whole = fit(*arguments, RunDirectory(tmp_path / "whole", {})).network
     stop = StopRequest()
-    arguments = (model, processor, example)
-    first = fit(*arguments, draft_for(model, kind), config, 5, RunDirectory(tmp_path / "d", {}),
-                lambda step, loss: stop.ask() if step == 2 else None, stop)  # fmt: skip
+    first = fit(*arguments, RunDirectory(tmp_path / "d", {}),
+                lambda stage, step, steps, loss: stop.ask() if step == 2 else None, stop)  # fmt: skip
     assert first.step == 2 and not first.finished
-    again = fit(*arguments, draft_for(model, kind), config, 5, RunDirectory(tmp_path / "d", {}))
+    again = fit(*arguments, RunDirectory(tmp_path / "d", {}))
     assert again.finished
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.network.state_dict()[name]), name
     with pytest.raises(FoveateError, match="other settings"):
-        fit(*arguments, draft_for(model, kind, seed=1), config, 5, RunDirectory(tmp_path / "d", {}))
+        trainer_for(kind, **options, seed=1).fit(*arguments, RunDirectory(tmp_path / "d", {}))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(save_llava_uhd(tmp_path / "model"))
     output = tmp_path / "draft"
     options: dict[str, Any] = {"steps": 2, "batch_size": 1, "held_out": 2, "device": "cpu", "max_new_tokens": 4}
-    train_draft(model, None, output, max_minutes=0, as_json=True, **options)
+    train_method("specvlm", output, model=model, max_minutes=0, as_json=True, **options)
     assert json.loads(capsys.readouterr().out)["finished"] is False
     assert not output.exists()
-    train_draft(model, None, output, as_json=True, **options)
+    train_method("specvlm", output, model=model, as_json=True, **options)
     document = json.loads(capsys.readouterr().out)
-    assert document["finished"] and document["questions"] == 2
+    assert document["finished"] and document["samples"] == 2
     for row in document["measured"].values():
         assert row["answers"] == row["identical"] == 2
     assert load_draft(output).kind == "specvlm"
     with pytest.raises(FoveateError, match="another steps"):
-        train_draft(model, None, output, **(options | {"steps": 3}))
+        train_method("specvlm", output, model=model, **(options | {"steps": 3}))
 
     image = tmp_path / "image.png"
     noise(64, 64).save(image)
@@ -180,22 +182,17 @@ def test_a_file_of_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[s
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     turns = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": "red, all of it"}]
     (tmp_path / "data.json").write_text(json.dumps([{"image": "red.png", "conversations": turns}]))
-    train_draft(model, [tmp_path / "data.json"], tmp_path / "draft", Kind.flash, own_answers=False, steps=2,
-                batch_size=1, held_out=1, max_new_tokens=4, device="cpu", as_json=True)  # fmt: skip
-    assert json.loads(capsys.readouterr().out)["kind"] == "flash"
+    train_method("flash", tmp_path / "draft", model=model, data=(tmp_path / "data.json",), own_answers=False, steps=2,
+                 batch_size=1, held_out=1, max_new_tokens=4, device="cpu", as_json=True)  # fmt: skip
+    assert json.loads(capsys.readouterr().out)["method"] == "flash"
     assert foveate.methods.decoding.load_draft(tmp_path / "draft").kind == "flash"
 
 
 def test_bad_input_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="-o draft"):
-        train_draft()
     with pytest.raises(FoveateError, match="--limit is for files"):
-        train_draft(None, None, tmp_path / "d", limit=3)
-    with pytest.raises(FoveateError, match="--guesses is not for --kind specvlm"):
-        train_draft(None, None, tmp_path / "d", guesses=3)
-    with pytest.raises(FoveateError, match="--compressor is not for --kind flash"):
-        train_draft(None, None, tmp_path / "d", Kind.flash, compressor="pool")
+        train_method("specvlm", tmp_path / "d", limit=3)
     with pytest.raises(FoveateError, match="no folder"):
-        train_draft(None, None, tmp_path / "none" / "d")
+        train_method("specvlm", tmp_path / "none" / "d")
+    model = str(save_llava_uhd(tmp_path / "model"))
     with pytest.raises(FoveateError, match="a compressor is gate"):
-        train_draft(str(save_llava_uhd(tmp_path / "model")), None, tmp_path / "d", compressor="zip", device="cpu")
+        train_method("specvlm", tmp_path / "d", model=model, compressor="zip", device="cpu")

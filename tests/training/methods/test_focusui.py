@@ -13,7 +13,7 @@ from PIL import Image
 
 import foveate
 from foveate.answering.conversations import inputs_of
-from foveate.commands.train_scorer import train_scorer
+from foveate.commands.train_method import train_method
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Crop, Grid, Need, VisualTokens
 from foveate.loading import load
@@ -21,11 +21,20 @@ from foveate.methods.pre_llm.focusui import Scorer
 from foveate.synthetic.page import Box
 from foveate.synthetic.screens import render_screen
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.focusui import TrainConfig, covered, drawn, fit, labelled, loss_of, measure, reading, save
-from foveate.training.methods.relevance import RunDirectory
+from foveate.training.methods.focusui import (
+    FocusUITrainConfig,
+    FocusUITrainer,
+    covered,
+    drawn,
+    labelled,
+    loss_of,
+    measure,
+    reading,
+)
+from foveate.training.run_directory import RunDirectory
 from tests.tiny_model import save_llava, save_llava_uhd
 
-SMALL = TrainConfig(steps=4, batch_size=2, heads=4)
+SMALL = FocusUITrainConfig(steps=4, batch_size=2, heads=4)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +86,16 @@ def test_what_a_box_covers_crop_by_crop() -> None:
 
 def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    whole = fit(*loaded, SMALL, RunDirectory(tmp_path / "whole.safetensors", {}))
+    fit = FocusUITrainer(SMALL).fit
+    whole = fit(*loaded, None, RunDirectory(tmp_path / "whole.safetensors", {}))
     assert whole.finished
     stop = StopRequest()
     parts = RunDirectory(tmp_path / "parts.safetensors", {})
-    stopped = fit(*loaded, SMALL, parts, lambda step, loss: stop.ask() if step == 2 else None, stop)
+    stopped = fit(*loaded, None, parts, lambda stage, step, steps, loss: stop.ask() if step == 2 else None, stop)
     assert (stopped.finished, stopped.step) == (False, 2)
     # The line that a killed run wrote after its last state is written again, not twice.
     parts.log.append({"step": 3, "loss": 0.0, "learning_rate": 0.0, "seconds": 0.0})
-    rest = fit(*loaded, SMALL, RunDirectory(tmp_path / "parts.safetensors", {}))
+    rest = fit(*loaded, None, RunDirectory(tmp_path / "parts.safetensors", {}))
     assert rest.finished
     for name, value in whole.network.state_dict().items():
         assert torch.equal(rest.network.state_dict()[name], value), name
@@ -93,8 +103,9 @@ def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], 
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in loaded[0].parameters())
+    other = FocusUITrainer(replace(SMALL, seed=1))
     with pytest.raises(FoveateError, match="other settings"):
-        fit(*loaded, replace(SMALL, seed=1), RunDirectory(tmp_path / "parts.safetensors", {}))
+        other.fit(*loaded, None, RunDirectory(tmp_path / "parts.safetensors", {}))
     with pytest.raises(FoveateError, match="--no-resume"):
         RunDirectory(tmp_path / "parts.safetensors", {}, resume=False)
 
@@ -107,10 +118,11 @@ def test_training_lowers_the_loss_and_the_file_beats_random(loaded: tuple[Any, A
         embeddings.patch_embedding.weight.mul_(50)
         projector.linear_1.weight.mul_(20)
         projector.linear_2.weight.mul_(20)
-    config = TrainConfig(steps=60, batch_size=2, learning_rate=3e-3, dropout=0.0)
+    config = FocusUITrainConfig(steps=60, batch_size=2, learning_rate=3e-3, dropout=0.0)
     file = tmp_path / "scorer.safetensors"
-    trained = fit(model, processor, config, RunDirectory(file, {})).network
-    save(trained, file)
+    trainer = FocusUITrainer(config)
+    trained = trainer.fit(model, processor, None, RunDirectory(file, {})).network
+    trainer.save(trained, file)
     torch.manual_seed(0)
     new = Scorer(trained.size).eval()
     with reading(model, processor) as read, torch.no_grad():
@@ -137,21 +149,20 @@ def test_training_lowers_the_loss_and_the_file_beats_random(loaded: tuple[Any, A
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(save_llava_uhd(tmp_path / "model"))
     output = tmp_path / "scorer.safetensors"
-    train_scorer(model, output, steps=2, batch_size=1, held_out=2, device="cpu", max_minutes=0, as_json=True)
+    options: dict[str, Any] = {"model": model, "steps": 2, "batch_size": 1, "held_out": 2, "device": "cpu"}
+    train_method("focusui", output, **options, max_minutes=0, as_json=True)
     assert json.loads(capsys.readouterr().out)["finished"] is False
     assert not output.exists()
-    train_scorer(model, output, steps=2, batch_size=1, held_out=2, device="cpu", as_json=True)
+    train_method("focusui", output, **options, as_json=True)
     document = json.loads(capsys.readouterr().out)
-    assert document["finished"] and document["screens"] == 2
-    assert set(document["kept"]["25%"]) == {"focusui", "random", "uniform"}
+    assert document["finished"] and document["samples"] == 2
+    assert set(document["measured"]["25%"]) == {"focusui", "random", "uniform"}
     assert Scorer.load(output).size == 32
     with pytest.raises(FoveateError, match="another batch_size"):
-        train_scorer(model, output, steps=2, batch_size=2)
-    with pytest.raises(FoveateError, match="-o scorer"):
-        train_scorer(model)
+        train_method("focusui", output, model=model, steps=2, batch_size=2)
     with pytest.raises(FoveateError, match="no folder"):
-        train_scorer(model, tmp_path / "none" / "scorer.safetensors")
+        train_method("focusui", tmp_path / "none" / "scorer.safetensors", model=model)
     with pytest.raises(FoveateError, match="learning_rate"):
-        train_scorer(model, output, learning_rate=0.0)
+        train_method("focusui", output, model=model, learning_rate=0.0)
     with pytest.raises(FoveateError, match="dropout"):
-        train_scorer(model, output, dropout=1.0)
+        train_method("focusui", output, model=model, dropout=1.0)

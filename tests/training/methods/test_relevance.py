@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,21 +16,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import foveate
-from foveate.commands.train_relevance import train_relevance
+from foveate.commands.train_method import train_method
 from foveate.core.errors import FoveateError
 from foveate.methods.pre_llm.relevance import Mapper
+from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods.relevance import (
-    RunDirectory,
-    TrainConfig,
+    RelevanceTrainConfig,
+    RelevanceTrainer,
     divide,
-    file_samples,
     find_pictures,
-    fit,
     kept_shares,
-    rendered_samples,
 )
+from foveate.training.methods.shared.questions import file_samples, rendered_samples
 from foveate.training.methods.shared.relevance_targets import Picture, answer_relevance, explain, read_example
+from foveate.training.run_directory import RunDirectory, quiet
 from tests.families.zoo import END, IMAGE, zoo
 from tests.tiny_model import save_llava, save_llava_uhd
 from tests.training.small_training import write_conversations
@@ -37,12 +38,8 @@ from tests.training.small_training import write_conversations
 ANSWER = torch.tensor([5, 6, 7])
 
 
-def quiet(what: str, done: int, total: int) -> None:
-    pass
-
-
-def stop_at(wanted: str, number: int, what: str, done: int, total: int) -> None:
-    if (what, done) == (wanted, number):
+def stop_at(wanted: str, number: int, stage: str, done: int, total: int, loss: float | None) -> None:
+    if (stage, done) == (wanted, number):
         raise KeyboardInterrupt
 
 
@@ -131,10 +128,10 @@ def pictures(count: int) -> list[list[Picture]]:
 def test_training_learns_and_an_interrupted_one_gives_the_same_weights(tmp_path: Path) -> None:
     learned, held = divide(pictures(40))
     assert (len(learned), len(held)) == (36, 4)
-    config = TrainConfig(epochs=12, batch_size=8, learning_rate=1e-2)
+    trainer = RelevanceTrainer(RelevanceTrainConfig(epochs=12, batch_size=8, learning_rate=1e-2))
     state = torch.get_rng_state()
     whole = RunDirectory(tmp_path / "whole", {"seed": 0})
-    mapper = fit(learned, held, config, whole, quiet)
+    mapper = trainer.fit_mapper(learned, held, whole).network
     assert torch.equal(torch.get_rng_state(), state)
     lines = whole.log.read()
     assert len(lines) == 12 and lines[-1]["held_out_loss"] < 0.3 * lines[0]["held_out_loss"]
@@ -142,12 +139,15 @@ def test_training_learns_and_an_interrupted_one_gives_the_same_weights(tmp_path:
     assert shares["mapper"] > 0.9 * shares["relevance"] and shares["attention"] < shares["random"] < shares["mapper"]
 
     with pytest.raises(KeyboardInterrupt):
-        fit(learned, held, config, RunDirectory(tmp_path / "parts", {"seed": 0}), partial(stop_at, "mapper", 5))
+        trainer.fit_mapper(learned, held, RunDirectory(tmp_path / "parts", {"seed": 0}), partial(stop_at, "mapper", 5))
     parts = RunDirectory(tmp_path / "parts", {"seed": 0})
-    again = fit(learned, held, config, parts, quiet)
+    stop = StopRequest()
+    stopped = trainer.fit_mapper(learned, held, parts, lambda stage, done, *_: stop.ask() if done == 8 else None, stop)
+    assert not stopped.finished and len(parts.log.read()) == 8
+    again = trainer.fit_mapper(learned, held, parts).network
     assert all(torch.equal(a, b) for a, b in zip(mapper.parameters(), again.parameters(), strict=True))
     assert [line["loss"] for line in parts.log.read()] == [line["loss"] for line in lines]
-    other = fit(learned, held, TrainConfig(epochs=2), parts, quiet)  # with other settings from the start
+    other = RelevanceTrainer(RelevanceTrainConfig(epochs=2)).fit_mapper(learned, held, parts).network  # from the start
     assert not torch.equal(other.layers[0].weight, mapper.layers[0].weight) and len(parts.log.read()) == 2
 
 
@@ -177,20 +177,23 @@ def test_the_command_and_the_file_in_use(tmp_path: Path, capsys: pytest.CaptureF
     folder = save_llava_uhd(tmp_path / "model")
     data = write_conversations(tmp_path, 8)
     output = tmp_path / "mapper.safetensors"
-    options = {"epochs": 3, "max_new_tokens": 2, "own_answers": True}
-    train_relevance(str(folder), [data], output, limit=6, as_json=True, **options)
+    about: dict[str, Any] = {"model": str(folder), "data": (data,), "epochs": 3}
+    options = about | {"max_new_tokens": 2, "own_answers": True}
+    train_method("relevance", output, limit=6, as_json=True, max_minutes=0, **options)
+    assert json.loads(capsys.readouterr().out)["finished"] is False
+    train_method("relevance", output, limit=6, as_json=True, **options)
     document = json.loads(capsys.readouterr().out)
     assert (document["samples"], document["pictures"], document["held_out"]) == (6, 5, 1)
-    assert set(document["kept"]) == {"25%", "50%"}
-    assert set(document["kept"]["50%"]) == {"mapper", "attention", "random", "relevance"}
+    assert set(document["measured"]) == {"25%", "50%"}
+    assert set(document["measured"]["50%"]) == {"mapper", "attention", "random", "relevance"}
     before = load_file(output)
-    train_relevance(str(folder), [data], output, limit=6, **options)
+    train_method("relevance", output, limit=6, **options)
     assert all(torch.equal(value, before[name]) for name, value in load_file(output).items())
     assert "held-out" in capsys.readouterr().out
     with pytest.raises(FoveateError, match="another answers"):
-        train_relevance(str(folder), [data], output, epochs=3)
+        train_method("relevance", output, **about)
     with pytest.raises(FoveateError, match="holds a run already"):
-        train_relevance(str(folder), [data], output, resume=False, **options)
+        train_method("relevance", output, resume=False, **options)
 
     for name in ("llava", "qwen2-vl"):
         specimen = zoo()[name]
@@ -233,18 +236,17 @@ def test_bad_input(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
     lines.write_text(json.dumps({"conversations": turns}))
     cases = [
-        ({}, "say where to write"),
-        ({"data": [lines], "rendered": 4, "output": output}, "leave out one"),
+        ({"data": (lines,), "rendered": 4, "output": output}, "leave out one"),
         ({"limit": 4, "output": output}, "--limit is for files"),
-        ({"data": [lines], "output": output}, "no conversation there shows an image"),
-        ({"data": [tmp_path / "none.jsonl"], "output": output}, "cannot be read"),
-        ({"data": [write_conversations(tmp_path, 3)], "output": tmp_path / "none" / "x"}, "there is no folder"),
-        ({"data": [write_conversations(tmp_path, 1)], "output": tmp_path / "x"}, "give more samples"),
+        ({"data": (lines,), "output": output}, "no conversation there shows an image"),
+        ({"data": (tmp_path / "none.jsonl",), "output": output}, "cannot be read"),
+        ({"data": (write_conversations(tmp_path, 3),), "output": tmp_path / "none" / "x"}, "there is no folder"),
+        ({"data": (write_conversations(tmp_path, 1),), "output": tmp_path / "x"}, "give more samples"),
         ({"output": output, "learning_rate": 0.0}, "learning_rate must be"),
     ]
     for arguments, said in cases:
         with pytest.raises(FoveateError, match=said):
-            train_relevance(str(folder), **arguments)
+            train_method("relevance", model=str(folder), **arguments)
     assert not output.exists()
     model, processor = foveate.load(folder)
     samples = file_samples([write_conversations(tmp_path, 3)], None, None, 0)

@@ -54,6 +54,7 @@ class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
     config_class = DyMUTrainConfig
     output = "thresholds.json"
     resumable = False
+    needs_model = True
     examples = """
         foveate train-method dymu --model llava-hf/llava-1.5-7b-hf --images photos --count 192 -o thresholds.json
         foveate train-method dymu --model google/siglip-base-patch16-224 --images photos --count 192 -o thresholds.json

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,11 @@ class RelevanceTrainConfig:
 
 @dataclass(frozen=True)
 class MapperState(TrainState[Mapper]):
-    """A mapper, and the pictures that it learned from and those that were held out."""
+    """A mapper, the pictures that it learned from and those that were held out, and how many samples show them."""
 
     learned: Sequence[Picture] = ()
     held: Sequence[Picture] = ()
+    samples: int = 0
 
 
 class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
@@ -140,9 +141,9 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
         own = self.config.max_new_tokens if self.config.own_answers else None
         found = find_pictures(model, processor, data, run, own, on_progress, stop)
         if len(found) < len(data):
-            return MapperState(self._new(), 0, False)
+            return MapperState(self._new(), 0, False, samples=len(found))
         learned, held = divide(found)
-        return self.fit_mapper(learned, held, run, on_progress, stop)
+        return replace(self.fit_mapper(learned, held, run, on_progress, stop), samples=len(found))
 
     def fit_mapper(
         self,
@@ -212,7 +213,8 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
     def describe(self, model: Any, state: TrainState[Mapper]) -> dict[str, Any]:
         """Steps and pictures."""
         assert isinstance(state, MapperState)
-        return {"steps": state.step, "epochs": self.config.epochs, "pictures": len(state.learned)}
+        counts = {"samples": state.samples, "pictures": len(state.learned), "epochs": self.config.epochs}
+        return {"steps": state.step, **counts}
 
     def report(self, document: dict[str, Any]) -> Iterable[str]:
         """A line for every budget."""

@@ -1,4 +1,4 @@
-"""`foveate calibrate`: a file of thresholds that a plan can use."""
+"""DyMU's thresholds: a file that a plan can use."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlavaConfig, LlavaModel
 
-from foveate.commands.calibrate import calibrate
+from foveate.commands.train_method import train_method
 from foveate.core.errors import FoveateError
 from foveate.methods.encoder.dymu import DyMU, Thresholds
 from foveate.runtime.vision_merging import merging
@@ -39,7 +39,7 @@ def images(tmp_path_factory):
 
 def test_the_file_can_be_used(folder, images, tmp_path, capsys):
     output = tmp_path / "thresholds.json"
-    calibrate(str(folder), [images], output, count=6, batch_size=2, as_json=True)
+    train_method("dymu", output, model=str(folder), images=(images,), count=6, batch_size=2, as_json=True)
     document = json.loads(capsys.readouterr().out)
     found = Thresholds.load(output)
     assert document["thresholds"] == list(found.values) and len(found.values) == 3
@@ -56,18 +56,23 @@ def test_of_a_whole_model_the_block_that_is_read(folder, images, tmp_path, capsy
     config = LlavaConfig(vision_config=VISION.to_dict(), text_config=text, vision_feature_layer=-2, image_token_id=19)
     LlavaModel(config).save_pretrained(tmp_path / "llava")
     (tmp_path / "llava" / "preprocessor_config.json").write_text((folder / "preprocessor_config.json").read_text())
-    calibrate(str(tmp_path / "llava"), [images / "0.png", images / "1.png"], tmp_path / "out.json", count=8)
+    two = (images / "0.png", images / "1.png")
+    train_method("dymu", tmp_path / "out.json", model=str(tmp_path / "llava"), images=two, count=8)
     assert len(Thresholds.load(tmp_path / "out.json").values) == 2
     assert "16 tokens to 8" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_bad_input(folder, images, tmp_path):
     with pytest.raises(FoveateError, match="no images there"):
-        calibrate(str(folder), [tmp_path], tmp_path / "out.json", count=6)
+        train_method("dymu", tmp_path / "out.json", model=str(folder), images=(tmp_path,), count=6)
     with pytest.raises(FoveateError, match="no image or folder"):
-        calibrate(str(folder), [tmp_path / "none.png"], tmp_path / "out.json", count=6)
+        train_method("dymu", tmp_path / "out.json", model=str(folder), images=(tmp_path / "none.png",), count=6)
     with pytest.raises(FoveateError, match="there is no folder"):
-        calibrate(str(folder), [images], tmp_path / "none" / "out.json", count=6)
+        train_method("dymu", tmp_path / "none" / "out.json", model=str(folder), images=(images,), count=6)
     with pytest.raises(FoveateError, match="17 of them cannot stay"):
-        calibrate(str(folder), [images], tmp_path / "out.json", count=17)
+        train_method("dymu", tmp_path / "out.json", model=str(folder), images=(images,), count=17)
+    with pytest.raises(FoveateError, match="say whose encoder"):
+        train_method("dymu", tmp_path / "out.json", images=(images,), count=6)
+    with pytest.raises(FoveateError, match="inflect lies between"):
+        train_method("dymu", tmp_path / "out.json", images=(images,), count=6, inflect=2.0)
     assert not (tmp_path / "out.json").exists()

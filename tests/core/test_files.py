@@ -1,0 +1,68 @@
+"""Files and folders that are there completely or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from foveate.core.errors import FoveateError
+from foveate.core.files import atomic_write, write_json, write_text
+from tests.full_disk import room
+
+
+def test_a_reader_sees_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with atomic_write(path) as partial:
+        partial.write_text("new, half")
+        assert path.read_text() == "old"
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
+    for names in (("a", "b"), ("c",)):
+        with atomic_write(tmp_path / "folder") as partial:
+            partial.mkdir()
+            for name in names:
+                (partial / name).touch()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["c"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("it is full\nsee below"), KeyboardInterrupt(), KeyError("x")])
+def test_what_fails_leaves_the_old_file_alone(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    expected = FoveateError if isinstance(error, RuntimeError) else type(error)
+
+    def write() -> None:
+        with atomic_write(path) as partial:
+            partial.write_text("half")
+            raise error
+
+    with pytest.raises(expected) as raised:
+        write()
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "old"
+    if expected is FoveateError:
+        assert str(raised.value) == f"{path} could not be written: it is full."
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FoveateError, match=r"none/x could not be written: No such file or directory\."):
+        write_json(tmp_path / "none" / "x", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(FoveateError, match=r"file/x could not be written: Not a directory\."):
+        write_text(tmp_path / "file" / "x", "text")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "nan.json", {"loss": float("nan")})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+    with room(100), pytest.raises(FoveateError, match="could not be written: File too large"):
+        write_text(tmp_path / "file", "new" * 100)
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
