@@ -12,7 +12,7 @@ from foveate.benchmark.embedded import summary, wilson_interval
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from generator import tables  # noqa: E402
+from generator import small_networks, tables  # noqa: E402
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
 
@@ -89,3 +89,29 @@ def test_the_picture_appears_when_it_was_drawn(tmp_path):
 def test_a_block_that_nothing_generates_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing generates 'weather'; possible are"):
         tables.fill(page_with("weather"), tmp_path, tmp_path / "page.md")
+
+
+@pytest.mark.parametrize(
+    ("written", "today"),
+    [
+        ("foveate train-pruner -o a --steps 2 --json", "foveate train-method covipal -o a --steps 2 --json"),
+        ("foveate train-pruner m --kind dpn -o a", "foveate train-method dpn --model m -o a"),
+        ("foveate train-draft m -o a --kind flash --json", "foveate train-method flash --model m -o a --json"),
+        ("foveate train-method flash -o a", "foveate train-method flash -o a"),
+    ],
+)
+def test_commands_of_old_results_are_shown_as_they_are_today(written, today):
+    assert small_networks.command_today(written) == today
+
+
+def test_results_of_trained_methods_old_and_new_are_shown_alike(tmp_path):
+    folder = tmp_path / "benchmarks/results"
+    folder.mkdir(parents=True)
+    old = json.loads((ROOT / "benchmarks/results/pruner-embedded.json").read_text(encoding="utf-8"))
+    new = {name: value for name, value in old.items() if name not in ("kind", "questions")}
+    new |= {"method": old.get("kind", "covipal"), "samples": old["questions"]}
+    pages = []
+    for run in (old, new):
+        (folder / "pruner-embedded.json").write_text(json.dumps(run))
+        pages.append(tables.fill(page_with("pruners"), tmp_path, tmp_path / "page.md"))
+    assert pages[0] == pages[1] and "foveate train-method covipal -o" in pages[0]

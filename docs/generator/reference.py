@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from foveate import cli
+from foveate.training.methods import summaries
 
 PAGES = {
     "loading": "Models by name",
@@ -236,6 +237,7 @@ def _command_line() -> str:
     lines = ["# Command line", "", "Generated from `foveate COMMAND --help` by `make docs`.", ""]
     root: Any = typer.main.get_command(cli.app)
     names = [name for name in root.commands if name in cli.TARGETS]
+    names += [f"train-method {name}" for name in summaries()]
     names += [f"bench {name}" for name in root.commands["bench"].commands]
     for name in names:
         group, path = root, name.split()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from generator.accuracy import Row, runs
 
 
 def pruners(root: Path) -> str:
-    """What `foveate train-pruner` measured at its end: the same token as with all visual tokens."""
+    """What `foveate train-method covipal` measured at its end: the same token as with all visual tokens."""
     header = ["model", "questions learned", "keeps", "its own choice", "FastV's", "random"]
     lines = []
     measured = runs(root, "pruner")
@@ -16,13 +17,13 @@ def pruners(root: Path) -> str:
         rows = {plan: row for plan, row in run["measured"].items() if plan != "untouched"}
         for budget in dict.fromkeys(plan.rpartition(":")[2] for plan in rows):
             found = {plan.split(":")[0].split("(")[0]: row for plan, row in rows.items() if plan.endswith(f":{budget}")}
-            shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (run["kind"], "fastv", "random-decoder")]
-            lines.append([_model(run), f"{run['questions']:,}", budget.split("@")[0], f"**{shares[0]}**", *shares[1:]])
+            shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (_method(run), "fastv", "random-decoder")]
+            lines.append([_model(run), f"{_questions(run):,}", budget.split("@")[0], f"**{shares[0]}**", *shares[1:]])
     return _with_sources(measured, header, lines)
 
 
 def routers(root: Path) -> str:
-    """What `foveate train-pruner --kind dpn` measured at its end, beside random tokens and means of as many."""
+    """What `foveate train-method dpn` measured at its end, beside random tokens and means of as many."""
     header = ["model", "questions learned", "plan", "tokens in the last layer", "same token"]
     lines = []
     measured = runs(root, "router")
@@ -31,12 +32,12 @@ def routers(root: Path) -> str:
             if plan != "untouched":
                 shown = "**dpn**" if plan.startswith("dpn(") else f"`{plan}`"
                 tokens, same = (f"{100 * row[name]:.1f} %" for name in ("tokens", "agreement"))
-                lines.append([_model(run), f"{run['questions']:,}", shown, tokens, same])
+                lines.append([_model(run), f"{_questions(run):,}", shown, tokens, same])
     return _with_sources(measured, header, lines)
 
 
 def drafts(root: Path) -> str:
-    """What `foveate train-draft` measured at its end: tokens a pass, the same answers, and the time."""
+    """What `foveate train-method specvlm` and `flash` measured: tokens a pass, the same answers, and the time."""
     header = ["model", "draft", "questions learned", "tree or chain", "tokens a pass", "same answers", "speed-up"]
     lines = []
     measured = runs(root, "draft")
@@ -44,12 +45,36 @@ def drafts(root: Path) -> str:
         for way, row in run["measured"].items():
             same, times = f"{row['identical']} of {row['answers']}", f"{row['speed_up']:.2f}"
             if way == "default":
-                if run["kind"] == "flash":  # guesses a chain by default, which has a row of its own
+                if _method(run) == "flash":  # guesses a chain by default, which has a row of its own
                     continue
                 way = "tree"
-            start = [_model(run), run["kind"], f"{run['questions']:,}", way]
+            start = [_model(run), _method(run), f"{_questions(run):,}", way]
             lines.append([*start, f"**{row['acceptance_length']:.2f}**", same, times])
     return _with_sources(measured, header, lines)
+
+
+def _method(run: Row) -> str:
+    return run["method"] if "method" in run else run["kind"]
+
+
+def _questions(run: Row) -> int:
+    return run["samples"] if "samples" in run else run["questions"]
+
+
+def command_today(command: str) -> str:
+    """The command of a result, as it is written since every method is trained by `foveate train-method NAME`."""
+    program, name, *rest = shlex.split(command)
+    kinds = {"train-pruner": "covipal", "train-draft": "specvlm"}
+    if name not in kinds:
+        return command
+    kind, model = kinds[name], []
+    if rest and not rest[0].startswith("-"):
+        model = ["--model", rest.pop(0)]
+    if "--kind" in rest:
+        place = rest.index("--kind")
+        kind = rest[place + 1]
+        del rest[place : place + 2]
+    return shlex.join([program, "train-method", kind, *model, *rest])
 
 
 def _model(run: Row) -> str:
@@ -61,5 +86,5 @@ def _with_sources(measured: list[Row], header: list[str], lines: list[list[str]]
 
     if not lines:
         return "*Not measured yet.*"
-    made = "\n".join(f"- `{run['path']}`: `{run['command']}`" for run in measured)
+    made = "\n".join(f"- `{run['path']}`: `{command_today(run['command'])}`" for run in measured)
     return f"{table(header, lines)}\n\nMade by:\n\n{made}"
