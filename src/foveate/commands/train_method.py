@@ -15,7 +15,6 @@ from foveate.commands.lists import numbers_in, sides_in
 from foveate.commands.options import GoOn, Json, MaxMinutes, WhereItRuns
 from foveate.commands.training import identity, with_progress
 from foveate.console import command_line, console, notes, print_json
-from foveate.core.errors import FoveateError
 
 Model = Annotated[
     str | None, typer.Option(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
@@ -50,12 +49,11 @@ def train_method(
         FoveateError: nothing trains that method, or its trainer refuses.
     """
     from foveate.training.methods import trainer_of
-    from foveate.training.run_directory import RunDirectory
+    from foveate.training.run_directory import RunDirectory, check_output
 
     cls = trainer_of(name)
     trainer = cls(cls.config_class(**options))
-    if not output.parent.is_dir():
-        raise FoveateError(f"there is no folder {output.parent} to write {output.name} into.")
+    check_output(output)
     data = trainer.data()
     run: Any = RunDirectory(output, {"model": identity(model), **trainer.about()}, resume) if cls.resumable else None
     with notes.status(f"reading {model or 'the embedded model'}"):

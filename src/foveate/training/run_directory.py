@@ -39,8 +39,7 @@ class RunDirectory:
     """
 
     def __init__(self, output: Path, about: Mapping[str, Any], resume: bool = True) -> None:
-        if not output.parent.is_dir():
-            raise FoveateError(f"there is no folder {output.parent} to write {output.name} into.")
+        check_output(output)
         self.path = output.with_name(f"{output.name}.run")
         self.log = RunLog(self.path / "log.jsonl")
         known = self.path / "about.json"
@@ -80,3 +79,13 @@ class RunDirectory:
     @property
     def _state(self) -> Path:
         return self.path / "state.pt"
+
+
+def check_output(output: Path) -> None:
+    """Refuse what could not be written when a run ends.
+
+    Raises:
+        FoveateError: its folder does not exist.
+    """
+    if not output.parent.is_dir():
+        raise FoveateError(f"there is no folder {output.parent} to write {output.name} into.")
