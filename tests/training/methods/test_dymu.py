@@ -12,6 +12,8 @@ from foveate.commands.train_method import train_method
 from foveate.core.errors import FoveateError
 from foveate.methods.encoder.dymu import DyMU, Thresholds
 from foveate.runtime.vision_merging import merging
+from foveate.training.callbacks import StopRequest
+from foveate.training.methods.dymu import DyMUTrainConfig, DyMUTrainer
 
 VISION = CLIPVisionConfig(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
@@ -76,3 +78,10 @@ def test_bad_input(folder, images, tmp_path):
     with pytest.raises(FoveateError, match="inflect lies between"):
         train_method("dymu", tmp_path / "out.json", images=(images,), count=6, inflect=2.0)
     assert not (tmp_path / "out.json").exists()
+
+
+def test_a_stopped_one_is_interrupted(folder, images):
+    trainer, stop = DyMUTrainer(DyMUTrainConfig(images=(images,), count=6)), StopRequest()
+    stop.ask()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(*trainer.load(str(folder), "cpu"), trainer.data(), stop=stop)

@@ -99,7 +99,12 @@ class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
         on_progress: OnProgress = quiet,
         stop: StopRequest | None = None,
     ) -> TrainState[Thresholds]:
-        """Read all images once; a run that is stopped has nothing to go on from."""
+        """Read all images once.
+
+        Raises:
+            FoveateError: there are no images, of different sizes, or so many tokens cannot be merged.
+            KeyboardInterrupt: it was stopped; there is nothing to go on from.
+        """
         config = self.config
         tower: nn.Module = getattr(model, "vision_tower", None) or getattr(model, "vision_model", model)
         layer = config.output_layer
@@ -110,6 +115,8 @@ class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
 
         def batches() -> Iterator[Tensor]:
             for start in range(0, len(data), config.batch_size):
+                if stop is not None and stop.wanted:
+                    raise KeyboardInterrupt
                 on_progress("images", start, len(data), None)
                 pixels = pixels_of(processor, data[start : start + config.batch_size])
                 yield pixels.to(parameter.device, parameter.dtype)
