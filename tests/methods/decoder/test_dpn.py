@@ -250,5 +250,5 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         DPN(str(path))(on_grid(4, 4), 3)
     with pytest.raises(FoveateError, match="of 10 numbers"):
         DPN(str(folder(tmp_path / "wide", 10)))(on_grid(4, 4), None)
-    with pytest.raises(FoveateError, match="--kind dpn"):
+    with pytest.raises(FoveateError, match="foveate train-method dpn"):
         DPN(str(tmp_path / "none")).layers(4)
