@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from foveate.core.registry import Mechanism, Modality
+from foveate.methods.entries import matching
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,4 @@ CARDS = (
 
 def cards(pattern: str | None = None) -> list[Card]:
     """All cards, or those whose name or title shell wildcards match, in any case."""
-    if pattern is None:
-        return list(CARDS)
-    wanted = pattern.lower()
-    return [one for one in CARDS if fnmatchcase(one.name, wanted) or fnmatchcase(one.title.lower(), wanted)]
+    return matching(CARDS, pattern)

@@ -266,12 +266,13 @@ def test_a_space_draws_what_its_methods_take():
     inside += (Candidate("pyramiddrop", True, "count", False),)
     space = Space(before, inside, ("10%", "50%"), 6, chains=True)
     study, seen = Study(None, {}, 0), set()
+    refused = FoveateError(Refusal("saves-nothing", "it is too easy"))
     for _ in range(40):
-        trial, plan = study.draw(space, lambda plan: "too easy" if plan == "vtw@1" else None)
+        trial, plan = study.draw(space, lambda plan: refused if plan == "vtw@1" else None)
         study.finish(trial, {"plan": plan, "value": 0.0})
         seen.add(plan)
     assert len(seen) == 40 and "vtw@1" not in seen
-    assert study.impossible == [{"plan": "vtw@1", "reason": "too easy"}]
+    assert study.impossible == [{"plan": "vtw@1", "code": "saves-nothing", "reason": "it is too easy."}]
     assert any(plan == "prumerge" or plan.startswith("prumerge + ") for plan in seen)
     assert not any("vtw:" in plan or "pyramiddrop:10%@" in plan for plan in seen)
     assert {plan.rpartition("@")[2] for plan in seen if "@" in plan} == {"1", "2", "3", "4", "5"}

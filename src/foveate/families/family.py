@@ -50,6 +50,8 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     #: Attribute of the core that holds the language model.
     language_model: ClassVar[str] = "language_model"
+    #: Whether encoders of its models have a [CLS] token: of all (True,) or none (False,); (True, False): of some.
+    cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
     #: Encoder tokens that make one token of the language model, for towers whose merger is of fixed size.
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, by itself: methods inside the encoder need that.
