@@ -27,6 +27,7 @@ class Card:
         summary: what it does.
         trained: whether it needs weights of its own.
         use: how it is used.
+        module: where its maths is.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Card:
     summary: str
     trained: bool
     use: str
+    module: str
 
     def as_json(self) -> dict[str, Any]:
         """The card as plain JSON values."""
@@ -56,6 +58,7 @@ CARDS = (
         "checks them, so that the answer is the same.",
         True,
         "foveate.speculate(model, folder) with a draft that foveate train-draft wrote",
+        "foveate.methods.decoding.flash",
     ),
     Card(
         "hack",
@@ -68,6 +71,7 @@ CARDS = (
         "recent queries look at, or the first and the newest.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
+        "foveate.methods.kv_cache.hack",
     ),
     Card(
         "scalekv",
@@ -80,6 +84,7 @@ CARDS = (
         "each the tokens that a window of queries looks at.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
+        "foveate.methods.kv_cache.scalekv",
     ),
     Card(
         "specvlm",
@@ -92,6 +97,7 @@ CARDS = (
         "means, a convolution or a resampler; the model checks what it guesses.",
         True,
         "foveate.speculate(model, folder) with a draft that foveate train-draft wrote",
+        "foveate.methods.decoding.specvlm",
     ),
     Card(
         "vasparse",
@@ -104,6 +110,7 @@ CARDS = (
         "with fewer image tokens would say, against answers that the image does not support.",
         False,
         "foveate.vasparse(model)",
+        "foveate.methods.decoding.vasparse",
     ),
     Card(
         "vision-remember",
@@ -116,6 +123,7 @@ CARDS = (
         "that they were made of.",
         True,
         "foveate.models.llava_uhd.vision_remember.add_vision_remember(model, layers), or a training recipe",
+        "foveate.models.llava_uhd.vision_remember",
     ),
     Card(
         "voco",
@@ -128,6 +136,7 @@ CARDS = (
         "them in place of the image.",
         True,
         "foveate.models.llava_uhd.voco.add_voco_tokens(model, processor, count), or a training recipe",
+        "foveate.models.llava_uhd.voco",
     ),
 )
 

@@ -69,7 +69,7 @@ def test_the_result_is_what_was_written(result, settings):
     }
     (impossible,) = document["impossible"]
     assert (impossible["model"], impossible["plan"]) == ("embedded", "tome:25%")
-    assert "merges inside the encoder" in impossible["reason"]
+    assert impossible["code"] == "needs-one-token-per-patch" and impossible["reason"].startswith("tome merges inside")
     assert document["settings"]["plans"] == settings.plans
     assert document["kind"] == "accuracy" and document["command"] == "foveate bench accuracy"
     assert document["hardware"]["threads"] == 1 and document["versions"]["foveate"]

@@ -89,7 +89,8 @@ class EncoderSpec:
         if not 0 <= found < self.num_layers:
             raise FoveateError(
                 Refusal(
-                    "no-such-layer", f"the encoder has {self.num_layers} blocks (0 to {self.num_layers - 1}), not {layer}"
+                    "no-such-layer",
+                    f"the encoder has {self.num_layers} blocks (0 to {self.num_layers - 1}), not {layer}",
                 )
             )
         return found

@@ -21,6 +21,7 @@ class Llava(Family):
     name: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    example: ClassVar[str] = "llava-hf/llava-1.5-7b-hf"
     cls_tokens: ClassVar[tuple[bool, ...]] = (True, False)  # CLIP's encoder has one, SigLIP's and Pixtral's have none
     patchwise: ClassVar[bool] = True
 

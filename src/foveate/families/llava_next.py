@@ -23,6 +23,7 @@ class LlavaNext(Family):
     name: ClassVar[str] = "llava-next"
     title: ClassVar[str] = "LLaVA-NeXT"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    example: ClassVar[str] = "llava-hf/llava-v1.6-mistral-7b-hf"
     cls_tokens: ClassVar[tuple[bool, ...]] = (True, False)  # CLIP's encoder has one, SigLIP's has none
     tiled: ClassVar[bool] = True
     patchwise: ClassVar[bool] = True
@@ -114,6 +115,7 @@ class LlavaOnevision(LlavaNext):
     name: ClassVar[str] = "llava-onevision"
     title: ClassVar[str] = "LLaVA-OneVision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    example: ClassVar[str] = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:

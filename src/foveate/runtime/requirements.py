@@ -62,7 +62,9 @@ def check_sites(plan: Plan, family: Family) -> None:
                 raise _wrong_order(f"{method.name} acts inside the language model", "what comes before that goes first")
         elif method.site != "pre_llm":
             raise FoveateError(
-                Refusal("unknown-site", f"{method.name} acts at the site {method.site!r}, where nothing can be attached")
+                Refusal(
+                    "unknown-site", f"{method.name} acts at the site {method.site!r}, where nothing can be attached"
+                )
             )
         if getattr(method, "virtual", False) and len(plan.steps) > 1:
             raise _wrong_order(
@@ -167,7 +169,9 @@ def lacks(name: str, need: Need, family: Family, tower: EncoderSpec) -> Refusal 
     What a caller has to bring, such as `text_features`, is not asked for.
     """
     if need.kind.startswith("cls") and not tower.has_cls and not stands_in(need, tower):
-        return Refusal("needs-cls", f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none")
+        return Refusal(
+            "needs-cls", f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none"
+        )
     if need.kind == "first_layer_attention" and not family.first_layer:
         return Refusal(
             "needs-first-layer-attention",
