@@ -139,7 +139,8 @@ def _matrix(entries: list[Entry]) -> str:
             "",
             *map(_escaped, legend),
             "",
-            f"*Brings* is what you bring along: {'; '.join(brought)}.",
+            "*Brings* is what you bring along:",
+            f"{'; '.join(brought)}.",
             "",
         ]
     )

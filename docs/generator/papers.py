@@ -84,8 +84,8 @@ def pages(root: Path) -> dict[str, str]:
                 f"The {len(rows)} papers that are implemented here, by title, generated from the code and its tests",
                 "by `make docs`. *Authors' numbers*: what the authors' own code returned (`tests/golden/` says which",
                 "commit). *Reference loop*: a slow, obvious implementation of the paper's equations in the tests.",
-                "*Shared suite*: what every method of its site promises, and no reference of its own. *From the paper*:",
-                "no code is public, or none was at hand.",
+                "*Shared suite*: what every method of its site promises, and no reference of its own.",
+                "*From the paper*: no code is public, or none was at hand.",
                 "",
                 f"| {' | '.join(header)} |",
                 f"|{'---|' * len(header)}",
@@ -116,10 +116,8 @@ def _verified(root: Path, part: Implemented, file: Path) -> str:
         said.append(f"[shared suite](../{suite.relative_to(root)})")
     elif not said and tests:
         said.append(f"[tests](../{tests.relative_to(root)})")
-    if re.search(
-        r"no public code|no code is public|were not at hand", " ".join(file.read_text(encoding="utf-8").split())
-    ):
-        said.append("no public code")
+    if UNPUBLISHED.search(" ".join(file.read_text(encoding="utf-8").split())):
+        said.append("from the paper")
     return ", ".join(said)
 
 

@@ -30,8 +30,8 @@ def pages() -> dict[str, str]:
         f"|{'---|' * len(header)}",
         *rows,
         "",
-        "*Reads*: clips are videos as sequences of frames; tiles are crops of one image, which have one budget together,",
-        "or a budget each, as images of their own. *torchvision*: where it is needed",
+        "*Reads*: clips are videos as sequences of frames; tiles are crops of one image, which have one budget",
+        "together, or a budget each, as images of their own. *torchvision*: where it is needed",
         "(`pip install 'foveate[video]'`). *In vLLM*: served by the [plug-in](vllm.md).",
         "",
     ]

@@ -1,7 +1,7 @@
 """Entries of the gallery: what a method is and on which families it runs, as plain values.
 
-Nothing here imports torch, so that `foveate methods` prints at once. `foveate.methods.gallery` computes the entries from
-the classes; `index.json` beside this file holds those of this package, written by `docs/generate.py`.
+Nothing here imports torch, so that `foveate methods` prints at once. `foveate.methods.gallery` computes the entries
+from the classes; `index.json` beside this file holds those of this package, written by `docs/generate.py`.
 """
 
 from __future__ import annotations
@@ -132,14 +132,15 @@ class Entry:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Entry:
         """What the index holds."""
-        changed = {
+        values: dict[str, Any] = {
+            **document,
             "mechanism": tuple(document["mechanism"]),
             "modality": tuple(document["modality"]),
             "needs": {need["kind"]: need["substitute"] for need in document["needs"]},
             "arguments": {name: _frozen(value) for name, value in document["arguments"].items()},
             "families": {name: Verdict.from_json(one) for name, one in document["families"].items()},
         }
-        return cls(**{**document, **changed})
+        return cls(**values)
 
 
 class Named(Protocol):
