@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foveate.core.registry import Mechanism, Modality
 from foveate.methods.entries import matching
+
+if TYPE_CHECKING:
+    from foveate.core.registry import Mechanism, Modality
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,18 @@ def test_a_finished_run_is_not_asked_again(result, settings, monkeypatch):
     assert rows_path(path).read_bytes() == before
 
 
+def test_answers_that_were_written_before_refusals_had_codes_are_read(result, settings, tmp_path, monkeypatch):
+    path, document = result
+    copy = tmp_path / "older.json"
+    lines = [json.loads(line) for line in rows_path(path).read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line.get("impossible", {}).pop("code", None)
+    rows_path(copy).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    monkeypatch.setattr(accuracy, "load", None)  # would be called
+    (impossible,) = run(settings, copy, resume=True)["impossible"]
+    assert impossible == document["impossible"][0] | {"code": ""}
+
+
 def test_a_run_goes_on_with_more_plans_and_tasks(result, settings, tmp_path):
     path, document = result
     copy = tmp_path / "more.json"

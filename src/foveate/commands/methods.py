@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import os
+import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Annotated
@@ -12,11 +13,10 @@ import typer
 from foveate.cards import Card, cards
 from foveate.commands.options import Json
 from foveate.console import console, print_json
-from foveate.core.errors import FoveateError
 from foveate.methods.entries import Entry, indexed, matching, refuse_unknown
 
-#: Entry points with which other packages bring methods.
-GROUP = "foveate.methods"
+#: Entry points with which installed packages bring methods, and the variable that names modules which do.
+GROUP, IMPORTS = "foveate.methods", "FOVEATE_IMPORT"
 
 EXAMPLES = """
     foveate methods
@@ -36,10 +36,6 @@ def methods(
         str | None,
         typer.Argument(help="Wildcards for a name or title, such as '*prune*'.", show_default="all methods"),
     ] = None,
-    modules: Annotated[
-        list[str] | None,
-        typer.Option("--import", help="A module to import first, which brings methods.", show_default=False),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the methods that a plan can name: what each does, needs, and which families of models it runs on.
@@ -48,7 +44,7 @@ def methods(
     encodes the image; where an encoder has no [CLS] token, some papers name a substitute, and the report of a run
     says when it was used. Nothing is loaded or run.
     """
-    entries = sorted([*indexed(), *_of_other_packages(modules or ())], key=lambda entry: entry.name)
+    entries = sorted([*indexed(), *_of_other_packages()], key=lambda entry: entry.name)
     others = cards(pattern)
     found = matching(entries, pattern)
     if not found and not others:
@@ -69,19 +65,11 @@ def methods(
             _show(card)
 
 
-def _of_other_packages(modules: Sequence[str]) -> list[Entry]:
-    """Methods that installed packages or named modules bring: only importing shows them.
-
-    Raises:
-        FoveateError: a module cannot be imported.
-    """
-    if not modules and not entry_points(group=GROUP):
+def _of_other_packages() -> list[Entry]:
+    """Methods that are not of this package: only importing shows them, so that is done where there may be some."""
+    loaded = "foveate.core.plan" in sys.modules  # by a program, which may have registered methods of its own
+    if not (loaded or os.environ.get(IMPORTS) or entry_points(group=GROUP)):
         return []
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise FoveateError(f"--import {module}: {error}.") from error
     from foveate.methods.gallery import gallery
 
     known = {entry.name for entry in indexed()}

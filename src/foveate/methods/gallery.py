@@ -89,7 +89,7 @@ def _entry(cls: Any) -> Entry:
         name=cls.name,
         title=cls.title,
         paper=cls.paper,
-        site=cls.site,
+        site=str(cls.site),
         mechanism=cls.mechanism,
         modality=cls.modality,
         summary=" ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
