@@ -2,9 +2,10 @@
 
     python docs/generate.py [--check]
 
-Generated are `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/matrix.md`
-and `docs/flops.md`, and, in README.md and in the pages, whatever stands between `<!-- generated: NAME -->` and
-`<!-- end -->` (see `generator/tables.py`).
+Generated are `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/matrix.md`,
+`docs/support.md`, `docs/paper_index.md` and `docs/flops.md`, the index `src/foveate/methods/index.json`, and, in
+README.md and in the pages, whatever stands between `<!-- generated: NAME -->` and `<!-- end -->` (see
+`generator/tables.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from generator import flops, gallery, pvc, reference, tables
+from foveate.methods.entries import INDEX, index_of
+from foveate.methods.gallery import gallery as all_entries
+from generator import flops, gallery, papers, pvc, reference, support, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -25,7 +28,9 @@ DOCS = ROOT / "docs"
 def wanted() -> dict[Path, str]:
     """Every generated file with the text it should have."""
     files = {DOCS / "figures" / "pvc.svg": pvc.draw()}
-    files |= {DOCS / path: text for path, text in (reference.pages() | gallery.pages() | flops.pages()).items()}
+    files[INDEX] = index_of(all_entries())
+    pages = reference.pages() | gallery.pages() | papers.pages(ROOT) | support.pages() | flops.pages()
+    files |= {DOCS / path: text for path, text in pages.items()}
     for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "benchmarks" / "README.md"]:
         if page not in files:
             files[page] = tables.fill(page.read_text(encoding="utf-8"), ROOT, page)

@@ -12,7 +12,9 @@ from foveate.benchmark.embedded import summary, wilson_interval
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from generator import small_networks, tables  # noqa: E402
+from foveate.methods.gallery import gallery  # noqa: E402
+from generator import gallery as pages_of_methods  # noqa: E402
+from generator import papers, small_networks, tables  # noqa: E402
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
 
@@ -115,3 +117,36 @@ def test_results_of_trained_methods_old_and_new_are_shown_alike(tmp_path):
         (folder / "pruner-embedded.json").write_text(json.dumps(run))
         pages.append(tables.fill(page_with("pruners"), tmp_path, tmp_path / "page.md"))
     assert pages[0] == pages[1] and "foveate train-method covipal -o" in pages[0]
+
+
+def test_the_matrix_is_one_screen_and_a_method_one_line_of_it(monkeypatch):
+    """One line is another method's; the legend depends on codes alone."""
+    entries = gallery()
+    whole = pages_of_methods.pages()["matrix.md"].splitlines()
+    assert len(whole) <= len(entries) + 25 and max(map(len, whole)) <= 300
+    for gone in (0, len(entries) // 2, len(entries) - 1):
+        monkeypatch.setattr(pages_of_methods, "gallery", lambda gone=gone: entries[:gone] + entries[gone + 1 :])
+        fewer = pages_of_methods.pages()["matrix.md"].splitlines()
+        place = next(number for number, line in enumerate(whole) if line.startswith(f"| `{entries[gone].name}` |"))
+        assert fewer == whole[:place] + whole[place + 1 :]
+
+
+def test_every_refusal_of_the_matrix_has_a_letter():
+    verdicts = [one for entry in gallery() for one in entry.families.values()]
+    verdicts += [one.without_cls for one in verdicts if one.without_cls is not None]
+    codes = {one.code for one in verdicts if one.outcome == "no"}
+    assert codes <= set(pages_of_methods.LETTERS) and len(set(pages_of_methods.LETTERS.values())) == len(codes)
+    assert {code for one in verdicts for code in one.conditions} <= set(pages_of_methods.CONDITIONS)
+
+
+def test_every_paper_is_in_the_index_with_what_it_was_verified_against():
+    page = papers.pages(ROOT)["paper_index.md"]
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "arxiv.org" in line]
+    assert sum(entry.paper in page and f"`{entry.name}`" in page for entry in gallery() if entry.paper) == sum(
+        bool(entry.paper) for entry in gallery()
+    )
+    assert all(row.split(" | ")[-1].strip(" |") for row in rows)
+    (divprune,) = (row for row in rows if "`divprune`" in row)
+    assert "[authors' numbers](../tests/golden/divprune.json)" in divprune and "[reference loop](" in divprune
+    (todre,) = (row for row in rows if "`todre`" in row)
+    assert "from the paper" in todre and "authors' numbers" not in todre

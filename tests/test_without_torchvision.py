@@ -83,7 +83,7 @@ def test_the_embedded_model_answers():
 #: SmolVLM's asks for num2words, whether there is torchvision or not.
 KINDS = sorted({kind for family in families().values() for kind in family.model_types} - {"llava_uhd", "smolvlm"})
 #: Whose processors transformers itself makes of torchvision, for images too.
-ON_TORCHVISION = {"kimi_k25", "mistral3"} | (
+ON_TORCHVISION = {kind for one in families().values() if one.needs_torchvision for kind in one.model_types} | (
     set() if Version(transformers.__version__) >= Version("5.24") else {"gemma4"}
 )
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from foveate.cards import Card, cards
+from foveate.core.errors import CODES
 from foveate.families import families
-from foveate.methods.gallery import Entry, gallery
+from foveate.methods.entries import STANDS_IN, Entry, Verdict
+from foveate.methods.gallery import gallery
 
 BUDGETS = {"count": "needed", "optional": "has its own rule; a budget overrides it", "none": "takes none"}
 SITES = {
@@ -16,8 +20,20 @@ SITES = {
     "encoder": ("Inside the encoder", "Merge tokens between its blocks, which makes the encoder cheaper too."),
     "image": ("On the image", "Controls that make the image itself smaller."),
 }
-MARKS = {"runs": "yes", "substitute": "substitute", "no": "no"}
-
+#: Symbols of the matrix; of a refusal the letter says why.
+MARKS = {"runs": "●", "substitute": "◐"}
+MEANINGS = {"runs": "yes", "substitute": f"yes, with a substitute that its paper allows: {STANDS_IN}"}
+LETTERS = {
+    "needs-cls": "C",
+    "needs-first-layer-attention": "F",
+    "needs-decoder-layers": "L",
+    "needs-one-token-per-patch": "P",
+    "needs-one-raster": "R",
+}
+#: A reason that has no letter.
+OTHER = "✕"
+#: What a user brings, by the code that says so.
+CONDITIONS = {"needs-weights": "weights", "needs-text-features": "text"}
 
 #: What a method reads that asks for nothing to be measured.
 NOTHING = {"decoder": "what the layers themselves hold"}
@@ -70,9 +86,8 @@ def _card(card: Card) -> list[str]:
 def _entry(entry: Entry) -> list[str]:
     needs = [
         kind.replace("_", " ") + (" (or attention received)" if substitute else "")
-        for kind, substitute in entry.kinds.items()
+        for kind, substitute in entry.needs.items()
     ]
-    runs = sum(verdict.outcome != "no" for verdict in entry.families.values())
     facts = {
         "paper": _escaped(entry.title + (f", {_link(entry.paper)}" if entry.paper else "")),
         "mechanism": ", ".join(entry.mechanism),
@@ -82,7 +97,7 @@ def _entry(entry: Entry) -> list[str]:
         "exact count from sizes": "yes" if entry.static_count else "no",
         "trained": "yes" if entry.trained else "no",
         "arguments": ", ".join(f"`{name}={value!r}`" for name, value in entry.arguments.items()) or "none",
-        "runs on": f"{runs} of {len(entry.families)} families",
+        "runs on": f"{len(entry.runs_on)} of {len(entry.families)} families",
     }
     rows = [f"| {name} | {value} |" for name, value in facts.items()]
     return ["", f"### `{entry.name}`", "", _escaped(entry.summary), "", "| | |", "|---|---|", *rows]
@@ -99,39 +114,38 @@ def _escaped(text: str) -> str:
 
 
 def _matrix(entries: list[Entry]) -> str:
-    """Methods by families, and below it every reason once."""
+    """Methods by families, one symbol a cell; a method is one line, whatever the others are."""
     known = families()
-    reasons: dict[str, int] = {}
+    heads = [re.sub("[ -]", "<br>", family.title) for family in known.values()]
     rows = []
     for entry in entries:
-        cells = []
-        for name in known:
-            verdict = entry.families[name]
-            note = f" ({reasons.setdefault(verdict.why, len(reasons) + 1)})" if verdict.why else ""
-            cells.append(MARKS[verdict.outcome] + note)
-        rows.append(f"| `{entry.name}` | {' | '.join(cells)} |")
-    titles = [known[name].title for name in known]
-    types = [f"- {family.title}: {', '.join(f'`{kind}`' for kind in family.model_types)}" for family in known.values()]
-    notes = [f"{number}. {_escaped(why[0].upper() + why[1:])}." for why, number in reasons.items()]
+        cells = (_cell(entry.families[name]) for name in known)
+        brings = dict.fromkeys(code for verdict in entry.families.values() for code in verdict.conditions)
+        rows.append(f"| `{entry.name}` | {' '.join(CONDITIONS[code] for code in brings)} | {' | '.join(cells)} |")
+    legend = [f"- {MARKS[outcome]}: {line}" for outcome, line in MEANINGS.items()]
+    legend += [f"- **{letter}**: no, it {CODES[code]}" for code, letter in LETTERS.items()]
+    brought = [f"{word}, where it {CODES[code]}" for code, word in CONDITIONS.items()]
     return "\n".join(
         [
             "# Methods and families",
             "",
-            "Which [method](methods.md) runs on which family of models, generated from the code by `make docs`.",
-            "*Substitute*: the encoder has no \\[CLS\\] token, and what the method's paper allows in its place is used",
-            "and named in the report. The numbers stand for the reasons below the table.",
+            "Which [method](methods.md) runs on which [family of models](support.md), generated from the code by",
+            "`make docs`; `foveate methods NAME` says the same of one method in words. Two symbols: on models whose",
+            "encoder has a \\[CLS\\] token (CLIP), then on those whose encoder has none (SigLIP).",
             "",
-            f"| method | {' | '.join(titles)} |",
-            f"|---|{'---|' * len(titles)}",
+            f"| method | brings | {' | '.join(heads)} |",
+            f"|---|---|{':---:|' * len(heads)}",
             *rows,
             "",
-            *notes,
+            *map(_escaped, legend),
             "",
-            "## Model types",
-            "",
-            "What `config.model_type` says in the models of each family:",
-            "",
-            *types,
+            "*Brings* is what you bring along:",
+            f"{'; '.join(brought)}.",
             "",
         ]
     )
+
+
+def _cell(verdict: Verdict) -> str:
+    mark = MARKS[verdict.outcome] if verdict.outcome != "no" else LETTERS.get(verdict.code, OTHER)
+    return mark if verdict.without_cls is None else f"{mark} {_cell(verdict.without_cls)}"

@@ -24,6 +24,7 @@ PAGES = {
     "core.errors": "Errors",
     "runtime": "Live models: attach, report, restore",
     "methods.gallery": "The gallery of methods",
+    "methods.entries": "Entries of the gallery",
     "methods.image": "Methods before the encoder",
     "methods.encoder": "Methods inside the encoder",
     "methods.pre_llm": "Methods before the language model",

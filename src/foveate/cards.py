@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from foveate.core.registry import Mechanism, Modality
+from foveate.methods.entries import matching
+
+if TYPE_CHECKING:
+    from foveate.core.registry import Mechanism, Modality
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Card:
         summary: what it does.
         trained: whether it needs weights of its own.
         use: how it is used.
+        module: where its maths is.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Card:
     summary: str
     trained: bool
     use: str
+    module: str
 
     def as_json(self) -> dict[str, Any]:
         """The card as plain JSON values."""
@@ -56,6 +60,7 @@ CARDS = (
         "checks them, so that the answer is the same.",
         True,
         "foveate.speculate(model, folder) with a draft that foveate train-method flash wrote",
+        "foveate.methods.decoding.flash",
     ),
     Card(
         "hack",
@@ -68,6 +73,7 @@ CARDS = (
         "recent queries look at, or the first and the newest.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
+        "foveate.methods.kv_cache.hack",
     ),
     Card(
         "scalekv",
@@ -80,6 +86,7 @@ CARDS = (
         "each the tokens that a window of queries looks at.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
+        "foveate.methods.kv_cache.scalekv",
     ),
     Card(
         "specvlm",
@@ -92,6 +99,7 @@ CARDS = (
         "means, a convolution or a resampler; the model checks what it guesses.",
         True,
         "foveate.speculate(model, folder) with a draft that foveate train-method specvlm wrote",
+        "foveate.methods.decoding.specvlm",
     ),
     Card(
         "vasparse",
@@ -104,6 +112,7 @@ CARDS = (
         "with fewer image tokens would say, against answers that the image does not support.",
         False,
         "foveate.vasparse(model)",
+        "foveate.methods.decoding.vasparse",
     ),
     Card(
         "vision-remember",
@@ -116,6 +125,7 @@ CARDS = (
         "that they were made of.",
         True,
         "foveate.models.llava_uhd.vision_remember.add_vision_remember(model, layers), or a training recipe",
+        "foveate.models.llava_uhd.vision_remember",
     ),
     Card(
         "voco",
@@ -128,13 +138,11 @@ CARDS = (
         "them in place of the image.",
         True,
         "foveate.models.llava_uhd.voco.add_voco_tokens(model, processor, count), or a training recipe",
+        "foveate.models.llava_uhd.voco",
     ),
 )
 
 
 def cards(pattern: str | None = None) -> list[Card]:
     """All cards, or those whose name or title shell wildcards match, in any case."""
-    if pattern is None:
-        return list(CARDS)
-    wanted = pattern.lower()
-    return [one for one in CARDS if fnmatchcase(one.name, wanted) or fnmatchcase(one.title.lower(), wanted)]
+    return matching(CARDS, pattern)

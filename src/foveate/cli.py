@@ -52,6 +52,9 @@ TARGETS = {
 }
 """The function behind each command, as `module:function`."""
 
+#: Commands that know no models: they neither wait for torch nor register foveate's models.
+WITHOUT_MODELS = frozenset({"methods"})
+
 # typer carries its own copy of click since 0.2x, so the base of its usage errors is found through typer.
 ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -109,7 +112,8 @@ def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Com
 
     @functools.wraps(run)
     def registered(*values: Any, **options: Any) -> Any:
-        foveate.register()
+        if name not in WITHOUT_MODELS:
+            foveate.register()
         return run(*values, **options)
 
     single = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -299,11 +303,11 @@ def main(arguments: list[str] | None = None) -> int:
     if debug:
         arguments.remove("--debug")
 
-    def say(code: int, message: str) -> int:
+    def say(code: int, message: str, refusal: str = "") -> int:
         if debug:
             traceback.print_exc()
         if as_json:
-            print_json({"error": message})
+            print_json({"error": message, "code": refusal} if refusal else {"error": message})
         else:
             typer.echo(f"error: {message}", err=True)
         return code
@@ -317,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = error.ctx.command_path if getattr(error, "ctx", None) else "foveate"
         return say(INVALID_INPUT, f"{_sentence_of_usage(error)} See '{path} --help'.")
     except (FoveateError, OSError) as error:
-        return say(INVALID_INPUT, _sentence(error))
+        return say(INVALID_INPUT, _sentence(error), getattr(error, "code", ""))
     except Exception as error:
         what = f"{type(error).__name__}: {_sentence(error)}"
         return say(INTERNAL_ERROR, f"foveate failed: {what} (--debug shows where; please report it)")

@@ -46,7 +46,8 @@ def accuracy(model: str = "small", plans: dict[str, tuple[int, float]] = PLANS) 
                     "difficult": None if plan == "untouched" else {"count": 8, "accuracy": 0.375, "untouched": 1.0},
                 }
             )  # fmt: skip
-    lines = [{"model": model, "plan": "focusui:10", "reason": "focusui needs trained weights."}]
+    refused = {"code": "needs-weights", "reason": "focusui needs trained weights."}
+    lines = [{"model": model, "plan": "focusui:10", **refused}]
     return {"kind": "accuracy", **HEAD, "rows": rows, "impossible": lines}
 
 

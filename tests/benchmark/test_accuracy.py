@@ -69,7 +69,7 @@ def test_the_result_is_what_was_written(result, settings):
     }
     (impossible,) = document["impossible"]
     assert (impossible["model"], impossible["plan"]) == ("embedded", "tome:25%")
-    assert "merges inside the encoder" in impossible["reason"]
+    assert impossible["code"] == "needs-one-token-per-patch" and impossible["reason"].startswith("tome merges inside")
     assert document["settings"]["plans"] == settings.plans
     assert document["kind"] == "accuracy" and document["command"] == "foveate bench accuracy"
     assert document["hardware"]["threads"] == 1 and document["versions"]["foveate"]
@@ -111,6 +111,18 @@ def test_a_finished_run_is_not_asked_again(result, settings, monkeypatch):
     again = run(settings, path, resume=True, command=document["command"])
     assert again["rows"] == document["rows"]
     assert rows_path(path).read_bytes() == before
+
+
+def test_answers_that_were_written_before_refusals_had_codes_are_read(result, settings, tmp_path, monkeypatch):
+    path, document = result
+    copy = tmp_path / "older.json"
+    lines = [json.loads(line) for line in rows_path(path).read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line.get("impossible", {}).pop("code", None)
+    rows_path(copy).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    monkeypatch.setattr(accuracy, "load", None)  # would be called
+    (impossible,) = run(settings, copy, resume=True)["impossible"]
+    assert impossible == document["impossible"][0] | {"code": ""}
 
 
 def test_a_run_goes_on_with_more_plans_and_tasks(result, settings, tmp_path):

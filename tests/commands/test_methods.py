@@ -1,23 +1,66 @@
 """The gallery: every method of the registries is there, and what it says of a family is what attaching does."""
 
 import json
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
 
 import foveate
 from foveate.cli import main
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan, Step, all_methods
 from foveate.core.registry import Mechanism, Modality, registered
 from foveate.families import families, family_of
-from foveate.methods.gallery import gallery
+from foveate.methods import entries
+from foveate.methods.entries import Verdict
+from foveate.methods.gallery import gallery, verdict
 from tests.families.zoo import zoo
+from tests.refusals import refused
 
 
 def printed(capsys, *arguments):
     assert main(["methods", *arguments]) == 0
     return capsys.readouterr().out
+
+
+def test_the_index_is_what_the_classes_say():
+    assert list(entries.indexed()) == gallery()  # if not: make docs
+    assert entries.INDEX.read_text(encoding="utf-8") == entries.index_of(gallery())
+
+
+def test_a_damaged_index_is_one_sentence(tmp_path, monkeypatch):
+    for content in ("", "{", "[]", '{"methods": [{}]}'):
+        path = tmp_path / "index.json"
+        path.write_text(content)
+        monkeypatch.setattr(entries, "INDEX", path)
+        entries.indexed.cache_clear()
+        with pytest.raises(FoveateError, match="holds no index of methods"):
+            entries.indexed()
+    monkeypatch.undo()
+    entries.indexed.cache_clear()
+
+
+@pytest.mark.parametrize("arguments", [("methods",), ("methods", "divprune"), ("methods", "*prune*", "--json"), ()])
+def test_nothing_slow_is_imported(arguments):
+    code = f"""
+import sys, foveate_cli
+sys.argv = ["foveate", *{arguments!r}]
+assert foveate_cli.main() == 0
+print(sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_methods_of_other_packages_are_listed(capsys, monkeypatch):
+    known = all_methods()
+    cls = type("Mine", (known["divprune"],), {"name": "mine", "title": "A method of mine", "__doc__": "It is mine."})
+    monkeypatch.setattr("foveate.methods.gallery.all_methods", lambda: {**known, "mine": cls})
+    (found,) = json.loads(printed(capsys, "mine", "--json"))["methods"]
+    assert (found["name"], found["summary"], found["families"]["llava"]["outcome"]) == ("mine", "It is mine.", "runs")
+    assert "mine" in [entry["name"] for entry in json.loads(printed(capsys, "--json"))["methods"]]
 
 
 def test_every_method_is_listed(capsys):
@@ -93,20 +136,31 @@ def test_verdicts_are_what_attaching_does(specimen):
     for entry in gallery():
         if entry.trained:
             continue
-        verdict = entry.families[family]
+        outcome = entry.families[family]
+        if specimen == "llava-siglip":
+            outcome = outcome.without_cls or outcome
         try:
             method = all_methods()[entry.name]()
         except FoveateError:
             continue  # needs a file of thresholds
         plan = Plan((Step(method, foveate.core.plan.Budget(tokens=3) if entry.budget == "count" else None),))
-        allowed = verdict.outcome != "no" and not (
-            specimen == "llava-siglip" and "without [CLS]: not possible" in verdict.why
-        )
-        if "text_features" in verdict.why:
+        if "needs-text-features" in outcome.conditions:
             continue
-        if allowed:
+        if outcome.outcome == "no":
+            with refused(outcome.code):
+                foveate.compress(model, plan)
+        else:
             with foveate.compress(model, plan):
                 pass
-        else:
-            with pytest.raises(FoveateError):
-                foveate.compress(model, plan)
+
+
+def test_a_refusal_with_a_code_of_another_package_is_shown_in_its_words():
+    class Tides(all_methods()["divprune"]):
+        name = "tides"
+
+        def needs(self, tower):
+            raise FoveateError(Refusal("needs-a-moon", "tides needs a moon"))
+
+    found = verdict(Tides(), families()["llava"])
+    assert (found.outcome, found.code, found.why) == ("no", "needs-a-moon", "tides needs a moon")
+    assert Verdict.from_json(found.as_json() | {"detail": found.detail}) == found

@@ -42,6 +42,14 @@ def test_rows_of_the_three_kinds_are_read(tmp_path):
     assert results.impossible == made["a"]["impossible"]
 
 
+def test_reasons_of_older_results_have_no_code(tmp_path):
+    document = documents.accuracy()
+    del document["impossible"][0]["code"]
+    [path] = documents.save(tmp_path, a=document)
+    (line,) = read([Path(path)]).impossible
+    assert (line["code"], line["reason"]) == ("", "focusui needs trained weights.")
+
+
 def test_what_may_be_missing_is_none(tmp_path):
     document = documents.accuracy()
     needed = ("model", "plan", "task", "count", "accuracy", "low", "high", "tokens_kept")

@@ -9,6 +9,7 @@ import foveate
 from foveate import FoveateError
 from foveate.runtime.first_layer_attention import queries_and_keys, text_to_visual
 from tests.families.zoo import IMAGE, zoo
+from tests.refusals import refused
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
@@ -43,5 +44,5 @@ def test_a_model_without_such_a_layer_is_refused() -> None:
 @pytest.mark.parametrize("name", ["gemma3", "gemma4", "qwen3.5", "minicpm-v-4.6"])
 def test_families_without_such_a_layer_are_refused_when_attaching(name: str) -> None:
     model = zoo()[name].model()
-    with pytest.raises(FoveateError, match="relevance needs what the first layer of the language model looks at"):
+    with refused("needs-first-layer-attention"):
         foveate.compress(model, "relevance(weights=mapper.safetensors):50%")

@@ -22,6 +22,7 @@ from foveate import FoveateError, compress, load
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.tasks import Item, items
 from foveate.cli import main
+from foveate.core.errors import Refusal
 from foveate.tune import Goal, TuneSettings, factor, front, methods_in, plot, run, search, share, verdict
 from foveate.tune.confirming import controls_of
 from foveate.tune.costs import Costs
@@ -29,6 +30,7 @@ from foveate.tune.questions import divided
 from foveate.tune.scoring import Flow
 from foveate.tune.space import Candidate, Space
 from foveate.tune.study import Study
+from tests.refusals import refused
 
 #: The plan whose own answers are the right ones in the data set below.
 WINNER = "uniform:12.5%"
@@ -266,12 +268,13 @@ def test_a_space_draws_what_its_methods_take():
     inside += (Candidate("pyramiddrop", True, "count", False),)
     space = Space(before, inside, ("10%", "50%"), 6, chains=True)
     study, seen = Study(None, {}, 0), set()
+    refused = FoveateError(Refusal("saves-nothing", "it is too easy"))
     for _ in range(40):
-        trial, plan = study.draw(space, lambda plan: "too easy" if plan == "vtw@1" else None)
+        trial, plan = study.draw(space, lambda plan: refused if plan == "vtw@1" else None)
         study.finish(trial, {"plan": plan, "value": 0.0})
         seen.add(plan)
     assert len(seen) == 40 and "vtw@1" not in seen
-    assert study.impossible == [{"plan": "vtw@1", "reason": "too easy"}]
+    assert study.impossible == [{"plan": "vtw@1", "code": "saves-nothing", "reason": "it is too easy."}]
     assert any(plan == "prumerge" or plan.startswith("prumerge + ") for plan in seen)
     assert not any("vtw:" in plan or "pyramiddrop:10%@" in plan for plan in seen)
     assert {plan.rpartition("@")[2] for plan in seen if "@" in plan} == {"1", "2", "3", "4", "5"}
@@ -297,7 +300,7 @@ def test_costs_are_those_of_shorter_sequences(embedded):
     assert costs.flops("corematching:10%", quick=True) < 1
     measured = costs.time("uniform:10%", repeats=2)
     assert len(measured["all"]) == 2 and measured["min"] <= measured["median"] <= measured["max"]
-    with pytest.raises(FoveateError, match="merges inside the encoder"):
+    with refused("needs-one-token-per-patch"):
         costs.flops("tome:10%")
 
 

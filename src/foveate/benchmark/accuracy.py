@@ -158,8 +158,8 @@ def run(
                 **profiling.head("accuracy", command, hardware, asdict(settings), NOTE),
                 "rows": scores(rows.rows, settings.models, run.possible, settings.tasks),
                 "impossible": [
-                    {"model": model, "plan": plan, "reason": reason}
-                    for (model, plan), reason in rows.impossible.items()
+                    {"model": model, "plan": plan, **why}
+                    for (model, plan), why in rows.impossible.items()
                     if model in settings.models and plan in settings.plans
                 ],
             }
@@ -241,7 +241,7 @@ class _Run:
 
     def _fail(self, name: str, plan: str, error: FoveateError) -> None:
         self.report(f"{plan} cannot run on {name}: {error}")
-        self.rows.fail(name, plan, str(error))
+        self.rows.fail(name, plan, error)
 
     def _advance(self, count: int, what: str) -> None:
         settings = self.settings

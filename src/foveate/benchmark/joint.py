@@ -195,7 +195,7 @@ class _Bench:
                 write_json(self.path, self.document)
 
     def _refuse(self, plan: str, cache: str, error: FoveateError) -> None:
-        line = {"model": self.name, "plan": plan, "kind": self.kind, "cache": cache, "reason": str(error)}
+        line = {"model": self.name, "plan": plan, "kind": self.kind, "cache": cache, **error.as_json()}
         self.document["impossible"].append(line)
 
 

@@ -143,7 +143,7 @@ def _measure(
             with compress_cache(model, plan, profile=profile, seed=settings.seed):
                 plans.append(plan)
         except FoveateError as error:
-            impossible.append({"model": settings.model, "plan": plan, "reason": str(error)})
+            impossible.append({"model": settings.model, "plan": plan, **error.as_json()})
     labels = torch.arange(settings.samples) % config.num_classes
 
     @contextmanager

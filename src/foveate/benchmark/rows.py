@@ -29,7 +29,7 @@ class Rows:
 
     Attributes:
         rows: every answer.
-        impossible: reason for each (model, plan) that cannot run.
+        impossible: for each (model, plan) that cannot run the "reason" and its "code".
         finished: (model, plan, task) of which there is every answer.
 
     Raises:
@@ -40,7 +40,7 @@ class Rows:
     def __init__(self, path: Path | None, settings: dict[str, Any], resume: bool = False) -> None:
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        self.impossible: dict[tuple[str, str], str] = {}
+        self.impossible: dict[tuple[str, str], dict[str, str]] = {}
         self.finished: set[tuple[str, str, str]] = set()
         self._known: set[tuple[Any, ...]] = set()
         head = {"kind": KIND, "settings": json.loads(json.dumps(settings))}
@@ -62,10 +62,11 @@ class Rows:
         self._take(new)
         self._write(new)
 
-    def fail(self, model: str, plan: str, reason: str) -> None:
+    def fail(self, model: str, plan: str, error: FoveateError) -> None:
         """Note that a plan cannot run on a model; what it answered before counts no more."""
-        self._write([{"impossible": {"model": model, "plan": plan, "reason": reason}}])
-        self.impossible[model, plan] = reason
+        why = error.as_json()
+        self._write([{"impossible": {"model": model, "plan": plan, **why}}])
+        self.impossible[model, plan] = why
 
     def finish(self, model: str, plans: Iterable[str], task: str) -> None:
         """Note that there is every answer of some plans to a task."""
@@ -105,7 +106,8 @@ class Rows:
         for entry in entries[1:]:
             if "impossible" in entry:
                 line = entry["impossible"]
-                self.impossible[line["model"], line["plan"]] = line["reason"]
+                why = {"code": line.get("code", ""), "reason": line["reason"]}  # older files have no codes
+                self.impossible[line["model"], line["plan"]] = why
             elif "finished" in entry:
                 line = entry["finished"]
                 self.finished |= {(line["model"], plan, line["task"]) for plan in line["plans"]}

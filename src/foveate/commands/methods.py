@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from importlib.metadata import entry_points
+from typing import Annotated
 
 import typer
 
+from foveate.cards import Card, cards
 from foveate.commands.options import Json
 from foveate.console import console, print_json
+from foveate.methods.entries import Entry, indexed, matching, refuse_unknown
 
-if TYPE_CHECKING:
-    from foveate.cards import Card
-    from foveate.methods.gallery import Entry
+#: Entry points with which installed packages bring methods, and the variable that names modules which do.
+GROUP, IMPORTS = "foveate.methods", "FOVEATE_IMPORT"
 
 EXAMPLES = """
     foveate methods
     foveate methods divprune
     foveate methods "*prune*" --json
 """
+
+#: Columns of a terminal from which on the table has room for the mechanism.
+WIDE = 100
 
 #: Up to this many methods are shown in full; more become one row each.
 IN_FULL = 3
@@ -37,11 +44,11 @@ def methods(
     encodes the image; where an encoder has no [CLS] token, some papers name a substitute, and the report of a run
     says when it was used. Nothing is loaded or run.
     """
-    from foveate.cards import cards
-    from foveate.methods.gallery import gallery
-
+    entries = sorted([*indexed(), *_of_other_packages()], key=lambda entry: entry.name)
     others = cards(pattern)
-    found = gallery(pattern, none_is_wrong=not others)
+    found = matching(entries, pattern)
+    if not found and not others:
+        refuse_unknown(pattern, [entry.name for entry in entries])
     if as_json:
         print_json({"methods": [entry.as_json() for entry in found], "others": [card.as_json() for card in others]})
         return
@@ -58,30 +65,42 @@ def methods(
             _show(card)
 
 
+def _of_other_packages() -> list[Entry]:
+    """Methods that are not of this package: only importing shows them, so that is done where there may be some."""
+    loaded = "foveate.core.plan" in sys.modules  # by a program, which may have registered methods of its own
+    if not (loaded or os.environ.get(IMPORTS) or entry_points(group=GROUP)):
+        return []
+    from foveate.methods.gallery import gallery
+
+    known = {entry.name for entry in indexed()}
+    return [entry for entry in gallery() if entry.name not in known]
+
+
 def _table(found: Sequence[Entry]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("name", no_wrap=True)
     table.add_column("site", no_wrap=True)
-    table.add_column("mechanism", no_wrap=True)
+    wide = console.width >= WIDE
+    if wide:
+        table.add_column("mechanism", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     table.add_column("exact", no_wrap=True)
     table.add_column("trained", no_wrap=True)
     table.add_column("runs on", no_wrap=True, justify="right")
     table.add_column("needs", overflow="fold", min_width=12)
     for entry in found:
-        runs = sum(one.outcome != "no" for one in entry.families.values())
-        needs = ", ".join(kind.replace("_", " ") for kind in entry.kinds) or "-"
+        needs = ", ".join(kind.replace("_", " ") for kind in entry.needs) or "-"
         shown = "needed" if entry.budget == "count" else entry.budget
         table.add_row(
             entry.name,
             entry.site,
-            entry.mechanism[0],
+            *([entry.mechanism[0]] if wide else []),
             shown,
             _yes(entry.static_count),
             _yes(entry.trained),
-            f"{runs}/{len(entry.families)}",
+            f"{len(entry.runs_on)}/{len(entry.families)}",
             needs,
         )
     console.print(table)
@@ -98,7 +117,7 @@ def _describe(entry: Entry) -> None:
     arguments = ", ".join(f"{name}={value!r}" for name, value in entry.arguments.items())
     needs = ", ".join(
         kind.replace("_", " ") + (" (or attention received)" if substitute else "")
-        for kind, substitute in entry.kinds.items()
+        for kind, substitute in entry.needs.items()
     )
     budget = {"count": "needed", "optional": "has its own rule, a budget overrides it", "none": "takes none"}
     rows = {
@@ -115,6 +134,8 @@ def _describe(entry: Entry) -> None:
     groups: dict[tuple[str, str], list[str]] = {}
     for name, one in entry.families.items():
         groups.setdefault((one.outcome, one.why), []).append(name)
+        if (other := one.without_cls) is not None:
+            groups.setdefault((other.outcome, other.why), []).append(f"{name} without [CLS]")
     words = {"runs": "runs on", "substitute": "runs with a substitute on", "no": "cannot run on"}
     from rich.table import Table
 

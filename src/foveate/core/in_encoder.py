@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from foveate.core.bipartite import Tokens
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.registry import Mechanism, Modality
 from foveate.core.tokens import check_finite
 
@@ -125,6 +125,9 @@ def spread(total: int, patches: int, blocks: int, cls: bool, inflect: float = 0.
     for _ in range(blocks):
         least -= least // 2
     raise FoveateError(
-        f"{blocks} blocks cannot bring {patches} tokens to {patches - total}: each can at most halve them, "
-        f"which leaves {least}."
+        Refusal(
+            "needs-more-blocks",
+            f"{blocks} blocks cannot bring {patches} tokens to {patches - total}: each can at most halve them, "
+            f"which leaves {least}",
+        )
     )

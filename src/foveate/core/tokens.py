@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 
 
 class Grid(NamedTuple):
@@ -87,7 +87,12 @@ class EncoderSpec:
         """
         found = layer + self.num_layers if layer < 0 else layer
         if not 0 <= found < self.num_layers:
-            raise FoveateError(f"the encoder has {self.num_layers} blocks (0 to {self.num_layers - 1}), not {layer}.")
+            raise FoveateError(
+                Refusal(
+                    "no-such-layer",
+                    f"the encoder has {self.num_layers} blocks (0 to {self.num_layers - 1}), not {layer}",
+                )
+            )
         return found
 
     @property

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.weights import file_of
 
 
@@ -83,8 +83,11 @@ class Trained:
             place, *more = self.files
             kind, here = ("folder", Path(place).parent) if more else ("file", place)
             raise FoveateError(
-                f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
-                f"`foveate train-method {self.name}` wrote, or one that stands beside the model's weights as {here}."
+                Refusal(
+                    "needs-weights",
+                    f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
+                    f"`foveate train-method {self.name}` wrote, or one that stands beside the model's weights as {here}",
+                )
             )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Grid
@@ -54,19 +54,37 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
     for step in steps:
         method = step.method
         if step.budget is None and (method.budget != "none" or not method.static_count):
-            raise FoveateError(f"how many tokens {method.name} keeps is not known from sizes; give it a budget.")
+            raise FoveateError(
+                Refusal(
+                    "count-not-from-sizes",
+                    f"how many tokens {method.name} keeps is not known from sizes",
+                    "give it a budget",
+                )
+            )
         if method.site != "decoder":
             if latest >= 0:
-                raise FoveateError(f"{method.name} acts before the decoder: it must come before what acts in it.")
+                raise FoveateError(
+                    Refusal(
+                        "wrong-order", f"{method.name} acts before the decoder", "it must come before what acts in it"
+                    )
+                )
             tokens = step.count(tokens) or tokens
             continue
         if isinstance(method, AttentionMethod):
             continue  # changes who sees whom; every token goes on
         acts = step.layers or method.layers(layers)
         if list(acts) != sorted(set(acts)) or acts[0] < latest:
-            raise FoveateError(f"the layers of {step} must grow, and none may come before those of earlier steps.")
+            raise FoveateError(
+                Refusal(
+                    "wrong-order", f"the layers of {step} must grow, and none may come before those of earlier steps"
+                )
+            )
         if acts[-1] >= layers:
-            raise FoveateError(f"{step} acts at layer {acts[-1]}; the decoder has layers 0 to {layers - 1}.")
+            raise FoveateError(
+                Refusal(
+                    "no-such-layer", f"{step} acts at layer {acts[-1]}", f"the decoder has layers 0 to {layers - 1}"
+                )
+            )
         latest = acts[-1]
         for layer in acts:
             at.setdefault(layer, []).append(step)
@@ -104,7 +122,12 @@ def follow(plan: Plan | None, model: Model, view: View) -> Run:
         view, steps = _reduced(view, first), steps[1:]
     elif first.method.site == "encoder":
         if model.vision is None or len(view.grids) != 1:
-            raise FoveateError(f"{first.method.name} is counted in models whose encoder has one sequence an image.")
+            raise FoveateError(
+                Refusal(
+                    "needs-one-raster",
+                    f"{first.method.name} is counted in models whose encoder has one sequence an image",
+                )
+            )
         merges, steps = _merges(model.vision, view.grids[0], first), steps[1:]
         view = View(view.grids, view.tokens - sum(merges))
     return Run(view, merges, tokens_per_layer(steps, view.tokens, model.text.layers))
@@ -115,7 +138,11 @@ def _reduced(view: View, step: Step) -> View:
     from foveate.methods.image.downsample import reduced_grid
 
     if view.raster is None:
-        raise FoveateError(f"{step.method.name} is counted where one sequence makes all tokens of an image.")
+        raise FoveateError(
+            Refusal(
+                "needs-one-raster", f"{step.method.name} is counted where one sequence makes all tokens of an image"
+            )
+        )
     count = step.count(view.tokens) or view.tokens
     small = reduced_grid(view.raster, count)
     side = view.grids[0].rows // view.raster.rows
@@ -125,7 +152,9 @@ def _reduced(view: View, step: Step) -> View:
 def _merges(vision: Vision, grid: Grid, step: Step) -> tuple[int, ...]:
     method: Any = step.method
     if not hasattr(method, "amounts"):
-        raise FoveateError(f"how many tokens {method.name} merges is not known from sizes.")
+        raise FoveateError(
+            Refusal("count-not-from-sizes", f"how many tokens {method.name} merges is not known from sizes")
+        )
     blocks = vision.output + 1 if vision.output >= 0 else vision.blocks
     amounts = method.amounts(grid.size, blocks, bool(vision.cls), step.count(grid.size))
     return (*amounts, *(0,) * (vision.blocks - blocks))

@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 from typing import Any
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.families.family import Family, ImageLayout
 
 __all__ = ["Family", "ImageLayout", "families", "family_of"]
@@ -41,6 +41,9 @@ def family_of(model: Any) -> Family:
             return family
     possible = ", ".join(sorted(t for family in families().values() for t in family.model_types))
     raise FoveateError(
-        f"{type(model).__name__} (model type {kind!r}) is of no family that foveate can compress; "
-        f"model types that it can: {possible}."
+        Refusal(
+            "needs-known-family",
+            f"{type(model).__name__} (model type {kind!r}) is of no family that foveate can compress",
+            f"model types that it can: {possible}",
+        )
     )

@@ -50,6 +50,12 @@ class Family(ABC):
     model_types: ClassVar[tuple[str, ...]]
     #: Attribute of the core that holds the language model.
     language_model: ClassVar[str] = "language_model"
+    #: Hub id of one of its models, as the documentation of `transformers` names it.
+    example: ClassVar[str] = ""
+    #: Whether the processor needs torchvision for images too, not for clips alone.
+    needs_torchvision: ClassVar[bool] = False
+    #: Whether encoders of its models have a [CLS] token: of all (True,) or none (False,); (True, False): of some.
+    cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
     #: Encoder tokens that make one token of the language model, for towers whose merger is of fixed size.
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, by itself: methods inside the encoder need that.

@@ -19,6 +19,7 @@ class Gemma3(Family):
     name: ClassVar[str] = "gemma3"
     title: ClassVar[str] = "Gemma 3"
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+    example: ClassVar[str] = "google/gemma-3-4b-it"
     first_layer: ClassVar[bool] = False  # positions are rotated differently in sliding and in full layers
 
     def blocks(self, core: Any) -> list[nn.Module]:

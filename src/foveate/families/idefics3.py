@@ -19,6 +19,7 @@ class Idefics3(Family):
     name: ClassVar[str] = "idefics3"
     title: ClassVar[str] = "SmolVLM and Idefics3"
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
+    example: ClassVar[str] = "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
     whole_tile: ClassVar = "last"
     language_model: ClassVar[str] = "text_model"
 

@@ -22,6 +22,8 @@ class InternVL(Family):
     name: ClassVar[str] = "internvl"
     title: ClassVar[str] = "InternVL 3"
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    example: ClassVar[str] = "OpenGVLab/InternVL3-1B-hf"
+    cls_tokens: ClassVar[tuple[bool, ...]] = (True,)
     whole_tile: ClassVar = "last"
 
     def blocks(self, core: Any) -> list[nn.Module]:

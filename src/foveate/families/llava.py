@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.tokens import Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, resize
 
@@ -21,6 +21,8 @@ class Llava(Family):
     name: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    example: ClassVar[str] = "llava-hf/llava-1.5-7b-hf"
+    cls_tokens: ClassVar[tuple[bool, ...]] = (True, False)  # CLIP's encoder has one, SigLIP's and Pixtral's have none
     patchwise: ClassVar[bool] = True
 
     def blocks(self, core: Any) -> list[nn.Module]:
@@ -50,7 +52,13 @@ class Llava(Family):
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """Smaller pixels; the tower interpolates its positions."""
         if call.get("image_sizes") is not None:
-            raise FoveateError("images of a Pixtral tower are made smaller by their processor, not on the way to it.")
+            raise FoveateError(
+                Refusal(
+                    "needs-one-raster",
+                    "images of a Pixtral encoder cannot be made smaller on the way to it",
+                    "their processor can",
+                )
+            )
         (grid,) = set(grids)
         patch = core.config.vision_config.patch_size
         pixels = resize(call["pixel_values"], (grid.rows * patch, grid.columns * patch))
@@ -76,19 +84,30 @@ def check_features(family: Family, core: Any, plan: Plan) -> None:
     has_cls = family.has_cls(core)
     if has_cls and strategy == "full":
         raise FoveateError(
-            f"{plan} cannot be attached: this model keeps [CLS] among an image's tokens "
-            "(vision_feature_select_strategy='full'), which are then no raster; 'default' leaves it out."
+            Refusal(
+                "needs-plain-patches",
+                f"{plan} cannot be attached: this model keeps [CLS] among an image's tokens "
+                "(vision_feature_select_strategy='full'), which are then no raster",
+                "'default' leaves it out",
+            )
         )
     if not has_cls and strategy == "default":
         raise FoveateError(
-            f"{plan} cannot be attached: this model leaves out the first of an image's patches "
-            "(vision_feature_select_strategy='default'), as its encoder has no [CLS]; 'full' keeps all."
+            Refusal(
+                "needs-plain-patches",
+                f"{plan} cannot be attached: this model leaves out the first of an image's patches "
+                "(vision_feature_select_strategy='default'), as its encoder has no [CLS]",
+                "'full' keeps all",
+            )
         )
     layer = getattr(core.config, "vision_feature_layer", -1)
     if not isinstance(layer, int) and plan.steps[0].method.site == "encoder":
         raise FoveateError(
-            f"{plan.steps[0].method.name} merges inside the encoder, and this model reads features of several of its "
-            f"blocks (vision_feature_layer={list(layer)}), which would be of different tokens."
+            Refusal(
+                "needs-one-encoder-output",
+                f"{plan.steps[0].method.name} merges inside the encoder, and this model reads features of several of "
+                f"its blocks (vision_feature_layer={list(layer)}), which would be of different tokens",
+            )
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.tokens import Crop, Grid, Selection
 from foveate.families.family import Family, ImageLayout, frame_crops, grid_crop
 from foveate.families.llava import check_features, encoder_layers, feature_layer, has_class_embedding
@@ -23,6 +23,8 @@ class LlavaNext(Family):
     name: ClassVar[str] = "llava-next"
     title: ClassVar[str] = "LLaVA-NeXT"
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    example: ClassVar[str] = "llava-hf/llava-v1.6-mistral-7b-hf"
+    cls_tokens: ClassVar[tuple[bool, ...]] = (True, False)  # CLIP's encoder has one, SigLIP's has none
     tiled: ClassVar[bool] = True
     patchwise: ClassVar[bool] = True
 
@@ -113,6 +115,8 @@ class LlavaOnevision(LlavaNext):
     name: ClassVar[str] = "llava-onevision"
     title: ClassVar[str] = "LLaVA-OneVision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    example: ClassVar[str] = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+    cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
 
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """As LLaVA-NeXT's; a clip is its frames and one newline at the end."""
@@ -133,8 +137,12 @@ class LlavaOnevision(LlavaNext):
         """
         if modality != "image":
             raise FoveateError(
-                f"merging inside the encoder needs every patch to become one token of the language model; frames of "
-                f"clips are pooled in {self.title}."
+                Refusal(
+                    "needs-one-token-per-patch",
+                    "merging inside the encoder needs every patch to become one token of the language model, and "
+                    f"frames of clips are pooled in {self.title}",
+                    "give images",
+                )
             )
         return super().merged(core, modality, call, merged)
 

@@ -19,6 +19,8 @@ class Mistral3(Family):
     name: ClassVar[str] = "mistral3"
     title: ClassVar[str] = "Mistral 3"
     model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
+    example: ClassVar[str] = "mistralai/Mistral-Small-3.1-24B-Instruct-2503"
+    needs_torchvision: ClassVar[bool] = True
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""

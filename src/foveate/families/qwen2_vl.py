@@ -19,6 +19,7 @@ class Qwen2VL(Family):
     name: ClassVar[str] = "qwen2-vl"
     title: ClassVar[str] = "Qwen2-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    example: ClassVar[str] = "Qwen/Qwen2-VL-7B-Instruct"
     merge: ClassVar[int] = 4
 
     def blocks(self, core: Any) -> list[nn.Module]:
@@ -80,6 +81,7 @@ class Qwen25VL(Qwen2VL):
     name: ClassVar[str] = "qwen2.5-vl"
     title: ClassVar[str] = "Qwen2.5-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    example: ClassVar[str] = "Qwen/Qwen2.5-VL-3B-Instruct"
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """As `Family.spread`, back from the order of windows."""

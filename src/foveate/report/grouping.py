@@ -64,6 +64,6 @@ def group_of(method: str) -> Group:
         return GROUPS["decoder"]
     if entry.site == "encoder":
         return GROUPS["encoder"]
-    if any(kind in _PROMPT for kind in entry.kinds):
+    if any(kind in _PROMPT for kind in entry.needs):
         return GROUPS["prompt"]
-    return GROUPS["attention" if entry.kinds else "features"]
+    return GROUPS["attention" if entry.needs else "features"]

@@ -243,7 +243,7 @@ class Report:
         if found := re.fullmatch(r"arXiv:? ?(\d{4}\.\d{4,5})", entry.paper):
             paper = tag("a", paper, href=f"https://arxiv.org/abs/{found[1]}")
         budget = {"count": "needed", "optional": "possible", "none": "its own rule decides"}[entry.budget]
-        needs = ", ".join(kind.replace("_", " ") for kind in entry.kinds) or "nothing beyond the tokens"
+        needs = ", ".join(kind.replace("_", " ") for kind in entry.needs) or "nothing beyond the tokens"
         facts = [
             ("paper", paper),
             ("family", tag("i", class_=f"dot g-{group.key}", aria_hidden="true") + text(group.title)),

@@ -280,5 +280,6 @@ def _impossible(document: dict[str, Any], path: Path) -> list[dict[str, str]]:
         if not isinstance(line, dict) or not {"plan", "reason"} <= set(line) or not {"model", "shape"} & set(line):
             raise FoveateError(f"{path}: a line of 'impossible' misses its model, plan or reason.")
         model = line.get("model", line.get("shape"))
-        found.append({"model": str(model), "plan": str(line["plan"]), "reason": str(line["reason"])})
+        why = {"code": str(line.get("code", "")), "reason": str(line["reason"])}  # older results have no codes
+        found.append({"model": str(model), "plan": str(line["plan"]), **why})
     return found

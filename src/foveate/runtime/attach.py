@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, family_of
@@ -168,7 +168,9 @@ class Handle(Uncopied):
             raise FoveateError(f"positions are 'original' or 'contiguous', not {positions!r}.")
         own = getattr(self._core, "own_compression", None)
         if own is not None:
-            raise FoveateError(f"this model {own}; '{plan}' cannot be attached to it.")
+            raise FoveateError(
+                Refusal("needs-uncompressed-encoder", f"this model {own}, and '{plan}' cannot be attached to it")
+            )
         check_budgets(plan)
         check_sites(plan, self.family)
         self.family.check(self._core, plan)
@@ -191,8 +193,11 @@ class Handle(Uncopied):
             other = vars(self._core).get(_HANDLE)
             if other is not None:
                 raise FoveateError(
-                    f"the plan '{other.plan}' is attached to this model already; restore it first, or join both plans "
-                    "with +."
+                    Refusal(
+                        "attached-already",
+                        f"the plan '{other.plan}' is attached to this model already",
+                        "restore it first, or join both plans with +",
+                    )
                 )
             self._patches.set(self._core, _HANDLE, self)
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionInputs
 from foveate.families import family_of
 from foveate.methods.decoding.vasparse import VASparse
@@ -65,14 +65,21 @@ class Contrasting(Uncopied):
         text: Any = self.family.text(self.core)
         self.text = text
         if not all(hasattr(layer, "self_attn") for layer in text.layers) or not hasattr(text, "norm"):
-            raise FoveateError(f"vasparse needs layers that all attend; those of {type(text).__name__} do not.")
+            raise FoveateError(
+                Refusal(
+                    "needs-full-attention",
+                    f"vasparse needs layers that all attend, and those of {type(text).__name__} do not",
+                )
+            )
         if settings.exit_layer > len(text.layers):
             raise FoveateError(
                 f"exit_layer {settings.exit_layer} is behind the {len(text.layers)} layers of this model."
             )
         refuse_plan(model)
         if VASPARSE in vars(model) or "generate" in vars(model):
-            raise FoveateError("a draft or vasparse is attached to this model already; restore it first.")
+            raise FoveateError(
+                Refusal("attached-already", "a draft or vasparse is attached to this model already", "restore it first")
+            )
         self._local = threading.local()
         self._patches = Patches()
         try:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionMethod
 from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
 from foveate.core.in_mlp import NeuronMethod
@@ -78,7 +78,11 @@ class DecoderHooks:
         kind = getattr(getattr(text, "config", None), "model_type", type(text).__name__)
         if kind not in TEXT_TYPES:
             raise FoveateError(
-                f"{plan} acts inside the language model; that works in {', '.join(TEXT_TYPES)}, not in {kind}."
+                Refusal(
+                    "needs-decoder-layers",
+                    f"{plan} acts inside the language model, which does not work in {kind}",
+                    f"it works in {', '.join(TEXT_TYPES)}",
+                )
             )
         count = len(text.layers)
         self.steps: dict[int, Step] = {}
@@ -89,11 +93,20 @@ class DecoderHooks:
             for layer in step.layers or step.method.layers(count):
                 if not first <= layer < count:
                     raise FoveateError(
-                        f"{step} acts {acts} layer {layer}; this language model has layers {first} to {count - 1} for "
-                        "that."
+                        Refusal(
+                            "no-such-layer",
+                            f"{step} acts {acts} layer {layer}",
+                            f"this language model has layers {first} to {count - 1} for that",
+                        )
                     )
                 if steps.setdefault(layer, step) is not step:
-                    raise FoveateError(f"two steps of {plan} act {acts} layer {layer}; give one of them another one.")
+                    raise FoveateError(
+                        Refusal(
+                            "same-layer",
+                            f"two steps of {plan} act {acts} layer {layer}",
+                            "give one of them another one",
+                        )
+                    )
         self.steps = dict(sorted(self.steps.items()))
         asking = {layer: step.method for layer, step in self.steps.items() if isinstance(step.method, NeuronMethod)}
         self._neurons = MLPHooks(self, asking)

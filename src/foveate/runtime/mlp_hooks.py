@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_mlp import NeuronMethod
 from foveate.runtime import sequence
 from foveate.runtime.patches import Patches
@@ -104,7 +104,12 @@ class MLPHooks:
                 continue
             mlp: Any = getattr(layer, "mlp", None)
             if not hasattr(mlp, "down_proj"):
-                raise FoveateError(f"{method.name} needs an MLP with neurons in every layer; layer {number} has none.")
+                raise FoveateError(
+                    Refusal(
+                        "needs-mlp-neurons",
+                        f"{method.name} needs an MLP with neurons in every layer, and layer {number} has none",
+                    )
+                )
             last = mlp.down_proj
             patches.before(last, partial(self._asked, number, method))
             if "forward" not in vars(mlp):  # what stands there knows nothing of slices: neurons are masked

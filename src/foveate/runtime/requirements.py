@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family
@@ -18,37 +18,63 @@ def check_sites(plan: Plan, family: Family) -> None:
         method = step.method
         if method.site == "encoder":
             if place:
-                raise FoveateError(f"{method.name} acts inside the encoder: it must come first in a plan.")
+                raise _wrong_order(f"{method.name} acts inside the encoder", "it must come first in a plan")
             if not family.patchwise:
                 raise FoveateError(
-                    f"{method.name} merges inside the encoder, which needs every patch to become one token of the "
-                    f"language model; in {family.title} it does not."
+                    Refusal(
+                        "needs-one-token-per-patch",
+                        f"{method.name} merges inside the encoder, which needs every patch to become one token of the "
+                        f"language model, and in {family.title} it does not",
+                        "choose a method that acts before the language model",
+                    )
                 )
             if family.tiled and step.budget is not None and step.budget.tokens is not None:
                 raise FoveateError(
-                    f"{step} counts tokens of an image, and inside the encoder of {family.title} its tiles merge each "
-                    f"by itself; give a fraction, such as {method.name}:25%."
+                    Refusal(
+                        "needs-fraction-for-tiles",
+                        f"{step} counts tokens of an image, and inside the encoder of {family.title} its tiles merge "
+                        "each by itself",
+                        f"give a fraction, such as {method.name}:25%",
+                    )
                 )
         elif method.site == "image":
             if place:
-                raise FoveateError(f"{method.name} acts on the image: it must come first in a plan.")
+                raise _wrong_order(f"{method.name} acts on the image", "it must come first in a plan")
             if type(family).grids is Family.grids:
-                raise FoveateError(f"{method.name} cannot reduce the images of {family.title}; the processor can.")
+                raise FoveateError(
+                    Refusal(
+                        "needs-one-raster",
+                        f"{method.name} cannot reduce the images of {family.title}, which are no single raster",
+                        "their processor can",
+                    )
+                )
         elif method.site == "decoder":
             if not family.decoder:
                 raise FoveateError(
-                    f"{method.name} acts inside the language model, whose layers in {family.title} cannot be given "
-                    "shorter sequences one by one."
+                    Refusal(
+                        "needs-decoder-layers",
+                        f"{method.name} acts inside the language model, whose layers in {family.title} cannot be given "
+                        "shorter sequences one by one",
+                        "choose a method that acts before the language model",
+                    )
                 )
             if any(later.method.site != "decoder" for later in plan.steps[place:]):
-                raise FoveateError(f"{method.name} acts inside the language model: what comes before that goes first.")
+                raise _wrong_order(f"{method.name} acts inside the language model", "what comes before that goes first")
         elif method.site != "pre_llm":
-            raise FoveateError(f"{method.name} acts {method.site}, where nothing can be attached.")
-        if getattr(method, "virtual", False) and len(plan.steps) > 1:
             raise FoveateError(
-                f"{method.name} attends as if nothing had been merged, so nothing can go after it; give it "
-                "virtual=False."
+                Refusal(
+                    "unknown-site", f"{method.name} acts at the site {method.site!r}, where nothing can be attached"
+                )
             )
+        if getattr(method, "virtual", False) and len(plan.steps) > 1:
+            raise _wrong_order(
+                f"{method.name} attends as if nothing had been merged, so nothing can go after it",
+                "give it virtual=False",
+            )
+
+
+def _wrong_order(what: str, possible: str) -> FoveateError:
+    return FoveateError(Refusal("wrong-order", what, possible))
 
 
 def check_budgets(plan: Plan) -> None:
@@ -56,12 +82,24 @@ def check_budgets(plan: Plan) -> None:
     for step in plan.steps:
         method, name = step.method, step.method.name
         if step.budget is None and method.budget == "count":
-            raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
+            raise FoveateError(
+                Refusal("needs-budget", f"{name} needs a budget", f"write one, such as {name}:64 or {name}:25%")
+            )
         unused = "with_budget" if step.budget is None else "without_budget"
         for argument in getattr(method, unused, ()):
             if argument in method.arguments:
-                how = "with a budget alone; give one" if step.budget is None else "without a budget alone; leave it out"
-                raise FoveateError(f"{name}: {argument} means something {how}, or leave {argument} at its default.")
+                code, how, do = (
+                    ("argument-needs-budget", "with", "give one")
+                    if step.budget is None
+                    else ("argument-excludes-budget", "without", "leave it out")
+                )
+                raise FoveateError(
+                    Refusal(
+                        code,
+                        f"{name}: {argument} means something {how} a budget alone",
+                        f"{do}, or leave {argument} at its default",
+                    )
+                )
 
 
 def needs_of(
@@ -87,33 +125,59 @@ def needs_of(
     for step in plan.steps:
         name = step.method.name
         for need in step.method.needs(tower) if step.method.site in ("pre_llm", "decoder") else ():
-            if need.kind.startswith("cls") and not tower.has_cls:
-                if not (need.kind == "cls_attention" and need.substitute):
-                    raise FoveateError(
-                        f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none."
-                    )
+            refusal = lacks(name, need, family, tower)
+            if refusal is not None:
+                raise FoveateError(refusal)
+            if stands_in(need, tower):
                 notes[f"{name}: attention received in place of [CLS] attention"] = None
             if need.kind == "text_feature" and not text_features:
                 raise FoveateError(
-                    f"{name} compares the image with the prompt in the space of a contrastive text encoder: pass "
-                    "text_features=... to compress."
+                    Refusal(
+                        "needs-text-features",
+                        f"{name} compares the image with the prompt in the space of a contrastive text encoder",
+                        "pass text_features=... to compress",
+                    )
                 )
-            if need.kind == "first_layer_attention" and not family.first_layer:
-                raise FoveateError(
-                    f"{name} needs what the first layer of the language model looks at, and that of {family.title} "
-                    "cannot be asked."
-                )
-            if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
-                raise FoveateError(f"{name} needs {need.kind}, which no probe of a live model gives.")
             if first.site in ("image", "encoder") and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
                 raise FoveateError(
-                    f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer; join it with a "
-                    "method that needs nothing of the encoder."
+                    Refusal(
+                        "needs-every-patch",
+                        f"{name} needs {need.kind} of every patch, and after {first.name} there are fewer",
+                        "join it with a method that needs nothing of the encoder",
+                    )
                 )
             needs[need] = None
     if text_features and not any(need.kind == "text_feature" for need in needs):
         raise FoveateError(
-            f"'{plan}' compares nothing with text_features; leave them out, or choose a method that does, such as "
-            "cdpruner(relevance=text)."
+            Refusal(
+                "unused-text-features",
+                f"'{plan}' compares nothing with text_features",
+                "leave them out, or choose a method that does, such as cdpruner(relevance=text)",
+            )
         )
     return tuple(needs), tuple(notes)
+
+
+def stands_in(need: Need, tower: EncoderSpec) -> bool:
+    """Whether attention received takes the place of [CLS] attention, which the encoder does not have."""
+    return need.kind == "cls_attention" and need.substitute and not tower.has_cls
+
+
+def lacks(name: str, need: Need, family: Family, tower: EncoderSpec) -> Refusal | None:
+    """Why a family and its encoder cannot give what the method `name` needs; None: they can.
+
+    What a caller has to bring, such as `text_features`, is not asked for.
+    """
+    if need.kind.startswith("cls") and not tower.has_cls and not stands_in(need, tower):
+        return Refusal(
+            "needs-cls", f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none"
+        )
+    if need.kind == "first_layer_attention" and not family.first_layer:
+        return Refusal(
+            "needs-first-layer-attention",
+            f"{name} needs the attention of the language model's first layer, and that of {family.title} cannot be "
+            "computed before the layer runs",
+        )
+    if need.kind not in (*OF_ATTENTION, *OF_OUTPUT, *OF_PROMPT):
+        return Refusal("needs-known-measurement", f"{name} needs {need.kind}, which no probe of a live model measures")
+    return None

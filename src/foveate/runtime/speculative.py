@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import SparseMethod
 from foveate.core.in_mlp import NeuronMethod
 from foveate.families import Family, family_of
@@ -131,7 +131,9 @@ class Speculating(Uncopied):
         self.core = self.family.core(model)
         self.reports: list[Speculation] = []
         if _SPECULATION in vars(model) or VASPARSE in vars(model):
-            raise FoveateError("a draft or vasparse is attached to this model already; restore it first.")
+            raise FoveateError(
+                Refusal("attached-already", "a draft or vasparse is attached to this model already", "restore it first")
+            )
         drafter.check(model)
         self.drafter = drafter.eval() if isinstance(drafter, torch.nn.Module) else drafter
         self._local = threading.local()
@@ -455,7 +457,13 @@ class _Writing:
 def refuse_plan(model: Any) -> None:
     """Raise FoveateError where a plan is attached to a model."""
     if (plan := handle_of(model)) is not None:
-        raise FoveateError(f"the plan '{plan.plan}' is attached to this model; vasparse is for models without one.")
+        raise FoveateError(
+            Refusal(
+                "attached-already",
+                f"the plan '{plan.plan}' is attached to this model",
+                "vasparse is for models without one",
+            )
+        )
 
 
 def _check(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> None:

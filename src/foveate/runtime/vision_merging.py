@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.core.bipartite import Tokens, first_member, key_bias, members
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_encoder import EncoderMethod, Step, spread
 from foveate.core.tokens import EncoderSpec, Selection
 from foveate.core.unmerging import expand
@@ -64,7 +64,9 @@ class Merging:
         names = ["_old_forward" if "_old_forward" in vars(layer) else "forward" for layer in self.layers]
         originals = [getattr(layer, name) for layer, name in zip(self.layers, names, strict=True)]
         if any(isinstance(original, _Block) for original in originals):
-            raise FoveateError("this vision tower merges already; leave that context first.")
+            raise FoveateError(
+                Refusal("attached-already", "this vision tower merges already", "leave that context first")
+            )
         for number, (layer, name, original) in enumerate(zip(self.layers, names, originals, strict=True)):
             patches.set(layer, name, _Block(self.block, number, original), behind=original)
 
@@ -255,8 +257,11 @@ def blocks_of(tower: nn.Module) -> nn.ModuleList:
         for layer in layers
     ):
         raise FoveateError(
-            f"merging inside the encoder runs on vision towers built as those of CLIP and SigLIP, "
-            f"not on {type(tower).__name__}."
+            Refusal(
+                "needs-plain-encoder",
+                "merging inside the encoder runs on vision towers built as those of CLIP and SigLIP, "
+                f"not on {type(tower).__name__}",
+            )
         )
     return layers
 

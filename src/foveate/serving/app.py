@@ -108,7 +108,8 @@ def build(
 
     @app.exception_handler(FoveateError)
     async def invalid(request: Request, error: FoveateError) -> Response:
-        return answer_with(400, error_body(str(error), param=error.field if isinstance(error, FieldError) else None))
+        field = error.field if isinstance(error, FieldError) else None
+        return answer_with(400, error_body(str(error), code=error.code or None, param=field))
 
     @app.exception_handler(BusyError)
     async def busy(request: Request, error: BusyError) -> Response:
@@ -266,7 +267,7 @@ async def _begin(
         try:
             images.append(await sources.open(url, share))
         except FoveateError as error:
-            raise FieldError(place, str(error)) from None
+            raise FieldError(place, error) from None
     inbox: Inbox = asyncio.Queue()
     loop = asyncio.get_running_loop()
 

@@ -16,12 +16,13 @@ class FieldError(FoveateError):
 
     Args:
         field: Which, as in `messages[0].content[1].image_url.url`.
-        reason: What is wrong with it and what is possible.
+        reason: What is wrong with it and what is possible; or an error that says it.
     """
 
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}" if field else reason)
+    def __init__(self, field: str, reason: str | FoveateError) -> None:
+        super().__init__(f"{field}: {reason}" if field else str(reason))
         self.field = field
+        self.refusal = reason.refusal if isinstance(reason, FoveateError) else None
 
 
 #: Fields of OpenAI's API and of other servers with the values at which they ask for what happens anyway.

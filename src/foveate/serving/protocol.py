@@ -352,7 +352,7 @@ def _about(field: str) -> Generator[None]:
     try:
         yield
     except FoveateError as error:
-        raise FieldError(field, str(error)) from None
+        raise FieldError(field, error) from None
 
 
 def refuse_files(plan: Plan) -> None:

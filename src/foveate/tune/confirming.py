@@ -38,7 +38,7 @@ def confirm(
             own = _numbers(control, items, answers, costs, settings)
             compared = answers.compared(plan, control, items)
         except FoveateError as error:
-            controls.append({"plan": control, "reason": str(error)})
+            controls.append({"plan": control, **error.as_json()})
             continue
         own["better_by"] = round(compared.difference, 4)
         own["better_low"], own["better_high"] = round(compared.difference_low, 4), round(compared.difference_high, 4)

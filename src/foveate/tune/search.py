@@ -154,7 +154,7 @@ class _Run:
                 record = self._try(plan)
             except FoveateError as error:
                 self.report(f"{plan} cannot run: {error}")
-                self.study.fail(trial, plan, str(error))
+                self.study.fail(trial, plan, error)
                 continue
             self.study.finish(trial, record)
             self._say(plan)
@@ -162,11 +162,11 @@ class _Run:
     def _say(self, what: str) -> None:
         self.progress(len(self.study.records), self.settings.trials, what)
 
-    def _refuses(self, plan: str) -> str | None:
+    def _refuses(self, plan: str) -> FoveateError | None:
         try:
             compress(self.model, plan).restore()
         except FoveateError as error:
-            return str(error)
+            return error
         return None
 
     def _try(self, plan: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from foveate.benchmark.budgets import CONTROLS
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan, all_methods
 
 #: Keep tokens at random or make the image smaller: what plans are compared with, so no candidates unless named.
@@ -47,7 +47,7 @@ class Space:
         budgets: Ascending.
         depth: Layers of the language model.
         chains: Whether there are plans of both.
-        left_out: {"method", "reason"} of every method that is no candidate.
+        left_out: {"method", "code", "reason"} of every method that is no candidate.
     """
 
     before: tuple[Candidate, ...]
@@ -130,12 +130,12 @@ def space_for(
             raise FoveateError(f"method {name!r} is not known; possible are {', '.join(known)}.")
         try:
             if not methods and name in NO_CANDIDATES:
-                raise FoveateError("a control, which plans are compared with.")
+                raise FoveateError(Refusal("is-control", "a control, which plans are compared with"))
             one = _candidate(text, known[name], depth)
             if cost(one.at(ordered[0])) >= _SAVES_NOTHING:
-                raise FoveateError("saves nothing on this model, even at the least budget.")
+                raise FoveateError(Refusal("saves-nothing", "saves nothing on this model, even at the least budget"))
         except FoveateError as error:
-            left_out.append({"method": text, "reason": str(error)})
+            left_out.append({"method": text, **error.as_json()})
             continue
         found[one.inside].append(one)
     if not found[False] and not found[True]:

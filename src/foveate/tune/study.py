@@ -49,7 +49,7 @@ class Study:
 
     Attributes:
         records: what is known of every finished trial, in their order.
-        impossible: {"plan", "reason"} of plans that were drawn and cannot run.
+        impossible: {"plan", "code", "reason"} of plans that were drawn and cannot run.
 
     Raises:
         FoveateError: the file is no such study, or was made with other settings; optuna is missing.
@@ -104,7 +104,7 @@ class Study:
         self._file.set_user_attr("space", json.loads(json.dumps(space.as_json)))
         return space
 
-    def draw(self, space: Space, refuses: Callable[[str], str | None]) -> tuple[Any, str] | None:
+    def draw(self, space: Space, refuses: Callable[[str], FoveateError | None]) -> tuple[Any, str] | None:
         """A trial and its plan, one that was not tried before; None where there is none left.
 
         Args:
@@ -115,10 +115,10 @@ class Study:
             self._memory.sampler = self._sampler(attempt)
             trial = self._memory.ask()
             plan = space.draw(trial)
-            reason = None if plan in self._known else refuses(plan)
-            if plan not in self._known and reason is None:
+            error = None if plan in self._known else refuses(plan)
+            if plan not in self._known and error is None:
                 return trial, plan
-            self.fail(trial, plan, reason)
+            self.fail(trial, plan, error)
         return None
 
     def _sampler(self, attempt: int) -> Any:
@@ -137,13 +137,13 @@ class Study:
         self._file.add_trial(self._memory.tell(trial, record["value"]))
         self._note(record)
 
-    def fail(self, trial: Any, plan: str, reason: str | None) -> None:
-        """Note a draw that is no trial: its plan cannot run, or (no reason) is known already."""
-        refused = {_PLAN: plan, "reason": reason or ""}
-        if reason is not None:
+    def fail(self, trial: Any, plan: str, error: FoveateError | None) -> None:
+        """Note a draw that is no trial: its plan cannot run, or (no error) is known already."""
+        refused = {_PLAN: plan, **({} if error is None else error.as_json())}
+        if error is not None:
             trial.set_user_attr(_IMPOSSIBLE, refused)
         failed = self._memory.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-        if reason is not None:
+        if error is not None:
             self._file.add_trial(failed)
             self._refused(refused)
 

@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import foveate
-from foveate import FoveateError
 from foveate.core.tokens import Grid
 from foveate.families import families
 from foveate.methods.image.downsample import places, reduced_grid
 from tests.families.zoo import zoo
+from tests.refusals import refused
 
 sides = st.integers(1, 40)
 
@@ -87,7 +87,7 @@ def test_a_reduced_image_is_that_image(name: str) -> None:
 
 def test_what_cannot_be_reduced_is_refused() -> None:
     model = zoo()["llava"].model()
-    with pytest.raises(FoveateError, match="must come first"):
+    with refused("wrong-order"):
         foveate.compress(model, "divprune:3 + downsample:2")
-    with pytest.raises(FoveateError, match=r"fastervlm needs cls_attention of every patch, and after downsample"):
+    with refused("needs-every-patch"):
         foveate.compress(model, "downsample:8 + fastervlm:2")

@@ -17,7 +17,7 @@ from foveate.benchmark.speed.formatting import NOTE
 from foveate.benchmark.speed.measuring import Measuring
 from foveate.benchmark.speed.settings import SpeedSettings, groups_of
 from foveate.benchmark.speed.subjects import subject
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 
 #: What may differ between a run and the one that resumes it.
@@ -142,13 +142,14 @@ class _Group:
         try:
             exact[text] = self.measuring.exact(_plan(text))
         except FoveateError as error:
-            self._refuse(text, str(error))
+            self._refuse(text, error)
         except torch.OutOfMemoryError:
-            self._refuse(text, f"a batch of {self.measuring.batch} does not fit into the memory of the GPU.")
+            what = f"a batch of {self.measuring.batch} does not fit into the memory of the GPU"
+            self._refuse(text, FoveateError(Refusal("out-of-memory", what, "make the batch smaller")))
             torch.cuda.empty_cache()
 
-    def _refuse(self, text: str, reason: str) -> None:
-        line = {"model": self.measuring.subject.name, "plan": text, "reason": reason}
+    def _refuse(self, text: str, error: FoveateError) -> None:
+        line = {"model": self.measuring.subject.name, "plan": text, **error.as_json()}
         if line not in self.document["impossible"]:
             self.document["impossible"].append(line)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan, all_methods
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
-from foveate.runtime.requirements import OF_PROMPT
+from foveate.runtime.requirements import OF_PROMPT, stands_in
 from foveate.serving.protocol import UNTOUCHED, refuse_files
 
 #: Name of the plan, in `--hf-overrides` for an engine and in `mm_processor_kwargs` for a request.
@@ -117,20 +117,34 @@ def _setting(serving: Serving, text: str) -> Setting:
         method = step.method
         if method.site != "pre_llm":
             raise FoveateError(
-                f"{method.name} acts {method.site}; vLLM serves methods that act before the language model: "
-                f"{', '.join(servable())}."
+                Refusal(
+                    "site-not-served",
+                    f"{method.name} acts at the site {method.site!r}",
+                    f"vLLM serves methods that act before the language model: {', '.join(servable())}",
+                )
             )
         if not method.static_count or step.budget is None:
             raise FoveateError(
-                f"how many tokens '{step}' leaves does not follow from the size of an image, as vLLM needs; possible "
-                f"are {', '.join(servable())}, with a budget."
+                Refusal(
+                    "count-not-from-sizes",
+                    f"how many tokens '{step}' leaves does not follow from the size of an image, as vLLM needs",
+                    f"possible are {', '.join(servable())}, with a budget",
+                )
             )
         if method.name in _CARRYING:
-            raise FoveateError(f"{method.name} gives a token several positions, which vLLM's layers do not take.")
+            raise FoveateError(
+                Refusal(
+                    "several-positions",
+                    f"{method.name} gives a token several positions, which vLLM's layers do not take",
+                )
+            )
     if serving.axes == 1 and plan.steps[-1].method.positions != "contiguous":
         raise FoveateError(
-            f"{plan.steps[-1].method.name} keeps the positions of the long sequence, and vLLM counts those of {title} "
-            "anew."
+            Refusal(
+                "keeps-positions",
+                f"{plan.steps[-1].method.name} keeps the positions of the long sequence, and vLLM counts those of "
+                f"{title} anew",
+            )
         )
     needs: dict[Need, None] = {}
     for step in plan.steps:
@@ -138,7 +152,9 @@ def _setting(serving: Serving, text: str) -> Setting:
             _check(step.method.name, need, tower, title)
             needs[need] = None
     if needs and serving.blind:
-        raise FoveateError(f"'{plan}' looks into the encoder, and {serving.blind}.")
+        raise FoveateError(
+            Refusal("encoder-not-readable", f"'{plan}' measures inside the encoder, and {serving.blind}")
+        )
     return Setting(plan, tuple(needs))
 
 
@@ -174,9 +190,12 @@ def _llava_tower(config: Any) -> EncoderSpec:
     vision, layer = config.vision_config, config.vision_feature_layer
     if not isinstance(layer, int) or _STRATEGIES.get(vision.model_type) != config.vision_feature_select_strategy:
         raise FoveateError(
-            f"{_families()[config.model_type].title} takes plans in vLLM with all patches of one layer of a CLIP or "
-            f"SigLIP encoder, not with a {vision.model_type}, layer {layer}, "
-            f"{config.vision_feature_select_strategy!r}."
+            Refusal(
+                "encoder-not-served",
+                f"{_families()[config.model_type].title} takes plans in vLLM with all patches of one layer of a CLIP "
+                f"or SigLIP encoder, not with a {vision.model_type}, layer {layer}, "
+                f"{config.vision_feature_select_strategy!r}",
+            )
         )
     blocks = vision.num_hidden_layers
     used = (layer if layer >= 0 else layer + blocks + 1) - 1
@@ -206,13 +225,23 @@ def _families() -> dict[str, Family]:
 def _check(name: str, need: Need, tower: EncoderSpec, title: str) -> None:
     if need.kind in OF_PROMPT:
         raise FoveateError(
-            f"{name} looks at the prompt ({need.kind}), and vLLM keeps the tokens of an image for all prompts."
+            Refusal(
+                "needs-prompt",
+                f"{name} reads the prompt ({need.kind}), and vLLM keeps the tokens of an image for all prompts",
+            )
         )
     if need.kind not in (*OF_ATTENTION, *OF_OUTPUT):
-        raise FoveateError(f"{name} needs {need.kind}, which is not measured in vLLM.")
-    if need.kind.startswith("cls") and not tower.has_cls and not (need.kind == "cls_attention" and need.substitute):
-        raise FoveateError(f"{name} needs the encoder's [CLS] token ({need.kind}), and {title} has none.")
+        raise FoveateError(
+            Refusal("needs-known-measurement", f"{name} needs {need.kind}, which is not measured in vLLM")
+        )
+    if need.kind.startswith("cls") and not tower.has_cls and not stands_in(need, tower):
+        raise FoveateError(
+            Refusal("needs-cls", f"{name} needs the encoder's [CLS] token ({need.kind}), and {title} has none")
+        )
     if need.layer is not None and tower.layer(need.layer) > tower.last_used:
         raise FoveateError(
-            f"{name} reads block {need.layer} of the encoder, and vLLM runs it up to block {tower.last_used} only."
+            Refusal(
+                "needs-later-block",
+                f"{name} reads block {need.layer} of the encoder, and vLLM runs it up to block {tower.last_used} only",
+            )
         )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.pre_llm import Method
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices
 
@@ -42,8 +42,11 @@ class VTCCLS(Method):
         start = min(tower.num_layers * 2 // 3, last) if self.start is None else tower.layer(self.start)
         if start > last:
             raise FoveateError(
-                f"vtc-cls: no block from {start} on is left to sum, the language model reads block {last}; "
-                f"start can be 0 to {last}."
+                Refusal(
+                    "needs-later-block",
+                    f"vtc-cls: no block from {start} on remains to sum, the language model reads block {last}",
+                    f"start can be 0 to {last}",
+                )
             )
         return tuple(Need("cls_attention", layer) for layer in range(start, last + 1))
 

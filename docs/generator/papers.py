@@ -1,0 +1,135 @@
+"""The index of papers: where each is implemented, and what the implementation was checked against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from foveate.cards import cards
+from foveate.methods.gallery import gallery
+
+#: Tests that compare with a slow loop or with equations say so in their first line, or have a function for it.
+SAID = re.compile(r"\bloops?\b|by hand|written out|pseudocode")
+LOOP = re.compile(r"^def (loop|slow_\w+|\w*by_(the_paper|hand|loop|walking))\(", re.MULTILINE)
+#: What a docstring says where there was no code to compare with.
+UNPUBLISHED = re.compile(r"no public code|no code is public|code and the sizes of their module were not at hand")
+#: Golden values that a test reads.
+READ = re.compile(r'"golden" / "(\w+\.json)"')
+
+
+@dataclass(frozen=True)
+class Implemented:
+    """Something of a paper that is implemented here.
+
+    Args:
+        paper: Such as "arXiv 2503.02175".
+        title: Of the paper.
+        name: What it is called here.
+        site: Where it acts.
+        module: Where it is.
+        golden: Folder of golden values, under `tests/golden/`; empty: the tests of the module name theirs.
+    """
+
+    paper: str
+    title: str
+    name: str
+    site: str
+    module: str
+    golden: str = ""
+
+
+#: What is neither a method of plans nor has a card.
+MODELS = (
+    Implemented(
+        "arXiv 2511.21150",
+        "LLaVA-UHD v3: Progressive Visual Compression for Efficient Native-Resolution Encoding in MLLMs",
+        "ViT-UHD",
+        "encoder",
+        "foveate.models.vit_uhd.vit_uhd",
+        "vit_uhd",
+    ),
+)
+
+
+def pages(root: Path) -> dict[str, str]:
+    """The page by its path under `docs/`."""
+    listed = [
+        *MODELS,
+        *(Implemented(one.paper, one.title, one.name, one.site, one.module) for one in [*gallery(), *cards()]),
+    ]
+    papers: dict[str, list[Implemented]] = {}
+    for one in listed:
+        if one.paper:
+            papers.setdefault(one.paper, []).append(one)
+    rows = []
+    for paper, parts in sorted(papers.items(), key=lambda item: item[1][0].title.lower()):
+        files = [_file(root, part) for part in parts]
+        rows.append(
+            [
+                f"{_escaped(parts[0].title)}, [{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})",
+                _lines(f"`{part.name}`" for part in parts),
+                _lines(part.site.replace("_", " ") for part in parts),
+                _lines(f"[{file.name}](../{file.relative_to(root)})" for file in files),
+                _lines(_verified(root, part, file) for part, file in zip(parts, files, strict=True)),
+            ]
+        )
+    header = ["paper", "name here", "site", "file", "verified against"]
+    return {
+        "paper_index.md": "\n".join(
+            [
+                "# Papers",
+                "",
+                f"The {len(rows)} papers that are implemented here, by title, generated from the code and its tests",
+                "by `make docs`. *Authors' numbers*: what the authors' own code returned (`tests/golden/` says which",
+                "commit). *Reference loop*: a slow, obvious implementation of the paper's equations in the tests.",
+                "*Shared suite*: what every method of its site promises, and no reference of its own.",
+                "*From the paper*: no code is public, or none was at hand.",
+                "",
+                f"| {' | '.join(header)} |",
+                f"|{'---|' * len(header)}",
+                *(f"| {' | '.join(row)} |" for row in rows),
+                "",
+            ]
+        )
+    }
+
+
+def _file(root: Path, part: Implemented) -> Path:
+    return root / "src" / f"{part.module.replace('.', '/')}.py"
+
+
+def _verified(root: Path, part: Implemented, file: Path) -> str:
+    folder = root / "tests" / file.relative_to(root / "src" / "foveate").parent
+    golden = root / "tests" / "golden"
+    if part.golden:
+        return f"[authors' numbers](../{(golden / part.golden).relative_to(root)})"
+    said = []
+    tests = _test_of(folder, file.stem)
+    text = tests.read_text(encoding="utf-8") if tests else ""
+    said += [f"[authors' numbers](../{(golden / name).relative_to(root)})" for name in READ.findall(text)]
+    if tests and (SAID.search(text.splitlines()[0]) or LOOP.search(text)):
+        said.append(f"[reference loop](../{tests.relative_to(root)})")
+    suite = folder / "test_promises.py"
+    if not said and suite.exists():
+        said.append(f"[shared suite](../{suite.relative_to(root)})")
+    elif not said and tests:
+        said.append(f"[tests](../{tests.relative_to(root)})")
+    if UNPUBLISHED.search(" ".join(file.read_text(encoding="utf-8").split())):
+        said.append("from the paper")
+    return ", ".join(said)
+
+
+def _test_of(folder: Path, stem: str) -> Path | None:
+    """The tests of a module; drafts share theirs."""
+    names = (f"test_{stem}.py", *(("test_drafts.py",) if folder.name == "decoding" else ()))
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _lines(texts: Iterable[str]) -> str:
+    return "<br>".join(texts)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[CLS]", "\\[CLS\\]").replace("|", "\\|")
