@@ -7,7 +7,8 @@ import torch
 
 import foveate
 from foveate import FoveateError
-from foveate.runtime.first_layer_attention import queries_and_keys, text_to_visual
+from foveate.core.attention import Attention
+from foveate.runtime.first_layer_attention import queries_and_keys
 from tests.families.zoo import IMAGE, zoo
 
 
@@ -31,7 +32,9 @@ def test_attention_is_that_of_the_eager_model(name: str) -> None:
         places = inputs["input_ids"][row] == IMAGE
         columns = places.nonzero().flatten()[:3]
         rows = torch.arange(len(places) - 3, len(places))
-        got = text_to_visual(query[row], key[row], scaling, rows, columns, inputs["attention_mask"][row])
+        got = Attention(query[row], key[row], scaling, inputs["attention_mask"][row] > 0).attention_received(
+            rows, columns
+        )
         torch.testing.assert_close(got, matrices[row][:, rows][:, :, columns].mean(dim=(0, 1)), atol=1e-6, rtol=1e-5)
 
 

@@ -15,7 +15,7 @@ from transformers.masking_utils import flash_attention_mask
 
 import foveate
 from foveate import FoveateError
-from foveate.core.in_decoder import Attention
+from foveate.core.attention import Attention
 from foveate.families import family_of
 from foveate.runtime import compat, sequence
 from tests.families.reference import attention

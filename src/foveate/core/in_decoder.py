@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.registry import Mechanism, Modality
 from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite
@@ -18,73 +19,6 @@ from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
 #: to (PyramidDrop), at the cost of its queries and keys.
 AttentionSource = Literal["previous", "own"]
-#: Entries of the largest block of attention that exists at a time.
-_BLOCK = 2**23
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Queries and keys of one sequence at one layer, rotated.
-
-    Args:
-        query: (H, L, d) of the new tokens.
-        key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
-        scaling: Factor of the logits.
-        seen: (K,) bool, False for padding; None: there is none.
-        allowed: (L, K) bool, who sees whom, where a user's mask says so; None: causal.
-    """
-
-    query: Tensor
-    key: Tensor
-    scaling: float
-    seen: Tensor | None = None
-    allowed: Tensor | None = None
-
-    @property
-    def past(self) -> int:
-        """Tokens before the new ones."""
-        return self.key.shape[1] - self.query.shape[1]
-
-    def visible(self, rows: Tensor, places: Tensor | None = None) -> Tensor:
-        """(r,) how many tokens the new tokens `rows` may see; of the new tokens `places` (N,) where these are given."""
-        if self.allowed is not None:
-            own = self.allowed[rows]
-            return (own if places is None else own[:, places + self.past]).sum(dim=1).float()
-        seen = self.key.new_ones(self.key.shape[1], dtype=torch.float32) if self.seen is None else self.seen.float()
-        if places is not None:
-            seen = torch.zeros_like(seen).index_copy(0, places + self.past, seen[places + self.past])
-        return seen.cumsum(dim=0)[rows + self.past]
-
-    def rows(self, rows: Tensor) -> Tensor:
-        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay to what they may see."""
-        key = self.key
-        if len(key) != len(self.query):
-            key = key.repeat_interleave(len(self.query) // len(key), dim=0)
-        logits = (self.query[:, rows] @ key.transpose(-1, -2)).float() * self.scaling
-        if self.allowed is not None:
-            hidden = ~self.allowed[rows]
-        else:
-            hidden = torch.arange(key.shape[1], device=rows.device) > (rows + self.past)[:, None]
-        if self.seen is not None:
-            hidden = hidden | ~self.seen
-        return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)
-
-    def attention_from(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Attention (r, N) that each of the new tokens `rows` pays to the new tokens `places`, mean over heads."""
-        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
-        found = [self.rows(some)[:, :, places + self.past].mean(dim=0) for some in rows.split(step)]
-        return torch.cat(found) if found else self.query.new_zeros(0, len(places), dtype=torch.float32)
-
-    def attention_received(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Attention (N,) that the new tokens `rows` pay to the new tokens `places`, mean over heads and rows.
-
-        Computed in blocks of rows, so that memory stays bounded.
-        """
-        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
-        total = torch.zeros(len(places), dtype=torch.float32, device=places.device)
-        for some in rows.split(step):
-            total += self.rows(some)[:, :, places + self.past].sum(dim=1).mean(dim=0)
-        return total / max(len(rows), 1)
 
 
 @dataclass(frozen=True)

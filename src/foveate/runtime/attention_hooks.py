@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core.attention import may_attend
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionInputs, AttentionMethod, MaskMethod, SparseMethod
 from foveate.core.plan import Step
@@ -170,8 +171,7 @@ class AttentionHooks:
         total, seen = layer.get_seq_length(), None
         if call.mask is not None:
             mask = call.mask[:, 0, -1, :total] if call.mask.ndim == 4 else call.mask[:, -total:]
-            seen = mask > torch.finfo(mask.dtype).min / 2 if mask.dtype.is_floating_point else mask > 0
-            seen = seen.expand(len(call.query), -1)
+            seen = may_attend(mask).expand(len(call.query), -1)
         plain = all(call.options.get(name) is None for name in ("sliding_window", "softcap", "s_aux"))
         output = layer.attend(call.query, call.scaling, seen) if plain else None
         if output is not None:

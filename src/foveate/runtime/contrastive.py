@@ -154,12 +154,14 @@ class Contrasting(Uncopied):
         looking = AttentionInputs(
             call.query[0], call.key[0], call.scaling, allowed, visual, ~visual, number, len(self.text.layers)
         )
-        rows = looking.rows(torch.arange(count, device=visual.device))
-        before = writing.mass.get(number, rows.new_zeros(0))
-        mass = writing.mass[number] = torch.cat([before, rows[:, visual].sum(dim=1)])
+        masses, paid = [writing.mass[number]] if number in writing.mass else [], None
+        for _, paid in looking.blocks(torch.arange(count, device=visual.device)):
+            masses.append(paid[:, visual].sum(dim=1))
+        assert paid is not None  # a call has one token at least
+        mass = writing.mass[number] = torch.cat(masses)
         if len(mass) != total:
             raise FoveateError("vasparse needs a cache that holds the whole conversation and nothing else.")
-        scores = self.settings.scores(rows[-1], mass, allowed[-1])
+        scores = self.settings.scores(paid[-1], mass, allowed[-1])
         if number < self.settings.exit_layer:
             left = self.settings.left(scores, visual)
             left = left[left < total - 1]  # the branch brings the last token itself

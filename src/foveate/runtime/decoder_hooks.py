@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionMethod
-from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
+from foveate.core.in_decoder import AttentionSource, LayerTokens
 from foveate.core.in_mlp import NeuronMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import EncoderSpec, Selection

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
+from foveate.core.attention import Attention
+from foveate.core.in_decoder import AttentionSource, LayerTokens
 from foveate.core.tokens import EncoderSpec
 
 WIDTH, HEADS, SHARED, DEPTH = 6, 4, 2, 3

@@ -9,7 +9,7 @@ import torch
 
 import foveate
 from foveate.core.errors import FoveateError
-from foveate.core.in_decoder import Attention
+from foveate.core.attention import Attention
 from foveate.methods.decoder.todre import ToDREAt
 from tests.families.zoo import zoo
 from tests.methods.decoder.fabricated import layer_tokens, rows_by_hand

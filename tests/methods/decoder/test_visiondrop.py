@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import foveate
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
-from foveate.core.in_decoder import Attention, LayerTokens
+from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.visiondrop import VisionDrop
 from tests.methods.decoder.fabricated import layer_tokens, of_case, rows_by_hand
 from tests.runtime.test_decoder_hooks import deep
