@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionMethod
-from foveate.core.in_decoder import AttentionSource, LayerTokens
+from foveate.core.in_decoder import AttentionSource, EncoderResults, LayerTokens, ModelAccess, PromptStates
 from foveate.core.in_mlp import NeuronMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import EncoderSpec, Selection
@@ -306,27 +306,27 @@ class DecoderHooks:
             )
         else:
             text = text.nonzero().flatten()
+        neurons = None
+        if isinstance(step.method, NeuronMethod):
+            neurons = partial(self._activations, number, image, found, place)
         tokens = LayerTokens(
-            hidden[row, image.places],
-            sequence_,
-            places,
-            text,
-            asking,
-            number,
-            len(self.text.layers),
-            len(before),
-            image.origin,
-            image.measured,
-            image.separators,
-            self.tower,
-            partial(ask, place),
-            entered,
-            columns,
-            whole,
-            self.text.norm,
-            partial(self._activations, number, image, found, place) if isinstance(step.method, NeuronMethod) else None,
-            image.crops,
-            self.text.training and found.asking is not None,
+            features=hidden[row, image.places],
+            places=places,
+            layer=number,
+            num_layers=len(self.text.layers),
+            number=len(before),
+            learning=self.text.training and found.asking is not None,
+            prompt=PromptStates(
+                hidden=sequence_, text=text, asking=asking, entered=entered, columns=columns, image=whole
+            ),
+            encoder=EncoderResults(
+                tower=self.tower,
+                origin=image.origin,
+                measured=image.measured,
+                separators=image.separators,
+                layout=image.crops,
+            ),
+            model=ModelAccess(ask=partial(ask, place), norm=self.text.norm, neurons=neurons),
         )
         start = time.perf_counter()
         selection = found.decided.get((image.number, number))
@@ -335,7 +335,7 @@ class DecoderHooks:
             found.decided[image.number, number] = selection
         spent = 1000 * (time.perf_counter() - start)
         report = LayerReport(
-            str(step), number, len(tokens), len(selection), spent, tokens.origin[selection.indices].cpu()
+            str(step), number, len(tokens), len(selection), spent, image.origin[selection.indices].cpu()
         )
         found.reports.setdefault(image.number, []).append(report)
         return selection
