@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foveate.cards import Card, cards
 from foveate.families import families
-from foveate.methods.gallery import Entry, gallery
+from foveate.gallery import Entry, gallery
 
 BUDGETS = {"count": "needed", "optional": "has its own rule; a budget overrides it", "none": "takes none"}
 SITES = {

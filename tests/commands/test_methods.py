@@ -11,7 +11,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, Step, all_methods
 from foveate.core.registry import Mechanism, Modality, registered
 from foveate.families import families, family_of
-from foveate.methods.gallery import gallery
+from foveate.gallery import gallery
 from tests.families.zoo import zoo
 
 

@@ -12,7 +12,7 @@ from foveate.console import console, print_json
 
 if TYPE_CHECKING:
     from foveate.cards import Card
-    from foveate.methods.gallery import Entry
+    from foveate.gallery import Entry
 
 EXAMPLES = """
     foveate methods
@@ -38,7 +38,7 @@ def methods(
     says when it was used. Nothing is loaded or run.
     """
     from foveate.cards import cards
-    from foveate.methods.gallery import gallery
+    from foveate.gallery import gallery
 
     others = cards(pattern)
     found = gallery(pattern, none_is_wrong=not others)

@@ -43,11 +43,11 @@ def train_next_scale(
         raise FoveateError(f"--minutes {minutes} leaves no time; it must be above 0.")
     with notes.status("loading foveate"):
         from foveate.benchmark.results import write_json
-        from foveate.models.next_scale import training
         from foveate.models.next_scale.configuration import NextScaleConfig
+        from foveate.training import next_scale
         from foveate.training.callbacks import StopRequest
         from foveate.training.methods.relevance import RunDirectory
-    config, how = training.read_recipe(recipe) if recipe else (NextScaleConfig(), training.Recipe())
+    config, how = next_scale.read_recipe(recipe) if recipe else (NextScaleConfig(), next_scale.Recipe())
     folder = RunDirectory(output, {"model": config.to_diff_dict(), **asdict(how)}, resume)
     stop = StopRequest(minutes)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -57,7 +57,7 @@ def train_next_scale(
         def on_progress(stage: str, step: int, steps: int, loss: float) -> None:
             progress.update(task, completed=step, total=steps, description=f"{stage}, loss {loss:.4f}")
 
-        model, finished = training.train(config, how, folder, on_progress, stop)
+        model, finished = next_scale.train(config, how, folder, on_progress, stop)
     document: dict[str, Any] = {
         "finished": finished,
         "output": str(output) if finished else None,
@@ -66,7 +66,7 @@ def train_next_scale(
     }
     if finished:
         model.save_pretrained(output)
-        document["held_out"] = training.measure(model)
+        document["held_out"] = next_scale.measure(model)
         seconds = folder.log.read()[-1]["seconds"]
         record = {"training": asdict(how), "seconds": seconds, "held_out": document["held_out"]}
         write_json(output / "training.json", record)

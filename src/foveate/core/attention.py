@@ -1,6 +1,7 @@
 """Attention weights that methods read: rows of some queries, what tokens pay and what they receive.
 
-Everything is computed in blocks of rows of at most `BLOCK` weights; a whole attention matrix never exists.
+What methods read is computed in blocks of rows of at most `BLOCK` weights; a whole attention matrix never exists there.
+`eager_attention` is the plain attention of foveate's own models.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Weights of the largest block of attention that exists at a time, over all heads.
 BLOCK = 2**23
@@ -83,6 +84,26 @@ def weight_blocks(
     key = repeat_kv(key, query.shape[-3])
     for some in row_blocks(rows, math.prod(query.shape[:-2]) * key.shape[-2]):
         yield some, attention_weights(query[..., some, :], key, scaling, mask(some))
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention by two matrix products, softmax in float32; heads (B, heads, N, head_dim).
+
+    There is no mask to add: the caller passes only tokens that may see each other.
+    """
+    weights = (query @ key.transpose(2, 3)) * scaling
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.core.attention import may_attend
-from foveate.models.vit_uhd.attention import eager_attention
-from foveate.runtime import compat
+from foveate import compat
+from foveate.core.attention import eager_attention, may_attend
 from foveate.runtime.patches import Patches
 
 #: What our attention function is called in a config; the rest of the name is the one that stands behind it.

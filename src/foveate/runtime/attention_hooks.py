@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import compat
 from foveate.core.attention import may_attend
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionInputs, AttentionMethod, MaskMethod, SparseMethod
 from foveate.core.plan import Step
-from foveate.runtime import compat
+from foveate.kv_cache import MixedLayer
 from foveate.runtime.attention_functions import Call, stand_around
-from foveate.runtime.kv_cache import MixedLayer
 from foveate.runtime.patches import Patches
 
 if TYPE_CHECKING:

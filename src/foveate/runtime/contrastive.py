@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionInputs
 from foveate.families import family_of
 from foveate.methods.decoding.vasparse import VASparse
-from foveate.runtime import compat
 from foveate.runtime.attach import _unwrapped
 from foveate.runtime.attention_functions import Call, stand_around
 from foveate.runtime.patches import Patches, Uncopied

@@ -22,14 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import compat
+from foveate.core import sequence
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionMethod
 from foveate.core.in_decoder import AttentionSource, EncoderResults, LayerTokens, ModelAccess, PromptStates
 from foveate.core.in_mlp import NeuronMethod
 from foveate.core.plan import Plan, Step
+from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import EncoderSpec, Selection
-from foveate.runtime import compat, sequence
 from foveate.runtime.attention_functions import expect, watch
 from foveate.runtime.attention_hooks import AttentionHooks
 from foveate.runtime.first_layer_attention import check_at_hand, rotated
@@ -38,7 +40,6 @@ from foveate.runtime.mlp_hooks import MLPHooks
 from foveate.runtime.multi_position_rope import carry
 from foveate.runtime.patches import Patches
 from foveate.runtime.report import LayerReport
-from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import edges_of
 
 #: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.runtime import compat
 from foveate.runtime.attention_functions import watched
 
 

@@ -15,12 +15,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from foveate.core import sequence
+from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import Crop, Need
 from foveate.families import ImageLayout
-from foveate.runtime import sequence
-from foveate.runtime.cache_view import PrunedCacheState
+from foveate.kv_cache.cache_view import PrunedCacheState
 from foveate.runtime.report import LayerReport
-from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import company
 
 _T = TypeVar("_T")

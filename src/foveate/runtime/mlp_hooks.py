@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core import sequence
 from foveate.core.errors import FoveateError
 from foveate.core.in_mlp import NeuronMethod
-from foveate.runtime import sequence
 from foveate.runtime.patches import Patches
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from torch import Tensor
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.families import Family
 from foveate.runtime.encoding import Encoded
 from foveate.runtime.first_layer_attention import queries_and_keys
 from foveate.runtime.report import ImageReport, StepReport
-from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import Sight
 from foveate.runtime.words import Words
 

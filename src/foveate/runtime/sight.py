@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
+from foveate import compat
+from foveate.core import sequence
 from foveate.core.attention import may_attend
 from foveate.core.errors import FoveateError
 from foveate.families import Family
-from foveate.runtime import compat, sequence
 
 #: What says where samples begin, in calls of models with flash attention.
 EDGES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionInputs, SparseMethod
-from foveate.runtime.kv_cache.packing import BITS
+from foveate.core.packing import BITS
 
 
 @dataclass(frozen=True)
