@@ -156,7 +156,7 @@ class LLMInputHook:
         with (
             physical_length(cache),
             self.carried.carrying(self._carried(short, chosen, frame, kwargs)),
-            nullcontext() if self.layers is None else self.layers.passing(found),
+            nullcontext() if self.layers is None else self.layers.calls.passing(found),
         ):
             output = original(**kwargs)
         layers = {}

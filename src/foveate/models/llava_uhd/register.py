@@ -19,6 +19,6 @@ def register() -> None:
     AutoModel.register(LlavaUHDConfig, LlavaUHDModel, exist_ok=True)
     AutoModelForImageTextToText.register(LlavaUHDConfig, LlavaUHDForConditionalGeneration, exist_ok=True)
     # For both backends of `transformers`: it is the same code with torchvision and without.
-    backends = {"pil": LlavaUHDImageProcessor, "torchvision": LlavaUHDImageProcessor}
+    backends: dict[str, type] = {"pil": LlavaUHDImageProcessor, "torchvision": LlavaUHDImageProcessor}
     AutoImageProcessor.register(LlavaUHDConfig, image_processor_classes=backends, exist_ok=True)
     AutoProcessor.register(LlavaUHDConfig, LlavaUHDProcessor, exist_ok=True)
