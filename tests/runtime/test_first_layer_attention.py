@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 import foveate
 from foveate import FoveateError
 from foveate.core.attention import Attention
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.runtime.first_layer_attention import queries_and_keys
 from tests.families.zoo import IMAGE, zoo
 
@@ -48,3 +53,26 @@ def test_families_without_such_a_layer_are_refused_when_attaching(name: str) -> 
     model = zoo()[name].model()
     with pytest.raises(FoveateError, match="relevance needs what the first layer of the language model looks at"):
         foveate.compress(model, "relevance(weights=mapper.safetensors):50%")
+
+
+@dataclass(frozen=True)
+class _Asking(Method):
+    """Keeps everything, and asks what text looks at."""
+
+    name: ClassVar[str] = "asking"
+    budget: ClassVar = "none"
+
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
+        return (Need("first_layer_attention"),)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        return Selection(torch.arange(len(tokens)))
+
+
+def test_an_image_without_any_text_is_refused() -> None:
+    model = zoo()["llava"].model()
+    inputs = zoo()["llava"].prompts(model, [((3, 4),)])
+    image = (inputs["input_ids"][0] == IMAGE).nonzero().flatten()
+    alone = {name: value[:, image] for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
+    with foveate.compress(model, _Asking()), pytest.raises(FoveateError, match="the prompt has no text"):
+        model(**inputs | alone)

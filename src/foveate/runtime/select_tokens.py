@@ -265,6 +265,8 @@ class TokenSelector:
         if not len(rows):
             rows = _after(self._text(frame, row, columns, embeds.shape[1]), columns).nonzero().flatten()
             note = "the question stands before the image, which it cannot look at: all text after the image is asked"
+        if not len(rows):
+            raise FoveateError(f"{self.plan} asks what text looks at in an image, and the prompt has no text.")
         attention, sight = Attention(query[0], key[0], scaling), frame.sight
         if sight is not None and sight.blocks is None and sight.allowed is not None:
             attention = replace(attention, allowed=sight.allowed[row][:, -embeds.shape[1] :])
