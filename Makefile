@@ -118,10 +118,11 @@ lock-check: $(DEV) ## requirements/ is what pyproject.toml asks for
 	cd build/lock && $(CURDIR)/$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
 	diff -u requirements build/lock/requirements || { echo "pyproject.toml and requirements/ differ: make lock UPGRADE="; exit 1; }
 
-check: $(DEV) ## ruff, types, generated pages up to date, no secrets, no large files, no package with a known vulnerability
+check: $(DEV) ## ruff, types, imports, generated pages up to date, no secrets, no large files, no package with a known vulnerability
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 	.ci/secrets.sh
 	$(BIN)/python .ci/sizes.py

@@ -17,8 +17,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from foveate.gallery import gallery as all_entries
 from foveate.methods.entries import INDEX, index_of
-from foveate.methods.gallery import gallery as all_entries
 from generator import flops, gallery, papers, pvc, reference, support, tables
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,7 @@ from foveate.benchmark.embedded import summary, wilson_interval
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
-from foveate.methods.gallery import gallery  # noqa: E402
+from foveate.gallery import gallery  # noqa: E402
 from generator import gallery as pages_of_methods  # noqa: E402
 from generator import papers, small_networks, tables  # noqa: E402
 

@@ -7,8 +7,8 @@ import re
 from foveate.cards import Card, cards
 from foveate.core.errors import CODES
 from foveate.families import families
+from foveate.gallery import gallery
 from foveate.methods.entries import STANDS_IN, Entry, Verdict
-from foveate.methods.gallery import gallery
 
 BUDGETS = {"count": "needed", "optional": "has its own rule; a budget overrides it", "none": "takes none"}
 SITES = {

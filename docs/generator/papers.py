@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foveate.cards import cards
-from foveate.methods.gallery import gallery
+from foveate.gallery import gallery
 
 #: Tests that compare with a slow loop or with equations say so in their first line, or have a function for it.
 SAID = re.compile(r"\bloops?\b|by hand|written out|pseudocode")

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from foveate import compat
 from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
-from foveate.runtime import compat
-from foveate.runtime.kv_cache.nbytes import bytes_of
+from foveate.kv_cache.nbytes import bytes_of
 
 
 class ImageMemory:

@@ -18,7 +18,8 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import PLAN_FILE, Plan
 from foveate.core.weights import DATA_ONLY, SAFE, check_weights, file_of
 from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
-from foveate.models.llava_uhd.checkpoint import is_released, pair
+from foveate.models.llava_uhd.checkpoint import is_released
+from foveate.models.llava_uhd.pairing import pair
 from foveate.processors import load_processor
 
 #: Folder of the model that ships with foveate.

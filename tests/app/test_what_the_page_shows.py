@@ -18,7 +18,7 @@ from foveate.core.tokens import Crop, Grid, Need, Selection, merge_tokens
 from foveate.families import ImageLayout
 from foveate.runtime import handle_of
 from foveate.runtime.report import ImageReport
-from foveate.visualization.answer import ACCENT
+from foveate.visualization.canvas import ACCENT
 from foveate.visualization.selection import draw_tokens, joined, token_map
 from tests.tiny_model import noise, save_llava, save_llava_uhd
 

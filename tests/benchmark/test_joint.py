@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import foveate
-from foveate import FoveateError, cli
+from foveate import FoveateError, cli, compat
 from foveate.benchmark import quantised
 from foveate.benchmark.joint import ALL, JointSettings, run, table
 from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, Int8Layer, cached, possible, quantise_weights
-from foveate.runtime import compat
-from foveate.runtime.kv_cache.nbytes import cache_bytes
+from foveate.kv_cache.nbytes import cache_bytes
 from tests.families.zoo import Specimen, zoo
 
 #: Mean difference of logits from those of the full cache or weights, as a share of their spread.

@@ -20,7 +20,7 @@ from foveate.benchmark.speed.settings import groups_of
 from foveate.benchmark.speed.subjects import subject
 from foveate.commands.lists import plans_in
 from foveate.core.plan import Plan
-from foveate.runtime.kv_cache.nbytes import stored_bytes
+from foveate.kv_cache.nbytes import stored_bytes
 from tests.families.zoo import zoo
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

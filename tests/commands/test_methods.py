@@ -13,9 +13,9 @@ from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan, Step, all_methods
 from foveate.core.registry import Mechanism, Modality, registered
 from foveate.families import families, family_of
+from foveate.gallery import gallery, verdict
 from foveate.methods import entries
 from foveate.methods.entries import Verdict
-from foveate.methods.gallery import gallery, verdict
 from tests.families.zoo import zoo
 from tests.refusals import refused
 
@@ -57,7 +57,7 @@ print(sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
 def test_methods_of_other_packages_are_listed(capsys, monkeypatch):
     known = all_methods()
     cls = type("Mine", (known["divprune"],), {"name": "mine", "title": "A method of mine", "__doc__": "It is mine."})
-    monkeypatch.setattr("foveate.methods.gallery.all_methods", lambda: {**known, "mine": cls})
+    monkeypatch.setattr("foveate.gallery.all_methods", lambda: {**known, "mine": cls})
     (found,) = json.loads(printed(capsys, "mine", "--json"))["methods"]
     assert (found["name"], found["summary"], found["families"]["llava"]["outcome"]) == ("mine", "It is mine.", "runs")
     assert "mine" in [entry["name"] for entry in json.loads(printed(capsys, "--json"))["methods"]]

@@ -16,10 +16,10 @@ from foveate.benchmark.results import earlier
 from foveate.commands.info import _record
 from foveate.core.plan import PLAN_FILE, Plan
 from foveate.core.text_files import decoded, lines_of, read_json, read_text
-from foveate.models.next_scale.training import read_recipe as read_next_scale
 from foveate.report.reading import _document
 from foveate.serving.protocol import parse
 from foveate.training.dataset import read_conversations
+from foveate.training.next_scale import read_recipe as read_next_scale
 from foveate.training.recipe_file import read_recipe
 
 ROOT = Path(__file__).parents[2]

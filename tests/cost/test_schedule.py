@@ -17,15 +17,15 @@ from transformers import (
     Qwen3Config,
 )
 
+from foveate import compat
 from foveate import cost as cost_of
-from foveate.benchmark import flops
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.core.tokens import Grid
+from foveate.cost import flops
 from foveate.cost.cost import encoder, stage, windows
 from foveate.cost.models import RELEASED
 from foveate.cost.shapes import Text, families
-from foveate.runtime import compat
 from tests.families.zoo import IMAGE, llama, zoo
 from tests.refusals import refused
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import foveate
+from foveate import compat
 from foveate.families import family_of
-from foveate.runtime import compat
 from tests.families.reference import answers, encode, encoder_inputs, logits, only_kept
 from tests.families.zoo import zoo
 from tests.families.zoo.mistral3 import BREAK

@@ -18,7 +18,7 @@ from foveate import FoveateError
 from foveate.core.plan import all_methods
 from foveate.families import family_of
 from foveate.methods.decoding import VASparse
-from foveate.methods.decoding.draft import draft_kinds
+from foveate.methods.decoding.kinds import draft_kinds
 from foveate.methods.encoder.dymu import DyMU
 from foveate.methods.pre_llm.focusui import Scorer
 from foveate.methods.pre_llm.relevance import Mapper

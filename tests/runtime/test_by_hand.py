@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 import foveate
+from foveate import compat
 from foveate.families import family_of
-from foveate.runtime import compat
 from tests.families.zoo import Specimen, zoo
 from tests.runtime.matrix import inside_pairs, pairs
 from tests.runtime.test_promises import compress

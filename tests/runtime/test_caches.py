@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import foveate
-from foveate import FoveateError
+from foveate import FoveateError, compat
 from foveate.families import family_of
-from foveate.runtime import compat
-from foveate.runtime.cache_view import kept_of
+from foveate.kv_cache.cache_view import kept_of
 from tests.families.zoo import Specimen, zoo
 from tests.runtime.matrix import inside_pairs
 

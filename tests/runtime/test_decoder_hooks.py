@@ -11,12 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from foveate import FoveateError
+from foveate import FoveateError, compat
 from foveate.core.plan import Plan
 from foveate.families import family_of
+from foveate.families.text_models import TEXT_TYPES
 from foveate.methods.decoder import decoder_methods
-from foveate.runtime import compat
-from foveate.runtime.decoder_hooks import TEXT_TYPES
 from tests.checkpointing import checkpoint
 from tests.families.zoo import Specimen, zoo
 from tests.refusals import refused

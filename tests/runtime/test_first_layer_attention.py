@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 import foveate
 from foveate import FoveateError
-from foveate.runtime.first_layer_attention import queries_and_keys, text_to_visual
+from foveate.core.attention import Attention
+from foveate.core.pre_llm import Method
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
+from foveate.runtime.first_layer_attention import queries_and_keys
 from tests.families.zoo import IMAGE, zoo
 from tests.refusals import refused
 
@@ -32,7 +38,9 @@ def test_attention_is_that_of_the_eager_model(name: str) -> None:
         places = inputs["input_ids"][row] == IMAGE
         columns = places.nonzero().flatten()[:3]
         rows = torch.arange(len(places) - 3, len(places))
-        got = text_to_visual(query[row], key[row], scaling, rows, columns, inputs["attention_mask"][row])
+        got = Attention(query[row], key[row], scaling, inputs["attention_mask"][row] > 0).attention_received(
+            rows, columns
+        )
         torch.testing.assert_close(got, matrices[row][:, rows][:, :, columns].mean(dim=(0, 1)), atol=1e-6, rtol=1e-5)
 
 
@@ -46,3 +54,26 @@ def test_families_without_such_a_layer_are_refused_when_attaching(name: str) -> 
     model = zoo()[name].model()
     with refused("needs-first-layer-attention"):
         foveate.compress(model, "relevance(weights=mapper.safetensors):50%")
+
+
+@dataclass(frozen=True)
+class _Asking(Method):
+    """Keeps everything, and asks what text looks at."""
+
+    name: ClassVar[str] = "asking"
+    budget: ClassVar = "none"
+
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
+        return (Need("first_layer_attention"),)
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        return Selection(torch.arange(len(tokens)))
+
+
+def test_an_image_without_any_text_is_refused() -> None:
+    model = zoo()["llava"].model()
+    inputs = zoo()["llava"].prompts(model, [((3, 4),)])
+    image = (inputs["input_ids"][0] == IMAGE).nonzero().flatten()
+    alone = {name: value[:, image] for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
+    with foveate.compress(model, _Asking()), pytest.raises(FoveateError, match="the prompt has no text"):
+        model(**inputs | alone)

@@ -11,8 +11,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import foveate
-from foveate import FoveateError
-from foveate.runtime import compat, handle_of
+from foveate import FoveateError, compat
+from foveate.runtime import handle_of
 from tests.checkpointing import checkpoint
 from tests.families.zoo import END, IMAGE, Specimen, zoo
 from tests.refusals import refused

@@ -10,11 +10,11 @@ from torch import Tensor
 
 import foveate
 from foveate import FoveateError
+from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import Selection
 from foveate.methods.pre_llm.ppe import rotary_angles, rotary_ids
 from foveate.runtime.multi_position_rope import Carrying, carried_ids
 from foveate.runtime.patches import Patches
-from foveate.runtime.sequence import PlacedSelection
 from tests.families.zoo import zoo
 
 

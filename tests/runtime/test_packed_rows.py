@@ -14,10 +14,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, DataCollato
 from transformers.masking_utils import flash_attention_mask
 
 import foveate
-from foveate import FoveateError
-from foveate.core.in_decoder import Attention
+from foveate import FoveateError, compat
+from foveate.core import sequence
+from foveate.core.attention import Attention
 from foveate.families import family_of
-from foveate.runtime import compat, sequence
 from tests.families.reference import attention
 from tests.families.zoo import IMAGE, Specimen, zoo
 from tests.runtime.matrix import covering, steps

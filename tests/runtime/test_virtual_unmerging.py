@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.unmerging import sequence_groups, virtual_attention
-from foveate.runtime import compat
 from foveate.runtime.virtual_unmerging import virtual_unmerging
 
 SIZES = {

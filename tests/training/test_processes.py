@@ -40,7 +40,7 @@ def test_two_processes_give_the_loss_of_one(tmp_path):
     # With --cpu the launcher starts one process unless MPI is installed; --multi_gpu means "several on this machine".
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "-m", "foveate.training", str(path), "--output", str(two), "--workers", "0", "--json"]
+    command = [*launch, "-m", "foveate", "train", str(path), "--output", str(two), "--workers", "0", "--json"]
     on_cpu = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=on_cpu, timeout=600)
     assert result.returncode == 0, result.stderr

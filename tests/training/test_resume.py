@@ -47,7 +47,7 @@ def write_recipe(folder: Path, output: Path, steps: int) -> Path:
 
 
 def start(path: Path, output: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "foveate.training", str(path), "--output", str(output)]
+    command = [sys.executable, "-m", "foveate", "train", str(path), "--output", str(output)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 

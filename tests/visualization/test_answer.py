@@ -8,7 +8,8 @@ from PIL import Image
 
 from foveate.answering import Answer, Pooling, Stage, Tokens, ask
 from foveate.loading import load
-from foveate.visualization.answer import GAP, MARGIN, WIDTH, draw_answer
+from foveate.visualization.answer import draw_answer
+from foveate.visualization.canvas import GAP, MARGIN, WIDTH
 from tests.tiny_model import noise, save_llava, save_llava_uhd
 
 

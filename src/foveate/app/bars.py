@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from foveate.answering import PARTS, Answer
-from foveate.visualization.answer import _duration
+from foveate.visualization.canvas import duration
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def time_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
     """Seconds of every part of both answers, and in total."""
     answers = [("untouched", untouched), *([] if planned is None else [("plan", planned)])]
     return [
-        Bar(part, answer.times[part], _duration(answer.times[part]), of)
+        Bar(part, answer.times[part], duration(answer.times[part]), of)
         for part in (*PARTS, "total")
         for of, answer in answers
         if part in answer.times

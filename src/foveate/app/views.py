@@ -10,7 +10,8 @@ from PIL import Image
 
 from foveate.answering import Answer, Stage
 from foveate.runtime.report import NOTHING_LEFT_OUT
-from foveate.visualization.answer import ACCENT, TOKEN_TINT, _stage_panel
+from foveate.visualization.answer import stage_panel
+from foveate.visualization.canvas import ACCENT, TOKEN_TINT
 from foveate.visualization.selection import draw_tokens, joined, token_map
 
 #: Most pixels of a picture's width and height.
@@ -91,7 +92,7 @@ def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
     caption += f": {stage.detail}."
     if effects is not None:
         caption += " Orange: tokens that draw the output of their 2 x 2 window furthest from the plain average."
-    picture = _stage_panel(seen, stage, effects, size)
+    picture = stage_panel(seen, stage, effects, size)
     return View(stage.name, caption, picture, token_map({"crops": [whole]}, size), stage, effects)
 
 

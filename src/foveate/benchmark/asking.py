@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate import compat
 from foveate.answering.conversations import (
     check_length,
     greedy,
@@ -26,7 +27,6 @@ from foveate.answering.conversations import (
 )
 from foveate.benchmark.tasks import Item
 from foveate.core.errors import FoveateError
-from foveate.runtime import compat
 
 #: Tokens that an answer may have beyond the right one; a longer one is wrong whatever follows.
 SPARE = 8

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from foveate.benchmark import flops
+from foveate import compat
+from foveate.cost import flops
 from foveate.models.connectors.mlp import MLPConnector
 from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
-from foveate.runtime import compat
 
 QWEN2_0_5B: dict[str, Any] = {
     "vocab_size": 151936,

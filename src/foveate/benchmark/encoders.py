@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from transformers import Qwen2Config
 
-from foveate.benchmark import flops, profiling
+from foveate.benchmark import profiling
 from foveate.benchmark.competitors import COMPETITORS, QWEN2_7B, Competitor, Geometry, language_model
 from foveate.benchmark.results import earlier, write_json
 from foveate.core.errors import FoveateError
+from foveate.cost import flops
 
 AGREEMENT = 0.02
 """How far the counted FLOPs may be from the closed formula."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.runtime.kv_cache.nbytes import stored_bytes
+from foveate.kv_cache.nbytes import stored_bytes
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -24,7 +24,8 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import parse_plan
 from foveate.core.weights import SAFE, check_weights
 from foveate.methods.kv_cache.base import METHODS, history
-from foveate.models.next_scale import NextScaleConfig, NextScaleForImageGeneration, calibrate, compress_cache, pictures
+from foveate.models.next_scale import NextScaleConfig, NextScaleForImageGeneration, calibrate, compress_cache
+from foveate.synthetic import class_pictures
 
 KIND = "next-scale"
 UNTOUCHED = "untouched"
@@ -198,7 +199,7 @@ def _measure(
 
 
 def _held_out(model: NextScaleForImageGeneration, settings: NextScaleSettings) -> tuple[Tensor, Tensor]:
-    pixels, labels = pictures.batch(range(settings.held_out), model.config.image_size, "held-out")
+    pixels, labels = class_pictures.batch(range(settings.held_out), model.config.image_size, "held-out")
     with torch.no_grad():
         return labels, model.tokenizer.encode(pixels)
 
@@ -240,7 +241,7 @@ def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, colum
         larger: Pixels on the side of a pixel.
     """
     some = range(0, min(16, settings.samples), max(1, min(16, settings.samples) // columns))
-    shown = {plan: pictures.to_images(sample.pixel_values[list(some)]) for plan, sample in samples.items()}
+    shown = {plan: class_pictures.to_images(sample.pixel_values[list(some)]) for plan, sample in samples.items()}
     side = next(iter(shown.values()))[0].width * larger
     margin, gap = 170, 4
     width = margin + len(some) * (side + gap)

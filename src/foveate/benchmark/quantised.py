@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import Cache, QuantizedCache
 from transformers.cache_utils import QuantizedLayer
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.families import family_of
-from foveate.runtime import compat
-from foveate.runtime.kv_cache.nbytes import bytes_of
+from foveate.kv_cache.nbytes import bytes_of
 
 #: As it is: the precision that the model was loaded in.
 FULL = "full"

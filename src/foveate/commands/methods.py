@@ -70,7 +70,7 @@ def _of_other_packages() -> list[Entry]:
     loaded = "foveate.core.plan" in sys.modules  # by a program, which may have registered methods of its own
     if not (loaded or os.environ.get(IMPORTS) or entry_points(group=GROUP)):
         return []
-    from foveate.methods.gallery import gallery
+    from foveate.gallery import gallery
 
     known = {entry.name for entry in indexed()}
     return [entry for entry in gallery() if entry.name not in known]

@@ -43,15 +43,15 @@ def train_next_scale(
         raise FoveateError(f"--minutes {minutes} leaves no time; it must be above 0.")
     with notes.status("loading foveate"):
         from foveate.benchmark.results import write_json
-        from foveate.models.next_scale import training
         from foveate.models.next_scale.configuration import NextScaleConfig
+        from foveate.training import next_scale
         from foveate.training.run_directory import RunDirectory
-    config, settings = training.read_recipe(recipe) if recipe else (NextScaleConfig(), training.Recipe())
+    config, settings = next_scale.read_recipe(recipe) if recipe else (NextScaleConfig(), next_scale.Recipe())
     folder = RunDirectory(output, {"model": config.to_diff_dict(), **asdict(settings)}, resume)
     model, finished = with_progress(
         "next-scale model",
         minutes,
-        lambda on_progress, stop: training.train(config, settings, folder, on_progress, stop),
+        lambda on_progress, stop: next_scale.train(config, settings, folder, on_progress, stop),
     )
     document: dict[str, Any] = {
         "finished": finished,
@@ -61,7 +61,7 @@ def train_next_scale(
     }
     if finished:
         model.save_pretrained(output)
-        document["held_out"] = training.measure(model)
+        document["held_out"] = next_scale.measure(model)
         seconds = folder.log.read()[-1]["seconds"]
         record = {"training": asdict(settings), "seconds": seconds, "held_out": document["held_out"]}
         write_json(output / "training.json", record)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from foveate.core.attention import weight_blocks
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.tokens import Selection
-
-#: Entries of the largest block of attention that exists at a time.
-_BLOCK = 2**23
 
 
 @dataclass(frozen=True)
@@ -45,21 +44,25 @@ class AttentionInputs:
         """Tokens before the new ones."""
         return self.key.shape[1] - self.query.shape[1]
 
-    def rows(self, rows: Tensor) -> Tensor:
-        """Attention (r, K) float32 that the new tokens `rows` (r,) would pay, mean over heads.
+    def blocks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Attention (b, K) float32 that the new tokens `rows` (r,) would pay, mean over heads, in blocks of rows (b,).
 
-        Computed in blocks, so that memory stays bounded.
+        A row that may attend to nothing is 0.
         """
-        groups = len(self.query) // len(self.key)
-        # One product a shared head: its queries are rows among rows.
-        query = self.query.unflatten(0, (len(self.key), groups))
-        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
-        found = []
-        for some in rows.split(step):
-            logits = (query[:, :, some] @ self.key[:, None].transpose(-1, -2)).float() * self.scaling
-            weights = logits.masked_fill(~self.allowed[some], -torch.inf).softmax(dim=-1)
-            found.append(weights.nan_to_num().mean(dim=(0, 1)))
-        return torch.cat(found) if found else self.query.new_zeros(0, self.key.shape[1], dtype=torch.float32)
+        for some, weights in weight_blocks(self.query, self.key, self.scaling, rows, lambda some: self.allowed[some]):
+            yield some, weights.nan_to_num().mean(dim=0)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """The same of all rows, (r, K)."""
+        blocks = [weights for _, weights in self.blocks(rows)]
+        return torch.cat(blocks) if blocks else self.query.new_zeros(0, self.key.shape[1], dtype=torch.float32)
+
+    def attention_received(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Attention (c,) float32 that the new tokens `rows` would pay to the keys `columns`, summed over rows."""
+        total = torch.zeros(len(columns), dtype=torch.float32, device=columns.device)
+        for _, weights in self.blocks(rows):
+            total += weights[:, columns].sum(dim=0)
+        return total
 
 
 @dataclass(frozen=True)

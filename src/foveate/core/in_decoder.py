@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.registry import Mechanism, Modality
 from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite
@@ -18,122 +19,88 @@ from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
 #: to (PyramidDrop), at the cost of its queries and keys.
 AttentionSource = Literal["previous", "own"]
-#: Entries of the largest block of attention that exists at a time.
-_BLOCK = 2**23
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Queries and keys of one sequence at one layer, rotated.
+@dataclass(frozen=True, kw_only=True)
+class PromptStates:
+    """The sequence that an image stands in, as a decoder layer is about to read it.
 
     Args:
-        query: (H, L, d) of the new tokens.
-        key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
-        scaling: Factor of the logits.
-        seen: (K,) bool, False for padding; None: there is none.
-        allowed: (L, K) bool, who sees whom, where a user's mask says so; None: causal.
+        hidden: (L, D) hidden states of all new tokens.
+        text: (T,) where text stands among them.
+        asking: (a,) the last token of the prompt; in training the token before each answer.
+        entered: (L0, D) the embeddings of all new tokens as they entered the first layer.
+        columns: (L,) where the tokens of `hidden` stand among those of `entered`, -1 for padding.
+        image: (N0,) where the whole image stands among those of `entered`.
     """
 
-    query: Tensor
-    key: Tensor
-    scaling: float
-    seen: Tensor | None = None
-    allowed: Tensor | None = None
-
-    @property
-    def past(self) -> int:
-        """Tokens before the new ones."""
-        return self.key.shape[1] - self.query.shape[1]
-
-    def visible(self, rows: Tensor, places: Tensor | None = None) -> Tensor:
-        """(r,) how many tokens the new tokens `rows` may see; of the new tokens `places` (N,) where these are given."""
-        if self.allowed is not None:
-            own = self.allowed[rows]
-            return (own if places is None else own[:, places + self.past]).sum(dim=1).float()
-        seen = self.key.new_ones(self.key.shape[1], dtype=torch.float32) if self.seen is None else self.seen.float()
-        if places is not None:
-            seen = torch.zeros_like(seen).index_copy(0, places + self.past, seen[places + self.past])
-        return seen.cumsum(dim=0)[rows + self.past]
-
-    def rows(self, rows: Tensor) -> Tensor:
-        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay to what they may see."""
-        key = self.key
-        if len(key) != len(self.query):
-            key = key.repeat_interleave(len(self.query) // len(key), dim=0)
-        logits = (self.query[:, rows] @ key.transpose(-1, -2)).float() * self.scaling
-        if self.allowed is not None:
-            hidden = ~self.allowed[rows]
-        else:
-            hidden = torch.arange(key.shape[1], device=rows.device) > (rows + self.past)[:, None]
-        if self.seen is not None:
-            hidden = hidden | ~self.seen
-        return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)
-
-    def attention_from(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Attention (r, N) that each of the new tokens `rows` pays to the new tokens `places`, mean over heads."""
-        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
-        found = [self.rows(some)[:, :, places + self.past].mean(dim=0) for some in rows.split(step)]
-        return torch.cat(found) if found else self.query.new_zeros(0, len(places), dtype=torch.float32)
-
-    def attention_received(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Attention (N,) that the new tokens `rows` pay to the new tokens `places`, mean over heads and rows.
-
-        Computed in blocks of rows, so that memory stays bounded.
-        """
-        step = max(1, _BLOCK // max(len(self.query) * self.key.shape[1], 1))
-        total = torch.zeros(len(places), dtype=torch.float32, device=places.device)
-        for some in rows.split(step):
-            total += self.rows(some)[:, :, places + self.past].sum(dim=1).mean(dim=0)
-        return total / max(len(rows), 1)
+    hidden: Tensor
+    text: Tensor
+    asking: Tensor
+    entered: Tensor
+    columns: Tensor
+    image: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class EncoderResults:
+    """What is known of an image from its encoder.
+
+    Args:
+        tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.encoder.tower))`.
+        origin: (N,) places of the image's tokens among those that the encoder made of it.
+        measured: What probes measured, for all tokens that the encoder made; see `LayerTokens.get`.
+        separators: (N,) bool, tokens that are not of the image but tell its layout; None: there are none.
+        layout: Gives the rectangles that the image's tokens come from; see `LayerTokens.crops`.
+    """
+
+    tower: EncoderSpec
+    origin: Tensor
+    measured: Mapping[Need, Tensor]
+    separators: Tensor | None = None
+    layout: Callable[[], tuple[Crop, ...]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelAccess:
+    """What a method may ask of the language model; nothing is computed before it is asked for.
+
+    Args:
+        ask: Gives queries and keys of a layer; see `LayerTokens.attention`.
+        norm: The norm after the last layer, for methods that compare tokens as the output would see them.
+        neurons: Gives activations of the layer that has just run; see `LayerTokens.activations`.
+    """
+
+    ask: Callable[[AttentionSource], Attention]
+    norm: Callable[[Tensor], Tensor]
+    neurons: Callable[[], tuple[Tensor, Tensor]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerTokens:
     """The visual tokens of one image as a decoder layer is about to read them.
 
     Args:
         features: (N, D) their hidden states.
-        sequence: (L, D) those of all new tokens of the sequence.
-        places: (N,) where the image's tokens stand in it, ascending.
-        text: (T,) where text stands in it.
-        asking: (a,) the last token of the prompt; in training the token before each answer.
+        places: (N,) where they stand in the sequence, ascending.
         layer: The layer that is about to run, 0-based.
         num_layers: Layers of the language model.
         number: Which image of its prompt this is, for seeds.
-        origin: (N,) places of the tokens among those that the encoder made of the image.
-        measured: What probes found of the encoder, for all tokens that it made of the image; see `get`.
-        separators: (N,) bool, tokens that are not of the image but tell its layout; None: there are none.
-        tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.tower))`.
-        ask: Gives queries and keys of a layer; see `attention`.
-        entered: (L0, D) the embeddings of all new tokens of the sequence as they entered the first layer.
-        columns: (L,) where the tokens of the sequence stand among them, -1 for padding.
-        image: (N0,) where the whole image stands among them.
-        norm: The norm after the last layer, for methods that compare tokens as the output would see them.
-        neurons: Gives activations of the layer that has just run; see `activations`.
-        layout: Gives the rectangles that the image's tokens come from; see `crops`.
         learning: Whether the model learns from this pass, so that what is random in a method's training is drawn.
+        prompt: The sequence around the image.
+        encoder: What is known of the image from its encoder.
+        model: What the method may ask of the language model.
     """
 
     features: Tensor
-    sequence: Tensor
     places: Tensor
-    text: Tensor
-    asking: Tensor
     layer: int
     num_layers: int
     number: int
-    origin: Tensor
-    measured: Mapping[Need, Tensor]
-    separators: Tensor | None
-    tower: EncoderSpec
-    ask: Callable[[AttentionSource], Attention]
-    entered: Tensor
-    columns: Tensor
-    image: Tensor
-    norm: Callable[[Tensor], Tensor]
-    neurons: Callable[[], tuple[Tensor, Tensor]] | None = None
-    layout: Callable[[], tuple[Crop, ...]] | None = None
     learning: bool = False
+    prompt: PromptStates
+    encoder: EncoderResults
+    model: ModelAccess
 
     def __len__(self) -> int:
         return len(self.features)
@@ -146,21 +113,21 @@ class LayerTokens:
     @property
     def question(self) -> Tensor:
         """(t,) where the text after the image stands, up to where an answer is asked for; all text if none is there."""
-        text = self.text
-        if len(self.asking):
-            text = text[text <= self.asking[-1]]
+        text, asking = self.prompt.text, self.prompt.asking
+        if len(asking):
+            text = text[text <= asking[-1]]
         after = text[text > self.places[-1]] if len(self) else text
         return after if len(after) else text
 
     @property
     def crops(self) -> tuple[Crop, ...]:
         """The image, its tiles or its frames; `index` are places among the tokens here, -1 for those that are gone."""
-        return () if self.layout is None else self.layout()
+        return () if self.encoder.layout is None else self.encoder.layout()
 
     @property
     def answers(self) -> Tensor:
         """(N,) bool, tokens of the image at which an answer is asked for: the last one of a prompt that it ends."""
-        return torch.isin(self.places, self.asking)
+        return torch.isin(self.places, self.prompt.asking)
 
     def without_answers(self) -> LayerTokens:
         """The image without the tokens that answer; these are text to it."""
@@ -168,17 +135,20 @@ class LayerTokens:
         stays = (~answers).nonzero().flatten()
         place = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
         place[stays] = torch.arange(len(stays), device=self.device)
-        neurons = self.neurons
+        neurons, separators = self.model.neurons, self.encoder.separators
         return replace(
             self,
             features=self.features[stays],
             places=self.places[stays],
-            text=torch.cat([self.text, self.places[answers]]).sort().values,
-            origin=self.origin[stays],
-            separators=None if self.separators is None else self.separators[stays],
-            # -1, of padding and of tokens that are gone, finds the last one, -1 again.
-            layout=lambda: tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.crops),
-            neurons=neurons and (lambda: _of_places(neurons(), stays)),
+            prompt=replace(self.prompt, text=torch.cat([self.prompt.text, self.places[answers]]).sort().values),
+            encoder=replace(
+                self.encoder,
+                origin=self.encoder.origin[stays],
+                separators=None if separators is None else separators[stays],
+                # -1, of padding and of tokens that are gone, finds the last one, -1 again.
+                layout=lambda: tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.crops),
+            ),
+            model=replace(self.model, neurons=neurons and (lambda: _of_places(neurons(), stays))),
         )
 
     def get(self, need: Need) -> Tensor:
@@ -187,9 +157,9 @@ class LayerTokens:
         Raises:
             FoveateError: it was not measured: the method did not declare that it needs it.
         """
-        if need not in self.measured:
+        if need not in self.encoder.measured:
             raise FoveateError(f"{need} was not measured; a method must name it in `needs`.")
-        return self.measured[need].to(self.device)[self.origin]
+        return self.encoder.measured[need].to(self.device)[self.encoder.origin]
 
     def attention(self, asked: AttentionSource) -> Attention:
         """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
@@ -197,7 +167,7 @@ class LayerTokens:
         Raises:
             FoveateError: the method did not declare that it asks the previous layer (`needs_previous_attention`).
         """
-        return self.ask(asked)
+        return self.model.ask(asked)
 
     def activations(self) -> tuple[Tensor, Tensor]:
         """Activations (N, F) of the image's tokens in the MLP that has just run, and the sentence's core neurons (c,).
@@ -205,9 +175,9 @@ class LayerTokens:
         Raises:
             FoveateError: the method is no `NeuronMethod`.
         """
-        if self.neurons is None:
+        if self.model.neurons is None:
             raise FoveateError("activations are there for methods that are NeuronMethods.")
-        return self.neurons()
+        return self.model.neurons()
 
 
 def _of_places(found: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,9 @@ from foveate.core.in_decoder import DecoderMethod
 
 @dataclass(frozen=True)
 class NeuronMethod(DecoderMethod):
-    """A method that reads the activations of the MLP in the layer before the one where it acts (`LayerTokens.neurons`).
+    """A method that reads activations of the MLP in the layer before the one where it acts.
+
+    It gets them from `LayerTokens.activations`.
 
     From that layer on every MLP keeps the core neurons of a prompt with images, and text that is written after it is
     worked out with these alone: their rows and columns of the weights are copied once for a prompt.

@@ -86,7 +86,7 @@ class Trained:
                 Refusal(
                     "needs-weights",
                     f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
-                    f"`foveate train-method {self.name}` wrote, or one that stands beside the model's weights as {here}",
+                    f"`foveate train-method {self.name}` wrote, or one beside the model's weights as {here}",
                 )
             )
 

@@ -1,6 +1,6 @@
 """Operations and cache of one image and one prompt, by closed formulas.
 
-Counted are matrix products and attention, as `torch.utils.flop_counter` does (see `foveate.benchmark.flops`). What a
+Counted are matrix products and attention, as `torch.utils.flop_counter` does (see `foveate.cost.flops`). What a
 method spends on choosing is not in it: for most it is far below a per cent, and `foveate bench speed` measures it.
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from foveate.benchmark import flops
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
+from foveate.cost import flops
 from foveate.cost.schedule import Run
 from foveate.cost.shapes import Model, Text, Vision
 

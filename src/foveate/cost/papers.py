@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from foveate.benchmark import flops
 from foveate.core.plan import Plan
 from foveate.core.tokens import Grid
+from foveate.cost import flops
 from foveate.cost.cost import Convention, Cost, cost, encoder
 from foveate.cost.models import RELEASED
 from foveate.cost.schedule import Run, tokens_per_layer

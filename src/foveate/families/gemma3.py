@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from foveate import compat
 from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, pool
 from foveate.families.llava import encoder_layers
-from foveate.runtime import compat
 
 
 class Gemma3(Family):

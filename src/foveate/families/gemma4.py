@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate import compat
 from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, frame_crops, shrink_patches
 from foveate.families.llava import encoder_layers
-from foveate.runtime import compat
 
 
 class Gemma4(Family):

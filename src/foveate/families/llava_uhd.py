@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, shrink_patches
-from foveate.models.vit_uhd.attention import window_order
-from foveate.models.vit_uhd.layout import Layout
 
 
 class LlavaUHD(Family):
@@ -59,17 +57,6 @@ class LlavaUHD(Family):
         ]
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
-        """Back from the order of the tower, then the means of the stages that were still to come.
-
-        The tower runs images of equal size next to each other, and where it has windows, window by window.
-        """
-        config = core.config.vision_config
-        layout = Layout.from_grids(call["grid_hws"], len(call["pixel_values"]), config.num_stages)
-        while layout.num_tokens > len(values):
-            layout = layout.merged()
-        if config.window_size is not None:
-            order, _ = window_order(layout, config.window_size)
-            values = values[order.argsort().to(values.device)]
-        for _ in range(layout.merges, config.num_stages):
-            values, layout = layout.windows(values).mean(dim=1), layout.merged()
-        return list(layout.unpack(values).split(self.counts(output)))
+        """Back from the order of the tower, then the means of the stages that were still to come."""
+        tokens = core.vision_tower.spread(values, call["grid_hws"], len(call["pixel_values"]))
+        return list(tokens.split(self.counts(output)))

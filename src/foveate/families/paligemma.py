@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
+from foveate import compat
 from foveate.families.llava import Llava
-from foveate.runtime import compat
 
 
 class PaliGemma(Llava):

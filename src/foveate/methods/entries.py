@@ -1,6 +1,6 @@
 """Entries of the gallery: what a method is and on which families it runs, as plain values.
 
-Nothing here imports torch, so that `foveate methods` prints at once. `foveate.methods.gallery` computes the entries
+Nothing here imports torch, so that `foveate methods` prints at once. `foveate.gallery` computes the entries
 from the classes; `index.json` beside this file holds those of this package, written by `docs/generate.py`.
 """
 

@@ -45,7 +45,7 @@ _PROMPT = ("instruction", "text_feature", "first_layer_attention")
 @cache
 def entries() -> dict[str, Any]:
     """Every registered method's entry of the gallery by name."""
-    from foveate.methods.gallery import gallery
+    from foveate.gallery import gallery
 
     return {entry.name: entry for entry in gallery()}
 

@@ -17,16 +17,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from foveate import compat
+from foveate.core import sequence
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, family_of
-from foveate.runtime import compat, heads, sequence
+from foveate.kv_cache.nbytes import bytes_of
+from foveate.runtime import heads
 from foveate.runtime.attention_functions import expect
 from foveate.runtime.candidates import AfterPrompt
 from foveate.runtime.decoder_hooks import DecoderHooks
 from foveate.runtime.encoding import Encoded, Encoder
-from foveate.runtime.kv_cache.nbytes import bytes_of
 from foveate.runtime.llm_input import LLMInputHook
 from foveate.runtime.outputs import Call, named
 from foveate.runtime.patches import Patches, Uncopied

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.models.vit_uhd.attention import eager_attention
-from foveate.runtime import compat
+from foveate import compat
+from foveate.core.attention import eager_attention, may_attend
 from foveate.runtime.patches import Patches
 
 #: What our attention function is called in a config; the rest of the name is the one that stands behind it.
@@ -82,9 +82,7 @@ class Call:
         batch, length, total = len(self.query), self.query.shape[2], self.key.shape[2]
         mask = self.mask
         if mask is not None and mask.ndim == 4:
-            seen = mask[:, 0, :, :total]
-            seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
-            return seen.expand(batch, length, total)
+            return may_attend(mask[:, 0, :, :total]).expand(batch, length, total)
         place = torch.arange(total, device=self.query.device)
         own = place[total - length :, None]
         seen = place <= own

@@ -1,4 +1,4 @@
-"""The seam inside attention: methods that change what is attended to stand around the function that attends.
+"""Hooks for methods that change what is attended to: they stand around the function that attends.
 
 How they come to stand there is told in `foveate.runtime.attention_functions`.
 """
@@ -8,23 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import compat
+from foveate.core.attention import may_attend
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionInputs, AttentionMethod, MaskMethod, SparseMethod
 from foveate.core.plan import Step
-from foveate.runtime import compat
+from foveate.kv_cache import MixedLayer
 from foveate.runtime.attention_functions import Call, stand_around
-from foveate.runtime.kv_cache import MixedLayer
+from foveate.runtime.forward_state import CurrentCalls, LLMForwardState
 from foveate.runtime.patches import Patches
-
-if TYPE_CHECKING:
-    from foveate.runtime.decoder_hooks import DecoderHooks
-    from foveate.runtime.forward_state import LLMForwardState
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:
@@ -55,12 +53,12 @@ class AttentionHooks:
     """Stands around the attention of layers, while attached.
 
     Args:
-        layers: The seam between the layers, which knows the sequence of each.
+        calls: The calls of the language model, which know the sequence of each layer.
         steps: Steps with an `AttentionMethod`, by layer.
     """
 
-    def __init__(self, layers: DecoderHooks, steps: dict[int, Step]) -> None:
-        self.layers = layers
+    def __init__(self, calls: CurrentCalls, steps: dict[int, Step]) -> None:
+        self.calls = calls
         self.steps = steps
         self._local = local()
 
@@ -68,13 +66,13 @@ class AttentionHooks:
         """Install everything, until `patches` are undone."""
         for number, step in self.steps.items():
             # Not on the layer: where it runs again for its gradient, only the hooks of what is in it do.
-            attention = self.layers.text.layers[number].self_attn
+            attention = self.calls.text.layers[number].self_attn
             patches.before(attention, partial(self._begin, number), with_kwargs=True)
             patches.after(attention, self._end, always_call=True)
             stand_around(patches, attention, partial(self._attend, number, step.method))
 
     def _begin(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        found = self._local.found = self.layers.pass_of(kwargs)
+        found = self._local.found = self.calls.pass_of(kwargs)
         self._local.apart = None
         if found is None or found.cache is None or found.images or number >= len(found.cache.layers):
             return
@@ -105,7 +103,7 @@ class AttentionHooks:
 
     def _keys(self, number: int, found: LLMForwardState) -> Keys:
         """What all keys of a layer are, had it no window and no room."""
-        held, short = found.remembered(self.layers.segment(number)), self.layers.short(number, found)
+        held, short = found.remembered(self.calls.segment(number)), self.calls.short(number, found)
         before = torch.zeros_like(held, dtype=torch.bool)
         if found.kept is not None and held.shape[1]:
             before = found.kept.visual.gather(1, held.clamp(min=0)) & (held >= 0)
@@ -120,7 +118,7 @@ class AttentionHooks:
     def _looking(
         self, number: int, row: int, query: Tensor, key: Tensor, scaling: float, allowed: Tensor, keys: Keys
     ) -> AttentionInputs:
-        layers = len(self.layers.text.layers)
+        layers = len(self.calls.text.layers)
         visual, text = keys.visual[row], keys.text[row]
         return AttentionInputs(query[row], key[row], scaling, allowed[row], visual, text, number, layers)
 
@@ -128,7 +126,7 @@ class AttentionHooks:
         self, number: int, row: int, found: LLMForwardState, looking: AttentionInputs
     ) -> list[tuple[Any, AttentionInputs]]:
         """The samples of a row, each as if it stood alone: its places (n,), all of them where the row is one."""
-        samples = found.samples(row, self.layers.short(number, found).columns[row])
+        samples = found.samples(row, self.calls.short(number, found).columns[row])
         if samples is None:
             return [(slice(None), looking)]
         own = []
@@ -170,8 +168,7 @@ class AttentionHooks:
         total, seen = layer.get_seq_length(), None
         if call.mask is not None:
             mask = call.mask[:, 0, -1, :total] if call.mask.ndim == 4 else call.mask[:, -total:]
-            seen = mask > torch.finfo(mask.dtype).min / 2 if mask.dtype.is_floating_point else mask > 0
-            seen = seen.expand(len(call.query), -1)
+            seen = may_attend(mask).expand(len(call.query), -1)
         plain = all(call.options.get(name) is None for name in ("sliding_window", "softcap", "s_aux"))
         output = layer.attend(call.query, call.scaling, seen) if plain else None
         if output is not None:

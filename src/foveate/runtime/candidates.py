@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.runtime.cache_view import kept_of
-from foveate.runtime.kv_cache import MixedLayer
+from foveate.kv_cache import MixedLayer
+from foveate.kv_cache.cache_view import kept_of
 
 
 class AfterPrompt:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from foveate import compat
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionInputs
 from foveate.families import family_of
 from foveate.methods.decoding.vasparse import VASparse
-from foveate.runtime import compat
 from foveate.runtime.attach import _unwrapped
 from foveate.runtime.attention_functions import Call, stand_around
 from foveate.runtime.patches import Patches, Uncopied
@@ -161,12 +161,14 @@ class Contrasting(Uncopied):
         looking = AttentionInputs(
             call.query[0], call.key[0], call.scaling, allowed, visual, ~visual, number, len(self.text.layers)
         )
-        rows = looking.rows(torch.arange(count, device=visual.device))
-        before = writing.mass.get(number, rows.new_zeros(0))
-        mass = writing.mass[number] = torch.cat([before, rows[:, visual].sum(dim=1)])
+        masses, paid = [writing.mass[number]] if number in writing.mass else [], None
+        for _, paid in looking.blocks(torch.arange(count, device=visual.device)):
+            masses.append(paid[:, visual].sum(dim=1))
+        assert paid is not None  # a call has one token at least
+        mass = writing.mass[number] = torch.cat(masses)
         if len(mass) != total:
             raise FoveateError("vasparse needs a cache that holds the whole conversation and nothing else.")
-        scores = self.settings.scores(rows[-1], mass, allowed[-1])
+        scores = self.settings.scores(paid[-1], mass, allowed[-1])
         if number < self.settings.exit_layer:
             left = self.settings.left(scores, visual)
             left = left[left < total - 1]  # the branch brings the last token itself

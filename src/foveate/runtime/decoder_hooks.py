@@ -1,4 +1,4 @@
-"""The seam inside the language model: between two layers the sequence gets shorter once more.
+"""Hooks that shorten the sequence between the layers of a language model.
 
 Hooks before the decoder layers hand each layer what is left: hidden states, rotary positions and the columns of the
 mask. A cache then holds fewer entries in later layers; which, is noted beside it by *segment*, the layers from one
@@ -11,51 +11,35 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from threading import local
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import compat
+from foveate.core import sequence
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionMethod
-from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
+from foveate.core.in_decoder import AttentionSource, EncoderResults, LayerTokens, ModelAccess, PromptStates
 from foveate.core.in_mlp import NeuronMethod
 from foveate.core.plan import Plan, Step
+from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import EncoderSpec, Selection
-from foveate.runtime import compat, sequence
+from foveate.families.text_models import TEXT_TYPES
 from foveate.runtime.attention_functions import expect, watch
 from foveate.runtime.attention_hooks import AttentionHooks
 from foveate.runtime.first_layer_attention import check_at_hand, rotated
-from foveate.runtime.forward_state import ImageSpan, LayerSequence, LLMForwardState, OfPositions
+from foveate.runtime.forward_state import CurrentCalls, ImageSpan, LayerSequence, LLMForwardState
 from foveate.runtime.mlp_hooks import MLPHooks
 from foveate.runtime.multi_position_rope import carry
 from foveate.runtime.patches import Patches
 from foveate.runtime.report import LayerReport
-from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import edges_of
-
-#: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and
-#: a cache, and attention in every layer.
-TEXT_TYPES = (
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "glm4v_text",
-    "llama",
-    "ministral3",
-    "mistral",
-    "qwen2",
-    "qwen2_vl_text",
-    "qwen2_5_vl_text",
-    "qwen3",
-    "qwen3_vl_text",
-)
 
 
 class DecoderHooks:
@@ -109,11 +93,10 @@ class DecoderHooks:
                     )
         self.steps = dict(sorted(self.steps.items()))
         asking = {layer: step.method for layer, step in self.steps.items() if isinstance(step.method, NeuronMethod)}
-        self._neurons = MLPHooks(self, asking)
-        self._changed = AttentionHooks(self, dict(sorted(changed.items())))
+        self.calls = CurrentCalls(text, tuple(self.steps))
+        self._neurons = MLPHooks(self.calls, asking)
+        self._changed = AttentionHooks(self.calls, dict(sorted(changed.items())))
         self.contiguous = contiguous
-        self._local = local()
-        self._passes: OfPositions[LLMForwardState] = OfPositions()
         rotary = text.rotary_emb.forward
         self._by_type = "layer_type" in inspect.signature(rotary).parameters
 
@@ -122,7 +105,7 @@ class DecoderHooks:
         self._changed.attach(patches)  # first, so that what watches a layer sees it whole
         self._neurons.attach(patches)
         for number, layer in enumerate(self.text.layers):
-            segment = self.segment(number)
+            segment = self.calls.segment(number)
             if segment is not None:
                 patches.before(layer, self._before(number, segment), with_kwargs=True)
         for number, step in self.steps.items():
@@ -132,16 +115,6 @@ class DecoderHooks:
         if hasattr(self.text, compat.DEEPSTACK):
             patches.wrap(self.text, compat.DEEPSTACK, self._deepstack)
 
-    @contextmanager
-    def passing(self, found: LLMForwardState) -> Generator[None]:
-        """Inside this context this thread's call of the language model is `found`."""
-        before = self.current
-        self._local.found = found
-        try:
-            yield
-        finally:
-            self._local.found = before
-
     # Hooks
 
     def _before(self, number: int, segment: int) -> Callable[..., Any]:
@@ -149,7 +122,7 @@ class DecoderHooks:
         before = max(earlier, default=None)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            found = self.pass_of(kwargs)
+            found = self.calls.pass_of(kwargs)
             if found is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
@@ -176,33 +149,9 @@ class DecoderHooks:
 
         return hook
 
-    def segment(self, number: int) -> int | None:
-        """The first layer of the segment that a layer belongs to; None before anything got shorter."""
-        return max((first for first in self.steps if first <= number), default=None)
-
-    def short(self, number: int, found: LLMForwardState) -> LayerSequence:
-        """The sequence of a layer."""
-        segment = self.segment(number)
-        return found.whole if segment is None else found.shorts[segment]
-
-    @property
-    def current(self) -> LLMForwardState | None:
-        """This thread's call of the language model, where one is under way."""
-        return getattr(self._local, "found", None)
-
-    def pass_of(self, kwargs: dict[str, Any]) -> LLMForwardState | None:
-        """The call of the language model that a layer with these arguments is a part of."""
-        cosine = kwargs["position_embeddings"][0]
-        found = self.current
-        if found is None:
-            return self._passes.of(cosine)
-        if found.learns:
-            self._passes.remember(cosine, found)
-        return found
-
     def _observer(self, layer: int) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
-            found = self.current
+            found = self.calls.current
             if found is not None and found.images:
                 scaling = options.get("scaling")
                 scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
@@ -212,7 +161,7 @@ class DecoderHooks:
 
     def _deepstack(self, process: Callable[..., Tensor], hidden: Tensor, visual: Tensor, plane: Tensor) -> Tensor:
         """Planes that are added after the first layers follow the images that are left there."""
-        found = self.current
+        found = self.calls.current
         if found is not None:
             for segment in sorted(found.shorts):
                 short = found.shorts[segment]
@@ -318,27 +267,27 @@ class DecoderHooks:
             )
         else:
             text = text.nonzero().flatten()
+        neurons = None
+        if isinstance(step.method, NeuronMethod):
+            neurons = partial(self._activations, number, image, found, place)
         tokens = LayerTokens(
-            hidden[row, image.places],
-            sequence_,
-            places,
-            text,
-            asking,
-            number,
-            len(self.text.layers),
-            len(before),
-            image.origin,
-            image.measured,
-            image.separators,
-            self.tower,
-            partial(ask, place),
-            entered,
-            columns,
-            whole,
-            self.text.norm,
-            partial(self._activations, number, image, found, place) if isinstance(step.method, NeuronMethod) else None,
-            image.crops,
-            self.text.training and found.asking is not None,
+            features=hidden[row, image.places],
+            places=places,
+            layer=number,
+            num_layers=len(self.text.layers),
+            number=len(before),
+            learning=self.text.training and found.asking is not None,
+            prompt=PromptStates(
+                hidden=sequence_, text=text, asking=asking, entered=entered, columns=columns, image=whole
+            ),
+            encoder=EncoderResults(
+                tower=self.tower,
+                origin=image.origin,
+                measured=image.measured,
+                separators=image.separators,
+                layout=image.crops,
+            ),
+            model=ModelAccess(ask=partial(ask, place), norm=self.text.norm, neurons=neurons),
         )
         start = time.perf_counter()
         selection = found.decided.get((image.number, number))
@@ -347,7 +296,7 @@ class DecoderHooks:
             found.decided[image.number, number] = selection
         spent = 1000 * (time.perf_counter() - start)
         report = LayerReport(
-            str(step), number, len(tokens), len(selection), spent, tokens.origin[selection.indices].cpu()
+            str(step), number, len(tokens), len(selection), spent, image.origin[selection.indices].cpu()
         )
         found.reports.setdefault(image.number, []).append(report)
         return selection
@@ -417,7 +366,7 @@ class DecoderHooks:
         cached = found.cache.layers[number] if found.cache is not None and number < len(found.cache.layers) else None
         room = getattr(cached, "max_cache_len", None)
         window = getattr(self.text.layers[number].self_attn, "sliding_window", None)
-        if room is not None and window is not None and self.segment(number) is not None:
+        if room is not None and window is not None and self.calls.segment(number) is not None:
             raise FoveateError(
                 f"{self.plan} shortens layer {number}, which looks back {window} tokens; a static cache cannot hold "
                 "less in such a layer: use a dynamic one."
@@ -440,7 +389,7 @@ class DecoderHooks:
         self, number: int, hidden: Tensor, found: LLMForwardState, short: LayerSequence, rotation: Any
     ) -> Any:
         """Rotary positions of the short sequence."""
-        segment = self.segment(number)
+        segment = self.calls.segment(number)
         if segment is None:
             return rotation
         contiguous = self.steps[segment].method.positions == "contiguous"
@@ -491,7 +440,7 @@ class DecoderHooks:
             window: Tokens that the layer looks back at most, itself included; None: all.
             room: Entries that a cache of fixed size has; None: it grows.
         """
-        held = found.remembered(self.segment(number))
+        held = found.remembered(self.calls.segment(number))
         if window is not None:
             held = held[:, max(held.shape[1] - window + 1, 0) :]  # a window forgets
         keys = torch.cat([held, found.with_past(columns)], dim=1)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.runtime import compat
 from foveate.runtime.attention_functions import watched
 
 
@@ -94,24 +94,3 @@ def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tens
         except TypeError as error:
             raise FoveateError(f"{type(attention).__name__} cannot be asked what it looks at: {error}") from error
     raise FoveateError(f"{type(attention).__name__} does not look at anything.")
-
-
-def text_to_visual(
-    query: Tensor, key: Tensor, scaling: float, rows: Tensor, columns: Tensor, seen: Tensor | None
-) -> Tensor:
-    """Attention of text on visual tokens, mean over heads and text: (N,) float32.
-
-    Args:
-        query: (H, L, d) of one sequence.
-        key: (H', L, d).
-        scaling: Factor of the logits.
-        rows: (T,) the positions of the text.
-        columns: (N,) the positions of the visual tokens.
-        seen: (L,) 0 for padding and for other samples; or (T, L) bool, what each row of text may see.
-    """
-    key = key if len(key) == len(query) else key.repeat_interleave(len(query) // len(key), dim=0)
-    logits = (query[:, rows] @ key.transpose(-1, -2)).float() * scaling
-    hidden = torch.arange(logits.shape[-1], device=rows.device) > rows[:, None]
-    if seen is not None:
-        hidden = (seen == 0) if seen.ndim == 2 else hidden | (seen == 0)
-    return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)[:, :, columns].mean(dim=(0, 1))

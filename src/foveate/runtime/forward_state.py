@@ -7,20 +7,22 @@ position of the shorter sequence is, -1 for padding on the left of rows that los
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from threading import local
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from foveate.core import sequence
+from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import Crop, Need
 from foveate.families import ImageLayout
-from foveate.runtime import sequence
-from foveate.runtime.cache_view import PrunedCacheState
+from foveate.kv_cache.cache_view import PrunedCacheState
 from foveate.runtime.report import LayerReport
-from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import company
 
 _T = TypeVar("_T")
@@ -215,3 +217,52 @@ class LLMForwardState:
     def with_past(self, columns: Tensor) -> Tensor:
         """New columns counted with those before them."""
         return torch.where(columns < 0, -1, columns + self.past)
+
+
+class CurrentCalls:
+    """The calls of a language model that are under way, and the sequence that each of its layers has in them.
+
+    Args:
+        text: The language model.
+        firsts: The layers before which the sequence gets shorter, ascending.
+    """
+
+    def __init__(self, text: Any, firsts: tuple[int, ...]) -> None:
+        self.text = text
+        self.firsts = firsts
+        self._local = local()
+        self._known: OfPositions[LLMForwardState] = OfPositions()
+
+    @contextmanager
+    def passing(self, found: LLMForwardState) -> Generator[None]:
+        """Inside this context this thread's call of the language model is `found`."""
+        before = self.current
+        self._local.found = found
+        try:
+            yield
+        finally:
+            self._local.found = before
+
+    @property
+    def current(self) -> LLMForwardState | None:
+        """This thread's call of the language model, where one is under way."""
+        return getattr(self._local, "found", None)
+
+    def pass_of(self, kwargs: dict[str, Any]) -> LLMForwardState | None:
+        """The call of the language model that a layer with these arguments is a part of."""
+        cosine = kwargs["position_embeddings"][0]
+        found = self.current
+        if found is None:
+            return self._known.of(cosine)
+        if found.learns:
+            self._known.remember(cosine, found)
+        return found
+
+    def segment(self, number: int) -> int | None:
+        """The first layer of the segment that a layer belongs to; None before anything got shorter."""
+        return max((first for first in self.firsts if first <= number), default=None)
+
+    def short(self, number: int, found: LLMForwardState) -> LayerSequence:
+        """The sequence of a layer."""
+        segment = self.segment(number)
+        return found.whole if segment is None else found.shorts[segment]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.runtime import sequence
+from foveate.core import sequence
 
 
 def is_head(model: Any, core: nn.Module) -> bool:

@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
+from foveate import compat
+from foveate.core import sequence
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.core.sequence import PlacedSelection, PrunedSequence
 from foveate.core.unmerging import sequence_groups
 from foveate.families import Family
-from foveate.runtime import compat, sequence
-from foveate.runtime.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
+from foveate.kv_cache.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
 from foveate.runtime.decoder_hooks import DecoderHooks
 from foveate.runtime.forward_state import ImageSpan, LLMForwardState
 from foveate.runtime.multi_position_rope import Carrying, carried_ids
 from foveate.runtime.patches import Patches
 from foveate.runtime.report import ImageReport
 from foveate.runtime.select_tokens import ForwardContext
-from foveate.runtime.sequence import PlacedSelection, PrunedSequence
 from foveate.runtime.sight import EDGES, Sight, apart, edges_of, packed_positions, shorten_masks, sight_of
 from foveate.runtime.virtual_unmerging import VirtualUnmerging
 
@@ -155,7 +156,7 @@ class LLMInputHook:
         with (
             physical_length(cache),
             self.carried.carrying(self._carried(short, chosen, frame, kwargs)),
-            nullcontext() if self.layers is None else self.layers.passing(found),
+            nullcontext() if self.layers is None else self.layers.calls.passing(found),
         ):
             output = original(**kwargs)
         layers = {}

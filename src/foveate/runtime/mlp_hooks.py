@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core import sequence
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_mlp import NeuronMethod
-from foveate.runtime import sequence
+from foveate.runtime.forward_state import CurrentCalls, LLMForwardState
 from foveate.runtime.patches import Patches
-
-if TYPE_CHECKING:
-    from foveate.runtime.decoder_hooks import DecoderHooks
-    from foveate.runtime.forward_state import LLMForwardState
 
 
 class Sliced:
@@ -88,17 +85,17 @@ class MLPHooks:
     """Asks the MLPs of a language model and slices them, while attached.
 
     Args:
-        layers: The seam between the layers, which knows the sequence of each.
+        calls: The calls of the language model, which know the sequence of each layer.
         methods: By the layer before which they choose tokens.
     """
 
-    def __init__(self, layers: DecoderHooks, methods: dict[int, NeuronMethod]) -> None:
-        self.layers = layers
+    def __init__(self, calls: CurrentCalls, methods: dict[int, NeuronMethod]) -> None:
+        self.calls = calls
         self.methods = methods
 
     def attach(self, patches: Patches) -> None:
         """Install everything, until `patches` are undone."""
-        for number, layer in enumerate(self.layers.text.layers):
+        for number, layer in enumerate(self.calls.text.layers):
             method = next((self.methods[at] for at in sorted(self.methods, reverse=True) if at - 1 <= number), None)
             if method is None:
                 continue
@@ -135,7 +132,7 @@ class MLPHooks:
         """Core neurons of a row at a layer, as they were decided for the prompt."""
         before = found.decided.get((-1 - row, -1 - number))
         if before is None:
-            columns = self.layers.short(number, found).columns
+            columns = self.calls.short(number, found).columns
             real = sequence.gather_mask(found.seen[:, found.past :], columns)[row] > 0
             with torch.no_grad():
                 before = method.core(activations[row, real]), activations.shape[1]
@@ -144,7 +141,7 @@ class MLPHooks:
 
     def _asked(self, number: int, method: NeuronMethod, module: nn.Module, args: tuple[Tensor, ...]) -> Any:
         """What enters the last matrix: looked at where a prompt is read, masked where text is written."""
-        found, (inner,) = self.layers.current, args
+        found, (inner,) = self.calls.current, args
         if found is None:
             return None
         if not found.images:
@@ -178,7 +175,7 @@ class MLPHooks:
         return found.kept.neurons.get(number)
 
     def _forward(self, number: int, mlp: Any, original: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        found = self.layers.current
+        found = self.calls.current
         held = None if found is None else self._held(number, found, hidden)
         if held is None or not sliceable(mlp):
             return original(hidden)

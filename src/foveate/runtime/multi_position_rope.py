@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
+from foveate.core.sequence import PlacedSelection
 from foveate.methods.pre_llm.ppe import rotary_members
 from foveate.runtime.patches import Patches
-from foveate.runtime.sequence import PlacedSelection
 
 
 def carried_ids(short: Tensor, long: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]) -> list[Tensor]:
@@ -28,7 +28,7 @@ def carried_ids(short: Tensor, long: Tensor, columns: Tensor, chosen: Sequence[P
     Args:
         short: (B, P) or (axes, B, P), the ordinary ids.
         long: (B, L), (1, L) or (axes, B, L), those of the long sequence.
-        columns: (B, P), see `foveate.runtime.sequence`.
+        columns: (B, P), see `foveate.core.sequence`.
         chosen: What stays; images without `positions` carry their own alone.
     """
     given = [(image, image.selection.positions) for image in chosen]

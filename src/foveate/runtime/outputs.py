@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from foveate.runtime import sequence
+from foveate.core import sequence
 
 if TYPE_CHECKING:
     from foveate.runtime.llm_input import Read

@@ -11,18 +11,18 @@ import itertools
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foveate.core.attention import attention_logits, attention_weights, may_attend, weight_blocks
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Need
 from foveate.runtime.attention_functions import watch
 from foveate.runtime.patches import Patches
 
-#: Entries of the largest block of attention that exists at a time.
-_BLOCK = 2**23
 #: Kinds that are computed from queries and keys; the others are outputs of blocks.
 OF_ATTENTION = ("cls_attention", "cls_logits", "received", "hub_attention", "keys")
 OF_OUTPUT = ("features", "cls_feature")
@@ -136,28 +136,21 @@ def measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scaling
         return hub_attention(query, key, mask, scaling, need.threshold)
     if need.kind == "received" or not has_cls:
         return received_attention(query, key, mask, scaling)
-    logits = (query[:, :, :1] @ _heads(key, query).transpose(-1, -2)).float() * scaling
     if need.kind == "cls_logits":
-        return logits[:, :, 0].mean(dim=1)
-    return _masked(logits, mask, 0, 1).softmax(dim=-1)[:, :, 0].mean(dim=1)
+        return attention_logits(query[:, :, :1], key, scaling)[:, :, 0].mean(dim=1)
+    row = _rows_of(mask, torch.zeros(1, dtype=torch.int64, device=query.device))
+    return attention_weights(query[:, :, :1], key, scaling, row)[:, :, 0].mean(dim=1)
 
 
-def _heads(key: Tensor, query: Tensor) -> Tensor:
-    """Keys repeated for the queries that share them (grouped-query attention)."""
-    return key if key.shape[1] == query.shape[1] else key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-
-
-def _masked(logits: Tensor, mask: Tensor | None, start: int, stop: int) -> Tensor:
-    if mask is None:
-        return logits
-    rows = mask if mask.shape[-2] == 1 else mask[:, :, start:stop]
-    return logits.masked_fill(~rows, -torch.inf) if rows.dtype == torch.bool else logits + rows.float()
+def _rows_of(mask: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The rows of a mask that are those of some queries; a mask with one row is that of all."""
+    return mask if mask is None or mask.shape[-2] == 1 else mask[:, :, rows]
 
 
 def _present(mask: Tensor) -> Tensor:
     """Tokens (B, N) that may see themselves: all but padding."""
     own = mask[..., 0, :] if mask.shape[-2] == 1 else mask.diagonal(dim1=-2, dim2=-1)
-    return (own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2).any(dim=1)
+    return may_attend(own).any(dim=1)
 
 
 def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -174,20 +167,18 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling:
     Returns:
         (B, N) float32.
     """
-    keys = _heads(key, query).transpose(-1, -2)
     batch, heads, count, _ = query.shape
-    step = max(1, _BLOCK // max(batch * heads * count, 1))
     total = torch.zeros(batch, count, dtype=torch.float32, device=query.device)
-    seen = torch.zeros_like(total) if mask is not None else None
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        weights = _masked((query[:, :, start:stop] @ keys).float() * scaling, mask, start, stop).softmax(dim=-1)
-        if seen is not None and mask is not None:
+    present = None if mask is None else _present(mask)
+    seen = torch.zeros_like(total)
+    rows = torch.arange(count, device=query.device)
+    for some, weights in weight_blocks(query, key, scaling, rows, partial(_rows_of, mask)):
+        if present is not None:
             # Rows of padding, which nobody may see, ask nothing; some towers let them.
-            weights = weights.nan_to_num() * _present(mask)[:, None, start:stop, None]
+            weights = weights.nan_to_num() * present[:, None, some, None]
             seen += (weights > 0).any(dim=1).sum(dim=1)
         total += weights.sum(dim=(1, 2)) / heads
-    return total / count if seen is None else total / seen.clamp(min=1)
+    return total / count if mask is None else total / seen.clamp(min=1)
 
 
 def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, threshold: float) -> Tensor:
@@ -207,11 +198,8 @@ def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: floa
         (B, N) float32.
     """
     received = received_attention(query, key, mask, scaling)
-    heads, count = query.shape[1:3]
-    step = max(1, _BLOCK // max(heads * count, 1))
-    found = []
+    heads, found = query.shape[1], []
     for number, own in enumerate(received):
-        keys = _heads(key[number : number + 1], query).transpose(-1, -2)
         seen = None if mask is None else mask[number % len(mask)][None]
         present = torch.ones_like(own, dtype=torch.bool) if seen is None else _present(seen)[0]
         if seen is not None and seen.shape[-2] > 1:  # several images in one sequence, each sees itself
@@ -225,10 +213,9 @@ def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: floa
         hubs = hubs.index_fill(0, best, True)
         total = torch.zeros_like(own)
         rows = hubs.nonzero().flatten()
-        for some in rows.split(step):
-            logits = (query[number : number + 1, :, some] @ keys).float() * scaling
-            own_mask = seen if seen is None or seen.shape[-2] == 1 else seen[:, :, some]
-            total += _masked(logits, own_mask, 0, len(some)).softmax(dim=-1).sum(dim=(0, 1, 2)) / heads
+        one = slice(number, number + 1)
+        for _, weights in weight_blocks(query[one], key[one], scaling, rows, partial(_rows_of, seen)):
+            total += weights.sum(dim=(0, 1, 2)) / heads
         watching = together[rows].sum(dim=0) if len(together) > 1 else torch.tensor(len(rows), device=own.device)
         found.append(total / watching.clamp(min=1))
     return torch.stack(found)
@@ -236,4 +223,4 @@ def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: floa
 
 def _visible(mask: Tensor) -> Tensor:
     """(N, N) which tokens may see which, from the mask (1, H, N, N) of one sequence."""
-    return (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2)[0].any(dim=0)
+    return may_attend(mask)[0].any(dim=0)

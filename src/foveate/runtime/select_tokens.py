@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.families import Family
 from foveate.runtime.encoding import Encoded
-from foveate.runtime.first_layer_attention import queries_and_keys, text_to_visual
+from foveate.runtime.first_layer_attention import queries_and_keys
 from foveate.runtime.report import ImageReport, StepReport
-from foveate.runtime.sequence import PlacedSelection
 from foveate.runtime.sight import Sight
 from foveate.runtime.words import Words
 
@@ -264,14 +265,17 @@ class TokenSelector:
         if not len(rows):
             rows = _after(self._text(frame, row, columns, embeds.shape[1]), columns).nonzero().flatten()
             note = "the question stands before the image, which it cannot look at: all text after the image is asked"
-        own, sight = None, frame.sight
-        if sight is not None:
-            own = sight.seen[row, -embeds.shape[1] :].to(embeds.device) > 0
+        if not len(rows):
+            raise FoveateError(f"{self.plan} asks what text looks at in an image, and the prompt has no text.")
+        attention, sight = Attention(query[0], key[0], scaling), frame.sight
+        if sight is not None and sight.blocks is None and sight.allowed is not None:
+            attention = replace(attention, allowed=sight.allowed[row][:, -embeds.shape[1] :])
+        elif sight is not None:
+            seen = sight.seen[row, -embeds.shape[1] :].to(embeds.device) > 0
             if sight.blocks is not None:
-                own = own & sight.blocks[row].eq(sight.blocks[row, columns[0]])
-            elif sight.allowed is not None:
-                own = sight.allowed[row, rows][:, -embeds.shape[1] :]
-        return text_to_visual(query[0], key[0], scaling, rows, columns, own), note
+                seen = seen & sight.blocks[row].eq(sight.blocks[row, columns[0]])
+            attention = replace(attention, seen=seen)
+        return attention.attention_received(rows, columns), note
 
 
 def _after(text: Tensor, columns: Tensor) -> Tensor:

@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
+from foveate import compat
+from foveate.core import sequence
+from foveate.core.attention import may_attend
 from foveate.core.errors import FoveateError
 from foveate.families import Family
-from foveate.runtime import compat, sequence
 
 #: What says where samples begin, in calls of models with flash attention.
 EDGES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -237,16 +239,9 @@ def _pairs(mask: Tensor | None, batch: int, length: int, past: int) -> Tensor:
         return own.expand(batch, -1, -1)
     if mask.shape[2] != length:
         raise FoveateError(f"an attention mask of shape {tuple(mask.shape)} is not one for {length} new tokens.")
-    own = visible(mask).any(dim=1).expand(batch, -1, -1)  # of some head
+    own = may_attend(mask).any(dim=1).expand(batch, -1, -1)  # of some head
     missing = total - own.shape[2]  # a window has forgotten what came first; a static cache has room behind
     return F.pad(own, (missing, 0)) if missing > 0 else own[:, :, :total]
-
-
-def visible(mask: Tensor) -> Tensor:
-    """A mask, bool or added, as bool."""
-    if mask.dtype == torch.bool:
-        return mask
-    return mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask > 0
 
 
 def _tells_padding(forms: Mapping[str, Any]) -> bool:

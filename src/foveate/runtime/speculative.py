@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from foveate import compat
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import SparseMethod
 from foveate.core.in_mlp import NeuronMethod
 from foveate.families import Family, family_of
-from foveate.methods.decoding.draft import Drafter, Session, Target, load_draft
+from foveate.methods.decoding.draft import Drafter, Session, Target
+from foveate.methods.decoding.kinds import load_draft
 from foveate.methods.decoding.tree import Shape, Tree
-from foveate.runtime import compat
 from foveate.runtime.attach import Handle, _unwrapped, handle_of
 from foveate.runtime.patches import Patches, Uncopied
 from foveate.runtime.select_tokens import MODALITIES

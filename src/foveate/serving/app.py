@@ -21,12 +21,13 @@ from starlette.types import ASGIApp
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.serving import description, protocol
-from foveate.serving.engine import Answers, Job, Result, usage_of
+from foveate.serving.engine import Answers, Job
 from foveate.serving.fields import FieldError
 from foveate.serving.guard import Guard
 from foveate.serving.limits import BusyError, EngineDeadError, Held, Share
 from foveate.serving.protocol import ChatRequest
 from foveate.serving.replies import Writer, error_body
+from foveate.serving.result import Result, usage_of
 from foveate.serving.rows import Begun, Piece, Sampling
 from foveate.serving.sources import Sources
 

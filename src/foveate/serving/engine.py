@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,58 +38,13 @@ from foveate.core.plan import Plan
 from foveate.runtime import Handle, compress
 from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
-from foveate.serving.rows import Begun, Chance, Chances, GenerationState, Piece, Sampler, Sampling, StopCriterion
+from foveate.serving.result import Result
+from foveate.serving.rows import Begun, Chances, GenerationState, Piece, Sampler, Sampling, StopCriterion
 
 log = logging.getLogger("foveate.serving")
 _FAILED = "the model of this server has failed, and no request can be answered; the server's log says why."
 #: After these a GPU answers nothing more in this process; older versions of torch have no name for them.
 _DEVICE_FAULTS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
-
-
-@dataclass(frozen=True)
-class Result:
-    """A complete answer.
-
-    Args:
-        text: The whole text.
-        reason: "stop", "length" or "cancelled".
-        prompt_tokens: Tokens of the shortened prompt that the language model was given.
-        completion_tokens: Tokens written.
-        images: What became of the visual tokens.
-        plan: The plan as text, None for the model as it is.
-        chances: How likely each token was, where that was asked for.
-    """
-
-    text: str
-    reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    images: ImageTokens
-    plan: str | None
-    chances: tuple[Chance, ...] | None = None
-
-
-def usage_of(results: Sequence[Result]) -> dict[str, Any]:
-    """Tokens of the answers to one request as OpenAI's API names them, and what became of the visual tokens."""
-    first, written = results[0], sum(result.completion_tokens for result in results)
-    before, given, exact = first.images
-    read = int(exact) if exact == int(exact) else round(exact, 2)
-    return {
-        "prompt_tokens": first.prompt_tokens,
-        "completion_tokens": written,
-        "total_tokens": first.prompt_tokens + written,
-        "prompt_tokens_details": {
-            "text_tokens": first.prompt_tokens - given,
-            "image_tokens": given,
-            "image_tokens_saved": before - given,
-        },
-        "foveate": {
-            "plan": first.plan,
-            "visual_tokens": before,
-            "visual_tokens_read": read,
-            "visual_tokens_saved": round(before - read, 2),
-        },
-    }
 
 
 @dataclass(eq=False)

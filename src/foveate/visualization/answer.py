@@ -5,19 +5,33 @@ Drawn with Pillow alone, in its built-in font.
 
 from __future__ import annotations
 
-import bisect
-import functools
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from foveate.answering import PARTS, Answer, Pooling, Stage
 from foveate.images import open_image
+from foveate.visualization.canvas import (
+    ACCENT,
+    GAP,
+    INK,
+    LINE,
+    MARGIN,
+    MUTED,
+    PAPER,
+    TALLEST,
+    THINNEST,
+    TOKEN_TINT,
+    WIDTH,
+    blank,
+    duration,
+    load_font,
+    shorten,
+    wrap,
+)
+from foveate.visualization.selection import draw_selection, joined
 
-WIDTH, MARGIN, GAP = 1600, 48, 32
-INK, MUTED, LINE, PAPER = (27, 31, 36), (104, 112, 122), (222, 226, 230), (255, 255, 255)
-ACCENT = (217, 72, 15)
 TINTS = {
     "view": (134, 142, 150),
     "encoder": (28, 100, 200),
@@ -25,16 +39,9 @@ TINTS = {
     "prefill": (12, 133, 99),
     "decode": (240, 140, 0),
 }
-TOKEN_TINT = (28, 100, 200)
 
-#: Tallest panel in pixels, and the shortest side that a panel of a very thin image is widened to.
-TALLEST, THINNEST = 620, 24
 #: Windows are outlined where they are at least this many pixels wide in the picture.
 FINEST_GRID = 4
-#: Longest question and answer that are shown, in lines.
-MOST_LINES = 4
-#: Characters of a text that are looked at; more do not fit `MOST_LINES`.
-LONGEST_TEXT = 1000
 
 
 def draw_answer(answer: Answer, image: Any) -> Image.Image:
@@ -59,8 +66,6 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
     if answer.pooling:
         blocks.append(_legend(answer.pooling))
     if answer.selection:
-        from foveate.visualization.selection import draw_selection, joined
-
         blocks += [draw_selection(one, open_image(image), WIDTH - 2 * MARGIN) for one in joined(answer.selection)]
     blocks += [_token_bars(answer), _time_bar(answer)]
     height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
@@ -72,37 +77,12 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
     return canvas
 
 
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _blank(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    block = Image.new("RGB", (WIDTH - 2 * MARGIN, height), PAPER)
-    return block, ImageDraw.Draw(block)
-
-
-def _wrapped(text: str, font: Any, width: float) -> list[str]:
-    """Lines of `text` that fit `width`; words longer than a line are cut, and what is too long ends in an ellipsis."""
-    lines, line = [], ""
-    for word in text[:LONGEST_TEXT].split():
-        while font.getlength(word) > width:
-            cut = max(bisect.bisect(range(len(word)), width, key=lambda n: font.getlength(word[: n + 1])), 1)
-            lines, line, word = [*lines, *([line] if line else []), word[:cut]], "", word[cut:]
-        if line and font.getlength(f"{line} {word}") > width:
-            lines, line = [*lines, line], word
-        else:
-            line = f"{line} {word}" if line else word
-    lines = [*lines, line] if line else lines
-    return lines if len(lines) <= MOST_LINES else [*lines[: MOST_LINES - 1], lines[MOST_LINES - 1] + " ..."]
-
-
 def _words(answer: Answer) -> Image.Image:
     """Question and answer, above each other."""
-    small, question, text = _font(20), _font(30), _font(40)
+    small, question, text = load_font(20), load_font(30), load_font(40)
     width = WIDTH - 2 * MARGIN
-    asked, said = _wrapped(answer.question, question, width), _wrapped(answer.text or "(no answer)", text, width)
-    block, draw = _blank(32 + 40 * len(asked) + 52 * len(said) + 4)
+    asked, said = wrap(answer.question, question, width), wrap(answer.text or "(no answer)", text, width)
+    block, draw = blank(32 + 40 * len(asked) + 52 * len(said) + 4)
     draw.text((0, 0), f"{_short(answer.model)} was asked", font=small, fill=MUTED)
     top = 32
     for line in asked:
@@ -130,7 +110,7 @@ def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple
     """The image, then each stage's windows, with a heading of two lines above each."""
     columns = 1 + len(merging)
     pitch = (WIDTH - 2 * MARGIN - GAP * (columns - 1)) // columns + GAP
-    block, draw = _blank(64 + size[1] + 2)
+    block, draw = blank(64 + size[1] + 2)
     effects = {pooling.stage: pooling.effect for pooling in answer.pooling}
     first = answer.stages[0]
     asked = f"{answer.image_size[0]} x {answer.image_size[1]} px"
@@ -138,12 +118,12 @@ def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple
         asked += f", seen at {view.width} x {view.height}"
     panels = [("image", f"{asked}, {first.tokens} {first.name}", view.resize(size, Image.Resampling.LANCZOS))]
     panels += [
-        (stage.name, _count(stage), _stage_panel(view, stage, effects.get(stage.name), size)) for stage in merging
+        (stage.name, _count(stage), stage_panel(view, stage, effects.get(stage.name), size)) for stage in merging
     ]
     for number, (title, subtitle, panel) in enumerate(panels):
         left = number * pitch
-        draw.text((left, 0), title, font=_font(24), fill=INK)
-        draw.text((left, 31), subtitle, font=_font(20), fill=MUTED)
+        draw.text((left, 0), title, font=load_font(24), fill=INK)
+        draw.text((left, 31), subtitle, font=load_font(20), fill=MUTED)
         block.paste(panel, (left, 64))
         draw.rectangle((left - 1, 63, left + size[0], 64 + size[1]), outline=LINE)
     return block
@@ -155,7 +135,7 @@ def _count(stage: Stage) -> str:
     return f"{rows} x {columns} = {stage.tokens} tokens{each}"
 
 
-def _stage_panel(view: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
+def stage_panel(view: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
     """The image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
     grey = np.asarray(view.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
     pixels = np.repeat(255 - 0.55 * (255 - grey)[..., None], 3, axis=2)
@@ -189,8 +169,8 @@ def _strength(effect: np.ndarray) -> np.ndarray:
 
 def _legend(pooling: list[Pooling]) -> Image.Image:
     """What the tint means, with the numbers that belong to its ends."""
-    font = _font(20)
-    block, draw = _blank(60)
+    font = load_font(20)
+    block, draw = blank(60)
     draw.text(
         (0, 0),
         "Tint: what the pooling looks at: how far each token draws the output of its 2 x 2 window away from the "
@@ -218,37 +198,30 @@ def _legend(pooling: list[Pooling]) -> Image.Image:
 
 def _token_bars(answer: Answer) -> Image.Image:
     """Tokens at every stage as bars, longest first; the last one is what the language model reads."""
-    font, row = _font(20), 36
-    block, draw = _blank(34 + row * len(answer.stages))
+    font, row = load_font(20), 36
+    block, draw = blank(34 + row * len(answer.stages))
     factor = answer.tokens.unmerged / max(answer.tokens.read, 1)
     title = f"Tokens: the language model reads {answer.tokens.read} instead of {answer.tokens.unmerged}"
-    draw.text((0, 0), f"{title}, {factor:.3g} times fewer" if factor > 1 else title, font=_font(24), fill=INK)
+    draw.text((0, 0), f"{title}, {factor:.3g} times fewer" if factor > 1 else title, font=load_font(24), fill=INK)
     label = min(
         180 if answer.plan is None else 460, 20 + max(160, *(round(font.getlength(s.name)) for s in answer.stages))
     )
     for number, stage in enumerate(answer.stages):
         top = 36 + row * number
         length = max(round((WIDTH - 2 * MARGIN - 540) * stage.tokens / answer.tokens.unmerged), 3)
-        draw.text((0, top), _fitting(stage.name, font, label - 20), font=font, fill=MUTED)
+        draw.text((0, top), shorten(stage.name, font, label - 20), font=font, fill=MUTED)
         draw.rounded_rectangle((label, top + 2, label + length, top + 22), radius=3, fill=TOKEN_TINT)
         draw.text((label + length + 12, top), str(stage.tokens), font=font, fill=INK)
     return block
 
 
-def _fitting(text: str, font: Any, width: float) -> str:
-    """A text, cut where it is wider than `width`."""
-    if font.getlength(text) <= width:
-        return text
-    return text[: bisect.bisect(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))] + "..."
-
-
 def _time_bar(answer: Answer) -> Image.Image:
     """Time by part: one bar, and a legend with milliseconds below it."""
-    font, width = _font(20), WIDTH - 2 * MARGIN
+    font, width = load_font(20), WIDTH - 2 * MARGIN
     parts = [(part, answer.times[part]) for part in PARTS if part in answer.times]
     total = sum(seconds for _, seconds in parts)
-    block, draw = _blank(104)
-    draw.text((0, 0), f"Time: {_duration(answer.times['total'])} on {answer.device}", font=_font(24), fill=INK)
+    block, draw = blank(104)
+    draw.text((0, 0), f"Time: {duration(answer.times['total'])} on {answer.device}", font=load_font(24), fill=INK)
     left = 0.0
     for part, seconds in parts:
         right = left + width * seconds / total
@@ -257,13 +230,7 @@ def _time_bar(answer: Answer) -> Image.Image:
     at = 0
     for part, seconds in parts:
         draw.rounded_rectangle((at, 78, at + 18, 96), radius=4, fill=TINTS[part])
-        text = f"{part} {_duration(seconds)}"
+        text = f"{part} {duration(seconds)}"
         draw.text((at + 28, 75), text, font=font, fill=INK)
         at += 28 + round(font.getlength(text)) + 36
     return block
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{1000 * seconds:.3g} ms" if seconds < 0.1 else f"{1000 * seconds:.0f} ms"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from foveate.visualization.answer import (
+from foveate.visualization.canvas import (
     ACCENT,
     GAP,
     INK,
@@ -21,9 +21,9 @@ from foveate.visualization.answer import (
     PAPER,
     TALLEST,
     THINNEST,
-    _fitting,
-    _font,
-    _wrapped,
+    load_font,
+    shorten,
+    wrap,
 )
 
 #: How strong the colour of a group is, and how much contrast a dropped token keeps on which grey.
@@ -100,7 +100,7 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
     block = Image.new("RGB", (width, heading + tall + 2), PAPER)
     draw = ImageDraw.Draw(block)
     title = "what the language model reads"
-    draw.text((0, 0), title, font=_font(24), fill=INK)
+    draw.text((0, 0), title, font=load_font(24), fill=INK)
     place = 1
     for crops, one in zip([over, *([crop] for crop in apart)], (panel, *beside), strict=True):
         block.paste(one, (place, heading))
@@ -108,8 +108,8 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
         if tiled:
             kind = "thumbnail" if crops is not over else f"{len(crops)} crops" if len(crops) > 1 else crops[0]["kind"]
             kept, tokens = sum(crop["kept"] for crop in crops), sum(crop["tokens"] for crop in crops)
-            text = _fitting(f"{kind}: {kept} of {tokens} tokens", _font(20), max(one.width, 260))
-            draw.text((place, 31), text, font=_font(20), fill=MUTED)
+            text = shorten(f"{kind}: {kept} of {tokens} tokens", load_font(20), max(one.width, 260))
+            draw.text((place, 31), text, font=load_font(20), fill=MUTED)
         place += one.width + GAP
     block.paste(words, (place, heading))
     return block
@@ -272,7 +272,7 @@ def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray, drawn: np
 
 
 def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], room: float) -> None:
-    font, (left, top) = _font(int(min(32, max(18, room / 6)))), corner
+    font, (left, top) = load_font(int(min(32, max(18, room / 6)))), corner
     box = draw.textbbox((left + 9, top + 7), text, font=font)
     draw.rounded_rectangle((left, top, box[2] + 9, box[3] + 7), radius=8, fill=PAPER, outline=LINE)
     draw.text((left + 9, top + 7), text, font=font, fill=ACCENT)
@@ -281,8 +281,8 @@ def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], ro
 def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.Image:
     """What the colours mean, how many tokens each is, and what every step did."""
     block = Image.new("RGB", (WORDS, 1200), PAPER)
-    draw, font, top = ImageDraw.Draw(block), _font(20), 0
-    draw.text((0, top), f"{document['tokens_kept']} of {document['tokens_in']} tokens", font=_font(30), fill=ACCENT)
+    draw, font, top = ImageDraw.Draw(block), load_font(20), 0
+    draw.text((0, top), f"{document['tokens_kept']} of {document['tokens_in']} tokens", font=load_font(30), fill=ACCENT)
     top += 52
     merged = int((states[:-1] == MERGED).sum())
     counts = {
@@ -300,11 +300,11 @@ def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.I
         top += 36
     lines = []
     for step in [*document["steps"], *document["layers"]]:
-        lines += [*_wrapped(step["method"], font, WORDS), f"{step['tokens_in']} to {step['tokens_kept']} tokens", ""]
+        lines += [*wrap(step["method"], font, WORDS), f"{step['tokens_in']} to {step['tokens_kept']} tokens", ""]
     if tiled:
-        lines += [*_wrapped("Numbers on the crops: how many tokens of each are read.", font, WORDS), ""]
+        lines += [*wrap("Numbers on the crops: how many tokens of each are read.", font, WORDS), ""]
     for note in document["notes"]:
-        lines += _wrapped(note, font, WORDS)
+        lines += wrap(note, font, WORDS)
     top += 16
     for line in lines:
         draw.text((0, top), line, font=font, fill=MUTED)
@@ -318,7 +318,7 @@ def _inside(draw: ImageDraw.ImageDraw, document: dict[str, Any], top: int) -> in
     for number, layer in enumerate(document["layers"]):
         _swatch(draw, "kept", top, _fade(number, len(document["layers"])))
         text = f"{going - layer['tokens_kept']} of these up to layer {layer['layer'] - 1}"
-        draw.text((64, top), text, font=_font(20), fill=INK)
+        draw.text((64, top), text, font=load_font(20), fill=INK)
         going, top = layer["tokens_kept"], top + 36
     return top
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
-from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
+from foveate.core.attention import Attention
+from foveate.core.in_decoder import AttentionSource, EncoderResults, LayerTokens, ModelAccess, PromptStates
 from foveate.core.tokens import EncoderSpec
+from tests.families.zoo import zoo
 
 WIDTH, HEADS, SHARED, DEPTH = 6, 4, 2, 3
 
@@ -31,24 +36,34 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
     places = torch.arange(before, before + size)
     text = torch.cat([torch.arange(before), torch.arange(before + size, length)])
     return LayerTokens(
-        hidden[places],
-        hidden,
-        places,
-        text,
-        torch.tensor([length - 1]),
-        layer,
-        8,
-        0,
-        torch.arange(size),
-        {},
-        None,
-        EncoderSpec(12, False),
-        lambda asked: found[asked],
-        entered,
-        torch.arange(length),
-        places,
-        lambda x: x / x.norm(dim=-1, keepdim=True) * torch.arange(1, WIDTH + 1),
+        features=hidden[places],
+        places=places,
+        layer=layer,
+        num_layers=8,
+        number=0,
+        prompt=PromptStates(
+            hidden=hidden,
+            text=text,
+            asking=torch.tensor([length - 1]),
+            entered=entered,
+            columns=torch.arange(length),
+            image=places,
+        ),
+        encoder=EncoderResults(tower=EncoderSpec(12, False), origin=torch.arange(size), measured={}),
+        model=ModelAccess(
+            ask=lambda asked: found[asked],
+            norm=lambda x: x / x.norm(dim=-1, keepdim=True) * torch.arange(1, WIDTH + 1),
+        ),
     )
+
+
+def changed(tokens: LayerTokens, **changes: Any) -> LayerTokens:
+    """Tokens with other values of some fields, those of `prompt`, `encoder` and `model` by their own names."""
+    for group in ("prompt", "encoder", "model"):
+        part = getattr(tokens, group)
+        names = {field.name for field in fields(part)} & changes.keys()
+        changes[group] = replace(part, **{name: changes.pop(name) for name in names})
+    return replace(tokens, **changes)
 
 
 def of_case(case: dict) -> LayerTokens:
@@ -57,7 +72,7 @@ def of_case(case: dict) -> LayerTokens:
     tokens = layer_tokens(len(hidden) - case["before"] - case["after"], case["before"], case["after"])
     asked = Attention(query, key, query.shape[-1] ** -0.5)
     entered = torch.tensor(case.get("entered", case["hidden"]))
-    return replace(tokens, features=hidden[tokens.places], sequence=hidden, entered=entered, ask=lambda _: asked)
+    return changed(tokens, features=hidden[tokens.places], hidden=hidden, entered=entered, ask=lambda _: asked)
 
 
 def in_any_order(rows: Tensor) -> Tensor:
@@ -78,3 +93,12 @@ def rows_by_hand(attention: Attention) -> list[list[list[float]]]:
             rows.append([float(w / weights.sum()) for w in weights] + [0.0] * (length - row - 1))
         found.append(rows)
     return found
+
+
+def deep_llava(layers: int) -> Any:
+    """The LLaVA of the zoo, with a language model of so many layers."""
+    config = copy.deepcopy(zoo()["llava"].model().config)
+    config.text_config.num_hidden_layers = layers
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlavaForConditionalGeneration(config).eval()

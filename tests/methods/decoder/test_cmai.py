@@ -11,13 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from foveate import FoveateError
+from foveate import FoveateError, compat
 from foveate.core.in_attention import AttentionInputs
 from foveate.core.plan import parse_plan
 from foveate.cost.schedule import tokens_per_layer
 from foveate.families import family_of
 from foveate.methods.decoder.cmai import CMAI
-from foveate.runtime import compat
 from foveate.runtime.attention_functions import Call
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients, text_of

@@ -12,9 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 import foveate
-from foveate import FoveateError
+from foveate import FoveateError, compat
 from foveate.methods.decoder.corematching import CoreMatching, above_elbow
-from foveate.runtime import compat
 from foveate.runtime.mlp_hooks import Sliced
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients

@@ -76,7 +76,7 @@ def test_the_best_go_on_in_view_of_the_question(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", WIDTH)
     tokens, method = layer_tokens(12, seed=1), CoViPAL(str(path))
     torch.manual_seed(0)
-    scores = by_hand(Pruner(WIDTH, 8, 2), tokens.features, tokens.sequence[-4:])
+    scores = by_hand(Pruner(WIDTH, 8, 2), tokens.features, tokens.prompt.hidden[-4:])
     selection = method(tokens, 5)
     selection.check(12)
     assert selection.features is None

@@ -12,7 +12,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.dart import DARTAt
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import attention, layer_tokens
+from tests.methods.decoder.fabricated import attention, changed, layer_tokens
 
 
 def by_the_paper(tokens: LayerTokens, count: int, pivots: int, text_pivots: int) -> list[int]:
@@ -22,10 +22,10 @@ def by_the_paper(tokens: LayerTokens, count: int, pivots: int, text_pivots: int)
         return sum(abs(float(v)) for head in asked.key for v in head[asked.past + place])
 
     def state(place: int) -> torch.Tensor:
-        return tokens.norm(tokens.sequence[place])
+        return tokens.model.norm(tokens.prompt.hidden[place])
 
     image = tokens.places.tolist()
-    words = [place for place in tokens.text.tolist() if place > image[-1]]
+    words = [place for place in tokens.prompt.text.tolist() if place > image[-1]]
     own = sorted(image, key=lambda p: -norm(p))[: min(pivots, count)]
     all_pivots = own + sorted(words, key=lambda p: -norm(p))[:text_pivots]
     chosen, pool = list(own), [p for p in image if p not in own]
@@ -51,7 +51,7 @@ def test_keys_of_an_earlier_turn_do_not_count() -> None:
     earlier = attention(3, past=0).key * 100
     longer = replace(now, key=torch.cat([earlier, now.key], dim=1))
     expected = DARTAt()(tokens, 9).indices
-    assert torch.equal(DARTAt()(replace(tokens, ask=lambda asked: longer), 9).indices, expected)
+    assert torch.equal(DARTAt()(changed(tokens, ask=lambda asked: longer), 9).indices, expected)
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl", "gemma3"])
@@ -65,7 +65,7 @@ def test_a_live_model_gives_keys_and_its_last_norm(kind: str) -> None:
     class Spy(DARTAt):
         def select(self, tokens: LayerTokens, count: int) -> foveate.core.tokens.Selection:
             asked = tokens.attention("previous")
-            seen.append(replace(tokens, ask=lambda _: asked))
+            seen.append(changed(tokens, ask=lambda _: asked))
             return super().select(tokens, count)
 
     plan = foveate.Plan((foveate.core.plan.Step(Spy(2, 2), foveate.core.plan.Budget(tokens=7), (1,)),))
@@ -76,7 +76,7 @@ def test_a_live_model_gives_keys_and_its_last_norm(kind: str) -> None:
     (norm,) = (module for name, module in model.named_modules() if name.endswith("language_model.norm"))
     with torch.no_grad():
         assert layer.indices.tolist() == by_the_paper(tokens, 7, 2, 2)
-        assert torch.equal(tokens.norm(tokens.features), norm(tokens.features))
+        assert torch.equal(tokens.model.norm(tokens.features), norm(tokens.features))
 
 
 @pytest.mark.parametrize(("arguments", "words"), [({"pivots": 0}, "from 1 on"), ({"text_pivots": -1}, "from 0 on")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from foveate.core.network_folder import save_networks
 from foveate.core.tokens import Crop, EncoderSpec, Grid
 from foveate.methods.decoder import dpn
 from foveate.methods.decoder.dpn import DPN, Router
-from tests.methods.decoder.fabricated import WIDTH, layer_tokens
+from tests.methods.decoder.fabricated import WIDTH, changed, layer_tokens
 from tests.runtime.test_decoder_hooks import deep
 from tests.runtime.test_promises import answers, logits
 
@@ -49,7 +48,7 @@ def on_grid(rows: int, columns: int, gone: tuple[int, ...] = (), separators: int
     index = torch.full((rows * columns,), -1)
     index[left] = torch.arange(len(left))
     tokens = layer_tokens(len(left) + separators, seed=rows)
-    return replace(tokens, layout=lambda: (Crop(index, Grid(rows, columns)),))
+    return changed(tokens, layout=lambda: (Crop(index, Grid(rows, columns)),))
 
 
 def by_hand(tokens: LayerTokens, stride: int, operation: str) -> list[tuple[int, list[int], list[float]]]:
@@ -96,13 +95,13 @@ def test_windows_equal_the_loop(
 def test_a_pyramid() -> None:
     """24 x 24 pooled by 2 and then by 4 is 576, 144, 9: the second windows are of what the first left."""
     places, grid = torch.arange(576), Grid(24, 24)
-    tokens = replace(layer_tokens(576), layout=lambda: (Crop(places, grid),))
+    tokens = changed(layer_tokens(576), layout=lambda: (Crop(places, grid),))
     first = dpn.pooled(tokens, 2)
     assert len(first) == 144
     index = torch.full((576,), -1)
     index[first.indices] = torch.arange(144)
     assert first.features is not None
-    later = replace(layer_tokens(144), features=first.features, layout=lambda: (Crop(index, grid),))
+    later = changed(layer_tokens(144), features=first.features, layout=lambda: (Crop(index, grid),))
     second = dpn.pooled(later, 4)
     cells = tokens.features.view(3, 8, 3, 8, WIDTH)
     assert second.features is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +15,13 @@ from foveate.core.tokens import Crop, Grid, Selection
 from foveate.methods.decoder.ppe import PPEAt
 from foveate.methods.pre_llm.ppe import cluster_members, density_peaks, rotary_members
 from tests.families.zoo import IMAGE, zoo
-from tests.methods.decoder.fabricated import layer_tokens
+from tests.methods.decoder.fabricated import changed, layer_tokens
 
 
 @pytest.mark.parametrize("count", [1, 5, 11])
 def test_every_frame_is_clustered_by_itself(count: int) -> None:
     crops = tuple(Crop(torch.arange(6) + 6 * n, Grid(2, 3), kind="frame") for n in range(2))
-    tokens = replace(layer_tokens(12, seed=count), layout=lambda: crops)
+    tokens = changed(layer_tokens(12, seed=count), layout=lambda: crops)
     selection = PPEAt(members=4)(tokens, count)
     selection.check(12)
     assert selection.positions is not None and len(selection) == count

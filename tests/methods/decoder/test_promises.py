@@ -16,7 +16,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.tokens import Crop, Grid, Selection
 from foveate.methods.decoder import decoder_methods
-from tests.methods.decoder.fabricated import layer_tokens
+from tests.methods.decoder.fabricated import changed, layer_tokens
 from tests.methods.pre_llm.fabricate import measured, same
 
 METHODS = {name: cls for name, cls in decoder_methods().items() if not cls.trained}
@@ -32,9 +32,9 @@ def image(method: DecoderMethod) -> LayerTokens:
     """An image of 4 x 6 tokens, with what the method needs of the encoder and of neurons."""
     tokens = layer_tokens(SIZE)
     generator = torch.Generator().manual_seed(1)
-    values = {need: measured(need, SIZE, generator) for need in method.needs(tokens.tower)}
+    values = {need: measured(need, SIZE, generator) for need in method.needs(tokens.encoder.tower)}
     activations = torch.randn(SIZE, 10, generator=generator)
-    return replace(
+    return changed(
         tokens,
         measured=values,
         neurons=lambda: (activations, torch.arange(4)),
@@ -99,11 +99,11 @@ def in_precision(tokens: LayerTokens, dtype: torch.dtype) -> LayerTokens:
         for asked, a in (("previous", tokens.attention("previous")), ("own", tokens.attention("own")))
     }
     activations, core = tokens.activations()
-    return replace(
+    return changed(
         tokens,
         features=tokens.features.to(dtype),
-        sequence=tokens.sequence.to(dtype),
-        entered=tokens.entered.to(dtype),
+        hidden=tokens.prompt.hidden.to(dtype),
+        entered=tokens.prompt.entered.to(dtype),
         ask=lambda asked: found[asked],
         neurons=lambda: (activations.to(dtype), core),
     )

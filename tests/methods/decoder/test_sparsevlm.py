@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,16 @@ from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.sparsevlm import SparseVLM
 from foveate.methods.shared.clustering import density_peaks
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import in_any_order, layer_tokens, of_case, rows_by_hand
+from tests.methods.decoder.fabricated import changed, in_any_order, layer_tokens, of_case, rows_by_hand
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sparsevlm.json").read_text())
 
 
 def raters_by_the_paper(tokens: LayerTokens) -> list[int]:
-    words = [place for place in tokens.text.tolist() if place > int(tokens.places[-1])]
+    words = [place for place in tokens.prompt.text.tolist() if place > int(tokens.places[-1])]
     fit = [0.0] * len(words)
-    for visual in tokens.image.tolist():
-        logits = [float(tokens.entered[visual] @ tokens.entered[word]) for word in words]
+    for visual in tokens.prompt.image.tolist():
+        logits = [float(tokens.prompt.entered[visual] @ tokens.prompt.entered[word]) for word in words]
         total = sum(math.exp(value) for value in logits)
         fit = [f + math.exp(value) / total / len(tokens) for f, value in zip(fit, logits, strict=True)]
     return [word for word, f in zip(words, fit, strict=True) if f > sum(fit) / len(fit)] or words
@@ -151,7 +150,7 @@ def test_the_rank_says_how_many_go() -> None:
 
 def test_words_that_fit_equally_all_rate() -> None:
     tokens = layer_tokens(10)
-    same = replace(tokens, entered=torch.ones_like(tokens.entered))
+    same = changed(tokens, entered=torch.ones_like(tokens.prompt.entered))
     assert SparseVLM().raters(same).tolist() == tokens.question.tolist() == [12, 13, 14, 15]
 
 
@@ -159,10 +158,10 @@ def test_raters_stay_the_same_after_tokens_have_gone() -> None:
     tokens = layer_tokens(10, seed=4)
     raters = SparseVLM().raters(tokens)
     left = torch.tensor([0, 1, 4, 9, *range(12, 16)])  # two words, places 4 and 9 of the image, the question
-    shorter = replace(
+    shorter = changed(
         tokens,
         features=tokens.features[[2, 7]],
-        sequence=tokens.sequence[left],
+        hidden=tokens.prompt.hidden[left],
         places=torch.tensor([2, 3]),
         text=torch.tensor([0, 1, 4, 5, 6, 7]),
         asking=torch.tensor([7]),
@@ -172,9 +171,9 @@ def test_raters_stay_the_same_after_tokens_have_gone() -> None:
 
 
 def test_the_question_ends_where_the_answer_is_asked_for() -> None:
-    tokens = replace(layer_tokens(10), asking=torch.tensor([13]))
+    tokens = changed(layer_tokens(10), asking=torch.tensor([13]))
     assert tokens.question.tolist() == [12, 13]
-    assert replace(tokens, asking=torch.tensor([1])).question.tolist() == [0, 1]
+    assert changed(tokens, asking=torch.tensor([1])).question.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl"])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 import foveate
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
-from foveate.core.in_decoder import Attention
 from foveate.methods.decoder.todre import ToDREAt
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import layer_tokens, rows_by_hand
+from tests.methods.decoder.fabricated import changed, layer_tokens, rows_by_hand
 from tests.runtime.test_decoder_hooks import deep
 from tests.runtime.test_promises import answers
 
@@ -36,7 +34,7 @@ def test_equals_the_loop() -> None:
 def test_words_before_the_image_are_looked_at_by_it() -> None:
     """Where no text follows, the image is judged by both shares."""
     tokens = layer_tokens(5, before=4, after=0, seed=2)
-    tokens = replace(tokens, asking=torch.tensor([3]))
+    tokens = changed(tokens, asking=torch.tensor([3]))
     weights = rows_by_hand(tokens.attention("previous"))
     paid = [sum(head[row][:4]) for head in weights for row in range(4, 9)]
     by_image = sum(paid) / len(paid)
@@ -48,12 +46,12 @@ def test_words_before_the_image_are_looked_at_by_it() -> None:
 @pytest.mark.parametrize("past", [0, 5])
 def test_equal_attention_is_the_share_of_the_tokens(past: int) -> None:
     tokens = layer_tokens(6)  # between 2 and 4 words
-    length = past + len(tokens.sequence)
+    length = past + len(tokens.prompt.hidden)
     seen = torch.ones(length, dtype=torch.bool)
     seen[:2] = False  # padding, or words of an earlier turn that nobody sees
     for mask in (None, seen if past else None):
         equal = Attention(torch.zeros(4, length - past, 3), torch.randn(2, length, 3), 1.0, mask)
-        found = ToDREAt().shares(replace(tokens, ask=lambda _, equal=equal: equal))[0]
+        found = ToDREAt().shares(changed(tokens, ask=lambda _, equal=equal: equal))[0]
         hidden = 0 if mask is None else 2
         assert float(found) == pytest.approx(sum(6 / (past - hidden + 9 + word) for word in range(4)) / 4)
 
@@ -62,8 +60,8 @@ def test_few_tokens_go_at_the_default_threshold() -> None:
     """Where the first stage leaves a tenth, an image that is looked at no more than the words around it goes."""
     equal = Attention(torch.zeros(4, 60, 3), torch.randn(2, 60, 3), 1.0)
     few, many = layer_tokens(4, before=36, after=20), layer_tokens(36, before=4, after=20)
-    assert len(ToDREAt()(replace(few, ask=lambda _: equal), None)) == 0
-    assert len(ToDREAt()(replace(many, ask=lambda _: equal), None)) == 36
+    assert len(ToDREAt()(changed(few, ask=lambda _: equal), None)) == 0
+    assert len(ToDREAt()(changed(many, ask=lambda _: equal), None)) == 36
 
 
 def test_the_papers_layer() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -13,7 +11,7 @@ from foveate.core.tokens import EncoderSpec
 from foveate.methods.decoder.vflowopt import VFlowOptAt
 from tests.families.reference import encode
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import layer_tokens
+from tests.methods.decoder.fabricated import changed, layer_tokens
 from tests.runtime.test_decoder_hooks import deep
 from tests.runtime.test_promises import answers
 
@@ -23,11 +21,11 @@ TOWER = EncoderSpec(12, False)
 def test_the_highest_scores_stay_and_newlines_with_them() -> None:
     need = VFlowOptAt().needs(TOWER)[0]
     scores = torch.tensor([0.0, 5.0, 1.0, 0.0, 4.0, 2.0, 0.0, 3.0])
-    tokens = replace(layer_tokens(8), measured={need: scores})
+    tokens = changed(layer_tokens(8), measured={need: scores})
     assert VFlowOptAt()(tokens, 3).indices.tolist() == [1, 4, 7]
     newlines = torch.zeros(8, dtype=torch.bool).index_fill(0, torch.tensor([3, 6]), True)
-    assert VFlowOptAt()(replace(tokens, separators=newlines), 3).indices.tolist() == [1, 3, 6]
-    shorter = replace(tokens, features=tokens.features[:4], places=tokens.places[:4], origin=torch.tensor([0, 2, 4, 5]))
+    assert VFlowOptAt()(changed(tokens, separators=newlines), 3).indices.tolist() == [1, 3, 6]
+    shorter = changed(tokens, features=tokens.features[:4], places=tokens.places[:4], origin=torch.tensor([0, 2, 4, 5]))
     assert VFlowOptAt()(shorter, 2).indices.tolist() == [2, 3]
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import foveate
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
-from foveate.core.in_decoder import Attention, LayerTokens
+from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.visiondrop import VisionDrop
-from tests.methods.decoder.fabricated import layer_tokens, of_case, rows_by_hand
+from tests.methods.decoder.fabricated import changed, layer_tokens, of_case, rows_by_hand
 from tests.runtime.test_decoder_hooks import deep
 from tests.runtime.test_promises import answers
 
@@ -77,7 +77,7 @@ def test_the_first_tokens_are_seen_by_more() -> None:
     equal = Attention(torch.zeros(4, 15, 3), torch.randn(2, 15, 3), 1.0)
     scores = equal.attention_received(tokens.places, tokens.places)
     assert bool((scores[1:] < scores[:-1]).all())
-    picked = VisionDrop(share=1.0)(replace(tokens, ask=lambda _: equal), 4)
+    picked = VisionDrop(share=1.0)(changed(tokens, ask=lambda _: equal), 4)
     assert picked.indices.tolist() == [0, 1, 2, 3]
 
 

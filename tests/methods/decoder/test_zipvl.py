@@ -11,14 +11,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 import foveate
-from foveate import FoveateError
+from foveate import FoveateError, compat
 from foveate.core.in_attention import AttentionInputs
+from foveate.kv_cache import MixedLayer
+from foveate.kv_cache.nbytes import bytes_of
 from foveate.methods.decoder.zipvl import ZipVL
-from foveate.runtime import compat
 from foveate.runtime.attention_functions import Call
 from foveate.runtime.attention_hooks import AttentionHooks
-from foveate.runtime.kv_cache import MixedLayer
-from foveate.runtime.kv_cache.nbytes import bytes_of
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients
 from tests.runtime.test_promises import answers, logits

@@ -7,10 +7,10 @@ import torch
 from transformers import DynamicCache, TextStreamer
 
 import foveate
-from foveate import FoveateError
+from foveate import FoveateError, compat
 from foveate.families import families
-from foveate.methods.decoding.draft import DraftSession, draft_kinds
-from foveate.runtime import compat
+from foveate.methods.decoding.draft import DraftSession
+from foveate.methods.decoding.kinds import draft_kinds
 from tests.families.zoo import conversation, zoo
 from tests.methods.decoding.drafters import Guessing, Knowing
 

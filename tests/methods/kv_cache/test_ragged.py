@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from foveate.methods.kv_cache.ragged import Group, RaggedLayer, attention
+from foveate.methods.kv_cache.ragged import RaggedLayer
 
 
 def filled() -> tuple[RaggedLayer, dict[int, list[int]], torch.Tensor, torch.Tensor]:
@@ -50,10 +50,3 @@ def test_bytes_are_those_of_what_lies_there() -> None:
     assert sum(storages.values()) == layer.nbytes  # nothing longer is held behind a view
     layer.forget()
     assert layer.nbytes == 0 and layer.lengths == [0, 0, 0]
-
-
-def test_attention_matrix() -> None:
-    queries, keys = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4)
-    expected = (queries @ keys.transpose(2, 3) / 2).softmax(dim=-1)
-    torch.testing.assert_close(attention(queries, keys), expected)
-    assert isinstance(Group((0, 1), keys, keys).nbytes, int)

@@ -18,8 +18,9 @@ from foveate.models.llava_uhd import (
     LlavaUHDProcessor,
     byte_tokenizer,
 )
-from foveate.models.llava_uhd.checkpoint import convert_released_config, pair
+from foveate.models.llava_uhd.checkpoint import convert_released_config
 from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
+from foveate.models.llava_uhd.pairing import pair
 from tests.models.llava_uhd.small_llava_uhd import small_text_config, small_vision_config
 
 # What a configuration of the authors' training code holds beside the language model's fields.

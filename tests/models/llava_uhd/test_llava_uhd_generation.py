@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import pipeline
 
+from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.runtime import compat
 
 IMAGE = 259
 

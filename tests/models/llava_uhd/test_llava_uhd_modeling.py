@@ -19,10 +19,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDModel
 from foveate.models.vit_uhd import ViTUHDModel
-from foveate.runtime import compat
 from tests.checkpointing import checkpoint
 from tests.models.llava_uhd.small_llava_uhd import TEXT_FIELDS, small_text_config, small_vision_config
 

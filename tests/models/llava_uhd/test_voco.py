@@ -9,11 +9,10 @@ import torch
 from transformers import DynamicCache
 
 import foveate
-from foveate import FoveateError
+from foveate import FoveateError, compat
 from foveate.image_kv_cache import ImageMemory
 from foveate.models.llava_uhd import LlavaUHDForConditionalGeneration
 from foveate.models.llava_uhd.voco import VOCO_TOKEN, add_voco_tokens, closed_images, voco_mask
-from foveate.runtime import compat
 
 #: s a system prompt, i an image token, v a VoCo token, t text; what the query of a row sees of the columns.
 LETTERS = "siivtivt"

@@ -1,4 +1,4 @@
-"""`ViTUHDModel.from_vit`: converted towers against the real classes of transformers, on small random weights."""
+"""`from_vit`: converted towers against the real classes of transformers, on small random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import convert_ima
 from foveate import FoveateError, ViTUHDConfig, ViTUHDModel
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
 from foveate.models.llava_uhd.modeling import LlavaUHDForConditionalGeneration
+from foveate.models.vit_uhd import from_vit
 from foveate.models.vit_uhd.rotary_channels import rotary_channels
 from tests.models.vit_uhd.towers import FAMILIES, PATCH, TEXT, build, tower_of
 
@@ -94,7 +95,7 @@ def test_unchanged_patch_and_no_stages_is_the_source(family: str, whole: bool) -
     source = build(family)
     tower = tower_of(source)
     before = {name: value.clone() for name, value in tower.state_dict().items()}
-    model = ViTUHDModel.from_vit(source if whole else tower)
+    model = from_vit(source if whole else tower)
     assert model.config.num_stages == 0
     assert model.config.patch_size == PATCH
     with torch.no_grad():
@@ -108,7 +109,7 @@ def test_unchanged_patch_and_no_stages_is_the_source(family: str, whole: bool) -
 @pytest.mark.parametrize("layout", ["interleaved", "hierarchical", "half"])
 def test_the_order_of_rotary_channels_does_not_matter_without_stages(family: str, layout: str) -> None:
     source = build(family)
-    model = ViTUHDModel.from_vit(source, rope_layout=layout)
+    model = from_vit(source, rope_layout=layout)
     assert model.config.rope_layout == layout
     with torch.no_grad():
         expected = source_output(family, tower_of(source), images())
@@ -138,15 +139,15 @@ def test_a_stage_starts_as_average_pooling_at_its_place(family: str, method: str
     """Up to the stage the source itself, at the stage its average, after the last block its average normed."""
     source = build(family)
     grids = torch.tensor(SIZES)
-    plain = run(ViTUHDModel.from_vit(source), images(), output_hidden_states=True)
-    model = ViTUHDModel.from_vit(source, merger_layer_index=[1], merging_method=method)
+    plain = run(from_vit(source), images(), output_hidden_states=True)
+    model = from_vit(source, merger_layer_index=[1], merging_method=method)
     output = run(model, images(), output_hidden_states=True)
     assert output.grid_hws.tolist() == (grids // 2).tolist()
     torch.testing.assert_close(output.hidden_states[1], plain.hidden_states[1], rtol=0, atol=1e-5)
     expected = average(plain.hidden_states[2], grids)
     torch.testing.assert_close(output.hidden_states[2], expected, rtol=0, atol=1e-5)
 
-    last = ViTUHDModel.from_vit(source, merger_layer_index=[3], merging_method=method)
+    last = from_vit(source, merger_layer_index=[3], merging_method=method)
     expected = average(plain.hidden_states[4], grids)
     if model.config.final_norm:
         expected = last.encoder.final_layernorm(expected)
@@ -170,15 +171,15 @@ def test_blocks_after_a_stage_are_the_sources_own_on_the_pooled_grid() -> None:
             rotation = tower.rotary_emb(x, places.flatten(0, 1))
             x = block(x, cu_seqlens=torch.tensor([0, len(x)]), position_embeddings=rotation)
         expected = tower.final_layernorm(x)
-    model = ViTUHDModel.from_vit(source, merger_layer_index=[1])
+    model = from_vit(source, merger_layer_index=[1])
     torch.testing.assert_close(run(model, picture).last_hidden_state, expected, rtol=0, atol=1e-4)
-    hierarchical = ViTUHDModel.from_vit(source, merger_layer_index=[1], rope_layout="hierarchical")
+    hierarchical = from_vit(source, merger_layer_index=[1], rope_layout="hierarchical")
     assert (run(hierarchical, picture).last_hidden_state - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_content_adaptive_stages_learn(family: str) -> None:
-    model = ViTUHDModel.from_vit(build(family), merger_layer_index=[0, 2])
+    model = from_vit(build(family), merger_layer_index=[0, 2])
     patches, grids = patchify(images())
     model(patches, grids).last_hidden_state.square().mean().backward()
     for index in (0, 2):
@@ -187,9 +188,7 @@ def test_content_adaptive_stages_learn(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_early_stages_reuse_the_block_before_them(family: str) -> None:
-    model = ViTUHDModel.from_vit(
-        build(family), merger_layer_index=[1], merging_method="early", early_per_token_norm=True
-    )
+    model = from_vit(build(family), merger_layer_index=[1], merging_method="early", early_per_token_norm=True)
     block = model.encoder.blocks[1]
     x = torch.randn(3, 1, 32)
     with torch.no_grad():
@@ -204,7 +203,7 @@ def test_early_stages_reuse_the_block_before_them(family: str) -> None:
 def test_twice_the_patch_on_patches_magnified_one_by_one_is_the_source(family: str) -> None:
     """The pseudo-inverse is exact when patches grow, through the whole tower."""
     source = build(family)
-    model = ViTUHDModel.from_vit(source, patch_size=2 * PATCH)
+    model = from_vit(source, patch_size=2 * PATCH)
     patches, grids = patchify(images())
     magnified = F.interpolate(patches, scale_factor=2, mode="bilinear", antialias=True)
     with torch.no_grad():
@@ -216,8 +215,8 @@ def test_twice_the_patch_on_patches_magnified_one_by_one_is_the_source(family: s
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_smaller_patch_by_the_adjoint_is_the_source_on_magnified_patches(family: str) -> None:
     source = build(family)
-    model = ViTUHDModel.from_vit(source, patch_size=4, resize_method="adjoint", resize_mode="bicubic")
-    same = ViTUHDModel.from_vit(source)
+    model = from_vit(source, patch_size=4, resize_method="adjoint", resize_mode="bicubic")
+    same = from_vit(source)
     patches, grids = patchify(images(patch=4), 4)
     magnified = F.interpolate(patches, size=(PATCH, PATCH), mode="bicubic", antialias=True)
     with torch.no_grad():
@@ -229,7 +228,7 @@ def test_a_smaller_patch_by_the_adjoint_is_the_source_on_magnified_patches(famil
 def test_qwen_with_the_norm_of_its_merger(family: str) -> None:
     source = build(family)
     tower = tower_of(source)
-    model = ViTUHDModel.from_vit(source, final_norm=True)
+    model = from_vit(source, final_norm=True)
     with torch.no_grad():
         expected = tower.merger.ln_q(source_output(family, tower, images()))
     torch.testing.assert_close(run(model, images()).last_hidden_state, expected, rtol=0, atol=1e-4)
@@ -237,8 +236,8 @@ def test_qwen_with_the_norm_of_its_merger(family: str) -> None:
 
 def test_without_the_final_norm() -> None:
     source = build("siglip2")
-    plain = ViTUHDModel.from_vit(source, final_norm=False)
-    expected = run(ViTUHDModel.from_vit(source), images(), output_hidden_states=True).hidden_states[-1]
+    plain = from_vit(source, final_norm=False)
+    expected = run(from_vit(source), images(), output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(run(plain, images()).last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
@@ -249,8 +248,8 @@ def test_from_a_folder(family: str, whole: bool, tmp_path: Path) -> None:
     source = build(family)
     (source if whole else tower_of(source)).save_pretrained(tmp_path, max_shard_size="50KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
-    model = ViTUHDModel.from_vit(tmp_path, patch_size=4, merger_layer_index=[0])
-    expected = ViTUHDModel.from_vit(source, patch_size=4, merger_layer_index=[0])
+    model = from_vit(tmp_path, patch_size=4, merger_layer_index=[0])
+    expected = from_vit(source, patch_size=4, merger_layer_index=[0])
     pictures = images(patch=4)
     torch.testing.assert_close(
         run(model, pictures).last_hidden_state, run(expected, pictures).last_hidden_state, rtol=0, atol=1e-5
@@ -259,7 +258,7 @@ def test_from_a_folder(family: str, whole: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded(family: str, tmp_path: Path) -> None:
-    model = ViTUHDModel.from_vit(build(family), merger_layer_index=[0, 1], merging_method=["early", "average"])
+    model = from_vit(build(family), merger_layer_index=[0, 1], merging_method=["early", "average"])
     model.save_pretrained(tmp_path)
     loaded = ViTUHDModel.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(
@@ -270,7 +269,7 @@ def test_saved_and_loaded(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_dtype_is_the_sources(family: str) -> None:
     source = build(family)
-    model = ViTUHDModel.from_vit(source.to(torch.bfloat16), patch_size=4, merger_layer_index=[1])
+    model = from_vit(source.to(torch.bfloat16), patch_size=4, merger_layer_index=[1])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert run(model, images(patch=4)).last_hidden_state.dtype == torch.bfloat16
 
@@ -301,7 +300,7 @@ def vit_uhd(**options: Any) -> ViTUHDModel:
 @pytest.mark.parametrize("rope_layout", ["interleaved", "hierarchical", "half", "none"])
 def test_vit_uhd_keeps_its_trained_stages(rope_layout: str) -> None:
     source = vit_uhd(rope_layout=rope_layout)
-    same = ViTUHDModel.from_vit(source)
+    same = from_vit(source)
     assert same.config.to_diff_dict() == source.config.to_diff_dict()
     expected = run(source, images()).last_hidden_state
     torch.testing.assert_close(run(same, images()).last_hidden_state, expected, rtol=0, atol=0)
@@ -309,19 +308,19 @@ def test_vit_uhd_keeps_its_trained_stages(rope_layout: str) -> None:
 
 def test_vit_uhd_with_other_stages_keeps_those_it_has() -> None:
     source = vit_uhd()
-    model = ViTUHDModel.from_vit(source, merger_layer_index=[0, 1, 3])
+    model = from_vit(source, merger_layer_index=[0, 1, 3])
     old, new = source.encoder.blocks, model.encoder.blocks
     assert torch.equal(new[0].merger.attn_layer[2].weight, old[0].merger.attn_layer[2].weight)
     assert new[1].merger.attn_layer[2].weight.abs().max() == 0
     assert new[2].merger is None
     assert torch.equal(new[3].wqkv.weight, old[3].wqkv.weight)
-    other = ViTUHDModel.from_vit(source, merger_layer_index=[0], merging_method="early")
+    other = from_vit(source, merger_layer_index=[0], merging_method="early")
     assert torch.equal(other.encoder.blocks[0].merger.wqkv.weight, old[0].wqkv.weight)
 
 
 def test_a_released_folder_can_be_converted() -> None:
     folder = Path(__file__).parents[2] / "golden" / "vit_uhd" / "content-2-stages"
-    model = ViTUHDModel.from_vit(folder)
+    model = from_vit(folder)
     loaded = ViTUHDModel.from_pretrained(folder).eval()
     pictures = images([(4, 8)], patch=10)
     torch.testing.assert_close(
@@ -342,7 +341,7 @@ def test_the_tower_of_a_llava_uhd(prefix: str, tmp_path: Path) -> None:
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
     expected = run(vit_uhd(), images()).last_hidden_state
     for source in (whole, tmp_path):
-        output = run(ViTUHDModel.from_vit(source), images()).last_hidden_state
+        output = run(from_vit(source), images()).last_hidden_state
         torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
@@ -359,27 +358,27 @@ def test_the_tower_of_a_llava_uhd(prefix: str, tmp_path: Path) -> None:
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(FoveateError, match=message):
-        ViTUHDModel.from_vit(build("kimi"), **options)
+        from_vit(build("kimi"), **options)
 
 
 def test_siglip2_has_no_rotary_positions() -> None:
     with pytest.raises(FoveateError, match="possible are none"):
-        ViTUHDModel.from_vit(build("siglip2"), rope_layout="interleaved")
+        from_vit(build("siglip2"), rope_layout="interleaved")
 
 
 def test_no_norm_can_be_made_up() -> None:
     with pytest.raises(FoveateError, match="no norm after its blocks"):
-        ViTUHDModel.from_vit(vit_uhd(final_norm=False), final_norm=True)
+        from_vit(vit_uhd(final_norm=False), final_norm=True)
 
 
 def test_sources_that_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(FoveateError, match=r"Linear holds no vision tower .* MoonViT"):
-        ViTUHDModel.from_vit(nn.Linear(2, 2))
+        from_vit(nn.Linear(2, 2))
     with pytest.raises(FoveateError, match="neither a folder"):
-        ViTUHDModel.from_vit(tmp_path / "nothing")
+        from_vit(tmp_path / "nothing")
     Qwen2ForCausalLM(Qwen2Config(**TEXT)).save_pretrained(tmp_path / "text")
     with pytest.raises(FoveateError, match="model type 'qwen2'"):
-        ViTUHDModel.from_vit(tmp_path / "text")
+        from_vit(tmp_path / "text")
 
 
 def test_incomplete_or_changed_sources_are_refused(tmp_path: Path) -> None:
@@ -387,13 +386,13 @@ def test_incomplete_or_changed_sources_are_refused(tmp_path: Path) -> None:
     tower.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FoveateError, match="safetensors"):
-        ViTUHDModel.from_vit(tmp_path)
+        from_vit(tmp_path)
     tower.blocks[0].attn.qkv.lora_A = nn.Linear(2, 2)
     with pytest.raises(FoveateError, match=r"blocks\.0\.attn\.qkv\.lora_A.*merge"):
-        ViTUHDModel.from_vit(tower)
+        from_vit(tower)
     tower = tower_of(build("qwen2_vl"))
     del tower.blocks[2].mlp.fc1
     with pytest.raises(FoveateError, match=r"no tensor 'blocks\.2\.mlp\.fc1\.weight'"):
-        ViTUHDModel.from_vit(tower)
+        from_vit(tower)
     with pytest.raises(FoveateError, match="not in memory"):
-        ViTUHDModel.from_vit(tower_of(build("qwen2_vl")).to("meta"))
+        from_vit(tower_of(build("qwen2_vl")).to("meta"))

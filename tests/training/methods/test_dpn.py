@@ -63,7 +63,7 @@ def test_every_expert_is_tried(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     found = trial(model, networks, seen, 1)
     assert found.losses is not None
     (tokens,) = seen.tokens[1]
-    torch.testing.assert_close(found.contexts[1], tokens.sequence[tokens.asking[0]])
+    torch.testing.assert_close(found.contexts[1], tokens.prompt.hidden[tokens.prompt.asking[0]])
     labels = seen.inputs["input_ids"].clone()
     labels[:, : -len(seen.answer)] = -100
     for expert, loss in enumerate(found.losses):

@@ -19,7 +19,7 @@ from foveate.cli import main
 from foveate.commands.train_method import methods_with
 from foveate.core.errors import FoveateError
 from foveate.core.trained import Trained
-from foveate.methods.gallery import gallery
+from foveate.gallery import gallery
 from foveate.training import methods
 from foveate.training.methods import summaries, trainer_of
 from foveate.training.methods.base import StepTrainer

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from foveate import compat
 from foveate.answering.conversations import greedy, placeholders
 from foveate.answering.trace import Trace
-from foveate.benchmark import flops, profiling
+from foveate.benchmark import profiling
 from foveate.benchmark.speed.subjects import Subject, attend
 from foveate.core.plan import Plan, Step
-from foveate.runtime import Handle, compat, compress
-from foveate.runtime.kv_cache.nbytes import cache_bytes
+from foveate.cost import flops
+from foveate.kv_cache.nbytes import cache_bytes
+from foveate.runtime import Handle, compress
 
 
 class Timed:

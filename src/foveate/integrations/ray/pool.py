@@ -21,9 +21,10 @@ from typing import Any
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.integrations.ray.connecting import Model, Replicas, sentence, take_threads
-from foveate.serving.engine import Engine, Job, Result
+from foveate.serving.engine import Engine, Job
 from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
+from foveate.serving.result import Result
 from foveate.serving.rows import Begun, Piece, Sampling
 
 log = logging.getLogger("foveate.serving")

@@ -56,7 +56,7 @@ class CoViPAL(Trained, DecoderMethod):
         pruner: Pruner = network_of(self.path, self.name, build, tokens.layer, tokens.device)
         check_size(self.name, self.path, pruner.size, tokens.features.shape[1])
         with torch.no_grad():
-            scores = pruner(tokens.features, tokens.sequence[tokens.question])
+            scores = pruner(tokens.features, tokens.prompt.hidden[tokens.question])
         return select_tokens(topk_indices(scores, count))
 
 

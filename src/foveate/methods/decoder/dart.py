@@ -60,7 +60,8 @@ class DARTAt(DecoderMethod):
         norms = attention.key[:, attention.past :].float().abs().sum(dim=(0, 2))
         pivots = _greatest(norms[tokens.places], min(self.pivots, count))
         words = tokens.question[_greatest(norms[tokens.question], self.text_pivots)]
-        x, others = tokens.norm(tokens.features), tokens.norm(tokens.sequence[words])
+        norm = tokens.model.norm
+        x, others = norm(tokens.features), norm(tokens.prompt.hidden[words])
         return select_tokens(unlike_pivots(x, pivots, others, count))
 
 

@@ -189,8 +189,9 @@ def drawn(tokens: LayerTokens, shares: Tensor, strides: Sequence[int]) -> int:
 
 def context(tokens: LayerTokens) -> Tensor:
     """(D,) what a router reads: the hidden state where an answer is asked for, mean over several answers."""
-    rows = tokens.asking if len(tokens.asking) else tokens.text[-1:]
-    return tokens.sequence[rows].float().mean(dim=0)
+    prompt = tokens.prompt
+    rows = prompt.asking if len(prompt.asking) else prompt.text[-1:]
+    return prompt.hidden[rows].float().mean(dim=0)
 
 
 def windows(crops: Sequence[Crop], count: int, stride: int) -> Tensor:

@@ -36,5 +36,5 @@ class FastV(DecoderMethod):
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
         return select_tokens(
-            topk_indices(tokens.attention("previous").attention_received(tokens.asking, tokens.places), count)
+            topk_indices(tokens.attention("previous").attention_received(tokens.prompt.asking, tokens.places), count)
         )

@@ -37,5 +37,5 @@ class PyramidDrop(DecoderMethod):
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
         return select_tokens(
-            topk_indices(tokens.attention("own").attention_received(tokens.asking, tokens.places), count)
+            topk_indices(tokens.attention("own").attention_received(tokens.prompt.asking, tokens.places), count)
         )

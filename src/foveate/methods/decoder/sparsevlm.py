@@ -103,9 +103,9 @@ class SparseVLM(DecoderMethod):
 
     def raters(self, tokens: LayerTokens) -> Tensor:
         """(r,) where the words that rate stand in the sequence."""
-        question = tokens.question
-        visual = tokens.entered[tokens.image].float()
-        words = tokens.entered[tokens.columns[question]].float()
+        question, prompt = tokens.question, tokens.prompt
+        visual = prompt.entered[prompt.image].float()
+        words = prompt.entered[prompt.columns[question]].float()
         fit = (visual @ words.T).softmax(dim=1).mean(dim=0)
         chosen = question[fit > fit.mean()]
         return chosen if len(chosen) else question

@@ -63,8 +63,8 @@ class ToDREAt(DecoderMethod):
     def shares(self, tokens: LayerTokens) -> tuple[Tensor, Tensor]:
         r"""Shares of attention: $\alpha_{t \to v}$ and $\alpha_{v \to t}$."""
         attention, words = tokens.attention("previous"), tokens.question
-        visual = tokens.columns >= 0
+        visual = tokens.prompt.columns >= 0
         if attention.seen is not None:
             visual = visual & attention.seen[attention.past :]
-        visual = visual.index_fill(0, tokens.text, False).nonzero().flatten()
+        visual = visual.index_fill(0, tokens.prompt.text, False).nonzero().flatten()
         return attention.attention_received(words, visual).sum(), attention.attention_received(visual, words).sum()

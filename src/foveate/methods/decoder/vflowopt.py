@@ -56,7 +56,7 @@ class VFlowOptAt(DecoderMethod):
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
-        scores = tokens.get(*self.needs(tokens.tower)).float()
-        if tokens.separators is not None:
-            scores = scores.masked_fill(tokens.separators, torch.inf)
+        scores = tokens.get(*self.needs(tokens.encoder.tower)).float()
+        if tokens.encoder.separators is not None:
+            scores = scores.masked_fill(tokens.encoder.separators, torch.inf)
         return Selection(topk_indices(scores, count))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionInputs, SparseMethod
-from foveate.runtime.kv_cache.packing import BITS
+from foveate.core.packing import BITS
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ZipVL(SparseMethod):
         real = (looking.visual | looking.text)[looking.past :].nonzero().flatten()
         rows = real[self.probes(len(real), looking.layer).to(real.device)]
         columns = real + looking.past
-        received = looking.rows(rows)[:, columns].sum(dim=0)
+        received = looking.attention_received(rows, columns)
         seen = looking.allowed[rows][:, columns].sum(dim=0)
         share = received.sort(descending=True).values.double().cumsum(dim=0)
         count = len(real) if self.tau == 1 else int((share < self.tau * share[-1]).sum()) + 1

@@ -1,6 +1,7 @@
 """Drafts that guess what a model will write, and trees of their guesses. The live model is `foveate.runtime`'s."""
 
-from foveate.methods.decoding.draft import Draft, Drafter, Session, Target, draft_kinds, load_draft
+from foveate.methods.decoding.draft import Draft, Drafter, Session, Target
+from foveate.methods.decoding.kinds import draft_kinds, load_draft
 from foveate.methods.decoding.tree import Shape, Tree, grow
 from foveate.methods.decoding.vasparse import VASparse
 

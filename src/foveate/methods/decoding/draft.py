@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -12,17 +11,15 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.files import atomic_write, write_json
-from foveate.core.text_files import read_json
 from foveate.methods.decoding.tree import Shape, Tree
-from foveate.runtime import compat
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -322,36 +319,6 @@ class DraftSession(Session):
     def propose(self, shape: Shape) -> Tree:
         """See `Session.propose`."""
         return self.draft.propose(self, shape)
-
-
-def draft_kinds() -> dict[str, type[Draft]]:
-    """The kinds of drafts by name."""
-    from foveate.methods.decoding.flash import Flash
-    from foveate.methods.decoding.specvlm import SpecVLM
-
-    return {kind.kind: kind for kind in (SpecVLM, Flash)}
-
-
-def load_draft(folder: str | os.PathLike[str]) -> Draft:
-    """A draft from the folder that `Draft.save` wrote, in evaluation mode on the CPU.
-
-    Raises:
-        FoveateError: there is none, or its files do not fit together.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise FoveateError(f"{folder} holds no draft: {CONFIG} and {WEIGHTS} are what `foveate train-method` writes.")
-    try:
-        document = read_json(folder / CONFIG)
-        kind = draft_kinds()[document.pop("kind")]
-        draft = kind.new(kind.config_class(**document))
-        draft.load_state_dict(load_file(folder / WEIGHTS))
-    except FoveateError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).split("\n")[0]
-        raise FoveateError(f"the draft in {folder} cannot be read ({type(error).__name__}: {reason}).") from error
-    return draft.eval()
 
 
 def runs(visual: Tensor) -> list[tuple[bool, slice]]:

@@ -118,9 +118,3 @@ class RaggedLayer:
     def forget(self) -> None:
         """Remember nothing any more."""
         self.groups = []
-
-
-def attention(queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention (B, G, m, n), in float32, of queries (B, G, m, d) over keys (B, G, n, d)."""
-    scores = queries.float() @ keys.float().transpose(2, 3)
-    return (scores * queries.shape[-1] ** -0.5).softmax(dim=3)

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from foveate.methods.kv_cache.ragged import Group, RaggedLayer, attention
+from foveate.core.attention import attention_weights
+from foveate.methods.kv_cache.ragged import Group, RaggedLayer
 
 
 class Policy(ABC):
@@ -152,7 +153,8 @@ class ScaleCache:
                 part = group.of([row for row, own_budget in enumerate(allowed) if own_budget == budget])
                 if budget < part.length:
                     chosen = queries[:, list(part.heads)][:, :, seeing]
-                    part = policy.keep(attention(chosen, part.keys), part, budget, layer, self.place)
+                    weights = attention_weights(chosen.float(), part.keys.float(), chosen.shape[-1] ** -0.5)
+                    part = policy.keep(weights, part, budget, layer, self.place)
                 groups.append(part)
         own.groups = _joined(groups)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -20,10 +20,6 @@ from transformers.utils import CONFIG_NAME
 from foveate.core.errors import FoveateError
 from foveate.core.weights import file_of
 from foveate.models.vit_uhd.configuration import ViTUHDConfig
-
-if TYPE_CHECKING:
-    from foveate.models.llava_uhd.modeling import LlavaUHDForConditionalGeneration
-    from foveate.models.llava_uhd.processing import LlavaUHDProcessor
 
 # Model types of released configurations, and the language model that a flat one describes.
 RELEASED_MODEL_TYPES = {"llava_uhd_v3": "qwen2", "llava_qwen": "qwen2", "llava_qwen3": "qwen3"}
@@ -108,33 +104,6 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
         "architectures": ["LlavaUHDForConditionalGeneration"],
     }
     return converted | {name: config[name] for name in ("dtype", "torch_dtype") if config.get(name) is not None}
-
-
-def pair(model: LlavaUHDForConditionalGeneration, processor: LlavaUHDProcessor) -> None:
-    """Make a model take the processor's placeholder, which released configurations do not know.
-
-    Raises:
-        FoveateError: if the model's vocabulary lacks the placeholder, or the processor cuts images into
-            patches or stages that are not the vision tower's, or they differ in their VoCo tokens.
-    """
-    vision, image_processor = model.config.vision_config, processor.image_processor
-    expected, found = (
-        f"patch_size {part.patch_size} and num_stages {part.num_stages}" for part in (vision, image_processor)
-    )
-    if found != expected:
-        raise FoveateError(f"the image processor has {found}, but the vision tower has {expected}")
-    vocabulary = model.config.text_config.vocab_size
-    if processor.image_token_id >= vocabulary:
-        raise FoveateError(
-            f"the placeholder {processor.image_token!r} has the id {processor.image_token_id}, which the "
-            f"model's vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first"
-        )
-    model.config.image_token_id = processor.image_token_id
-    if model.config.num_voco_tokens != processor.num_voco_tokens:
-        raise FoveateError(
-            f"the processor writes {processor.num_voco_tokens} VoCo tokens after an image, and the model reads "
-            f"{model.config.num_voco_tokens}"
-        )
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:

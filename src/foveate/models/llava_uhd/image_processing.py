@@ -232,19 +232,3 @@ def _flat(images: Any, depth: int = 0) -> Iterator[Any]:
         )
     else:
         yield images
-
-
-def register() -> None:
-    """Let `AutoImageProcessor` and `AutoProcessor` find `LlavaUHDImageProcessor` for LLaVA-UHD models.
-
-    It is registered for both backends of `transformers`, because it is the same code with torchvision and without.
-    """
-    from transformers import AutoImageProcessor
-
-    from foveate.models.llava_uhd.configuration import LlavaUHDConfig
-
-    AutoImageProcessor.register(
-        LlavaUHDConfig,
-        image_processor_classes={"pil": LlavaUHDImageProcessor, "torchvision": LlavaUHDImageProcessor},
-        exist_ok=True,
-    )

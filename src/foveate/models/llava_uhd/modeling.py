@@ -17,6 +17,7 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedConfig, Pr
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.models.connectors.mlp import MLPConnector
 from foveate.models.llava_uhd import vision_remember
@@ -24,7 +25,6 @@ from foveate.models.llava_uhd.checkpoint import UNUSED_KEYS
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
 from foveate.models.llava_uhd.voco import read_through_voco
 from foveate.models.vit_uhd.vit_uhd import ViTUHDModel
-from foveate.runtime import compat
 
 
 @dataclass

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from foveate import compat
+from foveate.core import sequence
 from foveate.core.errors import FoveateError
-from foveate.runtime import compat
+from foveate.kv_cache.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
 
 VOCO_TOKEN = "<voco>"
 
@@ -90,10 +92,6 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     Raises:
         FoveateError: an image has no VoCo tokens, or the attention or the cache cannot do without images.
     """
-    # The runtime has caches that are shorter than their conversation; it knows models, so it comes after them.
-    from foveate.runtime import sequence
-    from foveate.runtime.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
-
     embeds, cache = kwargs["inputs_embeds"], compat.cache_in(kwargs)
     reader = Reader(weakref.ref(text), f"{count} VoCo tokens an image", (count,))
     kept, images = kept_for(cache, reader), bool(image.any())

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.attention import attention_weights
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan, Step, parse_plan
 from foveate.methods.kv_cache.base import METHODS, CacheMethod, Profile, history
 from foveate.methods.kv_cache.hack import head_variance
-from foveate.methods.kv_cache.ragged import attention
 from foveate.methods.kv_cache.scale_cache import MapRecord, ScaleCache
 from foveate.methods.kv_cache.scalekv import selectivity
 from foveate.models.next_scale.modeling import NextScaleForImageGeneration
@@ -41,7 +41,7 @@ def calibrate(model: NextScaleForImageGeneration, samples: int = 10, seed: int =
 
     def observe(cache: ScaleCache, layer: int, queries: Tensor) -> None:
         (group,) = cache.layers[layer].groups
-        weights = attention(queries, group.keys)
+        weights = attention_weights(queries.float(), group.keys.float(), queries.shape[-1] ** -0.5)
         index[layer, cache.place] = selectivity(weights, queries.shape[2], top).cpu()
         if cache.place == len(config.scales) - 1:
             variance[layer] = head_variance(weights).mean(dim=0).cpu()

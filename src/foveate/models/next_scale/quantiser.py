@@ -37,7 +37,7 @@ class MultiScaleQuantiser(nn.Module):
     def __init__(self, config: NextScaleConfig) -> None:
         super().__init__()
         self.scales = tuple(config.scales)
-        # Not trained by gradients: a moving average of what is nearest to each code (see training.py).
+        # Not trained by gradients: a moving average of what is nearest to each code (`foveate.training.next_scale`).
         self.codebook = nn.Parameter(torch.empty(config.codebook_size, config.code_size), requires_grad=False)
         self.refinements = nn.ModuleList(Refinement(config.code_size) for _ in self.scales)
 

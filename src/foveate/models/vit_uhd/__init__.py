@@ -1,6 +1,7 @@
 """Vision encoders: ViT-UHD and the methods that act inside a vision transformer."""
 
 from foveate.models.vit_uhd.configuration import RELEASED_MODEL_TYPE, ViTUHDConfig
+from foveate.models.vit_uhd.conversion import from_vit
 from foveate.models.vit_uhd.vit_uhd import ViTUHDModel, ViTUHDOutput
 
 
@@ -13,4 +14,4 @@ def register() -> None:
     AutoModel.register(ViTUHDConfig, ViTUHDModel, exist_ok=True)
 
 
-__all__ = ["ViTUHDConfig", "ViTUHDModel", "ViTUHDOutput", "register"]
+__all__ = ["ViTUHDConfig", "ViTUHDModel", "ViTUHDOutput", "from_vit", "register"]

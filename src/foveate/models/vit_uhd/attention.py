@@ -16,6 +16,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
+from foveate.core.attention import eager_attention
 from foveate.models.vit_uhd.layout import Layout
 
 
@@ -136,26 +137,6 @@ def packed_attention(
         start = stop
     attended = parts[0] if len(parts) == 1 else torch.cat(parts)
     return attended if grouped is None else attended.index_select(0, back.to(attended.device))
-
-
-def eager_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention by two matrix products, softmax in float32; heads (B, heads, N, head_dim).
-
-    There is no mask to add: the caller passes only tokens that may see each other.
-    """
-    weights = (query @ key.transpose(2, 3)) * scaling
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
 
 
 __all__ = ["Segments", "packed_attention", "window_order"]

@@ -27,7 +27,7 @@ class ViTUHDConfig(PreTrainedConfig):
     The defaults are the released ViT-UHD of LLaVA-UHD v3 (arXiv 2511.21150): the MoonViT-SO400M geometry
     with a refined patch of 10 px and two content-adaptive stages, so that one output token stands for
     40 x 40 px. The fields `norm_type`, `mlp_type`, `rope_layout`, `position_embedding`, `window_size` and
-    `final_norm` describe the pretrained vision transformers that can be converted (`ViTUHDModel.from_vit`).
+    `final_norm` describe the pretrained vision transformers that can be converted (`foveate.models.vit_uhd.from_vit`).
 
     Args:
         patch_size (`int`): Side p of a patch in pixels.

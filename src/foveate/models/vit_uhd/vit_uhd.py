@@ -266,7 +266,7 @@ class ViTUHDModel(ViTUHDPreTrainedModel):
     """The vision transformer of LLaVA-UHD v3.
 
     Loads folders and Hub ids saved by foveate and those in the released layout (`model_type: moonvit`) by
-    `from_pretrained`.
+    `from_pretrained`. `foveate.models.vit_uhd.from_vit` converts other vision transformers to it.
     """
 
     def __init__(self, config: ViTUHDConfig) -> None:
@@ -274,13 +274,6 @@ class ViTUHDModel(ViTUHDPreTrainedModel):
         self.patch_embed = PatchEmbedding(config)
         self.encoder = ViTUHDEncoder(config)
         self.post_init()
-
-    @classmethod
-    def from_vit(cls, source, **options) -> ViTUHDModel:
-        """Convert a pretrained native-resolution vision transformer (`foveate.models.vit_uhd.conversion.from_vit`)."""
-        from foveate.models.vit_uhd.conversion import from_vit
-
-        return from_vit(source, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch projection."""
@@ -325,6 +318,28 @@ class ViTUHDModel(ViTUHDPreTrainedModel):
             grid_hws=layout.grid_hws(grid_hws.device),
             hidden_states=None if collected is None else tuple(collected),
         )
+
+    def spread(self, values: torch.Tensor, grid_hws: torch.Tensor, patches: int) -> torch.Tensor:
+        """Values of the tokens inside some block as means over the tokens that leave the encoder, image by image.
+
+        Args:
+            values: (M, ...) of the tokens of a block, in the order in which the encoder holds them: images of equal
+                size stand next to each other, and where there are windows, tokens go window by window.
+            grid_hws: (n, 2) patches per column and per row of each image.
+            patches: Their sum.
+
+        Returns:
+            (N, ...) of the output tokens in the order of the images.
+        """
+        layout = Layout.from_grids(grid_hws, patches, self.config.num_stages)
+        while layout.num_tokens > len(values):
+            layout = layout.merged()
+        if self.config.window_size is not None:
+            order, _ = window_order(layout, self.config.window_size)
+            values = values[order.argsort().to(values.device)]
+        for _ in range(layout.merges, self.config.num_stages):
+            values, layout = layout.windows(values).mean(dim=1), layout.merged()
+        return layout.unpack(values)
 
 
 __all__ = ["ViTUHDModel", "ViTUHDOutput", "ViTUHDPreTrainedModel"]

@@ -139,7 +139,7 @@ def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, seen: RecordedAct
     found = []
     for layer, images in seen.tokens.items():
         for tokens in images:
-            scores = pruners[str(layer)](tokens.features, tokens.sequence[tokens.question])
+            scores = pruners[str(layer)](tokens.features, tokens.prompt.hidden[tokens.question])
             found.append(F.mse_loss(scores, guidance(seen, tokens)))
     return torch.stack(found).mean()
 

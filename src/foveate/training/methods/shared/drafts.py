@@ -21,7 +21,8 @@ from torch import Tensor
 from foveate.answering.conversations import check_length, greedy
 from foveate.core.errors import FoveateError
 from foveate.families import family_of
-from foveate.methods.decoding.draft import Draft, Target, load_draft
+from foveate.methods.decoding.draft import Draft, Target
+from foveate.methods.decoding.kinds import load_draft
 from foveate.runtime.speculative import prompt_mask, speculate, target_of, watching
 from foveate.training.examples import Example
 from foveate.training.methods.base import StepTrainer

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
-from foveate.core.in_decoder import Attention, DecoderMethod, LayerTokens
+from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Selection
 from foveate.families import family_of

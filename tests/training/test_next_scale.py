@@ -12,9 +12,9 @@ import torch
 
 from foveate import cli
 from foveate.core.errors import FoveateError
-from foveate.models.next_scale import pictures
-from foveate.models.next_scale.training import CodeAverages, Recipe, measure, rate, read_recipe, tokenizer_loss, train
+from foveate.synthetic import class_pictures
 from foveate.training.callbacks import StopRequest
+from foveate.training.next_scale import CodeAverages, Recipe, measure, rate, read_recipe, tokenizer_loss, train
 from foveate.training.run_directory import RunDirectory
 from tests.models.next_scale.small_next_scale import small_config, small_model
 
@@ -22,22 +22,22 @@ RECIPE = Recipe(tokenizer_steps=3, tokenizer_batch_size=4, steps=3, batch_size=2
 
 
 def test_pictures_are_the_same_again_and_splits_differ() -> None:
-    one, labels = pictures.batch(range(17), 16)
-    again, _ = pictures.batch(range(17), 16)
-    held_out, same_labels = pictures.batch(range(17), 16, "held-out")
+    one, labels = class_pictures.batch(range(17), 16)
+    again, _ = class_pictures.batch(range(17), 16)
+    held_out, same_labels = class_pictures.batch(range(17), 16, "held-out")
     assert one.shape == (17, 3, 16, 16) and torch.equal(one, again)
     assert labels.tolist() == [*range(16), 0] == same_labels.tolist()
     assert not torch.equal(one, held_out) and not torch.equal(one[0], one[16])
     assert float(one.min()) >= -1 and float(one.max()) <= 1
     with pytest.raises(FoveateError, match="the splits are"):
-        pictures.draw(0, 16, "test")
+        class_pictures.draw(0, 16, "test")
 
 
 def test_classes_are_what_they_say() -> None:
     for number in range(16):
-        image, label = pictures.draw(number, 64)
+        image, label = class_pictures.draw(number, 64)
         red, green, blue = image.getpixel(_middle(image))
-        name = pictures.CLASSES[label]
+        name = class_pictures.CLASSES[label]
         assert name.startswith("red") == (red > 150 and green < 100)
         assert name.startswith("blue") == (blue > 150 and red < 100)
         assert name.startswith("yellow") == (red > 150 and green > 150 and blue < 100)
@@ -51,8 +51,8 @@ def _middle(image) -> tuple[int, int]:
 
 
 def test_images_come_back() -> None:
-    image, _ = pictures.draw(3, 16)
-    (again,) = pictures.to_images(pictures.batch([3], 16)[0])
+    image, _ = class_pictures.draw(3, 16)
+    (again,) = class_pictures.to_images(class_pictures.batch([3], 16)[0])
     assert again.tobytes() == image.tobytes()
 
 
@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_gives_the_same_weights(tmp_path) -> None:
         assert finished == (wanted == 6)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
-    assert whole.config.class_names == list(pictures.CLASSES)
+    assert whole.config.class_names == list(class_pictures.CLASSES)
     assert set(measure(whole, 4)) == {"reconstruction", "nats", "codes_used"}
 
 

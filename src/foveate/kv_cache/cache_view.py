@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.runtime import compat
-from foveate.runtime.kv_cache import MixedLayer
+from foveate.kv_cache import MixedLayer
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import foveate
-from foveate import FoveateError
-from foveate.runtime import compat
+from foveate import FoveateError, compat
 from tests.families.zoo import zoo
 
 UNKNOWN = "hands the cache over in a way that foveate does not know"

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveate.benchmark import flops
 from foveate.benchmark.competitors import COMPETITORS, Geometry
+from foveate.cost import flops
 from tests.benchmark.small_geometry import SMALL
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.text_files import read_json
-from foveate.models.next_scale import pictures
 from foveate.models.next_scale.configuration import NextScaleConfig
 from foveate.models.next_scale.modeling import NextScaleForImageGeneration
+from foveate.synthetic import class_pictures
 from foveate.training.callbacks import StopRequest
 from foveate.training.run_directory import OnProgress, RunDirectory, quiet
 
@@ -170,10 +170,12 @@ def train(
     Raises:
         FoveateError: the pictures do not fit the model.
     """
-    if config.num_classes != len(pictures.CLASSES):
-        raise FoveateError(f"the pictures have {len(pictures.CLASSES)} classes; num_classes is {config.num_classes}.")
+    if config.num_classes != len(class_pictures.CLASSES):
+        raise FoveateError(
+            f"the pictures have {len(class_pictures.CLASSES)} classes; num_classes is {config.num_classes}."
+        )
     stop = stop or StopRequest()
-    config.class_names = list(pictures.CLASSES)
+    config.class_names = list(class_pictures.CLASSES)
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(recipe.seed)
         model = NextScaleForImageGeneration(config).train()
@@ -219,7 +221,7 @@ def _tokenizer_step(
     model: NextScaleForImageGeneration, averages: CodeAverages, recipe: Recipe, step: int, chance: torch.Generator
 ) -> float:
     size = recipe.tokenizer_batch_size
-    pixels, _ = pictures.batch(range(step * size, (step + 1) * size), model.config.image_size)
+    pixels, _ = class_pictures.batch(range(step * size, (step + 1) * size), model.config.image_size)
     if step == 0:
         with torch.no_grad():
             features = model.tokenizer.encoder(pixels)
@@ -232,7 +234,7 @@ def _tokenizer_step(
 
 def _transformer_step(model: NextScaleForImageGeneration, recipe: Recipe, step: int, chance: torch.Generator) -> float:
     size = recipe.batch_size
-    pixels, labels = pictures.batch(range(step * size, (step + 1) * size), model.config.image_size)
+    pixels, labels = class_pictures.batch(range(step * size, (step + 1) * size), model.config.image_size)
     with torch.no_grad():
         ids = model.tokenizer.encode(pixels)
     untold = torch.rand(size, generator=chance) < recipe.class_dropout
@@ -276,7 +278,7 @@ def _restore(
 @torch.no_grad()
 def measure(model: NextScaleForImageGeneration, count: int = 64) -> dict[str, float]:
     """What a model does with held-out pictures: reconstruction error (mean square, of [-1, 1]) and nats a token."""
-    pixels, labels = pictures.batch(range(count), model.config.image_size, "held-out")
+    pixels, labels = class_pictures.batch(range(count), model.config.image_size, "held-out")
     ids = model.tokenizer.encode(pixels)
     loss = model(labels, ids).loss
     assert loss is not None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from foveate.runtime.kv_cache import packing
+from foveate.core import packing
 
 #: Bits from which on tokens are stored as they came.
 FULL = 16

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from foveate.runtime.kv_cache.mixed_precision import MixedLayer
+from foveate.kv_cache.mixed_precision import MixedLayer
 
 
 def stored_bytes(values: Any) -> int:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from foveate.runtime.kv_cache import MixedLayer
-from foveate.runtime.kv_cache.packing import BITS, pack, unpack
+from foveate.core.packing import BITS, pack, unpack
+from foveate.kv_cache import MixedLayer
 
 
 @pytest.mark.parametrize("bits", BITS)

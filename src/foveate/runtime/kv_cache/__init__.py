@@ -1,5 +1,0 @@
-"""Caches that hold fewer bits."""
-
-from foveate.runtime.kv_cache.mixed_precision import MixedLayer
-
-__all__ = ["MixedLayer"]

@@ -1,0 +1,1 @@
+"""Pictures of answers and of what a plan keeps of an image."""
