@@ -239,7 +239,7 @@ def test_few_tokens_are_not_drawn() -> None:
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        FoveateError, match="needs trained weights: .* or one that stands beside the model's weights as dpn"
+        FoveateError, match="needs trained weights: .* or one beside the model's weights as dpn"
     ):
         DPN().needs(EncoderSpec(1, False))
     with pytest.raises(FoveateError, match="max or mean"):
