@@ -44,7 +44,7 @@ def full(root: Path) -> str:
     found = runs(root)
     models = _models(found)
     parts = []
-    budgets = dict.fromkeys(row["budget"] for run in found for row in run["rows"] if row["plan"] != "untouched")
+    budgets = dict.fromkeys(row["budget"] for run in found for row in run["rows"] if row["plan"] != "full model")
     for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
         by_plan = _by_plan(found, budget)
         ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan], any), -_mean(by_plan[plan])))
@@ -61,13 +61,13 @@ def full(root: Path) -> str:
 
 
 def tasks(root: Path) -> str:
-    """What the untouched models answer, task by task."""
+    """What the full models answer, task by task."""
     found = runs(root)
     models = _models(found)
     rows: dict[str, dict[str, Row]] = {}
     for run in found:
         for row in run["rows"]:
-            if row["plan"] == "untouched" and ":" not in row["task"]:
+            if row["plan"] == "full model" and ":" not in row["task"]:
                 rows.setdefault(row["task"], {})[row["model"]] = row
     header = ["task", "questions", "commonest answer", *map(_name, models)]
     lines = []
@@ -79,14 +79,14 @@ def tasks(root: Path) -> str:
 
 
 def groups(root: Path) -> str:
-    """What random tokens leave of every kind of task that the untouched model has learned."""
+    """What random tokens leave of every kind of task that the full model has learned."""
     kinds: dict[tuple[str, str], dict[str, float]] = {}
     for run in runs(root):
         rows = [row for row in run["rows"] if row["task"].startswith("group:")]
         learned = {
             (row["model"], row["task"])
             for row in rows
-            if row["plan"] == "untouched" and row["accuracy"] > row["majority"]
+            if row["plan"] == "full model" and row["accuracy"] > row["majority"]
         }
         for row in rows:
             if row["plan"].startswith("random:") and (row["model"], row["task"]) in learned:
@@ -104,7 +104,7 @@ def _by_plan(found: list[Row], budget: str | None) -> dict[str, dict[str, Row]]:
     by_plan: dict[str, dict[str, Row]] = {}
     for run in found:
         for row in run["rows"]:
-            if row["task"] == "all" and row["budget"] == budget and row["plan"] != "untouched":
+            if row["task"] == "all" and row["budget"] == budget and row["plan"] != "full model":
                 by_plan.setdefault(row["plan"], {})[row["model"]] = row
     return by_plan
 
@@ -139,13 +139,16 @@ def _percent(value: float) -> str:
 
 
 def _table(models: list[str], found: list[Row], plans: list[tuple[str, dict[str, Row]]]) -> str:
-    untouched = {
-        row["model"]: row for run in found for row in run["rows"] if row["plan"] == "untouched" and row["task"] == "all"
+    full_model = {
+        row["model"]: row
+        for run in found
+        for row in run["rows"]
+        if row["plan"] == "full model" and row["task"] == "all"
     }
-    header = ["plan", *(f"{_name(model)}: relative" for model in models), "loyalty"]
-    whole = [untouched[model] for model in models]
+    header = ["plan", *(f"{_name(model)}: relative" for model in models), "agreement"]
+    whole = [full_model[model] for model in models]
     told = [f"100 % (= {_percent(row['accuracy'])} right), {row['tokens_kept']:,.0f} tokens" for row in whole]
-    lines = [["untouched", *told, "100 %"]]
+    lines = [["full model", *told, "100 %"]]
     for plan, rows in plans:
         cells = []
         for model in models:
@@ -159,7 +162,7 @@ def _table(models: list[str], found: list[Row], plans: list[tuple[str, dict[str,
         name = f"*{plan}*" if _control(plan) else f"`{plan}`"
         if _inert(rows):
             name += f" ({INERT})"
-        lines.append([name, *cells, _percent(fmean(row["loyalty"] for row in rows.values()))])
+        lines.append([name, *cells, _percent(fmean(row["agreement"] for row in rows.values()))])
     return _markdown(header, lines)
 
 

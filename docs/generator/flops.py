@@ -7,7 +7,7 @@ Every number on it is computed when the page is made; only the published ones ar
 from __future__ import annotations
 
 from foveate.core.plan import Plan
-from foveate.cost import RELEASED, cost, follow, named, shape_of, view_of
+from foveate.cost import RELEASED, cost, follow, named, processed_image, shape_of
 from foveate.cost.papers import (
     SAME,
     SPAN,
@@ -20,7 +20,7 @@ from foveate.cost.papers import (
 )
 from generator.tables import table
 
-#: Size of the image in the table of models, in pixels, and plans beside the untouched model.
+#: Size of the image in the table of models, in pixels, and plans beside the full model.
 IMAGE = (1024, 768)
 PLANS = ("random:25%", "fastv:50%@2")
 
@@ -59,7 +59,7 @@ WORDS = {
     "for one alike, and what the rest is is not said.",
     "VisionDrop": "FLOPs are two a multiply-accumulate, with encoder and the output layer at every position. The "
     "length of the text is not said; the row of 9.06 T gives it. For LLaVA-NeXT the newline tokens, which are not "
-    "among the 2,880, explain the untouched model; the compressed one fits if they stay, and does not if they go. "
+    "among the 2,880, explain the full model; the compressed one fits if they stay, and does not if they go. "
     "The stages are those of the released code, scaled.",
     "Fourier-VLM": "The paper's convention is not known here. The language model alone with a usual length of text "
     "comes within a point; with the encoder, or without any text, it does not. The length of the text decides.",
@@ -137,22 +137,22 @@ def _models() -> list[str]:
     rows = []
     for name in RELEASED:
         model = named(name)
-        shape, view = shape_of(model.config), view_of(model.config, *IMAGE)
-        untouched = cost(shape, follow(None, shape, view), TEXT)
-        before = untouched.parts["encoder"] + untouched.parts["connector"]
+        shape, processed = shape_of(model.config), processed_image(model.config, *IMAGE)
+        full_model = cost(shape, follow(None, shape, processed), TEXT)
+        before = full_model.parts["encoder"] + full_model.parts["connector"]
         shares = []
         for plan in PLANS:
-            after = cost(shape, follow(Plan.of(plan), shape, view), TEXT)
-            shares.append(f"{after.total / untouched.total:.0%}, {after.cached / untouched.cached:.0%}")
+            after = cost(shape, follow(Plan.of(plan), shape, processed), TEXT)
+            shares.append(f"{after.total / full_model.total:.0%}, {after.cached / full_model.cached:.0%}")
         rows.append(
             [
                 f"`{name}`",
-                f"{view.patches:,}",
-                f"{view.tokens:,}",
+                f"{processed.patches:,}",
+                f"{processed.tokens:,}",
                 f"{before / 1e12:.2f}",
-                f"{(untouched.total - before) / 1e12:.2f}",
-                f"{untouched.decode / 1e9:.1f}",
-                f"{2 * untouched.cached / 2**20:,.0f}",
+                f"{(full_model.total - before) / 1e12:.2f}",
+                f"{full_model.decode / 1e9:.1f}",
+                f"{2 * full_model.cached / 2**20:,.0f}",
                 *shares,
             ]
         )
@@ -160,7 +160,7 @@ def _models() -> list[str]:
               "cache, MiB", *(f"`{plan}`: FLOPs, cache" for plan in PLANS)]  # fmt: skip
     return [
         f"An image of {IMAGE[0]} x {IMAGE[1]} px with {TEXT} tokens of text, the cache in bfloat16; under a plan the",
-        "share of the untouched FLOPs to the first token and of the cache.",
+        "share of the full model's FLOPs to the first token and of the cache.",
         "",
         table(header, rows),
     ]

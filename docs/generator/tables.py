@@ -209,7 +209,7 @@ def serving(root: Path, _page: Path) -> str:
         note = f" {run['note']}" if run["note"] else ""
         machine, turns, source = run["hardware"], run["settings"]["turns"], path.relative_to(root)
         where = (
-            f"{machine['cpu']}, {machine['threads']} threads; median of {turns} turns, times: over the untouched model "
+            f"{machine['cpu']}, {machine['threads']} threads; median of {turns} turns, times: over the full model "
             f"in the same turn; from `{source}`, made by `{run['command']}`.{note}"
         )
         parts += [table(*shown(run)), where]

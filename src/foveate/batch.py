@@ -17,6 +17,7 @@ from typing import Any
 
 from foveate.answering import answer_batch
 from foveate.core.errors import FoveateError, check_text
+from foveate.core.full_model import is_full_model
 from foveate.core.plan import Plan
 from foveate.core.text_files import lines_of, read_text
 from foveate.images import open_image
@@ -34,7 +35,7 @@ class Question:
         id: What the file calls it; its number where it has none.
         images: Image files.
         question: The text.
-        plan: Of the visual tokens, in place of the run's; "untouched": none.
+        plan: Of the visual tokens, in place of the run's; "full model": none.
         max_new_tokens: Length at which the answer is cut off, in place of the run's.
     """
 
@@ -121,7 +122,7 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
     if plan is not None:
         if not isinstance(plan, str):
             raise FoveateError("'plan' must be a text")
-        if plan != "untouched":
+        if not is_full_model(plan):
             plan = str(Plan.of(plan))
     return Question(number, number if own is None else own, images, text, plan, limit)
 
@@ -243,7 +244,7 @@ def answer_questions(
         A row for each: number, id, question, plan, and text or error.
     """
     own = questions[0].plan
-    chosen = plan if own is None else None if own == "untouched" else Plan.of(own)
+    chosen = plan if own is None else None if is_full_model(own) else Plan.of(own)
     rows: dict[int, dict[str, Any]] = {}
     conversations = []
     for question in questions:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import is_full_model
 from foveate.core.plan import PLAN_FILE, Plan
 from foveate.core.weights import DATA_ONLY, SAFE, check_weights, file_of
 from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
@@ -83,14 +84,14 @@ def load(
 
 
 def plan_asked(text: str | None) -> Plan | str | None:
-    """What a text names: a plan; "saved", the one beside the model, where there is no text; None for "untouched".
+    """What a text names: a plan; "saved", the one beside the model, where there is no text; None for "full model".
 
     Raises:
         FoveateError: it is no plan.
     """
     if text is None:
         return "saved"
-    return None if text.strip().lower() == "untouched" else Plan.of(text)
+    return None if is_full_model(text) else Plan.of(text)
 
 
 def plan_beside(name: str | os.PathLike[str] | None) -> Plan | None:

@@ -148,7 +148,7 @@ def test_an_example_is_answered_twice(visit, model):
     page.wait_for_selector("#image img")
     ask(page)
     image = str(EXAMPLES / RECEIPT)
-    for kind, plan in (("untouched", None), ("plan", PLAN)):
+    for kind, plan in (("full-model", None), ("plan", PLAN)):
         expected = foveate.ask(image, TOTAL, model, plan, max_new_tokens=16)
         card = page.locator(f"#answers .answer.{kind}")
         assert card.locator(".text").inner_text() == expected.text
@@ -245,7 +245,7 @@ def test_two_visitors_get_their_own_answers(visit, model, tmp_path):
     for name, page in pages:
         page.wait_for_selector("#charts .bar")
         expected = foveate.ask(str(tmp_path / f"{name}.png"), f"Is it {name}?", model, max_new_tokens=16)
-        assert page.inner_text("#answers .answer.untouched .text") == (expected.text or "(no answer)")
+        assert page.inner_text("#answers .answer.full-model .text") == (expected.text or "(no answer)")
         assert f"{name}.png" in page.inner_text("#shell")
 
 

@@ -26,7 +26,7 @@ from tests.full_disk import room
 
 SMALL: dict[str, Any] = {"count": 3, "sides": (128, 192), "difficulty": 0.2, "batch_size": 2, "threads": 1}
 TASKS = ("shape_colour", "chat")
-PLANS = ("untouched", "random:25%", "downsample:25%", "divprune:25%")
+PLANS = ("full model", "random:25%", "downsample:25%", "divprune:25%")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,24 +80,24 @@ def test_every_plan_answers_the_same_questions(result):
     found = answers(path)
     asked = {plan: {key[1:]: (row["question"], row["answer"]) for key, row in found.items() if key[0] == plan}
              for plan in PLANS}  # fmt: skip
-    assert all(asked[plan] == asked["untouched"] for plan in PLANS)
+    assert all(asked[plan] == asked["full model"] for plan in PLANS)
     expected = {
         (item.task, item.index, turn): pair
         for task in TASKS
         for item in items(task, 3, sides=(128, 192), difficulty=0.2)
         for turn, pair in enumerate(item.turns)
     }
-    assert asked["untouched"] == expected
+    assert asked["full model"] == expected
     for (plan, *_), row in found.items():
         share = row["tokens_kept"] / row["tokens_in"]
-        assert share == 1 if plan == "untouched" else 0.2 < share < 0.3
+        assert share == 1 if plan == "full model" else 0.2 < share < 0.3
 
 
 def test_answers_of_the_run_are_those_of_answer_items(result):
     path, _ = result
     model, processor = load(plan=None)
     asked = list(items("chat", 3, sides=(128, 192), difficulty=0.2))
-    for plan in ("untouched", "divprune:25%"):
+    for plan in ("full model", "divprune:25%"):
         rows = answer_items(model, processor, plan, asked, batch_size=2)
         assert [(row["index"], row["turn"]) for row in rows] == sorted((row["index"], row["turn"]) for row in rows)
         for row in rows:

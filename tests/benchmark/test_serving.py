@@ -26,16 +26,16 @@ def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Pa
     document = json.loads(path.read_text())
     assert json.loads(result.stdout) == document
     assert [(row["clients"], row["plan"]) for row in document["rows"]] == [
-        (clients, plan) for clients in (1, 3) for plan in ("untouched", "divprune:25%")
+        (clients, plan) for clients in (1, 3) for plan in ("full model", "divprune:25%")
     ]
     for row in document["rows"]:
         assert row["requests"] == max(2, row["clients"])
         assert len(row["requests_per_second"]["all"]) == 2 and min(row["requests_per_second"]["all"]) > 0
         assert row["first_token"]["median"] > 0
-        ratios = row["times_untouched"]["requests_per_second"]
-        assert (ratios["median"] == 1) == (row["plan"] == "untouched")
+        ratios = row["times_full_model"]["requests_per_second"]
+        assert (ratios["median"] == 1) == (row["plan"] == "full model")
     read = {row["plan"]: row["prompt_tokens"]["median"] for row in document["rows"]}
-    assert read["divprune:25%"] <= read["untouched"]
+    assert read["divprune:25%"] <= read["full model"]
     assert "api_key" not in document["settings"]
 
 
@@ -44,18 +44,18 @@ def test_ratios_are_of_one_turn() -> None:
         return {"requests_per_second": speed, "first_token": first, "between_tokens": None, "prompt_tokens": 9}
 
     # The second turn had a slower machine, for both sides.
-    found = {(1, "untouched"): [one(2, 1), one(1, 2)], (1, "pool:9"): [one(4, 0.5), one(3, 1)]}
+    found = {(1, "full model"): [one(2, 1), one(1, 2)], (1, "pool:9"): [one(4, 0.5), one(3, 1)]}
     _, row = rows(found, ServingSettings("http://x/v1", ("pool:9",)))  # ty: ignore[invalid-argument-type]
-    assert row["times_untouched"]["requests_per_second"] == {"median": 2.5, "min": 2, "max": 3}
-    assert row["times_untouched"]["first_token"]["median"] == 2
-    assert row["times_untouched"]["between_tokens"] is None and row["between_tokens"]["median"] is None
+    assert row["times_full_model"]["requests_per_second"] == {"median": 2.5, "min": 2, "max": 3}
+    assert row["times_full_model"]["first_token"]["median"] == 2
+    assert row["times_full_model"]["between_tokens"] is None and row["between_tokens"]["median"] is None
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"plans": ()}, "name at least one plan"),
-        ({"plans": ("untouched",)}, "the untouched model always"),
+        ({"plans": ("full model",)}, "the full model always"),
         ({"dialect": "other"}, "'other' is no kind of server; possible are foveate, vllm"),
         ({"clients": (0,)}, "whole numbers from 1 on"),
         ({"turns": 0}, "turns is a whole number from 1 on, not 0"),

@@ -252,7 +252,7 @@ def test_other_pages_are_not_overwritten(three, tmp_path, capsys):
 
 def test_pictures_are_drawn_once(tmp_path, capsys):
     document = documents.accuracy(
-        plans={"untouched": (16, 1.0), "divprune:4": (4, 0.5), "vtc-cls:4": (4, 0.6), "tome:4": (4, 0.6)}
+        plans={"full model": (16, 1.0), "divprune:4": (4, 0.5), "vtc-cls:4": (4, 0.6), "tome:4": (4, 0.6)}
     )
     [path] = documents.save(tmp_path, a=document)
     uhd, llava = save_llava_uhd(tmp_path / "uhd"), save_llava(tmp_path / "llava")

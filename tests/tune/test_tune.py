@@ -54,13 +54,13 @@ def _loaded_once(embedded) -> Generator[None]:
 
 @pytest.fixture(scope="module")
 def data(embedded, tmp_path_factory) -> Path:
-    """Questions whose right answers are those of WINNER, of every fourth those of the untouched model."""
+    """Questions whose right answers are those of WINNER, of every fourth those of the full model."""
     folder = tmp_path_factory.mktemp("data")
     asked = list(items("read_word", 32, sides=(128, 128), difficulty=0.3))
-    answers = {plan: answer_items(*embedded, plan, asked) for plan in (WINNER, "untouched")}
+    answers = {plan: answer_items(*embedded, plan, asked) for plan in (WINNER, "full model")}
     entries = []
     for number, item in enumerate(asked):
-        text = answers["untouched" if number % 4 == 0 else WINNER][number]["text"]
+        text = answers["full model" if number % 4 == 0 else WINNER][number]["text"]
         item.images[0].save(folder / f"{number}.png")
         turns = [{"from": "human", "value": f"<image>\n{item.turns[0][0]}"}, {"from": "gpt", "value": text or "?"}]
         entries.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
@@ -92,7 +92,7 @@ def test_the_plan_whose_answers_are_the_right_ones_wins(result, settings):
     assert document["kind"] == "tune" and document["finished"] and document["command"] == "foveate tune"
     assert document["versions"]["optuna"] and document["hardware"]["threads"] == 1
     (best,) = document["confirmation"]
-    assert best["accuracy"] > 0.6 > document["untouched"]["confirm"]["accuracy"] > 0
+    assert best["accuracy"] > 0.6 > document["full_model"]["confirm"]["accuracy"] > 0
     rows = [json.loads(line) for line in (folder / "answers.rows.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
     own = [row["right"] for row in rows if row["plan"] == WINNER and row["index"] % 4 and row["answer"] != "?"]
     assert len(own) > 16 and all(own)

@@ -9,7 +9,7 @@ from foveate.answering.pooling import Pooling
 from foveate.answering.stages import Stage
 
 #: The parts of an answer's time, in order.
-PARTS = ("view", "encoder", "connector", "prefill", "decode")
+PARTS = ("preprocess", "encoder", "connector", "prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class Answer:
         text: the answer.
         question: what was asked.
         model: the name of the model.
-        image_size: ``(width, height)`` in pixels of the image as given, upright.
-        view_size: ``(width, height)`` in pixels to which it was resized, where the model makes one view of it.
+        image_size: ``(width, height)`` in pixels of the upright input image.
+        processed_size: ``(width, height)`` in pixels to which it was resized, where the model encodes it as one
+            sequence.
         stages: the image's tokens from patches to what the language model reads.
         tokens: token counts.
-        times: seconds for ``view`` (opening, resizing, patches, tokenising), ``encoder``, ``connector``, ``prefill``
-            (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which is a little
-            more than their sum. Parts that a model does not have are missing.
+        times: seconds for ``preprocess`` (opening, resizing, patches, tokenising), ``encoder``, ``connector``,
+            ``prefill`` (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which
+            is a little more than their sum. Parts that a model does not have are missing.
         device: where the model ran.
         plan: the plan that was followed, as text, or None.
         selection: what the plan did to each image, as plain values; see `selected`.
@@ -55,7 +56,7 @@ class Answer:
     question: str
     model: str
     image_size: tuple[int, int]
-    view_size: tuple[int, int] | None
+    processed_size: tuple[int, int] | None
     stages: list[Stage]
     tokens: Tokens
     times: dict[str, float]

@@ -79,7 +79,7 @@ def ask(
     inputs = inputs_of(net, processor, picture, question)
     length = inputs["input_ids"].shape[1]
     check_length(net, length, max_new_tokens)
-    view = opening + time.perf_counter() - start
+    preprocess = opening + time.perf_counter() - start
     trace = Trace(net)
 
     following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted, processor=processor)
@@ -96,8 +96,8 @@ def ask(
     seen = seen_of(processor, picture.size)
     written = output[0] if net.config.is_encoder_decoder else output[0, length:]
 
-    times = {"view": view, **trace.times(finished), "total": view + finished - started}
-    stages, view_size = stages_of(net, trace, inputs)
+    times = {"preprocess": preprocess, **trace.times(finished), "total": preprocess + finished - started}
+    stages, processed_size = stages_of(net, trace, inputs)
     unmerged = max(stage.tokens for stage in stages)
     if "grid_hws" in inputs:  # also where a plan made the image smaller
         unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
@@ -110,7 +110,7 @@ def ask(
         question=question,
         model=name,
         image_size=picture.size,
-        view_size=view_size,
+        processed_size=processed_size,
         stages=stages,
         tokens=Tokens(
             read=read,
@@ -126,7 +126,7 @@ def ask(
             None if handle is None else handle.family.whole_tile,
             picture.size,
         ),
-        pooling=pooling_of(net, inputs) if keep_pooling and view_size is not None else [],
+        pooling=pooling_of(net, inputs) if keep_pooling and processed_size is not None else [],
         draft=None if speculation is None else speculation.report().as_json(),
     )
 

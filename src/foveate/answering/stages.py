@@ -39,7 +39,7 @@ class Stage:
 
 
 def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[int, int] | None]:
-    """The image's tokens along the way, and the size of the view where there is one."""
+    """Token counts of the image from patches to language model, and the resized image's size if it stays one."""
     if isinstance(trace.encoder, ViTUHDModel):
         return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"][0].tolist())
     encoded = trace.tokens.get("encoder", 0)
@@ -59,18 +59,18 @@ def _vit_uhd_stages(
 ) -> tuple[list[Stage], tuple[int, int]]:
     rows, columns = grid
     side, blocks = config.patch_size, config.merger_layer_index or ()
-    view_size = (columns * side, rows * side)
-    if tokens["patches"] != rows * columns:  # the view was made smaller on its way
+    processed_size = (columns * side, rows * side)
+    if tokens["patches"] != rows * columns:  # a plan made the image smaller
         smaller = [Stage("patches", None, tokens["patches"], None, "patch embedding of the smaller image")]
         for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
             smaller.append(Stage(f"stage {number}", None, tokens[index], None, f"{method} after block {index + 1}"))
-        return smaller, view_size
+        return smaller, processed_size
     stages = [Stage("patches", (rows, columns), tokens["patches"], (side, side), "patch embedding")]
     for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
         rows, columns, side = rows // 2, columns // 2, side * 2
         detail = f"{method} after block {index + 1} of {config.num_hidden_layers}"
         stages.append(Stage(f"stage {number}", (rows, columns), tokens[index], (side, side), detail))
-    return stages, view_size
+    return stages, processed_size
 
 
 def with_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport, ...]) -> list[Stage]:

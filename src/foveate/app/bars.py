@@ -17,7 +17,7 @@ class Bar:
         label: what it is.
         value: what it shows, in a unit of the caller's.
         text: the value in words.
-        of: "untouched" or "plan".
+        of: "full-model" or "plan".
     """
 
     label: str
@@ -26,22 +26,22 @@ class Bar:
     of: str
 
 
-def token_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
+def token_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
     """Image tokens at every point of the model, those of both answers next to each other."""
-    found = [("untouched", stage) for stage in untouched.stages]
+    found = [("full-model", stage) for stage in full_model.stages]
     if planned is not None:
         # Stages that both have stand together; what only the plan has comes last.
         own = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
-        for number, stage in reversed(list(enumerate(untouched.stages))):
+        for number, stage in reversed(list(enumerate(full_model.stages))):
             if (same := own.pop((stage.name, number), None)) is not None:
                 found.insert(number + 1, ("plan", same))
         found += [("plan", stage) for stage in own.values()]
     return [Bar(stage.name, stage.tokens, f"{stage.tokens}", of) for of, stage in found]
 
 
-def time_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
+def time_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
     """Seconds of every part of both answers, and in total."""
-    answers = [("untouched", untouched), *([] if planned is None else [("plan", planned)])]
+    answers = [("full-model", full_model), *([] if planned is None else [("plan", planned)])]
     return [
         Bar(part, answer.times[part], duration(answer.times[part]), of)
         for part in (*PARTS, "total")

@@ -86,26 +86,26 @@ def build(
         try:
             image, wanted = _checked(path, question, text)
             yield {notice: "", answers: _answers(None, None, wanted)}
-            untouched = ask(image, question, model, max_new_tokens=max_new_tokens, keep_pooling=True)
+            full_model = ask(image, question, model, max_new_tokens=max_new_tokens, keep_pooling=True)
             planned = None
             if wanted is not None:
-                yield {answers: _answers(untouched, None, wanted)}
+                yield {answers: _answers(full_model, None, wanted)}
                 planned = ask(image, question, model, wanted, max_new_tokens=max_new_tokens)
-            seen = views(untouched, planned, image)
+            seen = views(full_model, planned, image)
         except Exception as error:
             yield {notice: _notice(error), answers: ""}
             return
         last = len(seen) - 1
         given, followed = Path(str(path)).name, None if wanted is None else str(wanted)
         yield {
-            answers: _answers(untouched, planned, wanted),
+            answers: _answers(full_model, planned, wanted),
             state: seen,
             account: gr.Column(visible=True),
             slider: gr.Slider(maximum=max(last, 1), value=last, visible=last > 0),
             overlay: seen[last].picture,
             caption: _caption(seen[last]),
             facts: _hint(seen[last]),
-            charts: _charts(untouched, planned),
+            charts: _charts(full_model, planned),
             python: python_line(given, question, followed, name),
             shell: shell_line(given, question, followed, name),
         }
@@ -160,7 +160,7 @@ def build(
                     )
                 text = gr.Textbox(
                     value=start, label="Plan", elem_id="plan", max_lines=3,
-                    info="Written by the two above, or by hand: divprune:50% + fastv:50%@2. Empty: only untouched.",
+                    info="Written by the two above, or by hand: divprune:50% + fastv:50%@2. Empty: full model only.",
                 )  # fmt: skip
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=7, min_width=320):
@@ -232,8 +232,8 @@ def _welcome() -> str:
     )
 
 
-def _answers(untouched: Answer | None, planned: Answer | None, wanted: Plan | None) -> str:
-    cards = [_card("untouched", "untouched", untouched)]
+def _answers(full_model: Answer | None, planned: Answer | None, wanted: Plan | None) -> str:
+    cards = [_card("full-model", "full model", full_model)]
     if wanted is not None:
         cards.append(_card("plan", str(wanted), planned))
     return f'<div class="answers">{"".join(cards)}</div>'
@@ -266,7 +266,7 @@ def _fact(chosen: Fact) -> str:
     return f'<div class="fact"><h3>{safe(chosen.title)}</h3><dl>{lines}</dl></div>'
 
 
-def _charts(untouched: Answer, planned: Answer | None) -> str:
-    tokens = as_html("Image tokens", token_bars(untouched, planned))
-    times = as_html("Time, one run each", time_bars(untouched, planned))
+def _charts(full_model: Answer, planned: Answer | None) -> str:
+    tokens = as_html("Image tokens", token_bars(full_model, planned))
+    times = as_html("Time, one run each", time_bars(full_model, planned))
     return f'<div class="charts">{tokens}{times}</div>'

@@ -60,15 +60,15 @@ class View:
         return int(self.tokens[int(y), int(x)])
 
 
-def views(untouched: Answer, planned: Answer | None, image: Image.Image) -> list[View]:
+def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> list[View]:
     """The stages inside a ViT-UHD, then what the plan left; at least one picture.
 
     Args:
-        untouched: the answer without a plan, with its pooling maps.
+        full_model: the answer without a plan, with its pooling maps.
         planned: the answer with a plan.
         image: the image, upright.
     """
-    found = [_stage_view(untouched, number, image) for number, s in enumerate(untouched.stages) if s.grid is not None]
+    found = [_stage_view(full_model, number, image) for number, s in enumerate(full_model.stages) if s.grid is not None]
     for document in joined(planned.selection) if planned is not None else []:
         found += _token_views(document, image)
     if not found:
@@ -82,7 +82,7 @@ def views(untouched: Answer, planned: Answer | None, image: Image.Image) -> list
 def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
     stage = answer.stages[number]
     rows, columns = stage.grid or (1, 1)
-    seen = image if answer.view_size is None else image.resize(answer.view_size, Image.Resampling.BICUBIC)
+    seen = image if answer.processed_size is None else image.resize(answer.processed_size, Image.Resampling.BICUBIC)
     scale = min(ROOM[0] / seen.width, ROOM[1] / seen.height)
     size = max(round(seen.width * scale), columns), max(round(seen.height * scale), rows)
     effects = next((pooling.effect for pooling in answer.pooling if pooling.stage == stage.name), None)

@@ -1,6 +1,6 @@
 """How many answers stay right when a model reads fewer visual tokens: every plan on the same questions.
 
-Beside every plan stand the untouched model and, at the same budget, random tokens and the image made smaller. Answers
+Beside every plan stand the full model and, at the same budget, random tokens and the image made smaller. Answers
 are greedy and compared as `matching.normal` writes them.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from foveate.benchmark import profiling
 from foveate.benchmark.asking import Prepared, ask, batches, prepare
-from foveate.benchmark.budgets import UNTOUCHED, with_controls
+from foveate.benchmark.budgets import FULL_MODEL, with_controls
 from foveate.benchmark.matching import matches
 from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.results import write_json
@@ -26,9 +26,9 @@ from foveate.runtime import compress, handle_of
 
 NOTE = (
     "Exact match after normalisation (case, white space, punctuation at the end, commas in numbers). Relative: "
-    "accuracy over that of the untouched model on the same questions, with a 95 % interval of the paired "
-    "bootstrap. Loyalty: "
-    "share of answers equal to the untouched model's. Difficult: questions that the untouched model answers and "
+    "accuracy over that of the full model on the same questions, with a 95 % interval of the paired "
+    "bootstrap. Agreement: "
+    "share of answers equal to the full model's. Difficult: questions that the full model answers and "
     "downsample at the same budget does not. Tokens kept: mean over the layers of the language model. Chats go on over "
     "one cache: the image's tokens are those chosen at the first question."
 )
@@ -42,7 +42,7 @@ class AccuracySettings(QuestionSettings):
 
     Args:
         models: Folders, Hub ids, or "embedded".
-        plans: Plans as text; the untouched model and the controls at every budget are added.
+        plans: Plans as text; the full model and the controls at every budget are added.
 
     Raises:
         FoveateError: If something is not known or not possible.
@@ -70,7 +70,7 @@ def answer_items(
     Args:
         model: As `foveate.load` returns it.
         processor: Of the model.
-        plan: Anything that `foveate.compress` takes; None or "untouched": the model as it is.
+        plan: Anything that `foveate.compress` takes; None or "full model": the model as it is.
         asked: Such as `tasks.items` gives.
         batch_size: Items answered at once.
 
@@ -90,9 +90,9 @@ def answer_items(
 
 
 def _rows(model: Any, processor: Any, plan: Any, prepared: Prepared) -> list[dict[str, Any]]:
-    if plan is None or plan == UNTOUCHED:
+    if plan is None or plan == FULL_MODEL:
         handle = handle_of(model)
-        name = UNTOUCHED if handle is None else str(handle.plan)
+        name = FULL_MODEL if handle is None else str(handle.plan)
         replies = ask(model, processor, prepared)
     else:
         with compress(model, plan, processor=processor) as handle:
@@ -204,7 +204,7 @@ class _Run:
             None if name == "embedded" else name, dtype=settings.dtype, device=settings.device, plan=None
         )
         for plan in self.possible(name):
-            if plan != UNTOUCHED:
+            if plan != FULL_MODEL:
                 try:
                     compress(model, plan).restore()
                 except FoveateError as error:
@@ -233,7 +233,7 @@ class _Run:
         try:
             found = _rows(model, processor, plan, prepared)
         except FoveateError as error:
-            if plan == UNTOUCHED:
+            if plan == FULL_MODEL:
                 raise
             self._fail(name, plan, error)
             return

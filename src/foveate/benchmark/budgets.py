@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.core.plan import Budget, Plan, all_methods
 
-#: The model without a plan.
-UNTOUCHED = "untouched"
 #: What stands beside the plans of every budget.
 CONTROLS = ("random", "downsample")
 
@@ -28,7 +27,7 @@ def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
 
 
 def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
-    """The untouched model, then for every budget its controls and its plans, then plans without a budget.
+    """The full model, then for every budget its controls and its plans, then plans without a budget.
 
     Controls are random tokens and the smaller image at the budget, and random tokens before the layers at which plans
     inside the language model act.
@@ -38,10 +37,10 @@ def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
     """
     by_budget: dict[str | None, list[str]] = {}
     for text in plans:
-        if text.strip().lower() != UNTOUCHED:
+        if not is_full_model(text):
             plan = Plan.of(text)
             by_budget.setdefault(budget_of(plan), []).append(str(plan))
-    found = [UNTOUCHED]
+    found = [FULL_MODEL]
     for budget, own in by_budget.items():
         if budget is not None:
             found += [f"{control}:{budget}" for control in CONTROLS]
@@ -79,7 +78,7 @@ def budget_of(plan: Plan | str) -> str | None:
 
     Of a plan that acts inside the language model only it is that of the first step. None: its own rule decides.
     """
-    if plan == UNTOUCHED:
+    if plan == FULL_MODEL:
         return None
     plan = Plan.of(plan)
     if not plan.early_steps:

@@ -16,7 +16,7 @@ from typing import Any
 
 from foveate.benchmark import profiling
 from foveate.benchmark.accuracy import answer_items
-from foveate.benchmark.budgets import UNTOUCHED, with_controls
+from foveate.benchmark.budgets import FULL_MODEL, with_controls
 from foveate.benchmark.nbytes import dtype_of, weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, cached, check, possible, quantise_weights
 from foveate.benchmark.questions import QuestionSettings, check_models
@@ -29,7 +29,7 @@ from foveate.statistics import paired_bootstrap, wilson_interval
 
 NOTE = (
     "Weights: the linear layers of the language model in int8, int4 (torchao) or nf4 (bitsandbytes); the rest stays. "
-    "Cache: keys and values. Relative: accuracy over that of the untouched model with full weights and cache on the "
+    "Cache: keys and values. Relative: accuracy over that of the full model with full weights and cache on the "
     "same questions, with a 95 % interval of the paired bootstrap. Parts: the product of the relative accuracies of "
     "the plan, the weights and the cache alone; where relative is below it, the savings hurt each other. Bytes: of "
     "all weights, and of the cache after an answer, both as stored; on a CPU torchao keeps int4 weights in a byte "
@@ -44,7 +44,7 @@ class JointSettings(QuestionSettings):
 
     Args:
         models: Folders, Hub ids, or "embedded".
-        plans: Plans as text; the untouched model and the controls at every budget are added.
+        plans: Plans as text; the full model and the controls at every budget are added.
         weights: Names of `quantised.WEIGHTS`; "full" is added.
         caches: Names of `quantised.CACHES`; "full" is added.
 
@@ -168,7 +168,7 @@ class _Bench:
         for plan, cache in cells:
             self.report(f"  {cache} cache, {plan}")
             try:
-                if plan != UNTOUCHED:  # a plan that does not fit is known before anything is asked
+                if plan != FULL_MODEL:  # a plan that does not fit is known before anything is asked
                     compress(model, plan).restore()
                 with cached(model, cache):  # what a package compiles or loads at its first use is not timed
                     answer_items(model, processor, plan, self.asked[:1], 1)
@@ -177,7 +177,7 @@ class _Bench:
                     answers = answer_items(model, processor, plan, self.asked, self.settings.batch_size)
                     seconds = (time.perf_counter() - start) / len(answers)
             except FoveateError as error:
-                if (plan, self.kind, cache) == (UNTOUCHED, FULL, FULL):
+                if (plan, self.kind, cache) == (FULL_MODEL, FULL, FULL):
                     raise
                 self._refuse(plan, cache, error)
                 continue
@@ -216,10 +216,10 @@ def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _conclude(rows: list[dict[str, Any]]) -> None:
-    """Accuracies with intervals, relative to the untouched model, and beside the product of the parts."""
+    """Accuracies with intervals, relative to the full model, and beside the product of the parts."""
     found = {(row["model"], row["task"], row["plan"], row["kind"], row["cache"]): row for row in rows}
     for row in rows:
-        whole = found.get((row["model"], row["task"], UNTOUCHED, FULL, FULL))
+        whole = found.get((row["model"], row["task"], FULL_MODEL, FULL, FULL))
         if whole is None or "accuracy" in row:
             continue
         strata = [task for task, count in row["tasks"].items() for _ in range(count)]
@@ -239,7 +239,7 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
         }
     for row in rows:
         model, task, plan, kind, cache = (row[key] for key in ("model", "task", "plan", "kind", "cache"))
-        alone = ((plan, FULL, FULL), (UNTOUCHED, kind, FULL), (UNTOUCHED, FULL, cache))
+        alone = ((plan, FULL, FULL), (FULL_MODEL, kind, FULL), (FULL_MODEL, FULL, cache))
         parts = [found.get((model, task, *part), {}).get("relative") for part in alone]
         row["parts"] = None if None in parts else math.prod(part for part in parts if part is not None)
 

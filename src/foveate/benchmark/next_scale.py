@@ -21,6 +21,7 @@ from torch import Tensor
 from foveate.benchmark.profiling import clock, hardware, spread, threads, versions
 from foveate.benchmark.results import earlier, write_json
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.core.plan import parse_plan
 from foveate.core.weights import SAFE, check_weights
 from foveate.methods.kv_cache.base import METHODS, history
@@ -28,7 +29,6 @@ from foveate.models.next_scale import NextScaleConfig, NextScaleForImageGenerati
 from foveate.synthetic import class_pictures
 
 KIND = "next-scale"
-UNTOUCHED = "untouched"
 #: Bytes and time do not depend on weights: maps of a picture of 512 px as VAR has them, a narrower transformer.
 LARGE = "large"
 _LARGE = NextScaleConfig(
@@ -114,7 +114,7 @@ def run(
         report: Told what is done.
 
     Returns:
-        The document. Its rows have, for the untouched model and every plan: `kept_bytes` (the most that the cache holds
+        The document. Its rows have, for the full model and every plan: `kept_bytes` (the most that the cache holds
         between two maps), `peak_bytes` (with the map that is read), `maps` (bytes kept after each map), `seconds` of a
         turn; `equal` (share of tokens that are those of the full cache under the same seed) and `equal_by_map`,
         `picture_mse` against the full cache's pictures (of [-1, 1]), and on held-out pictures, read map by map through
@@ -137,7 +137,7 @@ def _measure(
     config = model.config
     profile = calibrate(model, seed=settings.seed + 1)  # not on the pictures that are compared
     report(f"calibrated on {profile.samples} pictures")
-    plans = [UNTOUCHED]
+    plans = [FULL_MODEL]
     impossible: list[dict[str, str]] = []
     for plan in settings.plans:
         try:
@@ -149,7 +149,7 @@ def _measure(
 
     @contextmanager
     def attached(plan: str) -> Generator[None]:
-        with compress_cache(model, plan, profile=profile, seed=settings.seed) if plan != UNTOUCHED else nullcontext():
+        with compress_cache(model, plan, profile=profile, seed=settings.seed) if plan != FULL_MODEL else nullcontext():
             yield
 
     seconds: dict[str, list[float]] = {plan: [] for plan in plans}
@@ -164,7 +164,7 @@ def _measure(
                     seconds[plan].append(clock(model.device) - start)
         report(f"turn {turn} of {settings.repeats}")
     held_out = _held_out(model, settings) if settings.held_out and settings.model != LARGE else None
-    full = samples[UNTOUCHED]
+    full = samples[FULL_MODEL]
     logits: dict[str, Tensor] = {}
     rows = []
     for plan in plans:
@@ -176,7 +176,7 @@ def _measure(
             with attached(plan):
                 logits[plan], _ = model.score(*held_out)
             row["nats"] = float(F.cross_entropy(logits[plan].flatten(0, 1), held_out[1].flatten()))
-            same = logits[plan].argmax(dim=2) == logits[UNTOUCHED].argmax(dim=2)
+            same = logits[plan].argmax(dim=2) == logits[FULL_MODEL].argmax(dim=2)
             row["best_equal"] = float(same.float().mean())
             report(f"{plan}: {row['nats']:.4f} nats a token")
         rows.append(row)
@@ -205,12 +205,12 @@ def _held_out(model: NextScaleForImageGeneration, settings: NextScaleSettings) -
 
 
 def _sizes(plan: str, settings: NextScaleSettings, sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]:
-    step = None if plan == UNTOUCHED else parse_plan(plan, METHODS).steps[0]
+    step = None if plan == FULL_MODEL else parse_plan(plan, METHODS).steps[0]
     whole = history(config.scales)
     return {
         "model": settings.model,
         "plan": plan,
-        "method": UNTOUCHED if step is None else step.method.name,
+        "method": FULL_MODEL if step is None else step.method.name,
         "budget": "100%" if step is None else str(step.budget),
         "average": whole if step is None else step.count(whole),
         "kept_bytes": sample.cache.kept_bytes,
@@ -249,7 +249,7 @@ def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, colum
     pen = ImageDraw.Draw(page)
     for row, (plan, images) in enumerate(shown.items()):
         top = gap + row * (side + gap)
-        pen.text((6, top + side // 2 - 6), "full cache" if plan == UNTOUCHED else plan, fill=(0, 0, 0))
+        pen.text((6, top + side // 2 - 6), "full cache" if plan == FULL_MODEL else plan, fill=(0, 0, 0))
         for column, image in enumerate(images):
             page.paste(image.resize((side, side), Image.Resampling.NEAREST), (margin + column * (side + gap), top))
     path.parent.mkdir(parents=True, exist_ok=True)

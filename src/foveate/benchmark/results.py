@@ -9,8 +9,18 @@ from typing import Any
 
 from foveate.core import files
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.core.plan import Plan, current_names
 from foveate.core.text_files import read_text
+
+#: Keys of results whose names have changed, old to new.
+_RENAMED_KEYS = {
+    "untouched": "full_model",
+    "times_untouched": "times_full_model",
+    "untouched_seconds": "full_model_seconds",
+    "loyalty": "agreement",
+    "view": "preprocess",
+}
 
 #: What stands behind the tokens of a plan that left out none.
 INERT = "nothing left out"
@@ -21,10 +31,8 @@ def inert(row: Mapping[str, Any]) -> bool:
 
     Rows that were written before `tokens_mean` was do not tell of plans inside the language model.
     """
-    from foveate.benchmark.budgets import UNTOUCHED
-
     every = row.get("tokens_in")
-    if row["plan"] == UNTOUCHED or every is None:
+    if row["plan"] == FULL_MODEL or every is None:
         return False
     worked = next((row[name] for name in ("tokens_kept", "tokens_mean") if row.get(name) is not None), None)
     if worked is None and "tokens" in row:
@@ -37,13 +45,32 @@ def inert(row: Mapping[str, Any]) -> bool:
 
 
 def read_results(path: Path) -> Any:
-    """The JSON document in a file of results, with today's names of methods.
+    """Read the JSON document of a result file, with current names of methods and keys.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no JSON.
     """
-    return json.loads(current_names(read_text(path)))
+    return parse_result(read_text(path))
+
+
+def parse_result(text: str) -> Any:
+    """Parse the JSON of a result or of one of its lines, with current names of methods and keys.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return _renamed(json.loads(current_names(text)))
+
+
+def _renamed(value: Any, plan_keys: bool = False) -> Any:
+    """Replace old names in a JSON value; `plan_keys`: keys of this object are plans."""
+    if isinstance(value, dict):
+        names = {"untouched": FULL_MODEL} if plan_keys else _RENAMED_KEYS
+        return {names.get(key, key): _renamed(item, plan_keys=key == "measured") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    return FULL_MODEL if value == "untouched" else value
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

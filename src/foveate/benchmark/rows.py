@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from foveate.benchmark.results import parse_result
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_text
-from foveate.core.plan import current_names
 from foveate.core.text_files import read_text
 
 KIND = "accuracy-rows"
@@ -128,7 +128,7 @@ def _entries(path: Path) -> tuple[list[Any], bool]:
         raise FoveateError(f"{path} cannot be read: {error}") from error
     for line in text.splitlines(keepends=True):
         try:
-            entries.append(json.loads(current_names(line)))
+            entries.append(parse_result(line))
         except json.JSONDecodeError:
             return entries, True
     return entries, not text.endswith("\n")

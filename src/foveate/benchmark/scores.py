@@ -1,4 +1,4 @@
-"""From answers to the rows of a result: accuracy, and what it is against the untouched model on the same questions."""
+"""From answers to the rows of a result: accuracy, and what it is against the full model on the same questions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
-from foveate.benchmark.budgets import UNTOUCHED, budget_of
+from foveate.benchmark.budgets import FULL_MODEL, budget_of
 from foveate.benchmark.matching import normal
 from foveate.benchmark.tasks import CHAT, GROUPS, SWAPPED
 from foveate.core.plan import Plan
@@ -25,7 +25,7 @@ Answers = dict[tuple[int, int], Row]
 def scores(
     rows: Iterable[Row], models: Sequence[str], plans: Callable[[str], Sequence[str]], tasks: Sequence[str]
 ) -> list[Row]:
-    """Rows of a result; a question counts where the untouched model has answered it too.
+    """Rows of a result; a question counts where the full model has answered it too.
 
     Args:
         rows: Answers.
@@ -47,10 +47,10 @@ def scores(
     for model in models:
         for plan in plans(model):
             budget = budget_of(plan)
-            smaller = None if budget is None or plan == UNTOUCHED else f"downsample:{budget}"
+            smaller = None if budget is None or plan == FULL_MODEL else f"downsample:{budget}"
             by_task = {}
             for task in tasks:
-                triples = _triples(*(answers.get((model, p or "", task), {}) for p in (plan, UNTOUCHED, smaller)))
+                triples = _triples(*(answers.get((model, p or "", task), {}) for p in (plan, FULL_MODEL, smaller)))
                 if triples:
                     by_task[task] = triples
             head = {"model": model, "plan": plan, "method": method_of(plan), "budget": budget}
@@ -60,24 +60,24 @@ def scores(
 
 def method_of(plan: str) -> str:
     """Names of the methods of a plan, without arguments and budgets."""
-    return plan if plan == UNTOUCHED else " + ".join(step.method.name for step in Plan.of(plan).steps)
+    return plan if plan == FULL_MODEL else " + ".join(step.method.name for step in Plan.of(plan).steps)
 
 
 @dataclass(frozen=True)
 class _Triple:
-    """One question: the plan's answer, the untouched model's, and that of the smaller image, where there is one."""
+    """One question: the plan's answer, the full model's, and that of the smaller image, where there is one."""
 
     own: Row
-    untouched: Row
+    full_model: Row
     smaller: Row | None
 
     @property
     def difficult(self) -> bool:
-        return self.smaller is not None and bool(self.untouched["right"]) and not self.smaller["right"]
+        return self.smaller is not None and bool(self.full_model["right"]) and not self.smaller["right"]
 
 
-def _triples(own: Answers, untouched: Answers, smaller: Answers) -> list[_Triple]:
-    return [_Triple(own[key], untouched[key], smaller.get(key)) for key in sorted(own) if key in untouched]
+def _triples(own: Answers, full_model: Answers, smaller: Answers) -> list[_Triple]:
+    return [_Triple(own[key], full_model[key], smaller.get(key)) for key in sorted(own) if key in full_model]
 
 
 def _rows(by_task: dict[str, list[_Triple]]) -> list[Row]:
@@ -102,19 +102,19 @@ def _second_after_first(triples: list[_Triple]) -> list[Row]:
     """How many second questions are right of those whose first one was: T1V_T2V / T1V of LLMC+ (arXiv 2508.09981).
 
     What stays of an image is chosen for the first question and read for the second one too, so that a plan which
-    follows the first question too closely loses here. `relative` is to the untouched model's own share.
+    follows the first question too closely loses here. `relative` is to the full model's own share.
     """
     shares = []
-    for answers in ([triple.own for triple in triples], [triple.untouched for triple in triples]):
+    for answers in ([triple.own for triple in triples], [triple.full_model for triple in triples]):
         turns = {(row["task"], row["index"], row["turn"]): bool(row["right"]) for row in answers}
         first = [key for key, right in turns.items() if key[2] == 0 and right and (*key[:2], 1) in turns]
         shares.append((len(first), sum(turns[*key[:2], 1] for key in first)))
-    (count, right), (untouched_count, untouched_right) = shares
+    (count, right), (full_model_count, full_model_right) = shares
     if not count:
         return []
     second = {SWAPPED: [triple for triple in triples if triple.own["turn"] == 1]}
     low, high = wilson_interval(right, count)
-    untouched = untouched_right / untouched_count if untouched_count else 0
+    full_model = full_model_right / full_model_count if full_model_count else 0
     return [
         _score(f"group:{CHAT}, second after first", second)
         | {
@@ -123,7 +123,7 @@ def _second_after_first(triples: list[_Triple]) -> list[Row]:
             "accuracy": round(right / count, 4),
             "low": round(low, 4),
             "high": round(high, 4),
-            "relative": _rounded(right / count / untouched) if untouched else None,
+            "relative": _rounded(right / count / full_model) if full_model else None,
             "relative_low": None,
             "relative_high": None,
             "difficult": None,
@@ -137,7 +137,7 @@ def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
     items = [(triple.own["task"], triple.own["index"]) for triple in every]
     compared = paired_bootstrap(
         rights,
-        [bool(triple.untouched["right"]) for triple in every],
+        [bool(triple.full_model["right"]) for triple in every],
         strata=[task for task, _ in items],
         clusters=items,
     )
@@ -160,8 +160,8 @@ def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
         "relative": _rounded(compared.ratio),
         "relative_low": _rounded(compared.ratio_low),
         "relative_high": _rounded(compared.ratio_high),
-        "loyalty": mean(lambda triple: _normal(triple.own["text"]) == _normal(triple.untouched["text"])),
-        "difficult": {"count": len(difficult), "accuracy": round(fmean(difficult), 4), "untouched": 1.0}
+        "agreement": mean(lambda triple: _normal(triple.own["text"]) == _normal(triple.full_model["text"])),
+        "difficult": {"count": len(difficult), "accuracy": round(fmean(difficult), 4), "full_model": 1.0}
         if difficult
         else None,
         "tokens_in": mean(lambda triple: triple.own["tokens_in"]),

@@ -1,7 +1,7 @@
 """What plans save in a server: requests a second, time to the first token and between tokens, by number of clients.
 
 Any server that speaks OpenAI's API is asked over HTTP, with the official client. For every number of clients the
-untouched model and every plan are measured one right after the other, in several turns, each turn beginning with
+full model and every plan are measured one right after the other, in several turns, each turn beginning with
 another one; ratios are those of a turn, so that what else a machine does at the time weighs on both sides alike.
 """
 
@@ -24,9 +24,9 @@ from PIL import Image
 from foveate.benchmark.profiling import hardware
 from foveate.benchmark.results import write_json
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 
 KIND = "serving"
-UNTOUCHED = "untouched"
 #: Where a request names its plan, by kind of server.
 DIALECTS: dict[str, Callable[[str], dict[str, Any]]] = {
     "foveate": lambda plan: {"foveate": {"plan": plan}},
@@ -40,7 +40,7 @@ class ServingSettings:
 
     Args:
         url: The server's, up to and including /v1.
-        plans: Beside the untouched model.
+        plans: Beside the full model.
         dialect: How a request names a plan: a name of `DIALECTS`.
         clients: Numbers of clients that ask at the same time, each one question after the other.
         requests: Of one turn; at least one a client.
@@ -68,9 +68,9 @@ class ServingSettings:
 
     def __post_init__(self) -> None:
         if not self.plans:
-            raise FoveateError("name at least one plan, such as divprune:64, to compare with the untouched model.")
-        if UNTOUCHED in self.plans or len(set(self.plans)) < len(self.plans):
-            raise FoveateError("each plan is measured once, and the untouched model always: name other plans.")
+            raise FoveateError("name at least one plan, such as divprune:64, to compare with the full model.")
+        if FULL_MODEL in self.plans or len(set(self.plans)) < len(self.plans):
+            raise FoveateError("each plan is measured once, and the full model always: name other plans.")
         if self.dialect not in DIALECTS:
             raise FoveateError(f"{self.dialect!r} is no kind of server; possible are {', '.join(DIALECTS)}.")
         for name, value in (("turns", self.turns), ("side", self.side), ("requests", self.requests)):
@@ -124,7 +124,7 @@ async def _run(
     client = openai.AsyncOpenAI(
         base_url=settings.url, api_key=settings.api_key, max_retries=0, timeout=settings.timeout
     )
-    plans = (UNTOUCHED, *settings.plans)
+    plans = (FULL_MODEL, *settings.plans)
     found: dict[tuple[int, str], list[dict[str, Any]]] = {}
     try:
         model = settings.model or (await client.models.list()).data[0].id
@@ -223,21 +223,21 @@ def _picture(side: int, seed: int) -> str:
 
 
 def rows(found: dict[tuple[int, str], list[dict[str, Any]]], settings: ServingSettings) -> list[dict[str, Any]]:
-    """A row for every number of clients and plan: medians over turns, and ratios to the untouched model.
+    """A row for every number of clients and plan: medians over turns, and ratios to the full model.
 
     A ratio is above 1 where the plan is better: more requests a second, less time. It is the median of those of every
     turn, which has both sides.
     """
     result = []
     for (clients, plan), turns in found.items():
-        untouched = found[clients, UNTOUCHED]
+        full_model = found[clients, FULL_MODEL]
         row: dict[str, Any] = {"clients": clients, "plan": plan, "requests": max(settings.requests, clients)}
         for name in turns[0]:
             values = [one[name] for one in turns]
             known = [value for value in values if value is not None]
             row[name] = {"median": statistics.median(known) if known else None, "all": values}
-        row["times_untouched"] = {
-            name: _ratio(turns, untouched, name, more)
+        row["times_full_model"] = {
+            name: _ratio(turns, full_model, name, more)
             for name, more in (("requests_per_second", True), ("first_token", False), ("between_tokens", False))
         }
         result.append(row)
@@ -259,7 +259,7 @@ def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for row in document["rows"]:
         line = [str(row["clients"]), row["plan"], f"{row['prompt_tokens']['median']:.0f}"]
         for name, unit in (("requests_per_second", ""), ("first_token", " s"), ("between_tokens", " s")):
-            value, ratio = row[name]["median"], row["times_untouched"][name]
+            value, ratio = row[name]["median"], row["times_full_model"][name]
             line.append("-" if value is None else f"{value:.3f}{unit}")
             line.append("-" if ratio is None else f"{ratio['median']:.2f}")
         lines.append(line)

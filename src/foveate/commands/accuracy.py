@@ -76,10 +76,10 @@ def accuracy(
 ) -> None:
     """Count right answers of models with plans: every plan on the same questions, beside three controls.
 
-    The untouched model, random tokens and the image made smaller stand beside the plans at every budget. Tasks are
-    rendered pages of the held-out split, easy-VQA's test split, chats about one image, small type, and files of your
-    own. Given are accuracy, accuracy relative to the untouched model with a paired bootstrap interval, the share of
-    answers that stay the same (loyalty), and accuracy on the difficult questions: those that the smaller image loses.
+    The full model, random tokens and the image made smaller stand beside the plans at every budget. Tasks are rendered
+    pages of the held-out split, easy-VQA's test split, chats about one image, small type, and files of your own. Given
+    are accuracy, accuracy relative to the full model with a paired bootstrap interval, the share of answers that equal
+    those of the full model (agreement), and accuracy on the difficult questions: those that the smaller image loses.
 
     Every answer is a line in NAME.rows.jsonl as soon as it is known; after an interruption, --resume goes on, also with
     more models, plans or tasks.
@@ -132,7 +132,7 @@ def accuracy(
 def _table(model: str, rows: list[dict[str, Any]]) -> Table:
     """All tasks together, a line for every plan."""
     tasks = len({row["task"] for row in rows if row["task"] != "all" and not row["task"].startswith("group:")})
-    head = ("plan", "tokens", "accuracy", "relative", "95 %", "loyalty", "difficult")
+    head = ("plan", "tokens", "accuracy", "relative", "95 %", "agreement", "difficult")
     second = {row["plan"]: row for row in rows if row["task"] == SECOND}
     head += ("second turn",) if second else ()
     table = Table(
@@ -149,7 +149,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
                 f"{row['accuracy']:.1%}",
                 "" if row["relative"] is None else f"{row['relative']:.1%}",
                 _interval(row),
-                f"{row['loyalty']:.1%}",
+                f"{row['agreement']:.1%}",
                 _difficult(row["difficult"]),
                 *((_difficult(second.get(row["plan"])),) if second else ()),
             )
@@ -157,7 +157,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    if row["relative"] is None or row["plan"] == "untouched":
+    if row["relative"] is None or row["plan"] == "full model":
         return ""
     return " to ".join(
         "?" if row[end] is None else f"{100 * row[end]:.0f}" for end in ("relative_low", "relative_high")

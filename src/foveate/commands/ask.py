@@ -63,8 +63,9 @@ def ask(
 
     The answer is printed as it is written. Below it stand the size of the image, its grid of tokens at every stage
     inside the vision transformer and after each step of a plan, the tokens that the language model reads against those
-    without merging, and the time of each part: view (open, resize, cut into patches), encoder, connector, prefill (the
-    language model reads the prompt) and decode (it writes the answer). The same question always gets the same answer.
+    without merging, and the time of each part: preprocess (open, resize, cut into patches), encoder, connector, prefill
+    (the language model reads the prompt) and decode (it writes the answer). The same question always gets the same
+    answer.
     """
     if picture is not None:
         _check_picture(picture)
@@ -119,8 +120,8 @@ def _print_account(answer: Answer) -> None:
 
     width, height = answer.image_size
     seen = ""
-    if answer.view_size not in (None, answer.image_size):
-        seen = f", seen at {answer.view_size[0]} x {answer.view_size[1]}"  # type: ignore[index]
+    if answer.processed_size not in (None, answer.image_size):
+        seen = f", seen at {answer.processed_size[0]} x {answer.processed_size[1]}"  # type: ignore[index]
     console.print()
     tokens, times = answer.tokens, answer.times
     fewer = f", {tokens.unmerged / tokens.read:.3g} times fewer than {tokens.unmerged} patches" if tokens.read else ""

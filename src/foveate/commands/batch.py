@@ -41,7 +41,7 @@ def batch(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Of lines that name none; 'untouched': the model as it is.",
+            help="Of lines that name none; 'full-model': the model as it is.",
             show_default="the plan saved beside the model, if any",
         ),
     ] = None,

@@ -164,7 +164,7 @@ def speed(
 ) -> None:
     """What plans cost: time of every part of an answer, peak memory, KV cache and FLOPs.
 
-    Beside every plan stand the untouched model, as many random tokens, and the image made so small that it gives as
+    Beside every plan stand the full model, as many random tokens, and the image made so small that it gives as
     many. All plans run in turns in one process. The models of real sizes have a text part of the size of Qwen2-0.5B,
     on a GPU of Qwen2-7B. The file is written after every budget, so that --resume goes on after an interruption.
     """

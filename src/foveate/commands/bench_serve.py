@@ -22,7 +22,7 @@ def serve(
     url: Annotated[str, typer.Argument(help="Address of the server, up to /v1.")],
     plans: Annotated[
         list[str],
-        typer.Option(help="Plans, parted by ; or in options of their own; the untouched model stands beside them."),
+        typer.Option(help="Plans, parted by ; or in options of their own; the full model stands beside them."),
     ],
     server: Annotated[
         str,
@@ -46,7 +46,7 @@ def serve(
     """What plans save in a server: requests a second, time to the first token, time between tokens.
 
     The server runs already: `foveate serve`, or vLLM with foveate's plug-in and --trust-request-mm-kwargs. Every number
-    of clients asks the untouched model and every plan in turns, each request about an image of its own. Ratios are of
+    of clients asks the full model and every plan in turns, each request about an image of its own. Ratios are of
     turns measured one right after the other, and above 1 where the plan is better.
     """
     from foveate.benchmark import serving as benchmark

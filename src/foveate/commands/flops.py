@@ -13,7 +13,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
-    from foveate.cost import Model, View
+    from foveate.cost import Model, ProcessedImage
 
 EXAMPLES = """
     foveate flops --model llava-1.5-7b --plan fastv:50%@2
@@ -37,7 +37,7 @@ def flops(
     ] = None,
     plan: Annotated[
         str | None,
-        typer.Option(help="A plan, such as fastervlm:192 or fastv:50%@2.", show_default="the untouched model"),
+        typer.Option(help="A plan, such as fastervlm:192 or fastv:50%@2.", show_default="the full model"),
     ] = None,
     image: Annotated[str, typer.Option(help="Width and height of the image in pixels.")] = "1024x768",
     tokens: Annotated[
@@ -95,12 +95,12 @@ def describe(
         raise FoveateError(f"{text} tokens of text are not possible; the least is 0.")
     found = cost.named(name)
     shape = cost.shape_of(found.config)
-    shape, view, size = _view(found, shape, image, tokens)
+    shape, processed, size = _processed(found, shape, image, tokens)
     chosen = Plan.of(plan) if plan else None
-    runs = {"untouched": cost.follow(None, shape, view), "plan": cost.follow(chosen, shape, view)}
+    runs = {"full_model": cost.follow(None, shape, processed), "plan": cost.follow(chosen, shape, processed)}
     costs = {key: cost.cost(shape, run, text, convention) for key, run in runs.items()}
     bytes_of = cost.DTYPES[dtype]
-    before, after = costs["untouched"], costs["plan"]
+    before, after = costs["full_model"], costs["plan"]
     rows = [(part, before.parts[part], after.parts[part]) for part in before.parts]
     rows = [row for row in rows if any(row[1:])]
     rows += [("to the first token", before.total, after.total), ("each further token", before.decode, after.decode)]
@@ -109,10 +109,10 @@ def describe(
         "type": shape.kind,
         "plan": None if chosen is None else str(chosen),
         "image": size,
-        "patches": runs["plan"].view.patches if size else None,
-        "untouched_patches": view.patches if size else None,
-        "sequences": len(view.grids),
-        "tokens": view.tokens,
+        "patches": runs["plan"].image.patches if size else None,
+        "full_model_patches": processed.patches if size else None,
+        "sequences": len(processed.grids),
+        "tokens": processed.tokens,
         "tokens_per_layer": list(runs["plan"].kept),
         "text": text,
         "attention": attention,
@@ -122,7 +122,7 @@ def describe(
                 "part": part,
                 "flops": now,
                 "macs": now // 2,
-                "untouched_flops": was,
+                "full_model_flops": was,
                 "share": now / was if was else None,
             }
             for part, was, now in rows
@@ -130,7 +130,7 @@ def describe(
         "kv": {
             "dtype": dtype,
             "bytes": int(after.cached * bytes_of),
-            "untouched_bytes": int(before.cached * bytes_of),
+            "full_model_bytes": int(before.cached * bytes_of),
             "image_bytes": int(after.cached_image * bytes_of),
             "share": after.cached / before.cached,
         },
@@ -147,19 +147,21 @@ def _convention(attention: str, head: str) -> Any:
     return Convention(attention=attention, head=head)  # ty: ignore[invalid-argument-type]
 
 
-def _view(found: Any, shape: Model, image: str, tokens: int | None) -> tuple[Model, View, list[int] | None]:
-    """The model (without encoder where tokens are given), its view and the size of the image."""
+def _processed(
+    found: Any, shape: Model, image: str, tokens: int | None
+) -> tuple[Model, ProcessedImage, list[int] | None]:
+    """The model (without encoder where tokens are given), the processed image and the size of the image."""
     from foveate import cost
 
     if tokens is not None:
         if tokens < 1:
             raise FoveateError(f"{tokens} visual tokens cannot be counted; the least is 1.")
-        return cost.Model(shape.kind, shape.text), cost.View((), tokens), None
+        return cost.Model(shape.kind, shape.text), cost.ProcessedImage((), tokens), None
     match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", image)
     if match is None:
         raise FoveateError(f"--image {image!r} is no size; write width x height in pixels, such as 1024x768.")
     width, height = int(match[1]), int(match[2])
-    return shape, cost.view_of(found.config, width, height, found.images), [width, height]
+    return shape, cost.processed_image(found.config, width, height, found.images), [width, height]
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -169,26 +171,26 @@ def _print(document: dict[str, Any]) -> None:
     seen = f"{size[0]} x {size[1]} px, " if size else ""
     if document["patches"]:
         sequences = f" in {document['sequences']} sequences" if document["sequences"] > 1 else ""
-        seen += f"{document['untouched_patches']:,} patches{sequences}, "
+        seen += f"{document['full_model_patches']:,} patches{sequences}, "
     console.print(
         f"{document['model']}: {seen}{document['tokens']:,} visual tokens, {document['text']} of text", markup=False
     )
     if document["plan"]:
-        reduced = f"{document['patches']:,} patches, " if document["patches"] != document["untouched_patches"] else ""
+        reduced = f"{document['patches']:,} patches, " if document["patches"] != document["full_model_patches"] else ""
         console.print(f"{document['plan']}: {reduced}{spans(document['tokens_per_layer'])}", markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("part")
-    for title in ("FLOPs", "MACs", *(("untouched", "share") if document["plan"] else ())):
+    for title in ("FLOPs", "MACs", *(("full model", "share") if document["plan"] else ())):
         table.add_column(title, justify="right")
     for row in document["parts"]:
         cells = [shown(row["flops"]), shown(row["macs"])]
         if document["plan"]:
-            cells += [shown(row["untouched_flops"]), "-" if row["share"] is None else f"{row['share']:.1%}"]
+            cells += [shown(row["full_model_flops"]), "-" if row["share"] is None else f"{row['share']:.1%}"]
         table.add_row(row["part"], *cells)
     kv = document["kv"]
     cells = [f"{kv['bytes'] / 2**20:,.1f} MiB", ""]
     if document["plan"]:
-        cells += [f"{kv['untouched_bytes'] / 2**20:,.1f} MiB", f"{kv['share']:.1%}"]
+        cells += [f"{kv['full_model_bytes'] / 2**20:,.1f} MiB", f"{kv['share']:.1%}"]
     table.add_row(f"cache, {kv['dtype']}", *cells)
     console.print(table)
 

@@ -42,7 +42,7 @@ def serve(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Of requests that name none; 'untouched': the model as it is.",
+            help="Of requests that name none; 'full-model': the model as it is.",
             show_default="the plan saved beside the model, if any",
         ),
     ] = None,

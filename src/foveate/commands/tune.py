@@ -31,7 +31,7 @@ def tune(
     target_ttft: Annotated[
         str | None,
         typer.Option(
-            help="The most that a plan may cost, relative to the untouched model: 0.5x, 50%. Searched is the most "
+            help="The most that a plan may cost, relative to the full model: 0.5x, 50%. Searched is the most "
             "accurate of these plans.",
             show_default=False,
         ),
@@ -39,7 +39,7 @@ def tune(
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            help="The least accuracy relative to the untouched model: 97%. Searched is the cheapest of these plans. "
+            help="The least accuracy relative to the full model: 97%. Searched is the cheapest of these plans. "
             "With --target-ttft both must hold.",
             show_default=False,
         ),
@@ -75,7 +75,7 @@ def tune(
     cost: Annotated[
         str,
         typer.Option(
-            help="What counts as cost. time: to the first token, measured in turns with the untouched model, which is "
+            help="What counts as cost. time: to the first token, measured in turns with the full model, which is "
             "what you wait for, and noisy on a busy machine. flops: operations to the first token, which every run "
             "counts alike, and which leave out what choosing costs beside matrix products. Both are reported of what "
             "is confirmed."
@@ -210,9 +210,9 @@ def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
         f"{one['plan']} {held} on {one['questions']} questions that the search had not seen",
         ("plan", "tokens", "ttft", "flops", "accuracy", "relative", "95 %", "better by"),
     )
-    untouched = found["untouched"]["confirm"]
+    full_model = found["full_model"]["confirm"]
     table.add_row(
-        "untouched", f"{untouched['tokens_kept']:,.0f}", "1.00x", "1.00x", f"{untouched['accuracy']:.1%}", "100.0%"
+        "full model", f"{full_model['tokens_kept']:,.0f}", "1.00x", "1.00x", f"{full_model['accuracy']:.1%}", "100.0%"
     )
     for row in (one, *(control for control in one["controls"] if "reason" not in control)):
         by = "" if row is one else f"{100 * row['better_by']:+.1f}"

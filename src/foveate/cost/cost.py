@@ -87,9 +87,9 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
     parts = {"encoder": 0, "connector": 0}
     fused = convention.attention == "none"
     if model.vision is not None and convention.encoder:
-        parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.view.grids)
+        parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.image.grids)
     if model.vision is not None and model.connector is not None and convention.connector:
-        joined = sum(_left(model.vision, grid) for grid in run.view.grids) // model.connector.merge
+        joined = sum(_left(model.vision, grid) for grid in run.image.grids) // model.connector.merge
         one = flops.connector(joined, model.connector.inputs, model.connector.hidden, model.connector.outputs)
         parts["connector"] = model.connector.copies * one
     answered = {"last": 1, "all": lengths[-1], "none": 0}[convention.head]

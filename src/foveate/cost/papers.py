@@ -17,9 +17,9 @@ from foveate.core.tokens import Grid
 from foveate.cost import flops
 from foveate.cost.cost import Convention, Cost, cost, encoder
 from foveate.cost.models import RELEASED
+from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, tokens_per_layer
 from foveate.cost.shapes import Connector, Model, shape_of
-from foveate.cost.views import View, view_of
 
 #: Tokens of text where a paper does not say: LLaVA's system prompt and a question of a benchmark.
 TEXT = 64
@@ -109,15 +109,15 @@ def nearest(found: Sequence[Claim]) -> list[Claim]:
 # What all share
 
 
-def _model(name: str) -> tuple[Model, View]:
-    """A released model and its view of a square image of 672 px."""
+def _model(name: str) -> tuple[Model, ProcessedImage]:
+    """A released model and what it makes of a square image of 672 px."""
     config = RELEASED[name]()
-    return shape_of(config), view_of(config, 672, 672)
+    return shape_of(config), processed_image(config, 672, 672)
 
 
-def _run(model: Model, view: View, kept: int | Sequence[int]) -> Run:
+def _run(model: Model, processed: ProcessedImage, kept: int | Sequence[int]) -> Run:
     kept = (kept,) * model.text.layers if isinstance(kept, int) else tuple(kept)
-    return Run(view, (0,) * (model.vision.blocks if model.vision else 0), kept)
+    return Run(processed, (0,) * (model.vision.blocks if model.vision else 0), kept)
 
 
 def _staged(counts: Sequence[int], layers: int) -> list[int]:
@@ -148,16 +148,16 @@ def _fastv() -> Iterator[Claim]:
         ("llava-1.5-13b", "13B", "K=2, R=50 %", 55.0, "abstract: 45 % fewer"),
         ("llava-1.5-7b", "7B", "K=3, R=50 %", 57.0, "repository"),
     ):
-        model, view = _model(name)
+        model, processed = _model(name)
         layer = int(kept[2])
-        plan = _planned(f"fastv:50%@{layer}", view.tokens, model.text.layers)
+        plan = _planned(f"fastv:50%@{layer}", processed.tokens, model.text.layers)
         formula = Convention(mlp=2, head="none", encoder=False, connector=False)
         for text, convention in (
             (FASTV_TEXT, f"4nd² + 2n²d + 2ndm a layer, n = 576 + {FASTV_TEXT} of the system prompt; K layers whole"),
             (0, "the same, image tokens alone"),
         ):
-            before = cost(model, _run(model, view, view.tokens), text, formula)
-            after = cost(model, _run(model, view, plan), text, formula)
+            before = cost(model, _run(model, processed, processed.tokens), text, formula)
+            after = cost(model, _run(model, processed, plan), text, formula)
             yield Claim(
                 "FastV",
                 f"arXiv 2403.06764, {source}",
@@ -172,18 +172,20 @@ def _fastv() -> Iterator[Claim]:
 def _pyramiddrop() -> Iterator[Claim]:
     formula = Convention(head="none", encoder=False, connector=False)
     how = "4nd² + 2n²d + 3ndm a layer (all three matrices of SwiGLU), which are MACs; image tokens alone"
-    model, view = _model("llava-1.5-7b")
+    model, processed = _model("llava-1.5-7b")
     for stages, published in ((1, 3.82), (3, 2.13), (4, 1.78), (5, 1.38)):
         layers = [model.text.layers // stages * stage for stage in range(1, stages)]
         plan = f"pyramiddrop:50%@{','.join(map(str, layers))}"
-        kept = _planned(plan, view.tokens, model.text.layers) if layers else view.tokens
-        what = f"stages of half the tokens: {stages}" if layers else "untouched"
-        ours = cost(model, _run(model, view, kept), 0, formula).macs / 1e12
+        kept = _planned(plan, processed.tokens, model.text.layers) if layers else processed.tokens
+        what = f"stages of half the tokens: {stages}" if layers else "full model"
+        ours = cost(model, _run(model, processed, kept), 0, formula).macs / 1e12
         yield Claim("PyramidDrop", "arXiv 2410.17247, ablation of stages", f"LLaVA-1.5-7B, {what}", published, ours,
                     "T", how)  # fmt: skip
-    model, view = _model("llava-next-7b")
-    before = cost(model, _run(model, view, 2880), 0, formula)
-    after = cost(model, _run(model, view, _planned("pyramiddrop:50%@8,16,24", 2880, model.text.layers)), 0, formula)
+    model, processed = _model("llava-next-7b")
+    before = cost(model, _run(model, processed, 2880), 0, formula)
+    after = cost(
+        model, _run(model, processed, _planned("pyramiddrop:50%@8,16,24", 2880, model.text.layers)), 0, formula
+    )
     yield Claim("PyramidDrop", "arXiv 2410.17247, abstract", "LLaVA-NeXT-7B, 2,880 tokens, four stages: fewer FLOPs",
                 55.0, _fewer(before, after), "%", how)  # fmt: skip
 
@@ -248,15 +250,15 @@ def slice_saving() -> float:
 
 def _mini() -> Iterator[Claim]:
     """LLaVA-Mini: all its numbers follow from the length of the text, which one of them gives."""
-    model, view = _model("llava-1.5-7b")
+    model, processed = _model("llava-1.5-7b")
     seen = Convention(attention="none", head="all")
     source = "arXiv 2501.03895, appendix"
 
     def total(visual: int, text: int, fusion: int = 0, projected: int = 576) -> int:
         """`visual` tokens in the language model after `fusion` layers more on all 576 of the image."""
-        run = _run(model, view, visual)
+        run = _run(model, processed, visual)
         parts = cost(model, run, text, seen).parts
-        one = cost(model, _run(model, view, view.tokens + visual), text, seen).parts
+        one = cost(model, _run(model, processed, processed.tokens + visual), text, seen).parts
         layer = (one["projections"] + one["mlp"]) // model.text.layers
         connector: Connector = model.connector  # ty: ignore[invalid-assignment]
         projector = flops.connector(projected, connector.inputs, connector.hidden, connector.outputs)
@@ -289,10 +291,10 @@ def _mini() -> Iterator[Claim]:
     full = Convention(head="all")
 
     def with_attention(length: int) -> float:
-        before = cost(model, _run(model, view, 576), length, full)
-        parts = cost(model, _run(model, view, 577), length, full).parts
+        before = cost(model, _run(model, processed, 576), length, full)
+        parts = cost(model, _run(model, processed, 577), length, full).parts
         layer = (parts["projections"] + parts["attention"] + parts["mlp"]) // model.text.layers
-        return 100 * (1 - (cost(model, _run(model, view, 1), length, full).total + 4 * layer) / before.total)
+        return 100 * (1 - (cost(model, _run(model, processed, 1), length, full).total + 4 * layer) / before.total)
 
     yield Claim("LLaVA-Mini", "arXiv 2501.03895, abstract", "fewer FLOPs than LLaVA-1.5", 77.0, unit="%",
                 convention=f"attention products too; {TEXT} tokens of text", **_spanned(with_attention))  # fmt: skip
@@ -301,12 +303,12 @@ def _mini() -> Iterator[Claim]:
 def _visiondrop() -> Iterator[Claim]:
     source = "arXiv 2506.22283, efficiency"
     seen = Convention(head="all")
-    model, view = _model("llava-1.5-7b")
+    model, processed = _model("llava-1.5-7b")
     wide, tiles = _model("llava-next-7b")
     newlines = tiles.tokens - 2880
 
     def total(tokens: int | Sequence[int], text: int) -> int:
-        return cost(model, _run(model, view, tokens), text, seen).total
+        return cost(model, _run(model, processed, tokens), text, seen).total
 
     text = min(range(1024), key=lambda length: abs(total(576, length) - 9.06e12))
     how = f"FLOPs with encoder and output layer at all positions; {text} tokens of text, from the row of 9.06 T"
@@ -330,20 +332,20 @@ def _visiondrop() -> Iterator[Claim]:
 
 
 def _fourier() -> Iterator[Claim]:
-    model, view = _model("llava-1.5-7b")
-    yield from _reduced(model, view, 576, 36, "Fourier-VLM", "arXiv 2508.06038, abstract",
+    model, processed = _model("llava-1.5-7b")
+    yield from _reduced(model, processed, 576, 36, "Fourier-VLM", "arXiv 2508.06038, abstract",
                         "LLaVA-1.5-7B, 576 to 36 tokens: fewer FLOPs", 83.8)  # fmt: skip
 
 
 def _hiprune() -> Iterator[Claim]:
-    model, view = _model("llava-1.5-7b")
-    yield from _reduced(model, view, 576, 192, "HiPrune", "arXiv 2508.00553, later version",
+    model, processed = _model("llava-1.5-7b")
+    yield from _reduced(model, processed, 576, 192, "HiPrune", "arXiv 2508.00553, later version",
                         "LLaVA-1.5-7B, 576 to 192 tokens: fewer FLOPs", 58.7)  # fmt: skip
-    model, view = _model("llava-next-7b")
+    model, processed = _model("llava-next-7b")
     alone = Convention(encoder=False, connector=False)
 
     def times(text: int, convention: Convention) -> float:
-        before, after = (cost(model, _run(model, view, tokens), text, convention) for tokens in (2880, 320))
+        before, after = (cost(model, _run(model, processed, tokens), text, convention) for tokens in (2880, 320))
         return before.total / after.total
 
     what, source = "LLaVA-NeXT-7B, 2,880 to 320 tokens: times fewer FLOPs", "arXiv 2508.00553, abstract: up to 9x"
@@ -354,7 +356,7 @@ def _hiprune() -> Iterator[Claim]:
 
 
 def _reduced(
-    model: Model, view: View, many: int, few: int, paper: str, source: str, what: str, published: float
+    model: Model, processed: ProcessedImage, many: int, few: int, paper: str, source: str, what: str, published: float
 ) -> Iterator[Claim]:
     """A reduction whose convention a paper leaves open, under four of them."""
     alone = Convention(encoder=False, connector=False)
@@ -366,27 +368,29 @@ def _reduced(
     ):
 
         def fewer(text: int, convention: Convention = convention) -> float:
-            return _fewer(*(cost(model, _run(model, view, tokens), text, convention) for tokens in (many, few)))
+            return _fewer(*(cost(model, _run(model, processed, tokens), text, convention) for tokens in (many, few)))
 
         numbers = {"ours": fewer(length)} if length is not None else _spanned(fewer)
         yield Claim(paper, source, what, published, unit="%", convention=words.format(TEXT), open=True, **numbers)
 
 
 def _cache() -> Iterator[Claim]:
-    model, view = _model("llava-1.5-7b")
+    model, processed = _model("llava-1.5-7b")
     half = "keys and values of all layers in half precision, 10^6 bytes"
     for tokens, published in ((576, 360.0), (1, 0.6)):
-        ours = 2 * cost(model, _run(model, view, tokens), TEXT).cached_image / 1e6
+        ours = 2 * cost(model, _run(model, processed, tokens), TEXT).cached_image / 1e6
         yield Claim("LLaVA-Mini", "repository", f"memory of an image of {tokens} token{'s' if tokens > 1 else ''}",
                     published, ours, "MB", half)  # fmt: skip
-    model, view = _model("llava-onevision-7b")
+    model, processed = _model("llava-onevision-7b")
     # Released setting of 10 %: shares that leave the encoder, stay after 9 layers, and after 18.
     leave, first, second = 0.1166, 1.0, 0.6011
     shares = [leave * (first if layer >= 9 else 1) * (second if layer >= 18 else 1) for layer in range(28)]
-    kept = [round(share * view.tokens) for share in shares]
+    kept = [round(share * processed.tokens) for share in shares]
 
     def fewer(text: int) -> float:
-        before, after = (cost(model, _run(model, view, tokens), text).cached for tokens in (view.tokens, kept))
+        before, after = (
+            cost(model, _run(model, processed, tokens), text).cached for tokens in (processed.tokens, kept)
+        )
         return 100 * (1 - after / before)
 
     yield Claim("VFlowOpt", "arXiv 2508.05211, abstract", "LLaVA-OneVision-7B, 10 % of the tokens: smaller cache",

@@ -18,8 +18,8 @@ from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Grid
+from foveate.cost.preprocessing import ProcessedImage
 from foveate.cost.shapes import Model, Vision
-from foveate.cost.views import View
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Run:
     """What a plan makes of an image.
 
     Args:
-        view: The image as the encoder gets it; smaller than before where the plan reduces it.
+        image: The image as the encoder gets it; smaller than before where the plan reduces it.
         merges: Tokens that are merged away between attention and MLP of every block of the encoder.
         kept: Visual tokens that every layer of the decoder reads.
     """
 
-    view: View
+    image: ProcessedImage
     merges: tuple[int, ...]
     kept: tuple[int, ...]
 
@@ -96,13 +96,13 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
     return tuple(kept)
 
 
-def follow(plan: Plan | None, model: Model, view: View) -> Run:
+def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     """What a plan makes of an image in a model.
 
     Args:
-        plan: None is the untouched model.
+        plan: None is the full model.
         model: Its shape.
-        view: The image.
+        processed: The image.
 
     Raises:
         FoveateError: the plan cannot be followed in such a model, or its numbers do not follow from sizes.
@@ -112,41 +112,41 @@ def follow(plan: Plan | None, model: Model, view: View) -> Run:
 
     none = (0,) * (model.vision.blocks if model.vision else 0)
     if plan is None:
-        return Run(view, none, (view.tokens,) * model.text.layers)
+        return Run(processed, none, (processed.tokens,) * model.text.layers)
     before = tuple(step for step in plan.steps if step.method.site != "decoder")
     family = next((one for one in families().values() if model.kind in one.model_types), None)
     if before and family is not None:
         check_sites(Plan(before), family)
     first, steps, merges = plan.steps[0], plan.steps, none
     if first.method.site == "image":
-        view, steps = _reduced(view, first), steps[1:]
+        processed, steps = _reduced(processed, first), steps[1:]
     elif first.method.site == "encoder":
-        if model.vision is None or len(view.grids) != 1:
+        if model.vision is None or len(processed.grids) != 1:
             raise FoveateError(
                 Refusal(
                     "needs-one-raster",
                     f"{first.method.name} is counted in models whose encoder has one sequence an image",
                 )
             )
-        merges, steps = _merges(model.vision, view.grids[0], first), steps[1:]
-        view = View(view.grids, view.tokens - sum(merges))
-    return Run(view, merges, tokens_per_layer(steps, view.tokens, model.text.layers))
+        merges, steps = _merges(model.vision, processed.grids[0], first), steps[1:]
+        processed = ProcessedImage(processed.grids, processed.tokens - sum(merges))
+    return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers))
 
 
-def _reduced(view: View, step: Step) -> View:
+def _reduced(processed: ProcessedImage, step: Step) -> ProcessedImage:
     """A smaller image; what its raster has more than the budget is left out."""
     from foveate.methods.image.downsample import reduced_grid
 
-    if view.raster is None:
+    if processed.raster is None:
         raise FoveateError(
             Refusal(
                 "needs-one-raster", f"{step.method.name} is counted where one sequence makes all tokens of an image"
             )
         )
-    count = step.count(view.tokens) or view.tokens
-    small = reduced_grid(view.raster, count)
-    side = view.grids[0].rows // view.raster.rows
-    return View((Grid(small.rows * side, small.columns * side),), count)
+    count = step.count(processed.tokens) or processed.tokens
+    small = reduced_grid(processed.raster, count)
+    side = processed.grids[0].rows // processed.raster.rows
+    return ProcessedImage((Grid(small.rows * side, small.columns * side),), count)
 
 
 def _merges(vision: Vision, grid: Grid, step: Step) -> tuple[int, ...]:

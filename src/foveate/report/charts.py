@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from foveate.report.grouping import Group, group_of
-from foveate.report.reading import ALL, UNTOUCHED, Results
+from foveate.report.reading import ALL, FULL_MODEL, Results
 
 #: Size of a plot and of its margins (left, top, right, bottom), in units; a unit is a point of the PNG.
 WIDTH, HEIGHT, MARGINS = 420, 330, (46, 12, 14, 42)
@@ -190,7 +190,7 @@ def time_charts(results: Results) -> list[Chart]:
     for model, rows in _by_model(results).items():
         for device, times in _times(results.speed, model).items():
             found = [(row, times[row["plan"]]) for row in rows if row["plan"] in times]
-            if sum(row["plan"] != UNTOUCHED for row, _ in found) < 2:
+            if sum(row["plan"] != FULL_MODEL for row, _ in found) < 2:
                 continue
             small = max(time for _, time in found) < 0.95
             points = tuple(
@@ -215,8 +215,8 @@ def _by_model(results: Results) -> dict[str, list[dict[str, Any]]]:
 def _times(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, float]]:
     """Seconds to the first token by device and plan, at the smallest batch of each device.
 
-    Plans are measured in groups, each beside the untouched model. What differs between groups is the machine's other
-    work, so a plan's time is the untouched model's median over all groups, divided by the speed-up within its own.
+    Plans are measured in groups, each beside the full model. What differs between groups is the machine's other
+    work, so a plan's time is the full model's median over all groups, divided by the speed-up within its own.
     """
     times: dict[str, dict[str, float]] = {}
     mine = [row for row in rows if row["model"] == model]
@@ -224,12 +224,12 @@ def _times(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, fl
         here = [row for row in mine if (row["device"] or "cpu") == device]
         batch = min(row["batch"] for row in here)
         here = [row for row in here if row["batch"] == batch]
-        untouched = [row["seconds"]["ttft"] for row in here if row["plan"] == UNTOUCHED]
+        full_model = [row["seconds"]["ttft"] for row in here if row["plan"] == FULL_MODEL]
         spans: dict[str, list[float]] = defaultdict(list)
         for row in here:
             own = row["seconds"]["ttft"]
-            relative = untouched and row["speed_up"]
-            spans[row["plan"]].append(statistics.median(untouched) / row["speed_up"] if relative else own)
+            relative = full_model and row["speed_up"]
+            spans[row["plan"]].append(statistics.median(full_model) / row["speed_up"] if relative else own)
         name = device if batch == 1 else f"{device}, batch {batch}"
         times[name] = {plan: statistics.median(values) for plan, values in spans.items()}
     return times

@@ -7,10 +7,10 @@ import warnings
 from typing import Any
 
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.report.charts import HEIGHT, LETTER, LETTER_WIDTH, MARGINS, WIDTH, Chart, Label
 from foveate.report.grouping import GROUPS
 from foveate.report.html import tag, text
-from foveate.report.reading import UNTOUCHED
 
 #: Half the size of a mark, in units.
 _R = 4.6
@@ -34,9 +34,9 @@ def svg(chart: Chart, chosen: str = "") -> str:
         chosen: Plans of this method stand out, all others are small and grey; nothing has a name then.
     """
     parts = [_axes(chart)]
-    untouched = [point for point in chart.points if point.plan == UNTOUCHED]
-    if untouched:
-        y = chart.place(chart.points[0].x, untouched[0].y)[1]
+    full_model = [point for point in chart.points if point.plan == FULL_MODEL]
+    if full_model:
+        y = chart.place(chart.points[0].x, full_model[0].y)[1]
         parts.append(f'<path class="ref" d="M{MARGINS[0]} {y:.1f}H{WIDTH - MARGINS[2]}"/>')
     front = chart.front
     places = [chart.place(point.x, point.y) for point in front]
@@ -171,7 +171,7 @@ def _marks(axes: Any, chart: Chart, halo: Any) -> None:
         first = point in front
         if first:
             axes.plot([point.x] * 2, [point.low, point.high], color=point.group.colour, linewidth=0.9, alpha=0.6)
-        if point.plan == UNTOUCHED:
+        if point.plan == FULL_MODEL:
             axes.axhline(point.y, color="#8c959f", linewidth=0.9, linestyle=(0, (4, 3)))
         axes.scatter(
             point.x,

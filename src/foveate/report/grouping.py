@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from foveate.report.reading import UNTOUCHED
+from foveate.core.full_model import FULL_MODEL
 
 
 class Group(NamedTuple):
@@ -27,7 +27,7 @@ class Group(NamedTuple):
 GROUPS: dict[str, Group] = {
     group.key: group
     for group in (
-        Group("untouched", "untouched model", "#7d8590", "*"),
+        Group("full-model", "full model", "#7d8590", "*"),
         Group("control", "controls", "#8c959f", "X"),
         Group("attention", "attention of the encoder", "#0e8fc4", "o"),
         Group("features", "features of the tokens", "#1a9e6f", "s"),
@@ -53,8 +53,8 @@ def entries() -> dict[str, Any]:
 @cache
 def group_of(method: str) -> Group:
     """The family of a method by its name."""
-    if method == UNTOUCHED:
-        return GROUPS["untouched"]
+    if method == FULL_MODEL:
+        return GROUPS["full-model"]
     entry = entries().get(method)
     if entry is None:
         return GROUPS["other"]

@@ -15,7 +15,7 @@ from foveate.report.drawing import svg, swatch
 from foveate.report.grouping import GROUPS, entries, group_of
 from foveate.report.html import address, page, paragraph, tag, text
 from foveate.report.pictures import BUDGET, EMBEDDED, Album, Picture
-from foveate.report.reading import ALL, GROUP, UNTOUCHED, Results
+from foveate.report.reading import ALL, FULL_MODEL, GROUP, Results
 from foveate.report.words import FRONT, KEPT, NO_TIMES, PROTOCOL
 
 #: Folders of a report.
@@ -76,17 +76,17 @@ class Report:
             ("protocol", "How it was measured", self._protocol()),
         ]
         sections = [section for section in sections if section[2]]
-        plans = {row["plan"] for row in (*results.accuracy, *results.speed, *results.joint)} - {UNTOUCHED}
+        plans = {row["plan"] for row in (*results.accuracy, *results.speed, *results.joint)} - {FULL_MODEL}
         models = results.models
         counted = [f"{_many(plans, 'plan')} of {_many(results.methods, 'method')} on {_many(models, 'model')}"]
-        questions = sum(row["count"] for row in results.accuracy if row["plan"] == UNTOUCHED and _single(row["task"]))
+        questions = sum(row["count"] for row in results.accuracy if row["plan"] == FULL_MODEL and _single(row["task"]))
         if questions:
             counted.append(f"{questions:,} questions for each plan" if len(models) == 1 else f"{questions:,} questions")
         body = [
             tag("h1", text(self.title)),
             paragraph(
                 f"{', '.join(counted)}. Every number comes from the result files named at the end; beside every method "
-                "stand the untouched model, random tokens and a smaller image."
+                "stand the full model, random tokens and a smaller image."
             ),
             tag("nav", *(tag("a", text(title), href=f"#{key}") for key, title, _ in sections), aria_label="Sections"),
             self._filter(),
@@ -163,7 +163,7 @@ class Report:
             (True, "Accuracy by kind of question"),
             (False, "Accuracy by task"),
         ):
-            caption += "; orange: less than the untouched model, blue: more"
+            caption += "; orange: less than the full model, blue: more"
             parts.append(_filtered(tables.breakdown(self.results, link, groups=groups, caption=caption)))
         return "".join(parts)
 
@@ -223,7 +223,7 @@ class Report:
         figures = [_figure(chart, method) for model in results.models if model in asked for chart in self._of(model)]
         if figures:
             body.append(tag("h2", f"{text(method)} among the others") + tag("div", *figures, class_="charts"))
-        beside = "beside the untouched model, random tokens and a smaller image"
+        beside = "beside the full model, random tokens and a smaller image"
         shown = [
             ("Accuracy", tables.accuracy(results, link, caption=f"Accuracy {beside}")),
             ("", tables.breakdown(results, link, groups=True, caption="Accuracy by kind of question")),
@@ -337,7 +337,7 @@ def _only(results: Results, method: str) -> Results:
             row
             for row in rows
             if row["method"] == method
-            or (row["plan"] == UNTOUCHED and row["model"] in models)
+            or (row["plan"] == FULL_MODEL and row["model"] in models)
             or (row["method"] in BESIDE and (row["model"], row["budget"]) in own)
         ]
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from foveate.benchmark.results import read_results
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 
-#: The plan of the model as it is.
-UNTOUCHED = "untouched"
 #: The task of rows that are means over tasks, and what names of groups of tasks begin with.
 ALL, GROUP = "all", "group:"
 _POSSIBLE = "give files of `foveate bench accuracy`, `foveate bench speed` or `foveate bench joint`."
@@ -61,7 +60,7 @@ class Results:
     def methods(self) -> list[str]:
         """Methods of single steps, in alphabetical order."""
         rows = (*self.accuracy, *self.speed, *self.joint)
-        return sorted({row["method"] for row in rows if row["method"] != UNTOUCHED and "+ " not in row["method"]})
+        return sorted({row["method"] for row in rows if row["method"] != FULL_MODEL and "+ " not in row["method"]})
 
 
 def _text(value: Any) -> bool:
@@ -100,7 +99,7 @@ _MUST: dict[str, dict[str, Callable[[Any], bool]]] = {
 _MAY: dict[str, dict[str, Callable[[Any], bool]]] = {
     "accuracy": {
         "method": _text, "budget": _budget, "majority": _share, "relative": _number, "relative_low": _number,
-        "relative_high": _number, "loyalty": _share, "difficult": _object, "tokens_in": _number,
+        "relative_high": _number, "agreement": _share, "difficult": _object, "tokens_in": _number,
     },
     "speed": {
         "method": _text, "budget": _budget, "group": _budget, "device": _text, "dtype": _text, "tokens_in": _number,
@@ -117,9 +116,9 @@ _MAY: dict[str, dict[str, Callable[[Any], bool]]] = {
 }  # fmt: skip
 #: Numbers of inner objects; None where they are missing.
 _INNER: dict[str, dict[str, tuple[str, ...]]] = {
-    "accuracy": {"difficult": ("count", "accuracy", "untouched")},
+    "accuracy": {"difficult": ("count", "accuracy", "full_model")},
     "speed": {
-        "seconds": ("view", "encoder", "selection", "prefill", "ttft", "decode_per_token"),
+        "seconds": ("preprocess", "encoder", "selection", "prefill", "ttft", "decode_per_token"),
         "flops": ("counted", "formula"),
     },
     "joint": {"bytes": ("weights", "kv")},
@@ -252,7 +251,7 @@ def _parts_of(plan: str) -> tuple[str, str]:
     """The methods of a plan's text without their arguments, and the budget if it is one step."""
     from foveate.core.plan import Plan
 
-    if plan == UNTOUCHED:
+    if plan == FULL_MODEL:
         return plan, ""
     try:
         steps = Plan.of(plan).steps

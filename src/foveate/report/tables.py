@@ -11,7 +11,7 @@ from foveate.benchmark.results import INERT, inert
 from foveate.report.charts import count
 from foveate.report.grouping import group_of
 from foveate.report.html import Cell, Column, Row, table
-from foveate.report.reading import ALL, GROUP, UNTOUCHED, Results
+from foveate.report.reading import ALL, FULL_MODEL, GROUP, Results
 
 Link = Callable[[str], str]
 #: What stands where nothing was measured.
@@ -50,7 +50,7 @@ def _data(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _kind(row: Mapping[str, Any]) -> str:
-    return "base" if group_of(row["method"]).key in ("untouched", "control") else ""
+    return "base" if group_of(row["method"]).key in ("full-model", "control") else ""
 
 
 def _plan(row: Mapping[str, Any], link: Link) -> Cell:
@@ -66,7 +66,7 @@ def _share(value: float | None, small: str = "", tint: int = 0) -> Cell:
 
 
 def tint(value: float | None, reference: float | None) -> int:
-    """Strength of the colour of a value against that of the untouched model: half of it lost is the strongest."""
+    """Strength of the colour of a value against that of the full model: half of it lost is the strongest."""
     if value is None or not reference:
         return 0
     lost = 1 - value / reference
@@ -85,18 +85,18 @@ def best(results: Results, link: Link) -> str:
         MODEL,
         Column("budget", "tokens of an image, or a fraction of them", number=False),
         Column("most accurate", number=False),
-        Column("of the untouched accuracy", "with a 95 % bootstrap interval over the same questions"),
+        Column("of the full accuracy", "with a 95 % bootstrap interval over the same questions"),
         Column("random tokens", "the same share for tokens drawn at random"),
         Column("smaller image", "the same share for the image down-sampled to as many tokens"),
-        Column("speed-up", "time to the first token of the untouched model over that of the plan"),
+        Column("speed-up", "time to the first token of the full model over that of the plan"),
         Column("as good", "plans of this budget whose interval reaches the best one", number=False),
     ]
     rows = []
     speed_ups = {(row["model"], row["plan"]): row["speed_up"] for row in reversed(results.speed) if row["batch"] == 1}
     for model, own in overall(results).items():
-        untouched = next((row["accuracy"] for row in own if row["plan"] == UNTOUCHED), None)
+        full_model = next((row["accuracy"] for row in own if row["plan"] == FULL_MODEL), None)
         for budget in dict.fromkeys(row["budget"] for row in own if row["budget"]):
-            here = [row for row in own if row["budget"] == budget and row["plan"] != UNTOUCHED and not inert(row)]
+            here = [row for row in own if row["budget"] == budget and row["plan"] != FULL_MODEL and not inert(row)]
             if not here:
                 continue
             by_method = {row["method"]: row for row in here}
@@ -111,9 +111,9 @@ def best(results: Results, link: Link) -> str:
                         Cell(model),
                         Cell(budget),
                         _plan(first, link),
-                        _relative(first, untouched),
+                        _relative(first, full_model),
                         *(
-                            _relative(by_method[name], untouched) if name in by_method else NONE
+                            _relative(by_method[name], full_model) if name in by_method else NONE
                             for name in ("random", "downsample")
                         ),
                         _speed_up(speed_up),
@@ -127,10 +127,10 @@ def best(results: Results, link: Link) -> str:
     return table("The most accurate plan of every model and budget", *_drop_empty(columns, rows, 3), class_="best")
 
 
-def _relative(row: Mapping[str, Any], untouched: float | None) -> Cell:
+def _relative(row: Mapping[str, Any], full_model: float | None) -> Cell:
     value = row["relative"]
-    if value is None and untouched:
-        value = row["accuracy"] / untouched
+    if value is None and full_model:
+        value = row["accuracy"] / full_model
     return _share(value, _between(row["relative_low"], row["relative_high"]))
 
 
@@ -150,12 +150,12 @@ def accuracy(
         MODEL,
         Column("tokens", "visual tokens of an item that the language model reads, mean", rising=True),
         Column("accuracy", "95 % interval behind it"),
-        Column("of untouched", "accuracy relative to the untouched model, paired bootstrap interval behind it"),
-        Column("loyalty", "share of answers that are the untouched model's"),
-        Column("difficult", "accuracy on questions that the untouched model answers and the smaller image does not"),
+        Column("of full model", "accuracy relative to the full model, paired bootstrap interval behind it"),
+        Column("agreement", "share of answers that equal those of the full model"),
+        Column("difficult", "accuracy on questions that the full model answers and the smaller image does not"),
     ]  # fmt: skip
     for model, own in overall(results).items():
-        untouched = next((row["accuracy"] for row in own if row["plan"] == UNTOUCHED), None)
+        full_model = next((row["accuracy"] for row in own if row["plan"] == FULL_MODEL), None)
         for row in own:
             hard = row["difficult"]
             rows.append(
@@ -165,8 +165,8 @@ def accuracy(
                         Cell(model),
                         Cell(count(row["tokens_kept"]), row["tokens_kept"], INERT if inert(row) else ""),
                         _share(row["accuracy"], _between(row["low"], row["high"])),
-                        _relative(row, untouched),
-                        _share(row["loyalty"]),
+                        _relative(row, full_model),
+                        _share(row["agreement"]),
                         _share(hard["accuracy"], f"of {hard['count']:g}") if hard and hard["count"] else NONE,
                     ],
                     _data(row),
@@ -189,7 +189,7 @@ def breakdown(results: Results, link: Link, *, groups: bool, caption: str) -> st
     columns += [Column(name_of(task), f"accuracy of {task.removeprefix(GROUP)}") for task in tasks]
     rows = []
     for (model, plan), own in found.items():
-        untouched = found.get((model, UNTOUCHED), {})
+        full_model = found.get((model, FULL_MODEL), {})
         first = next(iter(own.values()))
         cells = []
         for task in tasks:
@@ -197,10 +197,10 @@ def breakdown(results: Results, link: Link, *, groups: bool, caption: str) -> st
                 cells.append(NONE)
                 continue
             value = own[task]["accuracy"]
-            reference = untouched[task]["accuracy"] if task in untouched else None
+            reference = full_model[task]["accuracy"] if task in full_model else None
             cells.append(Cell(percent(value, 0), value, tint=tint(value, reference)))
         rows.append(Row([_plan(first, link), Cell(model), *cells], _data(first), _kind(first)))
-        if plan == UNTOUCHED:
+        if plan == FULL_MODEL:
             always = [own[task]["majority"] if task in own else None for task in tasks]
             if any(value is not None for value in always):
                 cells = [NONE if value is None else Cell(percent(value, 0), value) for value in always]
@@ -249,11 +249,11 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
             rising=True,
         ),
         Column("first token, ms", "encoder, selection and prefill; slowest and fastest turn behind it", rising=True),
-        Column("speed-up", "time to the first token of the untouched model over that of the plan"),
+        Column("speed-up", "time to the first token of the full model over that of the plan"),
         Column("efficiency", "time of as many random tokens over that of the plan: 1 is the limit of choosing tokens"),
-        Column("view, ms", rising=True),
+        Column("preprocess, ms", rising=True),
         Column("encoder, ms", rising=True),
-        Column("selection, ms", "time of choosing, and its share of the untouched prefill", rising=True),
+        Column("selection, ms", "time of choosing, and its share of the full model's prefill", rising=True),
         Column("prefill, ms", rising=True),
         Column("decoding, ms", "of one token", rising=True),
         Column("peak, MiB", "memory beyond the weights", rising=True),
@@ -264,7 +264,7 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
     order = {model: place for place, model in enumerate(results.models)}
     for row in sorted(
         results.speed,
-        key=lambda row: (order[row["model"]], row["batch"], by_size(row["budget"]), row["plan"] != UNTOUCHED,
+        key=lambda row: (order[row["model"]], row["batch"], by_size(row["budget"]), row["plan"] != FULL_MODEL,
                          row["seconds"]["ttft"]),
     ):  # fmt: skip
         part = row["seconds"]
@@ -279,9 +279,9 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
                     Cell(", ".join(filter(None, (row["device"], row["dtype"])))),
                     _tokens(row),
                     Cell(_ms(part["ttft"]).text, part["ttft"], _extremes(row)),
-                    _speed_up(row["speed_up"], untouched=row["plan"] == UNTOUCHED),
+                    _speed_up(row["speed_up"], full_model=row["plan"] == FULL_MODEL),
                     NONE if row["efficiency"] is None else Cell(f"{row['efficiency']:.3f}", row["efficiency"]),
-                    *(_ms(part[name]) for name in ("view", "encoder")),
+                    *(_ms(part[name]) for name in ("preprocess", "encoder")),
                     selection
                     if selection is NONE or chosen is None
                     else Cell(selection.text, part["selection"], f"{chosen:.1%}"),
@@ -296,11 +296,11 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
     return table(caption, *_drop_empty(columns, rows, 3)) if rows else ""
 
 
-def _speed_up(value: float | None, *, untouched: bool = False) -> Cell:
+def _speed_up(value: float | None, *, full_model: bool = False) -> Cell:
     """A speed-up; one that is none stands out."""
     if value is None:
         return NONE
-    slower = value < 1 and not untouched
+    slower = value < 1 and not full_model
     return Cell(f"{value:.2f}", value, "slower" if slower else "", tint=30 * slower)
 
 
@@ -324,7 +324,7 @@ def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewe
         Column("questions"),
         Column("tokens", "visual tokens of an item that the language model works on, mean", rising=True),
         Column("accuracy", "95 % interval behind it"),
-        Column("relative", "to the untouched model with full weights and cache, 95 % interval behind it"),
+        Column("relative", "to the full model with full weights and cache, 95 % interval behind it"),
         Column("parts", "product of the relative accuracies of plan, weights and cache alone"),
         Column("seconds", rising=True),
         Column("weights, MiB", rising=True),

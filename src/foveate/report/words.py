@@ -28,21 +28,21 @@ PROTOCOL: tuple[Passage, ...] = (
     Passage(
         "Intervals",
         ("accuracy", "joint"),
-        "Behind an accuracy stands its 95 % interval. Accuracy relative to the untouched model has a paired bootstrap "
+        "Behind an accuracy stands its 95 % interval. Accuracy relative to the full model has a paired bootstrap "
         "interval: both models are drawn with the same questions. With many plans beside each other the best one is "
         "partly lucky; where intervals overlap, take the plan that is cheaper or simpler.",
     ),
     Passage(
-        "Loyalty and the difficult questions",
+        "Agreement with the full model, and difficult questions",
         ("accuracy",),
-        "Loyalty is the share of answers that are the same as the untouched model's, right or wrong. Difficult are "
-        "those questions that the untouched model answers and that it no longer answers when it is shown an image "
+        "Agreement is the share of answers that equal those of the full model, right or wrong. Difficult are "
+        "those questions that the full model answers and that it no longer answers when it is shown an image "
         "scaled down to the same number of tokens: there, choosing tokens has to prove itself.",
     ),
     Passage(
         "Controls",
         ("accuracy", "speed", "joint"),
-        "Beside every plan stand the untouched model, tokens drawn at random, and the image scaled down to as many "
+        "Beside every plan stand the full model, tokens drawn at random, and the image scaled down to as many "
         "tokens. A method has to be better than random tokens and than the smaller image to be worth its code.",
     ),
     Passage(
@@ -52,7 +52,7 @@ PROTOCOL: tuple[Passage, ...] = (
         "the median of the turns. The time to the first token is that of the encoder, of choosing and of the prefill. "
         "Efficiency is the speed-up of a plan over the speed-up of as many random tokens: 1 is the limit for methods "
         "that choose tokens after the encoder, and only those that shorten the encoder too can be above it. In plots, "
-        "the time of a plan is that of the untouched model divided by the plan's speed-up, so that other work of the "
+        "the time of a plan is that of the full model divided by the plan's speed-up, so that other work of the "
         "machine between one group of plans and the next moves no mark.",
     ),
     Passage(
@@ -71,7 +71,7 @@ PROTOCOL: tuple[Passage, ...] = (
 
 FRONT = (
     "The line is the Pareto front: no other plan of the model takes as little and is more right. Only its plans have "
-    "names; a vertical bar is the 95 % interval of such a plan. The dashed line is the untouched model."
+    "names; a vertical bar is the 95 % interval of such a plan. The dashed line is the full model."
 )
 NO_TIMES = "No model has both accuracy and time of the same plans, so accuracy is not drawn against time."
 KEPT = (

@@ -19,13 +19,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from foveate.core.errors import FoveateError, check_text
+from foveate.core.full_model import is_full_model
 from foveate.core.plan import Budget, Plan
 from foveate.serving.fields import REASONS, FieldError, path, problem, without_empty
 
 #: Deepest nesting of a body; messages need five.
 DEEPEST = 32
-#: A plan's name for the model as it is.
-UNTOUCHED = "untouched"
 #: Texts that may end an answer, and the likeliest tokens that may be told beside each of it: as many as at OpenAI.
 MOST_STOPS, MOST_TOP = 4, 20
 
@@ -113,7 +112,7 @@ def _budget(value: Any) -> Any:
 class Compression(_Strict):
     """What a request wants of the visual tokens: a plan, or the server's plan with another budget."""
 
-    plan: str | None = Field(default=None, max_length=2_000, description="As text: 'divprune:64'; 'untouched': none.")
+    plan: str | None = Field(default=None, max_length=2_000, description="As text: 'divprune:64'; 'full model': none.")
     budget: Annotated[
         Any,
         BeforeValidator(_budget),
@@ -328,7 +327,7 @@ def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
     if asked.plan is not None and asked.budget is not None:
         raise FieldError("foveate", "give a plan, which has its budget (divprune:64), or a budget, not both.")
     if asked.plan is not None:
-        if asked.plan.strip().lower() == UNTOUCHED:
+        if is_full_model(asked.plan):
             return None
         with _about("foveate.plan"):
             plan = Plan.of(asked.plan)

@@ -1,4 +1,4 @@
-"""What a plan costs beside the untouched model: measured time to the first token, and counted operations."""
+"""What a plan costs beside the full model: measured time to the first token, and counted operations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ITEMS = 3
 
 
 class Costs:
-    """Measures plans on a few items, one at a time, in turns with the untouched model.
+    """Measures plans on a few items, one at a time, in turns with the full model.
 
     What else the machine does falls on both alike, so the ratio of two times that were taken right after each other
     says more than either of them.
@@ -36,21 +36,21 @@ class Costs:
         chosen = [ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count)]
         self.repeats = repeats
         self._measuring = [_measuring(model, processor, item) for item in chosen]
-        self._untouched = [_counted(one, None) for one in self._measuring]
+        self._full_model = [_counted(one, None) for one in self._measuring]
 
     def flops(self, plan: str, quick: bool = False) -> float:
-        """Operations to the first token over those of the untouched model; `quick`: on the middle item only.
+        """Operations to the first token over those of the full model; `quick`: on the middle item only.
 
         Raises:
             FoveateError: the plan cannot run on this model or these images.
         """
         if quick:
             middle = len(self._measuring) // 2
-            return _counted(self._measuring[middle], plan) / self._untouched[middle]
-        return sum(_counted(one, plan) for one in self._measuring) / sum(self._untouched)
+            return _counted(self._measuring[middle], plan) / self._full_model[middle]
+        return sum(_counted(one, plan) for one in self._measuring) / sum(self._full_model)
 
     def time(self, plan: str, repeats: int | None = None) -> dict[str, Any]:
-        """Time to the first token over that of the untouched model: the median of turns, their extremes, all of them.
+        """Time to the first token over that of the full model: the median of turns, their extremes, all of them.
 
         Every turn goes over all items, with the plan and without; which of the two is first changes from turn to turn.
         The first turn warms up and does not count.
@@ -66,7 +66,7 @@ class Costs:
                 ratios.append(sums[True] / sums[False])
                 seconds.append((sums[True], sums[False]))
         mean = [statistics.median(column) / len(self._measuring) for column in zip(*seconds, strict=True)]
-        return {**profiling.spread(ratios), "seconds": mean[0], "untouched_seconds": mean[1]}
+        return {**profiling.spread(ratios), "seconds": mean[0], "full_model_seconds": mean[1]}
 
 
 def _measuring(model: Any, processor: Any, item: Item) -> Measuring:

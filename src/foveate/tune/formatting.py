@@ -82,11 +82,11 @@ def _nearest(document: dict[str, Any]) -> list[str]:
 
 
 def _weak(document: dict[str, Any]) -> list[str]:
-    """A warning where the untouched model is no better than somebody who does not look."""
-    own = document["untouched"].get("confirm") or document["untouched"].get("search")
+    """A warning where the full model is no better than somebody who does not look."""
+    own = document["full_model"].get("confirm") or document["full_model"].get("search")
     if own is None or own["accuracy"] > own["majority"]:
         return []
-    said = f"The untouched model itself is right in {own['accuracy']:.1%} only, and who always gives the most frequent "
+    said = f"The full model itself is right in {own['accuracy']:.1%} only, and who always gives the most frequent "
     return [said + f"answer in {own['majority']:.1%}: what is left of so little says little. Choose other questions."]
 
 
@@ -119,7 +119,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         timed = settings["cost"] == "time"
         flow = settings["objective"] != "accuracy"
         axis.set(
-            xlabel="time to the first token / untouched" if timed else "operations to the first token / untouched",
+            xlabel="time to the first token / full model" if timed else "operations to the first token / full model",
             ylabel="information flow (cosine), or relative accuracy where confirmed" if flow else "relative accuracy",
             title=f"{Path(settings['model']).name}: {document['goal']}",
         )

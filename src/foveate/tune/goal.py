@@ -14,7 +14,7 @@ _TIE = 1e-3
 
 @dataclass(frozen=True)
 class Goal:
-    """The most that a plan may cost, the least that it must reach, both relative to the untouched model.
+    """The most that a plan may cost, the least that it must reach, both relative to the full model.
 
     With a limit of cost alone the best score is searched; with a limit of the score, the least cost.
 
@@ -35,11 +35,9 @@ class Goal:
                 "a search needs a goal: --target-ttft such as 0.5x, --min-accuracy such as 97%, or both."
             )
         if self.cost is not None and not 0 < self.cost < 1:
-            raise FoveateError(f"a target of {self.cost:g}x is not between 0x and 1x of the untouched model's time.")
+            raise FoveateError(f"a target of {self.cost:g}x is not between 0x and 1x of the full model's time.")
         if self.accuracy is not None and not 0 < self.accuracy <= 1.5:
-            raise FoveateError(
-                f"a least accuracy of {self.accuracy:.4g} times the untouched model's is no goal; write 97%."
-            )
+            raise FoveateError(f"a least accuracy of {self.accuracy:.4g} times the full model's is no goal; write 97%.")
 
     def affords(self, cost: float) -> bool:
         """Whether a plan may cost so much."""
@@ -53,7 +51,7 @@ class Goal:
         """What the search maximises; only the order of values means something.
 
         Args:
-            cost: Relative to the untouched model.
+            cost: Relative to the full model.
             score: Relative accuracy or the like; None: not known, for the cost alone misses the goal.
         """
         excess = max(0.0, cost - (1.0 if self.cost is None else self.cost))
@@ -68,7 +66,7 @@ class Goal:
     def __str__(self) -> str:
         parts = []
         if self.cost is not None:
-            parts.append(f"at most {self.cost:g} of the untouched model's cost")
+            parts.append(f"at most {self.cost:g} of the full model's cost")
         if self.accuracy is not None:
             parts.append(f"at least {100 * self.accuracy:g} % of its accuracy")
         return " and ".join(parts) + (

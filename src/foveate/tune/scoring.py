@@ -13,11 +13,11 @@ from torch import Tensor
 from foveate.answering.conversations import greedy
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.asking import batches, prepare
-from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
 from foveate.benchmark.tasks import Item
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.runtime import compress
 from foveate.statistics import Compared, paired_bootstrap
 
@@ -29,7 +29,7 @@ class Score:
     """What a plan reached on some items.
 
     Args:
-        value: 1 is as good as the untouched model.
+        value: 1 is as good as the full model.
         low: Lower end of its 95 % interval, where there is one.
         high: Upper end.
         numbers: For the record.
@@ -77,17 +77,17 @@ class Answers:
         return self._rows.has(self._name, plan, item.task, item.index, len(item.turns))
 
     def score(self, plan: str, items: Sequence[Item]) -> Score:
-        """Accuracy relative to the untouched model.
+        """Accuracy relative to the full model.
 
         Raises:
-            FoveateError: the untouched model has no right answer, or the plan cannot run.
+            FoveateError: the full model has no right answer, or the plan cannot run.
         """
-        rows = [*self.of(UNTOUCHED, items), *self.of(plan, items)]
+        rows = [*self.of(FULL_MODEL, items), *self.of(plan, items)]
         tasks = list(dict.fromkeys(row["task"] for row in rows))
         found = next(row for row in scores(rows, [self._name], lambda _: [plan], tasks) if row["task"] == "all")
         if found["relative"] is None:
-            raise FoveateError("the untouched model has no right answer to these questions; choose others.")
-        names = ("accuracy", "majority", "loyalty", "tokens_in", "tokens_kept")
+            raise FoveateError("the full model has no right answer to these questions; choose others.")
+        names = ("accuracy", "majority", "agreement", "tokens_in", "tokens_kept")
         numbers = {"questions": found["count"], **{name: found[name] for name in names}}
         return Score(found["relative"], found["relative_low"], found["relative_high"], numbers)
 
@@ -117,7 +117,7 @@ class Flow:
 
     def __init__(self, model: Any, processor: Any, batch_size: int) -> None:
         self._model, self._processor, self._batch_size = model, processor, batch_size
-        self._untouched: dict[tuple[str, int], Tensor] = {}
+        self._full_model: dict[tuple[str, int], Tensor] = {}
 
     def score(self, plan: str, items: Sequence[Item]) -> Score:
         """Mean cosine.
@@ -125,11 +125,11 @@ class Flow:
         Raises:
             FoveateError: the plan cannot run on this model or these images.
         """
-        missing = [item for item in items if (item.task, item.index) not in self._untouched]
-        self._untouched |= self._states(missing)
+        missing = [item for item in items if (item.task, item.index) not in self._full_model]
+        self._full_model |= self._states(missing)
         with compress(self._model, plan):
             own = self._states(items)
-        cosines = [float(torch.cosine_similarity(state, self._untouched[key], dim=0)) for key, state in own.items()]
+        cosines = [float(torch.cosine_similarity(state, self._full_model[key], dim=0)) for key, state in own.items()]
         return Score(fmean(cosines), numbers={"questions": len(cosines), "flow": round(fmean(cosines), 6)})
 
     @torch.inference_mode()

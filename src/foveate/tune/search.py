@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.benchmark import profiling
-from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.results import read_results, write_json
 from foveate.benchmark.rows import Rows
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.loading import load
 from foveate.runtime import compress
 from foveate.tune.confirming import confirm
@@ -26,8 +26,8 @@ from foveate.tune.space import Space, space_for
 from foveate.tune.study import Study
 
 NOTE = (
-    "Cost: time to the first token over that of the untouched model, both measured in turns on the same items (median "
-    "of turns), or counted operations. Relative: accuracy over that of the untouched model on the same questions, with "
+    "Cost: time to the first token over that of the full model, both measured in turns on the same items (median "
+    "of turns), or counted operations. Relative: accuracy over that of the full model on the same questions, with "
     "a 95 % interval of the paired bootstrap. Trials are judged on one part of the questions, finalists on another, "
     "which shares no image with it; only numbers of the confirmation are fair to quote. A trial stops early where its "
     "interval says that it cannot meet the goal or is worse than the best so far. Plans stand beside random "
@@ -112,7 +112,7 @@ class _Run:
         self.space: Space | None = None
         self.confirmation: list[dict[str, Any]] = []
         self._depth = self.model.config.get_text_config().num_hidden_layers
-        self.untouched: dict[str, Any] = {}
+        self.full_model: dict[str, Any] = {}
 
     def whole(self) -> dict[str, Any]:
         """Search, confirm, write."""
@@ -126,8 +126,8 @@ class _Run:
 
     def _search(self) -> None:
         settings = self.settings
-        self.report(f"untouched: {len(self.questions.search)} items to search on")
-        self.untouched["search"] = self.answers.score(UNTOUCHED, self.questions.search).numbers
+        self.report(f"full model: {len(self.questions.search)} items to search on")
+        self.full_model["search"] = self.answers.score(FULL_MODEL, self.questions.search).numbers
         self.report("trying every method once")
         self.space = self.study.space(
             lambda: space_for(
@@ -209,8 +209,8 @@ class _Run:
         return self.answers.compared(plan, best["plan"], self.questions.search[:part]).difference_high < 0
 
     def _confirm(self) -> None:
-        self.report(f"untouched: {len(self.questions.confirm)} items to confirm on")
-        self.untouched["confirm"] = self.answers.score(UNTOUCHED, self.questions.confirm).numbers
+        self.report(f"full model: {len(self.questions.confirm)} items to confirm on")
+        self.full_model["confirm"] = self.answers.score(FULL_MODEL, self.questions.confirm).numbers
         finalists = sorted((one for one in self.study.records if one["met"]), key=lambda one: -one["value"])
         for record in finalists[: self.settings.finalists]:
             self.report(f"confirming {record['plan']}")
@@ -234,7 +234,7 @@ class _Run:
             "note": NOTE,
             "goal": str(self.goal),
             "items": {"search": len(self.questions.search), "confirm": len(self.questions.confirm)},
-            "untouched": self.untouched,
+            "full_model": self.full_model,
             "space": None if space is None else space.as_json,
             "trials": self.study.records,
             "impossible": self.study.impossible,

@@ -27,7 +27,7 @@ class TuneSettings(QuestionSettings):
 
     Args:
         model: A folder, a Hub id, or "embedded".
-        target_ttft: The most that a plan may cost, relative to the untouched model.
+        target_ttft: The most that a plan may cost, relative to the full model.
         min_accuracy: The least relative accuracy.
         count: Items of every task; half are searched on, half confirm.
         trials: Plans to try.

@@ -111,7 +111,7 @@ def space_for(
 
     Args:
         model: Gives the depth of the language model.
-        cost: Operations of a plan relative to the untouched model; raises FoveateError if it cannot run.
+        cost: Operations of a plan relative to the full model; raises FoveateError if it cannot run.
         methods: Names, also with arguments; none: all, trained ones where their weights stand beside the model's.
         budgets: To choose from.
         chains: Whether a candidate before the language model and one inside it may be joined.
@@ -144,7 +144,7 @@ def space_for(
     return Space(tuple(found[False]), tuple(found[True]), ordered, depth, chains, tuple(left_out))
 
 
-#: Of the untouched model's operations.
+#: Of the full model's operations.
 _SAVES_NOTHING = 0.999
 
 

@@ -33,7 +33,7 @@ from foveate.visualization.canvas import (
 from foveate.visualization.selection import draw_selection, joined
 
 TINTS = {
-    "view": (134, 142, 150),
+    "preprocess": (134, 142, 150),
     "encoder": (28, 100, 200),
     "connector": (112, 72, 232),
     "prefill": (12, 133, 99),
@@ -56,13 +56,13 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
         answer: from `ask`; with ``keep_pooling=True`` the panels are tinted, otherwise they show the windows only.
         image: the image that was asked about, in any form that `open_image` reads.
     """
-    view = open_image(image)
-    if answer.view_size is not None:
-        view = view.resize(answer.view_size, Image.Resampling.BICUBIC)
+    processed = open_image(image)
+    if answer.processed_size is not None:
+        processed = processed.resize(answer.processed_size, Image.Resampling.BICUBIC)
     merging = [stage for stage in answer.stages[1:] if stage.grid is not None]
-    size = _panel_size(view.size, panels=1 + len(merging))
+    size = _panel_size(processed.size, panels=1 + len(merging))
 
-    blocks = [_words(answer), _panels(answer, view, merging, size)]
+    blocks = [_words(answer), _panels(answer, processed, merging, size)]
     if answer.pooling:
         blocks.append(_legend(answer.pooling))
     if answer.selection:
@@ -99,14 +99,14 @@ def _short(model: str) -> str:
     return name if len(name) <= 60 else "..." + name[-57:]
 
 
-def _panel_size(view: tuple[int, int], panels: int) -> tuple[int, int]:
+def _panel_size(processed: tuple[int, int], panels: int) -> tuple[int, int]:
     """Size of one panel: all equal, side by side, and no taller than `TALLEST`; thin images are widened."""
     width = (WIDTH - 2 * MARGIN - GAP * (panels - 1)) // panels
-    scale = min(width / view[0], TALLEST / view[1])
-    return max(round(view[0] * scale), THINNEST), max(round(view[1] * scale), THINNEST)
+    scale = min(width / processed[0], TALLEST / processed[1])
+    return max(round(processed[0] * scale), THINNEST), max(round(processed[1] * scale), THINNEST)
 
 
-def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple[int, int]) -> Image.Image:
+def _panels(answer: Answer, processed: Image.Image, merging: list[Stage], size: tuple[int, int]) -> Image.Image:
     """The image, then each stage's windows, with a heading of two lines above each."""
     columns = 1 + len(merging)
     pitch = (WIDTH - 2 * MARGIN - GAP * (columns - 1)) // columns + GAP
@@ -114,11 +114,11 @@ def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple
     effects = {pooling.stage: pooling.effect for pooling in answer.pooling}
     first = answer.stages[0]
     asked = f"{answer.image_size[0]} x {answer.image_size[1]} px"
-    if answer.view_size not in (None, answer.image_size):
-        asked += f", seen at {view.width} x {view.height}"
-    panels = [("image", f"{asked}, {first.tokens} {first.name}", view.resize(size, Image.Resampling.LANCZOS))]
+    if answer.processed_size not in (None, answer.image_size):
+        asked += f", seen at {processed.width} x {processed.height}"
+    panels = [("image", f"{asked}, {first.tokens} {first.name}", processed.resize(size, Image.Resampling.LANCZOS))]
     panels += [
-        (stage.name, _count(stage), stage_panel(view, stage, effects.get(stage.name), size)) for stage in merging
+        (stage.name, _count(stage), stage_panel(processed, stage, effects.get(stage.name), size)) for stage in merging
     ]
     for number, (title, subtitle, panel) in enumerate(panels):
         left = number * pitch
@@ -135,9 +135,9 @@ def _count(stage: Stage) -> str:
     return f"{rows} x {columns} = {stage.tokens} tokens{each}"
 
 
-def stage_panel(view: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
+def stage_panel(processed: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
     """The image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
-    grey = np.asarray(view.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
+    grey = np.asarray(processed.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
     pixels = np.repeat(255 - 0.55 * (255 - grey)[..., None], 3, axis=2)
     if effect is not None:
         strength = Image.fromarray(_strength(effect)).resize(size, Image.Resampling.NEAREST)

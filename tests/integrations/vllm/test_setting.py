@@ -47,7 +47,7 @@ def test_counts_follow_from_sizes_and_steps() -> None:
     assert CLIP.setting("divprune:64").count(20) == 20
     assert CLIP.setting("pool:25%").count(576) == 144
     assert CLIP.setting("fastervlm:50% + divprune:10%").count(576) == 29
-    assert CLIP.setting("untouched").count(576) == 576
+    assert CLIP.setting("full model").count(576) == 576
 
 
 def test_needs_are_those_of_the_encoder() -> None:
@@ -78,7 +78,7 @@ def test_what_cannot_be_served_is_refused(plan: str, serving: Serving, code: str
     ("plan", "serving", "message"),
     [
         ("nothing:64", CLIP, "unknown method 'nothing'"),
-        (64, CLIP, "foveate_plan is a plan as text, such as 'divprune:64' or 'untouched', not 64"),
+        (64, CLIP, "foveate_plan is a plan as text, such as 'divprune:64' or 'full model', not 64"),
         (" ", CLIP, "foveate_plan is a plan as text"),
         ("pool:16" + 300 * " ", CLIP, "a plan in vLLM has 256 bytes at most"),
     ],
@@ -121,7 +121,7 @@ def test_servable_methods_can_be_served() -> None:
 
 
 def test_keys_tell_plans_apart() -> None:
-    keys = {CLIP.setting(plan).key for plan in ("pool:16", "pool:17", "uniform:16", "random:16", "untouched")}
+    keys = {CLIP.setting(plan).key for plan in ("pool:16", "pool:17", "uniform:16", "random:16", "full model")}
     assert len(keys) == 5
     assert CLIP.setting(" pool : 16 ").key == CLIP.setting("pool:16").key
 

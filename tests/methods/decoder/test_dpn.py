@@ -238,9 +238,7 @@ def test_few_tokens_are_not_drawn() -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        FoveateError, match="needs trained weights: .* or one beside the model's weights as dpn"
-    ):
+    with pytest.raises(FoveateError, match="needs trained weights: .* or one beside the model's weights as dpn"):
         DPN().needs(EncoderSpec(1, False))
     with pytest.raises(FoveateError, match="max or mean"):
         DPN("x", operation="sum")  # ty: ignore[invalid-argument-type]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from foveate.benchmark.budgets import CONTROLS, UNTOUCHED
+from foveate.benchmark.budgets import CONTROLS, FULL_MODEL
 from foveate.benchmark.results import INERT, inert
 from foveate.core.errors import FoveateError
 
 NOTE = (
     "Tokens: those of an image that the language model works on, the mean over its layers; in older files those that "
-    "it reads. TTFT, time to the first token: encoder, selection, prefill and what lies between, without the view "
-    "(opening, resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the untouched model "
+    "it reads. TTFT, time to the first token: encoder, selection, prefill and what lies between, without preprocessing "
+    "(opening, resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the full model "
     "over that with the plan. Efficiency: speed-up over that of the control, as many random tokens at the same place "
     "(before the same layers, for plans inside the language model); 1 is the limit. Selection: time of choosing, and "
     "its share of the prefill with all tokens. Decode: time of one step, which writes one token for every prompt of "
@@ -26,7 +26,7 @@ _HEADER = (
     "model, budget",
     "plan",
     "tokens",
-    "view, ms",
+    "preprocess, ms",
     "encoder, ms",
     "selection, ms",
     "prefill, ms",
@@ -54,13 +54,13 @@ def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 **row,
                 "model": row["shape"],
-                "plan": row["method"] if row["method"] == UNTOUCHED else f"{row['method']}:{row['budget']}",
+                "plan": row["method"] if row["method"] == FULL_MODEL else f"{row['method']}:{row['budget']}",
                 "batch": 1,
-                "seconds": seconds | {"ttft": seconds.pop("total"), "view": None, "decode_per_token": None},
+                "seconds": seconds | {"ttft": seconds.pop("total"), "preprocess": None, "decode_per_token": None},
                 "peak_bytes": None,
                 "kv_bytes": None,
                 "flops": {"counted": None, "formula": None},
-                "efficiency": None if row["method"] == UNTOUCHED else row["efficiency"],
+                "efficiency": None if row["method"] == FULL_MODEL else row["efficiency"],
             }
         )
     return rows
@@ -93,7 +93,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         where + batch,
         row["plan"] if any(mark in row["plan"] for mark in "+(@") else row["method"],
         _tokens(row),
-        _milliseconds(seconds["view"]),
+        _milliseconds(seconds["preprocess"]),
         _milliseconds(seconds["encoder"]),
         f"{_milliseconds(seconds['selection'], 2)} ({row['selection_of_prefill']:.2%})",
         _milliseconds(seconds["prefill"]),
@@ -136,7 +136,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise FoveateError("a plot needs matplotlib: pip install 'foveate[bench]'.") from error
-    rows = [row for row in rows_of(document) if row["method"] != UNTOUCHED]
+    rows = [row for row in rows_of(document) if row["method"] != FULL_MODEL]
     if not rows:
         raise FoveateError("there is nothing to draw: no plan was measured.")
     columns = list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
@@ -155,7 +155,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
             _shorten(axes[0][place], own, names)
             axes[0][place].set(title=title, xlabel="efficiency: speed-up / speed-up of random tokens")
             _panel(axes[1][place], own, names, "speed_up")
-            axes[1][place].set(title=title, xlabel="speed-up of the first token over the untouched model")
+            axes[1][place].set(title=title, xlabel="speed-up of the first token over the full model")
         axes[0][0].invert_yaxis()
         figure.savefig(path, dpi=160)
 

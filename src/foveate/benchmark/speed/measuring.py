@@ -77,8 +77,8 @@ class Measuring:
         self.subject, self.batch, self.new_tokens, self.attention = subject, batch, new_tokens, attention
         self.model = subject.model
         self.device: torch.device = self.model.device
-        self.inputs = subject.view(batch)
-        self.untouched_tokens = placeholders(self.model, self.inputs["input_ids"]) // batch
+        self.inputs = subject.preprocess(batch)
+        self.full_model_tokens = placeholders(self.model, self.inputs["input_ids"]) // batch
 
     @torch.inference_mode()
     def exact(self, plan: Plan | None) -> dict[str, Any]:
@@ -103,15 +103,15 @@ class Measuring:
             peak = profiling.peak_memory(answer, self.device)
             kept = handle.report() if handle is not None else None
         layers = cache_bytes(outputs[0])
-        tokens_in = self.untouched_tokens if kept is None else kept.tokens_in // self.batch
+        tokens_in = self.full_model_tokens if kept is None else kept.tokens_in // self.batch
         tokens = tokens_in if kept is None else kept.tokens_kept // self.batch
         mean, left = float(tokens), tokens
         if kept is not None:
             depth = self.model.config.get_text_config().num_hidden_layers
             mean = sum(image.mean_tokens(depth) for image in kept.images) / self.batch
             left = kept.tokens_left // self.batch
-        text = self.inputs["input_ids"].shape[1] - self.untouched_tokens
-        formula = self.subject.formula(plan, tokens, text) if self.untouched_tokens > 1 else None
+        text = self.inputs["input_ids"].shape[1] - self.full_model_tokens
+        formula = self.subject.formula(plan, tokens, text) if self.full_model_tokens > 1 else None
         return {
             "tokens_in": tokens_in,
             "tokens": tokens,
@@ -127,8 +127,8 @@ class Measuring:
     def turn(self, plan: Plan | None) -> dict[str, float]:
         """Seconds of the parts of one answer."""
         start = profiling.clock(self.device)
-        inputs = self.subject.view(self.batch)
-        view = profiling.clock(self.device) - start
+        inputs = self.subject.preprocess(self.batch)
+        preprocess = profiling.clock(self.device) - start
         with self._following(plan) as (_, timed):
             trace = Trace(self.model)
             marks = _Marks(self.device, self.new_tokens)
@@ -138,7 +138,7 @@ class Measuring:
             times = trace.times(marks.last)
         selection = sum(method.seconds for method in timed)
         return {
-            "view": view,
+            "preprocess": preprocess,
             "encoder": times.get("encoder", 0.0),
             "selection": selection,
             "prefill": times["prefill"] - selection,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from foveate.benchmark import profiling
-from foveate.benchmark.budgets import CONTROLS, UNTOUCHED, control_of
+from foveate.benchmark.budgets import CONTROLS, FULL_MODEL, control_of
 from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.speed.formatting import NOTE
 from foveate.benchmark.speed.measuring import Measuring
@@ -104,10 +104,10 @@ class _Group:
     def measure(self, report: Callable[[str], object]) -> None:
         """Replace the group's rows."""
         exact: dict[str, dict[str, Any]] = {}
-        self._try(UNTOUCHED, exact)
+        self._try(FULL_MODEL, exact)
         for text in self.plans:
             self._try(text, exact)
-        plans = [text for text in exact if text != UNTOUCHED]
+        plans = [text for text in exact if text != FULL_MODEL]
         budgets = {text: self.budget or str(exact[text]["tokens"]) for text in plans}
         controls = self._controls(budgets)
         for budget in sorted({*budgets.values()} or {self.budget} - {""}):
@@ -121,7 +121,7 @@ class _Group:
         for text in budgets:
             if text not in exact:
                 self._try(text, exact)
-        if UNTOUCHED not in exact:
+        if FULL_MODEL not in exact:
             return
         report(f"  {len(exact)} plans")
         times = self._times(list(exact), report)
@@ -180,17 +180,17 @@ class _Group:
 
 
 def _plan(text: str) -> Plan | None:
-    return None if text == UNTOUCHED else Plan.of(text)
+    return None if text == FULL_MODEL else Plan.of(text)
 
 
 def _conclude(rows: list[dict[str, Any]], controls: dict[str, str | None]) -> None:
-    """Ratios of the rows of one group: to the untouched model, and to the control of each plan."""
+    """Ratios of the rows of one group: to the full model, and to the control of each plan."""
     seconds = {row["plan"]: row["seconds"] for row in rows}
-    untouched = seconds[UNTOUCHED]
+    full_model = seconds[FULL_MODEL]
     for row in rows:
         own = row["seconds"]
         row["control"] = controls.get(row["plan"])
         control = seconds.get(row["control"])
-        row["speed_up"] = untouched["ttft"] / own["ttft"]
+        row["speed_up"] = full_model["ttft"] / own["ttft"]
         row["efficiency"] = None if control is None else control["ttft"] / own["ttft"]
-        row["selection_of_prefill"] = own["selection"] / untouched["prefill"]
+        row["selection_of_prefill"] = own["selection"] / full_model["prefill"]

@@ -43,7 +43,7 @@ class Shape:
     Args:
         name: Of the shape.
         build: Makes the model from the configuration of its text part.
-        view: Makes the encoder's inputs from pictures, as the model's own image processor does.
+        preprocess: Makes the encoder's inputs from pictures, as the model's own image processor does.
         side: Pixels on a side of the square picture.
         tokens: Tokens that the language model reads of it.
         budgets: As plans write them.
@@ -51,7 +51,7 @@ class Shape:
 
     name: str
     build: Callable[[dict[str, Any]], nn.Module]
-    view: Callable[[list[Image.Image]], dict[str, Any]]
+    preprocess: Callable[[list[Image.Image]], dict[str, Any]]
     side: int
     tokens: int
     budgets: tuple[str, ...]
@@ -65,7 +65,7 @@ class Shape:
         """Inputs of `batch` prompts with one picture each and `text` tokens of text after it."""
         start, image = torch.arange(10, 14), torch.full((self.tokens,), IMAGE)
         ids = torch.cat([start, image, torch.arange(20, 20 + text)]).expand(batch, -1).contiguous()
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.view([picture] * batch)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.preprocess([picture] * batch)}
         if "image_grid_thw" in inputs:  # Qwen's positions are made from the kinds of the tokens
             inputs["mm_token_type_ids"] = (ids == IMAGE).int()
         return inputs

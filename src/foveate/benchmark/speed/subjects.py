@@ -26,7 +26,7 @@ class Subject:
         name: Of the model.
         model: On its device, in evaluation mode.
         budgets: At which it is measured unless the settings say otherwise.
-        view: Makes the model's inputs for a batch of prompts that are all the same; this is what "view" times.
+        preprocess: Makes the model's inputs for a batch of equal prompts; timed as "preprocess".
         size: (width, height) of the picture in pixels.
         images: The image processor, for the closed formula; None: released settings.
     """
@@ -34,7 +34,7 @@ class Subject:
     name: str
     model: Any
     budgets: tuple[str, ...]
-    view: Callable[[int], dict[str, Any]]
+    preprocess: Callable[[int], dict[str, Any]]
     size: tuple[int, int]
     images: Any = None
 
@@ -47,7 +47,7 @@ class Subject:
         """Operations to the first token of one prompt by closed formulas; None where there is none.
 
         Args:
-            plan: None is the untouched model.
+            plan: None is the full model.
             tokens: Visual tokens that the language model read.
             text: All other tokens of the prompt.
         """
@@ -55,11 +55,11 @@ class Subject:
 
         try:
             shape = cost.shape_of(self.model.config)
-            view = cost.view_of(self.model.config, *self.size, self.images)
+            processed = cost.processed_image(self.model.config, *self.size, self.images)
             before = plan is not None and all(step.method.site == "pre_llm" for step in plan.steps)
-            run = cost.follow(None if before else plan, shape, view)
+            run = cost.follow(None if before else plan, shape, processed)
             if before:  # how many stay is known by now, also of methods whose own rule decides
-                run = cost.Run(run.view, run.merges, (tokens,) * shape.text.layers)
+                run = cost.Run(run.image, run.merges, (tokens,) * shape.text.layers)
             return cost.cost(shape, run, text).total if shape.vision is not None else None
         except FoveateError:
             return None
@@ -102,14 +102,14 @@ def _shape(shape: Shape, settings: SpeedSettings) -> Subject:
         torch.set_default_dtype(before)
     picture = shape.picture()
 
-    def view(batch: int) -> dict[str, Any]:
+    def preprocess(batch: int) -> dict[str, Any]:
         inputs = shape.inputs(picture, settings.text_tokens, batch)
         return {
             name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
             for name, value in inputs.items()
         }
 
-    return Subject(shape.name, model, shape.budgets, view, picture.size)
+    return Subject(shape.name, model, shape.budgets, preprocess, picture.size)
 
 
 def _loaded(name: str, settings: SpeedSettings) -> Subject:
@@ -122,15 +122,15 @@ def _loaded(name: str, settings: SpeedSettings) -> Subject:
     picture = _receipt() if settings.image is None else open_image(settings.image)
     source = picture if settings.image is None else settings.image
 
-    def view(batch: int) -> dict[str, Any]:
+    def preprocess(batch: int) -> dict[str, Any]:
         # Opening a file is part of the time until an answer begins.
         opened = source if isinstance(source, Image.Image) else open_image(source)
         content = [{"type": "image", "image": opened}, {"type": "text", "text": settings.question}]
         return inputs_of_batch(model, processor, [[{"role": "user", "content": content}]] * batch)
 
-    check_length(model, view(1)["input_ids"].shape[1], settings.new_tokens)
+    check_length(model, preprocess(1)["input_ids"].shape[1], settings.new_tokens)
     shown = name if own is None or not Path(name).is_dir() else Path(name).name
-    return Subject(shown, model, BUDGETS, view, picture.size, getattr(processor, "image_processor", None))
+    return Subject(shown, model, BUDGETS, preprocess, picture.size, getattr(processor, "image_processor", None))
 
 
 def _receipt() -> Image.Image:

@@ -28,7 +28,7 @@ from foveate.answering.conversations import (
 )
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
-from foveate.loading import load
+from foveate.loading import load, plan_asked
 from foveate.runtime import compress, handle_of
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Evaluated:
 
     Args:
         pretrained: A folder, a Hub id, or "embedded".
-        plan: A plan as text; "untouched" attaches none, also where one is saved beside the weights. By default the
+        plan: A plan as text; "full model" attaches none, also where one is saved beside the weights. By default the
             saved one, if any.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: Such as "cpu" or "cuda:0"; by default the first GPU, or the CPU.
@@ -130,7 +130,7 @@ class Evaluated:
     Attributes:
         model: the model, with the plan attached.
         processor: its processor.
-        plan: the plan as text, "untouched" where none is attached.
+        plan: the plan as text, "full model" where none is attached.
         seen: for every image that a plan met so far, its visual tokens and how many of them the language model
             worked on, as the mean of its layers.
 
@@ -156,12 +156,12 @@ class Evaluated:
         if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < 1:
             raise FoveateError(f"max_frames={max_frames!r} is no whole number from 1 on.")
         name = None if pretrained == "embedded" else str(pretrained)
-        wanted = {None: "saved", "untouched": None}.get(plan, plan)
+        wanted = plan_asked(plan)
         self.model, self.processor = load(name, dtype=dtype, device=device, plan=wanted)
         if attn_implementation is not None:
             self._attend(attn_implementation)
         handle = handle_of(self.model)
-        self.plan = "untouched" if handle is None else str(handle.plan)
+        self.plan = "full model" if handle is None else str(handle.plan)
         self.batch_size = int(batch_size)
         self.max_frames = max_frames
         self.seen: list[tuple[int, float]] = []

@@ -61,7 +61,7 @@ class Model:
 
     Args:
         name: Folder, Hub id, or None for the embedded model. A folder must be there on every machine of the cluster.
-        plan: Of questions that name none, as text; "untouched": none; None: the plan saved beside the model, if any.
+        plan: Of questions that name none, as text; "full model": none; None: the plan saved beside the model, if any.
         dtype: As `foveate.load` takes it.
         device: As `foveate.load` takes it; None: the GPU that the replica got, or the CPU.
     """

@@ -15,7 +15,7 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems  # ty: igno
 from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, PromptReplacement  # ty: ignore[import-not-found]
 
 from foveate.core.errors import FoveateError
-from foveate.integrations.vllm.setting import LONGEST, NAME, UNTOUCHED, Serving, Setting, serving_of
+from foveate.integrations.vllm.setting import FULL_MODEL, LONGEST, NAME, Serving, Setting, serving_of
 
 
 class Planned(BaseMultiModalProcessor):
@@ -39,7 +39,7 @@ class Planned(BaseMultiModalProcessor):
             if NAME in kwargs:
                 raise FoveateError(
                     f"this engine was started without a plan, so requests cannot name one; start it with {NAME} "
-                    f"'{UNTOUCHED}' in --hf-overrides to let them."
+                    f"'{FULL_MODEL}' in --hf-overrides to let them."
                 )
             return None, others
         if NAME not in kwargs:

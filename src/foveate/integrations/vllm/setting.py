@@ -9,12 +9,13 @@ from functools import cache, lru_cache
 from typing import Any
 
 from foveate.core.errors import FoveateError, Refusal
+from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.core.plan import Plan, all_methods
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 from foveate.runtime.requirements import OF_PROMPT, stands_in
-from foveate.serving.protocol import UNTOUCHED, refuse_files
+from foveate.serving.protocol import refuse_files
 
 #: Name of the plan, in `--hf-overrides` for an engine and in `mm_processor_kwargs` for a request.
 NAME = "foveate_plan"
@@ -55,7 +56,7 @@ class Setting:
         return tokens
 
     def __str__(self) -> str:
-        return UNTOUCHED if self.plan is None else str(self.plan)
+        return FULL_MODEL if self.plan is None else str(self.plan)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Serving:
         if text is None:
             return _setting(self, self.text)
         if not isinstance(text, str) or not text.strip():
-            raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{UNTOUCHED}', not {text!r}.")
+            raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{FULL_MODEL}', not {text!r}.")
         if len(text.encode(errors="replace")) > LONGEST:
             raise FoveateError(f"{NAME} has {len(text)} characters; a plan in vLLM has {LONGEST} bytes at most.")
         if request and text != self.text:
@@ -104,13 +105,13 @@ class Serving:
 
 @lru_cache(maxsize=1024)
 def _check_files(text: str) -> None:
-    if text.strip() != UNTOUCHED:
+    if not is_full_model(text):
         refuse_files(Plan.of(text))
 
 
 @lru_cache(maxsize=1024)
 def _setting(serving: Serving, text: str) -> Setting:
-    if text.strip() == UNTOUCHED:
+    if is_full_model(text):
         return Setting(None)
     plan, tower, title = Plan.of(text), serving.tower, serving.family.title
     for step in plan.steps:
@@ -176,7 +177,7 @@ def serving_of(config: Any) -> Serving | None:
     if text is None or text == "":
         return None
     if not isinstance(text, str):
-        raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{UNTOUCHED}', not {text!r}.")
+        raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{FULL_MODEL}', not {text!r}.")
     vision = config.vision_config
     if config.model_type in ("llava", "llava_next"):
         tower, axes = _llava_tower(config), 1

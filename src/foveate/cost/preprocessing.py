@@ -19,7 +19,7 @@ LONGEST = 65536
 
 
 @dataclass(frozen=True)
-class View:
+class ProcessedImage:
     """An image as the encoder and the language model get it.
 
     Args:
@@ -38,8 +38,8 @@ class View:
         return sum(grid.size for grid in self.grids)
 
 
-def view_of(config: Any, width: int, height: int, images: Any = None) -> View:
-    """The view of an image of width x height pixels.
+def processed_image(config: Any, width: int, height: int, images: Any = None) -> ProcessedImage:
+    """Patch grids and token count that a processor makes of an image.
 
     Args:
         config: The model's configuration, of a family in `shapes.families()`.
@@ -61,19 +61,19 @@ def view_of(config: Any, width: int, height: int, images: Any = None) -> View:
     return rule(config, width, height, images)
 
 
-def _one(rows: int, columns: int, side: int) -> View:
+def _one(rows: int, columns: int, side: int) -> ProcessedImage:
     """One sequence in which side x side patches become one token."""
     raster = Grid(rows // side, columns // side)
-    return View((Grid(rows, columns),), raster.size, raster)
+    return ProcessedImage((Grid(rows, columns),), raster.size, raster)
 
 
-def _fixed(config: Any, width: int, height: int, images: Any) -> View:
+def _fixed(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """LLaVA-1.5: any image becomes a square."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return _one(side, side, 1)
 
 
-def _anyres(config: Any, width: int, height: int, images: Any) -> View:
+def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """LLaVA-NeXT and LLaVA-OneVision: the whole image small, and tiles; rows of the tiles end in a newline token."""
     from transformers.image_processing_utils import select_best_resolution
 
@@ -91,10 +91,10 @@ def _anyres(config: Any, width: int, height: int, images: Any) -> View:
         ratio = math.sqrt(high * wide / (most * side**2))
         if ratio > 1.1:
             high, wide = int(high // ratio), int(wide // ratio)
-    return View((Grid(side, side),) * (1 + rows * columns), side**2 + high * (wide + 1))
+    return ProcessedImage((Grid(side, side),) * (1 + rows * columns), side**2 + high * (wide + 1))
 
 
-def _qwen(config: Any, width: int, height: int, images: Any) -> View:
+def _qwen(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """Sides are multiples of a token; the area lies between two bounds."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -110,7 +110,7 @@ def _qwen(config: Any, width: int, height: int, images: Any) -> View:
     return _one(high // vision.patch_size, wide // vision.patch_size, vision.spatial_merge_size)
 
 
-def _internvl(config: Any, width: int, height: int, images: Any) -> View:
+def _internvl(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """Tiles in the proportions of the image, and the whole image small where there is more than one."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
@@ -122,10 +122,10 @@ def _internvl(config: Any, width: int, height: int, images: Any) -> View:
     tiles += tiles > 1
     grid, side = Grid(high // patch_high, wide // patch_wide), round(1 / config.downsample_ratio)
     own = _one(grid.rows, grid.columns, side)
-    return own if tiles == 1 else View((grid,) * tiles, tiles * own.tokens)
+    return own if tiles == 1 else ProcessedImage((grid,) * tiles, tiles * own.tokens)
 
 
-def _uhd(config: Any, width: int, height: int, images: Any) -> View:
+def _uhd(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """LLaVA-UHD v3: native resolution."""
     from foveate.models.llava_uhd.native_size import native_size
 
@@ -137,7 +137,7 @@ def _uhd(config: Any, width: int, height: int, images: Any) -> View:
     return _one(high // vision.patch_size, wide // vision.patch_size, 2**vision.num_stages)
 
 
-def _slices(config: Any, width: int, height: int, images: Any) -> View:
+def _slices(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """LLaVA-UHD v4 as MiniCPM-V 4.6 has it: the whole image small, and slices."""
     from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
@@ -154,10 +154,10 @@ def _slices(config: Any, width: int, height: int, images: Any) -> View:
         grids += [Grid(fine[0] // cut[0] // patch, fine[1] // cut[1] // patch)] * (cut[0] * cut[1])
     if len(grids) == 1:
         return _one(*grids[0], 4)
-    return View(tuple(grids), sum(grid.size // 16 for grid in grids))
+    return ProcessedImage(tuple(grids), sum(grid.size // 16 for grid in grids))
 
 
-_RULES: dict[str, Callable[[Any, int, int, Any], View]] = {
+_RULES: dict[str, Callable[[Any, int, int, Any], ProcessedImage]] = {
     "internvl": _internvl,
     "llava": _fixed,
     "llava_next": _anyres,
