@@ -1,4 +1,4 @@
-"""A file of questions about images, answered row by row: `answer_file`.
+"""Batch inference over a file of questions about images: `answer_file`.
 
 Every answer is one line of the output, written with its batch in one step, and known by the number of its question. A
 run that was stopped, even by a kill, goes on with what is missing: each question is answered once, and none is lost.
@@ -48,12 +48,12 @@ class Question:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """What its answer repeats of it."""
+        """Fields that the answer repeats."""
         return {"number": self.number, "id": self.id, "question": self.question}
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSONL file: {"image": "a.png", "question": "..."} in every line.
+    """Read a JSONL file of questions: {"image": "a.png", "question": "..."} in every line.
 
     `images` in place of `image` is a list; `id`, `plan` and `max_new_tokens` may stand beside them. Paths of images
     begin at the file's folder.
@@ -128,7 +128,7 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
 
 
 class Output:
-    """The answers of a file of questions, line by line.
+    """Output file of answers, one JSON line per question.
 
     Args:
         path: JSONL file; made if it is missing. Only one run may write to it at a time.
@@ -187,7 +187,7 @@ class Output:
         self._file.truncate(whole)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write answers in one step, and wait until they are on the disk.
+        """Append answers in one write and wait until they are on disk.
 
         Raises:
             FoveateError: they could not be written; what stands in the file stays whole.
@@ -206,7 +206,7 @@ class Output:
         self.errors += sum("error" in row for row in rows)
 
     def close(self) -> None:
-        """Let other runs write."""
+        """Release the lock, so that other runs can write."""
         self._file.close()
 
     def __enter__(self) -> Output:
@@ -217,7 +217,7 @@ class Output:
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Neighbours with the same plan, at most `size` at a time."""
+    """Group neighbouring questions with the same plan, at most `size` at a time."""
     held: list[Question] = []
     for question in questions:
         if held and (len(held) == size or question.plan != held[0].plan):
@@ -231,7 +231,7 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
 def answer_questions(
     model: Any, processor: Any, questions: Sequence[Question], plan: Plan | None = None, max_new_tokens: int = 128
 ) -> list[dict[str, Any]]:
-    """Answers to questions with the same plan, together; one that fails alone becomes a row with its error.
+    """Answer questions with the same plan together; one that fails alone becomes a row with its error.
 
     Args:
         model: As `foveate.load` returns it, without a plan.
@@ -301,7 +301,7 @@ def answer_file(
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Answer what is missing.
+    """Answer the questions that have no answer yet.
 
     Args:
         model: As `foveate.load` returns it, without a plan.

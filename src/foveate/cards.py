@@ -1,4 +1,4 @@
-"""Cards of what reads or keeps fewer visual tokens outside of plans: in decoding, in the cache, in a model's build.
+"""Cards of token compression outside of plans: in decoding, in the KV cache, and in a model's architecture.
 
 `foveate methods` prints them below the methods that a plan can name, and `docs/methods.md` shows them.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Card:
-    """Something that acts outside of `foveate.compress`.
+    """Description of something that acts outside of `foveate.compress`.
 
     Attributes:
         name: what it is called here.
@@ -44,7 +44,7 @@ class Card:
     module: str
 
     def as_json(self) -> dict[str, Any]:
-        """The card as plain JSON values."""
+        """Return the card as plain JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -144,5 +144,5 @@ CARDS = (
 
 
 def cards(pattern: str | None = None) -> list[Card]:
-    """All cards, or those whose name or title shell wildcards match, in any case."""
+    """Return all cards, or those whose name or title matches shell wildcards, in any case."""
     return matching(CARDS, pattern)

@@ -1,4 +1,4 @@
-"""The command line: `foveate ask | info | methods | train | train-method | convert | bench` and more.
+"""Command line: `foveate ask | info | methods | train | train-method | convert | bench` and more.
 
 This module knows the names of the commands and one line about each; the module behind a command is imported
 only when that command is run, so that `foveate --help` does not wait for torch. It also owns what
@@ -60,14 +60,14 @@ ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base._
 
 
 def _help(docstring: str | None) -> str:
-    """A docstring as help: paragraphs reflowed, without the sections written for readers of the code."""
+    """Format a docstring as help: paragraphs reflowed, without the sections for developers."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring or ""))
     prose = itertools.takewhile(lambda text: not re.match(r"(Args|Returns|Raises|Yields):\s", text), paragraphs)
     return "\n\n".join(" ".join(text.split()) for text in prose)
 
 
 class WithExamples:
-    """A command whose help ends with examples, one a line, as they are typed."""
+    """Command whose help ends with examples, one per line."""
 
     examples = ""
 
@@ -79,17 +79,17 @@ class WithExamples:
 
 
 class Command(WithExamples, TyperCommand):
-    """One command."""
+    """Entry of one command in the lazy command list."""
 
 
 class LazyGroup(WithExamples, TyperGroup):
-    """A group that lists its commands from one line each and imports the one that is run."""
+    """Command group that lists its commands without importing them and imports the one that is run."""
 
     #: What stands before a name in `TARGETS` where another group has a command of that name.
     prefix = ""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Replace the line in the list by the real command, with all its options.
+        """Replace the listed entry by the imported command with all its options.
 
         Args:
             ctx: The context of the group.
@@ -108,7 +108,7 @@ class LazyGroup(WithExamples, TyperGroup):
 
 
 def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Command) -> Any:
-    """The command of a function, with all its options."""
+    """Build the command of a function with all its options."""
 
     @functools.wraps(run)
     def registered(*values: Any, **options: Any) -> Any:
@@ -124,10 +124,10 @@ def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Com
 
 
 class _TrainerCommand(Command):
-    """The command of one trainer; an option of another trainer is refused by the name of its method."""
+    """Command of one trainer; an option of another trainer is refused with the name of its method."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options."""
+        """Parse the options."""
         try:
             return super().parse_args(ctx, args)
         except ClickException as error:
@@ -141,23 +141,23 @@ class _TrainerCommand(Command):
 
 
 class _TrainMethod(TyperGroup):
-    """A command for every method that can be trained; listed from the files of trainers, which it does not import."""
+    """Group with one command per trainable method, listed without importing the trainers."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of methods."""
+        """List the names of methods."""
         from foveate.training.methods import summaries
 
         return list(summaries())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The line of a method in the list."""
+        """Return the entry of a method in the list."""
         from foveate.training.methods import summaries
 
         line = summaries().get(cmd_name)
         return None if line is None else TyperCommand(cmd_name, help=line)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command of a trainer, with its options.
+        """Return the command of a trainer with its options.
 
         Args:
             ctx: The context of the group.
@@ -240,7 +240,7 @@ _list(bench, "next-scale", "Compressed caches of a next-scale image model: bytes
 
 @bench.callback()
 def _bench() -> None:
-    """Measure cost under one protocol; results are written as JSON."""
+    """Run benchmarks; results are written as JSON."""
 
 
 @train_method.callback()
@@ -273,12 +273,12 @@ def _foveate(
 
 
 def _given(arguments: list[str], option: str) -> bool:
-    """Whether an option is in the line, before a `--` that ends the options."""
+    """Whether an option is on the command line, before a `--` that ends the options."""
     return option in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
 
 
 def _sentence(error: BaseException) -> str:
-    """An error's message on one line, with the file it is about."""
+    """Format an error message on one line, with the file it is about."""
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
@@ -328,6 +328,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sentence_of_usage(error: Any) -> str:
-    """A usage error's message, on one line that ends with a full stop."""
+    """Format a usage error on one line that ends with a full stop."""
     message = " ".join(str(error.format_message()).split())
     return message if message.endswith((".", "?")) else f"{message}."

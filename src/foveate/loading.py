@@ -1,4 +1,4 @@
-"""`load`: a model and its processor, from the package itself, from a folder or from the Hub."""
+"""Loading of models and processors from the package, a folder or the Hub: `load`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(
     device: str | torch.device | None = None,
     plan: Any = "saved",
 ) -> tuple[Any, Any]:
-    """Load a model that answers questions about images, and its processor.
+    """Load a vision-language model and its processor.
 
     Args:
         name: a folder, or the id of a model on the Hugging Face Hub: LLaVA-UHD, or any model of
@@ -84,7 +84,7 @@ def load(
 
 
 def plan_asked(text: str | None) -> Plan | str | None:
-    """What a text names: a plan; "saved", the one beside the model, where there is no text; None for "full model".
+    """Parse a plan option: a plan; "saved" (the one saved with the model) without text; None for "full model".
 
     Raises:
         FoveateError: it is no plan.
@@ -95,7 +95,7 @@ def plan_asked(text: str | None) -> Plan | str | None:
 
 
 def plan_beside(name: str | os.PathLike[str] | None) -> Plan | None:
-    """The plan saved beside a model's weights, if there is one.
+    """Return the plan saved next to a model's weights, if there is one.
 
     Raises:
         FoveateError: there is no such model, or its plan cannot be read.
@@ -110,7 +110,7 @@ def load_apart(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
 ) -> tuple[Any, Any, Plan | None]:
-    """Like `load`, for who attaches plans in turn: nothing is attached, and the plan is returned beside the model.
+    """Load like `load`, but return the plan instead of attaching it, for callers that switch plans.
 
     Raises:
         FoveateError: as `load` does; a plan that cannot act on this model is refused too.
@@ -126,7 +126,7 @@ def load_apart(
 
 
 def _saved_plan(location: str) -> Plan | None:
-    """The plan beside a model's weights, in a folder or on the Hub; None where there is none or no network."""
+    """Read the plan next to a model's weights, in a folder or on the Hub; None without plan or network."""
     if Path(location).is_dir():
         return Plan.read(location)
     try:
@@ -137,7 +137,7 @@ def _saved_plan(location: str) -> Plan | None:
 
 
 def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:
-    """A model without weights (on the meta device) and its processor: what a model is, without downloading it.
+    """Load a model on the meta device, without weights, and its processor.
 
     Raises:
         FoveateError: as `load` does.
@@ -151,7 +151,7 @@ def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]
 
 
 def locate(name: str | os.PathLike[str] | None) -> str:
-    """The folder or Hub id that a name stands for; tells a missing folder from an id before anything is looked up.
+    """Return the folder or Hub id of a name, and raise FoveateError for a missing folder before any download.
 
     Raises:
         FoveateError: it is neither the folder of a model nor can be the id of one.
@@ -178,7 +178,7 @@ def _shown(name: str | os.PathLike[str] | None) -> str:
 
 
 def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
-    """The model's configuration, if it is of a kind that answers questions about images."""
+    """Load the model's configuration, if it is of a vision-language model."""
     if is_released(location):  # the authors' layout has model types that `AutoConfig` does not know
         return LlavaUHDConfig.from_pretrained(location)
     config = AutoConfig.from_pretrained(location, **DATA_ONLY)
@@ -198,7 +198,7 @@ def _processor(location: str, config: Any) -> Any:
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """A device that can be used here; None is the first GPU, or the CPU where there is none.
+    """Return an available device; None selects the first GPU, or the CPU if there is none.
 
     Raises:
         FoveateError: it cannot.
@@ -224,7 +224,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 @contextmanager
 def _progress_bars_hidden(hidden: bool) -> Generator[None]:
-    """Hide transformers' bar of loaded weights, which is no news where nothing is downloaded."""
+    """Hide transformers' progress bar of loaded weights if nothing is downloaded."""
     if not hidden or not logging.is_progress_bar_enabled():
         yield
         return
@@ -237,7 +237,7 @@ def _progress_bars_hidden(hidden: bool) -> Generator[None]:
 
 @contextmanager
 def _explained(name: str | os.PathLike[str] | None) -> Generator[None]:
-    """Turn what transformers and the Hub raise for a wrong name into one sentence that says what to do."""
+    """Convert errors of transformers and the Hub to one sentence that says what to do."""
     shown = _shown(name)
     try:
         yield
@@ -259,7 +259,7 @@ def _explained(name: str | os.PathLike[str] | None) -> Generator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says first: its first line, and the lines below it that go on with the sentence."""
+    """Return an error's first sentence: its first line with the lines that continue it."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     for line in rest:
         if first.endswith((".", "!", "?", ":")) or not line[0].islower():

@@ -1,4 +1,4 @@
-"""Intervals of accuracies, and of accuracies compared on the same questions."""
+"""Confidence intervals of accuracies, single and paired."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float,
 
 @dataclass(frozen=True)
 class Compared:
-    """Two accuracies on the same questions, with bootstrap intervals of the first, of the difference and of the ratio.
+    """Two accuracies on the same questions, with bootstrap intervals of the first, the difference and the ratio.
 
     Args:
         accuracy: Of the first, with its ends `low` and `high`.
@@ -111,7 +111,7 @@ def paired_bootstrap(
 
 
 def _places(labels: Sequence[Any] | NDArray[Any] | None, count: int) -> NDArray[Any]:
-    """Labels as numbers from 0 on, in the order in which they come first."""
+    """Number labels from 0 in the order of their first appearance."""
     if labels is None:
         return np.zeros(count, dtype=np.int64)
     known: dict[Any, int] = {}
@@ -119,7 +119,7 @@ def _places(labels: Sequence[Any] | NDArray[Any] | None, count: int) -> NDArray[
 
 
 def _resampled(sums: NDArray[Any], sizes: NDArray[Any], resamples: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Accuracies (2, resamples) of clusters that are drawn again; `sums` (2, C) right answers, `sizes` (C,) answers."""
+    """Resample accuracies (2, resamples) over clusters: `sums` (2, C) right answers, `sizes` (C,) answers."""
     found, clusters = [], len(sizes)
     step = max(1, _BLOCK // clusters)
     for start in range(0, resamples, step):
@@ -131,7 +131,7 @@ def _resampled(sums: NDArray[Any], sizes: NDArray[Any], resamples: int, rng: np.
 def _ratio(
     means: NDArray[Any], drawn: NDArray[Any], ends: tuple[float, float]
 ) -> tuple[float | None, float | None, float | None]:
-    """The ratio of the means and its interval. Draws in which both are 0 say nothing and are left out."""
+    """Ratio of the means with its interval. Resamples in which both are 0 are excluded."""
     if means[1] == 0:
         return None, None, None
     with np.errstate(divide="ignore", invalid="ignore"):

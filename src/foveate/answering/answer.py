@@ -1,4 +1,4 @@
-"""An answer, with an account of where its tokens and its time went."""
+"""Answer of a model with its token counts and timings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and where its tokens and its time went.
+    """Text of an answer, with token counts and timings.
 
     Attributes:
         text: the answer.
@@ -68,11 +68,11 @@ class Answer:
 
     @property
     def inert(self) -> bool:
-        """Whether a plan was followed that left out nothing of any image."""
+        """Whether a plan was applied that kept every token of every image."""
         return bool(self.selection) and all(image["inert"] for image in self.selection)
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as plain JSON values, without the pooling maps; ``inert``: whether the plan left out nothing."""
+        """Return the answer as plain JSON values without pooling maps; ``inert``: whether the plan kept every token."""
         document = {name: value for name, value in vars(self).items() if name != "pooling"}
         document["stages"] = [asdict(stage) for stage in self.stages]
         document["tokens"] = asdict(self.tokens)

@@ -1,4 +1,4 @@
-"""`ask`: one question about one image."""
+"""Ask one question about one image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ask(
     keep_pooling: bool = False,
     draft: Any = None,
 ) -> Answer:
-    """Answer one question about one image; always the same answer to the same question (greedy decoding).
+    """Answer one question about one image with greedy decoding, so that the same question gets the same answer.
 
     Args:
         image: a path, bytes, a PIL image or an array (see `foveate.images.open_image`).
@@ -132,7 +132,7 @@ def ask(
 
 
 def _model(model: Any, saved: bool) -> tuple[Any, Any, str]:
-    """Model, processor and a name for them; `saved`: with the plan that was saved beside it."""
+    """Return model, processor and model name; `saved`: attach the plan saved next to the weights."""
     if isinstance(model, tuple):
         if len(model) != 2 or not isinstance(model[0], nn.Module) or not callable(model[1]):
             raise FoveateError("as a tuple, model must be (model, processor), as foveate.load returns them.")
@@ -153,13 +153,13 @@ def _kept(name: str | None, saved: bool) -> tuple[Any, Any]:
 
 
 class _Stream(TextStreamer):
-    """Hands finished text to a function instead of printing it."""
+    """Streamer that passes finished text to a function instead of printing it."""
 
     def __init__(self, tokenizer: Any, receive: Callable[[str], object]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.receive = receive
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on a piece of text, if there is one."""
+        """Pass on a piece of text unless it is empty."""
         if text:
             self.receive(text)

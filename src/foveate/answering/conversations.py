@@ -1,4 +1,4 @@
-"""From conversations to a model's inputs, and from what it wrote to text."""
+"""Conversion of conversations to model inputs, and of generated tokens to text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foveate.runtime import handle_of
 def answer_batch(
     model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int | Sequence[int]
 ) -> list[str]:
-    """Answer the last turn of many conversations at once, greedily.
+    """Answer the last turn of a batch of conversations with greedy decoding.
 
     A plan that is attached to the model is followed. An answer is what the conversation alone would get, up to the
     rounding of larger products.
@@ -50,7 +50,7 @@ def answer_batch(
 
 
 def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
-    """The model's inputs for one user turn: the image, then the question."""
+    """Prepare the model inputs of one user turn: the image, then the question."""
     question = as_plain_text(question.strip(), tokenizer_of(processor))
     if getattr(processor, "chat_template", None):
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
@@ -68,7 +68,7 @@ def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
 
 
 def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
-    """The model's inputs for the next answer in each of many conversations, padded on the left; see `answer_batch`."""
+    """Prepare left-padded model inputs for the next answer of each conversation; see `answer_batch`."""
     if not conversations:
         raise FoveateError("there is no conversation to go on with.")
     plain = [_with_images(plain_messages(messages, processor)) for messages in conversations]
@@ -84,7 +84,7 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
 
 
 def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
-    """Messages whose contents are lists of parts, and whose texts hold no token with a special meaning."""
+    """Convert message contents to lists of parts, with special tokens in their text neutralised."""
     tokenizer = tokenizer_of(processor)
     found = []
     for message in messages:
@@ -99,7 +99,7 @@ def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[d
 
 
 def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """Messages as the text that the model goes on with. Without a chat template: images first, then the question.
+    """Format messages as a prompt. Without a chat template: images first, then the question.
 
     Raises:
         FoveateError: the chat template refuses these messages or leaves one of them out, or there is none and they are
@@ -127,7 +127,7 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
 
 
 def as_plain_text(text: str, tokenizer: Any) -> str:
-    """`text` in which no token with a special meaning (placeholders, ends of turns) can be read any more.
+    """Break special tokens (placeholders, ends of turns) in `text` so that the tokenizer reads them as text.
 
     A space behind the first character of such a token breaks it: ``<image>`` becomes ``< image>``. Without it, a
     question could stand for an image that is not there, or end the user's turn.
@@ -142,7 +142,7 @@ def as_plain_text(text: str, tokenizer: Any) -> str:
 
 
 def check_length(net: Any, length: int, max_new_tokens: int) -> None:
-    """Raise FoveateError for a prompt of `length` tokens and an answer that are more than a model's positions."""
+    """Raise FoveateError if a prompt of `length` tokens and its answer exceed the model's positions."""
     longest = getattr(net.config.get_text_config(), "max_position_embeddings", None)
     if longest and length + max_new_tokens > longest:
         raise FoveateError(
@@ -152,7 +152,7 @@ def check_length(net: Any, length: int, max_new_tokens: int) -> None:
 
 
 def greedy(net: Any, max_new_tokens: int) -> Any:
-    """The model's own generation settings without sampling, so that an answer can be repeated."""
+    """Copy the model's generation config with sampling and beams turned off."""
     settings = copy.deepcopy(net.generation_config)
     settings.do_sample = False
     settings.temperature = settings.top_p = settings.top_k = settings.min_p = settings.typical_p = None
@@ -162,7 +162,7 @@ def greedy(net: Any, max_new_tokens: int) -> Any:
 
 
 def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence[int]) -> list[str]:
-    """Generated tokens (B, T) as text: each row up to its end of text or its limit, without white space around it."""
+    """Decode generated tokens (B, T): each row up to its end token or limit, stripped of white space."""
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     first = 1 if model.config.is_encoder_decoder else 0  # decoders of those may begin with what ends a text
@@ -175,7 +175,7 @@ def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence
 
 
 class ImageTokens(NamedTuple):
-    """What became of the images of one sequence.
+    """Image token counts of one sequence.
 
     Args:
         before: their tokens before the plan.
@@ -189,7 +189,7 @@ class ImageTokens(NamedTuple):
 
 
 def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
-    """What became of the images of the last call in this thread, for every sequence of its batch.
+    """Count image tokens of the last call in this thread, for every sequence of its batch.
 
     Args:
         model: the model, with a plan or without.
@@ -214,24 +214,24 @@ def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
 
 
 def image_token_of(config: Any) -> int | None:
-    """The id of the token that stands for an image token in prompts, under either of its names in `transformers`."""
+    """Return the image placeholder's token id, under either of its names in `transformers`."""
     token = getattr(config, "image_token_id", None)
     return getattr(config, "image_token_index", None) if token is None else token
 
 
 def placeholders(model: Any, ids: torch.Tensor) -> int:
-    """How many of the ids (B, L) of prompts stand for image tokens."""
+    """Count the image placeholders among prompt ids (B, L)."""
     token = image_token_of(model.config)
     return 0 if token is None else int((ids == token).sum())
 
 
 def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer of a processor, or what is a tokenizer itself."""
+    """Return the tokenizer of a processor, or the argument if it is a tokenizer."""
     return getattr(processor, "tokenizer", processor)
 
 
 def _with_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of which every part is text, or an image under the name "image"; paths and base64 are opened."""
+    """Convert messages so that every part is text or an opened image under the key "image"."""
     found = []
     for message in messages:
         parts = []

@@ -1,4 +1,4 @@
-"""What a plan did to the images of a question, as plain values that can be saved and drawn."""
+"""Token selections of a plan as plain values that can be saved and drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from foveate.runtime.report import ImageReport
 
 
 def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> dict[str, Any]:
-    """What a plan did to one image, as plain JSON values.
+    """Return the token selection of one image as plain JSON values.
 
     Args:
         report: of the handle of the plan.
@@ -51,7 +51,7 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
 
 
 def placed(documents: list[dict[str, Any]], whole: str | None, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Give tiles that are budgeted as images of their own their places in the image (width, height) of the question.
+    """Assign positions in the image (width, height) to tiles that have a budget of their own.
 
     Models are not told how many rows and columns of tiles there are. Processors divide an image so that its tiles are
     as nearly square as their number allows, which is how the division is found again.
@@ -74,7 +74,7 @@ def placed(documents: list[dict[str, Any]], whole: str | None, size: tuple[int, 
 
 
 def seen_of(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """What of an image (width, height) the processor shows the encoder, as fractions of it: cut off or padded."""
+    """Return the box of the image (width, height) that the processor encodes, as fractions; beyond 0..1 is padding."""
     images: Any = getattr(processor, "image_processor", None)
     padding = getattr(inspect.getmodule(type(images)), "navit_resize", None)  # Kimi's, on the right and at the bottom
     if padding is not None and images.do_resize:

@@ -1,4 +1,4 @@
-"""The tokens of an image from patches to what the language model reads."""
+"""Image token counts from patches to the language model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOINGS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """The tokens of the image at one point of the model.
+    """Image tokens at one point of the model.
 
     Attributes:
         name: such as ``"patches"`` or ``"stage 1"``.
@@ -39,7 +39,7 @@ class Stage:
 
 
 def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[int, int] | None]:
-    """Token counts of the image from patches to language model, and the resized image's size if it stays one."""
+    """Return the stages of the image's tokens, and the resized image's size if it is encoded as one sequence."""
     if isinstance(trace.encoder, ViTUHDModel):
         return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"][0].tolist())
     encoded = trace.tokens.get("encoder", 0)
@@ -74,7 +74,7 @@ def _vit_uhd_stages(
 
 
 def with_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport, ...]) -> list[Stage]:
-    """The stages of a model, and one more for every step of the plan that was followed."""
+    """Return the stages of the model followed by one stage for every step of the applied plan."""
     if stages[-1].name == "language model":
         detail = "image tokens of the prompt"
         stages = [*stages[:-1], Stage("connector", None, stages[-1].tokens, None, detail)]

@@ -1,4 +1,4 @@
-"""Tokens and times of two answers as bars, one above the other."""
+"""Bar charts of token counts and times of two answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Bar:
 
 
 def token_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
-    """Image tokens at every point of the model, those of both answers next to each other."""
+    """Image tokens at every point of the model, with both answers next to each other."""
     found = [("full-model", stage) for stage in full_model.stages]
     if planned is not None:
         # Stages that both have stand together; what only the plan has comes last.
@@ -51,12 +51,12 @@ def time_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
 
 
 def safe(text: str) -> str:
-    """Text as HTML; braces and dollars too, which the templates of gradio would read."""
+    """Escape text for HTML, with braces and dollar signs, which gradio's templates would interpret."""
     return escape(text).replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 
 
 def as_html(title: str, bars: list[Bar]) -> str:
-    """Bars as HTML; a label that the bar above has too is not repeated."""
+    """Render bars as HTML; a label equal to that of the bar above is not repeated."""
     longest = max((bar.value for bar in bars), default=0) or 1
     rows, before = [], None
     for bar in bars:

@@ -1,4 +1,4 @@
-"""Which methods a model can follow, and the text of a plan from a method and a budget."""
+"""Methods that a model supports, and plans built from a method and a budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PERCENT = 25
 
 @dataclass(frozen=True)
 class Choice:
-    """A method that a model can follow.
+    """A method that a model supports.
 
     Attributes:
         name: its name in plans.
@@ -28,12 +28,12 @@ class Choice:
     budget: str
 
     def plan(self, percent: float) -> str:
-        """The plan that follows this method alone and keeps so many percent of the tokens."""
+        """Return the plan of this method alone with a budget in percent of the tokens."""
         return self.name if self.budget == "none" else f"{self.name}:{percent:g}%"
 
 
 def choices(model: Any) -> list[Choice]:
-    """The methods that can be attached to a model as they are, in alphabetical order.
+    """List the methods that can be attached to the model, in alphabetical order.
 
     Found by attaching each, without running the model: methods that need weights of their own, a text encoder or
     another kind of model are not among them. They can still be written into a plan by hand.

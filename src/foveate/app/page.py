@@ -1,4 +1,4 @@
-"""The page itself: what stands where, and what happens at a click. Needs the extra `app`."""
+"""Layout and event handlers of the app. Needs the extra `app`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Seen = list[View]
 
 
 def application(page: gr.Blocks) -> FastAPI:
-    """The page as an application for a server, without what gradio would add: a footer, a history, pages of an API."""
+    """Build the web application, without gradio's footer, history and API pages."""
     plain = FastAPI(title="foveate", docs_url=None, redoc_url=None, openapi_url=None)
     return gr.mount_gradio_app(
         plain,
@@ -54,7 +54,7 @@ def application(page: gr.Blocks) -> FastAPI:
 
 
 def theme() -> gr.themes.Base:
-    """Calm colours, and fonts that every system has: nothing is fetched."""
+    """Theme with calm colours and system fonts, so that nothing is downloaded."""
     return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO)
 
 
@@ -67,7 +67,7 @@ def build(
     examples: Sequence[tuple[str, str]] = (),
     max_new_tokens: int = 128,
 ) -> gr.Blocks:
-    """The page.
+    """Build the page.
 
     Args:
         model: model and processor, without a plan.
@@ -82,7 +82,7 @@ def build(
     start = plan or (by_name[first].plan(PERCENT) if first else "")
 
     def run(path: str | None, question: str, text: str) -> Generator[dict[Any, Any]]:
-        """Ask twice, without the plan and with it, and show each answer as soon as it is there."""
+        """Ask with the full model and with the plan, and show each answer as soon as it is available."""
         try:
             image, wanted = _checked(path, question, text)
             yield {notice: "", answers: _answers(None, None, wanted)}
@@ -131,7 +131,7 @@ def build(
         return gr.Slider(visible=choice.budget != "none"), choice.plan(percent)
 
     def check(path: str | None) -> tuple[Any, str]:
-        """Look at an upload at once, so that what is wrong with it is said before a question is asked."""
+        """Validate an uploaded image at once, before a question is asked."""
         try:
             _opened(path)
         except Exception as error:

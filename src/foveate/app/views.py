@@ -1,4 +1,4 @@
-"""Pictures of one image on its way through a model, and what lies under a click on them."""
+"""Token maps of one image at several points of a model, and the details of a clicked token."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class View:
-    """A picture of the image's tokens at one point of the model.
+    """Map of the image's tokens at one point of the model.
 
     Attributes:
         title: where in the model.
@@ -53,7 +53,7 @@ class View:
     document: dict[str, Any] | None = None
 
     def token_at(self, x: float, y: float) -> int:
-        """The token under a point of the picture in pixels; -1: none."""
+        """Return the token at a point of the image in pixels, or -1 if there is none."""
         height, width = self.tokens.shape
         if not (0 <= x < width and 0 <= y < height):
             return -1
@@ -61,7 +61,7 @@ class View:
 
 
 def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> list[View]:
-    """The stages inside a ViT-UHD, then what the plan left; at least one picture.
+    """Build the maps of the stages of a ViT-UHD, then of the plan's result; at least one map.
 
     Args:
         full_model: the answer without a plan, with its pooling maps.
@@ -97,7 +97,7 @@ def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
 
 
 def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
-    """What a plan left of the image, and of its thumbnail where it has one beside tiles."""
+    """Build the map of the tokens that a plan keeps, and that of the thumbnail where tiles have one."""
     thumbnails = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
     others = [crop for crop in document["crops"] if crop["kind"] != "thumbnail"]
     merged = sum(len(group["tokens"]) for group in document["merged"])
@@ -125,7 +125,7 @@ def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of the token under a click.
+    """Details of a clicked token.
 
     Attributes:
         token: its place among the tokens of the view.
@@ -141,7 +141,7 @@ class Fact:
 
 
 def fact(view: View, token: int) -> Fact:
-    """What is known of a token of a view."""
+    """Describe a token of a map."""
     return _of_plan(view.document, token) if view.document is not None else _of_stage(view, token)
 
 
@@ -195,7 +195,7 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
 
 
 def _layers(document: dict[str, Any], token: int) -> list[tuple[str, str]]:
-    """Where inside the language model a token leaves."""
+    """Describe the layer of the language model at which a token is dropped."""
     for layer in document["layers"]:
         if token not in layer["kept"]:
             return [("layers", f"leaves before layer {layer['layer']} of the language model ({layer['method']})")]
@@ -203,7 +203,7 @@ def _layers(document: dict[str, Any], token: int) -> list[tuple[str, str]]:
 
 
 def _place(document: dict[str, Any], token: int) -> str:
-    """Where in its crop a token stands."""
+    """Describe the position of a token in its crop."""
     tiles = sum(crop["kind"] == "tile" for crop in document["crops"])
     number = 0
     for crop in document["crops"]:
@@ -217,7 +217,7 @@ def _place(document: dict[str, Any], token: int) -> str:
 
 
 def outlined(view: View, chosen: Fact) -> Image.Image:
-    """The picture of a view with the outlines of the tokens that a fact is about."""
+    """Draw outlines around the tokens that a fact is about."""
     inside = np.isin(view.tokens, chosen.shown)
     edge = np.zeros_like(inside)
     cells = np.where(inside, view.tokens, -1)

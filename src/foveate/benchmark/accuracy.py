@@ -1,4 +1,4 @@
-"""How many answers stay right when a model reads fewer visual tokens: every plan on the same questions.
+"""Accuracy benchmark: every plan answers the same questions.
 
 Beside every plan stand the full model and, at the same budget, random tokens and the image made smaller. Answers
 are greedy and compared as `matching.normal` writes them.
@@ -38,7 +38,7 @@ Progress = Callable[[int, int, str], object]
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracySettings(QuestionSettings):
-    """What is measured. A run is resumed with the same model precision, device, and questions; all else may differ.
+    """Settings of the accuracy benchmark. Resuming needs equal questions, precision and device; all else may differ.
 
     Args:
         models: Folders, Hub ids, or "embedded".
@@ -58,14 +58,14 @@ class AccuracySettings(QuestionSettings):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What must be the same for answers to stand in one file."""
+        """Settings that must agree for answers to share a file."""
         return {name: getattr(self, name) for name in ("count", "sides", "difficulty", "dtype", "device")}
 
 
 def answer_items(
     model: Any, processor: Any, plan: Any, asked: Iterable[Item], batch_size: int = 8
 ) -> list[dict[str, Any]]:
-    """Ask a model questions with a plan, and say which answers are right.
+    """Ask a model questions with a plan and mark the answers.
 
     Args:
         model: As `foveate.load` returns it.
@@ -125,7 +125,7 @@ def run(
     report: Callable[[str], object] = lambda line: None,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Ask all models all questions with all plans.
+    """Run every plan on every model and question.
 
     Every plan is asked a batch before the next batch comes, so a run that was stopped has compared its plans on the
     same questions.
@@ -177,7 +177,7 @@ def run(
 
 
 def rows_path(path: Path) -> Path:
-    """Where the answers of a result stand."""
+    """Return the path of the file that holds the answers of a result."""
     return path.with_suffix(".rows.jsonl")
 
 
@@ -190,11 +190,11 @@ class _Run:
     done: int = 0
 
     def possible(self, model: str) -> list[str]:
-        """Plans that run on a model, as far as is known."""
+        """Select the plans that are not known to be impossible on a model."""
         return [plan for plan in self.settings.plans if (model, plan) not in self.rows.impossible]
 
     def model(self, name: str) -> None:
-        """Ask one model everything that has not been answered yet."""
+        """Ask one model the questions that have no answers yet."""
         settings = self.settings
         if all((name, plan, task) in self.rows.finished for plan in self.possible(name) for task in settings.tasks):
             self._advance(len(settings.tasks) * settings.count * len(settings.plans), name)

@@ -1,4 +1,4 @@
-"""Asking a model the questions of items: in batches, or turn by turn over one cache.
+"""Batched generation of answers, and turn-by-turn generation over one cache.
 
 In a chat about an image the user's second question comes when the image has been read. Here, as in any chat that keeps
 its cache, the image's tokens are those that the plan chose at the first question: the image is encoded once, later
@@ -38,7 +38,7 @@ _ANSWER = "ANSWERXANSWERX"
 
 @dataclass(frozen=True)
 class Prepared:
-    """Items with the model's inputs, which no plan changes: a plan that makes images smaller does so in the model.
+    """Items with their model inputs, which are the same for every plan.
 
     Args:
         items: One with several turns, or several with one.
@@ -55,7 +55,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said to an item.
+    """Text and token counts of an answer.
 
     Args:
         texts: Its answers, turn by turn.
@@ -69,7 +69,7 @@ class Reply:
 
 
 def batches(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Batches of items of similar size; one with several turns comes alone."""
+    """Group items of similar size into batches; an item with several turns is a batch of its own."""
     held: list[Item] = []
     for item in stream:
         held.append(item)
@@ -90,7 +90,7 @@ def _cut(held: list[Item], size: int) -> Iterator[list[Item]]:
 
 
 def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
-    """Process the images and texts of one batch.
+    """Preprocess the images and texts of one batch.
 
     Args:
         model: Gives device and precision.
@@ -111,7 +111,7 @@ def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
 
 
 def messages_of(item: Item, answers: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """An item as messages up to the question after `answers`; all its images stand before the first question."""
+    """Format an item as messages up to the question after `answers`; images come before the first question."""
     messages: list[dict[str, Any]] = []
     if item.system:
         messages.append({"role": "system", "content": [{"type": "text", "text": item.system}]})
@@ -142,7 +142,7 @@ def _following(processor: Any, item: Item) -> tuple[Tensor, ...]:
 
 @torch.inference_mode()
 def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
-    """Greedy answers to a batch, with the plan that is attached to the model, if any.
+    """Answer a batch with greedy decoding and the plan that is attached to the model, if any.
 
     Raises:
         FoveateError: the plan cannot be followed on these images, or a conversation is too long for the model.
@@ -160,7 +160,7 @@ def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
 
 
 def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[str]:
-    """Answers of the later turns of one item, over the cache of the first."""
+    """Answer the later turns of one item over the cache of the first."""
     if model.config.is_encoder_decoder:
         raise FoveateError("encoder-decoder models read every prompt anew, so no chat can go on.")
     ends = model.generation_config.eos_token_id
@@ -186,7 +186,7 @@ def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[
 
 
 def _settings(model: Any, limit: int) -> Any:
-    """Greedy, with a cache that is handed back."""
+    """Generation config for greedy decoding that returns the cache."""
     settings = greedy(model, limit)
     settings.use_cache = settings.return_dict_in_generate = True
     return settings

@@ -1,4 +1,4 @@
-"""Which plans are compared: methods at budgets, and what stands beside them."""
+"""Plans to compare: methods at budgets, with their controls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTROLS = ("random", "downsample")
 
 
 def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
-    """Plans of methods at budgets; no methods means all that run without weights or data of their own.
+    """Combine methods and budgets into plans; no methods means all that need no weights or data of their own.
 
     Raises:
         FoveateError: a method or a budget does not exist.
@@ -27,7 +27,7 @@ def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
 
 
 def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
-    """The full model, then for every budget its controls and its plans, then plans without a budget.
+    """List the full model, then controls and plans of every budget, then plans without a budget.
 
     Controls are random tokens and the smaller image at the budget, and random tokens before the layers at which plans
     inside the language model act.
@@ -50,7 +50,7 @@ def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
 
 
 def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:
-    """Random tokens in place of those that a plan chooses: as many, before the same layers.
+    """Return the control of a plan: as many random tokens, before the same layers.
 
     Args:
         plan: The plan.
@@ -74,7 +74,7 @@ def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:
 
 
 def budget_of(plan: Plan | str) -> str | None:
-    """The budget at which a plan is compared with others: what its steps before the language model keep together.
+    """Return the budget at which a plan is compared: the combined budget of its steps before the language model.
 
     Of a plan that acts inside the language model only it is that of the first step. None: its own rule decides.
     """

@@ -1,4 +1,4 @@
-"""Exact-match evaluation on rendered pictures of the held-out split and on the test split of easy-VQA.
+"""Exact-match evaluation on the held-out split of rendered images and on the test split of easy-VQA.
 
     python -m foveate.benchmark.embedded MODEL -o evaluation.json
 
@@ -50,7 +50,7 @@ READING = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the evaluation; `index` is its number within the task."""
+    """A question of the evaluation; `index` is its number within the task."""
 
     task: str
     index: int
@@ -81,7 +81,7 @@ class Score:
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]]) -> Score:
-        """The score of rows with `answer` and `right`."""
+        """Compute the score of rows with `answer` and `right`."""
         count, right = len(rows), sum(row["right"] for row in rows)
         low, high = wilson_interval(right, count)
         majority = max(Counter(row["answer"] for row in rows).values()) / count
@@ -90,7 +90,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which rendered pictures are asked about.
+    """Settings of the rendered images.
 
     Args:
         difficulty: Difficulty of all of them.
@@ -103,7 +103,7 @@ class Pictures:
     least: float | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What rows and results say of them; what is usual is left out."""
+        """Settings as recorded in rows and results; defaults are omitted."""
         usual = Pictures()
         found: dict[str, Any] = {"difficulty": self.difficulty}
         if self.sides != usual.sides:
@@ -114,7 +114,7 @@ class Pictures:
 
 
 def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iterator[Question]:
-    """The first `count` questions of a task, without those whose index is in `skip`.
+    """Return the first `count` questions of a task, except those whose index is in `skip`.
 
     Rendered tasks are drawn from the held-out split; easy-VQA's are spread evenly over its test split.
     """
@@ -141,7 +141,7 @@ def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iter
 
 
 def batches(stream: Iterator[Question], size: int) -> Iterator[list[Question]]:
-    """Batches of questions of similar size: 16 batches are gathered, sorted by area and cut."""
+    """Group questions of similar size: 16 batches are gathered, sorted by area and split."""
     held: list[Question] = []
     for question in stream:
         held.append(question)
@@ -158,7 +158,7 @@ def _cut(held: list[Question], size: int) -> Iterator[list[Question]]:
 
 
 def answers(model: Any, processor: Any, asked: Sequence[Question]) -> list[str]:
-    """Greedy answers to a batch of questions.
+    """Answer a batch of questions with greedy decoding.
 
     Generation stops a few tokens after the longest expected answer: a longer one is wrong whatever follows.
     """
@@ -180,7 +180,7 @@ def evaluate(
     pictures: Pictures,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """Answers all questions that `rows_file` does not hold yet, and returns the rows of all.
+    """Answer all questions that `rows_file` does not hold yet, and return the rows of all.
 
     Raises:
         FoveateError: a task does not exist, or the rows come from an evaluation with other settings.
@@ -220,7 +220,7 @@ def evaluate(
 
 
 def _read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an earlier evaluation with the same settings; a line that a kill cut off is dropped from the file."""
+    """Read the rows of an earlier evaluation with the same settings; an incomplete last line is removed."""
     if not path.exists():
         return []
     lines = read_text(path).splitlines()
@@ -238,7 +238,7 @@ def _read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Scores of every task, and of the short words and numbers that stand in the pictures as text."""
+    """Score every task, and the short words and numbers that appear in the images as text."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["task"]].append(row)
@@ -263,7 +263,7 @@ def main(
     least: Annotated[float | None, typer.Option(min=4, help="Smallest height of capitals in pixels.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
 ) -> None:
-    """Measure how many answers of a model are exactly right, task by task."""
+    """Measure the exact-match accuracy of a model, task by task."""
     from foveate.synthetic import TASKS
 
     rows_file = output.with_suffix(".rows.jsonl")

@@ -1,4 +1,4 @@
-"""Fewer tokens, smaller weights and a smaller cache at once: accuracy and cost of the product, beside its parts.
+"""Token compression combined with quantised weights and caches: accuracy and cost.
 
 What each of three savings costs alone does not say what they cost together: a quantised model may choose other tokens,
 and fewer tokens leave fewer to average errors over. Every plan is therefore asked with every kind of weights and cache.
@@ -40,7 +40,7 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class JointSettings(QuestionSettings):
-    """What is measured. A run is resumed with the same settings, but for models, plans, weights and caches.
+    """Settings of the joint benchmark. On resuming, models, plans, weights and caches may differ.
 
     Args:
         models: Folders, Hub ids, or "embedded".
@@ -76,7 +76,7 @@ class JointSettings(QuestionSettings):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What must be the same for rows to stand in one file."""
+        """Settings that must agree for rows to share a file."""
         free = ("models", "plans", "weights", "caches")
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in free}))
 
@@ -89,7 +89,7 @@ def run(
     command: str = "",
     report: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Ask all models all questions with every plan, kind of weights and kind of cache.
+    """Run every combination of plan, weights and cache on every model.
 
     Args:
         settings: What to measure.
@@ -129,7 +129,7 @@ def run(
 
 
 def _missing(settings: JointSettings, document: dict[str, Any], model: str, weights: str) -> list[tuple[str, str]]:
-    """Pairs of plan and cache of which there is neither a row nor a reason why not."""
+    """List the pairs of plan and cache that have neither a row nor a reason for its absence."""
     keys = ("model", "plan", "kind", "cache")
     done = {tuple(row[key] for key in keys) for row in document["rows"]}
     done |= {tuple(line.get(key) for key in keys) for line in document["impossible"]}
@@ -138,7 +138,7 @@ def _missing(settings: JointSettings, document: dict[str, Any], model: str, weig
 
 
 class _Bench:
-    """One model with one kind of weights."""
+    """A model with one kind of weights."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _Bench:
 
 
 def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers of one task, or of several; `rights` says of every answer whether it is right, `tasks` how many each."""
+    """Score one task or several; `rights` marks every answer, `tasks` counts the answers of each task."""
     tasks: dict[str, int] = {}
     for row in answers:
         tasks[row["task"]] = tasks.get(row["task"], 0) + 1
@@ -216,7 +216,7 @@ def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _conclude(rows: list[dict[str, Any]]) -> None:
-    """Accuracies with intervals, relative to the full model, and beside the product of the parts."""
+    """Add accuracies with intervals, relative to the full model and to the product of the separate effects."""
     found = {(row["model"], row["task"], row["plan"], row["kind"], row["cache"]): row for row in rows}
     for row in rows:
         whole = found.get((row["model"], row["task"], FULL_MODEL, FULL, FULL))
@@ -245,7 +245,7 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
 
 
 def table(document: dict[str, Any], task: str = ALL) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result, of one task."""
+    """Return header and rows of a result, for one task."""
     header = [
         "model",
         "plan",

@@ -1,4 +1,4 @@
-"""When an answer counts as right: exact match after what is only a matter of writing has been taken away."""
+"""Exact match of answers after normalisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _QUOTES = "\"'\u2018\u2019\u201c\u201d`"
 
 
 def normal(text: str) -> str:
-    """A text as it is compared.
+    """Normalise a text for comparison.
 
     - Unicode is brought to its compatible form (NFKC), and case does not count.
     - White space at both ends goes; within, any of it is one blank.
@@ -33,7 +33,7 @@ def normal(text: str) -> str:
 
 
 def matches(text: str, answer: str) -> bool:
-    """Whether a text is the right answer; see `normal`."""
+    """Whether a text equals the right answer after normalisation; see `normal`."""
     return normal(text) == normal(answer)
 
 

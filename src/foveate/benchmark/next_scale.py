@@ -1,4 +1,4 @@
-"""What compressed caches cost and save a next-scale image model: bytes, time, and how far pictures move.
+"""KV-cache compression in a next-scale image model: bytes, time, and distance of the images.
 
 All plans run side by side on one model: in every turn each of them draws the same pictures with the same chance. The
 full cache is what they are compared with. Random and newest tokens with the same budget are the controls.
@@ -49,7 +49,7 @@ PLANS = (
 
 @dataclass(frozen=True)
 class NextScaleSettings:
-    """What is measured.
+    """Settings of the next-scale benchmark.
 
     Args:
         model: A folder that `foveate train-next-scale` wrote, or "large": random weights, for bytes and time only.
@@ -80,7 +80,7 @@ class NextScaleSettings:
 
 
 def load(name: str) -> NextScaleForImageGeneration:
-    """The model of a folder in float32, or the large one with random weights."""
+    """Load a model in float32 from a folder, or build the large one with random weights."""
     if name == LARGE:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)
@@ -231,7 +231,7 @@ def _distance(sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]
 
 
 def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, columns: int = 8, larger: int = 2) -> None:
-    """Draw pictures of every plan: a row each, the same classes and seed in a column.
+    """Draw generated images: one row per plan, with the same class and seed in each column.
 
     Args:
         settings: Of the run.
@@ -257,7 +257,7 @@ def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, colum
 
 
 def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result, as text.
+    """Return header and rows of a result as text.
 
     Args:
         document: Of `run`.

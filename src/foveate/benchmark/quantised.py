@@ -1,4 +1,4 @@
-"""Weights and caches with fewer bits, each by the package that keeps it, where it runs."""
+"""Quantised weights and KV caches, each by the package that implements it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _INSTALL = {"torchao": "torchao", "bitsandbytes": "bitsandbytes", "optimum.quant
 
 
 def possible(kinds: dict[str, str]) -> tuple[str, ...]:
-    """Of `WEIGHTS` or `CACHES`, those whose package is installed."""
+    """Select those of `WEIGHTS` or `CACHES` whose package is installed."""
     return tuple(name for name, package in kinds.items() if not package or _installed(package))
 
 
 def check(what: str, name: str, kinds: dict[str, str]) -> None:
-    """Raise FoveateError for a name that is not in `kinds`, or whose package is not installed."""
+    """Raise FoveateError for a name that is not in `kinds` or whose package is not installed."""
     choice = ", ".join(possible(kinds))
     if name not in kinds:
         raise FoveateError(f"{what} {name!r} are not known; possible here are {choice}.")
@@ -66,7 +66,7 @@ def _installed(package: str) -> bool:
 
 
 def quantise_weights(model: Any, name: str) -> None:
-    """Quantise the linear layers inside the language model, in place. The encoder, embeddings and output stay.
+    """Quantise the linear layers of the language model in place; encoder, embeddings and output layer are not.
 
     Args:
         model: Of a family that foveate knows.
@@ -129,7 +129,7 @@ def _nf4(text: nn.Module) -> None:
 
 
 class Int8Layer(QuantizedLayer):
-    """Keys and values in 8 bits: x is round(x / s) * s, with s = max |x| / 127 for every token and head.
+    """Cache layer in 8 bits: x is round(x / s) * s, with s = max |x| / 127 for every token and head.
 
     The newest tokens stay as they are until there are as many as `transformers` keeps for every quantised cache.
     """
@@ -147,7 +147,7 @@ class Int8Layer(QuantizedLayer):
 
 
 def cache_maker(model: Any, name: str) -> Callable[[], Cache | None]:
-    """What makes an empty cache of that name for a model.
+    """Return a function that makes an empty cache of that name for a model.
 
     Raises:
         FoveateError: it does not run here, or the model has layers that remember otherwise.
@@ -174,7 +174,7 @@ def cache_maker(model: Any, name: str) -> Callable[[], Cache | None]:
 
 @contextmanager
 def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
-    """Let `generate` of a model use caches of that name, where it is given none.
+    """Make `generate` of a model use caches of that name unless a call passes one.
 
     Yields:
         A list that gets, after every call, the bytes of the cache and the prompts in it.

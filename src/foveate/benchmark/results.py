@@ -1,4 +1,4 @@
-"""Files of results: written in one step, and read again by a run that goes on."""
+"""Result files: atomic writes, and reading for resumed runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INERT = "nothing left out"
 
 
 def inert(row: Mapping[str, Any]) -> bool:
-    """Whether the plan of a row of accuracy or speed left out nothing, as far as the row tells.
+    """Whether the plan of an accuracy or speed row kept every token, as far as the row tells.
 
     Rows that were written before `tokens_mean` was do not tell of plans inside the language model.
     """
@@ -74,13 +74,13 @@ def _renamed(value: Any, plan_keys: bool = False) -> Any:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document in one step: whoever reads sees the old one or the new one."""
+    """Write a document atomically: readers see the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, document, indent=1)
 
 
 def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: str | None = None) -> list[list[Any]]:
-    """The lists `parts` of a result that was written before; empty ones where there is none.
+    """Return the lists `parts` of an earlier result; empty lists if there is none.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""The file beside a result that holds one line for every answer, so that a run can be stopped at any moment.
+"""File of single answers next to a result, so that a run can be stopped and resumed.
 
 The first line says with which settings the answers were made. A later line is an answer; or says that a plan cannot run
 on a model; or that a task is finished. All lines of a batch are written at once; a kill loses the batch at work.
@@ -20,7 +20,7 @@ KIND = "accuracy-rows"
 
 
 class Rows:
-    """Answers of one run, in memory and, where there is a path, in a file.
+    """Answers of one run, in memory and optionally in a file.
 
     Args:
         path: The file; None keeps the answers in memory only.
@@ -53,23 +53,23 @@ class Rows:
             write_text(path, json.dumps(head) + "\n")
 
     def has(self, model: str, plan: str, task: str, index: int, turns: int) -> bool:
-        """Whether there are answers to all turns of an item."""
+        """Whether all turns of an item have answers."""
         return all((model, plan, task, index, turn) in self._known for turn in range(turns))
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Note answers that are not there yet."""
+        """Add answers that are not recorded yet."""
         new = [row for row in rows if _key(row) not in self._known]
         self._take(new)
         self._write(new)
 
     def fail(self, model: str, plan: str, error: FoveateError) -> None:
-        """Note that a plan cannot run on a model; what it answered before counts no more."""
+        """Record that a plan cannot run on a model; its earlier answers no longer count."""
         why = error.as_json()
         self._write([{"impossible": {"model": model, "plan": plan, **why}}])
         self.impossible[model, plan] = why
 
     def finish(self, model: str, plans: Iterable[str], task: str) -> None:
-        """Note that there is every answer of some plans to a task."""
+        """Record that all answers of these plans to a task are complete."""
         plans = [plan for plan in plans if (model, plan, task) not in self.finished]
         if plans:
             self._write([{"finished": {"model": model, "plans": plans, "task": task}}])
@@ -120,7 +120,7 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _entries(path: Path) -> tuple[list[Any], bool]:
-    """Lines of a file up to the first that is broken, and whether one is."""
+    """Read the lines of a file up to the first broken one, and whether there is one."""
     entries = []
     try:
         text = read_text(path, errors="replace")

@@ -1,4 +1,4 @@
-"""From answers to the rows of a result: accuracy, and what it is against the full model on the same questions."""
+"""Scores of answers: accuracy, and accuracy relative to the full model on the same questions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Answers = dict[tuple[int, int], Row]
 def scores(
     rows: Iterable[Row], models: Sequence[str], plans: Callable[[str], Sequence[str]], tasks: Sequence[str]
 ) -> list[Row]:
-    """Rows of a result; a question counts where the full model has answered it too.
+    """Score answers; a question counts if the full model has answered it too.
 
     Args:
         rows: Answers.
@@ -59,13 +59,13 @@ def scores(
 
 
 def method_of(plan: str) -> str:
-    """Names of the methods of a plan, without arguments and budgets."""
+    """Return the method names of a plan, without arguments and budgets."""
     return plan if plan == FULL_MODEL else " + ".join(step.method.name for step in Plan.of(plan).steps)
 
 
 @dataclass(frozen=True)
 class _Triple:
-    """One question: the plan's answer, the full model's, and that of the smaller image, where there is one."""
+    """Answers to one question: the plan's, the full model's, and that to the smaller image if there is one."""
 
     own: Row
     full_model: Row
@@ -81,7 +81,7 @@ def _triples(own: Answers, full_model: Answers, smaller: Answers) -> list[_Tripl
 
 
 def _rows(by_task: dict[str, list[_Triple]]) -> list[Row]:
-    """Rows of one model with one plan."""
+    """Score one model with one plan."""
     found = [_score(task, {task: triples}) for task, triples in by_task.items()]
     parts = [
         ("first question", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] == 0]),
@@ -99,7 +99,7 @@ def _rows(by_task: dict[str, list[_Triple]]) -> list[Row]:
 
 
 def _second_after_first(triples: list[_Triple]) -> list[Row]:
-    """How many second questions are right of those whose first one was: T1V_T2V / T1V of LLMC+ (arXiv 2508.09981).
+    """Accuracy on second questions whose first one was answered right: T1V_T2V / T1V of LLMC+ (arXiv 2508.09981).
 
     What stays of an image is chosen for the first question and read for the second one too, so that a plan which
     follows the first question too closely loses here. `relative` is to the full model's own share.

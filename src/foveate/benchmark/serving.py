@@ -1,4 +1,4 @@
-"""What plans save in a server: requests a second, time to the first token and between tokens, by number of clients.
+"""Serving benchmark: requests per second, time to first token and between tokens, by number of clients.
 
 Any server that speaks OpenAI's API is asked over HTTP, with the official client. For every number of clients the
 full model and every plan are measured one right after the other, in several turns, each turn beginning with
@@ -36,7 +36,7 @@ DIALECTS: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """What is measured.
+    """Settings of the serving benchmark.
 
     Args:
         url: The server's, up to and including /v1.
@@ -84,7 +84,7 @@ class ServingSettings:
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer.
+    """Timings and token counts of one request.
 
     Args:
         first: Seconds from the request to the first text.
@@ -102,7 +102,7 @@ class Answered:
 def run(
     settings: ServingSettings, path: Path, *, command: str = "", note: str = "", report: Callable[[str], object] = print
 ) -> dict[str, Any]:
-    """Measure, and write the result.
+    """Run the benchmark and write the result.
 
     Args:
         settings: What.
@@ -159,7 +159,7 @@ async def _run(
 async def _turn(
     client: Any, model: str, settings: ServingSettings, plan: str, clients: int, seed: int
 ) -> dict[str, Any]:
-    """One turn under one plan: so many clients, each asking its next question when it has the answer."""
+    """Run one turn under one plan: each client sends its next question once it has the answer."""
     count = max(settings.requests, clients)
     images = iter([_picture(settings.side, seed * 10_000 + number) for number in range(count)])
     answers: list[Answered] = []
@@ -215,7 +215,7 @@ async def _ask(client: Any, model: str, settings: ServingSettings, plan: str, ur
 
 
 def _picture(side: int, seed: int) -> str:
-    """Smooth random colours as a data URI: small to send, and no other request has it."""
+    """Smooth random colours as a data URI: small to send, and unique to the request."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     data = io.BytesIO()
     Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
@@ -223,7 +223,7 @@ def _picture(side: int, seed: int) -> str:
 
 
 def rows(found: dict[tuple[int, str], list[dict[str, Any]]], settings: ServingSettings) -> list[dict[str, Any]]:
-    """A row for every number of clients and plan: medians over turns, and ratios to the full model.
+    """Summarise every number of clients and plan: medians over turns, and ratios to the full model.
 
     A ratio is above 1 where the plan is better: more requests a second, less time. It is the median of those of every
     turn, which has both sides.
@@ -253,7 +253,7 @@ def _ratio(own: Sequence[Any], other: Sequence[Any], name: str, more: bool) -> d
 
 
 def table(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a result, for people."""
+    """Return header and rows of a result as text."""
     header = ["clients", "plan", "prompt", "requests/s", "times", "first token", "times", "between tokens", "times"]
     lines = []
     for row in document["rows"]:

@@ -1,4 +1,4 @@
-"""What models are asked: rendered pages of the held-out split, easy-VQA, chats about one image, files of one's own.
+"""Tasks: rendered pages of the held-out split, easy-VQA, chats about one image, and files of your own.
 
 A task's questions are a function of its name and their number, so every plan is asked the same ones, and a run that was
 stopped draws them again.
@@ -75,7 +75,7 @@ _LARGEST_FROM = 400
 
 @dataclass(frozen=True)
 class Item:
-    """One or several images, and the questions asked about them one after the other.
+    """One or several images with the questions asked about them in turn.
 
     Args:
         task: Name of the task.
@@ -93,17 +93,17 @@ class Item:
 
     @property
     def pixels(self) -> int:
-        """Pixels of all images."""
+        """Number of pixels of all images."""
         return sum(image.width * image.height for image in self.images)
 
 
 def names() -> tuple[str, ...]:
-    """All tasks but files."""
+    """Names of all built-in tasks."""
     return (*TASKS, EASY_VQA, CHAT, SWAPPED, DETAIL)
 
 
 def tasks_of(asked: Sequence[str]) -> tuple[str, ...]:
-    """The tasks that names of tasks, names of groups, `all` and paths of files stand for, each once.
+    """Expand names of tasks and groups, `all` and paths of files into tasks, each once.
 
     Raises:
         FoveateError: a name is none of these, easy-VQA is not installed, or a file cannot be read.
@@ -130,14 +130,14 @@ def tasks_of(asked: Sequence[str]) -> tuple[str, ...]:
 
 
 def group_of(task: str) -> str | None:
-    """The group that a task belongs to."""
+    """Return the group that a task belongs to."""
     return next((group for group, tasks in GROUPS.items() if task in tasks), None)
 
 
 def items(
     task: str, count: int, *, difficulty: float = 1.0, sides: tuple[int, int] = (128, 640), first: int = 0
 ) -> Iterator[Item]:
-    """Questions number `first` to `first + count - 1` of a task.
+    """Return items `first` to `first + count - 1` of a task.
 
     Rendered pages are of the held-out split. Those of easy-VQA's test split, and of a file, are `count` spread evenly
     from all (`first` shifts them), or all where there are fewer; entries of a file without an image are left out.
@@ -170,7 +170,7 @@ def items(
 
 
 def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> None:
-    """Raise FoveateError where pages of the tasks cannot be drawn in these sizes."""
+    """Raise FoveateError if the pages of the tasks cannot be drawn in these sizes."""
     if not 0 <= difficulty <= 1:
         raise FoveateError(f"difficulty must lie between 0 and 1, got {difficulty:g}.")
     low, high = sides
@@ -188,7 +188,7 @@ def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> No
 
 
 def least_side(difficulty: float) -> int:
-    """Least longest side in pixels at which `detail` finds pages whose type is small beside it."""
+    """Return the shortest longest side in pixels at which `detail` finds pages with relatively small type."""
     return ceil(_ROOM * SMALL_TYPE * least_cap(difficulty))
 
 
@@ -196,7 +196,7 @@ def least_side(difficulty: float) -> int:
 
 
 def _chat(index: int, difficulty: float, sides: tuple[int, int]) -> Item:
-    """Several questions about one page; an answer never tells a later one."""
+    """Several questions about one page, none of whose answers reveals a later one."""
     page = CHAT_PAGES[index % len(CHAT_PAGES)]
     for attempt in range(_ATTEMPTS):
         seed = _SEEDS * (index + 1) + attempt
@@ -212,7 +212,7 @@ def _chat(index: int, difficulty: float, sides: tuple[int, int]) -> Item:
 
 
 def _more_shapes(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
-    """Up to two more questions about a picture of shapes, about others than the first question's."""
+    """Up to two more questions about an image of shapes, each about other shapes than the first question."""
     shapes = [tuple(shape.split(" ", 1)) for shape in sample.meta["shapes"]]
     first = shapes[0]  # the one that is asked about
     asks_colour = sample.task == "shape_colour"
@@ -241,7 +241,7 @@ def _detail(index: int, difficulty: float, longest: int) -> Item:
 
 
 def _spread(task: str, everything: list[Item] | _File, count: int, first: int) -> Iterator[Item]:
-    """`count` of all items, evenly spread, each with its number among them."""
+    """Select `count` evenly spaced items, each with its index among all."""
     count = min(count, len(everything))
     for index in range(count):
         chosen = everything[(index * len(everything) // count + first) % len(everything)]
@@ -257,7 +257,7 @@ def _easy() -> list[Item]:
 
 
 class _File:
-    """Conversations of a file, with images that are opened when they are needed."""
+    """Conversations of a file; images are opened when they are needed."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""`foveate bench accuracy`: how many answers stay right with fewer visual tokens."""
+"""`foveate bench accuracy`: accuracy with fewer visual tokens."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def accuracy(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Count right answers of models with plans: every plan on the same questions, beside three controls.
+    """Measure the accuracy of models with plans, on the same questions as three controls.
 
     The full model, random tokens and the image made smaller stand beside the plans at every budget. Tasks are rendered
     pages of the held-out split, easy-VQA's test split, chats about one image, small type, and files of your own. Given
@@ -130,7 +130,7 @@ def accuracy(
 
 
 def _table(model: str, rows: list[dict[str, Any]]) -> Table:
-    """All tasks together, a line for every plan."""
+    """Table over all tasks, one row per plan."""
     tasks = len({row["task"] for row in rows if row["task"] != "all" and not row["task"].startswith("group:")})
     head = ("plan", "tokens", "accuracy", "relative", "95 %", "agreement", "difficult")
     second = {row["plan"]: row for row in rows if row["task"] == SECOND}

@@ -1,4 +1,4 @@
-"""`foveate app`: the playground in a browser."""
+"""`foveate app`: browser app."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def app(
         str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")
     ] = None,
 ) -> None:
-    """Ask a model in the browser, with a plan and without, and see every token.
+    """Start a browser app that asks a model with and without a plan and shows every token.
 
     The page shows both answers side by side, which tokens were kept, merged and left out (a click on one says where it
     comes from), tokens and time of every part, and the same question as a line of Python and of the command line. It
@@ -120,7 +120,7 @@ def _serve(
 
 
 def _examples(folder: Path | None) -> list[tuple[str, str]]:
-    """Image files of a folder with questions; by default those of the source tree, if foveate runs from one."""
+    """Return images of a folder with questions; by default those of the source tree, if foveate runs from one."""
     given = folder
     folder = Path(__file__).parents[3] / "examples" if folder is None else folder
     if not folder.is_dir():

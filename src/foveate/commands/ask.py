@@ -1,4 +1,4 @@
-"""`foveate ask`: a question about an image, and where its tokens and its time went."""
+"""`foveate ask`: answer a question about an image."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut the answer off after this many tokens.")] = 128,
     as_json: Json = False,
 ) -> None:
-    """Ask a question about an image, and see where its tokens went.
+    """Answer a question about an image, and report its visual tokens and timings.
 
     The answer is printed as it is written. Below it stand the size of the image, its grid of tokens at every stage
     inside the vision transformer and after each step of a plan, the tokens that the language model reads against those
@@ -95,7 +95,7 @@ def ask(
 
 
 def _check_picture(picture: Path) -> None:
-    """Find out before the model runs whether the picture can be written."""
+    """Raise FoveateError before the model runs if the image cannot be written."""
     if picture.suffix.lower() not in PICTURE_FORMATS:
         raise FoveateError(
             f"cannot draw a picture into {str(picture)!r}: its name must end in {', '.join(PICTURE_FORMATS)}."
@@ -109,7 +109,7 @@ def _print_piece(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which a terminal would act on instead of showing them."""
+    """Remove control characters, which a terminal would interpret."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
 
 

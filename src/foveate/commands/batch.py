@@ -1,4 +1,4 @@
-"""`foveate batch`: answers a file of questions about images."""
+"""`foveate batch`: answer a file of questions about images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def batch(
     ray_address: RayAddress = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
-    """Answer every question of a file, with progress.
+    """Answer every question of a JSONL file.
 
     A line of the file holds `question`, `image` or `images` (paths from the file's folder), and, if wanted, `id`,
     `plan` and `max_new_tokens`. A line of the answers holds number, id, question, plan and text; where a question has

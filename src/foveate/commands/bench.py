@@ -1,4 +1,4 @@
-"""`foveate bench`: measure cost."""
+"""`foveate bench encoders` and `foveate bench speed`: cost of encoders and plans."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def encoders(
     plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Compare ViT-UHD with MoonViT, Qwen2.5-VL's tower and SigLIP2: tokens, FLOPs, time, memory, first token.
+    """Compare ViT-UHD with MoonViT, Qwen2.5-VL's encoder and SigLIP2: tokens, FLOPs, time, memory, first token.
 
     Real sizes with random weights (cost does not depend on them), before the same language model: of the size of
     Qwen2-0.5B, on a GPU of Qwen2-7B. The file is written after every size, so that --resume goes on after an
@@ -162,7 +162,7 @@ def speed(
     plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
     as_json: ResultAsJson = False,
 ) -> None:
-    """What plans cost: time of every part of an answer, peak memory, KV cache and FLOPs.
+    """Measure the speed of plans: time of every part of an answer, peak memory, KV cache and FLOPs.
 
     Beside every plan stand the full model, as many random tokens, and the image made so small that it gives as
     many. All plans run in turns in one process. The models of real sizes have a text part of the size of Qwen2-0.5B,

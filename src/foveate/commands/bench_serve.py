@@ -1,4 +1,4 @@
-"""`foveate bench serve`: measure plans in a running server."""
+"""`foveate bench serve`: performance of plans in a running server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def serve(
     ),
     as_json: ResultAsJson = False,
 ) -> None:
-    """What plans save in a server: requests a second, time to the first token, time between tokens.
+    """Measure plans in a running server: requests per second, time to first token, time between tokens.
 
     The server runs already: `foveate serve`, or vLLM with foveate's plug-in and --trust-request-mm-kwargs. Every number
     of clients asks the full model and every plan in turns, each request about an image of its own. Ratios are of

@@ -1,4 +1,4 @@
-"""`foveate convert`: a pretrained vision transformer as ViT-UHD."""
+"""`foveate convert`: convert a pretrained vision transformer to ViT-UHD."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def convert(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Turn a pretrained vision transformer into ViT-UHD: other patches, and stages that merge tokens inside it.
+    """Convert a pretrained vision transformer to ViT-UHD, with smaller patches and stages that merge tokens.
 
     Without --patch-size and --stages the result computes what the source does. Stages start as average pooling
     (early ones as the block before them once more) and have to be trained. Of a whole model only the vision tower
@@ -143,7 +143,7 @@ def convert(
 
 
 def _read_stages(text: str) -> list[int]:
-    """Block numbers from `4,18`; nothing between commas names none."""
+    """Parse block numbers from `4,18`; nothing between commas means no stage."""
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
@@ -152,7 +152,7 @@ def _read_stages(text: str) -> list[int]:
 
 @contextmanager
 def _written_whole(output: Path) -> Generator[Path]:
-    """A folder that takes the name `output` when all is written, and is removed if something fails."""
+    """Temporary folder that is renamed to `output` on success and removed on failure."""
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:

@@ -1,4 +1,4 @@
-"""`foveate convert-scorer`: the scorer and the marker in a released checkpoint of FocusUI, as files of the methods."""
+"""`foveate convert-scorer`: extract FocusUI's scorer and marker from a released checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def convert_scorer(
     output: Annotated[Path, typer.Argument(help="Folder to write into.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Take FocusUI's trained scorer out of a checkpoint of the authors, and the embedding of its marker.
+    """Extract FocusUI's trained scorer and marker embedding from a checkpoint of its authors.
 
     Only the tensors of the scorer and the row of the marker are read. The scorer fits models with the vision tower and
     the embeddings of that checkpoint.
@@ -51,7 +51,7 @@ def convert_scorer(
 
 
 def tensors_of(source: str, part: str) -> dict[str, Any]:
-    """Tensors of a checkpoint whose names hold `part`, from one safetensors file or from shards.
+    """Read the tensors whose names contain `part`, from one safetensors file or from shards.
 
     Raises:
         FoveateError: there is no checkpoint, or none in the safetensors format.
@@ -83,7 +83,7 @@ def tensors_of(source: str, part: str) -> dict[str, Any]:
 
 
 def marker_of(source: str) -> Any:
-    """The embedding (D,) of the token that stands for dropped ones, None where the configuration names none."""
+    """Return the embedding (D,) of the drop marker, or None if the configuration names no such token."""
     from foveate.core.weights import file_of
 
     config = file_of(source, "config.json")

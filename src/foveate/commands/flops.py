@@ -1,4 +1,4 @@
-"""`foveate flops`: what a model costs with and without a plan, from shapes alone."""
+"""`foveate flops`: cost of a model with and without a plan, computed from its configuration."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def flops(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """FLOPs, MACs and cache of an image and a prompt, with and without a plan, from shapes alone.
+    """Compute FLOPs, MACs and KV cache of an image and a prompt, with and without a plan.
 
     Nothing is loaded but the configuration, and nothing runs. The number of visual tokens is that of the model's
     processor for an image of the given size. Counted are matrix products and attention, as
@@ -81,7 +81,7 @@ def describe(
     attention: str = "full",
     head: str = "last",
 ) -> dict[str, Any]:
-    """What `foveate flops` prints, as plain JSON values.
+    """Return what `foveate flops` prints as plain JSON values.
 
     Raises:
         FoveateError: the model, the plan, the image or a choice is not possible.
@@ -150,7 +150,7 @@ def _convention(attention: str, head: str) -> Any:
 def _processed(
     found: Any, shape: Model, image: str, tokens: int | None
 ) -> tuple[Model, ProcessedImage, list[int] | None]:
-    """The model (without encoder where tokens are given), the processed image and the size of the image."""
+    """Return the model (without encoder if tokens are given), the processed image and the image size."""
     from foveate import cost
 
     if tokens is not None:
@@ -196,7 +196,7 @@ def _print(document: dict[str, Any]) -> None:
 
 
 def spans(kept: list[int]) -> str:
-    """Tokens of the layers in words: `576 in layers 0-1, 288 in layers 2-31`."""
+    """Format the tokens of the layers: `576 in layers 0-1, 288 in layers 2-31`."""
     parts, start = [], 0
     for layer in range(1, len(kept) + 1):
         if layer == len(kept) or kept[layer] != kept[start]:
@@ -208,7 +208,7 @@ def spans(kept: list[int]) -> str:
 
 
 def shown(count: float) -> str:
-    """A number of operations with its unit: 8.91 T."""
+    """Format a number of operations with its unit: 8.91 T."""
     for unit, letter in UNITS:
         if count >= unit:
             value = count / unit

@@ -1,4 +1,4 @@
-"""`foveate info`: what a model is made of, and how many tokens it makes of an image."""
+"""`foveate info`: describe a model and count its tokens for images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def info(
 
 
 def describe(name: str | None = None) -> dict[str, Any]:
-    """What `foveate info` prints, as plain JSON values.
+    """Return what `foveate info` prints as plain JSON values.
 
     Raises:
         FoveateError: there is no such model (see `foveate.loading.load`), or a record in its folder is not JSON.
@@ -82,7 +82,7 @@ def _megabytes(folder: Path) -> float | None:
 
 
 def _parameters(net: Any) -> dict[str, int]:
-    """Numbers of parameters by part; tied ones are counted once, with the part that owns them."""
+    """Count parameters by part; tied ones are counted once, with the part that owns them."""
     from foveate.answering.trace import Trace
     from foveate.models.vit_uhd import ViTUHDModel
 
@@ -144,7 +144,7 @@ def _tokenizer(processor: Any) -> dict[str, Any]:
 
 
 def _image_tokens(processor: Any) -> list[dict[str, Any]]:
-    """Tokens for images of several sizes, by the count that servers ask processors for; empty where there is none."""
+    """Count the tokens of images of several sizes with the processor's own method; empty if it has none."""
     images = getattr(processor, "image_processor", None)
     try:
         counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in IMAGE_SIZES])
@@ -170,7 +170,7 @@ def _record(file: Path) -> Any:
 
 
 def _print_section(title: str, content: Any) -> None:
-    """One part of the description: names and values, and a table for a list or mapping of records."""
+    """Print one part of the description: names and values, and a table for a list or mapping of records."""
     console.print(f"[bold]{title.replace('_', ' ')}[/bold]")
     if _is_records(content):
         _print_table(content)
@@ -209,7 +209,7 @@ def _print_table(content: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> N
 
 
 def _shown(value: Any) -> str:
-    """A value as a reader writes it: thousands separated, sizes as width x height, stages in words."""
+    """Format a value: thousands separated, sizes as width x height, stages in words."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):

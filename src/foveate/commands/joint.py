@@ -1,4 +1,4 @@
-"""`foveate bench joint`: fewer tokens, smaller weights and a smaller cache at once."""
+"""`foveate bench joint`: token compression with quantised weights and KV caches."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def joint(
     resume: Annotated[bool, typer.Option("--resume", help="Keep the combinations that the file already has.")] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Token compression together with quantised weights and a quantised cache: accuracy and cost of the product.
+    """Combine token compression with quantised weights and KV caches: accuracy and cost.
 
     Every plan, and the controls at its budget, is asked with every kind of weights and of cache. Beside the relative
     accuracy stands the product of what plan, weights and cache cost alone. A kind that does not run on this machine is

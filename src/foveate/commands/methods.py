@@ -1,4 +1,4 @@
-"""`foveate methods`: the gallery of methods that shorten what a model reads."""
+"""`foveate methods`: list of token compression methods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def methods(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods that a plan can name: what each does, needs, and which families of models it runs on.
+    """List the methods that a plan can name: what each does and needs, and which model families it supports.
 
     Up to three methods are described in full, more as a table. What a method needs is measured while the model
     encodes the image; where an encoder has no [CLS] token, some papers name a substitute, and the report of a run
@@ -66,7 +66,7 @@ def methods(
 
 
 def _of_other_packages() -> list[Entry]:
-    """Methods that are not of this package: only importing shows them, so that is done where there may be some."""
+    """Methods registered by other packages, which are imported only where there may be some."""
     loaded = "foveate.core.plan" in sys.modules  # by a program, which may have registered methods of its own
     if not (loaded or os.environ.get(IMPORTS) or entry_points(group=GROUP)):
         return []
@@ -151,7 +151,7 @@ def _describe(entry: Entry) -> None:
 
 
 def _show(card: Card) -> None:
-    """The card of something that acts outside of plans."""
+    """Print the card of something that acts outside of plans."""
     from rich.table import Table
 
     console.print(f"[bold]{card.name}[/bold]  {_plain(card.summary)}")
@@ -173,7 +173,7 @@ def _show(card: Card) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which brackets mean brackets."""
+    """Escape brackets for rich."""
     from rich.markup import escape
 
     return escape(text)

@@ -1,4 +1,4 @@
-"""`foveate bench next-scale`: compressed caches of a next-scale image model."""
+"""`foveate bench next-scale`: compressed KV caches of a next-scale image model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def next_scale(
     resume: Annotated[bool, typer.Option("--resume", help="Keep a result of these settings.")] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Compressed caches of a next-scale image model beside its full cache: bytes, time, and how far pictures move.
+    """Compare compressed KV caches of a next-scale image model with its full cache: bytes, time, image distance.
 
     A budget is the mean number of tokens that a head keeps, as a share of what a full cache holds before the last map.
     HACK gives heads different budgets, ScaleKV layers; random and the newest tokens are the controls.

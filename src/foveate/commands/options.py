@@ -1,4 +1,4 @@
-"""Options that several commands have, each said once."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ HubDevice = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.", show_d
 def replicas_asked(
     ray: bool, count: int | None, cpus: float | None, gpus: float | None, address: str | None
 ) -> Replicas | None:
-    """The replicas of --ray; None without it.
+    """Return the replicas of --ray, or None without it.
 
     Raises:
         FoveateError: options of --ray stand without it, or replicas cannot be so.

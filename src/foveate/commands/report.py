@@ -1,4 +1,4 @@
-"""`foveate report`: one static page from result files."""
+"""`foveate report`: static pages from result files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def report(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make one static page from results: tables that sort, plots with the Pareto front, a page for every method.
+    """Build a static report from results: sortable tables, plots with the Pareto front, a page for every method.
 
     The folder needs nothing else: its pages open from a disk and load nothing from elsewhere. Plots are also there as
     PNG files. Results of the earlier `foveate bench selection` are shown as speed. The pictures of the first run take

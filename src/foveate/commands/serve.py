@@ -1,4 +1,4 @@
-"""`foveate serve`: an OpenAI-compatible server of one model."""
+"""`foveate serve`: OpenAI-compatible server of one model."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def serve(
     replica_gpus: ReplicaGPUs = None,
     ray_address: RayAddress = None,
 ) -> None:
-    """Answer questions about images over HTTP, in the words of OpenAI's API.
+    """Serve a model over HTTP with an OpenAI-compatible API.
 
     POST /v1/chat/completions takes `image_url` parts: data URIs, files under --files and addresses on --allow-host.
     Answers are streamed where asked for. A request may carry its own plan, {"foveate": {"plan": "divprune:64"}}, or

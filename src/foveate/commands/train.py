@@ -1,4 +1,4 @@
-"""`foveate train`: run a recipe, or go on with it."""
+"""`foveate train`: run or resume a training recipe."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(
         bool, typer.Option("--json", help="Print the result as JSON, and the progress elsewhere.")
     ] = False,
 ) -> None:
-    """Train a model as a recipe says: which parts, on what data, in which stages.
+    """Train a model according to a recipe: which parts, on what data, in which stages.
 
     Stop it at any moment, by Ctrl-C, SIGTERM or a power cut: the same command goes on where the newest checkpoint
     stands, with the same batches and the same loss curve as if it had never stopped. Progress is written to

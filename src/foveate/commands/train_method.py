@@ -1,4 +1,4 @@
-"""`foveate train-method NAME`: the weights of one method, trained for one model."""
+"""`foveate train-method NAME`: train the weights of one method for one model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train_method(
     as_json: bool = False,
     **options: Any,
 ) -> None:
-    """Train what a method needs, for a model whose own weights stay as they are.
+    """Train the weights of a method for a model whose own weights stay frozen.
 
     Args:
         name: Of the method.
@@ -83,7 +83,7 @@ def train_method(
 
 
 def command_of(name: str) -> tuple[Callable[..., None], str]:
-    """The function behind `foveate train-method NAME`, with the options of the method's trainer, and its examples.
+    """Build the function of `foveate train-method NAME` with the options of the trainer, and its examples.
 
     Raises:
         FoveateError: nothing trains that method.
@@ -122,7 +122,7 @@ def command_of(name: str) -> tuple[Callable[..., None], str]:
 
 
 def methods_with(option: str) -> list[str]:
-    """The methods whose trainers have an option, such as `--pressure`."""
+    """List the methods whose trainers have an option, such as `--pressure`."""
     from foveate.training.methods import summaries, trainer_of
     from foveate.training.methods.shared.config import option_names
 
@@ -134,7 +134,7 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
 
 
 def _option(field: Field[Any], hint: Any) -> inspect.Parameter:
-    """A field of a trainer's options as an option of its command."""
+    """Convert a field of a trainer's options to an option of its command."""
     metadata, optional = field.metadata, _optional(hint)
     written = [metadata["flags"]] if metadata.get("flags") else []
     shown: Any = metadata.get("shown") or (field.default not in (None, ()))
@@ -148,14 +148,14 @@ def _option(field: Field[Any], hint: Any) -> inspect.Parameter:
 
 
 def _optional(hint: Any) -> Any:
-    """What a type is where it is not None."""
+    """Return the type of an optional value."""
     if get_origin(hint) in (Union, UnionType):
         return next(part for part in get_args(hint) if part is not type(None))
     return hint
 
 
 def _converter(name: str, hint: Any) -> Callable[[Any], Any]:
-    """What makes a field's value of what typer gives: lists with commas become tuples of numbers."""
+    """Return the conversion from typer's value to the field's: comma-separated lists become tuples of numbers."""
     kind, option = _optional(hint), f"--{name.replace('_', '-')}"
     if kind == tuple[Path, ...]:
         return lambda value: tuple(value or ())

@@ -1,4 +1,4 @@
-"""`foveate train-next-scale`: the small next-scale image model, trained on rendered shapes."""
+"""`foveate train-next-scale`: train a small next-scale image model on rendered shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands share that train small networks."""
+"""Helpers shared by the training commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def identity(model: str | None) -> str | None:
-    """What tells a model from another in its place: its name, of a folder a hash that changes with its files."""
+    """Return what identifies a model: its name, and for a folder a hash of its files."""
     from foveate.loading import locate
 
     place = Path(locate(model))
@@ -30,7 +30,7 @@ def identity(model: str | None) -> str | None:
 
 
 def with_progress(what: str, max_minutes: float | None, fit: Callable[[OnProgress, StopRequest], Any]) -> Any:
-    """Train under bars, one a stage, until the end, Ctrl-C, SIGTERM or a number of minutes.
+    """Train with one progress bar per stage until the end, Ctrl-C, SIGTERM or a number of minutes.
 
     Args:
         what: Stands before a bar until there is a stage.

@@ -1,4 +1,4 @@
-"""`foveate tune`: the best plan for a model and somebody's questions, with its evidence."""
+"""`foveate tune`: search for the best plan for a model and your questions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def tune(
     ] = Path("tuned"),
     as_json: ResultAsJson = False,
 ) -> None:
-    """Search the best plan for a model: methods, budgets and layers, on your questions or on rendered ones.
+    """Search for the best plan for a model: methods, budgets and layers, on your questions or on rendered ones.
 
     Half of the questions are searched on. What wins is asked the other half, which the search never saw, beside random
     tokens and smaller images; intervals are of the paired bootstrap. A plan that is too dear is not asked, and one that
@@ -186,12 +186,12 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _quoted(plan: str) -> str:
-    """In double quotes, which every shell takes, unless the plan has some."""
+    """Quote a plan for a shell, in double quotes unless the plan contains some."""
     return shlex.quote(plan) if '"' in plan or "$" in plan else f'"{plan}"'
 
 
 def _front(found: dict[str, Any], best: list[dict[str, Any]]) -> Table:
-    """The Pareto-best trials of the search."""
+    """Table of the Pareto-optimal trials."""
     flow = found["settings"]["objective"] != "accuracy"
     table = _table(
         f"Pareto-best of {len(found['trials'])} trials, on {found['items']['search']} items of the search "
@@ -204,7 +204,7 @@ def _front(found: dict[str, Any], best: list[dict[str, Any]]) -> Table:
 
 
 def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
-    """What a finalist reached on new questions, beside its controls."""
+    """Table of a finalist's result on new questions, with its controls."""
     held = "held" if one["met"] else "did not hold"
     table = _table(
         f"{one['plan']} {held} on {one['questions']} questions that the search had not seen",
@@ -242,7 +242,7 @@ def _table(title: str, head: tuple[str, ...]) -> Table:
 
 
 def _time(one: dict[str, Any]) -> str:
-    """The median of the turns."""
+    """Format the median of the turns."""
     return "" if one["ttft"] is None else f"{one['ttft']['median']:.2f}x"
 
 

@@ -1,4 +1,4 @@
-"""What a model costs, from its shapes alone: operations and cache of one image and one prompt, with or without a plan.
+"""Analytical cost of a model: FLOPs and KV cache of one image and one prompt, with or without a plan.
 
 Nothing is loaded and nothing runs. `shapes` reads a configuration, `preprocessing` says what becomes of an image,
 `schedule` how many visual tokens every layer reads, `cost` counts; `papers` holds published numbers beside those

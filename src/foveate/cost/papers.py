@@ -1,4 +1,4 @@
-"""Published numbers, and what the formulas here give under the convention that comes nearest.
+"""Published costs of methods, compared with the closed forms under the closest convention.
 
 No constant is fitted. Where a paper leaves an input open, it is either set for all (`TEXT` tokens of text) or taken
 from one of the paper's own numbers, which then is said and which that number cannot confirm. Only the published
@@ -37,7 +37,7 @@ Unit = Literal["G", "T", "MB", "%", "x"]
 
 @dataclass(frozen=True)
 class Claim:
-    """A published number beside the one counted here.
+    """A published number and the number computed here.
 
     Args:
         paper: Name of the method.
@@ -65,39 +65,39 @@ class Claim:
 
     @property
     def apart(self) -> float:
-        """Ours less the published number: in points for per cent, else relative."""
+        """Computed minus published number: in points for per cent, else relative."""
         return (self.ours - self.published) / (100 if self.unit == "%" else self.published)
 
     @property
     def same(self) -> bool:
-        """Whether the two numbers are no more than `SAME` apart, and this is no input."""
+        """Whether the numbers differ by at most `SAME` and the claim is not an input."""
         return abs(self.apart) <= SAME and not self.input
 
     @property
     def difference(self) -> str:
-        """How far ours is from the published number."""
+        """Format the difference between computed and published number."""
         points = self.unit == "%"
         return f"{100 * self.apart:+.1f} {'points' if points else '%'}"
 
     def shown(self, value: float) -> str:
-        """A value with its unit, with as many decimals as papers print."""
+        """Format a value with its unit, with as many decimals as papers print."""
         decimals = {"G": 1 if value >= 100 else 2, "T": 2, "MB": 1 if value >= 10 else 2, "%": 1, "x": 1}[self.unit]
         return f"{value:,.{decimals}f}{'' if self.unit == 'x' else ' '}{self.unit}"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the claim as plain JSON values."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["among"] = None if self.among is None else list(self.among)
         return {**fields, "apart": self.apart, "same": self.same}
 
 
 def claims() -> list[Claim]:
-    """All of them; a number stands once for each convention that was tried."""
+    """Return all claims; a number appears once for each convention that was tried."""
     return [*_fastv(), *_pyramiddrop(), *_uhd_v4(), *_mini(), *_visiondrop(), *_fourier(), *_hiprune(), *_cache()]
 
 
 def nearest(found: Sequence[Claim]) -> list[Claim]:
-    """Of every published number the line that comes nearest, inputs left out."""
+    """Return the closest computed number for every published one, without inputs."""
     best: dict[tuple[str, str], Claim] = {}
     for claim in found:
         key = (claim.paper, claim.what)
@@ -110,7 +110,7 @@ def nearest(found: Sequence[Claim]) -> list[Claim]:
 
 
 def _model(name: str) -> tuple[Model, ProcessedImage]:
-    """A released model and what it makes of a square image of 672 px."""
+    """Return a released model and its processed square image of 672 px."""
     config = RELEASED[name]()
     return shape_of(config), processed_image(config, 672, 672)
 
@@ -135,7 +135,7 @@ def _fewer(before: Cost, after: Cost) -> float:
 
 
 def _spanned(count: Callable[[int], float]) -> dict[str, Any]:
-    """Ours at `TEXT` tokens of text, and among those of `SPAN`."""
+    """Compute a number at `TEXT` tokens of text, and its range over `SPAN`."""
     low, high = sorted(count(text) for text in SPAN)
     return {"ours": count(TEXT), "among": (low, high)}
 
@@ -232,7 +232,7 @@ def _uhd_v4() -> Iterator[Claim]:
 
 
 def scores_left_over() -> float:
-    """Operations a score of attention that LLaVA-UHD v4's 3555.1 G have more than the matrix products."""
+    """FLOPs per attention score by which LLaVA-UHD v4's 3555.1 G exceed the matrix products."""
     claim = next(claim for claim in _uhd_v4() if claim.published == 3555.1)
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
     assert vision is not None
@@ -241,7 +241,7 @@ def scores_left_over() -> float:
 
 
 def slice_saving() -> float:
-    """What early compression saves in the encoder on a slice of 448 px, in per cent."""
+    """Percentage of encoder FLOPs that early compression saves on a slice of 448 px."""
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
     assert vision is not None
     before, after = (encoder(one, Grid(32, 32)) for one in (replace(vision, stages=()), vision))
@@ -249,13 +249,13 @@ def slice_saving() -> float:
 
 
 def _mini() -> Iterator[Claim]:
-    """LLaVA-Mini: all its numbers follow from the length of the text, which one of them gives."""
+    """Claims of LLaVA-Mini, which all follow from a text length that one of them gives."""
     model, processed = _model("llava-1.5-7b")
     seen = Convention(attention="none", head="all")
     source = "arXiv 2501.03895, appendix"
 
     def total(visual: int, text: int, fusion: int = 0, projected: int = 576) -> int:
-        """`visual` tokens in the language model after `fusion` layers more on all 576 of the image."""
+        """FLOPs with `visual` tokens in the language model after `fusion` more layers on all 576 image tokens."""
         run = _run(model, processed, visual)
         parts = cost(model, run, text, seen).parts
         one = cost(model, _run(model, processed, processed.tokens + visual), text, seen).parts
@@ -358,7 +358,7 @@ def _hiprune() -> Iterator[Claim]:
 def _reduced(
     model: Model, processed: ProcessedImage, many: int, few: int, paper: str, source: str, what: str, published: float
 ) -> Iterator[Claim]:
-    """A reduction whose convention a paper leaves open, under four of them."""
+    """Claims about a reduction whose convention a paper leaves open, under four conventions."""
     alone = Convention(encoder=False, connector=False)
     for convention, length, words in (
         (alone, None, "language model; {} tokens of text"),

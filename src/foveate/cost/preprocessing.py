@@ -1,4 +1,4 @@
-"""What becomes of an image before the encoder: its patches, and the tokens that the language model reads of it.
+"""Preprocessing rules: patches and language-model tokens of an image by its size.
 
 The rules are those of the processors; where `transformers` has the rule as a function, that function is asked.
 """
@@ -20,7 +20,7 @@ LONGEST = 65536
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """An image as the encoder and the language model get it.
+    """Patch grids and token count of an image after preprocessing.
 
     Args:
         grids: Rows and columns of patches of every sequence of the encoder.
@@ -34,12 +34,12 @@ class ProcessedImage:
 
     @property
     def patches(self) -> int:
-        """Patches of all sequences."""
+        """Number of patches of all sequences."""
         return sum(grid.size for grid in self.grids)
 
 
 def processed_image(config: Any, width: int, height: int, images: Any = None) -> ProcessedImage:
-    """Patch grids and token count that a processor makes of an image.
+    """Apply the preprocessing rule of a model to an image size.
 
     Args:
         config: The model's configuration, of a family in `shapes.families()`.
@@ -68,13 +68,13 @@ def _one(rows: int, columns: int, side: int) -> ProcessedImage:
 
 
 def _fixed(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
-    """LLaVA-1.5: any image becomes a square."""
+    """LLaVA-1.5: every image is resized to a square."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return _one(side, side, 1)
 
 
 def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
-    """LLaVA-NeXT and LLaVA-OneVision: the whole image small, and tiles; rows of the tiles end in a newline token."""
+    """LLaVA-NeXT and LLaVA-OneVision: a thumbnail and tiles; rows of the tiles end in a newline token."""
     from transformers.image_processing_utils import select_best_resolution
 
     tile, patch = config.vision_config.image_size, config.vision_config.patch_size
@@ -95,7 +95,7 @@ def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage
 
 
 def _qwen(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
-    """Sides are multiples of a token; the area lies between two bounds."""
+    """Qwen-VL: sides are multiples of a token's, and the area is within two bounds."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     vision = config.vision_config
@@ -111,7 +111,7 @@ def _qwen(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
 
 
 def _internvl(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
-    """Tiles in the proportions of the image, and the whole image small where there is more than one."""
+    """InternVL: tiles in the proportions of the image, and a thumbnail if there is more than one."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
     high, wide = config.vision_config.image_size
@@ -138,7 +138,7 @@ def _uhd(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
 
 
 def _slices(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
-    """LLaVA-UHD v4 as MiniCPM-V 4.6 has it: the whole image small, and slices."""
+    """LLaVA-UHD v4 as in MiniCPM-V 4.6: a thumbnail and slices."""
     from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
     images = images or MiniCPMV4_6ImageProcessorPil()

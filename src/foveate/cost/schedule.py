@@ -1,4 +1,4 @@
-"""How many visual tokens every layer of the decoder reads under a plan.
+"""Number of visual tokens in every layer of the decoder under a plan.
 
     fastv:50%@2                  all in layers 0 and 1, half of them from layer 2 on
     pyramiddrop:50%@8,16,24      halved before layers 8, 16 and 24
@@ -24,7 +24,7 @@ from foveate.cost.shapes import Model, Vision
 
 @dataclass(frozen=True)
 class Run:
-    """What a plan makes of an image.
+    """Token counts of an image under a plan.
 
     Args:
         image: The image as the encoder gets it; smaller than before where the plan reduces it.
@@ -38,7 +38,7 @@ class Run:
 
 
 def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[int, ...]:
-    """Visual tokens that each layer reads.
+    """Count the visual tokens in each layer.
 
     Args:
         steps: Steps before the decoder, whose budgets come first, and steps in it.
@@ -97,7 +97,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
 
 
 def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
-    """What a plan makes of an image in a model.
+    """Apply a plan to the token counts of an image in a model.
 
     Args:
         plan: None is the full model.
@@ -134,7 +134,7 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
 
 
 def _reduced(processed: ProcessedImage, step: Step) -> ProcessedImage:
-    """A smaller image; what its raster has more than the budget is left out."""
+    """Shrink the image to the budget; tokens beyond the budget are dropped."""
     from foveate.methods.image.downsample import reduced_grid
 
     if processed.raster is None:

@@ -1,4 +1,4 @@
-"""One static page from result files: tables that sort, plots with the Pareto front, a page for every method.
+"""Static report of result files: sortable tables, plots with the Pareto front, a page for every method.
 
     foveate report results/*.json -o report
 

@@ -1,4 +1,4 @@
-"""A report as files: everything is made before the first page is replaced."""
+"""Report files, which are all rendered before the first page is replaced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(
     redraw: bool = False,
     report: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Make a report from result files.
+    """Build a report from result files.
 
     Nothing is written before all files have been read. Pictures are kept between runs; pages and plots are written
     beside and then moved, the page over everything last.
@@ -82,7 +82,7 @@ def build(
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse to write over what is no report."""
+    """Raise FoveateError instead of overwriting a folder that holds no report."""
     if folder.exists() and not folder.is_dir():
         raise FoveateError(f"{folder} is a file; a report is a folder.")
     page = folder / "index.html"

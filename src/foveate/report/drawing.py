@@ -1,4 +1,4 @@
-"""A chart as SVG inside a page, and as a PNG file."""
+"""Rendering of charts as SVG and as PNG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHAPES = {
 
 
 def svg(chart: Chart, chosen: str = "") -> str:
-    """The chart as markup.
+    """Render the chart as SVG markup.
 
     Args:
         chart: What to draw.
@@ -69,7 +69,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
 
 
 def _said(chart: Chart) -> str:
-    """The chart in words, for those who do not see it."""
+    """Describe the chart in words for screen readers."""
     return f"{chart.title}. Pareto front, from the cheapest on: {'; '.join(point.said for point in chart.front)}."
 
 
@@ -78,7 +78,7 @@ def _mark(marker: str) -> str:
 
 
 def swatch(marker: str) -> str:
-    """A mark for a legend."""
+    """Render a marker for a legend."""
     return f'<svg class="swatch" viewBox="-8 -8 16 16" aria-hidden="true">{_mark(marker)}</svg>'
 
 
@@ -114,13 +114,13 @@ def _label(label: Label, group: str) -> str:
 
 
 def _lead(label: Label) -> tuple[float, float]:
-    """Where a line to a label ends: at its corner or side that is nearest to the mark."""
+    """Point where a leader line meets its label: the corner or side nearest to the marker."""
     x = min(max(label.mark[0], label.x), label.x + LETTER_WIDTH * len(label.text))
     return x, label.y + (0.5 * LETTER if label.mark[1] > label.y else -0.5 * LETTER)
 
 
 def png(chart: Chart) -> bytes:
-    """The chart as a PNG file.
+    """Render the chart as a PNG file.
 
     Raises:
         FoveateError: matplotlib is missing.
@@ -193,11 +193,11 @@ def _marks(axes: Any, chart: Chart, halo: Any) -> None:
 
 
 def _unit(x: float, y: float) -> tuple[float, float]:
-    """A place in units as fractions of the axes, from below."""
+    """Convert a position in units to fractions of the axes, from below."""
     left, top, right, below = MARGINS
     return (x - left) / (WIDTH - left - right), 1 - (y - top) / (HEIGHT - top - below)
 
 
 def _plain(value: str) -> str:
-    """A text in which matplotlib finds no formula."""
+    """Escape a text so that matplotlib finds no formula in it."""
     return value.replace("$", r"\$")

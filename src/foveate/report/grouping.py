@@ -1,4 +1,4 @@
-"""Families of methods, so that few colours tell many apart; taken from the registry, so that a new method has one."""
+"""Families of methods, taken from the registry, which share a colour."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 @cache
 def entries() -> dict[str, Any]:
-    """Every registered method's entry of the gallery by name."""
+    """Return the gallery entry of every registered method by name."""
     from foveate.gallery import gallery
 
     return {entry.name: entry for entry in gallery()}
@@ -52,7 +52,7 @@ def entries() -> dict[str, Any]:
 
 @cache
 def group_of(method: str) -> Group:
-    """The family of a method by its name."""
+    """Return the family of a method by its name."""
     if method == FULL_MODEL:
         return GROUPS["full-model"]
     entry = entries().get(method)

@@ -1,4 +1,4 @@
-"""Pieces of HTML. Every text is escaped here, so that no name in a result file can be markup."""
+"""HTML elements. Every text is escaped here, so that no name in a result file can be markup."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table, and what filters go by."""
+    """A row of a table with its filter attributes."""
 
     cells: Sequence[Cell]
     data: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Row:
 
 
 def tag(name: str, /, *content: str, **attributes: str | bool | None) -> str:
-    """An element. Content is markup already, attributes are escaped; `class_` is class, `data_x` is data-x."""
+    """Render an element. Content is markup already, attributes are escaped; `class_` is class, `data_x` is data-x."""
     given = ""
     for key, value in attributes.items():
         if value is None or value is False:
@@ -76,22 +76,22 @@ def tag(name: str, /, *content: str, **attributes: str | bool | None) -> str:
 
 
 def text(value: object) -> str:
-    """A text as markup."""
+    """Escape a text."""
     return escape(str(value))
 
 
 def paragraph(value: str, class_: str | None = None) -> str:
-    """A paragraph of plain text."""
+    """Render a paragraph of plain text."""
     return tag("p", text(value), class_=class_)
 
 
 def address(*parts: str) -> str:
-    """A relative address of a file."""
+    """Return a relative address of a file."""
     return "/".join(quote(part, safe="+") for part in parts)
 
 
 def table(caption: str, columns: Sequence[Column], rows: Iterable[Row], *, class_: str = "", sort: bool = True) -> str:
-    """A table with a caption, sortable where scripts run, in a frame that scrolls sideways on narrow screens."""
+    """Render a table with a caption, sortable with scripts, in a frame that scrolls sideways on narrow screens."""
     heads = "".join(
         tag(
             "th",
@@ -146,7 +146,7 @@ def _asset(name: str) -> str:
 
 
 def page(title: str, body: str, *, colours: Mapping[str, str]) -> str:
-    """A page that needs no other file but pictures: style and script stand in it.
+    """Render a page that needs no other file but images: style and script are inlined.
 
     Args:
         title: Of the page.

@@ -1,4 +1,4 @@
-"""The pages of a report: one over everything, and one for every method."""
+"""Pages of a report: an overview, and one page per method."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BESIDE = ("random", "random-decoder", "downsample")
 
 @dataclass
 class Report:
-    """Everything that pages are made of.
+    """Data and options that pages are rendered from.
 
     Args:
         title: Of the page.
@@ -43,7 +43,7 @@ class Report:
     albums: Mapping[str, Album] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Give every method a file of its own."""
+        """Assign a distinct file name to every method."""
         self._files: dict[str, str] = {}
         for method in self.results.methods:
             name = slug(method) or "method"
@@ -52,7 +52,7 @@ class Report:
             self._files[method] = f"{name}.html"
 
     def pages(self) -> dict[str, str]:
-        """Pages by their address within the report."""
+        """Render the pages by their address within the report."""
         found = {f"{METHODS}/{file}": self._method(method) for method, file in self._files.items()}
         return found | {"index.html": self._index()}
 
@@ -280,7 +280,7 @@ class Report:
 
 
 def _figure(chart: Chart, chosen: str = "") -> str:
-    """A chart with its title; without a chosen method also with its file."""
+    """Render a chart with its title, and a link to its file unless a method is highlighted."""
     files = tag("a", "as PNG", href=address(PLOTS, f"{chart.name}.png"))
     return tag(
         "figure",
@@ -321,14 +321,14 @@ def _picture(picture: Picture, folder: str, plan: str) -> str:
 
 
 def _filtered(inner: str, otherwise: str = "Nothing was measured for this choice.") -> str:
-    """A part that the filter may leave empty, and what stands there then."""
+    """Render a section that the filter may empty, with a note for that case."""
     if not inner:
         return ""
     return tag("div", inner, tag("p", text(otherwise), class_="none", hidden=True), class_="filtered")
 
 
 def _only(results: Results, method: str) -> Results:
-    """Rows of one method, and of what it is compared with on the same models and budgets."""
+    """Select the rows of one method and of its controls, on the same models and budgets."""
 
     def chosen(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         own = {(row["model"], row["budget"]) for row in rows if row["method"] == method}
@@ -360,7 +360,7 @@ def _title(method: str) -> str:
 
 
 def _facts(values: Mapping[str, Any]) -> str:
-    """Values by name on one line."""
+    """Render values by name on one line."""
     shown = [
         f"{name} {value if isinstance(value, (str, int, float)) else json.dumps(value)}"
         for name, value in values.items()
@@ -370,7 +370,7 @@ def _facts(values: Mapping[str, Any]) -> str:
 
 
 def _docstring(method: str) -> tuple[list[str], dict[str, str]]:
-    """Paragraphs of a method's docstring, and what it says of its arguments."""
+    """Return the paragraphs of a method's docstring and the descriptions of its arguments."""
     from foveate.core.plan import all_methods
 
     written = inspect.getdoc(all_methods()[method]) or ""
@@ -389,5 +389,5 @@ def _docstring(method: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _code(words: str) -> str:
-    """A paragraph of a docstring, with what stands between backticks or dollars as code."""
+    """Render a docstring paragraph, with text between backticks or dollars as code."""
     return re.sub(r"(`+|\$)([^`$]+)\1", r"<code>\2</code>", text(words))

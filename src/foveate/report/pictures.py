@@ -1,4 +1,4 @@
-"""What every plan keeps of the same six images: drawn once, kept by name beside the report."""
+"""Images that show which tokens every plan keeps of the same six images; drawn once and cached with the report."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Album:
-    """The pictures of one plan.
+    """The images of one plan.
 
     Args:
         plan: As text; "" for the images themselves.
@@ -88,7 +88,7 @@ class Album:
 
 
 class Gallery:
-    """Makes albums, and finds those that were made before.
+    """Cache of albums, which draws missing ones.
 
     Args:
         folder: Of the pictures.
@@ -110,7 +110,7 @@ class Gallery:
         self._loaded: dict[str | None, Any] = {}
 
     def album(self, plan: str) -> Album:
-        """The album of a plan, "" for the images as they are.
+        """Return the album of a plan; "" stands for the original images.
 
         Raises:
             FoveateError: a model cannot be loaded.
@@ -139,7 +139,7 @@ class Gallery:
         return album
 
     def sweep(self) -> None:
-        """Remove pictures of earlier reports that this one does not show."""
+        """Remove images of earlier reports that this one does not show."""
         for path in self.folder.glob("*-*.*"):
             if _OURS.fullmatch(path.name) and path.name not in self._used:
                 path.unlink()
@@ -184,12 +184,12 @@ class Gallery:
 
 
 def plan_of(method: str, entry: Any) -> str:
-    """The plan that pictures of a method follow."""
+    """Return the plan shown for a method."""
     return method if entry.budget == "none" else f"{method}:{BUDGET}"
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file in one step."""
+    """Write a file atomically."""
     with atomic_write(path) as partial:
         partial.write_bytes(content)
 
@@ -210,7 +210,7 @@ def _webp(image: Image) -> bytes:
 
 
 def _stored(path: Path) -> Album | None:
-    """The album that a file describes, if it and all its pictures are there."""
+    """Return the album that a file describes, if all its images exist."""
     try:
         document: Mapping[str, Any] = read_results(path)
         pictures = [Picture(**one | {"size": tuple(one["size"])}) for one in document["pictures"]]

@@ -1,4 +1,4 @@
-"""Result files: read, checked, and put together."""
+"""Result files: reading, validation and merging."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POSSIBLE = "give files of `foveate bench accuracy`, `foveate bench speed` or `f
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from.
+    """Origin of rows.
 
     Args:
         name: Name of the file.
@@ -43,7 +43,7 @@ class Source:
 
 @dataclass
 class Results:
-    """Rows of all files, in the forms that the benchmark commands write."""
+    """Rows of all files, in the format of the benchmark commands."""
 
     sources: list[Source] = field(default_factory=list)
     accuracy: list[dict[str, Any]] = field(default_factory=list)
@@ -53,12 +53,12 @@ class Results:
 
     @property
     def models(self) -> list[str]:
-        """Models in the order in which the files name them."""
+        """Models in the order of the files."""
         return list(dict.fromkeys(row["model"] for row in (*self.accuracy, *self.speed, *self.joint)))
 
     @property
     def methods(self) -> list[str]:
-        """Methods of single steps, in alphabetical order."""
+        """Methods of plans with one step, in alphabetical order."""
         rows = (*self.accuracy, *self.speed, *self.joint)
         return sorted({row["method"] for row in rows if row["method"] != FULL_MODEL and "+ " not in row["method"]})
 
@@ -132,7 +132,7 @@ _KEYS = {
 
 
 def read(paths: Sequence[Path]) -> Results:
-    """Rows of result files; those of the earlier `foveate bench selection` count as speed.
+    """Read the rows of result files; those of the earlier `foveate bench selection` count as speed.
 
     Raises:
         FoveateError: a file is no such result, has no rows or a row that cannot be read, or two files have the same.
@@ -160,7 +160,7 @@ def read(paths: Sequence[Path]) -> Results:
 
 
 def _shorten(results: Results) -> None:
-    """Call models by the last part of their names, as `bench speed` calls those in folders, where that is clear."""
+    """Shorten model names to their last part, as `bench speed` does for folders, where that is unambiguous."""
     lines = [*results.accuracy, *results.speed, *results.joint, *results.impossible]
     longer: dict[str, set[str]] = {}
     for name in {line["model"] for line in lines}:
@@ -172,7 +172,7 @@ def _shorten(results: Results) -> None:
 
 
 def _document(path: Path) -> tuple[dict[str, Any], str]:
-    """The content of a file, and its kind."""
+    """Return the content of a file and its kind."""
     try:
         document = read_results(path)
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
@@ -209,7 +209,7 @@ def _rows(document: dict[str, Any], path: Path) -> list[Any]:
 
 
 def _checked(row: Any, kind: str, where: str) -> dict[str, Any]:
-    """A row with everything it must and may have."""
+    """Return a row with all required and optional fields."""
     if not isinstance(row, dict):
         raise FoveateError(f"{where} is no object.")
     found = dict(row)
@@ -248,7 +248,7 @@ def _check(value: Any, check: Callable[[Any], bool], name: str, where: str) -> N
 
 @cache
 def _parts_of(plan: str) -> tuple[str, str]:
-    """The methods of a plan's text without their arguments, and the budget if it is one step."""
+    """Return the method names of a plan without arguments, and the budget of a plan of one step."""
     from foveate.core.plan import Plan
 
     if plan == FULL_MODEL:

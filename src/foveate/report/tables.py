@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""Tables of the report."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MIB = 2**20
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent."""
+    """Format a share in percent."""
     return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
 def overall(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Accuracy over all tasks: rows by model."""
+    """Select rows over all tasks, by model."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in results.accuracy:
         if row["task"] == ALL:
@@ -40,7 +40,7 @@ def overall(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def by_size(budget: str) -> tuple[bool, float, str]:
-    """What budgets are ordered by: numbers before fractions, the smallest first."""
+    """Sort key of budgets: numbers before fractions, the smallest first."""
     number = re.match(r"\d+(\.\d+)?", budget)
     return budget.endswith("%"), float(number[0]) if number else 0.0, budget
 
@@ -66,7 +66,7 @@ def _share(value: float | None, small: str = "", tint: int = 0) -> Cell:
 
 
 def tint(value: float | None, reference: float | None) -> int:
-    """Strength of the colour of a value against that of the full model: half of it lost is the strongest."""
+    """Return the colour strength of a value relative to the full model; losing half gives the strongest."""
     if value is None or not reference:
         return 0
     lost = 1 - value / reference
@@ -74,13 +74,13 @@ def tint(value: float | None, reference: float | None) -> int:
 
 
 def _drop_empty(columns: list[Column], rows: list[Row], fixed: int) -> tuple[list[Column], list[Row]]:
-    """Without the columns in which nothing stands; the first `fixed` stay."""
+    """Drop empty columns; the first `fixed` are kept."""
     kept = [n for n in range(len(columns)) if n < fixed or any(row.cells[n].text not in ("–", "") for row in rows)]
     return [columns[n] for n in kept], [Row([row.cells[n] for n in kept], row.data, row.kind) for row in rows]
 
 
 def best(results: Results, link: Link) -> str:
-    """For every model and budget the most accurate plan, the controls beside it, and who is as good."""
+    """Table of the most accurate plan for every model and budget, with controls and statistical ties."""
     columns = [
         MODEL,
         Column("budget", "tokens of an image, or a fraction of them", number=False),
@@ -135,7 +135,7 @@ def _relative(row: Mapping[str, Any], full_model: float | None) -> Cell:
 
 
 def _reaches(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
-    """Whether the interval of a plan reaches what the best one has."""
+    """Whether a plan's interval reaches the accuracy of the best one."""
     if row["relative_high"] is not None and first["relative"] is not None:
         return row["relative_high"] >= first["relative"]
     return row["high"] >= first["accuracy"]
@@ -144,7 +144,7 @@ def _reaches(row: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
 def accuracy(
     results: Results, link: Link, *, caption: str = "Accuracy over all tasks, each task the same weight"
 ) -> str:
-    """Accuracy of every plan."""
+    """Table of the accuracy of every plan."""
     rows, columns = [], [
         Column("plan", number=False),
         MODEL,
@@ -177,7 +177,7 @@ def accuracy(
 
 
 def breakdown(results: Results, link: Link, *, groups: bool, caption: str) -> str:
-    """Accuracy of every plan on every task, or on every group of tasks: a column each, tinted by what is lost."""
+    """Table of the accuracy of every plan by task or by group of tasks, with losses tinted."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in results.accuracy:
         if row["task"] != ALL and row["task"].startswith(GROUP) == groups:
@@ -213,14 +213,14 @@ def _flat(rows: Mapping[str, Sequence[dict[str, Any]]]) -> Iterable[dict[str, An
 
 
 def name_of(task: str) -> str:
-    """A task as a title; of a file its name alone."""
+    """Return a task's title; for a file, its name without the folder."""
     if task.endswith((".json", ".jsonl")):
         return task.replace("\\", "/").rsplit("/", 1)[-1]
     return task.removeprefix(GROUP).replace("_", " ")
 
 
 def _tokens(row: Mapping[str, Any]) -> Cell:
-    """Tokens of a row of speed."""
+    """Format the tokens of a speed row."""
     mean = row["tokens"] if row.get("tokens_mean") is None else row["tokens_mean"]
     return Cell(count(mean), mean, INERT if inert(row) else "")
 
@@ -236,7 +236,7 @@ def _divided(value: float | None, unit: float, digits: int = 1) -> Cell:
 
 
 def speed(results: Results, link: Link, *, caption: str = "What every plan costs") -> str:
-    """Times, memory and operations of every plan."""
+    """Table of times, memory and FLOPs of every plan."""
     columns = [
         Column("plan", number=False),
         MODEL,
@@ -297,7 +297,7 @@ def speed(results: Results, link: Link, *, caption: str = "What every plan costs
 
 
 def _speed_up(value: float | None, *, full_model: bool = False) -> Cell:
-    """A speed-up; one that is none stands out."""
+    """Format a speed-up; a slow-down is highlighted."""
     if value is None:
         return NONE
     slower = value < 1 and not full_model
@@ -305,7 +305,7 @@ def _speed_up(value: float | None, *, full_model: bool = False) -> Cell:
 
 
 def _extremes(row: Mapping[str, Any]) -> str:
-    """The fastest and the slowest turn in milliseconds, where they are known."""
+    """Format the fastest and the slowest turn in milliseconds, if known."""
     spread = row["spread"] or {}
     spread = spread.get("ttft", spread)
     ends = [spread.get(name) for name in ("min", "max")] if isinstance(spread, dict) else []
@@ -314,7 +314,7 @@ def _extremes(row: Mapping[str, Any]) -> str:
 
 
 def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewer bits together") -> str:
-    """Token compression together with quantised weights and caches; over all tasks where a file has that."""
+    """Table of token compression with quantised weights and caches, over all tasks if a file has that."""
     columns = [
         Column("plan", number=False),
         MODEL,
@@ -362,7 +362,7 @@ def joint(results: Results, link: Link, *, caption: str = "Fewer tokens and fewe
 
 
 def impossible(lines: Iterable[Mapping[str, str]]) -> str:
-    """What could not be measured, and why."""
+    """Table of plans that could not be measured, with the reason."""
     columns = [Column(name, number=False) for name in ("plan", "model", "reason")]
     rows = [
         Row([Cell(line["plan"]), Cell(line["model"]), Cell(line["reason"])], {"model": line["model"]}) for line in lines
@@ -371,6 +371,6 @@ def impossible(lines: Iterable[Mapping[str, str]]) -> str:
 
 
 def plain(caption: str, titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table of words."""
+    """Table of plain texts."""
     rows = [Row([Cell(text) for text in line]) for line in lines]
     return table(caption, [Column(title, number=False) for title in titles], rows, class_="words", sort=False)

@@ -1,10 +1,10 @@
-"""What a report says in words: how the numbers were made."""
+"""Texts of the report that explain the protocol."""
 
 from typing import NamedTuple
 
 
 class Passage(NamedTuple):
-    """A paragraph on the protocol.
+    """A paragraph about the protocol.
 
     Attributes:
         title: above it.

@@ -1,4 +1,4 @@
-"""The HTTP side of a server: routes in the words of OpenAI's API, and what guards them."""
+"""HTTP application of the server: routes of OpenAI's API and their guards."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5}
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error.
+    """Error response to a request.
 
     Args:
         status: Of HTTP.
@@ -55,7 +55,7 @@ class RefusedError(Exception):
 
 
 class ClientDisconnectedError(Exception):
-    """The client left."""
+    """The client has disconnected."""
 
 
 def build(
@@ -67,7 +67,7 @@ def build(
     api_key: str | None = None,
     origins: Sequence[str] = (),
 ) -> ASGIApp:
-    """The application.
+    """Build the application.
 
     Args:
         engine: Answers requests; started and stopped with the application.
@@ -220,7 +220,7 @@ def build(
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Refuse what no browser sends as origin.
+    """Raise FoveateError for a text that no browser sends as an origin.
 
     Raises:
         FoveateError: an origin is neither scheme://host[:port] nor "*".
@@ -252,7 +252,7 @@ Inbox = asyncio.Queue[tuple[int, Delivered]]
 async def _begin(
     asked: ChatRequest, engine: Answers, sources: Sources, own: Plan | None, share: Share, jobs: list[Job]
 ) -> Inbox:
-    """Put a request into the engine's queue, a job for every choice; where the answers arrive."""
+    """Queue a request, with one job per choice, and return the queue of its answers."""
     limits = engine.limits
     if asked.characters > limits.characters:
         raise FieldError(
@@ -288,7 +288,7 @@ async def _begin(
 
 
 def _said_beside(asked: ChatRequest, begun: Delivered) -> dict[str, str]:
-    """Headers: what was done otherwise than asked, or not at all."""
+    """Headers that report ignored and changed fields."""
     found = {}
     if isinstance(begun, Begun) and asked.limit is not None and begun.limit < asked.limit:
         found[CLAMPED] = str(begun.limit)
@@ -311,7 +311,7 @@ async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Re
 
 
 async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGenerator[str]:
-    """Answers as server-sent events."""
+    """Yield answers as server-sent events."""
     told = asked.top is not None
     for number in range(asked.choices):
         yield _event(writer.chunk(number, {"role": "assistant", "content": ""}))
@@ -333,7 +333,7 @@ async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGene
 
 
 class _Events(StreamingResponse):
-    """A stream that says when it has ended, however it ended: a client may leave before the first piece.
+    """Streaming response that reports its end, also if the client disconnects before the first event.
 
     Args:
         pieces: Of the stream.

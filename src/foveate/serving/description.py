@@ -1,4 +1,4 @@
-"""What a server says about itself: /openapi.json, and /docs made of it, which loads nothing from elsewhere."""
+"""API description: /openapi.json, and /docs rendered from it without external resources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HEADERS = {
 
 
 def document(name: str, limits: Limits) -> dict[str, Any]:
-    """The server in the words of OpenAPI 3.1.
+    """Build the OpenAPI 3.1 document.
 
     Args:
         name: What clients call the model.
@@ -116,7 +116,7 @@ code { font-size: 90%; }
 
 
 def page(described: dict[str, Any]) -> str:
-    """The document as HTML: every route, and every field of a request and of an answer."""
+    """Render the document as HTML: every route, and every field of requests and responses."""
     info, schemas = described["info"], described["components"]["schemas"]
     parts = [f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>"]
     parts += ['<p>The same for programs: <a href="openapi.json">openapi.json</a>.</p><h2>Routes</h2><table>']

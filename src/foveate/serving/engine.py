@@ -1,4 +1,4 @@
-"""The model of a server: one thread that answers waiting requests in batches.
+"""Inference engine: one thread that answers waiting requests in batches.
 
 Requests with the same plan are answered together, oldest first, each with its own sampling, length and stop texts
 (`rows`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
@@ -49,7 +49,7 @@ _DEVICE_FAULTS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch,
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way.
+    """A queued request.
 
     Args:
         messages: As `transformers` takes them, with PIL images.
@@ -81,47 +81,47 @@ class Job:
 
     @property
     def pixels(self) -> int:
-        """Pixels of its images."""
+        """Number of pixels of its images."""
         parts = (part for message in self.messages for part in message["content"] if part["type"] == "image")
         return sum(part["image"].width * part["image"].height for part in parts)
 
     @property
     def group(self) -> str:
-        """What a batch has in common."""
+        """Key that the jobs of a batch share."""
         return str(self.plan)
 
 
 class Answers(Protocol):
-    """What an application has its requests answered by: an `Engine` here, or replicas elsewhere."""
+    """Interface that an application sends requests to: an `Engine`, or a pool of replicas."""
 
     limits: Limits
     metrics: Metrics
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         ...
 
     @property
     def state(self) -> dict[str, Any]:
-        """What /health tells."""
+        """Return the status for /health."""
         ...
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering."""
 
     def stop(self) -> None:
-        """Refuse what waits and end what is being answered."""
+        """Refuse waiting requests and abort running ones."""
 
     def submit(self, job: Job) -> None:
-        """Take a request; `Job.deliver` gets the answer, whatever happens."""
+        """Accept a request; `Job.deliver` receives the answer in every case."""
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this answer any more."""
+        """Cancel a request."""
 
 
 class Engine:
-    """Answers requests in a thread of its own; a context manager.
+    """Engine that answers requests in its own thread; a context manager.
 
     Args:
         model: As `foveate.load` returns it, without a plan.
@@ -143,11 +143,11 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse what waits, end what is being answered, and leave the model as it was."""
+        """Refuse waiting requests, abort running ones, and restore the model."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -164,12 +164,12 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self._thread.is_alive() and not self._stopping and not self._failed
 
     @property
     def state(self) -> dict[str, Any]:
-        """What /health tells: "ok", "ending" or "failed", and how many requests wait."""
+        """Return the status for /health: "ok", "ending" or "failed", and the number of waiting requests."""
         status = "failed" if self._failed else "ok" if self.alive else "ending"
         return {"status": status, "waiting": len(self._waiting)}
 
@@ -191,7 +191,7 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this answer any more: it leaves the queue, or ends with the model's next step."""
+        """Cancel a request: it leaves the queue, or stops at the model's next step."""
         job.cancelled.set()
         with self._changed, contextlib.suppress(ValueError):
             self._waiting.remove(job)
@@ -219,7 +219,7 @@ class Engine:
                 job.deliver(end)
 
     def _next(self) -> list[Job] | None:
-        """The oldest request and others with its plan; None when the server ends."""
+        """Return the oldest request and others with its plan, or None when the server shuts down."""
         with self._changed:
             while not self._waiting and not self._stopping:
                 self._changed.wait()
@@ -277,7 +277,7 @@ class Engine:
             self._finish(job, row, length, images)
 
     def _limit(self, job: Job, length: int) -> int:
-        """Tokens that an answer to a prompt of `length` tokens may have: as many as the model has positions left."""
+        """Return the most tokens of an answer to a prompt of `length` tokens that the model has positions for."""
         check_length(self.model, length, 1)
         limit = self.limits.tokens if job.limit is None else min(job.limit, self.limits.tokens)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -309,7 +309,7 @@ class Engine:
         job.deliver(result)
 
     def _attach(self, plan: Plan | None) -> None:
-        """Leave the plan that is attached where it is the same: attaching takes longer than a look."""
+        """Attach the plan unless it is attached already, since attaching is slow."""
         if self._handle is not None and (plan is None or str(self._handle.plan) != str(plan)):
             self._handle.restore()
             self._handle = None

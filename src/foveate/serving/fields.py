@@ -1,4 +1,4 @@
-"""Fields of a request: which change nothing, which cannot be served and why, and the sentence about a wrong one."""
+"""Request fields: ignored ones, unsupported ones, and validation messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foveate.core.errors import FoveateError
 
 
 class FieldError(FoveateError):
-    """A request cannot be served because of one of its fields.
+    """A field of the request is invalid or unsupported.
 
     Args:
         field: Which, as in `messages[0].content[1].image_url.url`.
@@ -79,7 +79,7 @@ REASONS: Mapping[str, str] = {
 
 
 def without_empty(value: Any, known: Mapping[str, Any]) -> Any:
-    """An object without what says nothing: fields that are null, and fields that are not built and empty or neutral."""
+    """Remove null fields, and unsupported fields with empty or neutral values."""
     if not isinstance(value, dict):
         return value
     return {
@@ -108,7 +108,7 @@ _KINDS: Mapping[str, str] = {
 
 
 def problem(error: ValidationError) -> FieldError:
-    """The first thing that is wrong with a request, by the name of its field."""
+    """Return the first validation error of a request with the name of its field."""
     first = error.errors(include_url=False)[0]
     place, kind, context, given = [*first["loc"]], first["type"], first.get("ctx", {}), _shown(first.get("input"))
     if place[:1] == ["messages"] and place[2:3] == ["content"] and len(place) > 4:
@@ -138,7 +138,7 @@ def problem(error: ValidationError) -> FieldError:
 
 
 def path(place: list[Any]) -> str:
-    """Names and numbers as the path of a field: `messages[0].content`."""
+    """Format names and indices as the path of a field: `messages[0].content`."""
     return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in place).lstrip(".")[:200]
 
 

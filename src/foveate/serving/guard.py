@@ -1,4 +1,4 @@
-"""What stands before every route: the size of a body, and the time that clients may take."""
+"""Middleware that limits the size of request bodies and the time that clients may take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _StopError(Exception):
 
 
 class Guard:
-    """Ends requests whose body is too long or too slow, and answers that nobody takes.
+    """Middleware that aborts requests with oversized or slow bodies, and responses that nobody reads.
 
     Args:
         app: What stands behind.
@@ -31,7 +31,7 @@ class Guard:
         self.app, self.limits, self.held = app, limits, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""What one request, and all together, may cost."""
+"""Resource limits per request and in total."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class Limits:
 
 
 class BusyError(Exception):
-    """The server has as much to do as it may; a client should come again."""
+    """The server is at capacity; the client should retry."""
 
 
 class EngineDeadError(Exception):
-    """What should have answered a request has failed, through no fault of the request."""
+    """The engine that should have answered the request has failed."""
 
 
 class Held:
-    """Bytes that requests hold, counted over all threads.
+    """Thread-safe count of the bytes that requests hold.
 
     Args:
         most: How many may be held.
@@ -72,7 +72,7 @@ class Held:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
-        """Count bytes in.
+        """Add bytes.
 
         Raises:
             BusyError: there would be too many.
@@ -83,13 +83,13 @@ class Held:
             self.bytes += count
 
     def give(self, count: int) -> None:
-        """Count bytes out."""
+        """Subtract bytes."""
         with self._lock:
             self.bytes -= count
 
     @contextmanager
     def share(self) -> Generator[Share]:
-        """What one request holds; given back when the context is left."""
+        """Count the bytes of one request, which are released when the context exits."""
         share = Share(self)
         try:
             yield share
@@ -98,13 +98,13 @@ class Held:
 
 
 class Share:
-    """Bytes of one request."""
+    """Bytes held by one request."""
 
     def __init__(self, held: Held) -> None:
         self._held = held
         self.bytes = 0
 
     def take(self, count: int) -> None:
-        """Count bytes in; see `Held.take`."""
+        """Add bytes; see `Held.take`."""
         self._held.take(count)
         self.bytes += count

@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' format."""
+"""Server metrics in Prometheus format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own.
+    """Metrics of one server, in a registry of its own.
 
     Args:
         waiting: Gives the number of requests in the queue.
@@ -56,7 +56,7 @@ class Metrics:
         Gauge("foveate_running", "Requests that are being answered.", registry=self.registry).set_function(running)
 
     def answered(self, result: Result, images: int, seconds: float) -> None:
-        """Count an answer with its images and the time since its request was complete."""
+        """Record an answer with its images and the time since its request was complete."""
         self.duration.observe(seconds)
         self.images.inc(images)
         self.tokens_before.inc(result.images.before)
@@ -65,5 +65,5 @@ class Metrics:
         self.completion.inc(result.completion_tokens)
 
     def text(self) -> bytes:
-        """All of it, as /metrics gives it."""
+        """Return all metrics in the format of /metrics."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""What a chat request may say, in the words of OpenAI's API.
+"""Chat completion requests of OpenAI's API.
 
 What would change an answer and is not built (tools, formats, sound ...) is refused by name with the reason, not passed
 over. A field that is null, or empty where it is not built, is as if left out: clients send all the fields that they
@@ -39,7 +39,7 @@ class _Strict(BaseModel):
 
 
 class ImageURL(_Strict):
-    """Where an image is: a data URI, a file under the server's root, or an address on an allowed host."""
+    """Location of an image: a data URI, a file under the server's root, or an address on an allowed host."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] = Field(
@@ -48,26 +48,26 @@ class ImageURL(_Strict):
 
 
 class TextPart(_Strict):
-    """Text of a message."""
+    """Text part of a message."""
 
     type: Literal["text"]
     text: str
 
 
 class RefusalPart(_Strict):
-    """What an assistant said in place of an answer."""
+    """Refusal in an assistant message."""
 
     type: Literal["refusal"]
     refusal: str
 
     @property
     def text(self) -> str:
-        """Its text."""
+        """Text of the message."""
         return self.refusal
 
 
 class ImagePart(_Strict):
-    """An image of a message."""
+    """Image part of a message."""
 
     type: Literal["image_url"]
     image_url: ImageURL
@@ -81,12 +81,12 @@ def _parts(value: Any) -> Any:
 
 
 def _or_text(schema: dict[str, Any]) -> None:
-    """A JSON schema of a list, or of a text that stands for a list of one."""
+    """JSON schema of a list, or of a text that stands for a list of one."""
     schema["anyOf"] = [{"type": "string"}, {name: schema.pop(name) for name in ("type", "items")}]
 
 
 class Message(_Strict):
-    """One turn."""
+    """Message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(_parts), Field(json_schema_extra=_or_text)]
@@ -110,7 +110,7 @@ def _budget(value: Any) -> Any:
 
 
 class Compression(_Strict):
-    """What a request wants of the visual tokens: a plan, or the server's plan with another budget."""
+    """Token compression of a request: a plan, or the server's plan with another budget."""
 
     plan: str | None = Field(default=None, max_length=2_000, description="As text: 'divprune:64'; 'full model': none.")
     budget: Annotated[
@@ -121,7 +121,7 @@ class Compression(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream holds beside text."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
     include_obfuscation: bool = Field(default=False, description="Changes nothing: pieces are not padded.")
@@ -135,7 +135,7 @@ def _format(value: Any) -> Any:
 
 
 class ResponseFormat(_Strict):
-    """The form of an answer: text."""
+    """Format of an answer: text."""
 
     type: Literal["text"] = "text"
 
@@ -182,42 +182,42 @@ class ChatRequest(_Strict):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts at which an answer ends."""
+        """Stop texts."""
         return tuple(text for text in self.stop or () if text)
 
     @property
     def limit(self) -> int | None:
-        """Tokens that an answer may have, as far as the request says."""
+        """Maximum number of tokens of an answer, as requested."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def choices(self) -> int:
-        """Answers that are wanted."""
+        """Number of answers."""
         return self.n or 1
 
     @property
     def top(self) -> int | None:
-        """Likeliest tokens to tell beside each of the answer; None: no probabilities at all."""
+        """Number of alternatives with log probabilities per token; None without log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def characters(self) -> int:
-        """Characters of text."""
+        """Number of characters of text."""
         return sum(len(part.text) for _, part in self._parts if not isinstance(part, ImagePart))
 
     @property
     def urls(self) -> list[str]:
-        """Where the images are, in order."""
+        """Addresses of the images, in order."""
         return [part.image_url.url for _, part in self._parts if isinstance(part, ImagePart)]
 
     @property
     def places(self) -> list[str]:
-        """The fields that `urls` stand in."""
+        """Paths of the fields that hold `urls`."""
         return [f"{place}.image_url.url" for place, part in self._parts if isinstance(part, ImagePart)]
 
     @property
     def without_effect(self) -> list[str]:
-        """Fields that say something and change nothing."""
+        """Fields that are set but have no effect."""
         found = [name for name in _WITHOUT_EFFECT if getattr(self, name) not in (None, {}, "")]
         if self.stream_options is not None and (self.stream_options.include_obfuscation or not self.stream):
             found.append("stream_options")
@@ -233,7 +233,7 @@ class ChatRequest(_Strict):
                 yield path(["messages", turn, "content", number]), part
 
     def conversation(self, images: list[Any]) -> list[dict[str, Any]]:
-        """The messages as `transformers` takes them, with PIL images in place of addresses."""
+        """Return the messages in the format of `transformers`, with PIL images in place of addresses."""
         left = iter(images)
         found = []
         for message in self.messages:
@@ -255,7 +255,7 @@ _WITHOUT_EFFECT = (
 
 
 def parse(body: bytes) -> ChatRequest:
-    """The request in a body.
+    """Parse and validate a request body.
 
     Raises:
         FoveateError: it is no JSON, or says what cannot be done; the sentence names the field.
@@ -281,7 +281,7 @@ def parse(body: bytes) -> ChatRequest:
 
 
 def _check(request: ChatRequest) -> None:
-    """What fields say about one another."""
+    """Check fields against each other."""
     if request.messages[-1].role == "assistant":
         raise FieldError("messages", "the last one must be of the user, since an answer to it is asked for.")
     for turn, message in enumerate(request.messages):
@@ -300,7 +300,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _deeper_than(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested deeper, found without recursion."""
+    """Whether lists and objects are nested deeper than a limit, computed without recursion."""
     level = [value]
     for _ in range(levels):
         nested = [
@@ -313,7 +313,7 @@ def _deeper_than(value: Any, levels: int) -> bool:
 
 
 def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
-    """The plan of a request.
+    """Return the plan of a request.
 
     Args:
         asked: What it says.
@@ -347,7 +347,7 @@ def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
 
 @contextmanager
 def _about(field: str) -> Generator[None]:
-    """Sentences of others about one field."""
+    """Convert other errors to errors about one field."""
     try:
         yield
     except FoveateError as error:
@@ -355,7 +355,7 @@ def _about(field: str) -> Generator[None]:
 
 
 def refuse_files(plan: Plan) -> None:
-    """Requests choose among what the server has; they do not name files for it to read.
+    """Raise FoveateError for a plan that names files, which requests must not make the server read.
 
     Raises:
         FoveateError: the plan names one.

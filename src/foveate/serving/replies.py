@@ -1,4 +1,4 @@
-"""What a server answers, in the words of OpenAI's API; these classes are its JSON and its schema."""
+"""Responses of OpenAI's API; these classes define their JSON and its schema."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.serving.rows import Chance
 
 
 class PromptTokens(BaseModel):
-    """The prompt that the language model was given."""
+    """Details of the prompt's tokens."""
 
     text_tokens: int
     image_tokens: int = Field(description="That the plan left in front of the language model.")
@@ -21,7 +21,7 @@ class PromptTokens(BaseModel):
 
 
 class Compressed(BaseModel):
-    """What became of the visual tokens."""
+    """Visual token counts before and after compression."""
 
     plan: str | None = Field(description="As text; null: the model as it is.")
     visual_tokens: int = Field(description="Before the plan.")
@@ -30,7 +30,7 @@ class Compressed(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of a request, of all its choices together."""
+    """Token usage of a request over all choices."""
 
     prompt_tokens: int = Field(description="Of the shortened prompt that the language model was given.")
     completion_tokens: int
@@ -40,7 +40,7 @@ class Usage(BaseModel):
 
 
 class Token(BaseModel):
-    """A token and how likely it was."""
+    """A token with its log probability."""
 
     token: str
     logprob: float
@@ -48,20 +48,20 @@ class Token(BaseModel):
 
 
 class TokenAmongOthers(Token):
-    """A token of an answer, and the likeliest ones in its place."""
+    """A token of an answer with the most likely alternatives."""
 
     top_logprobs: list[Token]
 
 
 class Logprobs(BaseModel):
-    """How likely the tokens of a text were."""
+    """Log probabilities of the tokens of a text."""
 
     content: list[TokenAmongOthers]
     refusal: None = None
 
 
 class Said(BaseModel):
-    """The message of an answer."""
+    """Message of an answer."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -78,7 +78,7 @@ class Choice(BaseModel):
 
 
 class Completion(BaseModel):
-    """A whole answer."""
+    """Response with complete answers."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -89,14 +89,14 @@ class Completion(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a piece of a stream adds."""
+    """Text added by a chunk."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChunkChoice(BaseModel):
-    """A piece of one answer."""
+    """Part of one answer in a chunk."""
 
     index: int
     delta: Delta
@@ -105,7 +105,7 @@ class ChunkChoice(BaseModel):
 
 
 class Chunk(BaseModel):
-    """A piece of a streamed answer; the last holds usage alone, where `stream_options.include_usage` asks for it."""
+    """Chunk of a streamed response; the last holds only usage if `stream_options.include_usage` is set."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -116,7 +116,7 @@ class Chunk(BaseModel):
 
 
 class Problem(BaseModel):
-    """What is wrong."""
+    """Details of an error."""
 
     message: str = Field(description="One sentence: what is wrong, and what is possible.")
     type: str
@@ -125,7 +125,7 @@ class Problem(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """An error."""
+    """Error response."""
 
     error: Problem
 
@@ -133,12 +133,12 @@ class ErrorBody(BaseModel):
 def error_body(
     message: str, kind: str = "invalid_request_error", code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
-    """An error as clients of OpenAI's API expect it."""
+    """Build an error response of OpenAI's API."""
     return ErrorBody(error=Problem(message=message, type=kind, param=param, code=code)).model_dump()
 
 
 class Writer:
-    """Writes the answer to one request.
+    """Builder of the response to one request.
 
     Args:
         model: What clients call it.
@@ -148,7 +148,7 @@ class Writer:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def completion(self, choices: Sequence[tuple[str, str, Sequence[Chance] | None]], usage: dict[str, Any]) -> Any:
-        """A whole answer: text, reason of its end and chances of every choice."""
+        """Build a complete response: text, finish reason and log probabilities of every choice."""
         found = [
             {"index": index, "message": {"content": text}, "logprobs": _logprobs(chances), "finish_reason": reason}
             for index, (text, reason, chances) in enumerate(choices)
@@ -158,14 +158,14 @@ class Writer:
     def chunk(
         self, index: int, delta: dict[str, Any], reason: str | None = None, chances: Sequence[Chance] | None = None
     ) -> Any:
-        """A piece of a streamed answer."""
+        """Build a chunk of a streamed response."""
         choice = {"index": index, "delta": delta, "logprobs": _logprobs(chances), "finish_reason": reason}
         return Chunk.model_validate({**self._head, "choices": [choice]}).model_dump(exclude_unset=True) | {
             "object": "chat.completion.chunk"
         }
 
     def usage(self, usage: dict[str, Any]) -> Any:
-        """The last piece of a stream whose request asked for usage."""
+        """Build the final chunk of a stream whose request asked for usage."""
         return Chunk.model_validate({**self._head, "choices": [], "usage": usage}).model_dump()
 
 

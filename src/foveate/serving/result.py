@@ -1,4 +1,4 @@
-"""What a server answers a request with."""
+"""Result of a served request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foveate.serving.rows import Chance
 
 @dataclass(frozen=True)
 class Result:
-    """A complete answer.
+    """Complete answer.
 
     Args:
         text: The whole text.
@@ -34,7 +34,7 @@ class Result:
 
 
 def usage_of(results: Sequence[Result]) -> dict[str, Any]:
-    """Tokens of the answers to one request as OpenAI's API names them, and what became of the visual tokens."""
+    """Return the token usage of the answers to one request under OpenAI's names, with visual token counts."""
     first, written = results[0], sum(result.completion_tokens for result in results)
     before, given, exact = first.images
     read = int(exact) if exact == int(exact) else round(exact, 2)

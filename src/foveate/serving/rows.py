@@ -1,4 +1,4 @@
-"""One answer of a batch: its tokens as text, piece by piece, and when it ends.
+"""Generation state of one answer in a batch: incremental text, stop texts and sampling.
 
 `transformers` streams batches of one only and samples all rows alike. Here every row has its own temperature, seed,
 stop texts and length, and can be ended from outside, while the rows share each step of the model.
@@ -22,7 +22,7 @@ _UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a row's tokens are drawn.
+    """Sampling settings of a row.
 
     Args:
         temperature: 0, or what is nearly 0, takes the likeliest token.
@@ -38,13 +38,13 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """Whether the row uses greedy decoding."""
         return self.temperature < GREEDY
 
 
 @dataclass(frozen=True)
 class Chance:
-    """How likely a token of an answer was, before temperature.
+    """Log probability of a token, before temperature.
 
     Args:
         text: Of the token.
@@ -59,7 +59,7 @@ class Chance:
 
 @dataclass(frozen=True)
 class Begun:
-    """The first token is there.
+    """Event: the first token has been generated.
 
     Args:
         limit: Tokens that the answer may have.
@@ -70,7 +70,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer.
+    """Event: a piece of an answer's text.
 
     Args:
         text: That is new.
@@ -82,7 +82,7 @@ class Piece:
 
 
 class GenerationState:
-    """Text of one answer as it is written.
+    """Text of one answer during generation.
 
     White space at both ends is left out, as `foveate.ask` does; text that may be the beginning of a stop text is held
     back until it is known not to be.
@@ -117,7 +117,7 @@ class GenerationState:
         self._context = self._read = 0  # ids that the next decoding begins with, and those that are text already
 
     def add(self, token: int, chance: Chance | None = None) -> None:
-        """Take the next token; `reason` says afterwards whether it was the last."""
+        """Add the next token; `reason` is set if it was the last."""
         if self.reason is not None:
             return
         if self.cancelled():
@@ -149,12 +149,12 @@ class GenerationState:
             self._context, self._read = self._read, len(self.ids)
 
     def _stopped(self) -> int | None:
-        """Where the earliest stop text begins."""
+        """Return the index of the earliest stop text."""
         found = [place for stop in self.stops if (place := self.text.find(stop)) >= 0]
         return min(found, default=None)
 
     def _sure(self) -> int:
-        """Characters that no later token can take back: neither white space at the end nor a stop text's beginning."""
+        """Count the leading characters that no later token can change: no trailing white space or partial stop text."""
         end = len(self.text)
         for stop in self.stops:
             for length in range(min(len(stop) - 1, len(self.text)), 0, -1):
@@ -178,7 +178,7 @@ class GenerationState:
 
 
 class Chances(LogitsProcessor):
-    """Remembers how likely every token was in the rows that ask for it.
+    """Logits processor that records log probabilities for the rows that request them.
 
     Args:
         sampling: Of every row.
@@ -191,12 +191,12 @@ class Chances(LogitsProcessor):
         self._found: dict[int, Tensor] = {}
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores (B, V) as they are."""
+        """Return scores (B, V) unchanged."""
         self._found = {row: scores[row].float().log_softmax(dim=-1) for row in self.told}
         return scores
 
     def of(self, row: int, token: int) -> Chance | None:
-        """How likely the last token of a row was; None where that was not asked for."""
+        """Return the log probability of a row's last token, or None if it was not requested."""
         if row not in self._found:
             return None
         found = self._found[row]
@@ -209,7 +209,7 @@ class Chances(LogitsProcessor):
 
 
 class StopCriterion(StoppingCriteria):
-    """Hands every row its new token and ends the rows that are complete.
+    """Stopping criterion that passes each row its new token and ends complete rows.
 
     Args:
         rows: Of the batch, in order.
@@ -221,7 +221,7 @@ class StopCriterion(StoppingCriteria):
         self.rows, self.stepped, self.chances = rows, stepped, chances
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        """(B,) bool, which rows are complete."""
+        """Return (B,) bool, which rows are complete."""
         self.stepped()
         for number, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
             row.add(token, self.chances.of(number, token) if row.reason is None else None)
@@ -229,7 +229,7 @@ class StopCriterion(StoppingCriteria):
 
 
 class Sampler(LogitsProcessor):
-    """Draws the token of every row that samples, so that the likeliest one afterwards is the drawn one.
+    """Logits processor that samples a token per row and masks all others.
 
     Args:
         sampling: Of every row.
@@ -246,7 +246,7 @@ class Sampler(LogitsProcessor):
                 generator.manual_seed(one.seed % 2**63)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores (B, V) with all but the drawn token at minus infinity, in rows that sample."""
+        """Return scores (B, V) with all but the sampled token at minus infinity, in rows that sample."""
         drawn = scores.clone()
         for row, (one, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
             if not one.greedy:

@@ -1,4 +1,4 @@
-"""Where the images of requests may come from.
+"""Image sources that requests may use.
 
 Data URIs always; files only under one folder, after links are followed; addresses only on hosts that were named, with
 no redirect followed: a server that fetches what strangers name must not become their way into its network.
@@ -29,7 +29,7 @@ _AT_ONCE = 4
 
 
 class Sources:
-    """Opens the images of requests.
+    """Loader of request images.
 
     Args:
         root: Folder whose files may be named, as `file:///absolute/path` or `file:relative/path`; None: no files.
@@ -52,7 +52,7 @@ class Sources:
         self._decoding = asyncio.Semaphore(_AT_ONCE)
 
     async def open(self, url: str, share: Share) -> Image.Image:
-        """The image at an address, upright and in RGB.
+        """Open the image at an address, upright and in RGB.
 
         Args:
             url: As a request names it.

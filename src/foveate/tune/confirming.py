@@ -1,4 +1,4 @@
-"""A finalist on questions that the search never saw, beside what keeps as many tokens without choosing."""
+"""Evaluation of a finalist on questions that the search did not use, with controls of equal token count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.tune.settings import TuneSettings
 def confirm(
     plan: str, items: Sequence[Item], answers: Answers, costs: Costs, settings: TuneSettings, depth: int
 ) -> dict[str, Any]:
-    """What a plan reaches and costs on items of its own.
+    """Measure the score and cost of a plan on new items.
 
     Args:
         plan: A finalist.
@@ -53,7 +53,7 @@ def confirm(
 
 
 def controls_of(plan: str, numbers: dict[str, Any], depth: int) -> list[str]:
-    """Random tokens in place of those that a plan chooses, and the smaller image.
+    """Return the controls of a plan: random tokens, and the smaller image.
 
     The image is as small as the plan's budget says. For plans inside the language model, and where a rule of the plan's
     own decides, it is that of the share of tokens that the plan kept, the mean over the layers.

@@ -1,4 +1,4 @@
-"""What a plan costs beside the full model: measured time to the first token, and counted operations."""
+"""Cost of a plan relative to the full model: measured time to first token, and FLOPs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ITEMS = 3
 
 
 class Costs:
-    """Measures plans on a few items, one at a time, in turns with the full model.
+    """Measurements of plans on a few items, one at a time, alternating with the full model.
 
     What else the machine does falls on both alike, so the ratio of two times that were taken right after each other
     says more than either of them.
@@ -39,7 +39,7 @@ class Costs:
         self._full_model = [_counted(one, None) for one in self._measuring]
 
     def flops(self, plan: str, quick: bool = False) -> float:
-        """Operations to the first token over those of the full model; `quick`: on the middle item only.
+        """Return the FLOPs to the first token relative to the full model; `quick`: on the middle item only.
 
         Raises:
             FoveateError: the plan cannot run on this model or these images.
@@ -50,7 +50,7 @@ class Costs:
         return sum(_counted(one, plan) for one in self._measuring) / sum(self._full_model)
 
     def time(self, plan: str, repeats: int | None = None) -> dict[str, Any]:
-        """Time to the first token over that of the full model: the median of turns, their extremes, all of them.
+        """Return the time to first token relative to the full model: median, extremes and values of all turns.
 
         Every turn goes over all items, with the plan and without; which of the two is first changes from turn to turn.
         The first turn warms up and does not count.

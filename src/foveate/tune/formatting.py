@@ -1,4 +1,4 @@
-"""What a search found, in sentences and as a picture."""
+"""Search results in sentences and as a plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMED = 14
 
 
 def front(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials of all questions than which none is both cheaper and better, from the cheapest on."""
+    """Return the Pareto-optimal trials on all questions, from the cheapest on."""
     found: list[dict[str, Any]] = []
     complete = [one for one in records if one["outcome"] == "complete"]
     for record in sorted(complete, key=lambda one: (one["cost"], -one["score"])):
@@ -24,12 +24,12 @@ def front(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def confirmed(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The plan that held, with its numbers; None where none did."""
+    """Return the confirmed plan with its numbers, or None."""
     return next((one for one in document["confirmation"] if one["met"]), None)
 
 
 def verdict(document: dict[str, Any]) -> list[str]:
-    """What a user should know of the result, in sentences."""
+    """Summarise the result in sentences."""
     best, tried = confirmed(document), document["confirmation"]
     trials, goal = document["trials"], document["goal"]
     if best is None and not tried:
@@ -72,7 +72,7 @@ def _points(control: dict[str, Any]) -> str:
 
 
 def _nearest(document: dict[str, Any]) -> list[str]:
-    """Where no trial met the goal: the one that came nearest."""
+    """Describe the trial closest to the goal if none met it."""
     known = [one for one in document["trials"] if one["outcome"] == "complete"]
     if not known:
         return ["No trial came as far as all questions of the search."]
@@ -82,7 +82,7 @@ def _nearest(document: dict[str, Any]) -> list[str]:
 
 
 def _weak(document: dict[str, Any]) -> list[str]:
-    """A warning where the full model is no better than somebody who does not look."""
+    """Warn if the full model is no better than always giving the most frequent answer."""
     own = document["full_model"].get("confirm") or document["full_model"].get("search")
     if own is None or own["accuracy"] > own["majority"]:
         return []
@@ -91,7 +91,7 @@ def _weak(document: dict[str, Any]) -> list[str]:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Trials by cost and score, the front, the goal, and what was confirmed with its controls.
+    """Plot trials by cost and score, with the front, the goal, and confirmed plans with their controls.
 
     Raises:
         FoveateError: matplotlib is missing, or there is nothing to draw.
@@ -143,7 +143,7 @@ def _trials(axis: Any, known: list[dict[str, Any]]) -> None:
 
 
 def _front(axis: Any, best: list[dict[str, Any]]) -> str:
-    """Draw the front; its numbers stand at the marks, its plans in the text that is returned."""
+    """Draw the front with numbered markers, and return the text that lists its plans."""
     if not best:
         return ""
     places = ([one["cost"] for one in best], [one["score"] for one in best])

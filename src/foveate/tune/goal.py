@@ -1,4 +1,4 @@
-"""What a search is for: a time to the first token, an accuracy, or both."""
+"""Goal of a search: a time to first token, an accuracy, or both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TIE = 1e-3
 
 @dataclass(frozen=True)
 class Goal:
-    """The most that a plan may cost, the least that it must reach, both relative to the full model.
+    """Maximum cost and minimum accuracy, both relative to the full model.
 
     With a limit of cost alone the best score is searched; with a limit of the score, the least cost.
 
@@ -40,15 +40,15 @@ class Goal:
             raise FoveateError(f"a least accuracy of {self.accuracy:.4g} times the full model's is no goal; write 97%.")
 
     def affords(self, cost: float) -> bool:
-        """Whether a plan may cost so much."""
+        """Whether the cost is within the goal."""
         return cost < 1 if self.cost is None else cost <= self.cost
 
     def met(self, cost: float, score: float) -> bool:
-        """Whether a plan of this cost and score is one that is looked for."""
+        """Whether a plan of this cost and score meets the goal."""
         return self.affords(cost) and (self.accuracy is None or score >= self.accuracy)
 
     def value(self, cost: float, score: float | None) -> float:
-        """What the search maximises; only the order of values means something.
+        """Return the objective of the search; only its order is meaningful.
 
         Args:
             cost: Relative to the full model.
@@ -75,7 +75,7 @@ class Goal:
 
 
 def factor(text: str) -> float:
-    """The number in `0.5x`, `0.5` or `50%`.
+    """Parse the number in `0.5x`, `0.5` or `50%`.
 
     Raises:
         FoveateError: it is none of these.
@@ -84,7 +84,7 @@ def factor(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """The number in `97%` or `0.97`.
+    """Parse the number in `97%` or `0.97`.
 
     Raises:
         FoveateError: it is neither.

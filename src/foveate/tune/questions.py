@@ -1,4 +1,4 @@
-"""Questions to search on, and others to confirm on."""
+"""Split of questions into search and confirmation sets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Questions:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """After how many items of `search` a plan is judged: a quarter, half, all."""
+        """Numbers of `search` items after which a plan is judged: a quarter, half, all."""
         whole = len(self.search)
         return (*(part for part in (whole // 4, whole // 2) if part >= _FEWEST), whole)
 
 
 def divided(stream: Iterable[Item], seed: int) -> Questions:
-    """Half of every task's items to search on, half to confirm on; questions about one image stay together.
+    """Split every task's items into halves; questions about one image stay together.
 
     Args:
         stream: Items of all tasks.

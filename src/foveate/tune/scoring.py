@@ -1,4 +1,4 @@
-"""How good a plan is on some items: answers that stay right, or states that stay the same."""
+"""Score of a plan on some items: accuracy, or similarity of hidden states."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """What a plan reached on some items.
+    """Score of a plan on some items.
 
     Args:
         value: 1 is as good as the full model.
@@ -42,7 +42,7 @@ class Score:
 
 
 class Answers:
-    """Asks what has not been asked yet, and compares.
+    """Scorer that compares answers and caches them.
 
     Args:
         model: The model.
@@ -58,7 +58,7 @@ class Answers:
         self._by_key = {_key(row): row for row in rows.rows}
 
     def of(self, plan: str, items: Sequence[Item]) -> list[Row]:
-        """Rows of all turns of all items, in their order.
+        """Return the rows of all turns of all items, in order.
 
         Raises:
             FoveateError: the plan cannot run on this model or these images.
@@ -77,7 +77,7 @@ class Answers:
         return self._rows.has(self._name, plan, item.task, item.index, len(item.turns))
 
     def score(self, plan: str, items: Sequence[Item]) -> Score:
-        """Accuracy relative to the full model.
+        """Return the accuracy relative to the full model.
 
         Raises:
             FoveateError: the full model has no right answer, or the plan cannot run.
@@ -92,7 +92,7 @@ class Answers:
         return Score(found["relative"], found["relative_low"], found["relative_high"], numbers)
 
     def compared(self, plan: str, other: str, items: Sequence[Item]) -> Compared:
-        """Accuracy of two plans on the same questions; tasks count alike, questions about one item go together."""
+        """Compare two plans on the same questions; tasks have equal weight, questions of one item form a cluster."""
         first, second = self.of(plan, items), self.of(other, items)
         return paired_bootstrap(
             [row["right"] for row in first],
@@ -103,7 +103,7 @@ class Answers:
 
 
 class Flow:
-    r"""How far visual information reaches the answer: needs no answers.
+    r"""Scorer by visual information flow, which needs no answers.
 
     $\cos(h, h')$ of the states from which the first token of the answer is read, without and with the plan, mean over
     the items: the objective that VFlowOpt searches its settings by (Yang et al., ICCV 2025, arXiv 2508.05211, there
@@ -120,7 +120,7 @@ class Flow:
         self._full_model: dict[tuple[str, int], Tensor] = {}
 
     def score(self, plan: str, items: Sequence[Item]) -> Score:
-        """Mean cosine.
+        """Return the mean cosine similarity.
 
         Raises:
             FoveateError: the plan cannot run on this model or these images.
@@ -134,7 +134,7 @@ class Flow:
 
     @torch.inference_mode()
     def _states(self, items: Sequence[Item]) -> dict[tuple[str, int], Tensor]:
-        """(D,) float32 of every item's prompt: what the output layer reads of its last token."""
+        """Return the last prompt token's input of the output layer (D,) in float32 for every item."""
         found: dict[tuple[str, int], Tensor] = {}
         for batch in batches(items, self._batch_size):
             prepared = prepare(self._model, self._processor, batch)

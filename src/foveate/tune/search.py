@@ -1,4 +1,4 @@
-"""A search from its beginning, or from where it was stopped, to the confirmed plan."""
+"""Search for a plan, resumable up to the confirmed result."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(
     report: Callable[[str], object] = lambda line: None,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Search, or go on with a search, and confirm what wins.
+    """Run or resume a search, and confirm the winners.
 
     Args:
         settings: What to search.
@@ -75,7 +75,7 @@ def run(
 
 
 def _finished(settings: TuneSettings, folder: Path | None) -> dict[str, Any] | None:
-    """The result of this very search, if it was brought to its end."""
+    """Return the result of this search if it is complete."""
     if folder is None or not (folder / RESULT).exists():
         return None
     try:
@@ -115,7 +115,7 @@ class _Run:
         self.full_model: dict[str, Any] = {}
 
     def whole(self) -> dict[str, Any]:
-        """Search, confirm, write."""
+        """Search, confirm, and write the result."""
         try:
             self._search()
             self._confirm()
@@ -170,7 +170,7 @@ class _Run:
         return None
 
     def _try(self, plan: str) -> dict[str, Any]:
-        """One trial: its cost first, which alone may be too much, then more and more questions."""
+        """Run one trial: first its cost, which may already exceed the goal, then more and more questions."""
         record: dict[str, Any] = {"plan": plan, "flops": round(self.costs.flops(plan), 4), "ttft": None}
         if self.settings.cost == "time":
             record["ttft"] = self.costs.time(plan)
@@ -199,7 +199,7 @@ class _Run:
         return score, COMPLETE
 
     def _hopeless(self, plan: str, score: Score, part: int) -> bool:
-        """Whether the questions so far say that a plan cannot win, but for one case in forty."""
+        """Whether the questions so far rule out a plan, with a chance of error of one in forty."""
         least = self.goal.accuracy
         if least is not None:
             return score.high is not None and score.high < least
@@ -249,7 +249,7 @@ class _Run:
 
 
 def cost_of(record: dict[str, Any]) -> float:
-    """What the search goes by: measured time where there is one, or counted operations."""
+    """Return the cost of a trial: measured time if there is one, else FLOPs."""
     return record["flops"] if record["ttft"] is None else record["ttft"]["median"]
 
 

@@ -1,4 +1,4 @@
-"""What a search may be told."""
+"""Settings of a search."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FREE = ("trials", "finalists", "batch_size")
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings(QuestionSettings):
-    """What is searched. A search goes on with the same settings, but for trials, finalists and batch size.
+    """Settings of a search. On resuming, trials, finalists and batch size may differ.
 
     Args:
         model: A folder, a Hub id, or "embedded".
@@ -80,12 +80,12 @@ class TuneSettings(QuestionSettings):
 
     @property
     def goal(self) -> Goal:
-        """What is looked for."""
+        """Goal of the search."""
         return Goal(self.target_ttft, self.min_accuracy)
 
     @property
     def described(self) -> dict[str, Any]:
-        """What must be the same for trials to stand in one folder; of files their content too."""
+        """Settings that must agree for trials to share a folder, with the content of task files."""
         found = {name: value for name, value in asdict(self).items() if name not in _FREE}
         files = [task for task in self.tasks if Path(task).suffix in (".json", ".jsonl")]
         found["content of files"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
@@ -93,5 +93,5 @@ class TuneSettings(QuestionSettings):
 
 
 def methods_in(text: str) -> tuple[str, ...]:
-    """The methods in `divprune,hiprune(alpha=0.1, layer=2)`: commas within parentheses part nothing."""
+    """Parse the methods in `divprune,hiprune(alpha=0.1, layer=2)`; commas within parentheses do not separate."""
     return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip())

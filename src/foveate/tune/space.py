@@ -1,4 +1,4 @@
-"""Which plans a search may draw on one model."""
+"""Search space of plans for one model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BEFORE, INSIDE, BOTH = "before the language model", "inside it", "both"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method that plans may have.
+    """A method that plans may contain.
 
     Args:
         text: Name and arguments, as in plans.
@@ -33,13 +33,13 @@ class Candidate:
     layered: bool
 
     def at(self, budget: str) -> str:
-        """A plan of this method alone, where the method itself would act."""
+        """Return a plan of this method alone, at the method's default layers."""
         return self.text if self.budget == "none" else f"{self.text}:{budget}"
 
 
 @dataclass(frozen=True)
 class Space:
-    """All plans that can be drawn: a candidate before the language model, one inside it, or both.
+    """All plans of the search: a candidate before the language model, one inside it, or both.
 
     Args:
         before: Texts of candidates to begin with.
@@ -58,7 +58,7 @@ class Space:
     left_out: tuple[dict[str, str], ...] = ()
 
     def draw(self, trial: Any) -> str:
-        """A plan, by the choices of one of optuna's trials.
+        """Sample a plan with an optuna trial.
 
         Methods of one place share their budget: what a tenth of the tokens costs is much the same for all of them, so
         that a trial of one method tells about the others.
@@ -89,12 +89,12 @@ class Space:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` reads them."""
+        """Return plain JSON values; `from_json` reads them."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Space:
-        """What `as_json` gave."""
+        """Build a space from the values of `as_json`."""
         before, inside = (tuple(Candidate(**one) for one in found[name]) for name in ("before", "inside"))
         budgets, left_out = tuple(found["budgets"]), tuple(found["left_out"])
         return cls(before, inside, budgets, found["depth"], found["chains"], left_out)
@@ -107,7 +107,7 @@ def space_for(
     budgets: Sequence[str],
     chains: bool,
 ) -> Space:
-    """All plans that can run on a model and save something; every candidate is run once.
+    """Build the space of plans that run on a model and save something; every candidate is run once.
 
     Args:
         model: Gives the depth of the language model.

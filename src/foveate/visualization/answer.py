@@ -1,4 +1,4 @@
-"""The picture of one answer: the image, the windows of every stage and what they looked at, tokens and time.
+"""Figure of one answer: the image, the merging windows of every stage, token counts and times.
 
 Drawn with Pillow alone, in its built-in font.
 """
@@ -45,7 +45,7 @@ FINEST_GRID = 4
 
 
 def draw_answer(answer: Answer, image: Any) -> Image.Image:
-    """Draw an answer as one RGB picture, 1600 pixels wide.
+    """Draw an answer as one RGB image, 1600 pixels wide.
 
     The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged. The tokens that
     entered a content-adaptive stage are tinted by their effect on its output (see `foveate.answering.Pooling`): clear
@@ -100,14 +100,14 @@ def _short(model: str) -> str:
 
 
 def _panel_size(processed: tuple[int, int], panels: int) -> tuple[int, int]:
-    """Size of one panel: all equal, side by side, and no taller than `TALLEST`; thin images are widened."""
+    """Size of the panels, which are equal and no taller than `TALLEST`; thin images are widened."""
     width = (WIDTH - 2 * MARGIN - GAP * (panels - 1)) // panels
     scale = min(width / processed[0], TALLEST / processed[1])
     return max(round(processed[0] * scale), THINNEST), max(round(processed[1] * scale), THINNEST)
 
 
 def _panels(answer: Answer, processed: Image.Image, merging: list[Stage], size: tuple[int, int]) -> Image.Image:
-    """The image, then each stage's windows, with a heading of two lines above each."""
+    """Draw the image and each stage's windows, with a heading of two lines above each."""
     columns = 1 + len(merging)
     pitch = (WIDTH - 2 * MARGIN - GAP * (columns - 1)) // columns + GAP
     block, draw = blank(64 + size[1] + 2)
@@ -136,7 +136,7 @@ def _count(stage: Stage) -> str:
 
 
 def stage_panel(processed: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
-    """The image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
+    """Draw the image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
     grey = np.asarray(processed.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
     pixels = np.repeat(255 - 0.55 * (255 - grey)[..., None], 3, axis=2)
     if effect is not None:
@@ -156,7 +156,7 @@ def stage_panel(processed: Image.Image, stage: Stage, effect: np.ndarray | None,
 
 
 def _range(effect: np.ndarray) -> tuple[float, float]:
-    """Effects that are drawn clear and in full colour: the median, and what only 2 % of the tokens exceed."""
+    """Range of the colour scale: from the median to the effect that 2 % of the tokens exceed."""
     clear, full = (float(value) for value in np.quantile(effect, (0.5, 0.98)))
     return clear, max(full, clear + 1e-6)
 
@@ -168,7 +168,7 @@ def _strength(effect: np.ndarray) -> np.ndarray:
 
 
 def _legend(pooling: list[Pooling]) -> Image.Image:
-    """What the tint means, with the numbers that belong to its ends."""
+    """Legend of the tint with the numbers at its ends."""
     font = load_font(20)
     block, draw = blank(60)
     draw.text(
@@ -197,7 +197,7 @@ def _legend(pooling: list[Pooling]) -> Image.Image:
 
 
 def _token_bars(answer: Answer) -> Image.Image:
-    """Tokens at every stage as bars, longest first; the last one is what the language model reads."""
+    """Bar chart of token counts by stage, longest first; the last one is the language model's."""
     font, row = load_font(20), 36
     block, draw = blank(34 + row * len(answer.stages))
     factor = answer.tokens.unmerged / max(answer.tokens.read, 1)
@@ -216,7 +216,7 @@ def _token_bars(answer: Answer) -> Image.Image:
 
 
 def _time_bar(answer: Answer) -> Image.Image:
-    """Time by part: one bar, and a legend with milliseconds below it."""
+    """Stacked bar of times by part, with a legend in milliseconds."""
     font, width = load_font(20), WIDTH - 2 * MARGIN
     parts = [(part, answer.times[part]) for part in PARTS if part in answer.times]
     total = sum(seconds for _, seconds in parts)

@@ -1,4 +1,4 @@
-"""The picture of what a plan left of an image: kept tokens clear, merged ones tinted by group, dropped ones pale.
+"""Figure of token selection: kept tokens clear, merged ones tinted by group, dropped ones pale.
 
 Drawn from plain values (`foveate.answering.selections.selected`), so that a saved JSON document can be drawn later as
 well.
@@ -40,7 +40,7 @@ KEPT, MERGED, DROPPED = 0, 1, 2
 
 
 def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One document in place of those of the tiles of one image; others stay as they are."""
+    """Join the documents of the tiles of one image into one; others are returned unchanged."""
     if len(documents) < 2 or not any(crop["kind"] == "tile" for one in documents for crop in one["crops"]):
         return documents
     whole: dict[str, Any] = documents[0] | {"steps": [dict(step) for step in documents[0]["steps"]]}
@@ -79,7 +79,7 @@ def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> Image.Image:
-    """Draw what a plan left of one image, as one block.
+    """Draw the token selection of one image with a legend.
 
     Args:
         document: from `foveate.answering.selections.selected`.
@@ -116,7 +116,7 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
 
 
 def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, int]) -> Image.Image:
-    """Draw what a plan left of one image, without words.
+    """Draw the token selection of one image without text.
 
     Args:
         document: from `foveate.answering.selections.selected`.
@@ -128,7 +128,7 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, i
 
 
 def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Which token lies under every pixel of what `draw_tokens` draws.
+    """Return the token under every pixel of the image that `draw_tokens` draws.
 
     Args:
         document: from `foveate.answering.selections.selected`.
@@ -146,7 +146,7 @@ def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
 
 def _cells(crop: dict[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows (h,) and columns (w,) of pixels that a crop covers in a picture, and the token of each (h, w)."""
+    """Return the pixel rows (h,) and columns (w,) that a crop covers, and the token of each (h, w)."""
     left, top, right, bottom = (edge * side for edge, side in zip(crop["box"], (*size, *size), strict=True))
     rows, columns = crop["grid"]
     across = np.arange(max(round(left), 0), min(round(right), size[0]))
@@ -159,7 +159,7 @@ def _cells(crop: dict[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, np.
 def _parts(
     document: dict[str, Any], image: Image.Image
 ) -> tuple[Image.Image, list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the encoder saw of the image, the crops that lie over it, and thumbnails."""
+    """Return the encoded part of the image, its crops, and thumbnails."""
     left, top, right, bottom = document["seen"]
     seen = image.crop(
         (
@@ -177,7 +177,7 @@ def _parts(
 
 
 def _of_tokens(document: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """State and group (-1: none) of every token, with one more at the end for cells without a token."""
+    """Return state and group (-1: none) of every token, with one more entry for cells without a token."""
     states = np.full(document["tokens_in"] + 1, DROPPED)
     groups = np.full(document["tokens_in"] + 1, -1)
     states[document["kept"]] = KEPT
@@ -188,7 +188,7 @@ def _of_tokens(document: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _leaving(document: dict[str, Any]) -> np.ndarray:
-    """The number of the step inside the language model that leaves a token out, -1: none; one more at the end."""
+    """Return the step that drops a token inside the language model, -1: none; with one more entry at the end."""
     leaves = np.full(document["tokens_in"] + 1, -1)
     for number, layer in reversed(list(enumerate(document["layers"]))):
         gone = np.ones(document["tokens_in"] + 1, bool)
@@ -199,13 +199,13 @@ def _leaving(document: dict[str, Any]) -> np.ndarray:
 
 
 def _fade(number: int, count: int) -> float:
-    """How pale the tokens are that leave with step `number` of `count`."""
+    """Paleness of tokens that are dropped at step `number` of `count`."""
     first, last = FADED
     return first if count == 1 else first + (last - first) * number / (count - 1)
 
 
 def _tints(count: int) -> np.ndarray:
-    """`count` colours (count, 3): neighbours in number are far from each other in hue."""
+    """Create `count` colours (count, 3) in which neighbouring numbers have distant hues."""
     hues = (0.58 + 0.61803398875 * np.arange(max(count, 1))) % 1
     bright = (0.82, 0.95, 0.68)
     colours = [colorsys.hsv_to_rgb(hue, 0.8, bright[number % 3]) for number, hue in enumerate(hues)]
@@ -222,7 +222,7 @@ def _panel(
     *,
     numbered: bool,
 ) -> Image.Image:
-    """Crops over the image they show, as large as there is room."""
+    """Draw crops over the image, as large as there is space for."""
     scale = min(room[0] / seen.width, room[1] / seen.height)
     width, height = max(round(seen.width * scale), THINNEST), max(round(seen.height * scale), THINNEST)
     colour = np.asarray(seen.resize((width, height), Image.Resampling.LANCZOS).convert("RGB"), np.float32)
@@ -261,7 +261,7 @@ def _panel(
 
 
 def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray, drawn: np.ndarray) -> None:
-    """Darken where an area ends, and a little where a cell ends that is `drawn` (kept or merged)."""
+    """Darken the borders of areas, and slightly those of `drawn` cells (kept or merged)."""
     for axis in (0, 1):
         here = [slice(None)] * 2
         here[axis] = slice(1, None)
@@ -279,7 +279,7 @@ def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], ro
 
 
 def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.Image:
-    """What the colours mean, how many tokens each is, and what every step did."""
+    """Draw the legend: what the colours mean, their token counts, and the effect of every step."""
     block = Image.new("RGB", (WORDS, 1200), PAPER)
     draw, font, top = ImageDraw.Draw(block), load_font(20), 0
     draw.text((0, top), f"{document['tokens_kept']} of {document['tokens_in']} tokens", font=load_font(30), fill=ACCENT)
@@ -313,7 +313,7 @@ def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.I
 
 
 def _inside(draw: ImageDraw.ImageDraw, document: dict[str, Any], top: int) -> int:
-    """How many of the tokens that are read leave inside the language model, by layer; returns the next line."""
+    """Draw the token counts dropped inside the language model by layer; returns the next line."""
     going = document["tokens_kept"]
     for number, layer in enumerate(document["layers"]):
         _swatch(draw, "kept", top, _fade(number, len(document["layers"])))

@@ -1,4 +1,4 @@
-"""What plans cost: every part of an answer's time, memory, cache and operations, beside two controls.
+"""Speed benchmark of plans: time per part, memory, KV cache and FLOPs, with two controls.
 
 A method can be no faster than keeping k tokens at random on the same kernels, and no better than showing the model a
 smaller image unless it reads more from its tokens. Both stand beside every plan at the same number of tokens. All

@@ -1,4 +1,4 @@
-"""Tables and pictures of results, of the files of the earlier `foveate bench selection` too."""
+"""Tables and plots of speed results, including files of the earlier `foveate bench selection`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _BRIEF = ("model, budget", "plan", "tokens", "TTFT, ms", "decode, ms", "speed-up
 
 
 def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a result in the form of today, whichever command wrote them; what was not measured is None."""
+    """Return the rows of a result in the current format, with None for what was not measured."""
     if document.get("kind") == "speed":
         return document["rows"]
     rows = []
@@ -67,12 +67,12 @@ def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def impossible_of(document: dict[str, Any]) -> list[dict[str, str]]:
-    """What could not be measured, each with "model", "plan" and "reason"."""
+    """Return the plans that could not be measured, each with "model", "plan" and "reason"."""
     return [{"model": line.get("model") or line["shape"], **line} for line in document["impossible"]]
 
 
 def table(document: dict[str, Any], *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result; columns that nothing was measured for are left out.
+    """Return header and rows of a result, without columns that are empty.
 
     Args:
         document: The content of a file.
@@ -109,7 +109,7 @@ def _line(row: dict[str, Any]) -> list[str]:
 
 
 def _tokens(row: dict[str, Any]) -> str:
-    """Tokens of an image that the language model worked on, the mean over its layers, as far as the row tells."""
+    """Format the number of image tokens in the language model, averaged over its layers where that is known."""
     mean = row.get("tokens_mean")
     said = f"{row['tokens']:,}" if mean is None else f"{mean:,.0f}"
     return said + (f" ({INERT})" if inert(row) else "")
@@ -126,7 +126,7 @@ def _divided(value: float | None, unit: float, digits: int = 0) -> str:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Efficiency and speed-up of every method: a column for every model and batch, a mark for every budget.
+    """Plot efficiency and speed-up of every method: one column per model and batch, one marker per budget.
 
     Raises:
         FoveateError: matplotlib is missing, or there is nothing to draw.
@@ -161,7 +161,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
 
 
 def _shorten(axis: Any, rows: list[dict[str, Any]], names: list[str]) -> None:
-    """End the axis of efficiencies where it still shows differences of per cents; what lies beyond is written."""
+    """Limit the efficiency axis so that small differences stay visible; values beyond are written as text."""
     for place, name in enumerate(names):
         values = [row["efficiency"] for row in rows if row["method"] == name and row["efficiency"] is not None]
         beyond = sorted(value for value in values if value > _FARTHEST)
@@ -173,7 +173,7 @@ def _shorten(axis: Any, rows: list[dict[str, Any]], names: list[str]) -> None:
 
 
 def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], value: str) -> None:
-    """Marks of one value, one colour and form for every budget."""
+    """Plot one value, with one colour and marker per budget."""
     for number, budget in enumerate(dict.fromkeys(row["budget"] for row in rows)):
         found = {row["method"]: row[value] for row in rows if row["budget"] == budget and row[value] is not None}
         places = [(found[name], place) for place, name in enumerate(names) if name in found]

@@ -1,4 +1,4 @@
-"""One plan on one model: exact numbers once, times in turns."""
+"""Measurement of one plan on one model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from foveate.runtime import Handle, compress
 
 
 class Timed:
-    """A method whose calls are timed; everything else is the method's."""
+    """Wrapper that times the calls of a method and forwards everything else."""
 
     def __init__(self, method: Any, device: torch.device) -> None:
         self._method = method
@@ -34,11 +34,11 @@ class Timed:
 
     @property
     def __class__(self) -> type:
-        """The method's: whether it hides tokens or reads neurons, the runtime sees from its class."""
+        """Class of the wrapped method, which the runtime uses to recognise what the method needs."""
         return type(self._method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Choose, and add the time it took."""
+        """Call the method and add the elapsed time."""
         start = profiling.clock(self._device)
         try:
             return self._method(*args, **kwargs)
@@ -47,7 +47,7 @@ class Timed:
 
 
 class _Marks(StoppingCriteria):
-    """Reads the clock after the first and after the last token, and stops nothing."""
+    """Stopping criterion that never stops: it records the time of the first and the last token."""
 
     def __init__(self, device: torch.device, count: int) -> None:
         self.device, self.count = device, count
@@ -64,7 +64,7 @@ class _Marks(StoppingCriteria):
 
 
 class Measuring:
-    """Measures plans on one model with one batch.
+    """Measurements of plans on one model with one batch.
 
     Args:
         subject: The model.
@@ -82,7 +82,7 @@ class Measuring:
 
     @torch.inference_mode()
     def exact(self, plan: Plan | None) -> dict[str, Any]:
-        """What does not depend on the clock: tokens of an image, operations, bytes of the cache, peak memory.
+        """Measure what needs no clock: tokens per image, FLOPs, bytes of the cache, peak memory.
 
         Tokens are those that the language model reads, the mean over its layers, and those in the last one.
 
@@ -125,7 +125,7 @@ class Measuring:
 
     @torch.inference_mode()
     def turn(self, plan: Plan | None) -> dict[str, float]:
-        """Seconds of the parts of one answer."""
+        """Measure the seconds of each part of one answer."""
         start = profiling.clock(self.device)
         inputs = self.subject.preprocess(self.batch)
         preprocess = profiling.clock(self.device) - start
@@ -148,7 +148,7 @@ class Measuring:
 
     @contextmanager
     def _following(self, plan: Plan | None) -> Generator[tuple[Handle | None, list[Timed]]]:
-        """Attach a plan whose methods are timed."""
+        """Attach a plan with timed methods."""
         if plan is None:
             yield None, []
             return
@@ -158,7 +158,7 @@ class Measuring:
             yield handle, timed
 
     def _generate(self, count: int, inputs: Any = None, marks: _Marks | None = None) -> Any:
-        """Exactly `count` tokens, so that all plans write as much: the answer cannot end before."""
+        """Generate exactly `count` tokens, so that all plans write equally many."""
         settings = greedy(self.model, count)
         settings.min_new_tokens = count
         if settings.pad_token_id is None:

@@ -1,4 +1,4 @@
-"""A run over models, batches and plans, written down as it goes."""
+"""Speed benchmark run over models, batches and plans, with results saved as it goes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class _Group:
 
     @property
     def missing(self) -> bool:
-        """Whether a plan of the group has neither a row nor a reason why not."""
+        """Whether a plan of the group has neither a row nor a reason for its absence."""
         done = {row["plan"] for row in self.document["rows"] if self._mine(row)}
         done |= {line["plan"] for line in self.document["impossible"] if line["model"] == self.measuring.subject.name}
         wanted = self.plans or [f"{name}:{self.budget}" for name in CONTROLS]
@@ -102,7 +102,7 @@ class _Group:
         return same and row["group"] == self.budget
 
     def measure(self, report: Callable[[str], object]) -> None:
-        """Replace the group's rows."""
+        """Measure the group and replace its rows."""
         exact: dict[str, dict[str, Any]] = {}
         self._try(FULL_MODEL, exact)
         for text in self.plans:
@@ -130,7 +130,7 @@ class _Group:
         self.document["rows"][:] = [row for row in self.document["rows"] if not self._mine(row)] + rows
 
     def _controls(self, budgets: dict[str, str]) -> dict[str, str | None]:
-        """What each plan is held against: random tokens where it acts, before the language model as many as stayed."""
+        """Return the control of each plan: random tokens at the same place, as many as the plan kept."""
         layers = self.measuring.model.config.get_text_config().num_hidden_layers
         return {
             text: control_of(text, layers) or (f"random:{budget}" if Plan.of(text).early_steps else None)
@@ -138,7 +138,7 @@ class _Group:
         }
 
     def _try(self, text: str, exact: dict[str, dict[str, Any]]) -> None:
-        """Note the exact numbers of a plan, or why it is impossible."""
+        """Record the exact values of a plan, or why it is impossible."""
         try:
             exact[text] = self.measuring.exact(_plan(text))
         except FoveateError as error:
@@ -184,7 +184,7 @@ def _plan(text: str) -> Plan | None:
 
 
 def _conclude(rows: list[dict[str, Any]], controls: dict[str, str | None]) -> None:
-    """Ratios of the rows of one group: to the full model, and to the control of each plan."""
+    """Add ratios to the full model and to each plan's control."""
     seconds = {row["plan"]: row["seconds"] for row in rows}
     full_model = seconds[FULL_MODEL]
     for row in rows:

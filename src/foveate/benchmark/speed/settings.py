@@ -1,4 +1,4 @@
-"""What a run of the benchmark measures."""
+"""Settings of the speed benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BUDGETS = ("10%", "25%", "50%")
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """What is measured; a run is resumed only with the same settings, but for models, plans and batches.
+    """Settings of the speed benchmark. On resuming, models, plans and batches may differ.
 
     Args:
         models: Names of `SHAPES`, folders, Hub ids, or "embedded".
@@ -85,7 +85,7 @@ class SpeedSettings:
 
 
 def groups_of(settings: SpeedSettings, budgets: tuple[str, ...]) -> dict[str, list[str]]:
-    """The plans to run, by the budget at which they are compared.
+    """Group the plans by the budget at which they are compared.
 
     A plan of several steps, or of a method that takes no budget, is compared at the tokens that stay; until it has run
     its budget is "".

@@ -1,4 +1,4 @@
-"""Released models in their real sizes, with random weights: cost does not depend on them."""
+"""Released models in their real sizes with random weights, on which cost does not depend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TILES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's real size, and the budgets it is measured at.
+    """Real size of a model, and the budgets at which it is measured.
 
     Args:
         name: Of the shape.
@@ -57,12 +57,12 @@ class Shape:
     budgets: tuple[str, ...]
 
     def picture(self) -> Image.Image:
-        """A picture of noise; always the same one."""
+        """Return an image of noise, always the same one."""
         noise = np.random.default_rng(0).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
         return Image.fromarray(noise)
 
     def inputs(self, picture: Image.Image, text: int, batch: int) -> dict[str, Any]:
-        """Inputs of `batch` prompts with one picture each and `text` tokens of text after it."""
+        """Create the inputs of `batch` prompts with one image each, followed by `text` text tokens."""
         start, image = torch.arange(10, 14), torch.full((self.tokens,), IMAGE)
         ids = torch.cat([start, image, torch.arange(20, 20 + text)]).expand(batch, -1).contiguous()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.preprocess([picture] * batch)}

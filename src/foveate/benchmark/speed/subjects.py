@@ -1,4 +1,4 @@
-"""What is measured: a model, how a picture becomes its inputs, and the closed formula of its cost."""
+"""Models under measurement, with their inputs and closed-form cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foveate.core.plan import Plan
 
 @dataclass
 class Subject:
-    """A model and one question about one picture.
+    """A model and one question about one image.
 
     Args:
         name: Of the model.
@@ -40,11 +40,11 @@ class Subject:
 
     @property
     def dtype(self) -> str:
-        """Name of the type of the weights."""
+        """Name of the dtype of the weights."""
         return dtype_of(self.model)
 
     def formula(self, plan: Plan | None, tokens: int, text: int) -> int | None:
-        """Operations to the first token of one prompt by closed formulas; None where there is none.
+        """Closed-form FLOPs to the first token of one prompt; None if the model has no formula.
 
         Args:
             plan: None is the full model.
@@ -66,7 +66,7 @@ class Subject:
 
 
 def subject(name: str, settings: SpeedSettings) -> Subject:
-    """The model of that name.
+    """Load the model of that name.
 
     Raises:
         FoveateError: it cannot be loaded, or cannot run with that attention.
@@ -77,7 +77,7 @@ def subject(name: str, settings: SpeedSettings) -> Subject:
 
 
 def attend(model: Any, attention: str) -> None:
-    """Let a model attend with an implementation of that name.
+    """Set the attention implementation of a model.
 
     Raises:
         FoveateError: it is not installed, or not for this model.

@@ -1,4 +1,4 @@
-"""The classes that lmms-eval calls; see `lmms`. Only lmms-eval imports this."""
+"""Model classes for lmms-eval; see `lmms`. Only lmms-eval imports this module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class ChatModel(lmms):
-    """A model of foveate in tasks of messages (`doc_to_messages`): images, texts and roles in the task's order.
+    """foveate model for message tasks (`doc_to_messages`), with images, texts and roles in the task's order.
 
     Args:
         pretrained: See `Evaluated`, as for all that is not listed.
@@ -64,27 +64,27 @@ class ChatModel(lmms):
 
     @property
     def batch_size(self) -> int:
-        """Conversations answered at once."""
+        """Number of conversations answered at once."""
         return self.evaluated.batch_size
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """Device of the model."""
         return self.evaluated.model.device
 
     @property
     def chat_template(self) -> str:
-        """Refused: conversations are written with the model's own template in any case."""
+        """Raise: conversations always use the model's own chat template."""
         raise FoveateError("leave out --apply_chat_template: the model's own template is always applied.")
 
     # What lmms-eval asks for
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """An answer to every request."""
+        """Answer every request."""
         return self._answers([(request, None) for request in requests])
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers of every round of every request; the task writes a round's messages from the answers before.
+        """Answer every round of every request; the task builds a round's messages from the answers before.
 
         Rounds are asked one after the other, all requests that have not ended together.
         """
@@ -104,7 +104,7 @@ class ChatModel(lmms):
         return rounds
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """For every request the mean loss of its continuation, and whether greedy decoding would write it.
+        """Return for every request the mean loss of its continuation, and whether greedy decoding would generate it.
 
         Losses and not log-likelihoods: lmms-eval takes the smallest for the most likely choice. They come wrapped,
         because its evaluator (0.7.3) turns a bare pair of numbers into text.
@@ -124,14 +124,14 @@ class ChatModel(lmms):
         return results
 
     def clean(self) -> None:
-        """Let the model go: after the requests a task may load a model of its own."""
+        """Release the model, since a task may load a model of its own after the requests."""
         self.evaluated.close()
         super().clean()
 
     # Requests
 
     def _messages(self, request: Any) -> list[dict[str, Any]]:
-        """The messages of a request's first turn."""
+        """Return the messages of a request's first turn."""
         _, doc_to_messages, _, doc_id, task, split = request.args
         return doc_to_messages(self.task_dict[task][split][doc_id])
 
@@ -139,7 +139,7 @@ class ChatModel(lmms):
         return Wanted.of(request.args[2])
 
     def _next_round(self, request: Any, answers: list[str], known: Any) -> tuple[list[dict[str, Any]] | None, Any]:
-        """The messages of the next round, None at the end, and what the task wants to be told in the one after."""
+        """Return the messages of the next round, or None at the end, and the task's state for the one after."""
         _, doc_to_messages, _, doc_id, task, split = request.args
         payload = doc_to_messages(
             self.task_dict[task][split][doc_id],
@@ -152,7 +152,7 @@ class ChatModel(lmms):
         return payload[0], payload[3]
 
     def _conversation(self, messages: list[dict[str, Any]]) -> Conversation:
-        """Messages of lmms-eval in the form of Hugging Face."""
+        """Convert lmms-eval messages to the Hugging Face format."""
         messages = [
             {**message, "content": [{"type": "text", "text": message["content"]}]}
             if isinstance(message["content"], str)
@@ -164,7 +164,7 @@ class ChatModel(lmms):
         return ChatMessages(messages=messages).to_hf_messages()
 
     def _answers(self, asked: Sequence[tuple[Any, list[dict[str, Any]] | None]]) -> list[str]:
-        """Answers to requests, whose messages are made just before; the speed goes into the results file."""
+        """Answer requests whose messages are built on demand; the speed is added to the results file."""
         evaluated = self.evaluated
         before, start = len(evaluated.seen), time.perf_counter()
         texts: list[str] = []
@@ -180,7 +180,7 @@ class ChatModel(lmms):
         return texts
 
     def _portions(self, asked: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """So many that those of similar size can meet in a batch, so few that their images fit into memory."""
+        """Split requests so that similar sizes can share a batch and the images fit into memory."""
         size = 16 * self.batch_size
         with tqdm(total=len(asked), disable=self.rank != 0, desc=f"foveate ({self.evaluated.plan})") as bar:
             for start in range(0, len(asked), size):
@@ -190,7 +190,7 @@ class ChatModel(lmms):
 
 
 class SimpleModel(ChatModel):
-    """The same in simple tasks (`--force_simple`): the images of a document first, then its text.
+    """foveate model for simple tasks (`--force_simple`): the images of a document first, then its text.
 
     Tasks that weigh given answers (`multiple_choice`, `loglikelihood`) are simple ones.
     """
@@ -218,7 +218,7 @@ class SimpleModel(ChatModel):
 
 
 def _turn(visuals: Any, text: str) -> list[dict[str, Any]]:
-    """One turn of the user: pictures, or clips where a text names no picture, and then the text."""
+    """Build one user turn: images, or clips if the text has no image placeholder, and then the text."""
     content = []
     for visual in visuals or ():
         kind = "image" if not isinstance(visual, str) or visual.lower().endswith(PICTURES) else "video"
@@ -227,7 +227,7 @@ def _turn(visuals: Any, text: str) -> list[dict[str, Any]]:
 
 
 def _unquoted(value: Any) -> str:
-    """A value of --model_args as text. lmms-eval leaves the quotes that keep a value with commas together."""
+    """Return a value of --model_args as text without the quotes that lmms-eval leaves around values with commas."""
     text = str(value).strip()
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 

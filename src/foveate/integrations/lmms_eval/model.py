@@ -1,4 +1,4 @@
-"""lmms-eval: `lmms-eval --model foveate --model_args pretrained=...,plan=...`.
+"""lmms-eval model: `lmms-eval --model foveate --model_args pretrained=...,plan=...`.
 
 lmms-eval finds `manifest` by the entry-point group `lmms_eval.models`. Its classes, which need lmms-eval, are in
 `_lmms_models`; what they do with a model is here and needs nothing but foveate.
@@ -45,7 +45,7 @@ Conversation = list[dict[str, Any]]
 
 
 def manifest() -> Any:
-    """The entry point: a `ModelManifest` with a class for tasks of messages and one for the older, simple tasks."""
+    """Entry point: a `ModelManifest` with one class for message tasks and one for the older, simple tasks."""
     from lmms_eval.models.registry_v2 import ModelManifest  # ty: ignore[import-not-found]
 
     classes = f"{__package__}._lmms_models"
@@ -56,7 +56,7 @@ def manifest() -> Any:
 
 @dataclass(frozen=True)
 class Wanted:
-    """How answers are to be made.
+    """Generation settings of a request.
 
     Args:
         max_new_tokens: Length at which an answer is cut off.
@@ -74,7 +74,7 @@ class Wanted:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Wanted:
-        """What a task's `generation_kwargs` ask for.
+        """Parse a task's `generation_kwargs`.
 
         Answers are sampled where `temperature` is above 0 and `do_sample` is not switched off, or where `do_sample` is
         on and no temperature is given. Settings made for other models are left out, and a warning names them.
@@ -108,14 +108,14 @@ class Wanted:
         return cls(int(length), tuple(filter(None, until)), float(temperature), int(beams), tuple(sorted(more.items())))
 
     def cut(self, text: str) -> str:
-        """An answer up to the first text that ends it."""
+        """Cut an answer at the first stop text."""
         for end in self.until:
             text = text.partition(end)[0]
         return text.strip()
 
 
 class Evaluated:
-    """A model as an evaluation asks it: many conversations, in batches, with a plan attached.
+    """Model under evaluation: answers conversations in batches with a plan attached.
 
     Args:
         pretrained: A folder, a Hub id, or "embedded".
@@ -168,7 +168,7 @@ class Evaluated:
         self._tokenizer = getattr(self.processor, "tokenizer", self.processor)
 
     def _attend(self, implementation: str) -> None:
-        """Change the attention of the model; a plan asks for its own where it looks at attention, so it comes after."""
+        """Set the model's attention implementation, before a plan installs its own."""
         handle = handle_of(self.model)
         if handle is not None:
             handle.restore()
@@ -180,7 +180,7 @@ class Evaluated:
             compress(self.model, handle.plan)
 
     def answers(self, conversations: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[str]:
-        """An answer to the last turn of every conversation, in their order.
+        """Answer the last turn of every conversation, in order.
 
         Args:
             conversations: Messages in the form of Hugging Face, with images as anything that `open_image` takes.
@@ -198,7 +198,7 @@ class Evaluated:
 
     @torch.inference_mode()
     def losses(self, conversations: Sequence[Conversation], continuations: Sequence[str]) -> list[tuple[float, bool]]:
-        """How likely given answers are, when the model has read the conversation and writes.
+        """Compute the loss of given answers as continuations of the conversations.
 
         The answer is written token by token, so a plan chooses tokens before it has seen any of it.
 
@@ -236,18 +236,18 @@ class Evaluated:
         return results
 
     def _continued(self, prompt: str, answer: str) -> list[int]:
-        """Token ids of an answer behind a prompt."""
+        """Token ids of an answer as the continuation of a prompt."""
         begun, whole = (self._tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
         if whole[: len(begun)] != begun:  # the seam is inside a token; the answer is one by itself
             return self._tokenizer(answer, add_special_tokens=False)["input_ids"]
         return whole[len(begun) :]
 
     def tokens_of(self, text: str) -> int:
-        """Tokens of a text as the model's tokenizer counts them."""
+        """Count the tokens of a text with the model's tokenizer."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def close(self) -> None:
-        """Take the plan off and let the model go."""
+        """Remove the plan and release the model."""
         handle = handle_of(self.model)
         if handle is not None:
             handle.restore()
@@ -256,7 +256,7 @@ class Evaluated:
     # Batches
 
     def _batches(self, asked: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[list[int]]:
-        """Places of what is answered together: alike in settings and in media, and of similar size."""
+        """Group the indices of conversations with equal settings and media and similar size."""
         groups: dict[Any, list[int]] = {}
         for index, (conversation, how) in enumerate(zip(asked, wanted, strict=True)):
             kinds = frozenset(part["type"] for part in _parts(conversation))
@@ -268,7 +268,7 @@ class Evaluated:
         return batches
 
     def _count(self) -> None:
-        """Add what the plan did in the last call."""
+        """Add the token counts of the last call."""
         handle = handle_of(self.model)
         if handle is not None:
             layers = self.model.config.get_text_config().num_hidden_layers
@@ -277,7 +277,7 @@ class Evaluated:
     # Conversations
 
     def _readable(self, conversation: Conversation) -> Conversation:
-        """Messages with images opened and videos decoded."""
+        """Open the images and decode the videos of messages."""
         return [
             {**message, "content": [self._read(part) for part in _content(message["content"])]}
             for message in conversation
@@ -297,7 +297,7 @@ class Evaluated:
         return prompt_of(self.processor, plain_messages(conversation, self.processor))
 
     def _inputs(self, asked: Sequence[Conversation]) -> Any:
-        """The model's inputs for one batch."""
+        """Prepare the model inputs of one batch."""
         clips = [part["video"] for one in asked for part in _parts(one) if part["type"] == "video"]
         if not clips:
             return inputs_of_batch(self.model, self.processor, asked)
@@ -318,7 +318,7 @@ class Evaluated:
 
     @torch.inference_mode()
     def _write(self, asked: Sequence[Conversation], how: Wanted) -> list[str]:
-        """Answers to one batch: what `foveate.answering.answer_batch` does, in more ways than greedily."""
+        """Generate the answers of one batch, like `foveate.answering.answer_batch` but with sampling and beams."""
         inputs = self._inputs(asked)
         length = inputs["input_ids"].shape[1]
         limit = self._limit(length, how.max_new_tokens)
@@ -333,7 +333,7 @@ class Evaluated:
         return texts_of(self.model, self.processor, written, [limit] * len(asked))
 
     def _limit(self, length: int, wanted: int) -> int:
-        """New tokens that the model has positions for; tasks ask for thousands to be on the safe side."""
+        """New tokens that fit the model's positions; tasks often ask for thousands."""
         check_length(self.model, length, 1)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length + wanted
         if length + wanted > positions:
@@ -342,7 +342,7 @@ class Evaluated:
 
 
 class _Dictation(LogitsProcessor):
-    """Leaves nothing to write but given tokens; rows that have none left write anything.
+    """Logits processor that forces given tokens; rows without remaining tokens are free.
 
     Args:
         answers: Token ids of every row.
@@ -375,7 +375,7 @@ def _pixels(conversation: Conversation) -> int:
 
 
 def _decoded(video: Any, count: int) -> tuple[Any, Any]:
-    """Frames (T, H, W, 3) of a video file, `count` of them or all if it has fewer, and where they come from."""
+    """Decode frames (T, H, W, 3) of a video file, at most `count` of them, with their source."""
     from transformers.video_utils import load_video
 
     if find_spec("av") is None:

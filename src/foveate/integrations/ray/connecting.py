@@ -1,4 +1,4 @@
-"""The way to a Ray cluster, and what replicas take of it."""
+"""Connection to a Ray cluster, and the resources of replicas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}")
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many processes hold the model, and what each takes.
+    """Number of model replicas and the resources of each.
 
     Args:
         count: Processes.
@@ -57,7 +57,7 @@ class Replicas:
 
 @dataclass(frozen=True)
 class Model:
-    """A model as replicas load it.
+    """Model settings that replicas load.
 
     Args:
         name: Folder, Hub id, or None for the embedded model. A folder must be there on every machine of the cluster.
@@ -73,19 +73,19 @@ class Model:
 
     @property
     def anywhere(self) -> Model:
-        """The same, with a folder's whole path: replicas work in folders of their own."""
+        """Make a folder's path absolute, since replicas work in folders of their own."""
         if self.name is None or not Path(self.name).is_dir():
             return self
         return Model(str(Path(self.name).resolve()), self.plan, self.dtype, self.device)
 
     def load(self) -> tuple[Any, Any, Plan | None]:
-        """As `foveate.loading.load_apart` returns it."""
+        """Load the model as `foveate.loading.load_apart` does."""
         return load_apart(self.name, plan_asked(self.plan), dtype=self.dtype, device=self.device)
 
 
 @contextmanager
 def connected(replicas: Replicas) -> Generator[None]:
-    """Ray, with room for the replicas; a cluster that was begun for this ends with it.
+    """Connect to Ray with enough resources for the replicas; a cluster started here is stopped on exit.
 
     A connection that this process has already is used and left as it is.
 
@@ -121,7 +121,7 @@ def connected(replicas: Replicas) -> Generator[None]:
 
 
 def _check_address(address: str | None) -> None:
-    """Ray itself knocks for minutes."""
+    """Check that the address accepts connections, since Ray itself retries for minutes."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -141,12 +141,12 @@ def _check_room(replicas: Replicas, there: dict[str, float]) -> None:
 
 
 def take_threads(cpus: float) -> None:
-    """As many threads as a replica has CPUs, at least one."""
+    """Set as many threads as the replica has CPUs, at least one."""
     torch.set_num_threads(max(1, int(cpus)))
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong on another machine, in one sentence: without the traceback that Ray writes around it."""
+    """Return a remote error as one sentence, without the traceback that Ray wraps around it."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, FoveateError):
         return str(cause)

@@ -1,4 +1,4 @@
-"""A file of questions, answered by replicas with Ray Data: `answer_file`.
+"""Batch inference over a file of questions with Ray Data: `answer_file`.
 
 The file of answers is written here, by one process, as it is without Ray (`foveate.batch`): replicas only compute. A
 batch of questions is one block of Ray Data, so its answers come back, and are on the disk, as soon as it is done. What
@@ -24,7 +24,7 @@ TRIES = 3
 
 
 class Answering:
-    """A replica: answers a batch of questions.
+    """Ray Data worker that answers batches of questions.
 
     Args:
         model: To load.
@@ -38,7 +38,7 @@ class Answering:
         self.max_new_tokens = max_new_tokens
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"questions": JSON of a batch} to {"rows": JSON of its answers}."""
+        """Map {"questions": JSON of a batch} to {"rows": JSON of its answers}."""
         entries: list[dict[str, Any]] = json.loads(row["questions"])
         questions = [Question(images=tuple(map(Path, one.pop("images"))), **one) for one in entries]
         rows = answer_questions(self.model, self.processor, questions, self.plan, self.max_new_tokens)
@@ -55,7 +55,7 @@ def answer_file(
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Answer what is missing, in the order in which replicas are done.
+    """Answer the missing questions; answers are written as replicas complete them.
 
     `connecting.connected` must stand around it.
 

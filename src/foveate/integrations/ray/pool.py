@@ -1,4 +1,4 @@
-"""Replicas behind a server, with Ray Serve: `deployed` and `Pool`.
+"""Replicas behind a server with Ray Serve: `deployed` and `Pool`.
 
 `foveate serve --ray` takes requests in one process, with the limits, the key and the counters of any server
 (`foveate.serving.app`), and opens their images there. A replica is an `Engine` on a machine of the cluster, which forms
@@ -35,7 +35,7 @@ _LOOK = 1.0
 
 
 class Replica:
-    """The model on one machine: answers what reaches it in batches.
+    """Model on one machine that answers its requests in batches.
 
     Args:
         model: To load.
@@ -50,7 +50,7 @@ class Replica:
         self.engine.start()
 
     def check_health(self) -> None:
-        """Called by Ray Serve, which begins a new replica for one that raises."""
+        """Raise if the replica has failed; Ray Serve then starts a new one."""
         if not self.engine.alive:
             raise EngineDeadError("the model's thread has failed.")
 
@@ -62,7 +62,7 @@ class Replica:
         sampling: Sampling,
         stops: tuple[str, ...],
     ) -> AsyncGenerator[Begun | Piece | Result | Exception]:
-        """`Begun`, pieces of text, then a `Result`, or what was wrong with the request."""
+        """Yield `Begun`, pieces of text, then a `Result`, or the request's error."""
         loop = asyncio.get_running_loop()
         inbox: asyncio.Queue[Begun | Piece | Result | BaseException] = asyncio.Queue()
 
@@ -92,7 +92,7 @@ class Replica:
 
 @contextmanager
 def deployed(model: Model, replicas: Replicas, limits: Limits, name: str) -> Generator[Any]:
-    """Replicas on the cluster, taken away at the end; the handle that reaches them.
+    """Deploy replicas on the cluster, yield their handle, and remove them at the end.
 
     `connecting.connected` must stand around it.
 
@@ -144,7 +144,7 @@ def _plain(name: str) -> str:
 
 
 class Pool:
-    """Hands requests to replicas; stands in the place of an `Engine`.
+    """Dispatcher of requests to replicas; replaces an `Engine`.
 
     Args:
         handle: Of `deployed`.
@@ -173,12 +173,12 @@ class Pool:
         ]
 
     def start(self) -> None:
-        """Begin to hand out requests."""
+        """Start dispatching requests."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End what is being answered, and refuse what comes."""
+        """Abort running requests and refuse new ones."""
         with self._lock:
             self._stopping.set()
             left = list(self._jobs)
@@ -193,12 +193,12 @@ class Pool:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken; they wait while replicas begin anew."""
+        """Whether requests are accepted; they wait while replicas restart."""
         return self._threads[0].is_alive() and not self._stopping.is_set()
 
     @property
     def state(self) -> dict[str, Any]:
-        """What /health tells: "ok", "ending", or "failed" where no replica is there, and how many are."""
+        """Return the status for /health: "ok", "ending", or "failed" without a replica, and the number of replicas."""
         status = "ending" if not self.alive else "ok" if self._there else "failed"
         return {
             "status": status,
@@ -211,7 +211,7 @@ class Pool:
         return sum(not job.begun for job in list(self._jobs))
 
     def submit(self, job: Job) -> None:
-        """Take a request.
+        """Accept a request.
 
         Raises:
             BusyError: too many wait, or the server is about to end.
@@ -225,7 +225,7 @@ class Pool:
         self._loop.call_soon_threadsafe(self._begin, job)
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this answer any more: its replica ends it with the model's next step."""
+        """Cancel a request: its replica stops it at the model's next step."""
         job.cancelled.set()
         with self._lock:
             if job in self._jobs:

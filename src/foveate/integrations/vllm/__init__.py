@@ -1,4 +1,4 @@
-"""vLLM reads fewer visual tokens: a plug-in for its entry-point group `vllm.general_plugins`.
+"""vLLM plug-in that compresses visual tokens, for the entry-point group `vllm.general_plugins`.
 
 vLLM fixes the number of placeholders of an image from its size, before anything was encoded, and keeps the embeddings
 of an image for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
@@ -26,7 +26,7 @@ MODELS = {
 
 
 def register() -> None:
-    """Put foveate's model classes in the place of vLLM's. vLLM calls it in every process, possibly several times."""
+    """Register foveate's model classes in vLLM. vLLM calls it in every process, possibly several times."""
     from vllm import ModelRegistry  # ty: ignore[import-not-found]
 
     from foveate.integrations.vllm.starting import prepare

@@ -1,4 +1,4 @@
-"""The images of a call of an encoder, to the tokens that their plans leave."""
+"""Token selection for the images of one encoder call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def chosen(
     width: int | None = None,
     plain: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Encode the images of a call and choose among their tokens.
+    """Encode the images of a call and select among their tokens.
 
     Args:
         serving: The engine's.
@@ -71,7 +71,7 @@ def chosen(
 
 
 def shorten(setting: Setting, tokens: VisualTokens) -> Selection:
-    """What the steps of a plan leave of one image, one after the other.
+    """Apply the steps of a plan to one image, one after the other.
 
     Raises:
         AssertionError: a method left another number of tokens than it had announced.

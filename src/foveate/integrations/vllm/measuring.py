@@ -1,4 +1,4 @@
-"""Measures what methods need of an encoder inside vLLM, from the queries and keys of the layers they name.
+"""Measurement of what methods need from the encoder in vLLM, from queries and keys of the named layers.
 
 vLLM's encoders all end in `MMEncoderAttention`, called with rotated queries, keys and values; a hook before it sees
 them. What is computed of them is what `foveate.runtime.probe` computes in a model of `transformers`.
@@ -24,7 +24,7 @@ def measuring(
     needs: Sequence[Need],
     has_cls: bool,
 ) -> Generator[dict[Need, list[Tensor]]]:
-    """What is measured inside this context: for every need one tensor a sequence or batch of sequences, in order.
+    """Record each need inside this context: one tensor per sequence or batch of sequences, in order.
 
     Values are (tokens) for scores and (tokens, d) for vectors, [CLS] left out; (sequences, d) for `cls_feature`.
 
@@ -71,7 +71,7 @@ def _notes(found: dict[Need, list[Tensor]], needs: list[Need], has_cls: bool) ->
 
 
 def _sequences(query: Tensor, key: Tensor, edges: Tensor | None, module: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Queries and keys (B, H, N, d) of tokens that see each other; packed sequences one by one."""
+    """Split queries and keys (B, H, N, d) into sequences that attend to each other; packed ones one by one."""
     query, key = ((x if x.ndim == 4 else x.unflatten(-1, (-1, module.head_size))).transpose(1, 2) for x in (query, key))
     if edges is None:
         yield query, key

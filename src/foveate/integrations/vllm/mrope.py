@@ -1,4 +1,4 @@
-"""Models with positions of three axes (M-RoPE), whose tokens keep the positions they had.
+"""Models with multimodal RoPE (M-RoPE), whose kept tokens retain their original positions.
 
 Which tokens stay is known when an image was encoded, long after vLLM has made the positions of its prompt. So positions
 of text and clips are right from the start, as sizes tell them, and the placeholders of an image all stand at its first
@@ -27,7 +27,7 @@ else:
 
 
 class PlannedMRope(Model):
-    """Stands before a model of vLLM with `visual`, `_process_image_input` and `_process_video_input`."""
+    """Mixin for vLLM models with `visual`, `_process_image_input` and `_process_video_input`."""
 
     foveate: Serving | None
     #: Columns of an embedding that the language model reads first; None: all of them.
@@ -40,7 +40,7 @@ class PlannedMRope(Model):
         self._moved = torch.zeros(2, vllm_config.scheduler_config.max_num_batched_tokens, dtype=torch.int64)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The embeddings (k, D + 4) of every image and clip, with columns that say where they stand."""
+        """Return the embeddings (k, D + 4) of every image and clip, with columns that hold their positions."""
         plans = kwargs.pop(NAME, None)
         if self.foveate is None:
             return super().embed_multimodal(**kwargs)
@@ -72,7 +72,7 @@ class PlannedMRope(Model):
         return [torch.cat([own, places(at, wide, own)], dim=1) for (own, at), wide in zip(images, columns, strict=True)]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        """Positions (3, N) of a prompt, rows and columns of images still missing, and what to add while decoding.
+        """Return prompt positions (3, N) without rows and columns of images, and the offset for decoding.
 
         vLLM's own code makes the positions of the prompt with whole images; those of what is left out go again.
         """
@@ -106,7 +106,7 @@ class PlannedMRope(Model):
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
     ) -> Tensor:
-        """The embeddings (N, D) of a step; what the embeddings of images carry is noted for `forward`."""
+        """Return the embeddings (N, D) of a step and store the positions of its images for `forward`."""
         if self.foveate is None:
             return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
         self._moved.zero_()
@@ -126,12 +126,12 @@ class PlannedMRope(Model):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """VLLM's, with rows and columns of images added to the positions (3, N)."""
+        """Run vLLM's forward pass with rows and columns of images added to the positions (3, N)."""
         if self.foveate is not None and inputs_embeds is not None:
             positions = torch.cat([positions[:1], positions[1:] + self._moved[:, : positions.shape[1]]])
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
 
     def get_encoder_cudagraph_config(self) -> Any:
-        """None for any modality: graphs of the encoder know nothing of plans."""
+        """Return None for every modality: CUDA graphs of the encoder do not support plans."""
         found = super().get_encoder_cudagraph_config()
         return found if self.foveate is None else replace(found, modalities=[])

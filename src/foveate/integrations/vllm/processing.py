@@ -1,4 +1,4 @@
-"""What all of vLLM's multimodal processors do under a plan."""
+"""Multimodal processing under a plan, shared by all of vLLM's processors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from foveate.integrations.vllm.setting import FULL_MODEL, LONGEST, NAME, Serving
 
 
 class Planned(BaseMultiModalProcessor):
-    """Stands before a processor of vLLM: fewer placeholders for images, and caches that tell plans apart.
+    """Mixin for vLLM processors: fewer image placeholders, and cache keys that differ by plan.
 
     A request may name a plan of its own in `mm_processor_kwargs`. Every image carries the text of its plan to the
     model. The key of an image names its processed pixels, its embeddings (also where engines share them) and, by
@@ -29,11 +29,11 @@ class Planned(BaseMultiModalProcessor):
 
     @cached_property
     def foveate(self) -> Serving | None:
-        """The plans of this engine."""
+        """Plan settings of this engine."""
         return serving_of(self.info.ctx.model_config.hf_config)
 
     def _plan(self, kwargs: Mapping[str, object]) -> tuple[Setting | None, dict[str, object]]:
-        """The setting of a request, None in an engine without a plan, and its arguments that are vLLM's."""
+        """Return the setting of a request, None in an engine without a plan, and the arguments meant for vLLM."""
         others = {name: value for name, value in kwargs.items() if name != NAME}
         if self.foveate is None:
             if NAME in kwargs:
@@ -77,7 +77,7 @@ class Planned(BaseMultiModalProcessor):
 
     @staticmethod
     def _shorter(update: Any, setting: Setting, out_mm_kwargs: Any) -> PromptReplacement:
-        """Of the placeholders of an image as many as stay; they are all the same."""
+        """Shorten the identical placeholders of an image to the number of kept tokens."""
 
         def image(number: int) -> list[int]:
             whole = update.replacement(number)
@@ -87,7 +87,7 @@ class Planned(BaseMultiModalProcessor):
 
 
 def carried(setting: Setting) -> Tensor:
-    """A setting as (256,) uint8, in which form an image carries it to the model."""
+    """Encode a setting as (256,) uint8, the form in which an image passes it to the model."""
     text = str(setting).encode()
     if len(text) > LONGEST:
         raise FoveateError(f"'{setting}' has {len(text)} bytes; a plan in vLLM has {LONGEST} at most.")
@@ -95,12 +95,12 @@ def carried(setting: Setting) -> Tensor:
 
 
 def settings_of(serving: Serving, plans: Tensor) -> list[Setting]:
-    """The settings of images from what they carry, (n, 256)."""
+    """Decode the settings of images from (n, 256) uint8."""
     return [serving.setting(bytes(own.tolist()).rstrip(b"\0").decode()) for own in plans]
 
 
 def registered(own: type, original: Any, info: type | None = None) -> Callable[[type], type]:
-    """Register a model class with the processor of vLLM's `original`, with `own` where an engine has a plan.
+    """Register a model class with vLLM's processor for `original`, and with `own` in engines that have a plan.
 
     Args:
         own: The processor.
@@ -122,11 +122,11 @@ def registered(own: type, original: Any, info: type | None = None) -> Callable[[
 
 
 class LargestImage(BaseProcessingInfo):
-    """Room for images that nothing is taken from, which a request may ask for, whatever the engine's plan is.
+    """Mixin that reserves space for uncompressed images, which a request may ask for under any plan.
 
     vLLM would make room for what the engine's plan leaves of the largest image.
     """
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        """Tokens of the largest image."""
+        """Return the number of tokens of the largest image."""
         return {"image": self.get_max_image_tokens()}

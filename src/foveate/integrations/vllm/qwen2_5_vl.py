@@ -9,9 +9,9 @@ from foveate.integrations.vllm.processing import Planned, registered
 
 
 class FoveateQwen25VLProcessor(Planned, Qwen2_5_VLMultiModalProcessor):
-    """As vLLM's, with fewer placeholders for images."""
+    """vLLM's processor with fewer image placeholders."""
 
 
 @registered(FoveateQwen25VLProcessor, Qwen2_5_VLForConditionalGeneration)
 class FoveateQwen25VL(PlannedMRope, Qwen2_5_VLForConditionalGeneration):
-    """vLLM's Qwen2.5-VL, whose language model reads what a plan leaves of every image. Clips stay whole."""
+    """vLLM's Qwen2.5-VL with token compression before the language model. Clips are not compressed."""

@@ -1,4 +1,4 @@
-"""Which plans an engine of vLLM runs, whether vLLM can serve them, and how many tokens they leave."""
+"""Plans of a vLLM engine, their support in vLLM, and their token counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _STRATEGIES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 
 @dataclass(frozen=True)
 class Setting:
-    """A plan that vLLM can serve on one kind of model.
+    """A plan that vLLM supports on one kind of model.
 
     Args:
         plan: Its steps are all before the language model; None leaves every token.
@@ -46,11 +46,11 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """What tells the embeddings under this plan from those under any other: 16 hexadecimal digits."""
+        """Identifier of the embeddings under this plan: 16 hexadecimal digits."""
         return hashlib.sha256(str(self).encode()).hexdigest()[:16]
 
     def count(self, tokens: int) -> int:
-        """Tokens that stay of an image of `tokens`."""
+        """Return the number of kept tokens of an image of `tokens` tokens."""
         for step in self.plan.steps if self.plan is not None else ():
             tokens = step.count(tokens) or tokens  # every step has a budget
         return tokens
@@ -61,7 +61,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Serving:
-    """What plans an engine takes.
+    """Plans that an engine accepts.
 
     Args:
         kind: `model_type` of the model.
@@ -79,11 +79,11 @@ class Serving:
 
     @property
     def family(self) -> Family:
-        """The family of the model."""
+        """Family of the model."""
         return _families()[self.kind]
 
     def setting(self, text: Any = None, *, request: bool = False) -> Setting:
-        """The setting of a plan, as text.
+        """Parse a plan into a setting.
 
         Args:
             text: The plan; None is the engine's.
@@ -160,7 +160,7 @@ def _setting(serving: Serving, text: str) -> Setting:
 
 
 def serving_of(config: Any) -> Serving | None:
-    """What plans an engine takes, from its Hugging Face configuration or else from the environment.
+    """Read an engine's plans from its Hugging Face configuration, else from the environment.
 
     An override with an empty text means none, whatever the environment says. What the environment says is noted in the
     configuration, so that an engine keeps it.
@@ -204,7 +204,7 @@ def _llava_tower(config: Any) -> EncoderSpec:
 
 
 def servable() -> list[str]:
-    """Methods whose kept tokens follow from an image alone and their number from its size."""
+    """List the methods whose kept tokens depend on the image alone and whose count depends on its size."""
     found = []
     for name, method in all_methods().items():
         if method.site != "pre_llm" or not method.static_count or method.budget == "none" or name in _CARRYING:

@@ -1,4 +1,4 @@
-"""What is checked when an engine starts, in vLLM's hook for configurations of an architecture.
+"""Checks at engine start, in vLLM's hook for configurations of an architecture.
 
 Here, before any process of the engine is made, everything is known: the model, its plan and its parallel layout. A plan
 that cannot be served ends the start with one sentence.
@@ -15,13 +15,13 @@ from foveate.integrations.vllm.setting import BLIND, NAME, serving_of
 
 
 def prepare(architecture: str) -> None:
-    """Check plans of engines with models of an architecture, after what vLLM itself does for it."""
+    """Add the plan check to vLLM's own checks of an architecture."""
     before = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
     if issubclass(before, _Check):
         return
 
     class Check(_Check, before):
-        """One class for an architecture: what vLLM has for it comes first."""
+        """Checks of one architecture, after vLLM's own."""
 
         _before = before
 
@@ -71,7 +71,7 @@ def check(vllm_config: Any) -> None:
 
 
 def _blind(vllm_config: Any) -> str:
-    """Why the encoder of this engine cannot be looked into; empty: it can."""
+    """Return why the encoder of this engine cannot be measured, or an empty text if it can."""
     if vllm_config.parallel_config.tensor_parallel_size > 1:
         return "that is cut over several devices; use one tensor-parallel rank"
     if getattr(vllm_config.compilation_config, "compile_mm_encoder", False):
