@@ -217,25 +217,25 @@ def _list(group: typer.Typer, name: str, line: str) -> None:
     group.command(name, help=line)(lambda: None)
 
 
-_list(app, "ask", "Ask a question about an image, and see where its tokens went.")
-_list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
-_list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
-_list(app, "batch", "Answer a file of questions about images, with progress and resume.")
-_list(app, "serve", "Serve a model over HTTP, in the words of OpenAI's API.")
-_list(app, "app", "Ask in the browser, with a plan and without, and see every token.")
+_list(app, "ask", "Answer a question about an image, and report its visual tokens and timings.")
+_list(app, "info", "Describe a model: parameters, stages, and visual tokens by image size.")
+_list(app, "methods", "List the methods that a plan can name: what they need, and which models they support.")
+_list(app, "batch", "Answer a JSONL file of questions about images; can be resumed.")
+_list(app, "serve", "Serve a model over HTTP with an OpenAI-compatible API.")
+_list(app, "app", "Compare a model with and without a plan in the browser, token by token.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
-_list(app, "convert-scorer", "Take FocusUI's scorer out of a released checkpoint.")
-_list(app, "train-next-scale", "Train the small next-scale image model that cache compression is measured on.")
-_list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
-_list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
-_list(app, "report", "One static page from results: tables, plots, a page for every method.")
-_list(app, "tune", "Search the best plan for a model and your questions: methods, budgets, layers.")
-_list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
-_list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
-_list(bench, "serve", "What plans save in a running server: requests a second, first token, time between tokens.")
-_list(bench, "speed", "What plans cost: time of every part, memory, cache and FLOPs, beside two controls.")
-_list(bench, "joint", "Fewer tokens together with quantised weights and caches: accuracy and cost.")
-_list(bench, "next-scale", "Compressed caches of a next-scale image model: bytes, time, how far pictures move.")
+_list(app, "convert-scorer", "Extract FocusUI's scorer from a released checkpoint.")
+_list(app, "train-next-scale", "Train a small next-scale image model for KV-cache benchmarks.")
+_list(app, "convert", "Convert a pretrained vision transformer to ViT-UHD.")
+_list(app, "flops", "Compute FLOPs and KV cache with and without a plan, from the configuration alone.")
+_list(app, "report", "Build a static report from results: tables, plots, a page for every method.")
+_list(app, "tune", "Search for the best plan for a model and your questions: methods, budgets, layers.")
+_list(bench, "accuracy", "Measure accuracy with fewer visual tokens, plan by plan.")
+_list(bench, "encoders", "Compare vision encoders by image size: tokens, FLOPs, time and memory.")
+_list(bench, "serve", "Measure plans in a running server: throughput, time to first token and between tokens.")
+_list(bench, "speed", "Measure the speed of plans: time per part, memory, KV cache and FLOPs, with two controls.")
+_list(bench, "joint", "Combine token compression with quantised weights and caches: accuracy and cost.")
+_list(bench, "next-scale", "Measure KV-cache compression in a next-scale image model: bytes, time, image distance.")
 
 
 @bench.callback()
@@ -262,10 +262,10 @@ def _foveate(
     ctx: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere in the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere on the command line.")
     ] = False,
 ) -> None:
     if ctx.invoked_subcommand is None:

@@ -22,12 +22,12 @@ SCORER, MARKER = "focusui.safetensors", "marker.safetensors"
 
 def convert_scorer(
     source: Annotated[str, typer.Argument(help="Folder or Hub id of a released checkpoint.", show_default=False)],
-    output: Annotated[Path, typer.Argument(help="Folder to write into.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Output folder.", show_default=False)],
     as_json: Json = False,
 ) -> None:
     """Extract FocusUI's trained scorer and marker embedding from a checkpoint of its authors.
 
-    Only the tensors of the scorer and the row of the marker are read. The scorer fits models with the vision tower and
+    Only the tensors of the scorer and the marker embedding are read. The scorer fits models with the vision encoder and
     the embeddings of that checkpoint.
     """
     with notes.status("loading foveate"):
@@ -47,7 +47,7 @@ def convert_scorer(
     if as_json:
         print_json(document)
     else:
-        console.print(f"{output}: {' and '.join(written)}, for embeddings of {scorer.size} numbers")
+        console.print(f"{output}: {' and '.join(written)}, for embeddings of {scorer.size} dimensions")
 
 
 def tensors_of(source: str, part: str) -> dict[str, Any]:
@@ -71,15 +71,15 @@ def tensors_of(source: str, part: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise FoveateError(f"cannot read {source!r}: {error}") from error
     if None in paths:
-        raise FoveateError(f"{source!r} holds no checkpoint in the safetensors format.")
-    found = {}
+        raise FoveateError(f"{source!r} has no checkpoint in the safetensors format.")
+    tensors = {}
     for path in paths:
         try:
             with safe_open(str(path), "pt") as file:
-                found |= {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
+                tensors |= {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
         except SafetensorError as error:
             raise FoveateError(f"{path} is no safetensors file: {error}") from error
-    return found
+    return tensors
 
 
 def marker_of(source: str) -> Any:

@@ -34,9 +34,9 @@ def info(
 ) -> None:
     """Describe a model: parameters by part, stages, tokenizer, and visual tokens for images of several sizes.
 
-    Only the configuration is read, not the weights, so that a model on the Hub is described without downloading it.
-    The training and the evaluation are shown where the model's folder holds a record of them (training.json,
-    evaluation.json), as that of the embedded model does.
+    Only the configuration is read, so that models on the Hub are described without downloading their weights. Training
+    and evaluation are shown if the model's folder has records of them (training.json, evaluation.json), as that of the
+    embedded model does.
     """
     document = describe(model)
     if as_json:
@@ -154,7 +154,7 @@ def _image_tokens(processor: Any) -> list[dict[str, Any]]:
     for index, (width, height) in enumerate(IMAGE_SIZES):
         row: dict[str, Any] = {"image": [width, height]}
         if hasattr(images, "target_size"):
-            row["seen_at"] = list(images.target_size(width, height))
+            row["resized_to"] = list(images.target_size(width, height))
             row["patches"] = int(counted["num_image_patches"][index])
         rows.append(row | {"tokens": int(counted["num_image_tokens"][index])})
     return rows
@@ -189,7 +189,9 @@ def _print_section(title: str, content: Any) -> None:
 
 def _is_records(content: Any) -> bool:
     records = content.values() if isinstance(content, dict) else content
-    return isinstance(content, (dict, list)) and len(content) > 0 and all(isinstance(one, dict) for one in records)
+    return (
+        isinstance(content, (dict, list)) and len(content) > 0 and all(isinstance(record, dict) for record in records)
+    )
 
 
 def _print_table(content: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> None:

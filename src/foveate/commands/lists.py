@@ -16,7 +16,7 @@ def sides_in(text: str) -> tuple[int, int]:
     """Parse the shortest and the longest side of pages, in pixels.
 
     Raises:
-        FoveateError: these are not two numbers.
+        FoveateError: the text is not two numbers.
     """
     ends = numbers_in(text, "--sides")
     if len(ends) != 2:
@@ -28,12 +28,12 @@ def numbers_in(text: str, option: str) -> tuple[int, ...]:
     """Parse the whole numbers in `1,8`.
 
     Raises:
-        FoveateError: there is something else in it.
+        FoveateError: the text contains something else.
     """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise FoveateError(f"{option} {text!r} must be whole numbers with commas, such as 1,8.") from None
+        raise FoveateError(f"{option} {text!r} must be comma-separated whole numbers, such as 1,8.") from None
 
 
 def plans_in(options: Sequence[str] | None) -> tuple[str, ...]:

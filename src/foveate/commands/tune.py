@@ -31,16 +31,17 @@ def tune(
     target_ttft: Annotated[
         str | None,
         typer.Option(
-            help="The most that a plan may cost, relative to the full model: 0.5x, 50%. Searched is the most "
-            "accurate of these plans.",
+            help="Maximum time to first token relative to the full model: 0.5x, 50%. The search looks for the most "
+            "accurate plan within it.",
             show_default=False,
         ),
     ] = None,
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            help="The least accuracy relative to the full model: 97%. Searched is the cheapest of these plans. "
-            "With --target-ttft both must hold.",
+            help="Minimum accuracy relative to the full model: 97%. The search looks for the cheapest plan "
+            "that reaches "
+            "it. With --target-ttft both must hold.",
             show_default=False,
         ),
     ] = None,
@@ -51,48 +52,51 @@ def tune(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="With commas, or in options of their own, as in `foveate bench accuracy`.",
+            help="Tasks, comma-separated or in repeated options, as in `foveate bench accuracy`.",
             show_default="--data, or a task of every kind",
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option(min=2, help="Items of every task. Half are searched on, the other half confirm.")
+        int, typer.Option(min=2, help="Items per task: one half for the search, the other half for confirmation.")
     ] = 40,
-    trials: Annotated[int, typer.Option(min=1, help="Plans to try; more go on with the same search.")] = 40,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Number of plans to try; a larger number continues the same search.")
+    ] = 40,
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods to choose from, with commas, also with arguments.",
-            show_default="all that run on the model without weights of their own, but the controls",
+            help="Comma-separated methods to choose from, also with arguments.",
+            show_default="all that run on the model without weights of their own, except the controls",
         ),
     ] = None,
     budgets: Annotated[
-        str | None, typer.Option(help="Budgets to choose from, with commas.", show_default="13 steps from 5% to 80%")
+        str | None, typer.Option(help="Comma-separated budgets to choose from.", show_default="13 steps from 5% to 80%")
     ] = None,
     chains: Annotated[
-        bool, typer.Option("--chains/--no-chains", help="Also join a method before the language model and one inside.")
+        bool,
+        typer.Option(
+            "--chains/--no-chains", help="Also combine a method before the language model with one inside it."
+        ),
     ] = True,
     cost: Annotated[
         str,
         typer.Option(
-            help="What counts as cost. time: to the first token, measured in turns with the full model, which is "
-            "what you wait for, and noisy on a busy machine. flops: operations to the first token, which every run "
-            "counts alike, and which leave out what choosing costs beside matrix products. Both are reported of what "
-            "is confirmed."
+            help="Cost measure. time: time to first token, alternating with the full model; it includes "
+            "everything, but is "
+            "noisy on a busy machine. flops: operations to the first token; reproducible, but only matrix products of "
+            "the token selection count. Both are reported for confirmed plans."
         ),
     ] = "time",
     objective: Annotated[
         str,
         typer.Option(
-            help="accuracy, or information-flow: how far the state that the answer begins from stays the "
-            "same (VFlowOpt; the search then needs no answers; with --target-ttft alone)."
+            help="Objective: accuracy, or information-flow, the similarity of the hidden state from which the answer "
+            "starts (VFlowOpt; needs no answers; only with --target-ttft)."
         ),
     ] = "accuracy",
-    repeats: Annotated[
-        int, typer.Option(min=1, help="Timed turns of a plan; twice as many where it is confirmed.")
-    ] = 5,
-    finalists: Annotated[int, typer.Option(min=1, help="The most plans to confirm, until one holds.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of draws, and of the division of questions.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns per plan; twice as many for confirmation.")] = 5,
+    finalists: Annotated[int, typer.Option(min=1, help="Maximum number of plans to confirm, until one holds.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of the split of questions.")] = 0,
     sides: Sides = "128,640",
     difficulty: Difficulty = 1.0,
     batch_size: BatchSize = 8,
@@ -100,17 +104,17 @@ def tune(
     dtype: Dtype = "auto",
     threads: Threads = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the result, its picture, the trials and the answers.")
+        Path, typer.Option("--output", "-o", help="Folder for the result, its plot, the trials and the answers.")
     ] = Path("tuned"),
     as_json: ResultAsJson = False,
 ) -> None:
     """Search for the best plan for a model: methods, budgets and layers, on your questions or on rendered ones.
 
-    Half of the questions are searched on. What wins is asked the other half, which the search never saw, beside random
-    tokens and smaller images; intervals are of the paired bootstrap. A plan that is too dear is not asked, and one that
-    cannot win any more is stopped early.
+    Half of the questions are used for the search. The best plans are then evaluated on the other half, together with
+    random tokens and smaller images; intervals are from the paired bootstrap. A plan that exceeds the cost target is
+    not evaluated, and one that can no longer win is stopped early.
 
-    Ctrl-C, or a kill, loses at most the trial at work: the same command goes on in the same folder.
+    An interruption (Ctrl-C or a kill) loses at most the current trial: the same command resumes in the same folder.
     """
     from foveate import tune as benchmark
 
@@ -194,8 +198,8 @@ def _front(found: dict[str, Any], best: list[dict[str, Any]]) -> Table:
     """Table of the Pareto-optimal trials."""
     flow = found["settings"]["objective"] != "accuracy"
     table = _table(
-        f"Pareto-best of {len(found['trials'])} trials, on {found['items']['search']} items of the search "
-        "(chosen by these numbers, so they flatter)",
+        f"Pareto-optimal among {len(found['trials'])} trials, on {found['items']['search']} items of the search "
+        "(selected by these numbers, so they are optimistic)",
         ("plan", "ttft", "flops", "flow" if flow else "relative", "95 %"),
     )
     for one in best:
@@ -207,7 +211,7 @@ def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
     """Table of a finalist's result on new questions, with its controls."""
     held = "held" if one["met"] else "did not hold"
     table = _table(
-        f"{one['plan']} {held} on {one['questions']} questions that the search had not seen",
+        f"{one['plan']} {held} on {one['questions']} new questions",
         ("plan", "tokens", "ttft", "flops", "accuracy", "relative", "95 %", "better by"),
     )
     full_model = found["full_model"]["confirm"]
