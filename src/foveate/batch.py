@@ -67,18 +67,18 @@ def read_questions(path: Path) -> list[Question]:
         lines = lines_of(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise FoveateError(f"{str(path)!r} cannot be read: {error}.") from None
-    found: list[Question] = []
+    questions: list[Question] = []
     problems: list[str] = []
-    seen: dict[str | int, int] = {}
+    first_lines: dict[str | int, int] = {}
     for place, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            question = _question(json.loads(line), len(found), path.parent)
-            if question.id in seen:
-                raise FoveateError(f"the id {question.id!r} stands in line {seen[question.id]} already")
-            seen[question.id] = place
-            found.append(question)
+            question = _question(json.loads(line), len(questions), path.parent)
+            if question.id in first_lines:
+                raise FoveateError(f"the id {question.id!r} stands in line {first_lines[question.id]} already")
+            first_lines[question.id] = place
+            questions.append(question)
         except FoveateError as error:
             problems.append(f"line {place}: {error}")
         except (ValueError, RecursionError) as error:
@@ -86,9 +86,9 @@ def read_questions(path: Path) -> list[Question]:
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise FoveateError(f"{str(path)!r} is no file of questions: {'; '.join(problems[:10])}{more}.")
-    if not found:
+    if not questions:
         raise FoveateError(f"{str(path)!r} holds no question.")
-    return found
+    return questions
 
 
 def _question(entry: Any, number: int, folder: Path) -> Question:
@@ -98,7 +98,7 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
     unknown = [name for name in entry if name not in _FIELDS]
     if unknown:
         raise FoveateError(f"unknown field {unknown[0]!r}; possible are {', '.join(_FIELDS)}")
-    text, limit, plan, own = (entry.get(name) for name in ("question", "max_new_tokens", "plan", "id"))
+    text, limit, plan, identifier = (entry.get(name) for name in ("question", "max_new_tokens", "plan", "id"))
     if not isinstance(text, str) or not text.strip():
         raise FoveateError("'question' must be a text")
     check_text(json.dumps(entry, ensure_ascii=False), "it")
@@ -117,14 +117,14 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
             raise FoveateError(f"there is no image {str(image)[:200]!r}")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise FoveateError("'max_new_tokens' must be a whole number from 1 on")
-    if own is not None and (not isinstance(own, (str, int)) or isinstance(own, bool)):
+    if identifier is not None and (not isinstance(identifier, (str, int)) or isinstance(identifier, bool)):
         raise FoveateError("'id' must be a text or a whole number")
     if plan is not None:
         if not isinstance(plan, str):
             raise FoveateError("'plan' must be a text")
         if not is_full_model(plan):
             plan = str(Plan.of(plan))
-    return Question(number, number if own is None else own, images, text, plan, limit)
+    return Question(number, number if identifier is None else identifier, images, text, plan, limit)
 
 
 class Output:
@@ -169,9 +169,9 @@ class Output:
             raise FoveateError(
                 f"there are answers in {str(self.path)!r} already; go on with --resume, or name another file."
             )
-        whole = content.rfind(b"\n") + 1  # a kill may have left half a line
+        complete = content.rfind(b"\n") + 1  # a kill may have left half a line
         known = {question.number: question for question in questions}
-        for place, line in enumerate(content[:whole].splitlines(), 1):
+        for place, line in enumerate(content[:complete].splitlines(), 1):
             try:
                 row = json.loads(line)
                 question = known[row["number"]]
@@ -184,7 +184,7 @@ class Output:
                 )
             self.done.add(row["number"])
             self.errors += "error" in row
-        self._file.truncate(whole)
+        self._file.truncate(complete)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append answers in one write and wait until they are on disk.
@@ -243,8 +243,8 @@ def answer_questions(
     Returns:
         A row for each: number, id, question, plan, and text or error.
     """
-    own = questions[0].plan
-    chosen = plan if own is None else None if is_full_model(own) else Plan.of(own)
+    question_plan = questions[0].plan
+    chosen = plan if question_plan is None else None if is_full_model(question_plan) else Plan.of(question_plan)
     rows: dict[int, dict[str, Any]] = {}
     conversations = []
     for question in questions:
@@ -265,8 +265,8 @@ def answer_questions(
                 question, head, _ = some[0]
                 rows[question.number] = {**head, "error": str(error)}
                 return
-            for one in some:
-                answer([one])
+            for entry in some:
+                answer([entry])
             return
         for (question, head, _), text in zip(some, texts, strict=True):
             rows[question.number] = {**head, "text": text}
@@ -317,9 +317,9 @@ def answer_file(
         FoveateError: the model cannot follow the plan of the run, said before anything is answered; or answers could
             not be written.
     """
-    left = [question for question in questions if question.number not in output.done]
+    remaining = [question for question in questions if question.number not in output.done]
     with _following(model, plan):
         pass
-    for batch in batches(left, batch_size):
+    for batch in batches(remaining, batch_size):
         output.add(answer_questions(model, processor, batch, plan, max_new_tokens))
         progress(len(batch))

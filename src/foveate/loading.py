@@ -130,10 +130,10 @@ def _saved_plan(location: str) -> Plan | None:
     if Path(location).is_dir():
         return Plan.read(location)
     try:
-        found = file_of(location, PLAN_FILE)
+        file = file_of(location, PLAN_FILE)
     except OSError:  # no such model: the configuration, read next, says so better
         return None
-    return None if found is None else Plan.read(Path(found).parent)
+    return None if file is None else Plan.read(Path(file).parent)
 
 
 def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:

@@ -128,5 +128,5 @@ def _taking_no_clips(kind: Any) -> Any:
 
 def _from_folder(location: str, name: str) -> dict[str, Any]:
     """Read a JSON file in a folder or on the Hub; empty if there is none."""
-    found = file_of(location, name)
-    return {} if found is None else read_json(found)
+    file = file_of(location, name)
+    return {} if file is None else read_json(file)

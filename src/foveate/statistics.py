@@ -88,9 +88,9 @@ def paired_bootstrap(
     means, drawn = np.zeros(2), np.zeros((2, resamples))
     number = int(first.max()) + 1
     for stratum in range(number):
-        own = first == stratum
-        part = values[:, own]
-        together = np.arange(part.shape[1]) if second is None else np.unique(second[own], return_inverse=True)[1]
+        in_stratum = first == stratum
+        part = values[:, in_stratum]
+        together = np.arange(part.shape[1]) if second is None else np.unique(second[in_stratum], return_inverse=True)[1]
         sums = np.stack([np.bincount(together, weights=row) for row in part])
         sizes = np.bincount(together).astype(np.float64)
         means += part.mean(axis=1) / number
@@ -120,12 +120,12 @@ def _places(labels: Sequence[Any] | NDArray[Any] | None, count: int) -> NDArray[
 
 def _resampled(sums: NDArray[Any], sizes: NDArray[Any], resamples: int, rng: np.random.Generator) -> NDArray[Any]:
     """Resample accuracies (2, resamples) over clusters: `sums` (2, C) right answers, `sizes` (C,) answers."""
-    found, clusters = [], len(sizes)
+    samples, clusters = [], len(sizes)
     step = max(1, _BLOCK // clusters)
     for start in range(0, resamples, step):
         drawn = rng.integers(0, clusters, (min(step, resamples - start), clusters))
-        found.append(np.stack([row[drawn].sum(axis=1) for row in sums]) / sizes[drawn].sum(axis=1))
-    return np.concatenate(found, axis=1)
+        samples.append(np.stack([row[drawn].sum(axis=1) for row in sums]) / sizes[drawn].sum(axis=1))
+    return np.concatenate(samples, axis=1)
 
 
 def _ratio(

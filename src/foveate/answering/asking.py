@@ -93,7 +93,7 @@ def ask(
         )
         finished = trace.now()
         reports = () if handle is None else handle.report().images
-    seen = seen_of(processor, picture.size)
+    encoded_box = seen_of(processor, picture.size)
     written = output[0] if net.config.is_encoder_decoder else output[0, length:]
 
     times = {"preprocess": preprocess, **trace.times(finished), "total": preprocess + finished - started}
@@ -122,7 +122,7 @@ def ask(
         device=str(net.device),
         plan=None if handle is None else str(handle.plan),
         selection=placed(
-            [selected(report, seen) for report in reports],
+            [selected(report, encoded_box) for report in reports],
             None if handle is None else handle.family.whole_tile,
             picture.size,
         ),

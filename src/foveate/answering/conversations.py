@@ -86,7 +86,7 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
 def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
     """Convert message contents to lists of parts, with special tokens in their text neutralised."""
     tokenizer = tokenizer_of(processor)
-    found = []
+    plain = []
     for message in messages:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -94,8 +94,8 @@ def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[d
             {"type": "text", "text": as_plain_text(part["text"].strip(), tokenizer)} if part["type"] == "text" else part
             for part in parts
         ]
-        found.append({**message, "content": parts})
-    return found
+        plain.append({**message, "content": parts})
+    return plain
 
 
 def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
@@ -135,8 +135,8 @@ def as_plain_text(text: str, tokenizer: Any) -> str:
     special = set(tokenizer.all_special_tokens)
     special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special = {token for token in special if len(token) > 1}
-    while found := [token for token in special if token in text]:
-        for token in found:
+    while present := [token for token in special if token in text]:
+        for token in present:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
@@ -204,13 +204,13 @@ def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
     if handle is None or (token is not None and not any(counts)):  # a report is of the last call that had images
         return [ImageTokens(count, count, count) for count in counts]
     layers = config.get_text_config().num_hidden_layers
-    found = [ImageTokens(0, 0, 0)] * len(ids)
+    totals = [ImageTokens(0, 0, 0)] * len(ids)
     for image in handle.report().images:
-        before, given, read = found[image.row]
-        found[image.row] = ImageTokens(
-            before + image.tokens_in, given + image.tokens_kept, read + image.mean_tokens(layers)
+        before, kept, read = totals[image.row]
+        totals[image.row] = ImageTokens(
+            before + image.tokens_in, kept + image.tokens_kept, read + image.mean_tokens(layers)
         )
-    return found
+    return totals
 
 
 def image_token_of(config: Any) -> int | None:
@@ -232,7 +232,7 @@ def tokenizer_of(processor: Any) -> Any:
 
 def _with_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Convert messages so that every part is text or an opened image under the key "image"."""
-    found = []
+    opened = []
     for message in messages:
         parts = []
         for part in message["content"]:
@@ -241,20 +241,20 @@ def _with_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     f"this reads no {part['type']}; of the content of messages it reads text and images."
                 )
             parts.append({"type": "image", "image": _image_of(part)} if part["type"] == "image" else part)
-        found.append({**message, "content": parts})
-    return found
+        opened.append({**message, "content": parts})
+    return opened
 
 
 def _image_of(part: dict[str, Any]) -> Any:
-    given = [part[name] for name in ("image", "path", "base64", "url") if part.get(name) is not None]
-    if len(given) != 1:
+    sources = [part[name] for name in ("image", "path", "base64", "url") if part.get(name) is not None]
+    if len(sources) != 1:
         raise FoveateError(
-            f"a part of type 'image' holds {'several images' if given else 'no image'}; write one 'image', 'path', "
+            f"a part of type 'image' holds {'several images' if sources else 'no image'}; write one 'image', 'path', "
             "'base64' or 'url' (with its data)."
         )
-    if isinstance(given[0], str):
-        return open_written(given[0])
-    return open_image(given[0]) if isinstance(given[0], (bytes, os.PathLike)) else given[0]
+    if isinstance(sources[0], str):
+        return open_written(sources[0])
+    return open_image(sources[0]) if isinstance(sources[0], (bytes, os.PathLike)) else sources[0]
 
 
 def _parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def pooling_of(net: Any, inputs: Any) -> list[Pooling]:
     encoder = net.get_encoder(modality="image")
     if not isinstance(encoder, ViTUHDModel):
         return []
-    found: list[Pooling] = []
+    maps: list[Pooling] = []
     rows, columns = inputs["grid_hws"][0].tolist()
     with ExitStack() as hooks, torch.inference_mode():
         for number, index in enumerate(encoder.config.merger_layer_index):
@@ -54,7 +54,7 @@ def pooling_of(net: Any, inputs: Any) -> list[Pooling]:
                 stage: Any, windows: tuple[torch.Tensor], name: str = f"stage {number + 1}", grid: Any = grid
             ) -> None:
                 weights = stage.weights(windows[0]).float()
-                found.append(
+                maps.append(
                     Pooling(
                         name,
                         weight=_as_map(weights.mean(-1), grid),
@@ -65,7 +65,7 @@ def pooling_of(net: Any, inputs: Any) -> list[Pooling]:
 
             hooks.callback(merger.register_forward_pre_hook(in_this_thread(before)).remove)
         encoder(pixel_values=inputs["pixel_values"], grid_hws=inputs["grid_hws"])
-    return found
+    return maps
 
 
 def pooling_effect(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,14 @@ from typing import Any
 from foveate.runtime.report import ImageReport
 
 
-def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> dict[str, Any]:
+def selected(
+    report: ImageReport, encoded_box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+) -> dict[str, Any]:
     """Return the token selection of one image as plain JSON values.
 
     Args:
         report: of the handle of the plan.
-        seen: (left, top, right, bottom) of what the encoder saw, as fractions of the image; above 1 for padding.
+        encoded_box: (left, top, right, bottom) of what the encoder saw, as fractions of the image; above 1 for padding.
 
     Returns:
         The report's own values; ``seen``; for every crop its ``kind``, ``grid``, ``box`` (fractions of what was seen),
@@ -25,7 +27,7 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
         into, or is None where the members of a group have equal ones. ``measured`` has what methods asked of each
         token: its ``kind``, the ``layer`` and ``values``. Every one of ``layers`` says which tokens it kept.
     """
-    document: dict[str, Any] = report.as_json() | {"seen": list(seen)}
+    document: dict[str, Any] = report.as_json() | {"seen": list(encoded_box)}
     layout, places = report.layout, report.selection.indices.tolist()
     for crop, described in zip(layout.crops, document["crops"], strict=True):
         described |= {"box": list(crop.box), "index": crop.index.tolist()}
@@ -50,15 +52,15 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
     }
 
 
-def placed(documents: list[dict[str, Any]], whole: str | None, size: tuple[int, int]) -> list[dict[str, Any]]:
+def placed(documents: list[dict[str, Any]], thumbnail_place: str | None, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Assign positions in the image (width, height) to tiles that have a budget of their own.
 
     Models are not told how many rows and columns of tiles there are. Processors divide an image so that its tiles are
     as nearly square as their number allows, which is how the division is found again.
     """
-    if whole is None or len(documents) < 2:
+    if thumbnail_place is None or len(documents) < 2:
         return documents
-    tiles = documents[1:] if whole == "first" else documents[:-1]
+    tiles = documents[1:] if thumbnail_place == "first" else documents[:-1]
     count, ratio = len(tiles), size[0] / size[1]
     columns = min(
         (n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(math.log(n * n / (count * ratio)))
@@ -87,6 +89,7 @@ def seen_of(processor: Any, size: tuple[int, int]) -> tuple[float, float, float,
         return 0.0, 0.0, 1.0, 1.0
     scale = shortest / min(size)
     width, height = (
-        min(1.0, side / (scale * own)) for side, own in zip((crop["width"], crop["height"]), size, strict=True)
+        min(1.0, side / (scale * image_side))
+        for side, image_side in zip((crop["width"], crop["height"]), size, strict=True)
     )
     return (1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2

@@ -83,11 +83,17 @@ def with_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport, ...])
     return [
         *stages,
         *(
-            Stage(str(step), None, sum(one.tokens_kept for one in done), None, DOINGS[step.method.site])
+            Stage(str(step), None, sum(step_report.tokens_kept for step_report in done), None, DOINGS[step.method.site])
             for step, done in zip(plan.early_steps, before, strict=False)
         ),
         *(
-            Stage(f"layer {done[0].layer}", None, sum(one.tokens_kept for one in done), None, done[0].method)
+            Stage(
+                f"layer {done[0].layer}",
+                None,
+                sum(step_report.tokens_kept for step_report in done),
+                None,
+                done[0].method,
+            )
             for done in inside
         ),
     ]

@@ -29,7 +29,7 @@ class Trace:
         self.device = net.device
         base = net.base_model
         self.encoder = _other_than(net, net.get_encoder(modality="image"))
-        self.connector = next((found for name in CONNECTORS if (found := getattr(base, name, None)) is not None), None)
+        self.connector = next((part for name in CONNECTORS if (part := getattr(base, name, None)) is not None), None)
         self.language_model = _other_than(net, net.get_decoder())
         self.tokens: dict[str | int, int] = {}
         self._spans: dict[str, list[tuple[float, float]]] = {}

@@ -28,15 +28,15 @@ class Bar:
 
 def token_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
     """Image tokens at every point of the model, with both answers next to each other."""
-    found = [("full-model", stage) for stage in full_model.stages]
+    labelled = [("full-model", stage) for stage in full_model.stages]
     if planned is not None:
         # Stages that both have stand together; what only the plan has comes last.
-        own = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
+        plan_stages = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
         for number, stage in reversed(list(enumerate(full_model.stages))):
-            if (same := own.pop((stage.name, number), None)) is not None:
-                found.insert(number + 1, ("plan", same))
-        found += [("plan", stage) for stage in own.values()]
-    return [Bar(stage.name, stage.tokens, f"{stage.tokens}", of) for of, stage in found]
+            if (same := plan_stages.pop((stage.name, number), None)) is not None:
+                labelled.insert(number + 1, ("plan", same))
+        labelled += [("plan", stage) for stage in plan_stages.values()]
+    return [Bar(stage.name, stage.tokens, f"{stage.tokens}", of) for of, stage in labelled]
 
 
 def time_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:

@@ -41,12 +41,12 @@ def choices(model: Any) -> list[Choice]:
     Args:
         model: a live model without a plan.
     """
-    found = []
+    supported = []
     for name, method in all_methods().items():
         choice = Choice(name, method.title, method.budget)
         try:
             compress(model, choice.plan(PERCENT)).restore()
         except (FoveateError, TypeError):  # the second: it cannot be made without arguments
             continue
-        found.append(choice)
-    return found
+        supported.append(choice)
+    return supported

@@ -91,35 +91,35 @@ def build(
             if wanted is not None:
                 yield {answers: _answers(full_model, None, wanted)}
                 planned = ask(image, question, model, wanted, max_new_tokens=max_new_tokens)
-            seen = views(full_model, planned, image)
+            shown = views(full_model, planned, image)
         except Exception as error:
             yield {notice: _notice(error), answers: ""}
             return
-        last = len(seen) - 1
-        given, followed = Path(str(path)).name, None if wanted is None else str(wanted)
+        last = len(shown) - 1
+        file, followed = Path(str(path)).name, None if wanted is None else str(wanted)
         yield {
             answers: _answers(full_model, planned, wanted),
-            state: seen,
+            state: shown,
             account: gr.Column(visible=True),
             slider: gr.Slider(maximum=max(last, 1), value=last, visible=last > 0),
-            overlay: seen[last].picture,
-            caption: _caption(seen[last]),
-            facts: _hint(seen[last]),
+            overlay: shown[last].picture,
+            caption: _caption(shown[last]),
+            facts: _hint(shown[last]),
             charts: _charts(full_model, planned),
-            python: python_line(given, question, followed, name),
-            shell: shell_line(given, question, followed, name),
+            python: python_line(file, question, followed, name),
+            shell: shell_line(file, question, followed, name),
         }
 
-    def step(place: float, seen: Seen) -> tuple[Any, Any, Any]:
-        if not seen:  # forgotten, after an hour
+    def step(place: float, shown: Seen) -> tuple[Any, Any, Any]:
+        if not shown:  # forgotten, after an hour
             return gr.skip(), gr.skip(), gr.skip()
-        view = seen[min(int(place), len(seen) - 1)]
+        view = shown[min(int(place), len(shown) - 1)]
         return view.picture, _caption(view), _hint(view)
 
-    def click(place: float, seen: Seen, event: gr.SelectData) -> tuple[Any, Any]:
-        if not seen:
+    def click(place: float, shown: Seen, event: gr.SelectData) -> tuple[Any, Any]:
+        if not shown:
             return gr.skip(), gr.skip()
-        view = seen[min(int(place), len(seen) - 1)]
+        view = shown[min(int(place), len(shown) - 1)]
         token = view.token_at(*event.index)
         if token < 0:
             return view.picture, _hint(view)

@@ -68,32 +68,32 @@ def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> lis
         planned: the answer with a plan.
         image: the image, upright.
     """
-    found = [_stage_view(full_model, number, image) for number, s in enumerate(full_model.stages) if s.grid is not None]
+    shown = [_stage_view(full_model, number, image) for number, s in enumerate(full_model.stages) if s.grid is not None]
     for document in joined(planned.selection) if planned is not None else []:
-        found += _token_views(document, image)
-    if not found:
+        shown += _token_views(document, image)
+    if not shown:
         picture = image.copy()
         picture.thumbnail(ROOM)
         caption = "This model keeps its tokens to itself: give a plan to see them."
-        found = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
-    return found
+        shown = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
+    return shown
 
 
 def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
     stage = answer.stages[number]
     rows, columns = stage.grid or (1, 1)
-    seen = image if answer.processed_size is None else image.resize(answer.processed_size, Image.Resampling.BICUBIC)
-    scale = min(ROOM[0] / seen.width, ROOM[1] / seen.height)
-    size = max(round(seen.width * scale), columns), max(round(seen.height * scale), rows)
+    resized = image if answer.processed_size is None else image.resize(answer.processed_size, Image.Resampling.BICUBIC)
+    scale = min(ROOM[0] / resized.width, ROOM[1] / resized.height)
+    size = max(round(resized.width * scale), columns), max(round(resized.height * scale), rows)
     effects = next((pooling.effect for pooling in answer.pooling if pooling.stage == stage.name), None)
-    whole = {"kind": "image", "box": (0, 0, 1, 1), "grid": (rows, columns), "index": range(rows * columns)}
+    crop = {"kind": "image", "box": (0, 0, 1, 1), "grid": (rows, columns), "index": range(rows * columns)}
     caption = f"{rows} x {columns} = {stage.tokens} tokens"
     caption += f" of {stage.size[0]} x {stage.size[1]} pixels" if stage.size else ""
     caption += f": {stage.detail}."
     if effects is not None:
         caption += " Orange: tokens that draw the output of their 2 x 2 window furthest from the plain average."
-    picture = stage_panel(seen, stage, effects, size)
-    return View(stage.name, caption, picture, token_map({"crops": [whole]}, size), stage, effects)
+    picture = stage_panel(resized, stage, effects, size)
+    return View(stage.name, caption, picture, token_map({"crops": [crop]}, size), stage, effects)
 
 
 def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
@@ -114,13 +114,13 @@ def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
         )
     if document["inert"]:
         counts = f"{NOTHING_LEFT_OUT.capitalize()}, {document['tokens_in']} of {document['tokens_in']}."
-    found = []
+    shown = []
     for crops, title in ((others, "what the language model reads"), (thumbnails, "the thumbnail it reads as well")):
         if crops:
-            own = document | {"crops": crops}
-            picture = draw_tokens(own, image, ROOM)
-            found.append(View(title, counts, picture, token_map(own, picture.size), document=document))
-    return found
+            part = document | {"crops": crops}
+            picture = draw_tokens(part, image, ROOM)
+            shown.append(View(title, counts, picture, token_map(part, picture.size), document=document))
+    return shown
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
         shown = tuple(group["tokens"])
         lines.append(("state", f"merged: one of {len(shown)} that are read as one, at {_place(document, group['at'])}"))
         shares = document.get("shares")
-        parts = {one: 1 / len(shown) if shares is None else shares[one] for one in shown}
-        first = sorted(parts, key=lambda one: -parts[one])[:MOST_SOURCES]
+        parts = {source: 1 / len(shown) if shares is None else shares[source] for source in shown}
+        first = sorted(parts, key=lambda source: -parts[source])[:MOST_SOURCES]
         more = "" if len(first) == len(parts) else f" and {len(parts) - len(first)} more"
-        sources = ", ".join(f"{one} ({100 * parts[one]:.3g} %)" for one in first)
+        sources = ", ".join(f"{source} ({100 * parts[source]:.3g} %)" for source in first)
         lines.append(("sources", f"{sources}{more}"))
     elif token in document["kept"]:
         lines += [("state", "kept as it is"), ("sources", f"{token} alone")]

@@ -63,7 +63,7 @@ class AccuracySettings(QuestionSettings):
 
 
 def answer_items(
-    model: Any, processor: Any, plan: Any, asked: Iterable[Item], batch_size: int = 8
+    model: Any, processor: Any, plan: Any, items: Iterable[Item], batch_size: int = 8
 ) -> list[dict[str, Any]]:
     """Ask a model questions with a plan and mark the answers.
 
@@ -71,7 +71,7 @@ def answer_items(
         model: As `foveate.load` returns it.
         processor: Of the model.
         plan: Anything that `foveate.compress` takes; None or "full model": the model as it is.
-        asked: Such as `tasks.items` gives.
+        items: Such as `tasks.items` gives.
         batch_size: Items answered at once.
 
     Returns:
@@ -81,10 +81,10 @@ def answer_items(
     Raises:
         FoveateError: the plan cannot run on this model or on these images.
     """
-    asked = list(asked)
-    order = {(item.task, item.index): place for place, item in enumerate(asked)}
+    items = list(items)
+    order = {(item.task, item.index): place for place, item in enumerate(items)}
     rows: list[dict[str, Any]] = []
-    for batch in batches(asked, batch_size):
+    for batch in batches(items, batch_size):
         rows += _rows(model, processor, plan, prepare(model, processor, batch))
     return sorted(rows, key=lambda row: (order[row["task"], row["index"]], row["turn"]))
 
@@ -154,7 +154,7 @@ def run(
 
         def document() -> dict[str, Any]:
             report("working out the intervals")
-            found = {
+            result = {
                 **profiling.head("accuracy", command, hardware, asdict(settings), NOTE),
                 "rows": scores(rows.rows, settings.models, run.possible, settings.tasks),
                 "impossible": [
@@ -164,8 +164,8 @@ def run(
                 ],
             }
             if path is not None:
-                write_json(path, found)
-            return found
+                write_json(path, result)
+            return result
 
         try:
             for name in settings.models:
@@ -214,30 +214,30 @@ class _Run:
 
     def _task(self, name: str, model: Any, processor: Any, task: str) -> None:
         settings, rows = self.settings, self.rows
-        left = [plan for plan in self.possible(name) if (name, plan, task) not in rows.finished]
-        self._advance(settings.count * (len(settings.plans) - len(left)), f"{name}, {task}")
+        remaining = [plan for plan in self.possible(name) if (name, plan, task) not in rows.finished]
+        self._advance(settings.count * (len(settings.plans) - len(remaining)), f"{name}, {task}")
         begun = self.done
-        stream = settings.items_of(task) if left else ()
+        stream = settings.items_of(task) if remaining else ()
         for batch in batches(stream, settings.batch_size):
             prepared: Prepared | None = None
-            for plan in left:
+            for plan in remaining:
                 missing = [item for item in batch if not rows.has(name, plan, task, item.index, len(item.turns))]
                 if missing and (name, plan) not in rows.impossible:
                     prepared = prepared or prepare(model, processor, batch)
                     self._answer(name, model, processor, plan, prepared)
                 self._advance(len(batch), f"{name}, {task}, {plan}")
-        rows.finish(name, [plan for plan in left if (name, plan) not in rows.impossible], task)
-        self._advance(begun + settings.count * len(left) - self.done, f"{name}, {task}")
+        rows.finish(name, [plan for plan in remaining if (name, plan) not in rows.impossible], task)
+        self._advance(begun + settings.count * len(remaining) - self.done, f"{name}, {task}")
 
     def _answer(self, name: str, model: Any, processor: Any, plan: str, prepared: Prepared) -> None:
         try:
-            found = _rows(model, processor, plan, prepared)
+            answers = _rows(model, processor, plan, prepared)
         except FoveateError as error:
             if plan == FULL_MODEL:
                 raise
             self._fail(name, plan, error)
             return
-        self.rows.add({"model": name, **row} for row in found)
+        self.rows.add({"model": name, **row} for row in answers)
 
     def _fail(self, name: str, plan: str, error: FoveateError) -> None:
         self.report(f"{plan} cannot run on {name}: {error}")

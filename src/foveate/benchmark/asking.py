@@ -125,19 +125,19 @@ def messages_of(item: Item, answers: Sequence[str] = ()) -> list[dict[str, Any]]
 
 def _following(processor: Any, item: Item) -> tuple[Tensor, ...]:
     tokenizer = getattr(processor, "tokenizer", processor)
-    found = []
+    followings = []
     for turn in range(1, len(item.turns)):
         messages = plain_messages(messages_of(item, [_ANSWER] * turn), processor)
         try:
-            whole = prompt_of(processor, messages)
+            prompt = prompt_of(processor, messages)
         except FoveateError as error:
             raise FoveateError(f"the chat template of this model takes no second turn: {error}") from error
-        before, answer, after = whole.rpartition(_ANSWER)
+        before, answer, after = prompt.rpartition(_ANSWER)
         if not answer or before.count(_ANSWER) != turn - 1 or not after:
             raise FoveateError("the chat template of this model leaves out earlier answers, so no chat can go on.")
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-        found.append(torch.tensor(ids, dtype=torch.int64))
-    return tuple(found)
+        followings.append(torch.tensor(ids, dtype=torch.int64))
+    return tuple(followings)
 
 
 @torch.inference_mode()
@@ -156,7 +156,7 @@ def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
     counts = image_tokens(model, inputs["input_ids"])
     if prepared.following:
         texts[0] += _go_on(model, processor, prepared, output)
-    return [Reply(tuple(said), count.before, count.read) for said, count in zip(texts, counts, strict=True)]
+    return [Reply(tuple(answers), count.before, count.read) for answers, count in zip(texts, counts, strict=True)]
 
 
 def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[str]:
@@ -167,10 +167,10 @@ def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[
     ends = set(ends if isinstance(ends, list) else [ends])
     texts = []
     for turn, following in enumerate(prepared.following, 1):
-        said = output.sequences
-        if int(said[0, -1]) in ends:  # the cache does not hold it yet, and the template says how an answer ends
-            said = said[:, :-1]
-        ids = torch.cat([said, following.to(said.device)[None]], dim=1)
+        sequences = output.sequences
+        if int(sequences[0, -1]) in ends:  # the cache does not hold it yet, and the template says how an answer ends
+            sequences = sequences[:, :-1]
+        ids = torch.cat([sequences, following.to(sequences.device)[None]], dim=1)
         limit = prepared.limits[0][turn]
         check_length(model, ids.shape[1], limit)
         more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

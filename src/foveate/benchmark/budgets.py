@@ -40,13 +40,13 @@ def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
         if not is_full_model(text):
             plan = Plan.of(text)
             by_budget.setdefault(budget_of(plan), []).append(str(plan))
-    found = [FULL_MODEL]
-    for budget, own in by_budget.items():
+    ordered = [FULL_MODEL]
+    for budget, at_budget in by_budget.items():
         if budget is not None:
-            found += [f"{control}:{budget}" for control in CONTROLS]
-            found += filter(None, map(control_of, own))
-            found += own
-    return tuple(dict.fromkeys([*found, *by_budget.get(None, [])]))
+            ordered += [f"{control}:{budget}" for control in CONTROLS]
+            ordered += filter(None, map(control_of, at_budget))
+            ordered += at_budget
+    return tuple(dict.fromkeys([*ordered, *by_budget.get(None, [])]))
 
 
 def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:

@@ -133,8 +133,8 @@ class PlainTransformer(Competitor):
     def flops(self, pixels: int) -> int:
         """Patch embedding and blocks."""
         geometry, tokens = self.geometry, self.patches(pixels)
-        one = flops.block(tokens, [tokens], geometry.width, geometry.hidden)
-        return flops.linear(tokens, 3 * self.patch**2, geometry.width) + geometry.blocks * one
+        block = flops.block(tokens, [tokens], geometry.width, geometry.hidden)
+        return flops.linear(tokens, 3 * self.patch**2, geometry.width) + geometry.blocks * block
 
     def full_attention_flops(self, pixels: int) -> int:
         """Attention of all blocks."""

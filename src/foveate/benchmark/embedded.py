@@ -105,12 +105,12 @@ class Pictures:
     def settings(self) -> dict[str, Any]:
         """Settings as recorded in rows and results; defaults are omitted."""
         usual = Pictures()
-        found: dict[str, Any] = {"difficulty": self.difficulty}
+        values: dict[str, Any] = {"difficulty": self.difficulty}
         if self.sides != usual.sides:
-            found["sides"] = list(self.sides)
+            values["sides"] = list(self.sides)
         if self.least is not None:
-            found["least"] = self.least
-        return found
+            values["least"] = self.least
+        return values
 
 
 def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iterator[Question]:
@@ -157,17 +157,17 @@ def _cut(held: list[Question], size: int) -> Iterator[list[Question]]:
         yield held[start : start + size]
 
 
-def answers(model: Any, processor: Any, asked: Sequence[Question]) -> list[str]:
+def answers(model: Any, processor: Any, questions: Sequence[Question]) -> list[str]:
     """Answer a batch of questions with greedy decoding.
 
     Generation stops a few tokens after the longest expected answer: a longer one is wrong whatever follows.
     """
     conversations = []
-    for question in asked:
+    for question in questions:
         content = [{"type": "image", "image": question.image}, {"type": "text", "text": question.text}]
         conversations.append([{"role": "user", "content": content}])
     tokenizer = processor.tokenizer
-    longest = max(len(tokenizer(question.answer, add_special_tokens=False)["input_ids"]) for question in asked)
+    longest = max(len(tokenizer(question.answer, add_special_tokens=False)["input_ids"]) for question in questions)
     return answer_batch(model, processor, conversations, longest + 4)
 
 
@@ -201,8 +201,8 @@ def evaluate(
             file.write(json.dumps(settings) + "\n")
         for task in tasks:
             stream = questions(task, easy_count if task == EASY_VQA else count, pictures, done[task])
-            for asked in batches(stream, batch_size):
-                for question, text in zip(asked, answers(model, processor, asked), strict=True):
+            for batch in batches(stream, batch_size):
+                for question, text in zip(batch, answers(model, processor, batch), strict=True):
                     row = {
                         "task": task,
                         "index": question.index,

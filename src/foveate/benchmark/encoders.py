@@ -227,13 +227,13 @@ class _Bench:
         counted_rest = flops.count(lambda: self._first_token(name, encoded[0]))
         formula = competitor.flops(pixels)
         rest = competitor.connector_flops(pixels) + flops.prefill(tokens + text, self.language_model.config)
-        for what, seen, expected in (
+        for what, value, expected in (
             (competitor.name, counted, formula),
             ("connector and prefill", counted_rest, rest),
         ):
-            if abs(seen - expected) > AGREEMENT * expected:
+            if abs(value - expected) > AGREEMENT * expected:
                 raise FoveateError(
-                    f"FLOPs of {what} at {pixels} px: {seen:,} counted, {expected:,} by the formula; they must agree "
+                    f"FLOPs of {what} at {pixels} px: {value:,} counted, {expected:,} by the formula; they must agree "
                     f"within {AGREEMENT:.0%}."
                 )
         return {
@@ -343,8 +343,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(row) for row in results["rows"])]
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines), results["note"]]
     for claim in results["claims"]:
-        seen = "not measured" if claim["measured"] is None else f"measured here: {claim['measured']:.2f}"
-        parts.append(f"- {claim['claim']} ({claim['setting']}); {seen}.")
+        measured = "not measured" if claim["measured"] is None else f"measured here: {claim['measured']:.2f}"
+        parts.append(f"- {claim['claim']} ({claim['setting']}); {measured}.")
     parts.append("\n".join(f"- {line}" for line in results["explanation"]))
     return "\n\n".join(parts)
 

@@ -113,15 +113,15 @@ def run(
             "rows": rows,
             "impossible": impossible,
         }
-        asked: list[Item] = []
+        items: list[Item] = []
         for name in settings.models:
             for weights in settings.weights:
                 cells = _missing(settings, document, name, weights)
                 if not cells:
                     continue
                 report(f"{name}, {weights} weights")
-                asked = asked or [item for task in settings.tasks for item in settings.items_of(task)]
-                _Bench(settings, name, weights, asked, document, path, report).measure(cells)
+                items = items or [item for task in settings.tasks for item in settings.items_of(task)]
+                _Bench(settings, name, weights, items, document, path, report).measure(cells)
         _conclude(rows)
         if path is not None:
             write_json(path, document)
@@ -145,12 +145,12 @@ class _Bench:
         settings: JointSettings,
         name: str,
         weights: str,
-        asked: list[Item],
+        items: list[Item],
         document: dict[str, Any],
         path: Path | None,
         report: Callable[[str], object],
     ) -> None:
-        self.settings, self.name, self.kind, self.asked = settings, name, weights, asked
+        self.settings, self.name, self.kind, self.asked = settings, name, weights, items
         self.document, self.path, self.report = document, path, report
 
     def measure(self, cells: list[tuple[str, str]]) -> None:
@@ -183,12 +183,15 @@ class _Bench:
                 continue
             numbers = {
                 "seconds": seconds,
-                "bytes": {"weights": size, "kv": sum(own for own, _ in kept) / sum(prompts for _, prompts in kept)},
+                "bytes": {
+                    "weights": size,
+                    "kv": sum(task_rows for task_rows, _ in kept) / sum(prompts for _, prompts in kept),
+                },
             }
             head = {"model": self.name, "plan": plan, "weights": weights, "kind": self.kind, "cache": cache}
             for task in self.settings.tasks:
-                own = [row for row in answers if row["task"] == task]
-                self.document["rows"].append({**head, "task": task, **_score(own), **numbers})
+                task_rows = [row for row in answers if row["task"] == task]
+                self.document["rows"].append({**head, "task": task, **_score(task_rows), **numbers})
             self.document["rows"].append({**head, "task": ALL, **_score(answers), **numbers})
             _conclude(self.document["rows"])
             if self.path is not None:
@@ -217,13 +220,13 @@ def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _conclude(rows: list[dict[str, Any]]) -> None:
     """Add accuracies with intervals, relative to the full model and to the product of the separate effects."""
-    found = {(row["model"], row["task"], row["plan"], row["kind"], row["cache"]): row for row in rows}
+    by_key = {(row["model"], row["task"], row["plan"], row["kind"], row["cache"]): row for row in rows}
     for row in rows:
-        whole = found.get((row["model"], row["task"], FULL_MODEL, FULL, FULL))
-        if whole is None or "accuracy" in row:
+        reference = by_key.get((row["model"], row["task"], FULL_MODEL, FULL, FULL))
+        if reference is None or "accuracy" in row:
             continue
         strata = [task for task, count in row["tasks"].items() for _ in range(count)]
-        rights = [[int(digit) for digit in one["rights"]] for one in (row, whole)]
+        rights = [[int(digit) for digit in scored["rights"]] for scored in (row, reference)]
         compared = paired_bootstrap(*rights, strata=strata)
         low, high = (compared.low, compared.high)
         if len(row["tasks"]) == 1:
@@ -240,7 +243,7 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         model, task, plan, kind, cache = (row[key] for key in ("model", "task", "plan", "kind", "cache"))
         alone = ((plan, FULL, FULL), (FULL_MODEL, kind, FULL), (FULL_MODEL, FULL, cache))
-        parts = [found.get((model, task, *part), {}).get("relative") for part in alone]
+        parts = [by_key.get((model, task, *part), {}).get("relative") for part in alone]
         row["parts"] = None if None in parts else math.prod(part for part in parts if part is not None)
 
 

@@ -38,9 +38,9 @@ def matches(text: str, answer: str) -> bool:
 
 
 def _number(word: str) -> str:
-    found = _NUMBER.fullmatch(word)
-    if found is None:
+    match = _NUMBER.fullmatch(word)
+    if match is None:
         return word
-    rest = (found["rest"] or "").rstrip("0")
-    sign = "-" if found["sign"] == "-" else ""
-    return sign + found["whole"].replace(",", "") + (f".{rest}" if rest else "") + found["percent"]
+    rest = (match["rest"] or "").rstrip("0")
+    sign = "-" if match["sign"] == "-" else ""
+    return sign + match["whole"].replace(",", "") + (f".{rest}" if rest else "") + match["percent"]

@@ -12,9 +12,9 @@ from foveate.kv_cache.nbytes import stored_bytes
 
 def weight_bytes(model: nn.Module) -> int:
     """Count the bytes of a model's parameters and buffers; tied weights count once."""
-    found: dict[int, Any] = {id(value): value for value in model.parameters()}
-    found |= {id(value): value for value in model.buffers()}
-    return stored_bytes(list(found.values()))
+    tensors: dict[int, Any] = {id(value): value for value in model.parameters()}
+    tensors |= {id(value): value for value in model.buffers()}
+    return stored_bytes(list(tensors.values()))
 
 
 def dtype_of(model: nn.Module) -> str:

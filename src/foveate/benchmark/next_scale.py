@@ -206,13 +206,13 @@ def _held_out(model: NextScaleForImageGeneration, settings: NextScaleSettings) -
 
 def _sizes(plan: str, settings: NextScaleSettings, sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]:
     step = None if plan == FULL_MODEL else parse_plan(plan, METHODS).steps[0]
-    whole = history(config.scales)
+    total = history(config.scales)
     return {
         "model": settings.model,
         "plan": plan,
         "method": FULL_MODEL if step is None else step.method.name,
         "budget": "100%" if step is None else str(step.budget),
-        "average": whole if step is None else step.count(whole),
+        "average": total if step is None else step.count(total),
         "kept_bytes": sample.cache.kept_bytes,
         "kept_share": sample.cache.kept_bytes / full.cache.kept_bytes,
         "peak_bytes": sample.cache.peak_bytes,

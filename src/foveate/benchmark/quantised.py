@@ -105,8 +105,8 @@ def _torchao(text: nn.Module, name: str, device: torch.device) -> None:
     else:
         four: Any = getattr(torch, "int4")  # noqa: B009 - stubs of torch do not have it
         config = IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(GROUP))
-    whole = [one for one in text.modules() if isinstance(one, nn.Linear)]
-    if name == "int4" and any(one.in_features % GROUP for one in whole):
+    linears = [module for module in text.modules() if isinstance(module, nn.Linear)]
+    if name == "int4" and any(module.in_features % GROUP for module in linears):
         raise ValueError(f"a width is no multiple of {GROUP}")
     quantize_(text, config)
 
@@ -183,7 +183,7 @@ def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
         FoveateError: as `cache_maker`.
     """
     make, original = cache_maker(model, name), model.generate
-    seen: list[tuple[int, int]] = []
+    shapes: list[tuple[int, int]] = []
 
     def generate(*args: Any, **kwargs: Any) -> Any:
         if name != FULL and compat.cache_in(kwargs) is None:
@@ -191,11 +191,11 @@ def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
         output = original(*args, **kwargs)
         size = bytes_of(compat.cache_of(output))
         if size is not None:
-            seen.append((size, len(output.sequences)))
+            shapes.append((size, len(output.sequences)))
         return output
 
     model.generate = generate
     try:
-        yield seen
+        yield shapes
     finally:
         del model.generate

@@ -97,9 +97,11 @@ class Rows:
             return
         if not resume:
             raise FoveateError(f"{path} holds answers already; --resume goes on with them, or choose another file.")
-        given, own = entries[0]["settings"], head["settings"]
-        if given != own:
-            different = ", ".join(sorted(key for key in {*given, *own} if given.get(key) != own.get(key)))
+        file_settings, settings = entries[0]["settings"], head["settings"]
+        if file_settings != settings:
+            different = ", ".join(
+                sorted(key for key in {*file_settings, *settings} if file_settings.get(key) != settings.get(key))
+            )
             raise FoveateError(f"{path} was made with other settings ({different}); choose another file.")
         if broken:  # a kill or a full disk cut the last line off
             write_text(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))

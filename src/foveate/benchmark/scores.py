@@ -43,7 +43,7 @@ def scores(
     answers: dict[tuple[str, str, str], Answers] = defaultdict(dict)
     for row in rows:
         answers[row["model"], row["plan"], row["task"]][row["index"], row["turn"]] = row
-    found = []
+    scored = []
     for model in models:
         for plan in plans(model):
             budget = budget_of(plan)
@@ -54,8 +54,8 @@ def scores(
                 if triples:
                     by_task[task] = triples
             head = {"model": model, "plan": plan, "method": method_of(plan), "budget": budget}
-            found += [head | row for row in _rows(by_task)]
-    return found
+            scored += [head | row for row in _rows(by_task)]
+    return scored
 
 
 def method_of(plan: str) -> str:
@@ -76,26 +76,26 @@ class _Triple:
         return self.smaller is not None and bool(self.full_model["right"]) and not self.smaller["right"]
 
 
-def _triples(own: Answers, full_model: Answers, smaller: Answers) -> list[_Triple]:
-    return [_Triple(own[key], full_model[key], smaller.get(key)) for key in sorted(own) if key in full_model]
+def _triples(answers: Answers, full_model: Answers, smaller: Answers) -> list[_Triple]:
+    return [_Triple(answers[key], full_model[key], smaller.get(key)) for key in sorted(answers) if key in full_model]
 
 
 def _rows(by_task: dict[str, list[_Triple]]) -> list[Row]:
     """Score one model with one plan."""
-    found = [_score(task, {task: triples}) for task, triples in by_task.items()]
+    scored = [_score(task, {task: triples}) for task, triples in by_task.items()]
     parts = [
         ("first question", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] == 0]),
         ("later questions", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] > 0]),
     ]
-    found += [_score(f"group:{CHAT}, {part}", {CHAT: triples}) for part, triples in parts if triples]
+    scored += [_score(f"group:{CHAT}, {part}", {CHAT: triples}) for part, triples in parts if triples]
     if CHAT in by_task and SWAPPED in by_task:
-        found += _second_after_first([*by_task[CHAT], *by_task[SWAPPED]])
+        scored += _second_after_first([*by_task[CHAT], *by_task[SWAPPED]])
     for group, members in GROUPS.items():
-        own = {task: by_task[task] for task in members if task in by_task}
-        if own:
-            found.append(_score(f"group:{group}", own))
+        in_group = {task: by_task[task] for task in members if task in by_task}
+        if in_group:
+            scored.append(_score(f"group:{group}", in_group))
     every = {task: triples for task, triples in by_task.items() if task != SWAPPED or len(by_task) == 1}
-    return [*found, _score("all", every)] if every else found
+    return [*scored, _score("all", every)] if every else scored
 
 
 def _second_after_first(triples: list[_Triple]) -> list[Row]:

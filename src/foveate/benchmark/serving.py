@@ -125,7 +125,7 @@ async def _run(
         base_url=settings.url, api_key=settings.api_key, max_retries=0, timeout=settings.timeout
     )
     plans = (FULL_MODEL, *settings.plans)
-    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    measured: dict[tuple[int, str], list[dict[str, Any]]] = {}
     try:
         model = settings.model or (await client.models.list()).data[0].id
         for plan in plans:  # a first question to each, whose time does not count
@@ -134,10 +134,12 @@ async def _run(
             for turn in range(settings.turns):
                 shift = turn % len(plans)
                 for plan in plans[shift:] + plans[:shift]:
-                    seed = 1 + len(found) + 1000 * turn + 1_000_000 * clients
-                    one = await _turn(client, model, settings, plan, clients, seed)
-                    found.setdefault((clients, plan), []).append(one)
-                    report(f"{clients} clients, turn {turn + 1}, {plan}: {one['requests_per_second']:.3f} requests/s")
+                    seed = 1 + len(measured) + 1000 * turn + 1_000_000 * clients
+                    result = await _turn(client, model, settings, plan, clients, seed)
+                    measured.setdefault((clients, plan), []).append(result)
+                    report(
+                        f"{clients} clients, turn {turn + 1}, {plan}: {result['requests_per_second']:.3f} requests/s"
+                    )
     except openai.OpenAIError as error:
         reason = getattr(error, "message", None) or str(error)
         raise FoveateError(f"the server at {settings.url} did not answer as asked: {reason}") from error
@@ -150,7 +152,7 @@ async def _run(
         "note": note,
         "hardware": hardware(torch.device("cpu")),  # of the machine that asks
         "settings": {**described, "model": model},
-        "rows": rows(found, settings),
+        "rows": rows(measured, settings),
     }
     write_json(path, document)
     return document
@@ -222,18 +224,18 @@ def _picture(side: int, seed: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def rows(found: dict[tuple[int, str], list[dict[str, Any]]], settings: ServingSettings) -> list[dict[str, Any]]:
+def rows(measured: dict[tuple[int, str], list[dict[str, Any]]], settings: ServingSettings) -> list[dict[str, Any]]:
     """Summarise every number of clients and plan: medians over turns, and ratios to the full model.
 
     A ratio is above 1 where the plan is better: more requests a second, less time. It is the median of those of every
     turn, which has both sides.
     """
     result = []
-    for (clients, plan), turns in found.items():
-        full_model = found[clients, FULL_MODEL]
+    for (clients, plan), turns in measured.items():
+        full_model = measured[clients, FULL_MODEL]
         row: dict[str, Any] = {"clients": clients, "plan": plan, "requests": max(settings.requests, clients)}
         for name in turns[0]:
-            values = [one[name] for one in turns]
+            values = [turn[name] for turn in turns]
             known = [value for value in values if value is not None]
             row[name] = {"median": statistics.median(known) if known else None, "all": values}
         row["times_full_model"] = {
@@ -244,8 +246,8 @@ def rows(found: dict[tuple[int, str], list[dict[str, Any]]], settings: ServingSe
     return result
 
 
-def _ratio(own: Sequence[Any], other: Sequence[Any], name: str, more: bool) -> dict[str, Any] | None:
-    pairs = [(a[name], b[name]) for a, b in zip(own, other, strict=True)]
+def _ratio(turns: Sequence[Any], other: Sequence[Any], name: str, more: bool) -> dict[str, Any] | None:
+    pairs = [(a[name], b[name]) for a, b in zip(turns, other, strict=True)]
     if any(a is None or b is None for a, b in pairs):
         return None
     values = [a / b if more else b / a for a, b in pairs]

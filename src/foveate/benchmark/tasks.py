@@ -102,31 +102,31 @@ def names() -> tuple[str, ...]:
     return (*TASKS, EASY_VQA, CHAT, SWAPPED, DETAIL)
 
 
-def tasks_of(asked: Sequence[str]) -> tuple[str, ...]:
+def tasks_of(requested: Sequence[str]) -> tuple[str, ...]:
     """Expand names of tasks and groups, `all` and paths of files into tasks, each once.
 
     Raises:
         FoveateError: a name is none of these, easy-VQA is not installed, or a file cannot be read.
     """
-    found: list[str] = []
-    for name in asked:
+    expanded: list[str] = []
+    for name in requested:
         if name == "all":
-            found += names()
+            expanded += names()
         elif name in GROUPS:
-            found += GROUPS[name]
+            expanded += GROUPS[name]
         elif name in names():
-            found.append(name)
+            expanded.append(name)
         elif Path(name).suffix in (".json", ".jsonl"):
             _file(name)
-            found.append(name)
+            expanded.append(name)
         else:
             raise FoveateError(
                 f"unknown task {name!r}; possible are all, {', '.join((*GROUPS, *names()))}, and files of "
                 "conversations in LLaVA's format (.json or .jsonl)."
             )
-    if EASY_VQA in found and find_spec("easy_vqa") is None:
+    if EASY_VQA in expanded and find_spec("easy_vqa") is None:
         raise FoveateError("easy-VQA needs a package; install it with `pip install easy-vqa`.")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(expanded))
 
 
 def group_of(task: str) -> str | None:
@@ -216,15 +216,15 @@ def _more_shapes(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
     shapes = [tuple(shape.split(" ", 1)) for shape in sample.meta["shapes"]]
     first = shapes[0]  # the one that is asked about
     asks_colour = sample.task == "shape_colour"
-    known, told = (1, 0) if asks_colour else (0, 1)
-    found = []
+    known, answered = (1, 0) if asks_colour else (0, 1)
+    questions = []
     for shape in shapes:
         alone = sum(other[known] == shape[known] for other in shapes) == 1
-        if alone and shape[known] != first[known] and shape[told] != first[told]:
+        if alone and shape[known] != first[known] and shape[answered] != first[answered]:
             ways = COLOUR_OF if asks_colour else KIND_OF
             slots = {"kind": shape[1]} if asks_colour else {"colour": shape[0]}
-            found.append((ask(rng, "heldout", ways, **slots), shape[told]))
-    return found[:2]
+            questions.append((ask(rng, "heldout", ways, **slots), shape[answered]))
+    return questions[:2]
 
 
 def _detail(index: int, difficulty: float, longest: int) -> Item:
@@ -265,8 +265,8 @@ class _File:
         if not self._examples:
             raise FoveateError(f"{path} has no conversation with an image.")
         for number, example in enumerate(self._examples, 1):
-            asked = [turn["value"] for turn in example.conversations if turn["from"] == "human"]
-            if any(PLACEHOLDER in question for question in asked[1:]):
+            questions = [turn["value"] for turn in example.conversations if turn["from"] == "human"]
+            if any(PLACEHOLDER in question for question in questions[1:]):
                 raise FoveateError(
                     f"{path}, conversation {number} of those with images, shows an image after its first question; "
                     "images can only be shown before it."
@@ -279,10 +279,10 @@ class _File:
         example = self._examples[index]
         spoken = example.conversations
         system = spoken[0]["value"].strip() if spoken[0]["from"] == "system" else ""
-        asked = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in spoken if turn["from"] == "human"]
+        questions = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in spoken if turn["from"] == "human"]
         right = [turn["value"].strip() for turn in spoken if turn["from"] == "gpt"]
         images = tuple(open_image(image).convert("RGB") for image in example.images)
-        return Item(self._path, index, images, tuple(zip(asked, right, strict=True)), system)
+        return Item(self._path, index, images, tuple(zip(questions, right, strict=True)), system)
 
 
 @lru_cache(maxsize=8)

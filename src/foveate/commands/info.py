@@ -221,7 +221,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         if len(value) == 2 and all(isinstance(side, int) for side in value):
             return f"{value[0]} x {value[1]}"
-        return ", ".join(_shown(one) for one in value)
+        return ", ".join(_shown(item) for item in value)
     if isinstance(value, dict):
-        return " ".join(f"{name.replace('_', ' ')} {_shown(one)}" for name, one in value.items())
+        return " ".join(f"{name.replace('_', ' ')} {_shown(item)}" for name, item in value.items())
     return str(value)

@@ -150,7 +150,7 @@ def tune(
     )
     with bar:
         shown = bar.add_task("", total=None, visible=False)
-        found = benchmark.run(
+        document = benchmark.run(
             settings,
             output,
             command=command_line(),
@@ -160,30 +160,30 @@ def tune(
             ),
         )
     pictures = []
-    if any("score" in one for one in found["trials"]):
+    if any("score" in trial for trial in document["trials"]):
         pictures.append(output / "tune.png")
-        benchmark.plot(found, pictures[0])
+        benchmark.plot(document, pictures[0])
     if as_json:
-        print_json(found)
+        print_json(document)
         return
-    _show(found)
+    _show(document)
     written = " and ".join(str(path) for path in (output / "tune.json", *pictures))
     console.print(f"written: {written}", markup=False)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(document: dict[str, Any]) -> None:
     from foveate.tune import confirmed, front, verdict
 
-    console.print(_front(found, front(found["trials"])))
-    best = confirmed(found)
-    for one in found["confirmation"]:
-        console.print(_evidence(found, one))
-    for line in verdict(found):
+    console.print(_front(document, front(document["trials"])))
+    best = confirmed(document)
+    for finalist in document["confirmation"]:
+        console.print(_evidence(document, finalist))
+    for line in verdict(document):
         console.print(line, markup=False)
     if best is not None:
         console.print("\n[bold]plan[/bold]", end="  ")
         console.print(best["plan"], markup=False, soft_wrap=True)
-        model = found["settings"]["model"]
+        model = document["settings"]["model"]
         named = "" if model == "embedded" else f" --model {shlex.quote(model)}"
         line = f'foveate ask IMAGE "QUESTION"{named} --plan {_quoted(best["plan"])}'
         console.print(line, markup=False, soft_wrap=True)
@@ -194,32 +194,32 @@ def _quoted(plan: str) -> str:
     return shlex.quote(plan) if '"' in plan or "$" in plan else f'"{plan}"'
 
 
-def _front(found: dict[str, Any], best: list[dict[str, Any]]) -> Table:
+def _front(document: dict[str, Any], best: list[dict[str, Any]]) -> Table:
     """Table of the Pareto-optimal trials."""
-    flow = found["settings"]["objective"] != "accuracy"
+    flow = document["settings"]["objective"] != "accuracy"
     table = _table(
-        f"Pareto-optimal among {len(found['trials'])} trials, on {found['items']['search']} items of the search "
+        f"Pareto-optimal among {len(document['trials'])} trials, on {document['items']['search']} items of the search "
         "(selected by these numbers, so they are optimistic)",
         ("plan", "ttft", "flops", "flow" if flow else "relative", "95 %"),
     )
-    for one in best:
-        table.add_row(one["plan"], _time(one), f"{one['flops']:.2f}x", _score(one, flow), _interval(one))
+    for trial in best:
+        table.add_row(trial["plan"], _time(trial), f"{trial['flops']:.2f}x", _score(trial, flow), _interval(trial))
     return table
 
 
-def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
+def _evidence(document: dict[str, Any], finalist: dict[str, Any]) -> Table:
     """Table of a finalist's result on new questions, with its controls."""
-    held = "held" if one["met"] else "did not hold"
+    held = "held" if finalist["met"] else "did not hold"
     table = _table(
-        f"{one['plan']} {held} on {one['questions']} new questions",
+        f"{finalist['plan']} {held} on {finalist['questions']} new questions",
         ("plan", "tokens", "ttft", "flops", "accuracy", "relative", "95 %", "better by"),
     )
-    full_model = found["full_model"]["confirm"]
+    full_model = document["full_model"]["confirm"]
     table.add_row(
         "full model", f"{full_model['tokens_kept']:,.0f}", "1.00x", "1.00x", f"{full_model['accuracy']:.1%}", "100.0%"
     )
-    for row in (one, *(control for control in one["controls"] if "reason" not in control)):
-        by = "" if row is one else f"{100 * row['better_by']:+.1f}"
+    for row in (finalist, *(control for control in finalist["controls"] if "reason" not in control)):
+        by = "" if row is finalist else f"{100 * row['better_by']:+.1f}"
         table.add_row(
             row["plan"],
             f"{row['tokens_kept']:,.0f}" + (f" ({INERT})" if inert(row) else ""),
@@ -245,15 +245,15 @@ def _table(title: str, head: tuple[str, ...]) -> Table:
     )
 
 
-def _time(one: dict[str, Any]) -> str:
+def _time(row: dict[str, Any]) -> str:
     """Format the median of the turns."""
-    return "" if one["ttft"] is None else f"{one['ttft']['median']:.2f}x"
+    return "" if row["ttft"] is None else f"{row['ttft']['median']:.2f}x"
 
 
-def _score(one: dict[str, Any], flow: bool) -> str:
-    return f"{one['score']:.4f}" if flow else f"{one['score']:.1%}"
+def _score(row: dict[str, Any], flow: bool) -> str:
+    return f"{row['score']:.4f}" if flow else f"{row['score']:.1%}"
 
 
-def _interval(one: dict[str, Any]) -> str:
-    ends = (one["low"], one["high"])
+def _interval(row: dict[str, Any]) -> str:
+    ends = (row["low"], row["high"])
     return "" if ends == (None, None) else "-".join("?" if end is None else f"{100 * end:.0f}" for end in ends)

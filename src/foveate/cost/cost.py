@@ -90,8 +90,10 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
         parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.image.grids)
     if model.vision is not None and model.connector is not None and convention.connector:
         joined = sum(_left(model.vision, grid) for grid in run.image.grids) // model.connector.merge
-        one = flops.connector(joined, model.connector.inputs, model.connector.hidden, model.connector.outputs)
-        parts["connector"] = model.connector.copies * one
+        connector_flops = flops.connector(
+            joined, model.connector.inputs, model.connector.hidden, model.connector.outputs
+        )
+        parts["connector"] = model.connector.copies * connector_flops
     answered = {"last": 1, "all": lengths[-1], "none": 0}[convention.head]
     parts |= {
         "projections": sum(_projections(shape, length) for length in lengths),

@@ -96,10 +96,10 @@ def claims() -> list[Claim]:
     return [*_fastv(), *_pyramiddrop(), *_uhd_v4(), *_mini(), *_visiondrop(), *_fourier(), *_hiprune(), *_cache()]
 
 
-def nearest(found: Sequence[Claim]) -> list[Claim]:
+def nearest(computed: Sequence[Claim]) -> list[Claim]:
     """Return the closest computed number for every published one, without inputs."""
     best: dict[tuple[str, str], Claim] = {}
-    for claim in found:
+    for claim in computed:
         key = (claim.paper, claim.what)
         if not claim.input and (key not in best or abs(claim.apart) < abs(best[key].apart)):
             best[key] = claim
@@ -171,7 +171,7 @@ def _fastv() -> Iterator[Claim]:
 
 def _pyramiddrop() -> Iterator[Claim]:
     formula = Convention(head="none", encoder=False, connector=False)
-    how = "4nd² + 2n²d + 3ndm a layer (all three matrices of SwiGLU), which are MACs; image tokens alone"
+    convention = "4nd² + 2n²d + 3ndm a layer (all three matrices of SwiGLU), which are MACs; image tokens alone"
     model, processed = _model("llava-1.5-7b")
     for stages, published in ((1, 3.82), (3, 2.13), (4, 1.78), (5, 1.38)):
         layers = [model.text.layers // stages * stage for stage in range(1, stages)]
@@ -180,14 +180,14 @@ def _pyramiddrop() -> Iterator[Claim]:
         what = f"stages of half the tokens: {stages}" if layers else "full model"
         ours = cost(model, _run(model, processed, kept), 0, formula).macs / 1e12
         yield Claim("PyramidDrop", "arXiv 2410.17247, ablation of stages", f"LLaVA-1.5-7B, {what}", published, ours,
-                    "T", how)  # fmt: skip
+                    "T", convention)  # fmt: skip
     model, processed = _model("llava-next-7b")
     before = cost(model, _run(model, processed, 2880), 0, formula)
     after = cost(
         model, _run(model, processed, _planned("pyramiddrop:50%@8,16,24", 2880, model.text.layers)), 0, formula
     )
     yield Claim("PyramidDrop", "arXiv 2410.17247, abstract", "LLaVA-NeXT-7B, 2,880 tokens, four stages: fewer FLOPs",
-                55.0, _fewer(before, after), "%", how)  # fmt: skip
+                55.0, _fewer(before, after), "%", convention)  # fmt: skip
 
 
 def _uhd_v4() -> Iterator[Claim]:
@@ -197,38 +197,38 @@ def _uhd_v4() -> Iterator[Claim]:
     grid = Grid(70, 70)
     width, hidden, tokens = vision.width, vision.hidden, grid.size
     source = "arXiv 2605.08985, tables 4 and 5"
-    how = "MACs of 4,900 patches (980 px, patch 14); early compression after block 6 counted from 0"
+    convention = "MACs of 4,900 patches (980 px, patch 14); early compression after block 6 counted from 0"
 
     def after(block: int, kind: str = "early") -> int:
         return encoder(replace(vision, stages=((block, kind),)), grid) // 2
 
-    whole, pooled, early = encoder(plain, grid) // 2, after(6, "average"), after(6)
+    plain_flops, pooled, early = encoder(plain, grid) // 2, after(6, "average"), after(6)
     # The masked attention of all 4,900 tokens in place of windows of four.
     masked = (flops.attention([tokens], width) - flops.attention([4] * (tokens // 4), width)) // 2
     unshuffle = flops.linear(tokens // 4, 4 * width, 4 * width) + flops.linear(tokens // 4, 4 * width, width)
     fused = flops.linear(tokens // 4, 4 * width, 4 * hidden) + flops.linear(tokens // 4, 4 * hidden, width)
     projections = flops.linear(tokens, width, 4 * width) + flops.attention([tokens], width)
     rows: list[tuple[str, float, float, str]] = [
-        ("encoder without early compression", 3555.1, whole, how),
-        ("encoder of LLaVA-UHD v4", 1573.1, early + masked, f"{how}; windows as masked full attention"),
-        ("encoder of LLaVA-UHD v4", 1573.1, early, f"{how}; windows of 4 tokens, as they can be run"),
-        ("average pooling instead", 1368.7, pooled, how),
-        ("pixel-unshuffle MLP, over average pooling", 1401.2 - 1368.7, unshuffle // 2, how),
-        ("MLP of reused weights, over average pooling", 1490.2 - 1368.7, fused // 2, how),
+        ("encoder without early compression", 3555.1, plain_flops, convention),
+        ("encoder of LLaVA-UHD v4", 1573.1, early + masked, f"{convention}; windows as masked full attention"),
+        ("encoder of LLaVA-UHD v4", 1573.1, early, f"{convention}; windows of 4 tokens, as they can be run"),
+        ("average pooling instead", 1368.7, pooled, convention),
+        ("pixel-unshuffle MLP, over average pooling", 1401.2 - 1368.7, unshuffle // 2, convention),
+        ("MLP of reused weights, over average pooling", 1490.2 - 1368.7, fused // 2, convention),
         (
             "window attention, over that MLP alone",
             1573.1 - 1490.2,
             projections // 2,
-            f"{how}; as masked full attention",
+            f"{convention}; as masked full attention",
         ),
     ]
     for block, published in ((3, 1245.1), (9, 1901.1), (15, 2557.0)):
         rows.append((f"compression after layer k = {block}", published, after(block) + masked,
-                     f"{how}; windows as masked full attention"))  # fmt: skip
-    for what, published, ours, convention in rows:
-        yield Claim("LLaVA-UHD v4", source, what, published, ours / 1e9, "G", convention)
-    share = 100 * (1 - (early + masked) / whole)
-    yield Claim("LLaVA-UHD v4", source, "fewer FLOPs in the encoder", 55.75, share, "%", how)
+                     f"{convention}; windows as masked full attention"))  # fmt: skip
+    for what, published, ours, how_counted in rows:
+        yield Claim("LLaVA-UHD v4", source, what, published, ours / 1e9, "G", how_counted)
+    share = 100 * (1 - (early + masked) / plain_flops)
+    yield Claim("LLaVA-UHD v4", source, "fewer FLOPs in the encoder", 55.75, share, "%", convention)
 
 
 def scores_left_over() -> float:
@@ -244,29 +244,29 @@ def slice_saving() -> float:
     """Percentage of encoder FLOPs that early compression saves on a slice of 448 px."""
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
     assert vision is not None
-    before, after = (encoder(one, Grid(32, 32)) for one in (replace(vision, stages=()), vision))
+    before, after = (encoder(encoder_shape, Grid(32, 32)) for encoder_shape in (replace(vision, stages=()), vision))
     return 100 * (1 - after / before)
 
 
 def _mini() -> Iterator[Claim]:
     """Claims of LLaVA-Mini, which all follow from a text length that one of them gives."""
     model, processed = _model("llava-1.5-7b")
-    seen = Convention(attention="none", head="all")
+    counted = Convention(attention="none", head="all")
     source = "arXiv 2501.03895, appendix"
 
     def total(visual: int, text: int, fusion: int = 0, projected: int = 576) -> int:
         """FLOPs with `visual` tokens in the language model after `fusion` more layers on all 576 image tokens."""
         run = _run(model, processed, visual)
-        parts = cost(model, run, text, seen).parts
-        one = cost(model, _run(model, processed, processed.tokens + visual), text, seen).parts
-        layer = (one["projections"] + one["mlp"]) // model.text.layers
+        parts = cost(model, run, text, counted).parts
+        layer_parts = cost(model, _run(model, processed, processed.tokens + visual), text, counted).parts
+        layer = (layer_parts["projections"] + layer_parts["mlp"]) // model.text.layers
         connector: Connector = model.connector  # ty: ignore[invalid-assignment]
         projector = flops.connector(projected, connector.inputs, connector.hidden, connector.outputs)
         return sum(parts.values()) - parts["connector"] + projector + fusion * layer
 
     empty, slope = total(1, 0, projected=1), total(1, 1, projected=1) - total(1, 0, projected=1)
     text = round((0.96e12 - empty) / slope)
-    how = (
+    convention = (
         f"FLOPs of linear layers, encoder and output layer at all positions; no attention products; {text} tokens of "
         "text, from the row of 0.96 T"
     )
@@ -279,15 +279,15 @@ def _mini() -> Iterator[Claim]:
     for layers, published in ((1, 1.21), (2, 1.46), (3, 1.81), (4, 1.96)):
         what = f"1 token, pre-fusion of {layers} layer{'s' if layers > 1 else ''}"
         rows.append((what, published, total(1, text, layers), False))
-    for what, published, ours, given in rows:
-        yield Claim("LLaVA-Mini", source, what, published, ours / 1e12, "T", how, input=given)
+    for what, published, ours, is_input in rows:
+        yield Claim("LLaVA-Mini", source, what, published, ours / 1e12, "T", convention, input=is_input)
     for queries, published in ((1, 2.42), (4, 2.44)):
         width = 1024
         ours = flops.linear(576, width, 2 * width) + flops.linear(queries, width, 2 * width) + 4 * queries * 576 * width
         yield Claim("LLaVA-Mini", source, f"compression by {queries} {'queries' if queries > 1 else 'query'}",
                     published, ours / 1e9, "G", "FLOPs of a cross-attention on 576 tokens of width 1,024")  # fmt: skip
     fewer = 100 * (1 - total(1, text, 4) / total(576, text))
-    yield Claim("LLaVA-Mini", "arXiv 2501.03895, abstract", "fewer FLOPs than LLaVA-1.5", 77.0, fewer, "%", how)
+    yield Claim("LLaVA-Mini", "arXiv 2501.03895, abstract", "fewer FLOPs than LLaVA-1.5", 77.0, fewer, "%", convention)
     full = Convention(head="all")
 
     def with_attention(length: int) -> float:
@@ -302,33 +302,37 @@ def _mini() -> Iterator[Claim]:
 
 def _visiondrop() -> Iterator[Claim]:
     source = "arXiv 2506.22283, efficiency"
-    seen = Convention(head="all")
+    counted = Convention(head="all")
     model, processed = _model("llava-1.5-7b")
     wide, tiles = _model("llava-next-7b")
     newlines = tiles.tokens - 2880
 
     def total(tokens: int | Sequence[int], text: int) -> int:
-        return cost(model, _run(model, processed, tokens), text, seen).total
+        return cost(model, _run(model, processed, tokens), text, counted).total
 
     text = min(range(1024), key=lambda length: abs(total(576, length) - 9.06e12))
-    how = f"FLOPs with encoder and output layer at all positions; {text} tokens of text, from the row of 9.06 T"
+    convention = f"FLOPs with encoder and output layer at all positions; {text} tokens of text, from the row of 9.06 T"
     few = _staged([2 * count for count in VISIONDROP], model.text.layers)
     many = [5 * count for count in _staged([2 * count for count in VISIONDROP], wide.text.layers)]
-    before = cost(wide, _run(wide, tiles, tiles.tokens), text, seen).total
-    bare = cost(wide, _run(wide, tiles, many), text, seen).total
-    lined = cost(wide, _run(wide, tiles, [count + newlines for count in many]), text, seen).total
-    yield Claim("VisionDrop", source, "LLaVA-1.5-7B, 576 tokens", 9.06, total(576, text) / 1e12, "T", how, input=True)
-    yield Claim("VisionDrop", source, "LLaVA-1.5-7B, 64 tokens on average", 2.11, total(few, text) / 1e12, "T", how)
+    before = cost(wide, _run(wide, tiles, tiles.tokens), text, counted).total
+    bare = cost(wide, _run(wide, tiles, many), text, counted).total
+    lined = cost(wide, _run(wide, tiles, [count + newlines for count in many]), text, counted).total
+    yield Claim(
+        "VisionDrop", source, "LLaVA-1.5-7B, 576 tokens", 9.06, total(576, text) / 1e12, "T", convention, input=True
+    )
+    yield Claim(
+        "VisionDrop", source, "LLaVA-1.5-7B, 64 tokens on average", 2.11, total(few, text) / 1e12, "T", convention
+    )
     yield Claim("VisionDrop", source, "LLaVA-NeXT-7B, 2,880 tokens", 46.25, before / 1e12, "T",
-                f"{how}; five tiles and {newlines} newline tokens")  # fmt: skip
-    for ours, convention in (
-        (lined, f"{how}; the {newlines} newline tokens stay"),
-        (bare, f"{how}; the newline tokens go"),
+                f"{convention}; five tiles and {newlines} newline tokens")  # fmt: skip
+    for ours, newline_convention in (
+        (lined, f"{convention}; the {newlines} newline tokens stay"),
+        (bare, f"{convention}; the newline tokens go"),
     ):
-        yield Claim("VisionDrop", source, "LLaVA-NeXT-7B, 320 tokens on average", 7.70, ours / 1e12, "T", convention,
-                    open=True)  # fmt: skip
+        yield Claim("VisionDrop", source, "LLaVA-NeXT-7B, 320 tokens on average", 7.70, ours / 1e12, "T",
+                    newline_convention, open=True)  # fmt: skip
         yield Claim("VisionDrop", "arXiv 2506.22283, abstract", "LLaVA-NeXT-7B: times fewer FLOPs", 6.0, before / ours,
-                    "x", convention, open=True)  # fmt: skip
+                    "x", newline_convention, open=True)  # fmt: skip
 
 
 def _fourier() -> Iterator[Claim]:

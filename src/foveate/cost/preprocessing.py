@@ -121,8 +121,8 @@ def _internvl(config: Any, width: int, height: int, images: Any) -> ProcessedIma
     tiles = rows * columns
     tiles += tiles > 1
     grid, side = Grid(high // patch_high, wide // patch_wide), round(1 / config.downsample_ratio)
-    own = _one(grid.rows, grid.columns, side)
-    return own if tiles == 1 else ProcessedImage((grid,) * tiles, tiles * own.tokens)
+    tile = _one(grid.rows, grid.columns, side)
+    return tile if tiles == 1 else ProcessedImage((grid,) * tiles, tiles * tile.tokens)
 
 
 def _uhd(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
@@ -147,8 +147,8 @@ def _slices(config: Any, width: int, height: int, images: Any) -> ProcessedImage
     named = "downsample_mode" in signature(images.find_best_resize).parameters
     mode: dict[str, Any] = {"downsample_mode": "16x"} if named else {}
     cut = images.get_sliced_grid((height, width), images.max_slice_nums, scale) if images.slice_mode else None
-    whole = images.find_best_resize((height, width), scale, patch, **mode, allow_upscale=cut is None)
-    grids = [Grid(whole[0] // patch, whole[1] // patch)]
+    thumbnail = images.find_best_resize((height, width), scale, patch, **mode, allow_upscale=cut is None)
+    grids = [Grid(thumbnail[0] // patch, thumbnail[1] // patch)]
     if cut is not None:
         fine = images.get_refine_size((height, width), cut, scale, patch, **mode, allow_upscale=True)
         grids += [Grid(fine[0] // cut[0] // patch, fine[1] // cut[1] // patch)] * (cut[0] * cut[1])

@@ -114,7 +114,7 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     if plan is None:
         return Run(processed, none, (processed.tokens,) * model.text.layers)
     before = tuple(step for step in plan.steps if step.method.site != "decoder")
-    family = next((one for one in families().values() if model.kind in one.model_types), None)
+    family = next((candidate for candidate in families().values() if model.kind in candidate.model_types), None)
     if before and family is not None:
         check_sites(Plan(before), family)
     first, steps, merges = plan.steps[0], plan.steps, none

@@ -150,7 +150,7 @@ class Chart:
         placed: list[tuple[float, float, float, float]] = []
         labels = []
         for point in self.front:
-            equal = sum((one.x, one.y) == (point.x, point.y) for one in self.points) - 1
+            equal = sum((other.x, other.y) == (point.x, point.y) for other in self.points) - 1
             text = point.plan if len(point.plan) <= LONGEST_LABEL else point.plan[: LONGEST_LABEL - 1] + "…"
             text += f" and {equal} equal" if equal else ""
             mark = self.place(point.x, point.y)
@@ -189,13 +189,13 @@ def time_charts(results: Results) -> list[Chart]:
     charts = []
     for model, rows in _by_model(results).items():
         for device, times in _times(results.speed, model).items():
-            found = [(row, times[row["plan"]]) for row in rows if row["plan"] in times]
-            if sum(row["plan"] != FULL_MODEL for row, _ in found) < 2:
+            timed = [(row, times[row["plan"]]) for row in rows if row["plan"] in times]
+            if sum(row["plan"] != FULL_MODEL for row, _ in timed) < 2:
                 continue
-            small = max(time for _, time in found) < 0.95
+            small = max(time for _, time in timed) < 0.95
             points = tuple(
                 _point(row, time, f"{1000 * time:,.4g} ms to the first token" if small else f"{time:,.3g} s")
-                for row, time in found
+                for row, time in timed
             )
             label = f"time to the first token, {'ms' if small else 's'} ({device})"
             title = f"{model}: accuracy and time"
@@ -205,11 +205,11 @@ def time_charts(results: Results) -> list[Chart]:
 
 def _by_model(results: Results) -> dict[str, list[dict[str, Any]]]:
     """Rows over all tasks by model."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in results.accuracy:
         if row["task"] == ALL:
-            found[row["model"]].append(row)
-    return found
+            by_model[row["model"]].append(row)
+    return by_model
 
 
 def _times(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, float]]:
@@ -221,24 +221,26 @@ def _times(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, fl
     times: dict[str, dict[str, float]] = {}
     mine = [row for row in rows if row["model"] == model]
     for device in dict.fromkeys(row["device"] or "cpu" for row in mine):
-        here = [row for row in mine if (row["device"] or "cpu") == device]
-        batch = min(row["batch"] for row in here)
-        here = [row for row in here if row["batch"] == batch]
-        full_model = [row["seconds"]["ttft"] for row in here if row["plan"] == FULL_MODEL]
+        rows_here = [row for row in mine if (row["device"] or "cpu") == device]
+        batch = min(row["batch"] for row in rows_here)
+        rows_here = [row for row in rows_here if row["batch"] == batch]
+        full_model = [row["seconds"]["ttft"] for row in rows_here if row["plan"] == FULL_MODEL]
         spans: dict[str, list[float]] = defaultdict(list)
-        for row in here:
-            own = row["seconds"]["ttft"]
+        for row in rows_here:
+            seconds = row["seconds"]["ttft"]
             relative = full_model and row["speed_up"]
-            spans[row["plan"]].append(statistics.median(full_model) / row["speed_up"] if relative else own)
+            spans[row["plan"]].append(statistics.median(full_model) / row["speed_up"] if relative else seconds)
         name = device if batch == 1 else f"{device}, batch {batch}"
         times[name] = {plan: statistics.median(values) for plan, values in spans.items()}
     return times
 
 
 def _point(row: dict[str, Any], x: float, what: str) -> Point:
-    said = f"{row['plan']}: {row['accuracy']:.1%} right ({row['low']:.1%} to {row['high']:.1%}), {what}"
+    description = f"{row['plan']}: {row['accuracy']:.1%} right ({row['low']:.1%} to {row['high']:.1%}), {what}"
     group = group_of(row["method"])
-    return Point(row["plan"], row["method"], group, row["budget"], x, row["accuracy"], row["low"], row["high"], said)
+    return Point(
+        row["plan"], row["method"], group, row["budget"], x, row["accuracy"], row["low"], row["high"], description
+    )
 
 
 def _name(*parts: str) -> str:
@@ -258,13 +260,13 @@ def slug(text: str) -> str:
 
 def unique(charts: Sequence[Chart]) -> list[Chart]:
     """Give charts distinct file names, also where model names differ only in other characters."""
-    found: dict[str, Chart] = {}
+    named: dict[str, Chart] = {}
     for chart in charts:
         name = chart.name
-        while name in found:
+        while name in named:
             name += "-2"
-        found[name] = replace(chart, name=name)
-    return list(found.values())
+        named[name] = replace(chart, name=name)
+    return list(named.values())
 
 
 def _ticks(low: float, high: float) -> list[float]:

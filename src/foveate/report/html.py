@@ -66,13 +66,13 @@ class Row:
 
 def tag(name: str, /, *content: str, **attributes: str | bool | None) -> str:
     """Render an element. Content is markup already, attributes are escaped; `class_` is class, `data_x` is data-x."""
-    given = ""
+    rendered = ""
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        given += f" {key}" if value is True else f' {key}="{escape(str(value))}"'
-    return f"<{name}{given}>{''.join(content)}</{name}>"
+        rendered += f" {key}" if value is True else f' {key}="{escape(str(value))}"'
+    return f"<{name}{rendered}>{''.join(content)}</{name}>"
 
 
 def text(value: object) -> str:

@@ -53,8 +53,8 @@ class Report:
 
     def pages(self) -> dict[str, str]:
         """Render the pages by their address within the report."""
-        found = {f"{METHODS}/{file}": self._method(method) for method, file in self._files.items()}
-        return found | {"index.html": self._index()}
+        rendered = {f"{METHODS}/{file}": self._method(method) for method, file in self._files.items()}
+        return rendered | {"index.html": self._index()}
 
     def _link(self, *folders: str) -> Callable[[str], str]:
         return lambda method: address(*folders, self._files[method]) if method in self._files else ""
@@ -170,9 +170,9 @@ class Report:
     def _methods(self, link: Callable[[str], str]) -> str:
         parts = []
         for key, group in GROUPS.items():
-            own = [method for method in self.results.methods if group_of(method).key == key]
-            if own:
-                items = [tag("li", tag("a", text(name), href=link(name)), " ", _title(name)) for name in own]
+            members = [method for method in self.results.methods if group_of(method).key == key]
+            if members:
+                items = [tag("li", tag("a", text(name), href=link(name)), " ", _title(name)) for name in members]
                 heading = tag("i", class_=f"dot g-{key}", aria_hidden="true") + text(group.title)
                 parts.append(tag("h3", heading) + tag("ul", *items, class_="cards"))
         return "".join(parts)
@@ -219,16 +219,18 @@ class Report:
         else:
             body += self._described(method, entry)
         body.append(self._kept(method))
-        asked = {row["model"] for row in results.accuracy if row["method"] == method}
-        figures = [_figure(chart, method) for model in results.models if model in asked for chart in self._of(model)]
+        measured_models = {row["model"] for row in results.accuracy if row["method"] == method}
+        figures = [
+            _figure(chart, method) for model in results.models if model in measured_models for chart in self._of(model)
+        ]
         if figures:
             body.append(tag("h2", f"{text(method)} among the others") + tag("div", *figures, class_="charts"))
-        beside = "beside the full model, random tokens and a smaller image"
+        comparison = "beside the full model, random tokens and a smaller image"
         shown = [
-            ("Accuracy", tables.accuracy(results, link, caption=f"Accuracy {beside}")),
+            ("Accuracy", tables.accuracy(results, link, caption=f"Accuracy {comparison}")),
             ("", tables.breakdown(results, link, groups=True, caption="Accuracy by kind of question")),
             ("", tables.breakdown(results, link, groups=False, caption="Accuracy by task")),
-            ("Speed and memory", tables.speed(results, link, caption=f"Cost {beside}")),
+            ("Speed and memory", tables.speed(results, link, caption=f"Cost {comparison}")),
             ("With quantised weights and caches", tables.joint(results, link)),
             ("What cannot run", tables.impossible(results.impossible)),
         ]
@@ -240,8 +242,8 @@ class Report:
     def _described(self, method: str, entry: Any) -> list[str]:
         group = group_of(method)
         paper = text(entry.paper) or "a control, of no paper"
-        if found := re.fullmatch(r"arXiv:? ?(\d{4}\.\d{4,5})", entry.paper):
-            paper = tag("a", paper, href=f"https://arxiv.org/abs/{found[1]}")
+        if match := re.fullmatch(r"arXiv:? ?(\d{4}\.\d{4,5})", entry.paper):
+            paper = tag("a", paper, href=f"https://arxiv.org/abs/{match[1]}")
         budget = {"count": "needed", "optional": "possible", "none": "its own rule decides"}[entry.budget]
         needs = ", ".join(kind.replace("_", " ") for kind in entry.needs) or "nothing beyond the tokens"
         facts = [
@@ -260,7 +262,7 @@ class Report:
             for name, value in entry.arguments.items()
         ]
         body = [tag("h1", text(entry.title)), paragraph(f"In plans: {method}", "muted"), tag("dl", listed)]
-        body += [tag("p", _code(one)) for one in prose]
+        body += [tag("p", _code(part)) for part in prose]
         if lines:
             titles = ("name", "default", "meaning")
             body.append(tables.plain(f"Hyper-parameters of {method}", titles, lines))
@@ -298,7 +300,7 @@ def _model(album: Album) -> str:
 
 
 def _pictures(album: Album, folder: str) -> str:
-    return tag("div", *(_picture(one, folder, album.plan) for one in album.pictures), class_="pictures")
+    return tag("div", *(_picture(picture, folder, album.plan) for picture in album.pictures), class_="pictures")
 
 
 def _picture(picture: Picture, folder: str, plan: str) -> str:
@@ -312,10 +314,10 @@ def _picture(picture: Picture, folder: str, plan: str) -> str:
     file = f"{folder}/{address(picture.file)}"
     alt = text(f"{picture.shows}; {counts}")
     image = f'<a href="{text(file)}"><img src="{text(file)}" width="{width}" height="{height}" alt="{alt}"></a>'
-    said = tag("span", "right" if right else "wrong", class_=f"tag {'right' if right else 'wrong'}")
+    verdict = tag("span", "right" if right else "wrong", class_=f"tag {'right' if right else 'wrong'}")
     answer = text(picture.answer or "no answer")
     expected = "" if right else f" (expected {text(picture.expected)})"
-    lines = (tag("span", text(counts), class_="muted"), text(picture.question), said + answer + expected)
+    lines = (tag("span", text(counts), class_="muted"), text(picture.question), verdict + answer + expected)
     caption = "<br>".join(lines)
     return tag("figure", image, tag("figcaption", caption))
 
@@ -331,14 +333,14 @@ def _only(results: Results, method: str) -> Results:
     """Select the rows of one method and of its controls, on the same models and budgets."""
 
     def chosen(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        own = {(row["model"], row["budget"]) for row in rows if row["method"] == method}
-        models = {model for model, _ in own}
+        measured = {(row["model"], row["budget"]) for row in rows if row["method"] == method}
+        models = {model for model, _ in measured}
         return [
             row
             for row in rows
             if row["method"] == method
             or (row["plan"] == FULL_MODEL and row["model"] in models)
-            or (row["method"] in BESIDE and (row["model"], row["budget"]) in own)
+            or (row["method"] in BESIDE and (row["model"], row["budget"]) in measured)
         ]
 
     lines = [line for line in results.impossible if re.split(r"[:(@ ]", line["plan"])[0] == method]
@@ -378,14 +380,14 @@ def _docstring(method: str) -> tuple[list[str], dict[str, str]]:
     arguments: dict[str, str] = {}
     name = ""
     for line in rest.splitlines():
-        if found := re.match(r" {4}(\w+): (.+)", line):
-            name = found[1]
-            arguments[name] = found[2]
+        if match := re.match(r" {4}(\w+): (.+)", line):
+            name = match[1]
+            arguments[name] = match[2]
         elif name and line.startswith(" " * 8):
             arguments[name] += " " + line.strip()
         elif not line.startswith(" "):
             name = ""
-    return [" ".join(one.split()) for one in prose.split("\n\n") if one.strip()], arguments
+    return [" ".join(part.split()) for part in prose.split("\n\n") if part.strip()], arguments
 
 
 def _code(words: str) -> str:

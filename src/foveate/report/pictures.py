@@ -122,7 +122,7 @@ class Gallery:
                 return albums[-1]
         if len(albums) == 1:
             return albums[0]
-        return Album(plan, albums[0].model, reason=" ".join(f"{one.model}: {one.reason}" for one in albums))
+        return Album(plan, albums[0].model, reason=" ".join(f"{album.model}: {album.reason}" for album in albums))
 
     def _album(self, plan: str, model: str | None) -> Album:
         stem = self._stem(plan, model)
@@ -148,8 +148,8 @@ class Gallery:
         from foveate import __version__
         from foveate.report.charts import slug
 
-        asked = [_FORM, __version__, model, plan, IMAGES, DIFFICULTY, SIDE, ANSWER]
-        number = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:10]
+        key = [_FORM, __version__, model, plan, IMAGES, DIFFICULTY, SIDE, ANSWER]
+        number = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
         return f"{slug(re.split(r'[:(@]', plan)[0]) or 'image'}-{number}"
 
     def _draw(self, plan: str, model: str | None, stem: str) -> Album:
@@ -178,8 +178,8 @@ class Gallery:
                     counts["last"] = document["layers"][-1]["tokens_kept"]
             file = f"{stem}-{number}.webp"
             write(self.folder / file, _webp(image))
-            said = (sample.question, sample.answer, answer.text)
-            pictures.append(Picture(file, image.size, shows, *said, **counts))
+            texts = (sample.question, sample.answer, answer.text)
+            pictures.append(Picture(file, image.size, shows, *texts, **counts))
         return Album(plan, model or EMBEDDED, tuple(pictures))
 
 
@@ -213,9 +213,9 @@ def _stored(path: Path) -> Album | None:
     """Return the album that a file describes, if all its images exist."""
     try:
         document: Mapping[str, Any] = read_results(path)
-        pictures = [Picture(**one | {"size": tuple(one["size"])}) for one in document["pictures"]]
+        pictures = [Picture(**entry | {"size": tuple(entry["size"])}) for entry in document["pictures"]]
         album = Album(document["plan"], document["model"], tuple(pictures), document["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    there = all(_OURS.fullmatch(one.file) and (path.parent / one.file).is_file() for one in pictures)
+    there = all(_OURS.fullmatch(entry.file) and (path.parent / entry.file).is_file() for entry in pictures)
     return album if there else None

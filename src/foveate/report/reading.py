@@ -138,18 +138,18 @@ def read(paths: Sequence[Path]) -> Results:
         FoveateError: a file is no such result, has no rows or a row that cannot be read, or two files have the same.
         OSError: a file cannot be opened.
     """
-    results, seen = Results(), {}
+    results, sources = Results(), {}
     for path in paths:
         document, kind = _document(path)
         rows = [_checked(row, kind, f"{path}: row {number}") for number, row in enumerate(_rows(document, path), 1)]
         for row in rows:
             key = (kind, *(row[name] for name in _KEYS[kind]))
-            if key in seen:
+            if key in sources:
                 raise FoveateError(
-                    f"{kind} of {row['plan']} on {row['model']} is in {seen[key]} and again in {path}; "
+                    f"{kind} of {row['plan']} on {row['model']} is in {sources[key]} and again in {path}; "
                     "numbers of two runs cannot stand under one name."
                 )
-            seen[key] = path
+            sources[key] = path
         results.sources.append(_source(document, kind, path))
         getattr(results, kind).extend(rows)
         results.impossible += [line for line in _impossible(document, path) if line not in results.impossible]
@@ -177,8 +177,8 @@ def _document(path: Path) -> tuple[dict[str, Any], str]:
         document = read_results(path)
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
     except (ValueError, RecursionError) as error:
-        beside = " (rows of single questions lie beside the result, whose name ends in .json)"
-        raise FoveateError(f"{path} is no JSON{beside if path.suffix == '.jsonl' else ''}: {error}") from error
+        hint = " (rows of single questions lie beside the result, whose name ends in .json)"
+        raise FoveateError(f"{path} is no JSON{hint if path.suffix == '.jsonl' else ''}: {error}") from error
     rows = document.get("rows") if isinstance(document, dict) else None
     if not isinstance(rows, list):
         raise FoveateError(f"{path} is no result of a benchmark: it has no rows; {_POSSIBLE}")
@@ -212,32 +212,32 @@ def _checked(row: Any, kind: str, where: str) -> dict[str, Any]:
     """Return a row with all required and optional fields."""
     if not isinstance(row, dict):
         raise FoveateError(f"{where} is no object.")
-    found = dict(row)
+    checked = dict(row)
     for name, check in _MUST[kind].items():
         if name not in row:
             raise FoveateError(f"{where} has no {name!r}.")
         _check(row[name], check, name, where)
     for name, check in _MAY[kind].items():
-        found.setdefault(name, None)
-        _check(found[name], _maybe(check), name, where)
+        checked.setdefault(name, None)
+        _check(checked[name], _maybe(check), name, where)
     for name, parts in _INNER[kind].items():
-        if found[name] is None:
+        if checked[name] is None:
             if name == "difficult":  # it says itself whether there is any
                 continue
-            found[name] = {}
-        inner = dict.fromkeys(parts) | found[name]
+            checked[name] = {}
+        inner = dict.fromkeys(parts) | checked[name]
         for part in parts:
             _check(inner[part], _maybe(_number), f"{name}.{part}", where)
-        found[name] = inner
-    if kind == "joint" and isinstance(found["seconds"], dict):
-        for name, value in found["seconds"].items():
+        checked[name] = inner
+    if kind == "joint" and isinstance(checked["seconds"], dict):
+        for name, value in checked["seconds"].items():
             _check(value, _maybe(_number), f"seconds.{name}", where)
-    if kind == "speed" and found["seconds"]["ttft"] is None:
+    if kind == "speed" and checked["seconds"]["ttft"] is None:
         raise FoveateError(f"{where} has no time to the first token ('seconds': 'ttft').")
-    method, budget = _parts_of(found["plan"])
-    found["method"] = found["method"] or method
-    found["budget"] = budget if found["budget"] is None else str(found["budget"])
-    return found
+    method, budget = _parts_of(checked["plan"])
+    checked["method"] = checked["method"] or method
+    checked["budget"] = budget if checked["budget"] is None else str(checked["budget"])
+    return checked
 
 
 def _check(value: Any, check: Callable[[Any], bool], name: str, where: str) -> None:
@@ -274,11 +274,11 @@ def _impossible(document: dict[str, Any], path: Path) -> list[dict[str, str]]:
     lines = document.get("impossible", [])
     if not isinstance(lines, Iterable):
         raise FoveateError(f"{path}: 'impossible' is no list.")
-    found = []
+    impossible = []
     for line in lines:
         if not isinstance(line, dict) or not {"plan", "reason"} <= set(line) or not {"model", "shape"} & set(line):
             raise FoveateError(f"{path}: a line of 'impossible' misses its model, plan or reason.")
         model = line.get("model", line.get("shape"))
         why = {"code": str(line.get("code", "")), "reason": str(line["reason"])}  # older results have no codes
-        found.append({"model": str(model), "plan": str(line["plan"]), **why})
-    return found
+        impossible.append({"model": str(model), "plan": str(line["plan"]), **why})
+    return impossible

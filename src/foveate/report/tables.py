@@ -34,8 +34,8 @@ def overall(results: Results) -> dict[str, list[dict[str, Any]]]:
     for row in results.accuracy:
         if row["task"] == ALL:
             rows[row["model"]].append(row)
-    for own in rows.values():
-        own.sort(key=lambda row: (by_size(row["budget"]), -row["accuracy"]))
+    for model_rows in rows.values():
+        model_rows.sort(key=lambda row: (by_size(row["budget"]), -row["accuracy"]))
     return rows
 
 
@@ -93,15 +93,17 @@ def best(results: Results, link: Link) -> str:
     ]
     rows = []
     speed_ups = {(row["model"], row["plan"]): row["speed_up"] for row in reversed(results.speed) if row["batch"] == 1}
-    for model, own in overall(results).items():
-        full_model = next((row["accuracy"] for row in own if row["plan"] == FULL_MODEL), None)
-        for budget in dict.fromkeys(row["budget"] for row in own if row["budget"]):
-            here = [row for row in own if row["budget"] == budget and row["plan"] != FULL_MODEL and not inert(row)]
-            if not here:
+    for model, model_rows in overall(results).items():
+        full_model = next((row["accuracy"] for row in model_rows if row["plan"] == FULL_MODEL), None)
+        for budget in dict.fromkeys(row["budget"] for row in model_rows if row["budget"]):
+            at_budget = [
+                row for row in model_rows if row["budget"] == budget and row["plan"] != FULL_MODEL and not inert(row)
+            ]
+            if not at_budget:
                 continue
-            by_method = {row["method"]: row for row in here}
-            first = max(here, key=lambda row: row["accuracy"])
-            equal = [row for row in here if row is not first and _reaches(row, first)]
+            by_method = {row["method"]: row for row in at_budget}
+            first = max(at_budget, key=lambda row: row["accuracy"])
+            equal = [row for row in at_budget if row is not first and _reaches(row, first)]
             equal.sort(key=lambda row: -row["accuracy"])
             more = f" and {len(equal) - NAMED} more" if len(equal) > NAMED else ""
             speed_up = speed_ups.get((model, first["plan"]))
@@ -154,9 +156,9 @@ def accuracy(
         Column("agreement", "share of answers that equal those of the full model"),
         Column("difficult", "accuracy on questions that the full model answers and the smaller image does not"),
     ]  # fmt: skip
-    for model, own in overall(results).items():
-        full_model = next((row["accuracy"] for row in own if row["plan"] == FULL_MODEL), None)
-        for row in own:
+    for model, model_rows in overall(results).items():
+        full_model = next((row["accuracy"] for row in model_rows if row["plan"] == FULL_MODEL), None)
+        for row in model_rows:
             hard = row["difficult"]
             rows.append(
                 Row(
@@ -178,30 +180,30 @@ def accuracy(
 
 def breakdown(results: Results, link: Link, *, groups: bool, caption: str) -> str:
     """Table of the accuracy of every plan by task or by group of tasks, with losses tinted."""
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    by_plan: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in results.accuracy:
         if row["task"] != ALL and row["task"].startswith(GROUP) == groups:
-            found[row["model"], row["plan"]][row["task"]] = row
-    tasks = list(dict.fromkeys(task for own in found.values() for task in own))
+            by_plan[row["model"], row["plan"]][row["task"]] = row
+    tasks = list(dict.fromkeys(task for by_task in by_plan.values() for task in by_task))
     order = {(row["model"], row["plan"]): place for place, row in enumerate(_flat(overall(results)))}
-    found = dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
+    by_plan = dict(sorted(by_plan.items(), key=lambda item: order.get(item[0], len(order))))
     columns = [Column("plan", number=False), MODEL]
     columns += [Column(name_of(task), f"accuracy of {task.removeprefix(GROUP)}") for task in tasks]
     rows = []
-    for (model, plan), own in found.items():
-        full_model = found.get((model, FULL_MODEL), {})
-        first = next(iter(own.values()))
+    for (model, plan), by_task in by_plan.items():
+        full_model = by_plan.get((model, FULL_MODEL), {})
+        first = next(iter(by_task.values()))
         cells = []
         for task in tasks:
-            if task not in own:
+            if task not in by_task:
                 cells.append(NONE)
                 continue
-            value = own[task]["accuracy"]
+            value = by_task[task]["accuracy"]
             reference = full_model[task]["accuracy"] if task in full_model else None
             cells.append(Cell(percent(value, 0), value, tint=tint(value, reference)))
         rows.append(Row([_plan(first, link), Cell(model), *cells], _data(first), _kind(first)))
         if plan == FULL_MODEL:
-            always = [own[task]["majority"] if task in own else None for task in tasks]
+            always = [by_task[task]["majority"] if task in by_task else None for task in tasks]
             if any(value is not None for value in always):
                 cells = [NONE if value is None else Cell(percent(value, 0), value) for value in always]
                 rows.append(Row([Cell("most frequent answer"), Cell(model), *cells], {"model": model}, "base"))
@@ -209,7 +211,7 @@ def breakdown(results: Results, link: Link, *, groups: bool, caption: str) -> st
 
 
 def _flat(rows: Mapping[str, Sequence[dict[str, Any]]]) -> Iterable[dict[str, Any]]:
-    return (row for own in rows.values() for row in own)
+    return (row for model_rows in rows.values() for row in model_rows)
 
 
 def name_of(task: str) -> str:

@@ -179,8 +179,8 @@ def build(
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         authorise(request)
-        asked = await asyncio.to_thread(protocol.parse, await request.body())
-        _check_name(asked.model, name)
+        body = await asyncio.to_thread(protocol.parse, await request.body())
+        _check_name(body.model, name)
         share = Share(held)
         jobs: list[Job] = []
 
@@ -191,20 +191,20 @@ def build(
 
         with contextlib.ExitStack() as ending:
             ending.callback(done)
-            inbox = await _begin(asked, engine, sources, plan, share, jobs)
+            inbox = await _begin(body, engine, sources, plan, share, jobs)
             # What fails before the first token is still an error with a status of its own, streamed or not.
             _, begun = await _take(request, inbox)
-            headers = _said_beside(asked, begun)
-            if asked.stream:
+            headers = _said_beside(body, begun)
+            if body.stream:
                 metrics.requests.labels(200).inc()
-                return _Events(_stream(asked, inbox, Writer(name)), headers, ending.pop_all().close)
+                return _Events(_stream(body, inbox, Writer(name)), headers, ending.pop_all().close)
             results: dict[int, Result] = {}
-            while len(results) < asked.choices:
+            while len(results) < body.choices:
                 number, piece = await _take(request, inbox)
                 if isinstance(piece, Result):
                     results[number] = piece
-            ordered = [results[number] for number in range(asked.choices)]
-            choices = [(one.text, one.reason, one.chances) for one in ordered]
+            ordered = [results[number] for number in range(body.choices)]
+            choices = [(result.text, result.reason, result.chances) for result in ordered]
             return answer_with(200, Writer(name).completion(choices, usage_of(ordered)), headers)
 
     if not origins:
@@ -237,10 +237,10 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "foveate"}
 
 
-def _check_name(asked: str, name: str) -> None:
-    if asked != name:
+def _check_name(requested: str, name: str) -> None:
+    if requested != name:
         raise RefusedError(
-            404, f"there is no model {asked[:100]!r} here; this server has {name!r}.", code="model_not_found"
+            404, f"there is no model {requested[:100]!r} here; this server has {name!r}.", code="model_not_found"
         )
 
 
@@ -250,21 +250,19 @@ Inbox = asyncio.Queue[tuple[int, Delivered]]
 
 
 async def _begin(
-    asked: ChatRequest, engine: Answers, sources: Sources, own: Plan | None, share: Share, jobs: list[Job]
+    body: ChatRequest, engine: Answers, sources: Sources, default_plan: Plan | None, share: Share, jobs: list[Job]
 ) -> Inbox:
     """Queue a request, with one job per choice, and return the queue of its answers."""
     limits = engine.limits
-    if asked.characters > limits.characters:
-        raise FieldError(
-            "messages", f"at most {limits.characters} characters of text are read, not {asked.characters}."
-        )
-    if len(asked.urls) > limits.images:
-        raise FieldError("messages", f"at most {limits.images} images are read, not {len(asked.urls)}.")
-    if asked.choices > limits.batch:
-        raise FieldError("n", f"at most {limits.batch} answers are written to one request, not {asked.choices}.")
-    chosen = protocol.plan_of(asked.foveate, own)
+    if body.characters > limits.characters:
+        raise FieldError("messages", f"at most {limits.characters} characters of text are read, not {body.characters}.")
+    if len(body.urls) > limits.images:
+        raise FieldError("messages", f"at most {limits.images} images are read, not {len(body.urls)}.")
+    if body.choices > limits.batch:
+        raise FieldError("n", f"at most {limits.batch} answers are written to one request, not {body.choices}.")
+    chosen = protocol.plan_of(body.foveate, default_plan)
     images = []
-    for place, url in zip(asked.places, asked.urls, strict=True):
+    for place, url in zip(body.places, body.urls, strict=True):
         try:
             images.append(await sources.open(url, share))
         except FoveateError as error:
@@ -276,25 +274,25 @@ async def _begin(
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everyone who waited
             loop.call_soon_threadsafe(inbox.put_nowait, (number, piece))
 
-    messages = asked.conversation(images)
-    for number in range(asked.choices):
-        seed = None if asked.seed is None else asked.seed + number
-        top_p = 1.0 if asked.top_p is None else asked.top_p
-        sampling = Sampling(asked.temperature or 0.0, top_p, seed, asked.top)
-        job = Job(messages, chosen, asked.limit, sampling, asked.stops, partial(deliver, number), asked.stream)
+    messages = body.conversation(images)
+    for number in range(body.choices):
+        seed = None if body.seed is None else body.seed + number
+        top_p = 1.0 if body.top_p is None else body.top_p
+        sampling = Sampling(body.temperature or 0.0, top_p, seed, body.top)
+        job = Job(messages, chosen, body.limit, sampling, body.stops, partial(deliver, number), body.stream)
         engine.submit(job)
         jobs.append(job)
     return inbox
 
 
-def _said_beside(asked: ChatRequest, begun: Delivered) -> dict[str, str]:
+def _said_beside(body: ChatRequest, begun: Delivered) -> dict[str, str]:
     """Headers that report ignored and changed fields."""
-    found = {}
-    if isinstance(begun, Begun) and asked.limit is not None and begun.limit < asked.limit:
-        found[CLAMPED] = str(begun.limit)
-    if asked.without_effect:
-        found[IGNORED] = ", ".join(asked.without_effect)
-    return found
+    headers = {}
+    if isinstance(begun, Begun) and body.limit is not None and begun.limit < body.limit:
+        headers[CLAMPED] = str(begun.limit)
+    if body.without_effect:
+        headers[IGNORED] = ", ".join(body.without_effect)
+    return headers
 
 
 async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Result]:
@@ -310,16 +308,18 @@ async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Re
         return number, piece
 
 
-async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGenerator[str]:
+async def _stream(body: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGenerator[str]:
     """Yield answers as server-sent events."""
-    told = asked.top is not None
-    for number in range(asked.choices):
+    wants_logprobs = body.top is not None
+    for number in range(body.choices):
         yield _event(writer.chunk(number, {"role": "assistant", "content": ""}))
     results: dict[int, Result] = {}
-    while len(results) < asked.choices:
+    while len(results) < body.choices:
         number, piece = await inbox.get()
         if isinstance(piece, Piece):
-            yield _event(writer.chunk(number, {"content": piece.text}, chances=piece.chances if told else None))
+            yield _event(
+                writer.chunk(number, {"content": piece.text}, chances=piece.chances if wants_logprobs else None)
+            )
         elif isinstance(piece, Result):
             results[number] = piece
             yield _event(writer.chunk(number, {}, piece.reason))
@@ -327,7 +327,7 @@ async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGene
             known = isinstance(piece, (FoveateError, BusyError, EngineDeadError))
             yield _event(error_body(str(piece) if known else "the server failed on this request.", "server_error"))
             return
-    if asked.stream_options is not None and asked.stream_options.include_usage:
+    if body.stream_options is not None and body.stream_options.include_usage:
         yield _event(writer.usage(usage_of([results[number] for number in sorted(results)])))
     yield "data: [DONE]\n\n"
 

@@ -67,8 +67,11 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
 
     def plain(summary: str, kind: str = "application/json", secured: bool = False) -> dict[str, Any]:
         schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
-        found = {"summary": summary, "responses": {"200": {"description": "OK", "content": {kind: {"schema": schema}}}}}
-        return {"get": {**found, **({"security": [{"key": []}]} if secured else {})}}
+        operation = {
+            "summary": summary,
+            "responses": {"200": {"description": "OK", "content": {kind: {"schema": schema}}}},
+        }
+        return {"get": {**operation, **({"security": [{"key": []}]} if secured else {})}}
 
     return {
         "openapi": "3.1.0",
@@ -144,10 +147,10 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
     rows = [
         _row(
             f"<code>{escape(field)}</code>",
-            _kind(one) + (", required" if field in needed else ""),
-            escape(one.get("description", "")),
+            _kind(subschema) + (", required" if field in needed else ""),
+            escape(subschema.get("description", "")),
         )
-        for field, one in schema.get("properties", {}).items()
+        for field, subschema in schema.get("properties", {}).items()
     ]
     about = f"<p>{escape(schema.get('description', ''))}</p>"
     return f'<h2 id="{escape(name)}">{escape(name)}</h2>{about}<table>{"".join(rows)}</table>'
@@ -159,9 +162,9 @@ def _kind(schema: dict[str, Any]) -> str:
         return f'<a href="#{name}">{name}</a>'
     for choice in ("anyOf", "oneOf"):
         if choice in schema:
-            return " or ".join(dict.fromkeys(_kind(one) for one in schema[choice] if one != {"type": "null"}))
+            return " or ".join(dict.fromkeys(_kind(value) for value in schema[choice] if value != {"type": "null"}))
     if "const" in schema or "enum" in schema:
-        return " or ".join(escape(json.dumps(one)) for one in schema.get("enum", [schema.get("const")]))
+        return " or ".join(escape(json.dumps(value)) for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
         return f"list of {_kind(schema.get('items', {}))}"
     marks = (("minimum", "from {}"), ("exclusiveMinimum", "above {}"), ("maximum", "up to {}"))

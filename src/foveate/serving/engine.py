@@ -211,10 +211,10 @@ class Engine:
             end = EngineDeadError(_FAILED)
         with self._changed:
             self._failed = isinstance(end, EngineDeadError)
-            left = [*(batch or ()), *self._waiting]
+            remaining = [*(batch or ()), *self._waiting]
             self._waiting.clear()
             self._running = 0
-        for job in left:  # who has an answer already looks for nothing more
+        for job in remaining:  # who has an answer already looks for nothing more
             with contextlib.suppress(Exception):
                 job.deliver(end)
 
@@ -264,7 +264,7 @@ class Engine:
         config = greedy(self.model, max(row.limit for row in rows))
         sampling = [job.sampling for job in batch]
         chances = Chances(sampling, tokenizer_of(self.processor))
-        draw = [] if all(one.greedy for one in sampling) else [Sampler(sampling, self.model.device)]
+        draw = [] if all(settings.greedy for settings in sampling) else [Sampler(sampling, self.model.device)]
         self.metrics.batch.observe(len(batch))
         self.model.generate(
             **inputs,
@@ -303,7 +303,7 @@ class Engine:
     def _finish(self, job: Job, row: GenerationState, length: int, images: ImageTokens) -> None:
         plan = None if job.plan is None else str(job.plan)
         read = length - images.before + images.given
-        chances = None if job.sampling.told is None else tuple(one for _, one in row.chances)
+        chances = None if job.sampling.told is None else tuple(chance for _, chance in row.chances)
         result = Result(row.text, row.reason or "length", read, len(row.ids), images, plan, chances)
         self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
         job.deliver(result)

@@ -83,7 +83,9 @@ def without_empty(value: Any, known: Mapping[str, Any]) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        name: one for name, one in value.items() if one is not None and (name in known or not _says_nothing(name, one))
+        name: item
+        for name, item in value.items()
+        if item is not None and (name in known or not _says_nothing(name, item))
     }
 
 
@@ -91,7 +93,9 @@ def _says_nothing(name: Any, value: Any) -> bool:
     if isinstance(value, (list, dict, str)) and not value:
         return True
     # 0 == False and 1 == True, but a client that writes one for the other has made a mistake.
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NEUTRAL.get(name, ()))
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in NEUTRAL.get(name, ())
+    )
 
 
 _KINDS: Mapping[str, str] = {
@@ -110,7 +114,7 @@ _KINDS: Mapping[str, str] = {
 def problem(error: ValidationError) -> FieldError:
     """Return the first validation error of a request with the name of its field."""
     first = error.errors(include_url=False)[0]
-    place, kind, context, given = [*first["loc"]], first["type"], first.get("ctx", {}), _shown(first.get("input"))
+    place, kind, context, shown = [*first["loc"]], first["type"], first.get("ctx", {}), _shown(first.get("input"))
     if place[:1] == ["messages"] and place[2:3] == ["content"] and len(place) > 4:
         del place[4]  # pydantic names the kind of the part, which is no field
     name = str(place[-1]) if place else ""
@@ -124,22 +128,22 @@ def problem(error: ValidationError) -> FieldError:
         place = [*place, "type"]
         reason = f"{_shown(context['tag'])} is not possible; possible are {', '.join(PARTS)}"
     elif kind == "literal_error":
-        reason = f"{given} is not possible; possible is {context['expected']}"
+        reason = f"{shown} is not possible; possible is {context['expected']}"
         if "or" in context["expected"]:
             reason = reason.replace("possible is ", "possible are ")
     elif kind in _KINDS:
         wanted = 'an object, {"url": ...}' if name == "image_url" else _KINDS[kind]
-        reason = f"it must be {wanted}, not {given}"
+        reason = f"it must be {wanted}, not {shown}"
     elif kind == "unserved":
         reason = first["msg"]
     else:
-        reason = f"{first['msg'].replace('Input should', 'it must').replace('should', 'must')}, not {given}"
+        reason = f"{first['msg'].replace('Input should', 'it must').replace('should', 'must')}, not {shown}"
     return FieldError(path(place), f"{reason}.")
 
 
 def path(place: list[Any]) -> str:
     """Format names and indices as the path of a field: `messages[0].content`."""
-    return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in place).lstrip(".")[:200]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")[:200]
 
 
 def _shown(value: Any) -> str:

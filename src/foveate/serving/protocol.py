@@ -97,9 +97,9 @@ class Message(_Strict):
     def _answers_without_content(cls, value: Any) -> Any:
         # What clients send back of an answer: its text may be null, beside a refusal or not.
         if isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None:
-            said = value.get("refusal")
-            rest = {name: one for name, one in value.items() if name not in ("content", "refusal")}
-            return {**rest, "content": "" if said is None else said}
+            refusal = value.get("refusal")
+            rest = {name: item for name, item in value.items() if name not in ("content", "refusal")}
+            return {**rest, "content": "" if refusal is None else refusal}
         return value
 
 
@@ -218,13 +218,13 @@ class ChatRequest(_Strict):
     @property
     def without_effect(self) -> list[str]:
         """Fields that are set but have no effect."""
-        found = [name for name in _WITHOUT_EFFECT if getattr(self, name) not in (None, {}, "")]
+        ignored = [name for name in _WITHOUT_EFFECT if getattr(self, name) not in (None, {}, "")]
         if self.stream_options is not None and (self.stream_options.include_obfuscation or not self.stream):
-            found.append("stream_options")
+            ignored.append("stream_options")
         details = (part.image_url.detail for _, part in self._parts if isinstance(part, ImagePart))
         if any(detail != "auto" for detail in details):
-            found.append("detail")
-        return found
+            ignored.append("detail")
+        return ignored
 
     @property
     def _parts(self) -> Iterator[tuple[str, TextPart | ImagePart | RefusalPart]]:
@@ -234,18 +234,18 @@ class ChatRequest(_Strict):
 
     def conversation(self, images: list[Any]) -> list[dict[str, Any]]:
         """Return the messages in the format of `transformers`, with PIL images in place of addresses."""
-        left = iter(images)
-        found = []
+        remaining = iter(images)
+        messages = []
         for message in self.messages:
             content = [
-                {"type": "image", "image": next(left)}
+                {"type": "image", "image": next(remaining)}
                 if isinstance(part, ImagePart)
                 else {"type": "text", "text": part.text}
                 for part in message.content
             ]
             role = "system" if message.role == "developer" else message.role
-            found.append({"role": role, "content": content, **({"name": message.name} if message.name else {})})
-        return found
+            messages.append({"role": role, "content": content, **({"name": message.name} if message.name else {})})
+        return messages
 
 
 _WITHOUT_EFFECT = (
@@ -304,42 +304,42 @@ def _deeper_than(value: Any, levels: int) -> bool:
     level = [value]
     for _ in range(levels):
         nested = [
-            list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))
+            list(item.values()) if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))
         ]
-        level = [inner for one in nested for inner in one]
+        level = [inner for item in nested for inner in item]
         if not level:
             return False
-    return any(isinstance(one, (dict, list)) for one in level)
+    return any(isinstance(item, (dict, list)) for item in level)
 
 
-def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
+def plan_of(requested: Compression | None, default: Plan | None) -> Plan | None:
     """Return the plan of a request.
 
     Args:
         asked: What it says.
-        own: The server's plan.
+        default: The server's plan.
 
     Raises:
         FoveateError: it is no plan, or one that reads files, or a budget where there is no one method to take it.
     """
-    if asked is None or (asked.plan is None and asked.budget is None):
-        return own
-    if asked.plan is not None and asked.budget is not None:
+    if requested is None or (requested.plan is None and requested.budget is None):
+        return default
+    if requested.plan is not None and requested.budget is not None:
         raise FieldError("foveate", "give a plan, which has its budget (divprune:64), or a budget, not both.")
-    if asked.plan is not None:
-        if is_full_model(asked.plan):
+    if requested.plan is not None:
+        if is_full_model(requested.plan):
             return None
         with _about("foveate.plan"):
-            plan = Plan.of(asked.plan)
-        if own is None or str(plan) != str(own):
+            plan = Plan.of(requested.plan)
+        if default is None or str(plan) != str(default):
             refuse_files(plan)
         return plan
-    if own is None or len(own.steps) != 1:
+    if default is None or len(default.steps) != 1:
         raise FieldError("foveate.budget", "the server has no plan of one method that could take it; give a plan.")
-    step = own.steps[0]
+    step = default.steps[0]
     if step.method.budget == "none":
         raise FieldError("foveate.budget", f"{step.method.name} takes no budget; its own rule decides.")
-    wanted = asked.budget
+    wanted = requested.budget
     with _about("foveate.budget"):
         budget = Budget(fraction=wanted) if isinstance(wanted, float) else Budget.parse(str(wanted))
     return Plan((replace(step, budget=budget),))

@@ -149,11 +149,11 @@ class Writer:
 
     def completion(self, choices: Sequence[tuple[str, str, Sequence[Chance] | None]], usage: dict[str, Any]) -> Any:
         """Build a complete response: text, finish reason and log probabilities of every choice."""
-        found = [
+        messages = [
             {"index": index, "message": {"content": text}, "logprobs": _logprobs(chances), "finish_reason": reason}
             for index, (text, reason, chances) in enumerate(choices)
         ]
-        return Completion.model_validate({**self._head, "choices": found, "usage": usage}).model_dump()
+        return Completion.model_validate({**self._head, "choices": messages, "usage": usage}).model_dump()
 
     def chunk(
         self, index: int, delta: dict[str, Any], reason: str | None = None, chances: Sequence[Chance] | None = None
@@ -173,12 +173,12 @@ def _logprobs(chances: Sequence[Chance] | None) -> dict[str, Any] | None:
     if chances is None:
         return None
     content = [
-        {**_token(one.text, one.logprob), "top_logprobs": [_token(text, value) for text, value in one.top]}
-        for one in chances
+        {**_token(chance.text, chance.logprob), "top_logprobs": [_token(text, value) for text, value in chance.top]}
+        for chance in chances
     ]
     return {"content": content, "refusal": None}
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    whole = "\ufffd" not in text
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
+    is_complete = "\ufffd" not in text
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if is_complete else None}

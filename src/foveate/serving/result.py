@@ -36,16 +36,16 @@ class Result:
 def usage_of(results: Sequence[Result]) -> dict[str, Any]:
     """Return the token usage of the answers to one request under OpenAI's names, with visual token counts."""
     first, written = results[0], sum(result.completion_tokens for result in results)
-    before, given, exact = first.images
+    before, kept, exact = first.images
     read = int(exact) if exact == int(exact) else round(exact, 2)
     return {
         "prompt_tokens": first.prompt_tokens,
         "completion_tokens": written,
         "total_tokens": first.prompt_tokens + written,
         "prompt_tokens_details": {
-            "text_tokens": first.prompt_tokens - given,
-            "image_tokens": given,
-            "image_tokens_saved": before - given,
+            "text_tokens": first.prompt_tokens - kept,
+            "image_tokens": kept,
+            "image_tokens_saved": before - kept,
         },
         "foveate": {
             "plan": first.plan,

@@ -132,7 +132,7 @@ class GenerationState:
         self._decode()
         if (end := self._stopped()) is not None:
             self.text = self.text[:end]
-            self.chances = [(place, one) for place, one in self.chances if place < end]
+            self.chances = [(place, chance) for place, chance in self.chances if place < end]
             self._finish("stop")
         elif len(self.ids) >= self.limit:
             self._finish("length")
@@ -150,8 +150,8 @@ class GenerationState:
 
     def _stopped(self) -> int | None:
         """Return the index of the earliest stop text."""
-        found = [place for stop in self.stops if (place := self.text.find(stop)) >= 0]
-        return min(found, default=None)
+        places = [place for stop in self.stops if (place := self.text.find(stop)) >= 0]
+        return min(places, default=None)
 
     def _sure(self) -> int:
         """Count the leading characters that no later token can change: no trailing white space or partial stop text."""
@@ -166,7 +166,9 @@ class GenerationState:
     def _deliver(self, end: int) -> None:
         last = len(self.chances) if end == len(self.text) else sum(place < end for place, _ in self.chances)
         if end > self._said or last > self._told:
-            self.deliver(Piece(self.text[self._said : end], tuple(one for _, one in self.chances[self._told : last])))
+            self.deliver(
+                Piece(self.text[self._said : end], tuple(chance for _, chance in self.chances[self._told : last]))
+            )
             self._said, self._told = end, last
 
     def _finish(self, reason: str) -> None:
@@ -187,7 +189,7 @@ class Chances(LogitsProcessor):
 
     def __init__(self, sampling: Sequence[Sampling], tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.told = {row: one.told for row, one in enumerate(sampling) if one.told is not None}
+        self.told = {row: settings.told for row, settings in enumerate(sampling) if settings.told is not None}
         self._found: dict[int, Tensor] = {}
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -199,10 +201,10 @@ class Chances(LogitsProcessor):
         """Return the log probability of a row's last token, or None if it was not requested."""
         if row not in self._found:
             return None
-        found = self._found[row]
-        values, ids = found.topk(min(self.told[row], len(found)))
+        recorded = self._found[row]
+        values, ids = recorded.topk(min(self.told[row], len(recorded)))
         top = zip(map(self._text, ids.tolist()), values.tolist(), strict=True)
-        return Chance(self._text(token), float(found[token]), tuple(top))
+        return Chance(self._text(token), float(recorded[token]), tuple(top))
 
     def _text(self, token: int) -> str:
         return self.tokenizer.decode([token])
@@ -239,21 +241,21 @@ class Sampler(LogitsProcessor):
     def __init__(self, sampling: Sequence[Sampling], device: torch.device) -> None:
         self.sampling = sampling
         self.generators = [torch.Generator(device) for _ in sampling]
-        for one, generator in zip(sampling, self.generators, strict=True):
-            if one.seed is None:
+        for settings, generator in zip(sampling, self.generators, strict=True):
+            if settings.seed is None:
                 generator.seed()
             else:
-                generator.manual_seed(one.seed % 2**63)
+                generator.manual_seed(settings.seed % 2**63)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return scores (B, V) with all but the sampled token at minus infinity, in rows that sample."""
         drawn = scores.clone()
-        for row, (one, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
-            if not one.greedy:
-                chances = (scores[row].float() / one.temperature).softmax(dim=-1)
-                if one.top_p < 1:
+        for row, (settings, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
+            if not settings.greedy:
+                chances = (scores[row].float() / settings.temperature).softmax(dim=-1)
+                if settings.top_p < 1:
                     ordered, places = chances.sort(descending=True)
-                    beyond = ordered.cumsum(dim=-1) - ordered >= one.top_p  # the first token is never beyond
+                    beyond = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # the first token is never beyond
                     chances = chances.index_fill(0, places[beyond], 0)
                 token = torch.multinomial(chances, 1, generator=generator)
                 drawn[row] = -torch.inf

@@ -119,12 +119,12 @@ class Sources:
     async def _fetch(self, url: str) -> bytes:
         try:
             address = httpx.URL(url)  # read by what will connect: two readers of one address may see two hosts
-            host, port, own = address.host.lower(), address.port, _PORTS[address.scheme]
+            host, port, default_port = address.host.lower(), address.port, _PORTS[address.scheme]
         except (httpx.InvalidURL, ValueError, KeyError):  # an open bracket, a port that is none; blanks around http
             raise FoveateError(f"{_shown(url)} is no address.") from None
         name = f"[{host}]" if ":" in host else host
-        usual = port in (None, own)
-        if not (f"{name}:{port or own}" in self.hosts or (usual and name in self.hosts)):
+        usual = port in (None, default_port)
+        if not (f"{name}:{port or default_port}" in self.hosts or (usual and name in self.hosts)):
             raise FoveateError(f"this server fetches nothing from {_shown(name)}; send the image as a data URI.")
         if address.userinfo:
             raise FoveateError("an address with a user name is not fetched.")

@@ -31,22 +31,25 @@ def confirm(
         "plan", its numbers, "met", "sure" (the whole interval lies above the least accuracy; None where there is none),
         and "controls": for each its numbers and by how much the plan is better, with a 95 % interval.
     """
-    found = _numbers(plan, items, answers, costs, settings)
+    numbers = _numbers(plan, items, answers, costs, settings)
     goal, controls = settings.goal, []
-    for control in controls_of(plan, found, depth):
+    for control in controls_of(plan, numbers, depth):
         try:
-            own = _numbers(control, items, answers, costs, settings)
+            control_numbers = _numbers(control, items, answers, costs, settings)
             compared = answers.compared(plan, control, items)
         except FoveateError as error:
             controls.append({"plan": control, **error.as_json()})
             continue
-        own["better_by"] = round(compared.difference, 4)
-        own["better_low"], own["better_high"] = round(compared.difference_low, 4), round(compared.difference_high, 4)
-        own["noise"] = compared.difference_low <= 0 <= compared.difference_high
-        controls.append(own)
-    low = found["low"]
-    return found | {
-        "met": goal.met(found["cost"], found["score"]),
+        control_numbers["better_by"] = round(compared.difference, 4)
+        control_numbers["better_low"], control_numbers["better_high"] = (
+            round(compared.difference_low, 4),
+            round(compared.difference_high, 4),
+        )
+        control_numbers["noise"] = compared.difference_low <= 0 <= compared.difference_high
+        controls.append(control_numbers)
+    low = numbers["low"]
+    return numbers | {
+        "met": goal.met(numbers["cost"], numbers["score"]),
         "sure": None if goal.accuracy is None else low is not None and low >= goal.accuracy,
         "controls": controls,
     }

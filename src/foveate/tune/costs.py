@@ -36,7 +36,7 @@ class Costs:
         chosen = [ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count)]
         self.repeats = repeats
         self._measuring = [_measuring(model, processor, item) for item in chosen]
-        self._full_model = [_counted(one, None) for one in self._measuring]
+        self._full_model = [_counted(measuring, None) for measuring in self._measuring]
 
     def flops(self, plan: str, quick: bool = False) -> float:
         """Return the FLOPs to the first token relative to the full model; `quick`: on the middle item only.
@@ -47,7 +47,7 @@ class Costs:
         if quick:
             middle = len(self._measuring) // 2
             return _counted(self._measuring[middle], plan) / self._full_model[middle]
-        return sum(_counted(one, plan) for one in self._measuring) / sum(self._full_model)
+        return sum(_counted(measuring, plan) for measuring in self._measuring) / sum(self._full_model)
 
     def time(self, plan: str, repeats: int | None = None) -> dict[str, Any]:
         """Return the time to first token relative to the full model: median, extremes and values of all turns.
@@ -59,9 +59,9 @@ class Costs:
         ratios, seconds = [], []
         for turn in range((repeats or self.repeats) + 1):
             sums = {True: 0.0, False: 0.0}
-            for one in self._measuring:
-                for own in (turn % 2 == 0, turn % 2 == 1):
-                    sums[own] += one.turn(parsed if own else None)["ttft"]
+            for measuring in self._measuring:
+                for is_plan in (turn % 2 == 0, turn % 2 == 1):
+                    sums[is_plan] += measuring.turn(parsed if is_plan else None)["ttft"]
             if turn:
                 ratios.append(sums[True] / sums[False])
                 seconds.append((sums[True], sums[False]))
@@ -75,5 +75,5 @@ def _measuring(model: Any, processor: Any, item: Item) -> Measuring:
     return Measuring(Subject(item.task, model, (), lambda batch: inputs, image.size), 1, 2, "sdpa")
 
 
-def _counted(one: Measuring, plan: str | None) -> int:
-    return one.exact(None if plan is None else Plan.of(plan))["flops"]["counted"]
+def _counted(measuring: Measuring, plan: str | None) -> int:
+    return measuring.exact(None if plan is None else Plan.of(plan))["flops"]["counted"]

@@ -92,9 +92,9 @@ def share(text: str) -> float:
     return _number(text, text.strip(), "--min-accuracy", "97%")
 
 
-def _number(text: str, given: str, option: str, example: str) -> float:
+def _number(text: str, original: str, option: str, example: str) -> float:
     try:
-        value = float(given.removesuffix("%"))
+        value = float(original.removesuffix("%"))
     except ValueError:
         raise FoveateError(f"{option} {text!r} is no number; write it as {example}.") from None
-    return value / 100 if given.endswith("%") else value
+    return value / 100 if original.endswith("%") else value

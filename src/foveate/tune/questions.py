@@ -30,8 +30,8 @@ class Questions:
     @property
     def rungs(self) -> tuple[int, ...]:
         """Numbers of `search` items after which a plan is judged: a quarter, half, all."""
-        whole = len(self.search)
-        return (*(part for part in (whole // 4, whole // 2) if part >= _FEWEST), whole)
+        total = len(self.search)
+        return (*(part for part in (total // 4, total // 2) if part >= _FEWEST), total)
 
 
 def divided(stream: Iterable[Item], seed: int) -> Questions:
@@ -49,9 +49,9 @@ def divided(stream: Iterable[Item], seed: int) -> Questions:
         by_task.setdefault(item.task, []).append(item)
     searched: dict[str, bool] = {}  # by image, over all tasks
     parts: dict[bool, list[list[Item]]] = {True: [], False: []}
-    for number, (task, own) in enumerate(by_task.items()):
+    for number, (task, task_items) in enumerate(by_task.items()):
         by_image: dict[str, list[Item]] = {}
-        for item in own:
+        for item in task_items:
             by_image.setdefault(_digest(item), []).append(item)
         order = list(by_image)
         random.Random(seed * 1_000_003 + number).shuffle(order)
@@ -74,8 +74,8 @@ def _in_turns(lists: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
 
 
 def _digest(item: Item) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for image in item.images:
-        found.update(repr((image.mode, image.size)).encode())
-        found.update(image.tobytes())
-    return found.hexdigest()
+        digest.update(repr((image.mode, image.size)).encode())
+        digest.update(image.tobytes())
+    return digest.hexdigest()

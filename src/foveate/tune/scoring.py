@@ -65,12 +65,12 @@ class Answers:
         """
         missing = [item for item in items if not self._has(plan, item)]
         for batch in batches(missing, self._batch_size):
-            found = [
+            rows = [
                 {"model": self._name, **row, "plan": plan}
                 for row in answer_items(self._model, self._processor, plan, batch, self._batch_size)
             ]
-            self._rows.add(found)
-            self._by_key |= {_key(row): row for row in found}
+            self._rows.add(rows)
+            self._by_key |= {_key(row): row for row in rows}
         return [self._by_key[plan, item.task, item.index, turn] for item in items for turn in range(len(item.turns))]
 
     def _has(self, plan: str, item: Item) -> bool:
@@ -84,12 +84,12 @@ class Answers:
         """
         rows = [*self.of(FULL_MODEL, items), *self.of(plan, items)]
         tasks = list(dict.fromkeys(row["task"] for row in rows))
-        found = next(row for row in scores(rows, [self._name], lambda _: [plan], tasks) if row["task"] == "all")
-        if found["relative"] is None:
+        score = next(row for row in scores(rows, [self._name], lambda _: [plan], tasks) if row["task"] == "all")
+        if score["relative"] is None:
             raise FoveateError("the full model has no right answer to these questions; choose others.")
         names = ("accuracy", "majority", "agreement", "tokens_in", "tokens_kept")
-        numbers = {"questions": found["count"], **{name: found[name] for name in names}}
-        return Score(found["relative"], found["relative_low"], found["relative_high"], numbers)
+        numbers = {"questions": score["count"], **{name: score[name] for name in names}}
+        return Score(score["relative"], score["relative_low"], score["relative_high"], numbers)
 
     def compared(self, plan: str, other: str, items: Sequence[Item]) -> Compared:
         """Compare two plans on the same questions; tasks have equal weight, questions of one item form a cluster."""
@@ -128,28 +128,30 @@ class Flow:
         missing = [item for item in items if (item.task, item.index) not in self._full_model]
         self._full_model |= self._states(missing)
         with compress(self._model, plan):
-            own = self._states(items)
-        cosines = [float(torch.cosine_similarity(state, self._full_model[key], dim=0)) for key, state in own.items()]
+            plan_states = self._states(items)
+        cosines = [
+            float(torch.cosine_similarity(state, self._full_model[key], dim=0)) for key, state in plan_states.items()
+        ]
         return Score(fmean(cosines), numbers={"questions": len(cosines), "flow": round(fmean(cosines), 6)})
 
     @torch.inference_mode()
     def _states(self, items: Sequence[Item]) -> dict[tuple[str, int], Tensor]:
         """Return the last prompt token's input of the output layer (D,) in float32 for every item."""
-        found: dict[tuple[str, int], Tensor] = {}
+        states: dict[tuple[str, int], Tensor] = {}
         for batch in batches(items, self._batch_size):
             prepared = prepare(self._model, self._processor, batch)
-            seen: list[Tensor] = []
+            captured: list[Tensor] = []
 
-            def keep(module: Any, inputs: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
-                seen.append(inputs[0][:, -1].float().cpu())
+            def keep(module: Any, inputs: tuple[Tensor, ...], captured: list[Tensor] = captured) -> None:
+                captured.append(inputs[0][:, -1].float().cpu())
 
             hook = self._model.get_output_embeddings().register_forward_pre_hook(keep)
             try:
                 self._model.generate(**prepared.inputs, generation_config=greedy(self._model, 1))
             finally:
                 hook.remove()
-            found |= {(item.task, item.index): row for item, row in zip(batch, seen[0], strict=True)}
-        return found
+            states |= {(item.task, item.index): row for item, row in zip(batch, captured[0], strict=True)}
+        return states
 
 
 Scorer = Callable[[str, Sequence[Item]], Score]

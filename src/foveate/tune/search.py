@@ -100,8 +100,8 @@ class _Run:
         self.settings, self.goal, self.folder, self.study = settings, settings.goal, folder, study
         self.command, self.report, self.progress = command, report, progress
         self.report(f"loading {settings.model}")
-        own = None if settings.model == "embedded" else settings.model
-        self.model, processor = load(own, dtype=settings.dtype, device=settings.device, plan=None)
+        name = None if settings.model == "embedded" else settings.model
+        self.model, processor = load(name, dtype=settings.dtype, device=settings.device, plan=None)
         self.hardware = profiling.hardware(self.model.device)
         self.report("drawing questions")
         drawn = (item for task in settings.tasks for item in settings.items_of(task))
@@ -138,9 +138,9 @@ class _Run:
                 settings.chains,
             )
         )
-        left_out = [one for one in self.space.left_out if one["method"] in settings.methods]
-        for one in left_out:
-            self.report(f"left out: {one['method']}: {one['reason']}")
+        left_out = [candidate for candidate in self.space.left_out if candidate["method"] in settings.methods]
+        for candidate in left_out:
+            self.report(f"left out: {candidate['method']}: {candidate['reason']}")
         candidates = len(self.space.before) + len(self.space.inside)
         self.report(f"{candidates} methods to choose from; {len(self.space.left_out)} left out (see {RESULT})")
         while len(self.study.records) < settings.trials:
@@ -203,7 +203,9 @@ class _Run:
         least = self.goal.accuracy
         if least is not None:
             return score.high is not None and score.high < least
-        best = max((one for one in self.study.records if one["met"]), key=lambda one: one["value"], default=None)
+        best = max(
+            (record for record in self.study.records if record["met"]), key=lambda record: record["value"], default=None
+        )
         if best is None:
             return False
         return self.answers.compared(plan, best["plan"], self.questions.search[:part]).difference_high < 0
@@ -211,18 +213,20 @@ class _Run:
     def _confirm(self) -> None:
         self.report(f"full model: {len(self.questions.confirm)} items to confirm on")
         self.full_model["confirm"] = self.answers.score(FULL_MODEL, self.questions.confirm).numbers
-        finalists = sorted((one for one in self.study.records if one["met"]), key=lambda one: -one["value"])
+        finalists = sorted(
+            (record for record in self.study.records if record["met"]), key=lambda record: -record["value"]
+        )
         for record in finalists[: self.settings.finalists]:
             self.report(f"confirming {record['plan']}")
-            found = confirm(
+            evidence = confirm(
                 record["plan"], self.questions.confirm, self.answers, self.costs, self.settings, self._depth
             )
-            self.confirmation.append(found)
-            if found["met"]:
+            self.confirmation.append(evidence)
+            if evidence["met"]:
                 break
 
     def _document(self, finished: bool) -> dict[str, Any]:
-        best = next((one for one in self.confirmation if one["met"]), None)
+        best = next((finalist for finalist in self.confirmation if finalist["met"]), None)
         space = self.space
         document = {
             "kind": "tune",
@@ -238,7 +242,7 @@ class _Run:
             "space": None if space is None else space.as_json,
             "trials": self.study.records,
             "impossible": self.study.impossible,
-            "front": [one["plan"] for one in front(self.study.records)],
+            "front": [finalist["plan"] for finalist in front(self.study.records)],
             "confirmation": self.confirmation,
             "best": None if best is None else best["plan"],
         }

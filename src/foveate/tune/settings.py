@@ -86,10 +86,10 @@ class TuneSettings(QuestionSettings):
     @property
     def described(self) -> dict[str, Any]:
         """Settings that must agree for trials to share a folder, with the content of task files."""
-        found = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        values = {name: value for name, value in asdict(self).items() if name not in _FREE}
         files = [task for task in self.tasks if Path(task).suffix in (".json", ".jsonl")]
-        found["content of files"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-        return json.loads(json.dumps(found))
+        values["content of files"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        return json.loads(json.dumps(values))
 
 
 def methods_in(text: str) -> tuple[str, ...]:

@@ -75,13 +75,13 @@ class Space:
         return str(Plan.of(" + ".join(steps)))
 
     def _step(self, trial: Any, place: str, candidates: Sequence[Candidate]) -> str:
-        by_text = {one.text: one for one in candidates}
+        by_text = {candidate.text: candidate for candidate in candidates}
         chosen = by_text[trial.suggest_categorical(place, list(by_text))]
         text = chosen.text
-        own = chosen.budget == "none"
+        fixed = chosen.budget == "none"
         if chosen.budget == "optional":
-            own = trial.suggest_categorical(f"{place}, own rule", [False, True])
-        if not own:
+            fixed = trial.suggest_categorical(f"{place}, own rule", [False, True])
+        if not fixed:
             text += f":{self.budgets[trial.suggest_int(f'{place}, budget', 0, len(self.budgets) - 1)]}"
         if chosen.layered:
             text += f"@{trial.suggest_int('layer', 1, max(1, self.depth - 1))}"
@@ -93,11 +93,11 @@ class Space:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Space:
+    def from_json(cls, document: dict[str, Any]) -> Space:
         """Build a space from the values of `as_json`."""
-        before, inside = (tuple(Candidate(**one) for one in found[name]) for name in ("before", "inside"))
-        budgets, left_out = tuple(found["budgets"]), tuple(found["left_out"])
-        return cls(before, inside, budgets, found["depth"], found["chains"], left_out)
+        before, inside = (tuple(Candidate(**entry) for entry in document[name]) for name in ("before", "inside"))
+        budgets, left_out = tuple(document["budgets"]), tuple(document["left_out"])
+        return cls(before, inside, budgets, document["depth"], document["chains"], left_out)
 
 
 def space_for(
@@ -122,7 +122,7 @@ def space_for(
     known = all_methods()
     depth = model.config.get_text_config().num_hidden_layers
     ordered = tuple(sorted(budgets, key=lambda budget: (not budget.endswith("%"), float(budget.rstrip("%")))))
-    found: dict[bool, list[Candidate]] = {False: [], True: []}
+    by_place: dict[bool, list[Candidate]] = {False: [], True: []}
     left_out = []
     for text in methods or known:
         name = text.partition("(")[0].strip().lower()
@@ -131,17 +131,17 @@ def space_for(
         try:
             if not methods and name in NO_CANDIDATES:
                 raise FoveateError(Refusal("is-control", "a control, which plans are compared with"))
-            one = _candidate(text, known[name], depth)
-            if cost(one.at(ordered[0])) >= _SAVES_NOTHING:
+            candidate = _candidate(text, known[name], depth)
+            if cost(candidate.at(ordered[0])) >= _SAVES_NOTHING:
                 raise FoveateError(Refusal("saves-nothing", "saves nothing on this model, even at the least budget"))
         except FoveateError as error:
             left_out.append({"method": text, **error.as_json()})
             continue
-        found[one.inside].append(one)
-    if not found[False] and not found[True]:
-        reasons = "; ".join(f"{one['method']}: {one['reason']}" for one in left_out)
+        by_place[candidate.inside].append(candidate)
+    if not by_place[False] and not by_place[True]:
+        reasons = "; ".join(f"{candidate['method']}: {candidate['reason']}" for candidate in left_out)
         raise FoveateError(f"no method is left to search with: {reasons}")
-    return Space(tuple(found[False]), tuple(found[True]), ordered, depth, chains, tuple(left_out))
+    return Space(tuple(by_place[False]), tuple(by_place[True]), ordered, depth, chains, tuple(left_out))
 
 
 #: Of the full model's operations.

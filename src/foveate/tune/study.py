@@ -161,6 +161,6 @@ def _mend(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            path.write_bytes(content[:whole])
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            path.write_bytes(content[:complete])

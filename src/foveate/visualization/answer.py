@@ -66,7 +66,9 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
     if answer.pooling:
         blocks.append(_legend(answer.pooling))
     if answer.selection:
-        blocks += [draw_selection(one, open_image(image), WIDTH - 2 * MARGIN) for one in joined(answer.selection)]
+        blocks += [
+            draw_selection(document, open_image(image), WIDTH - 2 * MARGIN) for document in joined(answer.selection)
+        ]
     blocks += [_token_bars(answer), _time_bar(answer)]
     height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
     canvas = Image.new("RGB", (WIDTH, height), PAPER)
@@ -81,14 +83,17 @@ def _words(answer: Answer) -> Image.Image:
     """Question and answer, above each other."""
     small, question, text = load_font(20), load_font(30), load_font(40)
     width = WIDTH - 2 * MARGIN
-    asked, said = wrap(answer.question, question, width), wrap(answer.text or "(no answer)", text, width)
-    block, draw = blank(32 + 40 * len(asked) + 52 * len(said) + 4)
+    question_lines, answer_lines = (
+        wrap(answer.question, question, width),
+        wrap(answer.text or "(no answer)", text, width),
+    )
+    block, draw = blank(32 + 40 * len(question_lines) + 52 * len(answer_lines) + 4)
     draw.text((0, 0), f"{_short(answer.model)} was asked", font=small, fill=MUTED)
     top = 32
-    for line in asked:
+    for line in question_lines:
         draw.text((0, top), line, font=question, fill=INK)
         top += 40
-    for line in said:
+    for line in answer_lines:
         draw.text((0, top), line, font=text, fill=ACCENT)
         top += 52
     return block
@@ -113,10 +118,10 @@ def _panels(answer: Answer, processed: Image.Image, merging: list[Stage], size: 
     block, draw = blank(64 + size[1] + 2)
     effects = {pooling.stage: pooling.effect for pooling in answer.pooling}
     first = answer.stages[0]
-    asked = f"{answer.image_size[0]} x {answer.image_size[1]} px"
+    caption = f"{answer.image_size[0]} x {answer.image_size[1]} px"
     if answer.processed_size not in (None, answer.image_size):
-        asked += f", seen at {processed.width} x {processed.height}"
-    panels = [("image", f"{asked}, {first.tokens} {first.name}", processed.resize(size, Image.Resampling.LANCZOS))]
+        caption += f", seen at {processed.width} x {processed.height}"
+    panels = [("image", f"{caption}, {first.tokens} {first.name}", processed.resize(size, Image.Resampling.LANCZOS))]
     panels += [
         (stage.name, _count(stage), stage_panel(processed, stage, effects.get(stage.name), size)) for stage in merging
     ]

@@ -80,8 +80,10 @@ def table(document: dict[str, Any], *, brief: bool = False) -> tuple[list[str], 
     """
     lines = [_line(row) for row in rows_of(document)]
     filled = [any(line[place] for line in lines) or place < 3 for place in range(len(_HEADER))]
-    filled = [one and not (brief and name not in _BRIEF) for one, name in zip(filled, _HEADER, strict=True)]
-    kept = [place for place, one in enumerate(filled) if one]
+    filled = [
+        has_values and not (brief and name not in _BRIEF) for has_values, name in zip(filled, _HEADER, strict=True)
+    ]
+    kept = [place for place, has_values in enumerate(filled) if has_values]
     return [_HEADER[place] for place in kept], [[line[place] for place in kept] for line in lines]
 
 
@@ -111,8 +113,8 @@ def _line(row: dict[str, Any]) -> list[str]:
 def _tokens(row: dict[str, Any]) -> str:
     """Format the number of image tokens in the language model, averaged over its layers where that is known."""
     mean = row.get("tokens_mean")
-    said = f"{row['tokens']:,}" if mean is None else f"{mean:,.0f}"
-    return said + (f" ({INERT})" if inert(row) else "")
+    text = f"{row['tokens']:,}" if mean is None else f"{mean:,.0f}"
+    return text + (f" ({INERT})" if inert(row) else "")
 
 
 def _milliseconds(seconds: float | None, digits: int = 0) -> str:
@@ -148,13 +150,13 @@ def plot(document: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(2, len(columns), sharey=True, squeeze=False)
         for place, (model, batch) in enumerate(columns):
-            own = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
+            column = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
             title = model if batch == 1 else f"{model}, batch {batch}"
-            _panel(axes[0][place], own, names, "efficiency")
+            _panel(axes[0][place], column, names, "efficiency")
             axes[0][place].axvline(0.95, color="0.6", linewidth=0.8, linestyle="--")
-            _shorten(axes[0][place], own, names)
+            _shorten(axes[0][place], column, names)
             axes[0][place].set(title=title, xlabel="efficiency: speed-up / speed-up of random tokens")
-            _panel(axes[1][place], own, names, "speed_up")
+            _panel(axes[1][place], column, names, "speed_up")
             axes[1][place].set(title=title, xlabel="speed-up of the first token over the full model")
         axes[0][0].invert_yaxis()
         figure.savefig(path, dpi=160)
@@ -175,8 +177,8 @@ def _shorten(axis: Any, rows: list[dict[str, Any]], names: list[str]) -> None:
 def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], value: str) -> None:
     """Plot one value, with one colour and marker per budget."""
     for number, budget in enumerate(dict.fromkeys(row["budget"] for row in rows)):
-        found = {row["method"]: row[value] for row in rows if row["budget"] == budget and row[value] is not None}
-        places = [(found[name], place) for place, name in enumerate(names) if name in found]
+        by_method = {row["method"]: row[value] for row in rows if row["budget"] == budget and row[value] is not None}
+        places = [(by_method[name], place) for place, name in enumerate(names) if name in by_method]
         if not places:
             continue
         label = budget if budget.endswith("%") else f"{budget} tokens"

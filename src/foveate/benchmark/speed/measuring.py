@@ -105,18 +105,18 @@ class Measuring:
         layers = cache_bytes(outputs[0])
         tokens_in = self.full_model_tokens if kept is None else kept.tokens_in // self.batch
         tokens = tokens_in if kept is None else kept.tokens_kept // self.batch
-        mean, left = float(tokens), tokens
+        mean, remaining = float(tokens), tokens
         if kept is not None:
             depth = self.model.config.get_text_config().num_hidden_layers
             mean = sum(image.mean_tokens(depth) for image in kept.images) / self.batch
-            left = kept.tokens_left // self.batch
+            remaining = kept.tokens_left // self.batch
         text = self.inputs["input_ids"].shape[1] - self.full_model_tokens
         formula = self.subject.formula(plan, tokens, text) if self.full_model_tokens > 1 else None
         return {
             "tokens_in": tokens_in,
             "tokens": tokens,
             "tokens_mean": round(mean, 2),
-            "tokens_left": left,
+            "tokens_left": remaining,
             "peak_bytes": peak,
             "kv_bytes": sum(layers),
             "kv_layers": layers,
@@ -165,5 +165,5 @@ class Measuring:
             settings.pad_token_id = 0
         settings.return_dict_in_generate = True
         criteria = StoppingCriteriaList([] if marks is None else [marks])
-        given = self.inputs if inputs is None else inputs
-        return self.model.generate(**given, generation_config=settings, stopping_criteria=criteria)
+        model_inputs = self.inputs if inputs is None else inputs
+        return self.model.generate(**model_inputs, generation_config=settings, stopping_criteria=criteria)

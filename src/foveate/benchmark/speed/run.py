@@ -60,18 +60,18 @@ def run(
     with profiling.threads(settings.threads):
         for name in settings.models:
             report(f"building {name}")
-            one = subject(name, settings)
+            loaded = subject(name, settings)
             for batch in settings.batches:
-                measuring = Measuring(one, batch, settings.new_tokens, settings.attention)
-                for budget, plans in groups_of(settings, one.budgets).items():
+                measuring = Measuring(loaded, batch, settings.new_tokens, settings.attention)
+                for budget, plans in groups_of(settings, loaded.budgets).items():
                     group = _Group(measuring, settings, budget, plans, document)
                     if group.missing:
-                        report(f"{one.name}, batch {batch}, {budget or 'plans of several steps'}")
+                        report(f"{loaded.name}, batch {batch}, {budget or 'plans of several steps'}")
                         group.measure(report)
                         if path is not None:
                             write_json(path, document)
                 del measuring
-            del one
+            del loaded
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     if path is not None:
@@ -188,9 +188,9 @@ def _conclude(rows: list[dict[str, Any]], controls: dict[str, str | None]) -> No
     seconds = {row["plan"]: row["seconds"] for row in rows}
     full_model = seconds[FULL_MODEL]
     for row in rows:
-        own = row["seconds"]
+        times = row["seconds"]
         row["control"] = controls.get(row["plan"])
         control = seconds.get(row["control"])
-        row["speed_up"] = full_model["ttft"] / own["ttft"]
-        row["efficiency"] = None if control is None else control["ttft"] / own["ttft"]
-        row["selection_of_prefill"] = own["selection"] / full_model["prefill"]
+        row["speed_up"] = full_model["ttft"] / times["ttft"]
+        row["efficiency"] = None if control is None else control["ttft"] / times["ttft"]
+        row["selection_of_prefill"] = times["selection"] / full_model["prefill"]

@@ -117,8 +117,8 @@ def _loaded(name: str, settings: SpeedSettings) -> Subject:
     from foveate.images import open_image
     from foveate.loading import load
 
-    own = None if name == "embedded" else name
-    model, processor = load(own, dtype=settings.dtype, device=settings.device, plan=None)
+    source_name = None if name == "embedded" else name
+    model, processor = load(source_name, dtype=settings.dtype, device=settings.device, plan=None)
     picture = _receipt() if settings.image is None else open_image(settings.image)
     source = picture if settings.image is None else settings.image
 
@@ -129,7 +129,7 @@ def _loaded(name: str, settings: SpeedSettings) -> Subject:
         return inputs_of_batch(model, processor, [[{"role": "user", "content": content}]] * batch)
 
     check_length(model, preprocess(1)["input_ids"].shape[1], settings.new_tokens)
-    shown = name if own is None or not Path(name).is_dir() else Path(name).name
+    shown = name if source_name is None or not Path(name).is_dir() else Path(name).name
     return Subject(shown, model, BUDGETS, preprocess, picture.size, getattr(processor, "image_processor", None))
 
 

@@ -89,18 +89,18 @@ class ChatModel(lmms):
         Rounds are asked one after the other, all requests that have not ended together.
         """
         rounds: list[list[str]] = [[] for _ in requests]
-        told: list[Any] = [None] * len(requests)
-        asked: list[tuple[int, Any]] = [(place, None) for place in range(len(requests))]
-        while asked:
-            written = self._answers([(requests[place], messages) for place, messages in asked])
-            for (place, _), text in zip(asked, written, strict=True):
+        states: list[Any] = [None] * len(requests)
+        open_requests: list[tuple[int, Any]] = [(place, None) for place in range(len(requests))]
+        while open_requests:
+            written = self._answers([(requests[place], messages) for place, messages in open_requests])
+            for (place, _), text in zip(open_requests, written, strict=True):
                 rounds[place].append(text)
             following = []
-            for place, _ in asked:
-                messages, told[place] = self._next_round(requests[place], rounds[place], told[place])
+            for place, _ in open_requests:
+                messages, states[place] = self._next_round(requests[place], rounds[place], states[place])
                 if messages is not None:
                     following.append((place, messages))
-            asked = following
+            open_requests = following
         return rounds
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
@@ -163,12 +163,12 @@ class ChatModel(lmms):
             messages = self._apply_system_prompt(messages, self.system_prompt)
         return ChatMessages(messages=messages).to_hf_messages()
 
-    def _answers(self, asked: Sequence[tuple[Any, list[dict[str, Any]] | None]]) -> list[str]:
+    def _answers(self, requests: Sequence[tuple[Any, list[dict[str, Any]] | None]]) -> list[str]:
         """Answer requests whose messages are built on demand; the speed is added to the results file."""
         evaluated = self.evaluated
         before, start = len(evaluated.seen), time.perf_counter()
         texts: list[str] = []
-        for part in self._portions(asked):
+        for part in self._portions(requests):
             conversations = [self._conversation(messages or self._messages(request)) for request, messages in part]
             texts += evaluated.answers(conversations, [self._wanted(request) for request, _ in part])
         seconds = time.perf_counter() - start
@@ -179,12 +179,12 @@ class ChatModel(lmms):
         log_metrics(seconds, count, count / seconds, means)
         return texts
 
-    def _portions(self, asked: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    def _portions(self, requests: Sequence[Any]) -> Iterator[Sequence[Any]]:
         """Split requests so that similar sizes can share a batch and the images fit into memory."""
         size = 16 * self.batch_size
-        with tqdm(total=len(asked), disable=self.rank != 0, desc=f"foveate ({self.evaluated.plan})") as bar:
-            for start in range(0, len(asked), size):
-                part = asked[start : start + size]
+        with tqdm(total=len(requests), disable=self.rank != 0, desc=f"foveate ({self.evaluated.plan})") as bar:
+            for start in range(0, len(requests), size):
+                part = requests[start : start + size]
                 yield part
                 bar.update(len(part))
 

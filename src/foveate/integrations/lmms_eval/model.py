@@ -186,14 +186,14 @@ class Evaluated:
             conversations: Messages in the form of Hugging Face, with images as anything that `open_image` takes.
             wanted: How each is to be answered.
         """
-        asked = [self._readable(conversation) for conversation in conversations]
-        texts: list[str] = [""] * len(asked)
-        for batch in self._batches(asked, wanted):
-            how = wanted[batch[0]]
-            written = self._write([asked[index] for index in batch], how)
+        readable = [self._readable(conversation) for conversation in conversations]
+        texts: list[str] = [""] * len(readable)
+        for batch in self._batches(readable, wanted):
+            settings = wanted[batch[0]]
+            written = self._write([readable[index] for index in batch], settings)
             self._count()
             for index, text in zip(batch, written, strict=True):
-                texts[index] = how.cut(text)
+                texts[index] = settings.cut(text)
         return texts
 
     @torch.inference_mode()
@@ -209,14 +209,14 @@ class Evaluated:
         Raises:
             FoveateError: a continuation is empty, or there is no room for it.
         """
-        asked = [self._readable(conversation) for conversation in conversations]
-        given = [as_plain_text(text.strip(), self._tokenizer) for text in continuations]
-        if not all(given):
+        readable = [self._readable(conversation) for conversation in conversations]
+        targets = [as_plain_text(text.strip(), self._tokenizer) for text in continuations]
+        if not all(targets):
             raise FoveateError("an answer to be weighed is empty.")
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
-        for batch in self._batches(asked, [Wanted()] * len(asked)):
-            answers = [self._continued(self._prompt(asked[index]), given[index]) for index in batch]
-            inputs = self._inputs([asked[index] for index in batch])
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(readable)
+        for batch in self._batches(readable, [Wanted()] * len(readable)):
+            answers = [self._continued(self._prompt(readable[index]), targets[index]) for index in batch]
+            inputs = self._inputs([readable[index] for index in batch])
             longest = max(map(len, answers))
             check_length(self.model, inputs["input_ids"].shape[1], longest)
             output = self.model.generate(
@@ -229,18 +229,18 @@ class Evaluated:
             self._count()
             chances = torch.stack(output.logits, dim=1).float().log_softmax(-1)
             for row, (index, ids) in enumerate(zip(batch, answers, strict=True)):
-                own = chances[row, : len(ids)]
-                labels = torch.tensor(ids, device=own.device)
-                loss = -own.gather(-1, labels[:, None]).mean()
-                results[index] = (float(loss), bool((own.argmax(-1) == labels).all()))
+                target_chances = chances[row, : len(ids)]
+                labels = torch.tensor(ids, device=target_chances.device)
+                loss = -target_chances.gather(-1, labels[:, None]).mean()
+                results[index] = (float(loss), bool((target_chances.argmax(-1) == labels).all()))
         return results
 
     def _continued(self, prompt: str, answer: str) -> list[int]:
         """Token ids of an answer as the continuation of a prompt."""
-        begun, whole = (self._tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
-        if whole[: len(begun)] != begun:  # the seam is inside a token; the answer is one by itself
+        begun, continued = (self._tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
+        if continued[: len(begun)] != begun:  # the seam is inside a token; the answer is one by itself
             return self._tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return whole[len(begun) :]
+        return continued[len(begun) :]
 
     def tokens_of(self, text: str) -> int:
         """Count the tokens of a text with the model's tokenizer."""
@@ -255,15 +255,15 @@ class Evaluated:
 
     # Batches
 
-    def _batches(self, asked: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[list[int]]:
+    def _batches(self, conversations: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[list[int]]:
         """Group the indices of conversations with equal settings and media and similar size."""
         groups: dict[Any, list[int]] = {}
-        for index, (conversation, how) in enumerate(zip(asked, wanted, strict=True)):
+        for index, (conversation, settings) in enumerate(zip(conversations, wanted, strict=True)):
             kinds = frozenset(part["type"] for part in _parts(conversation))
-            groups.setdefault((how, kinds), []).append(index)
+            groups.setdefault((settings, kinds), []).append(index)
         batches = []
         for group in groups.values():
-            group.sort(key=lambda index: _pixels(asked[index]))
+            group.sort(key=lambda index: _pixels(conversations[index]))
             batches += [group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size)]
         return batches
 
@@ -296,18 +296,23 @@ class Evaluated:
     def _prompt(self, conversation: Conversation) -> str:
         return prompt_of(self.processor, plain_messages(conversation, self.processor))
 
-    def _inputs(self, asked: Sequence[Conversation]) -> Any:
+    def _inputs(self, conversations: Sequence[Conversation]) -> Any:
         """Prepare the model inputs of one batch."""
-        clips = [part["video"] for one in asked for part in _parts(one) if part["type"] == "video"]
+        clips = [
+            part["video"] for conversation in conversations for part in _parts(conversation) if part["type"] == "video"
+        ]
         if not clips:
-            return inputs_of_batch(self.model, self.processor, asked)
-        images = [[part["image"] for part in _parts(one) if part["type"] == "image"] for one in asked]
+            return inputs_of_batch(self.model, self.processor, conversations)
+        images = [
+            [part["image"] for part in _parts(conversation) if part["type"] == "image"]
+            for conversation in conversations
+        ]
         inputs = self.processor(
             **({"images": images} if any(images) else {}),
             videos=[frames for frames, _ in clips],
             video_metadata=[metadata for _, metadata in clips],
             do_sample_frames=False,
-            text=[self._prompt(one) for one in asked],
+            text=[self._prompt(conversation) for conversation in conversations],
             return_tensors="pt",
             padding=True,
             padding_side="left",
@@ -317,20 +322,20 @@ class Evaluated:
     # Answers
 
     @torch.inference_mode()
-    def _write(self, asked: Sequence[Conversation], how: Wanted) -> list[str]:
+    def _write(self, conversations: Sequence[Conversation], settings: Wanted) -> list[str]:
         """Generate the answers of one batch, like `foveate.answering.answer_batch` but with sampling and beams."""
-        inputs = self._inputs(asked)
+        inputs = self._inputs(conversations)
         length = inputs["input_ids"].shape[1]
-        limit = self._limit(length, how.max_new_tokens)
-        settings = greedy(self.model, limit)
-        settings.num_beams = how.num_beams
-        if how.temperature > 0:
-            settings.do_sample, settings.temperature = True, how.temperature
-        for name, value in how.more:
-            setattr(settings, name, value)
-        output = self.model.generate(**inputs, generation_config=settings)
+        limit = self._limit(length, settings.max_new_tokens)
+        config = greedy(self.model, limit)
+        config.num_beams = settings.num_beams
+        if settings.temperature > 0:
+            config.do_sample, config.temperature = True, settings.temperature
+        for name, value in settings.more:
+            setattr(config, name, value)
+        output = self.model.generate(**inputs, generation_config=config)
         written = output if self.model.config.is_encoder_decoder else output[:, length:]
-        return texts_of(self.model, self.processor, written, [limit] * len(asked))
+        return texts_of(self.model, self.processor, written, [limit] * len(conversations))
 
     def _limit(self, length: int, wanted: int) -> int:
         """New tokens that fit the model's positions; tasks often ask for thousands."""

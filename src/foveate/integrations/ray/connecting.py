@@ -99,8 +99,8 @@ def connected(replicas: Replicas) -> Generator[None]:
         import ray
     except ImportError as error:
         raise FoveateError("replicas need Ray: pip install 'foveate[ray]'.") from error
-    own = not ray.is_initialized()
-    if own:
+    started_here = not ray.is_initialized()
+    if started_here:
         _check_address(replicas.address)
         local: dict[str, Any] = {"include_dashboard": False} if replicas.address is None else {}
         try:
@@ -116,7 +116,7 @@ def connected(replicas: Replicas) -> Generator[None]:
             _check_room(replicas, ray.cluster_resources())
         yield
     finally:
-        if own:
+        if started_here:
             ray.shutdown()
 
 
@@ -151,7 +151,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(cause, FoveateError):
         return str(cause)
     text = str(error)
-    if found := re.findall(r"^(?:\w+\.)*FoveateError: (.+)$", text, re.MULTILINE):
-        return found[-1]
+    if messages := re.findall(r"^(?:\w+\.)*FoveateError: (.+)$", text, re.MULTILINE):
+        return messages[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"a replica failed ({(lines[-1] if lines else type(error).__name__).rstrip('.')[:300]})."

@@ -40,7 +40,7 @@ class Answering:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Map {"questions": JSON of a batch} to {"rows": JSON of its answers}."""
         entries: list[dict[str, Any]] = json.loads(row["questions"])
-        questions = [Question(images=tuple(map(Path, one.pop("images"))), **one) for one in entries]
+        questions = [Question(images=tuple(map(Path, entry.pop("images"))), **entry) for entry in entries]
         rows = answer_questions(self.model, self.processor, questions, self.plan, self.max_new_tokens)
         return {"rows": json.dumps(rows)}
 
@@ -74,10 +74,12 @@ def answer_file(
     import ray.data
     from ray.exceptions import RayError
 
-    left = [question for question in questions if question.number not in output.done]
-    if not left:
+    remaining = [question for question in questions if question.number not in output.done]
+    if not remaining:
         return
-    blocks = [{"questions": json.dumps([_plain(one) for one in batch])} for batch in batches(left, batch_size)]
+    blocks = [
+        {"questions": json.dumps([_plain(question) for question in batch])} for batch in batches(remaining, batch_size)
+    ]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -130,9 +130,9 @@ def deployed(model: Model, replicas: Replicas, limits: Limits, name: str) -> Gen
         )
     except RuntimeError as error:
         status = serve.status().applications.get(name)
-        said = [] if status is None else [one.message for one in status.deployments.values()]
+        messages = [] if status is None else [deployment.message for deployment in status.deployments.values()]
         serve.delete(name)
-        raise FoveateError(sentence(RuntimeError("\n".join([str(error), *said])))) from error
+        raise FoveateError(sentence(RuntimeError("\n".join([str(error), *messages])))) from error
     try:
         yield handle
     finally:
@@ -181,8 +181,8 @@ class Pool:
         """Abort running requests and refuse new ones."""
         with self._lock:
             self._stopping.set()
-            left = list(self._jobs)
-        for job in left:
+            remaining = list(self._jobs)
+        for job in remaining:
             self.cancel(job)
         while self._jobs:
             time.sleep(0.01)

@@ -44,29 +44,31 @@ def chosen(
         For every image its features (k, D), and the places (k,) int64 ascending at which they stand.
     """
     needs = list(dict.fromkeys(need for setting in settings for need in setting.needs))
-    with measuring(blocks, attention, needs, serving.tower.has_cls) as found:
+    with measuring(blocks, attention, needs, serving.tower.has_cls) as recorded:
         features = list(encode())
     output = SimpleNamespace(pooler_output=features)
     family = serving.family
     layouts = family.layouts(core, "image", call, output)
     measured: list[dict[Need, Tensor]] = [{} for _ in features]
-    for need, calls in found.items():
+    for need, calls in recorded.items():
         value = plain(torch.cat(calls))
         if need.kind == "cls_feature":
             spread = family.per_image(core, call, value)
         else:
             flat = value[:, None] if value.ndim == 1 else value
             spread = family.spread(core, "image", call, output, flat)
-            spread = [own[:, 0] for own in spread] if value.ndim == 1 else spread
-        for image, own in zip(measured, spread, strict=True):
-            image[need] = own
+            spread = [image_features[:, 0] for image_features in spread] if value.ndim == 1 else spread
+        for image, image_features in zip(measured, spread, strict=True):
+            image[need] = image_features
     shortened = []
-    for setting, own, layout, values in zip(settings, features, layouts, measured, strict=True):
-        tokens = VisualTokens(own[:, :width], layout.crops, values, layout.separators, layout.size, tower=serving.tower)
-        whole = shorten(setting, tokens)
-        main = own[whole.indices, :width] if whole.features is None else whole.features.to(own)
-        rest = () if width is None else (whole.apply(own[:, width:]),)
-        shortened.append((torch.cat([main, *rest], dim=1), whole.indices))
+    for setting, image_features, layout, values in zip(settings, features, layouts, measured, strict=True):
+        tokens = VisualTokens(
+            image_features[:, :width], layout.crops, values, layout.separators, layout.size, tower=serving.tower
+        )
+        kept = shorten(setting, tokens)
+        main = image_features[kept.indices, :width] if kept.features is None else kept.features.to(image_features)
+        rest = () if width is None else (kept.apply(image_features[:, width:]),)
+        shortened.append((torch.cat([main, *rest], dim=1), kept.indices))
     return shortened
 
 
@@ -77,10 +79,10 @@ def shorten(setting: Setting, tokens: VisualTokens) -> Selection:
         AssertionError: a method left another number of tokens than it had announced.
     """
     count = len(tokens)
-    whole = Selection(torch.arange(count, device=tokens.device))
+    selection = Selection(torch.arange(count, device=tokens.device))
     for step in setting.plan.steps if setting.plan is not None else ():
-        own = step.method(tokens, step.count(len(tokens)))
-        whole = whole.then(own, count)
-        tokens = tokens.take(own)
-    assert len(whole) == setting.count(count), f"{setting}: {len(whole)} of {count} tokens stay"
-    return whole
+        step_selection = step.method(tokens, step.count(len(tokens)))
+        selection = selection.then(step_selection, count)
+        tokens = tokens.take(step_selection)
+    assert len(selection) == setting.count(count), f"{setting}: {len(selection)} of {count} tokens stay"
+    return selection

@@ -56,13 +56,13 @@ class FoveateLlavaNext(LlavaNextForConditionalGeneration):
         sizes = image_input["image_sizes"].tolist()
         shapes = [self.foveate.family._shape(core, size) for size in sizes]
         tiles = [1 + rows * columns for rows, columns in shapes]
-        given = [len(own) for own in image_input["pixel_values"]]
+        tile_counts = [len(image) for image in image_input["pixel_values"]]
 
         def plain(values: Tensor) -> Tensor:
             """Remove the tiles that pad a batch."""
-            each = len(values) // sum(given)
-            parts = values.split([each * count for count in given])
-            return torch.cat([own[: each * count] for own, count in zip(parts, tiles, strict=True)])
+            each = len(values) // sum(tile_counts)
+            parts = values.split([each * count for count in tile_counts])
+            return torch.cat([image[: each * count] for image, count in zip(parts, tiles, strict=True)])
 
         images = chosen(
             self.foveate,

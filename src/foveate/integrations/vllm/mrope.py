@@ -44,32 +44,36 @@ class PlannedMRope(Model):
         plans = kwargs.pop(NAME, None)
         if self.foveate is None:
             return super().embed_multimodal(**kwargs)
-        found: list[Tensor] = []
-        for modality, given in self._parse_and_validate_multimodal_inputs(**kwargs).items():
+        embeddings: list[Tensor] = []
+        for modality, media_input in self._parse_and_validate_multimodal_inputs(**kwargs).items():
             if modality == "video":
-                found += [torch.cat([own, nowhere(own)], dim=1) for own in self._process_video_input(given)]
+                embeddings += [
+                    torch.cat([clip, nowhere(clip)], dim=1) for clip in self._process_video_input(media_input)
+                ]
             else:
-                found += self._images(self.foveate, given, plans)
-        return tuple(found)
+                embeddings += self._images(self.foveate, media_input, plans)
+        return tuple(embeddings)
 
-    def _images(self, serving: Serving, given: Any, plans: Tensor | None) -> list[Tensor]:
-        grids = given["image_grid_thw"]
-        columns = [int(own[2]) // self.visual.spatial_merge_size for own in grids]
+    def _images(self, serving: Serving, image_input: Any, plans: Tensor | None) -> list[Tensor]:
+        grids = image_input["image_grid_thw"]
+        columns = [int(grid[2]) // self.visual.spatial_merge_size for grid in grids]
         if plans is None:  # embeddings that a user gives stay as they are
-            whole = self._process_image_input(given)
-            images = [(own, torch.arange(len(own), device=own.device)) for own in whole]
+            encoded = self._process_image_input(image_input)
+            images = [(grid, torch.arange(len(grid), device=grid.device)) for grid in encoded]
         else:
             images = chosen(
                 serving,
                 settings_of(serving, plans),
-                lambda: self._process_image_input(given),
+                lambda: self._process_image_input(image_input),
                 self.visual.blocks,
                 lambda block: block.attn.attn,
                 self,
                 {"image_grid_thw": grids},
                 width=self._width,
             )
-        return [torch.cat([own, places(at, wide, own)], dim=1) for (own, at), wide in zip(images, columns, strict=True)]
+        return [
+            torch.cat([grid, places(at, wide, grid)], dim=1) for (grid, at), wide in zip(images, columns, strict=True)
+        ]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Return prompt positions (3, N) without rows and columns of images, and the offset for decoding.
@@ -79,29 +83,29 @@ class PlannedMRope(Model):
         if self.foveate is None:
             return super().get_mrope_input_positions(input_tokens, mm_features)
         side = self.visual.spatial_merge_size
-        whole: list[int] = []
+        expanded: list[int] = []
         taken: list[int] = []  # for every token of the prompt its place in the long one
         features, read = [], 0
-        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+        for feature in sorted(mm_features, key=lambda item: item.mm_position.offset):
             start, length = feature.mm_position.offset, feature.mm_position.length
-            taken += range(len(whole), len(whole) + start - read)
-            whole += input_tokens[read:start]
-            position = replace(feature.mm_position, offset=len(whole))
+            taken += range(len(expanded), len(expanded) + start - read)
+            expanded += input_tokens[read:start]
+            position = replace(feature.mm_position, offset=len(expanded))
             if feature.modality == "image":
                 _, rows, columns = feature.data["image_grid_thw"].data.tolist()
                 count = (rows // side) * (columns // side)
                 position = replace(position, length=count)
-                taken += [len(whole)] * length
-                whole += [input_tokens[start]] * count
+                taken += [len(expanded)] * length
+                expanded += [input_tokens[start]] * count
             else:
-                taken += range(len(whole), len(whole) + length)
-                whole += input_tokens[start : start + length]
+                taken += range(len(expanded), len(expanded) + length)
+                expanded += input_tokens[start : start + length]
             features.append(replace(feature, mm_position=position))
             read = start + length
-        taken += range(len(whole), len(whole) + len(input_tokens) - read)
-        whole += input_tokens[read:]
-        positions, delta = super().get_mrope_input_positions(whole, features)
-        return positions[:, taken], delta + len(whole) - len(input_tokens)
+        taken += range(len(expanded), len(expanded) + len(input_tokens) - read)
+        expanded += input_tokens[read:]
+        positions, delta = super().get_mrope_input_positions(expanded, features)
+        return positions[:, taken], delta + len(expanded) - len(input_tokens)
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
@@ -112,9 +116,9 @@ class PlannedMRope(Model):
         self._moved.zero_()
         if multimodal_embeddings is not None and len(multimodal_embeddings) and is_multimodal is not None:
             at = is_multimodal.to(self._moved.device).nonzero().flatten()
-            self._moved[:, at] = offsets(torch.cat([own[:, -COLUMNS:] for own in multimodal_embeddings]))
+            self._moved[:, at] = offsets(torch.cat([embedding[:, -COLUMNS:] for embedding in multimodal_embeddings]))
             multimodal_embeddings = [
-                copy_mm_embedding_modality(own, own[:, :-COLUMNS]) for own in multimodal_embeddings
+                copy_mm_embedding_modality(embedding, embedding[:, :-COLUMNS]) for embedding in multimodal_embeddings
             ]
         return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
 
@@ -133,5 +137,5 @@ class PlannedMRope(Model):
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Return None for every modality: CUDA graphs of the encoder do not support plans."""
-        found = super().get_encoder_cudagraph_config()
-        return found if self.foveate is None else replace(found, modalities=[])
+        config = super().get_encoder_cudagraph_config()
+        return config if self.foveate is None else replace(config, modalities=[])

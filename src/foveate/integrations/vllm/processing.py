@@ -51,7 +51,7 @@ class Planned(BaseMultiModalProcessor):
         hashes = super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=others))
         if setting is None or "image" not in hashes:
             return hashes
-        return {**hashes, "image": [f"{own}-{setting.key}" for own in hashes["image"]]}
+        return {**hashes, "image": [f"{digest}-{setting.key}" for digest in hashes["image"]]}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         setting, others = self._plan(hf_kwargs)
@@ -63,8 +63,8 @@ class Planned(BaseMultiModalProcessor):
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         _, others = self._plan(hf_processor_mm_kwargs)
-        own = super()._get_mm_fields_config(hf_inputs, others)
-        return {**own, NAME: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        fields = super()._get_mm_fields_config(hf_inputs, others)
+        return {**fields, NAME: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
@@ -73,15 +73,18 @@ class Planned(BaseMultiModalProcessor):
         updates = super()._get_prompt_updates(mm_items, others, out_mm_kwargs)
         if setting is None:
             return updates
-        return [self._shorter(own, setting, out_mm_kwargs) if own.modality == "image" else own for own in updates]
+        return [
+            self._shorter(update, setting, out_mm_kwargs) if update.modality == "image" else update
+            for update in updates
+        ]
 
     @staticmethod
     def _shorter(update: Any, setting: Setting, out_mm_kwargs: Any) -> PromptReplacement:
         """Shorten the identical placeholders of an image to the number of kept tokens."""
 
         def image(number: int) -> list[int]:
-            whole = update.replacement(number)
-            return whole[: setting.count(len(whole))] if NAME in out_mm_kwargs["image"][number] else whole
+            original = update.replacement(number)
+            return original[: setting.count(len(original))] if NAME in out_mm_kwargs["image"][number] else original
 
         return PromptReplacement(modality="image", target=update.target, replacement=image)
 
@@ -96,14 +99,14 @@ def carried(setting: Setting) -> Tensor:
 
 def settings_of(serving: Serving, plans: Tensor) -> list[Setting]:
     """Decode the settings of images from (n, 256) uint8."""
-    return [serving.setting(bytes(own.tolist()).rstrip(b"\0").decode()) for own in plans]
+    return [serving.setting(bytes(encoded.tolist()).rstrip(b"\0").decode()) for encoded in plans]
 
 
-def registered(own: type, original: Any, info: type | None = None) -> Callable[[type], type]:
-    """Register a model class with vLLM's processor for `original`, and with `own` in engines that have a plan.
+def registered(processor_class: type, original: Any, info: type | None = None) -> Callable[[type], type]:
+    """Register a model class with vLLM's processor for `original`, or `processor_class` in engines with a plan.
 
     Args:
-        own: The processor.
+        processor_class: The processor.
         original: vLLM's model class.
         info: What the processor knows of a model, where that differs.
     """
@@ -116,7 +119,7 @@ def registered(own: type, original: Any, info: type | None = None) -> Callable[[
     def processor(known: Any, dummy_inputs: Any) -> Any:
         theirs = factories.processor(known, dummy_inputs)
         # Of the models that share a class in vLLM some have a processor of their own, and no plans: see `serving_of`.
-        return own(known, dummy_inputs) if issubclass(own, type(theirs)) else theirs
+        return processor_class(known, dummy_inputs) if issubclass(processor_class, type(theirs)) else theirs
 
     return MULTIMODAL_REGISTRY.register_processor(processor, info=known, dummy_inputs=factories.dummy_inputs)
 

@@ -205,7 +205,7 @@ def _llava_tower(config: Any) -> EncoderSpec:
 
 def servable() -> list[str]:
     """List the methods whose kept tokens depend on the image alone and whose count depends on its size."""
-    found = []
+    supported = []
     for name, method in all_methods().items():
         if method.site != "pre_llm" or not method.static_count or method.budget == "none" or name in _CARRYING:
             continue
@@ -214,8 +214,8 @@ def servable() -> list[str]:
         except (TypeError, FoveateError):  # it cannot be made without arguments
             continue
         if not any(need.kind in OF_PROMPT for need in needs) and not method.trained:
-            found.append(name)
-    return found
+            supported.append(name)
+    return supported
 
 
 @cache
