@@ -15,9 +15,9 @@ from transformers import CLIPImageProcessor
 from foveate import FoveateError, cli
 from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.speed import SHAPES, TEXTS, Shape, SpeedSettings, plot, run, shapes, table
-from foveate.benchmark.speed.measuring import Measuring
+from foveate.benchmark.speed.measurement import PlanMeasurement
+from foveate.benchmark.speed.models import subject
 from foveate.benchmark.speed.settings import groups_of
-from foveate.benchmark.speed.subjects import subject
 from foveate.commands.lists import plans_in
 from foveate.core.plan import Plan
 from foveate.kv_cache.nbytes import stored_bytes
@@ -107,7 +107,7 @@ def picture(tmp_path: Path) -> str:
 def test_counted_operations_agree_with_the_formula(picture: str) -> None:
     one = subject("embedded", SpeedSettings(("embedded",), image=picture))
     for batch in (1, 2):
-        measuring = Measuring(one, batch, 2, "sdpa")
+        measuring = PlanMeasurement(one, batch, 2, "sdpa")
         assert measuring.full_model_tokens == 10 * 8
         for plan in (None, "divprune:25%", "downsample:10", "random:12 + pool:50%"):
             flops = measuring.exact(None if plan is None else Plan.of(plan))["flops"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.answering import ask
 from foveate.cli import main
-from foveate.report.pictures import IMAGES
+from foveate.report.images import IMAGES
 from foveate.visualization.selection import draw_tokens
 from tests.benchmark import result_documents as documents
 from tests.full_disk import room

@@ -23,9 +23,9 @@ from foveate.report.charts import (
     time_charts,
     tokens_charts,
 )
-from foveate.report.drawing import png, svg
 from foveate.report.grouping import GROUPS, group_of
 from foveate.report.html import Cell, Column, Row, table
+from foveate.report.rendering import png, svg
 from foveate.report.tables import accuracy, best, joint, name_of, speed, tint
 from tests.benchmark import result_documents as documents
 

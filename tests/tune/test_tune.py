@@ -24,7 +24,7 @@ from foveate.benchmark.tasks import Item, items
 from foveate.cli import main
 from foveate.core.errors import Refusal
 from foveate.tune import Goal, TuneSettings, factor, front, methods_in, plot, run, search, share, verdict
-from foveate.tune.confirming import controls_of
+from foveate.tune.confirmation import controls_of
 from foveate.tune.costs import Costs
 from foveate.tune.questions import divided
 from foveate.tune.scoring import Flow

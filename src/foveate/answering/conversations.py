@@ -179,12 +179,12 @@ class ImageTokens(NamedTuple):
 
     Args:
         before: their tokens before the plan.
-        given: those that the plan left in front of the language model.
+        kept: those after the steps before the language model.
         read: those that the language model worked on, the mean over its layers.
     """
 
     before: int
-    given: int
+    kept: int
     read: float
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.benchmark import profiling
-from foveate.benchmark.asking import Prepared, ask, batches, prepare
 from foveate.benchmark.budgets import FULL_MODEL, with_controls
+from foveate.benchmark.generation import Prepared, ask, batches, prepare
 from foveate.benchmark.matching import matches
 from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.results import write_json

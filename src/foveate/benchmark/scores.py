@@ -67,7 +67,7 @@ def method_of(plan: str) -> str:
 class _Triple:
     """Answers to one question: the plan's, the full model's, and that to the smaller image if there is one."""
 
-    own: Row
+    plan: Row
     full_model: Row
     smaller: Row | None
 
@@ -84,8 +84,8 @@ def _rows(by_task: dict[str, list[_Triple]]) -> list[Row]:
     """Score one model with one plan."""
     scored = [_score(task, {task: triples}) for task, triples in by_task.items()]
     parts = [
-        ("first question", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] == 0]),
-        ("later questions", [triple for triple in by_task.get(CHAT, []) if triple.own["turn"] > 0]),
+        ("first question", [triple for triple in by_task.get(CHAT, []) if triple.plan["turn"] == 0]),
+        ("later questions", [triple for triple in by_task.get(CHAT, []) if triple.plan["turn"] > 0]),
     ]
     scored += [_score(f"group:{CHAT}, {part}", {CHAT: triples}) for part, triples in parts if triples]
     if CHAT in by_task and SWAPPED in by_task:
@@ -105,14 +105,14 @@ def _second_after_first(triples: list[_Triple]) -> list[Row]:
     follows the first question too closely loses here. `relative` is to the full model's own share.
     """
     shares = []
-    for answers in ([triple.own for triple in triples], [triple.full_model for triple in triples]):
+    for answers in ([triple.plan for triple in triples], [triple.full_model for triple in triples]):
         turns = {(row["task"], row["index"], row["turn"]): bool(row["right"]) for row in answers}
         first = [key for key, right in turns.items() if key[2] == 0 and right and (*key[:2], 1) in turns]
         shares.append((len(first), sum(turns[*key[:2], 1] for key in first)))
     (count, right), (full_model_count, full_model_right) = shares
     if not count:
         return []
-    second = {SWAPPED: [triple for triple in triples if triple.own["turn"] == 1]}
+    second = {SWAPPED: [triple for triple in triples if triple.plan["turn"] == 1]}
     low, high = wilson_interval(right, count)
     full_model = full_model_right / full_model_count if full_model_count else 0
     return [
@@ -133,8 +133,8 @@ def _second_after_first(triples: list[_Triple]) -> list[Row]:
 
 def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
     every = [triple for triples in by_task.values() for triple in triples]
-    rights = [bool(triple.own["right"]) for triple in every]
-    items = [(triple.own["task"], triple.own["index"]) for triple in every]
+    rights = [bool(triple.plan["right"]) for triple in every]
+    items = [(triple.plan["task"], triple.plan["index"]) for triple in every]
     compared = paired_bootstrap(
         rights,
         [bool(triple.full_model["right"]) for triple in every],
@@ -144,7 +144,7 @@ def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
     low, high = compared.low, compared.high
     if len(by_task) == 1 and len(set(items)) == len(items):  # questions of their own, all of one kind
         low, high = wilson_interval(sum(rights), len(rights))
-    difficult = [bool(triple.own["right"]) for triple in every if triple.difficult]
+    difficult = [bool(triple.plan["right"]) for triple in every if triple.difficult]
 
     def mean(value: Callable[[_Triple], float]) -> float:
         return round(fmean(fmean(map(value, triples)) for triples in by_task.values()), 4)
@@ -160,18 +160,18 @@ def _score(name: str, by_task: dict[str, list[_Triple]]) -> Row:
         "relative": _rounded(compared.ratio),
         "relative_low": _rounded(compared.ratio_low),
         "relative_high": _rounded(compared.ratio_high),
-        "agreement": mean(lambda triple: _normal(triple.own["text"]) == _normal(triple.full_model["text"])),
+        "agreement": mean(lambda triple: _normal(triple.plan["text"]) == _normal(triple.full_model["text"])),
         "difficult": {"count": len(difficult), "accuracy": round(fmean(difficult), 4), "full_model": 1.0}
         if difficult
         else None,
-        "tokens_in": mean(lambda triple: triple.own["tokens_in"]),
-        "tokens_kept": mean(lambda triple: triple.own["tokens_kept"]),
+        "tokens_in": mean(lambda triple: triple.plan["tokens_in"]),
+        "tokens_kept": mean(lambda triple: triple.plan["tokens_kept"]),
     }
 
 
 def _majority(triples: list[_Triple]) -> float:
     """Accuracy of always giving the most frequent answer."""
-    return max(Counter(_normal(triple.own["answer"]) for triple in triples).values()) / len(triples)
+    return max(Counter(_normal(triple.plan["answer"]) for triple in triples).values()) / len(triples)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -83,7 +83,7 @@ class ServingSettings:
 
 
 @dataclass(frozen=True)
-class Answered:
+class RequestTiming:
     """Timings and token counts of one request.
 
     Args:
@@ -164,7 +164,7 @@ async def _turn(
     """Run one turn under one plan: each client sends its next question once it has the answer."""
     count = max(settings.requests, clients)
     images = iter([_picture(settings.side, seed * 10_000 + number) for number in range(count)])
-    answers: list[Answered] = []
+    answers: list[RequestTiming] = []
 
     async def ask() -> None:
         for image in images:
@@ -188,7 +188,7 @@ async def _turn(
     }
 
 
-async def _ask(client: Any, model: str, settings: ServingSettings, plan: str, url: str) -> Answered:
+async def _ask(client: Any, model: str, settings: ServingSettings, plan: str, url: str) -> RequestTiming:
     content = [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": settings.question},
@@ -213,7 +213,7 @@ async def _ask(client: Any, model: str, settings: ServingSettings, plan: str, ur
         raise FoveateError(f"the server at {settings.url} answered without text or without usage.")
     written = usage.completion_tokens
     gap = (times[-1] - times[0]) / (written - 1) if len(times) > 1 and written > 1 else None
-    return Answered(times[0] - start, gap, usage.prompt_tokens, written)
+    return RequestTiming(times[0] - start, gap, usage.prompt_tokens, written)
 
 
 def _picture(side: int, seed: int) -> str:

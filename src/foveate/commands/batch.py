@@ -69,7 +69,7 @@ def batch(
     one answers its questions.
     """
     from foveate.batch import Output, answer_file, read_questions
-    from foveate.integrations.ray.connecting import Model, connected
+    from foveate.integrations.ray.cluster import Model, connected
     from foveate.integrations.ray.files import answer_file as answer_with_replicas
     from foveate.loading import load_apart, locate, plan_asked
 

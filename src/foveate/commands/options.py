@@ -10,7 +10,7 @@ import typer
 from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.integrations.ray.connecting import Replicas
+    from foveate.integrations.ray.cluster import Replicas
 
 OneModel = Annotated[
     str | None, typer.Argument(help="Folder or Hub id of a model; the embedded model by default.", show_default=False)
@@ -89,7 +89,7 @@ def replicas_asked(
     Raises:
         FoveateError: options of --ray are used without it, or a resource is not possible.
     """
-    from foveate.integrations.ray.connecting import Replicas
+    from foveate.integrations.ray.cluster import Replicas
 
     if ray:
         return Replicas(

@@ -105,7 +105,7 @@ def serve(
     import torch
 
     from foveate.core.plan import Plan
-    from foveate.integrations.ray.connecting import Model, connected
+    from foveate.integrations.ray.cluster import Model, connected
     from foveate.loading import load_apart, plan_asked, plan_beside
 
     limits = Limits(

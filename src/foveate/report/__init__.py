@@ -6,6 +6,6 @@ Everything stands in the folder: no script, style or font comes from elsewhere, 
 """
 
 from foveate.report.building import build
-from foveate.report.reading import Results, Source, read
+from foveate.report.results import Results, Source, read
 
 __all__ = ["Results", "Source", "build", "read"]

@@ -8,12 +8,12 @@ from typing import Any
 
 from foveate.core.errors import FoveateError
 from foveate.report.charts import time_charts, tokens_charts, unique
-from foveate.report.drawing import png
 from foveate.report.grouping import entries
 from foveate.report.html import GENERATOR
+from foveate.report.images import Album, Gallery, plan_of, write
 from foveate.report.pages import PICTURES, PLOTS, Report
-from foveate.report.pictures import Album, Gallery, plan_of, write
-from foveate.report.reading import read
+from foveate.report.rendering import png
+from foveate.report.results import read
 
 TITLE = "Reading fewer visual tokens: what every method costs and keeps"
 

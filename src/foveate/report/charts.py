@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from foveate.report.grouping import Group, group_of
-from foveate.report.reading import ALL, FULL_MODEL, Results
+from foveate.report.results import ALL, FULL_MODEL, Results
 
 #: Size of a plot and of its margins (left, top, right, bottom), in units; a unit is a point of the PNG.
 WIDTH, HEIGHT, MARGINS = 420, 330, (46, 12, 14, 42)
@@ -44,7 +44,7 @@ class Point:
     y: float
     low: float
     high: float
-    said: str
+    description: str
 
 
 @dataclass(frozen=True)

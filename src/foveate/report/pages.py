@@ -11,12 +11,12 @@ from typing import Any
 
 from foveate.report import tables
 from foveate.report.charts import Chart, slug
-from foveate.report.drawing import svg, swatch
 from foveate.report.grouping import GROUPS, entries, group_of
 from foveate.report.html import address, page, paragraph, tag, text
-from foveate.report.pictures import BUDGET, EMBEDDED, Album, Picture
-from foveate.report.reading import ALL, FULL_MODEL, GROUP, Results
-from foveate.report.words import FRONT, KEPT, NO_TIMES, PROTOCOL
+from foveate.report.images import BUDGET, EMBEDDED, Album, Picture
+from foveate.report.rendering import svg, swatch
+from foveate.report.results import ALL, FULL_MODEL, GROUP, Results
+from foveate.report.texts import FRONT, KEPT, NO_TIMES, PROTOCOL
 
 #: Folders of a report.
 METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"

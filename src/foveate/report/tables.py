@@ -11,7 +11,7 @@ from foveate.benchmark.results import INERT, inert
 from foveate.report.charts import count
 from foveate.report.grouping import group_of
 from foveate.report.html import Cell, Column, Row, table
-from foveate.report.reading import ALL, FULL_MODEL, GROUP, Results
+from foveate.report.results import ALL, FULL_MODEL, GROUP, Results
 
 Link = Callable[[str], str]
 #: What stands where nothing was measured.

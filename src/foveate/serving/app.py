@@ -20,15 +20,15 @@ from starlette.types import ASGIApp
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.serving import description, protocol
-from foveate.serving.engine import Answers, Job
+from foveate.serving import openapi, protocol
+from foveate.serving.engine import AnswerBackend, Job
 from foveate.serving.fields import FieldError
-from foveate.serving.guard import Guard
-from foveate.serving.limits import BusyError, EngineDeadError, Held, Share
+from foveate.serving.generation import FirstToken, Piece, Sampling
+from foveate.serving.limits import BusyError, ByteCounter, EngineDeadError, Share
+from foveate.serving.middleware import Guard
 from foveate.serving.protocol import ChatRequest
-from foveate.serving.replies import Writer, error_body
+from foveate.serving.responses import Writer, error_body
 from foveate.serving.result import Result, usage_of
-from foveate.serving.rows import Begun, Piece, Sampling
 from foveate.serving.sources import Sources
 
 log = logging.getLogger("foveate.serving")
@@ -59,7 +59,7 @@ class ClientDisconnectedError(Exception):
 
 
 def build(
-    engine: Answers,
+    engine: AnswerBackend,
     sources: Sources,
     *,
     name: str,
@@ -84,7 +84,7 @@ def build(
         FoveateError: an origin cannot be one.
     """
     check_origins(origins)
-    held = Held(engine.limits.memory)
+    held = ByteCounter(engine.limits.memory)
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncGenerator[None]:
@@ -154,8 +154,8 @@ def build(
     async def counters() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)
 
-    described = description.document(name, engine.limits)
-    page = description.page(described)
+    described = openapi.document(name, engine.limits)
+    page = openapi.page(described)
 
     @app.get("/openapi.json")
     async def schema() -> Response:
@@ -194,7 +194,7 @@ def build(
             inbox = await _begin(body, engine, sources, plan, share, jobs)
             # What fails before the first token is still an error with a status of its own, streamed or not.
             _, begun = await _take(request, inbox)
-            headers = _said_beside(body, begun)
+            headers = _report_headers(body, begun)
             if body.stream:
                 metrics.requests.labels(200).inc()
                 return _Events(_stream(body, inbox, Writer(name)), headers, ending.pop_all().close)
@@ -204,7 +204,7 @@ def build(
                 if isinstance(piece, Result):
                     results[number] = piece
             ordered = [results[number] for number in range(body.choices)]
-            choices = [(result.text, result.reason, result.chances) for result in ordered]
+            choices = [(result.text, result.reason, result.logprobs) for result in ordered]
             return answer_with(200, Writer(name).completion(choices, usage_of(ordered)), headers)
 
     if not origins:
@@ -244,13 +244,13 @@ def _check_name(requested: str, name: str) -> None:
         )
 
 
-Delivered = Begun | Piece | Result | BaseException
+Delivered = FirstToken | Piece | Result | BaseException
 #: Pieces of answers with the numbers of their choices.
 Inbox = asyncio.Queue[tuple[int, Delivered]]
 
 
 async def _begin(
-    body: ChatRequest, engine: Answers, sources: Sources, default_plan: Plan | None, share: Share, jobs: list[Job]
+    body: ChatRequest, engine: AnswerBackend, sources: Sources, default_plan: Plan | None, share: Share, jobs: list[Job]
 ) -> Inbox:
     """Queue a request, with one job per choice, and return the queue of its answers."""
     limits = engine.limits
@@ -285,17 +285,17 @@ async def _begin(
     return inbox
 
 
-def _said_beside(body: ChatRequest, begun: Delivered) -> dict[str, str]:
+def _report_headers(body: ChatRequest, begun: Delivered) -> dict[str, str]:
     """Headers that report ignored and changed fields."""
     headers = {}
-    if isinstance(begun, Begun) and body.limit is not None and begun.limit < body.limit:
+    if isinstance(begun, FirstToken) and body.limit is not None and begun.limit < body.limit:
         headers[CLAMPED] = str(begun.limit)
     if body.without_effect:
         headers[IGNORED] = ", ".join(body.without_effect)
     return headers
 
 
-async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Result]:
+async def _take(request: Request, inbox: Inbox) -> tuple[int, FirstToken | Piece | Result]:
     while True:
         try:
             number, piece = await asyncio.wait_for(inbox.get(), _LOOK)
@@ -318,7 +318,7 @@ async def _stream(body: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGener
         number, piece = await inbox.get()
         if isinstance(piece, Piece):
             yield _event(
-                writer.chunk(number, {"content": piece.text}, chances=piece.chances if wants_logprobs else None)
+                writer.chunk(number, {"content": piece.text}, logprobs=piece.logprobs if wants_logprobs else None)
             )
         elif isinstance(piece, Result):
             results[number] = piece

@@ -1,7 +1,7 @@
 """Inference engine: one thread that answers waiting requests in batches.
 
 Requests with the same plan are answered together, oldest first, each with its own sampling, length and stop texts
-(`rows`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
+(`generation`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
 
 What leaves the model or the device in a state that nobody knows (a plan that cannot be taken off again, a fault of the
 GPU) ends the thread: every request that is there fails at once, later ones are refused, and /health says so.
@@ -36,10 +36,18 @@ from foveate.answering.conversations import (
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.runtime import Handle, compress
+from foveate.serving.generation import (
+    FirstToken,
+    GenerationState,
+    LogprobRecorder,
+    Piece,
+    Sampler,
+    Sampling,
+    StopCriterion,
+)
 from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
 from foveate.serving.result import Result
-from foveate.serving.rows import Begun, Chances, GenerationState, Piece, Sampler, Sampling, StopCriterion
 
 log = logging.getLogger("foveate.serving")
 _FAILED = "the model of this server has failed, and no request can be answered; the server's log says why."
@@ -57,7 +65,7 @@ class Job:
         limit: Tokens that the answer may have; None: as many as the server allows and the model has positions for.
         sampling: How they are drawn.
         stops: Texts that end it.
-        deliver: Called from the engine's thread with `Begun`, with pieces of text, then once with a `Result` or an
+        deliver: Called from the engine's thread with `FirstToken`, with pieces of text, then once with a `Result` or an
             exception.
         streamed: Whether somebody sees the pieces: an answer of which some was seen cannot begin again elsewhere.
         arrived: When it was complete, on `time.monotonic`.
@@ -68,7 +76,7 @@ class Job:
     limit: int | None
     sampling: Sampling
     stops: tuple[str, ...]
-    deliver: Callable[[Begun | Piece | Result | BaseException], object]
+    deliver: Callable[[FirstToken | Piece | Result | BaseException], object]
     streamed: bool = True
     arrived: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -91,7 +99,7 @@ class Job:
         return str(self.plan)
 
 
-class Answers(Protocol):
+class AnswerBackend(Protocol):
     """Interface that an application sends requests to: an `Engine`, or a pool of replicas."""
 
     limits: Limits
@@ -263,14 +271,14 @@ class Engine:
         rows = [self._row(job, self._limit(job, length)) for job, length in zip(batch, lengths, strict=True)]
         config = greedy(self.model, max(row.limit for row in rows))
         sampling = [job.sampling for job in batch]
-        chances = Chances(sampling, tokenizer_of(self.processor))
+        logprobs = LogprobRecorder(sampling, tokenizer_of(self.processor))
         draw = [] if all(settings.greedy for settings in sampling) else [Sampler(sampling, self.model.device)]
         self.metrics.batch.observe(len(batch))
         self.model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=LogitsProcessorList([chances, *draw] if chances.told else draw),
-            stopping_criteria=StoppingCriteriaList([StopCriterion(rows, lambda: self._stepped(batch, rows), chances)]),
+            logits_processor=LogitsProcessorList([logprobs, *draw] if logprobs.top_logprobs else draw),
+            stopping_criteria=StoppingCriteriaList([StopCriterion(rows, lambda: self._stepped(batch, rows), logprobs)]),
         )
         counts = image_tokens(self.model, inputs["input_ids"])
         for job, row, length, images in zip(batch, rows, lengths, counts, strict=True):
@@ -298,13 +306,13 @@ class Engine:
             if not job.begun:
                 job.begun = True
                 self.metrics.ttft.observe(time.monotonic() - job.arrived)
-                job.deliver(Begun(row.limit))
+                job.deliver(FirstToken(row.limit))
 
     def _finish(self, job: Job, row: GenerationState, length: int, images: ImageTokens) -> None:
         plan = None if job.plan is None else str(job.plan)
-        read = length - images.before + images.given
-        chances = None if job.sampling.told is None else tuple(chance for _, chance in row.chances)
-        result = Result(row.text, row.reason or "length", read, len(row.ids), images, plan, chances)
+        read = length - images.before + images.kept
+        logprobs = None if job.sampling.top_logprobs is None else tuple(logprob for _, logprob in row.logprobs)
+        result = Result(row.text, row.reason or "length", read, len(row.ids), images, plan, logprobs)
         self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
         job.deliver(result)
 

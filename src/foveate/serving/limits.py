@@ -59,7 +59,7 @@ class EngineDeadError(Exception):
     """The engine that should have answered the request has failed."""
 
 
-class Held:
+class ByteCounter:
     """Thread-safe count of the bytes that requests hold.
 
     Args:
@@ -100,11 +100,11 @@ class Held:
 class Share:
     """Bytes held by one request."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: ByteCounter) -> None:
         self._held = held
         self.bytes = 0
 
     def take(self, count: int) -> None:
-        """Add bytes; see `Held.take`."""
+        """Add bytes; see `ByteCounter.take`."""
         self._held.take(count)
         self.bytes += count

@@ -269,7 +269,7 @@ def parse(body: bytes) -> ChatRequest:
         raise FoveateError(f"the body is no JSON in UTF-8: {reason[:200]}.") from None
     if not isinstance(document, dict):
         raise FoveateError("the body must be a JSON object with 'model' and 'messages'.")
-    if _deeper_than(document, DEEPEST):
+    if _is_nested_deeper_than(document, DEEPEST):
         raise FoveateError(f"the body is nested more than {DEEPEST} levels deep.")
     check_text(json.dumps(document, ensure_ascii=False), "the body")
     try:
@@ -299,7 +299,7 @@ def _no_constant(name: str) -> Any:
     raise FoveateError(f"the body is no JSON: it holds {name}, which JSON does not have.")
 
 
-def _deeper_than(value: Any, levels: int) -> bool:
+def _is_nested_deeper_than(value: Any, levels: int) -> bool:
     """Whether lists and objects are nested deeper than a limit, computed without recursion."""
     level = [value]
     for _ in range(levels):

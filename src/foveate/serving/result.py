@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.answering.conversations import ImageTokens
-from foveate.serving.rows import Chance
+from foveate.serving.generation import TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Result:
     Args:
         text: The whole text.
         reason: "stop", "length" or "cancelled".
-        prompt_tokens: Tokens of the shortened prompt that the language model was given.
+        prompt_tokens: Tokens of the shortened prompt that the language model reads.
         completion_tokens: Tokens written.
         images: What became of the visual tokens.
         plan: The plan as text, None for the model as it is.
@@ -30,7 +30,7 @@ class Result:
     completion_tokens: int
     images: ImageTokens
     plan: str | None
-    chances: tuple[Chance, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 def usage_of(results: Sequence[Result]) -> dict[str, Any]:

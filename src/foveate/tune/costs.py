@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate.benchmark import profiling
-from foveate.benchmark.asking import prepare
-from foveate.benchmark.speed.measuring import Measuring
-from foveate.benchmark.speed.subjects import Subject
+from foveate.benchmark.generation import prepare
+from foveate.benchmark.speed.measurement import PlanMeasurement
+from foveate.benchmark.speed.models import MeasuredModel
 from foveate.benchmark.tasks import Item
 from foveate.core.plan import Plan
 
@@ -69,11 +69,11 @@ class Costs:
         return {**profiling.spread(ratios), "seconds": mean[0], "full_model_seconds": mean[1]}
 
 
-def _measuring(model: Any, processor: Any, item: Item) -> Measuring:
+def _measuring(model: Any, processor: Any, item: Item) -> PlanMeasurement:
     inputs = prepare(model, processor, [item]).inputs
     image = item.images[0]
-    return Measuring(Subject(item.task, model, (), lambda batch: inputs, image.size), 1, 2, "sdpa")
+    return PlanMeasurement(MeasuredModel(item.task, model, (), lambda batch: inputs, image.size), 1, 2, "sdpa")
 
 
-def _counted(measuring: Measuring, plan: str | None) -> int:
+def _counted(measuring: PlanMeasurement, plan: str | None) -> int:
     return measuring.exact(None if plan is None else Plan.of(plan))["flops"]["counted"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate.answering.conversations import greedy
 from foveate.benchmark.accuracy import answer_items
-from foveate.benchmark.asking import batches, prepare
+from foveate.benchmark.generation import batches, prepare
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
 from foveate.benchmark.tasks import Item

@@ -16,7 +16,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL
 from foveate.loading import load
 from foveate.runtime import compress
-from foveate.tune.confirming import confirm
+from foveate.tune.confirmation import confirm
 from foveate.tune.costs import Costs
 from foveate.tune.formatting import front
 from foveate.tune.questions import Questions, divided

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import foveate
-from foveate.integrations.ray.connecting import Model, Replicas
+from foveate.integrations.ray.cluster import Model, Replicas
 from foveate.integrations.ray.pool import Pool, deployed
 from foveate.serving import Limits
 from tests.integrations.ray.local_ray import processes, two_workers

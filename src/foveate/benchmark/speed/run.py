@@ -14,9 +14,9 @@ from foveate.benchmark import profiling
 from foveate.benchmark.budgets import CONTROLS, FULL_MODEL, control_of
 from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.speed.formatting import NOTE
-from foveate.benchmark.speed.measuring import Measuring
+from foveate.benchmark.speed.measurement import PlanMeasurement
+from foveate.benchmark.speed.models import subject
 from foveate.benchmark.speed.settings import SpeedSettings, groups_of
-from foveate.benchmark.speed.subjects import subject
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 
@@ -62,7 +62,7 @@ def run(
             report(f"building {name}")
             loaded = subject(name, settings)
             for batch in settings.batches:
-                measuring = Measuring(loaded, batch, settings.new_tokens, settings.attention)
+                measuring = PlanMeasurement(loaded, batch, settings.new_tokens, settings.attention)
                 for budget, plans in groups_of(settings, loaded.budgets).items():
                     group = _Group(measuring, settings, budget, plans, document)
                     if group.missing:
@@ -83,7 +83,12 @@ class _Group:
     """Plans that are compared with each other: one model, one batch, one budget."""
 
     def __init__(
-        self, measuring: Measuring, settings: SpeedSettings, budget: str, plans: list[str], document: dict[str, Any]
+        self,
+        measuring: PlanMeasurement,
+        settings: SpeedSettings,
+        budget: str,
+        plans: list[str],
+        document: dict[str, Any],
     ) -> None:
         self.measuring, self.settings, self.budget = measuring, settings, budget
         self.document = document

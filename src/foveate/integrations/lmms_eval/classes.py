@@ -14,7 +14,7 @@ from lmms_eval.protocol import ChatMessages  # ty: ignore[import-not-found]
 from tqdm import tqdm
 
 from foveate.core.errors import FoveateError
-from foveate.integrations.lmms_eval.model import Conversation, Evaluated, Wanted
+from foveate.integrations.lmms_eval.model import Conversation, EvaluatedModel, GenerationSettings
 
 #: How files of pictures end; lmms-eval gives clips as paths too.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -24,7 +24,7 @@ class ChatModel(lmms):
     """foveate model for message tasks (`doc_to_messages`), with images, texts and roles in the task's order.
 
     Args:
-        pretrained: See `Evaluated`, as for all that is not listed.
+        pretrained: See `EvaluatedModel`, as for all that is not listed.
         system_prompt: Text of a system turn before every conversation, or a file that holds it.
     """
 
@@ -51,7 +51,7 @@ class ChatModel(lmms):
             )
         if device is None and "LOCAL_RANK" in os.environ:  # one of several processes, each with a GPU of its own
             device = _device_of_rank(int(os.environ["LOCAL_RANK"]))
-        self.evaluated = Evaluated(
+        self.evaluated = EvaluatedModel(
             _unquoted(pretrained),
             None if plan is None else _unquoted(plan),
             dtype=dtype,
@@ -135,8 +135,8 @@ class ChatModel(lmms):
         _, doc_to_messages, _, doc_id, task, split = request.args
         return doc_to_messages(self.task_dict[task][split][doc_id])
 
-    def _wanted(self, request: Any) -> Wanted:
-        return Wanted.of(request.args[2])
+    def _wanted(self, request: Any) -> GenerationSettings:
+        return GenerationSettings.of(request.args[2])
 
     def _next_round(self, request: Any, answers: list[str], known: Any) -> tuple[list[dict[str, Any]] | None, Any]:
         """Return the messages of the next round, or None at the end, and the task's state for the one after."""
@@ -166,14 +166,14 @@ class ChatModel(lmms):
     def _answers(self, requests: Sequence[tuple[Any, list[dict[str, Any]] | None]]) -> list[str]:
         """Answer requests whose messages are built on demand; the speed is added to the results file."""
         evaluated = self.evaluated
-        before, start = len(evaluated.seen), time.perf_counter()
+        before, start = len(evaluated.token_counts), time.perf_counter()
         texts: list[str] = []
         for part in self._portions(requests):
             conversations = [self._conversation(messages or self._messages(request)) for request, messages in part]
             texts += evaluated.answers(conversations, [self._wanted(request) for request, _ in part])
         seconds = time.perf_counter() - start
         count = sum(evaluated.tokens_of(text) for text in texts)
-        tokens = zip(*evaluated.seen[before:], strict=True)
+        tokens = zip(*evaluated.token_counts[before:], strict=True)
         names = ("visual_tokens_per_image", "kept_tokens_per_image")
         means = {name: sum(counts) / len(counts) for name, counts in zip(names, tokens, strict=False)}
         log_metrics(seconds, count, count / seconds, means)
@@ -201,8 +201,8 @@ class SimpleModel(ChatModel):
         context, _, doc_to_visual, *_, doc_id, task, split = request.args
         return _turn(doc_to_visual(self.task_dict[task][split][doc_id]), context)
 
-    def _wanted(self, request: Any) -> Wanted:
-        return Wanted.of(request.args[1])
+    def _wanted(self, request: Any) -> GenerationSettings:
+        return GenerationSettings.of(request.args[1])
 
     def _next_round(self, request: Any, answers: list[str], known: Any) -> tuple[list[dict[str, Any]] | None, Any]:
         _, _, _, doc_to_text, doc_id, task, split = request.args

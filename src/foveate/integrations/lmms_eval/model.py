@@ -55,7 +55,7 @@ def manifest() -> Any:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GenerationSettings:
     """Generation settings of a request.
 
     Args:
@@ -73,7 +73,7 @@ class Wanted:
     more: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Wanted:
+    def of(cls, settings: Mapping[str, Any]) -> GenerationSettings:
         """Parse a task's `generation_kwargs`.
 
         Answers are sampled where `temperature` is above 0 and `do_sample` is not switched off, or where `do_sample` is
@@ -114,7 +114,7 @@ class Wanted:
         return text.strip()
 
 
-class Evaluated:
+class EvaluatedModel:
     """Model under evaluation: answers conversations in batches with a plan attached.
 
     Args:
@@ -164,7 +164,7 @@ class Evaluated:
         self.plan = "full model" if handle is None else str(handle.plan)
         self.batch_size = int(batch_size)
         self.max_frames = max_frames
-        self.seen: list[tuple[int, float]] = []
+        self.token_counts: list[tuple[int, float]] = []
         self._tokenizer = getattr(self.processor, "tokenizer", self.processor)
 
     def _attend(self, implementation: str) -> None:
@@ -179,7 +179,7 @@ class Evaluated:
         if handle is not None:
             compress(self.model, handle.plan)
 
-    def answers(self, conversations: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[str]:
+    def answers(self, conversations: Sequence[Conversation], wanted: Sequence[GenerationSettings]) -> list[str]:
         """Answer the last turn of every conversation, in order.
 
         Args:
@@ -214,7 +214,7 @@ class Evaluated:
         if not all(targets):
             raise FoveateError("an answer to be weighed is empty.")
         results: list[tuple[float, bool]] = [(0.0, False)] * len(readable)
-        for batch in self._batches(readable, [Wanted()] * len(readable)):
+        for batch in self._batches(readable, [GenerationSettings()] * len(readable)):
             answers = [self._continued(self._prompt(readable[index]), targets[index]) for index in batch]
             inputs = self._inputs([readable[index] for index in batch])
             longest = max(map(len, answers))
@@ -222,7 +222,7 @@ class Evaluated:
             output = self.model.generate(
                 **inputs,
                 generation_config=greedy(self.model, longest),
-                logits_processor=LogitsProcessorList([_Dictation(answers)]),
+                logits_processor=LogitsProcessorList([_ForcedTokens(answers)]),
                 output_logits=True,
                 return_dict_in_generate=True,
             )
@@ -255,7 +255,7 @@ class Evaluated:
 
     # Batches
 
-    def _batches(self, conversations: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[list[int]]:
+    def _batches(self, conversations: Sequence[Conversation], wanted: Sequence[GenerationSettings]) -> list[list[int]]:
         """Group the indices of conversations with equal settings and media and similar size."""
         groups: dict[Any, list[int]] = {}
         for index, (conversation, settings) in enumerate(zip(conversations, wanted, strict=True)):
@@ -272,7 +272,7 @@ class Evaluated:
         handle = handle_of(self.model)
         if handle is not None:
             layers = self.model.config.get_text_config().num_hidden_layers
-            self.seen += [(image.tokens_in, image.mean_tokens(layers)) for image in handle.report().images]
+            self.token_counts += [(image.tokens_in, image.mean_tokens(layers)) for image in handle.report().images]
 
     # Conversations
 
@@ -322,7 +322,7 @@ class Evaluated:
     # Answers
 
     @torch.inference_mode()
-    def _write(self, conversations: Sequence[Conversation], settings: Wanted) -> list[str]:
+    def _write(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[str]:
         """Generate the answers of one batch, like `foveate.answering.answer_batch` but with sampling and beams."""
         inputs = self._inputs(conversations)
         length = inputs["input_ids"].shape[1]
@@ -346,7 +346,7 @@ class Evaluated:
         return min(wanted, positions - length)
 
 
-class _Dictation(LogitsProcessor):
+class _ForcedTokens(LogitsProcessor):
     """Logits processor that forces given tokens; rows without remaining tokens are free.
 
     Args:

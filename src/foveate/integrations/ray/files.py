@@ -17,13 +17,13 @@ from typing import Any
 
 from foveate.batch import Output, Question, answer_questions, batches
 from foveate.core.errors import FoveateError
-from foveate.integrations.ray.connecting import Model, Replicas, sentence, take_threads
+from foveate.integrations.ray.cluster import Model, Replicas, sentence, take_threads
 
 #: How often a batch is tried on another replica after its own has died: questions may be what kills them.
 TRIES = 3
 
 
-class Answering:
+class BatchWorker:
     """Ray Data worker that answers batches of questions.
 
     Args:
@@ -88,7 +88,7 @@ def answer_file(
         # Without a limit a question that kills replicas would be tried for ever; Ray 2.64 must have another way to it.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
         answered = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(
-            Answering,  # ty: ignore[invalid-argument-type]  # a class is called once a replica
+            BatchWorker,  # ty: ignore[invalid-argument-type]  # a class is called once a replica
             fn_constructor_args=(model.anywhere, max_new_tokens, replicas.cpus),
             compute=ray.data.ActorPoolStrategy(size=min(replicas.count, len(blocks))),
             num_cpus=replicas.cpus,

@@ -20,12 +20,12 @@ from typing import Any
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.integrations.ray.connecting import Model, Replicas, sentence, take_threads
+from foveate.integrations.ray.cluster import Model, Replicas, sentence, take_threads
 from foveate.serving.engine import Engine, Job
+from foveate.serving.generation import FirstToken, Piece, Sampling
 from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
 from foveate.serving.result import Result
-from foveate.serving.rows import Begun, Piece, Sampling
 
 log = logging.getLogger("foveate.serving")
 #: How often a request is tried: it may itself be what kills replicas.
@@ -61,12 +61,12 @@ class Replica:
         limit: int | None,
         sampling: Sampling,
         stops: tuple[str, ...],
-    ) -> AsyncGenerator[Begun | Piece | Result | Exception]:
-        """Yield `Begun`, pieces of text, then a `Result`, or the request's error."""
+    ) -> AsyncGenerator[FirstToken | Piece | Result | Exception]:
+        """Yield `FirstToken`, pieces of text, then a `Result`, or the request's error."""
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Begun | Piece | Result | BaseException] = asyncio.Queue()
+        inbox: asyncio.Queue[FirstToken | Piece | Result | BaseException] = asyncio.Queue()
 
-        def deliver(piece: Begun | Piece | Result | BaseException) -> None:
+        def deliver(piece: FirstToken | Piece | Result | BaseException) -> None:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(inbox.put_nowait, piece)
 
@@ -75,7 +75,7 @@ class Replica:
             self.engine.submit(job)
             while True:
                 piece = await inbox.get()
-                if isinstance(piece, (Begun, Piece)):
+                if isinstance(piece, (FirstToken, Piece)):
                     yield piece
                     continue
                 if isinstance(piece, Result):
@@ -268,7 +268,7 @@ class Pool:
                 if not job.begun and not isinstance(piece, Exception):
                     job.begun = True
                     self.metrics.ttft.observe(time.monotonic() - job.arrived)
-                if not isinstance(piece, (Begun, Piece)):
+                if not isinstance(piece, (FirstToken, Piece)):
                     return piece
                 job.deliver(piece)
         except (RayError, RayServeException) as error:

@@ -2,15 +2,15 @@
 
 vLLM fixes the number of placeholders of an image from its size, before anything was encoded, and keeps the embeddings
 of an image for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
-sizes (`static_count`), and if it looks at the image alone; `setting` refuses all others. The maths is that of
+sizes (`static_count`), and if it looks at the image alone; `plans` refuses all others. The maths is that of
 `foveate.methods.pre_llm`, layouts are those of `foveate.families`; here is only what vLLM needs around them:
 
-- `setting`: which plans an engine runs, and whether it can;
-- `starting`: what is checked when an engine starts;
+- `plans`: plans of an engine, and their support;
+- `startup_checks`: checks when an engine starts;
 - `processing`: fewer placeholders, and the plan in the key of the caches;
-- `measuring`: what methods ask of an encoder, from vLLM's own attention layers;
-- `choosing`: the images of a call to the tokens that stay;
-- `placing`, `mrope`: positions of several axes;
+- `measurement`: what methods need from an encoder, measured in vLLM's attention layers;
+- `selection`: token selection for the images of a call;
+- `positions`, `mrope`: multimodal RoPE positions;
 - a module for each kind of model.
 """
 
@@ -29,7 +29,7 @@ def register() -> None:
     """Register foveate's model classes in vLLM. vLLM calls it in every process, possibly several times."""
     from vllm import ModelRegistry  # ty: ignore[import-not-found]
 
-    from foveate.integrations.vllm.starting import prepare
+    from foveate.integrations.vllm.startup_checks import prepare
 
     for architecture, where in MODELS.items():
         ModelRegistry.register_model(architecture, where)

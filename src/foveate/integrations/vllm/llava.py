@@ -14,17 +14,17 @@ from vllm.model_executor.models.llava import (  # ty: ignore[import-not-found]
     LlavaProcessingInfo,
 )
 
-from foveate.integrations.vllm.choosing import chosen
-from foveate.integrations.vllm.names import as_published
-from foveate.integrations.vllm.processing import LargestImage, Planned, registered, settings_of
-from foveate.integrations.vllm.setting import NAME, serving_of
+from foveate.integrations.vllm.plans import NAME, serving_of
+from foveate.integrations.vllm.processing import LargestImage, PlannedProcessor, registered, settings_of
+from foveate.integrations.vllm.selection import chosen
+from foveate.integrations.vllm.weight_names import as_published
 
 
 class FoveateLlavaInfo(LargestImage, LlavaProcessingInfo):
     """vLLM's processing info, sized for uncompressed images."""
 
 
-class FoveateLlavaProcessor(Planned, LlavaMultiModalProcessor):
+class FoveateLlavaProcessor(PlannedProcessor, LlavaMultiModalProcessor):
     """vLLM's processor with fewer placeholders."""
 
 

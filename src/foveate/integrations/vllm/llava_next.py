@@ -18,17 +18,17 @@ from vllm.model_executor.models.llava_next import (  # ty: ignore[import-not-fou
     LlavaNextProcessingInfo,
 )
 
-from foveate.integrations.vllm.choosing import chosen
-from foveate.integrations.vllm.names import as_published
-from foveate.integrations.vllm.processing import LargestImage, Planned, registered, settings_of
-from foveate.integrations.vllm.setting import NAME, serving_of
+from foveate.integrations.vllm.plans import NAME, serving_of
+from foveate.integrations.vllm.processing import LargestImage, PlannedProcessor, registered, settings_of
+from foveate.integrations.vllm.selection import chosen
+from foveate.integrations.vllm.weight_names import as_published
 
 
 class FoveateLlavaNextInfo(LargestImage, LlavaNextProcessingInfo):
     """vLLM's processing info, sized for uncompressed images."""
 
 
-class FoveateLlavaNextProcessor(Planned, LlavaNextMultiModalProcessor):
+class FoveateLlavaNextProcessor(PlannedProcessor, LlavaNextMultiModalProcessor):
     """vLLM's processor with fewer placeholders."""
 
 

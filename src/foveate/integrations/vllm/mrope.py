@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality  # ty: ignore[import-not-found]
 
-from foveate.integrations.vllm.choosing import chosen
-from foveate.integrations.vllm.placing import COLUMNS, nowhere, offsets, places
+from foveate.integrations.vllm.plans import NAME, EnginePlans, serving_of
+from foveate.integrations.vllm.positions import COLUMNS, nowhere, offsets, places
 from foveate.integrations.vllm.processing import settings_of
-from foveate.integrations.vllm.setting import NAME, Serving, serving_of
+from foveate.integrations.vllm.selection import chosen
 
 if TYPE_CHECKING:
     Model = Any
@@ -29,7 +29,7 @@ else:
 class PlannedMRope(Model):
     """Mixin for vLLM models with `visual`, `_process_image_input` and `_process_video_input`."""
 
-    foveate: Serving | None
+    foveate: EnginePlans | None
     #: Columns of an embedding that the language model reads first; None: all of them.
     _width: int | None = None
 
@@ -54,7 +54,7 @@ class PlannedMRope(Model):
                 embeddings += self._images(self.foveate, media_input, plans)
         return tuple(embeddings)
 
-    def _images(self, serving: Serving, image_input: Any, plans: Tensor | None) -> list[Tensor]:
+    def _images(self, serving: EnginePlans, image_input: Any, plans: Tensor | None) -> list[Tensor]:
         grids = image_input["image_grid_thw"]
         columns = [int(grid[2]) // self.visual.spatial_merge_size for grid in grids]
         if plans is None:  # embeddings that a user gives stay as they are

@@ -15,10 +15,10 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems  # ty: igno
 from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, PromptReplacement  # ty: ignore[import-not-found]
 
 from foveate.core.errors import FoveateError
-from foveate.integrations.vllm.setting import FULL_MODEL, LONGEST, NAME, Serving, Setting, serving_of
+from foveate.integrations.vllm.plans import FULL_MODEL, LONGEST, NAME, EnginePlans, ServedPlan, serving_of
 
 
-class Planned(BaseMultiModalProcessor):
+class PlannedProcessor(BaseMultiModalProcessor):
     """Mixin for vLLM processors: fewer image placeholders, and cache keys that differ by plan.
 
     A request may name a plan of its own in `mm_processor_kwargs`. Every image carries the text of its plan to the
@@ -28,11 +28,11 @@ class Planned(BaseMultiModalProcessor):
     """
 
     @cached_property
-    def foveate(self) -> Serving | None:
+    def foveate(self) -> EnginePlans | None:
         """Plan settings of this engine."""
         return serving_of(self.info.ctx.model_config.hf_config)
 
-    def _plan(self, kwargs: Mapping[str, object]) -> tuple[Setting | None, dict[str, object]]:
+    def _plan(self, kwargs: Mapping[str, object]) -> tuple[ServedPlan | None, dict[str, object]]:
         """Return the setting of a request, None in an engine without a plan, and the arguments meant for vLLM."""
         others = {name: value for name, value in kwargs.items() if name != NAME}
         if self.foveate is None:
@@ -79,7 +79,7 @@ class Planned(BaseMultiModalProcessor):
         ]
 
     @staticmethod
-    def _shorter(update: Any, setting: Setting, out_mm_kwargs: Any) -> PromptReplacement:
+    def _shorter(update: Any, setting: ServedPlan, out_mm_kwargs: Any) -> PromptReplacement:
         """Shorten the identical placeholders of an image to the number of kept tokens."""
 
         def image(number: int) -> list[int]:
@@ -89,7 +89,7 @@ class Planned(BaseMultiModalProcessor):
         return PromptReplacement(modality="image", target=update.target, replacement=image)
 
 
-def carried(setting: Setting) -> Tensor:
+def carried(setting: ServedPlan) -> Tensor:
     """Encode a setting as (256,) uint8, the form in which an image passes it to the model."""
     text = str(setting).encode()
     if len(text) > LONGEST:
@@ -97,7 +97,7 @@ def carried(setting: Setting) -> Tensor:
     return torch.tensor([*text, *bytes(LONGEST - len(text))], dtype=torch.uint8)
 
 
-def settings_of(serving: Serving, plans: Tensor) -> list[Setting]:
+def settings_of(serving: EnginePlans, plans: Tensor) -> list[ServedPlan]:
     """Decode the settings of images from (n, 256) uint8."""
     return [serving.setting(bytes(encoded.tolist()).rstrip(b"\0").decode()) for encoded in plans]
 

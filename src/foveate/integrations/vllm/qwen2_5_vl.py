@@ -5,10 +5,10 @@ from __future__ import annotations
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLMultiModalProcessor  # ty: ignore[import-not-found]
 
 from foveate.integrations.vllm.mrope import PlannedMRope
-from foveate.integrations.vllm.processing import Planned, registered
+from foveate.integrations.vllm.processing import PlannedProcessor, registered
 
 
-class FoveateQwen25VLProcessor(Planned, Qwen2_5_VLMultiModalProcessor):
+class FoveateQwen25VLProcessor(PlannedProcessor, Qwen2_5_VLMultiModalProcessor):
     """vLLM's processor with fewer image placeholders."""
 
 

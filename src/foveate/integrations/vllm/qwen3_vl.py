@@ -7,10 +7,10 @@ from typing import Any
 from vllm.model_executor.models.qwen3_vl import Qwen3VLForConditionalGeneration, Qwen3VLMultiModalProcessor  # ty: ignore[import-not-found]
 
 from foveate.integrations.vllm.mrope import PlannedMRope
-from foveate.integrations.vllm.processing import Planned, registered
+from foveate.integrations.vllm.processing import PlannedProcessor, registered
 
 
-class FoveateQwen3VLProcessor(Planned, Qwen3VLMultiModalProcessor):
+class FoveateQwen3VLProcessor(PlannedProcessor, Qwen3VLMultiModalProcessor):
     """vLLM's processor with fewer image placeholders."""
 
 

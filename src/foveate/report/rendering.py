@@ -48,7 +48,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
         parts.append(f'<path class="others" d="{"".join(f"M{x:.1f} {y:.1f}h0" for x, y in others)}"/>')
     for point in sorted(shown, key=lambda point: (point in front, point.plan)):
         x, y = chart.place(point.x, point.y)
-        inner = tag("title", text(point.said)) + _mark(point.group.marker)
+        inner = tag("title", text(point.description)) + _mark(point.group.marker)
         if chosen or point in front:
             top, bottom = (chart.place(point.x, end)[1] - y for end in (point.high, point.low))
             limit = (MARGINS[1] - y, HEIGHT - MARGINS[3] - y)
@@ -65,12 +65,14 @@ def svg(chart: Chart, chosen: str = "") -> str:
         )
     if not chosen:
         parts += [_label(label, point.group.key) for label, point in zip(chart.labels, front, strict=True)]
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_said(chart))
+    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_description(chart))
 
 
-def _said(chart: Chart) -> str:
+def _description(chart: Chart) -> str:
     """Describe the chart in words for screen readers."""
-    return f"{chart.title}. Pareto front, from the cheapest on: {'; '.join(point.said for point in chart.front)}."
+    return (
+        f"{chart.title}. Pareto front, from the cheapest on: {'; '.join(point.description for point in chart.front)}."
+    )
 
 
 def _mark(marker: str) -> str:

@@ -33,7 +33,7 @@ _STRATEGIES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 
 
 @dataclass(frozen=True)
-class Setting:
+class ServedPlan:
     """A plan that vLLM supports on one kind of model.
 
     Args:
@@ -60,7 +60,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Serving:
+class EnginePlans:
     """Plans that an engine accepts.
 
     Args:
@@ -82,7 +82,7 @@ class Serving:
         """Family of the model."""
         return _families()[self.kind]
 
-    def setting(self, text: Any = None, *, request: bool = False) -> Setting:
+    def setting(self, text: Any = None, *, request: bool = False) -> ServedPlan:
         """Parse a plan into a setting.
 
         Args:
@@ -110,9 +110,9 @@ def _check_files(text: str) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _setting(serving: Serving, text: str) -> Setting:
+def _setting(serving: EnginePlans, text: str) -> ServedPlan:
     if is_full_model(text):
-        return Setting(None)
+        return ServedPlan(None)
     plan, tower, title = Plan.of(text), serving.tower, serving.family.title
     for step in plan.steps:
         method = step.method
@@ -156,10 +156,10 @@ def _setting(serving: Serving, text: str) -> Setting:
         raise FoveateError(
             Refusal("encoder-not-readable", f"'{plan}' measures inside the encoder, and {serving.blind}")
         )
-    return Setting(plan, tuple(needs))
+    return ServedPlan(plan, tuple(needs))
 
 
-def serving_of(config: Any) -> Serving | None:
+def serving_of(config: Any) -> EnginePlans | None:
     """Read an engine's plans from its Hugging Face configuration, else from the environment.
 
     An override with an empty text means none, whatever the environment says. What the environment says is noted in the
@@ -184,7 +184,7 @@ def serving_of(config: Any) -> Serving | None:
     else:
         depth = vision.depth
         tower, axes = EncoderSpec(depth, False, vision.spatial_merge_size**2, depth - 1), 3
-    return Serving(config.model_type, tower, axes, text, getattr(config, BLIND, ""))
+    return EnginePlans(config.model_type, tower, axes, text, getattr(config, BLIND, ""))
 
 
 def _llava_tower(config: Any) -> EncoderSpec:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.tokens import Need, Selection, VisualTokens
-from foveate.integrations.vllm.measuring import measuring
-from foveate.integrations.vllm.setting import Serving, Setting
+from foveate.integrations.vllm.measurement import measuring
+from foveate.integrations.vllm.plans import EnginePlans, ServedPlan
 
 
 def chosen(
-    serving: Serving,
-    settings: Sequence[Setting],
+    serving: EnginePlans,
+    settings: Sequence[ServedPlan],
     encode: Callable[[], Sequence[Tensor]],
     blocks: Any,
     attention: Callable[[Any], nn.Module],
@@ -72,7 +72,7 @@ def chosen(
     return shortened
 
 
-def shorten(setting: Setting, tokens: VisualTokens) -> Selection:
+def shorten(setting: ServedPlan, tokens: VisualTokens) -> Selection:
     """Apply the steps of a plan to one image, one after the other.
 
     Raises:

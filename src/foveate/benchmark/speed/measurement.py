@@ -14,7 +14,7 @@ from foveate import compat
 from foveate.answering.conversations import greedy, placeholders
 from foveate.answering.trace import Trace
 from foveate.benchmark import profiling
-from foveate.benchmark.speed.subjects import Subject, attend
+from foveate.benchmark.speed.models import MeasuredModel, attend
 from foveate.core.plan import Plan, Step
 from foveate.cost import flops
 from foveate.kv_cache.nbytes import cache_bytes
@@ -51,19 +51,19 @@ class _Marks(StoppingCriteria):
 
     def __init__(self, device: torch.device, count: int) -> None:
         self.device, self.count = device, count
-        self.seen = 0
+        self.generated = 0
         self.first = self.last = 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
-        self.seen += 1
-        if self.seen == 1:
+        self.generated += 1
+        if self.generated == 1:
             self.first = profiling.clock(self.device)
-        if self.seen == self.count:
+        if self.generated == self.count:
             self.last = profiling.clock(self.device)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class Measuring:
+class PlanMeasurement:
     """Measurements of plans on one model with one batch.
 
     Args:
@@ -73,7 +73,7 @@ class Measuring:
         attention: Implementation of attention while times are taken.
     """
 
-    def __init__(self, subject: Subject, batch: int, new_tokens: int, attention: str) -> None:
+    def __init__(self, subject: MeasuredModel, batch: int, new_tokens: int, attention: str) -> None:
         self.subject, self.batch, self.new_tokens, self.attention = subject, batch, new_tokens, attention
         self.model = subject.model
         self.device: torch.device = self.model.device

@@ -12,7 +12,7 @@ from foveate import __version__
 from foveate.serving.fields import NEUTRAL
 from foveate.serving.limits import Limits
 from foveate.serving.protocol import ChatRequest
-from foveate.serving.replies import Chunk, Completion, ErrorBody
+from foveate.serving.responses import Chunk, Completion, ErrorBody
 
 _REFS = "#/components/schemas/"
 _NEUTRAL = "Accepted where it asks for what happens anyway."

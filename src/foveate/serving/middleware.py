@@ -8,8 +8,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from foveate.serving.limits import BusyError, Held, Limits
-from foveate.serving.replies import error_body
+from foveate.serving.limits import BusyError, ByteCounter, Limits
+from foveate.serving.responses import error_body
 
 
 class _StopError(Exception):
@@ -27,7 +27,7 @@ class Guard:
         held: Counts the bytes of bodies while they are in memory.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, held: Held) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, held: ByteCounter) -> None:
         self.app, self.limits, self.held = app, limits, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

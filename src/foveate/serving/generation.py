@@ -34,7 +34,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    told: int | None = None
+    top_logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:
@@ -43,7 +43,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Chance:
+class TokenLogprob:
     """Log probability of a token, before temperature.
 
     Args:
@@ -58,7 +58,7 @@ class Chance:
 
 
 @dataclass(frozen=True)
-class Begun:
+class FirstToken:
     """Event: the first token has been generated.
 
     Args:
@@ -78,7 +78,7 @@ class Piece:
     """
 
     text: str
-    chances: tuple[Chance, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class GenerationState:
@@ -112,11 +112,11 @@ class GenerationState:
         self.reason: str | None = None
         self.text = ""
         #: Of every token, where they were asked for, with the place in `text` at which it begins.
-        self.chances: list[tuple[int, Chance]] = []
-        self._said = self._told = 0  # characters of `text` and chances that were delivered
+        self.logprobs: list[tuple[int, TokenLogprob]] = []
+        self._delivered = self._delivered_logprobs = 0  # characters of `text` and chances that were delivered
         self._context = self._read = 0  # ids that the next decoding begins with, and those that are text already
 
-    def add(self, token: int, chance: Chance | None = None) -> None:
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Add the next token; `reason` is set if it was the last."""
         if self.reason is not None:
             return
@@ -127,12 +127,12 @@ class GenerationState:
             self._finish("stop")
             return
         self.ids.append(token)
-        if chance is not None:
-            self.chances.append((len(self.text), chance))
+        if logprob is not None:
+            self.logprobs.append((len(self.text), logprob))
         self._decode()
         if (end := self._stopped()) is not None:
             self.text = self.text[:end]
-            self.chances = [(place, chance) for place, chance in self.chances if place < end]
+            self.logprobs = [(place, logprob) for place, logprob in self.logprobs if place < end]
             self._finish("stop")
         elif len(self.ids) >= self.limit:
             self._finish("length")
@@ -164,12 +164,15 @@ class GenerationState:
         return len(self.text[:end].rstrip())
 
     def _deliver(self, end: int) -> None:
-        last = len(self.chances) if end == len(self.text) else sum(place < end for place, _ in self.chances)
-        if end > self._said or last > self._told:
+        last = len(self.logprobs) if end == len(self.text) else sum(place < end for place, _ in self.logprobs)
+        if end > self._delivered or last > self._delivered_logprobs:
             self.deliver(
-                Piece(self.text[self._said : end], tuple(chance for _, chance in self.chances[self._told : last]))
+                Piece(
+                    self.text[self._delivered : end],
+                    tuple(logprob for _, logprob in self.logprobs[self._delivered_logprobs : last]),
+                )
             )
-            self._said, self._told = end, last
+            self._delivered, self._delivered_logprobs = end, last
 
     def _finish(self, reason: str) -> None:
         if reason == "length":
@@ -179,7 +182,7 @@ class GenerationState:
         self.reason = reason
 
 
-class Chances(LogitsProcessor):
+class LogprobRecorder(LogitsProcessor):
     """Logits processor that records log probabilities for the rows that request them.
 
     Args:
@@ -189,22 +192,24 @@ class Chances(LogitsProcessor):
 
     def __init__(self, sampling: Sequence[Sampling], tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.told = {row: settings.told for row, settings in enumerate(sampling) if settings.told is not None}
-        self._found: dict[int, Tensor] = {}
+        self.top_logprobs = {
+            row: settings.top_logprobs for row, settings in enumerate(sampling) if settings.top_logprobs is not None
+        }
+        self._recorded: dict[int, Tensor] = {}
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return scores (B, V) unchanged."""
-        self._found = {row: scores[row].float().log_softmax(dim=-1) for row in self.told}
+        self._recorded = {row: scores[row].float().log_softmax(dim=-1) for row in self.top_logprobs}
         return scores
 
-    def of(self, row: int, token: int) -> Chance | None:
+    def of(self, row: int, token: int) -> TokenLogprob | None:
         """Return the log probability of a row's last token, or None if it was not requested."""
-        if row not in self._found:
+        if row not in self._recorded:
             return None
-        recorded = self._found[row]
-        values, ids = recorded.topk(min(self.told[row], len(recorded)))
+        recorded = self._recorded[row]
+        values, ids = recorded.topk(min(self.top_logprobs[row], len(recorded)))
         top = zip(map(self._text, ids.tolist()), values.tolist(), strict=True)
-        return Chance(self._text(token), float(recorded[token]), tuple(top))
+        return TokenLogprob(self._text(token), float(recorded[token]), tuple(top))
 
     def _text(self, token: int) -> str:
         return self.tokenizer.decode([token])
@@ -219,14 +224,16 @@ class StopCriterion(StoppingCriteria):
         chances: Of the tokens.
     """
 
-    def __init__(self, rows: Sequence[GenerationState], stepped: Callable[[], object], chances: Chances) -> None:
-        self.rows, self.stepped, self.chances = rows, stepped, chances
+    def __init__(
+        self, rows: Sequence[GenerationState], stepped: Callable[[], object], logprobs: LogprobRecorder
+    ) -> None:
+        self.rows, self.stepped, self.logprobs = rows, stepped, logprobs
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         """Return (B,) bool, which rows are complete."""
         self.stepped()
         for number, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
-            row.add(token, self.chances.of(number, token) if row.reason is None else None)
+            row.add(token, self.logprobs.of(number, token) if row.reason is None else None)
         return torch.tensor([row.reason is not None for row in self.rows], device=input_ids.device)
 
 
@@ -252,12 +259,12 @@ class Sampler(LogitsProcessor):
         drawn = scores.clone()
         for row, (settings, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
             if not settings.greedy:
-                chances = (scores[row].float() / settings.temperature).softmax(dim=-1)
+                logprobs = (scores[row].float() / settings.temperature).softmax(dim=-1)
                 if settings.top_p < 1:
-                    ordered, places = chances.sort(descending=True)
+                    ordered, places = logprobs.sort(descending=True)
                     beyond = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # the first token is never beyond
-                    chances = chances.index_fill(0, places[beyond], 0)
-                token = torch.multinomial(chances, 1, generator=generator)
+                    logprobs = logprobs.index_fill(0, places[beyond], 0)
+                token = torch.multinomial(logprobs, 1, generator=generator)
                 drawn[row] = -torch.inf
                 drawn[row, token] = 0
         return drawn

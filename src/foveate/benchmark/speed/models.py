@@ -19,7 +19,7 @@ from foveate.core.plan import Plan
 
 
 @dataclass
-class Subject:
+class MeasuredModel:
     """A model and one question about one image.
 
     Args:
@@ -65,7 +65,7 @@ class Subject:
             return None
 
 
-def subject(name: str, settings: SpeedSettings) -> Subject:
+def subject(name: str, settings: SpeedSettings) -> MeasuredModel:
     """Load the model of that name.
 
     Raises:
@@ -89,7 +89,7 @@ def attend(model: Any, attention: str) -> None:
         raise FoveateError(f"attention {attention!r} cannot be had here, sdpa and eager can: {reason}.") from error
 
 
-def _shape(shape: Shape, settings: SpeedSettings) -> Subject:
+def _shape(shape: Shape, settings: SpeedSettings) -> MeasuredModel:
     device = torch.device(settings.device)
     dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
     before = torch.get_default_dtype()
@@ -109,10 +109,10 @@ def _shape(shape: Shape, settings: SpeedSettings) -> Subject:
             for name, value in inputs.items()
         }
 
-    return Subject(shape.name, model, shape.budgets, preprocess, picture.size)
+    return MeasuredModel(shape.name, model, shape.budgets, preprocess, picture.size)
 
 
-def _loaded(name: str, settings: SpeedSettings) -> Subject:
+def _loaded(name: str, settings: SpeedSettings) -> MeasuredModel:
     from foveate.answering.conversations import check_length, inputs_of_batch
     from foveate.images import open_image
     from foveate.loading import load
@@ -130,7 +130,7 @@ def _loaded(name: str, settings: SpeedSettings) -> Subject:
 
     check_length(model, preprocess(1)["input_ids"].shape[1], settings.new_tokens)
     shown = name if source_name is None or not Path(name).is_dir() else Path(name).name
-    return Subject(shown, model, BUDGETS, preprocess, picture.size, getattr(processor, "image_processor", None))
+    return MeasuredModel(shown, model, BUDGETS, preprocess, picture.size, getattr(processor, "image_processor", None))
 
 
 def _receipt() -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig  # ty: ignore[import-not-found]
 
 from foveate.core.errors import FoveateError
-from foveate.integrations.vllm.setting import BLIND, NAME, serving_of
+from foveate.integrations.vllm.plans import BLIND, NAME, serving_of
 
 
 def prepare(architecture: str) -> None:

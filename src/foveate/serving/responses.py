@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from foveate.serving.rows import Chance
+from foveate.serving.generation import TokenLogprob
 
 
 class PromptTokens(BaseModel):
@@ -20,7 +20,7 @@ class PromptTokens(BaseModel):
     image_tokens_saved: int = Field(description="That the plan took away there.")
 
 
-class Compressed(BaseModel):
+class VisualTokenUsage(BaseModel):
     """Visual token counts before and after compression."""
 
     plan: str | None = Field(description="As text; null: the model as it is.")
@@ -36,7 +36,7 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens
-    foveate: Compressed
+    foveate: VisualTokenUsage
 
 
 class Token(BaseModel):
@@ -47,7 +47,7 @@ class Token(BaseModel):
     bytes: list[int] | None = Field(description="Of its text in UTF-8; null for a part of a character.")
 
 
-class TokenAmongOthers(Token):
+class TokenLogprobs(Token):
     """A token of an answer with the most likely alternatives."""
 
     top_logprobs: list[Token]
@@ -56,11 +56,11 @@ class TokenAmongOthers(Token):
 class Logprobs(BaseModel):
     """Log probabilities of the tokens of a text."""
 
-    content: list[TokenAmongOthers]
+    content: list[TokenLogprobs]
     refusal: None = None
 
 
-class Said(BaseModel):
+class ResponseMessage(BaseModel):
     """Message of an answer."""
 
     role: Literal["assistant"] = "assistant"
@@ -72,7 +72,7 @@ class Choice(BaseModel):
     """One answer."""
 
     index: int
-    message: Said
+    message: ResponseMessage
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length", "cancelled"] = Field(description="cancelled: the server was ended.")
 
@@ -115,7 +115,7 @@ class Chunk(BaseModel):
     usage: Usage | None = None
 
 
-class Problem(BaseModel):
+class ErrorDetails(BaseModel):
     """Details of an error."""
 
     message: str = Field(description="One sentence: what is wrong, and what is possible.")
@@ -127,14 +127,14 @@ class Problem(BaseModel):
 class ErrorBody(BaseModel):
     """Error response."""
 
-    error: Problem
+    error: ErrorDetails
 
 
 def error_body(
     message: str, kind: str = "invalid_request_error", code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
     """Build an error response of OpenAI's API."""
-    return ErrorBody(error=Problem(message=message, type=kind, param=param, code=code)).model_dump()
+    return ErrorBody(error=ErrorDetails(message=message, type=kind, param=param, code=code)).model_dump()
 
 
 class Writer:
@@ -147,19 +147,25 @@ class Writer:
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def completion(self, choices: Sequence[tuple[str, str, Sequence[Chance] | None]], usage: dict[str, Any]) -> Any:
+    def completion(
+        self, choices: Sequence[tuple[str, str, Sequence[TokenLogprob] | None]], usage: dict[str, Any]
+    ) -> Any:
         """Build a complete response: text, finish reason and log probabilities of every choice."""
         messages = [
-            {"index": index, "message": {"content": text}, "logprobs": _logprobs(chances), "finish_reason": reason}
-            for index, (text, reason, chances) in enumerate(choices)
+            {"index": index, "message": {"content": text}, "logprobs": _logprobs(logprobs), "finish_reason": reason}
+            for index, (text, reason, logprobs) in enumerate(choices)
         ]
         return Completion.model_validate({**self._head, "choices": messages, "usage": usage}).model_dump()
 
     def chunk(
-        self, index: int, delta: dict[str, Any], reason: str | None = None, chances: Sequence[Chance] | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        logprobs: Sequence[TokenLogprob] | None = None,
     ) -> Any:
         """Build a chunk of a streamed response."""
-        choice = {"index": index, "delta": delta, "logprobs": _logprobs(chances), "finish_reason": reason}
+        choice = {"index": index, "delta": delta, "logprobs": _logprobs(logprobs), "finish_reason": reason}
         return Chunk.model_validate({**self._head, "choices": [choice]}).model_dump(exclude_unset=True) | {
             "object": "chat.completion.chunk"
         }
@@ -169,12 +175,12 @@ class Writer:
         return Chunk.model_validate({**self._head, "choices": [], "usage": usage}).model_dump()
 
 
-def _logprobs(chances: Sequence[Chance] | None) -> dict[str, Any] | None:
-    if chances is None:
+def _logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if logprobs is None:
         return None
     content = [
-        {**_token(chance.text, chance.logprob), "top_logprobs": [_token(text, value) for text, value in chance.top]}
-        for chance in chances
+        {**_token(logprob.text, logprob.logprob), "top_logprobs": [_token(text, value) for text, value in logprob.top]}
+        for logprob in logprobs
     ]
     return {"content": content, "refusal": None}
 
