@@ -35,7 +35,7 @@ class Question:
         id: What the file calls it; its number where it has none.
         images: Image files.
         question: The text.
-        plan: Of the visual tokens, in place of the run's; "full model": none.
+        plan: Plan that replaces the run's; "full model" for no plan.
         max_new_tokens: Length at which the answer is cut off, in place of the run's.
     """
 
@@ -55,7 +55,7 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Read a JSONL file of questions: {"image": "a.png", "question": "..."} in every line.
 
-    `images` in place of `image` is a list; `id`, `plan` and `max_new_tokens` may stand beside them. Paths of images
+    `images` in place of `image` is a list; `id`, `plan` and `max_new_tokens` are optional. Paths of images
     begin at the file's folder.
 
     Raises:
@@ -76,7 +76,7 @@ def read_questions(path: Path) -> list[Question]:
         try:
             question = _question(json.loads(line), len(questions), path.parent)
             if question.id in first_lines:
-                raise FoveateError(f"the id {question.id!r} stands in line {first_lines[question.id]} already")
+                raise FoveateError(f"the id {question.id!r} is used in line {first_lines[question.id]} already")
             first_lines[question.id] = place
             questions.append(question)
         except FoveateError as error:
@@ -94,7 +94,7 @@ def read_questions(path: Path) -> list[Question]:
 def _question(entry: Any, number: int, folder: Path) -> Question:
     if not isinstance(entry, dict):
         raise FoveateError("a question is an object with 'image' and 'question'")
-    entry = {name: value for name, value in entry.items() if value is not None}  # null: as if left out
+    entry = {name: value for name, value in entry.items() if value is not None}  # null counts as absent
     unknown = [name for name in entry if name not in _FIELDS]
     if unknown:
         raise FoveateError(f"unknown field {unknown[0]!r}; possible are {', '.join(_FIELDS)}")
@@ -103,7 +103,7 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
         raise FoveateError("'question' must be a text")
     check_text(json.dumps(entry, ensure_ascii=False), "it")
     if "image" in entry and "images" in entry:
-        raise FoveateError("'image' and 'images' stand together; write one of them")
+        raise FoveateError("'image' and 'images' cannot be combined; write one of them")
     names = entry.get("images", [entry["image"]] if "image" in entry else [])
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise FoveateError("'image' must be a path, 'images' a list of paths")
@@ -116,9 +116,9 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
         if not there:
             raise FoveateError(f"there is no image {str(image)[:200]!r}")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise FoveateError("'max_new_tokens' must be a whole number from 1 on")
+        raise FoveateError("'max_new_tokens' must be a positive integer")
     if identifier is not None and (not isinstance(identifier, (str, int)) or isinstance(identifier, bool)):
-        raise FoveateError("'id' must be a text or a whole number")
+        raise FoveateError("'id' must be a text or an integer")
     if plan is not None:
         if not isinstance(plan, str):
             raise FoveateError("'plan' must be a text")
@@ -167,7 +167,7 @@ class Output:
         content = self._file.read()
         if content and not resume:
             raise FoveateError(
-                f"there are answers in {str(self.path)!r} already; go on with --resume, or name another file."
+                f"there are answers in {str(self.path)!r} already; continue with --resume, or name another file."
             )
         complete = content.rfind(b"\n") + 1  # a kill may have left half a line
         known = {question.number: question for question in questions}
@@ -190,7 +190,7 @@ class Output:
         """Append answers in one write and wait until they are on disk.
 
         Raises:
-            FoveateError: they could not be written; what stands in the file stays whole.
+            FoveateError: they could not be written; existing lines of the file stay intact.
         """
         end = self._file.seek(0, os.SEEK_END)
         content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
@@ -314,7 +314,7 @@ def answer_file(
         progress: Called with the number of questions that were answered.
 
     Raises:
-        FoveateError: the model cannot follow the plan of the run, said before anything is answered; or answers could
+        FoveateError: the model cannot follow the plan of the run, raised before the first answer; or answers could
             not be written.
     """
     remaining = [question for question in questions if question.number not in output.done]

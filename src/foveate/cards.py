@@ -27,7 +27,7 @@ class Card:
         mechanism: see `foveate.core.registry`.
         modality: what it is made for.
         summary: what it does.
-        trained: whether it needs weights of its own.
+        trained: whether it needs trained weights.
         use: how it is used.
         module: where its maths is.
     """
@@ -70,7 +70,7 @@ CARDS = (
         ("attention",),
         ("image",),
         "Keeps, in every head of a next-scale image model, as many cached tokens as the head's kind needs: those that "
-        "recent queries look at, or the first and the newest.",
+        "recent queries attend to, or the first and the newest.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
         "foveate.methods.kv_cache.hack",
@@ -83,7 +83,7 @@ CARDS = (
         ("attention",),
         ("image",),
         "Divides the cache of a next-scale image model between layers that draft and layers that refine, and keeps in "
-        "each the tokens that a window of queries looks at.",
+        "each the tokens that a window of queries attends to.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
         "foveate.methods.kv_cache.scalekv",

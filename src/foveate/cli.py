@@ -85,7 +85,7 @@ class Command(WithExamples, TyperCommand):
 class LazyGroup(WithExamples, TyperGroup):
     """Command group that lists its commands without importing them and imports the one that is run."""
 
-    #: What stands before a name in `TARGETS` where another group has a command of that name.
+    #: Prefix of names in `TARGETS` that another group uses too.
     prefix = ""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -247,7 +247,7 @@ def _bench() -> None:
 def _train_method() -> None:
     """Train the weights of a method for one model: pruning modules, routers, scorers, drafts, thresholds.
 
-    Every method has options of its own: foveate train-method NAME --help.
+    For the options of a method see foveate train-method NAME --help.
     """
 
 

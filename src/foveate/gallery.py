@@ -42,7 +42,7 @@ def verdict(method: Any, family: Family) -> Verdict:
     """Whether a method (object) supports a family, determined without a model.
 
     A family whose encoder has a [CLS] token in some models and none in others is judged by those that have one;
-    `without_cls` says what happens on the others.
+    `without_cls` has the outcome for the others.
     """
     try:
         check_sites(Plan((Step(method),)), family)
@@ -106,7 +106,7 @@ def _entry(cls: Any) -> Entry:
 def _sample(cls: Any) -> Any:
     """Create a method with its defaults, or with partial defaults if it needs arguments.
 
-    A trained method gets the name of a file: only with weights does it say what it needs, and it reads them later.
+    A trained method gets a placeholder file name, since it states its needs only with weights, which it loads later.
     """
     try:
         return cls(weights="FILE") if "weights" in {field.name for field in dataclasses.fields(cls)} else cls()

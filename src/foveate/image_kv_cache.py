@@ -22,8 +22,8 @@ class ImageMemory:
         memory.ask("Which date?")
         memory.ask("Which colour?")
 
-    The image passes the vision tower and the language model once. Every question goes on from a copy of the same cache,
-    from which the image's own keys and values are gone, and gets the answer that it would get alone.
+    The image passes the vision encoder and the language model once. Every question continues from a copy of the same
+    cache, from which the image's own keys and values are gone, and gets the answer that it would get alone.
 
     Args:
         model: A LLaVA-UHD trained with VoCo tokens (`model.voco` in a recipe), as `foveate.load` returns it.
@@ -77,7 +77,7 @@ class ImageMemory:
             FoveateError: the question is empty or too long.
         """
         if not isinstance(question, str) or not question.strip():
-            raise FoveateError("the question is empty: say in words what you want to know about the image.")
+            raise FoveateError("the question is empty; ask something about the image.")
         tokenizer = self.processor.tokenizer
         text = self._prompt(as_plain_text(question.strip(), tokenizer)).split(self.processor.image_token)[1]
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self._ids)

@@ -29,7 +29,7 @@ MAX_PIXELS = 2 * 89_478_485
 MAX_BYTES = 2**30
 
 #: Raster formats that are read. Formats that run a program (EPS, WMF), that only name a plug-in (HDF5, GRIB, BUFR) or
-#: that nearly any bytes pass for (TGA, XV thumbnails) are left out.
+#: that nearly any bytes pass for (TGA, XV thumbnails) are excluded.
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "PSD", "PCX",
     "SGI", "QOI",
@@ -107,7 +107,7 @@ def inline(text: str) -> bytes:
         return base64.b64decode(re.sub(r"\s", "", data), validate=True)
     except ValueError:
         if header:
-            sentence = f"an image that starts with {header[:60]!r} must go on with ';base64,' and valid base64."
+            sentence = f"an image that starts with {header[:60]!r} must continue with ';base64,' and valid base64."
         else:
             sentence = f"{data[:60]!r} is no base64 of an image file."
         raise FoveateError(sentence) from None

@@ -46,8 +46,8 @@ def load(
             `AutoModelForImageTextToText`. `None` is the model embedded in foveate.
         dtype: ``"auto"`` keeps the precision of the checkpoint, but widens bfloat16 and float16 to float32 on a CPU
             if the model then takes less than 2 GiB; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
-        device: such as ``"cpu"`` or ``"cuda:0"``; by default the first GPU, or the CPU where there is none.
-        plan: ``"saved"`` attaches the plan that `Plan.save` left beside the weights, if there is one; ``None`` leaves
+        device: such as ``"cpu"`` or ``"cuda:0"``; by default the first GPU, or the CPU.
+        plan: ``"saved"`` attaches the plan that `Plan.save` wrote next to the weights, if there is one; ``None`` leaves
             it off; anything that `foveate.compress` takes is attached instead. `foveate.runtime.handle_of` returns the
             handle.
 
@@ -131,7 +131,7 @@ def _saved_plan(location: str) -> Plan | None:
         return Plan.read(location)
     try:
         file = file_of(location, PLAN_FILE)
-    except OSError:  # no such model: the configuration, read next, says so better
+    except OSError:  # no such model, which the configuration, read next, reports better
         return None
     return None if file is None else Plan.read(Path(file).parent)
 

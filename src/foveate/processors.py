@@ -33,7 +33,7 @@ class NoClips(PushToHubMixin):  # how processors know a part that they save
     """Placeholder of a video processor that raises FoveateError when a video is processed.
 
     Args:
-        settings: What the model's folder says of clips; kept, so that a processor that is saved loses nothing.
+        settings: Video settings in the model's folder, kept so that a saved processor is complete.
     """
 
     model_input_names: tuple[str, ...] = ()

@@ -34,8 +34,8 @@ class Compared:
         difference_low: Lower end.
         difference_high: Upper end.
         ratio: First over second; None where the second is 0.
-        ratio_low: Lower end; None where there is no ratio.
-        ratio_high: Upper end; None where there is no ratio, or no end because the second was 0 too often.
+        ratio_low: Lower end; None without a ratio.
+        ratio_high: Upper end; None without a ratio, or if the second accuracy was 0 too often.
     """
 
     accuracy: float
@@ -73,7 +73,7 @@ def paired_bootstrap(
             alone.
         resamples: Times that questions are drawn again.
         level: Of the intervals.
-        seed: Of the draws; the global random state is left alone.
+        seed: Seed of the resampling; the global random state is not changed.
 
     Raises:
         ValueError: the lists are empty or differ in length.

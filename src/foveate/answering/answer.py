@@ -35,7 +35,7 @@ class Answer:
 
     Attributes:
         text: the answer.
-        question: what was asked.
+        question: the question.
         model: the name of the model.
         image_size: ``(width, height)`` in pixels of the upright input image.
         processed_size: ``(width, height)`` in pixels to which it was resized, where the model encodes it as one
@@ -47,9 +47,9 @@ class Answer:
             is a little more than their sum. Parts that a model does not have are missing.
         device: where the model ran.
         plan: the plan that was followed, as text, or None.
-        selection: what the plan did to each image, as plain values; see `selected`.
-        pooling: for each content-adaptive stage what it looked at, if `ask` was told to keep it.
-        draft: what a draft did, as plain values (`foveate.runtime.Speculation`), or None.
+        selection: token selection of each image, as plain values; see `selected`.
+        pooling: pooling maps of each content-adaptive stage, if `ask` was called with `keep_pooling`.
+        draft: report of a draft, as plain values (`foveate.runtime.Speculation`), or None.
     """
 
     text: str

@@ -46,14 +46,14 @@ def ask(
             as ``<image>``, is asked as text.
         model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
             last model loaded by name is kept for the next question.
-        plan: how to shorten what the language model reads, for this question: anything that `foveate.compress` takes,
-            such as ``"divprune:25%"``. By default the plan that is attached to the model or saved beside it, if any.
+        plan: token compression for this question: anything that `foveate.compress` takes,
+            such as ``"divprune:25%"``. By default the plan that is attached to the model or saved with it, if any.
         budget: of a plan of one step that has none, as `foveate.compress` takes it.
-        max_new_tokens: length at which an answer is cut off.
-        stream: called with each piece of the answer's text as soon as it is final.
-        keep_pooling: also keep what the content-adaptive stages looked at, for a picture; the image is encoded once
+        max_new_tokens: maximum number of tokens of the answer.
+        stream: callback for each piece of the answer's text.
+        keep_pooling: also compute pooling maps of the content-adaptive stages, for a figure; the image is encoded once
             more for it, outside of the measured times.
-        draft: what guesses the answer while the model writes it, a folder or anything that `foveate.speculate` takes;
+        draft: draft model for speculative decoding, a folder or anything that `foveate.speculate` takes;
             the answer is the same.
 
     Raises:
@@ -61,15 +61,15 @@ def ask(
             or the plan or draft cannot be read or does not fit the model.
     """
     if plan is None and budget is not None:
-        raise FoveateError(f"a budget of {budget} needs a plan that it is the budget of, such as plan='divprune'.")
+        raise FoveateError(f"a budget of {budget} needs a plan, such as plan='divprune'.")
     wanted = None if plan is None else Plan.of(plan, budget)
     if not isinstance(question, str) or not question.strip():
-        raise FoveateError("the question is empty: say in words what you want to know about the image.")
+        raise FoveateError("the question is empty; ask something about the image.")
     check_text(question, "the question")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise FoveateError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}.")
+        raise FoveateError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}.")
 
-    # The image before the model: what is wrong with it should not have to wait for a model to load.
+    # The image is opened before the model is loaded, so that errors in it are reported at once.
     start = time.perf_counter()
     picture = open_image(image)
     opening = time.perf_counter() - start

@@ -32,10 +32,10 @@ def answer_batch(
             image}, {"type": "text", "text": "What is it?"}]}``; in place of ``image`` there may be ``path``, ``base64``
             or ``url`` with its data. A content that is text alone may be a string. Text that the model's tokenizer
             would take for a control token is passed on as text.
-        max_new_tokens: length at which answers are cut off, for all, or one for each conversation.
+        max_new_tokens: maximum number of tokens of an answer, for all or for each conversation.
 
     Returns:
-        The answers, without white space around them.
+        The answers, stripped of white space.
 
     Raises:
         FoveateError: there is no conversation, or one is longer than the model can read.
@@ -70,7 +70,7 @@ def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
 def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
     """Prepare left-padded model inputs for the next answer of each conversation; see `answer_batch`."""
     if not conversations:
-        raise FoveateError("there is no conversation to go on with.")
+        raise FoveateError("there is no conversation to answer.")
     plain = [_with_images(plain_messages(messages, processor)) for messages in conversations]
     images = [[part["image"] for part in _parts(messages) if part["type"] == "image"] for messages in plain]
     inputs = processor(
@@ -116,7 +116,7 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
             if message["role"] != "assistant" and not all(text.strip() in prompt for text in texts):
                 raise FoveateError(
                     f"the chat template of this model leaves out messages of the {message['role']}, such as "
-                    f"{reprlib.repr(''.join(texts))}; write what they say into the question."
+                    f"{reprlib.repr(''.join(texts))}; include their content in the question."
                 )
         return prompt
     if [message["role"] for message in messages] != ["user"]:
@@ -130,7 +130,7 @@ def as_plain_text(text: str, tokenizer: Any) -> str:
     """Break special tokens (placeholders, ends of turns) in `text` so that the tokenizer reads them as text.
 
     A space behind the first character of such a token breaks it: ``<image>`` becomes ``< image>``. Without it, a
-    question could stand for an image that is not there, or end the user's turn.
+    question could refer to an image that is not there, or end the user's turn.
     """
     special = set(tokenizer.all_special_tokens)
     special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -196,7 +196,7 @@ def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
         ids: ``(B, L)`` of the prompts.
 
     Returns:
-        For each sequence what became of the tokens of its images.
+        Image token counts of each sequence.
     """
     handle, config = handle_of(model), model.config
     token = image_token_of(config)

@@ -18,9 +18,9 @@ class Pooling:
     """Effect of content-adaptive pooling in one stage, as maps over the tokens that entered it.
 
     A stage turns the tokens x_s of a 2 x 2 window into y = sum_s a_s * x_s, with weights a_s of their own for every
-    channel. Where the tokens of a window are alike, any weights give the same y, so the weights alone say little; what
-    they change does. With m the mean of the window, y - m = sum_s (a_s - 1/4) * (x_s - m), and the effect of token s is
-    the length of its term along y - m.
+    channel. Where the tokens of a window are alike, any weights give the same y, so the weights alone are not
+    informative; what they change does. With m the mean of the window, y - m = sum_s (a_s - 1/4) * (x_s - m), and the
+    effect of token s is the length of its term along y - m.
 
     Attributes:
         stage: name of the stage.

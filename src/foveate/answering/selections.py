@@ -21,8 +21,8 @@ def selected(
     Returns:
         The report's own values; ``seen``; for every crop its ``kind``, ``grid``, ``box`` (fractions of what was seen),
         ``index`` (place of each cell of the grid among the tokens, -1 in padding), ``tokens`` and how many of them the
-        language model reads (``kept``: merged ones count where they stand); and, as places among the image's tokens,
-        ``kept`` (those that stand for themselves), ``merged`` (one mapping for each group: ``at``, where it stands, and
+        language model reads (``kept``: merged ones count at their position); and, as places among the image's tokens,
+        ``kept`` (those that are not merged), ``merged`` (one mapping for each group: ``at``, its position, and
         ``tokens``, its members), ``dropped`` and ``separators``. ``shares`` has every token's share in what it went
         into, or is None where the members of a group have equal ones. ``measured`` has what methods asked of each
         token: its ``kind``, the ``layer`` and ``values``. Every one of ``layers`` says which tokens it kept.
@@ -55,7 +55,7 @@ def selected(
 def placed(documents: list[dict[str, Any]], thumbnail_place: str | None, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Assign positions in the image (width, height) to tiles that have a budget of their own.
 
-    Models are not told how many rows and columns of tiles there are. Processors divide an image so that its tiles are
+    The grid of tiles is not part of the model's inputs. Processors divide an image so that its tiles are
     as nearly square as their number allows, which is how the division is found again.
     """
     if thumbnail_place is None or len(documents) < 2:

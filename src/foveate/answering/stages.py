@@ -27,8 +27,8 @@ class Stage:
         name: such as ``"patches"`` or ``"stage 1"``.
         grid: rows and columns of tokens, where the model keeps them as one grid.
         tokens: number of tokens.
-        size: pixels of the resized image ``(width, height)`` that one token stands for, where that is known.
-        detail: what made these tokens, in words.
+        size: pixels of the resized image ``(width, height)`` that one token covers, if known.
+        detail: description of how the tokens were made.
     """
 
     name: str

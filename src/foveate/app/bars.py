@@ -16,7 +16,7 @@ class Bar:
     Attributes:
         label: what it is.
         value: what it shows, in a unit of the caller's.
-        text: the value in words.
+        text: the formatted value.
         of: "full-model" or "plan".
     """
 
@@ -30,7 +30,7 @@ def token_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
     """Image tokens at every point of the model, with both answers next to each other."""
     labelled = [("full-model", stage) for stage in full_model.stages]
     if planned is not None:
-        # Stages that both have stand together; what only the plan has comes last.
+        # Stages of both answers are adjacent; those of the plan alone come last.
         plan_stages = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
         for number, stage in reversed(list(enumerate(full_model.stages))):
             if (same := plan_stages.pop((stage.name, number), None)) is not None:

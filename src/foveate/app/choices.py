@@ -20,7 +20,7 @@ class Choice:
     Attributes:
         name: its name in plans.
         title: title of its paper.
-        budget: "count": needs a budget; "optional": has a rule of its own; "none": takes no budget.
+        budget: "count": needs a budget; "optional": has its own rule; "none": takes no budget.
     """
 
     name: str

@@ -11,7 +11,7 @@ def python_line(image: str, question: str, plan: str | None, model: str | None =
     Args:
         image: file name of the image.
         question: what is asked.
-        plan: as text; None: the model as it is.
+        plan: as text; None: the full model.
         model: folder or Hub id; None: the embedded model.
     """
     named = "".join(f", {name}={value!r}" for name, value in (("model", model), ("plan", plan)) if value)

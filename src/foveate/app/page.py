@@ -25,13 +25,13 @@ STYLE = Path(__file__).with_name("style.css")
 
 #: Most pixels of an uploaded image, and most questions that wait for the model.
 MOST_PIXELS, MOST_WAITING = 50_000_000, 32
-#: Largest upload, and visitors whose pictures are remembered.
+#: Largest upload, and number of sessions whose images are kept.
 LARGEST_FILE, MOST_VISITORS = "32mb", 64
 
 _FONT = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 
-#: The state of one visitor: the pictures that the slider goes through.
+#: State of one session: the images of the slider.
 Seen = list[View]
 
 
@@ -73,7 +73,7 @@ def build(
         model: model and processor, without a plan.
         name: folder or Hub id of the model; None: the embedded one.
         offered: methods to choose from.
-        plan: the plan that stands there at first; by default that of the first method offered.
+        plan: the initial plan; by default that of the first method offered.
         examples: pairs of an image file and a question.
         max_new_tokens: length at which answers are cut off.
     """
@@ -148,7 +148,7 @@ def build(
                     type="filepath", sources=["upload", "clipboard"], label="Image", height=260, elem_id="image",
                     buttons=[],
                 )  # fmt: skip
-                # The file as it was sent: `open_image` reads it, and says what is wrong with it.
+                # The uploaded file is kept unchanged, and `open_image` validates it.
                 image.preprocess = lambda payload: None if payload is None else payload.path
                 question = gr.Textbox(label="Question", lines=1, max_lines=4, elem_id="question")
                 if examples:
@@ -214,21 +214,21 @@ def _opened(path: str | None) -> Any:
 def _checked(path: str | None, question: str, text: str) -> tuple[Any, Plan | None]:
     image = _opened(path)
     if not question.strip():
-        raise FoveateError("the question is empty: say in words what you want to know about the image.")
+        raise FoveateError("the question is empty; ask something about the image.")
     return image, Plan.of(text) if text.strip() else None
 
 
 def _notice(error: Exception) -> str:
     if not isinstance(error, FoveateError):
         log.error("a question failed", exc_info=error)
-        error = FoveateError(f"foveate failed: {type(error).__name__}. The terminal of the server says more.")
+        error = FoveateError(f"foveate failed: {type(error).__name__}. See the terminal of the server for details.")
     return f'<div class="notice" role="alert">{safe(" ".join(str(error).split()))}</div>'
 
 
 def _welcome() -> str:
     return (
         '<div class="answers"><div class="answer"><p class="small">Give an image and a question. Both answers, what '
-        "became of every token and where the time went will stand here.</p></div></div>"
+        "became of every token and where the time went appear here.</p></div></div>"
     )
 
 

@@ -14,12 +14,12 @@ from foveate.visualization.answer import stage_panel
 from foveate.visualization.canvas import ACCENT, TOKEN_TINT
 from foveate.visualization.selection import draw_tokens, joined, token_map
 
-#: Most pixels of a picture's width and height.
+#: Maximum width and height of an image in pixels.
 ROOM = (900, 900)
 #: Sources of a token that are named one by one.
 MOST_SOURCES = 12
 
-#: What methods ask of a token, in words.
+#: Descriptions of the measured values.
 MEASURED = {
     "cls_attention": "attention of [CLS]",
     "cls_logits": "attention of [CLS] before the softmax",
@@ -36,12 +36,12 @@ class View:
     Attributes:
         title: where in the model.
         caption: what is to be seen, in a sentence.
-        picture: the picture.
-        tokens: (height, width) the token under every pixel, -1 where there is none.
+        picture: the image.
+        tokens: (height, width) token under every pixel, or -1.
         grid: rows and columns of the tokens, where they are a stage's.
-        stage: what the picture shows, for a stage of the encoder.
+        stage: the stage of the encoder that is shown.
         effects: for a stage, how far each of the tokens that entered it draws its output (see `Pooling`).
-        document: what the plan did (`foveate.answering.selections.selected`), for a picture of it.
+        document: token selection of the plan (`foveate.answering.selections.selected`), if it is shown.
     """
 
     title: str
@@ -106,11 +106,11 @@ def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
     )
     if merged:
         counts += f", {len(document['merged'])} merged from {merged}"
-    counts += f"; {len(document['dropped'])} are left out (grey)."
+    counts += f"; {len(document['dropped'])} are dropped (grey)."
     if document["layers"]:
         last = document["layers"][-1]
         counts += (
-            f" Paler ones leave inside the language model; {last['tokens_kept']} are left at layer {last['layer']}."
+            f" Paler ones are dropped inside the language model; {last['tokens_kept']} remain at layer {last['layer']}."
         )
     if document["inert"]:
         counts = f"{NOTHING_LEFT_OUT.capitalize()}, {document['tokens_in']} of {document['tokens_in']}."
@@ -130,8 +130,8 @@ class Fact:
     Attributes:
         token: its place among the tokens of the view.
         title: which token it is.
-        lines: pairs of a name and what is said under it.
-        shown: tokens that the picture outlines: it, and what was merged with it.
+        lines: pairs of a name and its value.
+        shown: tokens that are outlined: the clicked one and those merged with it.
     """
 
     token: int
@@ -177,7 +177,7 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
         sources = ", ".join(f"{source} ({100 * parts[source]:.3g} %)" for source in first)
         lines.append(("sources", f"{sources}{more}"))
     elif token in document["kept"]:
-        lines += [("state", "kept as it is"), ("sources", f"{token} alone")]
+        lines += [("state", "kept unchanged"), ("sources", f"{token} alone")]
     else:
         lines.append(("state", "left out: the language model does not read it"))
     if token not in document["dropped"]:

@@ -29,8 +29,9 @@ NOTE = (
     "accuracy over that of the full model on the same questions, with a 95 % interval of the paired "
     "bootstrap. Agreement: "
     "share of answers equal to the full model's. Difficult: questions that the full model answers and "
-    "downsample at the same budget does not. Tokens kept: mean over the layers of the language model. Chats go on over "
-    "one cache: the image's tokens are those chosen at the first question."
+    "downsample at the same budget does not. Tokens kept: mean over the layers of the language model. Chats "
+    "continue over "
+    "one cache: image tokens are selected at the first question."
 )
 
 Progress = Callable[[int, int, str], object]
@@ -70,7 +71,7 @@ def answer_items(
     Args:
         model: As `foveate.load` returns it.
         processor: Of the model.
-        plan: Anything that `foveate.compress` takes; None or "full model": the model as it is.
+        plan: Anything that `foveate.compress` takes; None or "full model" for no plan.
         items: Such as `tasks.items` gives.
         batch_size: Items answered at once.
 
@@ -132,7 +133,7 @@ def run(
 
     Args:
         settings: What to measure.
-        path: JSON file of the result; the answers stand beside it in NAME.rows.jsonl, each as soon as its batch is
+        path: JSON file of the result; answers are written to NAME.rows.jsonl next to it, as soon as their batch is
             known. None: nothing is written.
         resume: Go on with the answers that are there.
         command: The command line, for the file.

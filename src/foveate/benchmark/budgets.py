@@ -8,7 +8,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.core.plan import Budget, Plan, all_methods
 
-#: What stands beside the plans of every budget.
+#: Controls at every budget.
 CONTROLS = ("random", "downsample")
 
 

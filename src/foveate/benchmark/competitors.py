@@ -51,7 +51,7 @@ class Geometry:
         blocks: Their blocks.
         stages: Blocks (0-based) after which ViT-UHD merges.
         table: Side of the table of positions of ViT-UHD and MoonViT; SigLIP2's has 16 x 16.
-        qwen_width: Width of Qwen2.5-VL's tower.
+        qwen_width: Width of Qwen2.5-VL's encoder.
         qwen_hidden: Width of its gated MLP.
         qwen_blocks: Its blocks.
         qwen_full: Its blocks with full attention; the others attend in windows of 112 px.
@@ -272,7 +272,7 @@ class Qwen25Tower(Competitor):
             fullatt_block_indexes=list(geometry.qwen_full),
         )
         self.encoder = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation=attention)
-        self.connector = nn.Identity()  # its merger is part of the tower
+        self.connector = nn.Identity()  # its merger is part of the encoder
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Flat patches, every frame twice as the processor gives them, and (1, rows, columns)."""
@@ -305,7 +305,7 @@ class Qwen25Tower(Competitor):
         return flops.attention([self.patches(pixels)] * len(self.geometry.qwen_full), self.geometry.qwen_width)
 
     def connector_flops(self, pixels: int) -> int:
-        """None: the merger is counted with the tower."""
+        """Return 0, since the merger is counted with the encoder."""
         return 0
 
 

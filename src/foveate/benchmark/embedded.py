@@ -35,7 +35,7 @@ from foveate.statistics import wilson_interval
 EASY_VQA = "easy_vqa"
 #: Answers of this length, in characters, count as "words and numbers of 1 to 8 characters".
 SHORT = range(1, 9)
-#: Tasks whose answer stands in the picture as text.
+#: Tasks whose answer appears in the image as text.
 READING = (
     "read_word",
     "read_line",
@@ -258,8 +258,8 @@ def main(
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Held-out questions per rendered task.")] = 500,
     easy_count: Annotated[int, typer.Option(min=1, help="Questions of easy-VQA's test split.")] = 9673,
-    difficulty: Annotated[float, typer.Option(min=0, max=1, help="Difficulty of the rendered pictures.")] = 1.0,
-    longest: Annotated[int, typer.Option(min=128, help="Longest side of the rendered pictures.")] = 640,
+    difficulty: Annotated[float, typer.Option(min=0, max=1, help="Difficulty of the rendered images.")] = 1.0,
+    longest: Annotated[int, typer.Option(min=128, help="Longest side of the rendered images.")] = 640,
     least: Annotated[float | None, typer.Option(min=4, help="Smallest height of capitals in pixels.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
 ) -> None:

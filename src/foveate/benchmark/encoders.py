@@ -46,7 +46,7 @@ CLAIMS = [
         "ratio": 1.9,
         "over": "qwen2.5-vl",
         "pixels": 1024,
-        "setting": "arXiv 2511.21150: whole models on a GPU (153.8 against 301.8 ms); compared here with the tower "
+        "setting": "arXiv 2511.21150: whole models on a GPU (153.8 against 301.8 ms); compared here with the encoder "
         "of Qwen2.5-VL before the same language model",
     },
 ]

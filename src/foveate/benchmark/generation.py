@@ -59,7 +59,7 @@ class Reply:
 
     Args:
         texts: Its answers, turn by turn.
-        tokens_in: Tokens of the item's images before anything is left out.
+        tokens_in: Tokens of the item's images before compression.
         tokens_kept: Tokens of them that the language model worked on, the mean over its layers.
     """
 
@@ -134,7 +134,7 @@ def _following(processor: Any, item: Item) -> tuple[Tensor, ...]:
             raise FoveateError(f"the chat template of this model takes no second turn: {error}") from error
         before, answer, after = prompt.rpartition(_ANSWER)
         if not answer or before.count(_ANSWER) != turn - 1 or not after:
-            raise FoveateError("the chat template of this model leaves out earlier answers, so no chat can go on.")
+            raise FoveateError("the chat template of this model drops earlier answers, so chats cannot be continued.")
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
         followings.append(torch.tensor(ids, dtype=torch.int64))
     return tuple(followings)
@@ -162,13 +162,13 @@ def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
 def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[str]:
     """Answer the later turns of one item over the cache of the first."""
     if model.config.is_encoder_decoder:
-        raise FoveateError("encoder-decoder models read every prompt anew, so no chat can go on.")
+        raise FoveateError("encoder-decoder models encode every prompt anew, so chats cannot be continued.")
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     texts = []
     for turn, following in enumerate(prepared.following, 1):
         sequences = output.sequences
-        if int(sequences[0, -1]) in ends:  # the cache does not hold it yet, and the template says how an answer ends
+        if int(sequences[0, -1]) in ends:  # the end token is not in the cache yet, and the template adds it
             sequences = sequences[:, :-1]
         ids = torch.cat([sequences, following.to(sequences.device)[None]], dim=1)
         limit = prepared.limits[0][turn]

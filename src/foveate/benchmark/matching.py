@@ -14,10 +14,10 @@ def normal(text: str) -> str:
 
     - Unicode is brought to its compatible form (NFKC), and case does not count.
     - White space at both ends goes; within, any of it is one blank.
-    - Quotes around the whole text and `. , ; : ! ?` at its end go.
+    - Quotes around the whole text and `. , ; : ! ?` at its end are removed.
     - A word that is a number loses commas between groups of three digits, zeros at the end of its decimals and a plus
       sign: 1,200.50, 1200.50 and +1200.5 are the same. Zeros at the front stay, for 007 is a code; so does every unit,
-      currency or per cent sign; a comma between other groups of digits stays as it is.
+      currency or per cent sign; a comma between other groups of digits is kept.
 
     Nothing else is taken away: "yes, it is" is not "yes", "12.40" is not "$12.40".
     """
@@ -26,7 +26,7 @@ def normal(text: str) -> str:
         shorter = text.rstrip(".,;:!? ")
         if len(shorter) > 1 and shorter[0] in _QUOTES and shorter[-1] in _QUOTES:
             shorter = shorter[1:-1].strip()
-        if shorter == text or not shorter:  # what is nothing but marks stays
+        if shorter == text or not shorter:  # a text of punctuation alone is kept
             break
         text = shorter
     return " ".join(map(_number, text.split()))

@@ -29,7 +29,7 @@ from foveate.models.next_scale import NextScaleConfig, NextScaleForImageGenerati
 from foveate.synthetic import class_pictures
 
 KIND = "next-scale"
-#: Bytes and time do not depend on weights: maps of a picture of 512 px as VAR has them, a narrower transformer.
+#: Bytes and time do not depend on weights: maps of an image of 512 px as in VAR, a narrower transformer.
 LARGE = "large"
 _LARGE = NextScaleConfig(
     image_size=512,
@@ -55,10 +55,10 @@ class NextScaleSettings:
         model: A folder that `foveate train-next-scale` wrote, or "large": random weights, for bytes and time only.
         plans: Plans of `compress_cache`.
         samples: Pictures that are drawn in a turn, of classes in turn.
-        held_out: Held-out pictures whose tokens are predicted; 0 for none.
+        held_out: Held-out images whose tokens are predicted; 0 for none.
         repeats: Timed turns after a warm-up.
         guidance: Of classifier-free guidance.
-        seed: Of the pictures, and of what random tokens are kept.
+        seed: Seed of the images and of the random control.
         threads: Threads of the CPU.
     """
 
@@ -108,16 +108,16 @@ def run(
     Args:
         settings: What to measure.
         path: JSON file.
-        resume: Return what the file has, if it is whole and of the same settings.
+        resume: Return the result in the file if it is complete and has the same settings.
         command: The command line, for the file.
-        picture: Also draw samples of all plans into this file.
+        picture: Also save a figure of samples of all plans.
         report: Told what is done.
 
     Returns:
         The document. Its rows have, for the full model and every plan: `kept_bytes` (the most that the cache holds
         between two maps), `peak_bytes` (with the map that is read), `maps` (bytes kept after each map), `seconds` of a
         turn; `equal` (share of tokens that are those of the full cache under the same seed) and `equal_by_map`,
-        `picture_mse` against the full cache's pictures (of [-1, 1]), and on held-out pictures, read map by map through
+        `picture_mse` against the full cache's images (in [-1, 1]), and on held-out pictures, read map by map through
         the cache: `nats` a token, `best_equal` (share of tokens whose most likely code is the full cache's).
     """
     if resume:
@@ -136,7 +136,7 @@ def _measure(
     model = load(settings.model)
     config = model.config
     profile = calibrate(model, seed=settings.seed + 1)  # not on the pictures that are compared
-    report(f"calibrated on {profile.samples} pictures")
+    report(f"calibrated on {profile.samples} images")
     plans = [FULL_MODEL]
     impossible: list[dict[str, str]] = []
     for plan in settings.plans:
@@ -189,7 +189,7 @@ def _measure(
         "versions": versions(),
         "settings": asdict(settings),
         "note": "Budgets are shares of the tokens that a full cache holds before the last map. Bytes are those of all "
-        "tensors that the cache holds, positions of ragged heads included, for the pictures of one turn with their "
+        "tensors that the cache holds, positions of ragged heads included, for the images of one turn with their "
         "unconditional halves.",
         "scales": config.scales,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -236,8 +236,8 @@ def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, colum
     Args:
         settings: Of the run.
         samples: What every plan drew.
-        path: The picture.
-        columns: At most so many of the first 16 pictures, evenly spread.
+        path: The file.
+        columns: At most so many of the first 16 images, evenly spread.
         larger: Pixels on the side of a pixel.
     """
     some = range(0, min(16, settings.samples), max(1, min(16, settings.samples) // columns))
@@ -272,7 +272,7 @@ def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], lis
     columns.append(("seconds", lambda row: f"{row['seconds']['median']:.3f}"))
     if any("equal" in row for row in rows):
         columns.append(("equal tokens, %", lambda row: f"{100 * row['equal']:.1f}"))
-        columns.append(("picture MSE", lambda row: f"{row['picture_mse']:.4f}"))
+        columns.append(("image MSE", lambda row: f"{row['picture_mse']:.4f}"))
     if any("nats" in row for row in rows):
         columns.append(("nats a token", lambda row: f"{row['nats']:.4f}"))
         columns.append(("same best, %", lambda row: f"{100 * row['best_equal']:.1f}"))

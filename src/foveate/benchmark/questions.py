@@ -43,7 +43,7 @@ class QuestionSettings:
         if not self.tasks:
             raise FoveateError("at least one task is needed.")
         if min(self.count, self.batch_size, self.threads or 1) < 1:
-            raise FoveateError("count, batch size and threads are whole numbers from 1 on.")
+            raise FoveateError("count, batch size and threads must be positive integers.")
         if self.dtype not in DTYPES:
             raise FoveateError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
         object.__setattr__(self, "tasks", tasks_of(self.tasks))

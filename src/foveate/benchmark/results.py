@@ -22,7 +22,7 @@ _RENAMED_KEYS = {
     "view": "preprocess",
 }
 
-#: What stands behind the tokens of a plan that left out none.
+#: Note on the token count of a plan that kept every token.
 INERT = "nothing left out"
 
 
@@ -86,7 +86,7 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
         path: The file.
         described: The settings, which must be those of the file.
         parts: Such as "rows".
-        kind: What the file must say that it is; None where results of this benchmark say nothing.
+        kind: Expected "kind" of the file; None if results of this benchmark have none.
 
     Raises:
         FoveateError: it is no such result, or was measured with other settings.

@@ -1,7 +1,7 @@
 """File of single answers next to a result, so that a run can be stopped and resumed.
 
-The first line says with which settings the answers were made. A later line is an answer; or says that a plan cannot run
-on a model; or that a task is finished. All lines of a batch are written at once; a kill loses the batch at work.
+The first line has the settings of the answers. Later lines are answers, plans that cannot run on a model, or finished
+tasks. All lines of a batch are written at once; a kill loses the current batch.
 """
 
 from __future__ import annotations
@@ -85,18 +85,18 @@ class Rows:
             try:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
-            except OSError as error:  # half a line may stand in the file now; --resume knows what to do with it
+            except OSError as error:  # the file may end in half a line, which --resume removes
                 raise FoveateError(f"{self.path} could not be written: {error.strerror}.") from error
 
     def _read(self, path: Path, head: dict[str, Any], resume: bool) -> None:
         entries, broken = _entries(path)
         if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
-            raise FoveateError(f"{path} holds no answers of this benchmark; choose another file.")
+            raise FoveateError(f"{path} has no answers of this benchmark; choose another file.")
         if len(entries) == 1:  # a run that failed before its first answer
             write_text(path, json.dumps(head) + "\n")
             return
         if not resume:
-            raise FoveateError(f"{path} holds answers already; --resume goes on with them, or choose another file.")
+            raise FoveateError(f"{path} has answers already; continue with --resume, or choose another file.")
         file_settings, settings = entries[0]["settings"], head["settings"]
         if file_settings != settings:
             different = ", ".join(

@@ -75,9 +75,9 @@ class ServingSettings:
             raise FoveateError(f"{self.dialect!r} is no kind of server; possible are {', '.join(DIALECTS)}.")
         for name, value in (("turns", self.turns), ("side", self.side), ("requests", self.requests)):
             if value < 1:
-                raise FoveateError(f"{name} is a whole number from 1 on, not {value}.")
+                raise FoveateError(f"{name} must be a positive integer, not {value}.")
         if not self.clients or min(self.clients) < 1:
-            raise FoveateError("numbers of clients are whole numbers from 1 on.")
+            raise FoveateError("numbers of clients must be positive integers.")
         if self.new_tokens < 2:
             raise FoveateError("answers need two tokens at least, for the time between tokens.")
 
@@ -109,7 +109,7 @@ def run(
         path: The JSON file.
         command: Is noted in it.
         note: What a reader must know of the machine, likewise.
-        report: Is told what was measured.
+        report: Called with progress messages.
 
     Raises:
         FoveateError: there is no such server, or it refuses or fails to answer a request.
@@ -142,7 +142,7 @@ async def _run(
                     )
     except openai.OpenAIError as error:
         reason = getattr(error, "message", None) or str(error)
-        raise FoveateError(f"the server at {settings.url} did not answer as asked: {reason}") from error
+        raise FoveateError(f"the server at {settings.url} did not answer correctly: {reason}") from error
     finally:
         await client.close()
     described = {name: value for name, value in asdict(settings).items() if name != "api_key"}
@@ -175,7 +175,7 @@ async def _turn(
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:  # one has failed: the others need not go on
+        for task in tasks:  # one has failed, so the others can stop
             task.cancel()
     spent = time.perf_counter() - start
     gaps = [answer.gap for answer in answers if answer.gap is not None]

@@ -31,7 +31,7 @@ EASY_VQA, CHAT, DETAIL = "easy_vqa", "chat", "detail"
 #: The first two questions of every chat in the other order.
 SWAPPED = "chat_swapped"
 
-#: Tasks by what they ask for; the names can stand wherever a task is named.
+#: Groups of tasks; their names can be used wherever a task is named.
 GROUPS: dict[str, tuple[str, ...]] = {
     "reading": (
         "read_word",
@@ -62,7 +62,7 @@ CHAT_PAGES = ("shape_colour", "read_field", "shape_kind", "table_cell", "receipt
 DETAIL_PAGES = ("read_field", "table_cell", "receipt_total", "menu", "chart_value")
 #: Capitals on these pages are at most the longest side allowed divided by this.
 SMALL_TYPE = 50
-#: The least longest side leaves so much room above the smallest capitals that are drawn: with none, no page has them.
+#: Margin of the least longest side above the smallest capitals that are drawn; without it no page has them.
 _ROOM = 1.06
 
 #: Pages of one question are drawn with their number as seed, as `foveate.benchmark.embedded` does; where pages are
@@ -82,7 +82,7 @@ class Item:
         index: Number within it.
         images: Shown before the first question.
         turns: Question and right answer of every turn.
-        system: What a system turn before the first question says; "" for none.
+        system: Text of a system turn before the first question; "" for none.
     """
 
     task: str

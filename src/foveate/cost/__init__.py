@@ -1,7 +1,7 @@
 """Analytical cost of a model: FLOPs and KV cache of one image and one prompt, with or without a plan.
 
-Nothing is loaded and nothing runs. `shapes` reads a configuration, `preprocessing` says what becomes of an image,
-`schedule` how many visual tokens every layer reads, `cost` counts; `papers` holds published numbers beside those
+No model is loaded or run. `shapes` reads a configuration, `preprocessing` computes the patches and tokens of an image,
+`schedule` the number of visual tokens in every layer, `cost` counts; `papers` holds published numbers beside those
 counted here.
 """
 

@@ -48,7 +48,7 @@ class Cost:
         parts: Operations to the first token of the answer, by part.
         decode: Operations of the next token, with the prompt in the cache.
         cached: Numbers in the cache after the prompt, keys and values of all layers.
-        cached_image: Of these, numbers that stand for the image.
+        cached_image: Of these, numbers of image tokens.
     """
 
     parts: dict[str, int]

@@ -21,7 +21,7 @@ from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, tokens_per_layer
 from foveate.cost.shapes import Connector, Model, shape_of
 
-#: Tokens of text where a paper does not say: LLaVA's system prompt and a question of a benchmark.
+#: Text tokens if a paper does not state them: LLaVA's system prompt and a question of a benchmark.
 TEXT = 64
 #: Other lengths that are tried.
 SPAN = (32, 128)
@@ -41,7 +41,7 @@ class Claim:
 
     Args:
         paper: Name of the method.
-        source: Where the number stands.
+        source: Place of the number in the paper.
         what: What it is the cost of.
         published: As printed.
         ours: As counted.
@@ -161,7 +161,7 @@ def _fastv() -> Iterator[Claim]:
             yield Claim(
                 "FastV",
                 f"arXiv 2403.06764, {source}",
-                f"LLaVA-1.5-{size}, {kept}: share of the FLOPs that is left",
+                f"LLaVA-1.5-{size}, {kept}: remaining share of the FLOPs",
                 published,
                 100 * after.total / before.total,
                 "%",

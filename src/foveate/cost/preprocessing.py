@@ -1,6 +1,6 @@
 """Preprocessing rules: patches and language-model tokens of an image by its size.
 
-The rules are those of the processors; where `transformers` has the rule as a function, that function is asked.
+The rules are those of the processors; if `transformers` has a function for a rule, it is called.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def processed_image(config: Any, width: int, height: int, images: Any = None) ->
         config: The model's configuration, of a family in `shapes.families()`.
         width: In pixels.
         height: In pixels.
-        images: The model's image processor; the released settings where there is none.
+        images: The model's image processor; released settings by default.
 
     Raises:
         FoveateError: the size is no size, or the family has no rule here.
@@ -82,7 +82,7 @@ def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage
     rows, columns = (length // tile for length in select_best_resolution((height, width), points))
     side = tile // patch
     high, wide = side * rows, side * columns
-    if width / height > wide / high:  # the padding above and below is left out
+    if width / height > wide / high:  # the padding above and below is cropped
         high -= (high - int(round(height * (wide / width), 7))) // 2 * 2
     else:
         wide -= (wide - int(round(width * (high / height), 7))) // 2 * 2

@@ -46,7 +46,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
         layers: Layers of the decoder.
 
     Raises:
-        FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or stands after a
+        FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or comes after a
             step that acts later.
     """
     at: dict[int, list[Step]] = {}
@@ -71,7 +71,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
             tokens = step.count(tokens) or tokens
             continue
         if isinstance(method, AttentionMethod):
-            continue  # changes who sees whom; every token goes on
+            continue  # changes the attention mask; keeps every token
         acts = step.layers or method.layers(layers)
         if list(acts) != sorted(set(acts)) or acts[0] < latest:
             raise FoveateError(

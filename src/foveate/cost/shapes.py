@@ -101,7 +101,7 @@ class Model:
         kind: `model_type` of its configuration.
         text: Its decoder.
         vision: Its encoder; None where foveate has no formula for it.
-        connector: What stands between; None where there is no encoder.
+        connector: Connector; None without encoder.
     """
 
     kind: str
@@ -113,7 +113,7 @@ class Model:
 def shape_of(config: Any) -> Model:
     """Read the dimensions of a model from its `transformers` configuration.
 
-    An encoder of a family without a formula is left out: then only the language model can be counted.
+    An encoder of a family without a formula is omitted, so that only the language model can be counted.
 
     Raises:
         FoveateError: the decoder is not one whose every layer attends and has one MLP.

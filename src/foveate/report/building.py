@@ -31,23 +31,23 @@ def build(
     """Build a report from result files.
 
     Nothing is written before all files have been read. Pictures are kept between runs; pages and plots are written
-    beside and then moved, the page over everything last.
+    in a temporary folder and then moved, the overview last.
 
     Args:
         paths: Files of `foveate bench accuracy`, `speed`, `joint`, and of the earlier `bench selection`.
         folder: Of the report; it is made if need be.
         title: Of the page.
-        pictures: Whether methods have pictures of what they keep.
+        pictures: Whether to draw the tokens that methods keep.
         pictures_models: Folders or Hub ids of models that make them, or "embedded", which is the default; a method is
             shown on the first of them that can follow it.
-        redraw: Make all pictures anew.
+        redraw: Redraw all images.
         report: Called with a line about everything begun.
 
     Returns:
         What was made: `page`, `pages`, `plots`, `pictures` (drawn, found, impossible) and `rows` by kind.
 
     Raises:
-        FoveateError: a file cannot be reported, the folder is somebody else's, or matplotlib is missing.
+        FoveateError: a file cannot be reported, the folder holds other files, or matplotlib is missing.
     """
     results = read(paths)
     _check_folder(folder)

@@ -33,7 +33,7 @@ class Point:
         y: Accuracy, 0 to 1.
         low: Lower end of its interval.
         high: Upper end.
-        said: The point in words.
+        description: Text for tooltips and screen readers.
     """
 
     plan: str
@@ -71,7 +71,7 @@ class Chart:
     Args:
         name: Of its file.
         model: It is about.
-        title: What stands above it.
+        title: Title above the chart.
         x_label: Below it.
         points: In any order.
         seconds: Whether x is a time.
@@ -90,11 +90,11 @@ class Chart:
         """Compute axis limits with some margin around all points."""
         low, high = (pick(point.x for point in self.points) for pick in (min, max))
         pad = max((high / low) ** 0.07, 1.04) if self.log else 1.0
-        room = 0 if self.log else 0.07 * (high - low) or 0.5 * high or 1
-        object.__setattr__(self, "_x", (low / pad - room, high * pad + room))
+        margin = 0 if self.log else 0.07 * (high - low) or 0.5 * high or 1
+        object.__setattr__(self, "_x", (low / pad - margin, high * pad + margin))
         bottom, top = (pick(point.y for point in self.points) for pick in (min, max))
-        room = max(0.08 * (top - bottom), 0.01)
-        object.__setattr__(self, "_y", (max(bottom - room, -0.02), min(top + 1.6 * room, 1.05)))
+        margin = max(0.08 * (top - bottom), 0.01)
+        object.__setattr__(self, "_y", (max(bottom - margin, -0.02), min(top + 1.6 * margin, 1.05)))
 
     @property
     def log(self) -> bool:
@@ -215,7 +215,7 @@ def _by_model(results: Results) -> dict[str, list[dict[str, Any]]]:
 def _times(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, float]]:
     """Seconds to the first token by device and plan, at the smallest batch of each device.
 
-    Plans are measured in groups, each beside the full model. What differs between groups is the machine's other
+    Plans are measured in groups, each with the full model. What differs between groups is the machine's other
     work, so a plan's time is the full model's median over all groups, divided by the speed-up within its own.
     """
     times: dict[str, dict[str, float]] = {}

@@ -38,7 +38,7 @@ GROUPS: dict[str, Group] = {
     )
 }
 
-#: Kinds of needs that look at what is asked.
+#: Kinds of needs that depend on the question.
 _PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 

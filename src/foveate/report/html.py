@@ -20,7 +20,7 @@ class Column:
     Args:
         title: At its top.
         hint: What it means, where the title is too short for it.
-        number: Whether it holds numbers: they stand to the right, and the largest comes first when sorted.
+        number: Whether it is numeric: right-aligned, and sorted with the largest first.
         rising: Whether the smallest number comes first when sorted.
         class_: Of its cells.
     """
@@ -37,13 +37,13 @@ class Cell:
     """A cell of a table.
 
     Args:
-        text: What it says.
+        text: Content.
         value: What it is sorted by; the text where it is None.
         small: A remark behind the text.
         link: Address.
         tint: Percent of the colour of a loss; negative: of a gain.
-        best: Whether it is to stand out.
-        group: Family whose mark stands before the text.
+        best: Whether it is highlighted.
+        group: Family whose marker precedes the text.
     """
 
     text: str

@@ -31,11 +31,11 @@ IMAGES: tuple[tuple[str, int, tuple[int, int], str], ...] = (
 )
 DIFFICULTY = 0.2
 EMBEDDED = "embedded"
-#: Pixels of the longer side of a picture; tokens written of an answer.
+#: Longer side of an image in pixels; maximum number of tokens of an answer.
 SIDE, ANSWER = 448, 16
-#: What is kept in pictures where a plan needs a budget.
+#: Budget of plans that need one.
 BUDGET = "25%"
-_FORM = 3  # of the files; a change of it makes all pictures anew
+_FORM = 3  # version of the files; changing it redraws all images
 _OURS = re.compile(r"[a-z0-9+-]+-[0-9a-f]{10}(-\d)?\.(webp|json)")
 
 
@@ -44,12 +44,12 @@ class Picture:
     """One image under one plan.
 
     Args:
-        file: Name of the picture.
+        file: File name.
         size: Its width and height in pixels.
         shows: What the image shows.
         question: That was asked about it.
         expected: The right answer.
-        answer: What the model said.
+        answer: Answer of the model.
         tokens_in: Tokens of the image.
         tokens_kept: That the language model read.
         last: That its last layers still had, where tokens leave inside it.
@@ -91,8 +91,8 @@ class Gallery:
     """Cache of albums, which draws missing ones.
 
     Args:
-        folder: Of the pictures.
-        models: Folders, Hub ids or "embedded"; the embedded model where there is none. Each plan is shown on the first
+        folder: Folder of the images.
+        models: Folders, Hub ids or "embedded"; the embedded model by default. Each plan is shown on the first
             model that can follow it.
         again: Draw everything anew.
         report: Called with a line about every plan that is drawn.
@@ -129,7 +129,7 @@ class Gallery:
         described = self.folder / f"{stem}.json"
         album = None if self.again else _stored(described)
         if album is None:
-            self.report(f"pictures of {plan or 'the images'} on {model or EMBEDDED}")
+            self.report(f"images of {plan or 'the images'} on {model or EMBEDDED}")
             album = self._draw(plan, model, stem)
             write(described, json.dumps(asdict(album), indent=1, ensure_ascii=False).encode() + b"\n")
             self.drawn += 1

@@ -20,7 +20,7 @@ from foveate.report.texts import FRONT, KEPT, NO_TIMES, PROTOCOL
 
 #: Folders of a report.
 METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"
-#: Methods that stand beside each method on its page.
+#: Controls on the page of each method.
 BESIDE = ("random", "random-decoder", "downsample")
 
 
@@ -85,8 +85,8 @@ class Report:
         body = [
             tag("h1", text(self.title)),
             paragraph(
-                f"{', '.join(counted)}. Every number comes from the result files named at the end; beside every method "
-                "stand the full model, random tokens and a smaller image."
+                f"{', '.join(counted)}. Every number comes from the result files named at the end; every method is "
+                "compared with the full model, random tokens and a smaller image."
             ),
             tag("nav", *(tag("a", text(title), href=f"#{key}") for key, title, _ in sections), aria_label="Sections"),
             self._filter(),
@@ -138,7 +138,8 @@ class Report:
         if not inner:
             return ""
         words = (
-            "The first of many plans is partly lucky: those named at the end of a row cannot be told from it by their "
+            "The first of many plans is partly lucky: those named at the end of a row cannot be distinguished "
+            "from it by their "
             "intervals. Where the smaller image or random tokens are as good, no method is needed."
         )
         return paragraph(words) + _filtered(inner)
@@ -183,7 +184,7 @@ class Report:
             return ""
         words = (
             "Pages drawn by the project's generator from its held-out split. The page of every method shows what "
-            f"it keeps of them; here is what {_model(album)} says when it reads all tokens."
+            f"it keeps of them; here are the answers of {_model(album)} with all tokens."
         )
         return paragraph(words) + _pictures(album, address(PICTURES))
 
@@ -225,7 +226,7 @@ class Report:
         ]
         if figures:
             body.append(tag("h2", f"{text(method)} among the others") + tag("div", *figures, class_="charts"))
-        comparison = "beside the full model, random tokens and a smaller image"
+        comparison = "compared with the full model, random tokens and a smaller image"
         shown = [
             ("Accuracy", tables.accuracy(results, link, caption=f"Accuracy {comparison}")),
             ("", tables.breakdown(results, link, groups=True, caption="Accuracy by kind of question")),

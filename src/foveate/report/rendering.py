@@ -31,7 +31,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
 
     Args:
         chart: What to draw.
-        chosen: Plans of this method stand out, all others are small and grey; nothing has a name then.
+        chosen: Highlighted method; other plans are small and grey, and no plan is labelled.
     """
     parts = [_axes(chart)]
     full_model = [point for point in chart.points if point.plan == FULL_MODEL]
@@ -70,9 +70,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
 
 def _description(chart: Chart) -> str:
     """Describe the chart in words for screen readers."""
-    return (
-        f"{chart.title}. Pareto front, from the cheapest on: {'; '.join(point.description for point in chart.front)}."
-    )
+    return f"{chart.title}. Pareto front, by increasing cost: {'; '.join(point.description for point in chart.front)}."
 
 
 def _mark(marker: str) -> str:

@@ -147,7 +147,7 @@ def read(paths: Sequence[Path]) -> Results:
             if key in sources:
                 raise FoveateError(
                     f"{kind} of {row['plan']} on {row['model']} is in {sources[key]} and again in {path}; "
-                    "numbers of two runs cannot stand under one name."
+                    "numbers of two runs cannot share one name."
                 )
             sources[key] = path
         results.sources.append(_source(document, kind, path))
@@ -177,7 +177,7 @@ def _document(path: Path) -> tuple[dict[str, Any], str]:
         document = read_results(path)
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
     except (ValueError, RecursionError) as error:
-        hint = " (rows of single questions lie beside the result, whose name ends in .json)"
+        hint = " (this file has the answers to single questions; give the result, whose name ends in .json)"
         raise FoveateError(f"{path} is no JSON{hint if path.suffix == '.jsonl' else ''}: {error}") from error
     rows = document.get("rows") if isinstance(document, dict) else None
     if not isinstance(rows, list):
@@ -222,7 +222,7 @@ def _checked(row: Any, kind: str, where: str) -> dict[str, Any]:
         _check(checked[name], _maybe(check), name, where)
     for name, parts in _INNER[kind].items():
         if checked[name] is None:
-            if name == "difficult":  # it says itself whether there is any
+            if name == "difficult":  # absent if there are no difficult questions
                 continue
             checked[name] = {}
         inner = dict.fromkeys(parts) | checked[name]

@@ -14,7 +14,7 @@ from foveate.report.html import Cell, Column, Row, table
 from foveate.report.results import ALL, FULL_MODEL, GROUP, Results
 
 Link = Callable[[str], str]
-#: What stands where nothing was measured.
+#: Text of cells without a measurement.
 NONE = Cell("–")
 #: A column that is hidden where one model is shown.
 MODEL = Column("model", number=False, class_="m")

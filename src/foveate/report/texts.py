@@ -22,14 +22,14 @@ PROTOCOL: tuple[Passage, ...] = (
         "Questions",
         ("accuracy", "joint"),
         "Every plan is asked the same questions about the same images: pages drawn by the project's generator from its "
-        "held-out split, public test sets, and files of one's own. Answers are written greedily. An answer is right "
+        "held-out split, public test sets, and files of your own. Decoding is greedy. An answer is right "
         "when it equals the expected one after normalisation; nothing is judged by another model.",
     ),
     Passage(
         "Intervals",
         ("accuracy", "joint"),
-        "Behind an accuracy stands its 95 % interval. Accuracy relative to the full model has a paired bootstrap "
-        "interval: both models are drawn with the same questions. With many plans beside each other the best one is "
+        "Accuracies are given with 95 % intervals. Accuracy relative to the full model has a paired bootstrap "
+        "interval: both models are drawn with the same questions. Among many plans the best one is "
         "partly lucky; where intervals overlap, take the plan that is cheaper or simpler.",
     ),
     Passage(
@@ -42,7 +42,7 @@ PROTOCOL: tuple[Passage, ...] = (
     Passage(
         "Controls",
         ("accuracy", "speed", "joint"),
-        "Beside every plan stand the full model, tokens drawn at random, and the image scaled down to as many "
+        "Controls are the full model, tokens drawn at random, and the image scaled down to as many "
         "tokens. A method has to be better than random tokens and than the smaller image to be worth its code.",
     ),
     Passage(
@@ -75,6 +75,6 @@ FRONT = (
 )
 NO_TIMES = "No model has both accuracy and time of the same plans, so accuracy is not drawn against time."
 KEPT = (
-    "Tokens that stay show the image as it is; pale ones were left out; tinted areas were merged into one token each; "
+    "Kept tokens show the image unchanged; pale ones were dropped; tinted areas were merged into one token each; "
     "tokens that leave inside the language model fade."
 )

@@ -32,7 +32,7 @@ from foveate.serving.result import Result, usage_of
 from foveate.serving.sources import Sources
 
 log = logging.getLogger("foveate.serving")
-#: Seconds between two looks whether a client that waits for a whole answer is still there.
+#: Seconds between two checks whether a client that waits for a complete answer is still connected.
 _LOOK = 0.2
 #: Headers of an answer: that fewer tokens were possible than were asked for, and which fields changed nothing.
 CLAMPED, IGNORED = "x-foveate-max-tokens", "x-foveate-ignored"
@@ -192,7 +192,7 @@ def build(
         with contextlib.ExitStack() as ending:
             ending.callback(done)
             inbox = await _begin(body, engine, sources, plan, share, jobs)
-            # What fails before the first token is still an error with a status of its own, streamed or not.
+            # A failure before the first token is still reported by an error status, streamed or not.
             _, begun = await _take(request, inbox)
             headers = _report_headers(body, begun)
             if body.stream:

@@ -50,7 +50,7 @@ from foveate.serving.metrics import Metrics
 from foveate.serving.result import Result
 
 log = logging.getLogger("foveate.serving")
-_FAILED = "the model of this server has failed, and no request can be answered; the server's log says why."
+_FAILED = "the model of this server has failed, and no request can be answered; see the server's log."
 #: After these a GPU answers nothing more in this process; older versions of torch have no name for them.
 _DEVICE_FAULTS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
@@ -61,13 +61,13 @@ class Job:
 
     Args:
         messages: As `transformers` takes them, with PIL images.
-        plan: Of the visual tokens; None: the model as it is.
+        plan: Plan of token compression; None: the full model.
         limit: Tokens that the answer may have; None: as many as the server allows and the model has positions for.
         sampling: How they are drawn.
         stops: Texts that end it.
         deliver: Called from the engine's thread with `FirstToken`, with pieces of text, then once with a `Result` or an
             exception.
-        streamed: Whether somebody sees the pieces: an answer of which some was seen cannot begin again elsewhere.
+        streamed: Whether pieces are delivered as they are made: a partly delivered answer cannot restart elsewhere.
         arrived: When it was complete, on `time.monotonic`.
     """
 

@@ -16,7 +16,7 @@ class FieldError(FoveateError):
 
     Args:
         field: Which, as in `messages[0].content[1].image_url.url`.
-        reason: What is wrong with it and what is possible; or an error that says it.
+        reason: What is wrong and what is possible, or an error with that message.
     """
 
     def __init__(self, field: str, reason: str | FoveateError) -> None:

@@ -28,7 +28,7 @@ class Sampling:
         temperature: 0, or what is nearly 0, takes the likeliest token.
         top_p: Of the likeliest tokens that together have this probability one is drawn.
         seed: None draws anew every time.
-        told: Likeliest tokens that are told beside every token of the answer; None: no probabilities at all.
+        top_logprobs: Number of alternatives per token; None: no log probabilities.
     """
 
     temperature: float = 0.0
@@ -84,7 +84,7 @@ class Piece:
 class GenerationState:
     """Text of one answer during generation.
 
-    White space at both ends is left out, as `foveate.ask` does; text that may be the beginning of a stop text is held
+    White space at both ends is removed, as `foveate.ask` does; text that may be the beginning of a stop text is held
     back until it is known not to be.
 
     Args:

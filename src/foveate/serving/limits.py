@@ -21,7 +21,7 @@ class Limits:
         pixels: Pixels of one image; checked before it is decoded.
         characters: Characters of text of a request.
         tokens: Tokens of an answer, and the number where a request names none.
-        queue: Requests that wait for the model; one more is told to come again.
+        queue: Maximum number of waiting requests; others are asked to retry.
         batch: Requests that are answered at once.
         batch_pixels: Pixels of the images that are encoded at once; a single request may have more.
         memory: Bytes of bodies and decoded images that are held for all requests.

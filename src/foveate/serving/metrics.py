@@ -12,7 +12,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Metrics of one server, in a registry of its own.
+    """Metrics of one server, in a separate registry.
 
     Args:
         waiting: Gives the number of requests in the queue.
@@ -42,13 +42,13 @@ class Metrics:
         )
         self.ttft = Histogram(
             "foveate_time_to_first_token_seconds",
-            "From the whole request to the first token.",
+            "From the complete request to the first token.",
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.duration = Histogram(
             "foveate_request_seconds",
-            "From the whole request to the last token.",
+            "From the complete request to the last token.",
             buckets=_SECONDS,
             registry=self.registry,
         )

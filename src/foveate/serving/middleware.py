@@ -22,7 +22,7 @@ class Guard:
     """Middleware that aborts requests with oversized or slow bodies, and responses that nobody reads.
 
     Args:
-        app: What stands behind.
+        app: The wrapped application.
         limits: Of the server.
         held: Counts the bytes of bodies while they are in memory.
     """

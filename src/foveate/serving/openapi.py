@@ -17,7 +17,7 @@ from foveate.serving.responses import Chunk, Completion, ErrorBody
 _REFS = "#/components/schemas/"
 _NEUTRAL = "Accepted where it asks for what happens anyway."
 _ERRORS = {
-    400: "The request cannot be served; the sentence says why, and `param` which field.",
+    400: "The request cannot be served; the message says why, and `param` names the field.",
     401: "A valid API key is needed.",
     404: "There is no such model.",
     408: "The request was not complete in time.",

@@ -25,7 +25,7 @@ from foveate.serving.fields import REASONS, FieldError, path, problem, without_e
 
 #: Deepest nesting of a body; messages need five.
 DEEPEST = 32
-#: Texts that may end an answer, and the likeliest tokens that may be told beside each of it: as many as at OpenAI.
+#: Maximum numbers of stop texts and of alternatives per token, as in OpenAI's API.
 MOST_STOPS, MOST_TOP = 4, 20
 
 
@@ -43,7 +43,7 @@ class ImageURL(_Strict):
 
     url: str
     detail: Literal["auto", "low", "high", "original"] = Field(
-        default="auto", description="Changes nothing: the plan says how many tokens are read."
+        default="auto", description="No effect: the plan determines the number of tokens."
     )
 
 
@@ -95,7 +95,7 @@ class Message(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _answers_without_content(cls, value: Any) -> Any:
-        # What clients send back of an answer: its text may be null, beside a refusal or not.
+        # Answers that clients send back: the text may be null, with or without a refusal.
         if isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None:
             refusal = value.get("refusal")
             rest = {name: item for name, item in value.items() if name not in ("content", "refusal")}
@@ -163,9 +163,7 @@ class ChatRequest(_Strict):
     ] = Field(default=None, description="At which an answer ends.")
     n: int | None = Field(default=None, ge=1, description="Answers; the one with number i is drawn with seed + i.")
     logprobs: bool | None = Field(default=None, description="Log probabilities of the tokens, before temperature.")
-    top_logprobs: int | None = Field(
-        default=None, ge=0, le=MOST_TOP, description="So many of the likeliest beside each."
-    )
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP, description="Number of alternatives per token.")
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: Annotated[ResponseFormat | None, BeforeValidator(_format)] = None
@@ -258,7 +256,7 @@ def parse(body: bytes) -> ChatRequest:
     """Parse and validate a request body.
 
     Raises:
-        FoveateError: it is no JSON, or says what cannot be done; the sentence names the field.
+        FoveateError: it is no JSON, or asks for something unsupported; the message names the field.
     """
     try:
         document = json.loads(body, parse_constant=_no_constant)
@@ -290,9 +288,9 @@ def _check(request: ChatRequest) -> None:
             if isinstance(part, RefusalPart) and message.role != "assistant":
                 raise FieldError(place, "only the assistant refuses.")
     if len({request.max_tokens, request.max_completion_tokens} - {None}) > 1:
-        raise FieldError("max_tokens", "it says something else than max_completion_tokens; leave one of them out.")
+        raise FieldError("max_tokens", "it differs from max_completion_tokens; remove one of them.")
     if request.top_logprobs and not request.logprobs:
-        raise FieldError("top_logprobs", "it needs logprobs: true beside it.")
+        raise FieldError("top_logprobs", "it needs logprobs: true.")
 
 
 def _no_constant(name: str) -> Any:
@@ -316,7 +314,7 @@ def plan_of(requested: Compression | None, default: Plan | None) -> Plan | None:
     """Return the plan of a request.
 
     Args:
-        asked: What it says.
+        requested: Compression options of the request.
         default: The server's plan.
 
     Raises:

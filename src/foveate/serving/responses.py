@@ -23,7 +23,7 @@ class PromptTokens(BaseModel):
 class VisualTokenUsage(BaseModel):
     """Visual token counts before and after compression."""
 
-    plan: str | None = Field(description="As text; null: the model as it is.")
+    plan: str | None = Field(description="As text; null: the full model.")
     visual_tokens: int = Field(description="Before the plan.")
     visual_tokens_read: int | float = Field(description="That the language model worked on, the mean over its layers.")
     visual_tokens_saved: int | float = Field(description="visual_tokens less visual_tokens_read.")

@@ -15,12 +15,12 @@ class Result:
     """Complete answer.
 
     Args:
-        text: The whole text.
+        text: Complete text.
         reason: "stop", "length" or "cancelled".
         prompt_tokens: Tokens of the shortened prompt that the language model reads.
         completion_tokens: Tokens written.
         images: What became of the visual tokens.
-        plan: The plan as text, None for the model as it is.
+        plan: The plan as text, or None for the full model.
         chances: How likely each token was, where that was asked for.
     """
 

@@ -28,7 +28,7 @@ def confirm(
         depth: Layers of the language model.
 
     Returns:
-        "plan", its numbers, "met", "sure" (the whole interval lies above the least accuracy; None where there is none),
+        "plan", its numbers, "met", "sure" (the interval lies above the minimum accuracy; None without one),
         and "controls": for each its numbers and by how much the plan is better, with a 95 % interval.
     """
     numbers = _numbers(plan, items, answers, costs, settings)
@@ -58,7 +58,7 @@ def confirm(
 def controls_of(plan: str, numbers: dict[str, Any], depth: int) -> list[str]:
     """Return the controls of a plan: random tokens, and the smaller image.
 
-    The image is as small as the plan's budget says. For plans inside the language model, and where a rule of the plan's
+    The image is reduced to the plan's budget. For plans inside the language model, and where a rule of the plan's
     own decides, it is that of the share of tokens that the plan kept, the mean over the layers.
 
     Args:

@@ -21,7 +21,7 @@ class Costs:
     """Measurements of plans on a few items, one at a time, alternating with the full model.
 
     What else the machine does falls on both alike, so the ratio of two times that were taken right after each other
-    says more than either of them.
+    is more informative than either of them.
 
     Args:
         model: The model.

@@ -9,7 +9,7 @@ from typing import Any
 from foveate.core.errors import FoveateError
 from foveate.tune.goal import Goal
 
-#: Plans of the front that are named beside the picture.
+#: Plans of the front that are listed next to the plot.
 _NAMED = 14
 
 
@@ -46,7 +46,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
     least = document["settings"]["min_accuracy"]
     if least is not None:
         sentences.append(
-            f"The whole interval of its relative accuracy lies above {least:.4g}."
+            f"The interval of its relative accuracy lies above {least:.4g}."
             if best["sure"]
             else f"The interval of its relative accuracy reaches below {least:.4g}: to be sure, more questions "
             "(--count) are needed."
@@ -62,9 +62,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
     goal = Goal(document["settings"]["target_ttft"], least)
     for control in best["controls"]:
         if "reason" not in control and control["cost"] < best["cost"] and goal.met(control["cost"], control["score"]):
-            sentences.append(
-                f"{control['plan']}, only a control, meets the goal too, and costs less: look at it first."
-            )
+            sentences.append(f"{control['plan']}, only a control, meets the goal too, and costs less: prefer it.")
     return [*sentences, *_weak(document)]
 
 
@@ -89,11 +87,11 @@ def _weak(document: dict[str, Any]) -> list[str]:
     if numbers is None or numbers["accuracy"] > numbers["majority"]:
         return []
     sentence = (
-        f"The full model itself is right in {numbers['accuracy']:.1%} only, and who always gives the most frequent "
+        f"The full model itself has an accuracy of {numbers['accuracy']:.1%} only, and always giving the most frequent "
     )
     return [
         sentence
-        + f"answer in {numbers['majority']:.1%}: what is left of so little says little. Choose other questions."
+        + f"answer in {numbers['majority']:.1%}: relative accuracies are not meaningful. Choose other questions."
     ]
 
 

@@ -8,7 +8,7 @@ from foveate.core.errors import FoveateError
 
 #: Values of plans that miss the goal lie below this, those of plans that meet it above.
 MISSED = -10.0
-#: What a plan's cost counts beside its score: enough to prefer the cheaper of two that are equally good.
+#: Weight of cost relative to score: enough to prefer the cheaper of two equally good plans.
 _TIE = 1e-3
 
 

@@ -30,7 +30,7 @@ class Score:
 
     Args:
         value: 1 is as good as the full model.
-        low: Lower end of its 95 % interval, where there is one.
+        low: Lower end of its 95 % interval, or None.
         high: Upper end.
         numbers: For the record.
     """

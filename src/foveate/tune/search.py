@@ -30,7 +30,7 @@ NOTE = (
     "of turns), or counted operations. Relative: accuracy over that of the full model on the same questions, with "
     "a 95 % interval of the paired bootstrap. Trials are judged on one part of the questions, finalists on another, "
     "which shares no image with it; only numbers of the confirmation are fair to quote. A trial stops early where its "
-    "interval says that it cannot meet the goal or is worse than the best so far. Plans stand beside random "
+    "interval says that it cannot meet the goal or is worse than the best so far. Plans are compared with random "
     "tokens, as many before the same layers, and smaller images of as many tokens (the mean over layers)."
 )
 RESULT, STUDY, ROWS = "tune.json", "trials.journal", "answers.rows.jsonl"
@@ -146,7 +146,7 @@ class _Run:
         while len(self.study.records) < settings.trials:
             drawn = self.study.draw(self.space, self._refuses)
             if drawn is None:
-                self.report(f"no plan is left that was not tried: {len(self.study.records)} trials")
+                self.report(f"every plan has been tried: {len(self.study.records)} trials")
                 break
             trial, plan = drawn
             self._say(plan)

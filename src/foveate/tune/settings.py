@@ -14,10 +14,10 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Budget
 from foveate.tune.goal import Goal
 
-#: Steps of about a fourth: finer ones cannot be told apart by some hundred questions.
+#: Steps of about a fourth: a few hundred questions cannot distinguish finer ones.
 BUDGETS = ("5%", "6.3%", "8%", "10%", "12.5%", "16%", "20%", "25%", "32%", "40%", "50%", "63%", "80%")
 
-#: What may differ between a search and the one that goes on with it.
+#: Settings that may differ when a search is resumed.
 _FREE = ("trials", "finalists", "batch_size")
 
 
@@ -74,7 +74,8 @@ class TuneSettings(QuestionSettings):
             raise FoveateError(f"objective {self.objective!r} is not one of accuracy, information-flow.")
         if self.objective != "accuracy" and self.min_accuracy is not None:
             raise FoveateError(
-                "information flow says nothing of accuracy: with --objective information-flow give --target-ttft alone."
+                "information flow does not measure accuracy: with --objective information-flow give "
+                "--target-ttft alone."
             )
         object.__setattr__(self, "budgets", tuple(str(Budget.parse(budget)) for budget in self.budgets))
 

@@ -112,12 +112,12 @@ def space_for(
     Args:
         model: Gives the depth of the language model.
         cost: Operations of a plan relative to the full model; raises FoveateError if it cannot run.
-        methods: Names, also with arguments; none: all, trained ones where their weights stand beside the model's.
+        methods: Names, also with arguments; by default all, trained ones only with weights saved with the model.
         budgets: To choose from.
         chains: Whether a candidate before the language model and one inside it may be joined.
 
     Raises:
-        FoveateError: a method does not exist, or none is left.
+        FoveateError: a method does not exist, or none remains.
     """
     known = all_methods()
     depth = model.config.get_text_config().num_hidden_layers
@@ -140,7 +140,7 @@ def space_for(
         by_place[candidate.inside].append(candidate)
     if not by_place[False] and not by_place[True]:
         reasons = "; ".join(f"{candidate['method']}: {candidate['reason']}" for candidate in left_out)
-        raise FoveateError(f"no method is left to search with: {reasons}")
+        raise FoveateError(f"no method remains to search with: {reasons}")
     return Space(tuple(by_place[False]), tuple(by_place[True]), ordered, depth, chains, tuple(left_out))
 
 

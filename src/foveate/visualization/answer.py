@@ -40,7 +40,7 @@ TINTS = {
     "decode": (240, 140, 0),
 }
 
-#: Windows are outlined where they are at least this many pixels wide in the picture.
+#: Windows are outlined where they are at least this many pixels wide in the figure.
 FINEST_GRID = 4
 
 
@@ -120,7 +120,7 @@ def _panels(answer: Answer, processed: Image.Image, merging: list[Stage], size: 
     first = answer.stages[0]
     caption = f"{answer.image_size[0]} x {answer.image_size[1]} px"
     if answer.processed_size not in (None, answer.image_size):
-        caption += f", seen at {processed.width} x {processed.height}"
+        caption += f", resized to {processed.width} x {processed.height}"
     panels = [("image", f"{caption}, {first.tokens} {first.name}", processed.resize(size, Image.Resampling.LANCZOS))]
     panels += [
         (stage.name, _count(stage), stage_panel(processed, stage, effects.get(stage.name), size)) for stage in merging
@@ -178,7 +178,7 @@ def _legend(pooling: list[Pooling]) -> Image.Image:
     block, draw = blank(60)
     draw.text(
         (0, 0),
-        "Tint: what the pooling looks at: how far each token draws the output of its 2 x 2 window away from the "
+        "Tint: effect of the pooling, how far each token draws the output of its 2 x 2 window away from the "
         "plain average, in % of its length.",
         font=font,
         fill=MUTED,

@@ -28,9 +28,9 @@ from foveate.visualization.canvas import (
 
 #: How strong the colour of a group is, and how much contrast a dropped token keeps on which grey.
 TINT, PALE, GREY = 0.42, 0.3, 224
-#: Width of the column of words beside the picture, and the widest that thumbnails get.
+#: Width of the legend next to the image, and maximum width of thumbnails.
 WORDS, THUMBNAIL = 400, 300
-#: Crops are numbered where they are at least this wide and tall in the picture.
+#: Crops are numbered where they are at least this wide and tall in the figure.
 FINEST_CROP = 44
 
 #: How pale the tokens are that leave inside the language model: those that leave first the most.
@@ -123,7 +123,7 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, i
     Args:
         document: from `foveate.answering.selections.selected`.
         image: the image, upright.
-        room: width and height in pixels, of which the picture fills one.
+        room: width and height in pixels, of which the image fills one.
     """
     encoded, over, _ = _parts(document, image)
     return _panel(encoded, over, *_of_tokens(document), _leaving(document), room, numbered=False)
@@ -134,10 +134,10 @@ def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
 
     Args:
         document: from `foveate.answering.selections.selected`.
-        size: width and height of the picture.
+        size: width and height of the image.
 
     Returns:
-        (height, width) places among the image's tokens, -1 where there is none.
+        (height, width) indices of the image's tokens, or -1.
     """
     tokens = np.full((size[1], size[0]), -1)
     over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
@@ -173,7 +173,7 @@ def _parts(
     )
     over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
     apart = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
-    if not over:  # nothing but a thumbnail, or a clip: its first frame
+    if not over:  # only a thumbnail, or a clip: its first frame
         over, apart = document["crops"][:1], []
     return encoded, over, apart
 

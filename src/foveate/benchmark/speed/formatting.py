@@ -39,7 +39,7 @@ _HEADER = (
     "speed-up",
     "efficiency",
 )
-#: Of these, what a narrow window has room for.
+#: Columns shown in narrow terminals.
 _BRIEF = ("model, budget", "plan", "tokens", "TTFT, ms", "decode, ms", "speed-up", "efficiency")
 
 
@@ -76,7 +76,7 @@ def table(document: dict[str, Any], *, brief: bool = False) -> tuple[list[str], 
 
     Args:
         document: The content of a file.
-        brief: Only what fits into a narrow window.
+        brief: Only the columns for narrow terminals.
     """
     lines = [_line(row) for row in rows_of(document)]
     filled = [any(line[place] for line in lines) or place < 3 for place in range(len(_HEADER))]

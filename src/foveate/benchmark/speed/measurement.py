@@ -86,8 +86,8 @@ class PlanMeasurement:
 
         Tokens are those that the language model reads, the mean over its layers, and those in the last one.
 
-        Operations are counted on PyTorch's own kernels up to the first token; the rest is of a whole answer. Doing
-        both warms up.
+        FLOPs are counted on PyTorch's own kernels up to the first token; the rest covers a complete answer. Both
+        serve as warm-up.
         """
         with self._following(plan) as (handle, _):
             attend(self.model, "sdpa")

@@ -23,11 +23,11 @@ class MeasuredModel:
     """A model and one question about one image.
 
     Args:
-        name: Of the model.
-        model: On its device, in evaluation mode.
-        budgets: At which it is measured unless the settings say otherwise.
+        name: Name of the model.
+        model: Model on its device, in evaluation mode.
+        budgets: Default budgets of the measurement.
         preprocess: Makes the model's inputs for a batch of equal prompts; timed as "preprocess".
-        size: (width, height) of the picture in pixels.
+        size: (width, height) of the image in pixels.
         images: The image processor, for the closed formula; None: released settings.
     """
 
@@ -86,7 +86,7 @@ def attend(model: Any, attention: str) -> None:
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        raise FoveateError(f"attention {attention!r} cannot be had here, sdpa and eager can: {reason}.") from error
+        raise FoveateError(f"attention {attention!r} is not available here; use sdpa or eager: {reason}.") from error
 
 
 def _shape(shape: Shape, settings: SpeedSettings) -> MeasuredModel:

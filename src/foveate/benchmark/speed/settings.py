@@ -26,7 +26,7 @@ class SpeedSettings:
         methods: Names of methods, each run at every budget; all that need no weights of their own where no plans are
             given either.
         budgets: In place of the models' own.
-        plans: Plans as text, beside the methods.
+        plans: Plans as text, in addition to the methods.
         batches: How many prompts are answered at once.
         repeats: Timed turns after a warm-up.
         new_tokens: Tokens that are generated in a turn; decoding is timed from the second one on.

@@ -43,8 +43,8 @@ class Shape:
     Args:
         name: Of the shape.
         build: Makes the model from the configuration of its text part.
-        preprocess: Makes the encoder's inputs from pictures, as the model's own image processor does.
-        side: Pixels on a side of the square picture.
+        preprocess: Makes the encoder's inputs from images, as the model's image processor does.
+        side: Side of the square image in pixels.
         tokens: Tokens that the language model reads of it.
         budgets: As plans write them.
     """

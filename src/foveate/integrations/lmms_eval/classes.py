@@ -16,7 +16,7 @@ from tqdm import tqdm
 from foveate.core.errors import FoveateError
 from foveate.integrations.lmms_eval.model import Conversation, EvaluatedModel, GenerationSettings
 
-#: How files of pictures end; lmms-eval gives clips as paths too.
+#: Suffixes of image files; lmms-eval passes clips as paths too.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -49,7 +49,7 @@ class ChatModel(lmms):
                 f"--model_args has no {', '.join(sorted(unknown))}; possible are pretrained, plan, dtype, device, "
                 "attn_implementation, system_prompt and max_frames."
             )
-        if device is None and "LOCAL_RANK" in os.environ:  # one of several processes, each with a GPU of its own
+        if device is None and "LOCAL_RANK" in os.environ:  # one process per GPU
             device = _device_of_rank(int(os.environ["LOCAL_RANK"]))
         self.evaluated = EvaluatedModel(
             _unquoted(pretrained),

@@ -33,7 +33,7 @@ from foveate.runtime import compress, handle_of
 
 logger = logging.getLogger(__name__)
 
-#: New tokens where a task does not say how many; what most models of lmms-eval take.
+#: Default number of new tokens, as in most models of lmms-eval.
 MAX_NEW_TOKENS = 1024
 
 #: Settings of tasks that are given to `generate` as they are when answers are sampled or searched for.
@@ -77,7 +77,7 @@ class GenerationSettings:
         """Parse a task's `generation_kwargs`.
 
         Answers are sampled where `temperature` is above 0 and `do_sample` is not switched off, or where `do_sample` is
-        on and no temperature is given. Settings made for other models are left out, and a warning names them.
+        on and no temperature is given. Settings for other models are ignored with a warning.
 
         Raises:
             FoveateError: a value that cannot be followed.
@@ -119,12 +119,12 @@ class EvaluatedModel:
 
     Args:
         pretrained: A folder, a Hub id, or "embedded".
-        plan: A plan as text; "full model" attaches none, also where one is saved beside the weights. By default the
+        plan: A plan as text; "full model" attaches none, even if one is saved with the weights. By default the
             saved one, if any.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: Such as "cpu" or "cuda:0"; by default the first GPU, or the CPU.
         batch_size: Conversations answered at once.
-        attn_implementation: Attention of the whole model, such as "sdpa"; by default what it was loaded with.
+        attn_implementation: Attention implementation of the model, such as "sdpa"; by default as loaded.
         max_frames: Frames that are read of a video, evenly spread.
 
     Attributes:
@@ -150,11 +150,13 @@ class EvaluatedModel:
         max_frames: int = 32,
     ) -> None:
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise FoveateError(f"batch size {batch_size!r} is no whole number from 1 on; sizes are not searched for.")
+            raise FoveateError(
+                f"batch size {batch_size!r} must be a positive integer; automatic batch sizes are not supported."
+            )
         if attn_implementation is not None and attn_implementation not in ATTENTIONS:
             raise FoveateError(f"attention {attn_implementation!r} is none of {', '.join(ATTENTIONS)}.")
         if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < 1:
-            raise FoveateError(f"max_frames={max_frames!r} is no whole number from 1 on.")
+            raise FoveateError(f"max_frames={max_frames!r} must be a positive integer.")
         name = None if pretrained == "embedded" else str(pretrained)
         wanted = plan_asked(plan)
         self.model, self.processor = load(name, dtype=dtype, device=device, plan=wanted)
@@ -207,7 +209,7 @@ class EvaluatedModel:
             decoding would write them. Leading and trailing white space does not count: an answer begins its own turn.
 
         Raises:
-            FoveateError: a continuation is empty, or there is no room for it.
+            FoveateError: a continuation is empty, or exceeds the positions of the model.
         """
         readable = [self._readable(conversation) for conversation in conversations]
         targets = [as_plain_text(text.strip(), self._tokenizer) for text in continuations]
@@ -342,7 +344,9 @@ class EvaluatedModel:
         check_length(self.model, length, 1)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length + wanted
         if length + wanted > positions:
-            logger.warning("the task allows %d new tokens; this model has room for %d.", wanted, positions - length)
+            logger.warning(
+                "the task allows %d new tokens; this model has positions for %d.", wanted, positions - length
+            )
         return min(wanted, positions - length)
 
 

@@ -61,7 +61,7 @@ class Model:
 
     Args:
         name: Folder, Hub id, or None for the embedded model. A folder must be there on every machine of the cluster.
-        plan: Of questions that name none, as text; "full model": none; None: the plan saved beside the model, if any.
+        plan: Default plan as text; "full model" disables compression; None is the plan saved with the model, if any.
         dtype: As `foveate.load` takes it.
         device: As `foveate.load` takes it; None: the GPU that the replica got, or the CPU.
     """
@@ -87,12 +87,12 @@ class Model:
 def connected(replicas: Replicas) -> Generator[None]:
     """Connect to Ray with enough resources for the replicas; a cluster started here is stopped on exit.
 
-    A connection that this process has already is used and left as it is.
+    An existing connection of this process is reused and kept open.
 
     Raises:
         FoveateError: Ray is not installed, nothing answers at the address, or the machine has less than is wanted.
     """
-    # Nobody is told about the run; a replica without a GPU sees none; replicas are no lesser work than others.
+    # No usage reports; no GPU is visible to replicas without one; replicas run at normal priority.
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

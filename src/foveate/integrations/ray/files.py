@@ -28,7 +28,7 @@ class BatchWorker:
 
     Args:
         model: To load.
-        max_new_tokens: Length at which answers are cut off.
+        max_new_tokens: Maximum number of tokens of an answer.
         cpus: That the replica has.
     """
 
@@ -57,19 +57,19 @@ def answer_file(
 ) -> None:
     """Answer the missing questions; answers are written as replicas complete them.
 
-    `connecting.connected` must stand around it.
+    Call it inside `cluster.connected`.
 
     Args:
         model: As every replica loads it.
         questions: All of them. Their images must be there on every machine.
         output: Takes the answers, batch by batch.
-        replicas: Who answers.
-        max_new_tokens: Length at which answers are cut off.
+        replicas: Replicas that answer.
+        max_new_tokens: Maximum number of tokens of an answer.
         batch_size: Questions that a replica answers at once.
         progress: Called with the number of questions that were answered.
 
     Raises:
-        FoveateError: replicas failed, or answers could not be written; what stands in the output stays.
+        FoveateError: replicas failed, or answers could not be written; the output keeps the answers written so far.
     """
     import ray.data
     from ray.exceptions import RayError
@@ -83,7 +83,7 @@ def answer_file(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, and said once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised once
     with warnings.catch_warnings():
         # Without a limit a question that kills replicas would be tried for ever; Ray 2.64 must have another way to it.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
@@ -104,9 +104,9 @@ def answer_file(
                 output.add(rows)
                 progress(len(rows))
     except RayError as error:
-        raise FoveateError(f"{sentence(error)} What is answered is kept: go on with --resume.") from error
+        raise FoveateError(f"{sentence(error)} The answers are kept; continue with --resume.") from error
     if missing := [question.number for question in questions if question.number not in output.done]:
-        raise FoveateError(f"replicas left {len(missing)} questions unanswered: go on with --resume.")
+        raise FoveateError(f"replicas left {len(missing)} questions unanswered; continue with --resume.")
 
 
 def _plain(question: Question) -> dict[str, Any]:

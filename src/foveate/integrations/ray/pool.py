@@ -30,7 +30,7 @@ from foveate.serving.result import Result
 log = logging.getLogger("foveate.serving")
 #: How often a request is tried: it may itself be what kills replicas.
 TRIES = 2
-#: Seconds between two looks at how many replicas there are.
+#: Seconds between two counts of the replicas.
 _LOOK = 1.0
 
 
@@ -94,7 +94,7 @@ class Replica:
 def deployed(model: Model, replicas: Replicas, limits: Limits, name: str) -> Generator[Any]:
     """Deploy replicas on the cluster, yield their handle, and remove them at the end.
 
-    `connecting.connected` must stand around it.
+    Call it inside `cluster.connected`.
 
     Args:
         model: As every replica loads it.
@@ -278,7 +278,7 @@ class Pool:
             raise
         return EngineDeadError("the replica that answered this request died; please ask again.")
 
-    # In a thread of its own: asking may take a while
+    # In a thread, since the status call may take a while
 
     def _watch(self) -> None:
         from ray import serve
@@ -289,5 +289,5 @@ class Pool:
                 self._there = states.get("RUNNING", 0)
             except Exception:  # the cluster is gone, or busy; replicas that cannot be asked for are not there
                 if self._there:
-                    log.warning("the cluster does not say how its replicas are", exc_info=True)
+                    log.warning("the cluster does not report the status of its replicas", exc_info=True)
                 self._there = 0

@@ -16,7 +16,7 @@ sizes (`static_count`), and if it looks at the image alone; `plans` refuses all 
 
 from __future__ import annotations
 
-#: Architectures and the classes that take the place of vLLM's own. They do what vLLM's do where there is no plan.
+#: Architectures and the classes that replace vLLM's. Without a plan they behave as vLLM's.
 MODELS = {
     "LlavaForConditionalGeneration": "foveate.integrations.vllm.llava:FoveateLlava",
     "LlavaNextForConditionalGeneration": "foveate.integrations.vllm.llava_next:FoveateLlavaNext",

@@ -78,7 +78,7 @@ class PlannedMRope(Model):
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Return prompt positions (3, N) without rows and columns of images, and the offset for decoding.
 
-        vLLM's own code makes the positions of the prompt with whole images; those of what is left out go again.
+        vLLM's own code computes the positions of the uncompressed prompt; those of dropped tokens are removed.
         """
         if self.foveate is None:
             return super().get_mrope_input_positions(input_tokens, mm_features)

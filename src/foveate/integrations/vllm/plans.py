@@ -19,7 +19,7 @@ from foveate.serving.protocol import refuse_files
 
 #: Name of the plan, in `--hf-overrides` for an engine and in `mm_processor_kwargs` for a request.
 NAME = "foveate_plan"
-#: Name of the environment variable that is read where there is no override.
+#: Environment variable that is read without an override.
 VARIABLE = "FOVEATE_PLAN"
 #: Bytes of the longest plan.
 LONGEST = 256
@@ -162,8 +162,8 @@ def _setting(serving: EnginePlans, text: str) -> ServedPlan:
 def serving_of(config: Any) -> EnginePlans | None:
     """Read an engine's plans from its Hugging Face configuration, else from the environment.
 
-    An override with an empty text means none, whatever the environment says. What the environment says is noted in the
-    configuration, so that an engine keeps it.
+    An override with an empty text disables plans regardless of the environment. The value of the environment is stored
+    in the configuration, so that an engine keeps it.
 
     Returns:
         None where the engine has no plan: it is as vLLM made it.

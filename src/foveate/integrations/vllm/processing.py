@@ -21,10 +21,10 @@ from foveate.integrations.vllm.plans import FULL_MODEL, LONGEST, NAME, EnginePla
 class PlannedProcessor(BaseMultiModalProcessor):
     """Mixin for vLLM processors: fewer image placeholders, and cache keys that differ by plan.
 
-    A request may name a plan of its own in `mm_processor_kwargs`. Every image carries the text of its plan to the
+    A request may set its own plan in `mm_processor_kwargs`. Every image carries the text of its plan to the
     model. The key of an image names its processed pixels, its embeddings (also where engines share them) and, by
     prefix caching, the keys and values of the language model behind it. A name that a client gives to an image is no
-    exception. Clips, and embeddings in place of images, stay whole.
+    exception. Clips and image embeddings are not compressed.
     """
 
     @cached_property
@@ -127,7 +127,7 @@ def registered(processor_class: type, original: Any, info: type | None = None) -
 class LargestImage(BaseProcessingInfo):
     """Mixin that reserves space for uncompressed images, which a request may ask for under any plan.
 
-    vLLM would make room for what the engine's plan leaves of the largest image.
+    vLLM would otherwise reserve space for the compressed largest image only.
     """
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:

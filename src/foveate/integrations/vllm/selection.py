@@ -41,7 +41,7 @@ def chosen(
         plain: What is to be done with values (T, ...) of the encoder's tokens before the family takes them.
 
     Returns:
-        For every image its features (k, D), and the places (k,) int64 ascending at which they stand.
+        For every image its features (k, D), and the places (k,) int64 ascending of the kept tokens.
     """
     needs = list(dict.fromkeys(need for setting in settings for need in setting.needs))
     with measuring(blocks, attention, needs, serving.tower.has_cls) as recorded:
