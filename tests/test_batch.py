@@ -135,7 +135,7 @@ def test_null_is_as_if_left_out(tmp_path: Path) -> None:
         (asked("chart.png", "?", colour=1), "'colour'"),
         (asked("chart.png", "?", max_new_tokens=0), "from 1 on"),
         (asked("chart.png", "?", id="first"), "line 1 already"),
-        (asked("chart.png", "?", images=[]), "stand together"),
+        (asked("chart.png", "?", images=[]), "cannot be combined"),
         ({"image": "a" * 5000, "question": "?"}, "no image"),
         ({"image": "a\0b", "question": "?"}, "no image"),
         ('{"question": "?", "id": ' + "9" * 5000 + "}", "5000 digits"),

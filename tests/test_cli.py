@@ -117,7 +117,7 @@ def test_python_m_foveate_and_one_version():
         (["train-method", "dymu", "-o", "x", "--resume"], "No such option: --resume"),
         (["train-method", "covipal", "--colour"], "No such option: --colour"),
         (["train-method", "covipal"], "Missing option '--output'"),
-        (["train-method", "covipal", "-o", "x", "--layers", "two"], "--layers 'two' must be whole numbers"),
+        (["train-method", "covipal", "-o", "x", "--layers", "two"], "--layers 'two' must be comma-separated whole numbers"),
         (["train-method", "covipal", "-o", "x", "--sides", "96"], "must be the shortest and the longest side"),
         (["train-method", "focusui", "-o", "no/x"], "there is no folder no"),
     ],

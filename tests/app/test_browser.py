@@ -40,7 +40,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory):
-    """Where the playground of the embedded model is."""
+    """Address of the app of the embedded model is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,7 +49,7 @@ def address(tmp_path_factory):
     with log.open("w") as stream:
         process = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=stream)
     try:
-        while "the playground is at" not in log.read_text():
+        while "the app runs at" not in log.read_text():
             try:
                 process.wait(1)
             except subprocess.TimeoutExpired:
@@ -72,7 +72,7 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, address):
-    """Opens the page; afterwards nothing but the playground itself must have been asked for anything."""
+    """Opens the page; afterwards only the app itself may have been asked for anything."""
     asked, faults, contexts = [], [], []
 
     def visit(width=1280, height=1000, scheme="light"):
@@ -185,7 +185,7 @@ def test_a_click_on_a_painted_cell_names_its_token(visit, model, tmp_path, width
     tall, wide = dark.nonzero()
     click(page, picture, float(np.median(wide)), float(np.median(tall)))
     assert page.inner_text("#fact h3") == f"Token {row * columns + column}, row {row}, column {column}"
-    assert "kept as it is" in page.inner_text("#fact")
+    assert "kept unchanged" in page.inner_text("#fact")
 
 
 def test_the_slider_goes_through_the_stages(visit, tmp_path):

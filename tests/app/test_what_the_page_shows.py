@@ -1,4 +1,4 @@
-"""What the playground shows, without a browser: the token under a click, bars, lines of code, methods to choose."""
+"""What the app shows, without a browser: the token under a click, bars, lines of code, methods to choose."""
 
 import ast
 import shlex
@@ -84,7 +84,7 @@ def test_a_merged_token_names_its_sources_and_shares():
     assert lines["sources"] == "0 (75 %), 1 (25 %)" and "at row 0, column 0" in lines["state"]
     assert lines["score"] == "0.1, number 4 of 4: attention received at block 5"
     assert dict(fact(view, 2).lines)["state"].startswith("left out")
-    assert dict(fact(view, 3).lines)["state"] == "kept as it is"
+    assert dict(fact(view, 3).lines)["state"] == "kept unchanged"
     assert view.token_at(-1, 0) == view.token_at(0, view.picture.height) == -1
 
 
@@ -130,7 +130,7 @@ def test_the_slider_goes_through_the_stages_to_the_plan(uhd):
         assert last.token == stage.tokens - 1 and stage.name in last.title
     assert {name for name, _ in fact(found[1], 0).lines} >= {"pixels", "sources"}
     kept = planned.selection[0]["kept"]
-    assert len(kept) == 3 and all(dict(fact(found[-1], one).lines)["state"] == "kept as it is" for one in kept)
+    assert len(kept) == 3 and all(dict(fact(found[-1], one).lines)["state"] == "kept unchanged" for one in kept)
     assert [view.title for view in views(full_model, None, image)] == names
 
 

@@ -144,14 +144,14 @@ def test_a_run_goes_on_with_more_plans_and_tasks(result, settings, tmp_path):
 
 def test_what_is_there_is_not_overwritten_or_mixed(result, settings, tmp_path):
     path, _ = result
-    with pytest.raises(FoveateError, match="holds answers already; --resume goes on"):
+    with pytest.raises(FoveateError, match="has answers already; continue with --resume"):
         run(settings, path)
     other = AccuracySettings(plans=("divprune:25%",), tasks=TASKS, **{**SMALL, "difficulty": 0.5})
     with pytest.raises(FoveateError, match=r"other settings \(difficulty\)"):
         run(other, path, resume=True)
     strange = tmp_path / "strange.json"
     rows_path(strange).write_text("nothing of ours\n", encoding="utf-8")
-    with pytest.raises(FoveateError, match="holds no answers of this benchmark"):
+    with pytest.raises(FoveateError, match="has no answers of this benchmark"):
         run(settings, strange, resume=True)
 
 
@@ -276,7 +276,7 @@ def test_a_run_that_failed_before_its_first_answer_is_no_obstacle(tmp_path):
     Rows(path, {"count": 3})
     rows = Rows(path, {"count": 4})
     rows.add([{"model": "m", "plan": "p", "task": "t", "index": 0, "turn": 0}])
-    with pytest.raises(FoveateError, match="holds answers already"):
+    with pytest.raises(FoveateError, match="has answers already"):
         Rows(path, {"count": 4})
     assert Rows(path, {"count": 4}, resume=True).rows == rows.rows
 

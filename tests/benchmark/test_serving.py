@@ -57,8 +57,8 @@ def test_ratios_are_of_one_turn() -> None:
         ({"plans": ()}, "name at least one plan"),
         ({"plans": ("full model",)}, "the full model always"),
         ({"dialect": "other"}, "'other' is no kind of server; possible are foveate, vllm"),
-        ({"clients": (0,)}, "whole numbers from 1 on"),
-        ({"turns": 0}, "turns is a whole number from 1 on, not 0"),
+        ({"clients": (0,)}, "must be positive integers"),
+        ({"turns": 0}, "turns must be a positive integer, not 0"),
         ({"new_tokens": 1}, "two tokens at least"),
     ],
 )
@@ -70,7 +70,7 @@ def test_settings_that_measure_nothing_are_refused(fields: dict, message: str) -
 
 def test_a_server_that_is_not_there_and_one_that_refuses(tmp_path: Path) -> None:
     path = tmp_path / "serving.json"
-    with pytest.raises(FoveateError, match="the server at http://127.0.0.1:9/v1 did not answer as asked"):
+    with pytest.raises(FoveateError, match="the server at http://127.0.0.1:9/v1 did not answer correctly"):
         run(ServingSettings("http://127.0.0.1:9/v1", ("pool:9",)), path)
     model, processor = foveate.load()
     with running(model, processor) as server, pytest.raises(FoveateError, match="unknown method 'nothing'"):

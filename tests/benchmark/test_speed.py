@@ -193,7 +193,7 @@ def test_what_is_not_possible_is_refused(change: dict[str, Any], message: str) -
 def test_attention_that_is_not_installed_is_refused(small: SpeedSettings) -> None:
     if torch.cuda.is_available():
         pytest.skip("it may be installed where there is a GPU")
-    with pytest.raises(FoveateError, match="attention 'flash_attention_2' cannot be had here"):
+    with pytest.raises(FoveateError, match="attention 'flash_attention_2' is not available here"):
         subject("small", replace(small, attention="flash_attention_2"))
 
 
@@ -206,4 +206,4 @@ def test_the_command_writes_the_file_and_prints_it(tmp_path: Path, capsys: pytes
     assert cli.main([*line, "--resume", "--plot", str(tmp_path / "plot.png")]) == 0
     assert "efficiency" in capsys.readouterr().out and (tmp_path / "plot.png").exists()
     assert cli.main([*line, "--batch", "one"]) == 2
-    assert "--batch 'one' must be whole numbers" in capsys.readouterr().err
+    assert "--batch 'one' must be comma-separated whole numbers" in capsys.readouterr().err

@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_reported_is_one_sentence(content, message, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("encoders-cpu.json", "compares encoders"), ("embedded-rows.jsonl", "rows of single questions"),
+    [("encoders-cpu.json", "compares encoders"), ("embedded-rows.jsonl", "answers to single questions"),
      ("authors-cpu.json", "of the kind"), ("selection-cpu.png", "is no JSON"), ("nowhere.json", "No such file"),
      (".", "Is a directory")],
 )  # fmt: skip

@@ -336,7 +336,7 @@ def test_the_command_prints_the_plan_and_its_evidence(result, data, capsys):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert f'foveate ask IMAGE "QUESTION" --plan "{WINNER}"' in shown
-    assert "Pareto-best of" in shown and "random:12.5%" in shown and "had not seen" in shown
+    assert "Pareto-optimal among" in shown and "random:12.5%" in shown and "new questions" in shown
     assert Image.open(folder / "tune.png").width > 600
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == document
@@ -384,7 +384,7 @@ def test_methods_that_cannot_be_searched_are_refused(settings, tmp_path):
     few = replace(settings, tasks=("sign",), count=4, sides=(128, 160))
     with pytest.raises(FoveateError, match="method 'nothing' is not known"):
         run(replace(few, methods=("nothing",)))
-    with pytest.raises(FoveateError, match=r"no method is left to search with: tome: tome merges inside"):
+    with pytest.raises(FoveateError, match=r"no method remains to search with: tome: tome merges inside"):
         run(replace(few, methods=("tome",)))
     assert methods_in("divprune, hiprune(alpha=0.1, layer=2),fastv") == (
         "divprune",

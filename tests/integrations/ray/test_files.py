@@ -117,7 +117,7 @@ def test_a_question_that_kills_every_replica_ends_the_run(
     out = questions.with_name("answers.jsonl")
     assert main(["batch", str(questions), "-o", str(out), "--ray", "--replicas", "2", "--batch-size", "1"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "a replica failed" in said and "What is answered is kept: go on with --resume." in said
+    assert "a replica failed" in said and "The answers are kept; continue with --resume." in said
     numbers = [row["number"] for row in rows(out)]
     assert 0 in numbers and 5 not in numbers and len(set(numbers)) == len(numbers)
 
