@@ -153,7 +153,7 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\r\n")
     assert [question.question for question in read_questions(path)] == [text]
-    with pytest.raises(FoveateError, match="is no file"):
+    with pytest.raises(FoveateError, match="is not a file"):
         read_questions(Path("/dev/zero"))
 
 
@@ -176,7 +176,7 @@ def test_outputs_hold_whole_lines_of_these_questions(questions: Path, tmp_path: 
         assert output.done == {0}
         output.add([{**asked_now[1].shown, "plan": None, "error": "x"}])
     assert len(rows(path)) == 2
-    with pytest.raises(FoveateError, match="is no file"):
+    with pytest.raises(FoveateError, match="is not a file"):
         Output(Path("/dev/full"), asked_now, resume=True)
     for wrong in ({**row, "question": "other"}, row, {**row, "number": 99}, {"number": 0}):
         broken = written(tmp_path / "broken.jsonl", row, wrong)

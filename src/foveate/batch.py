@@ -63,7 +63,7 @@ def read_questions(path: Path) -> list[Question]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is no file")  # a device could be read without end
+            raise OSError("it is not a file")  # a device could be read without end
         lines = lines_of(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise FoveateError(f"{str(path)!r} cannot be read: {error}.") from None
@@ -85,9 +85,9 @@ def read_questions(path: Path) -> list[Question]:
             problems.append(f"line {place}: no JSON: {str(error)[:100]}")
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise FoveateError(f"{str(path)!r} is no file of questions: {'; '.join(problems[:10])}{more}.")
+        raise FoveateError(f"{str(path)!r} is not a file of questions: {'; '.join(problems[:10])}{more}.")
     if not questions:
-        raise FoveateError(f"{str(path)!r} holds no question.")
+        raise FoveateError(f"{str(path)!r} has no questions.")
     return questions
 
 
@@ -148,7 +148,7 @@ class Output:
         self.done: set[int] = set()
         self.errors = 0
         if path.exists() and not path.is_file():  # a device could be read without end
-            raise FoveateError(f"{str(path)!r} is no file that answers could be written to.")
+            raise FoveateError(f"{str(path)!r} is not a file that answers could be written to.")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)  # what a failed write leaves behind must not come later
         try:

@@ -137,7 +137,9 @@ class _TrainerCommand(Command):
             methods = methods_with(wrong) if wrong else []
             if not methods:
                 raise
-            raise FoveateError(f"{wrong} is no option of {self.name}; it belongs to {', '.join(methods)}.") from None
+            raise FoveateError(
+                f"{wrong} is not an option of {self.name}; it belongs to {', '.join(methods)}."
+            ) from None
 
 
 class _TrainMethod(TyperGroup):

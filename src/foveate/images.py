@@ -109,7 +109,7 @@ def inline(text: str) -> bytes:
         if header:
             sentence = f"an image that starts with {header[:60]!r} must continue with ';base64,' and valid base64."
         else:
-            sentence = f"{data[:60]!r} is no base64 of an image file."
+            sentence = f"{data[:60]!r} is not the base64 of an image file."
         raise FoveateError(sentence) from None
 
 

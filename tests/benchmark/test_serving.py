@@ -56,10 +56,10 @@ def test_ratios_are_of_one_turn() -> None:
     [
         ({"plans": ()}, "name at least one plan"),
         ({"plans": ("full model",)}, "the full model always"),
-        ({"dialect": "other"}, "'other' is no kind of server; possible are foveate, vllm"),
+        ({"dialect": "other"}, "'other' is not a kind of server; possible are foveate, vllm"),
         ({"clients": (0,)}, "must be positive integers"),
         ({"turns": 0}, "turns must be a positive integer, not 0"),
-        ({"new_tokens": 1}, "two tokens at least"),
+        ({"new_tokens": 1}, "at least two tokens"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(fields: dict, message: str) -> None:

@@ -52,7 +52,7 @@ def test_conventions(capsys):
     ("options", "message"),
     [
         (["--model", "llava-1.5-7"], "did you mean llava-1.5-7b"),
-        (["--image", "3x"], "is no size"),
+        (["--image", "3x"], "is not a size"),
         (["--image", "0x7"], "sides are 1 to"),
         (["--dtype", "int2"], "is not one of float32"),
         (["--text", "-1"], "the minimum is 0"),

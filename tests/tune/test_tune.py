@@ -363,7 +363,7 @@ def test_there_is_nothing_to_draw_without_trials(result, tmp_path):
     ("arguments", "message"),
     [
         ([], "a search needs a goal"),
-        (["--target-ttft", "fast"], "--target-ttft 'fast' is no number; write it as 0.5x"),
+        (["--target-ttft", "fast"], "--target-ttft 'fast' is not a number; write it as 0.5x"),
         (["--target-ttft", "2x"], "a target of 2x"),
         (["--min-accuracy", "97"], "write 97%"),
         (["--min-accuracy", "97%", "--cost", "money"], "cost 'money'"),

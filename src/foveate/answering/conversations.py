@@ -120,7 +120,7 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
                 )
         return prompt
     if [message["role"] for message in messages] != ["user"]:
-        raise FoveateError("this model has no chat template: it can be asked one question, not a conversation.")
+        raise FoveateError("this model has no chat template, so it accepts one question and no conversation.")
     parts = _parts(messages)
     images = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
     return images + "\n".join(part["text"] for part in parts if part["type"] == "text")
@@ -237,9 +237,7 @@ def _with_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         parts = []
         for part in message["content"]:
             if part["type"] not in ("text", "image"):
-                raise FoveateError(
-                    f"this reads no {part['type']}; of the content of messages it reads text and images."
-                )
+                raise FoveateError(f"this model does not accept {part['type']}; messages may contain text and images.")
             parts.append({"type": "image", "image": _image_of(part)} if part["type"] == "image" else part)
         opened.append({**message, "content": parts})
     return opened

@@ -311,7 +311,7 @@ def _explanation(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"At {ratio['pixels']} px {ratio['over']} needs {ratio['flops_to_first_token']:.2f} times the operations "
             f"of ViT-UHD to the first token and took {ratio['ttft_seconds']:.2f} times as long; "
-            f"it hands {ratio['tokens']:.2f} times the tokens to the language model."
+            f"it passes {ratio['tokens']:.2f} times the tokens to the language model."
         )
     for ratio in document["ratios"]:
         lines.append(

@@ -131,7 +131,7 @@ def _following(processor: Any, item: Item) -> tuple[Tensor, ...]:
         try:
             prompt = prompt_of(processor, messages)
         except FoveateError as error:
-            raise FoveateError(f"the chat template of this model takes no second turn: {error}") from error
+            raise FoveateError(f"the chat template of this model does not support a second turn: {error}") from error
         before, answer, after = prompt.rpartition(_ANSWER)
         if not answer or before.count(_ANSWER) != turn - 1 or not after:
             raise FoveateError("the chat template of this model drops earlier answers, so chats cannot be continued.")

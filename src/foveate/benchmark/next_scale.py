@@ -74,7 +74,7 @@ class NextScaleSettings:
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("held_out", 0), ("repeats", 1), ("threads", 1)):
             if getattr(self, name) < least:
-                raise FoveateError(f"{name} is {getattr(self, name)}; the least is {least}.")
+                raise FoveateError(f"{name} is {getattr(self, name)}; the minimum is {least}.")
         for plan in self.plans:
             parse_plan(plan, METHODS)
 
@@ -86,7 +86,7 @@ def load(name: str) -> NextScaleForImageGeneration:
             torch.random.default_generator.manual_seed(0)
             return NextScaleForImageGeneration(_LARGE).eval()
     if not (Path(name) / "config.json").is_file():
-        raise FoveateError(f"{name} is no folder with a model; train one with foveate train-next-scale -o {name}.")
+        raise FoveateError(f"{name} is not a folder with a model; train one with foveate train-next-scale -o {name}.")
     check_weights(name)
     try:
         return NextScaleForImageGeneration.from_pretrained(name, dtype=torch.float32, **SAFE).eval()

@@ -107,7 +107,7 @@ def _torchao(text: nn.Module, name: str, device: torch.device) -> None:
         config = IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(GROUP))
     linears = [module for module in text.modules() if isinstance(module, nn.Linear)]
     if name == "int4" and any(module.in_features % GROUP for module in linears):
-        raise ValueError(f"a width is no multiple of {GROUP}")
+        raise ValueError(f"a width is not a multiple of {GROUP}")
     quantize_(text, config)
 
 

@@ -98,9 +98,9 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
         file_kind, settings = document.get("kind"), document["settings"]
         lists = [document[part] for part in parts]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
+        raise FoveateError(f"{path} is not a result of this benchmark, so it cannot be resumed.") from error
     if kind is not None and file_kind != kind:
-        raise FoveateError(f"{path} is no result of `foveate bench {kind}`, so it cannot be resumed.")
+        raise FoveateError(f"{path} is not a result of `foveate bench {kind}`, so it cannot be resumed.")
     described = json.loads(json.dumps(described))  # as the file has them: lists in place of tuples
     if settings != described:
         different = sorted(key for key in described if settings.get(key) != described[key])

@@ -70,16 +70,16 @@ class ServingSettings:
         if not self.plans:
             raise FoveateError("name at least one plan, such as divprune:64, to compare with the full model.")
         if FULL_MODEL in self.plans or len(set(self.plans)) < len(self.plans):
-            raise FoveateError("each plan is measured once, and the full model always: name other plans.")
+            raise FoveateError("each plan is measured once, and the full model always; name other plans.")
         if self.dialect not in DIALECTS:
-            raise FoveateError(f"{self.dialect!r} is no kind of server; possible are {', '.join(DIALECTS)}.")
+            raise FoveateError(f"{self.dialect!r} is not a kind of server; possible are {', '.join(DIALECTS)}.")
         for name, value in (("turns", self.turns), ("side", self.side), ("requests", self.requests)):
             if value < 1:
                 raise FoveateError(f"{name} must be a positive integer, not {value}.")
         if not self.clients or min(self.clients) < 1:
             raise FoveateError("numbers of clients must be positive integers.")
         if self.new_tokens < 2:
-            raise FoveateError("answers need two tokens at least, for the time between tokens.")
+            raise FoveateError("answers need at least two tokens for the time between tokens.")
 
 
 @dataclass(frozen=True)

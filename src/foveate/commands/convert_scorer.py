@@ -78,7 +78,7 @@ def tensors_of(source: str, part: str) -> dict[str, Any]:
             with safe_open(str(path), "pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
         except SafetensorError as error:
-            raise FoveateError(f"{path} is no safetensors file: {error}") from error
+            raise FoveateError(f"{path} is not a safetensors file: {error}") from error
     return tensors
 
 

@@ -162,7 +162,7 @@ def _processed(
         return cost.Model(shape.kind, shape.text), cost.ProcessedImage((), tokens), None
     match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", image)
     if match is None:
-        raise FoveateError(f"--image {image!r} is no size; write width x height in pixels, such as 1024x768.")
+        raise FoveateError(f"--image {image!r} is not a size; write width x height in pixels, such as 1024x768.")
     width, height = int(match[1]), int(match[2])
     return shape, cost.processed_image(named.config, width, height, named.images), [width, height]
 

@@ -178,10 +178,10 @@ def _document(path: Path) -> tuple[dict[str, Any], str]:
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
     except (ValueError, RecursionError) as error:
         hint = " (this file has the answers to single questions; give the result, whose name ends in .json)"
-        raise FoveateError(f"{path} is no JSON{hint if path.suffix == '.jsonl' else ''}: {error}") from error
+        raise FoveateError(f"{path} is not JSON{hint if path.suffix == '.jsonl' else ''}: {error}") from error
     rows = document.get("rows") if isinstance(document, dict) else None
     if not isinstance(rows, list):
-        raise FoveateError(f"{path} is no result of a benchmark: it has no rows; {_POSSIBLE}")
+        raise FoveateError(f"{path} is not a result of a benchmark: it has no rows; {_POSSIBLE}")
     if not rows:
         raise FoveateError(f"{path} has no rows yet, so there is nothing to report of it.")
     kind = document.get("kind")
@@ -211,7 +211,7 @@ def _rows(document: dict[str, Any], path: Path) -> list[Any]:
 def _checked(row: Any, kind: str, where: str) -> dict[str, Any]:
     """Return a row with all required and optional fields."""
     if not isinstance(row, dict):
-        raise FoveateError(f"{where} is no object.")
+        raise FoveateError(f"{where} is not an object.")
     checked = dict(row)
     for name, check in _MUST[kind].items():
         if name not in row:
@@ -273,7 +273,7 @@ def _source(document: dict[str, Any], kind: str, path: Path) -> Source:
 def _impossible(document: dict[str, Any], path: Path) -> list[dict[str, str]]:
     lines = document.get("impossible", [])
     if not isinstance(lines, Iterable):
-        raise FoveateError(f"{path}: 'impossible' is no list.")
+        raise FoveateError(f"{path}: 'impossible' is not a list.")
     impossible = []
     for line in lines:
         if not isinstance(line, dict) or not {"plan", "reason"} <= set(line) or not {"model", "shape"} & set(line):

@@ -37,13 +37,13 @@ PROTOCOL: tuple[Passage, ...] = (
         ("accuracy",),
         "Agreement is the share of answers that equal those of the full model, right or wrong. Difficult are "
         "those questions that the full model answers and that it no longer answers when it is shown an image "
-        "scaled down to the same number of tokens: there, choosing tokens has to prove itself.",
+        "scaled down to the same number of tokens: on them token selection matters most.",
     ),
     Passage(
         "Controls",
         ("accuracy", "speed", "joint"),
         "Controls are the full model, tokens drawn at random, and the image scaled down to as many "
-        "tokens. A method has to be better than random tokens and than the smaller image to be worth its code.",
+        "tokens. A method has to be better than random tokens and than the smaller image to be useful.",
     ),
     Passage(
         "Time",

@@ -132,11 +132,11 @@ def build(
 
     @app.exception_handler(405)
     async def wrong_method(request: Request, error: Exception) -> Response:
-        return answer_with(405, error_body(f"{request.url.path[:200]} takes no {request.method[:20]}."))
+        return answer_with(405, error_body(f"{request.url.path[:200]} does not support {request.method[:20]}."))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return answer_with(500, error_body("the server failed on this request; its log says why.", "server_error"))
+        return answer_with(500, error_body("the server failed on this request; see its log.", "server_error"))
 
     def authorise(request: Request) -> None:
         if api_key is not None:
@@ -228,7 +228,7 @@ def check_origins(origins: Sequence[str]) -> None:
     for origin in origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise FoveateError(
-                f"{origin!r} is no origin of web pages; write scheme and host without a path, such as "
+                f"{origin!r} is not an origin of web pages; write scheme and host without a path, such as "
                 "https://example.org or http://localhost:3000, or * for all."
             )
 
@@ -255,11 +255,13 @@ async def _begin(
     """Queue a request, with one job per choice, and return the queue of its answers."""
     limits = engine.limits
     if body.characters > limits.characters:
-        raise FieldError("messages", f"at most {limits.characters} characters of text are read, not {body.characters}.")
+        raise FieldError(
+            "messages", f"at most {limits.characters} characters of text are possible, not {body.characters}."
+        )
     if len(body.urls) > limits.images:
-        raise FieldError("messages", f"at most {limits.images} images are read, not {len(body.urls)}.")
+        raise FieldError("messages", f"at most {limits.images} images are possible, not {len(body.urls)}.")
     if body.choices > limits.batch:
-        raise FieldError("n", f"at most {limits.batch} answers are written to one request, not {body.choices}.")
+        raise FieldError("n", f"at most {limits.batch} answers per request are possible, not {body.choices}.")
     chosen = protocol.plan_of(body.foveate, default_plan)
     images = []
     for place, url in zip(body.places, body.urls, strict=True):

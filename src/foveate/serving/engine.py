@@ -185,16 +185,16 @@ class Engine:
         """Put a request into the queue.
 
         Raises:
-            BusyError: the queue is full, or the server is about to end.
+            BusyError: the queue is full, or the server is shutting down.
             LostError: the thread has failed.
         """
         with self._changed:
             if self._failed:
                 raise EngineDeadError(_FAILED)
             if not self.alive:
-                raise BusyError("the server is about to end.")
+                raise BusyError("the server is shutting down.")
             if len(self._waiting) >= self.limits.queue:
-                raise BusyError(f"{self.limits.queue} requests wait already; try again in a moment.")
+                raise BusyError(f"{self.limits.queue} requests are waiting already; retry later.")
             self._waiting.append(job)
             self._changed.notify()
 
@@ -208,7 +208,7 @@ class Engine:
 
     def _work(self) -> None:
         batch: list[Job] | None = []
-        end: Exception = BusyError("the server is about to end.")
+        end: Exception = BusyError("the server is shutting down.")
         try:
             while (batch := self._next()) is not None:
                 self._running = len(batch)

@@ -79,7 +79,7 @@ class ByteCounter:
         """
         with self._lock:
             if self.bytes + count > self.most:
-                raise BusyError(f"requests hold all of the {self.most >> 20} MiB that they may; try again in a moment.")
+                raise BusyError(f"requests use all of the {self.most >> 20} MiB available; retry later.")
             self.bytes += count
 
     def give(self, count: int) -> None:

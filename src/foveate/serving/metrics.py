@@ -24,7 +24,10 @@ class Metrics:
     def __init__(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "foveate_requests", "Requests by HTTP status; 499: the client left.", ["status"], registry=self.registry
+            "foveate_requests",
+            "Requests by HTTP status; 499: the client disconnected.",
+            ["status"],
+            registry=self.registry,
         )
         self.images = Counter("foveate_images", "Images that were read.", registry=self.registry)
         self.tokens_before = Counter(
@@ -35,10 +38,10 @@ class Metrics:
             "Visual tokens that the language model worked on, the mean over its layers.",
             registry=self.registry,
         )
-        self.prompt = Counter("foveate_prompt_tokens", "Tokens of prompts as they were read.", registry=self.registry)
-        self.completion = Counter("foveate_completion_tokens", "Tokens that were written.", registry=self.registry)
+        self.prompt = Counter("foveate_prompt_tokens", "Prompt tokens after compression.", registry=self.registry)
+        self.completion = Counter("foveate_completion_tokens", "Generated tokens.", registry=self.registry)
         self.batch = Histogram(
-            "foveate_batch_size", "Requests answered at once.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
+            "foveate_batch_size", "Requests per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
         self.ttft = Histogram(
             "foveate_time_to_first_token_seconds",
@@ -53,7 +56,7 @@ class Metrics:
             registry=self.registry,
         )
         Gauge("foveate_queue", "Requests that wait.", registry=self.registry).set_function(waiting)
-        Gauge("foveate_running", "Requests that are being answered.", registry=self.registry).set_function(running)
+        Gauge("foveate_running", "Requests in progress.", registry=self.registry).set_function(running)
 
     def answered(self, result: Result, images: int, seconds: float) -> None:
         """Record an answer with its images and the time since its request was complete."""

@@ -27,8 +27,8 @@ _ERRORS = {
     503: "The server cannot answer: it is ending or has failed.",
 }
 _HEADERS = {
-    "x-foveate-max-tokens": "Tokens that the answer may have, where more were asked for.",
-    "x-foveate-ignored": "Fields of the request that were read and change nothing.",
+    "x-foveate-max-tokens": "Maximum number of answer tokens, if the request asked for more.",
+    "x-foveate-ignored": "Request fields that had no effect.",
 }
 
 
@@ -78,7 +78,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
         "info": {
             "title": "foveate",
             "version": __version__,
-            "description": f"Answers questions about images with the model {name}, in the words of OpenAI's API.",
+            "description": f"Answers questions about images with the model {name}, with an OpenAI-compatible API.",
         },
         "paths": {
             "/v1/chat/completions": {

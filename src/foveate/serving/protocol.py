@@ -264,7 +264,7 @@ def parse(body: bytes) -> ChatRequest:
         raise
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise FoveateError(f"the body is no JSON in UTF-8: {reason[:200]}.") from None
+        raise FoveateError(f"the body is not JSON in UTF-8: {reason[:200]}.") from None
     if not isinstance(document, dict):
         raise FoveateError("the body must be a JSON object with 'model' and 'messages'.")
     if _is_nested_deeper_than(document, DEEPEST):
@@ -281,12 +281,12 @@ def parse(body: bytes) -> ChatRequest:
 def _check(request: ChatRequest) -> None:
     """Check fields against each other."""
     if request.messages[-1].role == "assistant":
-        raise FieldError("messages", "the last one must be of the user, since an answer to it is asked for.")
+        raise FieldError("messages", "the last one must be of the user, since it is answered.")
     for turn, message in enumerate(request.messages):
         for number, part in enumerate(message.content):
             place = path(["messages", turn, "content", number, "type"])
             if isinstance(part, RefusalPart) and message.role != "assistant":
-                raise FieldError(place, "only the assistant refuses.")
+                raise FieldError(place, "only assistant messages may have a refusal.")
     if len({request.max_tokens, request.max_completion_tokens} - {None}) > 1:
         raise FieldError("max_tokens", "it differs from max_completion_tokens; remove one of them.")
     if request.top_logprobs and not request.logprobs:
@@ -294,7 +294,7 @@ def _check(request: ChatRequest) -> None:
 
 
 def _no_constant(name: str) -> Any:
-    raise FoveateError(f"the body is no JSON: it holds {name}, which JSON does not have.")
+    raise FoveateError(f"the body is not JSON: it holds {name}, which JSON does not have.")
 
 
 def _is_nested_deeper_than(value: Any, levels: int) -> bool:
@@ -333,7 +333,7 @@ def plan_of(requested: Compression | None, default: Plan | None) -> Plan | None:
             refuse_files(plan)
         return plan
     if default is None or len(default.steps) != 1:
-        raise FieldError("foveate.budget", "the server has no plan of one method that could take it; give a plan.")
+        raise FieldError("foveate.budget", "the server has no plan of one method with a budget; give a plan.")
     step = default.steps[0]
     if step.method.budget == "none":
         raise FieldError("foveate.budget", f"{step.method.name} takes no budget; its own rule decides.")

@@ -74,7 +74,7 @@ class Choice(BaseModel):
     index: int
     message: ResponseMessage
     logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length", "cancelled"] = Field(description="cancelled: the server was ended.")
+    finish_reason: Literal["stop", "length", "cancelled"] = Field(description="cancelled: the server was shut down.")
 
 
 class Completion(BaseModel):

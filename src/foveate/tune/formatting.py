@@ -108,7 +108,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         raise FoveateError("a plot needs matplotlib: pip install 'foveate[bench]'.") from error
     known = [trial for trial in document["trials"] if "score" in trial]
     if not known:
-        raise FoveateError("there is nothing to draw: no trial came to its questions.")
+        raise FoveateError("there is nothing to draw: no trial was evaluated.")
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(9, 4.6), layout="constrained")
         axis = figure.subplots()

@@ -37,7 +37,9 @@ class Goal:
         if self.cost is not None and not 0 < self.cost < 1:
             raise FoveateError(f"a target of {self.cost:g}x is not between 0x and 1x of the full model's time.")
         if self.accuracy is not None and not 0 < self.accuracy <= 1.5:
-            raise FoveateError(f"a least accuracy of {self.accuracy:.4g} times the full model's is no goal; write 97%.")
+            raise FoveateError(
+                f"a minimum accuracy of {self.accuracy:.4g} times the full model's is not a goal; write 97%."
+            )
 
     def affords(self, cost: float) -> bool:
         """Whether the cost is within the goal."""
@@ -96,5 +98,5 @@ def _number(text: str, original: str, option: str, example: str) -> float:
     try:
         value = float(original.removesuffix("%"))
     except ValueError:
-        raise FoveateError(f"{option} {text!r} is no number; write it as {example}.") from None
+        raise FoveateError(f"{option} {text!r} is not a number; write it as {example}.") from None
     return value / 100 if original.endswith("%") else value

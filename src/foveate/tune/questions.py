@@ -61,9 +61,7 @@ def divided(stream: Iterable[Item], seed: int) -> Questions:
             half = searched.setdefault(digest, len(halves[True]) <= len(halves[False]))
             halves[half] += by_image[digest]
         if not halves[True] or not halves[False]:
-            raise FoveateError(
-                f"{task} has too few images: some are needed to search on, and others to confirm on what was found."
-            )
+            raise FoveateError(f"{task} has too few images; the search and the confirmation need different ones.")
         for half, held in halves.items():
             parts[half].append(held)
     return Questions(_in_turns(parts[True]), _in_turns(parts[False]))

@@ -83,7 +83,7 @@ def _finished(settings: TuneSettings, folder: Path | None) -> dict[str, Any] | N
         same = document["settings"] == json.loads(json.dumps(asdict(settings)))
         return document if document["kind"] == "tune" and document["finished"] and same else None
     except (ValueError, KeyError, TypeError) as error:
-        raise FoveateError(f"{folder / RESULT} is no result of a search; choose another folder.") from error
+        raise FoveateError(f"{folder / RESULT} is not a result of a search; choose another folder.") from error
 
 
 class _Run:

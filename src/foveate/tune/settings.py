@@ -65,9 +65,11 @@ class TuneSettings(QuestionSettings):
         if not self.budgets:
             raise FoveateError("at least one budget is needed.")
         if min(self.trials, self.repeats, self.finalists) < 1 or self.seed < 0:
-            raise FoveateError("trials, repeats and finalists are from 1 on, the seed from 0 on.")
+            raise FoveateError("trials, repeats and finalists must be at least 1, the seed at least 0.")
         if self.count < 2:
-            raise FoveateError("count is from 2 on: some questions are searched on, others confirm.")
+            raise FoveateError(
+                "count must be at least 2: one part of the questions is for the search, the other for confirmation."
+            )
         if self.cost not in ("time", "flops"):
             raise FoveateError(f"cost {self.cost!r} is not one of time, flops.")
         if self.objective not in ("accuracy", "information-flow"):

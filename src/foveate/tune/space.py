@@ -47,7 +47,7 @@ class Space:
         budgets: Ascending.
         depth: Layers of the language model.
         chains: Whether there are plans of both.
-        left_out: {"method", "code", "reason"} of every method that is no candidate.
+        left_out: {"method", "code", "reason"} of every method that is not a candidate.
     """
 
     before: tuple[Candidate, ...]

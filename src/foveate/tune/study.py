@@ -93,7 +93,7 @@ class Study:
                     study_name="foveate", storage=storage, direction="maximize", load_if_exists=True
                 )
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise FoveateError(f"{path} is no study of a search; choose another folder.") from error
+                raise FoveateError(f"{path} is not a study of a search; choose another folder.") from error
 
     def space(self, make: Callable[[], Space]) -> Space:
         """Search space of the study, created at its first trial and then kept."""

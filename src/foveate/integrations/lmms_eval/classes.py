@@ -75,7 +75,7 @@ class ChatModel(lmms):
     @property
     def chat_template(self) -> str:
         """Raise: conversations always use the model's own chat template."""
-        raise FoveateError("leave out --apply_chat_template: the model's own template is always applied.")
+        raise FoveateError("remove --apply_chat_template; the model's own template is always applied.")
 
     # What lmms-eval asks for
 
@@ -114,7 +114,9 @@ class ChatModel(lmms):
             conversations, continuations = [], []
             for request in part:
                 if len(request.args) != 6:
-                    raise FoveateError("acc_mutual_info weighs answers without a question, which foveate does not.")
+                    raise FoveateError(
+                        "acc_mutual_info needs the loss of answers without a question, which foveate does not compute."
+                    )
                 context, target, doc_to_visual, doc_id, task, split = request.args
                 doc = self.task_dict[task][split][doc_id]
                 conversations.append(self._conversation(_turn(doc_to_visual(doc), context)))

@@ -89,7 +89,7 @@ class GenerationSettings:
         until = settings.get("until") or ()
         until = (until,) if isinstance(until, str) else until
         if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
-            raise FoveateError(f"until={until!r} of the task is no text and no list of texts.")
+            raise FoveateError(f"until={until!r} of the task must be a text or a list of texts.")
         sampled = settings.get("do_sample")
         temperature = settings.get("temperature")
         temperature = float(bool(sampled)) if temperature is None else temperature
@@ -101,7 +101,7 @@ class GenerationSettings:
             ("temperature", temperature, 0),
         ):
             if not isinstance(value, int | float) or value < least:
-                raise FoveateError(f"{name}={value!r} of the task is no number from {least} on.")
+                raise FoveateError(f"{name}={value!r} of the task must be a number of at least {least}.")
         more = {name: settings[name] for name in PASSED_ON if settings.get(name) is not None}
         if sampled is False or temperature == 0:  # these only matter to a draw
             temperature, more = 0.0, {name: more[name] for name in more if name not in ("top_p", "top_k", "min_p")}
@@ -214,7 +214,7 @@ class EvaluatedModel:
         readable = [self._readable(conversation) for conversation in conversations]
         targets = [as_plain_text(text.strip(), self._tokenizer) for text in continuations]
         if not all(targets):
-            raise FoveateError("an answer to be weighed is empty.")
+            raise FoveateError("a continuation is empty.")
         results: list[tuple[float, bool]] = [(0.0, False)] * len(readable)
         for batch in self._batches(readable, [GenerationSettings()] * len(readable)):
             answers = [self._continued(self._prompt(readable[index]), targets[index]) for index in batch]
@@ -293,7 +293,7 @@ class EvaluatedModel:
             return {"type": "image", "image": open_image(part["image"])}
         if kind == "video" and getattr(self.processor, "video_processor", None) is not None:
             return {"type": "video", "video": _decoded(part["video"], self.max_frames)}
-        raise FoveateError(f"this model reads no {kind}; of the content of messages it reads text and images.")
+        raise FoveateError(f"this model does not accept {kind}; messages may contain text and images.")
 
     def _prompt(self, conversation: Conversation) -> str:
         return prompt_of(self.processor, plain_messages(conversation, self.processor))
@@ -396,7 +396,7 @@ def _decoded(video: Any, count: int) -> tuple[Any, Any]:
 
     path = Path(video) if isinstance(video, str | PathLike) else None
     if path is None or not path.is_file():
-        raise FoveateError(f"{video!r} is no video file; clips are read from files.")
+        raise FoveateError(f"{video!r} is not a video file; clips are read from files.")
     try:
         read: Any = load_video  # typed for frames in memory; it takes paths, and then returns a pair
         return read(str(path), backend="pyav", sample_indices_fn=spread)

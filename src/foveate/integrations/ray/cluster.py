@@ -50,9 +50,11 @@ class Replicas:
         if self.count < 1:
             raise FoveateError(f"there must be at least one replica, not {self.count}.")
         if not 0 < self.cpus < 1e6 or not 0 <= self.gpus < 1e6:  # NaN is neither
-            raise FoveateError(f"a replica takes some CPU and no negative GPU, not {self.cpus:g} and {self.gpus:g}.")
+            raise FoveateError(
+                f"a replica needs more than 0 CPUs and at least 0 GPUs, not {self.cpus:g} and {self.gpus:g}."
+            )
         if self.address is not None and self.address != "auto" and not _ADDRESS.fullmatch(self.address):
-            raise FoveateError(f"{self.address!r} is no address here; write host:port of the cluster, or auto.")
+            raise FoveateError(f"{self.address!r} is not an address here; write host:port of the cluster, or auto.")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _check_room(replicas: Replicas, there: dict[str, float]) -> None:
         if replicas.count * each > there.get(name, 0):
             raise FoveateError(
                 f"{replicas.count} replicas with {each:g} {name} each need {replicas.count * each:g}, and there are "
-                f"{there.get(name, 0):g}; take fewer, or a fraction for each."
+                f"{there.get(name, 0):g}; use fewer replicas or smaller fractions."
             )
 
 

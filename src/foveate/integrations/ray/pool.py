@@ -214,13 +214,13 @@ class Pool:
         """Accept a request.
 
         Raises:
-            BusyError: too many wait, or the server is about to end.
+            BusyError: too many wait, or the server is shutting down.
         """
         with self._lock:
             if not self.alive:
-                raise BusyError("the server is about to end.")
+                raise BusyError("the server is shutting down.")
             if self._waiting >= self.limits.queue + self._replicas.count * self.limits.batch:
-                raise BusyError(f"{self.limits.queue} requests wait already; try again in a moment.")
+                raise BusyError(f"{self.limits.queue} requests are waiting already; retry later.")
             self._jobs.add(job)
         self._loop.call_soon_threadsafe(self._begin, job)
 
@@ -238,7 +238,7 @@ class Pool:
         task.add_done_callback(lambda task: self._end(job, task))
 
     def _end(self, job: Job, task: asyncio.Task[Result | Exception]) -> None:
-        end: Any = BusyError("the server is about to end.")
+        end: Any = BusyError("the server is shutting down.")
         if not task.cancelled():
             end = task.exception() or task.result()
         if isinstance(end, Result):
@@ -276,7 +276,7 @@ class Pool:
         except asyncio.CancelledError:
             pieces.cancel()
             raise
-        return EngineDeadError("the replica that answered this request died; please ask again.")
+        return EngineDeadError("the replica that answered this request failed; send the request again.")
 
     # In a thread, since the status call may take a while
 

@@ -56,7 +56,7 @@ def check(vllm_config: Any) -> None:
         raise FoveateError(f"{NAME} of an engine is an --hf-overrides, not one of its --mm-processor-kwargs.")
     serving.setting()
     if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):  # it counts an encoder's tokens by ours
-        raise FoveateError(f"{serving.family.title} takes no plans in vLLM together with LoRA in the encoder.")
+        raise FoveateError(f"{serving.family.title} does not support plans in vLLM together with LoRA in the encoder.")
     if serving.axes == 1:
         return
     parallel = vllm_config.parallel_config
@@ -67,7 +67,9 @@ def check(vllm_config: Any) -> None:
         (getattr(parallel, "enable_dbo", False), "dual batch overlap"),
     ):
         if present:
-            raise FoveateError(f"{serving.family.title} takes no plans in vLLM together with {what}; leave one out.")
+            raise FoveateError(
+                f"{serving.family.title} does not support plans in vLLM together with {what}; use one of them."
+            )
 
 
 def _blind(vllm_config: Any) -> str:
