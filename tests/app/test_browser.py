@@ -194,7 +194,7 @@ def test_the_slider_goes_through_the_stages(visit, tmp_path):
     upload(page, tmp_path / "teal.png")
     page.wait_for_selector("#image img")
     ask(page, "What colour is it?", "random:10%")
-    captions = ["what the language model reads", "patches", "stage 1", "stage 2"]
+    captions = ["tokens in the language model", "patches", "stage 1", "stage 2"]
     assert captions[0] in page.inner_text("#caption")
     for number, words in enumerate(captions[1:]):
         set_stage(page, number)

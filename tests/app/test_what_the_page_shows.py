@@ -123,7 +123,7 @@ def test_the_slider_goes_through_the_stages_to_the_plan(uhd):
     planned = ask(image, "?", uhd, "divprune:3", max_new_tokens=2)
     found = views(full_model, planned, image)
     names = [stage.name for stage in full_model.stages if stage.grid]
-    assert [view.title for view in found] == [*names, "what the language model reads"]
+    assert [view.title for view in found] == [*names, "tokens in the language model"]
     for view, stage in zip(found, full_model.stages, strict=False):
         assert sorted(set(view.tokens.flatten().tolist())) == list(range(stage.tokens))
         last = fact(view, view.token_at(view.picture.width - 1, view.picture.height - 1))

@@ -141,7 +141,10 @@ def build(
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         state = gr.State([], time_to_live=3600)
         shown = "the embedded model" if name is None else name
-        gr.HTML(f"<h1>foveate</h1><p>{safe(shown)}: one question, all visual tokens or few.</p>", elem_id="head")
+        gr.HTML(
+            f"<h1>foveate</h1><p>{safe(shown)}: one question, with all visual tokens and with fewer.</p>",
+            elem_id="head",
+        )
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
                 image = gr.Image(
@@ -160,7 +163,7 @@ def build(
                     )
                 text = gr.Textbox(
                     value=start, label="Plan", elem_id="plan", max_lines=3,
-                    info="Written by the two above, or by hand: divprune:50% + fastv:50%@2. Empty: full model only.",
+                    info="Set by the two fields above, or edited: divprune:50% + fastv:50%@2. Empty: full model only.",
                 )  # fmt: skip
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=7, min_width=320):

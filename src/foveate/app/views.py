@@ -74,7 +74,7 @@ def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> lis
     if not shown:
         picture = image.copy()
         picture.thumbnail(ROOM)
-        caption = "This model keeps its tokens to itself: give a plan to see them."
+        caption = "The tokens of this model can be shown only with a plan."
         shown = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
     return shown
 
@@ -91,7 +91,7 @@ def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
     caption += f" of {stage.size[0]} x {stage.size[1]} pixels" if stage.size else ""
     caption += f": {stage.detail}."
     if effects is not None:
-        caption += " Orange: tokens that draw the output of their 2 x 2 window furthest from the plain average."
+        caption += " Orange: tokens that move the output of their 2 x 2 window furthest from the plain average."
     picture = stage_panel(resized, stage, effects, size)
     return View(stage.name, caption, picture, token_map({"crops": [crop]}, size), stage, effects)
 
@@ -101,9 +101,7 @@ def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
     thumbnails = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
     others = [crop for crop in document["crops"] if crop["kind"] != "thumbnail"]
     merged = sum(len(group["tokens"]) for group in document["merged"])
-    counts = (
-        f"{document['tokens_kept']} of {document['tokens_in']} tokens are read: {len(document['kept'])} as they are"
-    )
+    counts = f"{document['tokens_kept']} of {document['tokens_in']} tokens are kept: {len(document['kept'])} unchanged"
     if merged:
         counts += f", {len(document['merged'])} merged from {merged}"
     counts += f"; {len(document['dropped'])} are dropped (grey)."
@@ -115,7 +113,7 @@ def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
     if document["inert"]:
         counts = f"{NOTHING_LEFT_OUT.capitalize()}, {document['tokens_in']} of {document['tokens_in']}."
     shown = []
-    for crops, title in ((others, "what the language model reads"), (thumbnails, "the thumbnail it reads as well")):
+    for crops, title in ((others, "tokens in the language model"), (thumbnails, "tokens of the thumbnail")):
         if crops:
             part = document | {"crops": crops}
             picture = draw_tokens(part, image, ROOM)
@@ -148,13 +146,13 @@ def fact(view: View, token: int) -> Fact:
 def _of_stage(view: View, token: int) -> Fact:
     stage = view.stage
     if stage is None or stage.grid is None:
-        raise ValueError("this view has no tokens")
+        raise ValueError("this map has no tokens")
     row, column = divmod(token, stage.grid[1])
     lines = []
     if stage.size:
         wide, tall = stage.size
         across, down = f"{column * wide} to {(column + 1) * wide - 1}", f"{row * tall} to {(row + 1) * tall - 1}"
-        lines.append(("pixels", f"x {across}, y {down} of the image as the model sees it"))
+        lines.append(("pixels", f"x {across}, y {down} of the resized image"))
     if stage.name != "patches":
         lines.append(("sources", f"rows {2 * row} and {2 * row + 1}, columns {2 * column} and {2 * column + 1} before"))
     if view.effects is not None:
@@ -169,7 +167,9 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
     lines, shown = [], (token,)
     if group is not None:
         shown = tuple(group["tokens"])
-        lines.append(("state", f"merged: one of {len(shown)} that are read as one, at {_place(document, group['at'])}"))
+        lines.append(
+            ("state", f"merged: one of {len(shown)} tokens that become one, at {_place(document, group['at'])}")
+        )
         shares = document.get("shares")
         parts = {source: 1 / len(shown) if shares is None else shares[source] for source in shown}
         first = sorted(parts, key=lambda source: -parts[source])[:MOST_SOURCES]
@@ -179,7 +179,7 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
     elif token in document["kept"]:
         lines += [("state", "kept unchanged"), ("sources", f"{token} alone")]
     else:
-        lines.append(("state", "left out: the language model does not read it"))
+        lines.append(("state", "dropped: the language model does not read it"))
     if token not in document["dropped"]:
         lines += _layers(document, token if group is None else group["at"])
     scores = document.get("measured", [])
@@ -188,9 +188,9 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
         rank = 1 + sum(value > values[token] for value in values)
         layer = "" if score["layer"] is None else f" at block {score['layer']}"
         what = f"{MEASURED[score['kind']]}{layer}"
-        lines.append(("score", f"{values[token]:.4g}, number {rank} of {len(values)}: {what}"))
+        lines.append(("score", f"{values[token]:.4g}, rank {rank} of {len(values)}: {what}"))
     if not scores:
-        lines.append(("score", "none: this plan does not rate tokens by a measured value"))
+        lines.append(("score", "none: this plan does not rank tokens by a measured value"))
     return Fact(token, f"Token {token}, {_place(document, token)}", tuple(lines), shown)
 
 
@@ -198,8 +198,8 @@ def _layers(document: dict[str, Any], token: int) -> list[tuple[str, str]]:
     """Describe the layer of the language model at which a token is dropped."""
     for layer in document["layers"]:
         if token not in layer["kept"]:
-            return [("layers", f"leaves before layer {layer['layer']} of the language model ({layer['method']})")]
-    return [("layers", "stays to the last layer")] if document["layers"] else []
+            return [("layers", f"dropped before layer {layer['layer']} of the language model ({layer['method']})")]
+    return [("layers", "kept to the last layer")] if document["layers"] else []
 
 
 def _place(document: dict[str, Any], token: int) -> str:

@@ -68,7 +68,7 @@ class Report:
             ("plots", "Accuracy against tokens and time", self._charts()),
             ("accuracy", "Accuracy of every plan", self._accuracy(link)),
             ("tasks", "Task by task", self._tasks(link)),
-            ("speed", "Speed and memory", _filtered(tables.speed(results, link), "No plan of this choice was timed.")),
+            ("speed", "Speed and memory", _filtered(tables.speed(results, link), "No selected plan was timed.")),
             ("joint", "With quantised weights and caches", _filtered(tables.joint(results, link))),
             ("methods", "Methods", self._methods(link)),
             ("images", "The six images", self._images()),
@@ -156,7 +156,7 @@ class Report:
         return [chart for chart in (*self.tokens, *self.times) if chart.model == model]
 
     def _accuracy(self, link: Callable[[str], str]) -> str:
-        return _filtered(tables.accuracy(self.results, link), "No plan of this choice was asked.")
+        return _filtered(tables.accuracy(self.results, link), "No selected plan was evaluated.")
 
     def _tasks(self, link: Callable[[str], str]) -> str:
         parts = []
@@ -183,7 +183,7 @@ class Report:
         if album is None:
             return ""
         words = (
-            "Pages drawn by the project's generator from its held-out split. The page of every method shows what "
+            "Pages from the held-out split of the project's generator. The page of every method shows what "
             f"it keeps of them; here are the answers of {_model(album)} with all tokens."
         )
         return paragraph(words) + _pictures(album, address(PICTURES))
@@ -225,7 +225,9 @@ class Report:
             _figure(chart, method) for model in results.models if model in measured_models for chart in self._of(model)
         ]
         if figures:
-            body.append(tag("h2", f"{text(method)} among the others") + tag("div", *figures, class_="charts"))
+            body.append(
+                tag("h2", f"{text(method)} compared with other methods") + tag("div", *figures, class_="charts")
+            )
         comparison = "compared with the full model, random tokens and a smaller image"
         shown = [
             ("Accuracy", tables.accuracy(results, link, caption=f"Accuracy {comparison}")),
@@ -273,9 +275,9 @@ class Report:
         album = self.albums.get(method)
         if album is None:
             return ""
-        heading = tag("h2", "What it keeps")
+        heading = tag("h2", "Kept tokens")
         if not album.pictures:
-            return heading + paragraph(f"There are no pictures: {album.reason}")
+            return heading + paragraph(f"There are no images: {album.reason}")
         words = f"{album.plan} on {_model(album)}. {KEPT}"
         if BUDGET not in album.plan:
             words += f" Other methods are shown at {BUDGET}."
@@ -289,7 +291,7 @@ def _figure(chart: Chart, chosen: str = "") -> str:
         "figure",
         tag("h3", text(chart.title)),
         svg(chart, chosen),
-        tag("p", "Point at a mark to read it.", class_="readout", aria_live="polite"),
+        tag("p", "Point at a marker for details.", class_="readout", aria_live="polite"),
         "" if chosen else tag("figcaption", files),
         class_="chart",
         data_model=None if chosen else chart.model,
@@ -323,7 +325,7 @@ def _picture(picture: Picture, folder: str, plan: str) -> str:
     return tag("figure", image, tag("figcaption", caption))
 
 
-def _filtered(inner: str, otherwise: str = "Nothing was measured for this choice.") -> str:
+def _filtered(inner: str, otherwise: str = "Nothing was measured for this selection.") -> str:
     """Render a section that the filter may empty, with a note for that case."""
     if not inner:
         return ""

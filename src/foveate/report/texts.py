@@ -21,23 +21,23 @@ PROTOCOL: tuple[Passage, ...] = (
     Passage(
         "Questions",
         ("accuracy", "joint"),
-        "Every plan is asked the same questions about the same images: pages drawn by the project's generator from its "
-        "held-out split, public test sets, and files of your own. Decoding is greedy. An answer is right "
-        "when it equals the expected one after normalisation; nothing is judged by another model.",
+        "Every plan answers the same questions about the same images: pages from the held-out split of the project's "
+        "generator, public test sets, and files of your own. Decoding is greedy. An answer is right "
+        "when it equals the expected one after normalisation; no model acts as judge.",
     ),
     Passage(
         "Intervals",
         ("accuracy", "joint"),
         "Accuracies are given with 95 % intervals. Accuracy relative to the full model has a paired bootstrap "
-        "interval: both models are drawn with the same questions. Among many plans the best one is "
-        "partly lucky; where intervals overlap, take the plan that is cheaper or simpler.",
+        "interval: both models are resampled with the same questions. Among many plans the best one is "
+        "partly lucky; if intervals overlap, prefer the cheaper or simpler plan.",
     ),
     Passage(
         "Agreement with the full model, and difficult questions",
         ("accuracy",),
-        "Agreement is the share of answers that equal those of the full model, right or wrong. Difficult are "
-        "those questions that the full model answers and that it no longer answers when it is shown an image "
-        "scaled down to the same number of tokens: on them token selection matters most.",
+        "Agreement is the share of answers that equal those of the full model, right or wrong. Difficult "
+        "questions are those that the full model answers right with the original image, and wrong with an image scaled "
+        "down to the same number of tokens: on them token selection matters most.",
     ),
     Passage(
         "Controls",
@@ -48,33 +48,34 @@ PROTOCOL: tuple[Passage, ...] = (
     Passage(
         "Time",
         ("speed",),
-        "All plans of a model run in turns within one process, each turn in another order, after a warm-up; shown is "
-        "the median of the turns. The time to the first token is that of the encoder, of choosing and of the prefill. "
+        "All plans of a model run in turns within one process, in a different order each turn, after a warm-up; the "
+        "median is shown. Time to first token is that of the encoder, the token selection and the prefill. "
         "Efficiency is the speed-up of a plan over the speed-up of as many random tokens: 1 is the limit for methods "
-        "that choose tokens after the encoder, and only those that shorten the encoder too can be above it. In plots, "
-        "the time of a plan is that of the full model divided by the plan's speed-up, so that other work of the "
-        "machine between one group of plans and the next moves no mark.",
+        "that select tokens after the encoder; only those that shorten the encoder too can exceed it. In plots, "
+        "the time of a plan is that of the full model divided by the plan's speed-up, so that other load of "
+        "the machine between two groups of plans moves no marker.",
     ),
     Passage(
         "Memory and operations",
         ("speed",),
-        "Peak memory is what a run needs beyond what is there before it. The cache holds keys and values after the "
-        "prefill. Operations are counted while the model runs, a multiplication and an addition as two.",
+        "Peak memory is the maximum of a run beyond the memory in use before it. The cache holds keys and "
+        "values after the "
+        "prefill. FLOPs are counted while the model runs; a multiply-accumulate counts as two.",
     ),
     Passage(
         "Fewer tokens and fewer bits",
         ("joint",),
-        "Weights and cache are quantised in the same model that follows the plan, and the product is measured, not "
-        "computed from the parts.",
+        "Weights and cache are quantised in the model with the plan, and the combination is measured, not computed "
+        "from its parts.",
     ),
 )
 
 FRONT = (
-    "The line is the Pareto front: no other plan of the model takes as little and is more right. Only its plans have "
-    "names; a vertical bar is the 95 % interval of such a plan. The dashed line is the full model."
+    "The line is the Pareto front: no other plan of the model is both cheaper and more accurate. Only its plans are "
+    "labelled; a vertical bar is the 95 % interval of such a plan. The dashed line is the full model."
 )
-NO_TIMES = "No model has both accuracy and time of the same plans, so accuracy is not drawn against time."
+NO_TIMES = "No model has both accuracy and time of the same plans, so there is no plot of accuracy against time."
 KEPT = (
     "Kept tokens show the image unchanged; pale ones were dropped; tinted areas were merged into one token each; "
-    "tokens that leave inside the language model fade."
+    "tokens dropped inside the language model fade."
 )
