@@ -12,9 +12,10 @@ from transformers import DynamicCache
 
 import foveate
 from foveate import FoveateError
+from foveate.core.method import Site
 from foveate.core.plan import Plan
+from foveate.core.registry import methods_at
 from foveate.families import family_of
-from foveate.methods.decoder import decoder_methods
 from foveate.runtime import compat
 from foveate.runtime.decoder_hooks import TEXT_TYPES
 from tests.checkpointing import checkpoint
@@ -33,7 +34,7 @@ SPECIMENS = [
 PLANS = [
     *(
         f"{name}@1" if cls.budget == "none" else f"{name}:3@1"
-        for name, cls in decoder_methods().items()
+        for name, cls in methods_at(Site.DECODER).items()
         if not cls.trained
     ),
     "divprune:5 + fastv:2@1",
@@ -53,7 +54,9 @@ def test_all_language_models_of_the_list_are_met(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "method"),
     covering(
-        SPECIMENS, [name for name, cls in decoder_methods().items() if cls.budget != "none" and not cls.trained], 5
+        SPECIMENS,
+        [name for name, cls in methods_at(Site.DECODER).items() if cls.budget != "none" and not cls.trained],
+        5,
     ),
 )
 def test_keeping_everything_changes_no_bit(name: str, method: str) -> None:

@@ -59,7 +59,7 @@ class AttentionHooks:
         steps: Steps with an `AttentionMethod`, by layer.
     """
 
-    def __init__(self, layers: DecoderHooks, steps: dict[int, Step]) -> None:
+    def __init__(self, layers: DecoderHooks, steps: dict[int, Step[AttentionMethod]]) -> None:
         self.layers = layers
         self.steps = steps
         self._local = local()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionMethod
-from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
+from foveate.core.in_decoder import Attention, AttentionSource, DecoderMethod, LayerTokens
 from foveate.core.in_mlp import NeuronMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import EncoderSpec, Selection
@@ -85,10 +85,11 @@ class DecoderHooks:
                 )
             )
         count = len(text.layers)
-        self.steps: dict[int, Step] = {}
-        changed: dict[int, Step] = {}  # layers whose attention a step changes
+        self.steps: dict[int, Step[DecoderMethod]] = {}
+        changed: dict[int, Step[Any]] = {}  # layers whose attention a step changes
         for step in plan.decoder_steps:
             inside = isinstance(step.method, AttentionMethod)
+            steps: dict[int, Step[Any]]
             first, steps, acts = (0, changed, "in") if inside else (1, self.steps, "before")
             for layer in step.layers or step.method.layers(count):
                 if not first <= layer < count:

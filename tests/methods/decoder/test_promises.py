@@ -14,12 +14,13 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.method import Site
+from foveate.core.registry import methods_at
 from foveate.core.tokens import Crop, Grid, Selection
-from foveate.methods.decoder import decoder_methods
 from tests.methods.decoder.fabricated import layer_tokens
 from tests.methods.pre_llm.fabricate import measured, same
 
-METHODS = {name: cls for name, cls in decoder_methods().items() if not cls.trained}
+METHODS = {name: cls for name, cls in methods_at(Site.DECODER).items() if not cls.trained}
 SIZE = 24
 
 

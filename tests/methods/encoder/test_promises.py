@@ -8,15 +8,16 @@ import torch
 from foveate.core.bipartite import Tokens, members
 from foveate.core.errors import FoveateError
 from foveate.core.in_encoder import EncoderMethod
+from foveate.core.method import Site
+from foveate.core.registry import methods_at
 from foveate.core.tokens import Selection
-from foveate.methods.encoder import encoder_methods
 
 PATCHES, BLOCKS, COUNT = 20, 3, 8
 
 
-@pytest.fixture(params=encoder_methods())
+@pytest.fixture(params=methods_at(Site.ENCODER))
 def method(request: pytest.FixtureRequest) -> EncoderMethod:
-    cls = encoder_methods()[request.param]
+    cls = methods_at(Site.ENCODER)[request.param]
     return cls(thresholds=(0.1,) * BLOCKS) if cls.budget == "none" else cls()
 
 

@@ -20,15 +20,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.method import Site
+from foveate.core.pre_llm import PreLLMMethod
+from foveate.core.registry import methods_at
 from foveate.core.tokens import EncoderSpec, Selection, VisualTokens
-from foveate.methods.pre_llm import methods
 from tests.methods.pre_llm.fabricate import CLIP, PLAIN, frames, measure, plain, same, tied, tiled
 
-BEFORE = {name: cls for name, cls in methods().items() if cls.site == "pre_llm"}
+BEFORE = methods_at(Site.PRE_LLM)
 
 
-def usable(method: Method, tower: EncoderSpec) -> bool:
+def usable(method: PreLLMMethod, tower: EncoderSpec) -> bool:
     """Whether the method can be measured on the encoder: [CLS] cannot be invented, only what stands in for it."""
     try:
         needs = method.needs(tower)
@@ -37,7 +38,7 @@ def usable(method: Method, tower: EncoderSpec) -> bool:
     return tower.has_cls or not any(n.kind.startswith("cls") and not n.substitute for n in needs)
 
 
-def towers(method: Method) -> list[EncoderSpec]:
+def towers(method: PreLLMMethod) -> list[EncoderSpec]:
     return [tower for tower in (CLIP, PLAIN) if usable(method, tower)]
 
 
@@ -62,7 +63,7 @@ def budgets(tokens: VisualTokens) -> list[int]:
     return sorted({count for count in (1, 2, size // 3, size // 2, size - 2, size - 1) if 0 < count < size})
 
 
-def verify(method: Method, tokens: VisualTokens, count: int | None) -> Selection:
+def verify(method: PreLLMMethod, tokens: VisualTokens, count: int | None) -> Selection:
     """Choose, and check what holds for every selection of every method."""
     selection = method(tokens, count)
     selection.check(len(tokens))
@@ -93,12 +94,12 @@ def verify(method: Method, tokens: VisualTokens, count: int | None) -> Selection
     return selection
 
 
-def takes_budgets(method: Method) -> bool:
+def takes_budgets(method: PreLLMMethod) -> bool:
     return method.budget != "none"
 
 
 @pytest.fixture(params=BEFORE)
-def method(request: pytest.FixtureRequest) -> Method:
+def method(request: pytest.FixtureRequest) -> PreLLMMethod:
     method = BEFORE[request.param]()
     if method.trained and not towers(method):
         pytest.skip("its weights are trained, and a file of them must be named")
@@ -109,11 +110,11 @@ def test_some_are_registered():
     assert {"random", "uniform", "pool", "fastervlm"} <= set(BEFORE)
 
 
-def test_every_method_runs_on_some_encoder(method: Method):
+def test_every_method_runs_on_some_encoder(method: PreLLMMethod):
     assert towers(method)
 
 
-def test_exactly_the_announced_number(method: Method):
+def test_exactly_the_announced_number(method: PreLLMMethod):
     if not takes_budgets(method):
         pytest.skip("takes no budget")
     for tower in towers(method):
@@ -151,7 +152,7 @@ def test_any_grid_and_budget(name: str, data: st.DataObject, rows: int, columns:
 
 
 @pytest.mark.parametrize("excess", [0, 1, 1000])
-def test_a_full_budget_changes_nothing(method: Method, excess: int):
+def test_a_full_budget_changes_nothing(method: PreLLMMethod, excess: int):
     if not takes_budgets(method):
         pytest.skip("takes no budget")
     for tokens in images(towers(method)[0]).values():
@@ -163,13 +164,13 @@ def test_a_full_budget_changes_nothing(method: Method, excess: int):
 
 
 @pytest.mark.parametrize("count", [0, -1, -1000])
-def test_an_impossible_budget_is_an_error(method: Method, count: int):
+def test_an_impossible_budget_is_an_error(method: PreLLMMethod, count: int):
     tokens = measure(method, plain(3, 3, towers(method)[0]))
     with pytest.raises(FoveateError, match=method.name):
         method(tokens, count)
 
 
-def test_a_missing_budget(method: Method):
+def test_a_missing_budget(method: PreLLMMethod):
     tokens = measure(method, plain(4, 4, towers(method)[0]))
     if method.budget == "count":
         with pytest.raises(FoveateError, match="needs a budget"):
@@ -181,12 +182,12 @@ def test_a_missing_budget(method: Method):
             method(tokens, 3)
 
 
-def choices(method: Method, tokens: VisualTokens) -> list[int | None]:
+def choices(method: PreLLMMethod, tokens: VisualTokens) -> list[int | None]:
     own: list[int | None] = [] if method.budget == "count" else [None]
     return own + ([max(1, len(tokens) // 3)] if takes_budgets(method) else [])
 
 
-def test_the_same_twice_and_nothing_else_is_touched(method: Method):
+def test_the_same_twice_and_nothing_else_is_touched(method: PreLLMMethod):
     for tower in towers(method):
         for tokens in (plain(5, 5, tower), tiled(tower=tower)):
             tokens = measure(method, tokens)
@@ -231,7 +232,7 @@ def default(request: pytest.FixtureRequest) -> Generator[torch.dtype]:
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_any_precision_of_model_and_any_default(method: Method, dtype: torch.dtype, default: torch.dtype):
+def test_any_precision_of_model_and_any_default(method: PreLLMMethod, dtype: torch.dtype, default: torch.dtype):
     """Rows keep the model's precision, and what new tensors are made in changes nothing."""
     for tower in towers(method):
         for tokens in (plain(4, 5, tower), tiled(tower=tower)):
@@ -246,7 +247,7 @@ def test_any_precision_of_model_and_any_default(method: Method, dtype: torch.dty
                     assert same(getattr(selection, field.name), getattr(wanted, field.name)), field.name
 
 
-def test_double_precision_is_not_lost_on_the_way(method: Method):
+def test_double_precision_is_not_lost_on_the_way(method: PreLLMMethod):
     """What float32 cannot tell apart makes a difference to merged rows of float64."""
     tower = towers(method)[0]
     for tokens in (plain(4, 5, tower), tiled(tower=tower)):
@@ -277,7 +278,7 @@ CORNERS = {
 
 
 @pytest.mark.parametrize("corner", CORNERS)
-def test_corner_values(method: Method, corner: str):
+def test_corner_values(method: PreLLMMethod, corner: str):
     change = CORNERS[corner]
     for tower in towers(method):
         for tokens in (plain(4, 4, tower), plain(1, 3, tower), tiled(tower=tower)):
@@ -292,14 +293,14 @@ def test_corner_values(method: Method, corner: str):
                         assert selection.features.isfinite().all()
 
 
-def test_an_image_of_one_token(method: Method):
+def test_an_image_of_one_token(method: PreLLMMethod):
     for tower in towers(method):
         tokens = measure(method, plain(1, 1, tower))
         for count in choices(method, tokens):
             assert verify(method, tokens, count).indices.tolist() == [0]
 
 
-def test_scores_with_ties(method: Method):
+def test_scores_with_ties(method: PreLLMMethod):
     for tower in towers(method):
         for tokens in (plain(6, 4, tower), tiled(tower=tower), frames(tower=tower)):
             tokens = tied(measure(method, tokens))
@@ -308,7 +309,7 @@ def test_scores_with_ties(method: Method):
                 assert same(first.indices, method(tokens, count).indices)
 
 
-def test_separators_go_before_tokens_of_the_image(method: Method):
+def test_separators_go_before_tokens_of_the_image(method: PreLLMMethod):
     if not takes_budgets(method) or not method.static_count or method.sees_separators:
         pytest.skip("separators are tokens like others to it, or the number is its own")
     tokens = measure(method, tiled(tower=towers(method)[0]))
@@ -322,7 +323,7 @@ def test_separators_go_before_tokens_of_the_image(method: Method):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_end_in_a_sentence(method: Method, value: float):
+def test_numbers_that_are_not_finite_end_in_a_sentence(method: PreLLMMethod, value: float):
     for tokens in (plain(4, 5, towers(method)[0]), tiled(tower=towers(method)[0])):
         tokens = measure(method, tokens)
         for what in ("features", *tokens.measured):
@@ -340,7 +341,7 @@ def test_numbers_that_are_not_finite_end_in_a_sentence(method: Method, value: fl
 @pytest.mark.parametrize("places", [[1, 1], [2, 1], [-1, 3], [0, 16], [0.0, 1.0], [[0, 1]]])
 def test_places_that_are_wrong_are_refused(places: list):
     @dataclass(frozen=True)
-    class Wrong(Method):
+    class Wrong(PreLLMMethod):
         name: ClassVar[str] = "wrong"
 
         def select(self, tokens: VisualTokens, count: int) -> Selection:
