@@ -18,11 +18,11 @@ from foveate.core.registry import methods_at
 from foveate.families import family_of
 from foveate.runtime import compat
 from foveate.runtime.decoder_hooks import TEXT_TYPES
+from foveate.testing.live import answers, logits
 from tests.checkpointing import checkpoint
 from tests.families.zoo import Specimen, zoo
 from tests.refusals import refused
 from tests.runtime.matrix import covering
-from tests.runtime.test_promises import answers, logits
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))
 SPECIMENS = [

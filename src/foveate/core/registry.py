@@ -73,7 +73,7 @@ def register_method(cls: M) -> M:
     Raises:
         FoveateError: it is no method, lacks a part, or its name is taken.
     """
-    _check(cls)
+    check_method(cls)
     taken = _built_in().get(cls.name) or _added.get(cls.name)
     if taken is not None and not _same(taken, cls):
         raise FoveateError(
@@ -114,7 +114,11 @@ def import_methods(target: str) -> None:
 
 
 def import_named() -> None:
-    """Import what `FOVEATE_IMPORT` names."""
+    """Import what `FOVEATE_IMPORT` names.
+
+    Raises:
+        FoveateError: a file or module is not there, or cannot be imported.
+    """
     for target in filter(None, os.environ.get(IMPORTS, "").split(os.pathsep)):
         _import_once(target)
 
@@ -212,7 +216,12 @@ def _unsaid(cls: Any) -> str | None:
     return None
 
 
-def _check(cls: Any) -> None:
+def check_method(cls: Any) -> None:
+    """Refuse what cannot be registered.
+
+    Raises:
+        FoveateError: it is no method, or lacks a part.
+    """
     if not isinstance(cls, type) or not issubclass(cls, Method):
         raise FoveateError(
             f"{cls!r} is no method; derive a class from PreLLMMethod, DecoderMethod, EncoderMethod or ImageMethod."

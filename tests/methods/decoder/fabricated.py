@@ -1,4 +1,4 @@
-"""Visual tokens before a decoder layer with random queries and keys, for tests of methods without a model."""
+"""Visual tokens before a decoder layer from numbers of authors' code, and attention number by number."""
 
 from __future__ import annotations
 
@@ -7,48 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.core.in_decoder import Attention, AttentionSource, LayerTokens
-from foveate.core.tokens import EncoderSpec
-
-WIDTH, HEADS, SHARED, DEPTH = 6, 4, 2, 3
-
-
-def attention(length: int, seed: int = 0, past: int = 0) -> Attention:
-    generator = torch.Generator().manual_seed(100 + seed)
-    query = torch.randn(HEADS, length, DEPTH, generator=generator)
-    return Attention(query, torch.randn(SHARED, past + length, DEPTH, generator=generator), DEPTH**-0.5)
-
-
-def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, layer: int = 1) -> LayerTokens:
-    """`size` visual tokens after `before` tokens of text and before `after` ones; norms are left to the hidden states.
-
-    "previous" and "own" are different layers' queries and keys.
-    """
-    length = before + size + after
-    generator = torch.Generator().manual_seed(seed)
-    hidden, entered = torch.randn(2, length, WIDTH, generator=generator)
-    found: dict[AttentionSource, Attention] = {"previous": attention(length, seed), "own": attention(length, seed + 1)}
-    places = torch.arange(before, before + size)
-    text = torch.cat([torch.arange(before), torch.arange(before + size, length)])
-    return LayerTokens(
-        hidden[places],
-        hidden,
-        places,
-        text,
-        torch.tensor([length - 1]),
-        layer,
-        8,
-        0,
-        torch.arange(size),
-        {},
-        None,
-        EncoderSpec(12, False),
-        lambda asked: found[asked],
-        entered,
-        torch.arange(length),
-        places,
-        lambda x: x / x.norm(dim=-1, keepdim=True) * torch.arange(1, WIDTH + 1),
-    )
+from foveate.core.in_decoder import Attention, LayerTokens
+from foveate.testing.layer_tokens import layer_tokens
 
 
 def of_case(case: dict) -> LayerTokens:

@@ -11,10 +11,11 @@ import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import Attention
 from foveate.methods.decoder.todre import ToDREAt
+from foveate.testing.layer_tokens import layer_tokens
+from foveate.testing.live import answers
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import layer_tokens, rows_by_hand
+from tests.methods.decoder.fabricated import rows_by_hand
 from tests.runtime.test_decoder_hooks import deep
-from tests.runtime.test_promises import answers
 
 
 def test_equals_the_loop() -> None:

@@ -16,6 +16,7 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.core.registry import IMPORTS
 from foveate.loading import load_apart, plan_asked
 
 _ENVIRONMENT = {
@@ -103,6 +104,8 @@ def connected(replicas: Replicas) -> Generator[None]:
     if own:
         _check_address(replicas.address)
         local: dict[str, Any] = {"include_dashboard": False} if replicas.address is None else {}
+        if os.environ.get(IMPORTS):  # replicas import the methods that this process has imported, or say why not
+            local["runtime_env"] = {"env_vars": {IMPORTS: os.environ[IMPORTS]}}
         try:
             ray.init(address=replicas.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
