@@ -109,8 +109,9 @@ def import_methods(target: str) -> None:
             importlib.import_module(target)
     except FoveateError as error:
         raise FoveateError(f"{target} cannot be imported: {error}") from error
-    except Exception as error:
-        raise FoveateError(f"{target} cannot be imported: {type(error).__name__}: {error}.") from error
+    except (Exception, SystemExit) as error:  # the second: a script that runs as a whole
+        what = f"{type(error).__name__}: {error}".rstrip(".")
+        raise FoveateError(f"{target} cannot be imported: {what}.") from error
 
 
 def import_named() -> None:
