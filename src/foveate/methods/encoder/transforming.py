@@ -57,7 +57,8 @@ class TokenTransforming(EncoderMethod):
 
     def schedule(self, patches: int, blocks: int, cls: bool, count: int | None) -> tuple[Step | None, ...]:
         """See `EncoderMethod.steps`."""
-        amounts = spread(patches - (count or 0), patches, blocks, cls)
+        assert count is not None  # `steps` has asked for a budget
+        amounts = spread(patches - count, patches, blocks, cls)
         return tuple(self.step(amount, cls) if amount else None for amount in amounts)
 
     def step(self, amount: int, cls: bool) -> Step:
