@@ -33,7 +33,8 @@ IMPORTS = "FOVEATE_IMPORT"
 #: Methods that were called otherwise before: plans and results with the old names stay readable.
 RENAMED = {f"{name}-at": f"{name}-decoder" for name in ("dart", "pool", "ppe", "random", "todre", "vflowopt")}
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+# A plus after a letter, as in prumerge+, is part of a name; after anything else it joins the steps of a plan.
+_NAME = re.compile(r"[a-z][a-z0-9_-]*|[a-z]([a-z0-9_-]*[a-z])?\+")
 M = TypeVar("M", bound=type[Method])
 
 _added: dict[str, type[Method]] = {}
