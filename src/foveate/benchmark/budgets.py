@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from foveate.core.errors import FoveateError
-from foveate.core.plan import Budget, Plan, all_methods
+from foveate.core.plan import Budget, Plan
+from foveate.core.registry import all_methods
 
 #: The model without a plan.
 UNTOUCHED = "untouched"

@@ -86,7 +86,7 @@ class Entry:
         title: title of its paper.
         paper: such as "arXiv 2503.02175"; empty for a control.
         site: where it acts: "pre_llm", "decoder", "encoder" or "image".
-        mechanism: how it chooses or makes tokens, the main class first; see `foveate.core.registry`.
+        mechanism: how it chooses or makes tokens, the main class first; see `foveate.core.method.Mechanism`.
         modality: what it is made for.
         summary: first paragraph of its docstring.
         needs: kinds of what has to be measured for it, and whether a substitute is allowed.

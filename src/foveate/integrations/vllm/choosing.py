@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Need, Selection, VisualTokens
 from foveate.integrations.vllm.measuring import measuring
 from foveate.integrations.vllm.setting import Serving, Setting
@@ -79,6 +80,7 @@ def shorten(setting: Setting, tokens: VisualTokens) -> Selection:
     count = len(tokens)
     whole = Selection(torch.arange(count, device=tokens.device))
     for step in setting.plan.steps if setting.plan is not None else ():
+        assert isinstance(step.method, PreLLMMethod)
         own = step.method(tokens, step.count(len(tokens)))
         whole = whole.then(own, count)
         tokens = tokens.take(own)
