@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from foveate.methods.entries import matching
+from foveate.core.patterns import matching
 
 if TYPE_CHECKING:
     from foveate.core.method import Mechanism, Modality

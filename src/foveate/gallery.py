@@ -10,11 +10,12 @@ import inspect
 from typing import Any
 
 from foveate.core.errors import CODES, FoveateError, Refusal
+from foveate.core.patterns import matching
 from foveate.core.plan import Plan, Step
 from foveate.core.registry import all_methods
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, families
-from foveate.methods.entries import Entry, Verdict, matching, refuse_unknown
+from foveate.methods.entries import Entry, Verdict, refuse_unknown
 from foveate.runtime.requirements import check_sites, lacks, stands_in
 
 __all__ = ["Entry", "Verdict", "gallery", "verdict"]

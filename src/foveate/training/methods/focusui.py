@@ -35,7 +35,7 @@ from foveate.methods.pre_llm.uniform import Uniform
 from foveate.runtime import compress
 from foveate.synthetic.page import Box
 from foveate.synthetic.screens import Element, Screen, render_screen
-from foveate.training.methods.base import StepTrainer
+from foveate.training.methods.shared.base import StepTrainer
 from foveate.training.methods.shared.config import TrainConfig, at_least_one, option
 from foveate.training.methods.shared.loop import Losses, TrainState
 
