@@ -20,6 +20,8 @@ PAGES = {
     "loading": "Models by name",
     "answering": "Questions and answers",
     "core.plan": "Plans",
+    "core.method": "What a method is",
+    "core.registry": "Methods by name",
     "core.tokens": "Tokens and selections",
     "core.errors": "Errors",
     "runtime": "Live models: attach, report, restore",
@@ -48,6 +50,7 @@ PAGES = {
     "tune": "Search",
     "report": "Result pages",
     "visualization": "Pictures",
+    "testing": "Promises of a method",
 }
 """Packages and modules, with the titles of their pages."""
 

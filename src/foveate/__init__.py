@@ -14,6 +14,7 @@ from foveate.core.errors import FoveateError
 if TYPE_CHECKING:
     from foveate.answering import Answer, ask
     from foveate.core.plan import Plan
+    from foveate.core.registry import register_method
     from foveate.loading import load
     from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
@@ -35,6 +36,7 @@ _MODULES = {
     "ask": "answering",
     "compress": "runtime",
     "load": "loading",
+    "register_method": "core.registry",
     "register_trainer": "training.methods",
     "speculate": "runtime",
     "vasparse": "runtime",
@@ -55,6 +57,7 @@ __all__ = [
     "compress",
     "load",
     "register",
+    "register_method",
     "register_trainer",
     "speculate",
     "vasparse",

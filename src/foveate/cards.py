@@ -9,10 +9,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from foveate.methods.entries import matching
+from foveate.core.patterns import matching
 
 if TYPE_CHECKING:
-    from foveate.core.registry import Mechanism, Modality
+    from foveate.core.method import Mechanism, Modality
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Card:
         title: title of its paper.
         paper: such as "arXiv 2501.06553".
         site: where it acts.
-        mechanism: see `foveate.core.registry`.
+        mechanism: see `foveate.core.method.Mechanism`.
         modality: what it is made for.
         summary: what it does.
         trained: whether it needs trained weights.

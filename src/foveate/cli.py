@@ -12,10 +12,14 @@ import importlib
 import inspect
 import itertools
 import logging
+import os
 import re
 import sys
 import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -114,6 +118,8 @@ def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Com
     def registered(*values: Any, **options: Any) -> Any:
         if name not in WITHOUT_MODELS:
             foveate.register()
+        if os.environ.get("FOVEATE_IMPORT"):
+            importlib.import_module("foveate.core.registry").import_named()
         return run(*values, **options)
 
     single = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -269,6 +275,15 @@ def _foveate(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere on the command line.")
     ] = False,
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="FILE.py|MODULE",
+            help="Import a file or a module that registers methods before the command runs; repeatable, anywhere in "
+            "the line.",
+        ),
+    ] = None,
 ) -> None:
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -277,6 +292,43 @@ def _foveate(
 def _given(arguments: list[str], option: str) -> bool:
     """Whether an option is on the command line, before a `--` that ends the options."""
     return option in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+
+
+def _taken_imports(arguments: list[str]) -> list[str]:
+    """Take every `--import` and its value out of the line, wherever it stands before a `--`.
+
+    Raises:
+        FoveateError: one has no value.
+    """
+    found, place = [], 0
+    while place < len(arguments) and arguments[place] != "--":
+        option, equals, value = arguments[place].partition("=")
+        if option != "--import":
+            place += 1
+            continue
+        if not equals:
+            value = arguments.pop(place + 1) if place + 1 < len(arguments) else ""
+        if not value or value.startswith("-"):
+            raise FoveateError("--import needs a file or a module, such as --import my_method.py.")
+        del arguments[place]
+        # Processes that the command starts may work in another folder.
+        found.append(str(Path(value).resolve()) if value.endswith(".py") or os.sep in value else value)
+    return found
+
+
+@contextmanager
+def _importing(targets: list[str]) -> Generator[None]:
+    """What a command, and every process that it starts, imports first; see `foveate.core.registry`."""
+    before = os.environ.get("FOVEATE_IMPORT")
+    if targets:
+        os.environ["FOVEATE_IMPORT"] = os.pathsep.join([*([before] if before else []), *targets])
+    try:
+        yield
+    finally:
+        if targets:
+            del os.environ["FOVEATE_IMPORT"]
+            if before is not None:
+                os.environ["FOVEATE_IMPORT"] = before
 
 
 def _sentence(error: BaseException) -> str:
@@ -315,7 +367,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
 
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name="foveate", standalone_mode=False)
+        with _importing(_taken_imports(arguments)):
+            result = typer.main.get_command(app).main(arguments, prog_name="foveate", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED

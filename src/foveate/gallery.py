@@ -10,10 +10,12 @@ import inspect
 from typing import Any
 
 from foveate.core.errors import CODES, FoveateError, Refusal
-from foveate.core.plan import Plan, Step, all_methods
+from foveate.core.patterns import matching
+from foveate.core.plan import Plan, Step
+from foveate.core.registry import all_methods
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, families
-from foveate.methods.entries import Entry, Verdict, matching, refuse_unknown
+from foveate.methods.entries import Entry, Verdict, refuse_unknown
 from foveate.runtime.requirements import check_sites, lacks, stands_in
 
 __all__ = ["Entry", "Verdict", "gallery", "verdict"]
@@ -48,7 +50,7 @@ def verdict(method: Any, family: Family) -> Verdict:
         check_sites(Plan((Step(method),)), family)
     except FoveateError as error:
         return _refused(error)
-    if method.site not in ("pre_llm", "decoder"):
+    if method.shortens_encoder:
         return Verdict("runs")
     first, *others = (
         _on_encoder(method, family, EncoderSpec(BLOCKS, has_cls, family.merge, OUTPUT_LAYER))
@@ -84,7 +86,7 @@ def _no(refusal: Refusal) -> Verdict:
 
 def _entry(cls: Any) -> Entry:
     sample = _sample(cls)
-    needs = sample.needs(EncoderSpec(BLOCKS, True, 1, OUTPUT_LAYER)) if hasattr(sample, "needs") else ()
+    needs = sample.needs(EncoderSpec(BLOCKS, True, 1, OUTPUT_LAYER))
     return Entry(
         name=cls.name,
         title=cls.title,

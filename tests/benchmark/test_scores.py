@@ -9,7 +9,8 @@ import pytest
 from foveate import FoveateError
 from foveate.benchmark.budgets import budget_of, control_of, product, with_controls
 from foveate.benchmark.scores import method_of, scores
-from foveate.core.plan import Plan, all_methods
+from foveate.core.plan import Plan
+from foveate.core.registry import all_methods
 
 PLANS = ("full model", "random:25%", "downsample:25%", "divprune:25%")
 

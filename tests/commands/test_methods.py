@@ -10,8 +10,9 @@ import pytest
 import foveate
 from foveate.cli import main
 from foveate.core.errors import FoveateError, Refusal
-from foveate.core.plan import Plan, Step, all_methods
-from foveate.core.registry import Mechanism, Modality, registered
+from foveate.core.method import Mechanism, Modality
+from foveate.core.plan import Plan, Step
+from foveate.core.registry import all_methods, registered
 from foveate.families import families, family_of
 from foveate.gallery import gallery, verdict
 from foveate.methods import entries

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate import FoveateError, Plan
-from foveate.core.plan import PLAN_FILE, Budget, Step, all_methods, parse_plan
-from foveate.methods.decoder import decoder_methods
+from foveate.core.method import Site
+from foveate.core.plan import PLAN_FILE, Budget, Step, parse_plan
+from foveate.core.registry import all_methods, methods_at
 
 budgets = st.one_of(
     st.integers(1, 10**6).map(lambda n: Budget(tokens=n)),
@@ -176,7 +177,7 @@ def test_a_budget_beside_a_plan_is_used(budget):
         (["fastervlm:192", "fastv:50%"], "any of its 2 steps"),
         ("fastervlm + fastv", "needs a budget"),
         ("cmai", "takes no budget"),
-        (decoder_methods()["cmai"](), "takes no budget"),
+        (methods_at(Site.DECODER)["cmai"](), "takes no budget"),
     ],
 )
 def test_a_budget_beside_a_plan_that_cannot_take_it_is_refused(plan, words):

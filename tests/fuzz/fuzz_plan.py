@@ -1,7 +1,8 @@
 """Any text is a plan that reads the same when it is written again, or one sentence."""
 
 from foveate.core.errors import FoveateError
-from foveate.core.plan import Plan, all_methods, parse_plan
+from foveate.core.plan import Plan, parse_plan
+from foveate.core.registry import all_methods
 from foveate.serving.protocol import Compression, plan_of
 from tests.fuzz.targets import is_sentence
 from tests.fuzz.traps import bad_plans

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foveate.benchmark.results import INERT, inert
-from foveate.core.plan import all_methods
+from foveate.core.registry import all_methods
 from foveate.report import read
 from foveate.report.charts import (
     HEIGHT,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import foveate
 from foveate import FoveateError
-from foveate.core.plan import all_methods
+from foveate.core.registry import all_methods
 from foveate.families import family_of
 from foveate.methods.decoding import VASparse
 from foveate.methods.decoding.kinds import draft_kinds

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from foveate.core.method import Site
+from foveate.core.registry import methods_at
 from foveate.families import families
-from foveate.methods.decoder import decoder_methods
-from foveate.methods.pre_llm import methods
 from tests.families.zoo import zoo
 
 #: Methods inside the encoder that run with default arguments, where every patch becomes a token of its own.
@@ -19,7 +19,7 @@ INSIDE = ("tome:50%", "token-transforming:50%")
 def steps() -> list[str]:
     """A step for every method before the language model that runs with default arguments."""
     found = []
-    for name, cls in methods().items():
+    for name, cls in methods_at(Site.PRE_LLM).items():
         if cls.trained or cls.site != "pre_llm":
             continue
         found.append(name if cls.budget == "none" else f"{name}:3")
@@ -44,7 +44,7 @@ def inside_plans() -> list[str]:
     """A plan for every method inside the language model that needs no weights, at layer 1 of a small model."""
     return [
         f"{name}@1" if cls.budget == "none" else f"{name}:3@1"
-        for name, cls in decoder_methods().items()
+        for name, cls in methods_at(Site.DECODER).items()
         if not cls.trained
     ]
 

@@ -12,15 +12,16 @@ from transformers import DynamicCache
 
 import foveate
 from foveate import FoveateError, compat
+from foveate.core.method import Site
 from foveate.core.plan import Plan
+from foveate.core.registry import methods_at
 from foveate.families import family_of
 from foveate.families.text_models import TEXT_TYPES
-from foveate.methods.decoder import decoder_methods
+from foveate.testing.live import answers, logits
 from tests.checkpointing import checkpoint
 from tests.families.zoo import Specimen, zoo
 from tests.refusals import refused
 from tests.runtime.matrix import covering
-from tests.runtime.test_promises import answers, logits
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))
 SPECIMENS = [
@@ -32,7 +33,7 @@ SPECIMENS = [
 PLANS = [
     *(
         f"{name}@1" if cls.budget == "none" else f"{name}:3@1"
-        for name, cls in decoder_methods().items()
+        for name, cls in methods_at(Site.DECODER).items()
         if not cls.trained
     ),
     "divprune:5 + fastv:2@1",
@@ -52,7 +53,9 @@ def test_all_language_models_of_the_list_are_met(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "method"),
     covering(
-        SPECIMENS, [name for name, cls in decoder_methods().items() if cls.budget != "none" and not cls.trained], 5
+        SPECIMENS,
+        [name for name, cls in methods_at(Site.DECODER).items() if cls.budget != "none" and not cls.trained],
+        5,
     ),
 )
 def test_keeping_everything_changes_no_bit(name: str, method: str) -> None:

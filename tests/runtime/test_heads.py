@@ -21,9 +21,10 @@ import foveate
 from foveate.families import family_of
 from foveate.runtime import handle_of
 from foveate.runtime.heads import places_of_all
+from foveate.testing.live import logits
 from tests.families.zoo import zoo
 from tests.runtime.matrix import inside_pairs
-from tests.runtime.test_promises import ROWS, logits
+from tests.runtime.test_promises import ROWS
 
 PAIRS = [*((name, "divprune:3") for name in sorted(zoo())), *inside_pairs()]
 

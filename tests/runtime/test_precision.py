@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import foveate
-from foveate.methods.decoder import decoder_methods
+from foveate.core.method import Site
+from foveate.core.registry import methods_at
 from tests.families.zoo import zoo
 from tests.runtime.matrix import steps
 
@@ -17,7 +18,9 @@ from tests.runtime.matrix import steps
 def plans() -> list[str]:
     """A plan for every method of every site that runs without trained weights."""
     inside = [
-        name if cls.budget == "none" else f"{name}:50%@1" for name, cls in decoder_methods().items() if not cls.trained
+        name if cls.budget == "none" else f"{name}:50%@1"
+        for name, cls in methods_at(Site.DECODER).items()
+        if not cls.trained
     ]
     return [*steps(), *inside, "downsample:4", "tome:4", "token-transforming:4"]
 

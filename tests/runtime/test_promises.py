@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from torch import Tensor
 
 import foveate
 from foveate import FoveateError
+from foveate.core.method import Site
 from foveate.runtime import Handle
+from foveate.testing import live
+from foveate.testing.live import logits
 from tests.families.zoo import Specimen, zoo
 from tests.runtime.matrix import pairs
 
@@ -28,16 +32,14 @@ def compress(specimen: Specimen, plan: str) -> Handle:
         raise
 
 
-def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
-    with torch.no_grad():
-        return model(**inputs).logits
+def model_and_prompts(name: str) -> tuple[Any, dict[str, Any]]:
+    specimen = zoo()[name]
+    return specimen.model(), specimen.prompts(specimen.model(), ROWS)
 
 
-def answers(model: Any, inputs: dict[str, Any], **options: Any) -> list[list[int]]:
-    # A model with random weights may write placeholders, which a pass without a cache would take for an image's.
-    options["bad_words_ids"] = [[token] for token in range(100, 120)]
-    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, **options)
-    return tokens[:, inputs["input_ids"].shape[1] :].tolist()
+def attached(name: str) -> Callable[[Any, Any], Handle]:
+    """What attaches a plan to a specimen's model."""
+    return lambda model, plan: compress(zoo()[name], plan)
 
 
 def everything(plan: str) -> str | None:
@@ -54,14 +56,7 @@ def test_keeping_everything_changes_no_bit(name: str, plan: str) -> None:
     whole = everything(plan)
     if whole is None:
         pytest.skip("its own rule decides how many tokens stay")
-    specimen = zoo()[name]
-    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
-    before = logits(model, inputs)
-    with compress(specimen, whole) as handle:
-        assert torch.equal(logits(model, inputs), before)
-        report = handle.report()
-        assert report.tokens_kept == report.tokens_left == report.tokens_in > 0
-        assert report.inert and "nothing was left out" in str(report) and report.as_json()["inert"]
+    live.keeping_everything_changes_nothing(*model_and_prompts(name), whole, attached(name))
 
 
 #: Steps that keep everything, and compute with it all the same, inside the language model or the encoder: layers are
@@ -92,23 +87,7 @@ def test_keeping_everything_with_arithmetic(plan: str) -> None:
 
 @pytest.mark.parametrize(("name", "plan"), pairs())
 def test_restoring_leaves_the_model_as_it_was(name: str, plan: str) -> None:
-    specimen = zoo()[name]
-    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
-    before = logits(model, inputs)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    inside = {module: _insides(module) for module in model.modules()}
-    with compress(specimen, plan):
-        logits(model, inputs)
-    assert torch.equal(logits(model, inputs), before)
-    assert state.keys() == model.state_dict().keys()
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert inside == {module: _insides(module) for module in model.modules()}
-
-
-def _insides(module: Any) -> dict[str, Any]:
-    """Names of a module's attributes, its config by identity, its hooks; `transformers` has a few hooks of its own."""
-    hooks = {key: list(value) for key, value in vars(module).items() if key.endswith("_hooks")}
-    return {"names": sorted(vars(module)), "config": id(vars(module).get("config")), **hooks}
+    live.restoring_leaves_the_model_as_it_was(*model_and_prompts(name), plan, attached(name))
 
 
 @pytest.mark.parametrize(("name", "plan"), pairs())
@@ -120,7 +99,7 @@ def test_the_announced_number_stays_and_no_text_goes(name: str, plan: str) -> No
         report = handle.report()
     step = handle.plan.steps[0]
     # Tiles merge each by itself, and some of their tokens lie in padding.
-    exact = step.method.static_count and not (step.method.site == "encoder" and handle.family.tiled)
+    exact = step.method.static_count and not (step.method.site is Site.ENCODER and handle.family.tiled)
     for image in report.images:
         image.selection.check(image.tokens_in)
         if exact and step.budget is not None:
@@ -229,12 +208,7 @@ def _padding(specimen: Specimen, row: int) -> int:
 
 @pytest.mark.parametrize(("name", "plan"), pairs())
 def test_generating_with_a_cache_is_generating_without(name: str, plan: str) -> None:
-    specimen = zoo()[name]
-    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
-    with compress(specimen, plan):
-        with_cache = answers(model, inputs)
-        assert with_cache == answers(model, inputs, use_cache=False)
-        assert [row[0] for row in with_cache] == logits(model, inputs)[:, -1, :100].argmax(dim=-1).tolist()
+    live.a_cache_changes_nothing(*model_and_prompts(name), plan, attached(name))
 
 
 @pytest.mark.parametrize(("name", "plan"), pairs())
@@ -264,13 +238,7 @@ def _short_real(out: Tensor, inputs: dict[str, Any]) -> Tensor:
 
 @pytest.mark.parametrize(("name", "plan"), pairs())
 def test_the_same_again_and_no_global_randomness(name: str, plan: str) -> None:
-    specimen = zoo()[name]
-    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
-    with compress(specimen, plan):
-        state = torch.get_rng_state()
-        first = logits(model, inputs)
-        assert torch.equal(torch.get_rng_state(), state)
-        assert torch.equal(logits(model, inputs), first)
+    live.the_same_again(*model_and_prompts(name), plan, attached(name))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.core.errors import FoveateError
-from foveate.core.plan import all_methods
+from foveate.core.registry import all_methods
 from foveate.runtime import compress
 
 #: Part of the tokens that is kept where nobody has chosen yet, in percent.

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL, is_full_model
-from foveate.core.plan import Budget, Plan, all_methods
+from foveate.core.plan import Budget, Plan
+from foveate.core.registry import all_methods
 
 #: Controls at every budget.
 CONTROLS = ("random", "downsample")

@@ -13,7 +13,8 @@ import typer
 from foveate.cards import Card, cards
 from foveate.commands.options import Json
 from foveate.console import console, print_json
-from foveate.methods.entries import Entry, indexed, matching, refuse_unknown
+from foveate.core.patterns import matching
+from foveate.methods.entries import Entry, indexed, refuse_unknown
 
 #: Entry points and environment variable by which other packages register methods.
 GROUP, IMPORTS = "foveate.methods", "FOVEATE_IMPORT"

@@ -104,7 +104,7 @@ class SparseMethod(AttentionMethod):
     text sees everything. The cache stores the tokens in few bits, the others in fewer.
     """
 
-    exact: ClassVar = False
+    static_count: ClassVar = False
     exact_cache: ClassVar = False
 
     @property

@@ -1,9 +1,8 @@
-"""What a method inside the language model is: the layers at which it acts, and `select`."""
+"""The base class of methods inside the language model, which adds `layers` and `select`, and what they read."""
 
 from __future__ import annotations
 
-import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -13,8 +12,8 @@ from torch import Tensor
 
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
-from foveate.core.registry import Mechanism, Modality
-from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite
+from foveate.core.method import Method, Positions, Site
+from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite, topk_indices
 
 #: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
 #: to (PyramidDrop), at the cost of its queries and keys.
@@ -187,50 +186,22 @@ def _of_places(found: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Te
 
 
 @dataclass(frozen=True)
-class DecoderMethod(ABC):
+class DecoderMethod(Method):
     """A way of leaving visual tokens out between the layers of a language model.
 
-    A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
-    defaults; the first paragraph of its docstring is what the gallery shows. The runtime owns what is the same for all:
-    budgets, padding, positions, masks and caches. A method only picks. It is never asked about the token that answers:
-    where a prompt ends in an image, the image's last token stays, and counts in the budget.
+    The runtime owns what is the same for all: budgets, padding, positions, masks and caches. A method only picks. It is
+    never asked about the token that answers: where a prompt ends in an image, the image's last token stays, and counts
+    in the budget.
     """
 
-    #: Name in plans; the registry refuses two equal ones.
-    name: ClassVar[str]
-    #: Title of the paper.
-    title: ClassVar[str]
-    #: "arXiv 2403.06764", or "" for a control.
-    paper: ClassVar[str] = ""
-    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.core.registry`.
-    mechanism: ClassVar[tuple[Mechanism, ...]]
-    #: What it is made for.
-    modality: ClassVar[tuple[Modality, ...]]
-    site: ClassVar[str] = "decoder"
-    #: Whether it needs weights that were trained for it.
-    trained: ClassVar[bool] = False
-    #: Whether the number of tokens that stay follows from sizes alone.
-    static_count: ClassVar[bool] = True
-    #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
-    budget: ClassVar[Literal["count", "optional", "none"]] = "count"
-    #: Arguments that mean something with a budget alone, and without one alone.
-    with_budget: ClassVar[tuple[str, ...]] = ()
-    without_budget: ClassVar[tuple[str, ...]] = ()
-    #: Positions of what stays in the layers after: those that they had, or counted anew. Multi-axis positions (M-RoPE)
-    #: are always the original ones.
-    positions: ClassVar[Literal["original", "contiguous"]] = "original"
+    site: ClassVar[Site] = Site.DECODER
+    takes_layers: ClassVar[bool] = True
+    #: Of what stays, in the layers after: those that they had, or counted anew.
+    positions: ClassVar[Positions] = "original"
     #: Whether the layer before the one where it acts must be watched.
     needs_previous_attention: ClassVar[bool] = False
     #: Whether a cache holds what the layers made, so that written text is the same without one.
     exact_cache: ClassVar[bool] = True
-
-    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
-        """What must be measured of the encoder.
-
-        Raises:
-            FoveateError: the encoder cannot give it.
-        """
-        return ()
 
     @abstractmethod
     def layers(self, num_layers: int) -> tuple[int, ...]:
@@ -255,14 +226,12 @@ class DecoderMethod(ABC):
             count: Tokens that shall stay; None leaves it to the method.
 
         Raises:
-            FoveateError: the method needs a budget and has none, or takes none and has one; the hidden states are not
-                finite; or what the method chose is no selection.
+            FoveateError: the method needs a budget and has none, takes none and has one, or has one below 1; the hidden
+                states are not finite; or what the method chose is no selection.
         """
-        if count is None and self.budget == "count":
-            raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
-        if count is not None and self.budget == "none":
-            raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
-        if not len(tokens) or (count is not None and count >= len(tokens)):  # or an earlier layer left nothing
+        if len(tokens):  # an earlier layer may have left nothing, of which a budget is nothing
+            self.check_budget(count)
+        if not len(tokens) or (count is not None and count >= len(tokens)):
             return Selection(torch.arange(len(tokens), device=tokens.device))
         answers = tokens.answers.nonzero().flatten()
         if not len(answers):
@@ -280,14 +249,18 @@ class DecoderMethod(ABC):
         selection.check(len(tokens), self.name)
         return selection
 
-    @property
-    def arguments(self) -> dict[str, object]:
-        """The hyper-parameters that differ from their defaults."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
-        }
+
+@dataclass(frozen=True)
+class DecoderScorer(DecoderMethod):
+    """A method that scores every token of an image and keeps those of the highest scores; of equal ones the first."""
+
+    @abstractmethod
+    def score(self, tokens: LayerTokens) -> Tensor:
+        """(N,) the higher, the more a token matters."""
+
+    def select(self, tokens: LayerTokens, count: int) -> Selection:
+        """See `DecoderMethod.select`."""
+        return Selection(topk_indices(self.score(tokens), count))
 
 
 def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Selection:

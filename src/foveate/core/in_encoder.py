@@ -1,19 +1,18 @@
-"""What a method inside the encoder is: a few hyper-parameters, and one step for every block."""
+"""The base class of methods inside the encoder, which adds `schedule`: one step for every block."""
 
 from __future__ import annotations
 
-import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
 from foveate.core.bipartite import Tokens
 from foveate.core.errors import FoveateError, Refusal
-from foveate.core.registry import Mechanism, Modality
+from foveate.core.method import Method, Modality, Site
 from foveate.core.tokens import check_finite
 
 #: What happens between attention and MLP of one block: the rows and the block's keys (B, N, d), averaged over the
@@ -22,33 +21,15 @@ Step = Callable[[Tokens, Tensor], Tokens]
 
 
 @dataclass(frozen=True)
-class EncoderMethod(ABC):
+class EncoderMethod(Method):
     """A way of merging tokens inside a vision transformer, between attention and MLP of its blocks.
 
-    A method is a frozen dataclass in a file of its own, as those before the language model are. It knows keys and
-    rows, never a model: `foveate.runtime.vision_merging` runs it in one. [CLS] is never merged.
+    It knows keys and rows, never a model: `foveate.runtime.vision_merging` runs it in one. [CLS] is never merged.
     """
 
-    #: Name in plans; the registry refuses two equal ones.
-    name: ClassVar[str]
-    #: Title of the paper.
-    title: ClassVar[str]
-    #: "arXiv 2210.09461".
-    paper: ClassVar[str]
-    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.core.registry`.
-    mechanism: ClassVar[tuple[Mechanism, ...]]
-    #: What it is made for.
-    modality: ClassVar[tuple[Modality, ...]]
-    #: Where it acts.
-    site: ClassVar[str] = "encoder"
-    #: Whether it needs weights that were trained for it.
-    trained: ClassVar[bool] = False
-    #: Whether the number of tokens that stay follows from sizes alone; servers need that.
-    static_count: ClassVar[bool] = True
-    #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
-    budget: ClassVar[Literal["count", "optional", "none"]] = "count"
-    #: Positions that the language model sees: of the original sequence, or counted anew.
-    positions: ClassVar[Literal["original", "contiguous"]] = "contiguous"
+    site: ClassVar[Site] = Site.ENCODER
+    shortens_encoder: ClassVar[bool] = True
+    modality: ClassVar[tuple[Modality, ...]] = ("image",)
 
     def steps(self, patches: int, blocks: int, *, cls: bool, count: int | None = None) -> tuple[Step | None, ...]:
         """What each of the first `blocks` blocks of an encoder does; None: nothing.
@@ -62,12 +43,9 @@ class EncoderMethod(ABC):
         Raises:
             FoveateError: the method needs a budget and has none, takes none and has one, or cannot meet it.
         """
+        self.check_budget(count)
         if count is None:
             return self._checked(self.schedule(patches, blocks, cls, None))
-        if self.budget == "none":
-            raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
-        if count < 1:
-            raise FoveateError(f"{self.name}: a budget of {count} tokens keeps nothing; the least is 1.")
         if count >= patches:
             return (None,) * blocks
         return self._checked(self.schedule(patches, blocks, cls, count))
@@ -88,14 +66,15 @@ class EncoderMethod(ABC):
     def schedule(self, patches: int, blocks: int, cls: bool, count: int | None) -> tuple[Step | None, ...]:
         """See `steps`; `count` is None or between 1 and `patches` - 1."""
 
-    @property
-    def arguments(self) -> dict[str, object]:
-        """The hyper-parameters that differ from their defaults."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
-        }
+    def amounts(self, patches: int, blocks: int, cls: bool, count: int | None) -> tuple[int, ...]:
+        """Rows that each block merges away, where that follows from sizes alone.
+
+        Raises:
+            FoveateError: it does not.
+        """
+        raise FoveateError(
+            Refusal("count-not-from-sizes", f"how many tokens {self.name} merges is not known from sizes")
+        )
 
 
 def spread(total: int, patches: int, blocks: int, cls: bool, inflect: float = 0.0) -> tuple[int, ...]:

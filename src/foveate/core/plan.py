@@ -25,10 +25,13 @@ from difflib import get_close_matches
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
+from foveate.core.in_decoder import DecoderMethod
+from foveate.core.method import Method
+from foveate.core.registry import RENAMED, all_methods, why_missing
 from foveate.core.text_files import read_json
 
 #: The file beside a model's weights that `foveate.load` picks up.
@@ -38,8 +41,6 @@ PLAN_FILE = "foveate_plan.json"
 #: too (requests, folders of models), and reading one must end soon.
 LONGEST, DEEPEST = 10_000, 16
 
-#: Methods that were called otherwise before: plans and results with the old names stay readable.
-RENAMED = {f"{name}-at": f"{name}-decoder" for name in ("dart", "pool", "ppe", "random", "todre", "vflowopt")}
 _RENAMED = re.compile(rf"(?<![\w-])({'|'.join(RENAMED)})(?![\w-])")
 
 # No two quantifiers that match the same characters stand side by side: the time to read a text grows with its length.
@@ -98,17 +99,20 @@ class Budget:
         return f"{(100 * Decimal(repr(float(self.fraction or 0)))).normalize():f}%"
 
 
+M = TypeVar("M", bound=Method, covariant=True)
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[M]):
     """One method of a plan.
 
     Args:
-        method: A method object (`foveate.methods.pre_llm.methods()` and the other rooms).
+        method: A method object.
         budget: What stays; None leaves it to the method.
         layers: Decoder layers at which it acts, for methods inside the language model.
     """
 
-    method: Any
+    method: M
     budget: Budget | None = None
     layers: tuple[int, ...] = ()
 
@@ -130,10 +134,10 @@ class Step:
 class Plan:
     """Methods with budgets, in the order in which tokens meet them. `str(plan)` parses to an equal plan."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[Step[Method], ...]
 
     @classmethod
-    def of(cls, plan: Plan | Step | str | Iterable[Any] | Any, budget: Any = None) -> Plan:
+    def of(cls, plan: Plan | Step | Method | str | Iterable[Any], budget: Any = None) -> Plan:
         """A plan from whatever a user has: text, a plan, a method with a `budget`, or a list of these.
 
         Args:
@@ -151,7 +155,7 @@ class Plan:
             return cls((plan,) if given is None else _with_budget((plan,), given))
         if isinstance(plan, str):
             return parse_plan(plan, budget=given)
-        if hasattr(plan, "arguments") and hasattr(plan, "name"):
+        if isinstance(plan, Method):
             step = Step(plan)
             return cls((step,) if given is None else _with_budget((step,), given))
         if isinstance(plan, Iterable):
@@ -164,14 +168,14 @@ class Plan:
         raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
 
     @property
-    def early_steps(self) -> tuple[Step, ...]:
+    def early_steps(self) -> tuple[Step[Method], ...]:
         """The steps before the language model."""
-        return tuple(step for step in self.steps if step.method.site != "decoder")
+        return tuple(step for step in self.steps if not step.method.takes_layers)
 
     @property
-    def decoder_steps(self) -> tuple[Step, ...]:
+    def decoder_steps(self) -> tuple[Step[DecoderMethod], ...]:
         """The steps inside the language model."""
-        return tuple(step for step in self.steps if step.method.site == "decoder")
+        return cast("tuple[Step[DecoderMethod], ...]", tuple(step for step in self.steps if step.method.takes_layers))
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.steps))
@@ -239,17 +243,7 @@ def _portable(method: Any, folder: Path, taken: dict[str, str]) -> Any:
     return dataclasses.replace(method, **changed) if changed else method
 
 
-def all_methods() -> dict[str, Any]:
-    """Every method of every room by name."""
-    from foveate.methods.decoder import decoder_methods
-    from foveate.methods.encoder import encoder_methods
-    from foveate.methods.image.downsample import Downsample
-    from foveate.methods.pre_llm import methods
-
-    return dict(sorted({**methods(), **encoder_methods(), **decoder_methods(), Downsample.name: Downsample}.items()))
-
-
-def parse_plan(text: str, known: Mapping[str, type] | None = None, budget: Budget | None = None) -> Plan:
+def parse_plan(text: str, known: Mapping[str, type[Method]] | None = None, budget: Budget | None = None) -> Plan:
     """The plan that a text describes; see the module.
 
     Args:
@@ -307,28 +301,27 @@ def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
     (step,) = steps
     if step.budget is not None and step.budget != budget:
         raise FoveateError(f"'{text}' has a budget, and {budget} stands beside it; give one of the two.")
-    if step.method.budget == "none":
-        raise FoveateError(f"{step.method.name} takes no budget: its own rule decides how many tokens stay.")
+    step.method.check_budget(budget)
     return (dataclasses.replace(step, budget=budget),)
 
 
-def _step(text: str, known: Mapping[str, type], beside: Budget | None = None) -> Step:
+def _step(text: str, known: Mapping[str, type[Method]], beside: Budget | None = None) -> Step:
     written, arguments, budget_text, layers_text = _parts(text)
     name = written.lower()
     name = RENAMED.get(name, name)
     if name not in known:
+        if reason := why_missing(name):
+            raise FoveateError(reason)
         close = get_close_matches(name[:50], known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise FoveateError(f"unknown method {_shown(written)}; {hint}possible are {', '.join(known)}.")
-    method: Any = _build(known[name], arguments)
+    method = _build(known[name], arguments)
     budget = Budget.parse(budget_text) if budget_text is not None else None
     layers = _layers(layers_text, name) if layers_text is not None else ()
-    if layers and method.site != "decoder":
+    if layers and not method.takes_layers:
         raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
-    if budget is None and beside is None and method.budget == "count":
-        raise FoveateError(f"{name} needs a budget, such as {name}:64 or {name}:25%.")
-    if budget is not None and method.budget == "none":
-        raise FoveateError(f"{name} takes no budget: its own rule decides how many tokens stay.")
+    if beside is None or budget is not None:
+        method.check_budget(budget)
     return Step(method, budget, layers)
 
 
@@ -358,12 +351,12 @@ def _layers(text: str, name: str) -> tuple[int, ...]:
         raise FoveateError(f"@{text[:50]} names no layers; write {name}:50%@2 or {name}:50%@8,16,24.") from None
 
 
-def _build(cls: type, arguments: str) -> Any:
+def _build(cls: type[Method], arguments: str) -> Method:
     """The method with arguments such as `alpha=0.1, mode=fast`."""
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # ty: ignore[invalid-argument-type]
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     values: dict[str, Any] = {}
     hints = _hints(cls)
-    name = getattr(cls, "name", cls.__name__)
+    name = cls.name
     for part in filter(str.strip, _commas(arguments)):
         key, equals, value = part.partition("=")
         key = key.strip()

@@ -1,67 +1,31 @@
-"""What a method before the language model is: a few hyper-parameters, and `select`."""
+"""The base class of methods before the language model, which adds `select`, and that of those that only `score`."""
 
 from __future__ import annotations
 
-import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from foveate.core.errors import FoveateError
-from foveate.core.registry import Mechanism, Modality
-from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, VisualTokens, check_finite, wide
-
-Budget = Literal["count", "optional", "none"]
+from foveate.core.method import Method, Site
+from foveate.core.tokens import Crop, Selection, VisualTokens, check_finite, topk_indices, wide
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class PreLLMMethod(Method):
     """A way of choosing or merging the visual tokens of one image before the language model reads them.
 
-    A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
-    defaults, checked in `__post_init__`; the first paragraph of its docstring is what the gallery shows. The base owns
-    what is the same for all: budgets, crops, separators, full budgets, and that places ascend and
-    stand once each. A method only picks.
+    The base owns what is the same for all: budgets, crops, separators, full budgets, and that places ascend and stand
+    once each. A method only picks.
     """
 
-    #: Name in plans; the registry refuses two equal ones.
-    name: ClassVar[str]
-    #: Title of the paper.
-    title: ClassVar[str]
-    #: "arXiv 2412.01818", or "" for a control.
-    paper: ClassVar[str] = ""
-    #: How it chooses or makes tokens, in the classes of the field, the main one first; see `foveate.core.registry`.
-    mechanism: ClassVar[tuple[Mechanism, ...]]
-    #: What it is made for.
-    modality: ClassVar[tuple[Modality, ...]]
-    #: Where it acts.
-    site: ClassVar[str] = "pre_llm"
-    #: Whether it needs weights that were trained for it.
-    trained: ClassVar[bool] = False
-    #: Whether the number of tokens that stay follows from sizes alone; servers need that.
-    static_count: ClassVar[bool] = True
-    #: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
-    budget: ClassVar[Budget] = "count"
-    #: Arguments that mean something with a budget alone, and without one alone.
-    with_budget: ClassVar[tuple[str, ...]] = ()
-    without_budget: ClassVar[tuple[str, ...]] = ()
+    site: ClassVar[Site] = Site.PRE_LLM
     #: Whether the method itself divides a tiled image; otherwise every crop gets its share and is an image of its own.
     handles_tiles: ClassVar[bool] = False
     #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they go first.
     sees_separators: ClassVar[bool] = False
-    #: Positions that the language model sees: of the original sequence, or counted anew. Multi-axis positions (M-RoPE)
-    #: are always the original ones.
-    positions: ClassVar[Literal["original", "contiguous"]] = "contiguous"
-
-    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
-        """What must be measured before `select`.
-
-        Raises:
-            FoveateError: the encoder cannot give it.
-        """
-        return ()
 
     @abstractmethod
     def select(self, tokens: VisualTokens, count: int) -> Selection:
@@ -81,14 +45,9 @@ class Method(ABC):
             FoveateError: the method needs a budget and has none, the budget is not between 1 and the tokens there, the
                 tokens are not finite, or what the method chose is no selection.
         """
+        self.check_budget(count)
         if count is None:
-            if self.budget == "count":
-                raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
             return self._checked(tokens, 0)
-        if self.budget == "none":
-            raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
-        if count < 1:
-            raise FoveateError(f"{self.name}: a budget of {count} tokens keeps nothing; the least is 1.")
         if count >= len(tokens):
             return Selection(torch.arange(len(tokens), device=tokens.device))
         return self._checked(tokens, count)
@@ -126,14 +85,18 @@ class Method(ABC):
                 parts.append(self.select(part, share))
         return join(tokens, crops, parts)
 
-    @property
-    def arguments(self) -> dict[str, object]:
-        """The hyper-parameters that differ from their defaults."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
-        }
+
+@dataclass(frozen=True)
+class PreLLMScorer(PreLLMMethod):
+    """A method that scores every token of a crop and keeps those of the highest scores; of equal ones the first."""
+
+    @abstractmethod
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """(N,) the higher, the more a token matters. Tokens that shall go first have -inf."""
+
+    def select(self, tokens: VisualTokens, count: int) -> Selection:
+        """See `PreLLMMethod.select`."""
+        return Selection(topk_indices(self.score(tokens), count))
 
 
 def divide(count: int, sizes: list[int]) -> list[int]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from foveate.core.errors import FoveateError, Refusal
+from foveate.core.image import ImageMethod
 from foveate.core.in_attention import AttentionMethod
+from foveate.core.in_decoder import DecoderMethod
+from foveate.core.in_encoder import EncoderMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Grid
 from foveate.cost.preprocessing import ProcessedImage
@@ -49,7 +51,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
         FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or comes after a
             step that acts later.
     """
-    at: dict[int, list[Step]] = {}
+    at: dict[int, list[tuple[DecoderMethod, Step]]] = {}
     latest = -1
     for step in steps:
         method = step.method
@@ -61,7 +63,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
                     "give it a budget",
                 )
             )
-        if method.site != "decoder":
+        if not isinstance(method, DecoderMethod):
             if latest >= 0:
                 raise FoveateError(
                     Refusal(
@@ -87,11 +89,11 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
             )
         latest = acts[-1]
         for layer in acts:
-            at.setdefault(layer, []).append(step)
+            at.setdefault(layer, []).append((method, step))
     kept = []
     for layer in range(layers):
-        for step in at.get(layer, ()):
-            tokens = step.method.remaining_tokens(tokens, step.count(tokens))
+        for method, step in at.get(layer, ()):
+            tokens = method.remaining_tokens(tokens, step.count(tokens))
         kept.append(tokens)
     return tuple(kept)
 
@@ -113,48 +115,41 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     none = (0,) * (model.vision.blocks if model.vision else 0)
     if plan is None:
         return Run(processed, none, (processed.tokens,) * model.text.layers)
-    before = tuple(step for step in plan.steps if step.method.site != "decoder")
+    before = plan.early_steps
     family = next((candidate for candidate in families().values() if model.kind in candidate.model_types), None)
     if before and family is not None:
         check_sites(Plan(before), family)
     first, steps, merges = plan.steps[0], plan.steps, none
-    if first.method.site == "image":
-        processed, steps = _reduced(processed, first), steps[1:]
-    elif first.method.site == "encoder":
+    method = first.method
+    if isinstance(method, ImageMethod):
+        processed, steps = _reduced(processed, first, method), steps[1:]
+    elif isinstance(method, EncoderMethod):
         if model.vision is None or len(processed.grids) != 1:
             raise FoveateError(
                 Refusal(
                     "needs-one-raster",
-                    f"{first.method.name} is counted in models whose encoder has one sequence an image",
+                    f"{method.name} is counted in models whose encoder has one sequence an image",
                 )
             )
-        merges, steps = _merges(model.vision, processed.grids[0], first), steps[1:]
+        merges, steps = _merges(model.vision, processed.grids[0], first, method), steps[1:]
         processed = ProcessedImage(processed.grids, processed.tokens - sum(merges))
     return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers))
 
 
-def _reduced(processed: ProcessedImage, step: Step) -> ProcessedImage:
+def _reduced(processed: ProcessedImage, step: Step, method: ImageMethod) -> ProcessedImage:
     """Shrink the image to the budget; tokens beyond the budget are dropped."""
-    from foveate.methods.image.downsample import reduced_grid
-
     if processed.raster is None:
         raise FoveateError(
-            Refusal(
-                "needs-one-raster", f"{step.method.name} is counted where one sequence makes all tokens of an image"
-            )
+            Refusal("needs-one-raster", f"{method.name} is counted where one sequence makes all tokens of an image")
         )
     count = step.count(processed.tokens) or processed.tokens
-    small = reduced_grid(processed.raster, count)
+    small = method.reduced_grid(processed.raster, count)
     side = processed.grids[0].rows // processed.raster.rows
     return ProcessedImage((Grid(small.rows * side, small.columns * side),), count)
 
 
-def _merges(vision: Vision, grid: Grid, step: Step) -> tuple[int, ...]:
-    method: Any = step.method
-    if not hasattr(method, "amounts"):
-        raise FoveateError(
-            Refusal("count-not-from-sizes", f"how many tokens {method.name} merges is not known from sizes")
-        )
+def _merges(vision: Vision, grid: Grid, step: Step, method: EncoderMethod) -> tuple[int, ...]:
+    """Tokens that every block merges away."""
     blocks = vision.output + 1 if vision.output >= 0 else vision.blocks
     amounts = method.amounts(grid.size, blocks, bool(vision.cls), step.count(grid.size))
     return (*amounts, *(0,) * (vision.blocks - blocks))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from foveate.core.errors import FoveateError, Refusal
+from foveate.core.method import Site
 from foveate.core.tokens import Grid
 from foveate.families.family import Family, ImageLayout, grid_crop, resize
 
@@ -101,7 +102,7 @@ def check_features(family: Family, core: Any, plan: Plan) -> None:
             )
         )
     layer = getattr(core.config, "vision_feature_layer", -1)
-    if not isinstance(layer, int) and plan.steps[0].method.site == "encoder":
+    if not isinstance(layer, int) and plan.steps[0].method.site is Site.ENCODER:
         raise FoveateError(
             Refusal(
                 "needs-one-encoder-output",

@@ -10,10 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, NoReturn
 
 from foveate.core.errors import CODES, FoveateError
 from foveate.core.text_files import read_json
@@ -86,7 +85,7 @@ class Entry:
         title: title of its paper.
         paper: such as "arXiv 2503.02175"; empty for a control.
         site: where it acts: "pre_llm", "decoder", "encoder" or "image".
-        mechanism: how it chooses or makes tokens, the main class first; see `foveate.core.registry`.
+        mechanism: how it chooses or makes tokens, the main class first; see `foveate.core.method.Mechanism`.
         modality: what it is made for.
         summary: first paragraph of its docstring.
         needs: kinds of what has to be measured for it, and whether a substitute is allowed.
@@ -141,29 +140,6 @@ class Entry:
             "families": {name: Verdict.from_json(one) for name, one in document["families"].items()},
         }
         return cls(**values)
-
-
-class Named(Protocol):
-    """Anything with a name and a title: an entry, or a card of what acts outside of plans."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def title(self) -> str:
-        """Title of its paper."""
-
-
-T = TypeVar("T", bound=Named)
-
-
-def matching(entries: Iterable[T], pattern: str | None) -> list[T]:
-    """Those whose name or title shell wildcards (`*`, `?`, `[ab]`) match, in any case; None matches all."""
-    if pattern is None:
-        return list(entries)
-    wanted = pattern.lower()
-    return [one for one in entries if any(fnmatchcase(text.lower(), wanted) for text in (one.name, one.title))]
 
 
 def refuse_unknown(pattern: str | None, names: Sequence[str]) -> NoReturn:

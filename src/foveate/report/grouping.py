@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from foveate.core.full_model import FULL_MODEL
+from foveate.core.method import Site
 
 
 class Group(NamedTuple):
@@ -60,9 +61,9 @@ def group_of(method: str) -> Group:
         return GROUPS["other"]
     if not entry.paper:
         return GROUPS["control"]
-    if entry.site == "decoder":
+    if entry.site is Site.DECODER:
         return GROUPS["decoder"]
-    if entry.site == "encoder":
+    if entry.site is Site.ENCODER:
         return GROUPS["encoder"]
     if any(kind in _PROMPT for kind in entry.needs):
         return GROUPS["prompt"]

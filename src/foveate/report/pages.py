@@ -376,7 +376,7 @@ def _facts(values: Mapping[str, Any]) -> str:
 
 def _docstring(method: str) -> tuple[list[str], dict[str, str]]:
     """Return the paragraphs of a method's docstring and the descriptions of its arguments."""
-    from foveate.core.plan import all_methods
+    from foveate.core.registry import all_methods
 
     written = inspect.getdoc(all_methods()[method]) or ""
     prose, _, rest = written.partition("\nArgs:\n")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from foveate import compat
 from foveate.core import sequence
 from foveate.core.errors import FoveateError, Refusal
+from foveate.core.in_encoder import EncoderMethod
 from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, family_of
@@ -126,14 +127,7 @@ def _unwrapped(model: Any) -> nn.Module:
 def _with_weights(plan: Plan, model: nn.Module) -> Plan:
     """The plan, whose trained methods know the weights that stand beside the model's."""
     location = getattr(model, "name_or_path", "")
-    return Plan(
-        tuple(
-            replace(step, method=step.method.resolve_weights(location))
-            if hasattr(step.method, "resolve_weights")
-            else step
-            for step in plan.steps
-        )
-    )
+    return Plan(tuple(replace(step, method=step.method.resolve_weights(location)) for step in plan.steps))
 
 
 def _only(module: nn.Module, called: nn.Module, args: Any) -> None:
@@ -324,7 +318,7 @@ class Handle(Uncopied):
     def _merge(self) -> Merging | None:
         """Begin to merge inside the encoder, if the plan begins with that."""
         step = self.plan.steps[0]
-        if step.method.site != "encoder":
+        if not isinstance(step.method, EncoderMethod):
             return None
         active = merged_in(
             self.family.vision_tower(self._core),

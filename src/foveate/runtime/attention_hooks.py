@@ -57,7 +57,7 @@ class AttentionHooks:
         steps: Steps with an `AttentionMethod`, by layer.
     """
 
-    def __init__(self, calls: CurrentCalls, steps: dict[int, Step]) -> None:
+    def __init__(self, calls: CurrentCalls, steps: dict[int, Step[AttentionMethod]]) -> None:
         self.calls = calls
         self.steps = steps
         self._local = local()

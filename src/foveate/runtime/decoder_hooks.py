@@ -25,7 +25,14 @@ from foveate.core import sequence
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_attention import AttentionMethod
-from foveate.core.in_decoder import AttentionSource, EncoderResults, LayerTokens, ModelAccess, PromptStates
+from foveate.core.in_decoder import (
+    AttentionSource,
+    DecoderMethod,
+    EncoderResults,
+    LayerTokens,
+    ModelAccess,
+    PromptStates,
+)
 from foveate.core.in_mlp import NeuronMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.sequence import PlacedSelection
@@ -69,10 +76,11 @@ class DecoderHooks:
                 )
             )
         count = len(text.layers)
-        self.steps: dict[int, Step] = {}
-        changed: dict[int, Step] = {}  # layers whose attention a step changes
+        self.steps: dict[int, Step[DecoderMethod]] = {}
+        changed: dict[int, Step[Any]] = {}  # layers whose attention a step changes
         for step in plan.decoder_steps:
             inside = isinstance(step.method, AttentionMethod)
+            steps: dict[int, Step[Any]]
             first, steps, acts = (0, changed, "in") if inside else (1, self.steps, "before")
             for layer in step.layers or step.method.layers(count):
                 if not first <= layer < count:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
+from foveate.core.image import ImageMethod, places
 from foveate.core.plan import Plan
 from foveate.core.tokens import Need, Selection
 from foveate.families import Family, ImageLayout
 from foveate.families.family import grid_crop
-from foveate.methods.image.downsample import places, reduced_grid
 from foveate.runtime.probe import Probe
 from foveate.runtime.report import ImageReport
 from foveate.runtime.vision_merging import Merging
@@ -85,8 +85,9 @@ class Encoder:
         """
         call = inspect.signature(original).bind(*args, **kwargs).arguments
         call = {**call, **call.pop("kwargs", {})}
-        if self.plan.steps[0].method.site == "image":
-            return self._encode_smaller(modality, original, call)
+        first = self.plan.steps[0].method
+        if isinstance(first, ImageMethod):
+            return self._encode_smaller(first, modality, original, call)
         with self.probe.encoding() as found:
             output = original(*args, **kwargs)
         if not hasattr(output, "pooler_output"):  # asked for a tuple: none of our callers
@@ -107,14 +108,16 @@ class Encoder:
             merged = self.family.merged(self.core, modality, call, self.merging.selections)
         return output, Encoded(layouts, measured, self.number, _ends(output.pooler_output), merged)
 
-    def _encode_smaller(self, modality: str, original: Callable[..., Any], call: dict[str, Any]) -> tuple[Any, Encoded]:
+    def _encode_smaller(
+        self, method: ImageMethod, modality: str, original: Callable[..., Any], call: dict[str, Any]
+    ) -> tuple[Any, Encoded]:
         """Encode reduced images; their tokens stand among zeros in a raster of the size that the prompt expects."""
         step = self.plan.steps[0]
         grids = self.family.grids(self.core, modality, call)
         if grids is None or step.budget is None:
-            raise FoveateError(f"{step.method.name} reduces images that are one raster, and these are not.")
+            raise FoveateError(f"{method.name} reduces images that are one raster, and these are not.")
         counts = [step.budget.of(grid.size) for grid in grids]
-        smaller = [reduced_grid(grid, count) for grid, count in zip(grids, counts, strict=True)]
+        smaller = [method.reduced_grid(grid, count) for grid, count in zip(grids, counts, strict=True)]
         if smaller == grids:
             output = original(**call)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from foveate.core.errors import FoveateError, Refusal
+from foveate.core.method import Site
 from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family
@@ -16,7 +17,7 @@ def check_sites(plan: Plan, family: Family) -> None:
     """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
     for place, step in enumerate(plan.steps):
         method = step.method
-        if method.site == "encoder":
+        if method.site is Site.ENCODER:
             if place:
                 raise _wrong_order(f"{method.name} acts inside the encoder", "it must come first in a plan")
             if not family.patchwise:
@@ -37,7 +38,7 @@ def check_sites(plan: Plan, family: Family) -> None:
                         f"give a fraction, such as {method.name}:25%",
                     )
                 )
-        elif method.site == "image":
+        elif method.site is Site.IMAGE:
             if place:
                 raise _wrong_order(f"{method.name} acts on the image", "it must come first in a plan")
             if type(family).grids is Family.grids:
@@ -48,7 +49,7 @@ def check_sites(plan: Plan, family: Family) -> None:
                         "their processor can",
                     )
                 )
-        elif method.site == "decoder":
+        elif method.site is Site.DECODER:
             if not family.decoder:
                 raise FoveateError(
                     Refusal(
@@ -58,12 +59,12 @@ def check_sites(plan: Plan, family: Family) -> None:
                         "choose a method that acts before the language model",
                     )
                 )
-            if any(later.method.site != "decoder" for later in plan.steps[place:]):
+            if any(not later.method.takes_layers for later in plan.steps[place:]):
                 raise _wrong_order(f"{method.name} acts inside the language model", "what comes before that goes first")
-        elif method.site != "pre_llm":
+        elif method.site is not Site.PRE_LLM:
             raise FoveateError(
                 Refusal(
-                    "unknown-site", f"{method.name} acts at the site {method.site!r}, where nothing can be attached"
+                    "unknown-site", f"{method.name} acts at the site '{method.site}', where nothing can be attached"
                 )
             )
         if getattr(method, "virtual", False) and len(plan.steps) > 1:
@@ -81,12 +82,9 @@ def check_budgets(plan: Plan) -> None:
     """Raise FoveateError for a step without the budget that its method needs, or with arguments that it takes away."""
     for step in plan.steps:
         method, name = step.method, step.method.name
-        if step.budget is None and method.budget == "count":
-            raise FoveateError(
-                Refusal("needs-budget", f"{name} needs a budget", f"write one, such as {name}:64 or {name}:25%")
-            )
+        method.check_budget(step.budget)
         unused = "with_budget" if step.budget is None else "without_budget"
-        for argument in getattr(method, unused, ()):
+        for argument in getattr(method, unused):
             if argument in method.arguments:
                 code, how, do = (
                     ("argument-needs-budget", "with", "give one")
@@ -124,7 +122,7 @@ def needs_of(
     notes: dict[str, None] = {}
     for step in plan.steps:
         name = step.method.name
-        for need in step.method.needs(tower) if step.method.site in ("pre_llm", "decoder") else ():
+        for need in step.method.needs(tower):
             refusal = lacks(name, need, family, tower)
             if refusal is not None:
                 raise FoveateError(refusal)
@@ -138,7 +136,7 @@ def needs_of(
                         "pass text_features=... to compress",
                     )
                 )
-            if first.site in ("image", "encoder") and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
+            if first.shortens_encoder and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
                 raise FoveateError(
                     Refusal(
                         "needs-every-patch",

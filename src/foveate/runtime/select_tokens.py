@@ -13,6 +13,7 @@ from torch import Tensor
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.families import Family
@@ -151,6 +152,7 @@ class TokenSelector:
                 steps.append(StepReport(str(step), step.method.site, len(tokens), len(whole), 0.0))
                 tokens = tokens.take(whole)
                 continue
+            assert isinstance(step.method, PreLLMMethod)
             start = time.perf_counter()
             with torch.no_grad():
                 own = step.method(tokens, step.count(len(tokens)))

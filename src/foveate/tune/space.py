@@ -8,7 +8,9 @@ from typing import Any
 
 from foveate.benchmark.budgets import CONTROLS
 from foveate.core.errors import FoveateError, Refusal
-from foveate.core.plan import Plan, all_methods
+from foveate.core.in_decoder import DecoderMethod
+from foveate.core.plan import Plan
+from foveate.core.registry import all_methods
 
 #: Keep tokens at random or make the image smaller: what plans are compared with, so no candidates unless named.
 NO_CANDIDATES = (*CONTROLS, "random-decoder")
@@ -150,8 +152,8 @@ _SAVES_NOTHING = 0.999
 
 def _candidate(text: str, cls: Any, depth: int) -> Candidate:
     step = Plan.of(text if cls.budget == "none" else f"{text}:50%").steps[0]
-    inside = step.method.site == "decoder"
+    method = step.method
     text = str(step) if cls.budget == "none" else str(step).rpartition(":")[0]
     # A trained method acts before the layers that it was trained for.
-    moves = inside and not cls.trained and len(step.method.layers(depth)) == 1
-    return Candidate(text, inside, cls.budget, moves)
+    moves = isinstance(method, DecoderMethod) and not cls.trained and len(method.layers(depth)) == 1
+    return Candidate(text, method.takes_layers, cls.budget, moves)

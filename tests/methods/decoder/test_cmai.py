@@ -18,9 +18,9 @@ from foveate.cost.schedule import tokens_per_layer
 from foveate.families import family_of
 from foveate.methods.decoder.cmai import CMAI
 from foveate.runtime.attention_functions import Call
+from foveate.testing.live import answers, logits
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients, text_of
-from tests.runtime.test_promises import answers, logits
 
 KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
 PLAN = "cmai(threshold=0.9)"

@@ -15,9 +15,9 @@ import foveate
 from foveate import FoveateError, compat
 from foveate.methods.decoder.corematching import CoreMatching, above_elbow
 from foveate.runtime.mlp_hooks import Sliced
+from foveate.testing.live import answers, logits
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients
-from tests.runtime.test_promises import answers, logits
 
 KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
 

@@ -15,9 +15,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.network_folder import save_networks
 from foveate.core.tokens import EncoderSpec
 from foveate.methods.decoder.covipal import CoViPAL, Pruner
-from tests.methods.decoder.fabricated import WIDTH, layer_tokens
+from foveate.testing.layer_tokens import WIDTH, layer_tokens
+from foveate.testing.live import answers, logits
 from tests.runtime.test_decoder_hooks import deep
-from tests.runtime.test_promises import answers, logits
 
 ROWS = (((3, 4),), ((2, 3), (4, 3)), ((4, 5),))
 

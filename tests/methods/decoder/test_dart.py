@@ -11,8 +11,8 @@ import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.dart import DARTAt
+from foveate.testing.layer_tokens import attention, changed, layer_tokens
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import attention, changed, layer_tokens
 
 
 def by_the_paper(tokens: LayerTokens, count: int, pivots: int, text_pivots: int) -> list[int]:

@@ -16,9 +16,9 @@ from foveate.core.network_folder import save_networks
 from foveate.core.tokens import Crop, EncoderSpec, Grid
 from foveate.methods.decoder import dpn
 from foveate.methods.decoder.dpn import DPN, Router
-from tests.methods.decoder.fabricated import WIDTH, changed, layer_tokens
+from foveate.testing.layer_tokens import WIDTH, changed, layer_tokens
+from foveate.testing.live import answers, logits
 from tests.runtime.test_decoder_hooks import deep
-from tests.runtime.test_promises import answers, logits
 
 ROWS = (((4, 5),), ((3, 6), (6, 4)), ((5, 5),))
 

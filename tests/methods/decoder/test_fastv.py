@@ -8,8 +8,9 @@ import torch
 import foveate
 from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.fastv import FastV
+from foveate.testing.layer_tokens import HEADS, changed, layer_tokens
 from tests.families.zoo import IMAGE, zoo
-from tests.methods.decoder.fabricated import HEADS, changed, layer_tokens, rows_by_hand
+from tests.methods.decoder.fabricated import rows_by_hand
 
 
 def by_the_paper(tokens: LayerTokens, count: int) -> list[int]:

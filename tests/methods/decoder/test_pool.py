@@ -7,8 +7,8 @@ import torch
 
 import foveate
 from foveate.methods.decoder.pool import PoolAt
+from foveate.testing.layer_tokens import layer_tokens
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import layer_tokens
 from tests.runtime.test_decoder_hooks import deep, text_of
 
 

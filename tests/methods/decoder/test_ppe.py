@@ -14,8 +14,8 @@ from foveate.core.in_decoder import LayerTokens
 from foveate.core.tokens import Crop, Grid, Selection
 from foveate.methods.decoder.ppe import PPEAt
 from foveate.methods.pre_llm.ppe import cluster_members, density_peaks, rotary_members
+from foveate.testing.layer_tokens import changed, layer_tokens
 from tests.families.zoo import IMAGE, zoo
-from tests.methods.decoder.fabricated import changed, layer_tokens
 
 
 @pytest.mark.parametrize("count", [1, 5, 11])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from foveate.methods.decoder.random import RandomAt
-from tests.methods.decoder.fabricated import changed, layer_tokens
+from foveate.testing.layer_tokens import changed, layer_tokens
 
 
 def by_hand(size: int, count: int, seed: int, layer: int, number: int) -> list[int]:

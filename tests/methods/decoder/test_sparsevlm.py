@@ -14,8 +14,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.sparsevlm import SparseVLM
 from foveate.methods.shared.clustering import density_peaks
+from foveate.testing.layer_tokens import changed, layer_tokens
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import changed, in_any_order, layer_tokens, of_case, rows_by_hand
+from tests.methods.decoder.fabricated import in_any_order, of_case, rows_by_hand
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sparsevlm.json").read_text())
 

@@ -9,10 +9,11 @@ import foveate
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.methods.decoder.todre import ToDREAt
+from foveate.testing.layer_tokens import changed, layer_tokens
+from foveate.testing.live import answers
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import changed, layer_tokens, rows_by_hand
+from tests.methods.decoder.fabricated import rows_by_hand
 from tests.runtime.test_decoder_hooks import deep
-from tests.runtime.test_promises import answers
 
 
 def test_equals_the_loop() -> None:

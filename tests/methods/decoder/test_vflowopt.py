@@ -9,11 +9,11 @@ import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import EncoderSpec
 from foveate.methods.decoder.vflowopt import VFlowOptAt
+from foveate.testing.layer_tokens import changed, layer_tokens
+from foveate.testing.live import answers
 from tests.families.reference import encode
 from tests.families.zoo import zoo
-from tests.methods.decoder.fabricated import changed, layer_tokens
 from tests.runtime.test_decoder_hooks import deep
-from tests.runtime.test_promises import answers
 
 TOWER = EncoderSpec(12, False)
 

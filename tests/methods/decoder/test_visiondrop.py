@@ -13,9 +13,10 @@ from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.methods.decoder.visiondrop import VisionDrop
-from tests.methods.decoder.fabricated import changed, layer_tokens, of_case, rows_by_hand
+from foveate.testing.layer_tokens import changed, layer_tokens
+from foveate.testing.live import answers
+from tests.methods.decoder.fabricated import of_case, rows_by_hand
 from tests.runtime.test_decoder_hooks import deep
-from tests.runtime.test_promises import answers
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "visiondrop.json").read_text())
 

@@ -8,8 +8,9 @@ import torch
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.methods.decoder.vtw import VTW
+from foveate.testing.layer_tokens import layer_tokens
 from tests.families.zoo import IMAGE, zoo
-from tests.methods.decoder.fabricated import deep_llava, layer_tokens
+from tests.methods.decoder.fabricated import deep_llava
 
 
 @pytest.mark.parametrize("size", [1, 9, 30])

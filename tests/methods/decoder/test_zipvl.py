@@ -18,9 +18,9 @@ from foveate.kv_cache.nbytes import bytes_of
 from foveate.methods.decoder.zipvl import ZipVL
 from foveate.runtime.attention_functions import Call
 from foveate.runtime.attention_hooks import AttentionHooks
+from foveate.testing.live import answers, logits
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients
-from tests.runtime.test_promises import answers, logits
 
 KINDS = ["llava", "qwen2.5-vl", "qwen3-vl", "gemma3", "glm-4v"]
 FULL = "zipvl(tau=0.8, high=16, low=16)"

@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import foveate
+from foveate.core.image import places
 from foveate.core.tokens import Grid
 from foveate.families import families
-from foveate.methods.image.downsample import places, reduced_grid
+from foveate.methods.image.downsample import Downsample
 from tests.families.zoo import zoo
 from tests.refusals import refused
 
@@ -24,7 +25,7 @@ sides = st.integers(1, 40)
 def test_exactly_as_many_tokens_at_places_of_their_own(rows: int, columns: int, data: st.DataObject) -> None:
     grid = Grid(rows, columns)
     count = data.draw(st.integers(1, grid.size))
-    small = reduced_grid(grid, count)
+    small = Downsample().reduced_grid(grid, count)
     assert small.rows <= rows
     assert small.columns <= columns
     assert small.size >= count
@@ -38,9 +39,9 @@ def test_exactly_as_many_tokens_at_places_of_their_own(rows: int, columns: int, 
 
 
 def test_the_raster_keeps_the_proportions() -> None:
-    assert reduced_grid(Grid(24, 24), 144) == Grid(12, 12)
-    assert reduced_grid(Grid(10, 40), 100) == Grid(5, 20)
-    assert reduced_grid(Grid(24, 24), 576) == Grid(24, 24)
+    assert Downsample().reduced_grid(Grid(24, 24), 144) == Grid(12, 12)
+    assert Downsample().reduced_grid(Grid(10, 40), 100) == Grid(5, 20)
+    assert Downsample().reduced_grid(Grid(24, 24), 576) == Grid(24, 24)
 
 
 def test_patches_of_qwen_are_those_of_a_smaller_image() -> None:

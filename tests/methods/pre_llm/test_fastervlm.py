@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Crop, Grid, Need, VisualTokens
 from foveate.methods.pre_llm.fastervlm import FasterVLM
-from tests.methods.pre_llm.fabricate import CLIP, PLAIN, measure, plain
+from foveate.testing.visual_tokens import CLIP, PLAIN, measure, plain
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "fastervlm.json").read_text())
 NEED = Need("cls_attention", 22, substitute=True)

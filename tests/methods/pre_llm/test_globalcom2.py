@@ -15,7 +15,7 @@ from foveate.core.pre_llm import divide
 from foveate.core.tokens import Need, VisualTokens
 from foveate.methods.pre_llm.globalcom2 import GlobalCom2, importance
 from foveate.methods.shared.tiles import apportion, resampled
-from tests.methods.pre_llm.fabricate import CLIP, PLAIN, measure, plain, tied, tiled
+from foveate.testing.visual_tokens import CLIP, PLAIN, measure, plain, tied, tiled
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "globalcom2.json").read_text())
 NEED = Need("cls_logits", 23)

@@ -14,7 +14,7 @@ from foveate.core.tokens import Need, VisualTokens
 from foveate.methods.pre_llm.fastervlm import FasterVLM
 from foveate.methods.pre_llm.hired import HiRED
 from foveate.methods.shared.tiles import apportion
-from tests.methods.pre_llm.fabricate import frames, measure, plain, tied, tiled
+from foveate.testing.visual_tokens import frames, measure, plain, tied, tiled
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "hired.json").read_text())
 LATE, EARLY = Need("cls_attention", 22), Need("cls_attention", 0)

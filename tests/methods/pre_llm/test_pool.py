@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from foveate.core.tokens import Crop, Grid, VisualTokens
 from foveate.methods.pre_llm.pool import Pool
 from foveate.methods.shared.cells import cells
-from tests.methods.pre_llm.fabricate import plain, tiled
+from foveate.testing.visual_tokens import plain, tiled
 
 
 def by_walking(present: list[list[bool]], count: int) -> list[list[int]]:

@@ -1,141 +1,43 @@
-"""What every method before the language model promises, at the level of its maths: with default arguments, no model.
-
-A new method is tested by being registered.
-"""
+"""The promises of every method before the language model. A new method is tested by being registered."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import random
-import re
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
-from foveate.core.tokens import EncoderSpec, Selection, VisualTokens
-from foveate.methods.pre_llm import methods
-from tests.methods.pre_llm.fabricate import CLIP, PLAIN, frames, measure, plain, same, tied, tiled
+from foveate.core.method import Site
+from foveate.core.pre_llm import PreLLMMethod
+from foveate.core.registry import methods_at
+from foveate.core.tokens import Selection, VisualTokens
+from foveate.testing import PreLLMPromises
+from foveate.testing.pre_llm import takes_budgets, towers, verify
+from foveate.testing.visual_tokens import measure, plain, tied, tiled
 
-BEFORE = {name: cls for name, cls in methods().items() if cls.site == "pre_llm"}
-
-
-def usable(method: Method, tower: EncoderSpec) -> bool:
-    """Whether the method can be measured on the encoder: [CLS] cannot be invented, only what stands in for it."""
-    try:
-        needs = method.needs(tower)
-    except FoveateError:
-        return False
-    return tower.has_cls or not any(n.kind.startswith("cls") and not n.substitute for n in needs)
+BEFORE = methods_at(Site.PRE_LLM)
+#: Those that can be measured; the weights of others are trained, and a file of them must be named.
+METHODS = tuple(method for method in (cls() for cls in BEFORE.values()) if towers(method) or not method.trained)
 
 
-def towers(method: Method) -> list[EncoderSpec]:
-    return [tower for tower in (CLIP, PLAIN) if usable(method, tower)]
-
-
-def images(tower: EncoderSpec) -> dict[str, VisualTokens]:
-    return {
-        "square": plain(6, 6, tower),
-        "wide": plain(2, 9, tower),
-        "high": plain(7, 3, tower),
-        "row": plain(1, 11, tower),
-        "column": plain(8, 1, tower),
-        "two": plain(1, 2, tower),
-        "padded rows": tiled(4, (2, 2), (1, 0), tower=tower),
-        "padded columns": tiled(3, (1, 3), (0, 2), tower=tower),
-        "an empty tile": tiled(2, (3, 1), (2, 0), tower=tower),
-        "no newlines": tiled(3, (2, 1), (0, 0), newlines=False, tower=tower),
-        "clip": frames(tower=tower),
-    }
-
-
-def budgets(tokens: VisualTokens) -> list[int]:
-    size = len(tokens)
-    return sorted({count for count in (1, 2, size // 3, size // 2, size - 2, size - 1) if 0 < count < size})
-
-
-def verify(method: Method, tokens: VisualTokens, count: int | None) -> Selection:
-    """Choose, and check what holds for every selection of every method."""
-    selection = method(tokens, count)
-    selection.check(len(tokens))
-    kept = len(selection)
-    assert 0 < kept <= len(tokens)
-    if count is not None and method.static_count:
-        assert kept == count, f"{kept} tokens stay, {count} were announced"
-    if selection.features is not None:
-        assert selection.features.dtype == tokens.features.dtype
-        assert selection.features.shape == (kept, tokens.features.shape[1])
-    if selection.assignment is not None:
-        assert selection.assignment.dtype == torch.int64
-        assert int(selection.assignment.min()) >= -1
-        used = selection.assignment[selection.assignment >= 0]
-        filled = used.unique()  # a marker stands for tokens without being made of them
-        assert torch.equal(selection.assignment[selection.indices[filled]], filled), (
-            "a row stands at one of its members"
-        )
-        if selection.weights is not None:
-            assert selection.weights.shape == (len(tokens),)
-            own = selection.weights[selection.assignment >= 0].float()
-            shares = torch.zeros(kept, dtype=torch.float32).index_add_(0, used, own)
-            torch.testing.assert_close(shares[filled], torch.ones_like(shares[filled]))
-    if selection.positions is not None:
-        assert selection.positions.dtype == torch.int64
-        assert len(selection.positions) == kept
-        assert 0 <= int(selection.positions.min()) <= int(selection.positions.max()) < len(tokens)
-    return selection
-
-
-def takes_budgets(method: Method) -> bool:
-    return method.budget != "none"
-
-
-@pytest.fixture(params=BEFORE)
-def method(request: pytest.FixtureRequest) -> Method:
-    method = BEFORE[request.param]()
-    if method.trained and not towers(method):
-        pytest.skip("its weights are trained, and a file of them must be named")
-    return method
+class TestPreLLMMethods(PreLLMPromises):
+    methods = METHODS
 
 
 def test_some_are_registered():
     assert {"random", "uniform", "pool", "fastervlm"} <= set(BEFORE)
 
 
-def test_every_method_runs_on_some_encoder(method: Method):
-    assert towers(method)
-
-
-def test_exactly_the_announced_number(method: Method):
-    if not takes_budgets(method):
-        pytest.skip("takes no budget")
-    for tower in towers(method):
-        for name, tokens in images(tower).items():
-            tokens = measure(method, tokens)
-            for count in budgets(tokens):
-                try:
-                    verify(method, tokens, count)
-                except Exception as error:
-                    error.add_note(f"image {name!r}, {count} of {len(tokens)} tokens, {tower}")
-                    raise
-
-
 @settings(max_examples=10)
 @given(data=st.data(), rows=st.integers(1, 7), columns=st.integers(1, 7), seed=st.integers(0, 99))
-@pytest.mark.parametrize("name", BEFORE)
-def test_any_grid_and_budget(name: str, data: st.DataObject, rows: int, columns: int, seed: int):
-    method = BEFORE[name]()
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_any_grid_and_budget(method: PreLLMMethod, data: st.DataObject, rows: int, columns: int, seed: int):
     if not takes_budgets(method):
         pytest.skip("takes no budget")
-    if not towers(method):
-        pytest.skip("its weights are trained, and a file of them must be named")
     tower = data.draw(st.sampled_from(towers(method)))
     if data.draw(st.booleans()):
         tokens = plain(rows, columns, tower, seed)
@@ -150,197 +52,10 @@ def test_any_grid_and_budget(name: str, data: st.DataObject, rows: int, columns:
     verify(method, tokens, data.draw(st.integers(1, len(tokens) - 1)))
 
 
-@pytest.mark.parametrize("excess", [0, 1, 1000])
-def test_a_full_budget_changes_nothing(method: Method, excess: int):
-    if not takes_budgets(method):
-        pytest.skip("takes no budget")
-    for tokens in images(towers(method)[0]).values():
-        tokens = measure(method, tokens)
-        selection = method(tokens, len(tokens) + excess)
-        assert selection.indices.tolist() == list(range(len(tokens)))
-        assert selection.features is None or torch.equal(selection.features, tokens.features)
-        assert selection.positions is None
-
-
-@pytest.mark.parametrize("count", [0, -1, -1000])
-def test_an_impossible_budget_is_an_error(method: Method, count: int):
-    tokens = measure(method, plain(3, 3, towers(method)[0]))
-    with pytest.raises(FoveateError, match=method.name):
-        method(tokens, count)
-
-
-def test_a_missing_budget(method: Method):
-    tokens = measure(method, plain(4, 4, towers(method)[0]))
-    if method.budget == "count":
-        with pytest.raises(FoveateError, match="needs a budget"):
-            method(tokens, None)
-    else:
-        verify(method, tokens, None)
-    if method.budget == "none":
-        with pytest.raises(FoveateError, match="takes no budget"):
-            method(tokens, 3)
-
-
-def choices(method: Method, tokens: VisualTokens) -> list[int | None]:
-    own: list[int | None] = [] if method.budget == "count" else [None]
-    return own + ([max(1, len(tokens) // 3)] if takes_budgets(method) else [])
-
-
-def test_the_same_twice_and_nothing_else_is_touched(method: Method):
-    for tower in towers(method):
-        for tokens in (plain(5, 5, tower), tiled(tower=tower)):
-            tokens = measure(method, tokens)
-            before = copy.deepcopy(tokens)
-            state = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-            for count in choices(method, tokens):
-                first, second = method(tokens, count), type(method)()(tokens, count)
-                for field in dataclasses.fields(Selection):
-                    assert same(getattr(first, field.name), getattr(second, field.name)), field.name
-            after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
-            assert torch.equal(state[0], after[0])
-            assert state[1] == after[1]
-            assert all(np.array_equal(a, b) for a, b in zip(state[2], after[2], strict=True))
-            assert torch.equal(before.features, tokens.features)
-            assert same(before.separators, tokens.separators)
-            for a, b in zip(before.crops, tokens.crops, strict=True):
-                assert torch.equal(a.index, b.index) and (a.grid, a.box, a.kind) == (b.grid, b.box, b.kind)
-            assert before.measured.keys() == tokens.measured.keys()
-            for need, value in before.measured.items():
-                assert torch.equal(value, tokens.measured[need])
-
-
-PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def in_precision(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:
-    """The same image of a model of another precision: scores and keys come in float32, what a model made in its own."""
-    values = {
-        need: value.to(dtype) if need.kind in ("features", "instruction", "cls_feature") else value
-        for need, value in tokens.measured.items()
-    }
-    return replace(tokens, features=tokens.features.to(dtype), measured=values)
-
-
-@pytest.fixture(params=PRECISIONS)
-def default(request: pytest.FixtureRequest) -> Generator[torch.dtype]:
-    """What new tensors are made in."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(before)
-
-
-@pytest.mark.parametrize("dtype", PRECISIONS)
-def test_any_precision_of_model_and_any_default(method: Method, dtype: torch.dtype, default: torch.dtype):
-    """Rows keep the model's precision, and what new tensors are made in changes nothing."""
-    for tower in towers(method):
-        for tokens in (plain(4, 5, tower), tiled(tower=tower)):
-            torch.set_default_dtype(torch.float32)
-            tokens = in_precision(measure(method, tokens), dtype)
-            expected = [method(tokens, count) for count in choices(method, tokens)]
-            torch.set_default_dtype(default)
-            for count, wanted in zip(choices(method, tokens), expected, strict=True):
-                selection = verify(method, tokens, count)
-                assert selection.apply(tokens.features).dtype == dtype
-                for field in dataclasses.fields(Selection):
-                    assert same(getattr(selection, field.name), getattr(wanted, field.name)), field.name
-
-
-def test_double_precision_is_not_lost_on_the_way(method: Method):
-    """What float32 cannot tell apart makes a difference to merged rows of float64."""
-    tower = towers(method)[0]
-    for tokens in (plain(4, 5, tower), tiled(tower=tower)):
-        tokens = in_precision(measure(method, tokens), torch.float64)
-        nudged = replace(tokens, features=tokens.features + 1e-10)
-        for count in choices(method, tokens):
-            first, second = method(tokens, count), method(nudged, count)
-            assert torch.equal(first.indices, second.indices)
-            made = torch.ones(len(first), dtype=torch.bool)
-            if first.assignment is not None:  # a marker is made of no token
-                made[:] = False
-                made[first.assignment[first.assignment >= 0]] = True
-            pairs = [(first.apply(tokens.features), second.apply(nudged.features))]
-            if first.features is not None and second.features is not None:
-                pairs.append((first.features, second.features))
-            for one, other in pairs:
-                nudge = torch.full_like(one[made], 1e-10)
-                torch.testing.assert_close(other[made] - one[made], nudge, rtol=1e-4, atol=0)
-
-
-CORNERS = {
-    "all equal": lambda x: torch.ones_like(x),
-    "all zero": lambda x: torch.zeros_like(x),
-    "huge": lambda x: x.sign() * 1e18,
-    "tiny": lambda x: x * 1e-30,
-    "one stands out": lambda x: torch.cat([x[:1] * 1e6, torch.zeros_like(x[1:])]),
-}
-
-
-@pytest.mark.parametrize("corner", CORNERS)
-def test_corner_values(method: Method, corner: str):
-    change = CORNERS[corner]
-    for tower in towers(method):
-        for tokens in (plain(4, 4, tower), plain(1, 3, tower), tiled(tower=tower)):
-            tokens = measure(method, tokens)
-            values = {need: v if need.kind == "pixels" else change(v) for need, v in tokens.measured.items()}
-            everything = replace(tokens, features=change(tokens.features), measured=values)
-            only_features = replace(tokens, features=change(tokens.features))
-            for altered in (everything, only_features):
-                for count in choices(method, altered):
-                    selection = verify(method, altered, count)
-                    if selection.features is not None:
-                        assert selection.features.isfinite().all()
-
-
-def test_an_image_of_one_token(method: Method):
-    for tower in towers(method):
-        tokens = measure(method, plain(1, 1, tower))
-        for count in choices(method, tokens):
-            assert verify(method, tokens, count).indices.tolist() == [0]
-
-
-def test_scores_with_ties(method: Method):
-    for tower in towers(method):
-        for tokens in (plain(6, 4, tower), tiled(tower=tower), frames(tower=tower)):
-            tokens = tied(measure(method, tokens))
-            for count in choices(method, tokens):
-                first = verify(method, tokens, count)
-                assert same(first.indices, method(tokens, count).indices)
-
-
-def test_separators_go_before_tokens_of_the_image(method: Method):
-    if not takes_budgets(method) or not method.static_count or method.sees_separators:
-        pytest.skip("separators are tokens like others to it, or the number is its own")
-    tokens = measure(method, tiled(tower=towers(method)[0]))
-    separators = tokens.separators
-    assert separators is not None
-    ordinary = int((~separators).sum())
-    for count in (1, ordinary // 2, ordinary - 1, ordinary):
-        assert not separators[verify(method, tokens, count).indices].any()
-    more = verify(method, tokens, ordinary + 2)
-    assert int(separators[more.indices].sum()) == 2
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_end_in_a_sentence(method: Method, value: float):
-    for tokens in (plain(4, 5, towers(method)[0]), tiled(tower=towers(method)[0])):
-        tokens = measure(method, tokens)
-        for what in ("features", *tokens.measured):
-            values = (tokens.features if what == "features" else tokens.measured[what]).clone()  # ty: ignore[invalid-argument-type]
-            values.view(-1)[values.numel() // 2] = value
-            if what == "features":
-                broken = replace(tokens, features=values)
-            else:
-                broken = replace(tokens, measured={**tokens.measured, what: values})
-            for count in choices(method, broken):
-                with pytest.raises(FoveateError, match=rf"{re.escape(method.name)} cannot choose: .* are not finite"):
-                    method(broken, count)
-
-
 @pytest.mark.parametrize("places", [[1, 1], [2, 1], [-1, 3], [0, 16], [0.0, 1.0], [[0, 1]]])
 def test_places_that_are_wrong_are_refused(places: list):
     @dataclass(frozen=True)
-    class Wrong(Method):
+    class Wrong(PreLLMMethod):
         name: ClassVar[str] = "wrong"
 
         def select(self, tokens: VisualTokens, count: int) -> Selection:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from foveate.methods.pre_llm.random import Random
-from tests.methods.pre_llm.fabricate import plain, tiled
+from foveate.testing.visual_tokens import plain, tiled
 
 
 def test_a_seed_and_an_image_number_make_the_draw():

@@ -7,7 +7,7 @@ import torch
 
 from foveate.methods.pre_llm.pool import Pool
 from foveate.methods.pre_llm.uniform import Uniform
-from tests.methods.pre_llm.fabricate import plain
+from foveate.testing.visual_tokens import plain
 
 
 def test_a_lattice_where_it_fits():

@@ -13,7 +13,7 @@ from foveate.core.plan import Plan
 from foveate.core.tokens import Grid, Need, VisualTokens
 from foveate.methods.pre_llm.vflowopt import VFlowOpt, cells_of, grey_entropy, recycled
 from foveate.runtime.probe import hub_attention
-from tests.methods.pre_llm.fabricate import CLIP, frames, measure, plain, tiled
+from foveate.testing.visual_tokens import CLIP, frames, measure, plain, tiled
 
 
 def by_the_paper(scores: list[float], cells: list[int], count: int) -> tuple[set[int], list[list[int]]]:

@@ -14,7 +14,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.fastervlm import FasterVLM
 from foveate.methods.pre_llm.vtc_cls import VTCCLS
-from tests.methods.pre_llm.fabricate import CLIP, PLAIN, measure, plain, tied
+from foveate.testing.visual_tokens import CLIP, PLAIN, measure, plain, tied
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "vtc_cls.json").read_text())
 

@@ -22,7 +22,7 @@ from foveate.core.trained import Trained
 from foveate.gallery import gallery
 from foveate.training import methods
 from foveate.training.methods import summaries, trainer_of
-from foveate.training.methods.base import StepTrainer
+from foveate.training.methods.shared.base import StepTrainer
 from foveate.training.methods.shared.config import TrainConfig, identity, option, option_names
 from tests.tiny_model import save_llava_uhd
 

@@ -152,7 +152,7 @@ class PlanMeasurement:
         if plan is None:
             yield None, []
             return
-        timed = [Timed(step.method, self.device) for step in plan.steps]
+        timed: list[Any] = [Timed(step.method, self.device) for step in plan.steps]
         steps = [Step(method, step.budget, step.layers) for method, step in zip(timed, plan.steps, strict=True)]
         with compress(self.model, replace(plan, steps=tuple(steps))) as handle:
             yield handle, timed

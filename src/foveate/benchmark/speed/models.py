@@ -15,6 +15,7 @@ from foveate.benchmark.nbytes import dtype_of
 from foveate.benchmark.speed.settings import BUDGETS, SpeedSettings
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
 from foveate.core.errors import FoveateError
+from foveate.core.method import Site
 from foveate.core.plan import Plan
 
 
@@ -56,7 +57,7 @@ class MeasuredModel:
         try:
             shape = cost.shape_of(self.model.config)
             processed = cost.processed_image(self.model.config, *self.size, self.images)
-            before = plan is not None and all(step.method.site == "pre_llm" for step in plan.steps)
+            before = plan is not None and all(step.method.site is Site.PRE_LLM for step in plan.steps)
             run = cost.follow(None if before else plan, shape, processed)
             if before:  # how many stay is known by now, also of methods whose own rule decides
                 run = cost.Run(run.image, run.merges, (tokens,) * shape.text.layers)

@@ -11,7 +11,8 @@ from foveate.benchmark.budgets import CONTROLS
 from foveate.benchmark.encoders import DTYPES
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS
 from foveate.core.errors import FoveateError
-from foveate.core.plan import Plan, all_methods
+from foveate.core.plan import Plan
+from foveate.core.registry import all_methods
 
 #: Budgets of models that are no shapes.
 BUDGETS = ("10%", "25%", "50%")

@@ -16,6 +16,7 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.core.registry import IMPORTS
 from foveate.loading import load_apart, plan_asked
 
 _ENVIRONMENT = {
@@ -104,9 +105,13 @@ def connected(replicas: Replicas) -> Generator[None]:
     started_here = not ray.is_initialized()
     if started_here:
         _check_address(replicas.address)
-        local: dict[str, Any] = {"include_dashboard": False} if replicas.address is None else {}
+        options: dict[str, Any] = {"include_dashboard": False} if replicas.address is None else {}
+        # Replicas import the methods that this process has imported, or say why they cannot; those of a cluster that is
+        # begun here inherit the environment.
+        if os.environ.get(IMPORTS) and replicas.address is not None:
+            options["runtime_env"] = {"env_vars": {IMPORTS: os.environ[IMPORTS]}}
         try:
-            ray.init(address=replicas.address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+            ray.init(address=replicas.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise FoveateError(
                 f"no Ray cluster answers at {replicas.address!r}: {str(error).splitlines()[0].rstrip('.')}."

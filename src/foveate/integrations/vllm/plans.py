@@ -10,7 +10,9 @@ from typing import Any
 
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.full_model import FULL_MODEL, is_full_model
-from foveate.core.plan import Plan, all_methods
+from foveate.core.method import Site
+from foveate.core.plan import Plan
+from foveate.core.registry import all_methods
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
@@ -116,11 +118,11 @@ def _setting(serving: EnginePlans, text: str) -> ServedPlan:
     plan, tower, title = Plan.of(text), serving.tower, serving.family.title
     for step in plan.steps:
         method = step.method
-        if method.site != "pre_llm":
+        if method.site is not Site.PRE_LLM:
             raise FoveateError(
                 Refusal(
                     "site-not-served",
-                    f"{method.name} acts at the site {method.site!r}",
+                    f"{method.name} acts at the site '{method.site}'",
                     f"vLLM serves methods that act before the language model: {', '.join(servable())}",
                 )
             )
@@ -207,7 +209,7 @@ def servable() -> list[str]:
     """List the methods whose kept tokens depend on the image alone and whose count depends on its size."""
     supported = []
     for name, method in all_methods().items():
-        if method.site != "pre_llm" or not method.static_count or method.budget == "none" or name in _CARRYING:
+        if method.site is not Site.PRE_LLM or not method.static_count or method.budget == "none" or name in _CARRYING:
             continue
         try:
             needs = method().needs(EncoderSpec(24, True))

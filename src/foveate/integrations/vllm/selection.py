@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Need, Selection, VisualTokens
 from foveate.integrations.vllm.measurement import measuring
 from foveate.integrations.vllm.plans import EnginePlans, ServedPlan
@@ -81,6 +82,7 @@ def shorten(setting: ServedPlan, tokens: VisualTokens) -> Selection:
     count = len(tokens)
     selection = Selection(torch.arange(count, device=tokens.device))
     for step in setting.plan.steps if setting.plan is not None else ():
+        assert isinstance(step.method, PreLLMMethod)
         step_selection = step.method(tokens, step.count(len(tokens)))
         selection = selection.then(step_selection, count)
         tokens = tokens.take(step_selection)

@@ -34,7 +34,6 @@ class CMAI(MaskMethod):
 
     name: ClassVar[str] = "cmai"
     mechanism: ClassVar = ("query", "attention")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Cross-Modality Attention Inhibition"
     paper: ClassVar[str] = "arXiv 2411.15453"
 

@@ -46,7 +46,6 @@ class CoreMatching(NeuronMethod):
 
     name: ClassVar[str] = "corematching"
     mechanism: ClassVar = ("query",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "CoreMatching: Token and Neuron Pruning"
     paper: ClassVar[str] = "arXiv 2505.19235"
     budget: ClassVar = "optional"

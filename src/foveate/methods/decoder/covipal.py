@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.core.in_decoder import DecoderMethod, LayerTokens
+from foveate.core.in_decoder import DecoderScorer, LayerTokens
 from foveate.core.network_folder import check_size, folder, network_of, read_config
-from foveate.core.tokens import EncoderSpec, Need, Selection, select_tokens, topk_indices
+from foveate.core.tokens import EncoderSpec, Need
 from foveate.core.trained import Trained
 
 
 @dataclass(frozen=True)
-class CoViPAL(Trained, DecoderMethod):
+class CoViPAL(Trained, DecoderScorer):
     r"""Keeps, before a decoder layer, the tokens that a small trained module scores highest, in view of the question.
 
     $S = p_\theta(H_v, H_t)$ with the hidden states $H_v$ of the image's tokens and $H_t$ of the question as they enter
@@ -37,7 +37,6 @@ class CoViPAL(Trained, DecoderMethod):
 
     name: ClassVar[str] = "covipal"
     mechanism: ClassVar = ("query",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models"
     paper: ClassVar[str] = "arXiv 2508.17243"
     files: ClassVar = folder("covipal")
@@ -51,13 +50,12 @@ class CoViPAL(Trained, DecoderMethod):
         """Those that its modules were trained for; as long as none are known, the one that is usual."""
         return tuple(read_config(self.path, self.name)["layers"]) if self.path else default_layers(num_layers)
 
-    def select(self, tokens: LayerTokens, count: int) -> Selection:
-        """See `DecoderMethod.select`."""
+    def score(self, tokens: LayerTokens) -> Tensor:
+        """The module's, for the question."""
         pruner: Pruner = network_of(self.path, self.name, build, tokens.layer, tokens.device)
         check_size(self.name, self.path, pruner.size, tokens.features.shape[1])
         with torch.no_grad():
-            scores = pruner(tokens.features, tokens.prompt.hidden[tokens.question])
-        return select_tokens(topk_indices(scores, count))
+            return pruner(tokens.features, tokens.prompt.hidden[tokens.question])
 
 
 def default_layers(num_layers: int) -> tuple[int, ...]:

@@ -39,7 +39,6 @@ class DARTAt(DecoderMethod):
 
     name: ClassVar[str] = "dart-decoder"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
     paper: ClassVar[str] = "arXiv 2502.11494"
     needs_previous_attention: ClassVar[bool] = True

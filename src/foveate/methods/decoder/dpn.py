@@ -58,7 +58,6 @@ class DPN(Trained, DecoderMethod):
 
     name: ClassVar[str] = "dpn"
     mechanism: ClassVar = ("transformation",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Dynamic Pyramid Network for Efficient Multimodal Large Language Model"
     paper: ClassVar[str] = "arXiv 2503.20322"
     files: ClassVar = folder("dpn")

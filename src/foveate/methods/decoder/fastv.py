@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, select_tokens, topk_indices
+from torch import Tensor
+
+from foveate.core.in_decoder import DecoderScorer, LayerTokens
 
 
 @dataclass(frozen=True)
-class FastV(DecoderMethod):
+class FastV(DecoderScorer):
     r"""Keeps the tokens that the prompt's last token looked at most in the layer before.
 
     $\phi_j = \frac1H\sum_h A_h[L, j]$ with the attention $A$ of layer K - 1; the tokens with the largest $\phi$ go on
@@ -24,7 +25,6 @@ class FastV(DecoderMethod):
 
     name: ClassVar[str] = "fastv"
     mechanism: ClassVar = ("attention",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "An Image is Worth 1/2 Tokens After Layer 2"
     paper: ClassVar[str] = "arXiv 2403.06764"
     needs_previous_attention: ClassVar[bool] = True
@@ -33,8 +33,6 @@ class FastV(DecoderMethod):
         """Layer 2, the paper's K; the last one where there are only two."""
         return (min(2, num_layers - 1),)
 
-    def select(self, tokens: LayerTokens, count: int) -> Selection:
-        """See `DecoderMethod.select`."""
-        return select_tokens(
-            topk_indices(tokens.attention("previous").attention_received(tokens.prompt.asking, tokens.places), count)
-        )
+    def score(self, tokens: LayerTokens) -> Tensor:
+        """The attention of the prompt's last token, in the layer before."""
+        return tokens.attention("previous").attention_received(tokens.prompt.asking, tokens.places)

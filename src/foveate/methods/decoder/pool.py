@@ -30,7 +30,6 @@ class PoolAt(DecoderMethod):
 
     name: ClassVar[str] = "pool-decoder"
     mechanism: ClassVar = ("transformation",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "LLaVolta: Visual Context Compression"
     paper: ClassVar[str] = "arXiv 2406.20092"
 

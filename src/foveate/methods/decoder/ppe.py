@@ -40,7 +40,6 @@ class PPEAt(DecoderMethod):
 
     name: ClassVar[str] = "ppe-decoder"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Positional Preservation Embedding for Multimodal Large Language Models"
     paper: ClassVar[str] = "arXiv 2510.22936"
 

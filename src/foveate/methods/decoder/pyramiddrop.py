@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, select_tokens, topk_indices
+from torch import Tensor
+
+from foveate.core.in_decoder import DecoderScorer, LayerTokens
 
 
 @dataclass(frozen=True)
-class PyramidDrop(DecoderMethod):
+class PyramidDrop(DecoderScorer):
     """Keeps, at the beginning of every stage of layers, the tokens that the prompt's last token would look at most.
 
     Before layer l the queries and keys of that layer rank the image: the softmax over the whole causal row of the
@@ -25,7 +26,6 @@ class PyramidDrop(DecoderMethod):
 
     name: ClassVar[str] = "pyramiddrop"
     mechanism: ClassVar = ("attention", "query")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "PyramidDrop: Pyramid Visual Redundancy Reduction"
     paper: ClassVar[str] = "arXiv 2410.17247"
     positions: ClassVar = "contiguous"
@@ -34,8 +34,6 @@ class PyramidDrop(DecoderMethod):
         """The first layers of the second, third and fourth quarter: 8, 16 and 24 of 32."""
         return tuple(sorted({max(1, round(num_layers * quarter / 4)) for quarter in (1, 2, 3)} - {num_layers}))
 
-    def select(self, tokens: LayerTokens, count: int) -> Selection:
-        """See `DecoderMethod.select`."""
-        return select_tokens(
-            topk_indices(tokens.attention("own").attention_received(tokens.prompt.asking, tokens.places), count)
-        )
+    def score(self, tokens: LayerTokens) -> Tensor:
+        """The attention of the prompt's last token, in the layer that is about to run."""
+        return tokens.attention("own").attention_received(tokens.prompt.asking, tokens.places)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, select_tokens
+from foveate.core.in_decoder import DecoderScorer, LayerTokens
 
 
 @dataclass(frozen=True)
-class RandomAt(DecoderMethod):
+class RandomAt(DecoderScorer):
     """Keeps tokens drawn at random without replacement before a decoder layer, every one with the same chance.
 
     A control, not a paper. The draw depends on the seed, the layer, the number of the image in its prompt and how many
@@ -26,16 +26,15 @@ class RandomAt(DecoderMethod):
 
     name: ClassVar[str] = "random-decoder"
     mechanism: ClassVar = ("control",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Random tokens at a layer (control)"
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
         """Layer 2, as FastV; the last one where there are only two."""
         return (min(2, num_layers - 1),)
 
-    def select(self, tokens: LayerTokens, count: int) -> Selection:
-        """See `DecoderMethod.select`."""
+    def score(self, tokens: LayerTokens) -> Tensor:
+        """The higher, the earlier a token is drawn."""
         seed = (self.seed * 1_009 + tokens.layer) * 1_000_003 + tokens.number
         seed %= 2**63  # what a generator takes
-        drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
-        return select_tokens(drawn.to(tokens.device))
+        drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))
+        return -drawn.argsort().to(tokens.device)

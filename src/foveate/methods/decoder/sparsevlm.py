@@ -51,7 +51,6 @@ class SparseVLM(DecoderMethod):
 
     name: ClassVar[str] = "sparsevlm"
     mechanism: ClassVar = ("query", "attention", "similarity")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference"
     paper: ClassVar[str] = "arXiv 2410.04417"
     budget: ClassVar = "optional"

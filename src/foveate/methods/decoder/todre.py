@@ -40,7 +40,6 @@ class ToDREAt(DecoderMethod):
 
     name: ClassVar[str] = "todre-decoder"
     mechanism: ClassVar = ("attention", "query")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance"
     paper: ClassVar[str] = "arXiv 2505.18757"
     budget: ClassVar = "none"

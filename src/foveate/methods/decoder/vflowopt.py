@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import EncoderSpec, Need, Selection, topk_indices
+from foveate.core.in_decoder import DecoderScorer, LayerTokens
+from foveate.core.tokens import EncoderSpec, Need
 from foveate.methods.pre_llm.vflowopt import hub_need
 
 
 @dataclass(frozen=True)
-class VFlowOptAt(DecoderMethod):
+class VFlowOptAt(DecoderScorer):
     """Keeps, at layers of the language model, the tokens that the encoder's globally watched patches look at most.
 
     The score is that of `vflowopt`, the first stage, where plans for both are: the attention that hubs, patches that
@@ -37,7 +38,6 @@ class VFlowOptAt(DecoderMethod):
 
     name: ClassVar[str] = "vflowopt-decoder"
     mechanism: ClassVar = ("attention",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VFlowOpt: Token Pruning for LMMs with Visual Information Flow-Guided Optimization"
     paper: ClassVar[str] = "arXiv 2508.05211"
 
@@ -54,9 +54,7 @@ class VFlowOptAt(DecoderMethod):
         scaled = {min(max(1, round(num_layers * layer / 28)), num_layers - 1) for layer in (9, 18)}
         return tuple(sorted(scaled))
 
-    def select(self, tokens: LayerTokens, count: int) -> Selection:
-        """See `DecoderMethod.select`."""
+    def score(self, tokens: LayerTokens) -> Tensor:
+        """What the hubs of the encoder look at; newline tokens above all."""
         scores = tokens.get(*self.needs(tokens.encoder.tower)).float()
-        if tokens.encoder.separators is not None:
-            scores = scores.masked_fill(tokens.encoder.separators, torch.inf)
-        return Selection(topk_indices(scores, count))
+        return scores if tokens.encoder.separators is None else scores.masked_fill(tokens.encoder.separators, torch.inf)

@@ -41,7 +41,6 @@ class VisionDrop(DecoderMethod):
 
     name: ClassVar[str] = "visiondrop"
     mechanism: ClassVar = ("attention", "similarity")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment"
     paper: ClassVar[str] = "arXiv 2506.22283"
     positions: ClassVar = "contiguous"

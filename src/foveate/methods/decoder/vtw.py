@@ -23,7 +23,6 @@ class VTW(DecoderMethod):
 
     name: ClassVar[str] = "vtw"
     mechanism: ClassVar = ("attention",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Visual Tokens Withdrawal"
     paper: ClassVar[str] = "arXiv 2405.05803"
     budget: ClassVar = "none"

@@ -50,7 +50,6 @@ class ZipVL(SparseMethod):
 
     name: ClassVar[str] = "zipvl"
     mechanism: ClassVar = ("attention",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ZipVL: Dynamic Token Sparsification and KV Cache Compression"
     paper: ClassVar[str] = "arXiv 2410.08584"
 

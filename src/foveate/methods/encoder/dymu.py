@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from foveate.core.bipartite import Tokens, best, join, layout, match
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json
 from foveate.core.in_encoder import EncoderMethod, Step
+from foveate.core.method import BudgetRule, Positions
 from foveate.core.text_files import read_json
 
 
@@ -44,12 +45,11 @@ class DyMU(EncoderMethod):
 
     name: ClassVar[str] = "dymu"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image",)
     title: ClassVar[str] = "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs"
     paper: ClassVar[str] = "arXiv 2504.17040"
     static_count: ClassVar[bool] = False
-    budget: ClassVar[Literal["count", "optional", "none"]] = "none"
-    positions: ClassVar[Literal["original", "contiguous"]] = "original"
+    budget: ClassVar[BudgetRule] = "none"
+    positions: ClassVar[Positions] = "original"
 
     thresholds: str | Path | Sequence[float] = ()
     reference: bool = False

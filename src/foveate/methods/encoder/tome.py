@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from foveate.core.bipartite import Tokens, join, match, pick, place
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.in_encoder import EncoderMethod, Step, spread
+from foveate.core.method import BudgetRule
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ class ToMe(EncoderMethod):
 
     name: ClassVar[str] = "tome"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image",)
     title: ClassVar[str] = "Token Merging: Your ViT But Faster"
     paper: ClassVar[str] = "arXiv 2210.09461"
-    budget: ClassVar[Literal["count", "optional", "none"]] = "optional"
+    budget: ClassVar[BudgetRule] = "optional"
 
     r: int | None = None
     inflect: float = 0.0

@@ -42,7 +42,6 @@ class TokenTransforming(EncoderMethod):
 
     name: ClassVar[str] = "token-transforming"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image",)
     title: ClassVar[str] = (
         "Token Transforming: A Unified and Training-Free Token Compression Framework "
         "for Vision Transformer Acceleration"
@@ -58,8 +57,7 @@ class TokenTransforming(EncoderMethod):
 
     def schedule(self, patches: int, blocks: int, cls: bool, count: int | None) -> tuple[Step | None, ...]:
         """See `EncoderMethod.steps`."""
-        if count is None:
-            raise FoveateError(f"{self.name} needs a budget, such as {self.name}:64 or {self.name}:25%.")
+        assert count is not None  # `steps` has asked for a budget
         amounts = spread(patches - count, patches, blocks, cls)
         return tuple(self.step(amount, cls) if amount else None for amount in amounts)
 

@@ -11,13 +11,14 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
+from foveate.core.method import Method, Modality, Site
 from foveate.methods.kv_cache import hack, scalekv
 from foveate.methods.kv_cache.ragged import Group
 from foveate.methods.kv_cache.scale_cache import Policy
@@ -45,21 +46,12 @@ def history(scales: Sequence[int]) -> int:
     return sum(side * side for side in scales[:-1])
 
 
-class CacheMethod:
-    """A method; its subclasses are frozen dataclasses."""
+@dataclass(frozen=True)
+class CacheMethod(Method):
+    """A way of keeping fewer keys and values of the maps of an image in the cache."""
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    paper: ClassVar[str | None] = None
-    # What a plan asks of every method.
-    site: ClassVar[str] = "in the cache"
-    budget: ClassVar[str] = "count"
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Hyper-parameters that differ from the defaults."""
-        fields = dataclasses.fields(self)  # ty: ignore[invalid-argument-type]
-        return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
+    site: ClassVar[Site] = Site.KV_CACHE
+    modality: ClassVar[tuple[Modality, ...]] = ("image",)
 
     @abstractmethod
     def policy(self, average: int, profile: Profile, seed: int) -> Policy:
@@ -118,8 +110,9 @@ class Hack(CacheMethod):
     """
 
     name: ClassVar[str] = "hack"
-    title: ClassVar[str] = "HACK"
-    paper: ClassVar[str | None] = "2504.09261"
+    title: ClassVar[str] = "Head-Aware KV Cache Compression for Efficient Visual Autoregressive Modeling"
+    paper: ClassVar[str] = "arXiv 2504.09261"
+    mechanism: ClassVar = ("attention",)
 
     alpha: float = 0.5
     ratio: float = 0.5
@@ -191,8 +184,9 @@ class ScaleKV(CacheMethod):
     """
 
     name: ClassVar[str] = "scalekv"
-    title: ClassVar[str] = "ScaleKV"
-    paper: ClassVar[str | None] = "2505.19602"
+    title: ClassVar[str] = "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression"
+    paper: ClassVar[str] = "arXiv 2505.19602"
+    mechanism: ClassVar = ("attention",)
 
     drafters: float = 0.0625
     start: float = 0.97
@@ -253,7 +247,8 @@ class RandomCache(CacheMethod):
     """Control: every head keeps random tokens."""
 
     name: ClassVar[str] = "random"
-    title: ClassVar[str] = "random tokens"
+    title: ClassVar[str] = "Random tokens (control)"
+    mechanism: ClassVar = ("control",)
 
     def policy(self, average: int, profile: Profile, seed: int) -> Policy:
         """See the base class."""
@@ -276,7 +271,8 @@ class RecentCache(CacheMethod):
     """Control: every head keeps the newest tokens."""
 
     name: ClassVar[str] = "recent"
-    title: ClassVar[str] = "newest tokens"
+    title: ClassVar[str] = "Newest tokens (control)"
+    mechanism: ClassVar = ("control",)
 
     def policy(self, average: int, profile: Profile, seed: int) -> Policy:
         """See the base class."""

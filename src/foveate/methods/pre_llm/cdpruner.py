@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import Cosines, Row
 
@@ -18,7 +18,7 @@ Relevance = Literal["instruction", "text"]
 
 
 @dataclass(frozen=True)
-class CDPruner(Method):
+class CDPruner(PreLLMMethod):
     """Keeps the tokens that span the greatest volume when each is as long as it is relevant to the question.
 
     A determinantal point process with kernel L'_ij = r_i cos(x_i, x_j) r_j over the tokens x that the language model
@@ -49,7 +49,6 @@ class CDPruner(Method):
 
     name: ClassVar[str] = "cdpruner"
     mechanism: ClassVar = ("similarity", "query")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs"
     paper: ClassVar[str] = "arXiv 2506.10967"
 
@@ -70,7 +69,7 @@ class CDPruner(Method):
         return Need("text_feature"), Need("features", tower.last_used)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         needs = self.needs(tokens.tower)
         seen = tokens.features if self.relevance == "instruction" else tokens.get(needs[1])
         opposite = self.relevance == "text" if self.opposite is None else self.opposite

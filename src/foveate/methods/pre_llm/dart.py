@@ -8,13 +8,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import unlike_pivots
 
 
 @dataclass(frozen=True)
-class DART(Method):
+class DART(PreLLMMethod):
     """Keeps a few pivots, the tokens of greatest norm, and for each pivot the tokens least like it, before any layer.
 
     The pivots P are the tokens with the greatest |x|_1; for each in turn, the tokens that are not taken yet with the
@@ -40,7 +40,6 @@ class DART(Method):
 
     name: ClassVar[str] = "dart"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Stop Looking for “Important Tokens” in Multimodal Language Models: Duplication Matters More"
     paper: ClassVar[str] = "arXiv 2502.11494"
     handles_tiles: ClassVar[bool] = True
@@ -58,7 +57,7 @@ class DART(Method):
         return (Need("instruction"),) if self.text_pivots else ()
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         x = tokens.features
         pivots = _greatest(x, min(self.pivots, count))
         words = x[:0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import Cosines, farthest_first
 
 
 @dataclass(frozen=True)
-class DivPrune(Method):
+class DivPrune(PreLLMMethod):
     """Keeps the tokens whose least pairwise distance is greatest, found greedily.
 
     With the distance d(i, j) = 1 - cos(x_i, x_j) of the tokens that the language model would read, the first pick is
@@ -25,13 +25,12 @@ class DivPrune(Method):
 
     name: ClassVar[str] = "divprune"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models"
     paper: ClassVar[str] = "arXiv 2503.02175"
     handles_tiles: ClassVar[bool] = True
     sees_separators: ClassVar[bool] = True
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         cosines = Cosines(tokens.features, picks=len(tokens))  # the first pick compares all with all
         return select_tokens(farthest_first(cosines, cosines.nearest().argmin(dim=0, keepdim=True), count))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.core.pre_llm import Method
-from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices
+from torch import Tensor
+
+from foveate.core.pre_llm import PreLLMScorer
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 
 
 @dataclass(frozen=True)
-class FasterVLM(Method):
+class FasterVLM(PreLLMScorer):
     """Keeps the patches with the greatest attention of the encoder's [CLS] token.
 
     a = mean_h A[h, CLS, 1:] at the block whose output the language model reads (block 22 of CLIP ViT-L in LLaVA); the
@@ -26,7 +28,6 @@ class FasterVLM(Method):
 
     name: ClassVar[str] = "fastervlm"
     mechanism: ClassVar = ("attention",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "[CLS] Attention is All You Need for Training-Free Visual Token Pruning"
     paper: ClassVar[str] = "arXiv 2412.01818"
 
@@ -35,6 +36,6 @@ class FasterVLM(Method):
         layer = tower.last_used if self.layer is None else tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True),)
 
-    def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
-        return Selection(topk_indices(tokens.get(*self.needs(tokens.tower)), count))
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """The [CLS] attention."""
+        return tokens.get(*self.needs(tokens.tower))

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Grid, Need, Selection, VisualTokens, topk_indices
 from foveate.core.trained import Trained, read_file
 
@@ -22,7 +22,7 @@ KIND = "foveate focusui scorer"
 
 
 @dataclass(frozen=True)
-class FocusUI(Trained, Method):
+class FocusUI(Trained, PreLLMMethod):
     """Keeps the tokens of a screen that a small trained scorer finds most like the instruction.
 
     Tokens of the image and of the instruction, as the language model reads them, each pass a block of their own; with
@@ -64,7 +64,7 @@ class FocusUI(Trained, Method):
         return (Need("instruction"),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         instruction = tokens.get(*self.needs(tokens.tower))
         path = Path(self.path)
         scorer = _scorer(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))

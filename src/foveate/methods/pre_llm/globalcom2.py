@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method, divide
+from foveate.core.pre_llm import PreLLMMethod, divide
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, in_order, select_tokens, topk_indices
 from foveate.methods.shared.tiles import apportion, filled, layout, resampled, seen_by
 
 
 @dataclass(frozen=True)
-class GlobalCom2(Method):
+class GlobalCom2(PreLLMMethod):
     """Keeps more of the tiles that the thumbnail finds important, and in each what tile and thumbnail agree on.
 
     With s the [CLS] scores and R the share of all tokens that stays: the thumbnail keeps R of its tokens, those of the
@@ -73,7 +73,7 @@ class GlobalCom2(Method):
         return (Need("cls_attention" if self.softmax else "cls_logits", tower.layer(self.layer)),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         scores = self._scores(tokens)
         if len(tokens.crops) == 1:
             place = tokens.crops[0].present

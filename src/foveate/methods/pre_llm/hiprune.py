@@ -10,12 +10,12 @@ from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices
 
 
 @dataclass(frozen=True)
-class HiPrune(Method):
+class HiPrune(PreLLMMethod):
     """Keeps the objects that a middle layer attends to, their neighbours, and the global tokens of a deep layer.
 
     Anchors: the round(alpha * count / 5) tokens that receive the most attention at a middle block (mean over heads and
@@ -42,7 +42,6 @@ class HiPrune(Method):
 
     name: ClassVar[str] = "hiprune"
     mechanism: ClassVar = ("attention",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models"
     )
@@ -61,7 +60,7 @@ class HiPrune(Method):
         return (Need("received", middle), Need("received", tower.last_used))
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         middle, deep = (tokens.get(need).float() for need in self.needs(tokens.tower))
         anchors = topk_indices(middle, min(share_of(self.alpha / 5, count), count // 5))
         chosen = self._listed(tokens, anchors) if self.reference else _surroundings(tokens, anchors)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens, topk_indices
 from foveate.methods.shared.tiles import apportion, seen_by
 
 
 @dataclass(frozen=True)
-class HiRED(Method):
+class HiRED(PreLLMMethod):
     """Divides the budget over the tiles by where an early block looks in the thumbnail; [CLS] attention picks in each.
 
     The thumbnail gets int(alpha T) of a budget of T. Its int((1 - alpha) N) patches with the greatest [CLS] attention
@@ -53,7 +53,7 @@ class HiRED(Method):
         return Need("cls_attention", tower.last_used), Need("cls_attention", 0)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         late, early = (tokens.get(need) for need in self.needs(tokens.tower))
         if len(tokens.crops) == 1:
             place = tokens.crops[0].present

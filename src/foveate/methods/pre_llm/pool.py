@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Selection, VisualTokens, merge_tokens
 from foveate.methods.shared.cells import cells
 
 
 @dataclass(frozen=True)
-class Pool(Method):
+class Pool(PreLLMMethod):
     """Averages neighbouring tokens, in as many cells of equal size as tokens shall stay.
 
     A control, not a paper: x'_c = mean of the x_i in cell c. Cells are about as wide as high and no token is in two.
@@ -24,9 +24,8 @@ class Pool(Method):
 
     name: ClassVar[str] = "pool"
     mechanism: ClassVar = ("transformation",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Average pooling (control)"
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         return merge_tokens(tokens.features, *cells(tokens.crops[0], count))

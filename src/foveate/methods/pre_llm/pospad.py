@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.method import Method
+from foveate.core.plan import Plan, Step, parse_plan
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.core.trained import Trained, copied
 
@@ -24,7 +26,7 @@ MARKERS = ("zero", "mean")
 
 
 @dataclass(frozen=True)
-class PosPad(Method):
+class PosPad(PreLLMMethod):
     """Lets another method choose, and puts one marker in place of every run of tokens that it drops.
 
     The tokens of an image are one sequence, row after row. Each maximal run of dropped ones is replaced by a marker at
@@ -71,19 +73,15 @@ class PosPad(Method):
         if self.embedding is not None:
             object.__setattr__(self, "embedding", str(self.embedding))
         if not isinstance(self.selector, str):  # plans are text, and equal plans are to be equal
-            from foveate.core.plan import Plan
-
             object.__setattr__(self, "selector", str(Plan.of(self.selector)))
         self.method  # noqa: B018 - a wrong name shall be told at once
 
     @cached_property
-    def method(self) -> Method:
+    def method(self) -> PreLLMMethod:
         """The other method."""
-        from foveate.core.plan import parse_plan
-
         steps = parse_plan(f"{self.selector}:1").steps
         found = steps[0].method
-        if len(steps) != 1 or not isinstance(found, Method) or isinstance(found, PosPad):
+        if len(steps) != 1 or not isinstance(found, PreLLMMethod) or isinstance(found, PosPad):
             raise FoveateError(f"pospad: selector is one other method before the language model, not {self.selector}.")
         return found
 
@@ -104,8 +102,6 @@ class PosPad(Method):
         if embedding is not None:
             copied(self.name, Path(embedding), folder / "pospad.safetensors")
             embedding = "pospad.safetensors"
-        from foveate.core.plan import Step
-
         method = inner(self.method)
         return replace(
             self, selector=self.selector if method is self.method else str(Step(method)), embedding=embedding
@@ -116,7 +112,7 @@ class PosPad(Method):
         return self.method.needs(tower)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         size, device = len(tokens), tokens.device
         choices: dict[int, Selection] = {}
 

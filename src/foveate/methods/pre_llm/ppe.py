@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method, divide
+from foveate.core.pre_llm import PreLLMMethod, divide
 from foveate.core.tokens import Crop, Selection, VisualTokens, merge_tokens, wide
 
 #: Most members of a merged token: a rotary embedding has fewer channels to share out.
@@ -20,7 +20,7 @@ MOST_MEMBERS = 1024
 
 
 @dataclass(frozen=True)
-class PPE(Method):
+class PPE(PreLLMMethod):
     """Merges tokens by density-peak clustering; each merged token is rotated by the positions of up to K members.
 
     Clusters are those of DPC-kNN: with d_ij the Euclidean distance over sqrt(D), the density of a token is
@@ -57,7 +57,6 @@ class PPE(Method):
 
     name: ClassVar[str] = "ppe"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Positional Preservation Embedding for Multimodal Large Language Models"
     paper: ClassVar[str] = "arXiv 2510.22936"
     positions: ClassVar = "original"
@@ -73,7 +72,7 @@ class PPE(Method):
             object.__setattr__(self, "whole", True)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         if len(tokens.crops) > 1:
             frames = [crop for crop in tokens.crops if crop.kind == "frame" and len(crop.present)]
             return self._over_time(tokens, frames, count) if len(frames) > 1 else self._by_crop(tokens, count)

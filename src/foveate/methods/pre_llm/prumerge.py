@@ -11,13 +11,14 @@ from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Budget, Method
+from foveate.core.method import BudgetRule
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices, wide
 from foveate.methods.shared.clustering import nearest, spread, weighted
 
 
 @dataclass(frozen=True)
-class PruMerge(Method):
+class PruMerge(PreLLMMethod):
     """Keeps the patches whose [CLS] attention is an outlier and merges those with the most similar keys into each.
 
     With a = mean_h A[h, CLS, 1:] and its quartiles Q1 and Q3, the patches with a > Q3 + 1.5 (Q3 - Q1) stay, at least
@@ -46,11 +47,10 @@ class PruMerge(Method):
 
     name: ClassVar[str] = "prumerge"
     mechanism: ClassVar = ("attention", "similarity")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models"
     paper: ClassVar[str] = "arXiv 2403.15388"
     static_count: ClassVar[bool] = False
-    budget: ClassVar[Budget] = "optional"
+    budget: ClassVar[BudgetRule] = "optional"
 
     def __post_init__(self) -> None:
         if self.neighbours < 0:
@@ -62,7 +62,7 @@ class PruMerge(Method):
         return (Need("cls_attention", layer, substitute=True), Need("keys", layer))
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         attention, keys = (tokens.get(need).float() for need in self.needs(tokens.tower))
         if self.reference:
             centres = self._centres(attention, count - 1) if count else self._own(attention)
@@ -129,7 +129,6 @@ class PruMergePlus(PruMerge):
     name: ClassVar[str] = "prumerge+"
     with_budget: ClassVar = ("share",)
     mechanism: ClassVar = ("attention", "similarity")
-    modality: ClassVar = ("image", "video")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from foveate.core.pre_llm import Method
-from foveate.core.tokens import Selection, VisualTokens, select_tokens
+from foveate.core.pre_llm import PreLLMScorer
+from foveate.core.tokens import VisualTokens
 
 
 @dataclass(frozen=True)
-class Random(Method):
+class Random(PreLLMScorer):
     """Keeps tokens drawn at random without replacement, every one with the same chance.
 
     A control, not a paper. The draw depends on the seed, on the number of the image in its prompt and on how many
@@ -27,15 +28,16 @@ class Random(Method):
 
     name: ClassVar[str] = "random"
     mechanism: ClassVar = ("control",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Random tokens (control)"
     handles_tiles: ClassVar[bool] = True
 
-    def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """The higher, the earlier a token is drawn; newline tokens last."""
         ordinary = torch.arange(len(tokens), device=tokens.device)
         if tokens.separators is not None:
             ordinary = ordinary[~tokens.separators]
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + tokens.number) % 2**63)
-        drawn = torch.randperm(len(ordinary), generator=generator)[:count]
-        return select_tokens(ordinary[drawn.to(tokens.device)])
+        drawn = ordinary[torch.randperm(len(ordinary), generator=generator).to(tokens.device)]
+        score = torch.full((len(tokens),), -len(tokens), device=tokens.device)
+        score[drawn] = -torch.arange(len(drawn), device=tokens.device)
+        return score

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Budget, Method
+from foveate.core.method import BudgetRule
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, merge_tokens, topk_indices, wide
 from foveate.methods.shared.clustering import nearest, outlier_factor, weighted
 
 
 @dataclass(frozen=True)
-class RecoverableCompression(Method):
+class RecoverableCompression(PreLLMMethod):
     """Keeps what is like [CLS], recovers what is like the question, and merges the rest into a few tokens.
 
     1. Visual scores v; as many tokens as v has outliers stay, the highest ones. 2. Of the rest, text scores t; as many
@@ -62,13 +63,12 @@ class RecoverableCompression(Method):
 
     name: ClassVar[str] = "recoverable"
     mechanism: ClassVar = ("similarity", "query")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information"
     )
     paper: ClassVar[str] = "arXiv 2409.01179"
     static_count: ClassVar[bool] = False
-    budget: ClassVar[Budget] = "optional"
+    budget: ClassVar[BudgetRule] = "optional"
     with_budget: ClassVar = ("visual", "recovered")
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class RecoverableCompression(Method):
         return tuple(dict.fromkeys((Need("keys", layer), *visual, *text)))
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         v, t = self._visual(tokens), self._text(tokens)
         left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
         first = topk_indices(v, share_of(self.visual, count) if count else _outliers(v, 20))

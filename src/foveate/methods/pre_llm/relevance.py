@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foveate.core.pre_llm import Method
-from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, VisualTokens, topk_indices
+from foveate.core.pre_llm import PreLLMScorer
+from foveate.core.tokens import Crop, EncoderSpec, Need, VisualTokens
 from foveate.core.trained import Trained, read_file
 
 KIND = "foveate relevance mapper"
 
 
 @dataclass(frozen=True)
-class Relevance(Trained, Method):
+class Relevance(Trained, PreLLMScorer):
     """Keeps the tokens that a small trained network expects an answer to rest on, from first-layer attention.
 
     The attention that the user's own words pay to the visual tokens in the language model's first layer, as a picture,
@@ -43,7 +43,6 @@ class Relevance(Trained, Method):
 
     name: ClassVar[str] = "relevance"
     mechanism: ClassVar = ("query", "attention")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "Generic Token Compression in Multimodal Large Language Models from an Explainability Perspective"
     )
@@ -55,8 +54,8 @@ class Relevance(Trained, Method):
         self.check_weights()
         return (Need("first_layer_attention"),)
 
-    def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """What the network expects an answer to rest on."""
         attention = tokens.get(*self.needs(tokens.tower)).float()
         path = Path(self.path)
         mapper = _mapper(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))
@@ -64,7 +63,7 @@ class Relevance(Trained, Method):
         with torch.no_grad():
             scores = torch.full_like(attention, -torch.inf)
             scores[crop.present] = mapper(as_picture(attention, crop)).flatten()[crop.index >= 0]
-        return Selection(topk_indices(scores, count))
+        return scores
 
 
 def as_picture(values: Tensor, crop: Crop) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import Cosines, farthest_first, max_sum
 
@@ -19,7 +19,7 @@ Pivot = Literal["cls", "center", "farthest"]
 
 
 @dataclass(frozen=True)
-class ToDRE(Method):
+class ToDRE(PreLLMMethod):
     """Starts at the token with the greatest [CLS] attention and adds, one by one, the tokens least like those it has.
 
     With s(i, j) = cos(x_i, x_j) of the tokens that the language model would read and C what is kept so far, the next
@@ -48,7 +48,6 @@ class ToDRE(Method):
 
     name: ClassVar[str] = "todre"
     mechanism: ClassVar = ("similarity",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance"
     paper: ClassVar[str] = "arXiv 2505.18757"
     handles_tiles: ClassVar[bool] = True
@@ -69,7 +68,7 @@ class ToDRE(Method):
         return (Need("cls_attention", tower.last_used if self.layer is None else tower.layer(self.layer)),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         places = torch.arange(len(tokens), device=tokens.device)
         if tokens.separators is not None:
             places = places[~tokens.separators]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Selection, VisualTokens
 from foveate.methods.shared.cells import cells
 
 
 @dataclass(frozen=True)
-class Uniform(Method):
+class Uniform(PreLLMMethod):
     """Keeps tokens that lie evenly over the rows and columns of the image.
 
     A control, not a paper. The raster is divided into as many cells of equal size as tokens shall stay, about as wide
@@ -23,9 +23,8 @@ class Uniform(Method):
 
     name: ClassVar[str] = "uniform"
     mechanism: ClassVar = ("control",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Evenly spaced tokens (control)"
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         return Selection(cells(tokens.crops[0], count)[0])

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Grid, Need, Selection, VisualTokens, merge_tokens, topk_indices
 from foveate.methods.shared.clustering import representatives
 
 
 @dataclass(frozen=True)
-class VFlowOpt(Method):
+class VFlowOpt(PreLLMMethod):
     r"""Keeps what globally watched patches look at, and merges the others into one token for each cell of a raster.
 
     With $r_j$ the attention that patch j receives, mean over heads and patches, hubs are the patches with $r$ above
@@ -51,7 +51,6 @@ class VFlowOpt(Method):
 
     name: ClassVar[str] = "vflowopt"
     mechanism: ClassVar = ("attention", "transformation")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VFlowOpt: Token Pruning for LMMs with Visual Information Flow-Guided Optimization"
     paper: ClassVar[str] = "arXiv 2508.05211"
     handles_tiles: ClassVar[bool] = True
@@ -72,7 +71,7 @@ class VFlowOpt(Method):
         return (hubs, Need("pixels")) if self.entropy else (hubs,)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         scores, cells = self.scores(tokens), cells_of(tokens, self.cell)
         fixed, free = (cells < 0).nonzero().flatten(), (cells >= 0).nonzero().flatten()
         room = count - len(fixed) if count > len(fixed) else min(count, len(free))

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.methods.shared.dominant_contextual import zipped
 
 
 @dataclass(frozen=True)
-class VisionZip(Method):
+class VisionZip(PreLLMMethod):
     """Keeps the patches that [CLS] attends to most and merges the others by the similarity of their keys.
 
     Dominant tokens: the round(share * count) patches of greatest a = mean_h A[h, CLS, 1:] at the block whose output the
@@ -40,7 +40,6 @@ class VisionZip(Method):
 
     name: ClassVar[str] = "visionzip"
     mechanism: ClassVar = ("attention", "similarity")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "VisionZip: Longer is Better but Not Necessary in Vision Language Models"
     paper: ClassVar[str] = "arXiv 2412.04467"
 
@@ -54,7 +53,7 @@ class VisionZip(Method):
         return (Need("cls_attention", layer, substitute=True), Need("keys", layer))
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         attention, keys = (tokens.get(need) for need in self.needs(tokens.tower))
         dominant = share_of(self.share, count)
         return zipped(tokens.features, attention, keys, dominant, count - dominant, doubled=self.reference)

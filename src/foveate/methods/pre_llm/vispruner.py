@@ -11,13 +11,13 @@ from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
 from foveate.methods.shared.diversity import gram
 
 
 @dataclass(frozen=True)
-class VisPruner(Method):
+class VisPruner(PreLLMMethod):
     """Keeps the patches with the greatest [CLS] attention and, of the others, those that have no near duplicate.
 
     Of a budget of T, the int(r T) patches with the greatest a = mean_h A[h, CLS, 1:] stay. The others, in order of
@@ -43,7 +43,6 @@ class VisPruner(Method):
 
     name: ClassVar[str] = "vispruner"
     mechanism: ClassVar = ("attention", "similarity")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs"
     paper: ClassVar[str] = "arXiv 2412.01818"
 
@@ -59,7 +58,7 @@ class VisPruner(Method):
         return Need("cls_attention", layer, substitute=True), Need("features", layer)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         attention, features = (tokens.get(need) for need in self.needs(tokens.tower))
         order = attention.argsort(descending=True, stable=True)
         chosen, others = order.tensor_split([share_of(self.important, count, "down")])

@@ -9,13 +9,13 @@ import torch
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, merge_tokens, topk_indices
 from foveate.methods.shared.clustering import cosine_kmeans, representatives
 
 
 @dataclass(frozen=True)
-class VMTC(Method):
+class VMTC(PreLLMMethod):
     """Keeps the patches that [CLS] attends to most and merges the redundant ones by k-means on cosine similarity.
 
     The importance of a patch is s = mean_h A[h, CLS, 1:]. The most important ones are primary and stay. The others are
@@ -41,7 +41,6 @@ class VMTC(Method):
 
     name: ClassVar[str] = "vmtc"
     mechanism: ClassVar = ("attention", "similarity")
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = (
         "Enhancing Instruction-Following Capability of Visual-Language Models by Reducing Image Redundancy"
     )
@@ -59,7 +58,7 @@ class VMTC(Method):
         return (Need("cls_attention", layer, substitute=True),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
+        """See `PreLLMMethod.select`."""
         importance = tokens.get(*self.needs(tokens.tower)).float()
         primary = share_of(self.primary, count)
         best = topk_indices(importance, primary)

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from foveate.core.errors import FoveateError, Refusal
-from foveate.core.pre_llm import Method
-from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices
+from foveate.core.pre_llm import PreLLMScorer
+from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 
 
 @dataclass(frozen=True)
-class VTCCLS(Method):
+class VTCCLS(PreLLMScorer):
     """Keeps the patches with the greatest [CLS] attention, summed over the later blocks of the encoder.
 
     s = sum_l mean_h A_l[h, CLS, 1:] for the blocks l from `start` to the one whose output the language model reads
@@ -32,7 +33,6 @@ class VTCCLS(Method):
 
     name: ClassVar[str] = "vtc-cls"
     mechanism: ClassVar = ("attention",)
-    modality: ClassVar = ("image", "video")
     title: ClassVar[str] = "[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs"
     paper: ClassVar[str] = "arXiv 2412.05819"
 
@@ -50,7 +50,6 @@ class VTCCLS(Method):
             )
         return tuple(Need("cls_attention", layer) for layer in range(start, last + 1))
 
-    def select(self, tokens: VisualTokens, count: int) -> Selection:
-        """See `Method.select`."""
-        rows = torch.stack([tokens.get(need).float() for need in self.needs(tokens.tower)])
-        return Selection(topk_indices(rows.sum(dim=0), count))
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """The sum of the [CLS] rows."""
+        return torch.stack([tokens.get(need).float() for need in self.needs(tokens.tower)]).sum(dim=0)

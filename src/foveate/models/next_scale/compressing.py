@@ -76,7 +76,8 @@ class CompressedCache:
         self.model, self.step, self.profile = model, step, profile
         #: Mean tokens that a head may keep.
         self.average = step.budget.of(full)
-        method: CacheMethod = step.method
+        method = step.method
+        assert isinstance(method, CacheMethod)
         model.cache_policy = method.policy(self.average, profile, seed)
 
     def restore(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.training.methods.base import MethodTrainer
+    from foveate.training.methods.shared.base import MethodTrainer
 
 #: Entry points of other packages: the name of a method, and the class that trains it as `module:Class`.
 GROUP = "foveate.trainers"
@@ -51,7 +51,7 @@ def trainer_of(name: str) -> type[MethodTrainer[Any]]:
         FoveateError: there is none; the sentence lists those that there are.
         TypeError: a module or an entry point holds no trainer of that name.
     """
-    from foveate.training.methods.base import MethodTrainer
+    from foveate.training.methods.shared.base import MethodTrainer
 
     if name in _registered:
         return _registered[name]

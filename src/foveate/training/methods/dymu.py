@@ -16,7 +16,7 @@ from foveate.images import open_image
 from foveate.methods.encoder.dymu import DyMU, Thresholds
 from foveate.runtime.vision_merging import blocks_of, calibrate
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.base import MethodTrainer
+from foveate.training.methods.shared.base import MethodTrainer
 from foveate.training.methods.shared.config import at_least_one, option
 from foveate.training.methods.shared.loop import TrainState
 from foveate.training.run_directory import OnProgress, RunDirectory, quiet

@@ -25,8 +25,9 @@ from torch import Tensor
 from foveate.answering.conversations import inputs_of
 from foveate.core.errors import FoveateError
 from foveate.core.files import atomic_write
+from foveate.core.method import BudgetRule
 from foveate.core.plan import Budget as Share
-from foveate.core.pre_llm import Budget, Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.methods.pre_llm.focusui import FocusUI, Scorer, box_overlap, scorer_loss, screen_label, ui_graph
 from foveate.methods.pre_llm.random import Random
@@ -34,7 +35,7 @@ from foveate.methods.pre_llm.uniform import Uniform
 from foveate.runtime import compress
 from foveate.synthetic.page import Box
 from foveate.synthetic.screens import Element, Screen, render_screen
-from foveate.training.methods.base import StepTrainer
+from foveate.training.methods.shared.base import StepTrainer
 from foveate.training.methods.shared.config import TrainConfig, at_least_one, option
 from foveate.training.methods.shared.loop import Losses, TrainState
 
@@ -66,11 +67,11 @@ class _Seen(Exception):  # noqa: N818 - ends a forward pass before the language 
 
 
 @dataclass(frozen=True)
-class _Watch(Method):
+class _Watch(PreLLMMethod):
     """Shows what a method that needs the instruction would be given."""
 
     name: ClassVar[str] = "watch"
-    budget: ClassVar[Budget] = "none"
+    budget: ClassVar[BudgetRule] = "none"
     handles_tiles: ClassVar[bool] = True
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:

@@ -30,7 +30,7 @@ from foveate.core.tokens import topk_indices
 from foveate.methods.pre_llm.relevance import Mapper, Relevance, mapper_loss
 from foveate.training.batch_stream import Draw
 from foveate.training.callbacks import StopRequest
-from foveate.training.methods.base import MethodTrainer
+from foveate.training.methods.shared.base import MethodTrainer
 from foveate.training.methods.shared.config import at_least_one, check_schedule, identity, option
 from foveate.training.methods.shared.loop import TrainState
 from foveate.training.methods.shared.questions import (

@@ -25,7 +25,7 @@ from foveate.methods.decoding.draft import Draft, Target
 from foveate.methods.decoding.kinds import load_draft
 from foveate.runtime.speculative import prompt_mask, speculate, target_of, watching
 from foveate.training.examples import Example
-from foveate.training.methods.base import StepTrainer
+from foveate.training.methods.shared.base import StepTrainer
 from foveate.training.methods.shared.config import option
 from foveate.training.methods.shared.loop import Losses, TrainState
 from foveate.training.methods.shared.questions import QuestionsConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foveate.training.examples import Example
-from foveate.training.methods.base import StepTrainer
 from foveate.training.methods.shared import fidelity
+from foveate.training.methods.shared.base import StepTrainer
 from foveate.training.methods.shared.loop import TrainState
 from foveate.training.methods.shared.questions import QuestionsConfig
 from foveate.training.methods.shared.teacher_forcing import check_layers, text_of

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from foveate.answering.conversations import as_plain_text, check_length, greedy
 from foveate.core.errors import FoveateError
-from foveate.core.pre_llm import Budget, Method
+from foveate.core.method import BudgetRule
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.families import Family, family_of
 from foveate.images import open_image
@@ -49,13 +50,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Recorder(Method):
+class _Recorder(PreLLMMethod):
     """Keeps everything, and a note of every image as a method sees it at inference."""
 
     found: list[VisualTokens] = field(default_factory=list)
 
     name: ClassVar[str] = "recorder"
-    budget: ClassVar[Budget] = "none"
+    budget: ClassVar[BudgetRule] = "none"
     handles_tiles: ClassVar[bool] = True
 
     @property

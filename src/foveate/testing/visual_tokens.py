@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Crop, EncoderSpec, Grid, Need, VisualTokens
 
 #: CLIP ViT-L as LLaVA reads it, and an encoder without [CLS] whose last block is read.
@@ -53,7 +53,7 @@ def tied(tokens: VisualTokens, levels: int = 3) -> VisualTokens:
     return replace(tokens, features=tokens.features.sign(), measured=values)
 
 
-def measure(method: Method, tokens: VisualTokens, seed: int = 0) -> VisualTokens:
+def measure(method: PreLLMMethod, tokens: VisualTokens, seed: int = 0) -> VisualTokens:
     """The image with what the method needs of its tower; separators carry zeros, as from a probe."""
     generator = torch.Generator().manual_seed(seed)
     values = {

@@ -1,0 +1,44 @@
+"""The base class of methods on the image, which adds `reduced_grid`, and where the tokens of a smaller image stand."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.method import Method, Positions, Site
+from foveate.core.tokens import Grid
+
+
+@dataclass(frozen=True)
+class ImageMethod(Method):
+    """A way of resizing an image before the encoder, which makes fewer tokens of it then."""
+
+    site: ClassVar[Site] = Site.IMAGE
+    shortens_encoder: ClassVar[bool] = True
+    positions: ClassVar[Positions] = "original"
+
+    @abstractmethod
+    def reduced_grid(self, grid: Grid, count: int) -> Grid:
+        """Rows and columns of tokens that the image is resized to, none more than those of `grid`.
+
+        Args:
+            grid: Those of the original image.
+            count: Tokens that shall stay, 1 to rows * columns; the reduced grid has as many or more.
+        """
+
+
+def places(grid: Grid, small: Grid, count: int) -> tuple[Tensor, Tensor]:
+    """Where the tokens of a reduced image stand among those of the original one.
+
+    Returns:
+        `(rows, places)`, both (count,) ascending int64: which tokens of the small raster stay, and the place of the
+        centre of each in the large one. The places differ, for no side of `small` is longer than that of `grid`.
+    """
+    stay = ((torch.arange(count, dtype=torch.float64) + 0.5) * small.size / count).long()
+    row = (((stay // small.columns).double() + 0.5) * grid.rows / small.rows).long()
+    column = (((stay % small.columns).double() + 0.5) * grid.columns / small.columns).long()
+    return stay, row * grid.columns + column

@@ -1,0 +1,129 @@
+"""The one contract of all methods: who they are, where they act, their arguments, and whether they take a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC
+from dataclasses import dataclass
+from enum import StrEnum
+from os import PathLike
+from typing import Any, ClassVar, Literal, Self
+
+from foveate.core.errors import FoveateError, Refusal
+from foveate.core.tokens import EncoderSpec, Need
+
+
+class Site(StrEnum):
+    """Where a method acts on the way of a visual token."""
+
+    IMAGE = "image"
+    ENCODER = "encoder"
+    PRE_LLM = "pre_llm"
+    DECODER = "decoder"
+    DECODING = "decoding"
+    KV_CACHE = "kv_cache"
+
+
+#: How a method chooses or makes tokens, in the classes in which surveys of the field sort token compression (arXiv
+#: 2507.20198):
+#:
+#: - "transformation": tokens are pooled, shuffled or resampled, whatever they show;
+#: - "similarity": tokens that are alike are merged or left out;
+#: - "attention": tokens that little attention goes to, in the encoder or in the language model, are left out or merged;
+#: - "query": what the user asks, or learned queries, decide which tokens stay or what they become;
+#: - "control": none of these.
+Mechanism = Literal["transformation", "similarity", "attention", "query", "control"]
+Modality = Literal["image", "video", "audio"]
+#: "count": needs a budget; "optional": has its own rule, and a budget overrides it; "none": takes no budget.
+BudgetRule = Literal["count", "optional", "none"]
+#: Positions that the language model reads: those of the original sequence, or counted anew.
+Positions = Literal["original", "contiguous"]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way of needing fewer visual tokens. Each site has a base class that adds one verb.
+
+    A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
+    defaults, checked in `__post_init__`; the first paragraph of its docstring is what the gallery shows.
+    """
+
+    #: Name in plans; the registry refuses two equal ones.
+    name: ClassVar[str]
+    #: Title of the paper.
+    title: ClassVar[str]
+    #: "arXiv 2412.01818", or "" for a control.
+    paper: ClassVar[str] = ""
+    #: Of the paper: that of its arXiv number, unless a method says another; None for a control.
+    year: ClassVar[int | None] = None
+    #: Where it acts; the site's base class says it.
+    site: ClassVar[Site]
+    #: How it chooses or makes tokens, the main class first.
+    mechanism: ClassVar[tuple[Mechanism, ...]]
+    #: What it is made for.
+    modality: ClassVar[tuple[Modality, ...]] = ("image", "video")
+    #: Whether it needs weights that were trained for it.
+    trained: ClassVar[bool] = False
+    #: Whether the number of tokens that stay follows from sizes alone; servers need that.
+    static_count: ClassVar[bool] = True
+    #: Whether it takes a budget.
+    budget: ClassVar[BudgetRule] = "count"
+    #: Arguments that mean something with a budget alone, and without one alone.
+    with_budget: ClassVar[tuple[str, ...]] = ()
+    without_budget: ClassVar[tuple[str, ...]] = ()
+    #: Positions of what stays. Multi-axis positions (M-RoPE) are always the original ones.
+    positions: ClassVar[Positions] = "contiguous"
+    #: Whether it acts at layers of the language model, which a plan may name (`@2`).
+    takes_layers: ClassVar[bool] = False
+    #: Whether the encoder makes fewer tokens under it; it comes first in a plan then, and nothing measures all patches.
+    shortens_encoder: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "paper" in vars(cls) and "year" not in vars(cls):
+            cls.year = year_of(cls.paper)
+
+    def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
+        """What must be measured of the encoder before the method is asked.
+
+        Raises:
+            FoveateError: the encoder cannot give it.
+        """
+        return ()
+
+    def resolve_weights(self, location: str | PathLike[str]) -> Self:
+        """This method with the weights that stand beside a model (its folder or Hub id); itself if it needs none."""
+        return self
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """The hyper-parameters that differ from their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default
+        }
+
+    def check_budget(self, budget: object | None) -> None:
+        """Refuse a budget where the method takes none, none where it needs one, and one that keeps nothing.
+
+        Args:
+            budget: A number of tokens, or a budget of another form, which has checked itself; None: there is none.
+
+        Raises:
+            FoveateError: as said.
+        """
+        if budget is None and self.budget == "count":
+            what, possible = f"{self.name} needs a budget", f"write one, such as {self.name}:64 or {self.name}:25%"
+            raise FoveateError(Refusal("needs-budget", what, possible))
+        if budget is not None and self.budget == "none":
+            raise FoveateError(f"{self.name} takes no budget: its own rule decides how many tokens stay.")
+        if isinstance(budget, int) and budget < 1:
+            raise FoveateError(f"{self.name}: a budget of {budget} tokens keeps nothing; the least is 1.")
+
+
+def year_of(paper: str) -> int | None:
+    """The year in an arXiv number such as "arXiv 2412.01818"; None where there is none."""
+    number = re.search(r"(\d{2})(0[1-9]|1[0-2])\.\d{4,5}", paper)
+    return 2000 + int(number[1]) if number else None
