@@ -15,7 +15,7 @@ from foveate.visualization.canvas import ACCENT, TOKEN_TINT
 from foveate.visualization.selection import draw_tokens, joined, token_map
 
 #: Maximum width and height of an image in pixels.
-ROOM = (900, 900)
+MAX_SIZE = (900, 900)
 #: Sources of a token that are named one by one.
 MOST_SOURCES = 12
 
@@ -73,7 +73,7 @@ def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> lis
         shown += _token_views(document, image)
     if not shown:
         picture = image.copy()
-        picture.thumbnail(ROOM)
+        picture.thumbnail(MAX_SIZE)
         caption = "The tokens of this model can be shown only with a plan."
         shown = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
     return shown
@@ -83,7 +83,7 @@ def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
     stage = answer.stages[number]
     rows, columns = stage.grid or (1, 1)
     resized = image if answer.processed_size is None else image.resize(answer.processed_size, Image.Resampling.BICUBIC)
-    scale = min(ROOM[0] / resized.width, ROOM[1] / resized.height)
+    scale = min(MAX_SIZE[0] / resized.width, MAX_SIZE[1] / resized.height)
     size = max(round(resized.width * scale), columns), max(round(resized.height * scale), rows)
     effects = next((pooling.effect for pooling in answer.pooling if pooling.stage == stage.name), None)
     crop = {"kind": "image", "box": (0, 0, 1, 1), "grid": (rows, columns), "index": range(rows * columns)}
@@ -116,7 +116,7 @@ def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
     for crops, title in ((others, "tokens in the language model"), (thumbnails, "tokens of the thumbnail")):
         if crops:
             part = document | {"crops": crops}
-            picture = draw_tokens(part, image, ROOM)
+            picture = draw_tokens(part, image, MAX_SIZE)
             shown.append(View(title, counts, picture, token_map(part, picture.size), document=document))
     return shown
 

@@ -91,8 +91,8 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
     leaves = _leaving(document)
     tiled = len(document["crops"]) > 1
 
-    room = width - WORDS - GAP - (THUMBNAIL + GAP if apart else 0)
-    panel = _panel(encoded, over, states, groups, leaves, (room, TALLEST), numbered=tiled)
+    panel_width = width - WORDS - GAP - (THUMBNAIL + GAP if apart else 0)
+    panel = _panel(encoded, over, states, groups, leaves, (panel_width, TALLEST), numbered=tiled)
     thumbnails = [
         _panel(encoded, [crop], states, groups, leaves, (THUMBNAIL, TALLEST), numbered=False) for crop in apart
     ]
@@ -117,7 +117,7 @@ def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> 
     return block
 
 
-def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, int]) -> Image.Image:
+def draw_tokens(document: dict[str, Any], image: Image.Image, max_size: tuple[int, int]) -> Image.Image:
     """Draw the token selection of one image without text.
 
     Args:
@@ -126,7 +126,7 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, i
         room: width and height in pixels, of which the image fills one.
     """
     encoded, over, _ = _parts(document, image)
-    return _panel(encoded, over, *_of_tokens(document), _leaving(document), room, numbered=False)
+    return _panel(encoded, over, *_of_tokens(document), _leaving(document), max_size, numbered=False)
 
 
 def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -220,12 +220,12 @@ def _panel(
     states: np.ndarray,
     groups: np.ndarray,
     leaves: np.ndarray,
-    room: tuple[int, int],
+    max_size: tuple[int, int],
     *,
     numbered: bool,
 ) -> Image.Image:
     """Draw crops over the image, as large as there is space for."""
-    scale = min(room[0] / encoded.width, room[1] / encoded.height)
+    scale = min(max_size[0] / encoded.width, max_size[1] / encoded.height)
     width, height = max(round(encoded.width * scale), THINNEST), max(round(encoded.height * scale), THINNEST)
     colour = np.asarray(encoded.resize((width, height), Image.Resampling.LANCZOS).convert("RGB"), np.float32)
     grey = np.asarray(Image.fromarray(colour.astype(np.uint8)).convert("L"), np.float32)[..., None]
@@ -273,8 +273,8 @@ def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray, drawn: np
         pixels[tuple(index)][edge] = pixels[tuple(index)][edge] * 0.3 + 0.7 * np.array(INK, np.float32)
 
 
-def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], room: float) -> None:
-    font, (left, top) = load_font(int(min(32, max(18, room / 6)))), corner
+def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], cell_size: float) -> None:
+    font, (left, top) = load_font(int(min(32, max(18, cell_size / 6)))), corner
     box = draw.textbbox((left + 9, top + 7), text, font=font)
     draw.rounded_rectangle((left, top, box[2] + 9, box[3] + 7), radius=8, fill=PAPER, outline=LINE)
     draw.text((left + 9, top + 7), text, font=font, fill=ACCENT)

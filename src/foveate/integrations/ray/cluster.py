@@ -120,7 +120,7 @@ def connected(replicas: Replicas) -> Generator[None]:
             ) from error
     try:
         if replicas.address is None:  # a real cluster may grow
-            _check_room(replicas, ray.cluster_resources())
+            _check_resources(replicas, ray.cluster_resources())
         yield
     finally:
         if started_here:
@@ -138,7 +138,7 @@ def _check_address(address: str | None) -> None:
         raise FoveateError(f"no Ray cluster answers at {address!r}: {error}.") from None
 
 
-def _check_room(replicas: Replicas, there: dict[str, float]) -> None:
+def _check_resources(replicas: Replicas, there: dict[str, float]) -> None:
     for name, each in (("CPU", replicas.cpus), ("GPU", replicas.gpus)):
         if replicas.count * each > there.get(name, 0):
             raise FoveateError(
