@@ -192,7 +192,7 @@ def test_times_of_the_smallest_batch_are_drawn(tmp_path):
 
 
 def test_every_registered_method_has_a_family():
-    assert {group_of(name).key for name in all_methods()} <= set(GROUPS) - {"other", "full model"}
+    assert {group_of(name).key for name in all_methods()} <= set(GROUPS) - {"other", "full-model"}
     names = ("random", "downsample", "divprune", "fastv", "tome", "cdpruner", "hiprune")
     keys = ["control", "control", "features", "decoder", "encoder", "prompt", "attention"]
     assert [group_of(name).key for name in names] == keys

@@ -61,9 +61,9 @@ def group_of(method: str) -> Group:
         return GROUPS["other"]
     if not entry.paper:
         return GROUPS["control"]
-    if entry.site is Site.DECODER:
+    if entry.site == Site.DECODER:
         return GROUPS["decoder"]
-    if entry.site is Site.ENCODER:
+    if entry.site == Site.ENCODER:
         return GROUPS["encoder"]
     if any(kind in _PROMPT for kind in entry.needs):
         return GROUPS["prompt"]
