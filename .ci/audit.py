@@ -59,7 +59,7 @@ def ask(packages: list[str], url: str | None, seconds: int) -> list[dict[str, An
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description="known vulnerabilities of installed packages")
-    parser.add_argument("requirements", nargs="?", type=Path, help="a file of pinned packages; default: the installed packages")
+    parser.add_argument("requirements", nargs="?", type=Path, help="a file of pins; default: the installed packages")
     parser.add_argument("--osv-url", help="URL of a different OSV service")
     options = parser.parse_args()
     try:

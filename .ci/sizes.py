@@ -2,8 +2,8 @@
 
     python .ci/sizes.py [FILES]    # default: all files that git tracks or would add
 
-A file that must be large has an entry with a reason in `ALLOWED`. An unused entry is an error too. The exit code is 1 if
-there is an error.
+A file that must be large has an entry with a reason in `ALLOWED`. An unused entry is an error too. The exit code is 1
+if there is an error.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     .venv/vllm/bin/python benchmarks/vllm_serving.py            (after `make test-vllm`, which creates the environment)
 
-A LLaVA-1.5 with random weights has 576 tokens per image of 336 pixels, so that the prefill takes a relevant share of the
-time. It is served by vLLM with foveate's plug-in, and measured by `foveate bench serve`.
+A LLaVA-1.5 with random weights has 576 tokens per image of 336 pixels, so that the prefill takes a relevant share of
+the time. It is served by vLLM with foveate's plug-in, and measured by `foveate bench serve`.
 """
 
 from __future__ import annotations
