@@ -123,6 +123,7 @@ check: $(DEV) ## ruff, types, imports, wording, generated pages, secrets, large 
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/words.py
 	$(BIN)/python docs/generate.py --check
 	.ci/secrets.sh
 	$(BIN)/python .ci/sizes.py

@@ -49,12 +49,12 @@ def _gallery(entries: list[Entry]) -> str:
     lines = [
         "# Methods",
         "",
-        "The methods that a plan can name, generated from the code by `make docs`; `foveate methods` prints the",
-        "same. The [matrix](matrix.md) shows on which models each method runs, and",
-        "[How compress works](how-compress-works.md) explains how plans are applied. Mechanisms are the classes of a survey",
-        "([arXiv 2507.20198](https://arxiv.org/abs/2507.20198)): transformation (pooling, resampling), similarity",
-        "(similar tokens are merged or dropped), attention (tokens that receive little attention are dropped or",
-        "merged), query (the question or learned queries decide). Baselines have the mechanism `control`.",
+        "The methods that a plan can name, generated from the code by `make docs`; `foveate methods` prints the same.",
+        "The [matrix](matrix.md) shows on which models each method runs, and",
+        "[How compress works](how-compress-works.md) explains how plans are applied. Mechanisms are the classes of a",
+        "survey ([arXiv 2507.20198](https://arxiv.org/abs/2507.20198)): transformation (pooling, resampling),",
+        "similarity (similar tokens are merged or dropped), attention (tokens that receive little attention are dropped",
+        "or merged), query (the question or learned queries decide). Baselines have the mechanism `control`.",
     ]
     for site in dict.fromkeys([*SITES, *(entry.site for entry in entries)]):
         methods = [entry for entry in entries if entry.site == site]
@@ -131,7 +131,7 @@ def _matrix(entries: list[Entry]) -> str:
             "",
             "Which [method](methods.md) runs on which [model family](support.md), generated from the code by",
             "`make docs`; `foveate methods NAME` describes one method. In a cell with two symbols, the first is for",
-            "models whose encoder has a \\[CLS\\] token (CLIP), and the second for models whose encoder has none (SigLIP).",
+            "models whose encoder has a \\[CLS\\] token (CLIP), the second for models without one (SigLIP).",
             "",
             f"| method | requires | {' | '.join(heads)} |",
             f"|---|---|{':---:|' * len(heads)}",
