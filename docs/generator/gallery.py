@@ -53,8 +53,8 @@ def _gallery(entries: list[Entry]) -> str:
         "The [matrix](matrix.md) shows on which models each method runs, and",
         "[How compress works](how-compress-works.md) explains how plans are applied. Mechanisms are the classes of a",
         "survey ([arXiv 2507.20198](https://arxiv.org/abs/2507.20198)): transformation (pooling, resampling),",
-        "similarity (similar tokens are merged or dropped), attention (tokens that receive little attention are dropped",
-        "or merged), query (the question or learned queries decide). Baselines have the mechanism `control`.",
+        "similarity (similar tokens are merged or dropped), attention (tokens that receive little attention are",
+        "dropped or merged), query (the question or learned queries decide). Baselines have the mechanism `control`.",
     ]
     for site in dict.fromkeys([*SITES, *(entry.site for entry in entries)]):
         methods = [entry for entry in entries if entry.site == site]

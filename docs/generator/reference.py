@@ -20,6 +20,8 @@ PAGES = {
     "loading": "Loading models",
     "answering": "Question answering",
     "core.plan": "Plans",
+    "core.method": "Base class of methods",
+    "core.registry": "Method registry",
     "core.tokens": "Visual tokens and selections",
     "core.errors": "Errors",
     "runtime": "Compressing live models",
@@ -48,6 +50,7 @@ PAGES = {
     "tune": "Plan search",
     "report": "Reports",
     "visualization": "Visualization",
+    "testing": "Test suites for methods",
 }
 """Packages and modules with the titles of their pages."""
 
