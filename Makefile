@@ -1,24 +1,24 @@
-# Everything sets itself up in .venv from python3 alone; the second time only what changed is done again.
+# Every target creates the environment it needs in .venv, from python3 alone, and later updates only what changed.
 PYTHON ?= python3
 BIN := .venv/bin
-# The stamps carry a hash of what was installed from, so that a touched but unchanged file costs nothing.
+# The names of the stamp files contain a hash of the requirements, so that a new modification time alone installs nothing.
 KEY := $(shell cat pyproject.toml requirements/*.txt | cksum | cut -d' ' -f1)
 CORE := .venv/.core-$(KEY)
 DEV := .venv/.dev-$(KEY)
-# Every package is pinned in requirements/, what builds foveate too: nothing is resolved here. Compiling all of torch and
+# Every package is pinned in requirements/, including the build backend, so pip resolves nothing. Compiling all of torch and
 # transformers to bytecode takes longer than unpacking them, and most of it is never imported: hence --no-compile.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OURSELVES := --no-deps --no-build-isolation -e .
-# Runs tests and writes what came of them for docs/compatibility.md.
+# Runs tests and writes the results for docs/compatibility.md.
 SUITES := .ci/compatibility.py run
-# One worker a core; each test process keeps to one thread (tests/conftest.py).
+# One worker per core; each test process uses one thread (tests/conftest.py).
 WORKERS ?= logical
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-lmms test-browser test-vllm test-locked test-oldest test-newest test-wheel lock \
   lock-check check fix docs picture bench bench-gpu soak fuzz clean
 
-help: ## what can be made
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 $(BIN)/python:
@@ -37,23 +37,23 @@ $(DEV): | $(BIN)/python
 	@rm -f .venv/.core-* .venv/.dev-*
 	@touch $@ $(CORE)
 
-demo: $(CORE) ## the embedded model answers a question about a bundled image; writes demo.png
+demo: $(CORE) ## the embedded model answers a question about an example image; writes demo.png
 	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture demo.png
 
-test: $(DEV) ## the quick tests
+test: $(DEV) ## run the quick tests
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 
-test-all: $(DEV) ## all tests, the slow ones too
+test-all: $(DEV) ## run all tests, including the slow ones
 	FOVEATE_HYPOTHESIS=random $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
 
-test-lmms: $(DEV) ## runs of lmms-eval, which lives in .venv/lmms and shares what .venv has
+test-lmms: $(DEV) ## run the tests of lmms-eval, in .venv/lmms on top of .venv
 	test -x .venv/lmms/bin/python || $(PYTHON) -m venv .venv/lmms
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	  > "$$(.venv/lmms/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
 	.venv/lmms/bin/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[lmms]'
 	.venv/lmms/bin/python -m pytest -m "slow or not slow" tests/integrations/lmms_eval/test_model.py
 
-test-browser: $(DEV) ## the playground in the system's Chromium, headless; gradio lives in .venv/app; pictures: build/browser
+test-browser: $(DEV) ## test the playground in the system's Chromium, headless, in .venv/app; screenshots: build/browser
 	test -x .venv/app/bin/python || $(PYTHON) -m venv .venv/app
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
 	  > "$$(.venv/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_foveate.pth"
@@ -63,7 +63,7 @@ test-browser: $(DEV) ## the playground in the system's Chromium, headless; gradi
 VLLM := .venv/vllm/bin/python
 VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
 
-# torchvision fits the plain build of torch only, which runs on a CPU too; the equals signs are three for that.
+# torchvision requires the default build of torch, which also runs on a CPU; === excludes the CPU build (+cpu).
 .venv/vllm/.vllm-0.32.0:
 	test -x $(VLLM) || $(PYTHON) -m venv .venv/vllm
 	$(VLLM_INSTALL) packaging
@@ -73,17 +73,17 @@ VLLM_INSTALL := $(VLLM) -m pip install --quiet --disable-pip-version-check
 	$(VLLM_INSTALL) 'typer>=0.16' 'rich>=13.9' 'pytest>=8.3' 'hypothesis>=6.120'
 	@touch $@
 
-test-vllm: .venv/vllm/.vllm-0.32.0 ## the plug-in in vLLM on the CPU, which lives in .venv/vllm (6 GB)
+test-vllm: .venv/vllm/.vllm-0.32.0 ## test the plug-in in vLLM on the CPU, in .venv/vllm (6 GB)
 	$(VLLM_INSTALL) --no-deps -e .
 	$(VLLM) $(SUITES) vllm -m "slow or not slow" tests/integrations/vllm tests/serving/test_same_answer.py
 
 UV := $(BIN)/uv --system-certs --quiet pip
 
-test-locked: $(DEV) ## the quick tests, and what came of them for docs/compatibility.md
+test-locked: $(DEV) ## run the quick tests and write the results for docs/compatibility.md
 	$(BIN)/python $(SUITES) locked -n $(WORKERS) --maxprocesses 8
 
-# The lower bounds of pyproject.toml themselves, in .venv/oldest.
-test-oldest: $(DEV) ## the same with the oldest versions that pyproject.toml admits
+# The exact lower bounds of pyproject.toml, in .venv/oldest.
+test-oldest: $(DEV) ## the same with the oldest versions that pyproject.toml allows
 	test -x .venv/oldest/bin/python || $(PYTHON) -m venv .venv/oldest
 	$(UV) compile --python .venv/oldest/bin/python --resolution lowest-direct --extra dev --group build pyproject.toml \
 	  -o .venv/oldest/requirements.txt > /dev/null
@@ -91,7 +91,7 @@ test-oldest: $(DEV) ## the same with the oldest versions that pyproject.toml adm
 	$(UV) install --python .venv/oldest/bin/python $(OURSELVES)
 	.venv/oldest/bin/python $(SUITES) oldest -n $(WORKERS) --maxprocesses 8
 
-test-newest: $(DEV) ## the same with the newest that there are today, beyond the upper bounds of pyproject.toml
+test-newest: $(DEV) ## the same with the newest releases, beyond the upper bounds of pyproject.toml
 	test -x .venv/newest/bin/python || $(PYTHON) -m venv .venv/newest
 	$(BIN)/python .ci/compatibility.py unbounded > .venv/newest/overrides.txt
 	$(UV) compile --python .venv/newest/bin/python --upgrade --override .venv/newest/overrides.txt --extra dev \
@@ -100,46 +100,47 @@ test-newest: $(DEV) ## the same with the newest that there are today, beyond the
 	$(UV) install --python .venv/newest/bin/python $(OURSELVES)
 	.venv/newest/bin/python $(SUITES) newest -n $(WORKERS) --maxprocesses 8
 
-test-wheel: $(DEV) ## the wheel alone, in an environment of its own (.venv/wheel), answers outside the clone; so does the sdist
+test-wheel: $(DEV) ## test the wheel and the sdist in a separate environment (.venv/wheel), outside the repository
 	PYTHON="$(PYTHON)" sh .ci/wheel.sh
 
 LOCK := $(BIN)/uv --system-certs pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --group build
-# Empty, nothing gets newer that needs not.
+# If empty, only packages that must change are updated.
 UPGRADE ?= --upgrade
 
-lock: $(DEV) ## pins the newest packages that pyproject.toml allows (`make lock UPGRADE=`: changes what must change alone)
+lock: $(DEV) ## pin the newest packages that pyproject.toml allows (`make lock UPGRADE=`: only required changes)
 	$(LOCK) $(UPGRADE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
 
-lock-check: $(DEV) ## requirements/ is what pyproject.toml asks for
+lock-check: $(DEV) ## check that requirements/ matches pyproject.toml
 	rm -rf build/lock && mkdir -p build/lock/requirements && cp requirements/*.txt build/lock/requirements
 	cp pyproject.toml build/lock
 	cd build/lock && $(CURDIR)/$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
 	cd build/lock && $(CURDIR)/$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
 	diff -u requirements build/lock/requirements || { echo "pyproject.toml and requirements/ differ: make lock UPGRADE="; exit 1; }
 
-check: $(DEV) ## ruff, types, imports, generated pages up to date, no secrets, no large files, no package with a known vulnerability
+check: $(DEV) ## ruff, types, imports, wording, generated pages, secrets, large files, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/words.py
 	$(BIN)/python docs/generate.py --check
 	.ci/secrets.sh
 	$(BIN)/python .ci/sizes.py
 	$(BIN)/python .ci/audit.py
 
-fix: $(DEV) ## what ruff can put right, and the generated pages
+fix: $(DEV) ## apply the fixes of ruff and regenerate pages
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python docs/generate.py
 
-docs: $(DEV) ## regenerate the reference, the figures and the blocks of numbers
+docs: $(DEV) ## regenerate the reference, the figures and the tables
 	$(BIN)/python docs/generate.py
 
-picture: $(DEV) ## redraw the picture of the README with the embedded model
+picture: $(DEV) ## redraw the figure of the README with the embedded model
 	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture docs/figures/demo.png
 
-bench: $(DEV) ## all benchmarks, small, on this machine's CPU, and a page of what they found: build/bench/report
+bench: $(DEV) ## run a small version of every benchmark on the CPU; results: build/bench/report
 	mkdir -p build/bench
 	$(BIN)/foveate bench encoders --quick -o build/bench/encoders.json
 	$(BIN)/foveate bench speed --quick --resume -o build/bench/speed.json
@@ -147,20 +148,20 @@ bench: $(DEV) ## all benchmarks, small, on this machine's CPU, and a page of wha
 	$(BIN)/foveate bench joint --quick --resume -o build/bench/joint.json
 	$(BIN)/foveate report build/bench/speed.json build/bench/accuracy.json build/bench/joint.json -o build/bench/report
 
-bench-gpu: $(DEV) ## 7B shapes on a GPU, with flash attention where it is installed: benchmarks/results/
+bench-gpu: $(DEV) ## benchmark 7B shapes on a GPU, with FlashAttention if installed; results: benchmarks/results/
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/gpu.sh
 
-soak: $(DEV) ## a server under load and faults, minutes: benchmarks/results/soak.json
+soak: $(DEV) ## test a server under load and with faults, for minutes; results: benchmarks/results/soak.json
 	$(BIN)/python benchmarks/soak.py
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= image plan body recipe jsonl
 
-fuzz: $(DEV) ## coverage-guided fuzzing, FUZZ_SECONDS (60) for each of FUZZ_TARGETS; goes on with build/fuzz
+fuzz: $(DEV) ## coverage-guided fuzzing, FUZZ_SECONDS (60) for each of FUZZ_TARGETS; reuses the corpus in build/fuzz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/dev.txt -e '.[fuzz]'
 	for target in $(FUZZ_TARGETS); do \
 	  $(BIN)/python tests/fuzz/driver.py $$target build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
-clean: ## remove the environment and what runs left
+clean: ## remove the environments and all build and test output
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist build demo.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,10 @@
-"""Whether an installed package has a known vulnerability: pip-audit over this environment, for `make check`.
+"""Checks the installed packages for known vulnerabilities with pip-audit, for `make check`.
 
     python .ci/audit.py [REQUIREMENTS] [--osv-url URL]
 
-An audit that asks nobody finds nothing, so a canary is asked for first: a version whose vulnerability has been public
-for years. Where the service cannot be reached or does not know the canary, one line says that nothing was audited, and
-the code is 0. Where it was reached, a vulnerability that nobody looked at (`ACCEPTED`) ends in 1.
+An audit without a working service finds nothing, so a canary is checked first: a version whose vulnerability has been
+public for years. If the service cannot be reached or does not know the canary, the script prints that nothing was
+audited and exits with 0. Otherwise a vulnerability that is not in `ACCEPTED` exits with 1.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from typing import Any
 
 #: requests 2.19.0 sends passwords on to other hosts (CVE-2018-18074).
 CANARY = "requests==2.19.0"
-#: Identifiers of vulnerabilities that do not touch us, with the reason. Empty is best.
+#: Identifiers of vulnerabilities that do not affect foveate, with the reason. Ideally empty.
 ACCEPTED: dict[str, str] = {}
-#: Seconds for the canary, and for everything.
+#: Timeouts in seconds for the canary and for all packages.
 SOON, LATE = 60, 900
 
 
 def installed() -> list[str]:
-    """Packages of this environment, as requirements; not our own, and without the suffix of a build (+cpu)."""
+    """Packages of this environment as requirements, except foveate, without local version suffixes (+cpu)."""
     found = {one.metadata["Name"].lower(): one.version.partition("+")[0] for one in distributions()}
     return sorted(f"{name}=={version}" for name, version in found.items() if name != "foveate")
 
 
 def ask(packages: list[str], url: str | None, seconds: int) -> list[dict[str, Any]]:
-    """What the service says of each package.
+    """The response of the service for each package.
 
     Raises:
-        OSError: it could not be asked.
+        OSError: the service could not be reached.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "requirements.txt"
@@ -59,8 +59,8 @@ def ask(packages: list[str], url: str | None, seconds: int) -> list[dict[str, An
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description="known vulnerabilities of installed packages")
-    parser.add_argument("requirements", nargs="?", type=Path, help="a file of pinned packages; by default what is here")
-    parser.add_argument("--osv-url", help="another service that speaks OSV")
+    parser.add_argument("requirements", nargs="?", type=Path, help="a file of pins; default: the installed packages")
+    parser.add_argument("--osv-url", help="URL of a different OSV service")
     options = parser.parse_args()
     try:
         if not any(one.get("vulns") for one in ask([CANARY], options.osv_url, SOON)):

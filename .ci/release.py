@@ -1,9 +1,9 @@
-"""Whether a release says one version everywhere, and its notes.
+"""Checks that a release has the same version everywhere, and prints its notes.
 
     python .ci/release.py check [TAG]   # code, CITATION.cff and CHANGELOG.md agree, and the tag with them
     python .ci/release.py notes         # the changelog's section of the code's version
 
-The exit code is 1 if something does not agree.
+The exit code is 1 if versions disagree.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def match(pattern: str, path: Path) -> tuple[str, ...]:
-    """The groups of a pattern in a file, where `^` is the beginning of a line; none if it is not there."""
+    """The groups of a pattern in a file, where `^` is the start of a line; empty if there is no match."""
     hit = re.search(pattern, path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     return hit.groups() if hit else ()
 
 
 def code_version(root: Path) -> str:
-    """The version that the code states, read without importing it; empty if it states none."""
+    """The version of the code, read without importing it; empty if there is none."""
     return "".join(match(r'^__version__ = "([^"\n]+)"', root / "src" / "foveate" / "__init__.py"))
 
 
 def notes(root: Path) -> str:
-    """The changelog's section of the code's version without its heading; empty if there is none."""
+    """The section of the changelog for the version of the code, without its heading; empty if there is none."""
     heading = rf"^## \[{re.escape(code_version(root))}\][^\n]*\n"
     return "".join(match(heading + r"(.*?)(?=^## |\Z)", root / "CHANGELOG.md")).strip()
 
 
 def problems(root: Path, tag: str | None = None) -> list[str]:
-    """One sentence for everything that does not agree.
+    """One sentence per disagreement.
 
-    The changelog's newest section and CITATION.cff are of the same release. Without a tag, the code has its version or,
-    between releases, one that is being developed (1.2.0.dev0).
+    The newest section of the changelog and CITATION.cff have the same version. Without a tag, the code has this version
+    or, between releases, a development version (1.2.0.dev0).
     """
     version = code_version(root)
     released = match(r"^## \[(\d[^]\n]*)\] - (\d{4}-\d\d-\d\d)$", root / "CHANGELOG.md")

@@ -1,8 +1,8 @@
 #!/bin/sh
-# No password or key in what git has or would add: detect-secrets, held against what somebody looked at and found harmless
-# (.secrets.baseline; `detect-secrets audit .secrets.baseline` goes through it). Generated pages, results, weights and
-# vocabularies are left out: long random-looking words are what they are made of. In tests only keys of known forms count:
-# servers are tested there with keys that somebody made up.
+# Searches for passwords and keys in all files that git tracks or would add, with detect-secrets. Reviewed false positives
+# are in .secrets.baseline (`detect-secrets audit .secrets.baseline` lists them). Generated pages, results, weights and
+# vocabularies are excluded, because they contain long random-looking words. In tests only keys of known formats count,
+# because servers are tested there with invented keys.
 set -eu
 cd "$(dirname "$0")/.."
 

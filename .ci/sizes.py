@@ -1,9 +1,9 @@
-"""No large file in git by accident: files over 500 kB are refused outside the folders for weights.
+"""Rejects files over 500 kB outside the folders for weights, so that no large file is committed by accident.
 
-    python .ci/sizes.py [FILES]    # by default everything that git has or would add
+    python .ci/sizes.py [FILES]    # default: all files that git tracks or would add
 
-A file that has to be large stands in `ALLOWED` with the reason. An entry that allows nothing any more is an error too.
-The exit code is 1 if something is wrong.
+A file that must be large has an entry with a reason in `ALLOWED`. An unused entry is an error too. The exit code is 1
+if there is an error.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Bytes of the largest file that needs no reason.
+#: Maximum size in bytes of a file without an entry.
 LIMIT = 500_000
-#: Folders of trained weights, whose files may have any size.
+#: Folders of trained weights, in which files can have any size.
 WEIGHTS = ("src/foveate/embedded/", "benchmarks/models/")
-#: Patterns of paths that may be larger, and why.
+#: Patterns of paths that can be larger, with the reason.
 ALLOWED = {
     "benchmarks/results/accuracy-*.json": "results of all plans, from which the pages are generated",
     "benchmarks/results/embedded-training.jsonl": "the log of the embedded model's training",
@@ -29,7 +29,7 @@ ALLOWED = {
 
 
 def tracked(root: Path) -> list[str]:
-    """Paths that git has, or would add, below a folder."""
+    """Paths below a folder that git tracks or would add."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     output = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
     return [path for path in output.split("\0") if path]
@@ -38,7 +38,7 @@ def tracked(root: Path) -> list[str]:
 def oversized(root: Path, paths: list[str]) -> dict[str, int]:
     """The size in bytes of every file over the limit that is not in a folder for weights.
 
-    Links and files that are deleted in the work tree have no size here.
+    Links, and files that are deleted in the work tree, are skipped.
     """
     sizes = {}
     for path in paths:
@@ -51,7 +51,7 @@ def oversized(root: Path, paths: list[str]) -> dict[str, int]:
 
 
 def problems(large: dict[str, int], allowed: dict[str, str], complete: bool) -> list[str]:
-    """One sentence for every file that is too large and, of a complete list, for every pattern that allows nothing."""
+    """One sentence per file that is too large and, for a complete list, per unused pattern."""
     sentences = [
         f"{path} has {size / 1000:,.0f} kB; {LIMIT // 1000} kB are possible outside {' and '.join(WEIGHTS)}. "
         "Make it smaller, or allow it with a reason in .ci/sizes.py."

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What is shipped, tried as a stranger would: the wheel in an environment that holds what it requires, at the versions of
-# the lock, and nothing else; then the wheel that is built from the sdist in its place. Both outside the clone.
+# Tests the distributions as a user installs them: the wheel in an environment that contains only its requirements, at the
+# locked versions, and then the wheel that is built from the sdist. Both run outside the repository.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -11,7 +11,7 @@ rm -rf build/wheel && mkdir -p build/wheel/elsewhere
 .venv/bin/python -m hatchling build -d build/wheel
 test -x "$home/bin/python" || "${PYTHON:-python3}" -m venv "$home"
 $pip install --no-compile -c requirements/core.txt build/wheel/*.whl
-$pip install --no-deps --force-reinstall build/wheel/*.whl # also where one of the same version is there already
+$pip install --no-deps --force-reinstall build/wheel/*.whl # also if the same version is already installed
 $pip check
 cp examples/receipt.png build/wheel/elsewhere
 cd build/wheel/elsewhere
@@ -28,9 +28,9 @@ END
 "$home/bin/foveate" ask receipt.png "What is the total?" --plan divprune:50% --picture out.png
 test -s out.png
 
-# The sdist holds no weights, and what is built from it says so.
+# The sdist contains no weights, and a package that is built from it reports that.
 if tar tzf ../*.tar.gz | grep -E '\.(safetensors|bin|pt)$|/(embedded|benchmarks/results|results|golden)/'; then
-  echo "the sdist holds weights or results"
+  echo "the sdist contains weights or results"
   exit 1
 fi
 mkdir from-sdist
@@ -41,4 +41,4 @@ if said=$("$home/bin/foveate" ask receipt.png "What is the total?" 2>&1); then
   exit 1
 fi
 echo "$said" | tr '\n' ' ' | grep -q "holds no weights" || { echo "$said"; exit 1; }
-echo "the wheel answers; what is built from the sdist says that it holds no weights"
+echo "the wheel works; the package built from the sdist reports that it has no weights"

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Everything that a machine with one NVIDIA GPU can say, in one go: encoders, and plans on models with a text part of
-# 7B. Flash attention is used where it is installed. Started again, it goes on where it stopped.
+# All benchmarks for a machine with one NVIDIA GPU: encoders, and plans on models with a 7B language model. FlashAttention is
+# used if it is installed. If interrupted, run it again to resume.
 #
 #     make bench-gpu          or, in an environment with foveate:   sh benchmarks/gpu.sh [FOLDER]
 set -eu
 results="${1:-benchmarks/results}"
 
 if ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
-    echo "there is no CUDA device here; on a CPU, make bench." >&2
+    echo "no CUDA device is available; on a CPU, use make bench." >&2
     exit 2
 fi
 if python -c "import flash_attn" 2>/dev/null; then attention=flash_attention_2; else attention=sdpa; fi

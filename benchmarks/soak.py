@@ -1,12 +1,12 @@
-"""Puts a server under load and faults, and writes down what became of it: `make soak`.
+"""Tests a server under load and with faults, and writes the results: `make soak`.
 
     python benchmarks/soak.py [--requests 2000] [--output benchmarks/results/soak.json]
 
-A server of the embedded model runs as a process of its own. It gets 200 requests at once with images of mixed sizes,
-half of them streamed; clients that vanish in the middle of an answer; two thousand requests while its memory is
-sampled, with bad ones among them; and SIGTERM while requests are open. Every answer is held against the one that its
-question got first. The script fails if an answer is lost, doubled or another one, or if the server does not come to
-rest.
+A server of the embedded model runs as a separate process. It receives 200 concurrent requests with images of mixed
+sizes, half of them streamed; requests of clients that disconnect in the middle of an answer; two thousand requests,
+including invalid ones, while its memory is sampled; and SIGTERM while requests are open. Every answer is compared with
+the first answer to the same question. The script fails if an answer is missing, duplicated or different, or if the
+server does not become idle.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PLANS = ("divprune:50%", "fastv:50%@2", "full model", "pool:25%")
 
 
 def requests() -> list[dict[str, Any]]:
-    """A question for every size and plan."""
+    """One request per image size and plan."""
     found = []
     for number, side in enumerate(SIDES):
         picture = render("shape_colour", number, size=(side, side)).image
@@ -54,7 +54,7 @@ def requests() -> list[dict[str, Any]]:
 
 
 class Server:
-    """A server process at a free port."""
+    """A server process on a free port."""
 
     def __init__(self, *options: str) -> None:
         command = [sys.executable, "-m", "foveate", "serve", "--port", "0", "--threads", "1", *options]
@@ -70,7 +70,7 @@ class Server:
 
     @property
     def memory(self) -> int:
-        """Resident bytes."""
+        """Resident memory in bytes."""
         return psutil.Process(self.process.pid).memory_info().rss
 
     def value(self, name: str) -> float:
@@ -80,7 +80,7 @@ class Server:
 
 
 async def answer(client: httpx.AsyncClient, body: dict[str, Any], stream: bool = False) -> str:
-    """The text of an answer; a full queue is waited for, as clients do."""
+    """The text of an answer; retries while the queue is full, as clients do."""
     while True:
         if not stream:
             response = await client.post("/v1/chat/completions", json=body)
@@ -97,7 +97,7 @@ async def answer(client: httpx.AsyncClient, body: dict[str, Any], stream: bool =
 
 
 async def crowd(client: httpx.AsyncClient, expected: list[tuple[dict[str, Any], str]], count: int) -> dict[str, Any]:
-    """Many at once: each gets its answer, the same as alone."""
+    """Concurrent requests: each receives the same answer as alone."""
     start = time.perf_counter()
     asked = [expected[number % len(expected)] for number in range(count)]
     texts = await asyncio.gather(*(answer(client, body, number % 2 == 1) for number, (body, _) in enumerate(asked)))
@@ -106,7 +106,7 @@ async def crowd(client: httpx.AsyncClient, expected: list[tuple[dict[str, Any], 
 
 
 async def vanish(client: httpx.AsyncClient, server: Server, body: dict[str, Any], count: int) -> dict[str, Any]:
-    """Clients that leave after the first piece, or while they wait."""
+    """Clients that disconnect after the first chunk, or while they wait."""
 
     async def leave(number: int) -> None:
         if number % 2:
@@ -131,7 +131,7 @@ async def vanish(client: httpx.AsyncClient, server: Server, body: dict[str, Any]
 async def endure(
     client: httpx.AsyncClient, server: Server, expected: list[tuple[dict[str, Any], str]], count: int
 ) -> dict[str, Any]:
-    """Request after request, four at a time, now and then a bad one, while memory is sampled."""
+    """Many requests, four at a time, including invalid ones, while memory is sampled."""
     start = time.perf_counter()
     samples, done, wrong, refused = [], 0, 0, 0
     rng = random.Random(0)
@@ -161,7 +161,7 @@ async def endure(
 async def drain(
     client: httpx.AsyncClient, server: Server, expected: list[tuple[dict[str, Any], str]]
 ) -> dict[str, Any]:
-    """SIGTERM while requests are open: each is answered, then the process ends with 0."""
+    """SIGTERM while requests are open: each is answered, then the process exits with 0."""
     open_now = [asyncio.create_task(answer(client, body)) for body, _ in expected[:12]]
     while server.value("foveate_running") == 0:
         await asyncio.sleep(0.01)
@@ -173,7 +173,7 @@ async def drain(
 
 
 async def run(count: int) -> dict[str, Any]:
-    """Everything, one after the other."""
+    """All tests, one after another."""
     server = Server("--queue", "150")
     try:
         limits = httpx.Limits(max_connections=300)
@@ -192,7 +192,7 @@ async def run(count: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run, write, judge."""
+    """Run the tests, write the results, return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/soak.json"))

@@ -1,9 +1,9 @@
-"""What a plan saves in vLLM on this machine's CPU: benchmarks/results/serving-vllm-cpu.json.
+"""Measures plans in vLLM on the CPU: benchmarks/results/serving-vllm-cpu.json.
 
-    .venv/vllm/bin/python benchmarks/vllm_serving.py            (after `make test-vllm`, which sets that environment up)
+    .venv/vllm/bin/python benchmarks/vllm_serving.py            (after `make test-vllm`, which creates the environment)
 
-A LLaVA-1.5 of random weights reads 576 tokens of an image of 336 pixels, enough for the prefill to matter; it is served
-by vLLM's server with foveate's plug-in, and asked by `foveate bench serve`.
+A LLaVA-1.5 with random weights has 576 tokens per image of 336 pixels, so that the prefill takes a relevant share of
+the time. It is served by vLLM with foveate's plug-in, and measured by `foveate bench serve`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TEMPLATE = (
 
 
 def save(folder: Path, width: int, layers: int) -> None:
-    """A random model whose language model has `layers` layers of `width`."""
+    """Save a random model whose language model has `layers` layers of `width`."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=256,
@@ -67,7 +67,7 @@ def save(folder: Path, width: int, layers: int) -> None:
         LlavaConfig(vision_config=vision, text_config=text, image_token_index=259, image_seq_length=576)
     )
     with torch.no_grad():
-        model.get_output_embeddings().weight[:32] = 0  # every token that is written shows as text
+        model.get_output_embeddings().weight[:32] = 0  # every generated token is visible as text
         model.get_output_embeddings().weight[127:] = 0
     model.save_pretrained(folder)
     tokenizer = byte_tokenizer()
@@ -78,7 +78,7 @@ def save(folder: Path, width: int, layers: int) -> None:
 
 
 def main() -> None:
-    """Save, serve, measure."""
+    """Save the model, serve it, measure it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plans", default="divprune:64;fastervlm:64")
     parser.add_argument("--clients", default="1,8,32")

@@ -1,11 +1,10 @@
-"""Writes what is generated in the documentation, or with `--check` says what is out of date.
+"""Generates parts of the documentation, or with `--check` lists what is out of date.
 
     python docs/generate.py [--check]
 
-Generated are `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/matrix.md`,
-`docs/support.md`, `docs/paper_index.md` and `docs/flops.md`, the index `src/foveate/methods/index.json`, and, in
-README.md and in the pages, whatever stands between `<!-- generated: NAME -->` and `<!-- end -->` (see
-`generator/tables.py`).
+It generates `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/matrix.md`,
+`docs/support.md`, `docs/paper_index.md`, `docs/flops.md`, the index `src/foveate/methods/index.json`, and the blocks
+between `<!-- generated: NAME -->` and `<!-- end -->` in README.md and the pages (see `generator/tables.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ DOCS = ROOT / "docs"
 
 
 def wanted() -> dict[Path, str]:
-    """Every generated file with the text it should have."""
+    """Every generated file with its expected text."""
     files = {DOCS / "figures" / "pvc.svg": pvc.draw()}
     files[INDEX] = index_of(all_entries())
     pages = reference.pages() | gallery.pages() | papers.pages(ROOT) | support.pages() | flops.pages()
@@ -38,7 +37,7 @@ def wanted() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write or check; the exit code."""
+    """Write or check all files, and return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if anything is out of date")
     check = parser.parse_args().check

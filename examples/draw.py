@@ -2,8 +2,8 @@
 
     python examples/draw.py
 
-They are made for the examples alone: no generator of the training data has this code, these words or these layouts.
-Pillow draws them in its own font and in DejaVu Sans Mono, which comes with matplotlib.
+They are made only for the examples: the generators of the training data use none of this code, these words or these
+layouts. Pillow draws them in its default font and in DejaVu Sans Mono, which is part of matplotlib.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ def mono(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def receipt(size: tuple[int, int] = (480, 640)) -> Image.Image:
-    """A till receipt that lies, a little askew, on a wooden table."""
+    """A slightly rotated receipt on a wooden table."""
     paper = Image.new("L", (384, 580), 250)
     draw = ImageDraw.Draw(paper)
     left, right, middle, top = 30, 354, 192, 24
@@ -97,7 +97,7 @@ def receipt(size: tuple[int, int] = (480, 640)) -> Image.Image:
 
 
 def wood(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Brown boards with grain along them."""
+    """Brown wooden boards with grain."""
     width, height = size
     grain = Image.fromarray(rng.normal(0, 5, (height, 14)).astype(np.float32))
     grain = np.asarray(grain.resize(size, Image.Resampling.BICUBIC))

@@ -133,13 +133,13 @@ def test_null_is_as_if_left_out(tmp_path: Path) -> None:
         (asked("chart.png", " "), "'question' must be"),
         (asked("chart.png", "?", plan="nosuch:3"), "unknown method"),
         (asked("chart.png", "?", colour=1), "'colour'"),
-        (asked("chart.png", "?", max_new_tokens=0), "from 1 on"),
+        (asked("chart.png", "?", max_new_tokens=0), "a positive integer"),
         (asked("chart.png", "?", id="first"), "line 1 already"),
         (asked("chart.png", "?", images=[]), "cannot be combined"),
         ({"image": "a" * 5000, "question": "?"}, "no image"),
         ({"image": "a\0b", "question": "?"}, "no image"),
         ('{"question": "?", "id": ' + "9" * 5000 + "}", "5000 digits"),
-        ('{"question": "?", "max_new_tokens": NaN}', "from 1 on"),
+        ('{"question": "?", "max_new_tokens": NaN}', "a positive integer"),
     ],
 )
 def test_bad_lines_are_named_before_anything_is_answered(tmp_path: Path, entry: Any, says: str) -> None:

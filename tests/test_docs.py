@@ -73,7 +73,7 @@ def test_every_run_of_the_encoders_is_shown_with_its_command(tmp_path):
     for machine in ("one", "two"):
         (folder / f"encoders-{machine}.json").write_text(json.dumps(run | {"machine": machine}))
     text = tables.fill(page_with("encoders"), tmp_path, tmp_path / "page.md")
-    assert text.count(f"made by `{run['command']}`") == 2
+    assert text.count(f"created by `{run['command']}`") == 2
     assert text.index("one; from `benchmarks/results/encoders-one.json`") < text.index("two; from")
     row = run["rows"][0]
     assert f"| {row['encoder']} | {row['pixels']} ({row['side']}) | {row['patches']:,} | {row['tokens']:,} |" in text

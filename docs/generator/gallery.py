@@ -1,4 +1,4 @@
-"""The pages of methods: the gallery, and on which families each method runs. Computed from the registries."""
+"""The pages of methods: the gallery, and the matrix of methods and families, computed from the registries."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from foveate.families import families
 from foveate.gallery import gallery
 from foveate.methods.entries import STANDS_IN, Entry, Verdict
 
-BUDGETS = {"count": "needed", "optional": "has its own rule; a budget overrides it", "none": "takes none"}
+BUDGETS = {"count": "required", "optional": "optional; overrides the rule of the method", "none": "not supported"}
 SITES = {
-    "pre_llm": ("Before the language model", "Choose or merge the tokens that the encoder made."),
+    "pre_llm": ("Before the language model", "Select or merge the output tokens of the encoder."),
     "decoder": (
         "Inside the language model",
-        "Act before the decoder layers that a plan names after an @; where it names none, where their papers do.",
+        "Act before the decoder layers that a plan names after `@`, by default before those of the paper.",
     ),
-    "encoder": ("Inside the encoder", "Merge tokens between its blocks, which makes the encoder cheaper too."),
-    "image": ("On the image", "Controls that make the image itself smaller."),
+    "encoder": ("Inside the encoder", "Merge tokens between its blocks, which also reduces the cost of the encoder."),
+    "image": ("On the image", "Baselines that reduce the resolution of the image."),
 }
-#: Symbols of the matrix; of a refusal the letter says why.
+#: Symbols of the matrix; a letter gives the reason of a refusal.
 MARKS = {"runs": "●", "substitute": "◐"}
 MEANINGS = {"runs": "yes", "substitute": f"yes, with a substitute that its paper allows: {STANDS_IN}"}
 LETTERS = {
@@ -30,13 +30,13 @@ LETTERS = {
     "needs-one-token-per-patch": "P",
     "needs-one-raster": "R",
 }
-#: A reason that has no letter.
+#: A reason without a letter.
 OTHER = "✕"
-#: What a user brings, by the code that says so.
+#: What the user must provide, by the code of the condition.
 CONDITIONS = {"needs-weights": "weights", "needs-text-features": "text"}
 
-#: What a method reads that asks for nothing to be measured.
-NOTHING = {"decoder": "what the layers themselves hold"}
+#: What a method uses if it needs no measurement.
+NOTHING = {"decoder": "the hidden states of the layers"}
 
 
 def pages() -> dict[str, str]:
@@ -49,22 +49,22 @@ def _gallery(entries: list[Entry]) -> str:
     lines = [
         "# Methods",
         "",
-        "What a plan can name, generated from the code by `make docs`; `foveate methods` prints the same. Which",
-        "models each runs on is in the [matrix](matrix.md), how a plan is followed in",
-        "[How compress works](how-compress-works.md). The mechanism is one of the classes that surveys of the field",
-        "use ([arXiv 2507.20198](https://arxiv.org/abs/2507.20198)): transformation (pooling, resampling), similarity",
-        "(what is alike is merged or left out), attention (what little attention goes to), query (what is asked, or",
-        "learned queries, decide); controls have none.",
+        "The methods that a plan can name, generated from the code by `make docs`; `foveate methods` prints the same.",
+        "The [matrix](matrix.md) shows on which models each method runs, and",
+        "[How compress works](how-compress-works.md) explains how plans are applied. Mechanisms are the classes of a",
+        "survey ([arXiv 2507.20198](https://arxiv.org/abs/2507.20198)): transformation (pooling, resampling),",
+        "similarity (similar tokens are merged or dropped), attention (tokens that receive little attention are",
+        "dropped or merged), query (the question or learned queries decide). Baselines have the mechanism `control`.",
     ]
     for site in dict.fromkeys([*SITES, *(entry.site for entry in entries)]):
-        own = [entry for entry in entries if entry.site == site]
-        if own:
+        methods = [entry for entry in entries if entry.site == site]
+        if methods:
             title, line = SITES.get(site, (site, ""))
             lines += ["", f"## {title}", "", line]
-            for entry in own:
+            for entry in methods:
                 lines += _entry(entry)
     lines += ["", "## Outside of plans", ""]
-    lines += ["What needs fewer visual tokens in decoding, in caches and in a model's build."]
+    lines += ["Methods for decoding and for KV caches, and modules of trained models."]
     for card in cards():
         lines += _card(card)
     return "\n".join([*lines, ""])
@@ -92,7 +92,7 @@ def _entry(entry: Entry) -> list[str]:
         "paper": _escaped(entry.title + (f", {_link(entry.paper)}" if entry.paper else "")),
         "mechanism": ", ".join(entry.mechanism),
         "modality": ", ".join(entry.modality),
-        "needs": ", ".join(needs) or NOTHING.get(entry.site, "nothing but the tokens"),
+        "needs": ", ".join(needs) or NOTHING.get(entry.site, "only the tokens"),
         "budget": BUDGETS[entry.budget],
         "exact count from sizes": "yes" if entry.static_count else "no",
         "trained": "yes" if entry.trained else "no",
@@ -109,38 +109,38 @@ def _link(paper: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text whose [CLS] is no link and whose bars are no columns."""
+    """Markdown text in which [CLS] is not a link and bars do not separate columns."""
     return text.replace("[CLS]", "\\[CLS\\]").replace("|", "\\|")
 
 
 def _matrix(entries: list[Entry]) -> str:
-    """Methods by families, one symbol a cell; a method is one line, whatever the others are."""
+    """The matrix, with one symbol per cell and one line per method, independent of other methods."""
     known = families()
     heads = [re.sub("[ -]", "<br>", family.title) for family in known.values()]
     rows = []
     for entry in entries:
         cells = (_cell(entry.families[name]) for name in known)
-        brings = dict.fromkeys(code for verdict in entry.families.values() for code in verdict.conditions)
-        rows.append(f"| `{entry.name}` | {' '.join(CONDITIONS[code] for code in brings)} | {' | '.join(cells)} |")
+        required = dict.fromkeys(code for verdict in entry.families.values() for code in verdict.conditions)
+        rows.append(f"| `{entry.name}` | {' '.join(CONDITIONS[code] for code in required)} | {' | '.join(cells)} |")
     legend = [f"- {MARKS[outcome]}: {line}" for outcome, line in MEANINGS.items()]
     legend += [f"- **{letter}**: no, it {CODES[code]}" for code, letter in LETTERS.items()]
-    brought = [f"{word}, where it {CODES[code]}" for code, word in CONDITIONS.items()]
+    conditions = [f"{word}, if it {CODES[code]}" for code, word in CONDITIONS.items()]
     return "\n".join(
         [
             "# Methods and families",
             "",
-            "Which [method](methods.md) runs on which [family of models](support.md), generated from the code by",
-            "`make docs`; `foveate methods NAME` says the same of one method in words. Two symbols: on models whose",
-            "encoder has a \\[CLS\\] token (CLIP), then on those whose encoder has none (SigLIP).",
+            "Which [method](methods.md) runs on which [model family](support.md), generated from the code by",
+            "`make docs`; `foveate methods NAME` describes one method. In a cell with two symbols, the first is for",
+            "models whose encoder has a \\[CLS\\] token (CLIP), the second for models without one (SigLIP).",
             "",
-            f"| method | brings | {' | '.join(heads)} |",
+            f"| method | requires | {' | '.join(heads)} |",
             f"|---|---|{':---:|' * len(heads)}",
             *rows,
             "",
             *map(_escaped, legend),
             "",
-            "*Brings* is what you bring along:",
-            f"{'; '.join(brought)}.",
+            "*Requires* is what you must provide:",
+            f"{'; '.join(conditions)}.",
             "",
         ]
     )

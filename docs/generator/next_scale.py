@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/results/next-scale-*.json`, runs of `foveate bench next-scale`."""
+"""Tables of `benchmarks/results/next-scale-*.json`, the results of `foveate bench next-scale`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def runs(root: Path) -> str:
-    """A table for every run, with its command and machine.
+    """One table per run, with its command and machine.
 
     Args:
         root: The repository.
@@ -21,10 +21,11 @@ def runs(root: Path) -> str:
         header, rows = table(document)
         machine, settings = document["hardware"], document["settings"]
         refused = [f"- {line['plan']}: {line['reason']}" for line in document["impossible"]]
+        scales = ", ".join(map(str, document["scales"]))
         about = (
-            f"Maps of {', '.join(map(str, document['scales']))} tokens a side, {document['parameters']:,} parameters, "
-            f"{settings['samples']} pictures a turn, median of {settings['repeats']} turns; {machine['cpu']}, "
-            f"threads: {settings['threads']}; from `{path.relative_to(root)}`, made by `{document['command']}`."
+            f"Maps of {scales} tokens per side, {document['parameters']:,} parameters, "
+            f"{settings['samples']} images per turn, median of {settings['repeats']} turns; {machine['cpu']}, "
+            f"threads: {settings['threads']}; from `{path.relative_to(root)}`, created by `{document['command']}`."
         )
-        parts += [about, markdown(header, rows), *(["Not possible:", "\n".join(refused)] if refused else [])]
+        parts += [about, markdown(header, rows), *(["Not supported:", "\n".join(refused)] if refused else [])]
     return "\n\n".join(parts) or "*Not measured yet.*"

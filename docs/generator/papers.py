@@ -1,4 +1,4 @@
-"""The index of papers: where each is implemented, and what the implementation was checked against."""
+"""The index of papers: where each is implemented, and against what the implementation was verified."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from pathlib import Path
 from foveate.cards import cards
 from foveate.gallery import gallery
 
-#: Tests that compare with a slow loop or with equations say so in their first line, or have a function for it.
+#: Matches the first line of tests that compare with a slow loop or with equations.
 SAID = re.compile(r"\bloops?\b|by hand|written out|pseudocode")
+#: Matches a reference function in a test.
 LOOP = re.compile(r"^def (loop|slow_\w+|\w*by_(the_paper|hand|loop|walking))\(", re.MULTILINE)
-#: What a docstring says where there was no code to compare with.
+#: Matches docstrings of implementations for which no code was available to compare with.
 UNPUBLISHED = re.compile(r"no public code|no code is public|code and the sizes of their module were not at hand")
-#: Golden values that a test reads.
+#: Matches golden values that a test reads.
 READ = re.compile(r'"golden" / "(\w+\.json)"')
 
 
 @dataclass(frozen=True)
 class Implemented:
-    """Something of a paper that is implemented here.
+    """An implementation of a paper.
 
     Args:
         paper: Such as "arXiv 2503.02175".
-        title: Of the paper.
-        name: What it is called here.
-        site: Where it acts.
-        module: Where it is.
-        golden: Folder of golden values, under `tests/golden/`; empty: the tests of the module name theirs.
+        title: Title of the paper.
+        name: Its name in foveate.
+        site: The site at which it acts.
+        module: The module that implements it.
+        golden: Folder of golden values under `tests/golden/`; if empty, the tests of the module name them.
     """
 
     paper: str
@@ -40,7 +41,7 @@ class Implemented:
     golden: str = ""
 
 
-#: What is neither a method of plans nor has a card.
+#: Implementations that are neither methods of plans nor have a card.
 MODELS = (
     Implemented(
         "arXiv 2511.21150",
@@ -75,17 +76,17 @@ def pages(root: Path) -> dict[str, str]:
                 _lines(_verified(root, part, file) for part, file in zip(parts, files, strict=True)),
             ]
         )
-    header = ["paper", "name here", "site", "file", "verified against"]
+    header = ["paper", "name", "site", "file", "verified against"]
     return {
         "paper_index.md": "\n".join(
             [
                 "# Papers",
                 "",
-                f"The {len(rows)} papers that are implemented here, by title, generated from the code and its tests",
-                "by `make docs`. *Authors' numbers*: what the authors' own code returned (`tests/golden/` says which",
-                "commit). *Reference loop*: a slow, obvious implementation of the paper's equations in the tests.",
-                "*Shared suite*: what every method of its site promises, and no reference of its own.",
-                "*From the paper*: no code is public, or none was at hand.",
+                f"The {len(rows)} papers that are implemented in foveate, sorted by title and generated from the code",
+                "and its tests by `make docs`. *Authors' numbers*: outputs of the authors' own code (`tests/golden/`",
+                "names the commit). *Reference loop*: a slow, direct implementation of the paper's equations in the",
+                "tests. *Shared suite*: only the tests that every method of its site must pass. *From the paper*: no",
+                "code was public or available.",
                 "",
                 f"| {' | '.join(header)} |",
                 f"|{'---|' * len(header)}",
@@ -122,7 +123,7 @@ def _verified(root: Path, part: Implemented, file: Path) -> str:
 
 
 def _test_of(folder: Path, stem: str) -> Path | None:
-    """The tests of a module; drafts share theirs."""
+    """The test file of a module; draft models share one."""
     names = (f"test_{stem}.py", *(("test_drafts.py",) if folder.name == "decoding" else ()))
     return next((folder / name for name in names if (folder / name).exists()), None)
 

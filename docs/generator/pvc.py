@@ -1,7 +1,7 @@
-"""Draws `pvc.svg`: how progressive visual compression works.
+"""Draws `pvc.svg`, the figure of progressive visual compression.
 
-Plain arithmetic and no libraries, so that every machine writes the same bytes. The token grids are real: each
-coarse cell is the mean of the four cells below it, which is what a stage computes before it has learned better.
+It uses plain arithmetic and no libraries, so that every machine writes the same bytes. The token grids are real: each
+coarse cell is the mean of four finer cells, as computed by a stage before training.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def eye(u: float, v: float) -> Colour:
 
 
 def sample(columns: int, rows: int, inside: int = 5) -> Cells:
-    """The eye at a grid, every cell the mean of `inside` x `inside` points."""
+    """The eye sampled on a grid; every cell is the mean of `inside` x `inside` points."""
 
     def cell(column: int, row: int) -> Colour:
         points = [
@@ -82,12 +82,12 @@ def hexadecimal(colour: Colour) -> str:
 
 
 def number(value: float) -> str:
-    """At most two decimals, none where none are needed."""
+    """A number with at most two decimals and without trailing zeros."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def low(index: int | str) -> str:
-    """An index below the line, whatever the font has."""
+    """A subscript that does not depend on the font."""
     return f"<tspan dy='4' font-size='75%'>{index}</tspan><tspan dy='-4'>&#8203;</tspan>"
 
 
@@ -127,7 +127,7 @@ class Drawing:
         )
 
     def grid(self, x: float, y: float, width: float, cells: Cells, gap: float) -> None:
-        """Cells as tiles; equal neighbours in a row are still drawn one by one, a token is a token."""
+        """Cells as separate tiles, one per token, also if neighbors have the same color."""
         side = width / len(cells[0])
         for row, colours in enumerate(cells):
             for column, colour in enumerate(colours):
@@ -137,7 +137,7 @@ class Drawing:
 
 
 def pixels(drawing: Drawing, x: float, y: float, width: float, cells: Cells) -> None:
-    """Cells without gaps: one path for each colour, of runs within rows; colours in steps of 8 keep it short."""
+    """Cells without gaps: one path per color, of runs within rows; colors in steps of 8 reduce the size."""
 
     def step(channel: float) -> float:
         return min(255.0, round(channel / 8) * 8)
@@ -158,8 +158,8 @@ def pixels(drawing: Drawing, x: float, y: float, width: float, cells: Cells) -> 
     drawing.add("</g>")
 
 
-def way(drawing: Drawing, fine: Cells) -> None:
-    """The upper half: the image and its tokens on the way through the transformer."""
+def sequence(drawing: Drawing, fine: Cells) -> None:
+    """The upper half: the image and its tokens at each stage of the transformer."""
     top, width = 78, 224
     height = width * 3 / 4
     middle = top + height / 2
@@ -175,7 +175,7 @@ def way(drawing: Drawing, fine: Cells) -> None:
     lines += "".join(f"M{lefts[0]} {number(top + i * width / 32)}h{width}" for i in range(1, 24))
     drawing.add(f"<path d='{lines}' stroke='#ffffff' stroke-opacity='0.45' stroke-width='0.7' fill='none'/>")
     drawing.text(lefts[0] + width / 2, top - 32, "pixels", 17, INK, bold=True)
-    drawing.text(lefts[0] + width / 2, top - 12, "native size, cut into small patches", 14, SOFT)
+    drawing.text(lefts[0] + width / 2, top - 12, "native size, split into small patches", 14, SOFT)
 
     for left, (cells, gap, tokens, blocks, colour) in zip(lefts[1:], panels, strict=True):
         drawing.grid(left, top, width, cells, gap)
@@ -205,9 +205,9 @@ def way(drawing: Drawing, fine: Cells) -> None:
 
 
 def work(drawing: Drawing, x: float, y: float, width: float, height: float) -> None:
-    """Lower right: how many tokens each block works on."""
-    drawing.text(x, y - 34, "Where the work goes", 17, INK, "start", bold=True)
-    drawing.text(x, y - 13, "tokens in each of the 27 blocks; dashed: a transformer without stages", 14, SOFT, "start")
+    """Lower right: the number of tokens that each block processes."""
+    drawing.text(x, y - 34, "Cost per block", 17, INK, "start", bold=True)
+    drawing.text(x, y - 13, "tokens in each of the 27 blocks; dashed: without stages", 14, SOFT, "start")
     step = width / 27
     drawing.rectangle(x, y, width, height, "none", f"stroke='{FAINT}' stroke-width='1.5' stroke-dasharray='5 4'")
     for first, end, fraction, colour in BLOCKS:
@@ -232,7 +232,7 @@ def work(drawing: Drawing, x: float, y: float, width: float, height: float) -> N
 def stage(drawing: Drawing, x: float, y: float) -> None:
     """Lower left: one window in a content-adaptive stage, four channels of it."""
     drawing.text(x - 22, y - 34, "One stage, one window", 17, INK, "start", bold=True)
-    drawing.text(x - 22, y - 13, "a softmax over the four tokens, for every channel by itself", 14, SOFT, "start")
+    drawing.text(x - 22, y - 13, "a softmax over the four tokens, separately for every channel", 14, SOFT, "start")
     values = ((0.9, 0.3, 0.5, 0.2), (0.7, 0.8, 0.3, 0.3), (0.2, 0.4, 0.9, 0.6), (0.4, 0.2, 0.6, 0.9))
     logits = ((6.0, 0.4, 0.5, 1.0), (1.0, 7.0, 0.4, 1.0), (0.4, 0.6, 8.0, 1.0), (0.6, 0.5, 1.2, 1.0))
     weights = [[row[c] / sum(line[c] for line in logits) for c in range(4)] for row in logits]
@@ -262,7 +262,7 @@ def stage(drawing: Drawing, x: float, y: float) -> None:
     drawing.text(
         x + 34, y + 136 + tall + 34,
         f"weights = softmax( W{low(2)} GELU( W{low(1)} [x{low('i')} ; mean] ) ): "
-        "all 1/4 at the start, which is average pooling",
+        "initially all 1/4, which is average pooling",
         13.5, SOFT, "start",
     )  # fmt: skip
 
@@ -272,10 +272,10 @@ def draw() -> str:
     drawing = Drawing()
     drawing.add(
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {HEIGHT}' role='img' {FONT} "
-        f"aria-label='Progressive visual compression: tokens of an image merge four to one inside the encoder'>"
+        f"aria-label='Progressive visual compression: tokens of an image are merged four to one inside the encoder'>"
     )
     drawing.rectangle(0, 0, WIDTH, HEIGHT, "#fbfaf7", "rx='14'")
-    way(drawing, sample(32, 24))
+    sequence(drawing, sample(32, 24))
     drawing.add(f"<path d='M40 288H{WIDTH - 40}' stroke='{FAINT}' stroke-width='1'/>")
     stage(drawing, 62, 366)
     work(drawing, 690, 366, 510, 204)

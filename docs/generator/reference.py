@@ -1,4 +1,4 @@
-"""The reference: one page a package, from the docstrings of every public class and function, and the command line."""
+"""The API reference: one page per package, from the docstrings of public classes and functions, and the commands."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from foveate import cli
 from foveate.training.methods import summaries
 
 PAGES = {
-    "loading": "Models by name",
-    "answering": "Questions and answers",
+    "loading": "Loading models",
+    "answering": "Question answering",
     "core.plan": "Plans",
-    "core.method": "What a method is",
-    "core.registry": "Methods by name",
-    "core.tokens": "Tokens and selections",
+    "core.method": "Base class of methods",
+    "core.registry": "Method registry",
+    "core.tokens": "Visual tokens and selections",
     "core.errors": "Errors",
-    "runtime": "Live models: attach, report, restore",
-    "gallery": "The gallery of methods",
-    "methods.entries": "Entries of the gallery",
+    "runtime": "Compressing live models",
+    "gallery": "Gallery of methods",
+    "methods.entries": "Gallery entries",
     "methods.image": "Methods before the encoder",
     "methods.encoder": "Methods inside the encoder",
     "methods.pre_llm": "Methods before the language model",
     "methods.decoder": "Methods inside the language model",
-    "methods.decoding": "Drafts, and contrast while text is written",
-    "methods.kv_cache": "Caches of fewer entries",
-    "kv_cache": "Caches in fewer bits",
-    "image_kv_cache": "Images that are read once",
+    "methods.decoding": "Speculative and contrastive decoding",
+    "methods.kv_cache": "KV cache compression",
+    "kv_cache": "Quantized KV caches",
+    "image_kv_cache": "KV cache reuse for images",
     "models.vit_uhd": "ViT-UHD",
     "models.connectors": "Connectors",
     "models.llava_uhd": "LLaVA-UHD",
-    "models.next_scale": "A next-scale image model",
+    "models.next_scale": "Next-scale image model",
     "images": "Reading images",
     "batch": "Files of questions",
-    "serving": "A server",
-    "integrations.ray": "Replicas on a Ray cluster",
+    "serving": "Server",
+    "integrations.ray": "Ray",
     "training": "Training",
     "synthetic": "Rendered data",
-    "benchmark": "Measuring",
-    "cost": "Costs by formula",
-    "tune": "Search",
-    "report": "Result pages",
-    "visualization": "Pictures",
-    "testing": "Promises of a method",
+    "benchmark": "Benchmarks",
+    "cost": "Cost estimates",
+    "tune": "Plan search",
+    "report": "Reports",
+    "visualization": "Visualization",
+    "testing": "Test suites for methods",
 }
-"""Packages and modules, with the titles of their pages."""
+"""Packages and modules with the titles of their pages."""
 
 ELSEWHERE = "foveate.integrations.vllm"
-"""Imports what only an environment of its own has; its page is written by hand."""
+"""Needs a separate environment to be imported, so its page is written by hand."""
 
 SECTIONS = ("Args", "Returns", "Raises", "Yields", "Attributes")
 
@@ -73,27 +73,32 @@ def pages() -> dict[str, str]:
         "",
         "## `foveate`",
         "",
-        "What `import foveate` gives:",
+        "Available after `import foveate`:",
         "",
     ]
     for name, thing in sorted(exported.items(), key=lambda item: item[0].lower()):
-        room = thing.__module__.partition(".")[2].partition(".")[0]
-        shown = f"[`foveate.{name}`](reference/{room}.md#{anchor(name)})" if room else f"`foveate.{name}()`"
+        page = _page_of(thing.__module__)
+        shown = f"[`foveate.{name}`](reference/{page}.md#{anchor(name)})" if page else f"`foveate.{name}()`"
         lines.append(f"- {shown}: {first_sentence(thing)}")
-    lines += ["", "## Rooms", ""]
-    for room, title in PAGES.items():
-        modules = list(_modules(room))
+    lines += ["", "## Packages", ""]
+    for page, title in PAGES.items():
+        modules = list(_modules(page))
         if modules:
-            lines.append(f"- [{title}](reference/{room}.md)")
-            result[f"reference/{room}.md"] = _page(title, modules)
+            lines.append(f"- [{title}](reference/{page}.md)")
+            result[f"reference/{page}.md"] = _page(title, modules)
     lines += ["- [Command line](reference/cli.md)", ""]
     result["reference/cli.md"] = _command_line()
     result["reference.md"] = "\n".join(lines)
     return result
 
 
+def _page_of(module: str) -> str:
+    """The page of the innermost package that has one and contains a module; empty for foveate itself."""
+    return max((page for page in PAGES if f"{module}.".startswith(f"foveate.{page}.")), key=len, default="")
+
+
 def anchor(name: str) -> str:
-    """The fragment that GitHub gives the heading of a name."""
+    """The fragment of a heading on GitHub."""
     return name.lower()
 
 
@@ -101,7 +106,7 @@ def first_sentence(thing: Any) -> str:
     """The first sentence of a docstring.
 
     Raises:
-        ValueError: If there is no docstring; every public thing has one.
+        ValueError: If there is no docstring.
     """
     paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     if not paragraph:
@@ -109,16 +114,16 @@ def first_sentence(thing: Any) -> str:
     return re.split(r"(?<=[.!?]) (?=[A-Z`])", paragraph)[0].replace("[`", "`").replace("`]", "`")
 
 
-def _modules(room: str) -> Iterator[ModuleType]:
+def _modules(page: str) -> Iterator[ModuleType]:
     try:
-        package = importlib.import_module(f"foveate.{room}")
+        package = importlib.import_module(f"foveate.{page}")
     except ModuleNotFoundError as error:
-        if error.name == f"foveate.{room}":
+        if error.name == f"foveate.{page}":
             return
         raise
     yield package
     paths = getattr(package, "__path__", [])
-    for name in sorted(found.name for found in pkgutil.walk_packages(paths, f"{package.__name__}.")):
+    for name in sorted(info.name for info in pkgutil.walk_packages(paths, f"{package.__name__}.")):
         if not any(part.startswith("_") for part in name.split(".")) and not name.startswith(ELSEWHERE):
             yield importlib.import_module(name)
 
@@ -138,15 +143,15 @@ def _page(title: str, modules: list[ModuleType]) -> str:
 
 
 def _public(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """Classes and functions that a module defines, in the order of the file."""
-    own = {
+    """Public classes and functions of a module, in the order of the file."""
+    public = {
         name: thing
         for name, thing in vars(module).items()
         if not name.startswith("_")
         and (inspect.isclass(thing) or inspect.isfunction(thing))
         and thing.__module__ == module.__name__
     }
-    yield from own.items()
+    yield from public.items()
 
 
 def _members(cls: type) -> list[str]:
@@ -163,7 +168,7 @@ def _members(cls: type) -> list[str]:
 
 
 def _signature(name: str, thing: Any) -> list[str]:
-    """A code block with the signature; nothing for what is made by its own documented fields."""
+    """A code block with the signature; empty for classes that document their fields."""
     if inspect.isclass(thing) and (not _own_init(thing) or issubclass(thing, BaseException)):
         return []
     parameters = [
@@ -204,13 +209,13 @@ def _annotation(annotation: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    """A default as written; what has an address for a representation is left out."""
+    """A default value, or `...` if its representation contains an address."""
     text = repr(value)
     return "..." if " at 0x" in text or "object" in text else text
 
 
 def _markdown(docstring: str) -> str:
-    """A Google-style docstring as markdown: its sections become lists, indented formulas stay code."""
+    """A Google-style docstring as Markdown: sections become lists, and indented formulas remain code."""
     lines: list[str] = []
     section = ""
     for line in docstring.splitlines():
@@ -233,7 +238,7 @@ def _markdown(docstring: str) -> str:
             lines.append(indent + line.strip())
         else:
             lines.append("")
-    # Nothing in prose may be read as a tag or a cross-reference.
+    # Brackets around code would be parsed as cross-references.
     return "\n".join(lines).replace("[`", "`").replace("`]", "`").strip()
 
 
@@ -249,8 +254,8 @@ def _command_line() -> str:
             group = group.commands[part]
         _, command, _ = group.resolve_command(group.make_context("foveate", [path[-1]]), [path[-1]])
         arguments = [p for p in command.params if p.param_type_name == "argument"]
-        given = [str(p.name).upper() if p.required else f"[{str(p.name).upper()}]" for p in arguments]
-        usage = " ".join(["foveate", name, *given, "[OPTIONS]"])
+        placeholders = [str(p.name).upper() if p.required else f"[{str(p.name).upper()}]" for p in arguments]
+        usage = " ".join(["foveate", name, *placeholders, "[OPTIONS]"])
         lines += [f"## `foveate {name}`", "", re.sub(r"\[/?bold\]", "", command.help or ""), "", f"    {usage}", ""]
         lines += ["| | default | |", "|---|---|---|"]
         for parameter in command.params:

@@ -1,4 +1,4 @@
-"""Tables of the small networks that are trained here, from `pruner-*.json`, `router-*.json` and `draft-*.json`."""
+"""Tables of the trained modules of methods, from `pruner-*.json`, `router-*.json` and `draft-*.json`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from generator.accuracy import Row, runs
 
 
 def pruners(root: Path) -> str:
-    """What `foveate train-method covipal` measured at its end: the same token as with all visual tokens."""
-    header = ["model", "questions learned", "keeps", "its own choice", "FastV's", "random"]
+    """Results of `foveate train-method covipal`: how often the next token equals that of the full model."""
+    header = ["model", "training questions", "budget", "CoViPAL", "FastV", "random"]
     lines = []
     measured = runs(root, "pruner")
     for run in measured:
         rows = {plan: row for plan, row in run["measured"].items() if plan != FULL_MODEL}
         for budget in dict.fromkeys(plan.rpartition(":")[2] for plan in rows):
-            found = {plan.split(":")[0].split("(")[0]: row for plan, row in rows.items() if plan.endswith(f":{budget}")}
-            shares = [f"{100 * found[name]['agreement']:.1f} %" for name in (_method(run), "fastv", "random-decoder")]
+            plans = [plan for plan in rows if plan.endswith(f":{budget}")]
+            by_method = {plan.split(":")[0].split("(")[0]: rows[plan]["agreement"] for plan in plans}
+            shares = [f"{100 * by_method[name]:.1f} %" for name in (_method(run), "fastv", "random-decoder")]
             lines.append([_model(run), f"{_questions(run):,}", budget.split("@")[0], f"**{shares[0]}**", *shares[1:]])
     return _with_sources(measured, header, lines)
 
 
 def routers(root: Path) -> str:
-    """What `foveate train-method dpn` measured at its end, beside random tokens and means of as many."""
-    header = ["model", "questions learned", "plan", "tokens in the last layer", "same token"]
+    """Results of `foveate train-method dpn`, with random tokens and average pooling to the same number as baselines."""
+    header = ["model", "training questions", "plan", "tokens in the last layer", "same next token"]
     lines = []
     measured = runs(root, "router")
     for run in measured:
@@ -38,18 +39,19 @@ def routers(root: Path) -> str:
 
 
 def drafts(root: Path) -> str:
-    """What `foveate train-method specvlm` and `flash` measured: tokens a pass, the same answers, and the time."""
-    header = ["model", "draft", "questions learned", "tree or chain", "tokens a pass", "same answers", "speed-up"]
+    """Results of `foveate train-method specvlm` and `flash`: tokens per pass, identical answers, and speed-up."""
+    measures = ["tree or chain", "tokens per pass", "identical answers", "speed-up"]
+    header = ["model", "draft model", "training questions", *measures]
     lines = []
     measured = runs(root, "draft")
     for run in measured:
-        for way, row in run["measured"].items():
+        for shape, row in run["measured"].items():
             same, times = f"{row['identical']} of {row['answers']}", f"{row['speed_up']:.2f}"
-            if way == "default":
-                if _method(run) == "flash":  # guesses a chain by default, which has a row of its own
+            if shape == "default":
+                if _method(run) == "flash":  # drafts a chain by default, which has a separate row
                     continue
-                way = "tree"
-            start = [_model(run), _method(run), f"{_questions(run):,}", way]
+                shape = "tree"
+            start = [_model(run), _method(run), f"{_questions(run):,}", shape]
             lines.append([*start, f"**{row['acceptance_length']:.2f}**", same, times])
     return _with_sources(measured, header, lines)
 
@@ -63,7 +65,7 @@ def _questions(run: Row) -> int:
 
 
 def command_today(command: str) -> str:
-    """The command of a result, as it is written since every method is trained by `foveate train-method NAME`."""
+    """The command of a result in the present syntax, `foveate train-method NAME`."""
     program, name, *rest = shlex.split(command)
     kinds = {"train-pruner": "covipal", "train-draft": "specvlm"}
     if name not in kinds:
@@ -88,4 +90,4 @@ def _with_sources(measured: list[Row], header: list[str], lines: list[list[str]]
     if not lines:
         return "*Not measured yet.*"
     made = "\n".join(f"- `{run['path']}`: `{command_today(run['command'])}`" for run in measured)
-    return f"{table(header, lines)}\n\nMade by:\n\n{made}"
+    return f"{table(header, lines)}\n\nCommands:\n\n{made}"

@@ -1,4 +1,4 @@
-"""The page of supported families: what their models are called, what they read, and where they are served."""
+"""The page of supported families: their classes, their inputs, and whether vLLM can serve them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from foveate.families import Family, families
 from foveate.integrations.vllm import MODELS
 
-#: Classes of models that are not in `transformers`.
+#: Model classes that are not part of `transformers`.
 OWN = {"llava_uhd": "LlavaUHDForConditionalGeneration"}
 
 
 def pages() -> dict[str, str]:
     """The page by its path under `docs/`."""
     rows = [_row(family) for family in families().values()]
-    header = ["family", "`model_type`: class", "an example on the Hub", "reads", "torchvision", "in vLLM"]
+    header = ["family", "`model_type`: class", "example on the Hub", "inputs", "torchvision", "vLLM"]
     lines = [
         "# Supported families",
         "",
-        "Families of models that `foveate.compress` knows, generated from the code by `make docs`. Any model of such a",
-        "class works, whatever its size; the examples are ids that the documentation of `transformers` names. Which",
-        "methods run on which family is in the [matrix](matrix.md), with which versions in",
-        "[Compatibility](compatibility.md).",
+        "The model families that `foveate.compress` supports, generated from the code by `make docs`. Models of these",
+        "classes work at any size; the examples are model ids from the documentation of `transformers`. The",
+        "[matrix](matrix.md) shows which methods run on which family, and [Compatibility](compatibility.md) lists the",
+        "supported versions.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * len(header)}",
         *rows,
         "",
-        "*Reads*: clips are videos as sequences of frames; tiles are crops of one image, which have one budget",
-        "together, or a budget each, as images of their own. *torchvision*: where it is needed",
-        "(`pip install 'foveate[video]'`). *In vLLM*: served by the [plug-in](vllm.md).",
+        "*Inputs*: clips are videos as sequences of frames; tiles are crops of one image, which share one budget or",
+        "have one budget each. *torchvision*: whether it is required (`pip install 'foveate[video]'`). *vLLM*:",
+        "whether the [plug-in](vllm.md) can serve the family.",
         "",
     ]
     return {"support.md": "\n".join(lines)}
@@ -50,7 +50,7 @@ def _row(family: Family) -> str:
 
 
 def _core(kind: str) -> Any:
-    """The class of the model without its output layer, which encodes images and clips; None: it is not there."""
+    """The base model class, which encodes images and clips; None if transformers has no such class."""
     return getattr(transformers, str(MODEL_MAPPING_NAMES.get(kind)), None)
 
 

@@ -1,12 +1,11 @@
-"""The blocks of a page that are made from code or from committed JSON, never typed.
+"""The blocks of a page that are generated from code or from committed JSON, never typed.
 
-A page holds `<!-- generated: NAME -->` and `<!-- end -->`; what stands between them is replaced by what the
-function of that name in `BLOCKS` returns. Numbers come from two places, and until a file is there the block says
-so:
+The text between `<!-- generated: NAME -->` and `<!-- end -->` is replaced by the result of the function of that name
+in `BLOCKS`. If the file of a block is missing, the block says so. The files include:
 
 - `src/foveate/embedded/evaluation.json`, written by `python -m foveate.benchmark.embedded`;
-- `benchmarks/results/speed-*.json`, runs of `foveate bench speed`, and `selection-*.json` of the command before it;
-- `benchmarks/results/encoders-*.json`, runs of `foveate bench encoders`, and `authors-cpu.json` beside them.
+- `benchmarks/results/speed-*.json`, results of `foveate bench speed`, and `selection-*.json` of its predecessor;
+- `benchmarks/results/encoders-*.json`, results of `foveate bench encoders`, and `authors-cpu.json`.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 
 def fill(text: str, root: Path, page: Path) -> str:
-    """A page with its blocks brought up to date.
+    """A page with updated blocks.
 
     Args:
         text: The page.
         root: The repository.
-        page: The page's path, for links relative to it and for errors.
+        page: The path of the page, for relative links and for errors.
 
     Raises:
-        ValueError: If a block has a name that nothing generates.
+        ValueError: If no function generates a block.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -45,13 +44,13 @@ def fill(text: str, root: Path, page: Path) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table; every column but the first is aligned to the right."""
+    """A Markdown table; every column except the first is right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def stages(_root: Path, _page: Path) -> str:
-    """The kinds of stage, from the code."""
+    """The kinds of stage."""
     from foveate.models.vit_uhd.compression import AveragePooling, ContentAdaptivePooling
     from foveate.models.vit_uhd.configuration import MERGING_METHODS
     from foveate.models.vit_uhd.early_compression import EarlyCompressor
@@ -63,16 +62,16 @@ def stages(_root: Path, _page: Path) -> str:
         cls = kinds[name]
         path = f"src/{cls.__module__.replace('.', '/')}.py"
         rows.append([f"`{name}`", first_sentence(cls), f"[{path.rsplit('/', 1)[1]}](../{path})"])
-    return table(["`merging_method`", "what it does", "file"], rows).replace("---:", "---")
+    return table(["`merging_method`", "description", "file"], rows).replace("---:", "---")
 
 
 def picture(root: Path, page: Path) -> str:
-    """The picture that the software drew (`make picture`)."""
+    """The figure of the README (`make picture`)."""
     path = root / "docs/figures/demo.png"
     if not path.exists():
-        return "*No picture has been drawn yet (`make picture`).*"
+        return "*The figure has not been created yet (`make picture`).*"
     link = os.path.relpath(path, page.parent)
-    return f"![The receipt, the windows of each stage, and what its pooling looks at]({link})"
+    return f"![The receipt, the windows of each stage, and the pooling weights]({link})"
 
 
 def embedded(root: Path, _page: Path) -> str:
@@ -94,48 +93,48 @@ def embedded(root: Path, _page: Path) -> str:
         ]
         for name, score in groups
     ]
-    header = ["task, held out", "questions", "exactly right", "95 % interval", "always the commonest answer"]
-    return f"{table(header, rows)}\n\nFrom `{path.relative_to(root)}`, made by `{evaluation['command']}`."
+    header = ["task (held out)", "questions", "exact match", "95 % interval", "most frequent answer"]
+    return f"{table(header, rows)}\n\nFrom `{path.relative_to(root)}`, created by `{evaluation['command']}`."
 
 
 def encoders(root: Path, _page: Path) -> str:
-    """The cost of the encoders: table, the paper's claims and an explanation for each run."""
+    """The cost of the encoders: a table, the claims of the paper and an explanation for each run."""
     from foveate.benchmark.encoders import markdown
 
     parts = []
     for path in sorted((root / "benchmarks/results").glob("encoders-*.json")):
         run: dict[str, Any] = read_results(path)
-        source = f"{run['machine']}; from `{path.relative_to(root)}`, made by `{run['command']}`."
+        source = f"{run['machine']}; from `{path.relative_to(root)}`, created by `{run['command']}`."
         parts.append(f"{source}\n\n{markdown(run)}")
     return "\n\n".join(parts) or "*The encoders have not been measured yet.*"
 
 
 def speed(root: Path, _page: Path) -> str:
-    """What plans cost: runs of `foveate bench speed`, and of the command before it."""
+    """The cost of plans: results of `foveate bench speed`, and of its predecessor."""
     from foveate.benchmark.speed.formatting import impossible_of
     from foveate.benchmark.speed.formatting import table as rows_of
 
     parts = []
     results = root / "benchmarks/results"
     for path in [*sorted(results.glob("speed-*.json")), *sorted(results.glob("selection-*.json"))]:
-        if path.name.startswith("speed-measure-"):  # too small to speak of cost; the report draws accuracy against them
+        if path.name.startswith("speed-measure-"):  # too small for cost; the report plots accuracy against it
             continue
         run: dict[str, Any] = read_results(path)
         header, rows = rows_of(run)
         threads = run["hardware"]["threads"]
         machine = run["hardware"].get("gpu") or f"{run['hardware']['cpu']}, threads: {threads}"
         settings = run["settings"]
-        source = f"{machine}, {settings['dtype']}, text part {settings['text']}, {settings['repeats']} turns"
-        made = f"from `{path.relative_to(root)}`, made by `{run['command']}`."
+        source = f"{machine}, {settings['dtype']}, language model {settings['text']}, {settings['repeats']} turns"
+        made = f"from `{path.relative_to(root)}`, created by `{run['command']}`."
         parts.append(f"{source}; {made}\n\n{table(header, rows)}\n\n{run['note']}")
         impossible = [f"- {line['model']}, {line['plan']}: {line['reason']}" for line in impossible_of(run)]
         if impossible:
-            parts.append("Not possible:\n\n" + "\n".join(impossible))
+            parts.append("Not supported:\n\n" + "\n".join(impossible))
     return "\n\n".join(parts) or "*Plans have not been measured yet.*"
 
 
 def authors(root: Path, _page: Path) -> str:
-    """ViT-UHD against the authors' implementation."""
+    """ViT-UHD compared with the authors' implementation."""
     path = root / "benchmarks/results/authors-cpu.json"
     if not path.exists():
         return "*Not compared with the authors' code yet.*"
@@ -162,7 +161,7 @@ def percent(fraction: float) -> str:
 
 
 def part_of(module: str, name: str) -> Callable[[Path, Path], str]:
-    """A block that a function of another module of this generator writes."""
+    """A block that a function of another generator module returns."""
 
     def block(root: Path, _page: Path) -> str:
         return getattr(import_module(f"generator.{module}"), name)(root)
@@ -171,36 +170,39 @@ def part_of(module: str, name: str) -> Callable[[Path, Path], str]:
 
 
 def soak(root: Path, _page: Path) -> str:
-    """What `make soak` found."""
+    """The results of `make soak`."""
     path = root / "benchmarks/results/soak.json"
     if not path.exists():
         return "*Not run yet (`make soak`).*"
     run: dict[str, Any] = read_results(path)
-    crowd, gone, long, drained = (run[name] for name in ("crowd", "vanishing", "endurance", "drain"))
+    crowd, vanished, long, drained = (run[name] for name in ("crowd", "vanishing", "endurance", "drain"))
     first, last = long["memory"][0], long["memory"][-1]
     growth = long["bytes_per_request_in_the_second_half"]
     rows = [
-        ["requests at once, half of them streamed", f"{crowd['requests']:,}"],
-        ["answered; with another answer than alone", f"{crowd['answers']:,}; {crowd['other_answers']}"],
-        ["clients that vanished; seconds until the server rested", f"{gone['clients']}; {gone['seconds_to_rest']:.1f}"],
-        ["requests one after the other, four at a time", f"{long['requests']:,}"],
-        ["with another answer than alone; bad ones refused", f"{long['other_answers']}; {long['refused']}"],
+        ["concurrent requests, half of them streamed", f"{crowd['requests']:,}"],
+        ["answered; with a different answer than alone", f"{crowd['answers']:,}; {crowd['other_answers']}"],
+        ["disconnected clients; seconds until idle", f"{vanished['clients']}; {vanished['seconds_to_rest']:.1f}"],
+        ["consecutive requests, four at a time", f"{long['requests']:,}"],
+        [
+            "with a different answer than alone; invalid and rejected",
+            f"{long['other_answers']}; {long['refused']}",
+        ],
         [
             f"memory after {first['requests']:,} and after {last['requests']:,} requests, MiB",
             f"{first['bytes'] / 2**20:,.0f}; {last['bytes'] / 2**20:,.0f}",
         ],
-        ["growth in the second half, bytes a request", f"{growth:,.0f}"],
+        ["memory growth in the second half, bytes per request", f"{growth:,.0f}"],
         [
             "requests open at SIGTERM; answered; exit code",
             f"{drained['open']}; {drained['answered']}; {drained['exit_code']}",
         ],
     ]
-    where = f"{run['hardware']['cpu']}; from `{path.relative_to(root)}`, made by `{run['command']}`."
-    return f"{table(['what', 'found'], rows)}\n\n{where}"
+    where = f"{run['hardware']['cpu']}; from `{path.relative_to(root)}`, created by `{run['command']}`."
+    return f"{table(['test', 'result'], rows)}\n\n{where}"
 
 
 def serving(root: Path, _page: Path) -> str:
-    """Every run of `foveate bench serve`."""
+    """The results of `foveate bench serve`."""
     from foveate.benchmark.serving import table as shown
 
     parts = []
@@ -209,8 +211,8 @@ def serving(root: Path, _page: Path) -> str:
         note = f" {run['note']}" if run["note"] else ""
         machine, turns, source = run["hardware"], run["settings"]["turns"], path.relative_to(root)
         where = (
-            f"{machine['cpu']}, {machine['threads']} threads; median of {turns} turns, times: over the full model "
-            f"in the same turn; from `{source}`, made by `{run['command']}`.{note}"
+            f"{machine['cpu']}, {machine['threads']} threads; median of {turns} turns; times are relative to the full "
+            f"model in the same turn; from `{source}`, created by `{run['command']}`.{note}"
         )
         parts += [table(*shown(run)), where]
     return "\n\n".join(parts) or "*Not measured yet.*"

@@ -1,4 +1,4 @@
-"""What the task needs that YAML cannot say: how a line of the data becomes pictures, and which answers are right."""
+"""Functions of the lmms-eval task: the images of a sample, and the score of an answer."""
 
 from PIL import Image
 
@@ -6,10 +6,10 @@ from foveate.benchmark.matching import matches
 
 
 def of(doc):
-    """The pictures of a question."""
+    """The images of a sample."""
     return [Image.open(path).convert("RGB") for path in doc["images"]]
 
 
 def right(doc, results):
-    """Whether an answer counts, as `foveate bench accuracy` does."""
+    """Score an answer as `foveate bench accuracy` does."""
     return {"exact_match": float(matches(results[0], doc["answer"]))}

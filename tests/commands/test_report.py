@@ -264,7 +264,7 @@ def test_pictures_are_drawn_once(tmp_path, capsys):
     assert len(pictures) == 2 * len(IMAGES) == 12
     page = Page(tmp_path / "report" / "methods" / "divprune.html")
     assert len(page.all("img")) == 6 and "3 of 12 tokens" in " ".join(page.words)
-    assert "There are no pictures" in " ".join(Page(tmp_path / "report" / "methods" / "tome.html").words)
+    assert "There are no images" in " ".join(Page(tmp_path / "report" / "methods" / "tome.html").words)
 
     assert run(*asked) == 0
     again = json.loads(capsys.readouterr().out)["pictures"]

@@ -1,4 +1,4 @@
-"""The promises of foveate, kept by a method of another package."""
+"""Runs the shared test suites of foveate on a method of another package."""
 
 from foveate_brightest import Brightest
 
@@ -6,6 +6,6 @@ from foveate.testing import LivePromises, PreLLMPromises
 
 
 class TestBrightest(PreLLMPromises, LivePromises):
-    """Of the method with its defaults and with another power."""
+    """The method with its defaults and with a different power."""
 
     methods = (Brightest(), Brightest(power=1.0))

@@ -154,7 +154,7 @@ def _image_tokens(processor: Any) -> list[dict[str, Any]]:
     for index, (width, height) in enumerate(IMAGE_SIZES):
         row: dict[str, Any] = {"image": [width, height]}
         if hasattr(images, "target_size"):
-            row["resized_to"] = list(images.target_size(width, height))
+            row["seen_at"] = list(images.target_size(width, height))
             row["patches"] = int(counted["num_image_patches"][index])
         rows.append(row | {"tokens": int(counted["num_image_tokens"][index])})
     return rows

@@ -1,4 +1,4 @@
-"""A method for foveate in a package of its own."""
+"""An example of a foveate method in a separate package."""
 
 from __future__ import annotations
 
