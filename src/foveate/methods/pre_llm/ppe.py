@@ -69,7 +69,7 @@ class PPE(PreLLMMethod):
         if not 0 <= self.events <= 1:
             raise FoveateError(f"ppe: events is a share of the frames, 0 to 1, not {self.events}.")
         if self.events:
-            object.__setattr__(self, "whole", True)
+            object.__setattr__(self, "handles_tiles", True)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
