@@ -110,24 +110,24 @@ def pick(matching: Matching, amount: int, *, ordered: bool) -> tuple[Tensor, Ten
         (B, |A| - amount) and (B, amount) int64, places in A.
     """
     order = matching.score.argsort(dim=1, descending=True, stable=True)
-    gone, stay = order[:, :amount], order[:, amount:]
-    return (stay.sort(dim=1).values if ordered else stay), gone
+    merged, kept = order[:, :amount], order[:, amount:]
+    return (kept.sort(dim=1).values if ordered else kept), merged
 
 
-def place(stay: Tensor, gone: Tensor, partner: Tensor, count: int) -> Tensor:
+def place(kept: Tensor, merged: Tensor, partner: Tensor, count: int) -> Tensor:
     """(B, N) int64, the new row of every row: those of A that stay, then B; those that go are with their partners.
 
     Args:
-        stay: Of `pick`.
-        gone: Of `pick`.
+        kept: Of `pick`.
+        merged: Of `pick`.
         partner: (B, |A|) of the matching.
         count: N.
     """
-    batch, start = stay.shape
-    row = stay.new_empty(batch, count)
+    batch, start = kept.shape
+    row = kept.new_empty(batch, count)
     row[:, 1::2] = torch.arange(start, start + count // 2, device=row.device)
-    row[:, ::2].scatter_(1, stay, torch.arange(start, device=row.device).expand(batch, start))
-    row[:, ::2].scatter_(1, gone, start + partner.gather(1, gone))
+    row[:, ::2].scatter_(1, kept, torch.arange(start, device=row.device).expand(batch, start))
+    row[:, ::2].scatter_(1, merged, start + partner.gather(1, merged))
     return row
 
 
@@ -148,17 +148,17 @@ def layout(matching: Matching, chosen: Tensor, *, ordered: bool, present: Tensor
     """
     batch, count = present.shape
     half = chosen.shape[1]
-    stays = present[:, ::2] & ~chosen
+    kept = present[:, ::2] & ~chosen
     order = torch.arange(half, device=chosen.device).expand(batch, half)
     if not ordered:
         order = matching.score.argsort(dim=1, descending=True, stable=True)
-    among = torch.empty_like(order).scatter_(1, order, stays.gather(1, order).long().cumsum(1) - 1)
-    start = stays.sum(1, keepdim=True)
+    among = torch.empty_like(order).scatter_(1, order, kept.gather(1, order).long().cumsum(1) - 1)
+    start = kept.sum(1, keepdim=True)
     row = among.new_empty(batch, count)
     row[:, ::2] = torch.where(chosen, start + matching.partner, among)
     row[:, 1::2] = start + torch.arange(count - half, device=row.device)
-    untouched = ~chosen.any(1, keepdim=True)
-    row = torch.where(untouched, torch.arange(count, device=row.device), row)
+    unchanged = ~chosen.any(1, keepdim=True)
+    row = torch.where(unchanged, torch.arange(count, device=row.device), row)
     return row.masked_fill_(~present, 0), present.sum(1) - chosen.sum(1)
 
 

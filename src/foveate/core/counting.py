@@ -38,5 +38,5 @@ def share_of(share: float, count: int | Tensor, rounding: Rounding = "nearest") 
         return product // bottom
     if rounding == "up":
         return -(-product // bottom)
-    whole, rest = product // bottom, 2 * (product % bottom)
-    return whole + ((rest > bottom) | ((rest == bottom) & (whole % 2 == 1)))
+    quotient, remainder = product // bottom, 2 * (product % bottom)
+    return quotient + ((remainder > bottom) | ((remainder == bottom) & (quotient % 2 == 1)))

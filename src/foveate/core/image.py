@@ -31,7 +31,7 @@ class ImageMethod(Method):
         """
 
 
-def places(grid: Grid, small: Grid, count: int) -> tuple[Tensor, Tensor]:
+def kept_positions(grid: Grid, small: Grid, count: int) -> tuple[Tensor, Tensor]:
     """Where the tokens of a reduced image stand among those of the original one.
 
     Returns:

@@ -84,12 +84,12 @@ class MaskMethod(AttentionMethod):
     """A method that hides pairs of tokens from each other. Nothing gets cheaper by it."""
 
     @abstractmethod
-    def attention_mask(self, looking: AttentionInputs, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attention_mask(self, inputs: AttentionInputs, remembered: Tensor | None) -> tuple[Tensor, Tensor]:
         """Which pairs of one sequence are hidden.
 
         Args:
-            looking: The sequence. Where there is a cache, L new tokens are a part of it.
-            before: (t, ...) what was remembered of the last t tokens of text in the cache; None: there is no cache.
+            inputs: The sequence. Where there is a cache, L new tokens are a part of it.
+            remembered: (t, ...) what was remembered of the last t tokens of text in the cache; None: there is no cache.
 
         Returns:
             (L, K) bool, True for what a new token shall not see; and what to remember of all text so far, (T, ...).
@@ -118,5 +118,5 @@ class SparseMethod(AttentionMethod):
         """Written tokens that are cached as they come before they are stored in few bits."""
 
     @abstractmethod
-    def active_tokens(self, looking: AttentionInputs) -> Tensor:
+    def active_tokens(self, inputs: AttentionInputs) -> Tensor:
         """Which of the new tokens attend, (L,) bool; the last one that is no padding always does."""

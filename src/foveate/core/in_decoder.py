@@ -81,7 +81,7 @@ class LayerTokens:
 
     Args:
         features: (N, D) their hidden states.
-        places: (N,) where they stand in the sequence, ascending.
+        indices: (N,) their indices in the sequence, ascending.
         layer: The layer that is about to run, 0-based.
         num_layers: Layers of the language model.
         number: Which image of its prompt this is, for seeds.
@@ -92,7 +92,7 @@ class LayerTokens:
     """
 
     features: Tensor
-    places: Tensor
+    indices: Tensor
     layer: int
     num_layers: int
     number: int
@@ -115,7 +115,7 @@ class LayerTokens:
         text, asking = self.prompt.text, self.prompt.asking
         if len(asking):
             text = text[text <= asking[-1]]
-        after = text[text > self.places[-1]] if len(self) else text
+        after = text[text > self.indices[-1]] if len(self) else text
         return after if len(after) else text
 
     @property
@@ -126,28 +126,30 @@ class LayerTokens:
     @property
     def answers(self) -> Tensor:
         """(N,) bool, tokens of the image at which an answer is asked for: the last one of a prompt that it ends."""
-        return torch.isin(self.places, self.prompt.asking)
+        return torch.isin(self.indices, self.prompt.asking)
 
     def without_answers(self) -> LayerTokens:
         """The image without the tokens that answer; these are text to it."""
         answers = self.answers
         stays = (~answers).nonzero().flatten()
-        place = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
-        place[stays] = torch.arange(len(stays), device=self.device)
+        new_index = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
+        new_index[stays] = torch.arange(len(stays), device=self.device)
         neurons, separators = self.model.neurons, self.encoder.separators
         return replace(
             self,
             features=self.features[stays],
-            places=self.places[stays],
-            prompt=replace(self.prompt, text=torch.cat([self.prompt.text, self.places[answers]]).sort().values),
+            indices=self.indices[stays],
+            prompt=replace(self.prompt, text=torch.cat([self.prompt.text, self.indices[answers]]).sort().values),
             encoder=replace(
                 self.encoder,
                 origin=self.encoder.origin[stays],
                 separators=None if separators is None else separators[stays],
                 # -1, of padding and of tokens that are gone, finds the last one, -1 again.
-                layout=lambda: tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.crops),
+                layout=lambda: tuple(
+                    replace(crop, index=new_index[crop.index.to(new_index.device)]) for crop in self.crops
+                ),
             ),
-            model=replace(self.model, neurons=neurons and (lambda: _of_places(neurons(), stays))),
+            model=replace(self.model, neurons=neurons and (lambda: _of_tokens(neurons(), stays))),
         )
 
     def get(self, need: Need) -> Tensor:
@@ -160,13 +162,13 @@ class LayerTokens:
             raise FoveateError(f"{need} was not measured; a method must name it in `needs`.")
         return self.encoder.measured[need].to(self.device)[self.encoder.origin]
 
-    def attention(self, asked: AttentionSource) -> Attention:
+    def attention(self, source: AttentionSource) -> Attention:
         """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
 
         Raises:
             FoveateError: the method did not declare that it asks the previous layer (`needs_previous_attention`).
         """
-        return self.model.ask(asked)
+        return self.model.ask(source)
 
     def activations(self) -> tuple[Tensor, Tensor]:
         """Activations (N, F) of the image's tokens in the MLP that has just run, and the sentence's core neurons (c,).
@@ -179,10 +181,10 @@ class LayerTokens:
         return self.model.neurons()
 
 
-def _of_places(found: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
+def _of_tokens(values: tuple[Tensor, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
     """Activations of some of an image's tokens, and the core neurons, which are the sentence's."""
-    activations, core = found
-    return activations[places], core
+    activations, core = values
+    return activations[indices], core
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,8 @@ class DecoderMethod(Method):
         others = tokens.without_answers()
         if not len(others) or (count is not None and count <= len(answers)):
             return Selection(answers)
-        own = self._checked(others, 0 if count is None else count - len(answers))
-        return with_answers(tokens, answers, own)
+        selection = self._checked(others, 0 if count is None else count - len(answers))
+        return with_answers(tokens, answers, selection)
 
     def _checked(self, tokens: LayerTokens, count: int) -> Selection:
         """What the method chooses, if the tokens can be chosen from and the choice is one."""
@@ -283,13 +285,13 @@ def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Sel
     assignment[answers] = row[len(chosen) :]
     weights = features = remade = positions = None
     if chosen.positions is not None:
-        own = answers[:, None].expand(-1, chosen.positions.shape[1])
-        positions = torch.cat([others[chosen.positions], own])[order]
+        answer_positions = answers[:, None].expand(-1, chosen.positions.shape[1])
+        positions = torch.cat([others[chosen.positions], answer_positions])[order]
     if chosen.weights is not None:
         weights = torch.ones(len(tokens), dtype=chosen.weights.dtype, device=order.device)
         weights[others] = chosen.weights
     if chosen.features is not None:
         features = torch.cat([chosen.features, tokens.features[answers]])[order]
     if again := chosen.remade:
-        remade = lambda found: torch.cat([again(found[others]), found[answers]])[order]  # noqa: E731
+        remade = lambda x: torch.cat([again(x[others]), x[answers]])[order]  # noqa: E731
     return Selection(indices, features, assignment, weights, positions, remade)

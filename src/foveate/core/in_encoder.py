@@ -89,16 +89,16 @@ def spread(total: int, patches: int, blocks: int, cls: bool, inflect: float = 0.
     """
     shares = [1 - inflect + 2 * inflect * (block / (blocks - 1) if blocks > 1 else 0.5) for block in range(blocks)]
     exact = [total * share / sum(shares) for share in shares]
-    wanted = [int(value + 1e-9) for value in exact]
-    for block in range(total - sum(wanted)):
-        wanted[block % blocks] += 1
+    planned = [int(value + 1e-9) for value in exact]
+    for block in range(total - sum(planned)):
+        planned[block % blocks] += 1
     for floor in range(total + 1):
-        amounts, rows, left = [], patches + cls, total
-        for want in wanted:
-            amount = min(max(want, floor), (rows - cls) // 2, left)
+        amounts, rows, remaining = [], patches + cls, total
+        for plan in planned:
+            amount = min(max(plan, floor), (rows - cls) // 2, remaining)
             amounts.append(amount)
-            rows, left = rows - amount, left - amount
-        if not left:
+            rows, remaining = rows - amount, remaining - amount
+        if not remaining:
             return tuple(amounts)
     least = patches
     for _ in range(blocks):

@@ -39,8 +39,8 @@ def planes(packed: Tensor, bits: int, count: int) -> Iterator[tuple[slice, int, 
         begin, end = place * width, min((place + 1) * width, count)
         if begin >= end:
             return
-        own = packed if end - begin == width else packed[..., : end - begin]
-        yield slice(begin, end), 2**shift, own & ((2**bits - 1) << shift) if bits < 8 else own
+        chunk = packed if end - begin == width else packed[..., : end - begin]
+        yield slice(begin, end), 2**shift, chunk & ((2**bits - 1) << shift) if bits < 8 else chunk
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:

@@ -148,23 +148,23 @@ class Plan:
             FoveateError: the text is no plan, or it names no known method; or a budget stands beside a plan that has
                 one, that has several steps, or whose method takes none.
         """
-        given = _budget(budget)
+        parsed = _budget(budget)
         if isinstance(plan, Plan):
-            return plan if given is None else cls(_with_budget(plan.steps, given))
+            return plan if parsed is None else cls(_with_budget(plan.steps, parsed))
         if isinstance(plan, Step):
-            return cls((plan,) if given is None else _with_budget((plan,), given))
+            return cls((plan,) if parsed is None else _with_budget((plan,), parsed))
         if isinstance(plan, str):
-            return parse_plan(plan, budget=given)
+            return parse_plan(plan, budget=parsed)
         if isinstance(plan, Method):
             step = Step(plan)
-            return cls((step,) if given is None else _with_budget((step,), given))
+            return cls((step,) if parsed is None else _with_budget((step,), parsed))
         if isinstance(plan, Iterable):
             parts = list(plan)
-            if given is not None and len(parts) == 1:
-                return cls.of(parts[0], given)
+            if parsed is not None and len(parts) == 1:
+                return cls.of(parts[0], parsed)
             steps = tuple(step for part in parts for step in cls.of(part).steps)
             if steps:
-                return cls(steps if given is None else _with_budget(steps, given))
+                return cls(steps if parsed is None else _with_budget(steps, parsed))
         raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
 
     @property
@@ -305,22 +305,22 @@ def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
     return (dataclasses.replace(step, budget=budget),)
 
 
-def _step(text: str, known: Mapping[str, type[Method]], beside: Budget | None = None) -> Step:
-    written, arguments, budget_text, layers_text = _parts(text)
-    name = written.lower()
+def _step(text: str, known: Mapping[str, type[Method]], separate_budget: Budget | None = None) -> Step:
+    typed, arguments, budget_text, layers_text = _parts(text)
+    name = typed.lower()
     name = RENAMED.get(name, name)
     if name not in known:
         if reason := why_missing(name):
             raise FoveateError(reason)
         close = get_close_matches(name[:50], known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise FoveateError(f"unknown method {_shown(written)}; {hint}possible are {', '.join(known)}.")
+        raise FoveateError(f"unknown method {_shown(typed)}; {hint}possible are {', '.join(known)}.")
     method = _build(known[name], arguments)
     budget = Budget.parse(budget_text) if budget_text is not None else None
     layers = _layers(layers_text, name) if layers_text is not None else ()
     if layers and not method.takes_layers:
         raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
-    if beside is None or budget is not None:
+    if separate_budget is None or budget is not None:
         method.check_budget(budget)
     return Step(method, budget, layers)
 
@@ -383,11 +383,11 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value that was read is of a field's type. Numbers are finite and fit 64 bits."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, option) for option in inner)
     if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in inner)
+        return any(type(value) is type(option) and value == option for option in inner)
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, (list, tuple)) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, (list, tuple)) and all(_fits(option, inner[0]) for option in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
     if hint is int:
@@ -401,7 +401,7 @@ def _kinds(hint: Any) -> str:
     """What a field takes, in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_kinds(one) for one in inner)
+        return " or ".join(_kinds(option) for option in inner)
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if isinstance(origin, type) and issubclass(origin, Sequence):

@@ -127,11 +127,11 @@ def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Sel
     assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
     weights = torch.zeros(len(tokens), dtype=wide(tokens.features[:0]).dtype, device=tokens.device)
     for crop, part in zip(crops, parts, strict=True):
-        own = tokens.features[crop.present]
-        features.append(own[part.indices] if part.features is None else part.features)
+        part_features = tokens.features[crop.present]
+        features.append(part_features[part.indices] if part.features is None else part.features)
         member = part.assignment
         if member is None:
-            member = torch.full((len(own),), -1, dtype=torch.int64, device=tokens.device)
+            member = torch.full((len(part_features),), -1, dtype=torch.int64, device=tokens.device)
             member[part.indices] = torch.arange(len(part), device=tokens.device)
         used = member >= 0
         assignment[crop.present[used]] = rank[start + member[used]]
@@ -144,7 +144,7 @@ def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Sel
     positions = None
     width = max((part.positions.shape[1] for part in parts if part.positions is not None), default=0)
     if width:
-        own_places = [p.indices[:, None].expand(-1, width) if p.positions is None else p.positions for p in parts]
-        carried = [crop.present[places] for crop, places in zip(crops, own_places, strict=True)]
+        part_positions = [p.indices[:, None].expand(-1, width) if p.positions is None else p.positions for p in parts]
+        carried = [crop.present[part_position] for crop, part_position in zip(crops, part_positions, strict=True)]
         positions = torch.cat(carried)[order]
     return Selection(indices[order], torch.cat(features)[order], assignment, weights, positions)

@@ -49,12 +49,12 @@ class PrunedSequence:
 
     Args:
         columns: (B, P) the column of the long sequence at every position, -1 for padding.
-        gone: (B, P) how many image tokens were left out before each position, in its stretch of positions.
+        removed: (B, P) how many image tokens were left out before each position, in its stretch of positions.
         total: (B, 1) how many were left out of the row.
     """
 
     columns: Tensor
-    gone: Tensor
+    removed: Tensor
     total: Tensor
 
 
@@ -62,7 +62,7 @@ def kept_columns(
     batch: int,
     length: int,
     chosen: Sequence[PlacedSelection],
-    seen: Tensor | None,
+    mask: Tensor | None,
     device: Any,
     stretches: Tensor | None = None,
 ) -> PrunedSequence:
@@ -72,35 +72,35 @@ def kept_columns(
         batch: Rows B.
         length: Columns L of the long sequence.
         chosen: What stays of every image.
-        seen: (B, L) 0 for padding of the prompts; leading columns that are padding in all rows go too.
+        mask: (B, L) 0 for padding of the prompts; leading columns that are padding in all rows go too.
         device: Where the result shall be.
         stretches: (B, L) from `stretches_of`; None: every row is one.
     """
     if not chosen:  # while an answer is written, at every token
         columns = torch.arange(length, device=device).expand(batch, -1)
         return PrunedSequence(columns, torch.zeros_like(columns), columns.new_zeros(batch, 1))
-    stays = torch.ones(batch, length, dtype=torch.bool, device=device)
+    kept = torch.ones(batch, length, dtype=torch.bool, device=device)
     for image in chosen:
-        stays[image.row, image.columns] = False
+        kept[image.row, image.columns] = False
     for image in chosen:
-        stays[image.row, image.kept] = True
-    gone = total = (~stays).cumsum(dim=1)
+        kept[image.row, image.kept] = True
+    removed = total = (~kept).cumsum(dim=1)
     if stretches is not None:
         place = torch.arange(length, device=device).expand(batch, -1)
         first = F.pad(stretches[:, 1:] != stretches[:, :-1], (1, 0), value=True)
         start = torch.where(first, place, 0).cummax(dim=1).values
-        before = gone - (~stays).long()
-        gone = gone - before.gather(1, start)
-    counts = stays.sum(dim=1)
+        before = removed - (~kept).long()
+        removed = removed - before.gather(1, start)
+    counts = kept.sum(dim=1)
     longest = int(counts.max())
     # A stable sort puts what goes first and keeps the order of the rest.
-    order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
+    order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
     padding = torch.arange(longest, device=device) < (longest - counts)[:, None]
-    if seen is not None and bool(padding.any()):
-        empty = padding | (seen.gather(1, order) == 0)
+    if mask is not None and bool(padding.any()):
+        empty = padding | (mask.gather(1, order) == 0)
         leading = int(empty.all(dim=0).to(torch.uint8).cumprod(dim=0).sum())
         order, padding = order[:, leading:], padding[:, leading:]
-    return PrunedSequence(order.masked_fill(padding, -1), gone.gather(1, order), total[:, -1:])
+    return PrunedSequence(order.masked_fill(padding, -1), removed.gather(1, order), total[:, -1:])
 
 
 def stretches_of(positions: Tensor | None) -> Tensor | None:
@@ -127,21 +127,21 @@ def gather_mask(mask: Tensor, columns: Tensor) -> Tensor:
     return gather(mask, columns).masked_fill(columns < 0, 0)
 
 
-def gather_positions(positions: Tensor, columns: Tensor, gone: Tensor | None = None) -> Tensor:
+def gather_positions(positions: Tensor, columns: Tensor, removed: Tensor | None = None) -> Tensor:
     """Position ids (B, L), (1, L) or (axes, B, L) at `columns`.
 
     Args:
         positions: Of the long sequence.
         columns: (B, P).
-        gone: (B, P) to close the gaps that left-out tokens leave, for positions of one axis.
+        removed: (B, P) to close the gaps that left-out tokens leave, for positions of one axis.
     """
     batch = len(columns)
     if positions.ndim == 3:
-        spread = positions.expand(-1, batch, -1)
-        return spread.gather(2, columns.clamp(min=0).expand(len(spread), -1, -1))
+        expanded = positions.expand(-1, batch, -1)
+        return expanded.gather(2, columns.clamp(min=0).expand(len(expanded), -1, -1))
     short = positions.expand(batch, -1).gather(1, columns.clamp(min=0))
-    if gone is not None:
-        short = (short - gone).clamp(min=0)
+    if removed is not None:
+        short = (short - removed).clamp(min=0)
     return short.masked_fill(columns < 0, 0)
 
 
@@ -169,15 +169,15 @@ def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[PlacedS
     if any(image.selection.features is not None for image in chosen):
         features = features.clone()
         for image in chosen:
-            own = image.selection
-            if own.features is None:
+            selection = image.selection
+            if selection.features is None:
                 continue
-            value = own.features
-            if torch.is_grad_enabled() and own.remade is not None:
-                value = own.remade(features[image.row, image.columns])
-            elif torch.is_grad_enabled() and features.requires_grad and own.assignment is not None:
+            value = selection.features
+            if torch.is_grad_enabled() and selection.remade is not None:
+                value = selection.remade(features[image.row, image.columns])
+            elif torch.is_grad_enabled() and features.requires_grad and selection.assignment is not None:
                 # The value is the method's; the gradient reaches the tokens by the shares that they have in it.
-                shares = own.apply(features[image.row, image.columns])
+                shares = selection.apply(features[image.row, image.columns])
                 value = value + (shares - shares.detach())
             features[image.row, image.kept] = value.to(features)
     return gather(features, columns)
@@ -231,15 +231,15 @@ def shorten_labels(labels: Tensor, columns: Tensor, blocks: Tensor | None = None
     unpredicted = columns < 0
     unpredicted[:, 1:] |= columns[:, :-1] < 0
     if blocks is not None:
-        own = gather(blocks, columns)
-        unpredicted[:, 1:] |= (own[:, 1:] != own[:, :-1]) & (columns[:, 1:] != columns[:, :-1] + 1)
+        samples = gather(blocks, columns)
+        unpredicted[:, 1:] |= (samples[:, 1:] != samples[:, :-1]) & (columns[:, 1:] != columns[:, :-1] + 1)
     return gather(labels, columns).masked_fill(unpredicted, -100)
 
 
 def shorten_shifted(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
     """As `shorten_labels`, for labels (B, L) that stand where they are predicted, one column before their tokens."""
-    own = F.pad(labels[:, :-1], (1, 0), value=-100)
-    short = shorten_labels(own, columns, blocks)
+    unshifted = F.pad(labels[:, :-1], (1, 0), value=-100)
+    short = shorten_labels(unshifted, columns, blocks)
     # What the last column predicts is no token of the sequence.
     last = torch.where(columns[:, -1] == labels.shape[1] - 1, labels[:, -1], -100)
     return torch.cat([short[:, 1:], last[:, None]], dim=1)
@@ -257,8 +257,8 @@ def labels_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = N
 
 def shifted_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
     """As `labels_that_count`, for labels that stand where they are predicted."""
-    own = labels_that_count(F.pad(labels[:, :-1], (1, 0), value=-100), columns, blocks)
-    return torch.cat([own[:, 1:], labels[:, -1:]], dim=1)
+    counted = labels_that_count(F.pad(labels[:, :-1], (1, 0), value=-100), columns, blocks)
+    return torch.cat([counted[:, 1:], labels[:, -1:]], dim=1)
 
 
 def last_kept(columns: Tensor, length: int, blocks: Tensor | None = None) -> Tensor:
@@ -267,22 +267,22 @@ def last_kept(columns: Tensor, length: int, blocks: Tensor | None = None) -> Ten
     It is the column itself where it stays, else the last one before it that stays, of the same sample. So each column
     is followed by what follows it in the short sequence: what predicts a token that stays is, in both, the same.
     """
-    wanted = torch.arange(length, device=columns.device).expand(len(columns), -1).contiguous()
-    place = torch.searchsorted(columns.contiguous(), wanted, right=True) - 1
-    found = gather_mask(columns + 1, place) - 1  # -1 where nothing stands before
+    targets = torch.arange(length, device=columns.device).expand(len(columns), -1).contiguous()
+    place = torch.searchsorted(columns.contiguous(), targets, right=True) - 1
+    kept = gather_mask(columns + 1, place) - 1  # -1 where nothing stands before
     if blocks is not None:
-        found = found.masked_fill(gather(blocks, found) != blocks, -1)
-    return place.masked_fill(found < 0, -1)
+        kept = kept.masked_fill(gather(blocks, kept) != blocks, -1)
+    return place.masked_fill(kept < 0, -1)
 
 
-def spread(values: Tensor, places: Tensor) -> Tensor:
+def spread(values: Tensor, positions: Tensor) -> Tensor:
     """Values (B, P, D) of the short sequence at every column of the long one (B, L, D); zeros where nothing stands.
 
     Args:
         values: Of the short sequence.
-        places: (B, L) from `last_kept`.
+        positions: (B, L) from `last_kept`.
     """
-    return gather(values, places) * (places >= 0)[..., None].to(values.dtype)
+    return gather(values, positions) * (positions >= 0)[..., None].to(values.dtype)
 
 
 def gather_pairs(mask: Tensor, columns: Tensor, keys: Tensor) -> Tensor:
@@ -290,9 +290,9 @@ def gather_pairs(mask: Tensor, columns: Tensor, keys: Tensor) -> Tensor:
 
     Padding is seen by nobody and sees everything: what sees nothing is no number.
     """
-    spread_ = mask.expand(len(columns), -1, -1, -1)
-    shape = spread_.shape
-    rows = spread_.gather(2, columns.clamp(min=0)[:, None, :, None].expand(-1, shape[1], -1, shape[3]))
+    expanded = mask.expand(len(columns), -1, -1, -1)
+    shape = expanded.shape
+    rows = expanded.gather(2, columns.clamp(min=0)[:, None, :, None].expand(-1, shape[1], -1, shape[3]))
     index = keys.clamp(min=0)[:, None, None].expand(-1, *rows.shape[1:3], -1)
     boolean = mask.dtype == torch.bool
     least = False if boolean else torch.finfo(mask.dtype).min

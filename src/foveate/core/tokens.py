@@ -85,15 +85,15 @@ class EncoderSpec:
         Raises:
             FoveateError: the encoder has no such layer.
         """
-        found = layer + self.num_layers if layer < 0 else layer
-        if not 0 <= found < self.num_layers:
+        index = layer + self.num_layers if layer < 0 else layer
+        if not 0 <= index < self.num_layers:
             raise FoveateError(
                 Refusal(
                     "no-such-layer",
                     f"the encoder has {self.num_layers} blocks (0 to {self.num_layers - 1}), not {layer}",
                 )
             )
-        return found
+        return index
 
     @property
     def last_used(self) -> int:
@@ -200,16 +200,16 @@ class VisualTokens:
 
         The grid of the part is the crop's; where tokens are missing, `crops[0].index` is -1.
         """
-        places = crop.present
-        if len(places) == len(crop.index):
-            index = torch.arange(len(places), device=places.device)
+        indices = crop.present
+        if len(indices) == len(crop.index):
+            index = torch.arange(len(indices), device=indices.device)
         else:
             index = torch.full_like(crop.index, -1)
-            index[crop.index >= 0] = torch.arange(len(places), device=places.device)
-        measured = {n: v if n.kind in _WHOLE else _rows(n, v, places) for n, v in self.measured.items()}
+            index[crop.index >= 0] = torch.arange(len(indices), device=indices.device)
+        measured = {n: v if n.kind in _WHOLE else _rows(n, v, indices) for n, v in self.measured.items()}
         return replace(
             self,
-            features=self.features[places],
+            features=self.features[indices],
             crops=(Crop(index, crop.grid, crop.box, "image"),),
             measured=measured,
             separators=None,
@@ -234,8 +234,8 @@ class VisualTokens:
 _WHOLE = ("instruction", "text_feature", "cls_feature", "pixels")
 
 
-def _rows(need: Need, value: Tensor, places: Tensor) -> Tensor:
-    return value[places][:, places] if need.kind == "attention_map" else value[places]
+def _rows(need: Need, value: Tensor, indices: Tensor) -> Tensor:
+    return value[indices][:, indices] if need.kind == "attention_map" else value[indices]
 
 
 @dataclass(frozen=True)
@@ -332,14 +332,14 @@ class Selection:
                     f"{name} chose {rows} places, {len(indices.unique())} of them different, from {int(indices.min())} "
                     f"to {int(indices.max())}; places ascend, stand once each and lie within 0 to {count - 1}."
                 )
-        for part, given, wanted in (
+        for part, value, expected in (
             ("rows of features", self.features, rows),
             ("assigned tokens", self.assignment, count),
             ("weights", self.weights, count),
             ("rows of positions", self.positions, rows),
         ):
-            if given is not None and len(given) != wanted:
-                raise FoveateError(f"{name} gave {len(given)} {part} where there are {wanted}.")
+            if value is not None and len(value) != expected:
+                raise FoveateError(f"{name} gave {len(value)} {part} where there are {expected}.")
 
 
 def check_finite(name: str, values: Iterable[tuple[str, Tensor]]) -> None:
@@ -354,14 +354,14 @@ def check_finite(name: str, values: Iterable[tuple[str, Tensor]]) -> None:
     Raises:
         FoveateError: one of them holds NaN or infinity.
     """
-    asked = [(what, value) for what, value in values if value.numel() and value.is_floating_point()]
-    if not asked:
+    floating = [(what, value) for what, value in values if value.numel() and value.is_floating_point()]
+    if not floating:
         return
-    device = asked[0][1].device
-    ends = [end.isfinite().to(device) for _, value in asked for end in value.detach().aminmax()]
+    device = floating[0][1].device
+    ends = [end.isfinite().to(device) for _, value in floating for end in value.detach().aminmax()]
     if bool(torch.stack(ends).all()):
         return
-    what, value = next((what, value) for what, value in asked if not bool(value.isfinite().all()))
+    what, value = next((what, value) for what, value in floating if not bool(value.isfinite().all()))
     rows = (~value.isfinite()).reshape(len(value), -1).any(dim=1).nonzero().flatten().tolist()
     raise FoveateError(
         f"{name} cannot choose: the {what} are not finite ({len(rows)} of {len(value)} rows hold NaN or infinity, the "

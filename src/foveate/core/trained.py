@@ -49,9 +49,9 @@ class Trained:
         """
         if self.weights:
             return self
-        own = copy.copy(self)  # what stood beside another model is forgotten
-        object.__setattr__(own, "_resolved", self._found(location))
-        return own
+        resolved = copy.copy(self)  # what stood beside another model is forgotten
+        object.__setattr__(resolved, "_resolved", self._found(location))
+        return resolved
 
     def copy_to(self, folder: str | PathLike[str]) -> None:
         """Copy the weights to where the method finds them beside the model in `folder`.
@@ -108,10 +108,10 @@ def copied(name: str, file: Path, target: Path) -> None:
 @lru_cache(maxsize=64)
 def _on_the_hub(location: str, file: str) -> str:
     """`file_of` of a Hub id: what is there is asked for once, though a server attaches plans for every request."""
-    found = file_of(location, file)
-    if found is None:
+    path = file_of(location, file)
+    if path is None:
         raise FileNotFoundError(file)  # nothing is remembered of what is not there, or not now
-    return found
+    return path
 
 
 def read_file(

@@ -109,10 +109,10 @@ def sequence_groups(image: Tensor, assignments: Sequence[Tensor]) -> Tensor:
     Raises:
         FoveateError: the images do not fill the places for them.
     """
-    places = int(image.sum())
-    if sum(len(assignment) for assignment in assignments) != places:
+    patches = int(image.sum())
+    if sum(len(assignment) for assignment in assignments) != patches:
         have = sum(len(assignment) for assignment in assignments)
-        raise FoveateError(f"{places} places for patches, and images of {have}.")
+        raise FoveateError(f"{patches} places for patches, and images of {have}.")
     batch, count = image.shape
     # A label for every position that no other group has: its own place, or, counted on from there, its merged token.
     label = torch.arange(batch * count, device=image.device).view(batch, count)

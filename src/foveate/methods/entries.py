@@ -137,7 +137,7 @@ class Entry:
             "modality": tuple(document["modality"]),
             "needs": {need["kind"]: need["substitute"] for need in document["needs"]},
             "arguments": {name: _frozen(value) for name, value in document["arguments"].items()},
-            "families": {name: Verdict.from_json(one) for name, one in document["families"].items()},
+            "families": {name: Verdict.from_json(verdict) for name, verdict in document["families"].items()},
         }
         return cls(**values)
 

@@ -77,8 +77,8 @@ def verify(method: PreLLMMethod, tokens: VisualTokens, count: int | None) -> Sel
         )
         if selection.weights is not None:
             assert selection.weights.shape == (len(tokens),)
-            own = selection.weights[selection.assignment >= 0].float()
-            shares = torch.zeros(kept, dtype=torch.float32).index_add_(0, used, own)
+            weights = selection.weights[selection.assignment >= 0].float()
+            shares = torch.zeros(kept, dtype=torch.float32).index_add_(0, used, weights)
             torch.testing.assert_close(shares[filled], torch.ones_like(shares[filled]))
     if selection.positions is not None:
         assert selection.positions.dtype == torch.int64

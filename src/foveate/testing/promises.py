@@ -48,5 +48,5 @@ class Promises:
 
 def chosen_budgets(method: Method, *budgets: int) -> list[int | None]:
     """Those of the budgets that it takes, and None where its own rule decides."""
-    own: list[int | None] = [] if method.budget == "count" else [None]
-    return own + ([] if method.budget == "none" else list(budgets))
+    unbudgeted: list[int | None] = [] if method.budget == "count" else [None]
+    return unbudgeted + ([] if method.budget == "none" else list(budgets))

@@ -97,8 +97,8 @@ def tiled(
     height, width = rows - 2 * cut[0], columns - 2 * cut[1]
     canvas = torch.full((rows, columns), -1)
     start, step = side * side, width + int(newlines)
-    own = start + torch.arange(height)[:, None] * step + torch.arange(width)
-    canvas[cut[0] : rows - cut[0], cut[1] : columns - cut[1]] = own
+    indices = start + torch.arange(height)[:, None] * step + torch.arange(width)
+    canvas[cut[0] : rows - cut[0], cut[1] : columns - cut[1]] = indices
     size = start + height * step
     separators = torch.zeros(size, dtype=torch.bool)
     if newlines:

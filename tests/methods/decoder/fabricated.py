@@ -21,7 +21,7 @@ def of_case(case: dict) -> LayerTokens:
     tokens = layer_tokens(len(hidden) - case["before"] - case["after"], case["before"], case["after"])
     asked = Attention(query, key, query.shape[-1] ** -0.5)
     entered = torch.tensor(case.get("entered", case["hidden"]))
-    return changed(tokens, features=hidden[tokens.places], hidden=hidden, entered=entered, ask=lambda _: asked)
+    return changed(tokens, features=hidden[tokens.indices], hidden=hidden, entered=entered, ask=lambda _: asked)
 
 
 def in_any_order(rows: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def test_the_visual_term_decides_what_stays():
         attention = (2 * torch.randn(40, generator=generator)).softmax(dim=0)
         mass, seen = torch.rand(40, generator=generator), torch.ones(40, dtype=torch.bool)
         settings = [VASparse(keep=0.5, weight=weight) for weight in (0.0, 1.0)]
-        without, beside = (one.kept(one.scores(attention, mass, seen)) for one in settings)
+        without, beside = (one.attended_tokens(one.scores(attention, mass, seen)) for one in settings)
         different += set(without.tolist()) != set(beside.tolist())
         assert float(mass[beside].mean()) >= float(mass[without].mean())
     assert different > 40
@@ -69,13 +69,13 @@ def test_scores_rest_on_the_attention_that_is_paid(name):
 
 def test_what_is_kept_and_what_the_branch_sees():
     scores = torch.tensor([5.0, 1.0, -torch.inf, 4.0, 3.0, 2.0, 0.0])
-    assert VASparse(keep=0.5).kept(scores).tolist() == [0, 3, 6]
-    assert VASparse(keep=1.0).kept(scores).tolist() == [0, 1, 3, 4, 5, 6]
-    assert VASparse(keep=0.01).kept(scores).tolist() == [6]
+    assert VASparse(keep=0.5).attended_tokens(scores).tolist() == [0, 3, 6]
+    assert VASparse(keep=1.0).attended_tokens(scores).tolist() == [0, 1, 3, 4, 5, 6]
+    assert VASparse(keep=0.01).attended_tokens(scores).tolist() == [6]
     visual = torch.tensor([False, True, True, True, True, True, False])
-    assert VASparse(mask=0.5).left(scores, visual).tolist() == [0, 1, 5, 6]
-    assert VASparse(mask=0.0).left(scores, visual).tolist() == [0, 1, 3, 4, 5, 6]
-    assert VASparse(mask=1.0).left(scores, visual).tolist() == [0, 6]
+    assert VASparse(mask=0.5).branch_tokens(scores, visual).tolist() == [0, 1, 5, 6]
+    assert VASparse(mask=0.0).branch_tokens(scores, visual).tolist() == [0, 1, 3, 4, 5, 6]
+    assert VASparse(mask=1.0).branch_tokens(scores, visual).tolist() == [0, 6]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -111,7 +111,7 @@ def test_written_tokens_see_what_is_kept(name):
     model = zoo()[name].model()
     inputs = zoo()[name].prompts(model, [[(4, 4)]])
     seen: list[tuple[int, torch.Tensor]] = []
-    kept_before, attend_before, compared = VASparse.kept, Call.attend, []
+    kept_before, attend_before, compared = VASparse.attended_tokens, Call.attend, []
 
     def kept(self, scores):
         seen.append((len(scores), kept_before(self, scores)))
@@ -128,7 +128,7 @@ def test_written_tokens_see_what_is_kept(name):
         return found
 
     with pytest.MonkeyPatch.context() as patch, foveate.vasparse(model, VASparse(keep=0.3, contrast=0.0, weight=50.0)):
-        patch.setattr(VASparse, "kept", kept)
+        patch.setattr(VASparse, "attended_tokens", kept)
         patch.setattr(Call, "attend", attend)
         output = written(model, inputs)
     length, layers = inputs["input_ids"].shape[1], len(model.model.language_model.layers)

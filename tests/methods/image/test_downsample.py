@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import foveate
-from foveate.core.image import places
+from foveate.core.image import kept_positions
 from foveate.core.tokens import Grid
 from foveate.families import families
 from foveate.methods.image.downsample import Downsample
@@ -29,7 +29,7 @@ def test_exactly_as_many_tokens_at_places_of_their_own(rows: int, columns: int, 
     assert small.rows <= rows
     assert small.columns <= columns
     assert small.size >= count
-    stay, at = places(grid, small, count)
+    stay, at = kept_positions(grid, small, count)
     assert len(stay) == len(at) == count
     assert int(stay[0]) >= 0
     assert int(stay[-1]) < small.size

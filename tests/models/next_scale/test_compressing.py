@@ -75,7 +75,7 @@ def test_hack_gives_structural_heads_more_and_both_ends(model, profile) -> None:
         if cache.place == 3:
             for group in cache.layers[layer].groups:
                 for row, head in enumerate(group.heads):
-                    rows = group.places()[:, row].tolist()
+                    rows = group.token_indices()[:, row].tolist()
                     seen[layer * HEADS + head] = [[place for place in own if place < HISTORY] for own in rows]
 
     plan = Plan.of(Hack(initial=0.25, recent=0.5, ratio=0.5), 6)
@@ -112,7 +112,7 @@ def test_scalekv_differs_by_layer_and_keeps_its_window(model, profile) -> None:
     # The centres of a 2 x 2 grid over the third map (3 x 3), whose first token is the fifth.
     window = {5 + row * 3 + column for row in (0, 2) for column in (0, 2)}
     for group in seen:
-        for row in group.places().flatten(0, 1).tolist():
+        for row in group.token_indices().flatten(0, 1).tolist():
             assert window <= set(row)
 
 

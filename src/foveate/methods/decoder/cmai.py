@@ -45,18 +45,20 @@ class CMAI(MaskMethod):
         """All of them."""
         return tuple(range(num_layers))
 
-    def attention_mask(self, looking: AttentionInputs, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attention_mask(self, inputs: AttentionInputs, remembered: Tensor | None) -> tuple[Tensor, Tensor]:
         """See `MaskMethod.hides`; remembered is $A_{ti}$ of all text so far, (T, N)."""
-        new = looking.text[looking.past :].nonzero().flatten()
-        attention = looking.rows(new)
-        focused = attention.new_zeros(int(looking.text.sum()), int(looking.visual.sum()))
-        if before is not None:  # images that came since stand behind those that were there
-            focused[len(focused) - len(new) - len(before) : len(focused) - len(new), : before.shape[1]] = before
-        focused[len(focused) - len(new) :] = attention[:, looking.visual]
-        score = attention[:, looking.text] @ focused
-        seen = looking.allowed[new][:, looking.visual]
-        mean = (score * seen).sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True).clamp(min=1)
-        hidden = torch.zeros_like(looking.allowed)
-        columns = looking.visual.nonzero().flatten()
-        hidden[new[:, None], columns] = seen & (score < self.threshold * mean)
+        new = inputs.text[inputs.past :].nonzero().flatten()
+        attention = inputs.rows(new)
+        focused = attention.new_zeros(int(inputs.text.sum()), int(inputs.visual.sum()))
+        if remembered is not None:  # images that came since stand behind those that were there
+            focused[len(focused) - len(new) - len(remembered) : len(focused) - len(new), : remembered.shape[1]] = (
+                remembered
+            )
+        focused[len(focused) - len(new) :] = attention[:, inputs.visual]
+        score = attention[:, inputs.text] @ focused
+        allowed = inputs.allowed[new][:, inputs.visual]
+        mean = (score * allowed).sum(dim=1, keepdim=True) / allowed.sum(dim=1, keepdim=True).clamp(min=1)
+        hidden = torch.zeros_like(inputs.allowed)
+        columns = inputs.visual.nonzero().flatten()
+        hidden[new[:, None], columns] = allowed & (score < self.threshold * mean)
         return hidden, focused

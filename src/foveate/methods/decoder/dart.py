@@ -14,7 +14,7 @@ from foveate.methods.shared.diversity import unlike_pivots
 
 
 @dataclass(frozen=True)
-class DARTAt(DecoderMethod):
+class DARTDecoder(DecoderMethod):
     """Keeps a few pivots, the tokens of greatest keys, and for each pivot, words too, the tokens least like it.
 
     At layer K the pivots are the visual tokens, and the words of the question, with the greatest $|k|_1$ of their keys
@@ -57,7 +57,7 @@ class DARTAt(DecoderMethod):
         """See `DecoderMethod.select`."""
         attention = tokens.attention("previous")
         norms = attention.key[:, attention.past :].float().abs().sum(dim=(0, 2))
-        pivots = _greatest(norms[tokens.places], min(self.pivots, count))
+        pivots = _greatest(norms[tokens.indices], min(self.pivots, count))
         words = tokens.question[_greatest(norms[tokens.question], self.text_pivots)]
         norm = tokens.model.norm
         x, others = norm(tokens.features), norm(tokens.prompt.hidden[words])

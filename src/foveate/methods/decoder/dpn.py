@@ -19,9 +19,9 @@ from foveate.core.trained import Trained
 #: What logits are divided by before the softmax.
 TEMPERATURE = 10.0
 #: Images of fewer tokens are left as they are.
-LEAST = 16
+LEAST_TOKENS = 16
 #: Experts that would leave fewer tokens are not drawn in training.
-LEFT = 18
+LEAST_REMAINING = 18
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,16 @@ class DPN(Trained, DecoderMethod):
         if self.scaled not in (None, True, False):
             raise FoveateError(f"dpn: scaled is True or False, not {self.scaled!r}.")
 
-    def learning(self, routers: nn.ModuleDict, noted: list[tuple[int, Tensor]]) -> DPN:
+    def learning(self, routers: nn.ModuleDict, record: list[tuple[int, Tensor]]) -> DPN:
         """This method with routers that learn.
 
         Args:
             routers: By layer, as text.
-            noted: Takes the layer and the probabilities (experts,) of every image that is pooled.
+            record: Takes the layer and the probabilities (experts,) of every image that is pooled.
         """
-        own = copy.copy(self)
-        object.__setattr__(own, "_learning", (routers, noted))
-        return own
+        learner = copy.copy(self)
+        object.__setattr__(learner, "_learning", (routers, record))
+        return learner
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """Nothing of the encoder; its weights."""
@@ -100,25 +100,25 @@ class DPN(Trained, DecoderMethod):
         router = self._router(tokens)
         if too_small(len(tokens), router.strides):
             return Selection(torch.arange(len(tokens), device=tokens.device))
-        read = context(tokens).detach()
+        state = context(tokens).detach()
         with torch.no_grad():
-            shares = router(read)
-            best = drawn(tokens, shares, router.strides) if tokens.learning else int(shares.argmax())
-        noted = None if self._learning is None else self._learning[1]
+            probabilities = router(state)
+            best = drawn(tokens, probabilities, router.strides) if tokens.learning else int(probabilities.argmax())
+        record = None if self._learning is None else self._learning[1]
 
         def factor() -> Tensor:
             """The probability of the expert, with its gradient where one is asked for."""
-            found = router(read)
-            if noted is not None and torch.is_grad_enabled():
-                noted.append((tokens.layer, found))
-            return found[best]
+            probabilities = router(state)
+            if record is not None and torch.is_grad_enabled():
+                record.append((tokens.layer, probabilities))
+            return probabilities[best]
 
         return pooled(tokens, router.strides[best], self.operation, factor if self._scales else None)
 
     def _router(self, tokens: LayerTokens) -> Router:
         if self._learning is not None:
-            found: Any = self._learning[0][str(tokens.layer)]
-            return found
+            learned: Any = self._learning[0][str(tokens.layer)]
+            return learned
         router: Router = network_of(self.path, self.name, build, tokens.layer, tokens.device)
         check_size(self.name, self.path, router.size, tokens.features.shape[1])
         return router
@@ -172,18 +172,18 @@ def default_strides(layers: Sequence[int]) -> dict[int, tuple[int, ...]]:
 
 def too_small(count: int, strides: Sequence[int]) -> bool:
     """Whether an image of so many tokens is left as it is."""
-    return count < max(LEAST, max(strides) ** 2)
+    return count < max(LEAST_TOKENS, max(strides) ** 2)
 
 
-def drawn(tokens: LayerTokens, shares: Tensor, strides: Sequence[int]) -> int:
-    """An expert by chance, with its probability in `shares` (experts,) among those that leave enough tokens.
+def drawn(tokens: LayerTokens, probabilities: Tensor, strides: Sequence[int]) -> int:
+    """An expert by chance, with its probability in `probabilities` (experts,) among those that leave enough tokens.
 
     A router that is sure of an expert that may not be taken takes the smallest window.
     """
-    left = [int(windows(tokens.crops, len(tokens), stride).max()) + 1 for stride in strides]
-    few = [stride > 1 and count < LEFT for stride, count in zip(strides, left, strict=True)]
-    shares = shares.masked_fill(torch.tensor(few, device=shares.device), 0)
-    return int(shares.multinomial(1)) if float(shares.sum()) > 0 else 0
+    remaining = [int(windows(tokens.crops, len(tokens), stride).max()) + 1 for stride in strides]
+    few = [stride > 1 and count < LEAST_REMAINING for stride, count in zip(strides, remaining, strict=True)]
+    probabilities = probabilities.masked_fill(torch.tensor(few, device=probabilities.device), 0)
+    return int(probabilities.multinomial(1)) if float(probabilities.sum()) > 0 else 0
 
 
 def context(tokens: LayerTokens) -> Tensor:
@@ -204,23 +204,23 @@ def windows(crops: Sequence[Crop], count: int, stride: int) -> Tensor:
         stride: Side of a window.
     """
     device = crops[0].index.device if crops else None
-    own = torch.arange(count, device=device)
-    taken = count
+    labels = torch.arange(count, device=device)
+    next_label = count
     for crop in crops:
         present = crop.index >= 0
         cells = present.nonzero().flatten()
         if not len(cells):
             continue
-        there = present.view(*crop.grid)
-        row, column = (there.any(dim=dim).cumsum(0) - 1 for dim in (1, 0))
+        occupied = present.view(*crop.grid)
+        row, column = (occupied.any(dim=dim).cumsum(0) - 1 for dim in (1, 0))
         wide = int(column[-1]) // stride + 1
         window = row[cells // crop.grid.columns] // stride * wide + column[cells % crop.grid.columns] // stride
-        own[crop.index[cells]] = taken + window
-        taken += int(window.max()) + 1
+        labels[crop.index[cells]] = next_label + window
+        next_label += int(window.max()) + 1
     # Windows by number, then by the first of their tokens.
-    number = own.unique(return_inverse=True)[1]
-    places = torch.arange(count, device=own.device)
-    first = places.new_full((int(number.max()) + 1,), count).scatter_reduce(0, number, places, "amin")
+    number = labels.unique(return_inverse=True)[1]
+    indices = torch.arange(count, device=labels.device)
+    first = indices.new_full((int(number.max()) + 1,), count).scatter_reduce(0, number, indices, "amin")
     return first.argsort().argsort()[number]
 
 
@@ -235,21 +235,21 @@ def pooled(
         operation: "max" or "mean".
         factor: Gives what the outcome is multiplied by; None: it stays as it is.
     """
-    everything = torch.arange(len(tokens), device=tokens.device)
+    indices = torch.arange(len(tokens), device=tokens.device)
     if stride == 1 and factor is None:
-        return Selection(everything)
-    window = everything if stride == 1 else windows(tokens.crops, len(tokens), stride)
+        return Selection(indices)
+    window = indices if stride == 1 else windows(tokens.crops, len(tokens), stride)
     rows = int(window.max()) + 1
-    first = everything.new_full((rows,), len(tokens)).scatter_reduce(0, window, everything, "amin")
+    first = indices.new_full((rows,), len(tokens)).scatter_reduce(0, window, indices, "amin")
 
     def remade(features: Tensor) -> Tensor:
-        found = wide(features)
+        x = wide(features)
         if stride > 1:
-            index = window[:, None].expand_as(found)
-            found = found.new_zeros(rows, found.shape[1]).scatter_reduce(
-                0, index, found, "amax" if operation == "max" else "mean", include_self=False
+            index = window[:, None].expand_as(x)
+            x = x.new_zeros(rows, x.shape[1]).scatter_reduce(
+                0, index, x, "amax" if operation == "max" else "mean", include_self=False
             )
-        return (found if factor is None else found * factor()).to(features.dtype)
+        return (x if factor is None else x * factor()).to(features.dtype)
 
     with torch.no_grad():
         return Selection(first, remade(tokens.features), window, remade=remade)

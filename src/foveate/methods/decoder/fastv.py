@@ -35,4 +35,4 @@ class FastV(DecoderScorer):
 
     def score(self, tokens: LayerTokens) -> Tensor:
         """The attention of the prompt's last token, in the layer before."""
-        return tokens.attention("previous").attention_received(tokens.prompt.asking, tokens.places)
+        return tokens.attention("previous").attention_received(tokens.prompt.asking, tokens.indices)

@@ -12,7 +12,7 @@ from foveate.core.tokens import Selection, merge_tokens
 
 
 @dataclass(frozen=True)
-class PoolAt(DecoderMethod):
+class PoolDecoder(DecoderMethod):
     """Averages the hidden states of neighbouring image tokens before a decoder layer; made for training in stages.
 
     The tokens that are there, in reading order, are cut into as many runs as shall stay, and x'_r is the mean of run r:

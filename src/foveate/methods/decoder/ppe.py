@@ -15,7 +15,7 @@ from foveate.methods.pre_llm.ppe import MOST_MEMBERS, clustered
 
 
 @dataclass(frozen=True)
-class PPEAt(DecoderMethod):
+class PPEDecoder(DecoderMethod):
     """Merges hidden states by density-peak clustering at layers of the language model; rows keep several positions.
 
     Each frame, tile or image is clustered by itself as in `ppe`, on the hidden states before the layer, and a cluster
@@ -59,7 +59,7 @@ class PPEAt(DecoderMethod):
         parts = _parts(tokens)
         shares = divide(count, [len(part) for part in parts])
         label = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
-        firsts, carried = [], []
+        firsts, positions = [], []
         for part, share in zip(parts, shares, strict=True):
             if not share:
                 continue
@@ -68,24 +68,26 @@ class PPEAt(DecoderMethod):
             )
             label[part] = labels + sum(map(len, firsts))
             firsts.append(part[members[:, 0]])
-            carried.append(part[members])
+            positions.append(part[members])
         order = torch.cat(firsts).argsort()
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         assignment = torch.where(label >= 0, rank[label.clamp(min=0)], -1)
-        found = merge_tokens(tokens.features, torch.cat(firsts)[order], assignment)
-        return Selection(found.indices, found.features, found.assignment, found.weights, torch.cat(carried)[order])
+        merged = merge_tokens(tokens.features, torch.cat(firsts)[order], assignment)
+        return Selection(
+            merged.indices, merged.features, merged.assignment, merged.weights, torch.cat(positions)[order]
+        )
 
 
 def _parts(tokens: LayerTokens) -> list[torch.Tensor]:
     """Places of the tokens of each frame or tile, and of those that are in none."""
-    whole = Crop(torch.arange(len(tokens), device=tokens.device), Grid(1, len(tokens)))
-    left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+    image = Crop(torch.arange(len(tokens), device=tokens.device), Grid(1, len(tokens)))
+    free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
     parts = []
-    for crop in tokens.crops or (whole,):
-        own = crop.present.to(tokens.device)
-        own = own[left[own]].sort().values
-        left[own] = False
-        parts.append(own)
-    rest = left.nonzero().flatten()
+    for crop in tokens.crops or (image,):
+        indices = crop.present.to(tokens.device)
+        indices = indices[free[indices]].sort().values
+        free[indices] = False
+        parts.append(indices)
+    rest = free.nonzero().flatten()
     return [part for part in (*parts, rest) if len(part)]

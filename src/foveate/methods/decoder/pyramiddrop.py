@@ -36,4 +36,4 @@ class PyramidDrop(DecoderScorer):
 
     def score(self, tokens: LayerTokens) -> Tensor:
         """The attention of the prompt's last token, in the layer that is about to run."""
-        return tokens.attention("own").attention_received(tokens.prompt.asking, tokens.places)
+        return tokens.attention("own").attention_received(tokens.prompt.asking, tokens.indices)

@@ -12,7 +12,7 @@ from foveate.core.in_decoder import DecoderScorer, LayerTokens
 
 
 @dataclass(frozen=True)
-class RandomAt(DecoderScorer):
+class RandomDecoder(DecoderScorer):
     """Keeps tokens drawn at random without replacement before a decoder layer, every one with the same chance.
 
     A control, not a paper. The draw depends on the seed, the layer, the number of the image in its prompt and how many

@@ -77,12 +77,12 @@ class SparseVLM(DecoderMethod):
         attention, raters = tokens.attention("previous"), self.raters(tokens)
         size = len(tokens)
         if count:
-            scores = attention.attention_received(raters, tokens.places)
+            scores = attention.attention_received(raters, tokens.indices)
             stay, clusters = self.divided(size, count)
         else:
-            paid = attention.attention_from(raters, tokens.places)
-            scores = paid.mean(dim=0)
-            stay = max(1, size - share_of(self.rank_scale, size - int(torch.linalg.matrix_rank(paid)), "down"))
+            received = attention.attention_from(raters, tokens.indices)
+            scores = received.mean(dim=0)
+            stay = max(1, size - share_of(self.rank_scale, size - int(torch.linalg.matrix_rank(received)), "down"))
             clusters = self.clusters(size - stay)
         best = topk_indices(scores, stay)
         if not clusters:
@@ -94,11 +94,11 @@ class SparseVLM(DecoderMethod):
         assignment = torch.full((size,), -1, dtype=torch.int64, device=tokens.device)
         assignment[best] = torch.searchsorted(indices, best)
         assignment[rest] = torch.searchsorted(indices, rest[centres])[labels]
-        found = merge_tokens(tokens.features, indices, assignment)
+        merged = merge_tokens(tokens.features, indices, assignment)
         if not self.reference:
-            return found
+            return merged
         rows = torch.searchsorted(indices, torch.cat([best, rest[centres]]))
-        return in_order(found, tokens.features, rows)
+        return in_order(merged, tokens.features, rows)
 
     def raters(self, tokens: LayerTokens) -> Tensor:
         """(r,) where the words that rate stand in the sequence."""
@@ -109,13 +109,13 @@ class SparseVLM(DecoderMethod):
         chosen = question[fit > fit.mean()]
         return chosen if len(chosen) else question
 
-    def recyclable(self, gone: int) -> int:
+    def recyclable(self, dropped: int) -> int:
         """How many of the tokens that go are recycled."""
-        return min(share_of(self.recycled, gone, "down") + 1, gone) if self.recycled else 0
+        return min(share_of(self.recycled, dropped, "down") + 1, dropped) if self.recycled else 0
 
-    def clusters(self, gone: int) -> int:
+    def clusters(self, dropped: int) -> int:
         """How many clusters they make."""
-        size = self.recyclable(gone)
+        size = self.recyclable(dropped)
         return min(size // self.cluster_size + 1, size) if size else 0
 
     def divided(self, size: int, count: int) -> tuple[int, int]:

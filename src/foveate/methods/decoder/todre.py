@@ -14,7 +14,7 @@ from foveate.core.tokens import Selection
 
 
 @dataclass(frozen=True)
-class ToDREAt(DecoderMethod):
+class ToDREDecoder(DecoderMethod):
     r"""Leaves all visual tokens out behind a late layer if text and image hardly look at each other there.
 
     By then what the image says has moved into the text ("information migration"). With the softmax A of the layer,
@@ -63,7 +63,7 @@ class ToDREAt(DecoderMethod):
         r"""Shares of attention: $\alpha_{t \to v}$ and $\alpha_{v \to t}$."""
         attention, words = tokens.attention("previous"), tokens.question
         visual = tokens.prompt.columns >= 0
-        if attention.seen is not None:
-            visual = visual & attention.seen[attention.past :]
+        if attention.key_mask is not None:
+            visual = visual & attention.key_mask[attention.past :]
         visual = visual.index_fill(0, tokens.prompt.text, False).nonzero().flatten()
         return attention.attention_received(words, visual).sum(), attention.attention_received(visual, words).sum()

@@ -15,7 +15,7 @@ from foveate.methods.pre_llm.vflowopt import hub_need
 
 
 @dataclass(frozen=True)
-class VFlowOptAt(DecoderScorer):
+class VFlowOptDecoder(DecoderScorer):
     """Keeps, at layers of the language model, the tokens that the encoder's globally watched patches look at most.
 
     The score is that of `vflowopt`, the first stage, where plans for both are: the attention that hubs, patches that

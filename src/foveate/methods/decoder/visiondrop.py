@@ -56,7 +56,7 @@ class VisionDrop(DecoderMethod):
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
         attention = tokens.attention("own")
-        scores = attention.attention_received(tokens.places, tokens.places)
-        keys = attention.key[:, tokens.places + attention.past].float().mean(dim=0)
+        scores = attention.attention_received(tokens.indices, tokens.indices)
+        keys = attention.key[:, tokens.indices + attention.past].float().mean(dim=0)
         dominant = share_of(self.share, count)
         return zipped(tokens.features, scores, keys, dominant, count - dominant, doubled=self.reference)

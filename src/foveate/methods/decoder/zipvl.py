@@ -80,18 +80,18 @@ class ZipVL(SparseMethod):
         drawn = torch.randperm(max(count - self.recent, 0), generator=generator)[: self.sampled]
         return torch.cat([drawn.sort().values, recent])
 
-    def active_tokens(self, looking: AttentionInputs) -> Tensor:
+    def active_tokens(self, inputs: AttentionInputs) -> Tensor:
         """See `SparseMethod.attends`."""
-        real = (looking.visual | looking.text)[looking.past :].nonzero().flatten()
-        rows = real[self.probes(len(real), looking.layer).to(real.device)]
-        columns = real + looking.past
-        received = looking.attention_received(rows, columns)
-        seen = looking.allowed[rows][:, columns].sum(dim=0)
+        real = (inputs.visual | inputs.text)[inputs.past :].nonzero().flatten()
+        rows = real[self.probes(len(real), inputs.layer).to(real.device)]
+        columns = real + inputs.past
+        received = inputs.attention_received(rows, columns)
+        visible = inputs.allowed[rows][:, columns].sum(dim=0)
         share = received.sort(descending=True).values.double().cumsum(dim=0)
         count = len(real) if self.tau == 1 else int((share < self.tau * share[-1]).sum()) + 1
-        normalised = received / seen.clamp(min=1)
+        normalised = received / visible.clamp(min=1)
         normalised[-1] = torch.inf
         best = normalised.sort(descending=True, stable=True).indices[: min(count, len(real))]
-        found = torch.zeros(looking.query.shape[1], dtype=torch.bool, device=real.device)
-        found[real[best]] = True
-        return found
+        active = torch.zeros(inputs.query.shape[1], dtype=torch.bool, device=real.device)
+        active[real[best]] = True
+        return active

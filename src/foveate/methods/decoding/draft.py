@@ -195,8 +195,8 @@ class Draft(nn.Module, Drafter):
 
     def read(self, features: Tensor, following: Tensor, visual: Tensor, generator: torch.Generator) -> Tensor:
         """What the layer reads, (m, d) with m at most p; see `Session.extend`. What is no image is read as it is."""
-        own = self.fuse.weight.dtype
-        features, following = features.to(own), following.to(own)
+        dtype = self.fuse.weight.dtype
+        features, following = features.to(dtype), following.to(dtype)
         fused = self.join(features, following)
         if not bool(visual.any()):
             return fused
@@ -208,22 +208,26 @@ class Draft(nn.Module, Drafter):
         """Features and embeddings (p, d) as one, (p, d)."""
         return self.fuse(torch.cat([self.norm_embedding(following), self.norm_feature(features)], dim=-1))
 
-    def attend(self, read: Tensor, cache: DynamicCache | None, positions: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(self, inputs: Tensor, cache: DynamicCache | None, positions: Tensor, visible: Tensor | None) -> Tensor:
         """The layer's output (m, d).
 
         Args:
-            read: (m, d).
+            inputs: (m, d).
             cache: What it read before.
             positions: (m,) of what is new.
-            seen: (m, K) bool, what each one sees of the cache and the new; None: everything before it.
+            visible: (m, K) bool, what each one sees of the cache and the new; None: everything before it.
         """
-        length, past = len(read), 0 if cache is None else int(cache.get_seq_length())
-        if seen is None:
-            places = torch.arange(past + length, device=read.device)
-            seen = places <= places[past:, None]
-        mask = torch.zeros_like(seen, dtype=read.dtype).masked_fill(~seen, torch.finfo(read.dtype).min)[None, None]
-        rotary = self.rotary(read[None], positions[None])
-        output = self.layer(read[None], attention_mask=mask, position_embeddings=rotary, **compat.cache_argument(cache))
+        length, past = len(inputs), 0 if cache is None else int(cache.get_seq_length())
+        if visible is None:
+            indices = torch.arange(past + length, device=inputs.device)
+            visible = indices <= indices[past:, None]
+        mask = torch.zeros_like(visible, dtype=inputs.dtype).masked_fill(~visible, torch.finfo(inputs.dtype).min)[
+            None, None
+        ]
+        rotary = self.rotary(inputs[None], positions[None])
+        output = self.layer(
+            inputs[None], attention_mask=mask, position_embeddings=rotary, **compat.cache_argument(cache)
+        )
         return (output[0] if isinstance(output, tuple) else output)[0]
 
     def forward(
@@ -238,9 +242,9 @@ class Draft(nn.Module, Drafter):
             prompt: Positions that were read before anything was written; only they are shortened, and by them alone.
             generator: For what is drawn.
         """
-        asked = self.read(features[:prompt], following[:prompt], visual[:prompt], generator)
-        written = self.read(features[prompt:], following[prompt:], torch.zeros_like(visual[prompt:]), generator)
-        read = torch.cat([asked, written])
+        question = self.read(features[:prompt], following[:prompt], visual[:prompt], generator)
+        answer = self.read(features[prompt:], following[prompt:], torch.zeros_like(visual[prompt:]), generator)
+        read = torch.cat([question, answer])
         return self.guess(self.attend(read, None, torch.arange(len(read), device=read.device), None))
 
     def choosing_loss(
@@ -260,10 +264,10 @@ class Draft(nn.Module, Drafter):
         """See `Drafter.check`: features and vocabulary are of the sizes that the draft was made for."""
         other = type(self.config).of(model)
         for name in ("hidden_size", "vocab_size"):
-            own, needed = getattr(self.config, name), getattr(other, name)
-            if own != needed:
+            value, needed = getattr(self.config, name), getattr(other, name)
+            if value != needed:
                 raise FoveateError(
-                    f"the draft is for a model with {name} {own}, not {needed}: train one for this model."
+                    f"the draft is for a model with {name} {value}, not {needed}: train one for this model."
                 )
 
     def session(self, target: Target) -> Session:
@@ -335,5 +339,5 @@ def feature_loss(guessed: Tensor, features: Tensor) -> Tensor:
 def answer_loss(guessed: Tensor, features: Tensor, target: Target) -> Tensor:
     """Cross-entropy of guessed features (n, d) against what the model itself would write after the true ones."""
     with torch.no_grad():
-        wanted = target.log_probabilities(features).exp()
-    return -(wanted * target.log_probabilities(guessed)).sum(dim=-1).mean()
+        probabilities = target.log_probabilities(features).exp()
+    return -(probabilities * target.log_probabilities(guessed)).sum(dim=-1).mean()

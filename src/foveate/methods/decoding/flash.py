@@ -62,7 +62,9 @@ class Flash(Draft):
 
     def shorten(self, fused: Tensor, features: Tensor, visual: Tensor, generator: torch.Generator) -> Tensor:
         """See `Draft.shorten`."""
-        return torch.cat([self.compress(features[place]) if seen else fused[place] for seen, place in runs(visual)])
+        return torch.cat(
+            [self.compress(features[part]) if is_image else fused[part] for is_image, part in runs(visual)]
+        )
 
     def compress(self, features: Tensor) -> Tensor:
         """The features (n, d) of one image as at most `queries` of them."""
@@ -78,21 +80,26 @@ class Flash(Draft):
         """See `Draft.loss`."""
         ahead, slot = aligned(len(guessed), self.guesses)
         ahead, slot = ahead.to(guessed.device), slot.to(guessed.device)
-        found, wanted = guessed[ahead, slot], features[ahead + slot]
-        near, said = feature_loss(found, wanted), answer_loss(found, wanted, target)
-        return near + 0.1 * said, {"feature_loss": float(near.detach()), "answer_loss": float(said.detach())}
+        guesses, targets = guessed[ahead, slot], features[ahead + slot]
+        distance, cross_entropy = feature_loss(guesses, targets), answer_loss(guesses, targets, target)
+        return distance + 0.1 * cross_entropy, {
+            "feature_loss": float(distance.detach()),
+            "answer_loss": float(cross_entropy.detach()),
+        }
 
     def propose(self, known: DraftSession, shape: Shape) -> Tree:
         """See `Session.propose`: level i of the tree is guess i, whatever stands before it; k levels at most."""
-        said = known.target.log_probabilities(known.guessed[0])  # ty: ignore[not-subscriptable]
+        log_probabilities = known.target.log_probabilities(known.guessed[0])  # ty: ignore[not-subscriptable]
         level = 0
 
         def advance(tokens: Tensor, before: Tensor) -> Tensor:
             nonlocal level
             level += 1
-            return said[level].expand(len(tokens), -1)
+            return log_probabilities[level].expand(len(tokens), -1)
 
-        return grow(said[0], advance, Shape(min(shape.depth, len(said)), shape.top_k, shape.tokens))
+        return grow(
+            log_probabilities[0], advance, Shape(min(shape.depth, len(log_probabilities)), shape.top_k, shape.tokens)
+        )
 
 
 def aligned(count: int, guesses: int) -> tuple[Tensor, Tensor]:

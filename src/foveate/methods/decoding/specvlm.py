@@ -77,11 +77,11 @@ class SpecVLM(Draft):
         else:
             ways = BRANCHES if self.config.compressor == "join" else (self.config.compressor,)
         parts = []
-        for seen, place in runs(visual):
-            if not seen:
-                parts.append(fused[place])
+        for is_image, part in runs(visual):
+            if not is_image:
+                parts.append(fused[part])
                 continue
-            parts += [weight * self.compressor.shorten(way, fused[place], generator) for way in ways]
+            parts += [weight * self.compressor.shorten(way, fused[part], generator) for way in ways]
         return torch.cat(parts)
 
     def choosing_loss(
@@ -90,10 +90,10 @@ class SpecVLM(Draft):
         """See `Draft.choosing_loss`: the gate is told how the conversation goes under every way."""
         if self.config.compressor != "gate" or not bool(visual.any()):
             return 0.0
-        own = self.fuse.weight.dtype
+        dtype = self.fuse.weight.dtype
         last = int(visual.nonzero()[-1]) + 1
         with torch.no_grad():
-            question = self.join(features.to(own), following.to(own))[last:]
+            question = self.join(features.to(dtype), following.to(dtype))[last:]
             losses = []
             for way in BRANCHES:
                 self.compressor.taken = way
@@ -101,14 +101,17 @@ class SpecVLM(Draft):
                     losses.append(under(way).float())
                 finally:
                     self.compressor.taken = None
-            found = torch.stack(losses)
+            stacked = torch.stack(losses)
         shares = self.compressor.gate(question.mean(dim=0)).float().softmax(dim=-1)
-        return (shares * (found - found.mean())).sum()
+        return (shares * (stacked - stacked.mean())).sum()
 
     def loss(self, guessed: Tensor, features: Tensor, target: Target) -> tuple[Tensor, dict[str, float]]:
         """See `Draft.loss`."""
-        near, said = feature_loss(guessed[:, 0], features), answer_loss(guessed[:, 0], features, target)
-        return 0.1 * said + near, {"feature_loss": float(near.detach()), "answer_loss": float(said.detach())}
+        distance, cross_entropy = feature_loss(guessed[:, 0], features), answer_loss(guessed[:, 0], features, target)
+        return 0.1 * cross_entropy + distance, {
+            "feature_loss": float(distance.detach()),
+            "answer_loss": float(cross_entropy.detach()),
+        }
 
     def propose(self, known: DraftSession, shape: Shape) -> Tree:
         """See `Session.propose`: every guessed feature is read as if it were the model's."""
@@ -117,15 +120,15 @@ class SpecVLM(Draft):
         features = known.guessed[:, 0]  # ty: ignore[not-subscriptable]
         device = features.device
         # What each token of the last level sees of those drafted so far.
-        seen = torch.zeros(1, 0, dtype=torch.bool, device=device)
+        visible = torch.zeros(1, 0, dtype=torch.bool, device=device)
         level = 0
 
         def advance(tokens: Tensor, before: Tensor) -> Tensor:
-            nonlocal features, seen, level
+            nonlocal features, visible, level
             count = len(tokens)
             read = self.join(features[before], target.embed(tokens).to(features.dtype))
-            seen = torch.cat([seen[before], torch.eye(count, dtype=torch.bool, device=device)], dim=1)
-            everything = torch.cat([seen.new_ones(count, past), seen], dim=1)
+            visible = torch.cat([visible[before], torch.eye(count, dtype=torch.bool, device=device)], dim=1)
+            everything = torch.cat([visible.new_ones(count, past), visible], dim=1)
             positions = torch.full((count,), past + level, device=device)
             features = self.guess(self.attend(read, cache, positions, everything))[:, 0]
             level += 1

@@ -57,18 +57,18 @@ class VASparse:
         if isinstance(self.exit_layer, bool) or not isinstance(self.exit_layer, int) or self.exit_layer < 1:
             raise FoveateError(f"vasparse's exit_layer must be a whole number from 1 on, not {self.exit_layer!r}.")
 
-    def scores(self, attention: Tensor, mass: Tensor, seen: Tensor) -> Tensor:
+    def scores(self, attention: Tensor, mass: Tensor, visible: Tensor) -> Tensor:
         r"""$\delta$ (K,) of cached tokens, float32; those that are not seen get minus infinity.
 
         Args:
             attention: (K,) that the token that is written pays to each, mean over heads.
             mass: (K,) attention that each token paid to the image.
-            seen: (K,) bool.
+            visible: (K,) bool.
         """
-        saliency = mass.float().masked_fill(~seen, -torch.inf).softmax(dim=0)
-        return (attention.float() + self.weight * saliency).masked_fill(~seen, -torch.inf)
+        saliency = mass.float().masked_fill(~visible, -torch.inf).softmax(dim=0)
+        return (attention.float() + self.weight * saliency).masked_fill(~visible, -torch.inf)
 
-    def kept(self, scores: Tensor) -> Tensor:
+    def attended_tokens(self, scores: Tensor) -> Tensor:
         """Places of the tokens that are seen, ascending: of n with a score, keep x n rounded up, the last among them.
 
         The last one is the token itself, which always sees itself: our choice.
@@ -78,15 +78,15 @@ class VASparse:
         scores[-1] = torch.inf
         return scores.topk(max(count, 1)).indices.sort().values
 
-    def left(self, scores: Tensor, visual: Tensor) -> Tensor:
+    def branch_tokens(self, scores: Tensor, visual: Tensor) -> Tensor:
         """Places of what the sparse branch sees, ascending: all text, and the image without its best part.
 
         Args:
             scores: (K,).
             visual: (K,) bool.
         """
-        places = (visual & (scores > -torch.inf)).nonzero().flatten()
-        hidden = places[scores[places].topk(share_of(self.mask, len(places))).indices]
+        visible = (visual & (scores > -torch.inf)).nonzero().flatten()
+        hidden = visible[scores[visible].topk(share_of(self.mask, len(visible))).indices]
         stays = scores > -torch.inf
         stays[hidden] = False
         return stays.nonzero().flatten()

@@ -113,12 +113,12 @@ class Calibration:
     def __init__(self, amount: int, cls: bool) -> None:
         self.amount = amount
         self.cls = cls
-        self.found: list[float] = []
+        self.thresholds: list[float] = []
 
     @property
     def threshold(self) -> float:
         """The mean over batches; 1, which merges nothing, where nothing shall merge."""
-        return sum(self.found) / len(self.found) if self.found else 1.0
+        return sum(self.thresholds) / len(self.thresholds) if self.thresholds else 1.0
 
     def __call__(self, tokens: Tokens, keys: Tensor) -> Tokens:
         """Merge one batch; see `foveate.core.in_encoder.Step`."""
@@ -133,7 +133,7 @@ class Calibration:
         merges = min(self.amount * len(present), possible)
         # Behind the last pair that can merge stand tokens that cannot, with -inf: all pairs may merge, so 0.
         after = min(self.amount * len(present), len(order) - 1)
-        self.found.append(max(float(matching.score.flatten()[order[after]]), 0.0))
+        self.thresholds.append(max(float(matching.score.flatten()[order[after]]), 0.0))
         chosen = torch.zeros_like(matching.score, dtype=torch.bool).flatten()
         chosen[order[:merges]] = True
         row, counts = layout(matching, chosen.view_as(matching.score), ordered=True, present=present)

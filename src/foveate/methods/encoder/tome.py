@@ -76,8 +76,8 @@ class ToMe(EncoderMethod):
 
         def merge(tokens: Tokens, keys: Tensor) -> Tokens:
             matching = match(keys, cls=cls)
-            stay, gone = pick(matching, amount, ordered=cls)
+            stay, merged = pick(matching, amount, ordered=cls)
             count = tokens.x.shape[1]
-            return join(tokens, place(stay, gone, matching.partner, count), count - amount)
+            return join(tokens, place(stay, merged, matching.partner, count), count - amount)
 
         return merge

@@ -66,20 +66,20 @@ class TokenTransforming(EncoderMethod):
 
         def transform(tokens: Tokens, keys: Tensor) -> Tokens:
             matching = match(keys, cls=cls)
-            stay, gone = pick(matching, amount, ordered=True)
-            row = place(stay, gone, matching.partner, tokens.x.shape[1])
+            stay, dropped = pick(matching, amount, ordered=True)
+            row = place(stay, dropped, matching.partner, tokens.x.shape[1])
             odd = torch.arange(1, row.shape[1], 2, device=row.device).expand(len(row), -1)
-            stay, gone = torch.cat([2 * stay, odd], dim=1), 2 * gone
+            stay, dropped = torch.cat([2 * stay, odd], dim=1), 2 * dropped
 
             unit = F.normalize(wide(keys), dim=-1)
-            logits = _rows(unit, gone) @ _rows(unit, stay).transpose(1, 2) / self.temperature
+            logits = _rows(unit, dropped) @ _rows(unit, stay).transpose(1, 2) / self.temperature
             if cls:
                 logits[..., 0] = -torch.inf
-            share = logits.softmax(dim=-1).to(tokens.size.dtype) * _rows(tokens.size, gone)
+            share = logits.softmax(dim=-1).to(tokens.size.dtype) * _rows(tokens.size, dropped)
             size = _rows(tokens.size, stay) + share.sum(dim=1)[..., None]
             mass = wide(_rows(tokens.x, stay)) * _rows(tokens.size, stay)
-            x = (mass + share.transpose(1, 2) @ wide(_rows(tokens.x, gone))) / size
-            row.scatter_(1, gone, logits.argmax(dim=-1))
+            x = (mass + share.transpose(1, 2) @ wide(_rows(tokens.x, dropped))) / size
+            row.scatter_(1, dropped, logits.argmax(dim=-1))
             return Tokens(x.to(tokens.x.dtype), size, row.gather(1, tokens.source))
 
         return transform

@@ -150,7 +150,7 @@ class _HackPolicy(Policy):
     def keep(self, scores: Tensor, group: Group, budget: int, layer: int, place: int) -> Group:
         received = scores.sum(dim=2)
         structural = ~self.contextual[layer, list(group.heads)].to(received.device)
-        initial, recent = (share_of(own, budget, "down") for own in (self.method.initial, self.method.recent))
+        initial, recent = (share_of(share, budget, "down") for share in (self.method.initial, self.method.recent))
         kept = torch.where(
             structural[:, None],
             hack.keep_structural(received, budget, initial, recent),
@@ -219,11 +219,11 @@ class _ScaleKVPolicy(Policy):
         first = sum(tokens <= average for tokens in before)
         index = profile.selectivity[:, first:]
         chosen = scalekv.drafters(index, share_of(method.drafters, index.numel()))
-        own = scalekv.layer_budgets(chosen, average, method.start, method.decay, before[first:])
+        budgets = scalekv.layer_budgets(chosen, average, method.start, method.decay, before[first:])
         #: Tokens that a layer may hold when a map is read.
-        self.table = torch.cat([torch.full((len(own), first), average), own], dim=1).tolist()
-        least = int(own.min()) if own.numel() else average
-        if own.numel() and least < method.window:
+        self.table = torch.cat([torch.full((len(budgets), first), average), budgets], dim=1).tolist()
+        least = int(budgets.min()) if budgets.numel() else average
+        if budgets.numel() and least < method.window:
             raise FoveateError(
                 f"scalekv: a layer may hold {least} tokens, fewer than its window of {method.window}; choose a larger "
                 f"budget or a smaller window, such as scalekv(window=4)."

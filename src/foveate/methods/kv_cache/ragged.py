@@ -36,7 +36,7 @@ class Group:
         stored = [self.keys, self.values, *([] if self.positions is None else [self.positions])]
         return sum(tensor.numel() * tensor.element_size() for tensor in stored)
 
-    def places(self) -> Tensor:
+    def token_indices(self) -> Tensor:
         """The positions (B, G, n), also where they are not stored."""
         if self.positions is not None:
             return self.positions
@@ -57,7 +57,7 @@ class Group:
             self.heads,
             self.keys.gather(2, index),
             self.values.gather(2, index),
-            self.places().gather(2, indices).contiguous(),
+            self.token_indices().gather(2, indices).contiguous(),
         )
 
 
@@ -78,16 +78,16 @@ class RaggedLayer:
     @property
     def lengths(self) -> list[int]:
         """Tokens that every head remembers."""
-        found = {head: group.length for group in self.groups for head in group.heads}
-        return [found.get(head, 0) for head in range(self.heads)]
+        by_head = {head: group.length for group in self.groups for head in group.heads}
+        return [by_head.get(head, 0) for head in range(self.heads)]
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Remember keys and values (B, H, n, d) of tokens that follow those seen."""
         new = keys.shape[2]
         if not self.groups:
             # Copies: what comes may be a view of something larger, which would be held with it.
-            own = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (keys, values))
-            self.groups = [Group(tuple(range(self.heads)), *own)]
+            copies = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (keys, values))
+            self.groups = [Group(tuple(range(self.heads)), *copies)]
         else:
             self.groups = [self._longer(group, keys, values, new) for group in self.groups]
         self.seen += new

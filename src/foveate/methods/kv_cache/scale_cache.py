@@ -126,37 +126,37 @@ class ScaleCache:
         Returns:
             (B, H, n, d).
         """
-        own = self.layers[layer]
-        own.append(keys, values)
+        cached = self.layers[layer]
+        cached.append(keys, values)
         self._peak = max(self._peak, self.nbytes)
-        read = own.attend(queries)
+        read = cached.attend(queries)
         for observer in self.observers:
             observer(self, layer, queries)
         if self.place == len(self.scales) - 1:
-            own.forget()  # no map follows that would read it
+            cached.forget()  # no map follows that would read it
         elif self.policy is not None:
-            self._shorten(own, layer, queries, self.policy)
+            self._shorten(cached, layer, queries, self.policy)
         if layer == len(self.layers) - 1:
-            whole = 2 * keys[:, :, :1].numel() * keys.element_size() * own.seen * len(self.layers)
+            full_bytes = 2 * keys[:, :, :1].numel() * keys.element_size() * cached.seen * len(self.layers)
             kept = [layer.lengths for layer in self.layers]
             side = self.scales[self.place]
-            self.records.append(MapRecord(side, own.seen, whole, self.nbytes, self._peak, kept))
+            self.records.append(MapRecord(side, cached.seen, full_bytes, self.nbytes, self._peak, kept))
         return read
 
-    def _shorten(self, own: RaggedLayer, layer: int, queries: Tensor, policy: Policy) -> None:
+    def _shorten(self, cached: RaggedLayer, layer: int, queries: Tensor, policy: Policy) -> None:
         budgets = list(policy.budgets(self.place, layer))
-        seeing = policy.observed(self.scales[self.place])
+        observed = policy.observed(self.scales[self.place])
         groups: list[Group] = []
-        for group in own.groups:
+        for group in cached.groups:
             allowed = [min(budgets[head], group.length) for head in group.heads]
             for budget in sorted(set(allowed)):
                 part = group.of([row for row, own_budget in enumerate(allowed) if own_budget == budget])
                 if budget < part.length:
-                    chosen = queries[:, list(part.heads)][:, :, seeing]
+                    chosen = queries[:, list(part.heads)][:, :, observed]
                     weights = attention_weights(chosen.float(), part.keys.float(), chosen.shape[-1] ** -0.5)
                     part = policy.keep(weights, part, budget, layer, self.place)
                 groups.append(part)
-        own.groups = _joined(groups)
+        cached.groups = _joined(groups)
 
 
 def _joined(groups: list[Group]) -> list[Group]:
@@ -176,7 +176,7 @@ def _joined(groups: list[Group]) -> list[Group]:
                 tuple(heads[row] for row in order),
                 torch.cat([part.keys for part in parts], dim=1)[:, order],
                 torch.cat([part.values for part in parts], dim=1)[:, order],
-                torch.cat([part.places() for part in parts], dim=1)[:, order],
+                torch.cat([part.token_indices() for part in parts], dim=1)[:, order],
             )
         )
     return joined

@@ -32,8 +32,8 @@ def selectivity(attention: Tensor, current: int, top: int) -> Tensor:
     history = attention.shape[-1] - current
     if history == 0:
         return attention.new_zeros(())
-    own = attention[..., history:].sum(dim=-1).mean()
-    return own * attention[..., :history].topk(min(top, history), dim=-1).values.sum(dim=-1).mean()
+    current_share = attention[..., history:].sum(dim=-1).mean()
+    return current_share * attention[..., :history].topk(min(top, history), dim=-1).values.sum(dim=-1).mean()
 
 
 def drafters(index: Tensor, count: int) -> Tensor:

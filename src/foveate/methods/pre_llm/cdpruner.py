@@ -71,9 +71,9 @@ class CDPruner(PreLLMMethod):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
         needs = self.needs(tokens.tower)
-        seen = tokens.features if self.relevance == "instruction" else tokens.get(needs[1])
+        compared = tokens.features if self.relevance == "instruction" else tokens.get(needs[1])
         opposite = self.relevance == "text" if self.opposite is None else self.opposite
-        weight = relevance(seen, tokens.get(needs[0]), opposite)
+        weight = relevance(compared, tokens.get(needs[0]), opposite)
         if self.theta is not None:
             weight = (weight * (self.theta / (2 - 2 * self.theta))).exp()
         return select_tokens(most_likely(Cosines(tokens.features, picks=count), weight, count))
@@ -102,22 +102,22 @@ def relevance(x: Tensor, question: Tensor, opposite: bool = False) -> Tensor:
 def most_likely(row: Row, weight: Tensor, count: int) -> Tensor:
     """Places (count,) of the determinantal point process with kernel weight_i row(i)_j weight_j, greedily.
 
-    Each pick adds a row to the Cholesky factor of the kernel, by one matrix-vector product; `left` is what of each
+    Each pick adds a row to the Cholesky factor of the kernel, by one matrix-vector product; `residual` is what of each
     token's squared length is orthogonal to the picks. Where nothing is left beyond rounding the first token wins.
     """
     factor = weight.new_zeros(count, len(weight))
-    left = weight.square()
-    rounding = left * (32 * torch.finfo(left.dtype).eps)
-    barrier = torch.zeros_like(left)
+    residual = weight.square()
+    tolerance = residual * (32 * torch.finfo(residual.dtype).eps)
+    penalty = torch.zeros_like(residual)
     picks = []
     for step in range(count):
-        pick = (left + barrier).argmax(dim=0, keepdim=True)
+        pick = (residual + penalty).argmax(dim=0, keepdim=True)
         picks.append(pick)
-        barrier.index_fill_(0, pick, -torch.inf)
-        length = left.index_select(0, pick)
+        penalty.index_fill_(0, pick, -torch.inf)
+        length = residual.index_select(0, pick)
         new = row(pick) * weight * weight.index_select(0, pick)
         new = new - factor[:step].index_select(1, pick)[:, 0] @ factor[:step]
         factor[step] = torch.where(length > 0, new * length.rsqrt(), 0.0)
-        left = left - factor[step].square()
-        left = left.masked_fill(left <= rounding, 0.0)
+        residual = residual - factor[step].square()
+        residual = residual.masked_fill(residual <= tolerance, 0.0)
     return torch.cat(picks)

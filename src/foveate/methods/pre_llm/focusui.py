@@ -102,8 +102,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, D) to (n, D)."""
-        seen, _ = self.attention(x, x, x, need_weights=False)
-        return self.mlp(self.norm(x + F.dropout(seen, self.dropout, self.training)))
+        attended, _ = self.attention(x, x, x, need_weights=False)
+        return self.mlp(self.norm(x + F.dropout(attended, self.dropout, self.training)))
 
 
 class Scorer(nn.Module):
@@ -164,13 +164,13 @@ def released_scorer(tensors: Mapping[str, Tensor]) -> Scorer:
     Raises:
         FoveateError: there is no scorer among them, or one of another layout.
     """
-    own: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if _PREFIX in name:  # wrappers put something before it
             side, part, *rest = name.split(_PREFIX, 1)[1].split(".")
             if side in RELEASED and part in RELEASED:
-                own[".".join([RELEASED[side], RELEASED[part], *rest])] = value.float()
-    norm = own.get("image.norm.weight")
+                state[".".join([RELEASED[side], RELEASED[part], *rest])] = value.float()
+    norm = state.get("image.norm.weight")
     if norm is None:
         raise FoveateError(f"there is no scorer of FocusUI here: no tensor is called {_PREFIX}vision_enhancer.*.")
     size = len(norm)
@@ -178,7 +178,7 @@ def released_scorer(tensors: Mapping[str, Tensor]) -> Scorer:
         raise FoveateError(f"a released scorer has {_HEADS} heads, which do not divide its {size} features.")
     scorer = Scorer(size, _HEADS)
     try:
-        scorer.load_state_dict(own)
+        scorer.load_state_dict(state)
     except RuntimeError as error:
         raise FoveateError(f"this is no scorer of FocusUI: {' '.join(str(error).split())}") from error
     return scorer.eval()

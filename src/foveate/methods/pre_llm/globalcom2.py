@@ -76,44 +76,44 @@ class GlobalCom2(PreLLMMethod):
         """See `PreLLMMethod.select`."""
         scores = self._scores(tokens)
         if len(tokens.crops) == 1:
-            place = tokens.crops[0].present
-            return Selection(place[topk_indices(scores[place], count)])
+            present = tokens.crops[0].present
+            return Selection(present[topk_indices(scores[present], count)])
         thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
         if thumbnail is None or not tiles or not len(thumbnail.present):
             return self._by_crop(tokens, count)
         sizes = [len(tile.present) for tile in tiles]
         total = len(thumbnail.present) + sum(sizes)
-        view = filled(scores, thumbnail)
+        saliency = filled(scores, thumbnail)
         if self.reference:
             rows, columns = layout(tiles)
-            row = (torch.arange(view.shape[0]) // max(view.shape[0] // rows, 1)).clamp(max=rows - 1)
-            column = (torch.arange(view.shape[1]) // max(view.shape[1] // columns, 1)).clamp(max=columns - 1)
-            owner = (row[:, None] * columns + column).flatten().to(view.device)
-            sums = view.new_zeros(len(tiles)).index_add_(0, owner, view.flatten())
+            row = (torch.arange(saliency.shape[0]) // max(saliency.shape[0] // rows, 1)).clamp(max=rows - 1)
+            column = (torch.arange(saliency.shape[1]) // max(saliency.shape[1] // columns, 1)).clamp(max=columns - 1)
+            owner = (row[:, None] * columns + column).flatten().to(saliency.device)
+            sums = saliency.new_zeros(len(tiles)).index_add_(0, owner, saliency.flatten())
         else:
-            sums = seen_by(tiles, thumbnail).to(view.dtype) @ view.flatten()
+            sums = seen_by(tiles, thumbnail).to(saliency.dtype) @ saliency.flatten()
         factors = importance(sums.tolist(), self.temperature)
         if self.reference:
             ratio = count / total
-            whole = len(thumbnail.present) * count // total
+            thumbnail_count = len(thumbnail.present) * count // total
             shares = [int(size * min(1.0, ratio * factor)) for size, factor in zip(sizes, factors, strict=True)]
         else:
-            whole, rest = divide(count, [len(thumbnail.present), sum(sizes)])
+            thumbnail_count, rest = divide(count, [len(thumbnail.present), sum(sizes)])
             shares = apportion(rest, [size * factor for size, factor in zip(sizes, factors, strict=True)], sizes)
-        best = scores[thumbnail.present].argsort(descending=True, stable=True)[:whole]
+        best = scores[thumbnail.present].argsort(descending=True, stable=True)[:thumbnail_count]
         first = thumbnail.present[best]
         picks = [first]
         for tile, share in zip(tiles, shares, strict=True):
-            guide = resampled(view, thumbnail, tile)[tile.index >= 0]
+            guide = resampled(saliency, thumbnail, tile)[tile.index >= 0]
             combined = F.normalize(scores[tile.present], dim=0) + F.normalize(guide, dim=0)
             picks.append(tile.present[topk_indices(combined, share)])
         if not self.reference:
             return select_tokens(torch.cat(picks))
         if tokens.separators is not None:
             picks.append(tokens.separators.nonzero().flatten())
-        found = select_tokens(torch.cat(picks))
-        rest = found.indices[~torch.isin(found.indices, first)]
-        return in_order(found, tokens.features, torch.searchsorted(found.indices, torch.cat([first, rest])))
+        chosen = select_tokens(torch.cat(picks))
+        rest = chosen.indices[~torch.isin(chosen.indices, first)]
+        return in_order(chosen, tokens.features, torch.searchsorted(chosen.indices, torch.cat([first, rest])))
 
     def _scores(self, tokens: VisualTokens) -> Tensor:
         """(N,) s of all tokens."""

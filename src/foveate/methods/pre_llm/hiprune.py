@@ -80,11 +80,11 @@ def _surroundings(tokens: VisualTokens, anchors: Tensor) -> Tensor:
     index = tokens.crops[0].index  # -1 where padding was
     chosen = torch.zeros(len(tokens) + 1, dtype=torch.bool, device=tokens.device)  # the last one answers for -1
     chosen[anchors] = True
-    own = chosen[index].view(rows, columns)
-    grid = own.clone()
-    grid[1:] |= own[:-1]
-    grid[:-1] |= own[1:]
-    grid[:, 1:] |= own[:, :-1]
-    grid[:, :-1] |= own[:, 1:]
+    is_anchor = chosen[index].view(rows, columns)
+    grid = is_anchor.clone()
+    grid[1:] |= is_anchor[:-1]
+    grid[:-1] |= is_anchor[1:]
+    grid[:, 1:] |= is_anchor[:, :-1]
+    grid[:, :-1] |= is_anchor[:, 1:]
     chosen[index] = grid.flatten()
     return chosen[:-1]

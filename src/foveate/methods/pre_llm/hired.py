@@ -56,28 +56,28 @@ class HiRED(PreLLMMethod):
         """See `PreLLMMethod.select`."""
         late, early = (tokens.get(need) for need in self.needs(tokens.tower))
         if len(tokens.crops) == 1:
-            place = tokens.crops[0].present
-            return Selection(place[topk_indices(late[place], count)])
+            indices = tokens.crops[0].present
+            return Selection(indices[topk_indices(late[indices], count)])
         thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
         if thumbnail is None or not tiles:
             return self._by_crop(tokens, count)
         sizes = [len(tile.present) for tile in tiles]
-        whole = min(share_of(self.alpha, count, "down"), len(thumbnail.present))
+        thumbnail_count = min(share_of(self.alpha, count, "down"), len(thumbnail.present))
         if not self.reference:
-            whole = max(whole, count - sum(sizes))
-        marks = torch.zeros_like(thumbnail.index, dtype=torch.bool)
-        seen = thumbnail.index >= 0
-        lively = share_of(1 - self.alpha, len(thumbnail.present), "down")
-        marks[seen.nonzero().flatten()[topk_indices(early[thumbnail.present], lively)]] = True
+            thumbnail_count = max(thumbnail_count, count - sum(sizes))
+        is_content = torch.zeros_like(thumbnail.index, dtype=torch.bool)
+        present = thumbnail.index >= 0
+        content_count = share_of(1 - self.alpha, len(thumbnail.present), "down")
+        is_content[present.nonzero().flatten()[topk_indices(early[thumbnail.present], content_count)]] = True
         if self.reference:
-            strip = torch.arange(len(marks), device=marks.device) * len(tiles) // len(marks)
-            content = marks.new_zeros(len(tiles), dtype=torch.float32).index_add_(0, strip, marks.float())
-            shares = (content / content.sum().clamp(min=1) * (count - whole)).int().tolist()
+            strip = torch.arange(len(is_content), device=is_content.device) * len(tiles) // len(is_content)
+            content = is_content.new_zeros(len(tiles), dtype=torch.float32).index_add_(0, strip, is_content.float())
+            shares = (content / content.sum().clamp(min=1) * (count - thumbnail_count)).int().tolist()
             shares = [min(share, size) for share, size in zip(shares, sizes, strict=True)]
         else:
-            content = (seen_by(tiles, thumbnail) & marks).sum(dim=1)
-            shares = apportion(count - whole, content.tolist(), sizes)
+            content = (seen_by(tiles, thumbnail) & is_content).sum(dim=1)
+            shares = apportion(count - thumbnail_count, content.tolist(), sizes)
         picks: list[Tensor] = []
-        for crop, share in zip([thumbnail, *tiles], [whole, *shares], strict=True):
+        for crop, share in zip([thumbnail, *tiles], [thumbnail_count, *shares], strict=True):
             picks.append(crop.present[topk_indices(late[crop.present], share)])
         return select_tokens(torch.cat(picks))

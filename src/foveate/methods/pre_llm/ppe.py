@@ -76,12 +76,12 @@ class PPE(PreLLMMethod):
         if len(tokens.crops) > 1:
             frames = [crop for crop in tokens.crops if crop.kind == "frame" and len(crop.present)]
             return self._over_time(tokens, frames, count) if len(frames) > 1 else self._by_crop(tokens, count)
-        labels, carried = clustered(tokens.features, count, self.members, self.neighbours, reference=self.reference)
-        order = carried[:, 0].argsort()
+        labels, members = clustered(tokens.features, count, self.members, self.neighbours, reference=self.reference)
+        order = members[:, 0].argsort()
         rank = torch.empty_like(order)
         rank[order] = torch.arange(count, device=order.device)
-        found = merge_tokens(tokens.features, carried[order, 0], rank[labels])
-        return Selection(found.indices, found.features, found.assignment, found.weights, carried[order])
+        merged = merge_tokens(tokens.features, members[order, 0], rank[labels])
+        return Selection(merged.indices, merged.features, merged.assignment, merged.weights, members[order])
 
     def _over_time(self, tokens: VisualTokens, frames: list[Crop], count: int) -> Selection:
         """Rows of every frame, and rows of those within every event."""
@@ -93,12 +93,14 @@ class PPE(PreLLMMethod):
         means = torch.stack([wide(placed.features[part]).mean(dim=0) for part in parts])
         number = max(1, share_of(self.events, len(parts), "up"))
         event, _ = clustered(means, number, 1, self.neighbours, reference=self.reference)
-        groups = [torch.cat([parts[n] for n in (event == own).nonzero().flatten().tolist()]) for own in range(number)]
+        groups = [
+            torch.cat([parts[n] for n in (event == index).nonzero().flatten().tolist()]) for index in range(number)
+        ]
         firsts, label = [], torch.full((len(first),), -1, dtype=torch.int64, device=tokens.device)
-        for group, wanted in zip(groups, divide(count, [len(group) for group in groups]), strict=True):
-            if wanted:
+        for group, row_count in zip(groups, divide(count, [len(group) for group in groups]), strict=True):
+            if row_count:
                 labels, members = clustered(
-                    placed.features[group], wanted, 1, self.neighbours, reference=self.reference
+                    placed.features[group], row_count, 1, self.neighbours, reference=self.reference
                 )
                 label[group] = labels + sum(map(len, firsts))
                 firsts.append(group[members[:, 0]])
@@ -107,10 +109,10 @@ class PPE(PreLLMMethod):
         rank[order] = torch.arange(len(order), device=order.device)
         assignment = torch.where(label >= 0, rank[label.clamp(min=0)], -1)
         second = merge_tokens(placed.features, torch.cat(firsts)[order], assignment)
-        carried = first.positions
-        if carried is None:
-            carried = first.indices[:, None].expand(-1, self.members)
-        return replace(first.then(second, len(tokens)), positions=carried[second.indices])
+        positions = first.positions
+        if positions is None:
+            positions = first.indices[:, None].expand(-1, self.members)
+        return replace(first.then(second, len(tokens)), positions=positions[second.indices])
 
 
 def clustered(
@@ -153,18 +155,18 @@ def density_peaks(features: Tensor, count: int, neighbours: int) -> Tensor:
     return labels
 
 
-def cluster_members(labels: Tensor, count: int, carried: int, *, last_first: bool = False) -> Tensor:
-    """Up to `carried` members of every cluster, repeated from the first where there are fewer: (count, carried).
+def cluster_members(labels: Tensor, count: int, members: int, *, last_first: bool = False) -> Tensor:
+    """Up to `members` members of every cluster, repeated from the first where there are fewer: (count, carried).
 
     Args:
         labels: (N,) clusters 0 to count - 1, each used.
         count: Clusters.
-        carried: K.
+        members: K.
         last_first: Members in descending instead of ascending order.
     """
     order = labels.argsort(stable=True)
     sizes = labels.bincount(minlength=count)
-    step = torch.arange(carried, device=labels.device) % sizes[:, None]
+    step = torch.arange(members, device=labels.device) % sizes[:, None]
     ends = sizes.cumsum(0)[:, None]
     return order[ends - 1 - step if last_first else ends - sizes[:, None] + step]
 
@@ -182,14 +184,14 @@ def rotary_axes(sections: Sequence[int], *, interleaved: bool = False) -> Tensor
         return torch.arange(len(sections)).repeat_interleave(torch.tensor(sections))
     axes = torch.zeros(sum(sections), dtype=torch.int64)
     for axis, size in list(enumerate(sections))[1:]:
-        places = axis + len(sections) * torch.arange(size)
-        if int(places[-1]) >= len(axes):
+        slots = axis + len(sections) * torch.arange(size)
+        if int(slots[-1]) >= len(axes):
             raise FoveateError(f"sections {tuple(sections)} cannot take turns: the first one is too short.")
-        axes[places] = axis
+        axes[slots] = axis
     return axes
 
 
-def rotary_members(sections: Sequence[int], carried: int, *, interleaved: bool = False) -> Tensor:
+def rotary_members(sections: Sequence[int], members: int, *, interleaved: bool = False) -> Tensor:
     """Which of K members rotates each half-dimension: (sum of sections,), 0 to K - 1.
 
     Each section is cut into K equal stretches, one a member. Where K does not divide every section, the finest split
@@ -198,11 +200,11 @@ def rotary_members(sections: Sequence[int], carried: int, *, interleaved: bool =
     rotated otherwise than before.)
     """
     axes = rotary_axes(sections, interleaved=interleaved)
-    own = (axes[:, None] == torch.arange(len(sections))).long()
-    number = (own.cumsum(0) - 1).gather(1, axes[:, None]).flatten()  # within the section
-    if any(size % carried for size in sections):
-        return number % carried
-    return number // (torch.tensor(sections) // carried)[axes]
+    of_axis = (axes[:, None] == torch.arange(len(sections))).long()
+    number = (of_axis.cumsum(0) - 1).gather(1, axes[:, None]).flatten()  # within the section
+    if any(size % members for size in sections):
+        return number % members
+    return number // (torch.tensor(sections) // members)[axes]
 
 
 def rotary_ids(

@@ -65,11 +65,11 @@ class PruMerge(PreLLMMethod):
         """See `PreLLMMethod.select`."""
         attention, keys = (tokens.get(need).float() for need in self.needs(tokens.tower))
         if self.reference:
-            centres = self._centres(attention, count - 1) if count else self._own(attention)
+            centres = self._centres(attention, count - 1) if count else self._unbudgeted(attention)
             return self._summed(tokens.features, attention, keys, centres)
         return self._averaged(tokens.features, attention, keys, self._centres(attention, count or None))
 
-    def _own(self, attention: Tensor) -> Tensor:
+    def _unbudgeted(self, attention: Tensor) -> Tensor:
         """The centres of the method's own rule as the authors' code finds them: possibly none."""
         return topk_indices(attention, _lossy(_outliers(attention), len(attention)))
 
@@ -104,10 +104,10 @@ class PruMerge(PreLLMMethod):
         dropped = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, centres, False)
         weights = torch.where(dropped, attention, 0.0).to(out.dtype)
         extra = weights @ wide(features)
-        places = torch.arange(len(features), device=features.device)
-        last = torch.where(dropped, places, -1).max()
+        numbers = torch.arange(len(features), device=features.device)
+        last = torch.where(dropped, numbers, -1).max()
         indices, order = torch.cat([centres, last[None]]).sort()
-        assignment = torch.searchsorted(indices, torch.where(dropped, last, places))
+        assignment = torch.searchsorted(indices, torch.where(dropped, last, numbers))
         share = torch.where(dropped, weights / weights.sum().clamp(min=torch.finfo(torch.float32).tiny), 1.0)
         return Selection(indices, torch.cat([out, extra[None]])[order].to(features.dtype), assignment, share)
 
@@ -135,7 +135,7 @@ class PruMergePlus(PruMerge):
         if not 0 <= self.share <= 1:
             raise FoveateError(f"prumerge+: share is a part of the budget, 0 to 1, not {self.share}.")
 
-    def _own(self, attention: Tensor) -> Tensor:
+    def _unbudgeted(self, attention: Tensor) -> Tensor:
         # The authors' code ends before the last of its 576 tokens.
         outliers, size = _outliers(attention), len(attention)
         return self._stepped(attention, _lossy(outliers, size), outliers, size - 1)
@@ -145,8 +145,8 @@ class PruMergePlus(PruMerge):
             outliers = max(1, _outliers(attention))
             return self._stepped(attention, outliers, outliers, len(attention))
         first = topk_indices(attention, share_of(self.share, count))
-        left = torch.ones(len(attention), dtype=torch.bool, device=attention.device).index_fill_(0, first, False)
-        rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(attention) - len(first)]
+        free = torch.ones(len(attention), dtype=torch.bool, device=attention.device).index_fill_(0, first, False)
+        rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(attention) - len(first)]
         even = rest[spread(len(rest), count - len(first), attention.device)]
         return torch.cat([first, even]).sort().values
 

@@ -98,13 +98,13 @@ class RecoverableCompression(PreLLMMethod):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
         v, t = self._visual(tokens), self._text(tokens)
-        left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+        free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
         first = topk_indices(v, share_of(self.visual, count) if count else _outliers(v, 20))
-        left[first] = False
-        rest = left.nonzero().flatten()
+        free[first] = False
+        rest = free.nonzero().flatten()
         second = rest[topk_indices(t[rest], self._recovered(t, first, rest, count))]
-        left[second] = False
-        rest = left.nonzero().flatten()
+        free[second] = False
+        rest = free.nonzero().flatten()
         kept = torch.cat([first, second]).sort().values
         if count:
             centres = count - len(kept) - self.reference
@@ -165,19 +165,19 @@ class RecoverableCompression(PreLLMMethod):
         near = nearest(keys[rest], chosen, 32, 50 * t[rest] / width**0.5)
         sums = x[chosen] + weighted(x, a, near)
         other = torch.ones(len(rest), dtype=torch.bool, device=rest.device).index_fill_(0, chosen, False)
-        rows, places = [wide(tokens.features[kept]), sums], [kept, rest[chosen]]
+        rows, row_indices = [wide(tokens.features[kept]), sums], [kept, rest[chosen]]
         assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=rest.device)
         weights = a.new_zeros(len(tokens))
         if bool(other.any()):
             extra = (a * other) @ x
             rows.append(extra[None])
-            places.append(rest[other][-1:])
+            row_indices.append(rest[other][-1:])
             weights[rest[other]] = a[other] / a[other].sum()
-        indices, order = torch.cat(places).sort()
+        indices, order = torch.cat(row_indices).sort()
         assignment[rest[other]] = torch.searchsorted(indices, rest[other][-1:]) if bool(other.any()) else -1
-        whole = torch.cat(places[:2])
-        assignment[whole] = torch.searchsorted(indices, whole)
-        weights[whole] = 1.0
+        single = torch.cat(row_indices[:2])
+        assignment[single] = torch.searchsorted(indices, single)
+        weights[single] = 1.0
         return Selection(indices, torch.cat(rows)[order].to(tokens.features.dtype), assignment, weights)
 
 

@@ -132,9 +132,9 @@ def rollout(attentions: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor
 
 def relevance_target(relevance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Shares (N,), of sum 1, of visual tokens at `columns` in what predicts an answer at `rows`; equal if all are 0."""
-    found = relevance[rows][:, columns].sum(dim=0)
-    total = found.sum()
-    return torch.where(total > 0, found / total.clamp(min=torch.finfo(found.dtype).tiny), 1 / len(found))
+    received = relevance[rows][:, columns].sum(dim=0)
+    total = received.sum()
+    return torch.where(total > 0, received / total.clamp(min=torch.finfo(received.dtype).tiny), 1 / len(received))
 
 
 def mapper_loss(scores: Tensor, target: Tensor) -> Tensor:

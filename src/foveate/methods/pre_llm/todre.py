@@ -69,24 +69,24 @@ class ToDRE(PreLLMMethod):
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
-        places = torch.arange(len(tokens), device=tokens.device)
+        ordinary = torch.arange(len(tokens), device=tokens.device)
         if tokens.separators is not None:
-            places = places[~tokens.separators]
-        x = tokens.features[places]
+            ordinary = ordinary[~tokens.separators]
+        x = tokens.features[ordinary]
         choose = farthest_first if self.rule == "k-center" else max_sum
-        first = torch.searchsorted(places, self._pivot(tokens, places))
-        return select_tokens(places[choose(Cosines(x, picks=count), first, count)])
+        first = torch.searchsorted(ordinary, self._pivot(tokens, ordinary))
+        return select_tokens(ordinary[choose(Cosines(x, picks=count), first, count)])
 
-    def _pivot(self, tokens: VisualTokens, places: Tensor) -> Tensor:
-        """Place (1,) of the first token among all tokens; `places` (n,) are those that are no separators."""
+    def _pivot(self, tokens: VisualTokens, candidates: Tensor) -> Tensor:
+        """Place (1,) of the first token among all tokens; `candidates` (n,) are those that are no separators."""
         needs = self.needs(tokens.tower)
         if needs:
             if tokens.thumbnail is not None and len(tokens.thumbnail.present):
-                places = tokens.thumbnail.present
-            score = tokens.get(needs[0])[places]
+                candidates = tokens.thumbnail.present
+            score = tokens.get(needs[0])[candidates]
         else:
-            x = F.normalize(tokens.features[places].float(), dim=-1)
+            x = F.normalize(tokens.features[candidates].float(), dim=-1)
             score = F.normalize(x.mean(dim=0), dim=0) @ x.T
             if self.pivot != "center":
                 score = -score
-        return places[score.argmax(dim=0, keepdim=True)]
+        return candidates[score.argmax(dim=0, keepdim=True)]

@@ -74,9 +74,9 @@ class VFlowOpt(PreLLMMethod):
         """See `PreLLMMethod.select`."""
         scores, cells = self.scores(tokens), cells_of(tokens, self.cell)
         fixed, free = (cells < 0).nonzero().flatten(), (cells >= 0).nonzero().flatten()
-        room = count - len(fixed) if count > len(fixed) else min(count, len(free))
-        fixed = fixed[: count - room]
-        best, rest, rows = recycled(scores[free], cells[free], room)
+        free_count = count - len(fixed) if count > len(fixed) else min(count, len(free))
+        fixed = fixed[: count - free_count]
+        best, rest, rows = recycled(scores[free], cells[free], free_count)
         indices = torch.cat([fixed, free[best], free[rows.unique()]]).sort().values
         assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
         assignment[indices] = torch.arange(count, device=tokens.device)
@@ -133,32 +133,32 @@ def recycled(scores: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor,
     """
     size = len(scores)
     ascending = scores.argsort(descending=True, stable=True).flip(0)
-    places = torch.arange(size, device=scores.device)
+    rank = torch.arange(size, device=scores.device)
     number, labels = _numbered(cells)
     first = torch.full((number,), size, dtype=torch.int64, device=scores.device).scatter_reduce(
-        0, labels[ascending], places, "amin"
+        0, labels[ascending], rank, "amin"
     )
     opens = torch.zeros(size, dtype=torch.int64, device=scores.device).index_fill(0, first, 1)
-    left = torch.cat([places.new_tensor([size]), size - 1 - places + opens.cumsum(dim=0)])
-    enough = (left <= count).nonzero().flatten()
-    gone = ascending[: int(enough[0]) if len(enough) else size]
-    stay = ascending[len(gone) :]
-    number, labels = _numbered(cells[gone])
-    if len(stay) + number > count:  # no room for all cells
-        sums = scores.new_zeros(number).index_add(0, labels, scores[gone])
+    remaining = torch.cat([rank.new_tensor([size]), size - 1 - rank + opens.cumsum(dim=0)])
+    enough = (remaining <= count).nonzero().flatten()
+    merged = ascending[: int(enough[0]) if len(enough) else size]
+    kept = ascending[len(merged) :]
+    number, labels = _numbered(cells[merged])
+    if len(kept) + number > count:  # no room for all cells
+        sums = scores.new_zeros(number).index_add(0, labels, scores[merged])
         chosen = torch.zeros(number, dtype=torch.bool, device=scores.device).index_fill(
             0, topk_indices(sums, count), True
         )
-        gone = gone[chosen[labels]]
-    gone = gone.sort().values
-    number, labels = _numbered(cells[gone])
-    return stay, gone, gone[representatives(labels, scores[gone], number)[labels]]
+        merged = merged[chosen[labels]]
+    merged = merged.sort().values
+    number, labels = _numbered(cells[merged])
+    return kept, merged, merged[representatives(labels, scores[merged], number)[labels]]
 
 
 def _numbered(cells: Tensor) -> tuple[int, Tensor]:
     """How many cells there are, and which of them each token is in, from 0 on."""
-    found, labels = cells.unique(return_inverse=True)
-    return len(found), labels
+    numbers, labels = cells.unique(return_inverse=True)
+    return len(numbers), labels
 
 
 def grey_entropy(pixels: Tensor, grid: Grid) -> Tensor:

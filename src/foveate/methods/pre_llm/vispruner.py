@@ -77,7 +77,7 @@ def without_duplicates(x: Tensor, count: int, step: int) -> Tensor:
     similarity = gram(F.normalize(x.float(), dim=-1))
     while len(rest) > count:
         even, odd = rest[::2], rest[1::2]
-        gone = min(step, len(rest) - count, len(even))
+        dropped = min(step, len(rest) - count, len(even))
         score = similarity.index_select(0, odd).amax(dim=0)[even]  # symmetric: whole rows are read, never columns
-        rest = torch.cat([even[score.argsort(descending=True, stable=True)[gone:]], odd])
+        rest = torch.cat([even[score.argsort(descending=True, stable=True)[dropped:]], odd])
     return rest

@@ -64,14 +64,14 @@ class VMTC(PreLLMMethod):
         best = topk_indices(importance, primary)
         if primary == count:
             return Selection(best)
-        left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device).index_fill_(0, best, False)
-        rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(tokens) - primary]
+        free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device).index_fill_(0, best, False)
+        rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(tokens) - primary]
         clusters = count - primary
         labels = cosine_kmeans(tokens.features[rest], clusters, self.iterations)
-        places = rest[representatives(labels, importance[rest], clusters)]
-        indices = torch.cat([best, places]).sort().values
+        centres = rest[representatives(labels, importance[rest], clusters)]
+        indices = torch.cat([best, centres]).sort().values
         assignment = torch.empty(len(tokens), dtype=torch.int64, device=tokens.device)
-        assignment[rest] = torch.searchsorted(indices, places)[labels]
+        assignment[rest] = torch.searchsorted(indices, centres)[labels]
         assignment[best] = torch.searchsorted(indices, best)
         # A cluster whose members all have no importance is their plain mean.
         return merge_tokens(

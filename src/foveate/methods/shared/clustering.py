@@ -80,10 +80,10 @@ def _labels(x: Tensor, centres: Tensor) -> Tensor:
     best = torch.full((count,), -torch.inf, dtype=closeness.dtype, device=x.device).scatter_reduce_(
         0, labels, closeness, "amax"
     )
-    places = torch.arange(len(x), device=x.device)
+    indices = torch.arange(len(x), device=x.device)
     first_best = torch.full((count,), len(x), dtype=torch.int64, device=x.device)
-    first_best.scatter_reduce_(0, labels, torch.where(closeness == best[labels], places, len(x)), "amin")
-    spare = closeness.masked_fill(first_best[labels] == places, torch.inf)
+    first_best.scatter_reduce_(0, labels, torch.where(closeness == best[labels], indices, len(x)), "amin")
+    spare = closeness.masked_fill(first_best[labels] == indices, torch.inf)
     worst = spare.argsort(stable=True)[:count]
     labels[worst] = torch.where(sizes[empty_first] == 0, empty_first, labels[worst])
     return labels
@@ -107,12 +107,12 @@ def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
         return torch.ones_like(values, dtype=torch.float32)
     ordered, order = values.float().sort(stable=True)
     offsets = torch.cat([torch.arange(-k, 0), torch.arange(1, k + 1)]).to(values.device)
-    places = torch.arange(count, device=values.device)[:, None] + offsets
-    outside = (places < 0) | (places >= count)
-    places = places.clamp(0, count - 1)
-    distance = (ordered[places] - ordered[:, None]).abs().masked_fill(outside, torch.inf)
+    candidates = torch.arange(count, device=values.device)[:, None] + offsets
+    outside = (candidates < 0) | (candidates >= count)
+    candidates = candidates.clamp(0, count - 1)
+    distance = (ordered[candidates] - ordered[:, None]).abs().masked_fill(outside, torch.inf)
     distance, chosen = distance.sort(dim=1, stable=True)
-    distance, near = distance[:, :k], places.gather(1, chosen[:, :k])
+    distance, near = distance[:, :k], candidates.gather(1, chosen[:, :k])
     density = 1 / (torch.maximum(distance, distance[:, -1][near]).mean(dim=1) + 1e-10)  # duplicates: not infinite
     factor = density[near].mean(dim=1) / density
     out = torch.empty_like(factor)

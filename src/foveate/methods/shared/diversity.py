@@ -42,15 +42,15 @@ class Cosines:
 
     def nearest(self) -> Tensor:
         """Similarity (N,) of every vector to the one that is most like it."""
-        found = []
+        nearest = []
         for start in range(0, len(self.x), 1024):
             if self.matrix is not None:
                 rows = self.matrix[start : start + 1024].clone()
             else:
                 rows = self.x[start : start + 1024] @ self.x.T
             rows.diagonal(start).fill_(-torch.inf)  # no vector is its own neighbour
-            found.append(rows.amax(dim=1))
-        return torch.cat(found)
+            nearest.append(rows.amax(dim=1))
+        return torch.cat(nearest)
 
 
 def gram(x: Tensor, block: int = 256) -> Tensor:
@@ -101,8 +101,8 @@ def unlike_pivots(x: Tensor, pivots: Tensor, others: Tensor, count: int) -> Tens
     taken = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, pivots, True)
     share, more = divmod(count - len(pivots), len(directions))
     chosen = [pivots]
-    for number, likeness in enumerate(directions @ F.normalize(x.float(), dim=-1).T):
-        own = likeness.masked_fill(taken, torch.inf).argsort(stable=True)[: share + (number < more)]
-        taken.index_fill_(0, own, True)
-        chosen.append(own)
+    for number, similarity in enumerate(directions @ F.normalize(x.float(), dim=-1).T):
+        least_similar = similarity.masked_fill(taken, torch.inf).argsort(stable=True)[: share + (number < more)]
+        taken.index_fill_(0, least_similar, True)
+        chosen.append(least_similar)
     return torch.cat(chosen)

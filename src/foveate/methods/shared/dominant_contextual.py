@@ -31,8 +31,8 @@ def zipped(
     best = topk_indices(scores.float(), dominant)
     if not contextual:
         return Selection(best)
-    left = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, best, False)
-    rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(features) - dominant]
+    free = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, best, False)
+    rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(features) - dominant]
     targets = rest[:: max(1, len(rest) // contextual)][:contextual].contiguous()
     indices = torch.cat([best, targets]).sort().values
     x = F.normalize(keys.float(), dim=-1)

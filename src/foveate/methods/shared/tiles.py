@@ -53,11 +53,11 @@ def resampled(values: Tensor, thumbnail: Crop, tile: Crop) -> Tensor:
     """(n,) a map of the thumbnail (rows, columns), interpolated bilinearly at the middles of a tile's cells."""
     x, y = centres(tile)
     left, upper, right, lower = thumbnail.box
-    at = torch.stack([(x - left) / (right - left), (y - upper) / (lower - upper)], dim=-1) * 2 - 1
-    found = F.grid_sample(
-        values[None, None], at[None, None].to(values.dtype), padding_mode="border", align_corners=False
+    points = torch.stack([(x - left) / (right - left), (y - upper) / (lower - upper)], dim=-1) * 2 - 1
+    samples = F.grid_sample(
+        values[None, None], points[None, None].to(values.dtype), padding_mode="border", align_corners=False
     )
-    return found.flatten()
+    return samples.flatten()
 
 
 def apportion(count: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
@@ -66,21 +66,21 @@ def apportion(count: int, weights: Sequence[float], sizes: Sequence[int]) -> lis
     What a full one cannot take goes to the others in proportion to their weights, and in proportion to the room that is
     left where all weights are zero. The shares sum to min(count, sum(sizes)).
     """
-    left = count = min(count, sum(sizes))
+    remaining = count = min(count, sum(sizes))
     exact = [0.0] * len(sizes)
     waiting = [i for i, size in enumerate(sizes) if size and weights[i] > 0]
     while waiting:
         total = sum(weights[i] for i in waiting)
-        full = [i for i in waiting if left * weights[i] >= sizes[i] * total]
+        full = [i for i in waiting if remaining * weights[i] >= sizes[i] * total]
         for i in full or waiting:
-            exact[i] = sizes[i] if full else left * weights[i] / total
-        left = left - sum(sizes[i] for i in full) if full else 0
+            exact[i] = sizes[i] if full else remaining * weights[i] / total
+        remaining = remaining - sum(sizes[i] for i in full) if full else 0
         waiting = [i for i in waiting if i not in full] if full else []
     shares = [int(share) for share in exact]
     order = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
-    for i in order[: count - left - sum(shares)]:
+    for i in order[: count - remaining - sum(shares)]:
         shares[i] += 1
-    if left:
-        room = divide(left, [size - share for size, share in zip(sizes, shares, strict=True)])
-        shares = [share + more for share, more in zip(shares, room, strict=True)]
+    if remaining:
+        extra = divide(remaining, [size - share for size, share in zip(sizes, shares, strict=True)])
+        shares = [share + added for share, added in zip(shares, extra, strict=True)]
     return shares
