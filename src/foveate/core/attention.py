@@ -1,7 +1,7 @@
-"""Attention weights that methods read: rows of some queries, what tokens pay and what they receive.
+"""Attention weights that methods read: rows of some queries, attention paid and received.
 
-What methods read is computed in blocks of rows of at most `BLOCK` weights; a whole attention matrix never exists there.
-`eager_attention` is the plain attention of foveate's own models.
+They are computed in blocks of rows of at most `BLOCK` weights; a full attention matrix never exists. `eager_attention`
+is the plain attention of foveate's own models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shares of a number of things, counted in whole numbers: three tenths of 50 are 15, never 16."""
+"""Exact shares of whole numbers, without floating-point error: three tenths of 50 are 15, never 16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of methods inside the language model, which adds `layers` and `select`, and what they read."""
+"""Base classes of methods inside the language model, and the tokens that they read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Positions, Site
 from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite, topk_indices
 
-#: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
-#: to (PyramidDrop), at the cost of its queries and keys.
+#: The layer whose attention is read: the one that has just run (FastV), or the one that is about to (PyramidDrop), at
+#: the cost of its queries and keys.
 AttentionSource = Literal["previous", "own"]
 
 
@@ -43,14 +43,14 @@ class PromptStates:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderResults:
-    """What is known of an image from its encoder.
+    """Values of an image from its encoder.
 
     Args:
         tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.encoder.tower))`.
-        origin: (N,) places of the image's tokens among those that the encoder made of it.
-        measured: What probes measured, for all tokens that the encoder made; see `LayerTokens.get`.
-        separators: (N,) bool, tokens that are not of the image but tell its layout; None: there are none.
-        layout: Gives the rectangles that the image's tokens come from; see `LayerTokens.crops`.
+        origin: (N,) indices of the image's tokens among those that the encoder made of it.
+        measured: Values that probes measured, for all tokens that the encoder made; see `LayerTokens.get`.
+        separators: (N,) bool, tokens of the layout, such as newlines between rows; None: there are none.
+        layout: Returns the rectangles that the image's tokens come from; see `LayerTokens.crops`.
     """
 
     tower: EncoderSpec
@@ -65,9 +65,9 @@ class ModelAccess:
     """What a method may ask of the language model; nothing is computed before it is asked for.
 
     Args:
-        ask: Gives queries and keys of a layer; see `LayerTokens.attention`.
-        norm: The norm after the last layer, for methods that compare tokens as the output would see them.
-        neurons: Gives activations of the layer that has just run; see `LayerTokens.activations`.
+        ask: Returns queries and keys of a layer; see `LayerTokens.attention`.
+        norm: The model's final norm, for methods that compare tokens as the output layer reads them.
+        neurons: Returns activations of the layer that has just run; see `LayerTokens.activations`.
     """
 
     ask: Callable[[AttentionSource], Attention]
@@ -85,7 +85,7 @@ class LayerTokens:
         layer: The layer that is about to run, 0-based.
         num_layers: Layers of the language model.
         number: Which image of its prompt this is, for seeds.
-        learning: Whether the model learns from this pass, so that what is random in a method's training is drawn.
+        learning: Whether the model is in training, so that methods that sample in training do.
         prompt: The sequence around the image.
         encoder: What is known of the image from its encoder.
         model: What the method may ask of the language model.
@@ -120,7 +120,7 @@ class LayerTokens:
 
     @property
     def crops(self) -> tuple[Crop, ...]:
-        """The image, its tiles or its frames; `index` are places among the tokens here, -1 for those that are gone."""
+        """The image, its tiles or its frames; `index` are indices of tokens here, -1 for dropped ones."""
         return () if self.encoder.layout is None else self.encoder.layout()
 
     @property
@@ -129,7 +129,7 @@ class LayerTokens:
         return torch.isin(self.indices, self.prompt.asking)
 
     def without_answers(self) -> LayerTokens:
-        """The image without the tokens that answer; these are text to it."""
+        """The image without the tokens at which an answer is asked for; these count as text."""
         answers = self.answers
         stays = (~answers).nonzero().flatten()
         new_index = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
@@ -153,7 +153,7 @@ class LayerTokens:
         )
 
     def get(self, need: Need) -> Tensor:
-        """What a probe measured of the encoder, (N, ...), of merged tokens at the place where they stand.
+        """Values (N, ...) that a probe measured in the encoder; of a merged token, those of the token it replaces.
 
         Raises:
             FoveateError: it was not measured: the method did not declare that it needs it.
@@ -189,20 +189,20 @@ def _of_tokens(values: tuple[Tensor, Tensor], indices: Tensor) -> tuple[Tensor, 
 
 @dataclass(frozen=True)
 class DecoderMethod(Method):
-    """A way of leaving visual tokens out between the layers of a language model.
+    """A method that drops or merges visual tokens between the layers of a language model.
 
-    The runtime owns what is the same for all: budgets, padding, positions, masks and caches. A method only picks. It is
-    never asked about the token that answers: where a prompt ends in an image, the image's last token stays, and counts
+    The runtime handles what is common to all: budgets, padding, positions, masks and caches. A method only selects. The
+    last token of a prompt is never dropped: where a prompt ends in an image, the image's last token stays, and counts
     in the budget.
     """
 
     site: ClassVar[Site] = Site.DECODER
     takes_layers: ClassVar[bool] = True
-    #: Of what stays, in the layers after: those that they had, or counted anew.
+    #: Of the remaining tokens, in later layers: the original ones, or counted anew.
     positions: ClassVar[Positions] = "original"
-    #: Whether the layer before the one where it acts must be watched.
+    #: Whether it reads attention of the previous layer, whose queries and keys must be recorded.
     needs_previous_attention: ClassVar[bool] = False
-    #: Whether a cache holds what the layers made, so that written text is the same without one.
+    #: Whether generation with a cache gives the same text as without one.
     exact_cache: ClassVar[bool] = True
 
     @abstractmethod
@@ -266,11 +266,11 @@ class DecoderScorer(DecoderMethod):
 
 
 def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Selection:
-    """A selection among the tokens that do not answer, and those that do, as they are.
+    """A selection among the other tokens of an image, joined with the tokens at which an answer is asked for.
 
     Args:
-        tokens: The whole image.
-        answers: (a,) places of the tokens that answer.
+        tokens: All of the image.
+        answers: (a,) indices of the tokens at which an answer is asked for; they stay as they are.
         chosen: Of `tokens.without_answers()`.
     """
     others = (~tokens.answers).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""The base class of methods inside the encoder, which adds `schedule`: one step for every block."""
+"""Base class of methods inside the encoder: one merging step for every block."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Step = Callable[[Tokens, Tensor], Tokens]
 
 @dataclass(frozen=True)
 class EncoderMethod(Method):
-    """A way of merging tokens inside a vision transformer, between attention and MLP of its blocks.
+    """A method that merges tokens inside a vision transformer, between attention and MLP of its blocks.
 
-    It knows keys and rows, never a model: `foveate.runtime.vision_merging` runs it in one. [CLS] is never merged.
+    It reads keys and rows only; `foveate.runtime.vision_merging` applies it to a model. [CLS] is never merged.
     """
 
     site: ClassVar[Site] = Site.ENCODER

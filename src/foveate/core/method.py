@@ -1,10 +1,11 @@
-"""The one contract of all methods: who they are, where they act, their arguments, and whether they take a budget."""
+"""Base class of all methods: name, site, arguments, budget."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from os import PathLike
@@ -15,7 +16,7 @@ from foveate.core.tokens import EncoderSpec, Need
 
 
 class Site(StrEnum):
-    """Where a method acts on the way of a visual token."""
+    """Where in the model a method acts."""
 
     IMAGE = "image"
     ENCODER = "encoder"
@@ -43,10 +44,10 @@ Positions = Literal["original", "contiguous"]
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way of needing fewer visual tokens. Each site has a base class that adds one verb.
+    """A method that reduces the number of visual tokens. The base class of each site adds what it must implement.
 
     A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
-    defaults, checked in `__post_init__`; the first paragraph of its docstring is what the gallery shows.
+    defaults, checked in `__post_init__`; the first paragraph of its docstring is shown in the gallery.
     """
 
     #: Name in plans; the registry refuses two equal ones.
@@ -65,13 +66,15 @@ class Method(ABC):
     modality: ClassVar[tuple[Modality, ...]] = ("image", "video")
     #: Whether it needs weights that were trained for it.
     trained: ClassVar[bool] = False
-    #: Whether the number of tokens that stay follows from sizes alone; servers need that.
+    #: Whether the number of remaining tokens follows from sizes alone; servers need that.
     static_count: ClassVar[bool] = True
     #: Whether it takes a budget.
     budget: ClassVar[BudgetRule] = "count"
     #: Arguments that mean something with a budget alone, and without one alone.
     with_budget: ClassVar[tuple[str, ...]] = ()
     without_budget: ClassVar[tuple[str, ...]] = ()
+    #: Arguments that were called otherwise before, for the error message: new names by old ones.
+    renamed_arguments: ClassVar[Mapping[str, str]] = {}
     #: Positions of what stays. Multi-axis positions (M-RoPE) are always the original ones.
     positions: ClassVar[Positions] = "contiguous"
     #: Whether it acts at layers of the language model, which a plan may name (`@2`).
@@ -85,10 +88,10 @@ class Method(ABC):
             cls.year = year_of(cls.paper)
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
-        """What must be measured of the encoder before the method is asked.
+        """Values that must be measured in the encoder for the method.
 
         Raises:
-            FoveateError: the encoder cannot give it.
+            FoveateError: the encoder cannot give them.
         """
         return ()
 

@@ -1,7 +1,7 @@
-"""Folders of small trained networks, one a decoder layer: what methods inside the language model with weights read.
+"""Folders of small trained networks, one a decoder layer, for methods with weights inside the language model.
 
 A folder holds `model.safetensors`, whose names begin with the layer (`2.head.weight`), and `config.json` with the kind,
-the layers, and what the networks are built from.
+the layers, and the sizes of the networks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbers of 1, 2, 4 or 8 bits in bytes, and the ranges that they stand for."""
+"""Packing of numbers of 1, 2, 4 or 8 bits into bytes, and their quantisation ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shell wildcards for what has a name and a title."""
+"""Shell wildcards that match names and titles."""
 
 from __future__ import annotations
 

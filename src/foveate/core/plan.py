@@ -1,4 +1,4 @@
-"""What a user asks for: methods with their budgets, as objects and as text.
+"""Plans: methods with their budgets, as objects and as text.
 
     divprune:64                          64 tokens of every image stay
     hiprune(alpha=0.1):25%               a quarter of the tokens stays
@@ -360,6 +360,8 @@ def _build(cls: type[Method], arguments: str) -> Method:
     for part in filter(str.strip, _commas(arguments)):
         key, equals, value = part.partition("=")
         key = key.strip()
+        if key in cls.renamed_arguments:
+            raise FoveateError(f"{name}: the argument {key} is called {cls.renamed_arguments[key]}; write that.")
         if not equals or key not in fields:
             possible = ", ".join(fields) or "none"
             raise FoveateError(

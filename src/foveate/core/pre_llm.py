@@ -1,4 +1,4 @@
-"""The base class of methods before the language model, which adds `select`, and that of those that only `score`."""
+"""Base classes of methods before the language model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from foveate.core.tokens import Crop, Selection, VisualTokens, check_finite, top
 
 @dataclass(frozen=True)
 class PreLLMMethod(Method):
-    """A way of choosing or merging the visual tokens of one image before the language model reads them.
+    """A method that selects or merges the visual tokens of one image before the language model reads them.
 
-    The base owns what is the same for all: budgets, crops, separators, full budgets, and that places ascend and stand
-    once each. A method only picks.
+    The base class handles what is common to all: budgets, crops, separators, full budgets, and ascending, unique
+    indices. A method only selects.
     """
 
     site: ClassVar[Site] = Site.PRE_LLM
     #: Whether the method itself divides a tiled image; otherwise every crop gets its share and is an image of its own.
     handles_tiles: ClassVar[bool] = False
-    #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they go first.
+    #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they are dropped first.
     sees_separators: ClassVar[bool] = False
 
     @abstractmethod
@@ -64,7 +64,7 @@ class PreLLMMethod(Method):
         plain = tokens.separators is None or not bool(tokens.separators.any())
         if not plain and not self.sees_separators:
             ordinary = (~tokens.separators).nonzero().flatten()
-            if count >= len(ordinary):  # there is room for some separators, the first ones
+            if count >= len(ordinary):  # the budget takes some separators, the first ones
                 first = tokens.separators.nonzero().flatten()[: count - len(ordinary)]
                 return Selection(torch.cat([ordinary, first]).sort().values)
         if self.handles_tiles or (plain and len(tokens.crops) == 1):

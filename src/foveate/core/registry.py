@@ -1,8 +1,8 @@
-"""Methods by name: those of this library, those of installed packages, and those that a program registers.
+"""Registry of methods by name: built in, from installed packages, and registered by a program.
 
-A method of this library is registered by lying in the package of its site. A method of another package says so by an
-entry point of the group `foveate.methods`, or is registered by `register_method` where its module is imported; programs
-with several processes name such modules in `FOVEATE_IMPORT`, as `foveate --import` does.
+The methods of this library are those in the package of their site. A method of another package is named by an entry
+point of the group `foveate.methods`, or registered by `register_method` where its module is imported; programs with
+several processes name such modules in `FOVEATE_IMPORT`, as `foveate --import` does.
 """
 
 from __future__ import annotations

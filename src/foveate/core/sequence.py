@@ -1,8 +1,8 @@
-"""The sequence that the language model reads, made shorter: pure index work on tensors.
+"""Shortening of the sequence that the language model reads: pure index work on tensors.
 
 A batch of sequences of L new positions (columns) loses some columns a row. Rows that lose fewer than others stay
-longer; the others are padded on the left, where padding of prompts stands too. `columns` (B, P) says which column of
-the long sequence each position of the short one is, -1 for padding.
+longer; the others are padded on the left, as prompts are. `columns` (B, P) is the column of the long sequence at each
+position of the short one, -1 for padding.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from foveate.core.tokens import Selection
 
 @dataclass(frozen=True)
 class PlacedSelection:
-    """The selection of one image at its place in a batch.
+    """The selection of one image and its columns in a batch.
 
     Args:
         row: Sequence of the batch.
-        columns: (N,) ascending, where the image's tokens stand.
-        selection: What stays of them.
+        columns: (N,) ascending, of the image's tokens.
+        selection: Of these tokens.
     """
 
     row: int
@@ -49,8 +49,8 @@ class PrunedSequence:
 
     Args:
         columns: (B, P) the column of the long sequence at every position, -1 for padding.
-        removed: (B, P) how many image tokens were left out before each position, in its stretch of positions.
-        total: (B, 1) how many were left out of the row.
+        removed: (B, P) how many image tokens were dropped before each position, in its stretch of positions.
+        total: (B, 1) how many were dropped in the row.
     """
 
     columns: Tensor
@@ -186,16 +186,16 @@ def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[PlacedS
 def shorten_planes(
     planes: Sequence[Tensor], visual: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]
 ) -> tuple[list[Tensor], Tensor]:
-    """DeepStack planes, which are added to visual tokens after the first layers.
+    """DeepStack features pruned to match the kept visual tokens; they are added to these after the first layers.
 
     Args:
         planes: (visual tokens, D) each, in the order of the long sequence.
-        visual: (B, L) bool, where they stand.
+        visual: (B, L) bool, the columns of visual tokens.
         columns: (B, P).
-        chosen: What stays; merged tokens get merged planes.
+        chosen: Selections; merged tokens get merged features.
 
     Returns:
-        The planes of the short sequence, and where they stand (B, P).
+        The features of the short sequence, and the mask (B, P) of its visual tokens.
     """
     short_visual = gather(visual, columns) & (columns >= 0)
     result = []

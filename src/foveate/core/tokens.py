@@ -1,7 +1,7 @@
-"""The words every room uses: the visual tokens of one image, and which of them stay.
+"""Visual tokens of one image, and selections among them.
 
-`VisualTokens` is what a method sees, `Selection` what it returns. Neither knows of a model or of a batch: the
-runtime cuts batches into images before a method and joins them after it.
+A method takes `VisualTokens` and returns a `Selection`. Neither knows of a model or of a batch: the runtime cuts
+batches into images before a method and joins them after it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Grid(NamedTuple):
         return self.rows * self.columns
 
 
-#: What a method can ask a probe for, beside the features that the language model reads.
+#: Values that a method can request from a probe, besides the features that the language model reads.
 NeedKind = Literal[
     "features",  # output of the encoder (after `layer`), before the connector: (N, d)
     "keys",  # keys of a layer averaged over the heads: (N, d / heads)
@@ -106,7 +106,7 @@ class Crop:
     """A rectangle of tokens within an image: the image itself, its thumbnail, one of its tiles, or a frame of a clip.
 
     Args:
-        index: (n,) places of its tokens among the tokens of the image, row-major. Tokens that lie in padding are not
+        index: (n,) indices of its tokens among the tokens of the image, row-major. Tokens that lie in padding are not
             there: -1.
         grid: Rows and columns; rows * columns = n.
         box: (left, top, right, bottom) of what it shows, as fractions of the image; may reach beyond 0..1 when
@@ -121,20 +121,20 @@ class Crop:
 
     @cached_property
     def present(self) -> Tensor:
-        """(m,) the places that exist, without padding, in row-major order."""
+        """Indices (m,) of the tokens that exist, without padding, in row-major order."""
         return self.index[self.index >= 0]
 
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """The tokens of one image or clip as a method sees them.
+    """The tokens of one image or clip, as input of a method.
 
     Args:
         features: (N, D), what the language model would read, in its order.
         crops: The rectangles they come from. A plain image has one.
-        measured: What the probes found, by `Need`; every value is aligned with the N tokens, where a merger made one
-            token of several by their mean. Separators carry zeros.
-        separators: (N,) bool, tokens that are not of the image but tell its layout (newlines between rows).
+        measured: Values that probes measured, by `Need`; every value is aligned with the N tokens, where a merger made
+            one token of several by their mean. Separators carry zeros.
+        separators: (N,) bool, tokens of the layout, such as newlines between rows.
         size: (height, width) of the image in pixels, where known.
         number: Which image of its prompt this is, for seeds.
         tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.tower))`.
@@ -240,18 +240,18 @@ def _rows(need: Need, value: Tensor, indices: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tokens stay, and what stands for them.
+    """The tokens that stay, and the rows that replace them.
 
     Args:
-        indices: (k,) int64, ascending: the places at which something stays. A merged token sits at one of its members.
-        features: (k, D) what stands there; None: the untouched features at `indices`.
+        indices: (k,) int64, ascending: the tokens that stay. A merged token takes the index of one of its members.
+        features: (k, D) of these rows; None: the original features at `indices`.
         assignment: (N,) int64: for every original token the row (0 to k - 1) that it went into, or -1 when it was
             dropped. None: every kept token stands for itself alone.
         weights: (N,) share of every original token in the row it went into; the shares of a row sum to 1 (None: equal
             shares). DeepStack planes are merged with them, and pictures show them.
         positions: (k, K) int64: original tokens whose positions a row carries, where a method gives it more than its
             own (PPE). None: the position of `indices`.
-        remade: Gives `features` from the tokens' features (N, D), for gradients, where these are no means with the
+        remade: Computes `features` from the tokens' features (N, D), for gradients, where these are no means with the
             shares above: maxima, or something with weights of the method's own in it.
     """
 
@@ -316,11 +316,11 @@ class Selection:
         return torch.where(members >= 0, 1 / sizes[members.clamp(min=0)].float(), 0.0)
 
     def check(self, count: int, name: str = "a method") -> None:
-        """Refuse what is no selection of `count` tokens. On a GPU this waits once.
+        """Refuse an invalid selection of `count` tokens. On a GPU this synchronises once.
 
         Raises:
-            FoveateError: places are not ascending, stand twice or are out of range, or another part does not fit them.
-                A method is wrong then, and not its user.
+            FoveateError: indices are not ascending, repeat or are out of range, or another part does not fit them. The
+                method is wrong then, not its user.
         """
         indices, rows = self.indices, len(self.indices)
         if indices.dtype != torch.int64 or indices.ndim != 1:
@@ -378,7 +378,7 @@ def in_order(selection: Selection, features: Tensor, order: Tensor) -> Selection
     """A selection whose rows the language model reads in another order, as some authors' codes hand them on.
 
     Places stay ascending; the row that is read first stands at the first of them, whatever it was made of. Positions
-    that are counted anew follow; original positions are those of the places.
+    that are counted anew follow; original positions are those of the indices.
 
     Args:
         selection: Of k rows.
@@ -400,7 +400,7 @@ def select_tokens(indices: Tensor) -> Selection:
 
 
 def topk_indices(scores: Tensor, count: int) -> Tensor:
-    """Places (count,) of the highest scores, ascending; of equal scores the first wins, on every device."""
+    """Indices (count,) of the highest scores, ascending; of equal scores the first wins, on every device."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
@@ -409,7 +409,7 @@ def merge_tokens(features: Tensor, indices: Tensor, assignment: Tensor, weights:
 
     Args:
         features: (N, D).
-        indices: (k,) ascending, where the rows stand.
+        indices: (k,) ascending, of the rows.
         assignment: (N,) row of every token, -1 for dropped ones. Every row needs a member.
         weights: (N,) not negative; they are normalised within a row. None: plain mean.
     """

@@ -1,4 +1,4 @@
-"""Methods with weights of their own: named in the plan, or standing beside those of the model."""
+"""Methods with trained weights, named in the plan or found beside the model's weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from foveate.core.weights import file_of
 
 
 class Trained:
-    """What trained methods share: where their weights are.
+    """Mixin of trained methods: where their weights are.
 
-    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds what stands beside the
-    weights of the model it is attached to, in a folder or on the Hub, under the name of the method: a folder
-    (`covipal/`) or a file (`focusui.safetensors`), whichever `foveate train-method NAME` writes.
+    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds them beside the weights of
+    the model it is attached to, in a folder or on the Hub, under the name of the method: a folder (`covipal/`) or a
+    file (`focusui.safetensors`), whichever `foveate train-method NAME` writes.
     """
 
     trained: ClassVar[bool] = True
-    #: What it writes, seen from the folder of the model.
+    #: Files of the weights, relative to the folder of the model.
     files: ClassVar[tuple[str, ...]]
     name: ClassVar[str]
 
@@ -49,7 +49,7 @@ class Trained:
         """
         if self.weights:
             return self
-        resolved = copy.copy(self)  # what stood beside another model is forgotten
+        resolved = copy.copy(self)  # forgets the weights beside another model
         object.__setattr__(resolved, "_resolved", self._found(location))
         return resolved
 
