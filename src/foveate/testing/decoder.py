@@ -1,4 +1,4 @@
-"""What every method inside the language model promises, at the level of its maths."""
+"""Tests that every method inside the language model must pass, without a model."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def in_precision(tokens: LayerTokens, dtype: torch.dtype) -> LayerTokens:
 
 
 class DecoderPromises(Promises):
-    """What every method inside the language model promises, at the level of its maths. No model runs."""
+    """Tests that every method inside the language model must pass, without a model."""
 
     def test_every_choice_is_a_selection(self, method: DecoderMethod) -> None:
-        """Places ascend and stand once each; a budget is met where the method is said to meet it."""
+        """Indices ascend and are unique; a budget is met exactly where the method says so."""
         for count in counts(method):
             selection = method(image(method), count)
             selection.check(SIZE)

@@ -1,4 +1,4 @@
-"""Visual tokens before a decoder layer with random queries and keys, for tests of methods without a model."""
+"""Random visual tokens before a decoder layer, with queries and keys, for tests without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method before the language model promises, at the level of its maths."""
+"""Tests that every method before the language model must pass, without a model."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ CORNERS = {
 
 
 class PreLLMPromises(Promises):
-    """What every method before the language model promises, at the level of its maths. No model runs."""
+    """Tests that every method before the language model must pass, without a model."""
 
     def test_every_method_runs_on_some_encoder(self, method: PreLLMMethod) -> None:
         """What it needs can be measured on an encoder with [CLS] or on one without."""

@@ -1,4 +1,4 @@
-"""What every method promises, wherever it acts."""
+"""Tests that every method must pass, at any site."""
 
 from __future__ import annotations
 

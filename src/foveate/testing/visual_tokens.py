@@ -1,4 +1,4 @@
-"""Images of tokens with random measurements of every kind, for tests of methods without a model."""
+"""Random visual tokens with values of every kind of need, for tests without a model."""
 
 from __future__ import annotations
 
