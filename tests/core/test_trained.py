@@ -118,9 +118,7 @@ def test_two_weights_of_one_method_have_no_place(model: Path, tmp_path: Path) ->
 
 
 def test_where_there_are_none_the_sentence_says_where_they_belong(model: Path) -> None:
-    with pytest.raises(
-        FoveateError, match="`foveate train-method covipal` wrote, or one beside .* as covipal"
-    ):
+    with pytest.raises(FoveateError, match="`foveate train-method covipal` wrote, or one beside .* as covipal"):
         choices(model, "covipal:50%")
     with pytest.raises(
         FoveateError, match="a file that `foveate train-method focusui` wrote, .* as focusui.safetensors"

@@ -1,7 +1,7 @@
-"""Entries of the gallery: what a method is and on which families it runs, as plain values.
+"""Entries of the gallery: facts about each method and the families it runs on, as plain values.
 
-Nothing here imports torch, so that `foveate methods` prints at once. `foveate.gallery` computes the entries
-from the classes; `index.json` beside this file holds those of this package, written by `docs/generate.py`.
+Nothing here imports torch, so that `foveate methods` prints at once. `foveate.gallery` computes the entries from the
+classes; `index.json` beside this file holds those of this package, written by `docs/generate.py`.
 """
 
 from __future__ import annotations

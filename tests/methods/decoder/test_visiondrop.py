@@ -86,9 +86,9 @@ def test_the_authors_schedule() -> None:
     """42 + 6 before the language model, then 30 + 5, 22 + 4, 16 + 3: 32 on average."""
     from foveate.methods.pre_llm.visionzip import VisionZip
 
-    zipped, dropped = foveate.Plan.of("visionzip(share=0.875):48 + visiondrop:73%").steps
-    assert isinstance(zipped.method, VisionZip)
-    assert round(zipped.method.share * 48) == 42
+    merge_contextual, dropped = foveate.Plan.of("visionzip(share=0.875):48 + visiondrop:73%").steps
+    assert isinstance(merge_contextual.method, VisionZip)
+    assert round(merge_contextual.method.share * 48) == 42
     count, found = 48, []
     for _ in dropped.method.layers(32):
         count = dropped.count(count)

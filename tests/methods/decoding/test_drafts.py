@@ -141,11 +141,11 @@ def test_the_gate_learns_what_every_way_is_worth(target):
     asked = []
 
     def under(way):
-        asked.append((way, draft.compressor.taken, draft.compressor.choose(features, torch.Generator())[0]))
+        asked.append((way, draft.compressor.forced_branch, draft.compressor.choose(features, torch.Generator())[0]))
         return torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0][BRANCHES.index(way)])
 
     loss = draft.choosing_loss(under, features, following, visual)
-    assert asked == [(way, way, way) for way in BRANCHES] and draft.compressor.taken is None
+    assert asked == [(way, way, way) for way in BRANCHES] and draft.compressor.forced_branch is None
     question = draft.join(features, following)[int(visual.nonzero()[-1]) + 1 :].mean(dim=0)
     shares = draft.compressor.gate(question).softmax(dim=-1)
     torch.testing.assert_close(loss, (shares * (torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]) - 3)).sum())

@@ -1,4 +1,4 @@
-"""Dynamic Pyramid Network: the image is pooled in stages, how much says a router that reads the question."""
+"""Dynamic Pyramid Network: pooling in stages, with windows chosen by a trained router."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from foveate.core.network_folder import check_size, folder, network_of, read_con
 from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, wide
 from foveate.core.trained import Trained
 
-#: What logits are divided by before the softmax.
+#: Of the softmax of a router.
 TEMPERATURE = 10.0
-#: Images of fewer tokens are left as they are.
+#: Images of fewer tokens are not pooled.
 LEAST_TOKENS = 16
-#: Experts that would leave fewer tokens are not drawn in training.
+#: In training, experts that would leave fewer tokens are not drawn.
 LEAST_REMAINING = 18
 
 
@@ -28,32 +28,32 @@ LEAST_REMAINING = 18
 class DPN(Trained, DecoderMethod):
     r"""Pools the image at several depths by windows of 1 x 1, 2 x 2 or 4 x 4 tokens, chosen by a trained router.
 
-    Before a pooling layer a router reads the hidden state c of the token that asks for the answer,
-    $p = \text{softmax}(W_2\,\text{GELU}(W_1\,\text{LN}(c)) / 10)$, and the expert (window) e of the greatest p pools
-    the rows and columns of tokens that are there, which are then multiplied by $p_e$; text stays. Images of fewer than
-    16 tokens, or than the largest window has, stay as they are. While a model learns, e is drawn from p, again where
-    fewer than 18 tokens would be left; the gradient reaches the router by $p_e$, and of a window its largest members.
+    Before a pooling layer a router reads the hidden state c of the last token of the prompt, $p =
+    \text{softmax}(W_2\,\text{GELU}(W_1\,\text{LN}(c)) / 10)$. The expert (window) e of the greatest p pools the rows
+    and columns of the current tokens, which are then multiplied by $p_e$; text does not change. Images of fewer than 16
+    tokens, or than the largest window has, are not pooled. In training, e is drawn from p, again where fewer than 18
+    tokens would remain; the gradient reaches the router through $p_e$, and the largest members of a window.
 
     "Dynamic Pyramid Network for Efficient Multimodal Large Language Model" (Ai et al., arXiv 2503.20322); the windows
     are its Dynamic Pooling Experts, max pooling by default, before layers 8, 16 and 24 of 32, the last without 4 x 4.
     Routers and language model learn together there: `plan: dpn` in a stage of a recipe does that, with a routing loss
-    of weight 0.001 beside. `foveate train-method dpn` trains routers alone, without the factor, which a language
-    model that does not learn cannot bear; their folder says so. The paper's prompts hold a router token; the asking
-    token is its code's fallback. Choices of ours: the gradient goes into the router alone, not into c; incomplete
-    windows at the edges are pooled too; a pooled token stands at its first member; newlines between rows stay; tiles
-    and frames are pooled each by itself.
+    of weight 0.001. `foveate train-method dpn` trains routers alone, without the factor, which a frozen language model
+    cannot bear; their folder says so. The paper's prompts hold a router token; the last token is its code's fallback.
+    Our choices: the gradient goes into the router alone, not into c; incomplete windows at the edges are pooled too; a
+    pooled token takes the place of its first member; newlines between rows stay; tiles and frames are pooled each by
+    itself.
 
     Args:
         weights: A folder that `foveate train-method dpn` wrote; by default `dpn/` beside the model's weights.
         operation: How a window becomes one token.
-        scaled: Multiply the image by the probability of the chosen expert; None: as the folder of the routers says,
-            and if it says nothing, as the paper does.
+        scaled: Multiply the image by the probability of the chosen expert; None: as the folder of the routers says, and
+            if it says nothing, as the paper does.
     """
 
     weights: str = ""
     operation: Literal["max", "mean"] = "max"
     scaled: bool | None = None
-    #: Routers that learn, by layer as text, and a list for their probabilities; no fields, as a plan is text.
+    #: Routers in training, by layer as text, and a list for their probabilities; no fields, as a plan is text.
     _learning: ClassVar[tuple[nn.ModuleDict, list[tuple[int, Tensor]]] | None] = None
 
     name: ClassVar[str] = "dpn"
@@ -73,11 +73,11 @@ class DPN(Trained, DecoderMethod):
             raise FoveateError(f"dpn: scaled is True or False, not {self.scaled!r}.")
 
     def learning(self, routers: nn.ModuleDict, record: list[tuple[int, Tensor]]) -> DPN:
-        """This method with routers that learn.
+        """This method with routers in training.
 
         Args:
             routers: By layer, as text.
-            record: Takes the layer and the probabilities (experts,) of every image that is pooled.
+            record: List to which the layer and the probabilities (experts,) of every pooled image are appended.
         """
         learner = copy.copy(self)
         object.__setattr__(learner, "_learning", (routers, record))
@@ -90,7 +90,7 @@ class DPN(Trained, DecoderMethod):
         return ()
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Those that its routers were trained for; as long as none are known, those of the paper."""
+        """The layers that its routers were trained for; without weights, those of the paper."""
         if self._learning is not None:
             return tuple(sorted(map(int, self._learning[0])))
         return tuple(read_config(self.path, self.name)["layers"]) if self.path else default_layers(num_layers)
@@ -171,14 +171,14 @@ def default_strides(layers: Sequence[int]) -> dict[int, tuple[int, ...]]:
 
 
 def too_small(count: int, strides: Sequence[int]) -> bool:
-    """Whether an image of so many tokens is left as it is."""
+    """Whether an image of `count` tokens is not pooled."""
     return count < max(LEAST_TOKENS, max(strides) ** 2)
 
 
 def drawn(tokens: LayerTokens, probabilities: Tensor, strides: Sequence[int]) -> int:
-    """An expert by chance, with its probability in `probabilities` (experts,) among those that leave enough tokens.
+    """A random expert, with its probability in `probabilities` (experts,) among those that leave enough tokens.
 
-    A router that is sure of an expert that may not be taken takes the smallest window.
+    If no allowed expert has a probability above 0, the smallest window is taken.
     """
     remaining = [int(windows(tokens.crops, len(tokens), stride).max()) + 1 for stride in strides]
     few = [stride > 1 and count < LEAST_REMAINING for stride, count in zip(strides, remaining, strict=True)]
@@ -187,7 +187,7 @@ def drawn(tokens: LayerTokens, probabilities: Tensor, strides: Sequence[int]) ->
 
 
 def context(tokens: LayerTokens) -> Tensor:
-    """(D,) what a router reads: the hidden state where an answer is asked for, mean over several answers."""
+    """Hidden state (D,) that a router reads: of the last token of the prompt, mean over several answers."""
     prompt = tokens.prompt
     rows = prompt.asking if len(prompt.asking) else prompt.text[-1:]
     return prompt.hidden[rows].float().mean(dim=0)
@@ -196,10 +196,10 @@ def context(tokens: LayerTokens) -> Tensor:
 def windows(crops: Sequence[Crop], count: int, stride: int) -> Tensor:
     """The window (count,) of every token, numbered by their first tokens; a token in no crop is one of its own.
 
-    Rows and columns of a crop that have no token any more do not count.
+    Rows and columns of a crop without any tokens do not count.
 
     Args:
-        crops: `index` are places among the tokens, -1 for those that are gone.
+        crops: `index` are indices of tokens, -1 for those that were dropped.
         count: Tokens.
         stride: Side of a window.
     """

@@ -1,4 +1,4 @@
-"""PPE's cascade: clusters of hidden states, again and again between layers, whose rows keep several positions."""
+"""PPE's cascade: clustering of hidden states at several layers, with several positions a row."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class PPEDecoder(DecoderMethod):
     """Merges hidden states by density-peak clustering at layers of the language model; rows keep several positions.
 
     Each frame, tile or image is clustered by itself as in `ppe`, on the hidden states before the layer, and a cluster
-    becomes its plain mean. A row of tokens that had one position each carries those of up to K members. A token that
-    carries K already, from `ppe` or from an earlier layer, would bring K each; of all these K are taken again: those of
-    the cluster's first token, so that the number stays K. "Positional Preservation Embedding for Multimodal Large
-    Language Models" (arXiv 2510.22936), the cascade. A budget is meant for every layer: `ppe:45% + ppe-decoder:45%` is
-    the paper's setting of stages before the language model and before the layers 11, 23 and 35 of 36.
+    becomes its plain mean. A row of tokens that had one position each carries those of up to K members. Tokens that
+    carry K already, from `ppe` or from an earlier layer, bring K each; of these the K of the cluster's first token are
+    kept. "Positional Preservation Embedding for Multimodal Large Language Models" (arXiv 2510.22936), the cascade. A
+    budget is meant for every layer: `ppe:45% + ppe-decoder:45%` is the paper's setting of stages before the language
+    model and before the layers 11, 23 and 35 of 36.
 
-    The authors' code has the cascade for clips only, divides what is left of them into frames of equal size whatever
-    they hold, and takes the last token of a cluster (`reference`). Nothing is counted anew.
+    The authors' code has the cascade for clips only, divides the remaining tokens into frames of equal size whatever
+    they hold, and takes the last token of a cluster (`reference`). Positions are not counted anew.
 
     Args:
         members: K, positions that a merged token carries.
@@ -80,7 +80,7 @@ class PPEDecoder(DecoderMethod):
 
 
 def _parts(tokens: LayerTokens) -> list[torch.Tensor]:
-    """Places of the tokens of each frame or tile, and of those that are in none."""
+    """Indices of the tokens of each frame or tile, and of those that are in none."""
     image = Crop(torch.arange(len(tokens), device=tokens.device), Grid(1, len(tokens)))
     free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
     parts = []

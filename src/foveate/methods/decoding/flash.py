@@ -1,4 +1,4 @@
-"""FLASH (SpecFLASH): images compressed in feature space, and several tokens guessed at a time."""
+"""FLASH (SpecFLASH): a draft that compresses images in feature space and predicts several tokens at once."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class FlashConfig(DraftConfig):
 
 
 class Flash(Draft):
-    r"""A draft that compresses images in the model's feature space and guesses k tokens in one pass.
+    r"""A draft that compresses images in the model's feature space and predicts k tokens in one pass.
 
     The features F (n, d) of an image become $C = \mathrm{softmax}(A F^\top) F$ with learned queries A (64, d); image
-    positions are features alone, text positions join features and embeddings. After one causal decoder layer an MLP
-    $d \to 4d \to k d$ guesses the k next features of every position at once; the model's output layer makes tokens of
-    them. Trained by $\mathrm{SmoothL1} + 0.1\,\mathrm{CE}$ over all k, where slot i of position t (from 0 on) is
-    compared with $f_{t+1+i}$; slots behind the end are left out.
+    positions are features alone, text positions join features and embeddings. After one causal decoder layer an MLP $d
+    \to 4d \to k d$ predicts the k next features of every position at once; the model's output layer turns them into
+    tokens. Trained by $\mathrm{SmoothL1} + 0.1\,\mathrm{CE}$ over all k, where slot i of position t (from 0 on) is
+    compared with $f_{t+1+i}$; slots beyond the end are left out.
 
     "FLASH: Latent-Aware Semi-Autoregressive Speculative Decoding for Multimodal Tasks" (arXiv 2505.12728, later
     SpecFLASH). The authors' released code does not run and departs from the paper (grouped attention that sums over all
-    groups, no residual, no norm); nothing of it is used. Our choices: the layer is a whole decoder layer with norms and
-    residuals, the MLP adds to its output, an image of no more tokens than A has queries is read as it is, a chain of k
-    tokens is drafted by default, or a tree whose levels are the k guesses.
+    groups, no residual, no norm); nothing of it is used. Our choices: the layer is a full decoder layer with norms and
+    residuals, the MLP adds to its output, an image of no more tokens than A has queries is not compressed, a chain of k
+    tokens is drafted by default, or a tree whose levels are the k predictions.
     """
 
     kind: ClassVar[str] = "flash"

@@ -37,7 +37,7 @@ class Tree:
 
     Args:
         tokens: (n,) token ids.
-        parents: (n,) the place of the token that each one follows, -1 for the root; parents stand before children.
+        parents: (n,) the index of the token that each one follows, -1 for the root; parents come before children.
     """
 
     tokens: Tensor
@@ -57,7 +57,7 @@ class Tree:
         return bool((self.parents == torch.arange(-1, len(self) - 1, device=self.parents.device)).all())
 
     def sees(self) -> Tensor:
-        """(n + 1, n + 1) bool, the root first: what each token sees, which is itself and what it follows."""
+        """Attention mask (n + 1, n + 1) bool, the root first: each token attends to itself and its ancestors."""
         size = len(self) + 1
         mask = torch.eye(size, dtype=torch.bool, device=self.parents.device)
         for place, parent in enumerate(self.parents.tolist(), 1):
@@ -65,16 +65,16 @@ class Tree:
         return mask
 
     def depths(self) -> Tensor:
-        """(n + 1,) how many tokens after the root each one stands; 0 for the root, which is first."""
+        """Depth (n + 1,) of every token; 0 for the root, which is first."""
         return self.sees().sum(dim=1) - 1
 
     def child(self, parent: int, token: int) -> int | None:
-        """The place of the token that follows `parent` (-1: the root) and is `token`; None where none was drafted."""
+        """The index of the child `token` of `parent` (-1: the root); None where none was drafted."""
         matches = ((self.parents == parent) & (self.tokens == token)).nonzero()
         return int(matches[0]) if len(matches) else None
 
 
-#: Log-probabilities (k, V) of what follows k tokens (k,), each after one of the last call's (k,) places.
+#: Log-probabilities (k, V) of the next tokens after k tokens (k,), each the child of one of the last call's, by index.
 Advance = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -83,18 +83,18 @@ def grow(first: Tensor, advance: Advance, shape: Shape) -> Tree:
 
     With the value of a token the sum of log-probabilities on its path, every level expands the `top_k` most valuable
     tokens of the last one by `top_k` each; of all tokens drafted, the `tokens` most valuable stay. A token is never
-    worth more than the one it follows, so what stays is a tree.
+    worth more than its parent, so the result is a tree.
 
     Args:
         first: (V,) log-probabilities of what follows the root.
-        advance: Told the tokens that are expanded, and which of those expanded before (by place) each follows.
+        advance: Called with the tokens that are expanded and the indices of their parents among those expanded before.
         shape: Depth, width, size.
     """
     width = min(shape.top_k, len(first))
     values, tokens = first.topk(width)
     parents = torch.full_like(tokens, -1)
     all_values, all_tokens, all_parents = [values], [tokens], [parents]
-    # The level that is expanded next: where its tokens stand among all, and among those expanded before.
+    # The level that is expanded next: indices of its tokens among all, and of their parents in the last level.
     indices, before, count = torch.arange(width, device=first.device), torch.zeros_like(tokens), width
     for _ in range(shape.depth - 1):
         follows = advance(tokens, before)

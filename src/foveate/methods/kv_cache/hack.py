@@ -1,8 +1,8 @@
-"""HACK: heads that look for meaning keep little, heads that look at places keep more (arXiv 2504.09261, AAAI 2026).
+"""HACK: small cache budgets for contextual heads, larger ones for structural heads (arXiv 2504.09261, AAAI 2026).
 
-Maths only; `base.py` puts it into a cache. The paper's numbers for the share of contextual heads, the two budgets,
-the observed queries and the protected tokens could not be verified: the defaults of
-`foveate.methods.kv_cache.base.Hack` are our own choice.
+Maths only; `base.py` applies it to a cache. The paper's numbers for the share of contextual heads, the two budgets, the
+observed queries and the protected tokens could not be verified: the defaults of `foveate.methods.kv_cache.base.Hack`
+are our own choice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""FocusUI: a small trained scorer of screen tokens for an instruction."""
+"""FocusUI: a trained scorer of screen tokens for an instruction."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ KIND = "foveate focusui scorer"
 
 @dataclass(frozen=True)
 class FocusUI(Trained, PreLLMMethod):
-    """Keeps the tokens of a screen that a small trained scorer finds most like the instruction.
+    """Keeps the tokens of a screen that a small trained scorer rates most relevant to the instruction.
 
     Tokens of the image and of the instruction, as the language model reads them, each pass a block of their own; with
-    u_i and v_t the outcomes after tanh and scaling to length 1, the score of token i is mean_t u_i . v_t, and the
-    greatest stay (FocusUI, arXiv 2601.03928). The paper replaces what is dropped by markers: that is
-    `pospad(selector=focusui(weights=...))`. A scorer fits one model.
-
-    `foveate convert-scorer` takes the scorer, and the marker for `pospad`, out of the authors' checkpoints.
+    u_i and v_t the outputs after tanh and scaling to length 1, the score of token i is mean_t u_i . v_t (FocusUI, arXiv
+    2601.03928). The paper replaces dropped tokens by markers: that is `pospad(selector=focusui(weights=...))`. A scorer
+    fits one model; `foveate convert-scorer` takes the scorer, and the marker for `pospad`, out of the authors'
+    checkpoints.
 
     Of equal scores the first token wins; the authors shuffle them with a seed made of the prompt (`shuffle`).
 
     Args:
         weights: A trained scorer, a file that `foveate train-method focusui` or `foveate convert-scorer` wrote; by
             default `focusui.safetensors` beside the model's weights.
-        shuffle: Let chance decide between equal scores.
-        seed: Of the chance.
+        shuffle: Break ties between equal scores at random.
+        seed: Of the shuffle.
     """
 
     weights: str = ""

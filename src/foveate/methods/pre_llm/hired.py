@@ -1,4 +1,4 @@
-"""HiRED: an early block's attention on the thumbnail divides the budget, a late block's attention spends it."""
+"""HiRED: the thumbnail divides the budget over the tiles, [CLS] attention picks in each."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens, topk_indices
-from foveate.methods.shared.tiles import apportion, seen_by
+from foveate.methods.shared.tiles import apportion, shown_by
 
 
 @dataclass(frozen=True)
 class HiRED(PreLLMMethod):
-    """Divides the budget over the tiles by where an early block looks in the thumbnail; [CLS] attention picks in each.
+    """Divides the budget by early [CLS] attention on the thumbnail; late [CLS] attention picks in each tile.
 
     The thumbnail gets int(alpha T) of a budget of T. Its int((1 - alpha) N) patches with the greatest [CLS] attention
-    at block 0 are its content, and the rest of T is divided over the tiles in proportion to the content in each.
-    In every crop the patches with the greatest [CLS] attention stay, at the block whose output the language model reads
-    (HiRED, arXiv 2408.10945, AAAI 2025). A plain image is ranked by that attention alone.
+    at block 0 are its content, and the rest of T is divided over the tiles in proportion to the content in each. Every
+    crop keeps the patches with the greatest [CLS] attention at the block whose output the language model reads (HiRED,
+    arXiv 2408.10945, AAAI 2025). A plain image is ranked by that attention alone. Newline tokens are dropped first.
 
-    A tile has the content whose middle it shows. The authors' code cuts the raster into runs of equal length instead,
-    which are horizontal strips and not tiles (`reference`), and rounds all shares down; here the number is exact, and
-    what a full tile cannot take goes to the others. Their padding spends budget before it is cut away; here it never
-    has any. Newline tokens go first, as they do there.
+    A tile has the content whose middle it shows, the budget is met exactly, and what a full tile cannot take goes to
+    the others. The authors' code cuts the raster into runs of equal length, which are strips and not tiles, and rounds
+    down (`reference`); its padding spends budget before it is cut away.
 
     Args:
         alpha: Share of the budget for the thumbnail, 0 to 1.
@@ -75,7 +74,7 @@ class HiRED(PreLLMMethod):
             shares = (content / content.sum().clamp(min=1) * (count - thumbnail_count)).int().tolist()
             shares = [min(share, size) for share, size in zip(shares, sizes, strict=True)]
         else:
-            content = (seen_by(tiles, thumbnail) & is_content).sum(dim=1)
+            content = (shown_by(tiles, thumbnail) & is_content).sum(dim=1)
             shares = apportion(count - thumbnail_count, content.tolist(), sizes)
         picks: list[Tensor] = []
         for crop, share in zip([thumbnail, *tiles], [thumbnail_count, *shares], strict=True):

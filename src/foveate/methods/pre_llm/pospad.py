@@ -1,4 +1,4 @@
-"""PosPad: what any other method drops leaves one marker for each gap, at its position."""
+"""PosPad: one marker in place of every run of dropped tokens."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ MARKERS = ("zero", "mean")
 
 @dataclass(frozen=True)
 class PosPad(PreLLMMethod):
-    """Lets another method choose, and puts one marker in place of every run of tokens that it drops.
+    """Wraps another method and puts one marker in place of every run of tokens that it drops.
 
-    The tokens of an image are one sequence, row after row. Each maximal run of dropped ones is replaced by a marker at
-    the run's last place, with that place's position, so that the language model sees where something is missing
-    (PosPad, FocusUI, arXiv 2601.03928). Runs do not end at the ends of rows, and newline tokens are tokens like others.
-    With everything dropped a single marker is left, at the last place.
+    The tokens of an image are one sequence, row after row. Each maximal run of dropped tokens becomes a marker at the
+    run's last index, with that position, so that the language model can tell where something is missing (PosPad,
+    FocusUI, arXiv 2601.03928). Runs do not end at the ends of rows, and newline tokens are tokens like others. With
+    everything dropped a single marker remains, at the last index.
 
-    The budget counts kept tokens and markers together, exactly; see `exact_runs` for how many tokens are kept. In the
-    paper a budget is of kept tokens and markers come on top: `apart=True`, where the number that the language model
-    reads depends on the image.
+    The budget counts kept tokens and markers together, exactly; see `exact_runs`. In the paper it is of kept tokens,
+    and markers come on top: `apart=True`, where the number of tokens depends on the image.
 
     The paper's marker is a learned embedding. Without one (`embedding`) a marker is zero or the mean of its run, for
-    which nothing was trained. Of the choices of a method that merges, rows stay as they are, and members of a merged
-    token that stood elsewhere leave a gap like dropped ones.
+    which nothing was trained. Merged tokens of the other method stay as they are, and their members leave a gap like
+    dropped tokens.
 
     Args:
         selector: The other method, as in a plan and without a budget, such as `hiprune(alpha=0.1)`, or as an object.
-        marker: "zero" or "mean", what a marker is when there is no embedding.
+        marker: "zero" or "mean", the value of a marker without an embedding.
         embedding: A safetensors file with the learned marker, its only tensor, (D,) or (1, D).
         apart: The budget is of kept tokens alone, as in the paper; markers come on top.
     """
@@ -86,7 +85,7 @@ class PosPad(PreLLMMethod):
         return method
 
     def resolve_weights(self, location: str | PathLike[str]) -> PosPad:
-        """This method with what stands beside a model: weights of the other method, and the embedding."""
+        """This method with the files beside a model: weights of the other method, and the embedding."""
         resolved = copy.copy(self)
         if isinstance(self.method, Trained):
             object.__setattr__(resolved, "method", self.method.resolve_weights(location))
@@ -156,7 +155,7 @@ class PosPad(PreLLMMethod):
 
 
 def run_ends(dropped: Tensor) -> Tensor:
-    """The last place of every maximal run of True in (N,): (N,) bool."""
+    """The last index of every maximal run of True in (N,): (N,) bool."""
     return dropped & ~torch.cat([dropped[1:], dropped.new_zeros(1)])
 
 
@@ -165,20 +164,20 @@ def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[
 
     Where a larger choice contains the smaller ones, kept + runs never falls as tokens are added: one more token adds 1
     at the end of a run, 2 inside a run, 0 in place of a run of one. So bisection between (count - 1) // 2 tokens, which
-    cannot be too many, and `count`, which always are, finds the m of which m fit and m + 1 do not; that is about
-    log2(count / 2) choices. If m tokens give one less than `count`, because the next one lies inside a run, that token
-    is kept all the same, and the shorter of the two runs that it leaves goes without a marker: the best tokens matter
-    more than a marker, and with a budget of 2 the best one stays. Choices that do not contain each other end at `count`
-    too, with tokens at the ends of runs, the nearest to those that the next choice wants.
+    cannot be too many, and `count`, which always are, finds the m of which m fit and m + 1 do not, in about log2(count
+    / 2) choices. If m tokens give one less than `count`, because the next one lies inside a run, that token is kept,
+    and the shorter of the two runs around it gets no marker: the best tokens matter more than a marker, and with a
+    budget of 2 the best one stays. Choices that do not contain each other are filled up to `count` with tokens at the
+    ends of runs, the nearest to those that the next choice adds.
 
     Args:
-        choose: From a number of tokens to (N,) bool, which ones stay; not asked for more than `count`.
+        choose: From a number of tokens, at most `count`, to (N,) bool, which ones stay.
         size: N.
         count: Kept tokens and markers, 0 < count < N.
 
     Returns:
-        (N,) bool which tokens stay, (N,) bool where markers stand, and the number of which `choose` gave the tokens,
-        but for those that were added.
+        (N,) bool of kept tokens, (N,) bool of markers, and the number that `choose` was called with for the kept
+            tokens, without those that were added.
     """
 
     def total(kept: Tensor) -> int:

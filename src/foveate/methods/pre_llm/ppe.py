@@ -1,4 +1,4 @@
-"""PPE: merged tokens that keep several of their members' positions, and the rotary maths that this needs."""
+"""PPE: merged tokens that keep several positions, and the rotary maths for them."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ MOST_MEMBERS = 1024
 
 @dataclass(frozen=True)
 class PPE(PreLLMMethod):
-    """Merges tokens by density-peak clustering; each merged token is rotated by the positions of up to K members.
+    """Merges tokens by density-peak clustering; a merged token keeps the positions of up to K members.
 
-    Clusters are those of DPC-kNN: with d_ij the Euclidean distance over sqrt(D), the density of a token is
-    rho_i = exp(-mean of d_ij^2 over its k nearest, itself included), its distance delta_i the least d_ij to a denser
-    token (the greatest distance of all where there is none), and the `count` greatest rho_i delta_i are centres. Every
-    token joins its nearest centre, and a cluster becomes its plain mean. What is new is the position: rotary
-    half-dimensions of every axis are divided among `members` of the cluster (Positional Preservation Embedding, arXiv
-    2510.22936), which `Selection.positions` lists, (count, members), wrapping around where a cluster is smaller. See
-    `rotary_ids` for how a model must use them; a model that ignores them sees the position of the first member.
+    Clusters are those of DPC-kNN: with d_ij the Euclidean distance over sqrt(D), the density of a token is rho_i =
+    exp(-mean of d_ij^2 over its k nearest, itself included), its distance delta_i the least d_ij to a denser token (the
+    greatest distance of all where there is none), and the `count` greatest rho_i delta_i are centres. Every token joins
+    its nearest centre, and a cluster becomes its plain mean. Rotary half-dimensions of every axis are divided among
+    `members` of the cluster (Positional Preservation Embedding, arXiv 2510.22936), listed in `Selection.positions`
+    (count, members), wrapping around where a cluster is smaller. See `rotary_ids` for how a model must use them; a
+    model that ignores them reads the position of the first member.
 
     Clips are clustered frame by frame, tiled images crop by crop. With `events` a clip is merged over time too, as in
     the paper where it is switched on (a sixteenth): the means of the frames are clustered into ceil(events * frames)
     events, every frame is merged to the share r of its tokens, and the rows of the frames of one event are merged once
-    more, to the share r; here r is the square root of the budget, which is kept exactly. A row that is merged again
-    carries the positions of its first part. The paper also merges inside the language model: that is `ppe-decoder`, and
-    `ppe:45% + ppe-decoder:45%` is its cascade. Weights of the tokens are all one, so "the K of greatest weight" are
-    ties: the first in raster order count. Of equal densities the earlier token counts as the denser; the authors add
-    random noise of 1e-6 instead. Of equally near centres the one of the greater rho_i delta_i wins, as in their code.
-    Distances need a matrix of tokens x tokens, by definition.
+    more, to the share r; r is the square root of the budget, which is met exactly. A row that is merged again carries
+    the positions of its first part. The paper also merges inside the language model: `ppe:45% + ppe-decoder:45%` is its
+    cascade.
+
+    All tokens weigh one, so of "the K of greatest weight" the first in raster order count. Of equal densities the
+    earlier token counts as the denser; the authors add random noise of 1e-6. Of equally near centres the one of greater
+    rho_i delta_i wins, as in their code. Distances need a matrix of tokens x tokens, by definition.
 
     Args:
         members: K, positions that a merged token carries.
@@ -118,7 +119,7 @@ class PPE(PreLLMMethod):
 def clustered(
     x: Tensor, count: int, members: int, neighbours: int, *, reference: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(N,) the cluster of every token, and (count, members) the members whose positions each cluster carries.
+    """(N,) cluster labels of the tokens, and (count, members) the members whose positions each cluster carries.
 
     Args:
         x: (N, D).
@@ -134,7 +135,7 @@ def clustered(
 
 
 def density_peaks(features: Tensor, count: int, neighbours: int) -> Tensor:
-    """DPC-kNN without chance: (N,) labels, 0 to count - 1, each used, the cluster of the best centre first.
+    """Labels (N,) of deterministic DPC-kNN, 0 to count - 1, each used, the cluster of the best centre first.
 
     Args:
         features: (N, D), compared by Euclidean distance.
@@ -210,23 +211,23 @@ def rotary_members(sections: Sequence[int], members: int, *, interleaved: bool =
 def rotary_ids(
     position_ids: Tensor, positions: Tensor, sections: Sequence[int], *, interleaved: bool = False
 ) -> Tensor:
-    """The position id by which every rotary half-dimension of every kept token is rotated: (k, half).
+    """The position id that rotates every rotary half-dimension of every kept token: (k, half).
 
     With a_j the axis of half-dimension j (`rotary_axes`) and m_j its member (`rotary_members`), the id is
     position_ids[a_j, positions[i, m_j]]. K = 1, and a cluster of one token for any K, give exactly the ordinary ids.
 
-    How a runtime applies it. Position embeddings of a sequence are computed as ever; then, for the columns where
-    merged tokens stand, cos and sin are replaced by those of the angles `rotary_ids(...) * inv_freq`, (k, half), before
-    the model spreads half-dimensions over the head: cat(angles, angles) in Llama- and Qwen-type models,
-    repeat_interleave(2) in GLM-type ones, times the rotation's `attention_scaling`. `inv_freq` is the model's own,
-    in float32. Text, and tokens that are not merged, need no change. Keys are cached after rotation, so decoding needs
-    none either; the next position is that of the ordinary ids. `rotary_angles` does the product.
+    To apply it, compute position embeddings of the sequence as usual; then, in the columns of merged tokens, replace
+    cos and sin by those of the angles `rotary_angles(ids, inv_freq)`, (k, half), before the model spreads
+    half-dimensions over the head: cat(angles, angles) in Llama- and Qwen-type models, repeat_interleave(2) in GLM-type
+    ones, times the rotation's `attention_scaling`. `inv_freq` is the model's own, in float32. Text and unmerged tokens
+    need no change. Keys are cached after rotation, so decoding needs none either; the next position is that of the
+    ordinary ids.
 
     Args:
         position_ids: (axes, N) or, for one axis, (N,): ids of the tokens of the image before merging.
         positions: (k, K) of `Selection.positions`.
         sections: Half-dimensions of each axis; (head_dim / 2,) where there is one.
-        interleaved: Whether axes take turns.
+        interleaved: Whether axes alternate.
 
     Raises:
         FoveateError: there are not as many sections as axes.

@@ -1,4 +1,4 @@
-"""PruMerge and PruMerge+: as many tokens as stand out, each the mean of its neighbourhood."""
+"""PruMerge and PruMerge+: an adaptive number of tokens, each merged with its nearest neighbours."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from foveate.methods.shared.clustering import nearest, spread, weighted
 
 @dataclass(frozen=True)
 class PruMerge(PreLLMMethod):
-    """Keeps the patches whose [CLS] attention is an outlier and merges those with the most similar keys into each.
+    """Keeps the patches whose [CLS] attention is an outlier and merges the patches of most similar keys into each.
 
     With a = mean_h A[h, CLS, 1:] and its quartiles Q1 and Q3, the patches with a > Q3 + 1.5 (Q3 - Q1) stay, at least
-    one. Around each, the k nearest others by the cosine of their keys, kept ones too, are merged with it by attention:
-    y_i = (a_i x_i + sum_j a_j x_j) / (a_i + sum_j a_j) (LLaVA-PruMerge, arXiv 2403.15388). With a budget
-    the `count` greatest stay. An encoder without [CLS] ranks by attention received.
+    one. Each is merged with its k nearest others by the cosine of their keys, kept ones included: y_i = (a_i x_i +
+    sum_j a_j x_j) / (a_i + sum_j a_j) (LLaVA-PruMerge, arXiv 2403.15388). With a budget the `count` greatest stay. An
+    encoder without [CLS] ranks by attention received.
 
-    Neighbourhoods overlap, so a token may go into several rows. `Selection.assignment` names for a dropped token the
-    neighbourhood that is most similar to it, and none for a token that is in no neighbourhood.
+    Neighbourhoods overlap, so a token may go into several rows. `Selection.assignment` names the most similar of them
+    for a dropped token, and none for a token in no neighbourhood.
 
     The authors' code does not normalise, y_i = x_i + sum_j a_j x_j, and adds one token, sum a_j x_j over all dropped
-    ones: `reference=True` does so, with that token in the place of the last dropped one (it counts in a budget), and
-    loses an outlier where int(N * (outliers / N)) does. The code reads block 23 of CLIP, whose output LLaVA does not
-    use, as one head of the full width, and merges before the connector; here heads are averaged, at the block whose
-    output is used, and the tokens that the language model reads are merged.
+    ones. `reference` does so, with that token in place of the last dropped one (it counts in a budget), and loses an
+    outlier where int(N * (outliers / N)) does. The code reads block 23 of CLIP, whose output LLaVA does not use, as one
+    head of the full width, and merges before the connector; here heads are averaged, at the block whose output is used,
+    and the tokens that the language model reads are merged.
 
     Args:
         neighbours: k.
@@ -114,11 +114,11 @@ class PruMerge(PreLLMMethod):
 
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
-    """PruMerge with more centres, spread evenly over the image, so that its quiet parts are seen too.
+    """PruMerge with additional centres spread evenly over the image.
 
-    With a share r of outliers, every floor(floor(1 / r) / 3)-th token in raster order is a centre too: about three
-    for each outlier (LLaVA-PruMerge, arXiv 2403.15388, PruMerge+). With a budget, a share of it goes to the greatest
-    attention and the rest is spread evenly over what is left. All else is as in PruMerge.
+    With a share r of outliers, every floor(floor(1 / r) / 3)-th token in raster order is a centre too: about three for
+    each outlier (LLaVA-PruMerge, arXiv 2403.15388, PruMerge+). With a budget, a share of it goes to the greatest
+    attention and the rest is spread evenly over the remaining tokens. All else is as in PruMerge.
 
     Args:
         share: Part of a given budget that goes by attention. The rule without a budget comes to about a quarter.

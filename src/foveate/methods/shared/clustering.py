@@ -1,4 +1,4 @@
-"""Clustering that several methods share: everything deterministic; only `density_peaks` compares all with all."""
+"""Deterministic clustering and neighbourhoods. Only `density_peaks` needs all pairwise distances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.methods.shared.diversity import gram
 
 
 def spread(size: int, count: int, device: torch.device | None = None) -> Tensor:
-    """`count` places of `size`, evenly spread, each in the middle of its stretch: (count,), ascending, distinct."""
+    """`count` indices below `size`, evenly spread, each in the middle of its part: (count,), ascending, distinct."""
     return ((2 * torch.arange(count, device=device) + 1) * size) // (2 * count)
 
 
@@ -20,7 +20,7 @@ def nearest(keys: Tensor, centres: Tensor, count: int, bonus: Tensor | None = No
 
     Args:
         keys: (N, d), compared by cosine.
-        centres: (m,) places.
+        centres: (m,) indices.
         count: Neighbours of each, at most N - 1.
         bonus: (N,) added to the similarity of every token.
     """
@@ -33,13 +33,13 @@ def nearest(keys: Tensor, centres: Tensor, count: int, bonus: Tensor | None = No
 
 
 def weighted(features: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
-    """Sum of weights * features over each group of places (m, n): (m, D) in float32, in float64 of float64."""
+    """Sum of weights * features over each group of indices (m, n): (m, D) in float32, in float64 of float64."""
     x = wide(features)
     return x.new_zeros(len(groups), len(x)).scatter_(1, groups, weights.to(x.dtype)[groups]) @ x
 
 
 def representatives(labels: Tensor, scores: Tensor, count: int) -> Tensor:
-    """The member of the highest score of each of `count` clusters, the first of equals: (count,) places.
+    """The member of the highest score of each of `count` clusters, the first of equals: (count,) indices.
 
     Every cluster needs a member.
     """
@@ -50,7 +50,7 @@ def representatives(labels: Tensor, scores: Tensor, count: int) -> Tensor:
 
 
 def cosine_kmeans(x: Tensor, count: int, iterations: int) -> Tensor:
-    """Spherical k-means without chance: (N,) labels, every one of 0 to count - 1 used.
+    """Deterministic spherical k-means: (N,) labels, every one of 0 to count - 1 used.
 
     Starts from evenly spread tokens. A centre is the normalised sum of its unit vectors. A cluster that runs empty
     takes the token that is least like its own centre, and is not the best of its cluster.
@@ -94,7 +94,7 @@ def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
 
     With d_k(j) the distance of j to its k-th neighbour, i has the density 1 / mean_j max(d_k(j), |v_i - v_j|) over its
     k neighbours j, and the factor is the mean density of the neighbours over its own. On a line the neighbours of a
-    number lie within k places of it in sorted order, so N x 2k distances suffice. Of equally near numbers the smaller
+    number lie within k ranks of it in sorted order, so N x 2k distances suffice. Of equally near numbers the smaller
     is the neighbour.
 
     Args:
@@ -133,7 +133,7 @@ def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: Clusters, from 1 to N.
 
     Returns:
-        (count,) places of the centres, the best first; (N,) which of them each token belongs to.
+        (count,) indices of the centres, the best first; (N,) which of them each token belongs to.
     """
     x = x.float()
     products = gram(x - x.mean(dim=0))

@@ -1,4 +1,4 @@
-"""Dominant tokens as they are, the rest merged into contextual ones: what VisionZip and VisionDrop share."""
+"""Dominant tokens, and the rest merged into contextual tokens (VisionZip, VisionDrop)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.core.tokens import Selection, in_order, merge_tokens, topk_indices, wide
 
 
-def zipped(
+def merge_contextual(
     features: Tensor, scores: Tensor, keys: Tensor, dominant: int, contextual: int, *, doubled: bool = False
 ) -> Selection:
     """The `dominant` tokens of the highest scores, and all others merged into `contextual` ones.

@@ -1,4 +1,4 @@
-"""What a thumbnail tells of the tiles of the same image."""
+"""How a thumbnail and the tiles of the same image correspond."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def centres(crop: Crop) -> tuple[Tensor, Tensor]:
     return x.repeat(crop.grid.rows), y.repeat_interleave(crop.grid.columns)
 
 
-def seen_by(tiles: Sequence[Crop], thumbnail: Crop) -> Tensor:
+def shown_by(tiles: Sequence[Crop], thumbnail: Crop) -> Tensor:
     """(tiles, n) bool: the cells of the thumbnail whose middle a tile shows."""
     x, y = centres(thumbnail)
     boxes = torch.tensor([tile.box for tile in tiles], dtype=x.dtype, device=x.device)
@@ -42,7 +42,7 @@ def layout(tiles: Sequence[Crop]) -> tuple[int, int]:
     return len({round(tile.box[1], 6) for tile in tiles}), len({round(tile.box[0], 6) for tile in tiles})
 
 
-def filled(scores: Tensor, crop: Crop) -> Tensor:
+def on_grid(scores: Tensor, crop: Crop) -> Tensor:
     """(rows, columns) scores (N,) of an image at the cells of a crop; missing ones have the mean of the others."""
     present = crop.index >= 0
     values = scores[crop.index.clamp(min=0)]
@@ -63,8 +63,8 @@ def resampled(values: Tensor, thumbnail: Crop, tile: Crop) -> Tensor:
 def apportion(count: int, weights: Sequence[float], sizes: Sequence[int]) -> list[int]:
     """`count` divided in proportion to `weights`, none getting more than its size; largest remainders round up.
 
-    What a full one cannot take goes to the others in proportion to their weights, and in proportion to the room that is
-    left where all weights are zero. The shares sum to min(count, sum(sizes)).
+    What exceeds a size goes to the others in proportion to their weights, or to their remaining sizes where all weights
+    are zero. The shares sum to min(count, sum(sizes)).
     """
     remaining = count = min(count, sum(sizes))
     exact = [0.0] * len(sizes)
