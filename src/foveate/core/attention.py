@@ -115,7 +115,7 @@ class Attention:
         key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
         scaling: Factor of the logits.
         key_mask: (K,) bool, False for padding; None: there is none.
-        allowed: (L, K) bool, who sees whom, where a user's mask says so; None: causal.
+        allowed: (L, K) bool, which keys each query may attend to, where a user's mask says so; None: causal.
     """
 
     query: Tensor
@@ -152,7 +152,7 @@ class Attention:
         return mask if self.key_mask is None else mask & self.key_mask
 
     def rows(self, rows: Tensor) -> Tensor:
-        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay to what they may see, at once."""
+        """Attention (H, r, K) float32 of the new tokens `rows` (r,), at once."""
         return attention_weights(self.query[:, rows], self.key, self.scaling, self.mask(rows))
 
     def blocks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -49,7 +49,7 @@ def key_bias(size: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Proportional attention: log(size) (B, 1, 1, N) of keys, to be added to the logits before the softmax.
 
     A row of s tokens is attended to as s equal tokens would be (ToMe, section 3); a missing row, of size 0, not at all.
-    It is an `attn_mask` of `scaled_dot_product_attention` as it stands, in `dtype`, that of the queries.
+    It is an `attn_mask` of `scaled_dot_product_attention`, in `dtype`, that of the queries.
     """
     bias = size[..., 0].log()[:, None, None, :]
     return bias if dtype is None else bias.to(dtype)

@@ -22,15 +22,15 @@ AttentionSource = Literal["previous", "own"]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStates:
-    """The sequence that an image stands in, as a decoder layer is about to read it.
+    """The sequence around an image, as input of a decoder layer.
 
     Args:
         hidden: (L, D) hidden states of all new tokens.
-        text: (T,) where text stands among them.
+        text: (T,) indices of text tokens among them.
         asking: (a,) the last token of the prompt; in training the token before each answer.
         entered: (L0, D) the embeddings of all new tokens as they entered the first layer.
-        columns: (L,) where the tokens of `hidden` stand among those of `entered`, -1 for padding.
-        image: (N0,) where the whole image stands among those of `entered`.
+        columns: (L,) indices of the tokens of `hidden` among those of `entered`, -1 for padding.
+        image: (N0,) indices of the full image among those of `entered`.
     """
 
     hidden: Tensor
@@ -77,7 +77,7 @@ class ModelAccess:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTokens:
-    """The visual tokens of one image as a decoder layer is about to read them.
+    """The visual tokens of one image, as input of a decoder layer.
 
     Args:
         features: (N, D) their hidden states.
@@ -111,7 +111,7 @@ class LayerTokens:
 
     @property
     def question(self) -> Tensor:
-        """(t,) where the text after the image stands, up to where an answer is asked for; all text if none is there."""
+        """Indices (t,) of the text after the image, up to where an answer is asked for; all text if there is none."""
         text, asking = self.prompt.text, self.prompt.asking
         if len(asking):
             text = text[text <= asking[-1]]
@@ -144,7 +144,7 @@ class LayerTokens:
                 self.encoder,
                 origin=self.encoder.origin[stays],
                 separators=None if separators is None else separators[stays],
-                # -1, of padding and of tokens that are gone, finds the last one, -1 again.
+                # -1, of padding and of dropped tokens, reads the last entry, which is -1.
                 layout=lambda: tuple(
                     replace(crop, index=new_index[crop.index.to(new_index.device)]) for crop in self.crops
                 ),

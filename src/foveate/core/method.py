@@ -30,8 +30,8 @@ class Site(StrEnum):
 #: 2507.20198):
 #:
 #: - "transformation": tokens are pooled, shuffled or resampled, whatever they show;
-#: - "similarity": tokens that are alike are merged or left out;
-#: - "attention": tokens that little attention goes to, in the encoder or in the language model, are left out or merged;
+#: - "similarity": similar tokens are merged or dropped;
+#: - "attention": tokens that receive little attention, in the encoder or in the language model, are dropped or merged;
 #: - "query": what the user asks, or learned queries, decide which tokens stay or what they become;
 #: - "control": none of these.
 Mechanism = Literal["transformation", "similarity", "attention", "query", "control"]
@@ -96,7 +96,7 @@ class Method(ABC):
         return ()
 
     def resolve_weights(self, location: str | PathLike[str]) -> Self:
-        """This method with the weights that stand beside a model (its folder or Hub id); itself if it needs none."""
+        """This method with the weights beside a model (its folder or Hub id); itself if it needs none."""
         return self
 
     @property

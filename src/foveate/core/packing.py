@@ -32,7 +32,7 @@ def planes(packed: Tensor, bits: int, count: int) -> Iterator[tuple[slice, int, 
     """The first `count` codes of packed bytes (..., b), at most b at a time.
 
     Yields:
-        Where they stand, a factor, and the codes times the factor (..., .): it costs nothing to leave it there.
+        Their slice, a factor, and the codes times the factor (..., .): dividing it out is left to the caller.
     """
     width = packed.shape[-1]
     for place, shift in enumerate(range(0, 8, bits)):

@@ -215,12 +215,12 @@ class Plan:
 
 
 def _portable(method: Any, folder: Path, taken: dict[str, str]) -> Any:
-    """A method that names no file outside `folder`: its weights lie there, and other files are what they hold.
+    """A method that names no file outside `folder`: its weights are copied there, and other files become their values.
 
     Args:
         method: The method; one that is an argument of another counts too.
         folder: Of a model.
-        taken: By method, whose weights lie there already.
+        taken: Weights that are there already, by method.
     """
     from foveate.core.trained import Trained
 
@@ -287,7 +287,7 @@ def _split(text: str) -> list[str]:
 
 
 def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
-    """The only step of a plan with a budget that stands beside the plan.
+    """The only step of a plan, with a budget that was given apart from the plan.
 
     Raises:
         FoveateError: there are several steps, or the step has a budget or takes none.

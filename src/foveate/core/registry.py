@@ -24,7 +24,7 @@ from typing import Any, TypeVar, get_args
 from foveate.core.errors import FoveateError
 from foveate.core.method import Mechanism, Method, Modality, Site
 
-#: Where the methods of this library lie. They are imported when a method is first looked up.
+#: Packages of the methods of this library. They are imported when a method is first looked up.
 PACKAGES = {site: f"foveate.methods.{site}" for site in (Site.IMAGE, Site.ENCODER, Site.PRE_LLM, Site.DECODER)}
 #: Group of entry points by which an installed package offers methods.
 GROUP = "foveate.methods"

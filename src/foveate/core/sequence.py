@@ -93,7 +93,7 @@ def kept_columns(
         removed = removed - before.gather(1, start)
     counts = kept.sum(dim=1)
     longest = int(counts.max())
-    # A stable sort puts what goes first and keeps the order of the rest.
+    # A stable sort moves dropped columns to the front and keeps the order of the others.
     order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
     padding = torch.arange(longest, device=device) < (longest - counts)[:, None]
     if mask is not None and bool(padding.any()):
@@ -146,7 +146,7 @@ def gather_positions(positions: Tensor, columns: Tensor, removed: Tensor | None 
 
 
 def key_mask(mask: Any, length: int) -> Tensor | None:
-    """What of `length` columns may be seen at all, (B, length), from a mask of any form; None: everything.
+    """Padding mask (B, length) of `length` columns from a mask of any form; None: no padding.
 
     Args:
         mask: None, (B, L), (B, 1, Q, K) bool or added, or a dict of these by kind of layer.
@@ -158,12 +158,12 @@ def key_mask(mask: Any, length: int) -> Tensor | None:
         return None
     if mask.ndim == 2:
         return mask[:, -length:]
-    last = mask[:, 0, -1, :length]  # the last query sees all that is no padding
+    last = mask[:, 0, -1, :length]  # the last query attends to all that is no padding
     return last.long() if last.dtype == torch.bool else (last == 0).long()
 
 
 def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]) -> Tensor:
-    """Embeddings (B, L, D) of the short sequence (B, P, D), merged tokens in place of those that stand for them."""
+    """Embeddings (B, L, D) of the short sequence (B, P, D), with merged tokens."""
     if not chosen:
         return features
     if any(image.selection.features is not None for image in chosen):
@@ -237,7 +237,7 @@ def shorten_labels(labels: Tensor, columns: Tensor, blocks: Tensor | None = None
 
 
 def shorten_shifted(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
-    """As `shorten_labels`, for labels (B, L) that stand where they are predicted, one column before their tokens."""
+    """As `shorten_labels`, for shifted labels (B, L): each one column before its token."""
     unshifted = F.pad(labels[:, :-1], (1, 0), value=-100)
     short = shorten_labels(unshifted, columns, blocks)
     # What the last column predicts is no token of the sequence.
@@ -248,7 +248,7 @@ def shorten_shifted(labels: Tensor, columns: Tensor, blocks: Tensor | None = Non
 def labels_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
     """Labels (B, L) of the long sequence, -100 where `shorten_labels` keeps none."""
     short = shorten_labels(labels, columns, blocks)
-    short[:, 0] = -100  # nothing stands before it
+    short[:, 0] = -100  # nothing predicts it
     result = torch.full_like(labels, -100)
     row, place = (columns >= 0).nonzero(as_tuple=True)
     result[row, columns[row, place]] = short[row, place]
@@ -256,27 +256,27 @@ def labels_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = N
 
 
 def shifted_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
-    """As `labels_that_count`, for labels that stand where they are predicted."""
+    """As `labels_that_count`, for shifted labels."""
     counted = labels_that_count(F.pad(labels[:, :-1], (1, 0), value=-100), columns, blocks)
     return torch.cat([counted[:, 1:], labels[:, -1:]], dim=1)
 
 
 def last_kept(columns: Tensor, length: int, blocks: Tensor | None = None) -> Tensor:
-    """(B, L) the position of the short sequence that stands for each column of the long one, -1 where none does.
+    """(B, L) the position of the short sequence that represents each column of the long one, -1 where none does.
 
     It is the column itself where it stays, else the last one before it that stays, of the same sample. So each column
     is followed by what follows it in the short sequence: what predicts a token that stays is, in both, the same.
     """
     targets = torch.arange(length, device=columns.device).expand(len(columns), -1).contiguous()
     place = torch.searchsorted(columns.contiguous(), targets, right=True) - 1
-    kept = gather_mask(columns + 1, place) - 1  # -1 where nothing stands before
+    kept = gather_mask(columns + 1, place) - 1  # -1 where nothing is before
     if blocks is not None:
         kept = kept.masked_fill(gather(blocks, kept) != blocks, -1)
     return place.masked_fill(kept < 0, -1)
 
 
 def spread(values: Tensor, positions: Tensor) -> Tensor:
-    """Values (B, P, D) of the short sequence at every column of the long one (B, L, D); zeros where nothing stands.
+    """Values (B, P, D) of the short sequence at every column of the long one (B, L, D); zeros where there is none.
 
     Args:
         values: Of the short sequence.
@@ -288,7 +288,7 @@ def spread(values: Tensor, positions: Tensor) -> Tensor:
 def gather_pairs(mask: Tensor, columns: Tensor, keys: Tensor) -> Tensor:
     """A mask (B or 1, H or 1, Q, K), bool or added, for the queries at `columns` (B, P) and the keys at `keys` (B, N).
 
-    Padding is seen by nobody and sees everything: what sees nothing is no number.
+    No query attends to padding, and padding attends to everything: a row without any key would be NaN.
     """
     expanded = mask.expand(len(columns), -1, -1, -1)
     shape = expanded.shape

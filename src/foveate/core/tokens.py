@@ -42,7 +42,7 @@ NeedKind = Literal[
     "instruction",  # embeddings of the user's own words as the language model reads them: (T, D)
     "text_feature",  # the prompt in the joint space of a contrastive text encoder (given by the user): (d,)
     "first_layer_attention",  # attention of the user's own words in the first decoder layer, mean over heads: (N,)
-    "pixels",  # the image as the encoder saw it, 0 to 1: (3, height, width)
+    "pixels",  # the image as input of the encoder, 0 to 1: (3, height, width)
 ]
 
 
@@ -106,8 +106,7 @@ class Crop:
     """A rectangle of tokens within an image: the image itself, its thumbnail, one of its tiles, or a frame of a clip.
 
     Args:
-        index: (n,) indices of its tokens among the tokens of the image, row-major. Tokens that lie in padding are not
-            there: -1.
+        index: (n,) indices of its tokens among the tokens of the image, row-major; -1 for padding.
         grid: Rows and columns; rows * columns = n.
         box: (left, top, right, bottom) of what it shows, as fractions of the image; may reach beyond 0..1 when
             the crop shows padding.
@@ -196,7 +195,7 @@ class VisualTokens:
         return self.measured[need]
 
     def part(self, crop: Crop) -> VisualTokens:
-        """The tokens of one crop as an image of its own; padding leaves its grid to the tokens that are there.
+        """The tokens of one crop as an image of its own; its padding is dropped.
 
         The grid of the part is the crop's; where tokens are missing, `crops[0].index` is -1.
         """
@@ -246,7 +245,7 @@ class Selection:
         indices: (k,) int64, ascending: the tokens that stay. A merged token takes the index of one of its members.
         features: (k, D) of these rows; None: the original features at `indices`.
         assignment: (N,) int64: for every original token the row (0 to k - 1) that it went into, or -1 when it was
-            dropped. None: every kept token stands for itself alone.
+            dropped. None: no token was merged.
         weights: (N,) share of every original token in the row it went into; the shares of a row sum to 1 (None: equal
             shares). DeepStack planes are merged with them, and pictures show them.
         positions: (k, K) int64: original tokens whose positions a row carries, where a method gives it more than its
@@ -377,7 +376,7 @@ def wide(x: Tensor) -> Tensor:
 def in_order(selection: Selection, features: Tensor, order: Tensor) -> Selection:
     """A selection whose rows the language model reads in another order, as some authors' codes hand them on.
 
-    Places stay ascending; the row that is read first stands at the first of them, whatever it was made of. Positions
+    Indices stay ascending; the row that is read first gets the first of them, whatever it was made of. Positions
     that are counted anew follow; original positions are those of the indices.
 
     Args:

@@ -42,7 +42,7 @@ class Trained:
         return self.weights or self._resolved
 
     def resolve_weights(self, location: str | PathLike[str]) -> Self:
-        """This method with what stands beside a model; itself, if it names its weights.
+        """This method with the weights beside a model; itself, if it names its weights.
 
         Args:
             location: Folder or Hub id of the model; "" for one that came from nowhere.
@@ -77,7 +77,7 @@ class Trained:
         """Refuse to go on without weights.
 
         Raises:
-            FoveateError: none are named, and none stand beside the model.
+            FoveateError: none are named, and none are beside the model.
         """
         if not self.path:
             place, *more = self.files
@@ -92,7 +92,7 @@ class Trained:
 
 
 def copied(name: str, file: Path, target: Path) -> None:
-    """Copy a file of the method `name`, unless it lies there already.
+    """Copy a file of the method `name`, unless it is there already.
 
     Raises:
         FoveateError: it cannot be read or written.
@@ -107,7 +107,7 @@ def copied(name: str, file: Path, target: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _on_the_hub(location: str, file: str) -> str:
-    """`file_of` of a Hub id: what is there is asked for once, though a server attaches plans for every request."""
+    """`file_of` of a Hub id: asked once, though a server attaches plans for every request."""
     path = file_of(location, file)
     if path is None:
         raise FileNotFoundError(file)  # nothing is remembered of what is not there, or not now

@@ -16,7 +16,7 @@ PATCHES, BLOCKS, COUNT = 20, 3, 8
 
 
 def run(method: EncoderMethod, x: torch.Tensor, keys: torch.Tensor) -> Tokens:
-    """The steps of all blocks, which look at keys of what each row began with."""
+    """The steps of all blocks, with the keys of the first rows."""
     tokens = Tokens.start(x)
     for step in method.steps(PATCHES, BLOCKS, cls=True, count=None if method.budget == "none" else COUNT):
         if step is not None:

@@ -20,7 +20,7 @@ from foveate.testing.visual_tokens import CLIP, PLAIN, frames, measure, plain, s
 
 
 def usable(method: PreLLMMethod, tower: EncoderSpec) -> bool:
-    """Whether the method can be measured on the encoder: [CLS] cannot be invented, only what stands in for it."""
+    """Whether the method can be measured on the encoder: without [CLS], only needs with a substitute can be."""
     try:
         needs = method.needs(tower)
     except FoveateError:

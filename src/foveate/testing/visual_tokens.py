@@ -134,5 +134,5 @@ def same(first: object, second: object) -> bool:
 
 
 def tokens_of(crops: Sequence[Crop]) -> list[int]:
-    """Places of all tokens that lie in crops, ascending."""
+    """Indices of all tokens of crops, ascending."""
     return sorted(int(i) for crop in crops for i in crop.present)

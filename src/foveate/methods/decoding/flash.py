@@ -18,7 +18,7 @@ class FlashConfig(DraftConfig):
     """Sizes of a FLASH draft.
 
     Args:
-        queries: Tokens that stand for a longer image.
+        queries: Tokens that replace a longer image.
         guesses: k, features guessed at a time.
     """
 
@@ -88,7 +88,7 @@ class Flash(Draft):
         }
 
     def propose(self, known: DraftSession, shape: Shape) -> Tree:
-        """See `Session.propose`: level i of the tree is guess i, whatever stands before it; k levels at most."""
+        """See `Session.propose`: level i of the tree is prediction i, whatever its parent; k levels at most."""
         log_probabilities = known.target.log_probabilities(known.guessed[0])  # ty: ignore[not-subscriptable]
         level = 0
 

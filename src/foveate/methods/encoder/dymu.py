@@ -130,7 +130,7 @@ class Calibration:
         if not possible:
             return tokens
         merges = min(self.amount * len(present), possible)
-        # Behind the last pair that can merge stand tokens that cannot, with -inf: all pairs may merge, so 0.
+        # After the last pair that can merge come tokens that cannot, with -inf: all pairs may merge, so 0.
         after = min(self.amount * len(present), len(order) - 1)
         self.thresholds.append(max(float(matching.score.flatten()[order[after]]), 0.0))
         chosen = torch.zeros_like(matching.score, dtype=torch.bool).flatten()

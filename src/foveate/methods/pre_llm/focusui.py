@@ -240,7 +240,7 @@ def ui_graph(pixels: Tensor, grid: Grid, threshold: float = 2.0, copies: int = 2
 
 
 def screen_label(overlap: Tensor, graph: Tensor) -> Tensor:
-    """What the scorer shall say: 2 clip(overlap + graph / 2, 0, 1) - 1, in -1 to 1."""
+    """Training target of the scorer: 2 clip(overlap + graph / 2, 0, 1) - 1, in -1 to 1."""
     return 2 * (overlap + 0.5 * graph).clamp(0, 1) - 1
 
 

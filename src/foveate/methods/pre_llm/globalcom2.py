@@ -65,7 +65,7 @@ class GlobalCom2(PreLLMMethod):
             raise FoveateError(f"globalcom2: the temperature is greater than 0, not {self.temperature}.")
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
-        """The [CLS] row, or what stands in for it."""
+        """The [CLS] row, or the attention received where there is none."""
         if not tower.has_cls:
             return (Need("received", tower.layer(self.layer)),)
         return (Need("cls_attention" if self.softmax else "cls_logits", tower.layer(self.layer)),)

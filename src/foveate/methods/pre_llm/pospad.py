@@ -73,7 +73,7 @@ class PosPad(PreLLMMethod):
             object.__setattr__(self, "embedding", str(self.embedding))
         if not isinstance(self.selector, str):  # plans are text, and equal plans are to be equal
             object.__setattr__(self, "selector", str(Plan.of(self.selector)))
-        self.method  # noqa: B018 - a wrong name shall be told at once
+        self.method  # noqa: B018 - refuses a wrong name at once
 
     @cached_property
     def method(self) -> PreLLMMethod:

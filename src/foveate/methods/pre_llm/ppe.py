@@ -177,7 +177,7 @@ def rotary_axes(sections: Sequence[int], *, interleaved: bool = False) -> Tensor
 
     Args:
         sections: Half-dimensions of each axis: (16, 24, 24) in Qwen2-VL; (head_dim / 2,) for rotation with one axis.
-        interleaved: Axes take turns, t h w t h w ... t t, as in Qwen3-VL; otherwise they stand one after the other.
+        interleaved: Axes take turns, t h w t h w ... t t, as in Qwen3-VL; otherwise one axis follows the other.
     """
     if not sections or any(size < 1 for size in sections):
         raise FoveateError(f"rotary sections are numbers of half-dimensions, at least 1 each, not {tuple(sections)}.")

@@ -53,7 +53,7 @@ class Relevance(Trained, PreLLMScorer):
         return (Need("first_layer_attention"),)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """What the network expects an answer to rest on."""
+        """Relevance for the answer, predicted by the network."""
         attention = tokens.get(*self.needs(tokens.tower)).float()
         path = Path(self.path)
         mapper = _mapper(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))

@@ -17,7 +17,7 @@ def merge_contextual(
     """The `dominant` tokens of the highest scores, and all others merged into `contextual` ones.
 
     Of the M others, in order, every (M // contextual)-th is a target; the rest join the target whose key has the
-    greatest cosine with their own. A contextual token stands at its target and is the mean of its members.
+    greatest cosine with their own. A contextual token takes the place of its target and is the mean of its members.
 
     Args:
         features: (N, D).
@@ -41,7 +41,7 @@ def merge_contextual(
     selection = merge_tokens(features, indices, assignment)
     if not doubled:
         return selection
-    joined = assignment.index_fill(0, indices, -1)  # without the tokens that stand at the places
+    joined = assignment.index_fill(0, indices, -1)  # without the tokens at `indices`
     others = merge_tokens(features, indices, joined).features
     assert others is not None
     out = wide(features[indices]) + wide(others)
