@@ -24,8 +24,8 @@ def share_of(share: float, count: Tensor, rounding: Rounding = "nearest") -> Ten
 def share_of(share: float, count: int | Tensor, rounding: Rounding = "nearest") -> int | Tensor:
     """How many things a share of `count` things is.
 
-    A product of floating-point numbers can lie a hair beside the number that is meant, and rounding then counts one
-    more or less: 0.29 * 100 is 28.999999999999996.
+    A product of floating-point numbers can differ by a rounding error from the number that is meant, and rounding then
+    counts one more or less: 0.29 * 100 is 28.999999999999996.
 
     Args:
         share: 0 or more.

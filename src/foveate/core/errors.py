@@ -35,7 +35,7 @@ CODES = {
     "unused-text-features": "compares nothing with text_features",
     "wrong-order": "stands in the wrong place of a plan",
     "same-layer": "acts at a layer at which another step acts",
-    "attached-already": "cannot be attached beside the plan that is attached already",
+    "attached-already": "cannot be attached in addition to the plan that is attached already",
     "unknown-site": "acts where nothing can be attached",
     # What a server or a formula needs
     "count-not-from-sizes": "keeps a number of tokens that does not follow from the sizes of images",

@@ -80,7 +80,7 @@ class EncoderMethod(Method):
 def spread(total: int, patches: int, blocks: int, cls: bool, inflect: float = 0.0) -> tuple[int, ...]:
     """`total` merges divided over the blocks, so that exactly patches - total tokens stay.
 
-    Equal shares, the first blocks taking what is left over (as DyMU's code does), or, with `inflect`, shares that
+    Equal shares, the first blocks taking the remainder (as DyMU's code does), or, with `inflect`, shares that
     grow (+1: from zero) or shrink (-1: to zero) linearly. No block can merge more than half of what it has; where a
     share would, all smaller shares are raised until the total is met.
 

@@ -96,7 +96,7 @@ class Method(ABC):
         return ()
 
     def resolve_weights(self, location: str | PathLike[str]) -> Self:
-        """This method with the weights beside a model (its folder or Hub id); itself if it needs none."""
+        """This method with the weights next to a model (its folder or Hub id); itself if it needs none."""
         return self
 
     @property

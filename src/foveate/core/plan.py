@@ -34,7 +34,7 @@ from foveate.core.method import Method
 from foveate.core.registry import RENAMED, all_methods, why_missing
 from foveate.core.text_files import read_json
 
-#: The file beside a model's weights that `foveate.load` picks up.
+#: The file next to a model's weights that `foveate.load` picks up.
 PLAN_FILE = "foveate_plan.json"
 
 #: Longest text that is read as a plan, and how deep its brackets may stand in one another: plans come from strangers
@@ -145,7 +145,7 @@ class Plan:
             budget: For a plan of one step that has none: tokens (int), a fraction (float), or text such as "25%".
 
         Raises:
-            FoveateError: the text is no plan, or it names no known method; or a budget stands beside a plan that has
+            FoveateError: the text is no plan, or it names no known method; or a budget is given for a plan that has
                 one, that has several steps, or whose method takes none.
         """
         parsed = _budget(budget)
@@ -181,7 +181,7 @@ class Plan:
         return " + ".join(map(str, self.steps))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the plan beside a model's weights, where `foveate.load` finds it.
+        """Write the plan next to a model's weights, where `foveate.load` finds it.
 
         Weights of methods go with it: files that it names are copied to where methods find them by themselves, so that
         the folder can be moved.
@@ -295,12 +295,12 @@ def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
     text = " + ".join(map(str, steps))
     if len(steps) != 1:
         raise FoveateError(
-            f"a budget of {budget} beside '{text}' could be that of any of its {len(steps)} steps; write each budget "
+            f"a budget of {budget} for '{text}' could be that of any of its {len(steps)} steps; write each budget "
             "into the plan, as in 'fastervlm:192 + fastv:50%'."
         )
     (step,) = steps
     if step.budget is not None and step.budget != budget:
-        raise FoveateError(f"'{text}' has a budget, and {budget} stands beside it; give one of the two.")
+        raise FoveateError(f"'{text}' has a budget, and {budget} was given as well; give one of the two.")
     step.method.check_budget(budget)
     return (dataclasses.replace(step, budget=budget),)
 

@@ -106,7 +106,7 @@ def kept_columns(
 def stretches_of(positions: Tensor | None) -> Tensor | None:
     """(B, L) a number for each stretch of columns whose positions (B, L) go up; None where there is one a row.
 
-    Positions begin anew where another sample begins. What is left out of one sample moves no token of the next.
+    Positions begin anew where another sample begins. Tokens dropped from one sample move no token of the next.
     """
     if positions is None or positions.ndim != 2:
         return None
@@ -226,7 +226,7 @@ def within_samples(asking: Tensor, blocks: Tensor) -> Tensor:
 def shorten_labels(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
     """Labels (B, L) at `columns`; -100 for padding, and for what nothing predicts any more.
 
-    That is what comes right after padding, and what comes after all that is left of another sample of the row.
+    That is what comes right after padding, and what follows the last remaining token of another sample of the row.
     """
     unpredicted = columns < 0
     unpredicted[:, 1:] |= columns[:, :-1] < 0

@@ -37,7 +37,7 @@ NeedKind = Literal[
     "cls_logits",  # the same before the softmax
     "received",  # attention that a token receives at a layer, mean over heads and queries: (N,)
     "hub_attention",  # attention of hubs, tokens that receive more than `threshold` times the mean, on each: (N,)
-    "attention_map",  # attention of every token on every token at a layer, mean over heads: (N, N), dear
+    "attention_map",  # attention of every token on every token at a layer, mean over heads: (N, N), expensive
     "cls_feature",  # encoder output of the [CLS] token: (d,)
     "instruction",  # embeddings of the user's own words as the language model reads them: (T, D)
     "text_feature",  # the prompt in the joint space of a contrastive text encoder (given by the user): (d,)
@@ -364,7 +364,7 @@ def check_finite(name: str, values: Iterable[tuple[str, Tensor]]) -> None:
     rows = (~value.isfinite()).reshape(len(value), -1).any(dim=1).nonzero().flatten().tolist()
     raise FoveateError(
         f"{name} cannot choose: the {what} are not finite ({len(rows)} of {len(value)} rows hold NaN or infinity, the "
-        f"first is row {rows[0]}); look at the image, at the weights and at the precision of the model."
+        f"first is row {rows[0]}); check the image, the weights and the precision of the model."
     )
 
 

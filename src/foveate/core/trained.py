@@ -1,4 +1,4 @@
-"""Methods with trained weights, named in the plan or found beside the model's weights."""
+"""Methods with trained weights, named in the plan or found next to the model's weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from foveate.core.weights import file_of
 class Trained:
     """Mixin of trained methods: where their weights are.
 
-    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds them beside the weights of
-    the model it is attached to, in a folder or on the Hub, under the name of the method: a folder (`covipal/`) or a
+    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds them next to the weights
+    of the model it is attached to, in a folder or on the Hub, under the name of the method: a folder (`covipal/`) or a
     file (`focusui.safetensors`), whichever `foveate train-method NAME` writes.
     """
 
@@ -30,7 +30,7 @@ class Trained:
     name: ClassVar[str]
 
     weights: str
-    #: The path beside the model. No field: a plan reads the same whatever model it is attached to.
+    #: The path next to the model. No field: a plan reads the same whatever model it is attached to.
     _resolved: str = ""
 
     def __post_init__(self) -> None:
@@ -42,19 +42,19 @@ class Trained:
         return self.weights or self._resolved
 
     def resolve_weights(self, location: str | PathLike[str]) -> Self:
-        """This method with the weights beside a model; itself, if it names its weights.
+        """This method with the weights next to a model; itself, if it names its weights.
 
         Args:
             location: Folder or Hub id of the model; "" for one that came from nowhere.
         """
         if self.weights:
             return self
-        resolved = copy.copy(self)  # forgets the weights beside another model
+        resolved = copy.copy(self)  # forgets the weights next to another model
         object.__setattr__(resolved, "_resolved", self._found(location))
         return resolved
 
     def copy_to(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights to where the method finds them beside the model in `folder`.
+        """Copy the weights to where the method finds them next to the model in `folder`.
 
         Raises:
             FoveateError: they cannot be read or written.
@@ -77,7 +77,7 @@ class Trained:
         """Refuse to go on without weights.
 
         Raises:
-            FoveateError: none are named, and none are beside the model.
+            FoveateError: none are named, and none are next to the model.
         """
         if not self.path:
             place, *more = self.files
@@ -86,7 +86,7 @@ class Trained:
                 Refusal(
                     "needs-weights",
                     f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
-                    f"`foveate train-method {self.name}` wrote, or one beside the model's weights as {here}",
+                    f"`foveate train-method {self.name}` wrote, or one next to the model's weights as {here}",
                 )
             )
 
@@ -123,7 +123,7 @@ def read_file(
         path: The file.
         kind: What it must say that it is.
         name: Of the method, for errors.
-        also: A second command that writes such files, beside `foveate train-method`.
+        also: A second command that writes such files, in addition to `foveate train-method`.
 
     Raises:
         FoveateError: it is not there, or something else.

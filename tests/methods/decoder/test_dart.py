@@ -60,19 +60,19 @@ def test_a_live_model_gives_keys_and_its_last_norm(kind: str) -> None:
     specimen = zoo()[kind]
     model = specimen.model()
     inputs = specimen.prompts(model, (((4, 5),),))
-    seen: list[LayerTokens] = []
+    recorded: list[LayerTokens] = []
 
     class Spy(DARTDecoder):
         def select(self, tokens: LayerTokens, count: int) -> foveate.core.tokens.Selection:
             asked = tokens.attention("previous")
-            seen.append(changed(tokens, ask=lambda _: asked))
+            recorded.append(changed(tokens, ask=lambda _: asked))
             return super().select(tokens, count)
 
     plan = foveate.Plan((foveate.core.plan.Step(Spy(2, 2), foveate.core.plan.Budget(tokens=7), (1,)),))
     with foveate.compress(model, plan) as handle, torch.no_grad():
         model(**inputs)
         (layer,) = handle.report().images[0].layers
-    (tokens,) = seen
+    (tokens,) = recorded
     (norm,) = (module for name, module in model.named_modules() if name.endswith("language_model.norm"))
     with torch.no_grad():
         assert layer.indices.tolist() == by_the_paper(tokens, 7, 2, 2)

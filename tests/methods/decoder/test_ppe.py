@@ -53,10 +53,10 @@ def test_a_token_that_answers_keeps_its_position() -> None:
 
 def rotations(model: Any, inputs: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """cos and sin that every layer is given."""
-    seen: dict[int, Any] = {}
+    rotary: dict[int, Any] = {}
     hooks = [
         layer.register_forward_hook(
-            lambda module, args, kwargs, output, number=number: seen.update({number: kwargs["position_embeddings"]}),
+            lambda module, args, kwargs, output, number=number: rotary.update({number: kwargs["position_embeddings"]}),
             with_kwargs=True,
         )
         for number, layer in enumerate(model.model.language_model.layers)
@@ -65,7 +65,7 @@ def rotations(model: Any, inputs: dict[str, Any]) -> list[tuple[Tensor, Tensor]]
         model(**inputs)
     for hook in hooks:
         hook.remove()
-    return [seen[number] for number in sorted(seen)]
+    return [rotary[number] for number in sorted(rotary)]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2.5-vl", "qwen3-vl"])
@@ -110,10 +110,10 @@ def test_a_pass_of_the_cascade_is_that_of_the_members(name: str) -> None:
     with foveate.compress(model, "ppe-decoder(members=1):4@1") as handle:
         second = rotations(model, inputs)[1]
         kept = handle.report().images[0].layers[0].indices
-    untouched = rotations(model, inputs)[1]
+    uncompressed = rotations(model, inputs)[1]
     image = (inputs["input_ids"][0] == IMAGE).nonzero().flatten()[:16]
     stays = [n for n in range(inputs["input_ids"].shape[1]) if n not in image.tolist() or n in image[kept].tolist()]
-    for got, expected in zip(second, untouched, strict=True):
+    for got, expected in zip(second, uncompressed, strict=True):
         assert torch.equal(got[0], expected[0][stays])
 
 

@@ -48,9 +48,9 @@ def test_words_before_the_image_are_looked_at_by_it() -> None:
 def test_equal_attention_is_the_share_of_the_tokens(past: int) -> None:
     tokens = layer_tokens(6)  # between 2 and 4 words
     length = past + len(tokens.prompt.hidden)
-    seen = torch.ones(length, dtype=torch.bool)
-    seen[:2] = False  # padding, or words of an earlier turn that nobody sees
-    for mask in (None, seen if past else None):
+    key_mask = torch.ones(length, dtype=torch.bool)
+    key_mask[:2] = False  # padding, or words of an earlier turn that are masked
+    for mask in (None, key_mask if past else None):
         equal = Attention(torch.zeros(4, length - past, 3), torch.randn(2, length, 3), 1.0, mask)
         found = ToDREDecoder().shares(changed(tokens, ask=lambda _, equal=equal: equal))[0]
         hidden = 0 if mask is None else 2
@@ -58,7 +58,7 @@ def test_equal_attention_is_the_share_of_the_tokens(past: int) -> None:
 
 
 def test_few_tokens_go_at_the_default_threshold() -> None:
-    """Where the first stage leaves a tenth, an image that is looked at no more than the words around it goes."""
+    """After a first stage to a tenth, an image with no more attention than the words around it is dropped."""
     equal = Attention(torch.zeros(4, 60, 3), torch.randn(2, 60, 3), 1.0)
     few, many = layer_tokens(4, before=36, after=20), layer_tokens(36, before=4, after=20)
     assert len(ToDREDecoder()(changed(few, ask=lambda _: equal), None)) == 0

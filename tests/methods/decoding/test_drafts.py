@@ -126,8 +126,8 @@ def test_the_gate_chooses_by_the_question_and_learns():
     first[:, 0] = second[:, 1] = 1
     assert compressor.eval().choose(first, torch.Generator())[0] == "conv"
     assert compressor.choose(second, torch.Generator())[0] == "resample"
-    seen = {compressor.train().choose(0 * first, torch.Generator().manual_seed(n))[0] for n in range(40)}
-    assert seen == set(BRANCHES)
+    drawn = {compressor.train().choose(0 * first, torch.Generator().manual_seed(n))[0] for n in range(40)}
+    assert drawn == set(BRANCHES)
     _, weight = compressor.choose(first, torch.Generator().manual_seed(1))
     assert float(weight.detach()) == 1.0
     weight.backward()

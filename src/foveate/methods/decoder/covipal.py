@@ -30,7 +30,7 @@ class CoViPAL(Trained, DecoderScorer):
     by default; original positions.
 
     Args:
-        weights: A folder that `foveate train-method covipal` wrote; by default `covipal/` beside the model's weights.
+        weights: A folder that `foveate train-method covipal` wrote; by default `covipal/` next to the model's weights.
     """
 
     weights: str = ""

@@ -44,7 +44,7 @@ class DPN(Trained, DecoderMethod):
     itself.
 
     Args:
-        weights: A folder that `foveate train-method dpn` wrote; by default `dpn/` beside the model's weights.
+        weights: A folder that `foveate train-method dpn` wrote; by default `dpn/` next to the model's weights.
         operation: How a window becomes one token.
         scaled: Multiply the image by the probability of the chosen expert; None: as the folder of the routers says, and
             if it says nothing, as the paper does.

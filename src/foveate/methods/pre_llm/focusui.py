@@ -35,7 +35,7 @@ class FocusUI(Trained, PreLLMMethod):
 
     Args:
         weights: A trained scorer, a file that `foveate train-method focusui` or `foveate convert-scorer` wrote; by
-            default `focusui.safetensors` beside the model's weights.
+            default `focusui.safetensors` next to the model's weights.
         shuffle: Break ties between equal scores at random.
         seed: Of the shuffle.
     """

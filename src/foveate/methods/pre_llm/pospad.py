@@ -85,14 +85,14 @@ class PosPad(PreLLMMethod):
         return method
 
     def resolve_weights(self, location: str | PathLike[str]) -> PosPad:
-        """This method with the files beside a model: weights of the other method, and the embedding."""
+        """This method with the files next to a model: weights of the other method, and the embedding."""
         resolved = copy.copy(self)
         if isinstance(self.method, Trained):
             object.__setattr__(resolved, "method", self.method.resolve_weights(location))
         if self.embedding is not None and not Path(self.embedding).is_file():
-            beside = Path(location) / self.embedding
-            if beside.is_file():
-                object.__setattr__(resolved, "embedding", str(beside))
+            path = Path(location) / self.embedding
+            if path.is_file():
+                object.__setattr__(resolved, "embedding", str(path))
         return resolved
 
     def portable(self, folder: Path, inner: Callable[[Method], Method]) -> PosPad:

@@ -34,7 +34,7 @@ class Relevance(Trained, PreLLMScorer):
 
     Args:
         weights: A trained network, a file that `foveate train-method relevance` wrote; by default
-            `relevance.safetensors` beside the model's weights.
+            `relevance.safetensors` next to the model's weights.
     """
 
     weights: str = ""

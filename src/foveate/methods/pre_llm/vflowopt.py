@@ -145,7 +145,7 @@ def recycled(scores: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor,
     merged = ascending[: int(enough[0]) if len(enough) else size]
     kept = ascending[len(merged) :]
     number, labels = _numbered(cells[merged])
-    if len(kept) + number > count:  # no room for all cells
+    if len(kept) + number > count:  # more cells than the budget takes
         sums = scores.new_zeros(number).index_add(0, labels, scores[merged])
         chosen = torch.zeros(number, dtype=torch.bool, device=scores.device).index_fill(
             0, topk_indices(sums, count), True
