@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Files and folders that `make check` covers. Add a folder of src/ or tests/ as soon as it has none of the words.
 CHECKED = (
     "*.md", "*.cff", "Makefile", "Dockerfile", ".ci/", ".github/", "benchmarks/", "docs/", "examples/",
-    "recipes/",
+    "recipes/", "src/foveate/core/", "src/foveate/methods/", "src/foveate/models/", "src/foveate/testing/",
+    "tests/core/", "tests/methods/", "tests/models/",
 )  # fmt: skip
 #: Pages that are generated from the code.
 GENERATED = (
@@ -61,6 +62,8 @@ ALLOWED: dict[str, tuple[tuple[str, ...], str]] = {
         (r"before-lm", r"in-encoder", r"(?:dart|todre|random|pool|vflowopt)-at"),
         "reads old plans",
     ),
+    "src/foveate/methods/kv_cache/scale_cache.py": ((r"[Ss]een",), "a key of written results"),
+    "tests/core/test_files.py": ((r"[Rr]ooms?",), "a context manager of tests/full_disk.py"),
     "src/foveate/synthetic/fields.py": ((r"[Rr]ooms?",), "a field of rendered forms"),
     "src/foveate/synthetic/screens.py": ((r"[Hh]ouse",), "an icon of rendered screens"),
 }

@@ -1,4 +1,4 @@
-"""Cards of token compression outside of plans: in decoding, in the KV cache, and in a model's architecture.
+"""Gallery cards of methods outside of plans: in decoding, in the cache, in a model's architecture.
 
 `foveate methods` prints them below the methods that a plan can name, and `docs/methods.md` shows them.
 """
@@ -56,8 +56,8 @@ CARDS = (
         "decoding",
         ("query",),
         ("image", "video"),
-        "A draft that reads an image through a few learned queries and guesses several tokens in one pass; the model "
-        "checks them, so that the answer is the same.",
+        "A draft that reads an image through a few learned queries and predicts several tokens in one pass; the model "
+        "verifies them, so that the answer is the same.",
         True,
         "foveate.speculate(model, folder) with a draft that foveate train-method flash wrote",
         "foveate.methods.decoding.flash",
@@ -69,8 +69,8 @@ CARDS = (
         "kv cache",
         ("attention",),
         ("image",),
-        "Keeps, in every head of a next-scale image model, as many cached tokens as the head's kind needs: those that "
-        "recent queries attend to, or the first and the newest.",
+        "Keeps few cached tokens in contextual heads of a next-scale image model, those that recent queries attend to, "
+        "and more in structural heads, the first and the newest ones too.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
         "foveate.methods.kv_cache.hack",
@@ -82,8 +82,8 @@ CARDS = (
         "kv cache",
         ("attention",),
         ("image",),
-        "Divides the cache of a next-scale image model between layers that draft and layers that refine, and keeps in "
-        "each the tokens that a window of queries attends to.",
+        "Divides the cache of a next-scale image model between drafter and refiner layers, and keeps in each the "
+        "tokens that a window of queries attends to.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
         "foveate.methods.kv_cache.scalekv",
@@ -95,8 +95,8 @@ CARDS = (
         "decoding",
         ("query", "transformation"),
         ("image", "video"),
-        "A draft of one layer that reads images through a compressor whose way the question chooses: fewer tokens, "
-        "means, a convolution or a resampler; the model checks what it guesses.",
+        "A draft of one layer with a compressor for images, of which the question chooses a branch: pruning, pooling, "
+        "a convolution, a resampler or no image; the model verifies the drafted tokens.",
         True,
         "foveate.speculate(model, folder) with a draft that foveate train-method specvlm wrote",
         "foveate.methods.decoding.specvlm",
@@ -108,8 +108,8 @@ CARDS = (
         "decoding",
         ("attention",),
         ("image", "video"),
-        "While text is written, attends to the cached tokens that matter to the image alone, and takes off what a pass "
-        "with fewer image tokens would say, against answers that the image does not support.",
+        "In decoding, attends only to the cached tokens of greatest attention and visual saliency, and subtracts the "
+        "logits of a branch with fewer image tokens, against answers that the image does not support.",
         False,
         "foveate.vasparse(model)",
         "foveate.methods.decoding.vasparse",
@@ -121,8 +121,8 @@ CARDS = (
         "decoder",
         ("query",),
         ("image",),
-        "Modules between layers of the language model with which compressed visual tokens look again at the features "
-        "that they were made of.",
+        "Modules between layers of the language model in which compressed visual tokens attend to the encoder features "
+        "of their regions.",
         True,
         "foveate.models.llava_uhd.vision_remember.add_vision_remember(model, layers), or a training recipe",
         "foveate.models.llava_uhd.vision_remember",
@@ -134,8 +134,8 @@ CARDS = (
         "decoder",
         ("query",),
         ("image",),
-        "A few trained tokens after every image, through which alone text sees it; the cache of a conversation holds "
-        "them in place of the image.",
+        "A few trained tokens after every image; later text attends to these instead of the image, and the cache of a "
+        "conversation holds only them.",
         True,
         "foveate.models.llava_uhd.voco.add_voco_tokens(model, processor, count), or a training recipe",
         "foveate.models.llava_uhd.voco",

@@ -39,21 +39,21 @@ def by_hand(query: Tensor, key: Tensor, allowed: Callable[[int, int], bool]) -> 
 
 
 def cases() -> list[tuple[Tensor | None, Tensor | None, Callable[[int, int], bool]]]:
-    seen = torch.ones(PAST + LENGTH, dtype=torch.bool)
-    seen[:2] = False
+    key_mask = torch.ones(PAST + LENGTH, dtype=torch.bool)
+    key_mask[:2] = False
     pairs = torch.rand(LENGTH, PAST + LENGTH, generator=torch.Generator().manual_seed(1)) < 0.5
     pairs[:, 4] = True
     return [
         (None, None, lambda row, column: column <= row + PAST),
-        (seen, None, lambda row, column: 2 <= column <= row + PAST),
+        (key_mask, None, lambda row, column: 2 <= column <= row + PAST),
         (None, pairs, lambda row, column: bool(pairs[row, column])),
     ]
 
 
 @pytest.mark.parametrize("block", [1, 2 * HEADS * (PAST + LENGTH), 2**23])
-@pytest.mark.parametrize(("seen", "allowed", "pair"), cases(), ids=["causal", "padding", "pairs"])
+@pytest.mark.parametrize(("key_mask", "allowed", "pair"), cases(), ids=["causal", "padding", "pairs"])
 def test_attention_equals_the_loop(
-    seen: Tensor | None,
+    key_mask: Tensor | None,
     allowed: Tensor | None,
     pair: Callable[[int, int], bool],
     block: int,
@@ -61,7 +61,7 @@ def test_attention_equals_the_loop(
 ) -> None:
     monkeypatch.setattr(attention, "BLOCK", block)
     query, key = states()
-    asked, matrices = Attention(query, key, 0.5, seen, allowed), by_hand(query, key, pair)
+    asked, matrices = Attention(query, key, 0.5, key_mask, allowed), by_hand(query, key, pair)
     rows, places = torch.tensor([1, 3, 4, 6]), torch.tensor([0, 2, 5])
     expected = torch.tensor([[matrices[head][row] for row in rows] for head in range(HEADS)])
     torch.testing.assert_close(asked.rows(rows), expected)

@@ -170,7 +170,7 @@ def test_a_budget_beside_a_plan_is_used(budget):
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        ("divprune:25%", "'divprune:25%' has a budget, and 50% stands beside it"),
+        ("divprune:25%", "'divprune:25%' has a budget, and 50% was given as well"),
         (Plan.of("divprune:64"), "has a budget"),
         (Plan.of("divprune:64").steps[0], "has a budget"),
         ("fastervlm:192 + fastv:50%@2", "any of its 2 steps"),

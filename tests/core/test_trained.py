@@ -1,4 +1,4 @@
-"""Methods with weights of their own find them beside the model's."""
+"""Methods with weights of their own find them next to the model's."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_plan_reads_the_same_on_every_model(model: Path) -> None:
     ],
 )
 def test_a_model_that_was_moved_finds_its_weights(model: Path, tmp_path: Path, plan: str) -> None:
-    """A saved plan names no place: what it needs is copied beside the model."""
+    """A saved plan names no place: what it needs is copied next to the model."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     net, _ = foveate.load(model)
@@ -118,9 +118,7 @@ def test_two_weights_of_one_method_have_no_place(model: Path, tmp_path: Path) ->
 
 
 def test_where_there_are_none_the_sentence_says_where_they_belong(model: Path) -> None:
-    with pytest.raises(
-        FoveateError, match="`foveate train-method covipal` wrote, or one that stands beside .* as covipal"
-    ):
+    with pytest.raises(FoveateError, match="`foveate train-method covipal` wrote, or one next to .* as covipal"):
         choices(model, "covipal:50%")
     with pytest.raises(
         FoveateError, match="a file that `foveate train-method focusui` wrote, .* as focusui.safetensors"

@@ -1,1 +1,1 @@
-"""What every other part of the package uses: tokens, selections, plans, methods, errors."""
+"""Core types of the package: tokens, selections, plans, methods, errors."""

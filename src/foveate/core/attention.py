@@ -1,7 +1,7 @@
-"""Attention weights that methods read: rows of some queries, what tokens pay and what they receive.
+"""Attention weights that methods read: rows of some queries, attention paid and received.
 
-What methods read is computed in blocks of rows of at most `BLOCK` weights; a whole attention matrix never exists there.
-`eager_attention` is the plain attention of foveate's own models.
+They are computed in blocks of rows of at most `BLOCK` weights; a full attention matrix never exists. `eager_attention`
+is the plain attention of foveate's own models.
 """
 
 from __future__ import annotations
@@ -114,14 +114,14 @@ class Attention:
         query: (H, L, d) of the new tokens.
         key: (H', K, d) of all tokens that the layer remembers, the new ones last; H' divides H.
         scaling: Factor of the logits.
-        seen: (K,) bool, False for padding; None: there is none.
-        allowed: (L, K) bool, who sees whom, where a user's mask says so; None: causal.
+        key_mask: (K,) bool, False for padding; None: there is none.
+        allowed: (L, K) bool, which keys each query may attend to, where a user's mask says so; None: causal.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
-    seen: Tensor | None = None
+    key_mask: Tensor | None = None
     allowed: Tensor | None = None
 
     @property
@@ -129,15 +129,19 @@ class Attention:
         """Tokens before the new ones."""
         return self.key.shape[1] - self.query.shape[1]
 
-    def visible(self, rows: Tensor, places: Tensor | None = None) -> Tensor:
-        """(r,) how many tokens the new tokens `rows` may see; of the new tokens `places` (N,) where these are given."""
+    def visible(self, rows: Tensor, indices: Tensor | None = None) -> Tensor:
+        """(r,) how many tokens, or how many of the new tokens `indices` (N,), the new tokens `rows` may see."""
         if self.allowed is not None:
             allowed = self.allowed[rows]
-            return (allowed if places is None else allowed[:, places + self.past]).sum(dim=1).float()
-        seen = self.key.new_ones(self.key.shape[1], dtype=torch.float32) if self.seen is None else self.seen.float()
-        if places is not None:
-            seen = torch.zeros_like(seen).index_copy(0, places + self.past, seen[places + self.past])
-        return seen.cumsum(dim=0)[rows + self.past]
+            return (allowed if indices is None else allowed[:, indices + self.past]).sum(dim=1).float()
+        mask = (
+            self.key.new_ones(self.key.shape[1], dtype=torch.float32)
+            if self.key_mask is None
+            else self.key_mask.float()
+        )
+        if indices is not None:
+            mask = torch.zeros_like(mask).index_copy(0, indices + self.past, mask[indices + self.past])
+        return mask.cumsum(dim=0)[rows + self.past]
 
     def mask(self, rows: Tensor) -> Tensor:
         """(r, K) bool, which keys the new tokens `rows` may attend to."""
@@ -145,24 +149,24 @@ class Attention:
             mask = self.allowed[rows]
         else:
             mask = torch.arange(self.key.shape[1], device=rows.device) <= (rows + self.past)[:, None]
-        return mask if self.seen is None else mask & self.seen
+        return mask if self.key_mask is None else mask & self.key_mask
 
     def rows(self, rows: Tensor) -> Tensor:
-        """Attention (H, r, K) float32 that the new tokens `rows` (r,) pay to what they may see, at once."""
+        """Attention (H, r, K) float32 of the new tokens `rows` (r,), at once."""
         return attention_weights(self.query[:, rows], self.key, self.scaling, self.mask(rows))
 
     def blocks(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The same in blocks; see `weight_blocks`."""
         return weight_blocks(self.query, self.key, self.scaling, rows, self.mask)
 
-    def attention_from(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Attention (r, N) that each of the new tokens `rows` pays to the new tokens `places`, mean over heads."""
-        paid = [weights[:, :, places + self.past].mean(dim=0) for _, weights in self.blocks(rows)]
-        return torch.cat(paid) if paid else self.query.new_zeros(0, len(places), dtype=torch.float32)
+    def attention_from(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """Attention (r, N) that each of the new tokens `rows` pays to the new tokens `indices`, mean over heads."""
+        paid = [weights[:, :, indices + self.past].mean(dim=0) for _, weights in self.blocks(rows)]
+        return torch.cat(paid) if paid else self.query.new_zeros(0, len(indices), dtype=torch.float32)
 
-    def attention_received(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Attention (N,) that the new tokens `rows` pay to the new tokens `places`, mean over heads and rows."""
-        total = torch.zeros(len(places), dtype=torch.float32, device=places.device)
+    def attention_received(self, rows: Tensor, indices: Tensor) -> Tensor:
+        """Attention (N,) that the new tokens `rows` pay to the new tokens `indices`, mean over heads and rows."""
+        total = torch.zeros(len(indices), dtype=torch.float32, device=indices.device)
         for _, weights in self.blocks(rows):
-            total += weights[:, :, places + self.past].sum(dim=1).mean(dim=0)
+            total += weights[:, :, indices + self.past].sum(dim=1).mean(dim=0)
         return total / max(len(rows), 1)

@@ -1,11 +1,11 @@
-"""Bipartite soft matching: the maths that mergers inside a vision transformer share.
+"""Bipartite soft matching, shared by methods that merge tokens inside a vision transformer.
 
-Every second token (set A: places 0, 2, 4, ...) is matched with the token between them (set B) whose key is most
-similar; some of A then go into their partners. The rows after it are what stays of A, then all of B: not raster
+Every second token (set A: indices 0, 2, 4, ...) is matched with the token between them (set B) whose key is most
+similar; some of A are then merged into their partners. The rows after it are the rest of A, then all of B: not raster
 order, and the next block alternates over that order. ToMe, arXiv 2210.09461, section 3.
 
-Shapes: B images, N rows, N0 tokens at the start (with [CLS], where there is one, at place 0). Images of a batch may
-have different numbers of rows: those that are missing are at the end and have size 0.
+Shapes: B images, N rows, N0 tokens at the start (with [CLS], where there is one, at index 0). Images of a batch may
+have different numbers of rows: missing ones are at the end and have size 0.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from foveate.core.tokens import wide
 
 
 class Tokens(NamedTuple):
-    """The rows of a batch inside the encoder, and what went into them.
+    """The rows of a batch inside the encoder, and the original tokens merged into them.
 
     Args:
         x: (B, N, d).
-        size: (B, N, 1) float32 (float64 where x is), original tokens that a row stands for; 0 where an image has no
-            such row.
+        size: (B, N, 1) float32 (float64 where x is), original tokens of a row; 0 where an image has no such row.
         source: (B, N0) int64, the row that each original token is in.
     """
 
@@ -50,18 +49,18 @@ def key_bias(size: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Proportional attention: log(size) (B, 1, 1, N) of keys, to be added to the logits before the softmax.
 
     A row of s tokens is attended to as s equal tokens would be (ToMe, section 3); a missing row, of size 0, not at all.
-    It is an `attn_mask` of `scaled_dot_product_attention` as it stands, in `dtype`, that of the queries.
+    It is an `attn_mask` of `scaled_dot_product_attention`, in `dtype`, that of the queries.
     """
     bias = size[..., 0].log()[:, None, None, :]
     return bias if dtype is None else bias.to(dtype)
 
 
 class Matching(NamedTuple):
-    """For every token of A its partner.
+    """The partner of every token of A.
 
     Args:
         score: (B, |A|) cosine to it; -inf for [CLS] and for missing rows, which never merge.
-        partner: (B, |A|) int64, its place in B.
+        partner: (B, |A|) int64, its index in B.
     """
 
     score: Tensor
@@ -99,7 +98,7 @@ def best(matching: Matching, count: int | Tensor) -> Tensor:
 
 
 def pick(matching: Matching, amount: int, *, ordered: bool) -> tuple[Tensor, Tensor]:
-    """Which tokens of A stay and which go, if the `amount` most similar ones go in every image.
+    """Which tokens of A stay and which are merged, if the `amount` most similar ones are merged in every image.
 
     Args:
         matching: Of a batch without missing rows.
@@ -107,58 +106,58 @@ def pick(matching: Matching, amount: int, *, ordered: bool) -> tuple[Tensor, Ten
         ordered: Whether those that stay keep their order, which leaves [CLS] first. Otherwise by falling scores.
 
     Returns:
-        (B, |A| - amount) and (B, amount) int64, places in A.
+        (B, |A| - amount) and (B, amount) int64, indices in A.
     """
     order = matching.score.argsort(dim=1, descending=True, stable=True)
-    gone, stay = order[:, :amount], order[:, amount:]
-    return (stay.sort(dim=1).values if ordered else stay), gone
+    merged, kept = order[:, :amount], order[:, amount:]
+    return (kept.sort(dim=1).values if ordered else kept), merged
 
 
-def place(stay: Tensor, gone: Tensor, partner: Tensor, count: int) -> Tensor:
-    """(B, N) int64, the new row of every row: those of A that stay, then B; those that go are with their partners.
+def place(kept: Tensor, merged: Tensor, partner: Tensor, count: int) -> Tensor:
+    """The new row (B, N) int64 of every row: the rest of A, then B; merged ones get the row of their partner.
 
     Args:
-        stay: Of `pick`.
-        gone: Of `pick`.
+        kept: Of `pick`.
+        merged: Of `pick`.
         partner: (B, |A|) of the matching.
         count: N.
     """
-    batch, start = stay.shape
-    row = stay.new_empty(batch, count)
+    batch, start = kept.shape
+    row = kept.new_empty(batch, count)
     row[:, 1::2] = torch.arange(start, start + count // 2, device=row.device)
-    row[:, ::2].scatter_(1, stay, torch.arange(start, device=row.device).expand(batch, start))
-    row[:, ::2].scatter_(1, gone, start + partner.gather(1, gone))
+    row[:, ::2].scatter_(1, kept, torch.arange(start, device=row.device).expand(batch, start))
+    row[:, ::2].scatter_(1, merged, start + partner.gather(1, merged))
     return row
 
 
 def layout(matching: Matching, chosen: Tensor, *, ordered: bool, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Where every row goes when the `chosen` tokens of A go, which may be a different number of them in each image.
+    """The new row of every row when the `chosen` tokens of A are merged, a number that may differ between images.
 
-    What stays of A comes first, then all of B. An image of which nothing is chosen keeps its order.
+    The rest of A comes first, then all of B. An image of which nothing is chosen keeps its order.
 
     Args:
         matching: Of N rows.
         chosen: (B, |A|) bool.
-        ordered: Whether what stays of A keeps its order, which leaves [CLS] first. Otherwise falling scores order it.
+        ordered: Whether the rest of A keeps its order, which leaves [CLS] first. Otherwise falling scores order it.
         present: (B, N) bool, rows that exist.
 
     Returns:
-        (B, N) int64, the new row of every row (0 for missing ones, which weigh nothing), and (B,) int64, how many rows
-        each image has then.
+        (B, N) int64, the new row of every row (0 for missing ones, which weigh nothing), and (B,) int64, the new number
+            of rows of each image.
     """
     batch, count = present.shape
     half = chosen.shape[1]
-    stays = present[:, ::2] & ~chosen
+    kept = present[:, ::2] & ~chosen
     order = torch.arange(half, device=chosen.device).expand(batch, half)
     if not ordered:
         order = matching.score.argsort(dim=1, descending=True, stable=True)
-    among = torch.empty_like(order).scatter_(1, order, stays.gather(1, order).long().cumsum(1) - 1)
-    start = stays.sum(1, keepdim=True)
+    among = torch.empty_like(order).scatter_(1, order, kept.gather(1, order).long().cumsum(1) - 1)
+    start = kept.sum(1, keepdim=True)
     row = among.new_empty(batch, count)
     row[:, ::2] = torch.where(chosen, start + matching.partner, among)
     row[:, 1::2] = start + torch.arange(count - half, device=row.device)
-    untouched = ~chosen.any(1, keepdim=True)
-    row = torch.where(untouched, torch.arange(count, device=row.device), row)
+    unchanged = ~chosen.any(1, keepdim=True)
+    row = torch.where(unchanged, torch.arange(count, device=row.device), row)
     return row.masked_fill_(~present, 0), present.sum(1) - chosen.sum(1)
 
 
@@ -183,7 +182,7 @@ def join(tokens: Tokens, row: Tensor, length: int) -> Tokens:
 
 
 def members(tokens: Tokens, *, cls: bool) -> list[tuple[Tensor, Tensor]]:
-    """For each image (k,) int64, the first patch of every row, ascending, and (N,), of every patch its place there.
+    """For each image (k,) int64, the first patch of every row, ascending, and (N,) the row of every patch in them.
 
     Patches are counted without [CLS]. Only the values matter: the rows themselves may be in any order.
     """

@@ -1,4 +1,4 @@
-"""Shares of a number of things, counted in whole numbers: three tenths of 50 are 15, never 16."""
+"""Exact shares of whole numbers, without floating-point error: three tenths of 50 are 15, never 16."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def share_of(share: float, count: Tensor, rounding: Rounding = "nearest") -> Ten
 def share_of(share: float, count: int | Tensor, rounding: Rounding = "nearest") -> int | Tensor:
     """How many things a share of `count` things is.
 
-    A product of floating-point numbers can lie a hair beside the number that is meant, and rounding then counts one
-    more or less: 0.29 * 100 is 28.999999999999996.
+    A product of floating-point numbers can differ by a rounding error from the number that is meant, and rounding then
+    counts one more or less: 0.29 * 100 is 28.999999999999996.
 
     Args:
         share: 0 or more.
@@ -38,5 +38,5 @@ def share_of(share: float, count: int | Tensor, rounding: Rounding = "nearest") 
         return product // bottom
     if rounding == "up":
         return -(-product // bottom)
-    whole, rest = product // bottom, 2 * (product % bottom)
-    return whole + ((rest > bottom) | ((rest == bottom) & (whole % 2 == 1)))
+    quotient, remainder = product // bottom, 2 * (product % bottom)
+    return quotient + ((remainder > bottom) | ((remainder == bottom) & (quotient % 2 == 1)))

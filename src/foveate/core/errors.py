@@ -1,4 +1,4 @@
-"""The error a user can cause, and the reason why something is not possible as an object."""
+"""The exception for bad input, and refusals with stable codes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CODES = {
     "unused-text-features": "compares nothing with text_features",
     "wrong-order": "stands in the wrong place of a plan",
     "same-layer": "acts at a layer at which another step acts",
-    "attached-already": "cannot be attached beside the plan that is attached already",
+    "attached-already": "cannot be attached in addition to the plan that is attached already",
     "unknown-site": "acts where nothing can be attached",
     # What a server or a formula needs
     "count-not-from-sizes": "keeps a number of tokens that does not follow from the sizes of images",
@@ -56,7 +56,7 @@ _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a method, a plan or a model is refused; `str` gives the sentence.
+    """The reason why a method, a plan or a model is refused; `str` gives the sentence.
 
     Callers branch on `code`, never on words. Other packages may have codes of their own; those of this one are the keys
     of `CODES`.

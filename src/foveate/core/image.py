@@ -1,4 +1,4 @@
-"""The base class of methods on the image, which adds `reduced_grid`, and where the tokens of a smaller image stand."""
+"""Base class of methods that resize the image before the encoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.core.tokens import Grid
 
 @dataclass(frozen=True)
 class ImageMethod(Method):
-    """A way of resizing an image before the encoder, which makes fewer tokens of it then."""
+    """A method that resizes an image before the encoder, so that it gives fewer tokens."""
 
     site: ClassVar[Site] = Site.IMAGE
     shortens_encoder: ClassVar[bool] = True
@@ -31,12 +31,12 @@ class ImageMethod(Method):
         """
 
 
-def places(grid: Grid, small: Grid, count: int) -> tuple[Tensor, Tensor]:
-    """Where the tokens of a reduced image stand among those of the original one.
+def kept_positions(grid: Grid, small: Grid, count: int) -> tuple[Tensor, Tensor]:
+    """The tokens of a reduced image that are kept, and their positions in the original one.
 
     Returns:
-        `(rows, places)`, both (count,) ascending int64: which tokens of the small raster stay, and the place of the
-        centre of each in the large one. The places differ, for no side of `small` is longer than that of `grid`.
+        `(rows, positions)`, both (count,) ascending int64: the kept tokens of the small raster, and the index of the
+            centre of each in the large one. The positions differ, for no side of `small` is longer than that of `grid`.
     """
     stay = ((torch.arange(count, dtype=torch.float64) + 0.5) * small.size / count).long()
     row = (((stay // small.columns).double() + 0.5) * grid.rows / small.rows).long()

@@ -1,4 +1,4 @@
-"""What a method is that changes what is attended to inside the language model, and drops no token from the sequence."""
+"""Base classes of methods that change attention inside the language model and drop no token from the sequence."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class AttentionInputs:
 
 @dataclass(frozen=True)
 class AttentionMethod(DecoderMethod):
-    """A method that changes what is attended to in some layers. All tokens go on to the next one.
+    """A method that changes the attention of some layers. All tokens go on to the next one.
 
-    Layer 0 counts here: nothing has to have run before.
+    Layer 0 is possible here: nothing has to have run before.
     """
 
     budget: ClassVar = "none"
@@ -81,15 +81,15 @@ class AttentionMethod(DecoderMethod):
 
 @dataclass(frozen=True)
 class MaskMethod(AttentionMethod):
-    """A method that hides pairs of tokens from each other. Nothing gets cheaper by it."""
+    """A method that masks pairs of tokens from each other. It saves no computation."""
 
     @abstractmethod
-    def attention_mask(self, looking: AttentionInputs, before: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attention_mask(self, inputs: AttentionInputs, remembered: Tensor | None) -> tuple[Tensor, Tensor]:
         """Which pairs of one sequence are hidden.
 
         Args:
-            looking: The sequence. Where there is a cache, L new tokens are a part of it.
-            before: (t, ...) what was remembered of the last t tokens of text in the cache; None: there is no cache.
+            inputs: The sequence. Where there is a cache, L new tokens are a part of it.
+            remembered: (t, ...) what was remembered of the last t tokens of text in the cache; None: there is no cache.
 
         Returns:
             (L, K) bool, True for what a new token shall not see; and what to remember of all text so far, (T, ...).
@@ -98,10 +98,10 @@ class MaskMethod(AttentionMethod):
 
 @dataclass(frozen=True)
 class SparseMethod(AttentionMethod):
-    """A method that, while a prompt with images is read, lets only some tokens attend, and only to each other.
+    """A method that, in prefill of a prompt with images, lets only some tokens attend, and only to each other.
 
-    The others pass the layer's attention by; all go on. What was cached before is seen by those that attend. Written
-    text sees everything. The cache stores the tokens in few bits, the others in fewer.
+    The others skip the layer's attention; all go on. Tokens that attend also attend to earlier cached ones. Generated
+    text attends to everything. The cache stores the tokens that attend in few bits, the others in fewer.
     """
 
     static_count: ClassVar = False
@@ -118,5 +118,5 @@ class SparseMethod(AttentionMethod):
         """Written tokens that are cached as they come before they are stored in few bits."""
 
     @abstractmethod
-    def active_tokens(self, looking: AttentionInputs) -> Tensor:
+    def active_tokens(self, inputs: AttentionInputs) -> Tensor:
         """Which of the new tokens attend, (L,) bool; the last one that is no padding always does."""

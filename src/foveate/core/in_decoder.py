@@ -1,4 +1,4 @@
-"""The base class of methods inside the language model, which adds `layers` and `select`, and what they read."""
+"""Base classes of methods inside the language model, and the tokens that they read."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Positions, Site
 from foveate.core.tokens import Crop, EncoderSpec, Need, Selection, check_finite, topk_indices
 
-#: Which layer is asked what it looks at: the one that has just run (FastV), or, before it runs, the one that is about
-#: to (PyramidDrop), at the cost of its queries and keys.
+#: The layer whose attention is read: the one that has just run (FastV), or the one that is about to (PyramidDrop), at
+#: the cost of its queries and keys.
 AttentionSource = Literal["previous", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStates:
-    """The sequence that an image stands in, as a decoder layer is about to read it.
+    """The sequence around an image, as input of a decoder layer.
 
     Args:
         hidden: (L, D) hidden states of all new tokens.
-        text: (T,) where text stands among them.
+        text: (T,) indices of text tokens among them.
         asking: (a,) the last token of the prompt; in training the token before each answer.
         entered: (L0, D) the embeddings of all new tokens as they entered the first layer.
-        columns: (L,) where the tokens of `hidden` stand among those of `entered`, -1 for padding.
-        image: (N0,) where the whole image stands among those of `entered`.
+        columns: (L,) indices of the tokens of `hidden` among those of `entered`, -1 for padding.
+        image: (N0,) indices of the full image among those of `entered`.
     """
 
     hidden: Tensor
@@ -43,14 +43,14 @@ class PromptStates:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderResults:
-    """What is known of an image from its encoder.
+    """Values of an image from its encoder.
 
     Args:
         tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.encoder.tower))`.
-        origin: (N,) places of the image's tokens among those that the encoder made of it.
-        measured: What probes measured, for all tokens that the encoder made; see `LayerTokens.get`.
-        separators: (N,) bool, tokens that are not of the image but tell its layout; None: there are none.
-        layout: Gives the rectangles that the image's tokens come from; see `LayerTokens.crops`.
+        origin: (N,) indices of the image's tokens among those that the encoder made of it.
+        measured: Values that probes measured, for all tokens that the encoder made; see `LayerTokens.get`.
+        separators: (N,) bool, tokens of the layout, such as newlines between rows; None: there are none.
+        layout: Returns the rectangles that the image's tokens come from; see `LayerTokens.crops`.
     """
 
     tower: EncoderSpec
@@ -65,9 +65,9 @@ class ModelAccess:
     """What a method may ask of the language model; nothing is computed before it is asked for.
 
     Args:
-        ask: Gives queries and keys of a layer; see `LayerTokens.attention`.
-        norm: The norm after the last layer, for methods that compare tokens as the output would see them.
-        neurons: Gives activations of the layer that has just run; see `LayerTokens.activations`.
+        ask: Returns queries and keys of a layer; see `LayerTokens.attention`.
+        norm: The model's final norm, for methods that compare tokens as the output layer reads them.
+        neurons: Returns activations of the layer that has just run; see `LayerTokens.activations`.
     """
 
     ask: Callable[[AttentionSource], Attention]
@@ -77,22 +77,22 @@ class ModelAccess:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTokens:
-    """The visual tokens of one image as a decoder layer is about to read them.
+    """The visual tokens of one image, as input of a decoder layer.
 
     Args:
         features: (N, D) their hidden states.
-        places: (N,) where they stand in the sequence, ascending.
+        indices: (N,) their indices in the sequence, ascending.
         layer: The layer that is about to run, 0-based.
         num_layers: Layers of the language model.
         number: Which image of its prompt this is, for seeds.
-        learning: Whether the model learns from this pass, so that what is random in a method's training is drawn.
+        learning: Whether the model is in training, so that methods that sample in training do.
         prompt: The sequence around the image.
         encoder: What is known of the image from its encoder.
         model: What the method may ask of the language model.
     """
 
     features: Tensor
-    places: Tensor
+    indices: Tensor
     layer: int
     num_layers: int
     number: int
@@ -111,47 +111,49 @@ class LayerTokens:
 
     @property
     def question(self) -> Tensor:
-        """(t,) where the text after the image stands, up to where an answer is asked for; all text if none is there."""
+        """Indices (t,) of the text after the image, up to where an answer is asked for; all text if there is none."""
         text, asking = self.prompt.text, self.prompt.asking
         if len(asking):
             text = text[text <= asking[-1]]
-        after = text[text > self.places[-1]] if len(self) else text
+        after = text[text > self.indices[-1]] if len(self) else text
         return after if len(after) else text
 
     @property
     def crops(self) -> tuple[Crop, ...]:
-        """The image, its tiles or its frames; `index` are places among the tokens here, -1 for those that are gone."""
+        """The image, its tiles or its frames; `index` are indices of tokens here, -1 for dropped ones."""
         return () if self.encoder.layout is None else self.encoder.layout()
 
     @property
     def answers(self) -> Tensor:
         """(N,) bool, tokens of the image at which an answer is asked for: the last one of a prompt that it ends."""
-        return torch.isin(self.places, self.prompt.asking)
+        return torch.isin(self.indices, self.prompt.asking)
 
     def without_answers(self) -> LayerTokens:
-        """The image without the tokens that answer; these are text to it."""
+        """The image without the tokens at which an answer is asked for; these count as text."""
         answers = self.answers
         stays = (~answers).nonzero().flatten()
-        place = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
-        place[stays] = torch.arange(len(stays), device=self.device)
+        new_index = torch.full((len(self) + 1,), -1, dtype=torch.int64, device=self.device)
+        new_index[stays] = torch.arange(len(stays), device=self.device)
         neurons, separators = self.model.neurons, self.encoder.separators
         return replace(
             self,
             features=self.features[stays],
-            places=self.places[stays],
-            prompt=replace(self.prompt, text=torch.cat([self.prompt.text, self.places[answers]]).sort().values),
+            indices=self.indices[stays],
+            prompt=replace(self.prompt, text=torch.cat([self.prompt.text, self.indices[answers]]).sort().values),
             encoder=replace(
                 self.encoder,
                 origin=self.encoder.origin[stays],
                 separators=None if separators is None else separators[stays],
-                # -1, of padding and of tokens that are gone, finds the last one, -1 again.
-                layout=lambda: tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.crops),
+                # -1, of padding and of dropped tokens, reads the last entry, which is -1.
+                layout=lambda: tuple(
+                    replace(crop, index=new_index[crop.index.to(new_index.device)]) for crop in self.crops
+                ),
             ),
-            model=replace(self.model, neurons=neurons and (lambda: _of_places(neurons(), stays))),
+            model=replace(self.model, neurons=neurons and (lambda: _of_tokens(neurons(), stays))),
         )
 
     def get(self, need: Need) -> Tensor:
-        """What a probe measured of the encoder, (N, ...), of merged tokens at the place where they stand.
+        """Values (N, ...) that a probe measured in the encoder; of a merged token, those of the token it replaces.
 
         Raises:
             FoveateError: it was not measured: the method did not declare that it needs it.
@@ -160,13 +162,13 @@ class LayerTokens:
             raise FoveateError(f"{need} was not measured; a method must name it in `needs`.")
         return self.encoder.measured[need].to(self.device)[self.encoder.origin]
 
-    def attention(self, asked: AttentionSource) -> Attention:
+    def attention(self, source: AttentionSource) -> Attention:
         """Queries and keys of the layer that has just run ("previous") or of the one about to run ("own").
 
         Raises:
             FoveateError: the method did not declare that it asks the previous layer (`needs_previous_attention`).
         """
-        return self.model.ask(asked)
+        return self.model.ask(source)
 
     def activations(self) -> tuple[Tensor, Tensor]:
         """Activations (N, F) of the image's tokens in the MLP that has just run, and the sentence's core neurons (c,).
@@ -179,28 +181,28 @@ class LayerTokens:
         return self.model.neurons()
 
 
-def _of_places(found: tuple[Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor]:
+def _of_tokens(values: tuple[Tensor, Tensor], indices: Tensor) -> tuple[Tensor, Tensor]:
     """Activations of some of an image's tokens, and the core neurons, which are the sentence's."""
-    activations, core = found
-    return activations[places], core
+    activations, core = values
+    return activations[indices], core
 
 
 @dataclass(frozen=True)
 class DecoderMethod(Method):
-    """A way of leaving visual tokens out between the layers of a language model.
+    """A method that drops or merges visual tokens between the layers of a language model.
 
-    The runtime owns what is the same for all: budgets, padding, positions, masks and caches. A method only picks. It is
-    never asked about the token that answers: where a prompt ends in an image, the image's last token stays, and counts
+    The runtime handles what is common to all: budgets, padding, positions, masks and caches. A method only selects. The
+    last token of a prompt is never dropped: where a prompt ends in an image, the image's last token stays, and counts
     in the budget.
     """
 
     site: ClassVar[Site] = Site.DECODER
     takes_layers: ClassVar[bool] = True
-    #: Of what stays, in the layers after: those that they had, or counted anew.
+    #: Of the remaining tokens, in later layers: the original ones, or counted anew.
     positions: ClassVar[Positions] = "original"
-    #: Whether the layer before the one where it acts must be watched.
+    #: Whether it reads attention of the previous layer, whose queries and keys must be recorded.
     needs_previous_attention: ClassVar[bool] = False
-    #: Whether a cache holds what the layers made, so that written text is the same without one.
+    #: Whether generation with a cache gives the same text as without one.
     exact_cache: ClassVar[bool] = True
 
     @abstractmethod
@@ -239,8 +241,8 @@ class DecoderMethod(Method):
         others = tokens.without_answers()
         if not len(others) or (count is not None and count <= len(answers)):
             return Selection(answers)
-        own = self._checked(others, 0 if count is None else count - len(answers))
-        return with_answers(tokens, answers, own)
+        selection = self._checked(others, 0 if count is None else count - len(answers))
+        return with_answers(tokens, answers, selection)
 
     def _checked(self, tokens: LayerTokens, count: int) -> Selection:
         """What the method chooses, if the tokens can be chosen from and the choice is one."""
@@ -264,11 +266,11 @@ class DecoderScorer(DecoderMethod):
 
 
 def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Selection:
-    """A selection among the tokens that do not answer, and those that do, as they are.
+    """A selection among the other tokens of an image, joined with the tokens at which an answer is asked for.
 
     Args:
-        tokens: The whole image.
-        answers: (a,) places of the tokens that answer.
+        tokens: All of the image.
+        answers: (a,) indices of the tokens at which an answer is asked for; they stay as they are.
         chosen: Of `tokens.without_answers()`.
     """
     others = (~tokens.answers).nonzero().flatten()
@@ -283,13 +285,13 @@ def with_answers(tokens: LayerTokens, answers: Tensor, chosen: Selection) -> Sel
     assignment[answers] = row[len(chosen) :]
     weights = features = remade = positions = None
     if chosen.positions is not None:
-        own = answers[:, None].expand(-1, chosen.positions.shape[1])
-        positions = torch.cat([others[chosen.positions], own])[order]
+        answer_positions = answers[:, None].expand(-1, chosen.positions.shape[1])
+        positions = torch.cat([others[chosen.positions], answer_positions])[order]
     if chosen.weights is not None:
         weights = torch.ones(len(tokens), dtype=chosen.weights.dtype, device=order.device)
         weights[others] = chosen.weights
     if chosen.features is not None:
         features = torch.cat([chosen.features, tokens.features[answers]])[order]
     if again := chosen.remade:
-        remade = lambda found: torch.cat([again(found[others]), found[answers]])[order]  # noqa: E731
+        remade = lambda x: torch.cat([again(x[others]), x[answers]])[order]  # noqa: E731
     return Selection(indices, features, assignment, weights, positions, remade)

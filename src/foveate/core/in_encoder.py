@@ -1,4 +1,4 @@
-"""The base class of methods inside the encoder, which adds `schedule`: one step for every block."""
+"""Base class of methods inside the encoder: one merging step for every block."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Step = Callable[[Tokens, Tensor], Tokens]
 
 @dataclass(frozen=True)
 class EncoderMethod(Method):
-    """A way of merging tokens inside a vision transformer, between attention and MLP of its blocks.
+    """A method that merges tokens inside a vision transformer, between attention and MLP of its blocks.
 
-    It knows keys and rows, never a model: `foveate.runtime.vision_merging` runs it in one. [CLS] is never merged.
+    It reads keys and rows only; `foveate.runtime.vision_merging` applies it to a model. [CLS] is never merged.
     """
 
     site: ClassVar[Site] = Site.ENCODER
@@ -80,7 +80,7 @@ class EncoderMethod(Method):
 def spread(total: int, patches: int, blocks: int, cls: bool, inflect: float = 0.0) -> tuple[int, ...]:
     """`total` merges divided over the blocks, so that exactly patches - total tokens stay.
 
-    Equal shares, the first blocks taking what is left over (as DyMU's code does), or, with `inflect`, shares that
+    Equal shares, the first blocks taking the remainder (as DyMU's code does), or, with `inflect`, shares that
     grow (+1: from zero) or shrink (-1: to zero) linearly. No block can merge more than half of what it has; where a
     share would, all smaller shares are raised until the total is met.
 
@@ -89,16 +89,16 @@ def spread(total: int, patches: int, blocks: int, cls: bool, inflect: float = 0.
     """
     shares = [1 - inflect + 2 * inflect * (block / (blocks - 1) if blocks > 1 else 0.5) for block in range(blocks)]
     exact = [total * share / sum(shares) for share in shares]
-    wanted = [int(value + 1e-9) for value in exact]
-    for block in range(total - sum(wanted)):
-        wanted[block % blocks] += 1
+    planned = [int(value + 1e-9) for value in exact]
+    for block in range(total - sum(planned)):
+        planned[block % blocks] += 1
     for floor in range(total + 1):
-        amounts, rows, left = [], patches + cls, total
-        for want in wanted:
-            amount = min(max(want, floor), (rows - cls) // 2, left)
+        amounts, rows, remaining = [], patches + cls, total
+        for plan in planned:
+            amount = min(max(plan, floor), (rows - cls) // 2, remaining)
             amounts.append(amount)
-            rows, left = rows - amount, left - amount
-        if not left:
+            rows, remaining = rows - amount, remaining - amount
+        if not remaining:
             return tuple(amounts)
     least = patches
     for _ in range(blocks):

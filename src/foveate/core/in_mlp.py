@@ -1,4 +1,4 @@
-"""What a method is that chooses tokens by the neurons they activate, and lets written text use some neurons only."""
+"""Base class of methods that select tokens by activated neurons and prune MLPs in decoding."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from foveate.core.in_decoder import DecoderMethod
 class NeuronMethod(DecoderMethod):
     """A method that reads activations of the MLP in the layer before the one where it acts.
 
-    It gets them from `LayerTokens.activations`.
-
-    From that layer on every MLP keeps the core neurons of a prompt with images, and text that is written after it is
-    worked out with these alone: their rows and columns of the weights are copied once for a prompt.
+    They come from `LayerTokens.activations`. From that layer on every MLP keeps the core neurons of a prompt with
+    images, and the text after it is generated with these alone: their rows and columns of the weights are copied once
+    for a prompt.
     """
 
     @abstractmethod

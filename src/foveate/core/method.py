@@ -1,10 +1,11 @@
-"""The one contract of all methods: who they are, where they act, their arguments, and whether they take a budget."""
+"""Base class of all methods: name, site, arguments, budget."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from os import PathLike
@@ -15,7 +16,7 @@ from foveate.core.tokens import EncoderSpec, Need
 
 
 class Site(StrEnum):
-    """Where a method acts on the way of a visual token."""
+    """Where in the model a method acts."""
 
     IMAGE = "image"
     ENCODER = "encoder"
@@ -29,8 +30,8 @@ class Site(StrEnum):
 #: 2507.20198):
 #:
 #: - "transformation": tokens are pooled, shuffled or resampled, whatever they show;
-#: - "similarity": tokens that are alike are merged or left out;
-#: - "attention": tokens that little attention goes to, in the encoder or in the language model, are left out or merged;
+#: - "similarity": similar tokens are merged or dropped;
+#: - "attention": tokens that receive little attention, in the encoder or in the language model, are dropped or merged;
 #: - "query": what the user asks, or learned queries, decide which tokens stay or what they become;
 #: - "control": none of these.
 Mechanism = Literal["transformation", "similarity", "attention", "query", "control"]
@@ -43,10 +44,10 @@ Positions = Literal["original", "contiguous"]
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way of needing fewer visual tokens. Each site has a base class that adds one verb.
+    """A method that reduces the number of visual tokens. The base class of each site adds what it must implement.
 
     A method is a frozen dataclass in a file of its own. Its fields are the paper's hyper-parameters with the paper's
-    defaults, checked in `__post_init__`; the first paragraph of its docstring is what the gallery shows.
+    defaults, checked in `__post_init__`; the first paragraph of its docstring is shown in the gallery.
     """
 
     #: Name in plans; the registry refuses two equal ones.
@@ -65,13 +66,15 @@ class Method(ABC):
     modality: ClassVar[tuple[Modality, ...]] = ("image", "video")
     #: Whether it needs weights that were trained for it.
     trained: ClassVar[bool] = False
-    #: Whether the number of tokens that stay follows from sizes alone; servers need that.
+    #: Whether the number of remaining tokens follows from sizes alone; servers need that.
     static_count: ClassVar[bool] = True
     #: Whether it takes a budget.
     budget: ClassVar[BudgetRule] = "count"
     #: Arguments that mean something with a budget alone, and without one alone.
     with_budget: ClassVar[tuple[str, ...]] = ()
     without_budget: ClassVar[tuple[str, ...]] = ()
+    #: Arguments that were called otherwise before, for the error message: new names by old ones.
+    renamed_arguments: ClassVar[Mapping[str, str]] = {}
     #: Positions of what stays. Multi-axis positions (M-RoPE) are always the original ones.
     positions: ClassVar[Positions] = "contiguous"
     #: Whether it acts at layers of the language model, which a plan may name (`@2`).
@@ -85,15 +88,15 @@ class Method(ABC):
             cls.year = year_of(cls.paper)
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
-        """What must be measured of the encoder before the method is asked.
+        """Values that must be measured in the encoder for the method.
 
         Raises:
-            FoveateError: the encoder cannot give it.
+            FoveateError: the encoder cannot give them.
         """
         return ()
 
     def resolve_weights(self, location: str | PathLike[str]) -> Self:
-        """This method with the weights that stand beside a model (its folder or Hub id); itself if it needs none."""
+        """This method with the weights next to a model (its folder or Hub id); itself if it needs none."""
         return self
 
     @property

@@ -1,7 +1,7 @@
-"""Folders of small trained networks, one a decoder layer: what methods inside the language model with weights read.
+"""Folders of small trained networks, one a decoder layer, for methods with weights inside the language model.
 
 A folder holds `model.safetensors`, whose names begin with the layer (`2.head.weight`), and `config.json` with the kind,
-the layers, and what the networks are built from.
+the layers, and the sizes of the networks.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def read_networks(path: str | Path, kind: str, build: Callable[[dict[str, Any], 
         networks = {int(layer): build(about, int(layer)) for layer in about["layers"]}
         for layer, network in networks.items():
             begin = f"{layer}."
-            own = {name.removeprefix(begin): value for name, value in tensors.items() if name.startswith(begin)}
-            network.load_state_dict(own)
+            state = {name.removeprefix(begin): value for name, value in tensors.items() if name.startswith(begin)}
+            network.load_state_dict(state)
             network.eval().requires_grad_(False)
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise FoveateError(f"{kind}: the files in {path} do not belong together: {error}") from error
@@ -98,7 +98,9 @@ def read_networks(path: str | Path, kind: str, build: Callable[[dict[str, Any], 
 def _held(
     path: str, kind: str, build: Callable[[dict[str, Any], int], nn.Module], changed: tuple[int, ...], device: str
 ) -> Any:
-    return nn.ModuleDict({str(layer): own for layer, own in read_networks(path, kind, build).items()}).to(device)
+    return nn.ModuleDict({str(layer): network for layer, network in read_networks(path, kind, build).items()}).to(
+        device
+    )
 
 
 def network_of(path: str, kind: str, build: Callable[[dict[str, Any], int], nn.Module], layer: int, device: Any) -> Any:
@@ -117,10 +119,10 @@ def network_of(path: str, kind: str, build: Callable[[dict[str, Any], int], nn.M
     return held[str(layer)]
 
 
-def check_size(kind: str, path: str, trained: int, found: int) -> None:
+def check_size(kind: str, path: str, trained: int, size: int) -> None:
     """Refuse networks of a model of another width."""
-    if trained != found:
+    if trained != size:
         raise FoveateError(
             f"{kind}: the networks in {path} were trained for hidden states of {trained} numbers, and this model's "
-            f"have {found}."
+            f"have {size}."
         )

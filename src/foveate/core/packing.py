@@ -1,4 +1,4 @@
-"""Numbers of 1, 2, 4 or 8 bits in bytes, and the ranges that they stand for."""
+"""Packing of numbers of 1, 2, 4 or 8 bits into bytes, and their quantisation ranges."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def planes(packed: Tensor, bits: int, count: int) -> Iterator[tuple[slice, int, 
     """The first `count` codes of packed bytes (..., b), at most b at a time.
 
     Yields:
-        Where they stand, a factor, and the codes times the factor (..., .): it costs nothing to leave it there.
+        Their slice, a factor, and the codes times the factor (..., .): dividing it out is left to the caller.
     """
     width = packed.shape[-1]
     for place, shift in enumerate(range(0, 8, bits)):
         begin, end = place * width, min((place + 1) * width, count)
         if begin >= end:
             return
-        own = packed if end - begin == width else packed[..., : end - begin]
-        yield slice(begin, end), 2**shift, own & ((2**bits - 1) << shift) if bits < 8 else own
+        chunk = packed if end - begin == width else packed[..., : end - begin]
+        yield slice(begin, end), 2**shift, chunk & ((2**bits - 1) << shift) if bits < 8 else chunk
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shell wildcards for what has a name and a title."""
+"""Shell wildcards that match names and titles."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def matching(entries: Iterable[T], pattern: str | None) -> list[T]:
     """Those whose name or title shell wildcards (`*`, `?`, `[ab]`) match, in any case; None matches all."""
     if pattern is None:
         return list(entries)
-    wanted = pattern.lower()
-    return [one for one in entries if any(fnmatchcase(text.lower(), wanted) for text in (one.name, one.title))]
+    lowered = pattern.lower()
+    return [entry for entry in entries if any(fnmatchcase(text.lower(), lowered) for text in (entry.name, entry.title))]

@@ -1,4 +1,4 @@
-"""What a user asks for: methods with their budgets, as objects and as text.
+"""Plans: methods with their budgets, as objects and as text.
 
     divprune:64                          64 tokens of every image stay
     hiprune(alpha=0.1):25%               a quarter of the tokens stays
@@ -34,7 +34,7 @@ from foveate.core.method import Method
 from foveate.core.registry import RENAMED, all_methods, why_missing
 from foveate.core.text_files import read_json
 
-#: The file beside a model's weights that `foveate.load` picks up.
+#: The file next to a model's weights that `foveate.load` picks up.
 PLAN_FILE = "foveate_plan.json"
 
 #: Longest text that is read as a plan, and how deep its brackets may stand in one another: plans come from strangers
@@ -145,26 +145,26 @@ class Plan:
             budget: For a plan of one step that has none: tokens (int), a fraction (float), or text such as "25%".
 
         Raises:
-            FoveateError: the text is no plan, or it names no known method; or a budget stands beside a plan that has
+            FoveateError: the text is no plan, or it names no known method; or a budget is given for a plan that has
                 one, that has several steps, or whose method takes none.
         """
-        given = _budget(budget)
+        parsed = _budget(budget)
         if isinstance(plan, Plan):
-            return plan if given is None else cls(_with_budget(plan.steps, given))
+            return plan if parsed is None else cls(_with_budget(plan.steps, parsed))
         if isinstance(plan, Step):
-            return cls((plan,) if given is None else _with_budget((plan,), given))
+            return cls((plan,) if parsed is None else _with_budget((plan,), parsed))
         if isinstance(plan, str):
-            return parse_plan(plan, budget=given)
+            return parse_plan(plan, budget=parsed)
         if isinstance(plan, Method):
             step = Step(plan)
-            return cls((step,) if given is None else _with_budget((step,), given))
+            return cls((step,) if parsed is None else _with_budget((step,), parsed))
         if isinstance(plan, Iterable):
             parts = list(plan)
-            if given is not None and len(parts) == 1:
-                return cls.of(parts[0], given)
+            if parsed is not None and len(parts) == 1:
+                return cls.of(parts[0], parsed)
             steps = tuple(step for part in parts for step in cls.of(part).steps)
             if steps:
-                return cls(steps if given is None else _with_budget(steps, given))
+                return cls(steps if parsed is None else _with_budget(steps, parsed))
         raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
 
     @property
@@ -181,7 +181,7 @@ class Plan:
         return " + ".join(map(str, self.steps))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the plan beside a model's weights, where `foveate.load` finds it.
+        """Write the plan next to a model's weights, where `foveate.load` finds it.
 
         Weights of methods go with it: files that it names are copied to where methods find them by themselves, so that
         the folder can be moved.
@@ -215,12 +215,12 @@ class Plan:
 
 
 def _portable(method: Any, folder: Path, taken: dict[str, str]) -> Any:
-    """A method that names no file outside `folder`: its weights lie there, and other files are what they hold.
+    """A method that names no file outside `folder`: its weights are copied there, and other files become their values.
 
     Args:
         method: The method; one that is an argument of another counts too.
         folder: Of a model.
-        taken: By method, whose weights lie there already.
+        taken: Weights that are there already, by method.
     """
     from foveate.core.trained import Trained
 
@@ -287,7 +287,7 @@ def _split(text: str) -> list[str]:
 
 
 def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
-    """The only step of a plan with a budget that stands beside the plan.
+    """The only step of a plan, with a budget that was given apart from the plan.
 
     Raises:
         FoveateError: there are several steps, or the step has a budget or takes none.
@@ -295,32 +295,32 @@ def _with_budget(steps: tuple[Step, ...], budget: Budget) -> tuple[Step]:
     text = " + ".join(map(str, steps))
     if len(steps) != 1:
         raise FoveateError(
-            f"a budget of {budget} beside '{text}' could be that of any of its {len(steps)} steps; write each budget "
+            f"a budget of {budget} for '{text}' could be that of any of its {len(steps)} steps; write each budget "
             "into the plan, as in 'fastervlm:192 + fastv:50%'."
         )
     (step,) = steps
     if step.budget is not None and step.budget != budget:
-        raise FoveateError(f"'{text}' has a budget, and {budget} stands beside it; give one of the two.")
+        raise FoveateError(f"'{text}' has a budget, and {budget} was given as well; give one of the two.")
     step.method.check_budget(budget)
     return (dataclasses.replace(step, budget=budget),)
 
 
-def _step(text: str, known: Mapping[str, type[Method]], beside: Budget | None = None) -> Step:
-    written, arguments, budget_text, layers_text = _parts(text)
-    name = written.lower()
+def _step(text: str, known: Mapping[str, type[Method]], separate_budget: Budget | None = None) -> Step:
+    typed, arguments, budget_text, layers_text = _parts(text)
+    name = typed.lower()
     name = RENAMED.get(name, name)
     if name not in known:
         if reason := why_missing(name):
             raise FoveateError(reason)
         close = get_close_matches(name[:50], known, 3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise FoveateError(f"unknown method {_shown(written)}; {hint}possible are {', '.join(known)}.")
+        raise FoveateError(f"unknown method {_shown(typed)}; {hint}possible are {', '.join(known)}.")
     method = _build(known[name], arguments)
     budget = Budget.parse(budget_text) if budget_text is not None else None
     layers = _layers(layers_text, name) if layers_text is not None else ()
     if layers and not method.takes_layers:
         raise FoveateError(f"{name} acts {method.site}, not at decoder layers; leave @ out.")
-    if beside is None or budget is not None:
+    if separate_budget is None or budget is not None:
         method.check_budget(budget)
     return Step(method, budget, layers)
 
@@ -360,6 +360,8 @@ def _build(cls: type[Method], arguments: str) -> Method:
     for part in filter(str.strip, _commas(arguments)):
         key, equals, value = part.partition("=")
         key = key.strip()
+        if key in cls.renamed_arguments:
+            raise FoveateError(f"{name}: the argument {key} is called {cls.renamed_arguments[key]}; write that.")
         if not equals or key not in fields:
             possible = ", ".join(fields) or "none"
             raise FoveateError(
@@ -383,11 +385,11 @@ def _fits(value: Any, hint: Any) -> bool:
     """Whether a value that was read is of a field's type. Numbers are finite and fit 64 bits."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, option) for option in inner)
     if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in inner)
+        return any(type(value) is type(option) and value == option for option in inner)
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, (list, tuple)) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, (list, tuple)) and all(_fits(option, inner[0]) for option in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
     if hint is int:
@@ -401,7 +403,7 @@ def _kinds(hint: Any) -> str:
     """What a field takes, in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_kinds(one) for one in inner)
+        return " or ".join(_kinds(option) for option in inner)
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if isinstance(origin, type) and issubclass(origin, Sequence):

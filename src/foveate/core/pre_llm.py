@@ -1,4 +1,4 @@
-"""The base class of methods before the language model, which adds `select`, and that of those that only `score`."""
+"""Base classes of methods before the language model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from foveate.core.tokens import Crop, Selection, VisualTokens, check_finite, top
 
 @dataclass(frozen=True)
 class PreLLMMethod(Method):
-    """A way of choosing or merging the visual tokens of one image before the language model reads them.
+    """A method that selects or merges the visual tokens of one image before the language model reads them.
 
-    The base owns what is the same for all: budgets, crops, separators, full budgets, and that places ascend and stand
-    once each. A method only picks.
+    The base class handles what is common to all: budgets, crops, separators, full budgets, and ascending, unique
+    indices. A method only selects.
     """
 
     site: ClassVar[Site] = Site.PRE_LLM
     #: Whether the method itself divides a tiled image; otherwise every crop gets its share and is an image of its own.
     handles_tiles: ClassVar[bool] = False
-    #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they go first.
+    #: Whether separators (newline tokens) are ordinary tokens to this method. Otherwise they are dropped first.
     sees_separators: ClassVar[bool] = False
 
     @abstractmethod
@@ -64,7 +64,7 @@ class PreLLMMethod(Method):
         plain = tokens.separators is None or not bool(tokens.separators.any())
         if not plain and not self.sees_separators:
             ordinary = (~tokens.separators).nonzero().flatten()
-            if count >= len(ordinary):  # there is room for some separators, the first ones
+            if count >= len(ordinary):  # the budget takes some separators, the first ones
                 first = tokens.separators.nonzero().flatten()[: count - len(ordinary)]
                 return Selection(torch.cat([ordinary, first]).sort().values)
         if self.handles_tiles or (plain and len(tokens.crops) == 1):
@@ -127,11 +127,11 @@ def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Sel
     assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
     weights = torch.zeros(len(tokens), dtype=wide(tokens.features[:0]).dtype, device=tokens.device)
     for crop, part in zip(crops, parts, strict=True):
-        own = tokens.features[crop.present]
-        features.append(own[part.indices] if part.features is None else part.features)
+        part_features = tokens.features[crop.present]
+        features.append(part_features[part.indices] if part.features is None else part.features)
         member = part.assignment
         if member is None:
-            member = torch.full((len(own),), -1, dtype=torch.int64, device=tokens.device)
+            member = torch.full((len(part_features),), -1, dtype=torch.int64, device=tokens.device)
             member[part.indices] = torch.arange(len(part), device=tokens.device)
         used = member >= 0
         assignment[crop.present[used]] = rank[start + member[used]]
@@ -144,7 +144,7 @@ def join(tokens: VisualTokens, crops: list[Crop], parts: list[Selection]) -> Sel
     positions = None
     width = max((part.positions.shape[1] for part in parts if part.positions is not None), default=0)
     if width:
-        own_places = [p.indices[:, None].expand(-1, width) if p.positions is None else p.positions for p in parts]
-        carried = [crop.present[places] for crop, places in zip(crops, own_places, strict=True)]
+        part_positions = [p.indices[:, None].expand(-1, width) if p.positions is None else p.positions for p in parts]
+        carried = [crop.present[part_position] for crop, part_position in zip(crops, part_positions, strict=True)]
         positions = torch.cat(carried)[order]
     return Selection(indices[order], torch.cat(features)[order], assignment, weights, positions)

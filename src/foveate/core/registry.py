@@ -1,8 +1,8 @@
-"""Methods by name: those of this library, those of installed packages, and those that a program registers.
+"""Registry of methods by name: built in, from installed packages, and registered by a program.
 
-A method of this library is registered by lying in the package of its site. A method of another package says so by an
-entry point of the group `foveate.methods`, or is registered by `register_method` where its module is imported; programs
-with several processes name such modules in `FOVEATE_IMPORT`, as `foveate --import` does.
+The methods of this library are those in the package of their site. A method of another package is named by an entry
+point of the group `foveate.methods`, or registered by `register_method` where its module is imported; programs with
+several processes name such modules in `FOVEATE_IMPORT`, as `foveate --import` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, TypeVar, get_args
 from foveate.core.errors import FoveateError
 from foveate.core.method import Mechanism, Method, Modality, Site
 
-#: Where the methods of this library lie. They are imported when a method is first looked up.
+#: Packages of the methods of this library. They are imported when a method is first looked up.
 PACKAGES = {site: f"foveate.methods.{site}" for site in (Site.IMAGE, Site.ENCODER, Site.PRE_LLM, Site.DECODER)}
 #: Group of entry points by which an installed package offers methods.
 GROUP = "foveate.methods"
@@ -154,14 +154,14 @@ def _import_file(path: Path) -> None:
 
 @cache
 def _built_in() -> dict[str, type[Method]]:
-    found: dict[str, type[Method]] = {}
+    methods: dict[str, type[Method]] = {}
     for site, package in PACKAGES.items():
         base: Any = importlib.import_module(package)
         for name, cls in registered(Method, package, base.__path__).items():
-            if name in found or cls.site is not site:
+            if name in methods or cls.site is not site:
                 raise TypeError(f"{cls} lies in {package}: its site is {cls.site}, and its name {name!r}.")
-            found[name] = cls
-    return found
+            methods[name] = cls
+    return methods
 
 
 @cache
@@ -195,7 +195,7 @@ def registered(base: type, package: str, path: Iterable[str]) -> dict[str, Any]:
     """
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")
-    found: dict[str, Any] = {}
+    methods: dict[str, Any] = {}
     waiting = list(base.__subclasses__())
     while waiting:
         cls: Any = waiting.pop()
@@ -204,17 +204,17 @@ def registered(base: type, package: str, path: Iterable[str]) -> dict[str, Any]:
             continue
         if wrong := _unsaid(cls):
             raise TypeError(wrong)
-        if found.setdefault(cls.name, cls) is not cls:
-            raise TypeError(f"two methods are called {cls.name!r}: {found[cls.name]} and {cls}")
-    return dict(sorted(found.items()))
+        if methods.setdefault(cls.name, cls) is not cls:
+            raise TypeError(f"two methods are called {cls.name!r}: {methods[cls.name]} and {cls}")
+    return dict(sorted(methods.items()))
 
 
 def _unsaid(cls: Any) -> str | None:
     """What a method does not say of itself."""
     for attribute, possible in (("mechanism", get_args(Mechanism)), ("modality", get_args(Modality))):
-        said = getattr(cls, attribute, ())
-        if not said or not set(said) <= set(possible):
-            return f"{cls.name} must say its {attribute}: some of {', '.join(possible)}, not {said!r}"
+        values = getattr(cls, attribute, ())
+        if not values or not set(values) <= set(possible):
+            return f"{cls.name} must say its {attribute}: some of {', '.join(possible)}, not {values!r}"
     return None
 
 
@@ -247,11 +247,11 @@ def check_method(cls: Any) -> None:
         raise FoveateError(f"{wrong}.")
 
 
-def _same(one: type, other: type) -> bool:
+def _same(first: type, second: type) -> bool:
     """Whether two classes are one, defined again or imported by another way."""
-    if one.__qualname__ != other.__qualname__:
+    if first.__qualname__ != second.__qualname__:
         return False
-    return one.__module__ == other.__module__ or _file(one) == _file(other) is not None
+    return first.__module__ == second.__module__ or _file(first) == _file(second) is not None
 
 
 def _file(cls: type) -> str | None:

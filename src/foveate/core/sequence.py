@@ -1,8 +1,8 @@
-"""The sequence that the language model reads, made shorter: pure index work on tensors.
+"""Shortening of the sequence that the language model reads: pure index work on tensors.
 
 A batch of sequences of L new positions (columns) loses some columns a row. Rows that lose fewer than others stay
-longer; the others are padded on the left, where padding of prompts stands too. `columns` (B, P) says which column of
-the long sequence each position of the short one is, -1 for padding.
+longer; the others are padded on the left, as prompts are. `columns` (B, P) is the column of the long sequence at each
+position of the short one, -1 for padding.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from foveate.core.tokens import Selection
 
 @dataclass(frozen=True)
 class PlacedSelection:
-    """The selection of one image at its place in a batch.
+    """The selection of one image and its columns in a batch.
 
     Args:
         row: Sequence of the batch.
-        columns: (N,) ascending, where the image's tokens stand.
-        selection: What stays of them.
+        columns: (N,) ascending, of the image's tokens.
+        selection: Of these tokens.
     """
 
     row: int
@@ -49,12 +49,12 @@ class PrunedSequence:
 
     Args:
         columns: (B, P) the column of the long sequence at every position, -1 for padding.
-        gone: (B, P) how many image tokens were left out before each position, in its stretch of positions.
-        total: (B, 1) how many were left out of the row.
+        removed: (B, P) how many image tokens were dropped before each position, in its stretch of positions.
+        total: (B, 1) how many were dropped in the row.
     """
 
     columns: Tensor
-    gone: Tensor
+    removed: Tensor
     total: Tensor
 
 
@@ -62,7 +62,7 @@ def kept_columns(
     batch: int,
     length: int,
     chosen: Sequence[PlacedSelection],
-    seen: Tensor | None,
+    mask: Tensor | None,
     device: Any,
     stretches: Tensor | None = None,
 ) -> PrunedSequence:
@@ -72,41 +72,41 @@ def kept_columns(
         batch: Rows B.
         length: Columns L of the long sequence.
         chosen: What stays of every image.
-        seen: (B, L) 0 for padding of the prompts; leading columns that are padding in all rows go too.
+        mask: (B, L) 0 for padding of the prompts; leading columns that are padding in all rows go too.
         device: Where the result shall be.
         stretches: (B, L) from `stretches_of`; None: every row is one.
     """
     if not chosen:  # while an answer is written, at every token
         columns = torch.arange(length, device=device).expand(batch, -1)
         return PrunedSequence(columns, torch.zeros_like(columns), columns.new_zeros(batch, 1))
-    stays = torch.ones(batch, length, dtype=torch.bool, device=device)
+    kept = torch.ones(batch, length, dtype=torch.bool, device=device)
     for image in chosen:
-        stays[image.row, image.columns] = False
+        kept[image.row, image.columns] = False
     for image in chosen:
-        stays[image.row, image.kept] = True
-    gone = total = (~stays).cumsum(dim=1)
+        kept[image.row, image.kept] = True
+    removed = total = (~kept).cumsum(dim=1)
     if stretches is not None:
         place = torch.arange(length, device=device).expand(batch, -1)
         first = F.pad(stretches[:, 1:] != stretches[:, :-1], (1, 0), value=True)
         start = torch.where(first, place, 0).cummax(dim=1).values
-        before = gone - (~stays).long()
-        gone = gone - before.gather(1, start)
-    counts = stays.sum(dim=1)
+        before = removed - (~kept).long()
+        removed = removed - before.gather(1, start)
+    counts = kept.sum(dim=1)
     longest = int(counts.max())
-    # A stable sort puts what goes first and keeps the order of the rest.
-    order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
+    # A stable sort moves dropped columns to the front and keeps the order of the others.
+    order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
     padding = torch.arange(longest, device=device) < (longest - counts)[:, None]
-    if seen is not None and bool(padding.any()):
-        empty = padding | (seen.gather(1, order) == 0)
+    if mask is not None and bool(padding.any()):
+        empty = padding | (mask.gather(1, order) == 0)
         leading = int(empty.all(dim=0).to(torch.uint8).cumprod(dim=0).sum())
         order, padding = order[:, leading:], padding[:, leading:]
-    return PrunedSequence(order.masked_fill(padding, -1), gone.gather(1, order), total[:, -1:])
+    return PrunedSequence(order.masked_fill(padding, -1), removed.gather(1, order), total[:, -1:])
 
 
 def stretches_of(positions: Tensor | None) -> Tensor | None:
     """(B, L) a number for each stretch of columns whose positions (B, L) go up; None where there is one a row.
 
-    Positions begin anew where another sample begins. What is left out of one sample moves no token of the next.
+    Positions begin anew where another sample begins. Tokens dropped from one sample move no token of the next.
     """
     if positions is None or positions.ndim != 2:
         return None
@@ -127,26 +127,26 @@ def gather_mask(mask: Tensor, columns: Tensor) -> Tensor:
     return gather(mask, columns).masked_fill(columns < 0, 0)
 
 
-def gather_positions(positions: Tensor, columns: Tensor, gone: Tensor | None = None) -> Tensor:
+def gather_positions(positions: Tensor, columns: Tensor, removed: Tensor | None = None) -> Tensor:
     """Position ids (B, L), (1, L) or (axes, B, L) at `columns`.
 
     Args:
         positions: Of the long sequence.
         columns: (B, P).
-        gone: (B, P) to close the gaps that left-out tokens leave, for positions of one axis.
+        removed: (B, P) to close the gaps that left-out tokens leave, for positions of one axis.
     """
     batch = len(columns)
     if positions.ndim == 3:
-        spread = positions.expand(-1, batch, -1)
-        return spread.gather(2, columns.clamp(min=0).expand(len(spread), -1, -1))
+        expanded = positions.expand(-1, batch, -1)
+        return expanded.gather(2, columns.clamp(min=0).expand(len(expanded), -1, -1))
     short = positions.expand(batch, -1).gather(1, columns.clamp(min=0))
-    if gone is not None:
-        short = (short - gone).clamp(min=0)
+    if removed is not None:
+        short = (short - removed).clamp(min=0)
     return short.masked_fill(columns < 0, 0)
 
 
 def key_mask(mask: Any, length: int) -> Tensor | None:
-    """What of `length` columns may be seen at all, (B, length), from a mask of any form; None: everything.
+    """Padding mask (B, length) of `length` columns from a mask of any form; None: no padding.
 
     Args:
         mask: None, (B, L), (B, 1, Q, K) bool or added, or a dict of these by kind of layer.
@@ -158,26 +158,26 @@ def key_mask(mask: Any, length: int) -> Tensor | None:
         return None
     if mask.ndim == 2:
         return mask[:, -length:]
-    last = mask[:, 0, -1, :length]  # the last query sees all that is no padding
+    last = mask[:, 0, -1, :length]  # the last query attends to all that is no padding
     return last.long() if last.dtype == torch.bool else (last == 0).long()
 
 
 def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]) -> Tensor:
-    """Embeddings (B, L, D) of the short sequence (B, P, D), merged tokens in place of those that stand for them."""
+    """Embeddings (B, L, D) of the short sequence (B, P, D), with merged tokens."""
     if not chosen:
         return features
     if any(image.selection.features is not None for image in chosen):
         features = features.clone()
         for image in chosen:
-            own = image.selection
-            if own.features is None:
+            selection = image.selection
+            if selection.features is None:
                 continue
-            value = own.features
-            if torch.is_grad_enabled() and own.remade is not None:
-                value = own.remade(features[image.row, image.columns])
-            elif torch.is_grad_enabled() and features.requires_grad and own.assignment is not None:
+            value = selection.features
+            if torch.is_grad_enabled() and selection.remade is not None:
+                value = selection.remade(features[image.row, image.columns])
+            elif torch.is_grad_enabled() and features.requires_grad and selection.assignment is not None:
                 # The value is the method's; the gradient reaches the tokens by the shares that they have in it.
-                shares = own.apply(features[image.row, image.columns])
+                shares = selection.apply(features[image.row, image.columns])
                 value = value + (shares - shares.detach())
             features[image.row, image.kept] = value.to(features)
     return gather(features, columns)
@@ -186,16 +186,16 @@ def shorten_features(features: Tensor, columns: Tensor, chosen: Sequence[PlacedS
 def shorten_planes(
     planes: Sequence[Tensor], visual: Tensor, columns: Tensor, chosen: Sequence[PlacedSelection]
 ) -> tuple[list[Tensor], Tensor]:
-    """DeepStack planes, which are added to visual tokens after the first layers.
+    """DeepStack features pruned to match the kept visual tokens; they are added to these after the first layers.
 
     Args:
         planes: (visual tokens, D) each, in the order of the long sequence.
-        visual: (B, L) bool, where they stand.
+        visual: (B, L) bool, the columns of visual tokens.
         columns: (B, P).
-        chosen: What stays; merged tokens get merged planes.
+        chosen: Selections; merged tokens get merged features.
 
     Returns:
-        The planes of the short sequence, and where they stand (B, P).
+        The features of the short sequence, and the mask (B, P) of its visual tokens.
     """
     short_visual = gather(visual, columns) & (columns >= 0)
     result = []
@@ -226,20 +226,20 @@ def within_samples(asking: Tensor, blocks: Tensor) -> Tensor:
 def shorten_labels(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
     """Labels (B, L) at `columns`; -100 for padding, and for what nothing predicts any more.
 
-    That is what comes right after padding, and what comes after all that is left of another sample of the row.
+    That is what comes right after padding, and what follows the last remaining token of another sample of the row.
     """
     unpredicted = columns < 0
     unpredicted[:, 1:] |= columns[:, :-1] < 0
     if blocks is not None:
-        own = gather(blocks, columns)
-        unpredicted[:, 1:] |= (own[:, 1:] != own[:, :-1]) & (columns[:, 1:] != columns[:, :-1] + 1)
+        samples = gather(blocks, columns)
+        unpredicted[:, 1:] |= (samples[:, 1:] != samples[:, :-1]) & (columns[:, 1:] != columns[:, :-1] + 1)
     return gather(labels, columns).masked_fill(unpredicted, -100)
 
 
 def shorten_shifted(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
-    """As `shorten_labels`, for labels (B, L) that stand where they are predicted, one column before their tokens."""
-    own = F.pad(labels[:, :-1], (1, 0), value=-100)
-    short = shorten_labels(own, columns, blocks)
+    """As `shorten_labels`, for shifted labels (B, L): each one column before its token."""
+    unshifted = F.pad(labels[:, :-1], (1, 0), value=-100)
+    short = shorten_labels(unshifted, columns, blocks)
     # What the last column predicts is no token of the sequence.
     last = torch.where(columns[:, -1] == labels.shape[1] - 1, labels[:, -1], -100)
     return torch.cat([short[:, 1:], last[:, None]], dim=1)
@@ -248,7 +248,7 @@ def shorten_shifted(labels: Tensor, columns: Tensor, blocks: Tensor | None = Non
 def labels_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
     """Labels (B, L) of the long sequence, -100 where `shorten_labels` keeps none."""
     short = shorten_labels(labels, columns, blocks)
-    short[:, 0] = -100  # nothing stands before it
+    short[:, 0] = -100  # nothing predicts it
     result = torch.full_like(labels, -100)
     row, place = (columns >= 0).nonzero(as_tuple=True)
     result[row, columns[row, place]] = short[row, place]
@@ -256,43 +256,43 @@ def labels_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = N
 
 
 def shifted_that_count(labels: Tensor, columns: Tensor, blocks: Tensor | None = None) -> Tensor:
-    """As `labels_that_count`, for labels that stand where they are predicted."""
-    own = labels_that_count(F.pad(labels[:, :-1], (1, 0), value=-100), columns, blocks)
-    return torch.cat([own[:, 1:], labels[:, -1:]], dim=1)
+    """As `labels_that_count`, for shifted labels."""
+    counted = labels_that_count(F.pad(labels[:, :-1], (1, 0), value=-100), columns, blocks)
+    return torch.cat([counted[:, 1:], labels[:, -1:]], dim=1)
 
 
 def last_kept(columns: Tensor, length: int, blocks: Tensor | None = None) -> Tensor:
-    """(B, L) the position of the short sequence that stands for each column of the long one, -1 where none does.
+    """(B, L) the position of the short sequence that represents each column of the long one, -1 where none does.
 
     It is the column itself where it stays, else the last one before it that stays, of the same sample. So each column
     is followed by what follows it in the short sequence: what predicts a token that stays is, in both, the same.
     """
-    wanted = torch.arange(length, device=columns.device).expand(len(columns), -1).contiguous()
-    place = torch.searchsorted(columns.contiguous(), wanted, right=True) - 1
-    found = gather_mask(columns + 1, place) - 1  # -1 where nothing stands before
+    targets = torch.arange(length, device=columns.device).expand(len(columns), -1).contiguous()
+    place = torch.searchsorted(columns.contiguous(), targets, right=True) - 1
+    kept = gather_mask(columns + 1, place) - 1  # -1 where nothing is before
     if blocks is not None:
-        found = found.masked_fill(gather(blocks, found) != blocks, -1)
-    return place.masked_fill(found < 0, -1)
+        kept = kept.masked_fill(gather(blocks, kept) != blocks, -1)
+    return place.masked_fill(kept < 0, -1)
 
 
-def spread(values: Tensor, places: Tensor) -> Tensor:
-    """Values (B, P, D) of the short sequence at every column of the long one (B, L, D); zeros where nothing stands.
+def spread(values: Tensor, positions: Tensor) -> Tensor:
+    """Values (B, P, D) of the short sequence at every column of the long one (B, L, D); zeros where there is none.
 
     Args:
         values: Of the short sequence.
-        places: (B, L) from `last_kept`.
+        positions: (B, L) from `last_kept`.
     """
-    return gather(values, places) * (places >= 0)[..., None].to(values.dtype)
+    return gather(values, positions) * (positions >= 0)[..., None].to(values.dtype)
 
 
 def gather_pairs(mask: Tensor, columns: Tensor, keys: Tensor) -> Tensor:
     """A mask (B or 1, H or 1, Q, K), bool or added, for the queries at `columns` (B, P) and the keys at `keys` (B, N).
 
-    Padding is seen by nobody and sees everything: what sees nothing is no number.
+    No query attends to padding, and padding attends to everything: a row without any key would be NaN.
     """
-    spread_ = mask.expand(len(columns), -1, -1, -1)
-    shape = spread_.shape
-    rows = spread_.gather(2, columns.clamp(min=0)[:, None, :, None].expand(-1, shape[1], -1, shape[3]))
+    expanded = mask.expand(len(columns), -1, -1, -1)
+    shape = expanded.shape
+    rows = expanded.gather(2, columns.clamp(min=0)[:, None, :, None].expand(-1, shape[1], -1, shape[3]))
     index = keys.clamp(min=0)[:, None, None].expand(-1, *rows.shape[1:3], -1)
     boolean = mask.dtype == torch.bool
     least = False if boolean else torch.finfo(mask.dtype).min

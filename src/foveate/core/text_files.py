@@ -1,4 +1,4 @@
-"""Text and JSON of files, whatever byte-order mark an editor has put before them."""
+"""Text and JSON files, with or without a byte-order mark."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The words every room uses: the visual tokens of one image, and which of them stay.
+"""Visual tokens of one image, and selections among them.
 
-`VisualTokens` is what a method sees, `Selection` what it returns. Neither knows of a model or of a batch: the
-runtime cuts batches into images before a method and joins them after it.
+A method takes `VisualTokens` and returns a `Selection`. Neither knows of a model or of a batch: the runtime cuts
+batches into images before a method and joins them after it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Grid(NamedTuple):
         return self.rows * self.columns
 
 
-#: What a method can ask a probe for, beside the features that the language model reads.
+#: Values that a method can request from a probe, besides the features that the language model reads.
 NeedKind = Literal[
     "features",  # output of the encoder (after `layer`), before the connector: (N, d)
     "keys",  # keys of a layer averaged over the heads: (N, d / heads)
@@ -37,12 +37,12 @@ NeedKind = Literal[
     "cls_logits",  # the same before the softmax
     "received",  # attention that a token receives at a layer, mean over heads and queries: (N,)
     "hub_attention",  # attention of hubs, tokens that receive more than `threshold` times the mean, on each: (N,)
-    "attention_map",  # attention of every token on every token at a layer, mean over heads: (N, N), dear
+    "attention_map",  # attention of every token on every token at a layer, mean over heads: (N, N), expensive
     "cls_feature",  # encoder output of the [CLS] token: (d,)
     "instruction",  # embeddings of the user's own words as the language model reads them: (T, D)
     "text_feature",  # the prompt in the joint space of a contrastive text encoder (given by the user): (d,)
     "first_layer_attention",  # attention of the user's own words in the first decoder layer, mean over heads: (N,)
-    "pixels",  # the image as the encoder saw it, 0 to 1: (3, height, width)
+    "pixels",  # the image as input of the encoder, 0 to 1: (3, height, width)
 ]
 
 
@@ -85,15 +85,15 @@ class EncoderSpec:
         Raises:
             FoveateError: the encoder has no such layer.
         """
-        found = layer + self.num_layers if layer < 0 else layer
-        if not 0 <= found < self.num_layers:
+        index = layer + self.num_layers if layer < 0 else layer
+        if not 0 <= index < self.num_layers:
             raise FoveateError(
                 Refusal(
                     "no-such-layer",
                     f"the encoder has {self.num_layers} blocks (0 to {self.num_layers - 1}), not {layer}",
                 )
             )
-        return found
+        return index
 
     @property
     def last_used(self) -> int:
@@ -106,8 +106,7 @@ class Crop:
     """A rectangle of tokens within an image: the image itself, its thumbnail, one of its tiles, or a frame of a clip.
 
     Args:
-        index: (n,) places of its tokens among the tokens of the image, row-major. Tokens that lie in padding are not
-            there: -1.
+        index: (n,) indices of its tokens among the tokens of the image, row-major; -1 for padding.
         grid: Rows and columns; rows * columns = n.
         box: (left, top, right, bottom) of what it shows, as fractions of the image; may reach beyond 0..1 when
             the crop shows padding.
@@ -121,20 +120,20 @@ class Crop:
 
     @cached_property
     def present(self) -> Tensor:
-        """(m,) the places that exist, without padding, in row-major order."""
+        """Indices (m,) of the tokens that exist, without padding, in row-major order."""
         return self.index[self.index >= 0]
 
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """The tokens of one image or clip as a method sees them.
+    """The tokens of one image or clip, as input of a method.
 
     Args:
         features: (N, D), what the language model would read, in its order.
         crops: The rectangles they come from. A plain image has one.
-        measured: What the probes found, by `Need`; every value is aligned with the N tokens, where a merger made one
-            token of several by their mean. Separators carry zeros.
-        separators: (N,) bool, tokens that are not of the image but tell its layout (newlines between rows).
+        measured: Values that probes measured, by `Need`; every value is aligned with the N tokens, where a merger made
+            one token of several by their mean. Separators carry zeros.
+        separators: (N,) bool, tokens of the layout, such as newlines between rows.
         size: (height, width) of the image in pixels, where known.
         number: Which image of its prompt this is, for seeds.
         tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.tower))`.
@@ -196,20 +195,20 @@ class VisualTokens:
         return self.measured[need]
 
     def part(self, crop: Crop) -> VisualTokens:
-        """The tokens of one crop as an image of its own; padding leaves its grid to the tokens that are there.
+        """The tokens of one crop as an image of its own; its padding is dropped.
 
         The grid of the part is the crop's; where tokens are missing, `crops[0].index` is -1.
         """
-        places = crop.present
-        if len(places) == len(crop.index):
-            index = torch.arange(len(places), device=places.device)
+        indices = crop.present
+        if len(indices) == len(crop.index):
+            index = torch.arange(len(indices), device=indices.device)
         else:
             index = torch.full_like(crop.index, -1)
-            index[crop.index >= 0] = torch.arange(len(places), device=places.device)
-        measured = {n: v if n.kind in _WHOLE else _rows(n, v, places) for n, v in self.measured.items()}
+            index[crop.index >= 0] = torch.arange(len(indices), device=indices.device)
+        measured = {n: v if n.kind in _WHOLE else _rows(n, v, indices) for n, v in self.measured.items()}
         return replace(
             self,
-            features=self.features[places],
+            features=self.features[indices],
             crops=(Crop(index, crop.grid, crop.box, "image"),),
             measured=measured,
             separators=None,
@@ -234,24 +233,24 @@ class VisualTokens:
 _WHOLE = ("instruction", "text_feature", "cls_feature", "pixels")
 
 
-def _rows(need: Need, value: Tensor, places: Tensor) -> Tensor:
-    return value[places][:, places] if need.kind == "attention_map" else value[places]
+def _rows(need: Need, value: Tensor, indices: Tensor) -> Tensor:
+    return value[indices][:, indices] if need.kind == "attention_map" else value[indices]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which tokens stay, and what stands for them.
+    """The tokens that stay, and the rows that replace them.
 
     Args:
-        indices: (k,) int64, ascending: the places at which something stays. A merged token sits at one of its members.
-        features: (k, D) what stands there; None: the untouched features at `indices`.
+        indices: (k,) int64, ascending: the tokens that stay. A merged token takes the index of one of its members.
+        features: (k, D) of these rows; None: the original features at `indices`.
         assignment: (N,) int64: for every original token the row (0 to k - 1) that it went into, or -1 when it was
-            dropped. None: every kept token stands for itself alone.
+            dropped. None: no token was merged.
         weights: (N,) share of every original token in the row it went into; the shares of a row sum to 1 (None: equal
             shares). DeepStack planes are merged with them, and pictures show them.
         positions: (k, K) int64: original tokens whose positions a row carries, where a method gives it more than its
             own (PPE). None: the position of `indices`.
-        remade: Gives `features` from the tokens' features (N, D), for gradients, where these are no means with the
+        remade: Computes `features` from the tokens' features (N, D), for gradients, where these are no means with the
             shares above: maxima, or something with weights of the method's own in it.
     """
 
@@ -316,11 +315,11 @@ class Selection:
         return torch.where(members >= 0, 1 / sizes[members.clamp(min=0)].float(), 0.0)
 
     def check(self, count: int, name: str = "a method") -> None:
-        """Refuse what is no selection of `count` tokens. On a GPU this waits once.
+        """Refuse an invalid selection of `count` tokens. On a GPU this synchronises once.
 
         Raises:
-            FoveateError: places are not ascending, stand twice or are out of range, or another part does not fit them.
-                A method is wrong then, and not its user.
+            FoveateError: indices are not ascending, repeat or are out of range, or another part does not fit them. The
+                method is wrong then, not its user.
         """
         indices, rows = self.indices, len(self.indices)
         if indices.dtype != torch.int64 or indices.ndim != 1:
@@ -332,14 +331,14 @@ class Selection:
                     f"{name} chose {rows} places, {len(indices.unique())} of them different, from {int(indices.min())} "
                     f"to {int(indices.max())}; places ascend, stand once each and lie within 0 to {count - 1}."
                 )
-        for part, given, wanted in (
+        for part, value, expected in (
             ("rows of features", self.features, rows),
             ("assigned tokens", self.assignment, count),
             ("weights", self.weights, count),
             ("rows of positions", self.positions, rows),
         ):
-            if given is not None and len(given) != wanted:
-                raise FoveateError(f"{name} gave {len(given)} {part} where there are {wanted}.")
+            if value is not None and len(value) != expected:
+                raise FoveateError(f"{name} gave {len(value)} {part} where there are {expected}.")
 
 
 def check_finite(name: str, values: Iterable[tuple[str, Tensor]]) -> None:
@@ -354,18 +353,18 @@ def check_finite(name: str, values: Iterable[tuple[str, Tensor]]) -> None:
     Raises:
         FoveateError: one of them holds NaN or infinity.
     """
-    asked = [(what, value) for what, value in values if value.numel() and value.is_floating_point()]
-    if not asked:
+    floating = [(what, value) for what, value in values if value.numel() and value.is_floating_point()]
+    if not floating:
         return
-    device = asked[0][1].device
-    ends = [end.isfinite().to(device) for _, value in asked for end in value.detach().aminmax()]
+    device = floating[0][1].device
+    ends = [end.isfinite().to(device) for _, value in floating for end in value.detach().aminmax()]
     if bool(torch.stack(ends).all()):
         return
-    what, value = next((what, value) for what, value in asked if not bool(value.isfinite().all()))
+    what, value = next((what, value) for what, value in floating if not bool(value.isfinite().all()))
     rows = (~value.isfinite()).reshape(len(value), -1).any(dim=1).nonzero().flatten().tolist()
     raise FoveateError(
         f"{name} cannot choose: the {what} are not finite ({len(rows)} of {len(value)} rows hold NaN or infinity, the "
-        f"first is row {rows[0]}); look at the image, at the weights and at the precision of the model."
+        f"first is row {rows[0]}); check the image, the weights and the precision of the model."
     )
 
 
@@ -377,8 +376,8 @@ def wide(x: Tensor) -> Tensor:
 def in_order(selection: Selection, features: Tensor, order: Tensor) -> Selection:
     """A selection whose rows the language model reads in another order, as some authors' codes hand them on.
 
-    Places stay ascending; the row that is read first stands at the first of them, whatever it was made of. Positions
-    that are counted anew follow; original positions are those of the places.
+    Indices stay ascending; the row that is read first gets the first of them, whatever it was made of. Positions
+    that are counted anew follow; original positions are those of the indices.
 
     Args:
         selection: Of k rows.
@@ -400,7 +399,7 @@ def select_tokens(indices: Tensor) -> Selection:
 
 
 def topk_indices(scores: Tensor, count: int) -> Tensor:
-    """Places (count,) of the highest scores, ascending; of equal scores the first wins, on every device."""
+    """Indices (count,) of the highest scores, ascending; of equal scores the first wins, on every device."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 
@@ -409,7 +408,7 @@ def merge_tokens(features: Tensor, indices: Tensor, assignment: Tensor, weights:
 
     Args:
         features: (N, D).
-        indices: (k,) ascending, where the rows stand.
+        indices: (k,) ascending, of the rows.
         assignment: (N,) row of every token, -1 for dropped ones. Every row needs a member.
         weights: (N,) not negative; they are normalised within a row. None: plain mean.
     """

@@ -1,4 +1,4 @@
-"""Methods with weights of their own: named in the plan, or standing beside those of the model."""
+"""Methods with trained weights, named in the plan or found next to the model's weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from foveate.core.weights import file_of
 
 
 class Trained:
-    """What trained methods share: where their weights are.
+    """Mixin of trained methods: where their weights are.
 
-    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds what stands beside the
-    weights of the model it is attached to, in a folder or on the Hub, under the name of the method: a folder
-    (`covipal/`) or a file (`focusui.safetensors`), whichever `foveate train-method NAME` writes.
+    A plan may name them, `covipal(weights=DIR):25%`. One that does not, `covipal:25%`, finds them next to the weights
+    of the model it is attached to, in a folder or on the Hub, under the name of the method: a folder (`covipal/`) or a
+    file (`focusui.safetensors`), whichever `foveate train-method NAME` writes.
     """
 
     trained: ClassVar[bool] = True
-    #: What it writes, seen from the folder of the model.
+    #: Files of the weights, relative to the folder of the model.
     files: ClassVar[tuple[str, ...]]
     name: ClassVar[str]
 
     weights: str
-    #: The path beside the model. No field: a plan reads the same whatever model it is attached to.
+    #: The path next to the model. No field: a plan reads the same whatever model it is attached to.
     _resolved: str = ""
 
     def __post_init__(self) -> None:
@@ -42,19 +42,19 @@ class Trained:
         return self.weights or self._resolved
 
     def resolve_weights(self, location: str | PathLike[str]) -> Self:
-        """This method with what stands beside a model; itself, if it names its weights.
+        """This method with the weights next to a model; itself, if it names its weights.
 
         Args:
             location: Folder or Hub id of the model; "" for one that came from nowhere.
         """
         if self.weights:
             return self
-        own = copy.copy(self)  # what stood beside another model is forgotten
-        object.__setattr__(own, "_resolved", self._found(location))
-        return own
+        resolved = copy.copy(self)  # forgets the weights next to another model
+        object.__setattr__(resolved, "_resolved", self._found(location))
+        return resolved
 
     def copy_to(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights to where the method finds them beside the model in `folder`.
+        """Copy the weights to where the method finds them next to the model in `folder`.
 
         Raises:
             FoveateError: they cannot be read or written.
@@ -77,7 +77,7 @@ class Trained:
         """Refuse to go on without weights.
 
         Raises:
-            FoveateError: none are named, and none stand beside the model.
+            FoveateError: none are named, and none are next to the model.
         """
         if not self.path:
             place, *more = self.files
@@ -86,13 +86,13 @@ class Trained:
                 Refusal(
                     "needs-weights",
                     f"{self.name} needs trained weights: {self.name}(weights={kind.upper()}), a {kind} that "
-                    f"`foveate train-method {self.name}` wrote, or one beside the model's weights as {here}",
+                    f"`foveate train-method {self.name}` wrote, or one next to the model's weights as {here}",
                 )
             )
 
 
 def copied(name: str, file: Path, target: Path) -> None:
-    """Copy a file of the method `name`, unless it lies there already.
+    """Copy a file of the method `name`, unless it is there already.
 
     Raises:
         FoveateError: it cannot be read or written.
@@ -107,11 +107,11 @@ def copied(name: str, file: Path, target: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _on_the_hub(location: str, file: str) -> str:
-    """`file_of` of a Hub id: what is there is asked for once, though a server attaches plans for every request."""
-    found = file_of(location, file)
-    if found is None:
+    """`file_of` of a Hub id: asked once, though a server attaches plans for every request."""
+    path = file_of(location, file)
+    if path is None:
         raise FileNotFoundError(file)  # nothing is remembered of what is not there, or not now
-    return found
+    return path
 
 
 def read_file(
@@ -123,7 +123,7 @@ def read_file(
         path: The file.
         kind: What it must say that it is.
         name: Of the method, for errors.
-        also: A second command that writes such files, beside `foveate train-method`.
+        also: A second command that writes such files, in addition to `foveate train-method`.
 
     Raises:
         FoveateError: it is not there, or something else.

@@ -1,8 +1,8 @@
-"""Virtual unmerging: a language model that computes on merged tokens and attends as if they were not merged.
+"""Virtual unmerging: a language model computes on merged tokens and attends as if they were not merged.
 
-The second half of DyMU, arXiv 2504.17040. Let g map each of the N positions of the sequence to one of its
-U rows: patches that were merged share a row, everything else has its own. Projections and MLP run on U rows; attention
-runs on N positions, with their own rotary phases:
+The second half of DyMU, arXiv 2504.17040. Let g map each of the N positions of the sequence to one of its U rows:
+patches that were merged share a row, everything else has its own. Projections and MLP run on U rows; attention runs on
+N positions, with their own rotary phases:
 
     q_full = q[g], k_full = k[g], v_full = v[g]         rotary positions 0 .. N - 1
     o_full = softmax(q_full k_full^T + causal) v_full
@@ -109,10 +109,10 @@ def sequence_groups(image: Tensor, assignments: Sequence[Tensor]) -> Tensor:
     Raises:
         FoveateError: the images do not fill the places for them.
     """
-    places = int(image.sum())
-    if sum(len(assignment) for assignment in assignments) != places:
+    patches = int(image.sum())
+    if sum(len(assignment) for assignment in assignments) != patches:
         have = sum(len(assignment) for assignment in assignments)
-        raise FoveateError(f"{places} places for patches, and images of {have}.")
+        raise FoveateError(f"{patches} places for patches, and images of {have}.")
     batch, count = image.shape
     # A label for every position that no other group has: its own place, or, counted on from there, its merged token.
     label = torch.arange(batch * count, device=image.device).view(batch, count)

@@ -1,4 +1,4 @@
-"""What is read of files that others made: numbers, never programs.
+"""Safe reading of files from others: tensors and data, never code.
 
 A pickle can run any program while it is read, and so can the Python files that a folder of a model may hold. Weights
 are read from safetensors only; the states that a training run leaves for itself are read as torch's plain tensors

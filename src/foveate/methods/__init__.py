@@ -1,1 +1,1 @@
-"""Methods that shorten a sequence of visual tokens, one folder a site, one file a method."""
+"""Token reduction methods, one folder a site, one file a method."""

@@ -1,7 +1,7 @@
-"""Entries of the gallery: what a method is and on which families it runs, as plain values.
+"""Entries of the gallery: facts about each method and the families it runs on, as plain values.
 
-Nothing here imports torch, so that `foveate methods` prints at once. `foveate.gallery` computes the entries
-from the classes; `index.json` beside this file holds those of this package, written by `docs/generate.py`.
+Nothing here imports torch, so that `foveate methods` prints at once. `foveate.gallery` computes the entries from the
+classes; `index.json` next to this file holds those of this package, written by `docs/generate.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Verdict:
 
     @property
     def why(self) -> str:
-        """What is missing, what stands in, or what it depends on, in words; empty where there is nothing to say."""
+        """The missing part, the substitute or the condition, in words; empty where there is none."""
         if self.outcome == "no":
             return self.detail or CODES[self.code]
         stands_in = [STANDS_IN] if self.outcome == "substitute" else []
@@ -137,7 +137,7 @@ class Entry:
             "modality": tuple(document["modality"]),
             "needs": {need["kind"]: need["substitute"] for need in document["needs"]},
             "arguments": {name: _frozen(value) for name, value in document["arguments"].items()},
-            "families": {name: Verdict.from_json(one) for name, one in document["families"].items()},
+            "families": {name: Verdict.from_json(verdict) for name, verdict in document["families"].items()},
         }
         return cls(**values)
 

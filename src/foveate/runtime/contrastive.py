@@ -170,12 +170,12 @@ class Contrasting(Uncopied):
             raise FoveateError("vasparse needs a cache that holds the whole conversation and nothing else.")
         scores = self.settings.scores(paid[-1], mass, allowed[-1])
         if number < self.settings.exit_layer:
-            left = self.settings.left(scores, visual)
+            left = self.settings.branch_tokens(scores, visual)
             left = left[left < total - 1]  # the branch brings the last token itself
             writing.branch[number] = (call.key[:, :, left], call.value[:, :, left])
         if count > 1 or self.settings.keep == 1:
             return call.attend()
-        kept = self.settings.kept(scores)
+        kept = self.settings.attended_tokens(scores)
         return call.attend(key=call.key[:, :, kept], value=call.value[:, :, kept], mask=None)
 
     def _attend_sparsely(self, left: tuple[Tensor, Tensor], call: Call) -> Any:

@@ -217,7 +217,7 @@ class DecoderHooks:
             images.append(replace(image, places=places, origin=origin, sources=sources))
         found.shorts[number] = LayerSequence(
             sequence.gather(last.columns, shorter.columns).masked_fill(shorter.columns < 0, -1),
-            sequence.gather(last.gone, shorter.columns) + shorter.gone,
+            sequence.gather(last.gone, shorter.columns) + shorter.removed,
             last.total + shorter.total,
             images,
             shorter.columns,
@@ -280,7 +280,7 @@ class DecoderHooks:
             neurons = partial(self._activations, number, image, found, place)
         tokens = LayerTokens(
             features=hidden[row, image.places],
-            places=places,
+            indices=places,
             layer=number,
             num_layers=len(self.text.layers),
             number=len(before),

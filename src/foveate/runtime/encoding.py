@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.image import ImageMethod, places
+from foveate.core.image import ImageMethod, kept_positions
 from foveate.core.plan import Plan
 from foveate.core.tokens import Need, Selection
 from foveate.families import Family, ImageLayout
@@ -126,7 +126,7 @@ class Encoder:
         features: list[list[Tensor]] = [[] for _ in planes]
         layouts, merged = [], []
         for image, (grid, small, count) in enumerate(zip(grids, smaller, counts, strict=True)):
-            rows, at = (index.to(planes[0][image].device) for index in places(grid, small, count))
+            rows, at = (index.to(planes[0][image].device) for index in kept_positions(grid, small, count))
             for plane, spread in zip(planes, features, strict=True):
                 own = plane[image]
                 spread.append(own.new_zeros(grid.size, own.shape[-1]).index_copy(0, at, own[rows]))

@@ -249,7 +249,7 @@ class LLMInputHook:
                 f"the model made {positions.shape[-1]} positions for {length} new tokens, which fails without a plan "
                 "too; call generate() with the ids of the whole conversation, or pass position_ids."
             )
-        gone = shorter.gone + kept.gone if self.renumber else None
+        gone = shorter.removed + kept.gone if self.renumber else None
         short["position_ids"] = sequence.gather_positions(positions, columns, gone)
 
         if kwargs.get("visual_pos_masks") is not None:

@@ -276,7 +276,7 @@ class TokenSelector:
             seen = sight.seen[row, -embeds.shape[1] :].to(embeds.device) > 0
             if sight.blocks is not None:
                 seen = seen & sight.blocks[row].eq(sight.blocks[row, columns[0]])
-            attention = replace(attention, seen=seen)
+            attention = replace(attention, key_mask=seen)
         return attention.attention_received(rows, columns), note
 
 

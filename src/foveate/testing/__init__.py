@@ -1,4 +1,4 @@
-"""Suites that check a method of another package, in a few lines of a test file.
+"""Test suites for methods of other packages, in a few lines of a test file.
 
     from foveate.testing import LivePromises, PreLLMPromises
     from my_package import Mine
@@ -6,10 +6,10 @@
     class TestMine(PreLLMPromises, LivePromises):
         methods = (Mine(),)
 
-`PreLLMPromises`, `DecoderPromises` and `EncoderPromises` check the maths without a model: places that ascend and stand
-once each, budgets met exactly, the same choice twice, any grid, any precision, a text form that reads back.
-`LivePromises` attaches the method to a small model with random weights: a full budget changes no bit, taking it off
-leaves the model as it was, and writing with a cache is writing without. It needs pytest.
+`PreLLMPromises`, `DecoderPromises` and `EncoderPromises` check the maths without a model: indices ascend and are
+unique, budgets are met exactly, selections are deterministic, any grid and precision work, a plan's text reads back.
+`LivePromises` attaches the method to a small model with random weights: a full budget changes no bit, detaching
+restores the model, and generation with a cache equals generation without. It needs pytest.
 """
 
 from __future__ import annotations

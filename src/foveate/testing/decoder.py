@@ -1,4 +1,4 @@
-"""What every method inside the language model promises, at the level of its maths."""
+"""Tests that every method inside the language model must pass, without a model."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def counts(method: DecoderMethod) -> list[int | None]:
 
 def in_precision(tokens: LayerTokens, dtype: torch.dtype) -> LayerTokens:
     """The same tokens in a model of another precision."""
-    found = {
-        asked: replace(a, query=a.query.to(dtype), key=a.key.to(dtype))
-        for asked, a in (("previous", tokens.attention("previous")), ("own", tokens.attention("own")))
+    attention = {
+        source: replace(a, query=a.query.to(dtype), key=a.key.to(dtype))
+        for source, a in (("previous", tokens.attention("previous")), ("own", tokens.attention("own")))
     }
     activations, core = tokens.activations()
     return changed(
@@ -49,16 +49,16 @@ def in_precision(tokens: LayerTokens, dtype: torch.dtype) -> LayerTokens:
         features=tokens.features.to(dtype),
         hidden=tokens.prompt.hidden.to(dtype),
         entered=tokens.prompt.entered.to(dtype),
-        ask=lambda asked: found[asked],
+        ask=lambda source: attention[source],
         neurons=lambda: (activations.to(dtype), core),
     )
 
 
 class DecoderPromises(Promises):
-    """What every method inside the language model promises, at the level of its maths. No model runs."""
+    """Tests that every method inside the language model must pass, without a model."""
 
     def test_every_choice_is_a_selection(self, method: DecoderMethod) -> None:
-        """Places ascend and stand once each; a budget is met where the method is said to meet it."""
+        """Indices ascend and are unique; a budget is met exactly where the method says so."""
         for count in counts(method):
             selection = method(image(method), count)
             selection.check(SIZE)
@@ -83,12 +83,12 @@ class DecoderPromises(Promises):
         tokens = in_precision(image(method), dtype)
         expected = [method(tokens, count) for count in counts(method)]
         torch.set_default_dtype(default)
-        for count, wanted in zip(counts(method), expected, strict=True):
+        for count, reference in zip(counts(method), expected, strict=True):
             selection = method(tokens, count)
             selection.check(SIZE)
             assert selection.features is None or selection.features.dtype == dtype
             for field in fields(Selection):
-                assert same(getattr(selection, field.name), getattr(wanted, field.name)), field.name
+                assert same(getattr(selection, field.name), getattr(reference, field.name)), field.name
 
     def test_double_precision_is_not_lost_on_the_way(self, method: DecoderMethod) -> None:
         """What float32 cannot tell apart makes a difference to merged rows of float64."""

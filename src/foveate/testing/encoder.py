@@ -1,4 +1,4 @@
-"""What every method inside the encoder promises, at the level of its maths."""
+"""Tests that every method inside the encoder must pass, without a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATCHES, BLOCKS, COUNT = 20, 3, 8
 
 
 def run(method: EncoderMethod, x: torch.Tensor, keys: torch.Tensor) -> Tokens:
-    """The steps of all blocks, which look at keys of what each row began with."""
+    """The steps of all blocks, with the keys of the first rows."""
     tokens = Tokens.start(x)
     for step in method.steps(PATCHES, BLOCKS, cls=True, count=None if method.budget == "none" else COUNT):
         if step is not None:
@@ -25,10 +25,10 @@ def run(method: EncoderMethod, x: torch.Tensor, keys: torch.Tensor) -> Tokens:
 
 
 class EncoderPromises(Promises):
-    """What every method inside the encoder promises, at the level of its maths. No model runs."""
+    """Tests that every method inside the encoder must pass, without a model."""
 
     def test_every_choice_is_a_selection(self, method: EncoderMethod) -> None:
-        """Places ascend and stand once each; a budget is met where the method is said to meet it."""
+        """Indices ascend and are unique; a budget is met exactly where the method says so."""
         torch.manual_seed(1)
         tokens = run(method, torch.randn(2, PATCHES + 1, 6), torch.randn(2, PATCHES + 1, 4))
         for indices, rows in members(tokens, cls=True):

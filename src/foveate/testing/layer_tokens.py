@@ -1,4 +1,4 @@
-"""Visual tokens before a decoder layer with random queries and keys, for tests of methods without a model."""
+"""Random visual tokens before a decoder layer, with queries and keys, for tests without a model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
     length = before + size + after
     generator = torch.Generator().manual_seed(seed)
     hidden, entered = torch.randn(2, length, WIDTH, generator=generator)
-    found: dict[AttentionSource, Attention] = {"previous": attention(length, seed), "own": attention(length, seed + 1)}
-    places = torch.arange(before, before + size)
+    states: dict[AttentionSource, Attention] = {"previous": attention(length, seed), "own": attention(length, seed + 1)}
+    indices = torch.arange(before, before + size)
     text = torch.cat([torch.arange(before), torch.arange(before + size, length)])
     return LayerTokens(
-        features=hidden[places],
-        places=places,
+        features=hidden[indices],
+        indices=indices,
         layer=layer,
         num_layers=8,
         number=0,
@@ -45,11 +45,11 @@ def layer_tokens(size: int, before: int = 2, after: int = 4, *, seed: int = 0, l
             asking=torch.tensor([length - 1]),
             entered=entered,
             columns=torch.arange(length),
-            image=places,
+            image=indices,
         ),
         encoder=EncoderResults(tower=EncoderSpec(12, False), origin=torch.arange(size), measured={}),
         model=ModelAccess(
-            ask=lambda asked: found[asked],
+            ask=lambda source: states[source],
             norm=lambda x: x / x.norm(dim=-1, keepdim=True) * torch.arange(1, WIDTH + 1),
         ),
     )

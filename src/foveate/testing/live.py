@@ -1,4 +1,4 @@
-"""What every method promises on a live model."""
+"""Tests that every method must pass on a live model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def the_same_again(model: Any, inputs: dict[str, Any], plan: Any, compress: Comp
 
 
 class LivePromises(Promises):
-    """What every method promises on a live model, here a small LLaVA with a CLIP encoder and random weights."""
+    """Tests that every method must pass on a live model: a small LLaVA with a CLIP encoder and random weights."""
 
     def plan(self, method: Method, budget: Budget) -> Plan:
         """The method with a budget, if it takes one, at layer 1 if it acts inside the language model."""

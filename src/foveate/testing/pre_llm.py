@@ -1,4 +1,4 @@
-"""What every method before the language model promises, at the level of its maths."""
+"""Tests that every method before the language model must pass, without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foveate.testing.visual_tokens import CLIP, PLAIN, frames, measure, plain, s
 
 
 def usable(method: PreLLMMethod, tower: EncoderSpec) -> bool:
-    """Whether the method can be measured on the encoder: [CLS] cannot be invented, only what stands in for it."""
+    """Whether the method can be measured on the encoder: without [CLS], only needs with a substitute can be."""
     try:
         needs = method.needs(tower)
     except FoveateError:
@@ -77,8 +77,8 @@ def verify(method: PreLLMMethod, tokens: VisualTokens, count: int | None) -> Sel
         )
         if selection.weights is not None:
             assert selection.weights.shape == (len(tokens),)
-            own = selection.weights[selection.assignment >= 0].float()
-            shares = torch.zeros(kept, dtype=torch.float32).index_add_(0, used, own)
+            weights = selection.weights[selection.assignment >= 0].float()
+            shares = torch.zeros(kept, dtype=torch.float32).index_add_(0, used, weights)
             torch.testing.assert_close(shares[filled], torch.ones_like(shares[filled]))
     if selection.positions is not None:
         assert selection.positions.dtype == torch.int64
@@ -116,7 +116,7 @@ CORNERS = {
 
 
 class PreLLMPromises(Promises):
-    """What every method before the language model promises, at the level of its maths. No model runs."""
+    """Tests that every method before the language model must pass, without a model."""
 
     def test_every_method_runs_on_some_encoder(self, method: PreLLMMethod) -> None:
         """What it needs can be measured on an encoder with [CLS] or on one without."""

@@ -1,4 +1,4 @@
-"""What every method promises, wherever it acts."""
+"""Tests that every method must pass, at any site."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ class Promises:
 
 def chosen_budgets(method: Method, *budgets: int) -> list[int | None]:
     """Those of the budgets that it takes, and None where its own rule decides."""
-    own: list[int | None] = [] if method.budget == "count" else [None]
-    return own + ([] if method.budget == "none" else list(budgets))
+    unbudgeted: list[int | None] = [] if method.budget == "count" else [None]
+    return unbudgeted + ([] if method.budget == "none" else list(budgets))

@@ -1,4 +1,4 @@
-"""Images of tokens with random measurements of every kind, for tests of methods without a model."""
+"""Random visual tokens with values of every kind of need, for tests without a model."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def tiled(
     height, width = rows - 2 * cut[0], columns - 2 * cut[1]
     canvas = torch.full((rows, columns), -1)
     start, step = side * side, width + int(newlines)
-    own = start + torch.arange(height)[:, None] * step + torch.arange(width)
-    canvas[cut[0] : rows - cut[0], cut[1] : columns - cut[1]] = own
+    indices = start + torch.arange(height)[:, None] * step + torch.arange(width)
+    canvas[cut[0] : rows - cut[0], cut[1] : columns - cut[1]] = indices
     size = start + height * step
     separators = torch.zeros(size, dtype=torch.bool)
     if newlines:
@@ -134,5 +134,5 @@ def same(first: object, second: object) -> bool:
 
 
 def tokens_of(crops: Sequence[Crop]) -> list[int]:
-    """Places of all tokens that lie in crops, ascending."""
+    """Indices of all tokens of crops, ascending."""
     return sorted(int(i) for crop in crops for i in crop.present)

@@ -21,7 +21,7 @@ def of_case(case: dict) -> LayerTokens:
     tokens = layer_tokens(len(hidden) - case["before"] - case["after"], case["before"], case["after"])
     asked = Attention(query, key, query.shape[-1] ** -0.5)
     entered = torch.tensor(case.get("entered", case["hidden"]))
-    return changed(tokens, features=hidden[tokens.places], hidden=hidden, entered=entered, ask=lambda _: asked)
+    return changed(tokens, features=hidden[tokens.indices], hidden=hidden, entered=entered, ask=lambda _: asked)
 
 
 def in_any_order(rows: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def rows_by_hand(attention: Attention) -> list[list[list[float]]]:
     for head in range(heads):
         rows = []
         for row in range(length):
-            seen = [float(attention.query[head, row] @ key) for key in attention.key[head // share][: row + 1]]
-            weights = torch.tensor([attention.scaling * value for value in seen]).exp()
+            logits = [float(attention.query[head, row] @ key) for key in attention.key[head // share][: row + 1]]
+            weights = torch.tensor([attention.scaling * value for value in logits]).exp()
             rows.append([float(w / weights.sum()) for w in weights] + [0.0] * (length - row - 1))
         found.append(rows)
     return found

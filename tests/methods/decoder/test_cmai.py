@@ -94,12 +94,12 @@ def test_with_a_cache_the_rows_are_those_of_the_whole(cut: int) -> None:
 
 
 def test_a_pair_that_is_hidden_by_hand() -> None:
-    """One text token that looks at the first image token alone, and one that only listens to it."""
+    """One text token that attends to the first image token alone, and one that attends to it alone."""
     key = torch.tensor([[[10.0, 0.0], [0.0, 0.0], [0.0, 10.0], [0.0, 0.0]]])
     query = torch.tensor([[[0.0, 0.0], [0.0, 0.0], [10.0, 0.0], [0.0, 10.0]]])
     visual = torch.tensor([True, True, False, False])
-    seen = torch.ones(4, 4, dtype=torch.bool).tril()
-    hidden, _ = CMAI().attention_mask(AttentionInputs(query, key, 1.0, seen, visual, ~visual, 0, 1), None)
+    allowed = torch.ones(4, 4, dtype=torch.bool).tril()
+    hidden, _ = CMAI().attention_mask(AttentionInputs(query, key, 1.0, allowed, visual, ~visual, 0, 1), None)
     assert hidden.tolist() == [[False] * 4, [False] * 4, [False, True, False, False], [False, True, False, False]]
 
 
@@ -114,15 +114,15 @@ def test_thresholds_that_mean_nothing(threshold: float) -> None:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The pairs that every changed call of attention may see, as they come."""
-    seen: list[Tensor] = []
+    masks: list[Tensor] = []
     before = Call.attend_pairs
 
     def attend(self: Call, allowed: Tensor) -> Any:
-        seen.append(self.allowed() & ~allowed)
+        masks.append(self.allowed() & ~allowed)
         return before(self, allowed)
 
     monkeypatch.setattr(Call, "attend_pairs", attend)
-    return seen
+    return masks
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,7 +151,7 @@ def test_rows_of_images_and_of_padding_see_what_they_saw(kind: str, side: str, m
     assert bool(rows.any())
     assert not bool((rows & ~text).any())
     assert not bool((columns & text).any())
-    # In the last layer a row that hides nothing is the untouched model's.
+    # In the last layer a row that hides nothing is the full model's.
     torch.testing.assert_close(found[~rows], before[~rows], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(found[rows], before[rows], atol=1e-5)
 

@@ -80,9 +80,9 @@ def test_what_cannot_be_is_refused(arguments: dict[str, float]) -> None:
 # On live models
 
 
-def activations_of(model: Any, layer: int, seen: list[Tensor]) -> Any:
+def activations_of(model: Any, layer: int, recorded: list[Tensor]) -> Any:
     down = model.get_decoder().layers[layer].mlp.down_proj
-    return down.register_forward_pre_hook(lambda _module, args: seen.append(args[0].clone()))
+    return down.register_forward_pre_hook(lambda _module, args: recorded.append(args[0].clone()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,16 +90,16 @@ def activations_of(model: Any, layer: int, seen: list[Tensor]) -> Any:
 def test_the_tokens_are_those_of_the_activations(kind: str, budget: str) -> None:
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, (((6, 8),),))
-    seen: list[Tensor] = []
-    hook = activations_of(model, 1, seen)
+    recorded: list[Tensor] = []
+    hook = activations_of(model, 1, recorded)
     with foveate.compress(model, f"corematching{budget}@2") as handle:
         logits(model, inputs)
         ((image,), count) = handle.report().images, 3
     hook.remove()
     ids = inputs["input_ids"][0]
-    core = core_by_hand(seen[0][0], 0.2, 0.4)
+    core = core_by_hand(recorded[0][0], 0.2, 0.4)
     (place,) = ((ids == token).nonzero().flatten() for token in ids.unique() if (ids == token).sum() == image.tokens_in)
-    score = (seen[0][0][place][:, core] > 0).sum(dim=1)
+    score = (recorded[0][0][place][:, core] > 0).sum(dim=1)
     expected = sorted(score.argsort(descending=True, stable=True)[:count].tolist()) if budget else above_elbow(score)
     assert image.layers[0].indices.tolist() == list(expected)
     assert 0 < image.layers[0].tokens_kept < image.tokens_in

@@ -93,9 +93,9 @@ def test_live(kind: str, tmp_path: Path) -> None:
     specimen, model = deep(kind)
     path = folder(tmp_path / "weights", model.config.get_text_config().hidden_size, (2, 4))
     inputs = specimen.prompts(model, ROWS)
-    untouched = logits(model, inputs)
+    uncompressed = logits(model, inputs)
     with foveate.compress(model, f"covipal(weights={str(path)!r}):100%"):
-        torch.testing.assert_close(logits(model, inputs), untouched, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(model, inputs), uncompressed, atol=1e-5, rtol=1e-5)
     with foveate.compress(model, f"covipal(weights={str(path)!r}):50%") as handle:
         written = answers(model, inputs)
         images = handle.report().images

@@ -10,7 +10,7 @@ import torch
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
-from foveate.methods.decoder.dart import DARTAt
+from foveate.methods.decoder.dart import DARTDecoder
 from foveate.testing.layer_tokens import attention, changed, layer_tokens
 from tests.families.zoo import zoo
 
@@ -24,7 +24,7 @@ def by_the_paper(tokens: LayerTokens, count: int, pivots: int, text_pivots: int)
     def state(place: int) -> torch.Tensor:
         return tokens.model.norm(tokens.prompt.hidden[place])
 
-    image = tokens.places.tolist()
+    image = tokens.indices.tolist()
     words = [place for place in tokens.prompt.text.tolist() if place > image[-1]]
     own = sorted(image, key=lambda p: -norm(p))[: min(pivots, count)]
     all_pivots = own + sorted(words, key=lambda p: -norm(p))[:text_pivots]
@@ -40,7 +40,7 @@ def by_the_paper(tokens: LayerTokens, count: int, pivots: int, text_pivots: int)
 @pytest.mark.parametrize("pivots", [(4, 4), (2, 0), (1, 3), (4, 9)])
 def test_equals_the_loop(size: int, count: int, pivots: tuple[int, int]) -> None:
     tokens = layer_tokens(size, after=6, seed=size)
-    selection = DARTAt(*pivots)(tokens, count)
+    selection = DARTDecoder(*pivots)(tokens, count)
     selection.check(size)
     assert selection.indices.tolist() == by_the_paper(tokens, count, *pivots)
 
@@ -50,8 +50,8 @@ def test_keys_of_an_earlier_turn_do_not_count() -> None:
     now = tokens.attention("previous")
     earlier = attention(3, past=0).key * 100
     longer = replace(now, key=torch.cat([earlier, now.key], dim=1))
-    expected = DARTAt()(tokens, 9).indices
-    assert torch.equal(DARTAt()(changed(tokens, ask=lambda asked: longer), 9).indices, expected)
+    expected = DARTDecoder()(tokens, 9).indices
+    assert torch.equal(DARTDecoder()(changed(tokens, ask=lambda asked: longer), 9).indices, expected)
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl", "gemma3"])
@@ -60,19 +60,19 @@ def test_a_live_model_gives_keys_and_its_last_norm(kind: str) -> None:
     specimen = zoo()[kind]
     model = specimen.model()
     inputs = specimen.prompts(model, (((4, 5),),))
-    seen: list[LayerTokens] = []
+    recorded: list[LayerTokens] = []
 
-    class Spy(DARTAt):
+    class Spy(DARTDecoder):
         def select(self, tokens: LayerTokens, count: int) -> foveate.core.tokens.Selection:
             asked = tokens.attention("previous")
-            seen.append(changed(tokens, ask=lambda _: asked))
+            recorded.append(changed(tokens, ask=lambda _: asked))
             return super().select(tokens, count)
 
     plan = foveate.Plan((foveate.core.plan.Step(Spy(2, 2), foveate.core.plan.Budget(tokens=7), (1,)),))
     with foveate.compress(model, plan) as handle, torch.no_grad():
         model(**inputs)
         (layer,) = handle.report().images[0].layers
-    (tokens,) = seen
+    (tokens,) = recorded
     (norm,) = (module for name, module in model.named_modules() if name.endswith("language_model.norm"))
     with torch.no_grad():
         assert layer.indices.tolist() == by_the_paper(tokens, 7, 2, 2)
@@ -82,4 +82,4 @@ def test_a_live_model_gives_keys_and_its_last_norm(kind: str) -> None:
 @pytest.mark.parametrize(("arguments", "words"), [({"pivots": 0}, "from 1 on"), ({"text_pivots": -1}, "from 0 on")])
 def test_wrong_arguments_are_refused(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(FoveateError, match=words):
-        DARTAt(**arguments)
+        DARTDecoder(**arguments)

@@ -153,10 +153,10 @@ def test_live(kind: str, tmp_path: Path) -> None:
     specimen, model = deep(kind)
     size = model.config.get_text_config().hidden_size
     inputs = specimen.prompts(model, ROWS)
-    untouched = logits(model, inputs)
+    uncompressed = logits(model, inputs)
     one = folder(tmp_path / "one", size, (2, 4), favourite=0)
     with foveate.compress(model, f"dpn(weights={str(one)!r})"):
-        torch.testing.assert_close(logits(model, inputs), untouched, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(model, inputs), uncompressed, atol=1e-5, rtol=1e-5)
     two = folder(tmp_path / "two", size, (2, 4), favourite=1)
     with foveate.compress(model, f"dpn(weights={str(two)!r})") as handle:
         written = answers(model, inputs)
@@ -214,13 +214,13 @@ def test_a_model_that_learns_draws_experts_and_routers_learn_with_it() -> None:
     labels[:, :-2] = -100
     with foveate.compress(model, DPN().learning(routers, noted)) as handle:
         model.train()
-        seen = set()
+        counts = set()
         for draw in range(12):
             torch.manual_seed(draw)
             model(**inputs, labels=labels).loss.backward()
             (image,) = handle.report().images
-            seen.add(tuple(layer.tokens_kept for layer in image.layers))
-        assert len(seen) > 2 and {layer for layer, _ in noted} == {2, 4}
+            counts.add(tuple(layer.tokens_kept for layer in image.layers))
+        assert len(counts) > 2 and {layer for layer, _ in noted} == {2, 4}
         for router in routers.values():
             assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in router.parameters())
         model.eval()
@@ -238,7 +238,7 @@ def test_few_tokens_are_not_drawn() -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="needs trained weights: .* or one beside the model's weights as dpn"):
+    with pytest.raises(FoveateError, match="needs trained weights: .* or one next to the model's weights as dpn"):
         DPN().needs(EncoderSpec(1, False))
     with pytest.raises(FoveateError, match="max or mean"):
         DPN("x", operation="sum")  # ty: ignore[invalid-argument-type]

@@ -17,8 +17,8 @@ def by_the_paper(tokens: LayerTokens, count: int) -> list[int]:
     """The tokens with the largest mean over heads of what the prompt's last token pays in the layer before."""
     matrices = rows_by_hand(tokens.attention("previous"))
     last = int(tokens.prompt.asking[-1])
-    first = int(tokens.places[0])
-    phi = {place - first: sum(head[last][place] for head in matrices) / HEADS for place in tokens.places.tolist()}
+    first = int(tokens.indices[0])
+    phi = {place - first: sum(head[last][place] for head in matrices) / HEADS for place in tokens.indices.tolist()}
     return sorted(sorted(phi, key=lambda place: -phi[place])[:count])
 
 

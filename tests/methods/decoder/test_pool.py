@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.methods.decoder.pool import PoolAt
+from foveate.methods.decoder.pool import PoolDecoder
 from foveate.testing.layer_tokens import layer_tokens
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import deep, text_of
@@ -15,7 +15,7 @@ from tests.runtime.test_decoder_hooks import deep, text_of
 @pytest.mark.parametrize(("size", "stride"), [(24, 8), (24, 2), (6, 6), (9, 3)])
 def test_is_average_pooling_with_mean_positions(size: int, stride: int) -> None:
     tokens = layer_tokens(size, seed=size)
-    selection = PoolAt()(tokens, size // stride)
+    selection = PoolDecoder()(tokens, size // stride)
     selection.check(size)
     for row in range(size // stride):
         members = range(row * stride, (row + 1) * stride)
@@ -27,7 +27,7 @@ def test_is_average_pooling_with_mean_positions(size: int, stride: int) -> None:
 
 @pytest.mark.parametrize(("size", "count"), [(10, 3), (7, 5), (23, 4), (5, 1)])
 def test_no_token_is_lost_where_strides_do_not_divide(size: int, count: int) -> None:
-    selection = PoolAt()(layer_tokens(size), count)
+    selection = PoolDecoder()(layer_tokens(size), count)
     selection.check(size)
     sizes = selection.assignment.bincount(minlength=count)
     assert int(sizes.sum()) == size
@@ -38,12 +38,12 @@ def test_no_token_is_lost_where_strides_do_not_divide(size: int, count: int) -> 
 def test_equal_tokens_stay_what_they_are() -> None:
     tokens = layer_tokens(12)
     tokens.features[:] = tokens.features[0].clone()
-    torch.testing.assert_close(PoolAt()(tokens, 3).features, tokens.features[:3])
+    torch.testing.assert_close(PoolDecoder()(tokens, 3).features, tokens.features[:3])
 
 
 @pytest.mark.parametrize(("num_layers", "layer"), [(32, 2), (28, 2), (4, 1), (64, 4)])
 def test_acts_where_the_paper_says(num_layers: int, layer: int) -> None:
-    assert PoolAt().layers(num_layers) == (layer,)
+    assert PoolDecoder().layers(num_layers) == (layer,)
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl", "llava-uhd"])

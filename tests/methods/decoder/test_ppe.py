@@ -12,7 +12,7 @@ import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.core.tokens import Crop, Grid, Selection
-from foveate.methods.decoder.ppe import PPEAt
+from foveate.methods.decoder.ppe import PPEDecoder
 from foveate.methods.pre_llm.ppe import cluster_members, density_peaks, rotary_members
 from foveate.testing.layer_tokens import changed, layer_tokens
 from tests.families.zoo import IMAGE, zoo
@@ -22,7 +22,7 @@ from tests.families.zoo import IMAGE, zoo
 def test_every_frame_is_clustered_by_itself(count: int) -> None:
     crops = tuple(Crop(torch.arange(6) + 6 * n, Grid(2, 3), kind="frame") for n in range(2))
     tokens = changed(layer_tokens(12, seed=count), layout=lambda: crops)
-    selection = PPEAt(members=4)(tokens, count)
+    selection = PPEDecoder(members=4)(tokens, count)
     selection.check(12)
     assert selection.positions is not None and len(selection) == count
     shares = {1: [1, 0], 5: [3, 2], 11: [6, 5]}[count]
@@ -43,7 +43,7 @@ def test_every_frame_is_clustered_by_itself(count: int) -> None:
 
 def test_a_token_that_answers_keeps_its_position() -> None:
     tokens = layer_tokens(12, after=0)
-    selection = PPEAt(members=3)(tokens, 5)
+    selection = PPEDecoder(members=3)(tokens, 5)
     selection.check(12)
     assert selection.positions is not None and selection.features is not None
     assert selection.positions[-1].tolist() == [11] * 3 and torch.equal(selection.features[-1], tokens.features[-1])
@@ -53,10 +53,10 @@ def test_a_token_that_answers_keeps_its_position() -> None:
 
 def rotations(model: Any, inputs: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     """cos and sin that every layer is given."""
-    seen: dict[int, Any] = {}
+    rotary: dict[int, Any] = {}
     hooks = [
         layer.register_forward_hook(
-            lambda module, args, kwargs, output, number=number: seen.update({number: kwargs["position_embeddings"]}),
+            lambda module, args, kwargs, output, number=number: rotary.update({number: kwargs["position_embeddings"]}),
             with_kwargs=True,
         )
         for number, layer in enumerate(model.model.language_model.layers)
@@ -65,7 +65,7 @@ def rotations(model: Any, inputs: dict[str, Any]) -> list[tuple[Tensor, Tensor]]
         model(**inputs)
     for hook in hooks:
         hook.remove()
-    return [seen[number] for number in sorted(seen)]
+    return [rotary[number] for number in sorted(rotary)]
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2.5-vl", "qwen3-vl"])
@@ -76,13 +76,13 @@ def test_layers_are_rotated_by_the_members(name: str, before: str, monkeypatch: 
     model = specimen.model()
     inputs = specimen.prompts(model, [((4, 4),)])
     made: list[Selection] = []
-    select = PPEAt.select
+    select = PPEDecoder.select
 
-    def watched(self: PPEAt, tokens: LayerTokens, count: int) -> Selection:
+    def watched(self: PPEDecoder, tokens: LayerTokens, count: int) -> Selection:
         made.append(select(self, tokens, count))
         return made[-1]
 
-    monkeypatch.setattr(PPEAt, "select", watched)
+    monkeypatch.setattr(PPEDecoder, "select", watched)
     with foveate.compress(model, f"{before}ppe-decoder(members=2):4@1"):
         first, second = rotations(model, inputs)[:2]
     (selection,) = made
@@ -110,10 +110,10 @@ def test_a_pass_of_the_cascade_is_that_of_the_members(name: str) -> None:
     with foveate.compress(model, "ppe-decoder(members=1):4@1") as handle:
         second = rotations(model, inputs)[1]
         kept = handle.report().images[0].layers[0].indices
-    untouched = rotations(model, inputs)[1]
+    uncompressed = rotations(model, inputs)[1]
     image = (inputs["input_ids"][0] == IMAGE).nonzero().flatten()[:16]
     stays = [n for n in range(inputs["input_ids"].shape[1]) if n not in image.tolist() or n in image[kept].tolist()]
-    for got, expected in zip(second, untouched, strict=True):
+    for got, expected in zip(second, uncompressed, strict=True):
         assert torch.equal(got[0], expected[0][stays])
 
 
@@ -131,11 +131,11 @@ def test_generating_with_a_cache_is_generating_without(name: str, plan: str) -> 
 
 
 def test_the_layers_of_the_paper_and_bad_arguments() -> None:
-    assert PPEAt().layers(36) == (11, 23, 35)
-    assert PPEAt().layers(2) == (1,)
+    assert PPEDecoder().layers(36) == (11, 23, 35)
+    assert PPEDecoder().layers(2) == (1,)
     for wrong in ({"members": 0}, {"neighbours": 0}):
         with pytest.raises(FoveateError, match="ppe-decoder"):
-            PPEAt(**wrong)
+            PPEDecoder(**wrong)
     specimen = zoo()["llava"]
     with (
         foveate.compress(specimen.model(), "ppe-decoder:4@1", positions="contiguous"),

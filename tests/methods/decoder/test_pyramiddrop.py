@@ -16,10 +16,10 @@ from tests.methods.decoder.fabricated import deep_llava, rows_by_hand
 def by_the_paper(tokens: LayerTokens, count: int) -> list[int]:
     """The tokens at which the rows that ask look most, by queries and keys of the layer that is about to run."""
     matrices = rows_by_hand(tokens.attention("own"))
-    asking, first = tokens.prompt.asking.tolist(), int(tokens.places[0])
+    asking, first = tokens.prompt.asking.tolist(), int(tokens.indices[0])
     scores = {
         place - first: sum(head[row][place] for head in matrices for row in asking) / HEADS / len(asking)
-        for place in tokens.places.tolist()
+        for place in tokens.indices.tolist()
     }
     return sorted(sorted(scores, key=lambda place: -scores[place])[:count])
 

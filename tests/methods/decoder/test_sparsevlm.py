@@ -22,7 +22,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "sparsevlm.json").re
 
 
 def raters_by_the_paper(tokens: LayerTokens) -> list[int]:
-    words = [place for place in tokens.prompt.text.tolist() if place > int(tokens.places[-1])]
+    words = [place for place in tokens.prompt.text.tolist() if place > int(tokens.indices[-1])]
     fit = [0.0] * len(words)
     for visual in tokens.prompt.image.tolist():
         logits = [float(tokens.prompt.entered[visual] @ tokens.prompt.entered[word]) for word in words]
@@ -35,7 +35,7 @@ def scores_by_the_paper(tokens: LayerTokens) -> list[float]:
     weights, raters = rows_by_hand(tokens.attention("previous")), raters_by_the_paper(tokens)
     return [
         sum(weights[head][rater][place] for head in range(len(weights)) for rater in raters) / len(raters)
-        for place in tokens.places.tolist()
+        for place in tokens.indices.tolist()
     ]
 
 
@@ -139,7 +139,7 @@ def test_the_rank_says_how_many_go() -> None:
     tokens = layer_tokens(40, after=9, seed=3)
     raters = raters_by_the_paper(tokens)
     weights = torch.tensor(rows_by_hand(tokens.attention("previous"))).mean(dim=0)
-    paid = weights[raters][:, tokens.places]
+    paid = weights[raters][:, tokens.indices]
     rank = int((torch.linalg.svdvals(paid) > 1e-6).sum())
     assert 1 <= rank <= len(raters)
     for scale in (0.5, 1.0):
@@ -163,7 +163,7 @@ def test_raters_stay_the_same_after_tokens_have_gone() -> None:
         tokens,
         features=tokens.features[[2, 7]],
         hidden=tokens.prompt.hidden[left],
-        places=torch.tensor([2, 3]),
+        indices=torch.tensor([2, 3]),
         text=torch.tensor([0, 1, 4, 5, 6, 7]),
         asking=torch.tensor([7]),
         columns=left,

@@ -8,7 +8,7 @@ import torch
 import foveate
 from foveate.core.attention import Attention
 from foveate.core.errors import FoveateError
-from foveate.methods.decoder.todre import ToDREAt
+from foveate.methods.decoder.todre import ToDREDecoder
 from foveate.testing.layer_tokens import changed, layer_tokens
 from foveate.testing.live import answers
 from tests.families.zoo import zoo
@@ -25,11 +25,11 @@ def test_equals_the_loop() -> None:
         paid = [sum(head[row][column] for column in columns) for head in weights for row in rows]
         return sum(paid) / len(paid)
 
-    found = [float(one) for one in ToDREAt().shares(tokens)]
+    found = [float(one) for one in ToDREDecoder().shares(tokens)]
     expected = share(range(9, 13), range(2, 9))
     assert found == pytest.approx([expected, 0.0], rel=1e-5)
-    assert len(ToDREAt(threshold=expected * 1.01)(tokens, None)) == 0
-    assert len(ToDREAt(threshold=expected * 0.99)(tokens, None)) == 7
+    assert len(ToDREDecoder(threshold=expected * 1.01)(tokens, None)) == 0
+    assert len(ToDREDecoder(threshold=expected * 0.99)(tokens, None)) == 7
 
 
 def test_words_before_the_image_are_looked_at_by_it() -> None:
@@ -39,34 +39,34 @@ def test_words_before_the_image_are_looked_at_by_it() -> None:
     weights = rows_by_hand(tokens.attention("previous"))
     paid = [sum(head[row][:4]) for head in weights for row in range(4, 9)]
     by_image = sum(paid) / len(paid)
-    assert [float(one) for one in ToDREAt().shares(tokens)] == pytest.approx([0.0, by_image], rel=1e-5)
-    assert len(ToDREAt(threshold=by_image * 1.01)(tokens, None)) == 0
-    assert len(ToDREAt(threshold=by_image * 0.99)(tokens, None)) == 5
+    assert [float(one) for one in ToDREDecoder().shares(tokens)] == pytest.approx([0.0, by_image], rel=1e-5)
+    assert len(ToDREDecoder(threshold=by_image * 1.01)(tokens, None)) == 0
+    assert len(ToDREDecoder(threshold=by_image * 0.99)(tokens, None)) == 5
 
 
 @pytest.mark.parametrize("past", [0, 5])
 def test_equal_attention_is_the_share_of_the_tokens(past: int) -> None:
     tokens = layer_tokens(6)  # between 2 and 4 words
     length = past + len(tokens.prompt.hidden)
-    seen = torch.ones(length, dtype=torch.bool)
-    seen[:2] = False  # padding, or words of an earlier turn that nobody sees
-    for mask in (None, seen if past else None):
+    key_mask = torch.ones(length, dtype=torch.bool)
+    key_mask[:2] = False  # padding, or words of an earlier turn that are masked
+    for mask in (None, key_mask if past else None):
         equal = Attention(torch.zeros(4, length - past, 3), torch.randn(2, length, 3), 1.0, mask)
-        found = ToDREAt().shares(changed(tokens, ask=lambda _, equal=equal: equal))[0]
+        found = ToDREDecoder().shares(changed(tokens, ask=lambda _, equal=equal: equal))[0]
         hidden = 0 if mask is None else 2
         assert float(found) == pytest.approx(sum(6 / (past - hidden + 9 + word) for word in range(4)) / 4)
 
 
 def test_few_tokens_go_at_the_default_threshold() -> None:
-    """Where the first stage leaves a tenth, an image that is looked at no more than the words around it goes."""
+    """After a first stage to a tenth, an image with no more attention than the words around it is dropped."""
     equal = Attention(torch.zeros(4, 60, 3), torch.randn(2, 60, 3), 1.0)
     few, many = layer_tokens(4, before=36, after=20), layer_tokens(36, before=4, after=20)
-    assert len(ToDREAt()(changed(few, ask=lambda _: equal), None)) == 0
-    assert len(ToDREAt()(changed(many, ask=lambda _: equal), None)) == 36
+    assert len(ToDREDecoder()(changed(few, ask=lambda _: equal), None)) == 0
+    assert len(ToDREDecoder()(changed(many, ask=lambda _: equal), None)) == 36
 
 
 def test_the_papers_layer() -> None:
-    assert [ToDREAt().layers(count) for count in (32, 28, 8, 4, 2)] == [(28,), (24,), (7,), (3,), (1,)]
+    assert [ToDREDecoder().layers(count) for count in (32, 28, 8, 4, 2)] == [(28,), (24,), (7,), (3,), (1,)]
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl"])
@@ -103,7 +103,7 @@ def test_images_leave_at_layers_of_their_own() -> None:
 
 def test_a_threshold_that_nothing_is_below_is_refused() -> None:
     with pytest.raises(FoveateError, match="above 0"):
-        ToDREAt(threshold=0)
+        ToDREDecoder(threshold=0)
 
 
 def test_it_takes_no_budget() -> None:

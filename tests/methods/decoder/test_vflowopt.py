@@ -8,7 +8,7 @@ import torch
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import EncoderSpec
-from foveate.methods.decoder.vflowopt import VFlowOptAt
+from foveate.methods.decoder.vflowopt import VFlowOptDecoder
 from foveate.testing.layer_tokens import changed, layer_tokens
 from foveate.testing.live import answers
 from tests.families.reference import encode
@@ -19,24 +19,26 @@ TOWER = EncoderSpec(12, False)
 
 
 def test_the_highest_scores_stay_and_newlines_with_them() -> None:
-    need = VFlowOptAt().needs(TOWER)[0]
+    need = VFlowOptDecoder().needs(TOWER)[0]
     scores = torch.tensor([0.0, 5.0, 1.0, 0.0, 4.0, 2.0, 0.0, 3.0])
     tokens = changed(layer_tokens(8), measured={need: scores})
-    assert VFlowOptAt()(tokens, 3).indices.tolist() == [1, 4, 7]
+    assert VFlowOptDecoder()(tokens, 3).indices.tolist() == [1, 4, 7]
     newlines = torch.zeros(8, dtype=torch.bool).index_fill(0, torch.tensor([3, 6]), True)
-    assert VFlowOptAt()(changed(tokens, separators=newlines), 3).indices.tolist() == [1, 3, 6]
-    shorter = changed(tokens, features=tokens.features[:4], places=tokens.places[:4], origin=torch.tensor([0, 2, 4, 5]))
-    assert VFlowOptAt()(shorter, 2).indices.tolist() == [2, 3]
+    assert VFlowOptDecoder()(changed(tokens, separators=newlines), 3).indices.tolist() == [1, 3, 6]
+    shorter = changed(
+        tokens, features=tokens.features[:4], indices=tokens.indices[:4], origin=torch.tensor([0, 2, 4, 5])
+    )
+    assert VFlowOptDecoder()(shorter, 2).indices.tolist() == [2, 3]
 
 
 def test_what_is_not_declared_is_not_there() -> None:
     with pytest.raises(FoveateError, match="was not measured"):
-        VFlowOptAt()(layer_tokens(8), 3)
+        VFlowOptDecoder()(layer_tokens(8), 3)
 
 
 def test_the_authors_layers() -> None:
-    assert VFlowOptAt().layers(28) == (9, 18)
-    assert VFlowOptAt().layers(2) == (1,)
+    assert VFlowOptDecoder().layers(28) == (9, 18)
+    assert VFlowOptDecoder().layers(2) == (1,)
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen2.5-vl", "qwen3-vl"])
@@ -78,4 +80,4 @@ def test_an_image_that_is_not_encoded_whole_has_no_scores() -> None:
 @pytest.mark.parametrize("arguments", [{"threshold": -0.1}])
 def test_wrong_arguments_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(FoveateError, match="from 0 on"):
-        VFlowOptAt(**arguments)  # ty: ignore[invalid-argument-type]
+        VFlowOptDecoder(**arguments)  # ty: ignore[invalid-argument-type]

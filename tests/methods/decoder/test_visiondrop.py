@@ -24,7 +24,7 @@ GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "visiondrop.json").r
 def by_the_paper(tokens: LayerTokens, dominant: int, contextual: int) -> dict[int, list[int]]:
     """Members of what stays, by place; the target first."""
     asked = tokens.attention("own")
-    weights, places = rows_by_hand(asked), tokens.places.tolist()
+    weights, places = rows_by_hand(asked), tokens.indices.tolist()
     scores = [sum(head[i][j] for head in weights for i in places) for j in places]
     best = sorted(range(len(places)), key=lambda j: -scores[j])[:dominant]
     rest = [j for j in range(len(places)) if j not in best]
@@ -76,7 +76,7 @@ def test_the_first_tokens_are_seen_by_more() -> None:
     """Where all attention is equal, the score of a token falls strictly with its place, as the paper's code has it."""
     tokens = layer_tokens(9)
     equal = Attention(torch.zeros(4, 15, 3), torch.randn(2, 15, 3), 1.0)
-    scores = equal.attention_received(tokens.places, tokens.places)
+    scores = equal.attention_received(tokens.indices, tokens.indices)
     assert bool((scores[1:] < scores[:-1]).all())
     picked = VisionDrop(share=1.0)(changed(tokens, ask=lambda _: equal), 4)
     assert picked.indices.tolist() == [0, 1, 2, 3]
@@ -86,9 +86,9 @@ def test_the_authors_schedule() -> None:
     """42 + 6 before the language model, then 30 + 5, 22 + 4, 16 + 3: 32 on average."""
     from foveate.methods.pre_llm.visionzip import VisionZip
 
-    zipped, dropped = foveate.Plan.of("visionzip(share=0.875):48 + visiondrop:73%").steps
-    assert isinstance(zipped.method, VisionZip)
-    assert round(zipped.method.share * 48) == 42
+    merge_contextual, dropped = foveate.Plan.of("visionzip(share=0.875):48 + visiondrop:73%").steps
+    assert isinstance(merge_contextual.method, VisionZip)
+    assert round(merge_contextual.method.share * 48) == 42
     count, found = 48, []
     for _ in dropped.method.layers(32):
         count = dropped.count(count)

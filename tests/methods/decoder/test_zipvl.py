@@ -67,7 +67,7 @@ def test_tau_1_is_everything_and_more_tau_is_more() -> None:
 
 
 def test_early_tokens_do_not_win_by_being_early() -> None:
-    """The first token is all that the first ones can see; the late ones are looked at by choice."""
+    """The first token is all that the first ones can see; the late ones receive attention by choice."""
     key = torch.zeros(1, 12, 4)
     key[0, 8:11, 0] = 1
     query = torch.zeros(1, 12, 4)
@@ -124,8 +124,8 @@ def test_sparse_attention_is_masked_attention(kind: str, side: str, monkeypatch:
 
     def among(self: AttentionHooks, call: Call, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
         found = before(self, call, allowed, attends, prompt)
-        seen = allowed & attends[:, None]
-        expected = call.attend_pairs(seen | ~seen.any(dim=2, keepdim=True))[0] * attends[:, :, None, None]
+        pairs = allowed & attends[:, None]
+        expected = call.attend_pairs(pairs | ~pairs.any(dim=2, keepdim=True))[0] * attends[:, :, None, None]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
         kept.append(attends.sum(dim=1))
         return found

@@ -11,7 +11,7 @@ from foveate.methods.decoding import Drafter, Session, Shape, Target, Tree
 
 
 class Knowing(Drafter):
-    """Drafts what it was told will be written, right in the middle of wrong tokens where a tree is asked for."""
+    """Drafts the given answer, in the middle of wrong tokens where a tree is asked for."""
 
     def __init__(self, written: Tensor, wrong: int = 1, right: int | None = None) -> None:
         self.written, self.wrong, self.right = written, wrong, right

@@ -126,8 +126,8 @@ def test_the_gate_chooses_by_the_question_and_learns():
     first[:, 0] = second[:, 1] = 1
     assert compressor.eval().choose(first, torch.Generator())[0] == "conv"
     assert compressor.choose(second, torch.Generator())[0] == "resample"
-    seen = {compressor.train().choose(0 * first, torch.Generator().manual_seed(n))[0] for n in range(40)}
-    assert seen == set(BRANCHES)
+    drawn = {compressor.train().choose(0 * first, torch.Generator().manual_seed(n))[0] for n in range(40)}
+    assert drawn == set(BRANCHES)
     _, weight = compressor.choose(first, torch.Generator().manual_seed(1))
     assert float(weight.detach()) == 1.0
     weight.backward()
@@ -141,11 +141,11 @@ def test_the_gate_learns_what_every_way_is_worth(target):
     asked = []
 
     def under(way):
-        asked.append((way, draft.compressor.taken, draft.compressor.choose(features, torch.Generator())[0]))
+        asked.append((way, draft.compressor.forced_branch, draft.compressor.choose(features, torch.Generator())[0]))
         return torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0][BRANCHES.index(way)])
 
     loss = draft.choosing_loss(under, features, following, visual)
-    assert asked == [(way, way, way) for way in BRANCHES] and draft.compressor.taken is None
+    assert asked == [(way, way, way) for way in BRANCHES] and draft.compressor.forced_branch is None
     question = draft.join(features, following)[int(visual.nonzero()[-1]) + 1 :].mean(dim=0)
     shares = draft.compressor.gate(question).softmax(dim=-1)
     torch.testing.assert_close(loss, (shares * (torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]) - 3)).sum())

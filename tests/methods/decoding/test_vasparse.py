@@ -22,29 +22,29 @@ def written(model, inputs, **options):
 
 def test_scores_against_a_loop():
     attention, mass = torch.randn(5).softmax(dim=0), torch.rand(5)
-    seen = torch.tensor([True, True, False, True, True])
-    scores = VASparse(weight=3.0).scores(attention, mass, seen)
-    shares = {i: float(mass[i].exp()) for i in range(5) if seen[i]}
+    visible = torch.tensor([True, True, False, True, True])
+    scores = VASparse(weight=3.0).scores(attention, mass, visible)
+    shares = {i: float(mass[i].exp()) for i in range(5) if visible[i]}
     for i in range(5):
-        if not seen[i]:
+        if not visible[i]:
             assert scores[i] == -torch.inf
             continue
         assert float(scores[i]) == pytest.approx(float(attention[i]) + 3 * shares[i] / sum(shares.values()), rel=1e-5)
-    plain = VASparse(weight=0.0).scores(attention, mass, seen)
+    plain = VASparse(weight=0.0).scores(attention, mass, visible)
     assert plain.topk(4).indices.tolist() == sorted(shares, key=lambda i: -float(attention[i]))
 
 
 def test_the_visual_term_decides_what_stays():
-    """Both terms are shares of the same tokens, so that what looks at the image can outweigh what is looked at."""
+    """Both terms are shares of the same tokens, so that attention to the image can outweigh attention received."""
     different = 0
     for draw in range(50):
         generator = torch.Generator().manual_seed(draw)
         attention = (2 * torch.randn(40, generator=generator)).softmax(dim=0)
-        mass, seen = torch.rand(40, generator=generator), torch.ones(40, dtype=torch.bool)
+        mass, visible = torch.rand(40, generator=generator), torch.ones(40, dtype=torch.bool)
         settings = [VASparse(keep=0.5, weight=weight) for weight in (0.0, 1.0)]
-        without, beside = (one.kept(one.scores(attention, mass, seen)) for one in settings)
-        different += set(without.tolist()) != set(beside.tolist())
-        assert float(mass[beside].mean()) >= float(mass[without].mean())
+        without, with_saliency = (one.attended_tokens(one.scores(attention, mass, visible)) for one in settings)
+        different += set(without.tolist()) != set(with_saliency.tolist())
+        assert float(mass[with_saliency].mean()) >= float(mass[without].mean())
     assert different > 40
 
 
@@ -55,8 +55,8 @@ def test_scores_rest_on_the_attention_that_is_paid(name):
     inputs = zoo()[name].prompts(model, [[(4, 4)]])
     found, before = [], VASparse.scores
 
-    def scores(self, attention, mass, seen):
-        found.append((attention, mass, before(self, attention, mass, seen)))
+    def scores(self, attention, mass, visible):
+        found.append((attention, mass, before(self, attention, mass, visible)))
         return found[-1][2]
 
     with pytest.MonkeyPatch.context() as patch, foveate.vasparse(model, VASparse(keep=0.5, contrast=0.0, weight=0.0)):
@@ -69,13 +69,13 @@ def test_scores_rest_on_the_attention_that_is_paid(name):
 
 def test_what_is_kept_and_what_the_branch_sees():
     scores = torch.tensor([5.0, 1.0, -torch.inf, 4.0, 3.0, 2.0, 0.0])
-    assert VASparse(keep=0.5).kept(scores).tolist() == [0, 3, 6]
-    assert VASparse(keep=1.0).kept(scores).tolist() == [0, 1, 3, 4, 5, 6]
-    assert VASparse(keep=0.01).kept(scores).tolist() == [6]
+    assert VASparse(keep=0.5).attended_tokens(scores).tolist() == [0, 3, 6]
+    assert VASparse(keep=1.0).attended_tokens(scores).tolist() == [0, 1, 3, 4, 5, 6]
+    assert VASparse(keep=0.01).attended_tokens(scores).tolist() == [6]
     visual = torch.tensor([False, True, True, True, True, True, False])
-    assert VASparse(mask=0.5).left(scores, visual).tolist() == [0, 1, 5, 6]
-    assert VASparse(mask=0.0).left(scores, visual).tolist() == [0, 1, 3, 4, 5, 6]
-    assert VASparse(mask=1.0).left(scores, visual).tolist() == [0, 6]
+    assert VASparse(mask=0.5).branch_tokens(scores, visual).tolist() == [0, 1, 5, 6]
+    assert VASparse(mask=0.0).branch_tokens(scores, visual).tolist() == [0, 1, 3, 4, 5, 6]
+    assert VASparse(mask=1.0).branch_tokens(scores, visual).tolist() == [0, 6]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -110,17 +110,17 @@ def test_written_tokens_see_what_is_kept(name):
     """Every call of attention with fewer keys is the one with all keys and the others masked."""
     model = zoo()[name].model()
     inputs = zoo()[name].prompts(model, [[(4, 4)]])
-    seen: list[tuple[int, torch.Tensor]] = []
-    kept_before, attend_before, compared = VASparse.kept, Call.attend, []
+    calls: list[tuple[int, torch.Tensor]] = []
+    kept_before, attend_before, compared = VASparse.attended_tokens, Call.attend, []
 
     def kept(self, scores):
-        seen.append((len(scores), kept_before(self, scores)))
-        return seen[-1][1]
+        calls.append((len(scores), kept_before(self, scores)))
+        return calls[-1][1]
 
     def attend(self, **changed):
         found = attend_before(self, **changed)
         if "key" in changed:
-            total, places = seen[-1]
+            total, places = calls[-1]
             mask = torch.full((1, 1, 1, total), torch.finfo(torch.float32).min)
             mask[..., places] = 0
             torch.testing.assert_close(found[0], attend_before(self, mask=mask)[0])
@@ -128,12 +128,12 @@ def test_written_tokens_see_what_is_kept(name):
         return found
 
     with pytest.MonkeyPatch.context() as patch, foveate.vasparse(model, VASparse(keep=0.3, contrast=0.0, weight=50.0)):
-        patch.setattr(VASparse, "kept", kept)
+        patch.setattr(VASparse, "attended_tokens", kept)
         patch.setattr(Call, "attend", attend)
         output = written(model, inputs)
     length, layers = inputs["input_ids"].shape[1], len(model.model.language_model.layers)
-    assert len(compared) == len(seen) == 5 * layers
-    for number, (total, places) in enumerate(seen):
+    assert len(compared) == len(calls) == 5 * layers
+    for number, (total, places) in enumerate(calls):
         assert total == length + 1 + number // layers
         assert len(places) == compared[number] == -int(-0.3 * total // 1) and places[-1] == total - 1
     assert not torch.equal(output, written(model, inputs))

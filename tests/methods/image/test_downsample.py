@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import foveate
-from foveate.core.image import places
+from foveate.core.image import kept_positions
 from foveate.core.tokens import Grid
 from foveate.families import families
 from foveate.methods.image.downsample import Downsample
@@ -29,7 +29,7 @@ def test_exactly_as_many_tokens_at_places_of_their_own(rows: int, columns: int, 
     assert small.rows <= rows
     assert small.columns <= columns
     assert small.size >= count
-    stay, at = places(grid, small, count)
+    stay, at = kept_positions(grid, small, count)
     assert len(stay) == len(at) == count
     assert int(stay[0]) >= 0
     assert int(stay[-1]) < small.size
@@ -75,15 +75,17 @@ def test_a_reduced_image_is_that_image(name: str) -> None:
     with torch.no_grad():
         shrunk = family.shrink(model.model, "image", call, [Grid(2, 2)])
         expected = model.model.get_image_features(**shrunk, return_dict=True).pooler_output[0]
-        seen = []
-        hook = model.model.language_model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        hidden = []
+        hook = model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda module, args: hidden.append(args[0])
+        )
         with foveate.compress(model, "downsample:4") as handle:
             model(**inputs)
         hook.remove()
     (image,) = handle.report().images
     assert image.selection.indices.tolist() == [5, 7, 13, 15]
     start = int((inputs["input_ids"][0] == 119).nonzero()[0])
-    torch.testing.assert_close(seen[0][0, start : start + 4], expected)
+    torch.testing.assert_close(hidden[0][0, start : start + 4], expected)
 
 
 def test_what_cannot_be_reduced_is_refused() -> None:

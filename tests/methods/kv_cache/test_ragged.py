@@ -34,7 +34,7 @@ def test_positions_are_those_that_stayed() -> None:
     layer, kept, _, _ = filled()
     for group in layer.groups:
         for row, head in enumerate(group.heads):
-            assert group.places()[0, row].tolist() == kept[head]
+            assert group.token_indices()[0, row].tolist() == kept[head]
 
 
 def test_bytes_are_those_of_what_lies_there() -> None:

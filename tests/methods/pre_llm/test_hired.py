@@ -106,6 +106,6 @@ def test_bad_arguments():
 def test_apportion():
     assert apportion(10, [1, 1, 2], [9, 9, 9]) == [3, 2, 5]  # of equal remainders the first is served first
     assert apportion(10, [1, 1, 8], [9, 9, 4]) == [3, 3, 4]  # what is too much for one goes to the others
-    assert apportion(10, [0, 0, 8], [9, 3, 4]) == [5, 1, 4]  # by room where nobody has a weight
+    assert apportion(10, [0, 0, 8], [9, 3, 4]) == [5, 1, 4]  # by remaining size where all weights are zero
     assert apportion(99, [1, 0, 0], [2, 3, 4]) == [2, 3, 4]
     assert apportion(5, [0, 0], [10, 0]) == [5, 0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
+from foveate.core.plan import parse_plan
 from foveate.core.tokens import EncoderSpec, Need, VisualTokens
 from foveate.methods.pre_llm.recoverable import RecoverableCompression
 from foveate.methods.shared.clustering import outlier_factor
@@ -135,7 +136,7 @@ def test_equals_the_authors_code(case: dict) -> None:
     }
     features = torch.tensor(case["features"])
     tokens = VisualTokens.of_grid(features, tuple(case["grid"]), measured=measured, tower=TOWER)
-    selection = RecoverableCompression(text="aligned", reference=True)(tokens, None)
+    selection = RecoverableCompression(text_embedding="aligned", reference=True)(tokens, None)
     selection.check(len(tokens))
     kept = sorted(case["by_vision"] + case["by_text"])
     expected = {place: features[place] for place in kept}
@@ -153,17 +154,19 @@ def test_what_it_measures() -> None:
     assert method.needs(TOWER) == (keys, Need("cls_feature", 22), Need("features", 22), Need("instruction"))
     assert method.needs(EncoderSpec(23, False)) == (keys, attention, Need("instruction"))
     assert RecoverableCompression(reference=True).needs(TOWER) == (keys, attention, Need("instruction"))
-    aligned = RecoverableCompression(text="aligned").needs(TOWER)
+    aligned = RecoverableCompression(text_embedding="aligned").needs(TOWER)
     assert aligned[3:] == (Need("text_feature"), Need("features", 23))
 
 
 def test_bad_input() -> None:
     with pytest.raises(FoveateError, match="'instruction' or 'aligned'"):
-        RecoverableCompression(text="none")  # ty: ignore[invalid-argument-type]
+        RecoverableCompression(text_embedding="none")  # ty: ignore[invalid-argument-type]
     with pytest.raises(FoveateError, match="'dot' or 'cosine'"):
         RecoverableCompression(similarity="none")  # ty: ignore[invalid-argument-type]
     with pytest.raises(FoveateError, match="together at most 1"):
         RecoverableCompression(visual=0.8, recovered=0.3)
+    with pytest.raises(FoveateError, match="the argument text is called text_embedding"):
+        parse_plan("recoverable(text=aligned)")
     tokens = draw(12, 0)
     measured = {**tokens.measured, Need("instruction"): torch.zeros(0, 6)}
     empty = VisualTokens.of_grid(tokens.features, (3, 4), measured=measured, tower=TOWER)
@@ -176,4 +179,4 @@ def test_bad_input() -> None:
     }
     wide = VisualTokens.of_grid(tokens.features, (3, 4), measured=measured, tower=TOWER)
     with pytest.raises(FoveateError, match="width 4 cannot be compared with patches of width 6"):
-        RecoverableCompression(text="aligned")(wide, 3)
+        RecoverableCompression(text_embedding="aligned")(wide, 3)

@@ -23,7 +23,7 @@ from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
 from foveate.models.llava_uhd.pairing import pair
 from tests.models.llava_uhd.small_llava_uhd import small_text_config, small_vision_config
 
-# What a configuration of the authors' training code holds beside the language model's fields.
+# What a configuration of the authors' training code holds in addition to the language model's fields.
 LLAVA_FIELDS = {
     "mm_projector_type": "mlp",
     "mm_hidden_size": 16,

@@ -157,12 +157,12 @@ def test_bfloat16(model, batch):
 @torch.no_grad()
 def test_one_seam_before_the_language_model(model, batch):
     """Methods shorten the sequence in a hook on this call: everything they need comes by keyword."""
-    seen = []
+    calls = []
 
     def look(module, args, kwargs):
         assert args == ()
         shapes = {name: tuple(kwargs[name].shape) for name in ("inputs_embeds", "position_ids", "attention_mask")}
-        seen.append(shapes | {"cached": compat.cache_in(kwargs).get_seq_length()})
+        calls.append(shapes | {"cached": compat.cache_in(kwargs).get_seq_length()})
 
     hook = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -170,7 +170,7 @@ def test_one_seam_before_the_language_model(model, batch):
     finally:
         hook.remove()
     length = batch["input_ids"].shape[1]
-    assert seen == [
+    assert calls == [
         {
             "inputs_embeds": (3, length, 32),
             "position_ids": (3, length),

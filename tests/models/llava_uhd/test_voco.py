@@ -37,7 +37,7 @@ def image_of(letters: str) -> torch.Tensor:
 
 
 def shown(mask: torch.Tensor) -> list[str]:
-    return ["".join("x" if seen else "." for seen in row) for row in mask.tolist()]
+    return ["".join("x" if allowed else "." for allowed in row) for row in mask.tolist()]
 
 
 def test_the_mask_is_the_table() -> None:
@@ -50,8 +50,8 @@ def test_the_mask_is_the_table() -> None:
 
 def test_two_voco_tokens_both_see_the_image_and_a_past_is_seen_by_all() -> None:
     """Two columns of a cache, the first of them padding."""
-    seen = torch.tensor([[0, 1, 1, 1, 1, 1, 1]])
-    mask = voco_mask(image_of("iivvt"), 2, seen)
+    key_mask = torch.tensor([[0, 1, 1, 1, 1, 1, 1]])
+    mask = voco_mask(image_of("iivvt"), 2, key_mask)
     assert shown(mask[0, 0]) == [".xx....", ".xxx...", ".xxxx..", ".xxxxx.", ".x..xxx"]
 
 

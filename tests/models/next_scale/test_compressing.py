@@ -31,14 +31,14 @@ def profile(model) -> Profile:
 @pytest.mark.parametrize("budget", ["100%", "14"])
 def test_everything_kept_is_the_untouched_model(model, profile, plan: str, budget: str) -> None:
     ids = torch.randint(11, (2, 30))
-    untouched, (logits, cache) = model.generate([0, 1], seed=2), model.score(torch.tensor([0, 1]), ids)
+    full, (logits, cache) = model.generate([0, 1], seed=2), model.score(torch.tensor([0, 1]), ids)
     with compress_cache(model, plan.format(budget), profile=profile) as handle:
         sample, (same, _) = model.generate([0, 1], seed=2), model.score(torch.tensor([0, 1]), ids)
         report = handle.report(sample.cache)
     assert torch.equal(same, logits)
-    assert torch.equal(sample.pixel_values, untouched.pixel_values)
-    assert torch.equal(sample.token_ids, untouched.token_ids)
-    assert report["kept_bytes"] == untouched.cache.kept_bytes == 2 * cache.kept_bytes
+    assert torch.equal(sample.pixel_values, full.pixel_values)
+    assert torch.equal(sample.token_ids, full.token_ids)
+    assert report["kept_bytes"] == full.cache.kept_bytes == 2 * cache.kept_bytes
     assert report["kept_bytes"] == HISTORY * LAYERS * HEADS * ROWS * WIDTH * 2 * 4
 
 
@@ -69,21 +69,21 @@ def test_budgets_are_obeyed_to_the_byte(model, profile, plan: str, tokens: int) 
 
 
 def test_hack_gives_structural_heads_more_and_both_ends(model, profile) -> None:
-    seen: dict[int, list[list[int]]] = {}
+    histories: dict[int, list[list[int]]] = {}
 
     def look(cache, layer, queries) -> None:
         if cache.place == 3:
             for group in cache.layers[layer].groups:
                 for row, head in enumerate(group.heads):
-                    rows = group.places()[:, row].tolist()
-                    seen[layer * HEADS + head] = [[place for place in own if place < HISTORY] for own in rows]
+                    rows = group.token_indices()[:, row].tolist()
+                    histories[layer * HEADS + head] = [[place for place in own if place < HISTORY] for own in rows]
 
     plan = Plan.of(Hack(initial=0.25, recent=0.5, ratio=0.5), 6)
     with compress_cache(model, plan, profile=profile):
         model.generate([0, 1], observers=(look,))
     contextual = contextual_heads(profile.variance, 0.5).flatten().tolist()
-    assert len(seen) == LAYERS * HEADS
-    for head, rows in seen.items():
+    assert len(histories) == LAYERS * HEADS
+    for head, rows in histories.items():
         for kept in rows:
             assert kept == sorted(set(kept))
             assert len(kept) == (4 if contextual[head] else 8)
@@ -98,11 +98,11 @@ def test_all_contextual_is_one_budget(model, profile) -> None:
 
 
 def test_scalekv_differs_by_layer_and_keeps_its_window(model, profile) -> None:
-    seen = []
+    groups = []
 
     def look(cache, layer, queries) -> None:
         if cache.place == 3:
-            seen.extend(cache.layers[layer].groups)
+            groups.extend(cache.layers[layer].groups)
 
     with compress_cache(model, "scalekv(drafters=0.25, window=4):9", profile=profile) as handle:
         report = handle.report(model.generate([0, 1], observers=(look,)).cache)
@@ -111,8 +111,8 @@ def test_scalekv_differs_by_layer_and_keeps_its_window(model, profile) -> None:
     assert len({layer[0] for layer in kept}) > 1
     # The centres of a 2 x 2 grid over the third map (3 x 3), whose first token is the fifth.
     window = {5 + row * 3 + column for row in (0, 2) for column in (0, 2)}
-    for group in seen:
-        for row in group.places().flatten(0, 1).tolist():
+    for group in groups:
+        for row in group.token_indices().flatten(0, 1).tolist():
             assert window <= set(row)
 
 

@@ -62,7 +62,7 @@ def test_the_folder_holds_the_model_and_its_image_processor(run, source: Path, t
     assert isinstance(processor, LlavaUHDImageProcessor)
     assert (processor.patch_size, processor.num_stages, processor.unit) == (4, 2, 16)
     assert tuple(processor.image_mean) == (0.48145466, 0.4578275, 0.40821073)  # Qwen's, not 0.5
-    assert [path.name for path in output.parent.iterdir()] == ["vit"]  # nothing half-written beside it
+    assert [path.name for path in output.parent.iterdir()] == ["vit"]  # nothing half-written next to it
 
     document = json.loads(out)
     assert document["family"] == "Qwen2.5-VL"

@@ -89,11 +89,11 @@ def test_shrinking_is_the_projection(source: int, target: int, mode: str, antial
     resized = resize_patch_kernel(weight, target, mode=mode, antialias=antialias)
     matrix = resize_matrix(source, target, mode, antialias)
     flat, new = weight.flatten(2), resized.flatten(2)
-    seen = new @ matrix
+    projected = new @ matrix
     # least squares by another road: normal equations instead of a singular value decomposition
     projection = matrix.T @ torch.linalg.solve(matrix @ matrix.T, matrix)
-    torch.testing.assert_close(seen, flat @ projection, rtol=0, atol=1e-9)
-    torch.testing.assert_close((seen - flat) @ matrix.T, torch.zeros_like(new), rtol=0, atol=1e-9)
+    torch.testing.assert_close(projected, flat @ projection, rtol=0, atol=1e-9)
+    torch.testing.assert_close((projected - flat) @ matrix.T, torch.zeros_like(new), rtol=0, atol=1e-9)
     # the response to any patch that a small patch can tell apart is exact
     patches = (random(6, 2, target, target, seed=2).flatten(2) @ matrix).view(6, 2, source, source)
     shrunk = (patches.flatten(2) @ matrix.T).view(6, 2, target, target)

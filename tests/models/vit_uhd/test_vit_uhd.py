@@ -122,7 +122,7 @@ def reference(model: ViTUHDModel, pixels: Tensor, grid: tuple[int, int]) -> tupl
         )
         attended = torch.zeros_like(x)
         for i in range(len(x)):
-            seen = [
+            neighbours = [
                 j
                 for j in range(len(x))
                 if not windowed
@@ -132,9 +132,9 @@ def reference(model: ViTUHDModel, pixels: Tensor, grid: tuple[int, int]) -> tupl
                 )
             ]
             for head in range(heads):
-                near = torch.stack([keys[j][head] for j in seen])
+                near = torch.stack([keys[j][head] for j in neighbours])
                 scores = (near @ queries[i][head] / math.sqrt(width)).softmax(0)
-                attended[i, head * width : (head + 1) * width] = scores @ projected[seen, 2, head]
+                attended[i, head * width : (head + 1) * width] = scores @ projected[neighbours, 2, head]
         x = x + block.wo(attended)
         act = ACT2FN[config.hidden_act]
         hidden = torch.stack([norm(block.norm1, token) for token in x])
@@ -177,7 +177,7 @@ def test_a_packed_batch_equals_the_slow_reference(variant: str, attention: str) 
 
 
 def test_inference_and_training_mode_arithmetic_agree() -> None:
-    """Without gradients the rotation is done in place; that must not be seen."""
+    """Without gradients the rotation is done in place; that must not be visible."""
     model = build()
     inputs = packed(GRIDS)
     with torch.no_grad():

@@ -53,11 +53,11 @@ def test_what_is_seen_is_what_the_model_does(loaded: tuple[Any, Any]) -> None:
     prompt = seen.inputs["input_ids"].shape[1] - len(seen.answer)
     with torch.no_grad():
         out = model(**seen.inputs, use_cache=False, output_hidden_states=True)
-    torch.testing.assert_close(tokens.features, out.hidden_states[1][0, tokens.places])
+    torch.testing.assert_close(tokens.features, out.hidden_states[1][0, tokens.indices])
     torch.testing.assert_close(model.get_output_embeddings()(seen.hidden), out.logits[0, seen.rows])
     assert seen.rows.tolist() == list(range(prompt - 1, prompt - 1 + len(seen.answer)))
     image = (seen.inputs["input_ids"][0] == model.config.image_token_id).nonzero().flatten()
-    assert torch.equal(tokens.places, image)
+    assert torch.equal(tokens.indices, image)
     assert tokens.question.tolist() == list(range(int(image[-1]) + 1, prompt))  # the answer is not looked at
     assert foveate.runtime.handle_of(model) is None
 
@@ -72,9 +72,9 @@ def test_guidance_is_what_later_tokens_pay(loaded: tuple[Any, Any]) -> None:
             attention = model(**seen.inputs, use_cache=False, output_attentions=True).attentions[1][0]
     finally:
         model.set_attn_implementation("sdpa")
-    first, length = int(tokens.places[0]), attention.shape[-1]
+    first, length = int(tokens.indices[0]), attention.shape[-1]
     sums = [
-        sum(float(head[row, place]) for head in attention for row in range(first, length)) for place in tokens.places
+        sum(float(head[row, place]) for head in attention for row in range(first, length)) for place in tokens.indices
     ]
     mean = sum(sums) / len(sums)
     torch.testing.assert_close(

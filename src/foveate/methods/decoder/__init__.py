@@ -1,1 +1,1 @@
-"""Methods between layers of the language model: one file a method, registered by lying here."""
+"""Methods between layers of the language model: one file a method, imported by the registry."""

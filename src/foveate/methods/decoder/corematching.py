@@ -1,4 +1,4 @@
-"""CoreMatching: the tokens that activate the neurons that most tokens activate."""
+"""CoreMatching: tokens that activate the core neurons, and decoding with core neurons only."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _BLOCK = 2**24
 
 @dataclass(frozen=True)
 class CoreMatching(NeuronMethod):
-    r"""Keeps the tokens that activate most of the core neurons; text is then written with core neurons alone.
+    r"""Keeps the tokens that activate most of the core neurons; the text is then generated with core neurons only.
 
     With the activations $z = \sigma(W_g x) \odot W_u x$ of an MLP, the neurons of a token are the share $\rho$ of its
-    positive ones that are largest, and the core neurons C the share $\beta$ of all neurons that are among the neurons
-    of most tokens. The score of an image token is $|\{n : z_n > 0\} \cap C|$. Scores are sorted; on the line from the
-    first to the last point of (rank, score) the point farthest from it is the elbow, and the tokens above the elbow's
-    score go on. A budget takes that many instead. While text is written, MLPs are made of their core neurons.
+    positive ones that are largest, and the core neurons C the share $\beta$ of all neurons that most tokens have among
+    theirs. The score of an image token is $|\{n : z_n > 0\} \cap C|$. On the line from the first to the last point of
+    (rank, sorted score), the point farthest from it is the elbow, and the tokens above the elbow's score go on. A
+    budget takes that many instead.
 
     "CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning" (Wang et al., ICML 2025,
-    arXiv 2505.19235). This is the paper's algorithm, not the released code, which counts the neurons that a token has
-    in common with one token of the prompt, zeroes cached keys, drops nothing and leaves MLPs whole. Choices of ours:
-    the shares are those of CoreInfer, which core neurons come from; one layer, where the code's begin, 6 of 32; MLPs
-    before it stay whole; where nothing is above the elbow, what is level with it stays. Passes of several tokens
-    without an image, such as a second question, use whole MLPs. The copied weights take `neurons` of all MLPs' memory
-    for every prompt of a batch; quantised and adapted MLPs are masked in place of sliced, which saves nothing.
+    arXiv 2505.19235). This is the paper's algorithm; the released code counts the neurons that a token has in common
+    with one token of the prompt, zeroes cached keys, drops nothing and does not prune MLPs. Our choices: the shares are
+    those of CoreInfer, which core neurons come from; one layer, where the code's begin, 6 of 32; MLPs before it are not
+    pruned; where nothing is above the elbow, tokens at its score stay. Passes of several tokens without an image, such
+    as a second question, use full MLPs. The copied weights take `neurons` of all MLPs' memory for every prompt of a
+    batch; quantised and adapted MLPs are masked instead of sliced, which saves nothing.
 
     Args:
         active: $\rho$, above 0, up to 1.
@@ -81,7 +81,7 @@ class CoreMatching(NeuronMethod):
 
 
 def above_elbow(scores: Tensor) -> Tensor:
-    """Places (k,) int64, ascending, of the scores (N,) above the elbow of their sorted curve; never none of N > 0."""
+    """Indices (k,) int64, ascending, of the scores (N,) above the elbow of their sorted curve; never none of N > 0."""
     ordered = scores.sort(descending=True).values.double()
     count = len(ordered)
     if count < 3:

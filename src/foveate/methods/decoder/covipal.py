@@ -1,4 +1,4 @@
-"""CoViPAL: a small trained module in front of a layer says which visual tokens go on."""
+"""CoViPAL: a trained module before a layer scores visual tokens for the question."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from foveate.core.trained import Trained
 
 @dataclass(frozen=True)
 class CoViPAL(Trained, DecoderScorer):
-    r"""Keeps, before a decoder layer, the tokens that a small trained module scores highest, in view of the question.
+    r"""Keeps, before a decoder layer, the tokens that a small trained module scores highest for the question.
 
     $S = p_\theta(H_v, H_t)$ with the hidden states $H_v$ of the image's tokens and $H_t$ of the question as they enter
-    the layer; the count tokens with the greatest S go on. Each layer has a module of its own, and the model's weights
-    stay as they are. A module learns in two stages (`foveate train-method covipal`): first the attention that tokens
-    receive in a deeper layer, then that the model answers as it does with all tokens.
+    the layer; the count tokens with the greatest S go on. Each layer has a module of its own; the model's weights do
+    not change. A module is trained in two stages (`foveate train-method covipal`): first on the attention that tokens
+    receive in a deeper layer, then to keep the answers of the full model.
 
     "CoViPAL: Layer-wise Contextualized Visual Token Pruning for Large Vision-Language Models" (Tang et al., Findings of
-    EMNLP 2025, arXiv 2508.17243). The authors' code and the sizes of their module were not at hand. Choices of ours:
-    the module (`Pruner`); what is left of the second stage's details, see `foveate.training.methods.covipal`; one
-    layer, 2, by default; positions as they were.
+    EMNLP 2025, arXiv 2508.17243). The authors' code and the sizes of their module were not at hand. Our choices: the
+    module (`Pruner`); the remaining details of the second stage, see `foveate.training.methods.covipal`; one layer, 2,
+    by default; original positions.
 
     Args:
-        weights: A folder that `foveate train-method covipal` wrote; by default `covipal/` beside the model's weights.
+        weights: A folder that `foveate train-method covipal` wrote; by default `covipal/` next to the model's weights.
     """
 
     weights: str = ""
@@ -47,11 +47,11 @@ class CoViPAL(Trained, DecoderScorer):
         return ()
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Those that its modules were trained for; as long as none are known, the one that is usual."""
+        """The layers that its modules were trained for; without weights, the default layer."""
         return tuple(read_config(self.path, self.name)["layers"]) if self.path else default_layers(num_layers)
 
     def score(self, tokens: LayerTokens) -> Tensor:
-        """The module's, for the question."""
+        """Scores of the layer's module, for the question."""
         pruner: Pruner = network_of(self.path, self.name, build, tokens.layer, tokens.device)
         check_size(self.name, self.path, pruner.size, tokens.features.shape[1])
         with torch.no_grad():
@@ -87,7 +87,7 @@ class Pruner(nn.Module):
         image, text = (F.layer_norm(x.float(), (self.size,)) for x in (image, text))
         x = torch.cat([self.image(image), self.text(text)])
         y = self.before(x)
-        # Only the image is asked for; the question is seen.
+        # Queries are the image's; keys and values also the question's.
         x = x[: len(image)] + self.attention(y[: len(image)], y, y, need_weights=False)[0]
         return self.head(x + self.mlp(self.after(x)))[:, 0]
 

@@ -1,4 +1,4 @@
-"""DART: tokens that duplicate no pivot, after two layers."""
+"""DART: pivots and the tokens least similar to them, at a decoder layer."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.tokens import Selection, select_tokens
-from foveate.methods.shared.diversity import unlike_pivots
+from foveate.methods.shared.diversity import least_similar_to_pivots
 
 
 @dataclass(frozen=True)
-class DARTAt(DecoderMethod):
-    """Keeps a few pivots, the tokens of greatest keys, and for each pivot, words too, the tokens least like it.
+class DARTDecoder(DecoderMethod):
+    """Keeps a few pivots, the tokens with the greatest keys, and for each the tokens least similar to it.
 
     At layer K the pivots are the visual tokens, and the words of the question, with the greatest $|k|_1$ of their keys
-    in layer K - 1 (rotated, all heads). For each pivot p in turn the visual tokens that are not taken yet with the
-    least cos(p, x) are taken, equally many for every pivot; x are the hidden states that enter layer K, after the norm
-    that follows the last layer. No attention is needed. Positions are the original ones.
+    in layer K - 1 (rotated, all heads). For each pivot p in turn the visual tokens not yet taken with the least cos(p,
+    x) are taken, equally many for every pivot; x are the hidden states that enter layer K, after the model's final
+    norm. No attention weights are needed. Positions are the original ones.
 
     "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More" (Wen et al., EMNLP 2025,
-    arXiv 2502.11494): K = 2 and four pivots of either kind. This is the paper's method; `dart` is a variant of ours
-    that acts before the language model. The authors' code visits the pivots in the order of a hash set and keeps
-    m (p + q) + p tokens with m = int(count / (p + q)), a few too many. Our choice: visual pivots come first, then
-    words, each by falling norm, and exactly the budget stays; what does not divide equally goes to the first pivots.
-    Of equal tokens the first wins.
+    arXiv 2502.11494): K = 2 and four pivots of either kind. `dart` is our variant before the language model. The
+    authors' code visits the pivots in the order of a hash set and keeps m (p + q) + p tokens with m = int(count / (p +
+    q)), a few too many. Our choice: visual pivots come first, then words, each by falling norm, and the budget is met
+    exactly; what does not divide equally goes to the first pivots. Of equal tokens the first wins.
 
     Args:
         pivots: Visual pivots p; a budget below them keeps the greatest ones.
@@ -57,11 +56,11 @@ class DARTAt(DecoderMethod):
         """See `DecoderMethod.select`."""
         attention = tokens.attention("previous")
         norms = attention.key[:, attention.past :].float().abs().sum(dim=(0, 2))
-        pivots = _greatest(norms[tokens.places], min(self.pivots, count))
+        pivots = _greatest(norms[tokens.indices], min(self.pivots, count))
         words = tokens.question[_greatest(norms[tokens.question], self.text_pivots)]
         norm = tokens.model.norm
         x, others = norm(tokens.features), norm(tokens.prompt.hidden[words])
-        return select_tokens(unlike_pivots(x, pivots, others, count))
+        return select_tokens(least_similar_to_pivots(x, pivots, others, count))
 
 
 def _greatest(norms: Tensor, count: int) -> Tensor:

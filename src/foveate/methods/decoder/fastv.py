@@ -1,4 +1,4 @@
-"""FastV: after two layers, half of the image."""
+"""FastV: tokens that the prompt's last token attends to in the previous layer."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from foveate.core.in_decoder import DecoderScorer, LayerTokens
 
 @dataclass(frozen=True)
 class FastV(DecoderScorer):
-    r"""Keeps the tokens that the prompt's last token looked at most in the layer before.
+    r"""Keeps the tokens that the prompt's last token attends to most in the previous layer.
 
     $\phi_j = \frac1H\sum_h A_h[L, j]$ with the attention $A$ of layer K - 1; the tokens with the largest $\phi$ go on
-    to layer K with the positions that they had.
+    to layer K with their original positions.
 
     "An Image is Worth 1/2 Tokens After Layer 2" (Chen et al., ECCV 2024, arXiv 2403.06764). The paper speaks of the
     attention that a token receives from all others; the authors' code, which the paper's numbers come from, reads the
-    last row alone, and so does this. Their cacheless code chooses anew for every written token; here, as in their later
-    port with a cache, the prompt decides once.
+    last row alone, and so does this. Their code without a cache chooses again for every generated token; here, as in
+    their later port with a cache, the choice is made once, for the prompt.
     """
 
     name: ClassVar[str] = "fastv"
@@ -34,5 +34,5 @@ class FastV(DecoderScorer):
         return (min(2, num_layers - 1),)
 
     def score(self, tokens: LayerTokens) -> Tensor:
-        """The attention of the prompt's last token, in the layer before."""
-        return tokens.attention("previous").attention_received(tokens.prompt.asking, tokens.places)
+        """Attention of the prompt's last token, in the previous layer."""
+        return tokens.attention("previous").attention_received(tokens.prompt.asking, tokens.indices)

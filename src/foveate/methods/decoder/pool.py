@@ -1,4 +1,4 @@
-"""LLaVolta's compressor: neighbouring image tokens averaged at a layer."""
+"""LLaVolta: average pooling of image tokens at a decoder layer."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from foveate.core.tokens import Selection, merge_tokens
 
 
 @dataclass(frozen=True)
-class PoolAt(DecoderMethod):
+class PoolDecoder(DecoderMethod):
     """Averages the hidden states of neighbouring image tokens before a decoder layer; made for training in stages.
 
-    The tokens that are there, in reading order, are cut into as many runs as shall stay, and x'_r is the mean of run r:
-    average pooling in one dimension with kernel = stride = s where N = s k. A run stands at its token (s - 1) // 2,
-    whose position is the mean of the run's positions rounded down. Trained heavy first, then lighter, then without any
-    (`plan` in the stages of a recipe), and used without it.
+    The current tokens, in reading order, are cut into as many runs as the budget has tokens, and x'_r is the mean of
+    run r: average pooling in one dimension with kernel = stride = s where N = s k. A run takes the place of its token
+    (s - 1) // 2, whose position is the mean of the run's positions rounded down. The model is trained with heavy, then
+    lighter, then no compression (`plan` in the stages of a recipe), and used without it.
 
-    "Efficient Large Multi-modal Models via Visual Context Compression" (LLaVolta; Chen et al., NeurIPS 2024,
-    arXiv 2406.20092): before layer K of 32 with stride s; its four stages are (K = 2, s = 8), (K = 2, s = 2),
-    (K = 16, s = 2) and no compression, the same number of steps each. Where s does not divide N the authors' code loses
-    the rest; here no token is lost and runs differ by one at most (our choice). Of positions with several axes (M-RoPE)
-    the run carries those of that one token (our choice): a mean over the end of a row would be a place that no token
-    of the run has.
+    "Efficient Large Multi-modal Models via Visual Context Compression" (LLaVolta; Chen et al., NeurIPS 2024, arXiv
+    2406.20092): before layer K of 32 with stride s; its four stages are (K = 2, s = 8), (K = 2, s = 2), (K = 16, s = 2)
+    and no compression, the same number of steps each. Where s does not divide N the authors' code drops the rest; our
+    choice: no token is lost and runs differ by one at most. Of positions with several axes (M-RoPE) the run carries
+    those of that one token (our choice): a mean over the end of a row would be a place that no token of the run has.
     """
 
     name: ClassVar[str] = "pool-decoder"

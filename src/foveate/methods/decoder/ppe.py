@@ -1,4 +1,4 @@
-"""PPE's cascade: clusters of hidden states, again and again between layers, whose rows keep several positions."""
+"""PPE's cascade: clustering of hidden states at several layers, with several positions a row."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from foveate.methods.pre_llm.ppe import MOST_MEMBERS, clustered
 
 
 @dataclass(frozen=True)
-class PPEAt(DecoderMethod):
+class PPEDecoder(DecoderMethod):
     """Merges hidden states by density-peak clustering at layers of the language model; rows keep several positions.
 
     Each frame, tile or image is clustered by itself as in `ppe`, on the hidden states before the layer, and a cluster
-    becomes its plain mean. A row of tokens that had one position each carries those of up to K members. A token that
-    carries K already, from `ppe` or from an earlier layer, would bring K each; of all these K are taken again: those of
-    the cluster's first token, so that the number stays K. "Positional Preservation Embedding for Multimodal Large
-    Language Models" (arXiv 2510.22936), the cascade. A budget is meant for every layer: `ppe:45% + ppe-decoder:45%` is
-    the paper's setting of stages before the language model and before the layers 11, 23 and 35 of 36.
+    becomes its plain mean. A row of tokens that had one position each carries those of up to K members. Tokens that
+    carry K already, from `ppe` or from an earlier layer, bring K each; of these the K of the cluster's first token are
+    kept. "Positional Preservation Embedding for Multimodal Large Language Models" (arXiv 2510.22936), the cascade. A
+    budget is meant for every layer: `ppe:45% + ppe-decoder:45%` is the paper's setting of stages before the language
+    model and before the layers 11, 23 and 35 of 36.
 
-    The authors' code has the cascade for clips only, divides what is left of them into frames of equal size whatever
-    they hold, and takes the last token of a cluster (`reference`). Nothing is counted anew.
+    The authors' code has the cascade for clips only, divides the remaining tokens into frames of equal size whatever
+    they hold, and takes the last token of a cluster (`reference`). Positions are not counted anew.
 
     Args:
         members: K, positions that a merged token carries.
@@ -59,7 +59,7 @@ class PPEAt(DecoderMethod):
         parts = _parts(tokens)
         shares = divide(count, [len(part) for part in parts])
         label = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
-        firsts, carried = [], []
+        firsts, positions = [], []
         for part, share in zip(parts, shares, strict=True):
             if not share:
                 continue
@@ -68,24 +68,26 @@ class PPEAt(DecoderMethod):
             )
             label[part] = labels + sum(map(len, firsts))
             firsts.append(part[members[:, 0]])
-            carried.append(part[members])
+            positions.append(part[members])
         order = torch.cat(firsts).argsort()
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
         assignment = torch.where(label >= 0, rank[label.clamp(min=0)], -1)
-        found = merge_tokens(tokens.features, torch.cat(firsts)[order], assignment)
-        return Selection(found.indices, found.features, found.assignment, found.weights, torch.cat(carried)[order])
+        merged = merge_tokens(tokens.features, torch.cat(firsts)[order], assignment)
+        return Selection(
+            merged.indices, merged.features, merged.assignment, merged.weights, torch.cat(positions)[order]
+        )
 
 
 def _parts(tokens: LayerTokens) -> list[torch.Tensor]:
-    """Places of the tokens of each frame or tile, and of those that are in none."""
-    whole = Crop(torch.arange(len(tokens), device=tokens.device), Grid(1, len(tokens)))
-    left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+    """Indices of the tokens of each frame or tile, and of those that are in none."""
+    image = Crop(torch.arange(len(tokens), device=tokens.device), Grid(1, len(tokens)))
+    free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
     parts = []
-    for crop in tokens.crops or (whole,):
-        own = crop.present.to(tokens.device)
-        own = own[left[own]].sort().values
-        left[own] = False
-        parts.append(own)
-    rest = left.nonzero().flatten()
+    for crop in tokens.crops or (image,):
+        indices = crop.present.to(tokens.device)
+        indices = indices[free[indices]].sort().values
+        free[indices] = False
+        parts.append(indices)
+    rest = free.nonzero().flatten()
     return [part for part in (*parts, rest) if len(part)]

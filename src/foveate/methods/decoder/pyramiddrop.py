@@ -1,4 +1,4 @@
-"""PyramidDrop: fewer image tokens in stages."""
+"""PyramidDrop: image tokens dropped in stages, by attention of the prompt's last token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from foveate.core.in_decoder import DecoderScorer, LayerTokens
 
 @dataclass(frozen=True)
 class PyramidDrop(DecoderScorer):
-    """Keeps, at the beginning of every stage of layers, the tokens that the prompt's last token would look at most.
+    """Keeps, at the first layer of every stage, the tokens that the prompt's last token attends to most in that layer.
 
-    Before layer l the queries and keys of that layer rank the image: the softmax over the whole causal row of the
+    The queries and keys of the layer rank the image before it runs: the softmax over the whole causal row of the
     prompt's last token, averaged over heads. In training the rows before each answer are averaged. A budget is meant
     for every stage: 50 % at three layers leaves 50, 25 and 12.5 % of the image. Positions are counted anew after every
     drop.
@@ -35,5 +35,5 @@ class PyramidDrop(DecoderScorer):
         return tuple(sorted({max(1, round(num_layers * quarter / 4)) for quarter in (1, 2, 3)} - {num_layers}))
 
     def score(self, tokens: LayerTokens) -> Tensor:
-        """The attention of the prompt's last token, in the layer that is about to run."""
-        return tokens.attention("own").attention_received(tokens.prompt.asking, tokens.places)
+        """Attention of the prompt's last token, in the layer that is about to run."""
+        return tokens.attention("own").attention_received(tokens.prompt.asking, tokens.indices)

@@ -1,4 +1,4 @@
-"""Random tokens at a layer, the control for methods inside the language model."""
+"""Random tokens at a decoder layer (control)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from foveate.core.in_decoder import DecoderScorer, LayerTokens
 
 
 @dataclass(frozen=True)
-class RandomAt(DecoderScorer):
-    """Keeps tokens drawn at random without replacement before a decoder layer, every one with the same chance.
+class RandomDecoder(DecoderScorer):
+    """Keeps tokens drawn uniformly at random without replacement before a decoder layer.
 
-    A control, not a paper. The draw depends on the seed, the layer, the number of the image in its prompt and how many
-    tokens it has, on nothing else; the global random state is left alone.
+    A control, not a paper. The draw depends on the seed, the layer, the number of the image in its prompt and its
+    number of tokens, on nothing else; the global random state is not changed.
 
     Args:
-        seed: Another one draws other tokens.
+        seed: Of the draw.
     """
 
     seed: int = 0

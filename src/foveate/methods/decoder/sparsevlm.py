@@ -1,4 +1,4 @@
-"""SparseVLM: words of the question rate the image, and what goes is recycled."""
+"""SparseVLM: tokens rated by words of the question; part of the rest is recycled into clusters."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from foveate.methods.shared.clustering import density_peaks
 
 @dataclass(frozen=True)
 class SparseVLM(DecoderMethod):
-    r"""Keeps what the words that fit the image look at, and merges the best of the rest into a few tokens.
+    r"""Keeps the tokens that words of the question attend to, and merges the best others into a few.
 
-    Raters are chosen once, from what enters the first layer: with visual tokens $V$ and words $T$ of the question,
-    $m = \text{mean}_V\,\text{softmax}_T(VT^\top)$, and words above the mean of $m$ rate. The score of a visual token is
-    the attention that the raters pay to it in the layer before, mean over heads and raters. The tokens of the highest
-    scores stay. The best `recycled` share of the others, $n'$ tokens, is gathered into $\lfloor n'/\theta \rfloor + 1$
+    Raters are chosen once, from what enters the first layer: with visual tokens $V$ and words $T$ of the question, $m =
+    \text{mean}_V\,\text{softmax}_T(VT^\top)$, and words above the mean of $m$ rate. The score of a visual token is the
+    attention of the raters to it in the previous layer, mean over heads and raters. The tokens of the highest scores
+    stay. The best `recycled` share of the others, $n'$ tokens, is gathered into $\lfloor n'/\theta \rfloor + 1$
     clusters by DPC-kNN, and the mean of each cluster stays too. Positions are counted anew.
 
-    Without a budget the rank of the raters' attention $P$ says how many go: $\lambda\,(N - \text{rank}\,P)$, and the
-    clusters come on top. A budget is the exact number of tokens, clusters among them: at layers 3, 7 and 16
+    Without a budget the rank of the raters' attention $P$ gives the number of dropped tokens, $\lambda\,(N -
+    \text{rank}\,P)$, and the clusters come on top. A budget is the exact number of tokens, clusters included:
     `sparsevlm:309@3 + sparsevlm:204@7 + sparsevlm:113@16` leaves 300, 200 and 110 of 576 tokens of LLaVA-1.5 and 9, 4
     and 3 clusters, the authors' setting for 192 tokens on average (128: 312, 117, 39; 64: 82, 32, 18).
 
     "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference" (Zhang et al., ICML 2025,
     arXiv 2410.04417), version 1 of the code. The authors' code has a table of counts in place of the rule, adds noise
     to densities, and puts clusters after all other visual tokens (`reference`); here nothing is random and a cluster
-    stands at its centre. Our choice: the value of $\lambda$, which the paper leaves open (one half comes near to the
-    table for 192 tokens); all words rate where none is above the mean; at most half of a small budget are clusters.
+    takes the place of its centre. Our choices: the value of $\lambda$, which the paper leaves open (one half comes near
+    to the table for 192 tokens); all words rate where none is above the mean; at most half of a small budget are
+    clusters.
 
     Args:
         rank_scale: $\lambda$, above 0, up to 1.
-        recycled: Share of what goes that is recycled, 0 to 1; 0 merges nothing.
-        cluster_size: $\theta$, tokens that a cluster has about.
+        recycled: Share of the dropped tokens that is recycled, 0 to 1; 0 merges nothing.
+        cluster_size: $\theta$, mean tokens of a cluster.
         reference: Clusters after all other visual tokens, the best centre first, as in the authors' code. (Models with
-            positions of several axes keep the original ones, those of the places.)
+            positions of several axes keep the original ones.)
     """
 
     rank_scale: float = 0.5
@@ -77,12 +78,12 @@ class SparseVLM(DecoderMethod):
         attention, raters = tokens.attention("previous"), self.raters(tokens)
         size = len(tokens)
         if count:
-            scores = attention.attention_received(raters, tokens.places)
+            scores = attention.attention_received(raters, tokens.indices)
             stay, clusters = self.divided(size, count)
         else:
-            paid = attention.attention_from(raters, tokens.places)
-            scores = paid.mean(dim=0)
-            stay = max(1, size - share_of(self.rank_scale, size - int(torch.linalg.matrix_rank(paid)), "down"))
+            received = attention.attention_from(raters, tokens.indices)
+            scores = received.mean(dim=0)
+            stay = max(1, size - share_of(self.rank_scale, size - int(torch.linalg.matrix_rank(received)), "down"))
             clusters = self.clusters(size - stay)
         best = topk_indices(scores, stay)
         if not clusters:
@@ -94,14 +95,14 @@ class SparseVLM(DecoderMethod):
         assignment = torch.full((size,), -1, dtype=torch.int64, device=tokens.device)
         assignment[best] = torch.searchsorted(indices, best)
         assignment[rest] = torch.searchsorted(indices, rest[centres])[labels]
-        found = merge_tokens(tokens.features, indices, assignment)
+        merged = merge_tokens(tokens.features, indices, assignment)
         if not self.reference:
-            return found
+            return merged
         rows = torch.searchsorted(indices, torch.cat([best, rest[centres]]))
-        return in_order(found, tokens.features, rows)
+        return in_order(merged, tokens.features, rows)
 
     def raters(self, tokens: LayerTokens) -> Tensor:
-        """(r,) where the words that rate stand in the sequence."""
+        """Indices (r,) in the sequence of the words that rate."""
         question, prompt = tokens.question, tokens.prompt
         visual = prompt.entered[prompt.image].float()
         words = prompt.entered[prompt.columns[question]].float()
@@ -109,13 +110,13 @@ class SparseVLM(DecoderMethod):
         chosen = question[fit > fit.mean()]
         return chosen if len(chosen) else question
 
-    def recyclable(self, gone: int) -> int:
-        """How many of the tokens that go are recycled."""
-        return min(share_of(self.recycled, gone, "down") + 1, gone) if self.recycled else 0
+    def recyclable(self, dropped: int) -> int:
+        """How many of the dropped tokens are recycled."""
+        return min(share_of(self.recycled, dropped, "down") + 1, dropped) if self.recycled else 0
 
-    def clusters(self, gone: int) -> int:
-        """How many clusters they make."""
-        size = self.recyclable(gone)
+    def clusters(self, dropped: int) -> int:
+        """How many clusters the recycled tokens make."""
+        size = self.recyclable(dropped)
         return min(size // self.cluster_size + 1, size) if size else 0
 
     def divided(self, size: int, count: int) -> tuple[int, int]:
@@ -124,4 +125,4 @@ class SparseVLM(DecoderMethod):
             clusters = min(self.clusters(size - stay), count // 2)
             if stay + clusters <= count:
                 return stay, count - stay
-        raise AssertionError("there is always room for no token and half of them as clusters")
+        raise AssertionError("no tokens and count // 2 clusters always fit")

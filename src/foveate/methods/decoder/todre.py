@@ -1,4 +1,4 @@
-"""ToDRE, second stage: no image any more where text has stopped looking at it."""
+"""ToDRE, second stage: drop all visual tokens in a late layer."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from foveate.core.tokens import Selection
 
 
 @dataclass(frozen=True)
-class ToDREAt(DecoderMethod):
-    r"""Leaves all visual tokens out behind a late layer if text and image hardly look at each other there.
+class ToDREDecoder(DecoderMethod):
+    r"""Drops all visual tokens before a late layer if text and image hardly attend to each other there.
 
-    By then what the image says has moved into the text ("information migration"). With the softmax A of the layer,
-    mean over heads, the words T of the question and the visual tokens V,
+    By then the information of the image has moved into the text ("information migration"). With the softmax A of the
+    layer, mean over heads, the words T of the question and the visual tokens V,
 
-    $\alpha_{t \to v} = \text{mean}_{i \in T} \sum_{j \in V} A_{ij},\qquad
-    \alpha_{v \to t} = \text{mean}_{i \in V} \sum_{j \in T} A_{ij}$,
+    $\alpha_{t \to v} = \text{mean}_{i \in T} \sum_{j \in V} A_{ij},\qquad \alpha_{v \to t} = \text{mean}_{i \in V}
+    \sum_{j \in T} A_{ij}$,
 
-    the image goes if both are below `threshold`; else it stays to the end. Under a causal mask the second one is 0 for
-    all text behind the image.
+    the image is dropped if both are below `threshold`; else it stays to the end. Under a causal mask the second one is
+    0 for all text after the image.
 
     "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance" (Li et al., arXiv 2505.18757v2,
-    section 4.2, eq. 8; threshold and layer are those of its tables 2 and 3 of the appendix). The first stage is
-    `todre`: `todre:10% + todre-decoder` is the whole paper. There is no public code. Choices of ours: the question is
-    the text behind the image; with several images V is all of them, and each is judged by the text behind it; positions
-    as they were.
+    section 4.2, eq. 8; threshold and layer are those of its tables 2 and 3 of the appendix). `todre:10% +
+    todre-decoder` is the whole paper. There is no public code. Our choices: the question is the text after the image;
+    with several images V is all of them, and each is judged by the text after it; positions are the original ones.
 
     Args:
-        threshold: Above 0; the larger, the more images go. The paper has 0.03 to 0.15.
+        threshold: Above 0; the larger, the more images are dropped. The paper has 0.03 to 0.15.
     """
 
     threshold: float = 0.1
@@ -51,7 +50,7 @@ class ToDREAt(DecoderMethod):
             raise FoveateError(f"todre-decoder: threshold is a number above 0, not {self.threshold}.")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Behind seven eighths of the layers: layer 28 of 32, after it has been seen what layer 27 looks at."""
+        """Seven eighths of the layers: before layer 28 of 32, by the attention of layer 27."""
         return (min(max(1, round(7 * num_layers / 8)), num_layers - 1),)
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
@@ -63,7 +62,7 @@ class ToDREAt(DecoderMethod):
         r"""Shares of attention: $\alpha_{t \to v}$ and $\alpha_{v \to t}$."""
         attention, words = tokens.attention("previous"), tokens.question
         visual = tokens.prompt.columns >= 0
-        if attention.seen is not None:
-            visual = visual & attention.seen[attention.past :]
+        if attention.key_mask is not None:
+            visual = visual & attention.key_mask[attention.past :]
         visual = visual.index_fill(0, tokens.prompt.text, False).nonzero().flatten()
         return attention.attention_received(words, visual).sum(), attention.attention_received(visual, words).sum()

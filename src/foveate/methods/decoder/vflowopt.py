@@ -1,4 +1,4 @@
-"""VFlowOpt, second stage: the encoder's scores again, between layers."""
+"""VFlowOpt, second stage: the encoder's scores, applied between decoder layers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from foveate.methods.pre_llm.vflowopt import hub_need
 
 
 @dataclass(frozen=True)
-class VFlowOptAt(DecoderScorer):
-    """Keeps, at layers of the language model, the tokens that the encoder's globally watched patches look at most.
+class VFlowOptDecoder(DecoderScorer):
+    """Keeps, at layers of the language model, the tokens that the encoder's attention hubs attend to most.
 
-    The score is that of `vflowopt`, the first stage, where plans for both are: the attention that hubs, patches that
-    receive more than `threshold` times the mean, pay to a patch in the encoder, mean over heads and hubs. A merged
-    token has the score of the best of its members. Newline tokens go last. No attention of the language model is
-    needed, and nothing is merged. Positions are the original ones.
+    The score is that of the first stage, `vflowopt`, where plans for both are: the attention that a patch receives in
+    the encoder from hubs, patches that receive more than `threshold` times the mean, mean over heads and hubs. A merged
+    token has the score of the best of its members. Newline tokens are dropped last. No attention of the language model
+    is needed, and nothing is merged. Positions are the original ones.
 
     "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization" (Yang et al., ICCV
-    2025, arXiv 2508.05211). The paper speaks of recycling in every stage, the authors' code has none here, and so has
+    2025, arXiv 2508.05211). The paper speaks of recycling in every stage; the authors' code has none here, and so has
     this. A budget is meant for every layer that is named; the authors have one for each. Entropy, which their released
     settings do without, is not part of the score here.
 
@@ -46,7 +46,7 @@ class VFlowOptAt(DecoderScorer):
             raise FoveateError(f"vflowopt-decoder: threshold is a number from 0 on, not {self.threshold}.")
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
-        """What hubs look at."""
+        """Attention from the hubs."""
         return (hub_need(tower, self.threshold, self.layer),)
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
@@ -55,6 +55,6 @@ class VFlowOptAt(DecoderScorer):
         return tuple(sorted(scaled))
 
     def score(self, tokens: LayerTokens) -> Tensor:
-        """What the hubs of the encoder look at; newline tokens above all."""
+        """Attention from the encoder's hubs; newline tokens highest."""
         scores = tokens.get(*self.needs(tokens.encoder.tower)).float()
         return scores if tokens.encoder.separators is None else scores.masked_fill(tokens.encoder.separators, torch.inf)

@@ -1,4 +1,4 @@
-"""VTW: no image at all behind nearly half of the layers."""
+"""VTW: drop all visual tokens at a layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.core.tokens import Selection
 
 @dataclass(frozen=True)
 class VTW(DecoderMethod):
-    """Withdraws all visual tokens before a layer: what they say has moved into the text by then.
+    """Drops all visual tokens before a layer: by then their information has moved into the text.
 
     "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference" (Lin et al., AAAI
     2025, arXiv 2405.05803). The paper searches the layer for each model and task: the first whose withdrawal hardly
@@ -28,11 +28,11 @@ class VTW(DecoderMethod):
     budget: ClassVar = "none"
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        """Layer 15 of 32, which 15 have run before."""
+        """Layer 15 of 32."""
         return (min(max(1, round(num_layers * 15 / 32)), num_layers - 1),)
 
     def remaining_tokens(self, tokens: int, count: int | None) -> int:
-        """See `DecoderMethod.left`."""
+        """See `DecoderMethod.remaining_tokens`."""
         return 0
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:

@@ -1,4 +1,4 @@
-"""ZipVL: every layer finds out how many tokens it needs."""
+"""ZipVL: sparse prefill attention with a ratio for every layer, and a mixed-precision cache."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from foveate.core.packing import BITS
 
 @dataclass(frozen=True)
 class ZipVL(SparseMethod):
-    r"""Lets only as many tokens attend in a layer as hold most of its attention, and caches tokens in few bits.
+    r"""Lets, in every layer, only the tokens that hold most of its attention attend, and quantises the cache.
 
-    Important tokens get more bits, the others fewer. With $a_j = \sum_i A_{ij}$ over probe rows i and the mean over
-    heads, their number is the smallest p whose largest scores sum to $\tau \sum_j a_j$; they are the p tokens with the
-    largest $a_j / n_j$, where $n_j$ probe rows may see token j: without the division early tokens win for being early.
-    All tokens count, text too. The others pass this layer's attention by.
+    With $a_j = \sum_i A_{ij}$ over probe rows i and the mean over heads, the number of important tokens is the smallest
+    p whose largest scores sum to $\tau \sum_j a_j$; they are the p tokens with the largest $a_j / n_j$, where $n_j$
+    probe rows may attend to token j: without the division early tokens win for being early. All tokens count, text too.
+    The others skip this layer's attention and are cached in fewer bits.
 
     "ZipVL: Efficient Large Vision-Language Models with Dynamic Token Sparsification and KV Cache Compression" (He et
-    al., arXiv 2410.08584v1); version 2 discards unimportant tokens from the cache in place of storing them in fewer
-    bits. No code was released. Choices of ours: tau, the numbers of probes and the bits, of which the paper's text was
-    not at hand; the prompt's last token is always important; new probes are drawn for every layer; written tokens are
-    stored in the bits of important ones, `residual` at a time. Layers with a window and static caches keep all bits.
-    A written token attends to the packed numbers themselves, which are never put together again; that is still somewhat
-    more work than reading all bits: a decoding step needs less memory, not less time.
+    al., arXiv 2410.08584v1); version 2 drops unimportant tokens from the cache instead. No code was released. Our
+    choices: tau, the numbers of probes and the bits, of which the paper's text was not at hand; the prompt's last token
+    is always important; new probes are drawn for every layer; generated tokens are stored in the bits of important
+    ones, `residual` at a time. Layers with a window and static caches keep all bits. Generated tokens attend to the
+    packed numbers, which are never unpacked as a whole: a decoding step needs less memory, not less time.
 
     Args:
         tau: Share of attention, above 0, up to 1.
         recent: Probe rows at the end of the prompt.
         sampled: Probe rows drawn among the others.
-        high: Bits of important tokens: 1, 2, 4, 8, or 16 for as they come.
+        high: Bits of important tokens: 1, 2, 4, 8, or 16 for no quantisation.
         low: Bits of the others.
-        residual: Written tokens that are cached as they come before they are stored.
-        seed: Another one draws other probes.
+        residual: Generated tokens that are cached unquantised before they are stored.
+        seed: Of the drawn probes.
     """
 
     tau: float = 0.975
@@ -80,18 +79,18 @@ class ZipVL(SparseMethod):
         drawn = torch.randperm(max(count - self.recent, 0), generator=generator)[: self.sampled]
         return torch.cat([drawn.sort().values, recent])
 
-    def active_tokens(self, looking: AttentionInputs) -> Tensor:
-        """See `SparseMethod.attends`."""
-        real = (looking.visual | looking.text)[looking.past :].nonzero().flatten()
-        rows = real[self.probes(len(real), looking.layer).to(real.device)]
-        columns = real + looking.past
-        received = looking.attention_received(rows, columns)
-        seen = looking.allowed[rows][:, columns].sum(dim=0)
+    def active_tokens(self, inputs: AttentionInputs) -> Tensor:
+        """See `SparseMethod.active_tokens`."""
+        real = (inputs.visual | inputs.text)[inputs.past :].nonzero().flatten()
+        rows = real[self.probes(len(real), inputs.layer).to(real.device)]
+        columns = real + inputs.past
+        received = inputs.attention_received(rows, columns)
+        visible = inputs.allowed[rows][:, columns].sum(dim=0)
         share = received.sort(descending=True).values.double().cumsum(dim=0)
         count = len(real) if self.tau == 1 else int((share < self.tau * share[-1]).sum()) + 1
-        normalised = received / seen.clamp(min=1)
+        normalised = received / visible.clamp(min=1)
         normalised[-1] = torch.inf
         best = normalised.sort(descending=True, stable=True).indices[: min(count, len(real))]
-        found = torch.zeros(looking.query.shape[1], dtype=torch.bool, device=real.device)
-        found[real[best]] = True
-        return found
+        active = torch.zeros(inputs.query.shape[1], dtype=torch.bool, device=real.device)
+        active[real[best]] = True
+        return active

@@ -1,4 +1,4 @@
-"""Drafts that guess what a model will write, and trees of their guesses. The live model is `foveate.runtime`'s."""
+"""Draft models for speculative decoding, and trees of drafted tokens. `foveate.runtime` runs them."""
 
 from foveate.methods.decoding.draft import Draft, Drafter, Session, Target
 from foveate.methods.decoding.kinds import draft_kinds, load_draft

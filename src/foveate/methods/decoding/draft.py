@@ -1,10 +1,10 @@
-"""What a draft is: a small network on a model's features that guesses what the model will write next."""
+"""Draft models: a small network on a model's features that predicts the next tokens (EAGLE)."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,138 +13,26 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig
+from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.files import atomic_write, write_json
+from foveate.methods.decoding.draft_config import DraftConfig
+from foveate.methods.decoding.drafter import Drafter, Session, Target
 from foveate.methods.decoding.tree import Shape, Tree
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-@dataclass(frozen=True)
-class Target:
-    """The two parts of a model that its draft shares.
-
-    Args:
-        embed: Embeddings (n, d) of token ids (n,).
-        head: Logits (n, V) of features (n, d), as the output layer gives them.
-    """
-
-    embed: Callable[[Tensor], Tensor]
-    head: Callable[[Tensor], Tensor]
-
-    def log_probabilities(self, features: Tensor) -> Tensor:
-        """(n, V) float32 of features (n, d)."""
-        return self.head(features).float().log_softmax(dim=-1)
-
-
-class Session(ABC):
-    """The draft of one conversation."""
-
-    @abstractmethod
-    def extend(self, features: Tensor, following: Tensor, visual: Tensor) -> None:
-        """Take in what the model has read or written for good.
-
-        Args:
-            features: (p, d) of positions that the draft does not know yet, in order: what enters the output layer.
-            following: (p, d) embeddings of the token after each of them.
-            visual: (p,) bool, which of the positions are of images.
-        """
-
-    @abstractmethod
-    def propose(self, shape: Shape) -> Tree:
-        """What may follow the last token of `extend`."""
-
-
-class Drafter(ABC):
-    """Anything that can draft; `Draft` is the trained kind."""
-
-    #: How much it drafts where nobody says.
-    shape: ClassVar[Shape] = Shape()
-
-    @abstractmethod
-    def check(self, model: Any) -> None:
-        """Raise FoveateError where it cannot draft for this model."""
-
-    @abstractmethod
-    def session(self, target: Target) -> Session:
-        """Begin a conversation."""
-
-
-@dataclass(frozen=True)
-class DraftConfig:
-    """Sizes that every draft has, those of the model it is for.
-
-    Args:
-        hidden_size: d, of the model's features.
-        vocab_size: V, of its output layer.
-        num_attention_heads: Of the draft's layer; they divide d.
-        intermediate_size: Of the layer's MLP.
-        rms_norm_eps: Of its norms.
-        rope_theta: Of its rotary positions.
-        seed: Of everything that is drawn.
-    """
-
-    hidden_size: int
-    vocab_size: int
-    num_attention_heads: int
-    intermediate_size: int
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise FoveateError(f"{field.name} of a draft must be a whole number from 0 on, not {value!r}.")
-        heads = self.num_attention_heads
-        if heads < 1 or self.hidden_size % heads or self.hidden_size // heads % 2:
-            raise FoveateError(f"{heads} heads cannot share {self.hidden_size} channels in even parts.")
-
-    @classmethod
-    def of(cls, model: Any, **chosen: Any) -> Any:
-        """The configuration for a model, with some fields chosen."""
-        text = model.config.get_text_config()
-        width, heads = text.hidden_size, text.num_attention_heads
-        head = model.get_output_embeddings()
-        if head is None or head.weight.shape[1] != width:
-            raise FoveateError(
-                f"a draft needs an output layer on features of {width}; {type(model).__name__} has none."
-            )
-        while width % heads or width // heads % 2:
-            heads -= 1
-            if not heads:
-                raise FoveateError(f"features of {width} cannot be divided among heads.")
-        intermediate = getattr(text, "intermediate_size", None)
-        intermediate = intermediate if isinstance(intermediate, int) else 4 * width
-        return cls(**{"hidden_size": width, "vocab_size": len(head.weight), "num_attention_heads": heads,
-                      "intermediate_size": intermediate, **chosen})  # fmt: skip
-
-    def layer(self) -> LlamaConfig:
-        """Of the draft's decoder layer."""
-        return LlamaConfig(
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size,
-            num_attention_heads=self.num_attention_heads,
-            num_key_value_heads=self.num_attention_heads,
-            num_hidden_layers=1,
-            rms_norm_eps=self.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
-            attn_implementation="sdpa",  # ty: ignore[unknown-argument]
-        )
-
-
 class Draft(nn.Module, Drafter):
-    """One decoder layer on the features of a model and the embeddings of what followed them (EAGLE).
+    """One decoder layer on the features of a model and the embeddings of the tokens after them (EAGLE).
 
-    At position t it reads the model's feature $f_t$ and the embedding of token t + 1, and guesses $f_{t+1}$ and
-    perhaps features after it; the model's own output layer turns them into tokens t + 2 and on. Images are read
-    shorter than the model reads them, which is where the drafts differ. Positions count what the draft itself reads,
-    from 0 on, in one dimension for every family: our choice.
+    At position t it reads the model's feature $f_t$ and the embedding of token t + 1, and predicts $f_{t+1}$ and
+    perhaps features after it; the model's own output layer turns them into tokens t + 2 and on. Images are shortened
+    for the draft, which is where the drafts differ. Positions count what the draft itself reads, from 0 on, in one
+    dimension for every family: our choice.
 
     Args:
         config: Sizes.
@@ -160,8 +48,7 @@ class Draft(nn.Module, Drafter):
         self.config = config
         layer = config.layer()
         width = config.hidden_size
-        # Embeddings and features differ in size by orders; each gets a norm of its own, without which the sum overflows
-        # in half precision.
+        # Embeddings and features differ in size by orders; without a norm for each the sum overflows in half precision.
         self.norm_embedding, self.norm_feature = nn.LayerNorm(width), nn.LayerNorm(width)
         self.fuse = nn.Linear(2 * width, width)
         self.rotary = LlamaRotaryEmbedding(layer)
@@ -173,8 +60,6 @@ class Draft(nn.Module, Drafter):
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(config.seed)
             return cls(config)
-
-    # What a kind of draft is
 
     @abstractmethod
     def shorten(self, fused: Tensor, features: Tensor, visual: Tensor, generator: torch.Generator) -> Tensor:
@@ -191,12 +76,10 @@ class Draft(nn.Module, Drafter):
         """The next features (m, k, d) from the layer's output (m, d)."""
         return hidden[:, None]
 
-    # Reading
-
     def read(self, features: Tensor, following: Tensor, visual: Tensor, generator: torch.Generator) -> Tensor:
         """What the layer reads, (m, d) with m at most p; see `Session.extend`. What is no image is read as it is."""
-        own = self.fuse.weight.dtype
-        features, following = features.to(own), following.to(own)
+        dtype = self.fuse.weight.dtype
+        features, following = features.to(dtype), following.to(dtype)
         fused = self.join(features, following)
         if not bool(visual.any()):
             return fused
@@ -208,22 +91,26 @@ class Draft(nn.Module, Drafter):
         """Features and embeddings (p, d) as one, (p, d)."""
         return self.fuse(torch.cat([self.norm_embedding(following), self.norm_feature(features)], dim=-1))
 
-    def attend(self, read: Tensor, cache: DynamicCache | None, positions: Tensor, seen: Tensor | None) -> Tensor:
+    def attend(self, inputs: Tensor, cache: DynamicCache | None, positions: Tensor, visible: Tensor | None) -> Tensor:
         """The layer's output (m, d).
 
         Args:
-            read: (m, d).
-            cache: What it read before.
-            positions: (m,) of what is new.
-            seen: (m, K) bool, what each one sees of the cache and the new; None: everything before it.
+            inputs: (m, d).
+            cache: Of earlier positions.
+            positions: (m,) of the new ones.
+            visible: (m, K) bool, the cached and new positions that each attends to; None: causal.
         """
-        length, past = len(read), 0 if cache is None else int(cache.get_seq_length())
-        if seen is None:
-            places = torch.arange(past + length, device=read.device)
-            seen = places <= places[past:, None]
-        mask = torch.zeros_like(seen, dtype=read.dtype).masked_fill(~seen, torch.finfo(read.dtype).min)[None, None]
-        rotary = self.rotary(read[None], positions[None])
-        output = self.layer(read[None], attention_mask=mask, position_embeddings=rotary, **compat.cache_argument(cache))
+        length, past = len(inputs), 0 if cache is None else int(cache.get_seq_length())
+        if visible is None:
+            indices = torch.arange(past + length, device=inputs.device)
+            visible = indices <= indices[past:, None]
+        mask = torch.zeros_like(visible, dtype=inputs.dtype).masked_fill(~visible, torch.finfo(inputs.dtype).min)[
+            None, None
+        ]
+        rotary = self.rotary(inputs[None], positions[None])
+        output = self.layer(
+            inputs[None], attention_mask=mask, position_embeddings=rotary, **compat.cache_argument(cache)
+        )
         return (output[0] if isinstance(output, tuple) else output)[0]
 
     def forward(
@@ -238,18 +125,18 @@ class Draft(nn.Module, Drafter):
             prompt: Positions that were read before anything was written; only they are shortened, and by them alone.
             generator: For what is drawn.
         """
-        asked = self.read(features[:prompt], following[:prompt], visual[:prompt], generator)
-        written = self.read(features[prompt:], following[prompt:], torch.zeros_like(visual[prompt:]), generator)
-        read = torch.cat([asked, written])
+        question = self.read(features[:prompt], following[:prompt], visual[:prompt], generator)
+        answer = self.read(features[prompt:], following[prompt:], torch.zeros_like(visual[prompt:]), generator)
+        read = torch.cat([question, answer])
         return self.guess(self.attend(read, None, torch.arange(len(read), device=read.device), None))
 
     def choosing_loss(
         self, under: Callable[[str], Tensor], features: Tensor, following: Tensor, visual: Tensor
     ) -> Tensor | float:
-        """What a part of the draft that chooses has to answer for, beside `loss`; nothing where none does.
+        """Loss of a part of the draft that makes choices, added to `loss`; 0 where there is none.
 
         Args:
-            under: The loss of the conversation if a way were chosen, without gradient.
+            under: The loss of the conversation under a given choice, without gradient.
             features: (p, d) of the prompt.
             following: (p, d).
             visual: (p,).
@@ -260,10 +147,10 @@ class Draft(nn.Module, Drafter):
         """See `Drafter.check`: features and vocabulary are of the sizes that the draft was made for."""
         other = type(self.config).of(model)
         for name in ("hidden_size", "vocab_size"):
-            own, needed = getattr(self.config, name), getattr(other, name)
-            if own != needed:
+            value, needed = getattr(self.config, name), getattr(other, name)
+            if value != needed:
                 raise FoveateError(
-                    f"the draft is for a model with {name} {own}, not {needed}: train one for this model."
+                    f"the draft is for a model with {name} {value}, not {needed}: train one for this model."
                 )
 
     def session(self, target: Target) -> Session:
@@ -284,8 +171,6 @@ class Draft(nn.Module, Drafter):
             target: The model's parts.
         """
 
-    # Folders
-
     def save(self, folder: Path) -> None:
         """Write weights and configuration into a folder; each file is there completely or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -296,11 +181,11 @@ class Draft(nn.Module, Drafter):
 
 
 class DraftSession(Session):
-    """What a draft has read of one conversation.
+    """The state of a draft for one conversation.
 
     Attributes:
-        cache: Keys and values of all that is written for good.
-        guessed: (1, k, d), what it guesses after the last position.
+        cache: Keys and values of all accepted positions.
+        guessed: (1, k, d), the features predicted after the last position.
     """
 
     def __init__(self, draft: Draft, target: Target) -> None:
@@ -322,7 +207,7 @@ class DraftSession(Session):
 
 
 def runs(visual: Tensor) -> list[tuple[bool, slice]]:
-    """A mask (p,) as stretches of equal values, in order."""
+    """Runs of equal values of a mask (p,), in order."""
     edges = [0, *((visual[1:] != visual[:-1]).nonzero().flatten() + 1).tolist(), len(visual)]
     return [(bool(visual[start]), slice(start, end)) for start, end in pairwise(edges)]
 
@@ -333,7 +218,7 @@ def feature_loss(guessed: Tensor, features: Tensor) -> Tensor:
 
 
 def answer_loss(guessed: Tensor, features: Tensor, target: Target) -> Tensor:
-    """Cross-entropy of guessed features (n, d) against what the model itself would write after the true ones."""
+    """Cross-entropy of predicted features (n, d) against the model's own distribution for the true ones."""
     with torch.no_grad():
-        wanted = target.log_probabilities(features).exp()
-    return -(wanted * target.log_probabilities(guessed)).sum(dim=-1).mean()
+        probabilities = target.log_probabilities(features).exp()
+    return -(probabilities * target.log_probabilities(guessed)).sum(dim=-1).mean()

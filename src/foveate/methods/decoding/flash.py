@@ -1,4 +1,4 @@
-"""FLASH (SpecFLASH): images compressed in feature space, and several tokens guessed at a time."""
+"""FLASH (SpecFLASH): a draft that compresses images in feature space and predicts several tokens at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FlashConfig(DraftConfig):
     """Sizes of a FLASH draft.
 
     Args:
-        queries: Tokens that stand for a longer image.
+        queries: Tokens that replace a longer image.
         guesses: k, features guessed at a time.
     """
 
@@ -33,19 +33,19 @@ class FlashConfig(DraftConfig):
 
 
 class Flash(Draft):
-    r"""A draft that compresses images in the model's feature space and guesses k tokens in one pass.
+    r"""A draft that compresses images in the model's feature space and predicts k tokens in one pass.
 
     The features F (n, d) of an image become $C = \mathrm{softmax}(A F^\top) F$ with learned queries A (64, d); image
-    positions are features alone, text positions join features and embeddings. After one causal decoder layer an MLP
-    $d \to 4d \to k d$ guesses the k next features of every position at once; the model's output layer makes tokens of
-    them. Trained by $\mathrm{SmoothL1} + 0.1\,\mathrm{CE}$ over all k, where slot i of position t (from 0 on) is
-    compared with $f_{t+1+i}$; slots behind the end are left out.
+    positions are features alone, text positions join features and embeddings. After one causal decoder layer an MLP $d
+    \to 4d \to k d$ predicts the k next features of every position at once; the model's output layer turns them into
+    tokens. Trained by $\mathrm{SmoothL1} + 0.1\,\mathrm{CE}$ over all k, where slot i of position t (from 0 on) is
+    compared with $f_{t+1+i}$; slots beyond the end are left out.
 
     "FLASH: Latent-Aware Semi-Autoregressive Speculative Decoding for Multimodal Tasks" (arXiv 2505.12728, later
     SpecFLASH). The authors' released code does not run and departs from the paper (grouped attention that sums over all
-    groups, no residual, no norm); nothing of it is used. Our choices: the layer is a whole decoder layer with norms and
-    residuals, the MLP adds to its output, an image of no more tokens than A has queries is read as it is, a chain of k
-    tokens is drafted by default, or a tree whose levels are the k guesses.
+    groups, no residual, no norm); nothing of it is used. Our choices: the layer is a full decoder layer with norms and
+    residuals, the MLP adds to its output, an image of no more tokens than A has queries is not compressed, a chain of k
+    tokens is drafted by default, or a tree whose levels are the k predictions.
     """
 
     kind: ClassVar[str] = "flash"
@@ -62,7 +62,9 @@ class Flash(Draft):
 
     def shorten(self, fused: Tensor, features: Tensor, visual: Tensor, generator: torch.Generator) -> Tensor:
         """See `Draft.shorten`."""
-        return torch.cat([self.compress(features[place]) if seen else fused[place] for seen, place in runs(visual)])
+        return torch.cat(
+            [self.compress(features[part]) if is_image else fused[part] for is_image, part in runs(visual)]
+        )
 
     def compress(self, features: Tensor) -> Tensor:
         """The features (n, d) of one image as at most `queries` of them."""
@@ -78,21 +80,26 @@ class Flash(Draft):
         """See `Draft.loss`."""
         ahead, slot = aligned(len(guessed), self.guesses)
         ahead, slot = ahead.to(guessed.device), slot.to(guessed.device)
-        found, wanted = guessed[ahead, slot], features[ahead + slot]
-        near, said = feature_loss(found, wanted), answer_loss(found, wanted, target)
-        return near + 0.1 * said, {"feature_loss": float(near.detach()), "answer_loss": float(said.detach())}
+        guesses, targets = guessed[ahead, slot], features[ahead + slot]
+        distance, cross_entropy = feature_loss(guesses, targets), answer_loss(guesses, targets, target)
+        return distance + 0.1 * cross_entropy, {
+            "feature_loss": float(distance.detach()),
+            "answer_loss": float(cross_entropy.detach()),
+        }
 
     def propose(self, known: DraftSession, shape: Shape) -> Tree:
-        """See `Session.propose`: level i of the tree is guess i, whatever stands before it; k levels at most."""
-        said = known.target.log_probabilities(known.guessed[0])  # ty: ignore[not-subscriptable]
+        """See `Session.propose`: level i of the tree is prediction i, whatever its parent; k levels at most."""
+        log_probabilities = known.target.log_probabilities(known.guessed[0])  # ty: ignore[not-subscriptable]
         level = 0
 
         def advance(tokens: Tensor, before: Tensor) -> Tensor:
             nonlocal level
             level += 1
-            return said[level].expand(len(tokens), -1)
+            return log_probabilities[level].expand(len(tokens), -1)
 
-        return grow(said[0], advance, Shape(min(shape.depth, len(said)), shape.top_k, shape.tokens))
+        return grow(
+            log_probabilities[0], advance, Shape(min(shape.depth, len(log_probabilities)), shape.top_k, shape.tokens)
+        )
 
 
 def aligned(count: int, guesses: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The kinds of drafts by name, and drafts read from the folders that they were saved in."""
+"""Kinds of drafts by name, and loading of saved drafts."""
 
 from __future__ import annotations
 

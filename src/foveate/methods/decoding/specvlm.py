@@ -1,4 +1,4 @@
-"""SpecVLM: an EAGLE-2 draft whose images an elastic compressor shortens."""
+"""SpecVLM: an EAGLE-2 draft with an elastic compressor for images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class SpecVLMConfig(DraftConfig):
     """Sizes of a SpecVLM draft.
 
     Args:
-        compressor: "gate" lets the question choose a way of `BRANCHES` for every conversation; "join" puts the results
-            of all of them one after another; or one of them, always.
+        compressor: "gate" lets the question choose one of `BRANCHES` for every conversation; "join" concatenates the
+            results of all of them; or the name of one, always.
         prune: Tokens for each that random pruning keeps.
         pool: Tokens a mean.
         conv: Kernel and stride of the convolution.
@@ -44,18 +44,17 @@ class SpecVLMConfig(DraftConfig):
 
 
 class SpecVLM(Draft):
-    r"""A draft of one decoder layer, EAGLE-2's tree, and an elastic compressor for images.
+    r"""A draft of one decoder layer with EAGLE-2's tree, which reads images through an elastic compressor.
 
     "SpecVLM: Fast Speculative Decoding in Vision-Language Models" (Huang et al., arXiv 2509.11815); the authors' code
-    was not available. Trained on-line by $0.1 \cdot \mathrm{CE}(draft, model) + \mathrm{SmoothL1}(\hat f, f)$.
-    Tree: 10 tokens after each, 60 in all, depth 7.
+    was not available. Trained on-line by $0.1 \cdot \mathrm{CE}(draft, model) + \mathrm{SmoothL1}(\hat f, f)$. Tree: 10
+    tokens after each, 60 in all, depth 7.
 
     Our choices, where the paper says little: the compressor works on the joined input (features and embeddings) of
-    every stretch of image tokens by itself; ratios in the selecting mode are those of the fields; the gate reads the
-    mean of the joined inputs of all text after the last image, and learns, beside the gradient of what is drawn, from
-    the losses L_b that the conversation has under every way b: $\sum_b p_b (L_b - \bar L)$, so that leaving the image
-    out, which has no token to carry a gradient, is judged like the others; embeddings and features get a LayerNorm
-    each.
+    every run of image tokens by itself; ratios in the selecting mode are those of the fields; the gate reads the mean
+    of the joined inputs of all text after the last image, and learns, besides the gradient of the drawn choice, from
+    the losses L_b of the conversation under every branch b: $\sum_b p_b (L_b - \bar L)$, so that dropping the image,
+    which leaves no token to carry a gradient, is judged like the others; embeddings and features get a LayerNorm each.
     """
 
     kind: ClassVar[str] = "specvlm"
@@ -73,42 +72,45 @@ class SpecVLM(Draft):
         if self.config.compressor == "gate":
             last = int(visual.nonzero()[-1]) + 1
             branch, weight = self.compressor.choose(fused[last:], generator)
-            ways: tuple[str, ...] = (branch,)
+            branches: tuple[str, ...] = (branch,)
         else:
-            ways = BRANCHES if self.config.compressor == "join" else (self.config.compressor,)
+            branches = BRANCHES if self.config.compressor == "join" else (self.config.compressor,)
         parts = []
-        for seen, place in runs(visual):
-            if not seen:
-                parts.append(fused[place])
+        for is_image, part in runs(visual):
+            if not is_image:
+                parts.append(fused[part])
                 continue
-            parts += [weight * self.compressor.shorten(way, fused[place], generator) for way in ways]
+            parts += [weight * self.compressor.shorten(name, fused[part], generator) for name in branches]
         return torch.cat(parts)
 
     def choosing_loss(
         self, under: Callable[[str], Tensor], features: Tensor, following: Tensor, visual: Tensor
     ) -> Tensor | float:
-        """See `Draft.choosing_loss`: the gate is told how the conversation goes under every way."""
+        """See `Draft.choosing_loss`: the gate learns from the loss under every branch."""
         if self.config.compressor != "gate" or not bool(visual.any()):
             return 0.0
-        own = self.fuse.weight.dtype
+        dtype = self.fuse.weight.dtype
         last = int(visual.nonzero()[-1]) + 1
         with torch.no_grad():
-            question = self.join(features.to(own), following.to(own))[last:]
+            question = self.join(features.to(dtype), following.to(dtype))[last:]
             losses = []
-            for way in BRANCHES:
-                self.compressor.taken = way
+            for branch in BRANCHES:
+                self.compressor.forced_branch = branch
                 try:
-                    losses.append(under(way).float())
+                    losses.append(under(branch).float())
                 finally:
-                    self.compressor.taken = None
-            found = torch.stack(losses)
+                    self.compressor.forced_branch = None
+            stacked = torch.stack(losses)
         shares = self.compressor.gate(question.mean(dim=0)).float().softmax(dim=-1)
-        return (shares * (found - found.mean())).sum()
+        return (shares * (stacked - stacked.mean())).sum()
 
     def loss(self, guessed: Tensor, features: Tensor, target: Target) -> tuple[Tensor, dict[str, float]]:
         """See `Draft.loss`."""
-        near, said = feature_loss(guessed[:, 0], features), answer_loss(guessed[:, 0], features, target)
-        return 0.1 * said + near, {"feature_loss": float(near.detach()), "answer_loss": float(said.detach())}
+        distance, cross_entropy = feature_loss(guessed[:, 0], features), answer_loss(guessed[:, 0], features, target)
+        return 0.1 * cross_entropy + distance, {
+            "feature_loss": float(distance.detach()),
+            "answer_loss": float(cross_entropy.detach()),
+        }
 
     def propose(self, known: DraftSession, shape: Shape) -> Tree:
         """See `Session.propose`: every guessed feature is read as if it were the model's."""
@@ -116,16 +118,16 @@ class SpecVLM(Draft):
         past = int(cache.get_seq_length())
         features = known.guessed[:, 0]  # ty: ignore[not-subscriptable]
         device = features.device
-        # What each token of the last level sees of those drafted so far.
-        seen = torch.zeros(1, 0, dtype=torch.bool, device=device)
+        # Which of the tokens drafted so far each token of the last level attends to.
+        visible = torch.zeros(1, 0, dtype=torch.bool, device=device)
         level = 0
 
         def advance(tokens: Tensor, before: Tensor) -> Tensor:
-            nonlocal features, seen, level
+            nonlocal features, visible, level
             count = len(tokens)
             read = self.join(features[before], target.embed(tokens).to(features.dtype))
-            seen = torch.cat([seen[before], torch.eye(count, dtype=torch.bool, device=device)], dim=1)
-            everything = torch.cat([seen.new_ones(count, past), seen], dim=1)
+            visible = torch.cat([visible[before], torch.eye(count, dtype=torch.bool, device=device)], dim=1)
+            everything = torch.cat([visible.new_ones(count, past), visible], dim=1)
             positions = torch.full((count,), past + level, device=device)
             features = self.guess(self.attend(read, cache, positions, everything))[:, 0]
             level += 1

@@ -37,15 +37,15 @@ class Tree:
 
     Args:
         tokens: (n,) token ids.
-        parents: (n,) the place of the token that each one follows, -1 for the root; parents stand before children.
+        parents: (n,) the index of the token that each one follows, -1 for the root; parents come before children.
     """
 
     tokens: Tensor
     parents: Tensor
 
     def __post_init__(self) -> None:
-        places = torch.arange(len(self.tokens), device=self.parents.device)
-        if self.parents.shape != self.tokens.shape or bool(((self.parents >= places) | (self.parents < -1)).any()):
+        indices = torch.arange(len(self.tokens), device=self.parents.device)
+        if self.parents.shape != self.tokens.shape or bool(((self.parents >= indices) | (self.parents < -1)).any()):
             raise FoveateError("in a tree of tokens, each one follows the root (-1) or a token before it.")
 
     def __len__(self) -> int:
@@ -57,24 +57,24 @@ class Tree:
         return bool((self.parents == torch.arange(-1, len(self) - 1, device=self.parents.device)).all())
 
     def sees(self) -> Tensor:
-        """(n + 1, n + 1) bool, the root first: what each token sees, which is itself and what it follows."""
+        """Attention mask (n + 1, n + 1) bool, the root first: each token attends to itself and its ancestors."""
         size = len(self) + 1
-        seen = torch.eye(size, dtype=torch.bool, device=self.parents.device)
+        mask = torch.eye(size, dtype=torch.bool, device=self.parents.device)
         for place, parent in enumerate(self.parents.tolist(), 1):
-            seen[place] |= seen[parent + 1]
-        return seen
+            mask[place] |= mask[parent + 1]
+        return mask
 
     def depths(self) -> Tensor:
-        """(n + 1,) how many tokens after the root each one stands; 0 for the root, which is first."""
+        """Depth (n + 1,) of every token; 0 for the root, which is first."""
         return self.sees().sum(dim=1) - 1
 
     def child(self, parent: int, token: int) -> int | None:
-        """The place of the token that follows `parent` (-1: the root) and is `token`; None where none was drafted."""
-        found = ((self.parents == parent) & (self.tokens == token)).nonzero()
-        return int(found[0]) if len(found) else None
+        """The index of the child `token` of `parent` (-1: the root); None where none was drafted."""
+        matches = ((self.parents == parent) & (self.tokens == token)).nonzero()
+        return int(matches[0]) if len(matches) else None
 
 
-#: Log-probabilities (k, V) of what follows k tokens (k,), each after one of the last call's (k,) places.
+#: Log-probabilities (k, V) of the next tokens after k tokens (k,), each the child of one of the last call's, by index.
 Advance = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -83,29 +83,29 @@ def grow(first: Tensor, advance: Advance, shape: Shape) -> Tree:
 
     With the value of a token the sum of log-probabilities on its path, every level expands the `top_k` most valuable
     tokens of the last one by `top_k` each; of all tokens drafted, the `tokens` most valuable stay. A token is never
-    worth more than the one it follows, so what stays is a tree.
+    worth more than its parent, so the result is a tree.
 
     Args:
         first: (V,) log-probabilities of what follows the root.
-        advance: Told the tokens that are expanded, and which of those expanded before (by place) each follows.
+        advance: Called with the tokens that are expanded and the indices of their parents among those expanded before.
         shape: Depth, width, size.
     """
     width = min(shape.top_k, len(first))
     values, tokens = first.topk(width)
     parents = torch.full_like(tokens, -1)
     all_values, all_tokens, all_parents = [values], [tokens], [parents]
-    # The level that is expanded next: where its tokens stand among all, and among those expanded before.
-    places, before, count = torch.arange(width, device=first.device), torch.zeros_like(tokens), width
+    # The level that is expanded next: indices of its tokens among all, and of their parents in the last level.
+    indices, before, count = torch.arange(width, device=first.device), torch.zeros_like(tokens), width
     for _ in range(shape.depth - 1):
         follows = advance(tokens, before)
-        gained, found = follows.topk(width, dim=-1)
-        new_values, new_tokens = (values[:, None] + gained).flatten(), found.flatten()
-        from_place = torch.arange(len(tokens), device=first.device).repeat_interleave(width)
+        gains, next_tokens = follows.topk(width, dim=-1)
+        new_values, new_tokens = (values[:, None] + gains).flatten(), next_tokens.flatten()
+        parent_rows = torch.arange(len(tokens), device=first.device).repeat_interleave(width)
         all_values.append(new_values)
         all_tokens.append(new_tokens)
-        all_parents.append(places[from_place])
+        all_parents.append(indices[parent_rows])
         values, chosen = new_values.topk(min(shape.top_k, len(new_values)))
-        tokens, before, places = new_tokens[chosen], from_place[chosen], count + chosen
+        tokens, before, indices = new_tokens[chosen], parent_rows[chosen], count + chosen
         count += len(new_tokens)
     # Stable: of equal values the earlier token stays, which is the parent.
     order = torch.cat(all_values).argsort(descending=True, stable=True)[: shape.tokens].sort().values

@@ -1,1 +1,1 @@
-"""Methods that merge tokens inside a vision transformer: one file a method, registered by lying here."""
+"""Methods that merge tokens inside a vision transformer: one file a method, imported by the registry."""

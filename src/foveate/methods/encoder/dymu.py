@@ -1,4 +1,4 @@
-"""DyMU: merging as far as an image allows."""
+"""DyMU: dynamic merging inside the encoder by calibrated thresholds, and virtual unmerging."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ from foveate.core.text_files import read_json
 
 @dataclass(frozen=True)
 class DyMU(EncoderMethod):
-    """Merges, in every block of the encoder, all pairs of tokens that are more similar than a threshold found in data.
+    """Merges, in every block of the encoder, all pairs of tokens that are more similar than a calibrated threshold.
 
-    The matching is ToMe's; a pair merges where its cosine exceeds the block's threshold, so that simple images end
-    with fewer tokens than rich ones (DToMe, the first half of arXiv 2504.17040). The thresholds come from
-    `foveate train-method dymu`: such that over a set of images a given number of pairs merge in each block on average.
-    At most half of the tokens of a block merge.
+    The matching is ToMe's; a pair merges where its cosine exceeds the block's threshold, so that simple images end with
+    fewer tokens than rich ones (DToMe, the first half of arXiv 2504.17040). `foveate train-method dymu` sets the
+    thresholds such that over a set of images a given number of pairs merge in each block on average. At most half of
+    the tokens of a block merge.
 
-    In a batch each image merges as it would alone; rows that an image lacks have size 0. In the authors' code it does
-    not: a batch divides by size + 0.0001, and splits the rows of an image where nothing merged into even and odd ones.
+    In a batch each image merges as it would alone; rows that an image lacks have size 0. In the authors' code a batch
+    divides by size + 0.0001, and splits the rows of an image where nothing merged into even and odd ones.
 
     The other half of the paper, virtual unmerging (section 3.2), lets the language model compute on merged tokens and
     attend as if they had not been merged: projections and MLP get shorter, attention and cache do not.
 
     Args:
         thresholds: One a block up to the one whose output is read, or the file that `foveate train-method dymu` wrote.
-        reference: In encoders without [CLS], order what stays of every second token by score, as the authors' code
-            does with single images, though not with the batches from which it finds the thresholds. By default their
-            order stays in both.
+        reference: In encoders without [CLS], order the remaining tokens of set A by score, as the authors' code does
+            with single images, though not with the batches that it calibrates on. By default their order stays in both.
         virtual: Unmerge virtually in the language model, as in the paper. False: it reads the merged tokens alone, at
             the position of the first patch of each, and the cache gets shorter too.
     """
@@ -98,12 +97,12 @@ class DyMU(EncoderMethod):
 
 
 class Calibration:
-    """The threshold of one block, found from batches of images, for DyMU's calibration.
+    """Calibration of the threshold of one block, from batches of images.
 
     It merges the amount * B best pairs of a whole batch, whichever images they are in. The threshold of the batch is
-    the score of the first pair that does not merge, at least 0; that of the block the mean over batches (as
-    the authors' code). Where all pairs merge it is 0 if there is a token that may not, such as [CLS], and else the
-    score of the last pair, which is the authors' too.
+    the score of the first pair that does not merge, at least 0; that of the block the mean over batches (as the
+    authors' code). Where all pairs merge it is 0 if there is a token that may not, such as [CLS], and else the score of
+    the last pair, which is the authors' too.
 
     Args:
         amount: Pairs an image, on average.
@@ -113,12 +112,12 @@ class Calibration:
     def __init__(self, amount: int, cls: bool) -> None:
         self.amount = amount
         self.cls = cls
-        self.found: list[float] = []
+        self.thresholds: list[float] = []
 
     @property
     def threshold(self) -> float:
         """The mean over batches; 1, which merges nothing, where nothing shall merge."""
-        return sum(self.found) / len(self.found) if self.found else 1.0
+        return sum(self.thresholds) / len(self.thresholds) if self.thresholds else 1.0
 
     def __call__(self, tokens: Tokens, keys: Tensor) -> Tokens:
         """Merge one batch; see `foveate.core.in_encoder.Step`."""
@@ -131,9 +130,9 @@ class Calibration:
         if not possible:
             return tokens
         merges = min(self.amount * len(present), possible)
-        # Behind the last pair that can merge stand tokens that cannot, with -inf: all pairs may merge, so 0.
+        # After the last pair that can merge come tokens that cannot, with -inf: all pairs may merge, so 0.
         after = min(self.amount * len(present), len(order) - 1)
-        self.found.append(max(float(matching.score.flatten()[order[after]]), 0.0))
+        self.thresholds.append(max(float(matching.score.flatten()[order[after]]), 0.0))
         chosen = torch.zeros_like(matching.score, dtype=torch.bool).flatten()
         chosen[order[:merges]] = True
         row, counts = layout(matching, chosen.view_as(matching.score), ordered=True, present=present)

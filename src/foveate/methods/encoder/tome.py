@@ -1,4 +1,4 @@
-"""ToMe: token merging."""
+"""ToMe: token merging inside the encoder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from foveate.core.method import BudgetRule
 class ToMe(EncoderMethod):
     """Merges the r most similar pairs of tokens in every block of the encoder.
 
-    With the keys of the block, averaged over the heads, every second token a is matched with the token b between them
-    of greatest cosine; the r best pairs become their mean, weighted by the number s of patches that each side stands
-    for. From then on the logits of a key carry + log s (Token Merging, arXiv 2210.09461, section 3). At most
-    half of the tokens of a block merge.
+    By the keys of the block, averaged over heads, every second token a is matched with the token b between them of
+    greatest cosine; the r best pairs become their mean, weighted by the number s of patches of each side. From then on
+    the logits of a key carry + log s (Token Merging, arXiv 2210.09461, section 3). At most half of the tokens of a
+    block merge. A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r`
+    merge in each.
 
-    A budget of k tokens divides patches - k over the blocks, so that exactly k stay; without one, `r` merge in each
-    block. Without a [CLS] token, what stays of the a's is put in the order of falling scores, as in the authors' code;
-    the next block alternates over that order. Of equal scores the first token wins; the authors
-    leave that to their sort.
+    Without [CLS], the remaining a's are ordered by falling score, as in the authors' code; the next block alternates
+    over that order. Of equal scores the first token wins; the authors leave that to their sort.
 
     Args:
         r: Pairs of a block, for use without a budget.
@@ -76,8 +75,8 @@ class ToMe(EncoderMethod):
 
         def merge(tokens: Tokens, keys: Tensor) -> Tokens:
             matching = match(keys, cls=cls)
-            stay, gone = pick(matching, amount, ordered=cls)
+            stay, merged = pick(matching, amount, ordered=cls)
             count = tokens.x.shape[1]
-            return join(tokens, place(stay, gone, matching.partner, count), count - amount)
+            return join(tokens, place(stay, merged, matching.partner, count), count - amount)
 
         return merge

@@ -1,4 +1,4 @@
-"""Token Transforming: many to many."""
+"""Token Transforming: dense many-to-many merging inside the encoder."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from foveate.core.tokens import wide
 
 @dataclass(frozen=True)
 class TokenTransforming(EncoderMethod):
-    """Gives up the most redundant tokens of every block and shares each out among all that stay, by similarity.
+    """Drops the most redundant tokens of every encoder block and distributes each over the others by similarity.
 
-    Every reduction of N rows to M is Y = W X. Pruning has rows of one 1; merging has one non-zero in a column; here W
-    is dense, many to many (Token Transforming, arXiv 2506.05709; its first form is M2M-TAG, NeurIPS 2024 workshop on
-    machine learning and compression):
+    Every reduction of N rows to M is Y = W X. Pruning has rows with a single 1; merging has one non-zero in a column;
+    here W is dense, many to many (Token Transforming, arXiv 2506.05709; its first form is M2M-TAG, NeurIPS 2024
+    workshop on machine learning and compression):
 
         P[m, n] = softmax over m of cos(key_m, key_n) / temperature
         W[m, n] = P[m, n] s_n / sum_n' P[m, n'] s_n'
 
-    for a row n that goes; one that stays has P = 1 at itself. s is the number of patches that a row stands for. Columns
-    of P sum to 1, so that no patch is lost; rows of W sum to 1, so that scale is kept; the size of a new row is
-    sum_n P[m, n] s_n, and the attention logits of its key carry the log of it.
+    for a row n that is dropped; one that stays has P = 1 at itself. s is the number of patches of a row. Columns of P
+    sum to 1, so that no patch is lost; rows of W sum to 1, so that scale is kept; the size of a new row is sum_n P[m,
+    n] s_n, and the attention logits of its key carry the log of it.
 
-    The authors have published no code, and of the papers only the framework was open to us, not how they choose the
-    rows that stay, nor temperatures: that rows go in ToMe's order (most similar to a neighbour first, equal amounts in
-    every block), the temperature, and the sizes in attention are choices made here. A temperature towards 0 gives
-    merging, many to one. For pictures and for the language model a patch counts as being in the row that took the
-    largest share of it.
+    The authors have published no code, and we could read only the framework of the papers. Our choices: rows are
+    dropped in ToMe's order (most similar to a neighbour first, equal amounts in every block), the temperature, and the
+    sizes in attention. A temperature towards 0 gives merging, many to one. For pictures and for the language model a
+    patch counts as part of the row that took the largest share of it.
 
     Args:
         temperature: Of the softmax over cosines, above 0.
@@ -66,20 +65,20 @@ class TokenTransforming(EncoderMethod):
 
         def transform(tokens: Tokens, keys: Tensor) -> Tokens:
             matching = match(keys, cls=cls)
-            stay, gone = pick(matching, amount, ordered=True)
-            row = place(stay, gone, matching.partner, tokens.x.shape[1])
+            stay, dropped = pick(matching, amount, ordered=True)
+            row = place(stay, dropped, matching.partner, tokens.x.shape[1])
             odd = torch.arange(1, row.shape[1], 2, device=row.device).expand(len(row), -1)
-            stay, gone = torch.cat([2 * stay, odd], dim=1), 2 * gone
+            stay, dropped = torch.cat([2 * stay, odd], dim=1), 2 * dropped
 
             unit = F.normalize(wide(keys), dim=-1)
-            logits = _rows(unit, gone) @ _rows(unit, stay).transpose(1, 2) / self.temperature
+            logits = _rows(unit, dropped) @ _rows(unit, stay).transpose(1, 2) / self.temperature
             if cls:
                 logits[..., 0] = -torch.inf
-            share = logits.softmax(dim=-1).to(tokens.size.dtype) * _rows(tokens.size, gone)
+            share = logits.softmax(dim=-1).to(tokens.size.dtype) * _rows(tokens.size, dropped)
             size = _rows(tokens.size, stay) + share.sum(dim=1)[..., None]
             mass = wide(_rows(tokens.x, stay)) * _rows(tokens.size, stay)
-            x = (mass + share.transpose(1, 2) @ wide(_rows(tokens.x, gone))) / size
-            row.scatter_(1, gone, logits.argmax(dim=-1))
+            x = (mass + share.transpose(1, 2) @ wide(_rows(tokens.x, dropped))) / size
+            row.scatter_(1, dropped, logits.argmax(dim=-1))
             return Tokens(x.to(tokens.x.dtype), size, row.gather(1, tokens.source))
 
         return transform

@@ -1,1 +1,1 @@
-"""Methods that make the image smaller before the encoder: one file a method, registered by lying here."""
+"""Methods that make the image smaller before the encoder: one file a method, imported by the registry."""

@@ -1,4 +1,4 @@
-"""`downsample`: the image itself made smaller, the control that every way of choosing tokens has to beat."""
+"""Downsampling of the image before the encoder (control)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from foveate.core.tokens import Grid
 
 @dataclass(frozen=True)
 class Downsample(ImageMethod):
-    """Shrinks the image before the encoder, so that just as many tokens result as are asked for.
+    """Shrinks the image before the encoder, so that it gives the number of tokens asked for.
 
     The image is resized (bicubic, antialiased) to the smallest raster of tokens that has the image's proportions, as
-    nearly as whole rows and columns allow, and at least `count` tokens; what it has more than that is left out evenly.
-    Each token stands at the position of the place it shows. No paper: the image at a lower resolution is what a method
-    must be better than to be worth its trouble.
+    nearly as whole rows and columns allow, and at least `count` tokens; excess tokens are left out evenly. Each token
+    has the position of the area it shows. No paper: the image at a lower resolution is the control that every method
+    has to beat.
     """
 
     name: ClassVar[str] = "downsample"

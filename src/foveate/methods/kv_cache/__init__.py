@@ -1,1 +1,1 @@
-"""Methods that keep fewer keys and values of an image in the cache."""
+"""Methods that compress the KV cache of next-scale image models."""

@@ -1,14 +1,13 @@
-"""Methods that keep the cache of a next-scale model small: HACK, ScaleKV, and two controls.
+"""Cache compression for next-scale models: HACK, ScaleKV, and two controls.
 
-A method is its hyper-parameters; `policy` makes of it, with a budget and what was profiled of a model, what a
-`ScaleCache` asks after every map. A budget is a mean number of tokens for every head: so many of the tokens that a full
-cache holds when the last map is read.
+A method holds hyper-parameters; `policy` turns it, with a budget and a profile of the model, into the `Policy` that a
+`ScaleCache` calls after every map. A budget is a mean number of tokens for every head, out of those that a full cache
+holds when the last map is generated.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,62 +17,10 @@ from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
-from foveate.core.method import Method, Modality, Site
 from foveate.methods.kv_cache import hack, scalekv
+from foveate.methods.kv_cache.cache_method import CacheMethod, Profile, check_positive, check_share, history
 from foveate.methods.kv_cache.ragged import Group
 from foveate.methods.kv_cache.scale_cache import Policy
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What calibration found of a model.
-
-    Args:
-        scales: Sides of its maps.
-        variance: (L, H) of `hack.head_variance` at the last map.
-        selectivity: (L, K) of `scalekv.selectivity`.
-        samples: Pictures it was found on.
-    """
-
-    scales: tuple[int, ...]
-    variance: Tensor
-    selectivity: Tensor
-    samples: int
-
-
-def history(scales: Sequence[int]) -> int:
-    """Tokens that a full cache holds when the last map is read."""
-    return sum(side * side for side in scales[:-1])
-
-
-@dataclass(frozen=True)
-class CacheMethod(Method):
-    """A way of keeping fewer keys and values of the maps of an image in the cache."""
-
-    site: ClassVar[Site] = Site.KV_CACHE
-    modality: ClassVar[tuple[Modality, ...]] = ("image",)
-
-    @abstractmethod
-    def policy(self, average: int, profile: Profile, seed: int) -> Policy:
-        """The policy for a mean of `average` tokens a head.
-
-        Raises:
-            FoveateError: the method cannot meet the budget.
-        """
-
-
-def _positive(method: CacheMethod, *names: str) -> None:
-    for name in names:
-        value = getattr(method, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise FoveateError(f"{method.name}: {name} must be a whole number from 1 on, not {value!r}.")
-
-
-def _share(method: CacheMethod, *names: str) -> None:
-    for name in names:
-        value = getattr(method, name)
-        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise FoveateError(f"{method.name}: {name} must lie in 0 to 1, not {value!r}.")
 
 
 class _Uniform(Policy):
@@ -95,10 +42,10 @@ class _Uniform(Policy):
 class Hack(CacheMethod):
     """HACK: contextual heads keep few tokens, structural heads more (Qin et al., AAAI 2026, arXiv 2504.09261).
 
-    Heads are told apart once, by the variance of their attention over queries at the last map. After each map the
+    Heads are classified once, by the variance of their attention over queries at the last map. After each map the
     tokens are scored by the attention of some of its queries; contextual heads keep the best, structural heads the
-    first tokens, the last ones and the best between. Before the last map what contextual heads lose is merged into what
-    they keep. The paper's defaults could not be verified; these are ours.
+    first tokens, the last ones and the best between. Before the last map, the dropped tokens of contextual heads are
+    merged into the kept ones. The paper's defaults could not be verified; these are ours.
 
     Args:
         alpha: Share of heads that are contextual.
@@ -122,8 +69,8 @@ class Hack(CacheMethod):
     merge: bool = True
 
     def __post_init__(self) -> None:
-        _share(self, "alpha", "ratio", "initial", "recent")
-        _positive(self, "observed")
+        check_share(self, "alpha", "ratio", "initial", "recent")
+        check_positive(self, "observed")
         if self.ratio == 0 or self.initial + self.recent > 1:
             raise FoveateError("hack: ratio must be above 0, and initial + recent at most 1.")
 
@@ -150,7 +97,7 @@ class _HackPolicy(Policy):
     def keep(self, scores: Tensor, group: Group, budget: int, layer: int, place: int) -> Group:
         received = scores.sum(dim=2)
         structural = ~self.contextual[layer, list(group.heads)].to(received.device)
-        initial, recent = (share_of(own, budget, "down") for own in (self.method.initial, self.method.recent))
+        initial, recent = (share_of(share, budget, "down") for share in (self.method.initial, self.method.recent))
         kept = torch.where(
             structural[:, None],
             hack.keep_structural(received, budget, initial, recent),
@@ -177,7 +124,7 @@ class ScaleKV(CacheMethod):
         drafters: Share of (layer, map) pairs that draft: 2 of 32, as in the authors' table for Infinity-2B; in that for
             8B it is 3 of 40.
         start: A refiner's budget at the first map over the mean; 0.97 in the authors' tables.
-        decay: What it loses from map to map, over the mean. The paper's value could not be verified.
+        decay: Decrease of that budget from map to map, over the mean. The paper's value could not be verified.
         window: Tokens that score and always stay, a square number: the centres of the cells of a grid.
         pooling: Smoothing of scores, "average" as in the paper or "maximum" as in the authors' code.
         kernel: Its odd width.
@@ -196,8 +143,8 @@ class ScaleKV(CacheMethod):
     kernel: int = 5
 
     def __post_init__(self) -> None:
-        _share(self, "drafters", "start", "decay")
-        _positive(self, "window", "kernel")
+        check_share(self, "drafters", "start", "decay")
+        check_positive(self, "window", "kernel")
         if round(self.window**0.5) ** 2 != self.window:
             raise FoveateError(f"scalekv: window must be a square number such as 16, 9 or 4, not {self.window}.")
         if self.kernel % 2 == 0:
@@ -219,11 +166,11 @@ class _ScaleKVPolicy(Policy):
         first = sum(tokens <= average for tokens in before)
         index = profile.selectivity[:, first:]
         chosen = scalekv.drafters(index, share_of(method.drafters, index.numel()))
-        own = scalekv.layer_budgets(chosen, average, method.start, method.decay, before[first:])
+        budgets = scalekv.layer_budgets(chosen, average, method.start, method.decay, before[first:])
         #: Tokens that a layer may hold when a map is read.
-        self.table = torch.cat([torch.full((len(own), first), average), own], dim=1).tolist()
-        least = int(own.min()) if own.numel() else average
-        if own.numel() and least < method.window:
+        self.table = torch.cat([torch.full((len(budgets), first), average), budgets], dim=1).tolist()
+        least = int(budgets.min()) if budgets.numel() else average
+        if budgets.numel() and least < method.window:
             raise FoveateError(
                 f"scalekv: a layer may hold {least} tokens, fewer than its window of {method.window}; choose a larger "
                 f"budget or a smaller window, such as scalekv(window=4)."

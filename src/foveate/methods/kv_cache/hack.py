@@ -1,8 +1,8 @@
-"""HACK: heads that look for meaning keep little, heads that look at places keep more (arXiv 2504.09261, AAAI 2026).
+"""HACK: small cache budgets for contextual heads, larger ones for structural heads (arXiv 2504.09261, AAAI 2026).
 
-Maths only; `base.py` puts it into a cache. The paper's numbers for the share of contextual heads, the two budgets,
-the observed queries and the protected tokens could not be verified: the defaults of
-`foveate.methods.kv_cache.base.Hack` are our own choice.
+Maths only; `base.py` applies it to a cache. The paper's numbers for the share of contextual heads, the two budgets, the
+observed queries and the protected tokens could not be verified: the defaults of `foveate.methods.kv_cache.base.Hack`
+are our own choice.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ def head_budgets(variance: Tensor, share: float, average: int, ratio: float, mos
 
 def spread(total: int, count: int) -> list[int]:
     """`total` as `count` whole numbers that differ by one at most, the larger ones first."""
-    each, left = divmod(total, count)
-    return [each + (place < left) for place in range(count)]
+    base, remainder = divmod(total, count)
+    return [base + (place < remainder) for place in range(count)]
 
 
-def observed_queries(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` queries, evenly spread: the middle of each of as many equal parts."""
-    used = min(count, wanted)
+def observed_queries(count: int, most: int) -> list[int]:
+    """At most `most` of `count` queries, evenly spread: the middle of each of as many equal parts."""
+    used = min(count, most)
     return [(2 * part + 1) * count // (2 * used) for part in range(used)]
 
 
@@ -141,8 +141,11 @@ def merge_evicted(keys: Tensor, values: Tensor, kept: Tensor) -> tuple[Tensor, T
     weight, nearest = similarity.max(dim=3)
     weight = weight.clamp(min=0).masked_fill(stays, 0)
     # (B, G, m, n): row j has the weights of what is merged into j.
-    moved = torch.zeros_like(similarity.transpose(2, 3)).scatter_(2, nearest.unsqueeze(2), weight.unsqueeze(2))
-    whole = 1 + moved.sum(dim=3, keepdim=True)
-    merged = (((own.gather(2, index).float() + moved @ own.float()) / whole).to(own.dtype) for own in (keys, values))
+    shares = torch.zeros_like(similarity.transpose(2, 3)).scatter_(2, nearest.unsqueeze(2), weight.unsqueeze(2))
+    total = 1 + shares.sum(dim=3, keepdim=True)
+    merged = (
+        ((states.gather(2, index).float() + shares @ states.float()) / total).to(states.dtype)
+        for states in (keys, values)
+    )
     new_keys, new_values = merged
     return new_keys, new_values

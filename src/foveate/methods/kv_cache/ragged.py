@@ -1,4 +1,4 @@
-"""Keys and values of one layer whose heads remember different numbers of tokens, packed without gaps."""
+"""Keys and values of one layer whose heads hold different numbers of tokens, packed without gaps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """Heads that remember equally many tokens.
+    """Heads that hold equally many tokens.
 
     Args:
         heads: Numbers of the heads, ascending.
@@ -36,7 +36,7 @@ class Group:
         stored = [self.keys, self.values, *([] if self.positions is None else [self.positions])]
         return sum(tensor.numel() * tensor.element_size() for tensor in stored)
 
-    def places(self) -> Tensor:
+    def token_indices(self) -> Tensor:
         """The positions (B, G, n), also where they are not stored."""
         if self.positions is not None:
             return self.positions
@@ -57,18 +57,18 @@ class Group:
             self.heads,
             self.keys.gather(2, index),
             self.values.gather(2, index),
-            self.places().gather(2, indices).contiguous(),
+            self.token_indices().gather(2, indices).contiguous(),
         )
 
 
 class RaggedLayer:
-    """One layer of a cache."""
+    """Keys and values of one layer of a cache."""
 
     def __init__(self, heads: int) -> None:
         self.heads = heads
         self.groups: list[Group] = []
-        #: Tokens that came, also those that are gone.
-        self.seen = 0
+        #: Tokens appended so far, dropped ones included.
+        self.appended = 0
 
     @property
     def nbytes(self) -> int:
@@ -77,26 +77,26 @@ class RaggedLayer:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens that every head remembers."""
-        found = {head: group.length for group in self.groups for head in group.heads}
-        return [found.get(head, 0) for head in range(self.heads)]
+        """Tokens that every head holds."""
+        by_head = {head: group.length for group in self.groups for head in group.heads}
+        return [by_head.get(head, 0) for head in range(self.heads)]
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        """Remember keys and values (B, H, n, d) of tokens that follow those seen."""
+        """Append keys and values (B, H, n, d) of new tokens."""
         new = keys.shape[2]
         if not self.groups:
-            # Copies: what comes may be a view of something larger, which would be held with it.
-            own = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (keys, values))
-            self.groups = [Group(tuple(range(self.heads)), *own)]
+            # Copies: a view would keep the larger tensor in memory.
+            copies = (tensor.clone(memory_format=torch.contiguous_format) for tensor in (keys, values))
+            self.groups = [Group(tuple(range(self.heads)), *copies)]
         else:
             self.groups = [self._longer(group, keys, values, new) for group in self.groups]
-        self.seen += new
+        self.appended += new
 
     def _longer(self, group: Group, keys: Tensor, values: Tensor, new: int) -> Group:
         heads = slice(None) if len(group.heads) == self.heads else list(group.heads)
         positions = group.positions
         if positions is not None:
-            fresh = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=positions.device)
+            fresh = torch.arange(self.appended, self.appended + new, dtype=torch.int32, device=positions.device)
             positions = torch.cat([positions, fresh.expand(*positions.shape[:2], new)], dim=2)
         return Group(
             group.heads,
@@ -106,7 +106,7 @@ class RaggedLayer:
         )
 
     def attend(self, queries: Tensor) -> Tensor:
-        """What queries (B, H, m, d) read: (B, H, m, d). Every query sees all that its head remembers."""
+        """Attention output (B, H, m, d) of queries (B, H, m, d). Every query attends to all that its head holds."""
         if len(self.groups) == 1:
             return F.scaled_dot_product_attention(queries, self.groups[0].keys, self.groups[0].values)
         read = torch.empty_like(queries)
@@ -115,6 +115,6 @@ class RaggedLayer:
             read[:, heads] = F.scaled_dot_product_attention(queries[:, heads], group.keys, group.values)
         return read
 
-    def forget(self) -> None:
-        """Remember nothing any more."""
+    def clear(self) -> None:
+        """Drop everything."""
         self.groups = []

@@ -1,7 +1,7 @@
-"""The cache of a next-scale model: what is remembered after each token map, and how much of it.
+"""The KV cache of a next-scale model, with a policy that drops tokens after each token map.
 
-A map is generated at once. Its queries read what is remembered of coarser maps and all of their own map; then a policy
-decides how much every head of every layer goes on remembering. Bytes are recorded map by map.
+A map is generated at once. Its queries attend to the cached tokens of coarser maps and all of their own map; then a
+policy decides how many tokens every head of every layer keeps. Bytes are recorded map by map.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from foveate.methods.kv_cache.ragged import Group, RaggedLayer
 
 
 class Policy(ABC):
-    """What decides which tokens stay after a map."""
+    """Decides which tokens stay after a map."""
 
     @abstractmethod
     def budgets(self, place: int, layer: int) -> Sequence[int]:
-        """Tokens that every head of a layer may remember after map `place`."""
+        """Tokens that every head of a layer may keep after map `place`."""
 
     @abstractmethod
     def observed(self, side: int) -> list[int]:
-        """Queries of a map of side x side tokens that score what stays; none of them: scores are not needed."""
+        """Queries of a map of side x side tokens that score the cached tokens; empty: no scores are needed."""
 
     @abstractmethod
     def keep(self, scores: Tensor, group: Group, budget: int, layer: int, place: int) -> Group:
@@ -43,14 +43,14 @@ class Policy(ABC):
 
 @dataclass(frozen=True)
 class MapRecord:
-    """What was remembered around one map.
+    """Size of the cache around one map.
 
     Args:
         side: Of the map.
-        seen: Tokens that had come by its end.
+        seen: Tokens appended by its end.
         full_bytes: Keys and values of all of them, in all layers.
-        bytes: What is kept after it; 0 after the last map, which nothing follows.
-        peak_bytes: The most that was stored at once while it was read.
+        bytes: Stored after it; 0 after the last map.
+        peak_bytes: The most that was stored at once during it.
         kept: Tokens that every head of every layer keeps, [layer][head].
     """
 
@@ -73,7 +73,7 @@ class ScaleCache:
         scales: Sides of the maps.
         layers: Number of layers.
         heads: Heads of each.
-        policy: What decides which tokens stay; None keeps all.
+        policy: Decides which tokens stay; None keeps all.
         observers: Called as observer(cache, layer, queries) after each layer of each map has read and before
             anything is dropped.
     """
@@ -126,41 +126,41 @@ class ScaleCache:
         Returns:
             (B, H, n, d).
         """
-        own = self.layers[layer]
-        own.append(keys, values)
+        cached = self.layers[layer]
+        cached.append(keys, values)
         self._peak = max(self._peak, self.nbytes)
-        read = own.attend(queries)
+        read = cached.attend(queries)
         for observer in self.observers:
             observer(self, layer, queries)
         if self.place == len(self.scales) - 1:
-            own.forget()  # no map follows that would read it
+            cached.clear()  # no later map reads it
         elif self.policy is not None:
-            self._shorten(own, layer, queries, self.policy)
+            self._shorten(cached, layer, queries, self.policy)
         if layer == len(self.layers) - 1:
-            whole = 2 * keys[:, :, :1].numel() * keys.element_size() * own.seen * len(self.layers)
+            full_bytes = 2 * keys[:, :, :1].numel() * keys.element_size() * cached.appended * len(self.layers)
             kept = [layer.lengths for layer in self.layers]
             side = self.scales[self.place]
-            self.records.append(MapRecord(side, own.seen, whole, self.nbytes, self._peak, kept))
+            self.records.append(MapRecord(side, cached.appended, full_bytes, self.nbytes, self._peak, kept))
         return read
 
-    def _shorten(self, own: RaggedLayer, layer: int, queries: Tensor, policy: Policy) -> None:
+    def _shorten(self, cached: RaggedLayer, layer: int, queries: Tensor, policy: Policy) -> None:
         budgets = list(policy.budgets(self.place, layer))
-        seeing = policy.observed(self.scales[self.place])
+        observed = policy.observed(self.scales[self.place])
         groups: list[Group] = []
-        for group in own.groups:
+        for group in cached.groups:
             allowed = [min(budgets[head], group.length) for head in group.heads]
             for budget in sorted(set(allowed)):
                 part = group.of([row for row, own_budget in enumerate(allowed) if own_budget == budget])
                 if budget < part.length:
-                    chosen = queries[:, list(part.heads)][:, :, seeing]
+                    chosen = queries[:, list(part.heads)][:, :, observed]
                     weights = attention_weights(chosen.float(), part.keys.float(), chosen.shape[-1] ** -0.5)
                     part = policy.keep(weights, part, budget, layer, self.place)
                 groups.append(part)
-        own.groups = _joined(groups)
+        cached.groups = _joined(groups)
 
 
 def _joined(groups: list[Group]) -> list[Group]:
-    """Groups of one length made one, so that there are as few calls of attention as lengths."""
+    """Groups joined by length, so that attention is called once for each length."""
     by_length: dict[int, list[Group]] = {}
     for group in groups:
         by_length.setdefault(group.length, []).append(group)
@@ -176,7 +176,7 @@ def _joined(groups: list[Group]) -> list[Group]:
                 tuple(heads[row] for row in order),
                 torch.cat([part.keys for part in parts], dim=1)[:, order],
                 torch.cat([part.values for part in parts], dim=1)[:, order],
-                torch.cat([part.places() for part in parts], dim=1)[:, order],
+                torch.cat([part.token_indices() for part in parts], dim=1)[:, order],
             )
         )
     return joined

@@ -1,8 +1,8 @@
-"""ScaleKV: layers that draft from all scales keep much, layers that refine their own map little (arXiv 2505.19602).
+"""ScaleKV: large cache budgets for drafter layers, small ones for refiner layers (arXiv 2505.19602, NeurIPS 2025).
 
-NeurIPS 2025. Maths only; `base.py` puts it into a cache. The authors' code (StargazerX0/ScaleKV, MIT) departs from
-the paper: it sums raw logits where the paper has softmax, pools with a maximum where the paper averages, and takes
-queries without their rotation. Here it is as the paper says, with the maximum as an option.
+Maths only; `base.py` applies it to a cache. The authors' code (StargazerX0/ScaleKV, MIT) departs from the paper: it
+sums raw logits where the paper has softmax, pools with a maximum where the paper averages, and takes queries without
+their rotation. Here it is as the paper says, with the maximum as an option.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def selectivity(attention: Tensor, current: int, top: int) -> Tensor:
     history = attention.shape[-1] - current
     if history == 0:
         return attention.new_zeros(())
-    own = attention[..., history:].sum(dim=-1).mean()
-    return own * attention[..., :history].topk(min(top, history), dim=-1).values.sum(dim=-1).mean()
+    current_share = attention[..., history:].sum(dim=-1).mean()
+    return current_share * attention[..., :history].topk(min(top, history), dim=-1).values.sum(dim=-1).mean()
 
 
 def drafters(index: Tensor, count: int) -> Tensor:
@@ -106,12 +106,12 @@ def window(side: int, cells: int) -> list[int]:
 
 
 def scores(attention: Tensor, pooling: str = "average", kernel: int = 5) -> Tensor:
-    """How much the window looks at each token (..., n): sums over its queries (..., w, n), smoothed along the sequence.
+    """Attention of the window to each token (..., n): sums over its queries (..., w, n), smoothed along the sequence.
 
     Args:
         attention: (..., w, n) softmax attention of the window.
         pooling: "average" (the paper) or "maximum" (the authors' code).
-        kernel: Odd width of the pooling; at the borders only what is there counts.
+        kernel: Odd width of the pooling; at the borders only existing tokens count.
     """
     received = attention.sum(dim=-2)
     flat = received.reshape(-1, 1, received.shape[-1])

@@ -1,1 +1,1 @@
-"""Methods before the language model: one file a method, registered by lying here."""
+"""Methods before the language model: one file a method, imported by the registry."""

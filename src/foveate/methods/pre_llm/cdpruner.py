@@ -1,4 +1,4 @@
-"""CDPruner: tokens that are diverse and matter to the question."""
+"""CDPruner: tokens that are diverse and relevant to the question."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ Relevance = Literal["instruction", "text"]
 
 @dataclass(frozen=True)
 class CDPruner(PreLLMMethod):
-    """Keeps the tokens that span the greatest volume when each is as long as it is relevant to the question.
+    """Keeps a diverse subset of tokens, weighted by relevance to the question: a determinantal point process.
 
-    A determinantal point process with kernel L'_ij = r_i cos(x_i, x_j) r_j over the tokens x that the language model
-    would read; its most likely subset is chosen greedily, each pick maximising det L'_S, in O(k N D + k^2 N) (CDPruner,
-    arXiv 2506.10967, and Chen et al., arXiv 1709.05135, algorithm 1). The relevance r is the mean cosine of a token
-    with the vectors of the question, scaled to 0..1 within the image (a crop, where an image is tiled).
+    The kernel is L'_ij = r_i cos(x_i, x_j) r_j over the tokens x that the language model would read. Its most likely
+    subset is chosen greedily, each pick maximising det L'_S, in O(k N D + k^2 N) (CDPruner, arXiv 2506.10967; Chen et
+    al., arXiv 1709.05135, algorithm 1). The relevance r is the mean cosine of a token with the vectors of the question,
+    scaled to 0..1 within the image (a crop, where an image is tiled).
 
-    Of the two relevances, "text" is the authors' for LLaVA, with CLIP's own text encoder; they project the patches of
-    the block that the language model uses into the joint space, while here the caller brings the text into the space
-    of the encoder. There they take minus the cosine, for CLIP's patches are least like the text that they show.
-    "instruction" needs no text encoder: it compares the tokens with the embeddings of the question as the language
-    model reads them, as ports to models without CLIP do (one of them with minus the cosine); the authors' release has
-    no such model, so this is a substitute.
+    The relevance "text" is the authors' for LLaVA, with CLIP's own text encoder, and takes minus the cosine, for CLIP's
+    patches are least like the text that they show. They project the patches of the block that the language model uses
+    into the joint space; here the caller brings the text into the space of the encoder. "instruction" needs no text
+    encoder: it uses the embeddings of the question as the language model reads them, as ports to models without CLIP do
+    (one of them with minus the cosine). The authors' release has no such model, so this is a substitute.
 
     Where all tokens are equally relevant the method is plain diversity, and once the picks span all tokens the first of
     the others follow; the authors' code divides by zero there. It scales relevance over all crops of a batch.
@@ -71,9 +70,9 @@ class CDPruner(PreLLMMethod):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
         needs = self.needs(tokens.tower)
-        seen = tokens.features if self.relevance == "instruction" else tokens.get(needs[1])
+        compared = tokens.features if self.relevance == "instruction" else tokens.get(needs[1])
         opposite = self.relevance == "text" if self.opposite is None else self.opposite
-        weight = relevance(seen, tokens.get(needs[0]), opposite)
+        weight = relevance(compared, tokens.get(needs[0]), opposite)
         if self.theta is not None:
             weight = (weight * (self.theta / (2 - 2 * self.theta))).exp()
         return select_tokens(most_likely(Cosines(tokens.features, picks=count), weight, count))
@@ -100,24 +99,24 @@ def relevance(x: Tensor, question: Tensor, opposite: bool = False) -> Tensor:
 
 
 def most_likely(row: Row, weight: Tensor, count: int) -> Tensor:
-    """Places (count,) of the determinantal point process with kernel weight_i row(i)_j weight_j, greedily.
+    """Indices (count,) of the determinantal point process with kernel weight_i row(i)_j weight_j, chosen greedily.
 
-    Each pick adds a row to the Cholesky factor of the kernel, by one matrix-vector product; `left` is what of each
-    token's squared length is orthogonal to the picks. Where nothing is left beyond rounding the first token wins.
+    Each pick adds a row to the Cholesky factor of the kernel, by one matrix-vector product; `residual` is the part of
+    each token's squared length that is orthogonal to the picks. Where only rounding remains, the first token wins.
     """
     factor = weight.new_zeros(count, len(weight))
-    left = weight.square()
-    rounding = left * (32 * torch.finfo(left.dtype).eps)
-    barrier = torch.zeros_like(left)
+    residual = weight.square()
+    tolerance = residual * (32 * torch.finfo(residual.dtype).eps)
+    penalty = torch.zeros_like(residual)
     picks = []
     for step in range(count):
-        pick = (left + barrier).argmax(dim=0, keepdim=True)
+        pick = (residual + penalty).argmax(dim=0, keepdim=True)
         picks.append(pick)
-        barrier.index_fill_(0, pick, -torch.inf)
-        length = left.index_select(0, pick)
+        penalty.index_fill_(0, pick, -torch.inf)
+        length = residual.index_select(0, pick)
         new = row(pick) * weight * weight.index_select(0, pick)
         new = new - factor[:step].index_select(1, pick)[:, 0] @ factor[:step]
         factor[step] = torch.where(length > 0, new * length.rsqrt(), 0.0)
-        left = left - factor[step].square()
-        left = left.masked_fill(left <= rounding, 0.0)
+        residual = residual - factor[step].square()
+        residual = residual.masked_fill(residual <= tolerance, 0.0)
     return torch.cat(picks)

@@ -1,4 +1,4 @@
-"""DART before the language model: tokens that duplicate no pivot."""
+"""DART before the language model: pivots and the tokens least similar to them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
-from foveate.methods.shared.diversity import unlike_pivots
+from foveate.methods.shared.diversity import least_similar_to_pivots
 
 
 @dataclass(frozen=True)
 class DART(PreLLMMethod):
-    """Keeps a few pivots, the tokens of greatest norm, and for each pivot the tokens least like it, before any layer.
+    """Keeps a few pivots, the tokens of greatest norm, and for each pivot the tokens least similar to it.
 
-    The pivots P are the tokens with the greatest |x|_1; for each in turn, the tokens that are not taken yet with the
-    least cos(p, x) are taken, equally many for every pivot (DART, arXiv 2502.11494, section 3.3, definitions 1 and 2).
-    Newline tokens compete like all others.
+    The pivots P are the tokens with the greatest |x|_1; for each in turn, the tokens not yet taken with the least
+    cos(p, x) are taken, equally many for every pivot (DART, arXiv 2502.11494, section 3.3, definitions 1 and 2).
+    Newline tokens compete like all others. Positions are the original ones, as in the authors' code.
 
-    The paper prunes after the second block of the language model: there the norm is that of the keys, the cosine that
-    of the hidden states after the final norm, and four of eight pivots are text; that method is `dart-decoder`. This
-    one is a variant of ours that spares the first two blocks too. Before the language model norm and cosine are taken
-    of the tokens that it would read, and by default all pivots are visual tokens; `text_pivots` adds the words of the
-    question with the greatest norm, which are not kept themselves. The authors visit the pivots in the order of a hash
-    set and keep a few tokens more than asked for; here visual pivots come first, then text, each by falling norm, and
-    exactly the budget stays: what does not divide equally goes to the first pivots. Positions are the original ones, as
-    in the authors' code. Of equal tokens the first wins.
+    This is our variant, which shortens the first two layers too. The paper prunes after the second layer of the
+    language model, with the norm of the keys, the cosine of the hidden states after the final norm, and four text
+    tokens among eight pivots: `dart-decoder`. Here norm and cosine are those of the tokens that the language model
+    would read, and by default all pivots are visual. The authors visit the pivots in the order of a hash set and keep a
+    few tokens more than asked for; here visual pivots come first, then text, each by falling norm, and the budget is
+    met exactly: what does not divide equally goes to the first pivots. Of equal tokens the first wins.
 
     Args:
         pivots: Visual pivots; a budget below them keeps the greatest ones.
-        text_pivots: Pivots from the question.
+        text_pivots: Pivots from the question, its words of greatest norm; they are not kept themselves.
     """
 
     pivots: int = 8
@@ -64,7 +62,7 @@ class DART(PreLLMMethod):
         if self.text_pivots:
             words = tokens.get(Need("instruction"))
             words = words[_greatest(words, self.text_pivots)]
-        return select_tokens(unlike_pivots(x, pivots, words, count))
+        return select_tokens(least_similar_to_pivots(x, pivots, words, count))
 
 
 def _greatest(x: Tensor, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""DivPrune: the most diverse tokens."""
+"""DivPrune: the most diverse tokens, by greedy max-min distance."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from foveate.methods.shared.diversity import Cosines, farthest_first
 
 @dataclass(frozen=True)
 class DivPrune(PreLLMMethod):
-    """Keeps the tokens whose least pairwise distance is greatest, found greedily.
+    """Keeps a subset of tokens whose least pairwise distance is as great as possible, chosen greedily.
 
     With the distance d(i, j) = 1 - cos(x_i, x_j) of the tokens that the language model would read, the first pick is
-    the token whose nearest neighbour is farthest, argmax_i min_{j != i} d(i, j); each further one is the token that is
-    farthest from what is picked, argmax_i min_{j in S} d(i, j) (DivPrune, arXiv 2503.02175, eq. 3 and algorithm 1).
-    No attention, no text. Newline tokens compete like all others.
+    argmax_i min_{j != i} d(i, j); each further one is the token farthest from those picked, argmax_i min_{j in S} d(i,
+    j) (DivPrune, arXiv 2503.02175, eq. 3 and algorithm 1). No attention, no text. Newline tokens compete like all
+    others.
 
-    Computed in float32 whatever the model's precision. The authors compute distances in the model's precision, which
-    gives other picks in half precision. Of equal distances the first token wins, and no token is picked twice.
+    Computed in float32; the authors compute in the model's precision, which gives other picks in half precision. Of
+    equal distances the first token wins, and no token is picked twice.
     """
 
     name: ClassVar[str] = "divprune"

@@ -1,4 +1,4 @@
-"""FasterVLM: the patches that [CLS] attends to most."""
+"""FasterVLM: the patches with the greatest [CLS] attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FocusUI: a small trained scorer of screen tokens for an instruction."""
+"""FocusUI: a trained scorer of screen tokens for an instruction."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ KIND = "foveate focusui scorer"
 
 @dataclass(frozen=True)
 class FocusUI(Trained, PreLLMMethod):
-    """Keeps the tokens of a screen that a small trained scorer finds most like the instruction.
+    """Keeps the tokens of a screen that a small trained scorer rates most relevant to the instruction.
 
     Tokens of the image and of the instruction, as the language model reads them, each pass a block of their own; with
-    u_i and v_t the outcomes after tanh and scaling to length 1, the score of token i is mean_t u_i . v_t, and the
-    greatest stay (FocusUI, arXiv 2601.03928). The paper replaces what is dropped by markers: that is
-    `pospad(selector=focusui(weights=...))`. A scorer fits one model.
-
-    `foveate convert-scorer` takes the scorer, and the marker for `pospad`, out of the authors' checkpoints.
+    u_i and v_t the outputs after tanh and scaling to length 1, the score of token i is mean_t u_i . v_t (FocusUI, arXiv
+    2601.03928). The paper replaces dropped tokens by markers: that is `pospad(selector=focusui(weights=...))`. A scorer
+    fits one model; `foveate convert-scorer` takes the scorer, and the marker for `pospad`, out of the authors'
+    checkpoints.
 
     Of equal scores the first token wins; the authors shuffle them with a seed made of the prompt (`shuffle`).
 
     Args:
         weights: A trained scorer, a file that `foveate train-method focusui` or `foveate convert-scorer` wrote; by
-            default `focusui.safetensors` beside the model's weights.
-        shuffle: Let chance decide between equal scores.
-        seed: Of the chance.
+            default `focusui.safetensors` next to the model's weights.
+        shuffle: Break ties between equal scores at random.
+        seed: Of the shuffle.
     """
 
     weights: str = ""
@@ -102,8 +101,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, D) to (n, D)."""
-        seen, _ = self.attention(x, x, x, need_weights=False)
-        return self.mlp(self.norm(x + F.dropout(seen, self.dropout, self.training)))
+        attended, _ = self.attention(x, x, x, need_weights=False)
+        return self.mlp(self.norm(x + F.dropout(attended, self.dropout, self.training)))
 
 
 class Scorer(nn.Module):
@@ -164,13 +163,13 @@ def released_scorer(tensors: Mapping[str, Tensor]) -> Scorer:
     Raises:
         FoveateError: there is no scorer among them, or one of another layout.
     """
-    own: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for name, value in tensors.items():
         if _PREFIX in name:  # wrappers put something before it
             side, part, *rest = name.split(_PREFIX, 1)[1].split(".")
             if side in RELEASED and part in RELEASED:
-                own[".".join([RELEASED[side], RELEASED[part], *rest])] = value.float()
-    norm = own.get("image.norm.weight")
+                state[".".join([RELEASED[side], RELEASED[part], *rest])] = value.float()
+    norm = state.get("image.norm.weight")
     if norm is None:
         raise FoveateError(f"there is no scorer of FocusUI here: no tensor is called {_PREFIX}vision_enhancer.*.")
     size = len(norm)
@@ -178,7 +177,7 @@ def released_scorer(tensors: Mapping[str, Tensor]) -> Scorer:
         raise FoveateError(f"a released scorer has {_HEADS} heads, which do not divide its {size} features.")
     scorer = Scorer(size, _HEADS)
     try:
-        scorer.load_state_dict(own)
+        scorer.load_state_dict(state)
     except RuntimeError as error:
         raise FoveateError(f"this is no scorer of FocusUI: {' '.join(str(error).split())}") from error
     return scorer.eval()
@@ -241,7 +240,7 @@ def ui_graph(pixels: Tensor, grid: Grid, threshold: float = 2.0, copies: int = 2
 
 
 def screen_label(overlap: Tensor, graph: Tensor) -> Tensor:
-    """What the scorer shall say: 2 clip(overlap + graph / 2, 0, 1) - 1, in -1 to 1."""
+    """Training target of the scorer: 2 clip(overlap + graph / 2, 0, 1) - 1, in -1 to 1."""
     return 2 * (overlap + 0.5 * graph).clamp(0, 1) - 1
 
 

@@ -1,4 +1,4 @@
-"""HiPrune: anchors of a middle layer with their surroundings, registers of a deep one."""
+"""HiPrune: attention hubs of a middle block, their neighbours, and hubs of the last used block."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk
 
 @dataclass(frozen=True)
 class HiPrune(PreLLMMethod):
-    """Keeps the objects that a middle layer attends to, their neighbours, and the global tokens of a deep layer.
+    """Keeps the tokens most attended to in a middle encoder block, their neighbours, and those of a deep block.
 
     Anchors: the round(alpha * count / 5) tokens that receive the most attention at a middle block (mean over heads and
     all queries). Buffers: their neighbours above, below, left and right. Registers: of the rest, those that receive the
-    most at the block whose output is used, until `count` tokens are there (HiPrune, arXiv 2508.00553).
-    Works without [CLS].
+    most at the block whose output is used, up to `count` tokens (HiPrune, arXiv 2508.00553). Works without [CLS].
 
-    Neighbours are those of the grid. The authors' code adds -1, +1, -width and +width to the place in the list, which
-    wraps from the end of a row to the next one and adds the first or the last token for an anchor at the border:
-    `reference=True`. The code excludes the chosen tokens by subtracting 1 from their score, which fails where scores
-    are sums and not means (its Qwen2.5-VL version, where the count then falls short); here the count is always exact.
-    Anchors are at most count // 5, which only matters for an alpha near 1.
+    Neighbours are those of the grid. The authors' code adds -1, +1, -width and +width to the index (`reference`), which
+    wraps from the end of a row to the next and adds the first or the last token for an anchor at the border. It
+    excludes chosen tokens by subtracting 1 from their score, which fails where scores are sums and not means (its
+    Qwen2.5-VL version, where the count then falls short); here the budget is met exactly. Anchors are at most count //
+    5, which only matters for an alpha near 1.
 
     Args:
         alpha: Share of the budget for anchors and buffers.
@@ -80,11 +79,11 @@ def _surroundings(tokens: VisualTokens, anchors: Tensor) -> Tensor:
     index = tokens.crops[0].index  # -1 where padding was
     chosen = torch.zeros(len(tokens) + 1, dtype=torch.bool, device=tokens.device)  # the last one answers for -1
     chosen[anchors] = True
-    own = chosen[index].view(rows, columns)
-    grid = own.clone()
-    grid[1:] |= own[:-1]
-    grid[:-1] |= own[1:]
-    grid[:, 1:] |= own[:, :-1]
-    grid[:, :-1] |= own[:, 1:]
+    is_anchor = chosen[index].view(rows, columns)
+    grid = is_anchor.clone()
+    grid[1:] |= is_anchor[:-1]
+    grid[:-1] |= is_anchor[1:]
+    grid[:, 1:] |= is_anchor[:, :-1]
+    grid[:, :-1] |= is_anchor[:, 1:]
     chosen[index] = grid.flatten()
     return chosen[:-1]

@@ -1,4 +1,4 @@
-"""HiRED: an early block's attention on the thumbnail divides the budget, a late block's attention spends it."""
+"""HiRED: the thumbnail divides the budget over the tiles, [CLS] attention picks in each."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens, topk_indices
-from foveate.methods.shared.tiles import apportion, seen_by
+from foveate.methods.shared.tiles import apportion, shown_by
 
 
 @dataclass(frozen=True)
 class HiRED(PreLLMMethod):
-    """Divides the budget over the tiles by where an early block looks in the thumbnail; [CLS] attention picks in each.
+    """Divides the budget by early [CLS] attention on the thumbnail; late [CLS] attention picks in each tile.
 
     The thumbnail gets int(alpha T) of a budget of T. Its int((1 - alpha) N) patches with the greatest [CLS] attention
-    at block 0 are its content, and the rest of T is divided over the tiles in proportion to the content in each.
-    In every crop the patches with the greatest [CLS] attention stay, at the block whose output the language model reads
-    (HiRED, arXiv 2408.10945, AAAI 2025). A plain image is ranked by that attention alone.
+    at block 0 are its content, and the rest of T is divided over the tiles in proportion to the content in each. Every
+    crop keeps the patches with the greatest [CLS] attention at the block whose output the language model reads (HiRED,
+    arXiv 2408.10945, AAAI 2025). A plain image is ranked by that attention alone. Newline tokens are dropped first.
 
-    A tile has the content whose middle it shows. The authors' code cuts the raster into runs of equal length instead,
-    which are horizontal strips and not tiles (`reference`), and rounds all shares down; here the number is exact, and
-    what a full tile cannot take goes to the others. Their padding spends budget before it is cut away; here it never
-    has any. Newline tokens go first, as they do there.
+    A tile has the content whose middle it shows, the budget is met exactly, and what a full tile cannot take goes to
+    the others. The authors' code cuts the raster into runs of equal length, which are strips and not tiles, and rounds
+    down (`reference`); its padding spends budget before it is cut away.
 
     Args:
         alpha: Share of the budget for the thumbnail, 0 to 1.
@@ -56,28 +55,28 @@ class HiRED(PreLLMMethod):
         """See `PreLLMMethod.select`."""
         late, early = (tokens.get(need) for need in self.needs(tokens.tower))
         if len(tokens.crops) == 1:
-            place = tokens.crops[0].present
-            return Selection(place[topk_indices(late[place], count)])
+            indices = tokens.crops[0].present
+            return Selection(indices[topk_indices(late[indices], count)])
         thumbnail, tiles = tokens.thumbnail, [crop for crop in tokens.crops if crop.kind == "tile"]
         if thumbnail is None or not tiles:
             return self._by_crop(tokens, count)
         sizes = [len(tile.present) for tile in tiles]
-        whole = min(share_of(self.alpha, count, "down"), len(thumbnail.present))
+        thumbnail_count = min(share_of(self.alpha, count, "down"), len(thumbnail.present))
         if not self.reference:
-            whole = max(whole, count - sum(sizes))
-        marks = torch.zeros_like(thumbnail.index, dtype=torch.bool)
-        seen = thumbnail.index >= 0
-        lively = share_of(1 - self.alpha, len(thumbnail.present), "down")
-        marks[seen.nonzero().flatten()[topk_indices(early[thumbnail.present], lively)]] = True
+            thumbnail_count = max(thumbnail_count, count - sum(sizes))
+        is_content = torch.zeros_like(thumbnail.index, dtype=torch.bool)
+        present = thumbnail.index >= 0
+        content_count = share_of(1 - self.alpha, len(thumbnail.present), "down")
+        is_content[present.nonzero().flatten()[topk_indices(early[thumbnail.present], content_count)]] = True
         if self.reference:
-            strip = torch.arange(len(marks), device=marks.device) * len(tiles) // len(marks)
-            content = marks.new_zeros(len(tiles), dtype=torch.float32).index_add_(0, strip, marks.float())
-            shares = (content / content.sum().clamp(min=1) * (count - whole)).int().tolist()
+            strip = torch.arange(len(is_content), device=is_content.device) * len(tiles) // len(is_content)
+            content = is_content.new_zeros(len(tiles), dtype=torch.float32).index_add_(0, strip, is_content.float())
+            shares = (content / content.sum().clamp(min=1) * (count - thumbnail_count)).int().tolist()
             shares = [min(share, size) for share, size in zip(shares, sizes, strict=True)]
         else:
-            content = (seen_by(tiles, thumbnail) & marks).sum(dim=1)
-            shares = apportion(count - whole, content.tolist(), sizes)
+            content = (shown_by(tiles, thumbnail) & is_content).sum(dim=1)
+            shares = apportion(count - thumbnail_count, content.tolist(), sizes)
         picks: list[Tensor] = []
-        for crop, share in zip([thumbnail, *tiles], [whole, *shares], strict=True):
+        for crop, share in zip([thumbnail, *tiles], [thumbnail_count, *shares], strict=True):
             picks.append(crop.present[topk_indices(late[crop.present], share)])
         return select_tokens(torch.cat(picks))

@@ -1,4 +1,4 @@
-"""PosPad: what any other method drops leaves one marker for each gap, at its position."""
+"""PosPad: one marker in place of every run of dropped tokens."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ MARKERS = ("zero", "mean")
 
 @dataclass(frozen=True)
 class PosPad(PreLLMMethod):
-    """Lets another method choose, and puts one marker in place of every run of tokens that it drops.
+    """Wraps another method and puts one marker in place of every run of tokens that it drops.
 
-    The tokens of an image are one sequence, row after row. Each maximal run of dropped ones is replaced by a marker at
-    the run's last place, with that place's position, so that the language model sees where something is missing
-    (PosPad, FocusUI, arXiv 2601.03928). Runs do not end at the ends of rows, and newline tokens are tokens like others.
-    With everything dropped a single marker is left, at the last place.
+    The tokens of an image are one sequence, row after row. Each maximal run of dropped tokens becomes a marker at the
+    run's last index, with that position, so that the language model can tell where something is missing (PosPad,
+    FocusUI, arXiv 2601.03928). Runs do not end at the ends of rows, and newline tokens are tokens like others. With
+    everything dropped a single marker remains, at the last index.
 
-    The budget counts kept tokens and markers together, exactly; see `exact_runs` for how many tokens are kept. In the
-    paper a budget is of kept tokens and markers come on top: `apart=True`, where the number that the language model
-    reads depends on the image.
+    The budget counts kept tokens and markers together, exactly; see `exact_runs`. In the paper it is of kept tokens,
+    and markers come on top: `apart=True`, where the number of tokens depends on the image.
 
     The paper's marker is a learned embedding. Without one (`embedding`) a marker is zero or the mean of its run, for
-    which nothing was trained. Of the choices of a method that merges, rows stay as they are, and members of a merged
-    token that stood elsewhere leave a gap like dropped ones.
+    which nothing was trained. Merged tokens of the other method stay as they are, and their members leave a gap like
+    dropped tokens.
 
     Args:
         selector: The other method, as in a plan and without a budget, such as `hiprune(alpha=0.1)`, or as an object.
-        marker: "zero" or "mean", what a marker is when there is no embedding.
+        marker: "zero" or "mean", the value of a marker without an embedding.
         embedding: A safetensors file with the learned marker, its only tensor, (D,) or (1, D).
         apart: The budget is of kept tokens alone, as in the paper; markers come on top.
     """
@@ -74,27 +73,27 @@ class PosPad(PreLLMMethod):
             object.__setattr__(self, "embedding", str(self.embedding))
         if not isinstance(self.selector, str):  # plans are text, and equal plans are to be equal
             object.__setattr__(self, "selector", str(Plan.of(self.selector)))
-        self.method  # noqa: B018 - a wrong name shall be told at once
+        self.method  # noqa: B018 - refuses a wrong name at once
 
     @cached_property
     def method(self) -> PreLLMMethod:
         """The other method."""
         steps = parse_plan(f"{self.selector}:1").steps
-        found = steps[0].method
-        if len(steps) != 1 or not isinstance(found, PreLLMMethod) or isinstance(found, PosPad):
+        method = steps[0].method
+        if len(steps) != 1 or not isinstance(method, PreLLMMethod) or isinstance(method, PosPad):
             raise FoveateError(f"pospad: selector is one other method before the language model, not {self.selector}.")
-        return found
+        return method
 
     def resolve_weights(self, location: str | PathLike[str]) -> PosPad:
-        """This method with what stands beside a model: weights of the other method, and the embedding."""
-        own = copy.copy(self)
+        """This method with the files next to a model: weights of the other method, and the embedding."""
+        resolved = copy.copy(self)
         if isinstance(self.method, Trained):
-            object.__setattr__(own, "method", self.method.resolve_weights(location))
+            object.__setattr__(resolved, "method", self.method.resolve_weights(location))
         if self.embedding is not None and not Path(self.embedding).is_file():
-            there = Path(location) / self.embedding
-            if there.is_file():
-                object.__setattr__(own, "embedding", str(there))
-        return own
+            path = Path(location) / self.embedding
+            if path.is_file():
+                object.__setattr__(resolved, "embedding", str(path))
+        return resolved
 
     def portable(self, folder: Path, inner: Callable[[Method], Method]) -> PosPad:
         """This method with its embedding in `folder`, and the other method as `inner` makes it."""
@@ -116,19 +115,19 @@ class PosPad(PreLLMMethod):
         size, device = len(tokens), tokens.device
         choices: dict[int, Selection] = {}
 
-        def choose(wanted: int) -> Tensor:
-            if wanted not in choices:
+        def choose(number: int) -> Tensor:
+            if number not in choices:
                 nothing = Selection(torch.zeros(0, dtype=torch.int64, device=device))
-                choices[wanted] = self.method(tokens, wanted) if wanted else nothing
-            return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, choices[wanted].indices, True)
+                choices[number] = self.method(tokens, number) if number else nothing
+            return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, choices[number].indices, True)
 
         if self.apart:
-            wanted, stays = count, choose(count)
-            ends = run_ends(~stays)
+            number, kept = count, choose(count)
+            ends = run_ends(~kept)
         else:
-            stays, ends, wanted = exact_runs(choose, size, count)
-        chosen = choices[wanted]
-        indices = (stays | ends).nonzero().flatten()
+            kept, ends, number = exact_runs(choose, size, count)
+        chosen = choices[number]
+        indices = (kept | ends).nonzero().flatten()
         row = torch.full((size,), -1, dtype=torch.int64, device=device)
         row[indices] = torch.arange(len(indices), device=device)
         # Rows are made of what the other method made them of; markers of nothing, or of their run.
@@ -136,18 +135,18 @@ class PosPad(PreLLMMethod):
         assignment = torch.full_like(row, -1)
         assignment[members >= 0] = row[chosen.indices[members[members >= 0]]]
         weights = chosen._shares(size) if len(chosen) else torch.zeros(size, dtype=torch.float32, device=device)
-        added = stays.index_fill(0, chosen.indices, False)
+        added = kept.index_fill(0, chosen.indices, False)
         assignment[added], weights[added] = row[added], 1.0
         if self.marker == "mean" and self.embedding is None:
-            places = torch.arange(size, device=device)
-            last = torch.where(run_ends(~stays), places, size).flip(0).cummin(0).values.flip(0).clamp(max=size - 1)
-            gone = (assignment < 0) & ends[last]  # a run without a marker leaves nothing
-            assignment[gone], weights[gone] = row[last[gone]], 1.0
+            numbers = torch.arange(size, device=device)
+            last = torch.where(run_ends(~kept), numbers, size).flip(0).cummin(0).values.flip(0).clamp(max=size - 1)
+            dropped = (assignment < 0) & ends[last]  # a run without a marker leaves nothing
+            assignment[dropped], weights[dropped] = row[last[dropped]], 1.0
         used = assignment >= 0
         total = weights.new_zeros(len(indices)).index_add_(0, assignment[used], weights[used])
         weights[used] /= total.clamp(min=torch.finfo(torch.float32).tiny)[assignment[used]]
-        found = Selection(indices, None, assignment, weights)
-        features = found.apply(tokens.features)
+        assigned = Selection(indices, None, assignment, weights)
+        features = assigned.apply(tokens.features)
         if chosen.features is not None:
             features[row[chosen.indices]] = chosen.features
         if self.embedding is not None:
@@ -155,9 +154,9 @@ class PosPad(PreLLMMethod):
         return Selection(indices, features, assignment, weights)
 
 
-def run_ends(gone: Tensor) -> Tensor:
-    """The last place of every maximal run of True in (N,): (N,) bool."""
-    return gone & ~torch.cat([gone[1:], gone.new_zeros(1)])
+def run_ends(dropped: Tensor) -> Tensor:
+    """The last index of every maximal run of True in (N,): (N,) bool."""
+    return dropped & ~torch.cat([dropped[1:], dropped.new_zeros(1)])
 
 
 def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[Tensor, Tensor, int]:
@@ -165,24 +164,24 @@ def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[
 
     Where a larger choice contains the smaller ones, kept + runs never falls as tokens are added: one more token adds 1
     at the end of a run, 2 inside a run, 0 in place of a run of one. So bisection between (count - 1) // 2 tokens, which
-    cannot be too many, and `count`, which always are, finds the m of which m fit and m + 1 do not; that is about
-    log2(count / 2) choices. If m tokens give one less than `count`, because the next one lies inside a run, that token
-    is kept all the same, and the shorter of the two runs that it leaves goes without a marker: the best tokens matter
-    more than a marker, and with a budget of 2 the best one stays. Choices that do not contain each other end at `count`
-    too, with tokens at the ends of runs, the nearest to those that the next choice wants.
+    cannot be too many, and `count`, which always are, finds the m of which m fit and m + 1 do not, in about log2(count
+    / 2) choices. If m tokens give one less than `count`, because the next one lies inside a run, that token is kept,
+    and the shorter of the two runs around it gets no marker: the best tokens matter more than a marker, and with a
+    budget of 2 the best one stays. Choices that do not contain each other are filled up to `count` with tokens at the
+    ends of runs, the nearest to those that the next choice adds.
 
     Args:
-        choose: From a number of tokens to (N,) bool, which ones stay; not asked for more than `count`.
+        choose: From a number of tokens, at most `count`, to (N,) bool, which ones stay.
         size: N.
         count: Kept tokens and markers, 0 < count < N.
 
     Returns:
-        (N,) bool which tokens stay, (N,) bool where markers stand, and the number of which `choose` gave the tokens,
-        but for those that were added.
+        (N,) bool of kept tokens, (N,) bool of markers, and the number that `choose` was called with for the kept
+            tokens, without those that were added.
     """
 
-    def total(stays: Tensor) -> int:
-        return int(stays.sum() + run_ends(~stays).sum())
+    def total(kept: Tensor) -> int:
+        return int(kept.sum() + run_ends(~kept).sum())
 
     fits, exceeds = (count - 1) // 2, count
     while exceeds - fits > 1:
@@ -191,25 +190,28 @@ def exact_runs(choose: Callable[[int], Tensor], size: int, count: int) -> tuple[
             fits = middle
         else:
             exceeds = middle
-    stays = choose(fits).clone()
-    missing = count - total(stays)
-    more = choose(exceeds)
-    if missing == 1 and int((more & ~stays).sum()) == 1 and not bool((stays & ~more).any()):
-        place = int((more & ~stays).nonzero())
-        ends = run_ends(~more)
-        before = place - 1 - max((p for p in range(place) if more[p]), default=-1)
-        after = next((p for p in range(place + 1, size) if more[p]), size) - place - 1
-        ends[place - 1 if before <= after else place + after] = False
-        return more.clone(), ends, exceeds
+    kept = choose(fits).clone()
+    missing = count - total(kept)
+    larger = choose(exceeds)
+    if missing == 1 and int((larger & ~kept).sum()) == 1 and not bool((kept & ~larger).any()):
+        index = int((larger & ~kept).nonzero())
+        ends = run_ends(~larger)
+        before = index - 1 - max((p for p in range(index) if larger[p]), default=-1)
+        after = next((p for p in range(index + 1, size) if larger[p]), size) - index - 1
+        ends[index - 1 if before <= after else index + after] = False
+        return larger.clone(), ends, exceeds
     for _ in range(missing):
-        gone = ~stays
-        before_, after_ = torch.cat([gone.new_zeros(1), gone[:-1]]), torch.cat([gone[1:], gone.new_zeros(1)])
-        edges = (gone & (before_ ^ after_)).nonzero().flatten()  # of runs of two and more
-        wanted = (more & gone).nonzero().flatten()
-        if len(wanted):
-            edges = edges[(edges[:, None] - wanted).abs().amin(dim=1).argsort(stable=True)]
-        stays[edges[0]] = True
-    return stays, run_ends(~stays), fits
+        dropped = ~kept
+        before_kept, after_kept = (
+            torch.cat([dropped.new_zeros(1), dropped[:-1]]),
+            torch.cat([dropped[1:], dropped.new_zeros(1)]),
+        )
+        edges = (dropped & (before_kept ^ after_kept)).nonzero().flatten()  # of runs of two and more
+        next_choice = (larger & dropped).nonzero().flatten()
+        if len(next_choice):
+            edges = edges[(edges[:, None] - next_choice).abs().amin(dim=1).argsort(stable=True)]
+        kept[edges[0]] = True
+    return kept, run_ends(~kept), fits
 
 
 @lru_cache(maxsize=8)

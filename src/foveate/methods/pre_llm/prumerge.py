@@ -1,4 +1,4 @@
-"""PruMerge and PruMerge+: as many tokens as stand out, each the mean of its neighbourhood."""
+"""PruMerge and PruMerge+: an adaptive number of tokens, each merged with its nearest neighbours."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from foveate.methods.shared.clustering import nearest, spread, weighted
 
 @dataclass(frozen=True)
 class PruMerge(PreLLMMethod):
-    """Keeps the patches whose [CLS] attention is an outlier and merges those with the most similar keys into each.
+    """Keeps the patches whose [CLS] attention is an outlier and merges the patches of most similar keys into each.
 
     With a = mean_h A[h, CLS, 1:] and its quartiles Q1 and Q3, the patches with a > Q3 + 1.5 (Q3 - Q1) stay, at least
-    one. Around each, the k nearest others by the cosine of their keys, kept ones too, are merged with it by attention:
-    y_i = (a_i x_i + sum_j a_j x_j) / (a_i + sum_j a_j) (LLaVA-PruMerge, arXiv 2403.15388). With a budget
-    the `count` greatest stay. An encoder without [CLS] ranks by attention received.
+    one. Each is merged with its k nearest others by the cosine of their keys, kept ones included: y_i = (a_i x_i +
+    sum_j a_j x_j) / (a_i + sum_j a_j) (LLaVA-PruMerge, arXiv 2403.15388). With a budget the `count` greatest stay. An
+    encoder without [CLS] ranks by attention received.
 
-    Neighbourhoods overlap, so a token may go into several rows. `Selection.assignment` names for a dropped token the
-    neighbourhood that is most similar to it, and none for a token that is in no neighbourhood.
+    Neighbourhoods overlap, so a token may go into several rows. `Selection.assignment` names the most similar of them
+    for a dropped token, and none for a token in no neighbourhood.
 
     The authors' code does not normalise, y_i = x_i + sum_j a_j x_j, and adds one token, sum a_j x_j over all dropped
-    ones: `reference=True` does so, with that token in the place of the last dropped one (it counts in a budget), and
-    loses an outlier where int(N * (outliers / N)) does. The code reads block 23 of CLIP, whose output LLaVA does not
-    use, as one head of the full width, and merges before the connector; here heads are averaged, at the block whose
-    output is used, and the tokens that the language model reads are merged.
+    ones. `reference` does so, with that token in place of the last dropped one (it counts in a budget), and loses an
+    outlier where int(N * (outliers / N)) does. The code reads block 23 of CLIP, whose output LLaVA does not use, as one
+    head of the full width, and merges before the connector; here heads are averaged, at the block whose output is used,
+    and the tokens that the language model reads are merged.
 
     Args:
         neighbours: k.
@@ -65,11 +65,11 @@ class PruMerge(PreLLMMethod):
         """See `PreLLMMethod.select`."""
         attention, keys = (tokens.get(need).float() for need in self.needs(tokens.tower))
         if self.reference:
-            centres = self._centres(attention, count - 1) if count else self._own(attention)
+            centres = self._centres(attention, count - 1) if count else self._unbudgeted(attention)
             return self._summed(tokens.features, attention, keys, centres)
         return self._averaged(tokens.features, attention, keys, self._centres(attention, count or None))
 
-    def _own(self, attention: Tensor) -> Tensor:
+    def _unbudgeted(self, attention: Tensor) -> Tensor:
         """The centres of the method's own rule as the authors' code finds them: possibly none."""
         return topk_indices(attention, _lossy(_outliers(attention), len(attention)))
 
@@ -104,21 +104,21 @@ class PruMerge(PreLLMMethod):
         dropped = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, centres, False)
         weights = torch.where(dropped, attention, 0.0).to(out.dtype)
         extra = weights @ wide(features)
-        places = torch.arange(len(features), device=features.device)
-        last = torch.where(dropped, places, -1).max()
+        numbers = torch.arange(len(features), device=features.device)
+        last = torch.where(dropped, numbers, -1).max()
         indices, order = torch.cat([centres, last[None]]).sort()
-        assignment = torch.searchsorted(indices, torch.where(dropped, last, places))
+        assignment = torch.searchsorted(indices, torch.where(dropped, last, numbers))
         share = torch.where(dropped, weights / weights.sum().clamp(min=torch.finfo(torch.float32).tiny), 1.0)
         return Selection(indices, torch.cat([out, extra[None]])[order].to(features.dtype), assignment, share)
 
 
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
-    """PruMerge with more centres, spread evenly over the image, so that its quiet parts are seen too.
+    """PruMerge with additional centres spread evenly over the image.
 
-    With a share r of outliers, every floor(floor(1 / r) / 3)-th token in raster order is a centre too: about three
-    for each outlier (LLaVA-PruMerge, arXiv 2403.15388, PruMerge+). With a budget, a share of it goes to the greatest
-    attention and the rest is spread evenly over what is left. All else is as in PruMerge.
+    With a share r of outliers, every floor(floor(1 / r) / 3)-th token in raster order is a centre too: about three for
+    each outlier (LLaVA-PruMerge, arXiv 2403.15388, PruMerge+). With a budget, a share of it goes to the greatest
+    attention and the rest is spread evenly over the remaining tokens. All else is as in PruMerge.
 
     Args:
         share: Part of a given budget that goes by attention. The rule without a budget comes to about a quarter.
@@ -135,7 +135,7 @@ class PruMergePlus(PruMerge):
         if not 0 <= self.share <= 1:
             raise FoveateError(f"prumerge+: share is a part of the budget, 0 to 1, not {self.share}.")
 
-    def _own(self, attention: Tensor) -> Tensor:
+    def _unbudgeted(self, attention: Tensor) -> Tensor:
         # The authors' code ends before the last of its 576 tokens.
         outliers, size = _outliers(attention), len(attention)
         return self._stepped(attention, _lossy(outliers, size), outliers, size - 1)
@@ -145,8 +145,8 @@ class PruMergePlus(PruMerge):
             outliers = max(1, _outliers(attention))
             return self._stepped(attention, outliers, outliers, len(attention))
         first = topk_indices(attention, share_of(self.share, count))
-        left = torch.ones(len(attention), dtype=torch.bool, device=attention.device).index_fill_(0, first, False)
-        rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(attention) - len(first)]
+        free = torch.ones(len(attention), dtype=torch.bool, device=attention.device).index_fill_(0, first, False)
+        rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(attention) - len(first)]
         even = rest[spread(len(rest), count - len(first), attention.device)]
         return torch.cat([first, even]).sort().values
 

@@ -1,4 +1,4 @@
-"""Random tokens, the control that every method has to beat."""
+"""Random tokens (control)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from foveate.core.tokens import VisualTokens
 
 @dataclass(frozen=True)
 class Random(PreLLMScorer):
-    """Keeps tokens drawn at random without replacement, every one with the same chance.
+    """Keeps tokens drawn uniformly at random without replacement.
 
-    A control, not a paper. The draw depends on the seed, on the number of the image in its prompt and on how many
-    tokens it has, on nothing else: it is the same on every device, and the global random state is left alone. Tiled
-    images are one urn; newline tokens are not drawn.
+    A control, not a paper. The draw depends on the seed, the number of the image in its prompt and its number of
+    tokens, on nothing else: it is the same on every device, and the global random state is not changed. All crops of a
+    tiled image share one draw; newline tokens are not drawn.
 
     Args:
-        seed: Another one draws other tokens.
+        seed: Of the draw.
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Recoverable Compression: what the image stresses, what the question recovers, and clusters of the rest."""
+"""Recoverable Compression: tokens like [CLS], tokens like the question, and clusters of the rest."""
 
 from __future__ import annotations
 
@@ -19,42 +19,41 @@ from foveate.methods.shared.clustering import nearest, outlier_factor, weighted
 
 @dataclass(frozen=True)
 class RecoverableCompression(PreLLMMethod):
-    """Keeps what is like [CLS], recovers what is like the question, and merges the rest into a few tokens.
+    """Keeps the tokens most similar to [CLS], recovers those most similar to the question, and clusters the rest.
 
     1. Visual scores v; as many tokens as v has outliers stay, the highest ones. 2. Of the rest, text scores t; as many
     as t has outliers are recovered. 3. Of what still remains, as many tokens as v has outliers become centres, the
-    highest, at least one; every other remaining token joins the centre whose key is the most similar to its own, and a
+    highest, at least one; every other remaining token joins the centre whose key is most similar to its own, and a
     cluster becomes its mean (Recoverable Compression, arXiv 2409.01179, four steps of the method). All stay in raster
-    order. Outliers are those whose local outlier factor exceeds 1.5, on either side, as in scikit-learn's "auto".
-
-    With a budget, the counts are shares of it. The number of neighbours of the filter is that of the code, and the
+    order. Outliers are those whose local outlier factor exceeds 1.5, on either side, as in scikit-learn's "auto". With
+    a budget, the counts are shares of it. The number of neighbours of the filter is that of the code, and the
     clustering (named kNN) is our reading.
 
     v is the dot product of [CLS] and the patch at the block whose output is used, as in the paper; an encoder without
-    [CLS] takes the attention received, which the paper does not define. t is a dot product too. similarity="cosine"
-    leaves lengths out of both. The paper compares the text embedding of CLIP with patches projected into its space. Few
-    models carry such an encoder, so by default the text is the mean of the embeddings of the user's own words (of their
-    directions, for cosines) and is compared with the tokens, both as the language model reads them: a substitute of
-    ours. text="aligned" compares a given text feature with the output of the last block of the encoder, which must be
-    of one width.
+    [CLS] takes the attention received, which the paper does not define. t is a dot product too; similarity="cosine"
+    normalises both. The paper compares the text embedding of CLIP with patches projected into its space. Few models
+    carry such an encoder, so by default the text embedding is the mean of the embeddings of the user's own words (of
+    their directions, for cosines), compared with the tokens, both as the language model reads them: a substitute of
+    ours. text_embedding="aligned" compares a given text feature with the output of the last block of the encoder, which
+    must have the same width.
 
-    The authors' code differs, `reference=True`: v is the [CLS] attention and t a cosine; in step 2 the chosen ones
+    The authors' code differs (`reference`): v is the [CLS] attention and t a cosine; in step 2 the tokens of step 1
     compete with the least score; in step 3 each centre becomes x_i + sum_j a_j x_j over the 32 others of greatest
     cosine of keys plus 50 t / sqrt(d), d the width that t was measured in, unnormalised, and one token sum a_j x_j of
-    all others follows, in the place of the last of them, unless there are no centres. Two slips of the code are not
-    repeated: it takes the width of the features for the number of tokens when it counts centres, and looks up places
+    all others follows, in place of the last of them, unless there are no centres. Two slips of the code are not
+    repeated: it takes the width of the features for the number of tokens when it counts centres, and looks up indices
     among the remaining tokens in the keys of all.
 
     Args:
-        text: "instruction" (embeddings of the prompt) or "aligned" (a text feature given by the user).
+        text_embedding: "instruction" (embeddings of the prompt) or "aligned" (a text feature given by the user).
         similarity: "dot" or "cosine", of [CLS] and text with the tokens.
         visual: Share of a budget for step 1. The shares are ours: the paper has no budget.
-        recovered: Share of a budget for step 2; clusters take what is left.
+        recovered: Share of a budget for step 2; clusters take the rest.
         layer: Encoder block to read, 0-based or from the end; None: the one whose output is used.
         reference: Scores and merging as in the authors' code.
     """
 
-    text: Literal["instruction", "aligned"] = "instruction"
+    text_embedding: Literal["instruction", "aligned"] = "instruction"
     similarity: Literal["dot", "cosine"] = "dot"
     visual: float = 0.5
     recovered: float = 0.3
@@ -70,10 +69,13 @@ class RecoverableCompression(PreLLMMethod):
     static_count: ClassVar[bool] = False
     budget: ClassVar[BudgetRule] = "optional"
     with_budget: ClassVar = ("visual", "recovered")
+    renamed_arguments: ClassVar = {"text": "text_embedding"}
 
     def __post_init__(self) -> None:
-        if self.text not in ("instruction", "aligned"):
-            raise FoveateError(f"recoverable: text is 'instruction' or 'aligned', not {self.text!r}.")
+        if self.text_embedding not in ("instruction", "aligned"):
+            raise FoveateError(
+                f"recoverable: text_embedding is 'instruction' or 'aligned', not {self.text_embedding!r}."
+            )
         if self.similarity not in ("dot", "cosine"):
             raise FoveateError(f"recoverable: similarity is 'dot' or 'cosine', not {self.similarity!r}.")
         if min(self.visual, self.recovered) < 0 or self.visual + self.recovered > 1:
@@ -89,7 +91,7 @@ class RecoverableCompression(PreLLMMethod):
             visual = (Need("cls_feature", layer), Need("features", layer))
         else:
             visual = (Need("cls_attention", layer, substitute=True),)
-        if self.text == "instruction":
+        if self.text_embedding == "instruction":
             text = (Need("instruction"),)
         else:
             text = (Need("text_feature"), Need("features", tower.layer(-1)))
@@ -98,13 +100,13 @@ class RecoverableCompression(PreLLMMethod):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
         v, t = self._visual(tokens), self._text(tokens)
-        left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+        free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
         first = topk_indices(v, share_of(self.visual, count) if count else _outliers(v, 20))
-        left[first] = False
-        rest = left.nonzero().flatten()
+        free[first] = False
+        rest = free.nonzero().flatten()
         second = rest[topk_indices(t[rest], self._recovered(t, first, rest, count))]
-        left[second] = False
-        rest = left.nonzero().flatten()
+        free[second] = False
+        rest = free.nonzero().flatten()
         kept = torch.cat([first, second]).sort().values
         if count:
             centres = count - len(kept) - self.reference
@@ -132,7 +134,7 @@ class RecoverableCompression(PreLLMMethod):
         return self._like(tokens.get(needs[2]), tokens.get(needs[1])[None])
 
     def _text(self, tokens: VisualTokens) -> Tensor:
-        if self.text == "instruction":
+        if self.text_embedding == "instruction":
             words = tokens.get(Need("instruction"))
             if not len(words):
                 raise FoveateError("recoverable needs a text to compare the tokens with: the prompt has none.")
@@ -142,7 +144,7 @@ class RecoverableCompression(PreLLMMethod):
         if text.shape[-1] != patches.shape[-1]:
             raise FoveateError(
                 f"recoverable: a text feature of width {text.shape[-1]} cannot be compared with patches of width "
-                f"{patches.shape[-1]}; text='instruction' needs no aligned encoder."
+                f"{patches.shape[-1]}; text_embedding='instruction' needs no aligned encoder."
             )
         return self._like(patches, text[None])
 
@@ -161,23 +163,25 @@ class RecoverableCompression(PreLLMMethod):
         x = wide(tokens.features[rest])
         a = v[rest].to(x.dtype)
         chosen = topk_indices(a, centres)
-        width = (tokens.features if self.text == "instruction" else tokens.get(Need("text_feature"))).shape[-1]
+        width = (tokens.features if self.text_embedding == "instruction" else tokens.get(Need("text_feature"))).shape[
+            -1
+        ]
         near = nearest(keys[rest], chosen, 32, 50 * t[rest] / width**0.5)
         sums = x[chosen] + weighted(x, a, near)
         other = torch.ones(len(rest), dtype=torch.bool, device=rest.device).index_fill_(0, chosen, False)
-        rows, places = [wide(tokens.features[kept]), sums], [kept, rest[chosen]]
+        rows, row_indices = [wide(tokens.features[kept]), sums], [kept, rest[chosen]]
         assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=rest.device)
         weights = a.new_zeros(len(tokens))
         if bool(other.any()):
             extra = (a * other) @ x
             rows.append(extra[None])
-            places.append(rest[other][-1:])
+            row_indices.append(rest[other][-1:])
             weights[rest[other]] = a[other] / a[other].sum()
-        indices, order = torch.cat(places).sort()
+        indices, order = torch.cat(row_indices).sort()
         assignment[rest[other]] = torch.searchsorted(indices, rest[other][-1:]) if bool(other.any()) else -1
-        whole = torch.cat(places[:2])
-        assignment[whole] = torch.searchsorted(indices, whole)
-        weights[whole] = 1.0
+        single = torch.cat(row_indices[:2])
+        assignment[single] = torch.searchsorted(indices, single)
+        weights[single] = 1.0
         return Selection(indices, torch.cat(rows)[order].to(tokens.features.dtype), assignment, weights)
 
 

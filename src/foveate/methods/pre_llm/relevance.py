@@ -1,4 +1,4 @@
-"""The explainability-based compressor: a small trained network guesses which tokens an answer will rest on."""
+"""Explainability-based compression: a trained network predicts the relevance of tokens for the answer."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ KIND = "foveate relevance mapper"
 
 @dataclass(frozen=True)
 class Relevance(Trained, PreLLMScorer):
-    """Keeps the tokens that a small trained network expects an answer to rest on, from first-layer attention.
+    """Keeps the tokens that a small trained network predicts to be relevant for the answer, from first-layer attention.
 
-    The attention that the user's own words pay to the visual tokens in the language model's first layer, as a picture,
-    is mapped by a fully convolutional network to scores; the greatest stay (arXiv 2506.01097). The network has learned
-    the relevance of visual tokens for answers, found by attention x gradient roll-out (`rollout`). The network knows
-    nothing of the size of an image. Words before the image cannot look at it; where no word of the user comes after it,
-    all text after the image is asked.
+    The attention of the user's own words to the visual tokens in the language model's first layer, as a picture, is
+    mapped to scores by a fully convolutional network (arXiv 2506.01097). It has learned the relevance of visual tokens
+    for answers, computed by attention x gradient roll-out (`rollout`), for images of any size. Words before the image
+    cannot attend to it; where no word of the user comes after it, all text after the image counts.
 
     There is no public code. The roll-out rule (Chefer et al., 2021), the network, its input scaling and the loss are
-    choices made here, not the paper's, whose details we do not know. Every crop or frame is mapped as a picture of its
-    own.
+    our choices, not the paper's, whose details we do not know. Every crop or frame is mapped as a picture of its own.
 
     Args:
         weights: A trained network, a file that `foveate train-method relevance` wrote; by default
-            `relevance.safetensors` beside the model's weights.
+            `relevance.safetensors` next to the model's weights.
     """
 
     weights: str = ""
@@ -55,7 +53,7 @@ class Relevance(Trained, PreLLMScorer):
         return (Need("first_layer_attention"),)
 
     def score(self, tokens: VisualTokens) -> Tensor:
-        """What the network expects an answer to rest on."""
+        """Relevance for the answer, predicted by the network."""
         attention = tokens.get(*self.needs(tokens.tower)).float()
         path = Path(self.path)
         mapper = _mapper(str(path), path.stat().st_mtime_ns if path.is_file() else 0, str(tokens.device))
@@ -132,9 +130,9 @@ def rollout(attentions: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor
 
 def relevance_target(relevance: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Shares (N,), of sum 1, of visual tokens at `columns` in what predicts an answer at `rows`; equal if all are 0."""
-    found = relevance[rows][:, columns].sum(dim=0)
-    total = found.sum()
-    return torch.where(total > 0, found / total.clamp(min=torch.finfo(found.dtype).tiny), 1 / len(found))
+    received = relevance[rows][:, columns].sum(dim=0)
+    total = received.sum()
+    return torch.where(total > 0, received / total.clamp(min=torch.finfo(received.dtype).tiny), 1 / len(received))
 
 
 def mapper_loss(scores: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""ToDRE, first stage: diverse tokens around the one that [CLS] looks at."""
+"""ToDRE, first stage: diverse tokens, starting from the greatest [CLS] attention."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Pivot = Literal["cls", "center", "farthest"]
 
 @dataclass(frozen=True)
 class ToDRE(PreLLMMethod):
-    """Starts at the token with the greatest [CLS] attention and adds, one by one, the tokens least like those it has.
+    """Starts at the token of greatest [CLS] attention and adds, one by one, the least similar token.
 
-    With s(i, j) = cos(x_i, x_j) of the tokens that the language model would read and C what is kept so far, the next
+    With s(i, j) = cos(x_i, x_j) of the tokens that the language model would read and C those chosen so far, the next
     token is argmin_i max_{c in C} s(i, c) by the k-center rule of the paper's first version, or argmin_i sum_{c in C}
     s(i, c) by the max-sum rule of its second (ToDRE, arXiv 2505.18757v2, section 4.1, eq. 3 to 7, algorithm 1). All
-    crops compete for one budget, and the first token, the pivot, comes from the thumbnail where there is one; in a clip
-    from all frames. The paper's second stage, which drops all visual tokens in a late layer, is `todre-decoder`; the
-    whole paper is `todre:10% + todre-decoder`.
+    crops compete for one budget; the first token, the pivot, comes from the thumbnail where there is one, in a clip
+    from all frames. The second stage, which drops all visual tokens in a late layer, is `todre-decoder`; the whole
+    paper is `todre:10% + todre-decoder`.
 
-    There is no public code. Pivot, similarity and the max-sum rule follow the text of the second version. What the
-    first version takes as pivot and distance could not be checked; they are taken to be the same. Newline tokens go
-    first; the paper counts its tokens without them. Of equal tokens the first wins.
+    There is no public code. Pivot, similarity and the max-sum rule follow the second version; what the first version
+    takes as pivot and distance could not be checked, and is taken to be the same. Newline tokens are dropped first; the
+    paper does not count them. Of equal tokens the first wins.
 
     Args:
         rule: "k-center" (version 1) or "max-sum" (version 2).
-        pivot: "cls"; or "center" or "farthest", the token nearest to or farthest from the mean token, which need no
-            attention (paper, appendix 3.1: within half a point). An encoder without [CLS] takes "farthest" for "cls";
-            the paper allows any token there.
+        pivot: "cls"; or "center" or "farthest", the token nearest to or farthest from the mean token, without attention
+            (paper, appendix 3.1: within half a point). An encoder without [CLS] takes "farthest" for "cls"; the paper
+            allows any token there.
         layer: Encoder block whose [CLS] row is read, 0-based or from the end; None: the one whose output is used. The
             paper says "last layer".
     """
@@ -69,24 +69,24 @@ class ToDRE(PreLLMMethod):
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
-        places = torch.arange(len(tokens), device=tokens.device)
+        ordinary = torch.arange(len(tokens), device=tokens.device)
         if tokens.separators is not None:
-            places = places[~tokens.separators]
-        x = tokens.features[places]
+            ordinary = ordinary[~tokens.separators]
+        x = tokens.features[ordinary]
         choose = farthest_first if self.rule == "k-center" else max_sum
-        first = torch.searchsorted(places, self._pivot(tokens, places))
-        return select_tokens(places[choose(Cosines(x, picks=count), first, count)])
+        first = torch.searchsorted(ordinary, self._pivot(tokens, ordinary))
+        return select_tokens(ordinary[choose(Cosines(x, picks=count), first, count)])
 
-    def _pivot(self, tokens: VisualTokens, places: Tensor) -> Tensor:
-        """Place (1,) of the first token among all tokens; `places` (n,) are those that are no separators."""
+    def _pivot(self, tokens: VisualTokens, candidates: Tensor) -> Tensor:
+        """Index (1,) of the first token; `candidates` (n,) are the tokens that are no separators."""
         needs = self.needs(tokens.tower)
         if needs:
             if tokens.thumbnail is not None and len(tokens.thumbnail.present):
-                places = tokens.thumbnail.present
-            score = tokens.get(needs[0])[places]
+                candidates = tokens.thumbnail.present
+            score = tokens.get(needs[0])[candidates]
         else:
-            x = F.normalize(tokens.features[places].float(), dim=-1)
+            x = F.normalize(tokens.features[candidates].float(), dim=-1)
             score = F.normalize(x.mean(dim=0), dim=0) @ x.T
             if self.pivot != "center":
                 score = -score
-        return places[score.argmax(dim=0, keepdim=True)]
+        return candidates[score.argmax(dim=0, keepdim=True)]

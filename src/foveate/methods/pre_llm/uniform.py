@@ -1,4 +1,4 @@
-"""Evenly spaced tokens, the control that looks nowhere in particular."""
+"""Evenly spaced tokens (control)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from foveate.methods.shared.cells import cells
 
 @dataclass(frozen=True)
 class Uniform(PreLLMMethod):
-    """Keeps tokens that lie evenly over the rows and columns of the image.
+    """Keeps tokens evenly spaced over the rows and columns of the image.
 
-    A control, not a paper. The raster is divided into as many cells of equal size as tokens shall stay, about as wide
-    as high, and the token nearest to the middle of each stays (of equally near ones the first): a regular lattice where
-    rows and columns divide evenly, and close to one for every other number.
-    Its cells are those that `pool` averages. Tiled images divide the budget over their crops in proportion to their
-    tokens.
+    A control, not a paper. The raster is divided into as many cells of equal size as the budget has tokens, about as
+    wide as high, and the token nearest to the middle of each stays (of equally near ones the first): a regular lattice
+    where rows and columns divide evenly, and close to one for every other number. Its cells are those that `pool`
+    averages. Tiled images divide the budget over their crops in proportion to their tokens.
     """
 
     name: ClassVar[str] = "uniform"

@@ -1,4 +1,4 @@
-"""VFlowOpt, first stage: what the encoder's hubs look at stays, the rest is recycled cell by cell."""
+"""VFlowOpt, first stage: tokens that attention hubs attend to; the rest is merged cell by cell."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from foveate.methods.shared.clustering import representatives
 
 @dataclass(frozen=True)
 class VFlowOpt(PreLLMMethod):
-    r"""Keeps what globally watched patches look at, and merges the others into one token for each cell of a raster.
+    """Keeps the patches that the encoder's attention hubs attend to and merges the others, one token a cell.
 
     With $r_j$ the attention that patch j receives, mean over heads and patches, hubs are the patches with $r$ above
-    `threshold` times its mean, and the score of a patch is the attention that the hubs pay to it, mean over heads and
+    `threshold` times its mean. The score of a patch is the attention it receives from the hubs, mean over heads and
     hubs, plus `entropy` times the softmax over the grey-level entropy of all patches. Of the tokens with the lowest
     scores those in one cell of `cell` x `cell` (tiles laid out as in the image, the thumbnail and every frame for
-    themselves) become their mean weighted by score, at the place of the best of them. Newline tokens stay.
+    themselves) become their mean weighted by score, in place of the best of them. Newline tokens stay.
 
     "VFlowOpt: A Token Pruning Framework for LMMs with Visual Information Flow-Guided Optimization" (Yang et al., ICCV
     2025, arXiv 2508.05211). The second stage is `vflowopt-decoder`. The authors' settings for LLaVA-OneVision-7B, found
@@ -31,15 +31,15 @@ class VFlowOpt(PreLLMMethod):
     vflowopt-decoder(threshold=34.76):87.73%@18` and `vflowopt(threshold=28.683, cell=11.757):72.33% +
     vflowopt-decoder(threshold=28.683):74.87%@9 + vflowopt-decoder(threshold=28.683):48.7%@18`.
 
-    The authors' code merges n / cell^2 tokens more than the budget asks for, so that about the budget stays; here as
-    many are merged as leave exactly the budget. It scores the entropy of pixels that were normalised and wrap around;
-    here it is that of the pixels themselves. All its released settings have no entropy, and no probe of a live model
-    gives pixels yet. Our choice: where a budget has no room for all cells, those with the greatest sum of scores stay;
-    where no patch is a hub, the one that receives most is; where a budget has no room for more than newlines, these go.
+    The authors' code merges n / cell^2 tokens more than the budget asks for, so that about the budget stays; here the
+    budget is met exactly. It scores the entropy of pixels that were normalised and wrap around; here it is that of the
+    pixels themselves. All its released settings have no entropy, and no probe of a live model gives pixels yet. Our
+    choices: where the budget is smaller than the number of cells, those with the greatest sum of scores stay; where no
+    patch is a hub, the one that receives most is; a budget that only newlines would fill drops newlines first.
 
     Args:
         threshold: Of hubs, times the mean; from 0 on.
-        cell: Side of a cell in tokens, 1 or more; need not be whole.
+        cell: Side of a cell in tokens, 1 or more; need not be a whole number.
         entropy: Factor of the entropy, -1 to 1; for images of a single raster.
         layer: Encoder block to read, 0-based or from the end; None: the one whose output is used.
     """
@@ -66,7 +66,7 @@ class VFlowOpt(PreLLMMethod):
             raise FoveateError(f"vflowopt: entropy is a factor from -1 to 1, not {self.entropy}.")
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
-        """What hubs look at, and pixels for the entropy."""
+        """Attention from the hubs, and pixels for the entropy."""
         hubs = hub_need(tower, self.threshold, self.layer)
         return (hubs, Need("pixels")) if self.entropy else (hubs,)
 
@@ -74,9 +74,9 @@ class VFlowOpt(PreLLMMethod):
         """See `PreLLMMethod.select`."""
         scores, cells = self.scores(tokens), cells_of(tokens, self.cell)
         fixed, free = (cells < 0).nonzero().flatten(), (cells >= 0).nonzero().flatten()
-        room = count - len(fixed) if count > len(fixed) else min(count, len(free))
-        fixed = fixed[: count - room]
-        best, rest, rows = recycled(scores[free], cells[free], room)
+        free_count = count - len(fixed) if count > len(fixed) else min(count, len(free))
+        fixed = fixed[: count - free_count]
+        best, rest, rows = recycled(scores[free], cells[free], free_count)
         indices = torch.cat([fixed, free[best], free[rows.unique()]]).sort().values
         assignment = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
         assignment[indices] = torch.arange(count, device=tokens.device)
@@ -84,7 +84,7 @@ class VFlowOpt(PreLLMMethod):
         return merge_tokens(tokens.features, indices, assignment, scores.clamp(min=1e-12))
 
     def scores(self, tokens: VisualTokens) -> Tensor:
-        """(N,) of all tokens."""
+        """Scores (N,) of all tokens."""
         needs = self.needs(tokens.tower)
         scores = tokens.get(needs[0]).float()
         if self.entropy:
@@ -121,7 +121,7 @@ _WIDE = 2**15
 def recycled(scores: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Which tokens stay, and which of the others become one token with those of their cell.
 
-    As few as possible of the lowest scores are merged that `count` remain, merged ones among them.
+    As few as possible of the lowest scores are merged such that `count` remain, merged ones included.
 
     Args:
         scores: (n,).
@@ -129,36 +129,37 @@ def recycled(scores: Tensor, cells: Tensor, count: int) -> tuple[Tensor, Tensor,
         count: From 1 to n.
 
     Returns:
-        (b,) places of those that stay as they are; (m,) of those that are merged; (m,) at which of them each goes.
+        Indices (b,) of tokens that stay as they are; (m,) of those that are merged; (m,) the token that each is merged
+            into.
     """
     size = len(scores)
     ascending = scores.argsort(descending=True, stable=True).flip(0)
-    places = torch.arange(size, device=scores.device)
+    rank = torch.arange(size, device=scores.device)
     number, labels = _numbered(cells)
     first = torch.full((number,), size, dtype=torch.int64, device=scores.device).scatter_reduce(
-        0, labels[ascending], places, "amin"
+        0, labels[ascending], rank, "amin"
     )
     opens = torch.zeros(size, dtype=torch.int64, device=scores.device).index_fill(0, first, 1)
-    left = torch.cat([places.new_tensor([size]), size - 1 - places + opens.cumsum(dim=0)])
-    enough = (left <= count).nonzero().flatten()
-    gone = ascending[: int(enough[0]) if len(enough) else size]
-    stay = ascending[len(gone) :]
-    number, labels = _numbered(cells[gone])
-    if len(stay) + number > count:  # no room for all cells
-        sums = scores.new_zeros(number).index_add(0, labels, scores[gone])
+    remaining = torch.cat([rank.new_tensor([size]), size - 1 - rank + opens.cumsum(dim=0)])
+    enough = (remaining <= count).nonzero().flatten()
+    merged = ascending[: int(enough[0]) if len(enough) else size]
+    kept = ascending[len(merged) :]
+    number, labels = _numbered(cells[merged])
+    if len(kept) + number > count:  # more cells than the budget takes
+        sums = scores.new_zeros(number).index_add(0, labels, scores[merged])
         chosen = torch.zeros(number, dtype=torch.bool, device=scores.device).index_fill(
             0, topk_indices(sums, count), True
         )
-        gone = gone[chosen[labels]]
-    gone = gone.sort().values
-    number, labels = _numbered(cells[gone])
-    return stay, gone, gone[representatives(labels, scores[gone], number)[labels]]
+        merged = merged[chosen[labels]]
+    merged = merged.sort().values
+    number, labels = _numbered(cells[merged])
+    return kept, merged, merged[representatives(labels, scores[merged], number)[labels]]
 
 
 def _numbered(cells: Tensor) -> tuple[int, Tensor]:
     """How many cells there are, and which of them each token is in, from 0 on."""
-    found, labels = cells.unique(return_inverse=True)
-    return len(found), labels
+    numbers, labels = cells.unique(return_inverse=True)
+    return len(numbers), labels
 
 
 def grey_entropy(pixels: Tensor, grid: Grid) -> Tensor:

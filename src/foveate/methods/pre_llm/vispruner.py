@@ -1,4 +1,4 @@
-"""VisPruner: tokens that [CLS] attends to, and of the others those without duplicates."""
+"""VisPruner: tokens of greatest [CLS] attention, and the others without duplicates."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class VisPruner(PreLLMMethod):
     """Keeps the patches with the greatest [CLS] attention and, of the others, those that have no near duplicate.
 
     Of a budget of T, the int(r T) patches with the greatest a = mean_h A[h, CLS, 1:] stay. The others, in order of
-    falling attention, lose up to `step` tokens a round until T are left: the list is split into even and odd places,
-    every even token is scored with its greatest cosine to an odd one, and the highest-scoring even tokens go. The next
-    list is what is left of the even ones, in order of falling score, and then the odd ones (VisPruner, arXiv
-    2412.01818, ICCV 2025). Features and attention are those of the block whose output the language model reads. Tiled
-    images divide the budget over their crops. An encoder without [CLS] ranks by attention received, as the authors do
-    for SigLIP (there at the last block).
+    falling attention, lose up to `step` tokens a round until T remain: the list is split into even and odd indices,
+    every even token is scored with its greatest cosine to an odd one, and the highest-scoring even tokens are dropped.
+    The next list is the remaining even ones, in order of falling score, then the odd ones (VisPruner, arXiv 2412.01818,
+    ICCV 2025). Features and attention are those of the block whose output the language model reads. Tiled images divide
+    the budget over their crops. An encoder without [CLS] ranks by attention received, as the authors do for SigLIP
+    (there at the last block).
 
-    The authors' code needs an even number of tokens in every round; here the even places may be one more. Of equal
+    The authors' code needs an even number of tokens in every round; here there may be one more even index. Of equal
     scores the first counts as the higher.
 
     Args:
         important: Share r of the budget for attention, 0 to 1.
-        step: Most tokens that go in a round; 8 in the authors' code.
+        step: Most tokens dropped in a round; 8 in the authors' code.
         layer: Encoder block to read, 0-based or from the end; None: the one whose output is used.
     """
 
@@ -67,7 +67,7 @@ class VisPruner(PreLLMMethod):
 
 
 def without_duplicates(x: Tensor, count: int, step: int) -> Tensor:
-    """Places (count,) of the vectors (N, D) that are left when tokens like another one go, `step` at a time.
+    """Indices (count,) of the vectors (N, D) that remain when near duplicates are dropped, `step` at a time.
 
     All similarities are computed once; a round only looks them up, and its sizes are known beforehand.
     """
@@ -77,7 +77,7 @@ def without_duplicates(x: Tensor, count: int, step: int) -> Tensor:
     similarity = gram(F.normalize(x.float(), dim=-1))
     while len(rest) > count:
         even, odd = rest[::2], rest[1::2]
-        gone = min(step, len(rest) - count, len(even))
+        dropped = min(step, len(rest) - count, len(even))
         score = similarity.index_select(0, odd).amax(dim=0)[even]  # symmetric: whole rows are read, never columns
-        rest = torch.cat([even[score.argsort(descending=True, stable=True)[gone:]], odd])
+        rest = torch.cat([even[score.argsort(descending=True, stable=True)[dropped:]], odd])
     return rest

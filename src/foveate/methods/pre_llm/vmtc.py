@@ -1,4 +1,4 @@
-"""VMTC: important tokens as they are, redundant ones merged by k-means."""
+"""VMTC: important tokens, and the others merged by k-means."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from foveate.methods.shared.clustering import cosine_kmeans, representatives
 
 @dataclass(frozen=True)
 class VMTC(PreLLMMethod):
-    """Keeps the patches that [CLS] attends to most and merges the redundant ones by k-means on cosine similarity.
+    """Keeps the patches with the greatest [CLS] attention and merges the others by k-means on cosine similarity.
 
-    The importance of a patch is s = mean_h A[h, CLS, 1:]. The most important ones are primary and stay. The others are
-    clustered by k-means with cosine similarity, and each cluster becomes its importance-weighted mean,
-    sum_i s_i x_i / sum_i s_i, at the place of its most important member (Visual-Modality Token Compression, arXiv
-    2411.15453; its second part, an attention mask inside the language model, is not this method).
+    The importance of a patch is s = mean_h A[h, CLS, 1:]. Each cluster becomes its importance-weighted mean, sum_i s_i
+    x_i / sum_i s_i, in place of its most important member (Visual-Modality Token Compression, arXiv 2411.15453; its
+    second part, an attention mask inside the language model, is `cmai`). An encoder without [CLS] ranks by attention
+    received.
 
-    There is no public code and the summary that this follows leaves open: how a budget is divided between primary
+    There is no public code, and the summary that this follows leaves open how a budget is divided between primary
     tokens and clusters (`primary`), the block (here the one whose output is used), the number of iterations, how
-    k-means starts and which features it clusters. Here it starts from evenly spread tokens, without chance, and
-    clusters the tokens that the language model reads. The paper may have trained with it; this needs no training. An
-    encoder without [CLS] ranks by attention received.
+    k-means starts and which features it clusters. Here it starts from evenly spread tokens, deterministically, and
+    clusters the tokens that the language model reads. The paper may have trained with it; this needs no training.
 
     Args:
         primary: Share of the budget that stays unmerged. Not the paper's number, which we do not know.
@@ -64,14 +63,14 @@ class VMTC(PreLLMMethod):
         best = topk_indices(importance, primary)
         if primary == count:
             return Selection(best)
-        left = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device).index_fill_(0, best, False)
-        rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(tokens) - primary]
+        free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device).index_fill_(0, best, False)
+        rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(tokens) - primary]
         clusters = count - primary
         labels = cosine_kmeans(tokens.features[rest], clusters, self.iterations)
-        places = rest[representatives(labels, importance[rest], clusters)]
-        indices = torch.cat([best, places]).sort().values
+        centres = rest[representatives(labels, importance[rest], clusters)]
+        indices = torch.cat([best, centres]).sort().values
         assignment = torch.empty(len(tokens), dtype=torch.int64, device=tokens.device)
-        assignment[rest] = torch.searchsorted(indices, places)[labels]
+        assignment[rest] = torch.searchsorted(indices, centres)[labels]
         assignment[best] = torch.searchsorted(indices, best)
         # A cluster whose members all have no importance is their plain mean.
         return merge_tokens(

@@ -1,4 +1,4 @@
-"""VTC-CLS: the patches that [CLS] attends to most over several blocks."""
+"""VTC-CLS: the patches with the greatest [CLS] attention over several blocks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Maths that two methods or more use."""
+"""Maths shared by two methods or more."""

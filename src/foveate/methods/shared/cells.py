@@ -1,4 +1,4 @@
-"""A raster of tokens divided into any number of compact cells of equal size."""
+"""Division of a raster of tokens into any number of compact cells of equal size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clustering that several methods share: everything deterministic; only `density_peaks` compares all with all."""
+"""Deterministic clustering and neighbourhoods. Only `density_peaks` needs all pairwise distances."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.methods.shared.diversity import gram
 
 
 def spread(size: int, count: int, device: torch.device | None = None) -> Tensor:
-    """`count` places of `size`, evenly spread, each in the middle of its stretch: (count,), ascending, distinct."""
+    """`count` indices below `size`, evenly spread, each in the middle of its part: (count,), ascending, distinct."""
     return ((2 * torch.arange(count, device=device) + 1) * size) // (2 * count)
 
 
@@ -20,7 +20,7 @@ def nearest(keys: Tensor, centres: Tensor, count: int, bonus: Tensor | None = No
 
     Args:
         keys: (N, d), compared by cosine.
-        centres: (m,) places.
+        centres: (m,) indices.
         count: Neighbours of each, at most N - 1.
         bonus: (N,) added to the similarity of every token.
     """
@@ -33,13 +33,13 @@ def nearest(keys: Tensor, centres: Tensor, count: int, bonus: Tensor | None = No
 
 
 def weighted(features: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
-    """Sum of weights * features over each group of places (m, n): (m, D) in float32, in float64 of float64."""
+    """Sum of weights * features over each group of indices (m, n): (m, D) in float32, in float64 of float64."""
     x = wide(features)
     return x.new_zeros(len(groups), len(x)).scatter_(1, groups, weights.to(x.dtype)[groups]) @ x
 
 
 def representatives(labels: Tensor, scores: Tensor, count: int) -> Tensor:
-    """The member of the highest score of each of `count` clusters, the first of equals: (count,) places.
+    """The member of the highest score of each of `count` clusters, the first of equals: (count,) indices.
 
     Every cluster needs a member.
     """
@@ -50,7 +50,7 @@ def representatives(labels: Tensor, scores: Tensor, count: int) -> Tensor:
 
 
 def cosine_kmeans(x: Tensor, count: int, iterations: int) -> Tensor:
-    """Spherical k-means without chance: (N,) labels, every one of 0 to count - 1 used.
+    """Deterministic spherical k-means: (N,) labels, every one of 0 to count - 1 used.
 
     Starts from evenly spread tokens. A centre is the normalised sum of its unit vectors. A cluster that runs empty
     takes the token that is least like its own centre, and is not the best of its cluster.
@@ -80,10 +80,10 @@ def _labels(x: Tensor, centres: Tensor) -> Tensor:
     best = torch.full((count,), -torch.inf, dtype=closeness.dtype, device=x.device).scatter_reduce_(
         0, labels, closeness, "amax"
     )
-    places = torch.arange(len(x), device=x.device)
+    indices = torch.arange(len(x), device=x.device)
     first_best = torch.full((count,), len(x), dtype=torch.int64, device=x.device)
-    first_best.scatter_reduce_(0, labels, torch.where(closeness == best[labels], places, len(x)), "amin")
-    spare = closeness.masked_fill(first_best[labels] == places, torch.inf)
+    first_best.scatter_reduce_(0, labels, torch.where(closeness == best[labels], indices, len(x)), "amin")
+    spare = closeness.masked_fill(first_best[labels] == indices, torch.inf)
     worst = spare.argsort(stable=True)[:count]
     labels[worst] = torch.where(sizes[empty_first] == 0, empty_first, labels[worst])
     return labels
@@ -94,7 +94,7 @@ def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
 
     With d_k(j) the distance of j to its k-th neighbour, i has the density 1 / mean_j max(d_k(j), |v_i - v_j|) over its
     k neighbours j, and the factor is the mean density of the neighbours over its own. On a line the neighbours of a
-    number lie within k places of it in sorted order, so N x 2k distances suffice. Of equally near numbers the smaller
+    number lie within k ranks of it in sorted order, so N x 2k distances suffice. Of equally near numbers the smaller
     is the neighbour.
 
     Args:
@@ -107,12 +107,12 @@ def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
         return torch.ones_like(values, dtype=torch.float32)
     ordered, order = values.float().sort(stable=True)
     offsets = torch.cat([torch.arange(-k, 0), torch.arange(1, k + 1)]).to(values.device)
-    places = torch.arange(count, device=values.device)[:, None] + offsets
-    outside = (places < 0) | (places >= count)
-    places = places.clamp(0, count - 1)
-    distance = (ordered[places] - ordered[:, None]).abs().masked_fill(outside, torch.inf)
+    candidates = torch.arange(count, device=values.device)[:, None] + offsets
+    outside = (candidates < 0) | (candidates >= count)
+    candidates = candidates.clamp(0, count - 1)
+    distance = (ordered[candidates] - ordered[:, None]).abs().masked_fill(outside, torch.inf)
     distance, chosen = distance.sort(dim=1, stable=True)
-    distance, near = distance[:, :k], places.gather(1, chosen[:, :k])
+    distance, near = distance[:, :k], candidates.gather(1, chosen[:, :k])
     density = 1 / (torch.maximum(distance, distance[:, -1][near]).mean(dim=1) + 1e-10)  # duplicates: not infinite
     factor = density[near].mean(dim=1) / density
     out = torch.empty_like(factor)
@@ -133,7 +133,7 @@ def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
         count: Clusters, from 1 to N.
 
     Returns:
-        (count,) places of the centres, the best first; (N,) which of them each token belongs to.
+        (count,) indices of the centres, the best first; (N,) which of them each token belongs to.
     """
     x = x.float()
     products = gram(x - x.mean(dim=0))

@@ -1,6 +1,6 @@
-"""Greedy choices of vectors that differ from one another: what several methods share.
+"""Greedy selection of diverse vectors.
 
-A greedy choice looks at one row of the similarity matrix a pick. `Cosines` gives such rows without waiting for the
+A greedy selection reads one row of the similarity matrix a pick. `Cosines` gives such rows without waiting for the
 device, from the matrix when that is cheaper than a matrix-vector product a pick, else from the vectors.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: A row (N,) of similarities to the token whose place (1,) is given.
+#: From the index (1,) of a token to the row (N,) of its similarities.
 Row = Callable[[Tensor], Tensor]
 
 #: Tokens up to which the similarity matrix is held (256 MiB).
@@ -42,15 +42,15 @@ class Cosines:
 
     def nearest(self) -> Tensor:
         """Similarity (N,) of every vector to the one that is most like it."""
-        found = []
+        nearest = []
         for start in range(0, len(self.x), 1024):
             if self.matrix is not None:
                 rows = self.matrix[start : start + 1024].clone()
             else:
                 rows = self.x[start : start + 1024] @ self.x.T
             rows.diagonal(start).fill_(-torch.inf)  # no vector is its own neighbour
-            found.append(rows.amax(dim=1))
-        return torch.cat(found)
+            nearest.append(rows.amax(dim=1))
+        return torch.cat(nearest)
 
 
 def gram(x: Tensor, block: int = 256) -> Tensor:
@@ -65,7 +65,7 @@ def gram(x: Tensor, block: int = 256) -> Tensor:
 
 
 def farthest_first(row: Row, first: Tensor, count: int) -> Tensor:
-    """Places (count,) by max-min: each the one whose greatest similarity to those before is least; `first` is (1,).
+    """Indices (count,) by max-min: each the one whose greatest similarity to those before is least; `first` is (1,).
 
     Of equal ones the first wins.
     """
@@ -73,7 +73,7 @@ def farthest_first(row: Row, first: Tensor, count: int) -> Tensor:
 
 
 def max_sum(row: Row, first: Tensor, count: int) -> Tensor:
-    """Places (count,) by max-sum: each the one whose similarities to those before have the least sum."""
+    """Indices (count,) by max-sum: each the one whose similarities to those before have the least sum."""
     return _greedy(row, first, count, torch.add)
 
 
@@ -86,23 +86,23 @@ def _greedy(row: Row, first: Tensor, count: int, gather: Callable[[Tensor, Tenso
     return torch.cat(picks)
 
 
-def unlike_pivots(x: Tensor, pivots: Tensor, others: Tensor, count: int) -> Tensor:
-    """Places (count,) of pivots and, for each in turn, of tokens that are not taken yet and least like it (DART).
+def least_similar_to_pivots(x: Tensor, pivots: Tensor, others: Tensor, count: int) -> Tensor:
+    """Indices (count,) of pivots and, for each in turn, of tokens not yet taken and least similar to it (DART).
 
     Every pivot gets equally many; what does not divide equally goes to the first ones. Of equal tokens the first wins.
 
     Args:
         x: (N, D), compared by cosine.
-        pivots: (p,) places, at most `count`; they are taken.
-        others: (q, D) pivots that are no tokens of x; their turn comes last.
-        count: Places in all.
+        pivots: (p,) indices, at most `count`; they are taken.
+        others: (q, D) pivots that are no tokens of x; they come last.
+        count: Tokens in all.
     """
     directions = F.normalize(torch.cat([x[pivots].float(), others.float()]), dim=-1)
     taken = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill_(0, pivots, True)
     share, more = divmod(count - len(pivots), len(directions))
     chosen = [pivots]
-    for number, likeness in enumerate(directions @ F.normalize(x.float(), dim=-1).T):
-        own = likeness.masked_fill(taken, torch.inf).argsort(stable=True)[: share + (number < more)]
-        taken.index_fill_(0, own, True)
-        chosen.append(own)
+    for number, similarity in enumerate(directions @ F.normalize(x.float(), dim=-1).T):
+        least_similar = similarity.masked_fill(taken, torch.inf).argsort(stable=True)[: share + (number < more)]
+        taken.index_fill_(0, least_similar, True)
+        chosen.append(least_similar)
     return torch.cat(chosen)

@@ -1,4 +1,4 @@
-"""Dominant tokens as they are, the rest merged into contextual ones: what VisionZip and VisionDrop share."""
+"""Dominant tokens, and the rest merged into contextual tokens (VisionZip, VisionDrop)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from foveate.core.tokens import Selection, in_order, merge_tokens, topk_indices, wide
 
 
-def zipped(
+def merge_contextual(
     features: Tensor, scores: Tensor, keys: Tensor, dominant: int, contextual: int, *, doubled: bool = False
 ) -> Selection:
     """The `dominant` tokens of the highest scores, and all others merged into `contextual` ones.
 
     Of the M others, in order, every (M // contextual)-th is a target; the rest join the target whose key has the
-    greatest cosine with their own. A contextual token stands at its target and is the mean of its members.
+    greatest cosine with their own. A contextual token takes the place of its target and is the mean of its members.
 
     Args:
         features: (N, D).
@@ -31,8 +31,8 @@ def zipped(
     best = topk_indices(scores.float(), dominant)
     if not contextual:
         return Selection(best)
-    left = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, best, False)
-    rest = left.to(torch.int8).argsort(descending=True, stable=True)[: len(features) - dominant]
+    free = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, best, False)
+    rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(features) - dominant]
     targets = rest[:: max(1, len(rest) // contextual)][:contextual].contiguous()
     indices = torch.cat([best, targets]).sort().values
     x = F.normalize(keys.float(), dim=-1)
@@ -41,7 +41,7 @@ def zipped(
     selection = merge_tokens(features, indices, assignment)
     if not doubled:
         return selection
-    joined = assignment.index_fill(0, indices, -1)  # without the tokens that stand at the places
+    joined = assignment.index_fill(0, indices, -1)  # without the tokens at `indices`
     others = merge_tokens(features, indices, joined).features
     assert others is not None
     out = wide(features[indices]) + wide(others)

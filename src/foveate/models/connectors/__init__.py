@@ -1,4 +1,4 @@
-"""Trainable connectors: what stands between a vision tower and a language model."""
+"""Trainable connectors between a vision tower and a language model."""
 
 from foveate.models.connectors.mlp import MLPConnector
 

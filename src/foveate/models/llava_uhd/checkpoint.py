@@ -119,8 +119,8 @@ def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     # kept.
     config_class = CONFIG_MAPPING[model_type]
     known = {field.name for field in fields(config_class)} | {"rope_theta", "rope_scaling"}
-    kept = {name: value for name, value in text.items() if name in known}
-    return {"vocab_size": config_class().vocab_size} | kept | {"model_type": model_type}
+    remaining = {name: value for name, value in text.items() if name in known}
+    return {"vocab_size": config_class().vocab_size} | remaining | {"model_type": model_type}
 
 
 def _vision_config(config: dict[str, Any]) -> dict[str, Any]:

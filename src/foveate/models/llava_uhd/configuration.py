@@ -26,7 +26,7 @@ class LlavaUHDConfig(PreTrainedConfig):
         num_voco_tokens: VoCo tokens after every image, through which text sees it (`foveate.models.llava_uhd.voco`); 0:
             text sees images themselves.
         voco_token_id: id of the VoCo token.
-        vision_remember_layers: layers of the language model before which visual tokens look at the encoder's features
+        vision_remember_layers: layers of the language model before which visual tokens attend to the encoder's features
             again (`foveate.models.llava_uhd.vision_remember`); empty: none.
 
     Raises:

@@ -1,7 +1,7 @@
-"""LLaVA-UHD: a vision tower that compresses inside itself, a connector and a causal language model.
+"""LLaVA-UHD: a vision tower with token compression inside, a connector and a causal language model.
 
-Follows `LlavaForConditionalGeneration` of `transformers`, so that what is written for its vision-language
-models (`generate`, pipelines, Trainer, PEFT) works here. What differs is that images are packed:
+Follows `LlavaForConditionalGeneration` of `transformers`, so that tools for its vision-language models
+(`generate`, pipelines, Trainer, PEFT) work here. Unlike there, images are packed:
 `pixel_values` holds the patches of all images of the batch one after another, and `grid_hws` says how many
 belong to each.
 """

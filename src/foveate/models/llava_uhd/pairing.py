@@ -1,4 +1,4 @@
-"""Model and processor of LLaVA-UHD made to fit each other."""
+"""Consistency of the model and the processor of LLaVA-UHD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vision Remember: between layers of the language model visual tokens look again at what they were made of.
+"""Vision Remember: cross-attention of visual tokens to encoder features, between language model layers.
 
 A compressed token stands for a region. Before chosen layers l it attends to the encoder's features of that region
 alone, taken where the encoder still had more tokens, and adds what it finds:
@@ -94,23 +94,23 @@ class VisionRemember(nn.Module):
     def forward(self, hidden: Tensor, memory: Tensor) -> Tensor:
         """What visual tokens (M, d) find in their regions (M, K, D): (M, d), to be added."""
         parts = zip(self.norms, memory.split(self.sizes, dim=1), strict=True)
-        found = torch.cat([norm(part) for norm, part in parts], dim=1) + self.places
-        heads = (len(hidden), -1, self.num_heads, found.shape[-1] // self.num_heads)
+        features = torch.cat([norm(part) for norm, part in parts], dim=1) + self.places
+        heads = (len(hidden), -1, self.num_heads, features.shape[-1] // self.num_heads)
         query = self.query(self.norm(hidden)).view(heads).transpose(1, 2)
-        key, value = (half.reshape(heads).transpose(1, 2) for half in self.key_value(found).chunk(2, dim=-1))
+        key, value = (half.reshape(heads).transpose(1, 2) for half in self.key_value(features).chunk(2, dim=-1))
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.out(mixed.transpose(1, 2).flatten(1))
 
     def before(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A pre-hook of a layer: visual tokens remember, and the layer is called without the argument."""
         kwargs = dict(kwargs)
-        given = kwargs.pop(ARGUMENT, None)
-        if given is None:
+        memory_input = kwargs.pop(ARGUMENT, None)
+        if memory_input is None:
             return args, kwargs
-        memory, rows, columns = given
+        memory, rows, columns = memory_input
         hidden = args[0] if args else kwargs["hidden_states"]
-        own = hidden[rows, columns]
-        hidden = hidden.index_put((rows, columns), own + self(own, memory.to(own)).to(own))
+        visual = hidden[rows, columns]
+        hidden = hidden.index_put((rows, columns), visual + self(visual, memory.to(visual)).to(visual))
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
 

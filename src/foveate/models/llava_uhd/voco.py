@@ -1,4 +1,4 @@
-"""VoCo-LLaMA: the language model itself compresses an image into the keys and values of a few tokens.
+"""VoCo-LLaMA: compression of an image into the keys and values of a few tokens, by the language model itself.
 
 After every image stand n VoCo tokens, one trained embedding at n positions. They see the image; what comes after them
 sees them in its place. Trained with nothing but the answers' loss under this mask, they learn to hold what answers
@@ -44,22 +44,22 @@ def closed_images(image: Tensor, count: int) -> Tensor:
     return closed
 
 
-def voco_mask(image: Tensor, count: int, seen: Tensor) -> Tensor:
+def voco_mask(image: Tensor, count: int, key_mask: Tensor) -> Tensor:
     """Which keys every query may see, (B, 1, L, P + L) bool: one mask for all layers and heads.
 
     Args:
         image: (B, L) bool, where image tokens stand among the new tokens.
         count: VoCo tokens after every image.
-        seen: (B, P + L), 0 for padding, of what a cache holds and of the new tokens. A cache holds no image tokens.
+        key_mask: (B, P + L), 0 for padding, of what a cache holds and of the new tokens. A cache holds no image tokens.
     """
     length = image.shape[1]
-    past = seen.shape[1] - length
+    past = key_mask.shape[1] - length
     closed = closed_images(image, count)
-    places = torch.arange(length, device=image.device)
-    allowed = places[:, None] >= places
+    positions = torch.arange(length, device=image.device)
+    allowed = positions[:, None] >= positions
     allowed = allowed & (~image[:, None] | (closed[:, :, None] == closed[:, None]))
-    allowed = torch.cat([allowed.new_ones(*allowed.shape[:2], past), allowed], dim=2) & (seen[:, None] > 0)
-    allowed[:, places, places + past] = True  # padding too: what sees nothing is no number
+    allowed = torch.cat([allowed.new_ones(*allowed.shape[:2], past), allowed], dim=2) & (key_mask[:, None] > 0)
+    allowed[:, positions, positions + past] = True  # padding too: what sees nothing is no number
     return allowed[:, None]
 
 
@@ -94,8 +94,8 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     """
     embeds, cache = kwargs["inputs_embeds"], compat.cache_in(kwargs)
     reader = Reader(weakref.ref(text), f"{count} VoCo tokens an image", (count,))
-    kept, images = kept_for(cache, reader), bool(image.any())
-    if kept is None and not images:
+    state, images = kept_for(cache, reader), bool(image.any())
+    if state is None and not images:
         return text(**kwargs)
     implementation = compat.attention_name(text.config)
     if "flash" in implementation or "flex" in implementation:
@@ -105,16 +105,16 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     check_voco(image, voco, count)
     batch, length = embeds.shape[:2]
     past = 0 if cache is None else int(cache.get_seq_length())
-    if kept is None:
-        kept = PrunedCacheState.of_all(batch, past, embeds.device, reader)
-    if len(kept.columns) != batch:
-        raise FoveateError(f"a cache of {len(kept.columns)} conversations cannot go on with a batch of {batch}.")
-    seen = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
-    given = sequence.key_mask(kwargs.get("attention_mask"), past + length)
-    if given is not None:
-        seen[:, past + length - given.shape[1] :] = given
+    if state is None:
+        state = PrunedCacheState.of_all(batch, past, embeds.device, reader)
+    if len(state.columns) != batch:
+        raise FoveateError(f"a cache of {len(state.columns)} conversations cannot go on with a batch of {batch}.")
+    key_mask = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
+    given_mask = sequence.key_mask(kwargs.get("attention_mask"), past + length)
+    if given_mask is not None:
+        key_mask[:, past + length - given_mask.shape[1] :] = given_mask
     new = torch.arange(past, past + length, device=embeds.device).expand(batch, -1)
-    allowed = voco_mask(image, count, sequence.gather_mask(seen, torch.cat([kept.columns, new], dim=1)))
+    allowed = voco_mask(image, count, sequence.gather_mask(key_mask, torch.cat([state.columns, new], dim=1)))
     if "eager" in implementation:
         least = torch.finfo(embeds.dtype).min
         allowed = torch.zeros_like(allowed, dtype=embeds.dtype).masked_fill(~allowed, least)
@@ -122,40 +122,40 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     if positions is None:
         positions = new[:1]
     if cache is not None:
-        attach_state(cache, kept)
+        attach_state(cache, state)
     with physical_length(cache):
         output = text(**{**kwargs, "attention_mask": allowed, "position_ids": positions})
-    made = compat.cache_of(output)
-    if made is not None and int(made.get_seq_length()) > past:
-        _forget(made, kept, image, seen[:, past:])
-        attach_state(made, kept)
-    elif cache is not None and kept.whole:  # with gradient checkpointing layers write to no cache
+    output_cache = compat.cache_of(output)
+    if output_cache is not None and int(output_cache.get_seq_length()) > past:
+        _forget(output_cache, state, image, key_mask[:, past:])
+        attach_state(output_cache, state)
+    elif cache is not None and state.whole:  # with gradient checkpointing layers write to no cache
         unmark(cache)
     return output
 
 
-def _forget(cache: Any, kept: Any, image: Tensor, seen: Tensor) -> None:
+def _forget(cache: Any, state: Any, image: Tensor, key_mask: Tensor) -> None:
     """Take the keys and values of new image tokens (B, L) out of every layer, and note what stays."""
     batch, length = image.shape
-    held = kept.columns.shape[1]
+    held = state.columns.shape[1]
     if not bool(image.any()):
         columns = torch.arange(length, device=image.device).expand(batch, -1)
-        kept.extend(columns, length, columns.new_zeros(batch, 1), torch.zeros_like(columns, dtype=torch.bool))
+        state.extend(columns, length, columns.new_zeros(batch, 1), torch.zeros_like(columns, dtype=torch.bool))
         return
-    stays = ~image
-    counts = stays.sum(dim=1)
+    kept = ~image
+    counts = kept.sum(dim=1)
     longest = int(counts.max())
     # What goes comes first, so that rows that lose more are padded on the left.
-    order = stays.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
+    order = kept.to(torch.uint8).argsort(dim=1, stable=True)[:, length - longest :]
     padding = torch.arange(longest, device=image.device) < (longest - counts)[:, None]
     columns = order.masked_fill(padding, -1)
     earlier = torch.arange(held, device=image.device).expand(batch, -1)
-    places = torch.cat([earlier, order + held], dim=1)[:, None, :, None]
+    indices = torch.cat([earlier, order + held], dim=1)[:, None, :, None]
     for layer in cache.layers:
         for name in ("keys", "values"):
             full = getattr(layer, name)
-            setattr(layer, name, full.gather(2, places.expand(-1, full.shape[1], -1, full.shape[3])))
-    kept.extend(columns, length, image.sum(dim=1, keepdim=True), torch.zeros_like(columns, dtype=torch.bool))
+            setattr(layer, name, full.gather(2, indices.expand(-1, full.shape[1], -1, full.shape[3])))
+    state.extend(columns, length, image.sum(dim=1, keepdim=True), torch.zeros_like(columns, dtype=torch.bool))
 
 
 def add_voco_tokens(model: Any, processor: Any, count: int, seed: int = 0) -> None:

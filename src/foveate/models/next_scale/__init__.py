@@ -1,4 +1,4 @@
-"""Generating pictures: a small next-scale autoregressive model, and its cache kept small."""
+"""A small next-scale autoregressive image model, and compression of its KV cache."""
 
 from foveate.models.next_scale.compressing import CompressedCache, calibrate, compress_cache
 from foveate.models.next_scale.configuration import NextScaleConfig

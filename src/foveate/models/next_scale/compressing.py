@@ -1,4 +1,4 @@
-"""Attach a method to a next-scale model, so that its cache stays small, and take it off again."""
+"""Attach a cache method to a next-scale model, and detach it."""
 
 from __future__ import annotations
 

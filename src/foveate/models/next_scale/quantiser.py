@@ -26,7 +26,7 @@ class Refinement(nn.Module):
 class MultiScaleQuantiser(nn.Module):
     """Residual quantisation over maps (VAR, arXiv 2404.02905, algorithms 1 and 2).
 
-    What is left of the features f (B, C, S, S) is averaged down to map k, every cell becomes the nearest code, and
+    The residual of the features f (B, C, S, S) is averaged down to map k, every cell becomes the nearest code, and
     the codes, enlarged (bicubic) and refined, are taken off:
 
         r_k = nearest(area(f, s_k)),   f <- f - phi_k(bicubic(codebook[r_k], S))

@@ -13,7 +13,7 @@ from foveate.models.next_scale.quantiser import MultiScaleQuantiser
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a straight way."""
+    """Two convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

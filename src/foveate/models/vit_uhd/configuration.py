@@ -1,4 +1,4 @@
-"""Configuration of ViT-UHD, the vision transformer that compresses inside itself."""
+"""Configuration of ViT-UHD, a vision transformer with token compression inside."""
 
 from __future__ import annotations
 

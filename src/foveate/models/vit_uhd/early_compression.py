@@ -1,4 +1,4 @@
-"""The early compressor of LLaVA-UHD v4: a learned stage that starts from the block before it.
+"""The early compressor of LLaVA-UHD v4: a learned stage initialised from the block before it.
 
 LLaVA-UHD v4 (arXiv 2605.08985) merges 2 x 2 tokens once, early in the vision transformer (after 7 of 27 blocks in its
 released descendant, MiniCPM-V 4.6), with window attention and a pixel-unshuffle MLP. For the four tokens x_1..x_4 of a

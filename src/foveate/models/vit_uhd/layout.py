@@ -1,4 +1,4 @@
-"""How the images of a packed batch lie in one sequence.
+"""Layout of the images of a packed batch in one sequence.
 
 All tokens of all images are one tensor (L, D). Images of equal size stand next to each other, so that each
 group of them is a plain batch: no mask, no padding, and no Python loop over anything but different sizes.

@@ -63,7 +63,7 @@ def _axis_matrix(source: int, target: int, mode: str, antialias: bool) -> Tensor
         raise FoveateError(f"unknown resize mode {mode!r}: choose one of {', '.join(get_args(ResizeMode))}")
     if source < 1 or target < 1:
         raise FoveateError(f"a patch has at least one pixel a side, got a resize from {source} to {target}")
-    # Two equal columns, because antialiased interpolation to a width of 1 is wrong on CPUs (seen with torch 2.14).
+    # Two equal columns, because antialiased interpolation to a width of 1 is wrong on CPUs (with torch 2.14).
     one_hot_columns = torch.eye(source, dtype=torch.float64).view(source, 1, source, 1).repeat(1, 1, 1, 2)
     resized = F.interpolate(one_hot_columns, size=(target, 2), mode=mode, align_corners=False, antialias=antialias)
     return resized[..., 0].flatten(1).T.contiguous()

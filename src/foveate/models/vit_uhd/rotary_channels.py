@@ -1,4 +1,4 @@
-"""Which channel of a head holds which rotary position, and the way from one layout to another."""
+"""Layouts of rotary channels in a head, and conversion between them."""
 
 from __future__ import annotations
 

@@ -147,8 +147,8 @@ def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, seen: RecordedAct
 def guidance(seen: RecordedActivations, tokens: LayerTokens) -> Tensor:
     """Attention (N,) that an image's tokens receive from themselves and all after them, with mean 1."""
     assert seen.looking is not None
-    rows = torch.arange(int(tokens.places[0]), seen.looking.query.shape[1], device=tokens.device)
-    received = seen.looking.attention_received(rows, tokens.places)
+    rows = torch.arange(int(tokens.indices[0]), seen.looking.query.shape[1], device=tokens.device)
+    received = seen.looking.attention_received(rows, tokens.indices)
     return received / received.mean().clamp(min=torch.finfo(received.dtype).tiny)
 
 
@@ -208,8 +208,8 @@ def gated(
             if layer in tokens:
                 bias = found.get("bias", hidden.new_zeros(hidden.shape[1], dtype=torch.float32))
                 for image in tokens[layer]:
-                    scores = pruners[str(layer)](hidden[0, image.places], hidden[0, image.question])
-                    bias = bias.index_add(0, image.places, log_gates(scores, share))
+                    scores = pruners[str(layer)](hidden[0, image.indices], hidden[0, image.question])
+                    bias = bias.index_add(0, image.indices, log_gates(scores, share))
                 found["bias"] = bias
             return args, kwargs | {"attention_mask": _added(kwargs.get("attention_mask"), found["bias"], hidden)}
 

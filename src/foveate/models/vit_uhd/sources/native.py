@@ -1,4 +1,4 @@
-"""ViT-UHD itself, and MoonViT in its original layout, whose names are ours."""
+"""ViT-UHD itself, and MoonViT in its original layout, which has the same names."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def _read_qwen(source: Tensors, config: PreTrainedConfig, width: int, mlp: dict[
     """What the two Qwen towers share: (fields, weights, norm of the patch merger).
 
     A still image is fed to them as two equal frames, so the sum of the two slices of their patch kernel is its
-    exact counterpart. They end without a norm: theirs is the first layer of the patch merger, which is left out.
+    exact counterpart. They end without a norm: theirs is the first layer of the patch merger, which is not used.
     """
     fields = {
         "patch_size": side_of(config.patch_size),

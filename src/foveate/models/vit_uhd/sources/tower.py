@@ -71,7 +71,7 @@ class Tensors:
         return layer
 
     def finish(self, dropped: str = r"(?!)") -> None:
-        """Check that what is left is known to be of no use: names that match `dropped` from their start."""
+        """Check that the remaining weights are known to be unused: names that match `dropped` from their start."""
         unknown = sorted(name for name in self.tensors if not re.match(dropped, name))
         if unknown:
             raise FoveateError(
