@@ -170,7 +170,7 @@ class MixedLayer(DynamicLayer):
         self.residual = residual
         self.chunks: list[tuple[int, list[Part]]] = []
         #: Whether who appends attends by `attend`: then `update` reads nothing.
-        self.apart = False
+        self.skip_decoding = False
         keys, values = layer.keys, layer.values
         assert keys is not None and values is not None
         self.recent: tuple[Tensor, Tensor] | None = (keys, values)
@@ -253,7 +253,7 @@ class MixedLayer(DynamicLayer):
             whole = torch.ones(len(key_states), self.recent[0].shape[2], dtype=torch.bool, device=key_states.device)
             self.store(whole, whole)
         self.recent = (torch.cat([self.recent[0], key_states], dim=2), torch.cat([self.recent[1], value_states], dim=2))
-        return self.recent if self.apart else self.read()
+        return self.recent if self.skip_decoding else self.read()
 
     def attend(self, query: Tensor, scaling: float, seen: Tensor | None = None) -> Tensor | None:
         """Attention of one new token a sequence to all that is held, without decoding it: (B, 1, H, d).

@@ -25,21 +25,21 @@ from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, family_of
 from foveate.kv_cache.nbytes import bytes_of
-from foveate.runtime import heads
-from foveate.runtime.attention_functions import expect
-from foveate.runtime.candidates import AfterPrompt
+from foveate.runtime import task_heads
+from foveate.runtime.assisted_decoding import DraftsAfterPrompt
+from foveate.runtime.attention_functions import prepare_attention
+from foveate.runtime.attention_masks import FLASH_ARGUMENTS
 from foveate.runtime.decoder_hooks import DecoderHooks
-from foveate.runtime.encoding import Encoded, Encoder
+from foveate.runtime.encoding import EncodedImages, ImageEncoder
 from foveate.runtime.llm_input import LLMInputHook
-from foveate.runtime.outputs import Call, named
-from foveate.runtime.patches import Patches, Uncopied
+from foveate.runtime.model_call import ModelCall, bind_arguments
+from foveate.runtime.patches import NotCopyable, Patches
 from foveate.runtime.probe import Probe
-from foveate.runtime.report import Journal, Report
+from foveate.runtime.question_tokens import QuestionFinder
+from foveate.runtime.report import Report, ReportLog
 from foveate.runtime.requirements import check_budgets, check_sites, needs_of
 from foveate.runtime.select_tokens import MODALITIES, ForwardContext, TokenSelector
-from foveate.runtime.sight import EDGES
-from foveate.runtime.vision_merging import Merging, merged_in
-from foveate.runtime.words import Words
+from foveate.runtime.vision_merging import Merging, build_merging
 
 #: Where a core keeps the handle of what is attached to it.
 _HANDLE = "_foveate_handle"
@@ -139,7 +139,7 @@ def _only(module: nn.Module, called: nn.Module, args: Any) -> None:
         )
 
 
-class Handle(Uncopied):
+class Handle(NotCopyable):
     """A plan attached to a model. Made by `compress`; a context manager that restores the model when left."""
 
     def __init__(
@@ -156,16 +156,18 @@ class Handle(Uncopied):
         self.plan = plan = _with_weights(plan, model)
         self.family: Family = family_of(model)
         self._core: Any = self.family.core(model)
-        self._head = heads.is_head(model, self._core)
-        self._journal = Journal()
+        self._has_task_head = task_heads.has_task_head(model, self._core)
+        self._report_log = ReportLog()
         self._local = threading.local()
         self._patches = Patches()
         if positions not in (None, "original", "contiguous"):
             raise FoveateError(f"positions are 'original' or 'contiguous', not {positions!r}.")
-        own = getattr(self._core, "own_compression", None)
-        if own is not None:
+        own_compression = getattr(self._core, "own_compression", None)
+        if own_compression is not None:
             raise FoveateError(
-                Refusal("needs-uncompressed-encoder", f"this model {own}, and '{plan}' cannot be attached to it")
+                Refusal(
+                    "needs-uncompressed-encoder", f"this model {own_compression}, and '{plan}' cannot be attached to it"
+                )
             )
         check_budgets(plan)
         check_sites(plan, self.family)
@@ -173,18 +175,18 @@ class Handle(Uncopied):
         self.tower: EncoderSpec = self.family.tower(self._core)
         self._needs, notes = needs_of(plan, self.family, self.tower, text_features is not None)
         source = getattr(model, "name_or_path", "") if processor is None else processor
-        words = Words(model.config, getattr(model, "generation_config", None), source)
-        self._chooser = TokenSelector(
-            self.family, self._core, plan, self.tower, self._needs, notes, text_features, words
+        question_finder = QuestionFinder(model.config, getattr(model, "generation_config", None), source)
+        self._selector = TokenSelector(
+            self.family, self._core, plan, self.tower, self._needs, notes, text_features, question_finder
         )
         early = plan.early_steps
         contiguous = bool(early) and (positions or early[-1].method.positions) == "contiguous"
         virtual = bool(getattr(plan.steps[0].method, "virtual", False))
-        self._layers: DecoderHooks | None = None
+        self._decoder_hooks: DecoderHooks | None = None
         if plan.decoder_steps:
-            own = None if positions is None else positions == "contiguous"
-            self._layers = DecoderHooks(self.family.text(self._core), plan, own, self.tower)
-        self._shortening = LLMInputHook(self.family, self._core, plan, contiguous, virtual, self._layers)
+            inner = None if positions is None else positions == "contiguous"
+            self._decoder_hooks = DecoderHooks(self.family.text(self._core), plan, inner, self.tower)
+        self._llm_input = LLMInputHook(self.family, self._core, plan, contiguous, virtual, self._decoder_hooks)
         with _lock:
             other = vars(self._core).get(_HANDLE)
             if other is not None:
@@ -213,8 +215,8 @@ class Handle(Uncopied):
         Args:
             everything: Of all calls that are remembered, in all threads.
         """
-        images = self._journal.all() if everything else self._journal.last()
-        return Report(str(self.plan), images, self._journal.kv_bytes)
+        images = self._report_log.all() if everything else self._report_log.last()
+        return Report(str(self.plan), images, self._report_log.kv_bytes)
 
     @property
     def columns(self) -> Tensor | None:
@@ -222,7 +224,7 @@ class Handle(Uncopied):
         return getattr(self._local, "columns", None)
 
     @contextmanager
-    def learning(self, labels: Tensor) -> Generator[Callable[[], Tensor]]:
+    def with_labels(self, labels: Tensor) -> Generator[Callable[[], Tensor]]:
         """Passes of this thread inside this context learn: their labels tell where answers are asked for.
 
         For who calls the core and takes the loss alone; a model that is called with `labels` needs none of it.
@@ -234,42 +236,42 @@ class Handle(Uncopied):
             A function that gives, after the pass, the labels of what came out: (B, P) of the shorter sequence, (B, L)
             where `align_logits` was asked for.
         """
-        self._local.columns = self._local.blocks = None
-        self._local.asking = sequence.before_answers(labels)
-        self._local.answers = labels != -100
+        self._local.columns = self._local.sample_ids = None
+        self._local.query_mask = sequence.before_answers(labels)
+        self._local.answer_mask = labels != -100
 
-        def left() -> Tensor:
+        def kept_labels() -> Tensor:
             columns = self._local.columns
             if columns is None:
                 return labels
             shorten = sequence.labels_that_count if self.align_logits else sequence.shorten_labels
-            return shorten(labels.to(columns.device), columns, self._local.blocks)
+            return shorten(labels.to(columns.device), columns, self._local.sample_ids)
 
         try:
-            yield left
+            yield kept_labels
         finally:
-            self._local.asking = self._local.answers = None
+            self._local.query_mask = self._local.answer_mask = None
 
     @contextmanager
-    def asked(self, question: str | list[str] | Tensor) -> Generator[None]:
+    def with_question(self, question: str | list[str] | Tensor) -> Generator[None]:
         """Calls of this thread inside this context ask this, for methods that choose by the question.
 
-            with handle.asked("What is the total?"):
+            with handle.with_question("What is the total?"):
                 model.generate(**inputs)
 
         Args:
             question: A text that stands in the prompt, one for all prompts or one for each, which the tokenizer finds
                 there; or a mask (B, L) over the prompts' tokens, true where the question stands.
         """
-        before = getattr(self._local, "words", None)
+        previous = getattr(self._local, "questions", None)
         if not isinstance(question, str) and torch.is_tensor(question):
-            self._local.words = question.bool()
+            self._local.questions = question.bool()
         else:
-            self._local.words = [question] if isinstance(question, str) else list(question)
+            self._local.questions = [question] if isinstance(question, str) else list(question)
         try:
             yield
         finally:
-            self._local.words = before
+            self._local.questions = previous
 
     def restore(self) -> None:
         """Leave the model exactly as it was. Doing it twice changes nothing."""
@@ -294,22 +296,22 @@ class Handle(Uncopied):
         attentions = [family.attention(block) for block in blocks]
         probe = Probe(attentions, blocks, self._needs, self.tower.has_cls)
         probe.attach(patches)
-        self._encoder = Encoder(family, core, self.plan, probe, self._merge())
-        if self._head:
-            patches.wrap(self.model, "forward", self._headed)
+        self._encoder = ImageEncoder(family, core, self.plan, probe, self._merge())
+        if self._has_task_head:
+            patches.wrap(self.model, "forward", self._with_task_head)
         elif self.model is not core:
             patches.wrap(self.model, "forward", self._outer)
         if hasattr(self.model, compat.CANDIDATE_GENERATOR):
             patches.wrap(self.model, compat.CANDIDATE_GENERATOR, self._candidates)
         patches.wrap(core, "forward", self._inner)
-        patches.wrap(text, "forward", self._seam)
+        patches.wrap(text, "forward", self._language_model)
         for module in {self.model, core, text}:
             patches.before(module, functools.partial(_only, module), prepend=True)
-        self._shortening.attach(patches)
-        if self._layers is not None:
-            self._layers.attach(patches)
+        self._llm_input.attach(patches)
+        if self._decoder_hooks is not None:
+            self._decoder_hooks.attach(patches)
         if any(need.kind == "first_layer_attention" for need in self._needs):
-            expect(patches, text.layers[0].self_attn)
+            prepare_attention(patches, text.layers[0].self_attn)
         for modality in MODALITIES:
             name = f"get_{modality}_features"
             if hasattr(core, name):
@@ -320,7 +322,7 @@ class Handle(Uncopied):
         step = self.plan.steps[0]
         if not isinstance(step.method, EncoderMethod):
             return None
-        active = merged_in(
+        active = build_merging(
             self.family.vision_tower(self._core),
             step.method,
             None if step.budget is None else step.budget.of,
@@ -330,15 +332,15 @@ class Handle(Uncopied):
         active.attach(self._patches)
         return active
 
-    def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> AfterPrompt:
+    def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> DraftsAfterPrompt:
         """What drafts tokens for `generate`."""
-        return AfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
+        return DraftsAfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
 
     # Encoding
 
     def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # What flash attention is told of samples of text is not about images.
-        kwargs = {name: value for name, value in kwargs.items() if name not in (*EDGES, "seq_idx")}
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*FLASH_ARGUMENTS, "seq_idx")}
         if getattr(self._local, "encoding", False):
             return original(*args, **kwargs)  # some models encode clips by their function for images
         self._local.encoding = True
@@ -346,56 +348,56 @@ class Handle(Uncopied):
             output, encoded = self._encoder.encode(modality, original, *args, **kwargs)
         finally:
             self._local.encoding = False
-        frame = self._frame
-        if encoded is not None and frame is not None:
-            frame.encoded[modality] = encoded
+        context = self._context
+        if encoded is not None and context is not None:
+            context.encoded[modality] = encoded
         elif encoded is not None:  # `generate` encodes before the first forward pass and hands the output on
             output.foveate_encoded = encoded
             self._pending[modality] = encoded
         return output
 
     @property
-    def _pending(self) -> dict[str, Encoded]:
+    def _pending(self) -> dict[str, EncodedImages]:
         """What this thread encoded last outside of a forward pass."""
         if not hasattr(self._local, "pending"):
             self._local.pending = {}
         return self._local.pending
 
     @property
-    def _frame(self) -> ForwardContext | None:
-        return getattr(self._local, "frame", None)
+    def _context(self) -> ForwardContext | None:
+        return getattr(self._local, "context", None)
 
     @contextmanager
-    def _in_frame(self, frame: ForwardContext) -> Generator[None]:
-        before = self._frame
-        self._local.frame = frame
+    def _in_context(self, context: ForwardContext) -> Generator[None]:
+        previous = self._context
+        self._local.context = context
         try:
             yield
         finally:
-            self._local.frame = before
+            self._local.context = previous
 
     # Forward passes
 
     def _outer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kwargs = named(original, args, kwargs)
+        kwargs = bind_arguments(original, args, kwargs)
         model: Any = self.model
-        call = Call(self.align_logits, kwargs, model.config, getattr(model, "_hf_hook", None))
-        labels = call.learned()
-        before, self._local.call = getattr(self._local, "call", None), call
+        call = ModelCall(self.align_logits, kwargs, model.config, getattr(model, "_hf_hook", None))
+        labels = call.labels_by_token()
+        previous, self._local.call = getattr(self._local, "call", None), call
         try:
-            with nullcontext() if labels is None else self.learning(labels):
+            with nullcontext() if labels is None else self.with_labels(labels):
                 output = original(**call.arguments)
         finally:
-            self._local.call = before
-        return call.returned(output)
+            self._local.call = previous
+        return call.finalize(output)
 
-    def _headed(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _with_task_head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A model with another head than one for text."""
-        call = named(original, args, kwargs)
+        call = bind_arguments(original, args, kwargs)
         self._local.columns = self._local.read = None
         if type(self.model).__name__ == "ColQwen2ForRetrieval" and call.get("pixel_values") is not None:
             ids = call["input_ids"]
-            call, images = heads.embed_images(self._core, call)
+            call, images = task_heads.embed_images(self._core, call)
             self._local.read = {"input_ids": ids, "mm_encoder_outputs": {"image": images}}
         try:
             output = original(**call)
@@ -403,87 +405,87 @@ class Handle(Uncopied):
             self._local.read = None
         columns = self._local.columns
         if columns is not None and getattr(output, "embeddings", None) is not None:
-            output.embeddings = heads.embeddings_of_what_stays(output.embeddings, columns)
+            output.embeddings = task_heads.select_embeddings(output.embeddings, columns)
         return output
 
     def _inner(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kwargs = named(original, args, kwargs)
-        call: Call | None = getattr(self._local, "call", None)
+        kwargs = bind_arguments(original, args, kwargs)
+        call: ModelCall | None = getattr(self._local, "call", None)
         if call is not None:
-            with self._in_call(call, kwargs) as own:
-                return self._core_pass(original, own)
+            with self._in_call(call, kwargs) as core_arguments:
+                return self._core_pass(original, core_arguments)
         # The core was called by itself: its output is what is returned.
-        align = self.align_logits and not self._head  # which is given all columns below
-        call = Call(align, kwargs, self._core.config, getattr(self._core, "_hf_hook", None))
+        align = self.align_logits and not self._has_task_head  # which is given all columns below
+        call = ModelCall(align, kwargs, self._core.config, getattr(self._core, "_hf_hook", None))
         self._local.call = call
         try:
-            with self._in_call(call, call.arguments) as own:
-                output = self._core_pass(original, own)
+            with self._in_call(call, call.arguments) as core_arguments:
+                output = self._core_pass(original, core_arguments)
         finally:
             self._local.call = None
-        return call.returned(output)
+        return call.finalize(output)
 
     @contextmanager
-    def _in_call(self, call: Call, kwargs: dict[str, Any]) -> Generator[dict[str, Any]]:
+    def _in_call(self, call: ModelCall, kwargs: dict[str, Any]) -> Generator[dict[str, Any]]:
         """The arguments of a call's pass of the core, after which what waited for it is filled in."""
         call.read, self._local.columns = None, None
-        yield call.of_core(kwargs)
-        call.fill()
+        yield call.core_arguments(kwargs)
+        call.fill_deferred()
 
     def _core_pass(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         # A model that encodes images by itself hands its core embeddings; the plan must know what they are of.
-        frame = ForwardContext({**kwargs, **(getattr(self._local, "read", None) or {})})
-        for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
+        context = ForwardContext({**kwargs, **(getattr(self._local, "read", None) or {})})
+        for modality, output in (context.arguments.get("mm_encoder_outputs") or {}).items():
             if output is None or modality not in MODALITIES:
                 continue
             encoded = getattr(output, "foveate_encoded", None)
-            if encoded is None and (last := self._pending.get(modality)) is not None and last.is_of(output):
+            if encoded is None and (pending := self._pending.get(modality)) is not None and pending.matches(output):
                 # Hooks that move arguments to a device make new outputs, which know nothing of where they come from.
-                encoded = last
-            if encoded is None or encoded.encoder != self._encoder.number:
+                encoded = pending
+            if encoded is None or encoded.encoder_id != self._encoder.encoder_id:
                 raise FoveateError(
                     f"the {modality}s were encoded by another model, or before '{self.plan}' was attached; encode them "
                     "again."
                 )
-            frame.encoded[modality] = encoded
-        with self._in_frame(frame):
+            context.encoded[modality] = encoded
+        with self._in_context(context):
             output = original(**kwargs)
         columns = self._local.columns
-        if self._head and columns is not None:
-            length = frame.length
+        if self._has_task_head and columns is not None:
+            length = context.length
             if isinstance(output, tuple):
-                return (heads.spread(output[0], columns, length), *output[1:])
-            output.last_hidden_state = heads.spread(output.last_hidden_state, columns, length)
+                return (task_heads.expand_hidden(output[0], columns, length), *output[1:])
+            output.last_hidden_state = task_heads.expand_hidden(output.last_hidden_state, columns, length)
         return output
 
-    def _seam(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        frame = self._frame
-        if frame is None:
+    def _language_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        context = self._context
+        if context is None:
             return original(*args, **kwargs)
-        kwargs = named(original, args, kwargs)
+        kwargs = bind_arguments(original, args, kwargs)
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
-            if frame.encoded:
+            if context.encoded:
                 raise FoveateError(
                     f"{type(self._core).__name__} calls its language model without inputs_embeds; '{self.plan}' cannot "
                     "be followed."
                 )
             return original(**kwargs)
-        frame.positions, frame.length = kwargs.get("position_ids"), embeds.shape[1]
-        frame.asking = getattr(self._local, "asking", None)
-        frame.answers = getattr(self._local, "answers", None)
-        frame.words = getattr(self._local, "words", None)
-        if frame.encoded:
-            frame.sight = self._shortening.sight(frame, kwargs)
-            if frame.sight.blocks is not None and frame.asking is not None:
-                frame.asking = sequence.within_samples(frame.asking, frame.sight.blocks)
-        chosen, reports = self._chooser.choose(frame, embeds)
+        context.positions, context.length = kwargs.get("position_ids"), embeds.shape[1]
+        context.query_mask = getattr(self._local, "query_mask", None)
+        context.answer_mask = getattr(self._local, "answer_mask", None)
+        context.questions = getattr(self._local, "questions", None)
+        if context.encoded:
+            context.masks = self._llm_input.sequence_masks(context, kwargs)
+            if context.masks.sample_ids is not None and context.query_mask is not None:
+                context.query_mask = sequence.within_samples(context.query_mask, context.masks.sample_ids)
+        selections, reports = self._selector.select_batch(context, embeds)
         cache = compat.cache_in(kwargs)
-        begins = not getattr(cache, "is_initialized", False)  # and does not go on with what a cache holds
-        output, read, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
+        starts_text = not getattr(cache, "is_initialized", False)  # and does not go on with what a cache holds
+        output, read, reports = self._llm_input.forward(original, context, selections, reports, kwargs)
         self._local.columns = None if read is None else read.columns
-        self._local.blocks = None if read is None else read.blocks
-        if reports or begins:
-            self._journal.write(reports, bytes_of(compat.cache_of(output)))
-        call: Call | None = getattr(self._local, "call", None)
-        return output if call is None else call.of_text(output, read)
+        self._local.sample_ids = None if read is None else read.sample_ids
+        if reports or starts_text:
+            self._report_log.write(reports, bytes_of(compat.cache_of(output)))
+        call: ModelCall | None = getattr(self._local, "call", None)
+        return output if call is None else call.expand_text_output(output, read)

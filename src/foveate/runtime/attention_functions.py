@@ -29,15 +29,15 @@ from foveate.runtime.patches import Patches
 PREFIX = "foveate_"
 
 #: A function that stands around another: it gets the call, and `call.attend()` goes on with it.
-Around = Callable[["Call"], Any]
+AttentionWrapper = Callable[["AttentionCall"], Any]
 
 _lock = threading.RLock()
-_around: WeakKeyDictionary[nn.Module, tuple[Around, ...]] = WeakKeyDictionary()
+_wrappers: WeakKeyDictionary[nn.Module, tuple[AttentionWrapper, ...]] = WeakKeyDictionary()
 _configs: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """One call of an attention function.
 
     Args:
@@ -58,7 +58,7 @@ class Call:
     mask: Tensor | None
     options: dict[str, Any]
     name: str
-    inner: tuple[Around, ...] = ()
+    inner: tuple[AttentionWrapper, ...] = ()
 
     def attend(self, **changed: Any) -> Any:
         """What the call returns, with some of `query`, `key`, `value` and `mask` changed."""
@@ -83,96 +83,98 @@ class Call:
         mask = self.mask
         if mask is not None and mask.ndim == 4:
             return may_attend(mask[:, 0, :, :total]).expand(batch, length, total)
-        place = torch.arange(total, device=self.query.device)
-        own = place[total - length :, None]
-        seen = place <= own
+        keys = torch.arange(total, device=self.query.device)
+        queries = keys[total - length :, None]
+        allowed = keys <= queries
         window = self.options.get("sliding_window")
         if window is not None:
-            seen = seen & (place > own - window)
+            allowed = allowed & (keys > queries - window)
         if mask is None:
-            return seen.expand(batch, -1, -1)
-        return seen & (mask[:, None, -total:] > 0)
+            return allowed.expand(batch, -1, -1)
+        return allowed & (mask[:, None, -total:] > 0)
 
     @property
     def scaling(self) -> float:
         """Factor of the logits."""
-        given = self.options.get("scaling")
-        return self.query.shape[-1] ** -0.5 if given is None else float(given)
+        scaling = self.options.get("scaling")
+        return self.query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
 
 def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
     """What an attention module calls where its config names `name`."""
     if name == "eager":
-        home = vars(sys.modules[type(module).__module__])
-        return home.get("eager_attention_forward", eager_attention)  # encoders of our own share one
+        module_globals = vars(sys.modules[type(module).__module__])
+        return module_globals.get("eager_attention_forward", eager_attention)  # encoders of our own share one
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
-def _standing_around(name: str) -> Callable[..., Any]:
+def _dispatcher(name: str) -> Callable[..., Any]:
     """The attention function that lets what stands around a module do what it does."""
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        return Call(module, query, key, value, attention_mask, kwargs, name, _around.get(module, ())).attend()
+        return AttentionCall(
+            module, query, key, value, attention_mask, kwargs, name, _wrappers.get(module, ())
+        ).attend()
 
     attend.reads_in_order = True  # ty: ignore[missing-attribute] - `encoders.attention` would group windows
     return attend
 
 
-def stand_around(patches: Patches, attention: nn.Module, around: Around) -> None:
+def wrap_attention(patches: Patches, attention: nn.Module, wrapper: AttentionWrapper) -> None:
     """Let `around` answer every call of a module's attention function, until `patches` are undone."""
     with _lock:
         if attention not in _configs:
-            before: Any = attention.config
-            name = PREFIX + compat.attention_name(before)
+            config: Any = attention.config
+            name = PREFIX + compat.attention_name(config)
             if name not in ALL_ATTENTION_FUNCTIONS:
-                AttentionInterface.register(name, _standing_around(name.removeprefix(PREFIX)))
-            _configs[attention] = before
-            attention.config = compat.config_with_attention(before, name)
+                AttentionInterface.register(name, _dispatcher(name.removeprefix(PREFIX)))
+            _configs[attention] = config
+            attention.config = compat.config_with_attention(config, name)
         original = _configs[attention]
-        _around[attention] = (around, *_around.get(attention, ()))
-    patches.callback(functools.partial(_step_aside, attention, around))
-    patches.left_out(attention, lambda state: state.update(config=original))
+        _wrappers[attention] = (wrapper, *_wrappers.get(attention, ()))
+    patches.callback(functools.partial(_unwrap, attention, wrapper))
+    patches.exclude_from_copies(attention, lambda state: state.update(config=original))
 
 
-def _step_aside(attention: nn.Module, around: Around) -> None:
+def _unwrap(attention: nn.Module, wrapper: AttentionWrapper) -> None:
     with _lock:
-        rest = list(_around[attention])
-        rest.remove(around)
-        if rest:
-            _around[attention] = tuple(rest)
+        remaining = list(_wrappers[attention])
+        remaining.remove(wrapper)
+        if remaining:
+            _wrappers[attention] = tuple(remaining)
         else:
             # Calls that are under way in other threads find nothing standing there any more, and go on.
-            del _around[attention]
+            del _wrappers[attention]
             attention.config = _configs.pop(attention)
 
 
 @contextmanager
-def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
+def observed_calls(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
     """Let `observer(module, query, key, mask, kwargs)` see a module's calls of this thread inside the context."""
-    own = threading.get_ident()
+    thread = threading.get_ident()
 
-    def around(call: Call) -> Any:
-        if threading.get_ident() == own:
+    def wrapper(call: AttentionCall) -> Any:
+        if threading.get_ident() == thread:
             observer(call.module, call.query, call.key, call.mask, call.options)
         return call.attend()
 
     with Patches() as patches:
-        stand_around(patches, attention, around)
+        wrap_attention(patches, attention, wrapper)
         yield
 
 
-def watch(patches: Patches, attention: nn.Module, observer: Callable[..., None]) -> None:
+def observe_attention(patches: Patches, attention: nn.Module, observer: Callable[..., None]) -> None:
     """Let `observer(module, query, key, mask, kwargs)` see every call of a module, until `patches` are undone."""
 
-    def around(call: Call) -> Any:
+    def wrapper(call: AttentionCall) -> Any:
         observer(call.module, call.query, call.key, call.mask, call.options)
         return call.attend()
 
-    stand_around(patches, attention, around)
+    wrap_attention(patches, attention, wrapper)
 
 
-def expect(patches: Patches, attention: nn.Module) -> None:
+def prepare_attention(patches: Patches, attention: nn.Module) -> None:
     """Make a module ready for `watched`, which then changes nothing of it while calls are under way."""
-    stand_around(patches, attention, Call.attend)
+    wrap_attention(patches, attention, AttentionCall.attend)

@@ -20,7 +20,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.in_attention import AttentionInputs, AttentionMethod, MaskMethod, SparseMethod
 from foveate.core.plan import Step
 from foveate.kv_cache import MixedLayer
-from foveate.runtime.attention_functions import Call, stand_around
+from foveate.runtime.attention_functions import AttentionCall, wrap_attention
 from foveate.runtime.forward_state import CurrentCalls, LLMForwardState
 from foveate.runtime.patches import Patches
 
@@ -69,53 +69,53 @@ class AttentionHooks:
             attention = self.calls.text.layers[number].self_attn
             patches.before(attention, partial(self._begin, number), with_kwargs=True)
             patches.after(attention, self._end, always_call=True)
-            stand_around(patches, attention, partial(self._attend, number, step.method))
+            wrap_attention(patches, attention, partial(self._attend, number, step.method))
 
     def _begin(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        found = self._local.found = self.calls.pass_of(kwargs)
-        self._local.apart = None
-        if found is None or found.cache is None or found.images or number >= len(found.cache.layers):
+        state = self._local.state = self.calls.state_for_layer(kwargs)
+        self._local.quantised_layer = None
+        if state is None or state.cache is None or state.images or number >= len(state.cache.layers):
             return
-        layer = found.cache.layers[number]
+        layer = state.cache.layers[number]
         hidden = args[0] if args else kwargs["hidden_states"]
         if isinstance(layer, MixedLayer):
-            layer.apart = bool(layer.chunks) and hidden.shape[1] == 1
-            self._local.apart = layer if layer.apart else None
+            layer.skip_decoding = bool(layer.chunks) and hidden.shape[1] == 1
+            self._local.quantised_layer = layer if layer.skip_decoding else None
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._local.found = None
+        self._local.state = None
 
-    def _attend(self, number: int, method: AttentionMethod, call: Call) -> Any:
-        found: LLMForwardState | None = getattr(self._local, "found", None)
-        if found is None:
+    def _attend(self, number: int, method: AttentionMethod, call: AttentionCall) -> Any:
+        state: LLMForwardState | None = getattr(self._local, "state", None)
+        if state is None:
             return call.attend()
-        layer: MixedLayer | None = self._local.apart
+        layer: MixedLayer | None = self._local.quantised_layer
         if layer is not None:
-            self._local.apart, layer.apart = None, False
-            return self._apart(layer, call)
+            self._local.quantised_layer, layer.skip_decoding = None, False
+            return self._attend_quantised(layer, call)
         if "flex" in call.name:
             raise FoveateError(f"{method.name} changes attention, which works with eager, sdpa and flash, not flex.")
         if isinstance(method, MaskMethod):
-            return self._mask(number, method, found, call)
+            return self._mask(number, method, state, call)
         if isinstance(method, SparseMethod):
-            return self._sparse(number, method, found, call) if found.images else call.attend()
+            return self._sparse(number, method, state, call) if state.images else call.attend()
         raise TypeError(f"{type(method).__name__} does nothing that is known here")
 
-    def _keys(self, number: int, found: LLMForwardState) -> Keys:
+    def _keys(self, number: int, state: LLMForwardState) -> Keys:
         """What all keys of a layer are, had it no window and no room."""
-        held, short = found.remembered(self.calls.segment(number)), self.calls.short(number, found)
+        held, short = state.cached_columns(self.calls.segment(number)), self.calls.sequence_of(number, state)
         before = torch.zeros_like(held, dtype=torch.bool)
-        if found.kept is not None and held.shape[1]:
-            before = found.kept.visual.gather(1, held.clamp(min=0)) & (held >= 0)
+        if state.cache_state is not None and held.shape[1]:
+            before = state.cache_state.visual.gather(1, held.clamp(min=0)) & (held >= 0)
         new = torch.zeros_like(short.columns, dtype=torch.bool)
         for image in short.images:
             new[image.row, image.places] = True
-        places = torch.cat([held, found.with_past(short.columns)], dim=1)
+        places = torch.cat([held, state.with_past(short.columns)], dim=1)
         visual = torch.cat([before, new], dim=1)
-        seen = (found.seen.gather(1, places.clamp(min=0)) > 0) & (places >= 0)
+        seen = (state.padding_mask.gather(1, places.clamp(min=0)) > 0) & (places >= 0)
         return Keys(visual & seen, ~visual & seen)
 
-    def _looking(
+    def _attention_inputs(
         self, number: int, row: int, query: Tensor, key: Tensor, scaling: float, allowed: Tensor, keys: Keys
     ) -> AttentionInputs:
         layers = len(self.calls.text.layers)
@@ -123,47 +123,49 @@ class AttentionHooks:
         return AttentionInputs(query[row], key[row], scaling, allowed[row], visual, text, number, layers)
 
     def _samples(
-        self, number: int, row: int, found: LLMForwardState, looking: AttentionInputs
+        self, number: int, row: int, state: LLMForwardState, inputs: AttentionInputs
     ) -> list[tuple[Any, AttentionInputs]]:
         """The samples of a row, each as if it stood alone: its places (n,), all of them where the row is one."""
-        samples = found.samples(row, self.calls.short(number, found).columns[row])
-        if samples is None:
-            return [(slice(None), looking)]
-        own = []
-        for place in samples:
-            allowed = looking.allowed[place][:, place]
-            kinds = looking.visual[place], looking.text[place]
-            states = looking.query[:, place], looking.key[:, place]
-            own.append((place, AttentionInputs(*states, looking.scaling, allowed, *kinds, number, looking.num_layers)))
-        return own
+        places_of = state.samples(row, self.calls.sequence_of(number, state).columns[row])
+        if places_of is None:
+            return [(slice(None), inputs)]
+        samples_inputs = []
+        for places in places_of:
+            allowed = inputs.allowed[places][:, places]
+            kinds = inputs.visual[places], inputs.text[places]
+            states = inputs.query[:, places], inputs.key[:, places]
+            samples_inputs.append(
+                (places, AttentionInputs(*states, inputs.scaling, allowed, *kinds, number, inputs.num_layers))
+            )
+        return samples_inputs
 
     # Letting some tokens attend
 
-    def _sparse(self, number: int, method: SparseMethod, found: LLMForwardState, call: Call) -> Any:
-        keys = self._keys(number, found)
+    def _sparse(self, number: int, method: SparseMethod, state: LLMForwardState, call: AttentionCall) -> Any:
+        keys = self._keys(number, state)
         length, total = call.query.shape[2], keys.visual.shape[1]
         past = total - length
         allowed = call.allowed()
         grows = call.key.shape[2] == total
-        attends, written = self._attends(number, method, found, call, keys, allowed)
+        active, written = self._active_tokens(number, method, state, call, keys, allowed)
         real = (keys.visual | keys.text)[:, past:]
         prompt = length - written
-        if bool((attends | ~real)[:, :prompt].all()):
+        if bool((active | ~real)[:, :prompt].all()):
             output = call.attend()
         elif grows:
-            output = (self._among(call, allowed, attends, prompt), None)
+            output = (self._attend_active(call, allowed, active, prompt), None)
         else:  # a window has forgotten, or a static cache has room behind: the same, at the price of all pairs
-            columns = Keys(F.pad(attends, (past, 0), value=True), real).of(call.key.shape[2]).visual
+            columns = Keys(F.pad(active, (past, 0), value=True), real).of(call.key.shape[2]).visual
             seen = allowed & (columns[:, None] | (torch.arange(length, device=columns.device) >= prompt)[:, None])
             seen |= ~seen.any(dim=2, keepdim=True)  # rows that pass by see something, or are no number
             output = call.attend_pairs(seen)[0]
-            output = (output * attends[:, :, None, None].to(output.dtype), None)
-        cache = found.cache
+            output = (output * active[:, :, None, None].to(output.dtype), None)
+        cache = state.cache
         if cache is not None:
-            self._store(number, method, cache, attends, real)
+            self._store(number, method, cache, active, real)
         return output
 
-    def _apart(self, layer: MixedLayer, call: Call) -> Any:
+    def _attend_quantised(self, layer: MixedLayer, call: AttentionCall) -> Any:
         """Attention of one written token to a cache in few bits, which is not decoded where that can be."""
         total, seen = layer.get_seq_length(), None
         if call.mask is not None:
@@ -176,69 +178,75 @@ class AttentionHooks:
         keys, values = layer.read()
         return call.attend(key=keys, value=values)
 
-    def _attends(
-        self, number: int, method: SparseMethod, found: LLMForwardState, call: Call, keys: Keys, allowed: Tensor
+    def _active_tokens(
+        self,
+        number: int,
+        method: SparseMethod,
+        state: LLMForwardState,
+        call: AttentionCall,
+        keys: Keys,
+        allowed: Tensor,
     ) -> tuple[Tensor, int]:
         """(B, L) which new tokens attend; and how many were written since that was decided, without a cache."""
         length, total = call.query.shape[2], keys.visual.shape[1]
         missing = total - call.key.shape[2]
         key = F.pad(call.key, (0, 0, missing, 0)) if missing > 0 else call.key[:, :, :total]
         wide = F.pad(allowed, (missing, 0)) if missing > 0 else allowed[:, :, :total]
-        attends = torch.zeros(len(allowed), length, dtype=torch.bool, device=key.device)
+        active = torch.zeros(len(allowed), length, dtype=torch.bool, device=key.device)
         written = 0
         with torch.no_grad():
             for row in range(len(allowed)):
-                before = found.decided.get((-1 - row, number))
+                before = state.decisions.get((-1 - row, number))
                 if before is None:
-                    looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
+                    inputs = self._attention_inputs(number, row, call.query, key, call.scaling, wide, keys)
                     before = torch.zeros(length, dtype=torch.bool, device=key.device)
-                    for sample, own in self._samples(number, row, found, looking):
+                    for sample, own in self._samples(number, row, state, inputs):
                         # Text alone is read as it is where no image is in the batch.
                         before[sample] = method.active_tokens(own) if bool(own.visual.any()) else True
-                    found.decided[-1 - row, number] = before
+                    state.decisions[-1 - row, number] = before
                 written = length - len(before)
-                attends[row, : len(before)] = before
-        attends[:, length - written :] = True
-        return attends, written
+                active[row, : len(before)] = before
+        active[:, length - written :] = True
+        return active, written
 
-    def _among(self, call: Call, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
+    def _attend_active(self, call: AttentionCall, allowed: Tensor, active: Tensor, prompt: int) -> Tensor:
         """Attention of the tokens of the prompt that attend to each other, and of what was written to everything."""
         length, past = call.query.shape[2], call.key.shape[2] - call.query.shape[2]
-        chosen = attends.clone()
-        chosen[:, prompt:] = False
-        count = int(chosen.sum(dim=1).max())
-        order = chosen.to(torch.uint8).argsort(dim=1, stable=True)[:, length - count :]
-        padding = ~chosen.gather(1, order)
+        attending = active.clone()
+        attending[:, prompt:] = False
+        count = int(attending.sum(dim=1).max())
+        order = attending.to(torch.uint8).argsort(dim=1, stable=True)[:, length - count :]
+        padding = ~attending.gather(1, order)
         columns = torch.cat([torch.arange(past, device=order.device).expand(len(order), -1), order + past], dim=1)
         short = replace(call, query=_at(call.query, order), key=_at(call.key, columns), value=_at(call.value, columns))
         if call.mask is None and past == 0 and not bool(padding.any()):
-            found = short.attend()[0]
+            attended = short.attend()[0]
         else:
             rows = torch.arange(len(order), device=order.device)[:, None, None]
             seen = allowed[rows, order[:, :, None], columns[:, None]]
             seen = seen & ~F.pad(padding, (past, 0))[:, None] | padding[:, :, None]
-            found = short.attend_pairs(seen)[0]
-        output = found.new_zeros(len(found), length, *found.shape[2:])
+            attended = short.attend_pairs(seen)[0]
+        output = attended.new_zeros(len(attended), length, *attended.shape[2:])
         row, place = (~padding).nonzero(as_tuple=True)
-        output = output.index_put((row, order[row, place]), found[row, place])
+        output = output.index_put((row, order[row, place]), attended[row, place])
         if prompt < length:
             rest = replace(call, query=call.query[:, :, prompt:]).attend_pairs(allowed[:, prompt:])[0]
             output = torch.cat([output[:, :prompt], rest], dim=1)
         return output
 
-    def _store(self, number: int, method: SparseMethod, cache: Any, attends: Tensor, real: Tensor) -> None:
+    def _store(self, number: int, method: SparseMethod, cache: Any, active: Tensor, real: Tensor) -> None:
         """Let a layer of a cache hold few bits."""
         layer = cache.layers[number]
         if compat.is_plain_dynamic_layer(layer) and not compat.is_offloaded(cache):
             layer = cache.layers[number] = MixedLayer(layer, method.bits, method.residual)
         if isinstance(layer, MixedLayer):
-            layer.store(attends, real)
+            layer.store(active, real)
 
     # Hiding pairs
 
-    def _mask(self, number: int, method: MaskMethod, found: LLMForwardState, call: Call) -> Any:
-        kept, allowed = found.kept, call.allowed()
-        keys = self._keys(number, found)
+    def _mask(self, number: int, method: MaskMethod, state: LLMForwardState, call: AttentionCall) -> Any:
+        kept, allowed = state.cache_state, call.allowed()
+        keys = self._keys(number, state)
         total, length = keys.visual.shape[1], call.query.shape[2]
         memory = None if kept is None else kept.memory.get(number)
         # Counted as in a layer without a window and without room behind what it holds.
@@ -248,17 +256,17 @@ class AttentionHooks:
         hidden, remembered = [], []
         with torch.no_grad():
             for row in range(len(allowed)):
-                looking = self._looking(number, row, call.query, key, call.scaling, wide, keys)
-                samples = self._samples(number, row, found, looking)
+                inputs = self._attention_inputs(number, row, call.query, key, call.scaling, wide, keys)
+                samples = self._samples(number, row, state, inputs)
                 if len(samples) == 1:
-                    pairs, after = method.attention_mask(looking, None if memory is None else memory[row])
+                    pairs, after = method.attention_mask(inputs, None if memory is None else memory[row])
                 else:  # packed rows have no cache, and nothing to remember
-                    pairs, after = torch.zeros_like(looking.allowed), looking.key.new_zeros(0)
+                    pairs, after = torch.zeros_like(inputs.allowed), inputs.key.new_zeros(0)
                     for sample, own in samples:
                         pairs[sample[:, None], sample] = method.attention_mask(own, None)[0]
                 hidden.append(pairs)
                 remembered.append(after)
-        if kept is not None and found.cache is not None:
+        if kept is not None and state.cache is not None:
             kept.memory[number] = remembered
         pairs = torch.stack(hidden)
         if not bool(pairs.any()):

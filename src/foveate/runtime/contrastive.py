@@ -17,12 +17,12 @@ from foveate.core.in_attention import AttentionInputs
 from foveate.families import family_of
 from foveate.methods.decoding.vasparse import VASparse
 from foveate.runtime.attach import _unwrapped
-from foveate.runtime.attention_functions import Call, stand_around
-from foveate.runtime.patches import Patches, Uncopied
+from foveate.runtime.attention_functions import AttentionCall, wrap_attention
+from foveate.runtime.patches import NotCopyable, Patches
 from foveate.runtime.speculative import VASPARSE, prompt_mask, refuse_plan
 
 
-def vasparse(model: Any, settings: VASparse | None = None) -> Contrasting:
+def vasparse(model: Any, settings: VASparse | None = None) -> VASparseHandle:
     """Let a live model's `generate` follow VASparse, until the handle is restored.
 
         with foveate.vasparse(model, VASparse(keep=0.9, contrast=0.1)):
@@ -37,10 +37,10 @@ def vasparse(model: Any, settings: VASparse | None = None) -> Contrasting:
     Raises:
         FoveateError: the model has other layers, has fewer than `exit_layer`, or something is attached to it.
     """
-    return Contrasting(_unwrapped(model), settings or VASparse())
+    return VASparseHandle(_unwrapped(model), settings or VASparse())
 
 
-class _Writing:
+class _GenerationState:
     """One text while it is written.
 
     Args:
@@ -51,11 +51,11 @@ class _Writing:
         self.visual = visual
         self.mass: dict[int, Tensor] = {}  # by layer, attention that each token paid to the image
         self.branch: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, keys and values that the sparse branch sees
-        self.entered: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # by layer, what it was called with last
+        self.layer_inputs: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # by layer, what it was called with last
         self.sparse = False  # whether the sparse branch is running
 
 
-class Contrasting(Uncopied):
+class VASparseHandle(NotCopyable):
     """VASparse on a model; a context manager that restores the model when left."""
 
     def __init__(self, model: Any, settings: VASparse) -> None:
@@ -84,7 +84,7 @@ class Contrasting(Uncopied):
         self._patches = Patches()
         try:
             for number, layer in enumerate(text.layers):
-                stand_around(self._patches, layer.self_attn, functools.partial(self._attend, number))
+                wrap_attention(self._patches, layer.self_attn, functools.partial(self._attend, number))
                 if number < settings.exit_layer:
                     self._patches.before(layer, functools.partial(self._enter, number), with_kwargs=True)
             self._patches.wrap(model, "generate", self._generate)
@@ -97,7 +97,7 @@ class Contrasting(Uncopied):
         """Leave the model exactly as it was. Doing it twice changes nothing."""
         self._patches.undo()
 
-    def __enter__(self) -> Contrasting:
+    def __enter__(self) -> VASparseHandle:
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -107,9 +107,9 @@ class Contrasting(Uncopied):
         return f"<vasparse on {type(self.model).__name__}>"
 
     @property
-    def _writing(self) -> _Writing | None:
+    def _state(self) -> _GenerationState | None:
         """The text that this thread is writing."""
-        return getattr(self._local, "writing", None)
+        return getattr(self._local, "state", None)
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         refuse_plan(self.model)
@@ -118,68 +118,68 @@ class Contrasting(Uncopied):
             raise FoveateError("vasparse needs the input_ids of one conversation at a time.")
         if compat.cache_in(kwargs) is not None:
             raise FoveateError("vasparse must read the whole prompt: leave the cache out.")
-        self._local.writing = _Writing(prompt_mask(self.family, self.core, ids[0]))
-        given = kwargs.pop("logits_processor", None) or []
+        self._local.state = _GenerationState(prompt_mask(self.family, self.core, ids[0]))
+        processors = kwargs.pop("logits_processor", None) or []
         try:
-            return generate(*args, **kwargs, logits_processor=LogitsProcessorList([_Contrast(self), *given]))
+            return generate(*args, **kwargs, logits_processor=LogitsProcessorList([_Contrast(self), *processors]))
         finally:
-            self._local.writing = None
+            self._local.state = None
 
     def sparse_logits(self) -> Tensor:
         """Logits (1, V) float32 of the sparse branch for the last token that this thread's `generate` has read."""
-        writing = self._local.writing
-        hidden = writing.entered[0][0]
-        writing.sparse = True
+        state = self._local.state
+        hidden = state.layer_inputs[0][0]
+        state.sparse = True
         try:
             for number in range(self.settings.exit_layer):
-                output = self.text.layers[number](hidden, **writing.entered[number][1])
+                output = self.text.layers[number](hidden, **state.layer_inputs[number][1])
                 hidden = output[0] if isinstance(output, tuple) else output
         finally:
-            writing.sparse = False
+            state.sparse = False
         return self.model.get_output_embeddings()(self.text.norm(hidden))[:, -1].float()
 
     def _enter(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note what a layer is called with, for the last token alone."""
-        writing = self._writing
-        if writing is None or writing.sparse:
+        state = self._state
+        if state is None or state.sparse:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
         cos, sin = kwargs["position_embeddings"]
         last = {"position_embeddings": (cos[..., -1:, :], sin[..., -1:, :])}
-        writing.entered[number] = (hidden[:, -1:], last)
+        state.layer_inputs[number] = (hidden[:, -1:], last)
 
-    def _attend(self, number: int, call: Call) -> Any:
-        writing = self._writing
-        if writing is None:  # not inside `generate`
+    def _attend(self, number: int, call: AttentionCall) -> Any:
+        state = self._state
+        if state is None:  # not inside `generate`
             return call.attend()
-        if writing.sparse:
-            return self._attend_sparsely(writing.branch[number], call)
+        if state.sparse:
+            return self._attend_sparsely(state.branch[number], call)
         allowed, count = call.allowed()[0], call.query.shape[2]
         total = call.key.shape[2]
         visual = torch.zeros(total, dtype=torch.bool, device=call.key.device)
-        visual[: len(writing.visual)] = writing.visual[:total].to(visual.device)
-        looking = AttentionInputs(
+        visual[: len(state.visual)] = state.visual[:total].to(visual.device)
+        inputs = AttentionInputs(
             call.query[0], call.key[0], call.scaling, allowed, visual, ~visual, number, len(self.text.layers)
         )
-        masses, paid = [writing.mass[number]] if number in writing.mass else [], None
-        for _, paid in looking.blocks(torch.arange(count, device=visual.device)):
-            masses.append(paid[:, visual].sum(dim=1))
-        assert paid is not None  # a call has one token at least
-        mass = writing.mass[number] = torch.cat(masses)
+        masses, weights = [state.mass[number]] if number in state.mass else [], None
+        for _, weights in inputs.blocks(torch.arange(count, device=visual.device)):
+            masses.append(weights[:, visual].sum(dim=1))
+        assert weights is not None  # a call has one token at least
+        mass = state.mass[number] = torch.cat(masses)
         if len(mass) != total:
             raise FoveateError("vasparse needs a cache that holds the whole conversation and nothing else.")
-        scores = self.settings.scores(paid[-1], mass, allowed[-1])
+        scores = self.settings.scores(weights[-1], mass, allowed[-1])
         if number < self.settings.exit_layer:
-            left = self.settings.left(scores, visual)
-            left = left[left < total - 1]  # the branch brings the last token itself
-            writing.branch[number] = (call.key[:, :, left], call.value[:, :, left])
+            branch_tokens = self.settings.left(scores, visual)
+            branch_tokens = branch_tokens[branch_tokens < total - 1]  # the branch brings the last token itself
+            state.branch[number] = (call.key[:, :, branch_tokens], call.value[:, :, branch_tokens])
         if count > 1 or self.settings.keep == 1:
             return call.attend()
-        kept = self.settings.kept(scores)
-        return call.attend(key=call.key[:, :, kept], value=call.value[:, :, kept], mask=None)
+        selected = self.settings.kept(scores)
+        return call.attend(key=call.key[:, :, selected], value=call.value[:, :, selected], mask=None)
 
-    def _attend_sparsely(self, left: tuple[Tensor, Tensor], call: Call) -> Any:
-        key, value = left
+    def _attend_sparsely(self, branch: tuple[Tensor, Tensor], call: AttentionCall) -> Any:
+        key, value = branch
         return call.attend(
             key=torch.cat([key, call.key], dim=2), value=torch.cat([value, call.value], dim=2), mask=None
         )
@@ -188,7 +188,7 @@ class Contrasting(Uncopied):
 class _Contrast(LogitsProcessor):
     """Takes from the logits what the sparse branch says."""
 
-    def __init__(self, handle: Contrasting) -> None:
+    def __init__(self, handle: VASparseHandle) -> None:
         self.handle = handle
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

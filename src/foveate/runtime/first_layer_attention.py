@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.runtime.attention_functions import watched
+from foveate.runtime.attention_functions import observed_calls
 
 
-class _SeenError(Exception):
+class _CapturedError(Exception):
     """Raised by the observer when it has what it wants."""
 
 
@@ -40,13 +40,13 @@ def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) 
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
     if positions.ndim == 3 and len(positions) == 4:  # `generate` puts those of plain text before the three of M-RoPE
         positions = positions[1:]
-    check_at_hand(layer)
+    check_not_offloaded(layer)
     rotation = text.rotary_emb(embeds, positions)  # ty: ignore[not-callable]
     with torch.no_grad():
-        return rotated(attention, layer.input_layernorm(embeds), rotation)
+        return rotated_queries_keys(attention, layer.input_layernorm(embeds), rotation)
 
 
-def check_at_hand(layer: nn.Module) -> None:
+def check_not_offloaded(layer: nn.Module) -> None:
     """Raise FoveateError unless the parts of a layer can be called before the layer itself is.
 
     Hooks of accelerate bring offloaded weights when the module that they are on is called: by default the one that
@@ -61,7 +61,7 @@ def check_at_hand(layer: nn.Module) -> None:
             )
 
 
-def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor, float]:
+def rotated_queries_keys(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor, float]:
     """Rotated queries (B, H, L, d) and keys (B, H', L, d) that an attention module makes, and the factor of the logits.
 
     The module is called and stopped as soon as it has them; no cache sees the call.
@@ -74,14 +74,14 @@ def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tens
     Raises:
         FoveateError: the module is built otherwise.
     """
-    seen: list[tuple[Tensor, Tensor, float]] = []
+    captured: list[tuple[Tensor, Tensor, float]] = []
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
         scaling = options.get("scaling")
-        seen.append((query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
-        raise _SeenError
+        captured.append((query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
+        raise _CapturedError
 
-    with watched(attention, observe), torch.no_grad():
+    with observed_calls(attention, observe), torch.no_grad():
         try:
             attention(
                 hidden_states=hidden,
@@ -89,8 +89,8 @@ def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tens
                 attention_mask=None,
                 **compat.cache_argument(None),
             )
-        except _SeenError:
-            return seen[0]
+        except _CapturedError:
+            return captured[0]
         except TypeError as error:
             raise FoveateError(f"{type(attention).__name__} cannot be asked what it looks at: {error}") from error
     raise FoveateError(f"{type(attention).__name__} does not look at anything.")

@@ -218,7 +218,7 @@ class Report:
 
 
 @dataclass
-class Journal:
+class ReportLog:
     """Reports of the calls of many threads: the last call of each, and all that fit."""
 
     _all: deque[ImageReport] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -239,8 +239,8 @@ class Journal:
 
     def last(self) -> tuple[ImageReport, ...]:
         """The images of this thread's last call, none after one of text alone; those of all threads before any."""
-        found = getattr(self._local, "last", None)
-        return self.all() if found is None else found
+        images = getattr(self._local, "last", None)
+        return self.all() if images is None else images
 
     def all(self) -> tuple[ImageReport, ...]:
         """The last images of all threads."""

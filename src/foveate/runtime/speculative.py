@@ -30,7 +30,7 @@ from foveate.methods.decoding.draft import Drafter, Session, Target
 from foveate.methods.decoding.kinds import load_draft
 from foveate.methods.decoding.tree import Shape, Tree
 from foveate.runtime.attach import Handle, _unwrapped, handle_of
-from foveate.runtime.patches import Patches, Uncopied
+from foveate.runtime.patches import NotCopyable, Patches
 from foveate.runtime.select_tokens import MODALITIES
 
 #: Where a model keeps what speculates for it.
@@ -85,7 +85,7 @@ def speculate(
     depth: int | None = None,
     top_k: int | None = None,
     tokens: int | None = None,
-) -> Speculating:
+) -> SpeculationHandle:
     """Let a draft speed up a live model's `generate`, until the handle is restored.
 
         with foveate.speculate(model, "draft") as handle:
@@ -116,14 +116,14 @@ def speculate(
     """
     net = _unwrapped(model)
     drafter = draft if isinstance(draft, Drafter) else load_draft(draft)
-    chosen = {"depth": depth, "top_k": top_k, "tokens": tokens}
-    shape = Shape(**{**vars(drafter.shape), **{name: value for name, value in chosen.items() if value is not None}})
+    options = {"depth": depth, "top_k": top_k, "tokens": tokens}
+    shape = Shape(**{**vars(drafter.shape), **{name: value for name, value in options.items() if value is not None}})
     # Beside a plan a chain is what a draft does by default; a tree that is asked for is refused there.
     chain = None if top_k or tokens else Shape(depth=shape.depth, top_k=1, tokens=shape.depth)
-    return Speculating(net, drafter, shape, chain)
+    return SpeculationHandle(net, drafter, shape, chain)
 
 
-class Speculating(Uncopied):
+class SpeculationHandle(NotCopyable):
     """A draft at work for a model. Made by `speculate`; a context manager that restores the model when left."""
 
     def __init__(self, model: Any, drafter: Drafter, shape: Shape, chain: Shape | None = None) -> None:
@@ -138,11 +138,11 @@ class Speculating(Uncopied):
         drafter.check(model)
         self.drafter = drafter.eval() if isinstance(drafter, torch.nn.Module) else drafter
         self._local = threading.local()
-        self._watch = PassRecorder()
+        self._recorder = PassRecorder()
         self._patches = Patches()
         self._patches.set(model, _SPECULATION, self)
         self._patches.wrap(model, "generate", self._generate)
-        self._watch.attach(self._patches, self.family.text(self.core))
+        self._recorder.attach(self._patches, self.family.text(self.core))
 
     def shape_beside(self, plan: Handle | None) -> Shape:
         """What is drafted: beside a plan a chain."""
@@ -179,7 +179,7 @@ class Speculating(Uncopied):
         """Leave the model exactly as it was. Doing it twice changes nothing."""
         self._patches.undo()
 
-    def __enter__(self) -> Speculating:
+    def __enter__(self) -> SpeculationHandle:
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -209,23 +209,23 @@ class Speculating(Uncopied):
         _check(model, input_ids, generation_config, model_kwargs)
         self._check_plan()
         start = time.perf_counter()
-        writing = _Writing(self, input_ids, logits_processor, stopping_criteria, streamer)
-        with self._watch.recording() as recorded:
-            writing.read(recorded, generation_config, model_kwargs)
-            while not writing.ended:
-                writing.verify(recorded)
+        state = _GenerationState(self, input_ids, logits_processor, stopping_criteria, streamer)
+        with self._recorder.recording() as recorded:
+            state.read(recorded, generation_config, model_kwargs)
+            while not state.ended:
+                state.verify(recorded)
         if streamer is not None:
             streamer.end()
         self._local.report = Speculation(
-            writing.ids.shape[1] - input_ids.shape[1],
-            len(writing.accepted),
-            tuple(writing.drafted),
-            tuple(writing.accepted),
+            state.ids.shape[1] - input_ids.shape[1],
+            len(state.accepted),
+            tuple(state.drafted),
+            tuple(state.accepted),
             time.perf_counter() - start,
-            writing.draft_seconds,
+            state.draft_seconds,
         )
         self.reports.append(self._local.report)
-        return writing.ids
+        return state.ids
 
 
 def target_of(model: Any) -> Target:
@@ -258,10 +258,10 @@ class RecordedPass:
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Embeddings (L, d) and features (L, d) since the last time."""
-        found = torch.cat(self.embeds, dim=1)[0], torch.cat(self.features, dim=1)[0]
+        recorded = torch.cat(self.embeds, dim=1)[0], torch.cat(self.features, dim=1)[0]
         self.embeds.clear()
         self.features.clear()
-        return found
+        return recorded
 
 
 class PassRecorder:
@@ -296,19 +296,19 @@ class PassRecorder:
 
 
 @contextmanager
-def watching(text: torch.nn.Module) -> Generator[RecordedPass]:
+def record_passes(text: torch.nn.Module) -> Generator[RecordedPass]:
     """What goes through a language model inside this context, in this thread."""
-    watch = PassRecorder()
-    with Patches() as patches, watch.recording() as recorded:
-        watch.attach(patches, text)
+    recorder = PassRecorder()
+    with Patches() as patches, recorder.recording() as recorded:
+        recorder.attach(patches, text)
         yield recorded
 
 
-class _Writing:
+class _GenerationState:
     """One text while it is written."""
 
     def __init__(
-        self, handle: Speculating, ids: Tensor, logits_processor: Any, stopping_criteria: Any, streamer: Any
+        self, handle: SpeculationHandle, ids: Tensor, logits_processor: Any, stopping_criteria: Any, streamer: Any
     ) -> None:
         self.handle, self.model = handle, handle.model
         self.ids = ids

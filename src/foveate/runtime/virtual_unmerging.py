@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
 from foveate.core.unmerging import expand, group_mean
-from foveate.runtime.forward_state import OfPositions
+from foveate.runtime.forward_state import CallRegistry
 from foveate.runtime.patches import Patches
 
 
@@ -69,7 +69,7 @@ class VirtualUnmerging:
     def __init__(self, language_model: nn.Module) -> None:
         self.layers = _layers_of(language_model)
         self._local = local()  # `groups` of this thread's call, and `layer`: those of the layer that is running
-        self._calls: OfPositions[_Groups] = OfPositions()
+        self._calls: CallRegistry[_Groups] = CallRegistry()
 
     def attach(self, patches: Patches) -> None:
         """Install the hooks, until `patches` are undone."""
@@ -88,7 +88,7 @@ class VirtualUnmerging:
                 patches.after(module, self._all_again)
 
     @contextmanager
-    def unmerging(self, group: Tensor) -> Generator[None]:
+    def active(self, group: Tensor) -> Generator[None]:
         """This thread's calls on sequences of `group` are computed on merged rows while the context is open.
 
         The call that reads the prompt has the shape of `group`; calls of other lengths (steps of decoding) are left
@@ -154,13 +154,13 @@ def virtual_unmerging(language_model: nn.Module, group: Tensor) -> Generator[Non
 
     Args:
         language_model: See `VirtualUnmerging`. Other threads may go on calling it.
-        group: See `VirtualUnmerging.unmerging`.
+        group: See `VirtualUnmerging.active`.
 
     Raises:
         FoveateError: the layers are built otherwise.
     """
     virtual = VirtualUnmerging(language_model)
-    with Patches() as patches, virtual.unmerging(group):
+    with Patches() as patches, virtual.active(group):
         virtual.attach(patches)
         yield
 

@@ -40,7 +40,7 @@ Steps = Callable[[int], tuple[Step | None, ...]]
 
 
 @dataclass
-class _Pass:
+class _MergeState:
     """One forward pass through the encoder: what its blocks do, the rows there are (of width 0), whether any merged."""
 
     steps: tuple[Step | None, ...]
@@ -68,7 +68,7 @@ class Merging:
                 Refusal("attached-already", "this vision tower merges already", "leave that context first")
             )
         for number, (layer, name, original) in enumerate(zip(self.layers, names, originals, strict=True)):
-            patches.set(layer, name, _Block(self.block, number, original), behind=original)
+            patches.set(layer, name, _Block(self.block, number, original), fallback=original)
 
     @property
     def selections(self) -> list[Selection]:
@@ -80,10 +80,10 @@ class Merging:
         Raises:
             FoveateError: nothing has run yet.
         """
-        run: _Pass | None = getattr(self._thread, "run", None)
-        if run is None:
+        state: _MergeState | None = getattr(self._thread, "state", None)
+        if state is None:
             raise FoveateError("no image has gone through the vision tower yet.")
-        return [Selection(indices, assignment=rows) for indices, rows in members(run.tokens, cls=self.cls)]
+        return [Selection(indices, assignment=rows) for indices, rows in members(state.tokens, cls=self.cls)]
 
     def block(
         self, number: int, original: Callable[..., Any], x: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -92,20 +92,20 @@ class Merging:
         if attention_mask is not None:
             raise FoveateError("merging inside an encoder needs images without padded patches.")
         if number == 0:
-            self._thread.run = _Pass(self._steps(x.shape[1] - int(self.cls)), Tokens.start(x[..., :0]))
-        run: _Pass = self._thread.run
-        step = run.steps[number] if number <= self.last else None
-        if step is None and not run.merged:
+            self._thread.state = _MergeState(self._steps(x.shape[1] - int(self.cls)), Tokens.start(x[..., :0]))
+        state: _MergeState = self._thread.state
+        step = state.steps[number] if number <= self.last else None
+        if step is None and not state.merged:
             return original(x, attention_mask, **options)
         if number > self.last:  # the block before gave out full length: back to one row of each
-            x = expand(x, first_member(run.tokens).clamp(max=x.shape[1] - 1))
+            x = expand(x, first_member(state.tokens).clamp(max=x.shape[1] - 1))
         layer: Any = self.layers[number]
-        x, keys = attention(layer, x, run.tokens.size if run.merged else None)
+        x, keys = attention(layer, x, state.tokens.size if state.merged else None)
         if step is not None:
-            tokens = step(run.tokens._replace(x=x), keys)
-            x, run.tokens, run.merged = tokens.x, tokens._replace(x=tokens.x[..., :0].detach()), True
+            tokens = step(state.tokens._replace(x=x), keys)
+            x, state.tokens, state.merged = tokens.x, tokens._replace(x=tokens.x[..., :0].detach()), True
         x = x + layer.mlp(layer.layer_norm2(x))
-        return expand(x, run.tokens.source) if number >= self.last else x
+        return expand(x, state.tokens.source) if number >= self.last else x
 
 
 @contextmanager
@@ -136,12 +136,12 @@ def merging(
         FoveateError: the tower is built otherwise, or merges already. The first image raises what `method.steps` does.
     """
     with Patches() as patches:
-        active = merged_in(tower, method, budget, output_layer=output_layer, cls=cls)
+        active = build_merging(tower, method, budget, output_layer=output_layer, cls=cls)
         active.attach(patches)
         yield active
 
 
-def merged_in(
+def build_merging(
     tower: nn.Module,
     method: EncoderMethod,
     budget: int | Callable[[int], int | None] | None = None,

@@ -194,9 +194,9 @@ class TrainingModel(nn.Module):
         self._routed.clear()
         if self._handle is None:
             return self.model.model(**inputs, use_cache=False).last_hidden_state, labels
-        with self._handle.learning(labels) as left:
+        with self._handle.with_labels(labels) as kept_labels:
             hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
-        return hidden, left()
+        return hidden, kept_labels()
 
     def _read_cells(self, cells: torch.Tensor, blank_weight: float) -> dict[str, torch.Tensor]:
         score = self.reader.final.score(self._seen["tokens"], cells, blank_weight)

@@ -8,7 +8,7 @@ import torch
 import foveate
 from foveate import FoveateError
 from foveate.methods.decoding import VASparse
-from foveate.runtime.attention_functions import Call
+from foveate.runtime.attention_functions import AttentionCall
 from tests.families.zoo import zoo
 from tests.methods.decoding.drafters import Guessing
 
@@ -111,7 +111,7 @@ def test_written_tokens_see_what_is_kept(name):
     model = zoo()[name].model()
     inputs = zoo()[name].prompts(model, [[(4, 4)]])
     seen: list[tuple[int, torch.Tensor]] = []
-    kept_before, attend_before, compared = VASparse.kept, Call.attend, []
+    kept_before, attend_before, compared = VASparse.kept, AttentionCall.attend, []
 
     def kept(self, scores):
         seen.append((len(scores), kept_before(self, scores)))
@@ -129,7 +129,7 @@ def test_written_tokens_see_what_is_kept(name):
 
     with pytest.MonkeyPatch.context() as patch, foveate.vasparse(model, VASparse(keep=0.3, contrast=0.0, weight=50.0)):
         patch.setattr(VASparse, "kept", kept)
-        patch.setattr(Call, "attend", attend)
+        patch.setattr(AttentionCall, "attend", attend)
         output = written(model, inputs)
     length, layers = inputs["input_ids"].shape[1], len(model.model.language_model.layers)
     assert len(compared) == len(seen) == 5 * layers

@@ -24,7 +24,14 @@ from transformers.cache_utils import DynamicLayer
 from foveate import compat
 from foveate.core import sequence
 from foveate.core.errors import FoveateError
-from foveate.kv_cache.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
+from foveate.kv_cache.pruned_cache import (
+    PrunedCacheState,
+    Reader,
+    attach_state,
+    detach_state,
+    physical_length,
+    state_for,
+)
 
 VOCO_TOKEN = "<voco>"
 
@@ -94,7 +101,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     """
     embeds, cache = kwargs["inputs_embeds"], compat.cache_in(kwargs)
     reader = Reader(weakref.ref(text), f"{count} VoCo tokens an image", (count,))
-    kept, images = kept_for(cache, reader), bool(image.any())
+    kept, images = state_for(cache, reader), bool(image.any())
     if kept is None and not images:
         return text(**kwargs)
     implementation = compat.attention_name(text.config)
@@ -106,7 +113,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     batch, length = embeds.shape[:2]
     past = 0 if cache is None else int(cache.get_seq_length())
     if kept is None:
-        kept = PrunedCacheState.of_all(batch, past, embeds.device, reader)
+        kept = PrunedCacheState.of_full_cache(batch, past, embeds.device, reader)
     if len(kept.columns) != batch:
         raise FoveateError(f"a cache of {len(kept.columns)} conversations cannot go on with a batch of {batch}.")
     seen = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
@@ -129,8 +136,8 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     if made is not None and int(made.get_seq_length()) > past:
         _forget(made, kept, image, seen[:, past:])
         attach_state(made, kept)
-    elif cache is not None and kept.whole:  # with gradient checkpointing layers write to no cache
-        unmark(cache)
+    elif cache is not None and kept.complete:  # with gradient checkpointing layers write to no cache
+        detach_state(cache)
     return output
 
 

@@ -23,7 +23,7 @@ from foveate.core.errors import FoveateError
 from foveate.families import family_of
 from foveate.methods.decoding.draft import Draft, Target
 from foveate.methods.decoding.kinds import load_draft
-from foveate.runtime.speculative import prompt_mask, speculate, target_of, watching
+from foveate.runtime.speculative import prompt_mask, record_passes, speculate, target_of
 from foveate.training.examples import Example
 from foveate.training.methods.shared.base import StepTrainer
 from foveate.training.methods.shared.config import option
@@ -66,7 +66,7 @@ def hear(model: Any, processor: Any, example: Example, own_answers: int | None) 
     core = family.core(model)
     inputs, answer = read_example(model, processor, example)
     prompt = inputs["input_ids"].shape[1]
-    with watching(family.text(core)) as seen:
+    with record_passes(family.text(core)) as seen:
         if own_answers is None:
             model(**continued(inputs, answer[:-1], family.answer_type), use_cache=False)
         else:

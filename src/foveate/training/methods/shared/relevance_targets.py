@@ -24,7 +24,7 @@ from foveate.families import Family, family_of
 from foveate.images import open_image
 from foveate.methods.pre_llm.relevance import as_picture, relevance_target, rollout
 from foveate.runtime import compress
-from foveate.runtime.attention_functions import Call, stand_around
+from foveate.runtime.attention_functions import AttentionCall, wrap_attention
 from foveate.runtime.patches import Patches
 from foveate.training.examples import PLACEHOLDER, ROLES, Example
 from foveate.training.methods.shared.frozen import frozen
@@ -206,7 +206,7 @@ def _eager(core: Any, text: Any) -> Generator[list[Tensor]]:
             return None
         return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"].detach().requires_grad_()}
 
-    def keep(call: Call) -> Any:
+    def keep(call: AttentionCall) -> Any:
         if threading.get_ident() != own:
             return call.attend()
         output = replace(call, name="eager").attend_pairs(call.allowed())
@@ -218,5 +218,5 @@ def _eager(core: Any, text: Any) -> Generator[list[Tensor]]:
         patches.before(text, begin, with_kwargs=True)
         for layer in text.layers:
             if hasattr(layer, "self_attn"):
-                stand_around(patches, layer.self_attn, keep)
+                wrap_attention(patches, layer.self_attn, keep)
         yield seen

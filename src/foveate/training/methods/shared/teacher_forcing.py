@@ -22,7 +22,7 @@ from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Selection
 from foveate.families import family_of
 from foveate.runtime import compress
-from foveate.runtime.attention_functions import watched
+from foveate.runtime.attention_functions import observed_calls
 from foveate.runtime.patches import Patches, in_this_thread
 from foveate.training.examples import Example
 from foveate.training.methods.shared.relevance_targets import continued, read_example
@@ -134,7 +134,7 @@ def _watching(text: Any, layer: int | None, observer: Callable[..., None]) -> Ge
     if layer is None:
         yield
         return
-    with watched(text.layers[layer].self_attn, observer):
+    with observed_calls(text.layers[layer].self_attn, observer):
         yield
 
 

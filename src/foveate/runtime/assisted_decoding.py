@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from foveate.kv_cache import MixedLayer
-from foveate.kv_cache.cache_view import kept_of
+from foveate.kv_cache.pruned_cache import state_of
 
 
-class AfterPrompt:
+class DraftsAfterPrompt:
     """Where `generate` gets its drafts from, from the second pass on; everything else is that of `drafts`.
 
     Args:
@@ -36,29 +36,29 @@ class AfterPrompt:
         ids, logits = self._drafts.get_candidates(input_ids, **kwargs)
         if not self._read:
             return input_ids, None
-        room, length = _room(self._cache), input_ids.shape[1]
-        if room is not None and ids.shape[1] - length > room:
-            ids, logits = ids[:, : length + room], None if logits is None else logits[:, :room]
-        if (kept := kept_of(self._cache)) is not None:
-            kept.drafted = True
+        max_drafts, length = _max_drafts(self._cache), input_ids.shape[1]
+        if max_drafts is not None and ids.shape[1] - length > max_drafts:
+            ids, logits = ids[:, : length + max_drafts], None if logits is None else logits[:, :max_drafts]
+        if (state := state_of(self._cache)) is not None:
+            state.has_drafts = True
         return ids, logits if ids.shape[1] > length else None
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
         """Learn how many drafted tokens were right."""
-        if (kept := kept_of(self._cache)) is not None:
-            kept.drafted = False
+        if (state := state_of(self._cache)) is not None:
+            state.has_drafts = False
         if self._read:
             self._drafts.update_candidate_strategy(input_ids, scores, num_matches)
-        elif (guessed := getattr(self._drafts, "probs", None)) is not None:
-            guessed.clear()  # of drafts that nobody checked
+        elif (probabilities := getattr(self._drafts, "probs", None)) is not None:
+            probabilities.clear()  # of drafts that nobody checked
         self._read = True
 
 
-def _room(cache: Any) -> int | None:
+def _max_drafts(cache: Any) -> int | None:
     """Tokens that can be drafted so that no layer in few bits stores any of them; None: as many as one likes."""
-    found = []
+    limits = []
     for layer in cache.layers:
         if isinstance(layer, MixedLayer) and layer.chunks and layer.recent is not None:
-            waiting = layer.recent[0].shape[2]
-            found.append(max(layer.residual - (waiting if waiting < layer.residual else 0) - 1, 0))
-    return min(found, default=None)
+            num_recent = layer.recent[0].shape[2]
+            limits.append(max(layer.residual - (num_recent if num_recent < layer.residual else 0) - 1, 0))
+    return min(limits, default=None)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from foveate.core import sequence
 
 
-def is_head(model: Any, core: nn.Module) -> bool:
+def has_task_head(model: Any, core: nn.Module) -> bool:
     """Whether a model puts something else on its core than an output layer for text."""
     return model is not core and not model.can_generate()
 
 
-def places_of_all(columns: Tensor, length: int) -> Tensor:
+def last_kept_positions(columns: Tensor, length: int) -> Tensor:
     """(B, L) for every column of the long sequence the place in the short one of the last that stayed up to it.
 
     Args:
@@ -35,12 +35,12 @@ def places_of_all(columns: Tensor, length: int) -> Tensor:
     return place[:, :length].cummax(dim=1).values.maximum(first)
 
 
-def spread(hidden: Tensor, columns: Tensor, length: int) -> Tensor:
+def expand_hidden(hidden: Tensor, columns: Tensor, length: int) -> Tensor:
     """Hidden states (B, P, D) of a short sequence as (B, L, D) of the long one."""
-    return sequence.gather(hidden, places_of_all(columns, length))
+    return sequence.gather(hidden, last_kept_positions(columns, length))
 
 
-def embeddings_of_what_stays(embeddings: Tensor, columns: Tensor) -> Tensor:
+def select_embeddings(embeddings: Tensor, columns: Tensor) -> Tensor:
     """Embeddings (B, L, d) of the long sequence as (B, P, d) of the short one; those of padding are 0."""
     return sequence.gather(embeddings, columns).masked_fill((columns < 0)[..., None], 0)
 
@@ -56,10 +56,14 @@ def embed_images(core: Any, call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         The call with `inputs_embeds` in place of ids and pixels, and the output of the encoder.
     """
     grid, ids = call["image_grid_thw"], call["input_ids"]
-    pixels = torch.cat([own[: int(count)] for own, count in zip(call["pixel_values"], grid.prod(dim=1), strict=True)])
+    pixels = torch.cat(
+        [image_pixels[: int(count)] for image_pixels, count in zip(call["pixel_values"], grid.prod(dim=1), strict=True)]
+    )
     output = core.get_image_features(pixels, grid, return_dict=True)
     embeds = core.get_input_embeddings()(ids)
     features = torch.cat(list(output.pooler_output)).to(embeds)
     embeds = embeds.masked_scatter((ids == core.config.image_token_id)[..., None], features)
-    rest = {name: value for name, value in call.items() if name not in ("input_ids", "pixel_values", "image_grid_thw")}
-    return rest | {"inputs_embeds": embeds}, output
+    remaining = {
+        name: value for name, value in call.items() if name not in ("input_ids", "pixel_values", "image_grid_thw")
+    }
+    return remaining | {"inputs_embeds": embeds}, output

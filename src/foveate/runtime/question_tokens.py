@@ -29,11 +29,11 @@ _BLANK_BYTES = ("<0x0A>", "<0x0D>", "<0x09>", "<0x20>")
 #: The time of a frame of a clip, as processors write it before its tokens.
 _TIME = re.compile(r"(<\d+(\.\d+)?[ ▁Ġ]seconds>|\d\d:\d\d(:\d\d)?(\.\d+)?)[ ▁ĠĊ\n]*$")
 #: Words that no template writes, to find what it writes around them.
-_FIRST, _ANSWER, _SECOND = "zebra", "heron", "otter"
+_FIRST_WORD, _ANSWER_WORD, _SECOND_WORD = "zebra", "heron", "otter"
 
 
 @dataclass(frozen=True)
-class Template:
+class TemplateText:
     """What a chat template writes, as tokens of a vocabulary joined to one text.
 
     Args:
@@ -47,7 +47,7 @@ class Template:
     around_images: frozenset[tuple[int, str]] = frozenset()
 
 
-class Words:
+class QuestionFinder:
     """Finds the user's own words in the ids of prompts.
 
     Args:
@@ -63,11 +63,13 @@ class Words:
         self._source = source
 
     @cached_property
-    def reader(self) -> Reader | None:
+    def reader(self) -> PromptReader | None:
         """What reads ids with a tokenizer; None where none is at hand."""
         if isinstance(self._source, str | Path):
             return _from_folder(str(self._source))
-        return None if self._source is None else Reader(self._source, getattr(self._source, "chat_template", None))
+        return (
+            None if self._source is None else PromptReader(self._source, getattr(self._source, "chat_template", None))
+        )
 
     def find(self, ids: Sequence[int], text: Sequence[bool], answers: Sequence[bool] | None) -> tuple[list[int], str]:
         """Where the user's own words stand in one prompt.
@@ -84,9 +86,9 @@ class Words:
         reader = self.reader
         places = [place for place, there in enumerate(text) if there and not (answers and answers[place])]
         if reader is not None:
-            found = reader.words(ids, places, answers is not None)
-            if found:
-                return found, ""
+            question = reader.words(ids, places, answers is not None)
+            if question:
+                return question, ""
             return places, "no words of the user in the prompt: all of its text is taken for the question"
         plain = [place for place in places if ids[place] not in self._known]
         ends = [place for place in places if ids[place] in self._ends]
@@ -114,7 +116,7 @@ class Words:
         return self.reader.find(ids, wanted)
 
 
-class Reader:
+class PromptReader:
     """Reads ids with a tokenizer and its chat template.
 
     Args:
@@ -133,59 +135,59 @@ class Reader:
         self.special = {*self.tokenizer.all_special_ids, *marks}
         self._edges = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
         template = template or getattr(self.tokenizer, "chat_template", None)
-        self.template = self._learned(template) if template else Template()
+        self.template = self._read_template(template) if template else TemplateText()
 
     def words(self, ids: Sequence[int], places: Sequence[int], all_turns: bool) -> list[int]:
         """Those of `places` that hold the user's words, of the last turn or of all."""
         pieces = self._pieces(ids)
-        whole, starts = "".join(pieces), _starts(pieces)
-        turns = self._turns(whole)
+        text, starts = "".join(pieces), _starts(pieces)
+        turns = self._turns(text)
         turns = turns if all_turns else turns[-1:]
         # A piece may hold the blank at the end of a turn and the beginning of what follows.
-        turns = [(start, start + len(whole[start:stop].rstrip(_BLANK))) for start, stop in turns]
+        turns = [(start, start + len(text[start:stop].rstrip(_BLANK))) for start, stop in turns]
         candidates = [
             place
             for place in places
             if ids[place] not in self.special
             and any(starts[place] < stop and starts[place] + len(pieces[place]) > start for start, stop in turns)
         ]
-        found = []
+        question = []
         for run in _runs(candidates):
             timed = _TIME.search("".join(pieces[p] for p in run))
             if timed and run[-1] + 1 < len(ids) and ids[run[-1] + 1] in self.special:  # of the frame that follows
                 run = [p for p in run if starts[p] - starts[run[0]] < timed.start()]
-            own = _trimmed(run, pieces)
+            trimmed = _trimmed(run, pieces)
             before = ids[run[0] - 1] if run[0] else -1
-            if own and not self._markup(before, "".join(pieces[p] for p in own), ids, run[-1] + 1):
-                found += own
-        return found
+            if trimmed and not self._is_image_markup(before, "".join(pieces[p] for p in trimmed), ids, run[-1] + 1):
+                question += trimmed
+        return question
 
-    def find(self, ids: Sequence[int], wanted: str) -> list[int]:
-        """See `Words.find_text`."""
+    def find(self, ids: Sequence[int], question: str) -> list[int]:
+        """See `QuestionFinder.find_text`."""
         pieces = self._pieces(ids)
-        whole, starts = "".join(pieces), _starts(pieces)
-        text = "".join(self._pieces(self.tokenizer(wanted, add_special_tokens=False)["input_ids"])).strip(_BLANK)
-        start = whole.rfind(text) if text else -1
+        prompt, starts = "".join(pieces), _starts(pieces)
+        text = "".join(self._pieces(self.tokenizer(question, add_special_tokens=False)["input_ids"])).strip(_BLANK)
+        start = prompt.rfind(text) if text else -1
         if start < 0:
-            raise FoveateError(f"the prompt does not hold the question {wanted[:100]!r}.")
+            raise FoveateError(f"the prompt does not hold the question {question[:100]!r}.")
         stop = start + len(text)
         return [n for n, piece in enumerate(pieces) if starts[n] < stop and starts[n] + len(piece) > start]
 
-    def _turns(self, whole: str) -> list[tuple[int, int]]:
+    def _turns(self, prompt: str) -> list[tuple[int, int]]:
         """Where the turns of the user begin and end; the whole text where turns cannot be told."""
         opener, closer = self.template.opener, self.template.closer
         if not opener:
-            end = whole.rfind(closer) if closer else -1
-            return [(0, end if end >= 0 else len(whole))]
-        turns, place = [], whole.find(opener)
+            end = prompt.rfind(closer) if closer else -1
+            return [(0, end if end >= 0 else len(prompt))]
+        turns, place = [], prompt.find(opener)
         while place >= 0:
             start = place + len(opener)
-            stop = whole.find(closer, start) if closer else -1
-            turns.append((start, stop if stop >= 0 else len(whole)))
-            place = -1 if stop < 0 else whole.find(opener, stop)
-        return turns or [(0, len(whole))]
+            stop = prompt.find(closer, start) if closer else -1
+            turns.append((start, stop if stop >= 0 else len(prompt)))
+            place = -1 if stop < 0 else prompt.find(opener, stop)
+        return turns or [(0, len(prompt))]
 
-    def _markup(self, before: int, text: str, ids: Sequence[int], after: int) -> bool:
+    def _is_image_markup(self, before: int, text: str, ids: Sequence[int], after: int) -> bool:
         """Whether a run of text after a special token belongs to an image: its number, its kind, its time."""
         if before not in self.special:
             return False
@@ -199,15 +201,15 @@ class Reader:
     def _pieces(self, ids: Sequence[int]) -> list[str]:
         return [piece or "" for piece in self.tokenizer.convert_ids_to_tokens([int(n) for n in ids])]
 
-    def _learned(self, template: str) -> Template:
+    def _read_template(self, template: str) -> TemplateText:
         """What a template writes around words, found by writing known ones."""
 
         def written(parts: bool, image: bool = False, turns: int = 3) -> list[int] | None:
             def content(text: str) -> Any:
-                image_part = [{"type": "image"}] if image and text == _FIRST else []
+                image_part = [{"type": "image"}] if image and text == _FIRST_WORD else []
                 return [*image_part, {"type": "text", "text": text}] if parts else text
 
-            said = [("user", _FIRST), ("assistant", _ANSWER), ("user", _SECOND)][:turns]
+            said = [("user", _FIRST_WORD), ("assistant", _ANSWER_WORD), ("user", _SECOND_WORD)][:turns]
             messages = [{"role": role, "content": content(text)} for role, text in said]
             try:
                 text = self.tokenizer.apply_chat_template(
@@ -222,32 +224,36 @@ class Reader:
         parts = written(True) is not None
         ids = written(parts)
         if ids is None:
-            return Template()
-        whole = "".join(self._pieces(ids))
-        places = [whole.find(word) for word in (_FIRST, _ANSWER, _SECOND)]
+            return TemplateText()
+        conversation = "".join(self._pieces(ids))
+        places = [conversation.find(word) for word in (_FIRST_WORD, _ANSWER_WORD, _SECOND_WORD)]
         if min(places) < 0:
-            return Template()
+            return TemplateText()
         first, answer, second = places
-        between = whole[answer + len(_ANSWER) : second]
+        between = conversation[answer + len(_ANSWER_WORD) : second]
         answered = "".join(self._pieces(written(parts, turns=2) or []))
-        ended = answered[answered.find(_ANSWER) + len(_ANSWER) :] if _ANSWER in answered else ""
+        ended = answered[answered.find(_ANSWER_WORD) + len(_ANSWER_WORD) :] if _ANSWER_WORD in answered else ""
         # What ends an answer is no part of what begins a turn.
-        before = _common_end(whole[:first], between[len(_common_start(between, ended)) :])
-        after = _common_start(whole[first + len(_FIRST) : answer], whole[second + len(_SECOND) :])
+        before = _common_end(conversation[:first], between[len(_common_start(between, ended)) :])
+        after = _common_start(
+            conversation[first + len(_FIRST_WORD) : answer], conversation[second + len(_SECOND_WORD) :]
+        )
         with_image = written(True, image=True) if parts else None
         around = self._between(with_image) - self._between(ids) if with_image else frozenset()
-        return Template(before.strip(_BLANK), after.strip(_BLANK), around)
+        return TemplateText(before.strip(_BLANK), after.strip(_BLANK), around)
 
     def _between(self, ids: Sequence[int]) -> frozenset[tuple[int, str]]:
         """Text between special tokens, with the token before it."""
         pieces = self._pieces(ids)
         runs = _runs([place for place, token in enumerate(ids) if token not in self.special])
-        kept = [(run, _trimmed(run, pieces)) for run in runs if run[0]]
-        return frozenset((ids[run[0] - 1], "".join(pieces[p] for p in own)) for run, own in kept if own)
+        trimmed_runs = [(run, _trimmed(run, pieces)) for run in runs if run[0]]
+        return frozenset(
+            (ids[run[0] - 1], "".join(pieces[p] for p in trimmed)) for run, trimmed in trimmed_runs if trimmed
+        )
 
 
 @lru_cache(maxsize=8)
-def _from_folder(location: str) -> Reader | None:
+def _from_folder(location: str) -> PromptReader | None:
     """The tokenizer beside a model's weights, on this machine only; None where there is none."""
     from transformers import AutoTokenizer  # slow to import
 
@@ -259,20 +265,20 @@ def _from_folder(location: str) -> Reader | None:
         older = None if template else file_of(location, "chat_template.json", local_files_only=True)
         if older is not None:
             template = read_json(older).get("chat_template")
-        return Reader(tokenizer, template if isinstance(template, str) else None)
+        return PromptReader(tokenizer, template if isinstance(template, str) else None)
     except Exception:  # transformers raises many kinds for a folder without a tokenizer; ids alone have to do then
         return None
 
 
 def _ids_of(config: Any) -> set[int]:
     """Ids that a configuration names, and those of the configurations in it."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for name, value in vars(config).items():
         if name.endswith(("token_id", "token_ids", "token_index")):
-            found |= {n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int)}
+            ids |= {n for n in (value if isinstance(value, list | tuple) else [value]) if isinstance(n, int)}
         elif hasattr(value, "to_dict"):
-            found |= _ids_of(value)
-    return found
+            ids |= _ids_of(value)
+    return ids
 
 
 def _starts(pieces: Sequence[str]) -> list[int]:
@@ -301,17 +307,19 @@ def _trimmed(run: Sequence[int], pieces: Sequence[str]) -> list[int]:
     return [p for p in run if filled and filled[0] <= p <= filled[-1]]
 
 
-def _common_start(one: str, other: str) -> str:
-    size = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:size]
+def _common_start(first: str, second: str) -> str:
+    size = next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+    return first[:size]
 
 
-def _common_end(one: str, other: str) -> str:
-    return _common_start(one[::-1], other[::-1])[::-1]
+def _common_end(first: str, second: str) -> str:
+    return _common_start(first[::-1], second[::-1])[::-1]
 
 
 def as_mask(places: Sequence[int], length: int, device: torch.device) -> Tensor:
     """(L,) bool, True at the places."""
-    found = torch.zeros(length, dtype=torch.bool)
-    found[list(places)] = True
-    return found.to(device)
+    mask = torch.zeros(length, dtype=torch.bool)
+    mask[list(places)] = True
+    return mask.to(device)
