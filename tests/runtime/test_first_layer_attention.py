@@ -45,7 +45,7 @@ def test_attention_is_that_of_the_eager_model(name: str) -> None:
 
 
 def test_a_model_without_such_a_layer_is_refused() -> None:
-    with pytest.raises(FoveateError, match="the first layer of Linear cannot be asked"):
+    with pytest.raises(FoveateError, match="first-layer attention cannot be computed for a Linear"):
         queries_and_keys(torch.nn.Linear(2, 2), torch.zeros(1, 2, 2), None)
 
 

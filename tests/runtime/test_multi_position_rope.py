@@ -84,6 +84,6 @@ def test_positions_that_are_counted_anew_cannot_be_carried() -> None:
     model = specimen.model()
     with (
         foveate.compress(model, "ppe:4", positions="contiguous"),
-        pytest.raises(FoveateError, match="several positions of the original sequence"),
+        pytest.raises(FoveateError, match="several original positions"),
     ):
         model(**specimen.prompts(model, [((1, 1),)]))

@@ -224,7 +224,7 @@ def test_a_question_can_be_given(embedded: Any):
         assert [len(seen[row]) for row in (0, 1)] == [3, 3]
         model(**given)
         assert len(seen[0]) == len(QUESTION)
-        with handle.with_question("Where?"), pytest.raises(FoveateError, match="does not hold the question 'Where"):
+        with handle.with_question("Where?"), pytest.raises(FoveateError, match="does not contain the question 'Where"):
             model(**given)
         with handle.with_question(mask[:, 1:]), pytest.raises(FoveateError, match="the mask of the question is"):
             model(**given)

@@ -1,8 +1,8 @@
-"""A cache that is shorter than the conversation it remembers.
+"""A KV cache with fewer entries than its conversation has tokens.
 
-Everything outside the language model counts in the long sequence, with all visual tokens in it: `generate` cuts
-prompts, models derive positions. Everything inside counts what is really there. A cache whose prompt was shortened
-therefore answers `get_seq_length` with the long length outside and the real one inside the language model.
+Code outside the language model counts in the full sequence, with all visual tokens: `generate` slices
+prompts, models derive positions. Code inside counts the entries that exist. A pruned cache
+therefore returns the full length from `get_seq_length` outside of the language model and the physical one inside.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from foveate.kv_cache import MixedLayer
 
 @dataclass(frozen=True)
 class Reader:
-    """Who shortened a cache: only the same model, reading in the same way, can go on with it.
+    """Owner of a pruned cache: only the same model with the same settings can continue from it.
 
     Args:
-        model: The model; a weak reference, so that caches keep no model alive and copies of them copy none.
-        name: What the model reads through, for messages.
-        settings: What else must be the same.
+        model: The model; a weak reference, so that a cache keeps no model alive and its copies copy none.
+        name: What prunes the input of the model, for messages.
+        settings: Other settings that must be equal.
     """
 
     model: weakref.ref[nn.Module]
@@ -39,22 +39,22 @@ class Reader:
 
     @property
     def refusal(self) -> str:
-        """What is said to everybody else."""
+        """The error for everyone else."""
         return (
-            f"this cache was filled by a model that read through {self.name}, and does not hold all that was read; "
-            "only the same model can go on with it, in the same way: attach that again, or read the conversation anew, "
-            "into another cache or into this one after cache.reset()."
+            f"this cache was filled under {self.name}, which removed tokens; "
+            "only the same model can continue from it, in the same way: attach that again, or read the conversation "
+            "again, into another cache or into this one after cache.reset()."
         )
 
 
 class PrunedCacheState:
-    """What a shortened cache holds.
+    """State of a pruned cache.
 
     Args:
-        columns: (B, P) the column of the long sequence that each cached position stands for, -1 for padding.
-        length: Length of the long sequence.
-        num_pruned: (B, 1) image tokens that were left out of each row.
-        reader: Who leaves them out.
+        columns: (B, P) the column in the full sequence of each cached position, -1 for padding.
+        length: Length of the full sequence.
+        num_pruned: (B, 1) image tokens removed from each row.
+        reader: The owner of the cache.
     """
 
     def __init__(self, columns: Tensor, length: int, num_pruned: Tensor, reader: Reader) -> None:
@@ -62,39 +62,39 @@ class PrunedCacheState:
         self.columns = columns
         self.length = length
         self.num_pruned = num_pruned
-        #: (B, P) bool, which of them are of images.
+        #: (B, P) bool, True for positions of images.
         self.visual = torch.zeros_like(columns, dtype=torch.bool)
-        #: (B, p) the types of the first p of them, where the model was given token types.
+        #: (B, p) token types of the first p positions, if the model gets token types.
         self.token_types: Tensor | None = None
-        #: What methods that change attention remember of text, by layer: for every row a tensor (text tokens, ...).
+        #: Memory of methods that change attention, by layer: for every row a tensor (text tokens, ...).
         self.memory: dict[int, list[Tensor]] = {}
-        #: The neurons that written text uses, by layer: for every row a slice of the MLP.
+        #: The neurons that generated text uses, by layer: for every row a slice of the MLP.
         self.neurons: dict[int, list[Any]] = {}
-        #: Where layers hold less than the first one: from which layer on, and (B, p) which of the first layer's
+        #: For each segment of layers that hold less than the first one: its first layer, and (B, p) the first layer's
         #: positions they hold, -1 for padding.
         self.segments: dict[int, Tensor] = {}
-        #: For each of them (B, 1), image tokens that its layers lost and the first layer did not.
+        #: For each segment (B, 1) image tokens that were removed in it and not in the first layer.
         self.segment_num_pruned: dict[int, Tensor] = {}
         self.counts_physical = False
-        #: Whether the next pass checks tokens that were drafted after the text, several at once.
+        #: Whether the next pass verifies several drafted tokens.
         self.has_drafts = False
 
     @classmethod
     def of_full_cache(cls, batch: int, past: int, device: Any, reader: Reader) -> PrunedCacheState:
-        """What a cache holds that nothing was left out of."""
+        """State of a cache from which nothing was removed."""
         columns = torch.arange(past, device=device).expand(batch, -1)
         return cls(columns, past, torch.zeros(batch, 1, dtype=torch.int64, device=device), reader)
 
     @property
     def complete(self) -> bool:
-        """Whether nothing was left out and nothing is remembered beside keys and values, so that anybody can go on."""
+        """Whether nothing was removed and there is no other memory, so that any model can continue."""
         held = (self.columns, *self.segments.values())
         full = all(part.shape[1] == self.length and not bool((part < 0).any()) for part in held)
         return full and not self.memory and not self.neurons
 
     @property
     def num_missing(self) -> int:
-        """Columns by which the cache is shorter than the long sequence."""
+        """Columns of the full sequence that the cache lacks."""
         return self.length - self.columns.shape[1]
 
     def may_hold_less(self, layer: int) -> bool:
@@ -102,13 +102,13 @@ class PrunedCacheState:
         return any(first <= layer for first in self.segments)
 
     def extend(self, columns: Tensor, count: int, num_pruned: Tensor, visual: Tensor) -> None:
-        """Append `columns` (B, p) of `count` new ones of the long sequence, from 0 on.
+        """Append `columns` (B, p) of `count` new ones of the full sequence, counted from 0.
 
         Args:
-            columns: Which of them stay.
-            count: How many there were.
-            num_pruned: (B, 1) how many image tokens were left out of each row.
-            visual: (B, p) which of them are of images.
+            columns: The kept ones.
+            count: Number of new columns.
+            num_pruned: (B, 1) image tokens removed from each row.
+            visual: (B, p) True for those of images.
         """
         self.columns = torch.cat([self.columns, torch.where(columns < 0, -1, columns + self.length)], dim=1)
         self.length += count
@@ -127,7 +127,7 @@ class PrunedCacheState:
 
 
 class _PrunedCache:
-    """Mixed into the class of a cache that was shortened."""
+    """Mixin for the class of a pruned cache."""
 
     foveate_state: PrunedCacheState
 
@@ -142,7 +142,7 @@ class _PrunedCache:
 
     def get_seq_length(self, layer_idx: int = 0) -> Any:
         state = self.foveate_state
-        # Positions and masks are made for the first layer's sequence, whatever later layers hold of it.
+        # Positions and masks are made for the first layer's sequence, also if later layers hold less.
         length = super().get_seq_length(0 if state.may_hold_less(layer_idx) else layer_idx)  # ty: ignore[missing-attribute]
         return length if state.counts_physical else length + state.num_missing
 
@@ -158,18 +158,18 @@ class _PrunedCache:
         if state.counts_physical:
             return length, offset
         windows: list[bool] = self.is_sliding  # ty: ignore[missing-attribute]
-        # What a window holds comes last: in the long sequence it begins later. Layers join a cache as they are used.
+        # A window holds the last entries: it begins later in the full sequence. Layers join a cache as they are used.
         if layer_idx < len(windows) and windows[layer_idx]:
             return length, offset + state.num_missing
         return (length + state.num_missing if grows else length), offset
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens: -n of them; n above 0 is the length of the conversation that is left."""
+        """Remove the last -n tokens; a positive n is the length of the remaining conversation."""
         state = self.foveate_state
         num_removed = max(state.length - tokens_to_remove, 0) if tokens_to_remove > 0 else -tokens_to_remove
         if num_removed == 0:
             if tokens_to_remove == 0:
-                # Windows that recorded their past forget what they need no more.
+                # Windows that recorded their past drop what they do not need.
                 super().crop(0)  # ty: ignore[missing-attribute]
             return
         if not self.is_croppable:  # ty: ignore[missing-attribute]
@@ -213,7 +213,7 @@ class _PrunedCache:
 
 
 def _write(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Let a method of a marked cache's own class write to it, inside a pass of who shortened it."""
+    """Call a writing method of the cache's own class, if the owner or any model may write."""
     state = cache.foveate_state
     if state.counts_physical:
         return getattr(super(_PrunedCache, cache), name)(*args, **kwargs)
@@ -224,21 +224,21 @@ def _write(cache: Any, name: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def state_of(cache: Any) -> PrunedCacheState | None:
-    """What a shortened cache holds; None for every other cache."""
+    """State of a pruned cache; None for every other cache."""
     return getattr(cache, "foveate_state", None)
 
 
 def is_complete(cache: Any, state: PrunedCacheState) -> bool:
-    """Whether a cache, though it was marked, is one that every model can go on with."""
-    # A pass that failed half-way leaves more, or less, in the layers than was noted.
+    """Whether any model can continue from a cache with a state."""
+    # An interrupted pass leaves more, or less, in the layers than the state says.
     return state.complete and int(cache.get_seq_length()) == state.length
 
 
 def state_for(cache: Any, reader: Reader) -> PrunedCacheState | None:
-    """What a cache holds that `reader` goes on with; None where nothing was left out of it.
+    """State of a cache that `reader` continues from; None where nothing was removed from it.
 
     Raises:
-        FoveateError: somebody else shortened it, or its last pass failed half-way.
+        FoveateError: it has another owner, or its last pass was interrupted.
     """
     state = state_of(cache)
     if state is None:
@@ -250,26 +250,28 @@ def state_for(cache: Any, reader: Reader) -> PrunedCacheState | None:
         return None
     if int(cache.get_seq_length()) != state.length:
         raise FoveateError(
-            f"this cache holds other tokens than the {state.length} that were read (a pass failed half-way, or its "
+            f"this cache holds other tokens than the {state.length} that were read (a pass was interrupted, or its "
             "layers were changed one by one): read the conversation anew, into another cache or after cache.reset()."
         )
     return state
 
 
 def attach_state(cache: Any, state: PrunedCacheState) -> None:
-    """Make a cache know that it is shorter than its conversation.
+    """Attach a state to a cache, which makes it a pruned cache.
 
     Raises:
-        FoveateError: it is no cache of `transformers`.
+        FoveateError: it is not a cache of `transformers`.
     """
     if not isinstance(cache, Cache):
-        raise FoveateError(f"visual tokens can be left out of caches of transformers, not of a {type(cache).__name__}.")
+        raise FoveateError(
+            f"visual tokens can be pruned from caches of transformers, not from a {type(cache).__name__}."
+        )
     compat.mix_into(cache, _PrunedCache)
     cache.foveate_state = state
 
 
 def detach_state(cache: Any) -> None:
-    """Make a marked cache an ordinary one again; layers in few bits that hold nothing become ordinary ones too."""
+    """Remove the state from a cache; empty quantised layers become ordinary ones again."""
     compat.unmix(cache, _PrunedCache)
     del cache.foveate_state
     for number, layer in enumerate(cache.layers):
@@ -279,7 +281,7 @@ def detach_state(cache: Any) -> None:
 
 @contextmanager
 def physical_length(cache: Any) -> Generator[None]:
-    """Inside this context a shortened cache counts what is really there, and takes what is written to it."""
+    """Let a pruned cache count its physical entries and accept writes while the context is open."""
     state = state_of(cache)
     if state is None:
         yield
@@ -291,4 +293,4 @@ def physical_length(cache: Any) -> Generator[None]:
         state.counts_physical = False
         for layer in cache.layers:
             if isinstance(layer, MixedLayer):
-                layer.skip_decoding = False  # also where the pass failed half-way
+                layer.skip_decoding = False  # also if the pass was interrupted

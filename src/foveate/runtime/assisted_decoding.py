@@ -1,9 +1,9 @@
-"""Assisted decoding of `transformers` under a plan: tokens that are drafted are checked as they would be written.
+"""Assisted decoding of `transformers` under a plan.
 
-`generate` with `prompt_lookup_num_tokens` or `assistant_model` lets the model check several drafted tokens in one pass,
-and crops what was wrong. Two things would make the text another one. The first draft stands behind the prompt in the
-pass that reads the images, so that methods would choose tokens for a question that ends in a guess: nothing is drafted
-there. And caches in few bits store what was written in chunks: no draft reaches over the end of one.
+`generate` with `prompt_lookup_num_tokens` or `assistant_model` verifies several drafted tokens in one pass,
+and crops the rejected ones. Two things would change the text. The first draft would follow the prompt in the
+pass that reads the images, so that methods would select tokens for a question that ends in a guess: nothing is drafted
+there. And quantised caches store generated tokens in chunks: no draft reaches past the end of one.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from foveate.kv_cache.pruned_cache import state_of
 
 
 class DraftsAfterPrompt:
-    """Where `generate` gets its drafts from, from the second pass on; everything else is that of `drafts`.
+    """Candidate generator that drafts from the second pass on; other attributes are those of `drafts`.
 
     Args:
         drafts: A candidate generator of `transformers`.
-        cache: The cache of the model that checks them.
+        cache: The cache of the model that verifies the drafts.
     """
 
     def __init__(self, drafts: Any, cache: Any) -> None:
@@ -32,7 +32,7 @@ class DraftsAfterPrompt:
         return getattr(self._drafts, name)
 
     def get_candidates(self, input_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """The text with drafted tokens after it, (1, L + n), and their logits (1, n, V) where they are sampled."""
+        """The ids with drafted ones after them, (1, L + n), and their logits (1, n, V) where they are sampled."""
         ids, logits = self._drafts.get_candidates(input_ids, **kwargs)
         if not self._read:
             return input_ids, None
@@ -44,18 +44,18 @@ class DraftsAfterPrompt:
         return ids, logits if ids.shape[1] > length else None
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Learn how many drafted tokens were right."""
+        """Update the drafting strategy with the number of accepted tokens."""
         if (state := state_of(self._cache)) is not None:
             state.has_drafts = False
         if self._read:
             self._drafts.update_candidate_strategy(input_ids, scores, num_matches)
         elif (probabilities := getattr(self._drafts, "probs", None)) is not None:
-            probabilities.clear()  # of drafts that nobody checked
+            probabilities.clear()  # of drafts that were not verified
         self._read = True
 
 
 def _max_drafts(cache: Any) -> int | None:
-    """Tokens that can be drafted so that no layer in few bits stores any of them; None: as many as one likes."""
+    """Largest draft that no quantised layer stores a token of; None: unlimited."""
     limits = []
     for layer in cache.layers:
         if isinstance(layer, MixedLayer) and layer.chunks and layer.recent is not None:

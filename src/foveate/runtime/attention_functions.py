@@ -1,8 +1,8 @@
-"""Functions that stand around the attention function of a module.
+"""Wrappers around the attention function of a module.
 
 Every attention module of `transformers` calls a function that its `config` names, with rotated queries and keys, values
-and a mask. A module around which something stands has a copy of its config that names a function of ours, which calls
-what stands there, the latest first, and then the function that was named before. All other modules stay untouched.
+and a mask. A wrapped module has a copy of its config that names a function of ours, which calls
+the wrappers, the latest first, and then the function that was named before. All other modules are unchanged.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from foveate import compat
 from foveate.core.attention import eager_attention, may_attend
 from foveate.runtime.patches import Patches
 
-#: What our attention function is called in a config; the rest of the name is the one that stands behind it.
+#: Prefix of our attention function's name in a config; the rest is the name of the original function.
 PREFIX = "foveate_"
 
-#: A function that stands around another: it gets the call, and `call.attend()` goes on with it.
+#: A wrapper of an attention function: it gets the call, and `call.attend()` continues it.
 AttentionWrapper = Callable[["AttentionCall"], Any]
 
 _lock = threading.RLock()
@@ -43,12 +43,12 @@ class AttentionCall:
     Args:
         module: The attention module.
         query: (B, H, L, d).
-        key: (B, H', K, d), as all that the layer remembers.
+        key: (B, H', K, d), cached ones included.
         value: (B, H', K, d).
-        mask: None, (B, K), or (B, 1, L, K) bool or added.
-        options: Everything else that it is called with.
-        name: What the config named before.
-        inner: What stands further inside.
+        mask: None, (B, K), or (B, 1, L, K) boolean or additive.
+        options: The other keyword arguments.
+        name: Name of the original attention function.
+        inner: The remaining wrappers.
     """
 
     module: nn.Module
@@ -61,7 +61,7 @@ class AttentionCall:
     inner: tuple[AttentionWrapper, ...] = ()
 
     def attend(self, **changed: Any) -> Any:
-        """What the call returns, with some of `query`, `key`, `value` and `mask` changed."""
+        """Continue the call, with some of `query`, `key`, `value` and `mask` changed."""
         if self.inner:
             return self.inner[0](replace(self, **changed, inner=self.inner[1:]))
         call = replace(self, **changed) if changed else self
@@ -69,16 +69,16 @@ class AttentionCall:
         return function(self.module, call.query, call.key, call.value, call.mask, **self.options)
 
     def attend_pairs(self, allowed: Tensor) -> Any:
-        """What the call returns where `allowed` (B, L, K) says who sees whom."""
+        """Continue the call with a boolean mask `allowed` (B, L, K)."""
         mask = allowed[:, None]
         if "eager" in self.name:
             mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill(~mask, torch.finfo(self.query.dtype).min)
-        elif "flash" in self.name:  # knows no mask of pairs
+        elif "flash" in self.name:  # takes no 4D mask
             return replace(self, name="sdpa").attend(mask=mask)
         return self.attend(mask=mask)
 
     def allowed(self) -> Tensor:
-        """(B, L, K) bool, what the call's mask lets each new token see."""
+        """(B, L, K) bool, the keys that each new token may attend to."""
         batch, length, total = len(self.query), self.query.shape[2], self.key.shape[2]
         mask = self.mask
         if mask is not None and mask.ndim == 4:
@@ -95,21 +95,21 @@ class AttentionCall:
 
     @property
     def scaling(self) -> float:
-        """Factor of the logits."""
+        """Scale of the logits."""
         scaling = self.options.get("scaling")
         return self.query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
 
 def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
-    """What an attention module calls where its config names `name`."""
+    """The attention function that a module calls where its config names `name`."""
     if name == "eager":
         module_globals = vars(sys.modules[type(module).__module__])
-        return module_globals.get("eager_attention_forward", eager_attention)  # encoders of our own share one
+        return module_globals.get("eager_attention_forward", eager_attention)  # foveate's own encoders share one
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
 def _dispatcher(name: str) -> Callable[..., Any]:
-    """The attention function that lets what stands around a module do what it does."""
+    """Attention function that dispatches to the registered wrappers."""
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -118,12 +118,12 @@ def _dispatcher(name: str) -> Callable[..., Any]:
             module, query, key, value, attention_mask, kwargs, name, _wrappers.get(module, ())
         ).attend()
 
-    attend.reads_in_order = True  # ty: ignore[missing-attribute] - `encoders.attention` would group windows
+    attend.reads_in_order = True  # ty: ignore[missing-attribute] - otherwise `encoders.attention` groups windows
     return attend
 
 
 def wrap_attention(patches: Patches, attention: nn.Module, wrapper: AttentionWrapper) -> None:
-    """Let `around` answer every call of a module's attention function, until `patches` are undone."""
+    """Pass every call of a module's attention function to `wrapper`, until `patches` are undone."""
     with _lock:
         if attention not in _configs:
             config: Any = attention.config
@@ -145,14 +145,14 @@ def _unwrap(attention: nn.Module, wrapper: AttentionWrapper) -> None:
         if remaining:
             _wrappers[attention] = tuple(remaining)
         else:
-            # Calls that are under way in other threads find nothing standing there any more, and go on.
+            # Calls in progress in other threads find no wrapper any more, and continue.
             del _wrappers[attention]
             attention.config = _configs.pop(attention)
 
 
 @contextmanager
 def observed_calls(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
-    """Let `observer(module, query, key, mask, kwargs)` see a module's calls of this thread inside the context."""
+    """Call `observer(module, query, key, mask, kwargs)` on this thread's calls of a module inside the context."""
     thread = threading.get_ident()
 
     def wrapper(call: AttentionCall) -> Any:
@@ -166,7 +166,7 @@ def observed_calls(attention: nn.Module, observer: Callable[..., None]) -> Gener
 
 
 def observe_attention(patches: Patches, attention: nn.Module, observer: Callable[..., None]) -> None:
-    """Let `observer(module, query, key, mask, kwargs)` see every call of a module, until `patches` are undone."""
+    """Call `observer(module, query, key, mask, kwargs)` on every call of a module, until `patches` are undone."""
 
     def wrapper(call: AttentionCall) -> Any:
         observer(call.module, call.query, call.key, call.mask, call.options)
@@ -176,5 +176,5 @@ def observe_attention(patches: Patches, attention: nn.Module, observer: Callable
 
 
 def prepare_attention(patches: Patches, attention: nn.Module) -> None:
-    """Make a module ready for `watched`, which then changes nothing of it while calls are under way."""
+    """Wrap a module in advance, so that `observed_calls` does not change its config while calls are in progress."""
     wrap_attention(patches, attention, AttentionCall.attend)

@@ -1,8 +1,8 @@
-"""Who may see whom in a call of the language model: padding, samples packed into one row, and masks of any form.
+"""Attention masks of a call of the language model: padding, packed samples, and masks of any form.
 
-Training without padding writes several samples into one row, and says so by position ids that begin anew (with no
-mask), by the edges that flash attention takes, or by a mask of pairs. What a method is shown of a sequence, and the
-mask of the shorter one, follow from what is read here.
+Training without padding packs several samples into one row, and marks them by position ids that restart (with no
+mask), by the boundaries that flash attention takes, or by a 4D mask. What a method sees of a sequence, and the mask
+of the pruned one, follow from what is read here.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from foveate.core.attention import may_attend
 from foveate.core.errors import FoveateError
 from foveate.families import Family
 
-#: What says where samples begin, in calls of models with flash attention.
+#: Arguments that hold the sample boundaries in calls of models with flash attention.
 FLASH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 @dataclass(frozen=True)
 class SequenceMasks:
-    """Who may see whom, of L new columns and those that a cache holds.
+    """Which tokens attend to which, for L new columns and those in the cache.
 
     Args:
         padding_mask: (B, past + L) 0 for padding.
         length: New columns L.
-        sample_ids: (B, L) the sample that each new column is of; None: every row is one sample.
-        pair_mask: (B, L, past + L) bool, where that is neither causal nor causal in each sample.
-        user_masks: Masks of pairs that a user gave, by kind of layer or one for all, which the shorter sequence obeys;
-            None: the mask follows from the others.
+        sample_ids: (B, L) the sample of each new column; None: every row is one sample.
+        pair_mask: (B, L, past + L) bool, where attention is neither causal nor causal in each sample.
+        user_masks: 4D masks that the user gave, by layer type or one for all, which are pruned with the sequence; None:
+            the mask is made from the other fields.
     """
 
     padding_mask: Tensor
@@ -47,24 +47,26 @@ class SequenceMasks:
 
     @property
     def packed(self) -> bool:
-        """Whether a mask must be made that keeps samples apart."""
+        """Whether a mask must be made that separates samples."""
         return self.sample_ids is not None and self.user_masks is None
 
     def same_sample(self, row: int, columns: Tensor) -> Tensor | None:
-        """(L,) bool, the new columns of the sample that an image at `columns` is of; None: all of the row.
+        """(L,) bool, the new columns in the same sample as an image at `columns`; None: the whole row.
 
         Raises:
-            FoveateError: it is not within one sample.
+            FoveateError: the image is not within one sample.
         """
         return same_sample(self.sample_ids, self.pair_mask, row, columns)
 
 
 def same_sample(sample_ids: Tensor | None, pair_mask: Tensor | None, row: int, columns: Tensor) -> Tensor | None:
-    """See `SequenceMasks.company`."""
+    """See `SequenceMasks.same_sample`."""
     if sample_ids is not None:
         image_samples = sample_ids[row, columns]
         if len(image_samples) and bool((image_samples != image_samples[0]).any()):
-            raise FoveateError("an image lies in two of the samples that are packed into its row.")
+            raise FoveateError(
+                "an image lies in two of the samples that are packed into its row; give every image one sample."
+            )
         return (
             sample_ids[row] == image_samples[0]
             if len(image_samples)
@@ -86,21 +88,21 @@ def read_masks(
     cache: Any,
     past: int,
 ) -> SequenceMasks:
-    """Who may see whom in a call.
+    """Read the masks of a call of the language model.
 
     Args:
         family: The family of the model.
         core: The model.
-        attention_mask: The mask that the core was called with, in any form.
+        attention_mask: The mask argument of the core, in any form.
         kwargs: What the core calls its language model with.
-        types: Token types that the core was called with.
+        types: Token types that the core was called with, if any.
         images: Whether it was called with images.
         cache: What the language model will write to; None: nothing.
         past: Columns before the new ones.
 
     Raises:
-        FoveateError: the mask has a form that no shorter one can be made of, or samples are packed in a way that the
-            language model does not read.
+        FoveateError: the mask has a form that cannot be pruned, or samples are packed in a way that the language model
+            ignores.
     """
     embeds: Tensor = kwargs["inputs_embeds"]
     batch, length = embeds.shape[:2]
@@ -109,24 +111,24 @@ def read_masks(
         attention_mask = core_mask
     padding_mask = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
     if attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.ndim == 2):
-        if attention_mask is not None:  # what it does not say of older columns is that they count
+        if attention_mask is not None:  # cached columns that it leaves out count as real
             given_columns = attention_mask[:, -(past + length) :]
             padding_mask[:, past + length - given_columns.shape[1] :] = given_columns.to(padding_mask)
-        # Families that make their masks in the core know nothing of a cache that the language model makes for itself.
+        # Families that make masks in the core do not know a cache that the language model makes itself.
         visible_cache = cache if type(family).mask is Family.mask else compat.cache_in(kwargs)
         sample_ids = _sample_ids(family, core, attention_mask, kwargs, visible_cache)
         if sample_ids is not None:
             _check_layers(family.text(core))
         return SequenceMasks(padding_mask, length, sample_ids)
     forms = dict(attention_mask) if isinstance(attention_mask, Mapping) else {"full_attention": attention_mask}
-    # Layers with linear attention are told of padding alone.
+    # Layers with linear attention get a padding mask only.
     linear_mask = forms.pop("linear_attention") if _has_linear_mask(forms) else None
     for mask in forms.values():
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 4):
             shape = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
             raise FoveateError(
-                f"an attention mask of {shape} cannot be shortened; give one of (batch, length) or of (batch, 1, "
-                "queries, keys), bool or added."
+                f"an attention mask of {shape} cannot be pruned; give one of (batch, length) or of (batch, 1, "
+                "queries, keys), boolean or additive."
             )
     pairs = {kind: _pairs(mask, batch, length, past) for kind, mask in forms.items()}
     full_pairs = pairs.get("full_attention", next(iter(pairs.values())))
@@ -146,7 +148,7 @@ def read_masks(
 def _sample_ids(
     family: Family, core: Any, attention_mask: Tensor | None, kwargs: Mapping[str, Any], cache: Any
 ) -> Tensor | None:
-    """(B, L) the samples of each row, as the language model would tell them apart; None where it would not."""
+    """(B, L) sample of each column, as the language model would separate them; None where it would not."""
     embeds: Tensor = kwargs["inputs_embeds"]
     batch, length = embeds.shape[:2]
     text: Any = family.text(core)
@@ -174,8 +176,8 @@ def _sample_ids(
             from_positions is None or not _same_boundaries(from_edges, from_positions)
         ):
             raise FoveateError(
-                f"cu_seq_lens_q says that samples are packed into a row, which {name} attention does not read; give "
-                "position_ids that begin anew for every sample, no attention_mask and use_cache=False, too."
+                f"cu_seq_lens_q says that samples are packed into a row, which {name} attention ignores; give "
+                "position_ids that restart for every sample, no attention_mask and use_cache=False, too."
             )
     if (
         from_positions is None
@@ -187,28 +189,28 @@ def _sample_ids(
         first = positions[0] if positions.ndim == 3 else positions
         if bool((first[:, 1:] < first[:, :-1]).any()):
             raise FoveateError(
-                f"position_ids begin anew within a row, and {type(text).__name__} tells samples apart only by "
-                "position_ids of (4, batch, length): those of plain text before those of time, height and width."
+                f"position_ids restart within a row, and {type(text).__name__} separates samples only by "
+                "position_ids of (4, batch, length): text positions, then time, height and width."
             )
     return from_positions
 
 
 def _check_layers(text: Any) -> None:
-    """Raise FoveateError for layers that read a row as one sample, whatever a mask says."""
+    """Raise FoveateError for layers that read a row as one sample and ignore masks."""
     if "linear_attention" in (getattr(text.config, "layer_types", None) or ()):
         raise FoveateError(
-            f"layers of {type(text).__name__} with linear attention read a row as one causal sample; give every sample "
-            "a row of its own, and a mask of (batch, length)."
+            f"linear-attention layers of {type(text).__name__} read a row as one causal sample; give every sample its "
+            "own row, and a mask of (batch, length)."
         )
 
 
 def _same_boundaries(first: Tensor, second: Tensor) -> bool:
-    """Whether two numberings (B, L) begin new samples at the same columns."""
+    """Whether two sets of sample ids (B, L) have the same boundaries."""
     return torch.equal((first[:, 1:] != first[:, :-1]).expand(len(second), -1), second[:, 1:] != second[:, :-1])
 
 
 def packed_positions(sample_ids: Tensor, padding: Tensor) -> Tensor:
-    """(B, P) position ids that begin anew at every sample and have no gaps, by which models tell samples apart.
+    """(B, P) position ids that restart at every sample and have no gaps.
 
     Args:
         sample_ids: (B, P) the sample of every position.
@@ -221,25 +223,27 @@ def packed_positions(sample_ids: Tensor, padding: Tensor) -> Tensor:
 
 
 def separate_samples(masks: Any, sample_ids: Tensor, padding: Tensor, added: bool, dtype: torch.dtype) -> Any:
-    """Masks of rows, by kind of layer or one for all, in which no sample sees another.
+    """Masks in which no sample attends to another, by layer type or one for all.
 
     Args:
-        masks: As the model makes them of one sample a row.
+        masks: The model's masks for one sample per row.
         sample_ids: (B, P) the sample of every position.
         padding: (B, P) bool.
-        added: Whether masks are added to logits.
-        dtype: Of masks that are.
+        added: Whether the result is additive rather than boolean.
+        dtype: Dtype of additive masks.
     """
     if isinstance(masks, Mapping):
         return {kind: separate_samples(mask, sample_ids, padding, added, dtype) for kind, mask in masks.items()}
     batch, count = sample_ids.shape
     allowed = _pairs(masks, batch, count, 0).to(sample_ids.device) & (sample_ids[:, None] == sample_ids[:, :, None])
-    allowed = ((allowed & ~padding[:, None]) | padding[:, :, None])[:, None]  # what sees nothing is no number
+    allowed = ((allowed & ~padding[:, None]) | padding[:, :, None])[
+        :, None
+    ]  # a row that attends to nothing would be NaN
     return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min) if added else allowed
 
 
 def flash_arguments(sample_ids: Tensor) -> dict[str, Any]:
-    """What flash attention is told of the samples (1, P) of a row."""
+    """Flash attention's boundary arguments for the samples (1, P) of a row."""
     begins = (sample_ids[0, 1:] != sample_ids[0, :-1]).nonzero().flatten() + 1
     ends = torch.tensor([sample_ids.shape[1]], device=sample_ids.device)
     edges = torch.cat([ends.new_zeros(1), begins, ends]).to(torch.int32)
@@ -247,32 +251,32 @@ def flash_arguments(sample_ids: Tensor) -> dict[str, Any]:
     return {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": longest, "max_length_k": longest}
 
 
-# Masks of pairs
+# 4D masks
 
 
 def _pairs(mask: Tensor | None, batch: int, length: int, past: int) -> Tensor:
-    """(B, L, past + L) bool, who sees whom by a mask of any form; None is causal."""
+    """(B, L, past + L) bool, a 4D mask of any form as boolean pairs; None is causal."""
     total = past + length
     if mask is None:
         pairs = torch.ones(length, total, dtype=torch.bool).tril(past)
         return pairs.expand(batch, -1, -1)
     if mask.shape[2] != length:
-        raise FoveateError(f"an attention mask of shape {tuple(mask.shape)} is not one for {length} new tokens.")
-    pairs = may_attend(mask).any(dim=1).expand(batch, -1, -1)  # of some head
-    missing = total - pairs.shape[2]  # a window has forgotten what came first; a static cache has room behind
+        raise FoveateError(f"an attention mask of shape {tuple(mask.shape)} does not fit {length} new tokens.")
+    pairs = may_attend(mask).any(dim=1).expand(batch, -1, -1)  # allowed in any head
+    missing = total - pairs.shape[2]  # windows drop the first keys; static caches are longer
     return F.pad(pairs, (missing, 0)) if missing > 0 else pairs[:, :, :total]
 
 
 def _has_linear_mask(forms: Mapping[str, Any]) -> bool:
-    """Whether masks by kind of layer hold one of padding (B, L), or None, for linear attention beside others."""
+    """Whether the masks by layer type include a padding mask (B, L) or None for linear attention."""
     mask = forms.get("linear_attention")
     return "linear_attention" in forms and len(forms) > 1 and (mask is None or getattr(mask, "ndim", 0) == 2)
 
 
 def _visible_columns(pairs: Tensor) -> Tensor:
-    """(B, past + L) bool, what is seen by anybody.
+    """(B, past + L) bool, the columns that any query attends to.
 
-    Padding on the left is often written so that it sees everything, itself too: such rows do not count.
+    Left padding is often written as attending to everything, itself included: such query rows do not count.
     """
     past = pairs.shape[2] - pairs.shape[1]
     full = pairs.all(dim=2)
@@ -293,9 +297,9 @@ def _is_model_mask(
     pairs: Mapping[str, Tensor],
     by_kind: bool,
 ) -> bool:
-    """Whether masks are only what the model itself makes of padding: then those of the shorter sequence are made anew.
+    """Whether masks equal those that the model makes from padding; then they are made anew for the pruned sequence.
 
-    `generate` hands such masks over where a cache is of fixed size.
+    `generate` passes such masks with a static cache.
     """
     batch, length = kwargs["inputs_embeds"].shape[:2]
     past = padding_mask.shape[1] - length
@@ -330,7 +334,7 @@ def _is_model_mask(
 
 
 def _causal_samples(pairs: Tensor, visible: Tensor) -> Tensor | None:
-    """(B, L) the samples of each row where a mask (B, L, L) is causal within each and nothing else; None elsewhere."""
+    """(B, L) sample of each column if a mask (B, L, L) is causal within samples and nothing else; None otherwise."""
     length = pairs.shape[1]
     place = torch.arange(length, device=pairs.device)
     first = torch.where(pairs, place, length).amin(dim=2)
@@ -345,18 +349,18 @@ def _causal_samples(pairs: Tensor, visible: Tensor) -> Tensor | None:
 def prune_masks(
     masks: SequenceMasks, columns: Tensor, keys: Tensor, config: Any, dtype: torch.dtype, cache: Any
 ) -> Any:
-    """The masks that a user gave, for the shorter sequence.
+    """Prune the masks that the user gave.
 
     Args:
-        masks: Of the long sequence.
-        columns: (B, P) the new columns that stay.
-        keys: (B, N) all columns that the cache holds and the new ones.
-        config: Of the language model.
-        dtype: Of the hidden states.
-        cache: What the language model writes to.
+        masks: Masks of the full sequence.
+        columns: (B, P) the new columns that are kept.
+        keys: (B, N) the columns in the cache, then the new ones.
+        config: Configuration of the language model.
+        dtype: Dtype of the hidden states.
+        cache: The cache of the call, if any.
 
     Raises:
-        FoveateError: a cache of fixed size with windows has no room for such masks.
+        FoveateError: the cache is static and has sliding windows.
     """
     total = masks.padding_mask.shape[1]
     capacity = _capacity(cache)
@@ -367,7 +371,7 @@ def prune_masks(
         if kind == "sliding_attention" and window is not None and cache is not None:
             if capacity is not None:
                 raise FoveateError(
-                    "masks of pairs cannot be shortened for a static cache with sliding windows; use a dynamic one."
+                    "4D masks cannot be pruned for a static cache with sliding windows; use a dynamic one."
                 )
             before = keys.shape[1] - columns.shape[1]
             layer_keys = keys[:, max(before - window + 1, 0) :]
@@ -392,6 +396,6 @@ def prune_masks(
 
 
 def _capacity(cache: Any) -> int | None:
-    """Entries that a cache of fixed size has in its first layer; None: it grows."""
+    """Length of a static cache's first layer; None: the cache is dynamic."""
     layers = getattr(cache, "layers", None)
     return getattr(layers[0], "max_cache_len", None) if layers else None

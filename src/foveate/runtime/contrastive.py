@@ -1,4 +1,4 @@
-"""`vasparse`: sparse attention and contrast while a live model writes; see `foveate.methods.decoding.VASparse`."""
+"""Visual-aware sparse attention with contrastive decoding; see `foveate.methods.decoding.VASparse`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from foveate.runtime.speculative import VASPARSE, prompt_mask, refuse_plan
 
 
 def vasparse(model: Any, settings: VASparse | None = None) -> VASparseHandle:
-    """Let a live model's `generate` follow VASparse, until the handle is restored.
+    """Decode with VASparse in a live model's `generate`, until the handle is restored.
 
         with foveate.vasparse(model, VASparse(keep=0.9, contrast=0.1)):
             model.generate(**inputs)
@@ -31,32 +31,32 @@ def vasparse(model: Any, settings: VASparse | None = None) -> VASparseHandle:
     One conversation at a time; greedy decoding and sampling both work.
 
     Args:
-        model: A model of `transformers` of a family whose layers all attend.
+        model: A model of `transformers` of a family whose layers all have attention.
         settings: The method's settings; those of the paper by default.
 
     Raises:
-        FoveateError: the model has other layers, has fewer than `exit_layer`, or something is attached to it.
+        FoveateError: the model has other layers, fewer than `exit_layer`, or something attached.
     """
     return VASparseHandle(_unwrapped(model), settings or VASparse())
 
 
 class _GenerationState:
-    """One text while it is written.
+    """State of one call of `generate`.
 
     Args:
-        visual: (L,) bool, which positions of the prompt are of images.
+        visual: (L,) bool, True for image positions of the prompt.
     """
 
     def __init__(self, visual: Tensor) -> None:
         self.visual = visual
-        self.mass: dict[int, Tensor] = {}  # by layer, attention that each token paid to the image
-        self.branch: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, keys and values that the sparse branch sees
-        self.layer_inputs: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # by layer, what it was called with last
+        self.mass: dict[int, Tensor] = {}  # by layer, attention from each token to the image
+        self.branch: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, keys and values of the sparse branch
+        self.layer_inputs: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # by layer, input of its last call
         self.sparse = False  # whether the sparse branch is running
 
 
 class VASparseHandle(NotCopyable):
-    """VASparse on a model; a context manager that restores the model when left."""
+    """Handle of VASparse on a model; a context manager that restores the model on exit."""
 
     def __init__(self, model: Any, settings: VASparse) -> None:
         self.model, self.settings = model, settings
@@ -68,12 +68,12 @@ class VASparseHandle(NotCopyable):
             raise FoveateError(
                 Refusal(
                     "needs-full-attention",
-                    f"vasparse needs layers that all attend, and those of {type(text).__name__} do not",
+                    f"vasparse needs attention in every layer, which {type(text).__name__} does not have",
                 )
             )
         if settings.exit_layer > len(text.layers):
             raise FoveateError(
-                f"exit_layer {settings.exit_layer} is behind the {len(text.layers)} layers of this model."
+                f"exit_layer must be at most {len(text.layers)}, the layers of this model, not {settings.exit_layer}."
             )
         refuse_plan(model)
         if VASPARSE in vars(model) or "generate" in vars(model):
@@ -94,7 +94,7 @@ class VASparseHandle(NotCopyable):
             raise
 
     def restore(self) -> None:
-        """Leave the model exactly as it was. Doing it twice changes nothing."""
+        """Restore the model to its original state; a second call changes nothing."""
         self._patches.undo()
 
     def __enter__(self) -> VASparseHandle:
@@ -108,7 +108,7 @@ class VASparseHandle(NotCopyable):
 
     @property
     def _state(self) -> _GenerationState | None:
-        """The text that this thread is writing."""
+        """State of this thread's call of `generate`."""
         return getattr(self._local, "state", None)
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -117,7 +117,7 @@ class VASparseHandle(NotCopyable):
         if ids is None or len(ids) != 1:
             raise FoveateError("vasparse needs the input_ids of one conversation at a time.")
         if compat.cache_in(kwargs) is not None:
-            raise FoveateError("vasparse must read the whole prompt: leave the cache out.")
+            raise FoveateError("vasparse must read the whole prompt; call generate without a cache.")
         self._local.state = _GenerationState(prompt_mask(self.family, self.core, ids[0]))
         processors = kwargs.pop("logits_processor", None) or []
         try:
@@ -139,7 +139,7 @@ class VASparseHandle(NotCopyable):
         return self.model.get_output_embeddings()(self.text.norm(hidden))[:, -1].float()
 
     def _enter(self, number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note what a layer is called with, for the last token alone."""
+        """Record the input of a layer for the last token."""
         state = self._state
         if state is None or state.sparse:
             return
@@ -164,14 +164,14 @@ class VASparseHandle(NotCopyable):
         masses, weights = [state.mass[number]] if number in state.mass else [], None
         for _, weights in inputs.blocks(torch.arange(count, device=visual.device)):
             masses.append(weights[:, visual].sum(dim=1))
-        assert weights is not None  # a call has one token at least
+        assert weights is not None  # a call has at least one token
         mass = state.mass[number] = torch.cat(masses)
         if len(mass) != total:
-            raise FoveateError("vasparse needs a cache that holds the whole conversation and nothing else.")
+            raise FoveateError("vasparse needs a cache of the whole conversation; call generate without one.")
         scores = self.settings.scores(weights[-1], mass, allowed[-1])
         if number < self.settings.exit_layer:
             branch_tokens = self.settings.left(scores, visual)
-            branch_tokens = branch_tokens[branch_tokens < total - 1]  # the branch brings the last token itself
+            branch_tokens = branch_tokens[branch_tokens < total - 1]  # the branch computes the last token itself
             state.branch[number] = (call.key[:, :, branch_tokens], call.value[:, :, branch_tokens])
         if count > 1 or self.settings.keep == 1:
             return call.attend()
@@ -186,7 +186,7 @@ class VASparseHandle(NotCopyable):
 
 
 class _Contrast(LogitsProcessor):
-    """Takes from the logits what the sparse branch says."""
+    """Subtracts the scaled logits of the sparse branch."""
 
     def __init__(self, handle: VASparseHandle) -> None:
         self.handle = handle

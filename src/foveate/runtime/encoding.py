@@ -1,4 +1,4 @@
-"""One call of an encoder: what it is of, and what was measured on the way."""
+"""Encode images under a plan, with their layouts and measurements."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ from foveate.runtime.vision_merging import Merging
 
 @dataclass
 class EncodedImages:
-    """One call of an encoder: layouts and measurements of its images."""
+    """The images of one encoder call: layouts, measurements and selections."""
 
     layouts: list[ImageLayout]
     measured: list[dict[Need, Tensor]]
-    encoder_id: int  # the number of the `ImageEncoder` that made the call
-    end_features: tuple[Tensor, Tensor]  # (d,) the first and the last feature, to know the output by
-    merged_selections: list[Selection] | None = None  # what merging inside the encoder left of every image
-    prompt_ids: Tensor | None = None  # ids of the prompt that was chosen for, and what was chosen
+    encoder_id: int  # of the `ImageEncoder` that made the call
+    end_features: tuple[Tensor, Tensor]  # (d,) the first and the last feature, which identify the output
+    merged_selections: list[Selection] | None = None  # by merging inside the encoder
+    prompt_ids: Tensor | None = None  # ids of the prompt of `selections`
     selections: list[tuple[Selection, ImageReport]] = field(default_factory=list)
-    decisions: dict[tuple[int, int], Any] = field(default_factory=dict)  # by image (below 0: by row) and decoder layer
+    decisions: dict[tuple[int, int], Any] = field(
+        default_factory=dict
+    )  # inside the decoder, by image (below 0: by row) and layer
 
     def matches(self, output: Any) -> bool:
-        """Whether an output is that of this call, perhaps moved to another device, or repeated for beams."""
+        """Whether an output is that of this call, possibly on another device or repeated for beams."""
         features = output.pooler_output
         return sum(map(len, features)) % sum(layout.count for layout in self.layouts) == 0 and all(
             torch.equal(feature, other.to(feature.device))
@@ -44,10 +46,10 @@ class EncodedImages:
         )
 
     def continues(self, ids: Tensor | None) -> bool:
-        """Whether ids (B, L) are the prompt that was chosen for and something written after it.
+        """Whether ids (B, L) continue the prompt of the selections.
 
-        Without a cache `generate` passes the growing text through the model at every step. What a method chose for
-        the prompt stays chosen, as it does with a cache.
+        Without a cache `generate` passes the growing text through the model at every step. The selections for
+        the prompt are kept, as with a cache.
         """
         prompt_ids = self.prompt_ids
         if prompt_ids is None or ids is None or len(prompt_ids) != len(ids) or prompt_ids.shape[1] >= ids.shape[1]:
@@ -66,23 +68,23 @@ _numbers = itertools.count()
 
 @dataclass
 class ImageEncoder:
-    """Encodes the images of a model under a plan."""
+    """Encodes the images of a model under a plan, and records their layouts and measurements."""
 
     family: Family
     core: Any
     plan: Plan
     probe: Probe
     merging: Merging | None
-    #: Outputs are copied with what is known of them, so that it is a number by which they know who made them.
+    #: Outputs may be copied with their `EncodedImages`, so the encoder is identified by a number.
     encoder_id: int = field(default_factory=lambda: next(_numbers))
 
     def encode(
         self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> tuple[Any, EncodedImages | None]:
-        """Call `original` (`get_image_features` or `get_video_features`) and measure while it works.
+        """Call `original` (`get_image_features` or `get_video_features`) and measure meanwhile.
 
         Returns:
-            Its output, and what is known of it; None where it is of another kind than this family's models read.
+            Its output and the encoded images; None where the output is not one that this family's models read.
         """
         call = inspect.signature(original).bind(*args, **kwargs).arguments
         call = {**call, **call.pop("kwargs", {})}
@@ -91,7 +93,7 @@ class ImageEncoder:
             return self._encode_reduced(first, modality, original, call)
         with self.probe.encoding() as measurements:
             output = original(*args, **kwargs)
-        if not hasattr(output, "pooler_output"):  # asked for a tuple: none of our callers
+        if not hasattr(output, "pooler_output"):  # a tuple was requested, not by our callers
             return output, None
         layouts = self.family.layouts(self.core, modality, call, output)
         measured: list[dict[Need, Tensor]] = [{} for _ in layouts]
@@ -116,11 +118,13 @@ class ImageEncoder:
     def _encode_reduced(
         self, method: ImageMethod, modality: str, original: Callable[..., Any], call: dict[str, Any]
     ) -> tuple[Any, EncodedImages]:
-        """Encode reduced images; their tokens stand among zeros in a raster of the size that the prompt expects."""
+        """Encode downscaled images; their tokens are placed among zeros in a grid of the original size."""
         step = self.plan.steps[0]
         grids = self.family.grids(self.core, modality, call)
         if grids is None or step.budget is None:
-            raise FoveateError(f"{method.name} reduces images that are one raster, and these are not.")
+            raise FoveateError(
+                f"{method.name} reduces images that are one grid, and these are not; let their processor reduce them."
+            )
         counts = [step.budget.of(grid.size) for grid in grids]
         reduced_grids = [method.reduced_grid(grid, count) for grid, count in zip(grids, counts, strict=True)]
         if reduced_grids == grids:
@@ -141,7 +145,7 @@ class ImageEncoder:
                 )
             layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))
             selections.append(Selection(at))
-        # Models whose images are all of one size hold them in one tensor.
+        # Models whose images have one size return one tensor.
         stacked = torch.is_tensor(output.pooler_output)
         output.pooler_output = torch.stack(features[0]) if stacked else features[0]
         if len(planes) > 1:

@@ -1,4 +1,4 @@
-"""The seam before the language model: here the sequence gets shorter."""
+"""Hook that prunes the input sequence of the language model."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from foveate.runtime.report import ImageReport
 from foveate.runtime.select_tokens import ForwardContext
 from foveate.runtime.virtual_unmerging import VirtualUnmerging
 
-#: Arguments of a language model whose meaning is known. Others must not be as long as the sequence.
+#: Arguments of a language model that are handled; no other tensor argument may be as long as the sequence.
 KNOWN = (
     "inputs_embeds",
     "input_ids",
@@ -60,7 +60,7 @@ KNOWN = (
     "mm_token_type_ids",
     "seq_idx",
     *FLASH_ARGUMENTS,
-    # Of the output layer and the loss, which come later: language models read none of them.
+    # Used by the output layer and the loss; language models do not read them.
     "labels",
     "shift_labels",
     "num_items_in_batch",
@@ -70,15 +70,15 @@ KNOWN = (
 
 @dataclass
 class LLMInputHook:
-    """Calls a language model with a shorter sequence than it would have got.
+    """Hook that calls a language model with the pruned sequence.
 
     Args:
         family: The family of the model.
         core: The model without its output layer.
-        plan: For messages.
-        renumber: Close the gaps in positions that left-out tokens leave, where positions have one axis.
-        virtual: Merged tokens attend as if they had not been merged (DyMU); the sequence keeps its length.
-        layers: The seam inside the language model, where the plan has steps there.
+        plan: The plan, for messages.
+        renumber: Close the position gaps of removed tokens, where positions have one axis.
+        virtual: Merged tokens attend as if unmerged (DyMU's virtual unmerging); the sequence keeps its length.
+        layers: Hooks inside the language model, if the plan has steps there.
     """
 
     family: Family
@@ -96,20 +96,20 @@ class LLMInputHook:
         self.unmerging = VirtualUnmerging(text) if self.virtual else None
 
     def attach(self, patches: Patches) -> None:
-        """Install what works inside the language model, until `patches` are undone."""
+        """Install the hooks inside the language model, until `patches` are undone."""
         self.rope.attach(patches)
         if self.unmerging is not None:
             self.unmerging.attach(patches)
 
     @cached_property
     def reader(self) -> Reader:
-        """Who goes on with the caches that are shortened here: the same plan, also when it was attached anew."""
+        """Owner of the caches that are pruned here: the same plan, also when it is attached again."""
         inner = None if self.layers is None else self.layers.contiguous
         settings = (str(self.plan), self.renumber, inner)
         return Reader(weakref.ref(self.core), f"the plan '{self.plan}'", settings)
 
     def sequence_masks(self, context: ForwardContext, kwargs: dict[str, Any]) -> SequenceMasks:
-        """Who may see whom in a call of the language model with these arguments."""
+        """Masks of a call of the language model with these arguments."""
         cache = compat.cache_for_call(self.family.text(self.core), kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         attention_mask, types = context.arguments.get("attention_mask"), _token_types_of(context)
@@ -125,22 +125,22 @@ class LLMInputHook:
         reports: list[ImageReport],
         kwargs: dict[str, Any],
     ) -> tuple[Any, ReadColumns | None, list[ImageReport]]:
-        """Call the language model with what stays.
+        """Call the language model with the kept tokens.
 
         Args:
-            original: Its forward.
-            context: The pass.
-            selections: What stays of every image of the pass.
-            reports: One for every image.
-            kwargs: What the core calls the language model with.
+            original: The forward of the language model.
+            context: The forward pass of the core.
+            selections: The selections of all images of the pass.
+            reports: One report per image.
+            kwargs: Arguments of the language model.
 
         Returns:
-            Its output; what it read of the sequence, None where nothing got shorter; and the reports, with what
-            happened inside.
+            Its output; the columns that it read, None where nothing was pruned; and the reports, completed for the
+            layers.
 
         Raises:
-            FoveateError: the cache is of other conversations than these, or of another plan; or an argument is of the
-                long sequence and of no known meaning.
+            FoveateError: the cache is of other conversations or of another plan; or an unknown argument is as long as
+                the full sequence.
         """
         embeds = kwargs["inputs_embeds"]
         cache_state = state_for(compat.cache_in(kwargs), self.reader)
@@ -150,7 +150,7 @@ class LLMInputHook:
         if self.unmerging is not None:
             with self.unmerging.active(_groups(selections, embeds)):
                 return original(**kwargs), None, _without_pruning(reports)
-        # Where the model would make a cache of its own, it is made here: what the layers do to it must be known.
+        # The cache that the model would make is made here, so that its state can be tracked.
         cache = compat.cache_for_call(self.family.text(self.core), kwargs)
         kwargs = compat.with_cache(kwargs, cache)
         batch, length = embeds.shape[:2]
@@ -207,7 +207,7 @@ class LLMInputHook:
         masks: SequenceMasks,
         kwargs: dict[str, Any],
     ) -> LLMForwardState:
-        """What the seam inside the language model must know of this call."""
+        """The state of this call for the hooks inside the language model."""
         columns = pruned.columns
         copies = len(selections) // len(reports) if reports else 1
         images = []
@@ -216,10 +216,10 @@ class LLMInputHook:
             places = torch.searchsorted(columns[image.row].contiguous(), image.kept)
             measured = context.encoded[report.modality].measured[report.number]
             indices, positions = image.selection.indices, image.selection.positions
-            sources = None if positions is None else places[:, None]  # what rotates them holds all that they carry
+            sources = None if positions is None else places[:, None]  # their rotation combines all their positions
             images.append(ImageSpan(number // copies, image.row, places, indices, measured, report.layout, sources))
         positions = kwargs["position_ids"]
-        if positions.ndim == 3 and len(positions) == 4:  # those of plain text stand before the three of M-RoPE
+        if positions.ndim == 3 and len(positions) == 4:  # text positions before the three of M-RoPE
             positions = positions[1:]
         decisions = next(iter(context.encoded.values())).decisions if images else {}
         query_mask = (
@@ -252,11 +252,13 @@ class LLMInputHook:
     def _member_positions(
         self, pruned: PrunedSequence, selections: list[PlacedSelection], context: ForwardContext, kwargs: dict[str, Any]
     ) -> list[Tensor]:
-        """Position ids for every member that a token carries the position of; none where each has only its own."""
+        """Position ids per member of merged tokens; empty where every token has one position."""
         if all(image.selection.positions is None for image in selections):
             return []
         if self.renumber:
-            raise FoveateError(f"{self.plan} gives tokens several positions of the original sequence; leave them so.")
+            raise FoveateError(
+                f"{self.plan} gives tokens several original positions; leave positions='contiguous' out."
+            )
         positions = context.positions
         if positions is None:
             positions = torch.arange(int(pruned.columns.max()) + 1, device=pruned.columns.device)[None]
@@ -272,7 +274,7 @@ class LLMInputHook:
         all_columns: Tensor,
         masks: SequenceMasks,
     ) -> dict[str, Any]:
-        """The arguments of the language model that differ for the short sequence."""
+        """Arguments of the language model that change for the pruned sequence."""
         embeds, columns = kwargs["inputs_embeds"], pruned.columns
         length, past = embeds.shape[1], cache_state.length
         if not all(image.changes_nothing for image in selections):
@@ -281,7 +283,7 @@ class LLMInputHook:
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + length, device=embeds.device)[None]
-        elif positions.shape[-1] != length:  # M-RoPE counts what a mask tells of, which is the whole conversation
+        elif positions.shape[-1] != length:  # M-RoPE made positions of the mask's whole conversation
             raise FoveateError(
                 f"the model made {positions.shape[-1]} positions for {length} new tokens, which fails without a plan "
                 "too; call generate() with the ids of the whole conversation, or pass position_ids."
@@ -313,7 +315,7 @@ class LLMInputHook:
         all_columns: Tensor,
         masks: SequenceMasks,
     ) -> dict[str, Any]:
-        """The mask of the short sequence, and what flash attention is told instead."""
+        """The mask of the pruned sequence, or the boundaries that flash attention takes instead."""
         text: Any = self.family.text(self.core)
         embeds, cache = arguments["inputs_embeds"], compat.cache_in(arguments)
         if masks.user_masks is not None:
@@ -330,7 +332,7 @@ class LLMInputHook:
             arguments["attention_mask"] = sequence.gather_mask(masks.padding_mask, all_columns)
             with physical_length(cache):
                 mask = self.family.mask(self.core, arguments, types, images)
-            # A row that is one sample needs no edges.
+            # A row of one sample needs no boundaries.
             return {"attention_mask": mask, **dict.fromkeys(name for name in FLASH_ARGUMENTS if name in arguments)}
         if past:
             raise FoveateError("samples that are packed into a row cannot go on from a cache.")
@@ -358,10 +360,10 @@ class LLMInputHook:
         all_columns: Tensor,
         masks: SequenceMasks,
     ) -> Tensor | None:
-        """(B, P) token types of all positions of the short sequence; None where the model was given none.
+        """(B, P) token types of all positions of the pruned sequence; None where the model got none.
 
-        A pass that goes on with a cache may bring the types of the new tokens alone. What was read before has the types
-        that it came with, or that of answers.
+        A pass that continues from a cache may have the types of the new tokens only. Cached tokens keep the types that
+        they came with, or get that of answers.
         """
         types, total = _token_types_of(context), masks.padding_mask.shape[1]
         if types is None:
@@ -382,25 +384,25 @@ class LLMInputHook:
         return cache_state.token_types
 
     def _check_known(self, kwargs: dict[str, Any], length: int) -> None:
-        """Raise FoveateError for an argument that is as long as the sequence and of no known meaning."""
+        """Raise FoveateError for an unknown argument that is as long as the sequence."""
         for name, value in kwargs.items():
             if name in KNOWN or not isinstance(value, Tensor) or length not in value.shape:
                 continue
             raise FoveateError(
-                f"{self.plan} shortens a sequence of {length} tokens, and the language model is given {name} of shape "
-                f"{tuple(value.shape)}, of which foveate does not know how it gets shorter; leave it out."
+                f"{self.plan} prunes a sequence of {length} tokens, and the language model gets {name} of shape "
+                f"{tuple(value.shape)}, which foveate cannot prune; leave it out."
             )
 
 
 @dataclass(frozen=True)
 class ReadColumns:
-    """What a call of the language model read of a sequence of L new columns.
+    """The columns that a call of the language model read, of a sequence of L new ones.
 
     Args:
         input_columns: (B, P) the columns that entered the first layer, -1 for padding.
-        columns: (B, P') those that left the last one.
-        layers: By the first layer of each stretch of layers that read fewer: (B, p) the columns that they read.
-        sample_ids: (B, L) the sample that each column is of; None: every row is one.
+        columns: (B, P') the columns in the output of the last layer.
+        layers: By the first layer of each segment: (B, p) the columns that its layers read.
+        sample_ids: (B, L) the sample of each column; None: every row is one.
         length: L.
     """
 
@@ -411,20 +413,20 @@ class ReadColumns:
     length: int
 
     def of_layer(self, number: int) -> Tensor:
-        """(B, p) the columns that a layer read; -1 is what enters the first one."""
+        """(B, p) the columns that a layer read; -1 is the input of the first one."""
         first = max((first for first in self.layers if first <= number), default=None)
         return self.input_columns if first is None else self.layers[first]
 
     @cached_property
     def shorter(self) -> bool:
-        """Whether anything was left out."""
+        """Whether any token was removed."""
         if self.columns.shape[1] != self.length:
             return True
         return not bool((self.columns == torch.arange(self.length, device=self.columns.device)).all())
 
 
 def _within(columns: Tensor, places: Tensor) -> Tensor:
-    """Columns (B, P) at places (B, p), -1 for padding of either."""
+    """Columns (B, P) at positions (B, p), -1 for padding of either."""
     return sequence.gather(columns, places).masked_fill(places < 0, -1)
 
 
@@ -435,19 +437,19 @@ def _token_types_of(context: ForwardContext) -> Tensor | None:
 
 
 def _has_pixel_values(context: ForwardContext) -> bool:
-    """Whether the core was called with images, and not with what was made of them before."""
+    """Whether the core was called with pixels, rather than with encoded images."""
     return context.arguments.get("pixel_values") is not None
 
 
 def _without_pruning(reports: list[ImageReport]) -> list[ImageReport]:
-    """Reports of a pass in which the language model was given every token."""
+    """Reports of a pass in which the language model read every token."""
     return [replace(report, read=report.tokens_in) for report in reports]
 
 
 def _with_token_counts(
     reports: list[ImageReport], selections: list[PlacedSelection], pruned: PrunedSequence, state: LLMForwardState
 ) -> list[ImageReport]:
-    """Reports with what happened inside, and with the tokens that were in the sequences of the pass."""
+    """Reports with the layers' steps, and with tokens as counted in the sequences of the pass."""
 
     def count_remaining(columns: Tensor, row: int, places: Tensor) -> int:
         return int(torch.isin(places, columns[row]).sum())
@@ -467,7 +469,7 @@ def _with_token_counts(
 
 
 def _groups(selections: list[PlacedSelection], embeds: Tensor) -> Tensor:
-    """Which positions (B, L) of a sequence are one row after merging."""
+    """(B, L) merged row of each position of a sequence."""
     image = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
     order = sorted(selections, key=lambda selection: (selection.row, int(selection.columns[0])))
     for selection in order:

@@ -1,8 +1,8 @@
-"""What a call of a model returns: which columns of the sequence its output has, and the loss over them.
+"""Loss and outputs of a model call under a plan.
 
-A model works its loss out after its language model has run, from labels that it was given before. They are handed over
-as tensors that are filled in between: when the language model has run, they hold the labels of what it read. So the
-model's own forward makes its loss, with whatever it adds to it, and foveate repeats none of it.
+A model computes its loss after its language model has run, from labels that it got before. Labels are passed
+as tensors that are filled in between: once the language model has run, they hold the labels of the kept tokens. So the
+model's own forward computes its loss, with its extra terms, and foveate repeats none of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def bind_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by name."""
+    """Bind the arguments of a call to their names."""
     if not args:
         return kwargs
     call = inspect.signature(function).bind(*args, **kwargs).arguments
@@ -34,13 +34,13 @@ def bind_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: 
 
 
 class ModelCall:
-    """One call of a model, from its arguments to what it returns.
+    """One call of a model, from its arguments to its output.
 
     Args:
         align: Whether logits of all columns are wanted.
-        arguments: What the model is called with, by name.
-        config: Of the model.
-        hook: What `accelerate` has put around the model, which moves arguments to a device.
+        arguments: Arguments of the call, by name.
+        config: Configuration of the model.
+        hook: The hook of `accelerate` that moves the model's arguments to a device, if any.
     """
 
     def __init__(self, align: bool, arguments: dict[str, Any], config: Any, hook: Any) -> None:
@@ -61,11 +61,11 @@ class ModelCall:
         for name in ("labels", "shift_labels"):
             if isinstance(arguments.get(name), Tensor) and arguments[name].ndim == 2:
                 self._defer(name, arguments[name])
-        if self._has_router_loss():  # the balancing loss of experts counts what the mask shows
+        if self._has_router_loss():  # the load-balancing loss of experts counts the tokens in the mask
             self._defer_mask()
 
     def _defer(self, name: str, value: Tensor) -> None:
-        # Where a hook moved it to another device, the model would hold a copy that nothing fills in.
+        # If a hook moved it to another device, the model would hold a copy that is never filled in.
         value = value if self._device is None else value.to(self._device)
         self._deferred[name] = self.arguments[name] = value.clone()
 
@@ -85,14 +85,14 @@ class ModelCall:
             self._defer("attention_mask", mask)
 
     def labels_by_token(self) -> Tensor | None:
-        """(B, L) the labels, each at its token; None where none were given."""
+        """(B, L) unshifted labels; None where none were given."""
         labels, shift_labels = self.original_arguments.get("labels"), self.original_arguments.get("shift_labels")
         if labels is None and isinstance(shift_labels, Tensor) and shift_labels.ndim == 2:
             labels = torch.nn.functional.pad(shift_labels[:, :-1], (1, 0), value=-100)
         return labels if isinstance(labels, Tensor) and labels.ndim == 2 else None
 
     def core_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """What the model calls its core with, the mask as it was given."""
+        """Arguments of the core, with the original mask in place of the deferred one."""
         mask = self._deferred.get("attention_mask")
         if mask is not None and arguments.get("attention_mask") is mask:
             return {**arguments, "attention_mask": self.original_arguments.get("attention_mask")}
@@ -101,7 +101,7 @@ class ModelCall:
     # After the language model
 
     def expand_text_output(self, output: Any, read: ReadColumns | None) -> Any:
-        """The output of the language model, of all columns where these are wanted."""
+        """The output of the language model, expanded to all columns where they are wanted."""
         self.read = read
         if read is None or not isinstance(output, ModelOutput) or not self._needs_all_columns(read):
             return output
@@ -110,7 +110,7 @@ class ModelCall:
         output["last_hidden_state"] = sequence.spread(output["last_hidden_state"], sources)
         hidden = output.get("hidden_states")
         if hidden is not None:
-            # The first of them enters the layers, and the last of them, past the norm, is what leaves.
+            # The first one is the input of the layers, the last one the output after the norm.
             output["hidden_states"] = tuple(
                 value if value is None else self._expand_layer(value, number - 1, read)
                 for number, value in enumerate(hidden)
@@ -123,9 +123,9 @@ class ModelCall:
         return sequence.spread(value, sequence.last_kept(read.of_layer(number), read.length, read.sample_ids))
 
     def _needs_all_columns(self, read: ReadColumns) -> bool:
-        """Whether the output is to have all columns of the sequence.
+        """Whether the output must have all columns of the sequence.
 
-        So it has where some are asked for by number, and these are not simply the last ones of what was read.
+        So it must where some are asked for by index, unless these are the last kept ones.
         """
         if not read.shorter:
             return False
@@ -138,7 +138,7 @@ class ModelCall:
         return read.columns.shape[1] < len(last) or not bool((read.columns[:, -len(last) :] == last).all())
 
     def fill_deferred(self) -> None:
-        """Fill in what waited until it was known what the language model read."""
+        """Fill in the deferred arguments, once the kept columns are known."""
         read = self.read
         if read is None or not read.shorter:
             return
@@ -150,7 +150,7 @@ class ModelCall:
                     continue
                 pruned = sequence.gather_mask(value, columns)
             elif self._source_positions is not None and not self.align:
-                continue  # some columns were asked for by number, and labels are for all
+                continue  # some columns were asked for by index, and labels are for all
             elif name == "labels":
                 shorten = sequence.labels_that_count if self.align else sequence.shorten_labels
                 pruned = shorten(value, columns, sample_ids)
@@ -160,7 +160,7 @@ class ModelCall:
             deferred.set_(pruned.to(deferred))  # ty: ignore[invalid-argument-type]
 
     def finalize(self, output: Any) -> Any:
-        """What the caller gets."""
+        """The output that the caller gets."""
         if isinstance(output, ModelOutput):
             extra: dict[str, Any] = {"kept_positions": None, "labels": None}
             has_layer_outputs = output.get("attentions") is not None or output.get("router_logits") is not None
@@ -172,7 +172,7 @@ class ModelCall:
         return output.to_tuple() if self._tuple and not isinstance(output, tuple) else output
 
     def _kept_positions(self) -> Tensor | None:
-        """(B, P) the columns that the output has."""
+        """(B, P) the columns of the output."""
         ids = self.original_arguments.get("input_ids")
         ids = self.original_arguments.get("inputs_embeds") if ids is None else ids
         if ids is None:
@@ -193,7 +193,7 @@ class ModelCall:
 
 @functools.cache
 def _output_class(cls: type[ModelOutput]) -> type[ModelOutput]:
-    """A kind of output that also says which columns it has."""
+    """A subclass of an output class with the fields `kept_positions` and `labels`."""
     fields = [(name, Tensor | None, None) for name in ("kept_positions", "labels") if name not in _names(cls)]
     output_class: Any = dataclasses.make_dataclass(
         cls.__name__, fields, bases=(cls,), namespace={"__reduce__": _reduce}
@@ -216,7 +216,7 @@ def _rebuild(cls: type[ModelOutput], values: dict[str, Any]) -> ModelOutput:
 
 
 def with_fields(output: ModelOutput, **extra: Any) -> ModelOutput:
-    """An output with these fields beside its own."""
+    """An output with additional fields."""
     cls = type(output)
     if not dataclasses.is_dataclass(cls):
         return output

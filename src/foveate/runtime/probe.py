@@ -1,8 +1,8 @@
-"""Measures what methods need of an encoder, from the queries and keys of the layers they name, and nothing else.
+"""Probes that measure what methods need of an encoder, from queries and keys of the layers they name.
 
-An attention matrix is never asked for: `output_attentions=True` would switch a whole tower to the slow path. A function
-that stands around the attention of a probed layer (`foveate.runtime.attention_functions`) looks at queries and keys and
-computes the rows or the column sums that were asked for in blocks. All other layers stay untouched.
+No attention matrix is requested: `output_attentions=True` would switch the whole tower to the slow path. A wrapper
+around the attention of a probed layer (`foveate.runtime.attention_functions`) reads queries and keys and
+computes the requested rows or column sums in blocks. All other layers are unchanged.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ OF_OUTPUT = ("features", "cls_feature")
 
 
 class Probe:
-    """Watches some layers of an encoder; what it sees belongs to the encoding of the calling thread.
+    """Records measurements in some layers of an encoder, separately for each thread.
 
     Args:
-        attentions: Attention module of every block of the encoder.
+        attentions: Attention modules of all blocks of the encoder.
         blocks: The blocks themselves.
-        needs: What to measure. Kinds that are not of the encoder are left to others.
+        needs: What to measure. Kinds that are not of the encoder are ignored.
         has_cls: Whether the first token of every sequence is [CLS].
     """
 
@@ -53,7 +53,7 @@ class Probe:
         self._blocks = blocks
 
     def attach(self, patches: Patches) -> None:
-        """Begin to watch, until `patches` are undone."""
+        """Install the hooks, until `patches` are undone."""
         for layer, needs in self._by_layer.items():
             of_attention = [need for need in needs if need.kind in OF_ATTENTION]
             of_output = [need for need in needs if need.kind in OF_OUTPUT]
@@ -64,9 +64,9 @@ class Probe:
 
     @contextmanager
     def encoding(self) -> Generator[dict[Need, list[Tensor]]]:
-        """What is measured inside this context, by this thread: for every need one tensor a call, in order.
+        """Measurements of this thread while the context is open: for every need one tensor per call, in order.
 
-        Values are (sequences * tokens) for scores and (sequences * tokens, d) for vectors, [CLS] left out; one row a
+        Values are (sequences * tokens) for scores and (sequences * tokens, d) for vectors, without [CLS]; one row per
         sequence for `cls_feature`.
         """
         measurements: dict[Need, list[Tensor]] = {}
@@ -79,7 +79,7 @@ class Probe:
     def _observer(self, needs: list[Need]) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
             measurements = getattr(self._local, "measurements", None)
-            if measurements is None:  # nobody asked, or a checkpointed layer runs again
+            if measurements is None:  # outside of `encoding`, or a checkpointed layer is recomputed
                 return
             scaling = kwargs.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -110,7 +110,7 @@ class Probe:
 def _sequences(
     query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Queries and keys (B, H, N, d) that may attend to each other; flash attention packs sequences end to end."""
+    """Split queries and keys (B, H, N, d) into sequences, which flash attention packs end to end."""
     edges = kwargs.get("cu_seq_lens_q")
     if edges is None:
         yield query, key, mask
@@ -120,15 +120,15 @@ def _sequences(
 
 
 def measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_cls: bool) -> Tensor:
-    """One need from queries and keys (B, H, N, d), float32: (B, N) for scores, (B, N, d) for vectors.
+    """Compute one need from queries and keys (B, H, N, d), float32: (B, N) for scores, (B, N, d) for vectors.
 
     Args:
         need: Of a kind in `OF_ATTENTION`.
         query: (B, H, N, d), rotated where the encoder rotates.
         key: (B, H or fewer, N, d).
         mask: As for `received_attention`.
-        scaling: Factor of the logits.
-        has_cls: Whether the first token is [CLS]; without, attention received stands in for its row.
+        scaling: Scale of the logits.
+        has_cls: Whether the first token is [CLS]; without it, attention received is used instead.
     """
     if need.kind == "keys":
         return key.float().mean(dim=1)
@@ -162,7 +162,7 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling:
         query: (B, H, N, d).
         key: (B, H or fewer, N, d).
         mask: Broadcasts to (B, H, N, N), bool (True: may see) or added; None: all see all.
-        scaling: Factor of the logits.
+        scaling: Scale of the logits.
 
     Returns:
         (B, N) float32.
@@ -191,7 +191,7 @@ def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: floa
         query: (B, H, N, d).
         key: (B, H or fewer, N, d).
         mask: Broadcasts to (B, H, N, N), bool (True: may see) or added; None: all see all.
-        scaling: Factor of the logits.
+        scaling: Scale of the logits.
         threshold: From 0 on.
 
     Returns:

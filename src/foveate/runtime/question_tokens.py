@@ -1,10 +1,10 @@
-"""Which tokens of a prompt are the user's own words.
+"""Locate the user's question in the token ids of a prompt.
 
-Methods that choose by the question want the question: not the system prompt, not the names of roles and ends of turns
-that a chat template writes, not what it writes around an image. A model is only given ids. Where its tokenizer is at
-hand (given, or beside the model's weights on this machine) the chat template is written out once with known words,
-which shows what stands before and after the words of a user; then the last turn of the user is found in a prompt.
-Without a tokenizer what is known are the special ids of the configuration, among them the ends of turns.
+Question-aware methods need the question alone: not the system prompt, not the roles and ends of turns
+that a chat template writes, not the text that it writes around an image. A model only gets ids. Where its tokenizer
+is available (passed, or beside the model's local weights), the chat template is rendered once with known words,
+which shows the text before and after a user's words; then the last turn of the user is found in a prompt.
+Without a tokenizer only the special ids of the configuration are known, among them the ends of turns.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from foveate.core.errors import FoveateError
 from foveate.core.text_files import read_json
 from foveate.core.weights import DATA_ONLY, file_of
 
-#: What stands for blanks in the tokens of byte-level and of SentencePiece vocabularies.
+#: Characters for whitespace in the tokens of byte-level and SentencePiece vocabularies.
 _BLANK = " \n\t\r▁ĠĊĉč"
 _BLANK_BYTES = ("<0x0A>", "<0x0D>", "<0x09>", "<0x20>")
-#: The time of a frame of a clip, as processors write it before its tokens.
+#: Timestamp of a video frame, as processors write it before the frame's tokens.
 _TIME = re.compile(r"(<\d+(\.\d+)?[ ▁Ġ]seconds>|\d\d:\d\d(:\d\d)?(\.\d+)?)[ ▁ĠĊ\n]*$")
-#: Words that no template writes, to find what it writes around them.
+#: Words that no template contains, to find the text around them.
 _FIRST_WORD, _ANSWER_WORD, _SECOND_WORD = "zebra", "heron", "otter"
 
 
 @dataclass(frozen=True)
 class TemplateText:
-    """What a chat template writes, as tokens of a vocabulary joined to one text.
+    """Text that a chat template adds, as joined tokens of a vocabulary.
 
     Args:
-        opener: Before the words of a user; "" where turns cannot be told.
-        closer: Between them and an answer.
-        around_images: Text that it writes for an image between two special tokens, each with the token before it.
+        opener: Text before the words of a user; "" where turns cannot be separated.
+        closer: Text between them and an answer.
+        around_images: Texts for an image between two special tokens, each with the token before it.
     """
 
     opener: str = ""
@@ -48,12 +48,12 @@ class TemplateText:
 
 
 class QuestionFinder:
-    """Finds the user's own words in the ids of prompts.
+    """Locates the user's question in the ids of prompts.
 
     Args:
         config: The model's configuration.
         generation: Its generation configuration, where there is one.
-        source: Its tokenizer or processor, a folder or Hub id that holds one, or None.
+        source: Its tokenizer or processor, a folder or Hub id with one, or None.
     """
 
     def __init__(self, config: Any, generation: Any, source: Any) -> None:
@@ -64,7 +64,7 @@ class QuestionFinder:
 
     @cached_property
     def reader(self) -> PromptReader | None:
-        """What reads ids with a tokenizer; None where none is at hand."""
+        """Reader with the model's tokenizer; None where none is available."""
         if isinstance(self._source, str | Path):
             return _from_folder(str(self._source))
         return (
@@ -72,16 +72,16 @@ class QuestionFinder:
         )
 
     def find(self, ids: Sequence[int], text: Sequence[bool], answers: Sequence[bool] | None) -> tuple[list[int], str]:
-        """Where the user's own words stand in one prompt.
+        """Find the positions of the user's words in one prompt.
 
         Args:
-            ids: Of the prompt.
-            text: Which of them are no image tokens and no padding.
-            answers: Which are learned as answers, in training: then the words of all turns count. None: those of the
-                last turn of the user do.
+            ids: Ids of the prompt.
+            text: True for text tokens, False for image tokens and padding.
+            answers: In training, True for answer tokens: then the words of all turns count. None: those of the
+                last user turn do.
 
         Returns:
-            Their places, ascending, and how they were found where that is not exact, else "".
+            Ascending positions, and a note where they are not exact, else "".
         """
         reader = self.reader
         places = [place for place, there in enumerate(text) if there and not (answers and answers[place])]
@@ -89,46 +89,46 @@ class QuestionFinder:
             question = reader.words(ids, places, answers is not None)
             if question:
                 return question, ""
-            return places, "no words of the user in the prompt: all of its text is taken for the question"
+            return places, "no words of the user in the prompt: all of its text is used as the question"
         plain = [place for place in places if ids[place] not in self._known]
         ends = [place for place in places if ids[place] in self._ends]
-        if ends and not answers:  # what stands after the last end is the beginning of an answer
+        if ends and not answers:  # an answer begins after the last end
             plain = [p for p in plain if p < ends[-1] and (len(ends) < 2 or p > ends[-2])] or plain
         first = next((place for place, there in enumerate(text) if not there and plain and place > plain[0]), None)
         after = plain if first is None else [place for place in plain if place > first]
         note = (
-            "no tokenizer beside the model: the question was found by special ids alone, and words of a chat template "
-            "may count as it; compress(..., processor=...) tells them apart"
+            "no tokenizer beside the model: the question was located by special ids, and words of a chat template "
+            "may be included; pass compress(..., processor=...) for an exact question"
         )
         return after or plain or places, note
 
     def find_text(self, ids: Sequence[int], wanted: str) -> list[int]:
-        """Where a text stands in one prompt; of several places the last.
+        """Find the positions of a text in one prompt; the last occurrence counts.
 
         Raises:
-            FoveateError: it is not there, or there is no tokenizer.
+            FoveateError: the prompt does not contain it, or there is no tokenizer.
         """
         if self.reader is None:
             raise FoveateError(
-                "a question in words is found with the model's tokenizer, which is not beside its weights: pass "
+                "a question given as text is located with the model's tokenizer, which is not beside its weights: pass "
                 "compress(..., processor=...), or give the question as a mask over the prompt."
             )
         return self.reader.find(ids, wanted)
 
 
 class PromptReader:
-    """Reads ids with a tokenizer and its chat template.
+    """Reads prompts with a tokenizer and its chat template.
 
     Args:
         processor: A tokenizer, or a processor with one.
-        template: The chat template; None: the tokenizer's own.
+        template: The chat template; None: that of the tokenizer.
     """
 
     def __init__(self, processor: Any, template: str | None = None) -> None:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         if not hasattr(self.tokenizer, "convert_ids_to_tokens"):
             raise FoveateError(
-                f"words are read with a tokenizer or a processor, not with a {type(processor).__name__}."
+                f"prompts are read with a tokenizer or a processor, not with a {type(processor).__name__}."
             )
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         marks = {n for n, token in added.items() if token.special or token.content[:1] + token.content[-1:] == "<>"}
@@ -138,12 +138,12 @@ class PromptReader:
         self.template = self._read_template(template) if template else TemplateText()
 
     def words(self, ids: Sequence[int], places: Sequence[int], all_turns: bool) -> list[int]:
-        """Those of `places` that hold the user's words, of the last turn or of all."""
+        """Select the positions in `places` that hold the user's words, of the last turn or of all."""
         pieces = self._pieces(ids)
         text, starts = "".join(pieces), _starts(pieces)
         turns = self._turns(text)
         turns = turns if all_turns else turns[-1:]
-        # A piece may hold the blank at the end of a turn and the beginning of what follows.
+        # A token may span the whitespace at the end of a turn and the text after it.
         turns = [(start, start + len(text[start:stop].rstrip(_BLANK))) for start, stop in turns]
         candidates = [
             place
@@ -154,7 +154,7 @@ class PromptReader:
         question = []
         for run in _runs(candidates):
             timed = _TIME.search("".join(pieces[p] for p in run))
-            if timed and run[-1] + 1 < len(ids) and ids[run[-1] + 1] in self.special:  # of the frame that follows
+            if timed and run[-1] + 1 < len(ids) and ids[run[-1] + 1] in self.special:  # timestamp of the next frame
                 run = [p for p in run if starts[p] - starts[run[0]] < timed.start()]
             trimmed = _trimmed(run, pieces)
             before = ids[run[0] - 1] if run[0] else -1
@@ -169,12 +169,14 @@ class PromptReader:
         text = "".join(self._pieces(self.tokenizer(question, add_special_tokens=False)["input_ids"])).strip(_BLANK)
         start = prompt.rfind(text) if text else -1
         if start < 0:
-            raise FoveateError(f"the prompt does not hold the question {question[:100]!r}.")
+            raise FoveateError(
+                f"the prompt does not contain the question {question[:100]!r}; give a text that is in it."
+            )
         stop = start + len(text)
         return [n for n, piece in enumerate(pieces) if starts[n] < stop and starts[n] + len(piece) > start]
 
     def _turns(self, prompt: str) -> list[tuple[int, int]]:
-        """Where the turns of the user begin and end; the whole text where turns cannot be told."""
+        """Spans of the user's turns; the whole text where turns cannot be separated."""
         opener, closer = self.template.opener, self.template.closer
         if not opener:
             end = prompt.rfind(closer) if closer else -1
@@ -188,7 +190,7 @@ class PromptReader:
         return turns or [(0, len(prompt))]
 
     def _is_image_markup(self, before: int, text: str, ids: Sequence[int], after: int) -> bool:
-        """Whether a run of text after a special token belongs to an image: its number, its kind, its time."""
+        """Whether a run of text after a special token belongs to an image: its number, type or timestamp."""
         if before not in self.special:
             return False
         if (before, text) in self.template.around_images:
@@ -202,7 +204,7 @@ class PromptReader:
         return [piece or "" for piece in self.tokenizer.convert_ids_to_tokens([int(n) for n in ids])]
 
     def _read_template(self, template: str) -> TemplateText:
-        """What a template writes around words, found by writing known ones."""
+        """Find the text that a template writes around user words, by rendering known ones."""
 
         def written(parts: bool, image: bool = False, turns: int = 3) -> list[int] | None:
             def content(text: str) -> Any:
@@ -215,7 +217,7 @@ class PromptReader:
                 text = self.tokenizer.apply_chat_template(
                     messages, chat_template=template, tokenize=False, add_generation_prompt=turns == 3
                 )
-            except Exception:  # whatever a template raises for content of the other form
+            except Exception:  # templates raise any error for content in the other form
                 return None
             if not isinstance(text, str) or any(text.count(word) != 1 for _, word in said):
                 return None
@@ -233,7 +235,7 @@ class PromptReader:
         between = conversation[answer + len(_ANSWER_WORD) : second]
         answered = "".join(self._pieces(written(parts, turns=2) or []))
         ended = answered[answered.find(_ANSWER_WORD) + len(_ANSWER_WORD) :] if _ANSWER_WORD in answered else ""
-        # What ends an answer is no part of what begins a turn.
+        # The text that ends an answer is not part of the text that opens a turn.
         before = _common_end(conversation[:first], between[len(_common_start(between, ended)) :])
         after = _common_start(
             conversation[first + len(_FIRST_WORD) : answer], conversation[second + len(_SECOND_WORD) :]
@@ -243,7 +245,7 @@ class PromptReader:
         return TemplateText(before.strip(_BLANK), after.strip(_BLANK), around)
 
     def _between(self, ids: Sequence[int]) -> frozenset[tuple[int, str]]:
-        """Text between special tokens, with the token before it."""
+        """Runs of text between special tokens, each with the token before it."""
         pieces = self._pieces(ids)
         runs = _runs([place for place, token in enumerate(ids) if token not in self.special])
         trimmed_runs = [(run, _trimmed(run, pieces)) for run in runs if run[0]]
@@ -254,7 +256,7 @@ class PromptReader:
 
 @lru_cache(maxsize=8)
 def _from_folder(location: str) -> PromptReader | None:
-    """The tokenizer beside a model's weights, on this machine only; None where there is none."""
+    """Reader with the tokenizer beside a model's local weights; None where there is none."""
     from transformers import AutoTokenizer  # slow to import
 
     if not location:
@@ -266,12 +268,12 @@ def _from_folder(location: str) -> PromptReader | None:
         if older is not None:
             template = read_json(older).get("chat_template")
         return PromptReader(tokenizer, template if isinstance(template, str) else None)
-    except Exception:  # transformers raises many kinds for a folder without a tokenizer; ids alone have to do then
+    except Exception:  # transformers raises many types of errors for a folder without a tokenizer
         return None
 
 
 def _ids_of(config: Any) -> set[int]:
-    """Ids that a configuration names, and those of the configurations in it."""
+    """Special ids of a configuration and of its sub-configurations."""
     ids: set[int] = set()
     for name, value in vars(config).items():
         if name.endswith(("token_id", "token_ids", "token_index")):
@@ -282,7 +284,7 @@ def _ids_of(config: Any) -> set[int]:
 
 
 def _starts(pieces: Sequence[str]) -> list[int]:
-    """Where each piece begins in the text that they are."""
+    """Start of each token in the joined text."""
     starts, place = [], 0
     for piece in pieces:
         starts.append(place)
@@ -291,7 +293,7 @@ def _starts(pieces: Sequence[str]) -> list[int]:
 
 
 def _runs(places: Sequence[int]) -> list[list[int]]:
-    """Ascending places as runs without gaps."""
+    """Split ascending positions into runs without gaps."""
     runs: list[list[int]] = []
     for place in places:
         if runs and runs[-1][-1] == place - 1:
@@ -302,7 +304,7 @@ def _runs(places: Sequence[int]) -> list[list[int]]:
 
 
 def _trimmed(run: Sequence[int], pieces: Sequence[str]) -> list[int]:
-    """A run of places without the blanks around it."""
+    """Strip whitespace tokens from the ends of a run."""
     filled = [p for p in run if pieces[p].strip(_BLANK) and pieces[p] not in _BLANK_BYTES]
     return [p for p in run if filled and filled[0] <= p <= filled[-1]]
 
@@ -319,7 +321,7 @@ def _common_end(first: str, second: str) -> str:
 
 
 def as_mask(places: Sequence[int], length: int, device: torch.device) -> Tensor:
-    """(L,) bool, True at the places."""
+    """(L,) bool mask, True at the given positions."""
     mask = torch.zeros(length, dtype=torch.bool)
     mask[list(places)] = True
     return mask.to(device)

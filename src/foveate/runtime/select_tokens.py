@@ -1,4 +1,4 @@
-"""Which tokens stay of every image of a batch."""
+"""Select the visual tokens of every image of a batch."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from foveate.runtime.report import ImageReport, StepReport
 
 MODALITIES = ("image", "video")
 
-#: Needs that are one number a token, which a report keeps.
+#: Needs with one value per token, which a report keeps.
 SCORES = ("cls_attention", "cls_logits", "received", "hub_attention", "first_layer_attention")
 
 
 @dataclass
 class ForwardContext:
-    """One forward pass of the core, in one thread."""
+    """Context of one forward pass of the core, in one thread."""
 
     arguments: Mapping[str, Any]
-    positions: Tensor | None = None  # what the language model was given
+    positions: Tensor | None = None  # position ids of the language model
     encoded: dict[str, EncodedImages] = field(default_factory=dict)
-    length: int = 0  # of the sequence that the language model was called with
-    query_mask: Tensor | None = None  # (B, L) 1 for the tokens before answers, where labels tell
-    answer_mask: Tensor | None = None  # (B, L) bool, what is learned as answers, where labels tell
-    questions: Tensor | list[str] | None = None  # the questions, where the caller gave them: (B, L) bool, or texts
-    #: By row and sample: the places of the question, and how they were found.
+    length: int = 0  # of the full sequence
+    query_mask: Tensor | None = None  # (B, L) 1 for the tokens before answers, from labels
+    answer_mask: Tensor | None = None  # (B, L) bool, the answers, from labels
+    questions: Tensor | list[str] | None = None  # given by the caller: (B, L) bool, or texts
+    #: By row and sample: the positions of the question, and a note where they are not exact.
     question_cache: dict[tuple[int, int], tuple[Tensor, str]] = field(default_factory=dict)
-    masks: SequenceMasks | None = None  # who may see whom among the new columns
+    masks: SequenceMasks | None = None  # masks of the call
 
 
 @dataclass
 class TokenSelector:
-    """Runs the methods of a plan on the images of a batch."""
+    """Runs the early steps of a plan on the images of a batch."""
 
     family: Family
     core: Any
@@ -59,11 +59,11 @@ class TokenSelector:
     question_finder: QuestionFinder
 
     def select_batch(self, context: ForwardContext, embeds: Tensor) -> tuple[list[PlacedSelection], list[ImageReport]]:
-        """Selections of all images whose tokens are in this pass, and a report on each image.
+        """Select the tokens of all images in this pass, and report on each image.
 
         Args:
-            context: The pass.
-            embeds: (B, L, D), what the language model would read.
+            context: The forward pass.
+            embeds: (B, L, D), the input of the language model.
 
         Raises:
             FoveateError: the prompts and the images do not fit each other.
@@ -87,7 +87,7 @@ class TokenSelector:
         return selections, reports
 
     def _placeholders(self, context: ForwardContext, modality: str) -> Tensor | None:
-        """Where the tokens of a modality stand (B, L), None where there are none."""
+        """(B, L) bool, positions of the tokens of a modality; None where it has none."""
         token = self.family.placeholder(self.core, modality)
         if token is None:
             return None
@@ -135,11 +135,11 @@ class TokenSelector:
         early_steps = self.plan.early_steps
         for step in early_steps:
             if encoded.merged_selections is not None and step is early_steps[0]:
-                # The tower gave every patch the feature of the row it went into: one of each row is enough.
+                # The tower gave every patch the feature of its merged row: one token per row is enough.
                 merged = encoded.merged_selections[number]
                 merges = merged.assignment is not None
                 features = None
-                if merged.weights is not None:  # the model interpolated: the tokens of a row are not equal
+                if merged.weights is not None:  # after interpolation the tokens of a row differ
                     if getattr(step.method, "virtual", False):
                         raise FoveateError(
                             f"{step.method.name} attends as if nothing had been merged, which needs equal tokens; this "
@@ -169,7 +169,7 @@ class TokenSelector:
     def _images_before(
         self, context: ForwardContext, encoded: EncodedImages, modality: str, row: int, columns: Tensor
     ) -> int:
-        """How many images of a prompt stand before one: the same alone, in a batch and among other samples."""
+        """Number of images before this one in its sample; the same alone, in a batch and in a packed row."""
         earlier = [report for _, report in encoded.selections if report.row == row]
         same_sample = None if context.masks is None else context.masks.same_sample(row, columns)
         if same_sample is None or not earlier:
@@ -185,16 +185,18 @@ class TokenSelector:
 
     @staticmethod
     def _text_feature(features: Tensor, row: int, rows: int) -> Tensor:
-        """(d,) that of the prompt in a row; beams and several answers repeat prompts."""
+        """(d,) the text feature of a row's prompt; beams and several answers repeat prompts."""
         if features.ndim == 1:
             return features
         if rows % len(features):
-            raise FoveateError(f"text_features are of {len(features)} prompts, and this batch has {rows}.")
+            raise FoveateError(
+                f"text_features are of {len(features)} prompts, and this batch has {rows}; give one per prompt."
+            )
         return features[row * len(features) // rows]
 
     def _question(self, context: ForwardContext, row: int, columns: Tensor, length: int) -> tuple[Tensor, str]:
-        """(T,) the places of the user's own words, and how they were found where that is not exact, else ""."""
-        # What is packed into a row beside the image's own sample is as if it were not there.
+        """(T,) the positions of the question, and a note where they are not exact, else ""."""
+        # Other samples packed into the row do not count.
         same_sample = None if context.masks is None else context.masks.same_sample(row, columns)
         key = row, -1 if same_sample is None else int(columns[0])
         if key in context.question_cache:
@@ -209,17 +211,19 @@ class TokenSelector:
             rows = len(context.arguments["inputs_embeds"] if ids is None else ids)
             if questions.shape[1] != length or rows % len(questions):
                 raise FoveateError(
-                    f"the mask of the question is {tuple(questions.shape)}, and the prompts are {rows} of {length} tokens."
+                    f"the mask of the question is {tuple(questions.shape)}; give one of ({rows}, {length})."
                 )
             mask = questions[row * len(questions) // rows].to(columns.device)
             question = sample[mask[sample].nonzero().flatten()], ""
         elif ids is None:
             text = self._text(context, row, columns, length)
-            note = "the prompt came without ids: all text after the image is taken for the question"
-            return _after(text, columns).nonzero().flatten(), note  # of each image its own
+            note = "the prompt came without ids: all text after the image is used as the question"
+            return _after(text, columns).nonzero().flatten(), note  # different for each image
         elif questions is not None:
             if len(ids) % len(questions):
-                raise FoveateError(f"{len(questions)} questions were given for {len(ids)} prompts.")
+                raise FoveateError(
+                    f"{len(questions)} questions were given for {len(ids)} prompts; give one per prompt."
+                )
             places = self.question_finder.find_text(
                 ids[row, sample].tolist(), questions[row * len(questions) // len(ids)]
             )
@@ -235,9 +239,9 @@ class TokenSelector:
         return question
 
     def _text(self, context: ForwardContext, row: int, columns: Tensor, length: int) -> Tensor:
-        """(L,) bool, what is no padding and no part of an image: what stands within one, between frames, is.
+        """(L,) bool, text tokens: neither padding nor within an image; text between frames is within a clip.
 
-        Of the sample that an image at `columns` is of.
+        Only those in the same sample as an image at `columns`.
         """
         text: Tensor | None = None
         for modality in MODALITIES:
@@ -253,7 +257,9 @@ class TokenSelector:
                         if image_row == row and len(image):
                             text[image[0] : image[-1] + 1] = False
         if text is None:
-            raise FoveateError(f"{self.plan} looks for a question beside images, and the prompt has none.")
+            raise FoveateError(
+                f"{self.plan} needs a question beside images, and the prompt has no images; leave the question out."
+            )
         if context.masks is not None:
             text &= context.masks.padding_mask[row, -length:].to(text.device) > 0
             same_sample = context.masks.same_sample(row, columns)
@@ -261,9 +267,9 @@ class TokenSelector:
         return text
 
     def _first_layer(self, context: ForwardContext, row: int, columns: Tensor, embeds: Tensor) -> tuple[Tensor, str]:
-        """Attention that the question pays to an image's tokens in the first decoder layer, (N,), and a note.
+        """(N,) first-layer attention from the question to an image's tokens, and a note.
 
-        Words before the image cannot see it; where no word of the question comes after it, all text there is asked.
+        Words before the image cannot attend to it; if no word of the question comes after it, all text there is used.
         """
         positions = context.positions
         if positions is not None and positions.shape[-2] > 1:
@@ -274,7 +280,7 @@ class TokenSelector:
         rows = question[question > columns[-1]]
         if not len(rows):
             rows = _after(self._text(context, row, columns, embeds.shape[1]), columns).nonzero().flatten()
-            note = "the question stands before the image, which it cannot look at: all text after the image is asked"
+            note = "the question is before the image and cannot attend to it: all text after the image is used"
         if not len(rows):
             raise FoveateError(f"{self.plan} asks what text looks at in an image, and the prompt has no text.")
         attention, masks = Attention(query[0], key[0], scaling), context.masks
@@ -289,24 +295,24 @@ class TokenSelector:
 
 
 def _after(text: Tensor, columns: Tensor) -> Tensor:
-    """(L,) bool, of text what stands after an image; all of it where none does."""
+    """(L,) bool, the text after an image; all text where there is none."""
     after = text.clone()
     after[: int(columns[-1]) + 1] = False
     return after if bool(after.any()) else text
 
 
 def rows_of_images(places: Tensor, counts: list[int]) -> list[list[tuple[int, Tensor]]]:
-    """For every image the sequences that hold it, with its columns.
+    """For every image the rows that contain it, with its columns.
 
-    A row holds whole images, in order. Where `generate` repeats prompts for beams or several answers, each image is
+    A row contains whole images, in order. Where `generate` repeats prompts for beams or several answers, each image is
     in as many neighbouring rows.
 
     Args:
-        places: (B, L) bool, where image tokens stand.
+        places: (B, L) bool, positions of image tokens.
         counts: Tokens of every encoded image, in order.
 
     Raises:
-        FoveateError: the placeholders are not those of these images.
+        FoveateError: the placeholders do not match these images.
     """
     per_row = places.sum(dim=1).tolist()
     total, encoded = sum(per_row), sum(counts)

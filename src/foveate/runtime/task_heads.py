@@ -1,8 +1,8 @@
-"""What models without an output layer for text put on a core: embeddings for retrieval, classes of prompts or tokens.
+"""Models with a head for retrieval or classification instead of a language-modelling head.
 
-They pair the core's hidden states with what they were given themselves, such as a mask (B, L), to find the last token
-or to leave padding out. Under a plan the core therefore hands such a model as many hidden states as it was given
-tokens: one that was left out has the state of the one before it that stayed. Embeddings are taken apart again.
+They pair the core's hidden states with their own inputs, such as a mask (B, L), to find the last token
+or to mask padding. Under a plan the core therefore returns as many hidden states as it got
+tokens: a removed token gets the state of the last kept one before it. Embeddings are reduced to the kept tokens again.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from foveate.core import sequence
 
 
 def has_task_head(model: Any, core: nn.Module) -> bool:
-    """Whether a model puts something else on its core than an output layer for text."""
+    """Whether a model has another head than a language-modelling one."""
     return model is not core and not model.can_generate()
 
 
 def last_kept_positions(columns: Tensor, length: int) -> Tensor:
-    """(B, L) for every column of the long sequence the place in the short one of the last that stayed up to it.
+    """(B, L) for every column of the full sequence, the position in the pruned one of the last kept column up to it.
 
     Args:
-        columns: (B, P) of the short sequence, -1 for padding.
-        length: L. Columns before the first that stayed get its place.
+        columns: (B, P) of the pruned sequence, -1 for padding.
+        length: L. Columns before the first kept one get its position.
     """
     batch, short = columns.shape
     order = torch.arange(short, device=columns.device).expand(batch, -1)
@@ -36,24 +36,24 @@ def last_kept_positions(columns: Tensor, length: int) -> Tensor:
 
 
 def expand_hidden(hidden: Tensor, columns: Tensor, length: int) -> Tensor:
-    """Hidden states (B, P, D) of a short sequence as (B, L, D) of the long one."""
+    """Expand hidden states (B, P, D) of a pruned sequence to (B, L, D) of the full one."""
     return sequence.gather(hidden, last_kept_positions(columns, length))
 
 
 def select_embeddings(embeddings: Tensor, columns: Tensor) -> Tensor:
-    """Embeddings (B, L, d) of the long sequence as (B, P, d) of the short one; those of padding are 0."""
+    """Select embeddings (B, P, d) of a pruned sequence from (B, L, d) of the full one; those of padding are 0."""
     return sequence.gather(embeddings, columns).masked_fill((columns < 0)[..., None], 0)
 
 
 def embed_images(core: Any, call: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """ColQwen2 asks the tower itself for an image's tokens; here they come from where plans look at them.
+    """Encode the images of a ColQwen2 call through the core, where plans act, instead of its own call of the tower.
 
     Args:
         core: The Qwen2-VL inside.
-        call: What the model is called with: pixels (images, most patches, ...), filled up, and `image_grid_thw`.
+        call: Arguments of the model: padded pixels (images, most patches, ...) and `image_grid_thw`.
 
     Returns:
-        The call with `inputs_embeds` in place of ids and pixels, and the output of the encoder.
+        The arguments with `inputs_embeds` in place of ids and pixels, and the output of the encoder.
     """
     grid, ids = call["image_grid_thw"], call["input_ids"]
     pixels = torch.cat(
