@@ -392,7 +392,7 @@ def test_other_refusals() -> None:
     inputs = alone(specimen, 0)
     length = inputs["input_ids"].shape[1]
     refused(specimen, {**inputs, "attention_mask": torch.ones(1, length, length)}, "mask of shape .* cannot be pruned")
-    refused(specimen, {**inputs, "bias_ids": torch.ones(1, length)}, "given bias_ids of shape .* leave it out")
+    refused(specimen, {**inputs, "bias_ids": torch.ones(1, length)}, "gets bias_ids of shape .* leave it out")
     cut = inputs["position_ids"].clone()
     middle = int((inputs["input_ids"][0] == IMAGE).nonzero()[4])
     cut[:, middle:] -= middle

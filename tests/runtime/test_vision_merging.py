@@ -325,7 +325,7 @@ def test_bad_input(tower, pixels):
     with refused("needs-plain-encoder"), merging(ViTModel(ViTConfig(**SIZES)), ToMe(), 9):
         pass
     with merging(tower, ToMe(), 9) as active:
-        with pytest.raises(FoveateError, match="no image"):
+        with pytest.raises(FoveateError, match="has not read an image"):
             _ = active.selections
         with refused("attached-already"), merging(tower, ToMe(), 9):
             pass

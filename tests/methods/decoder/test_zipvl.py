@@ -120,7 +120,7 @@ def test_sparse_attention_is_masked_attention(kind: str, side: str, monkeypatch:
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, ROWS, side=side)
     kept: list[Tensor] = []
-    before = AttentionHooks._among
+    before = AttentionHooks._attend_active
 
     def among(self: AttentionHooks, call: AttentionCall, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
         found = before(self, call, allowed, attends, prompt)
@@ -130,7 +130,7 @@ def test_sparse_attention_is_masked_attention(kind: str, side: str, monkeypatch:
         kept.append(attends.sum(dim=1))
         return found
 
-    monkeypatch.setattr(AttentionHooks, "_among", among)
+    monkeypatch.setattr(AttentionHooks, "_attend_active", among)
     with foveate.compress(model, "zipvl(tau=0.8)"):
         logits(model, inputs)
     assert len(kept) == len(model.get_decoder().layers)

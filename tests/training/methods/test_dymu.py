@@ -82,6 +82,6 @@ def test_bad_input(folder, images, tmp_path):
 
 def test_a_stopped_one_is_interrupted(folder, images):
     trainer, stop = DyMUTrainer(DyMUTrainConfig(images=(images,), count=6)), StopRequest()
-    stop.ask()
+    stop.request()
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(*trainer.load(str(folder), "cpu"), trainer.data(), stop=stop)

@@ -73,7 +73,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
     earlier, start = run.log.rewind(done), time.perf_counter()
     network.train()
-    while done < config.steps and not stop.wanted:
+    while done < config.steps and not stop.requested:
         rate = optimizer.param_groups[0]["lr"] = config.rate(done)
         optimizer.zero_grad()
         total = 0.0
@@ -90,7 +90,7 @@ def fit(
         seconds = round(earlier + time.perf_counter() - start, 3)
         run.log.append({"step": done, "loss": total, "learning_rate": rate, "seconds": seconds})
         on_progress("training", done, config.steps, total)
-        if done % SAVE_EVERY == 0 or done == config.steps or stop.wanted:
+        if done % SAVE_EVERY == 0 or done == config.steps or stop.requested:
             run.save_state(
                 {"of": of, "step": done, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
             )
