@@ -1,4 +1,4 @@
-"""What the training must know of a kind of model; everything else is the same for all."""
+"""The interface of model architectures that recipes can train."""
 
 from __future__ import annotations
 

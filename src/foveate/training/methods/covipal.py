@@ -1,10 +1,10 @@
-"""CoViPAL's pruning modules (arXiv 2508.17243), which say what visual tokens go on after a decoder layer.
+"""CoViPAL's pruning modules (arXiv 2508.17243), which select the visual tokens that enter a decoder layer.
 
-The first stage is told by attention: with A_k what the visual and later tokens pay to token k in a deeper layer, mean
-over heads, the module's scores learn A / mean(A) by the mean squared error. The second is told by the model's answers:
-the model reads a prompt once with all tokens, and once with every visual token k as visible as a gate g_k in (0, 1)
-lets it be, log g_k added to the logits of all later attention to it; the loss is KL(all || gated) over the tokens of
-the answer. The gradient goes through the gates into the modules alone.
+The first stage is supervised by attention: with A_k the attention from visual and later tokens to token k in a deeper
+layer, mean over heads, the module's scores learn A / mean(A) by the mean squared error. The second is told by the
+model's answers: the model reads a prompt once with all tokens, and once with every visual token k as visible as a gate
+g_k in (0, 1) lets it be, log g_k added to the logits of all later attention to it; the loss is KL(all || gated) over
+the tokens of the answer. The gradient goes through the gates into the modules alone.
 
 That there are these two stages, the guiding layer and the squared error are the paper's. Its code and the details of
 the second stage were not at hand. Choices of ours: the mean of A in the first; gates that are drawn,
@@ -45,7 +45,7 @@ SHARES = (0.1, 0.6)
 
 @dataclass(frozen=True, kw_only=True)
 class CoViPALTrainConfig(QuestionsConfig):
-    """How modules are trained."""
+    """Options of the modules' training."""
 
     layers: tuple[int, ...] | None = option(
         None, "Decoder layers before which tokens shall go, such as 2 or 2,8.", shown="2"
@@ -67,7 +67,7 @@ class CoViPALTrainConfig(QuestionsConfig):
 class CoViPALTrainer(LayerTrainer[CoViPALTrainConfig]):
     """Trains a module for each of some decoder layers.
 
-    A module first learns what a deeper layer looks at, then that the model answers as it does with all tokens.
+    A module first learns the attention of a deeper layer, then to keep the answers of the full model.
     """
 
     name = CoViPAL.name
@@ -187,7 +187,7 @@ def log_gates(scores: Tensor, share: float, temperature: float = TEMPERATURE) ->
 def gated(
     text: Any, pruners: Mapping[str, Pruner] | nn.ModuleDict, tokens: Mapping[int, list[LayerTokens]], share: float
 ) -> Generator[None]:
-    """Inside this context calls of a language model with one prompt see its visual tokens through gates.
+    """Gate the visual tokens in calls of a language model with one prompt while the context is open.
 
     Gates of several layers multiply: what a layer lets pass the next one may still stop.
 

@@ -1,4 +1,4 @@
-"""The Dynamic Pyramid Network's routers (arXiv 2503.20322), which say by what windows an image is pooled.
+"""The Dynamic Pyramid Network's routers (arXiv 2503.20322), which choose the pooling windows of an image.
 
 A prompt runs once with experts that are drawn at every pooling layer, and once more for every other expert of one of
 these layers, the layers taking turns. With L_e the cross-entropy of the answer under expert e, the loss is
@@ -67,7 +67,7 @@ class DPNTrainConfig(QuestionsConfig):
 
 @dataclass(frozen=True)
 class SampledExperts(DecoderMethod):
-    """Pools by experts that are drawn, or named, and notes what routers would have read.
+    """Pools by sampled or given experts, and records the routers' inputs.
 
     Args:
         routers: By layer, as text.
@@ -153,7 +153,7 @@ class DPNTrainer(LayerTrainer[DPNTrainConfig]):
 
 @dataclass(frozen=True)
 class Trial:
-    """What experts did to one prompt.
+    """Losses of one prompt under every expert of a layer.
 
     Args:
         contexts: What the router of every layer read; those where the image was too small are not there.
@@ -221,7 +221,7 @@ def batch_loss(routers: nn.ModuleDict, trials: Sequence[Trial], pressure: float)
 
 
 def routing_loss(shares: Sequence[Tensor], expected: bool = True) -> Tensor:
-    """How far routers are from pooling as much as they shall: mean_l max(0, 1.5 - v_l).
+    """Routing loss, which asks for more pooling: mean_l max(0, 1.5 - v_l).
 
     Args:
         shares: (samples, experts) probabilities of every pooling layer.

@@ -1,4 +1,4 @@
-"""FocusUI's scorer (arXiv 2601.03928), which says what tokens of a screen an instruction means; on rendered screens.
+"""FocusUI's scorer (arXiv 2601.03928) of screen tokens by an instruction, trained on rendered screens.
 
 For every screen and instruction the model encodes the image and reads the prompt up to its language model, where a plan
 of `foveate.compress` sees what the method will see: the tokens of the image and the embeddings of the instruction. The
@@ -68,7 +68,7 @@ class _TokensCaptured(Exception):  # noqa: N818 - ends a forward pass before the
 
 @dataclass(frozen=True)
 class _CaptureTokens(PreLLMMethod):
-    """Shows what a method that needs the instruction would be given."""
+    """Captures the tokens that a method with the instruction would get."""
 
     name: ClassVar[str] = "watch"
     budget: ClassVar[BudgetRule] = "none"
@@ -93,7 +93,7 @@ Reader = Callable[[Image.Image, str], VisualTokens]
 
 @contextmanager
 def token_reader(model: Any, processor: Any) -> Generator[Reader]:
-    """What a model's methods see of an image with an instruction, without running its language model.
+    """A reader of the tokens that methods get for an image and an instruction, without running the language model.
 
     Args:
         model: A model of a known family.

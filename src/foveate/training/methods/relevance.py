@@ -51,7 +51,7 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceTrainConfig:
-    """How a mapper is trained: AdamW, the learning rate falling to 0 by a cosine."""
+    """Options of the mapper's training: AdamW with a cosine learning-rate schedule."""
 
     data: tuple[Path, ...] = option((), DATA_HELP, identifies=False)
     images: Path | None = option(None, IMAGES_HELP, identifies=False)
@@ -87,7 +87,7 @@ class RelevanceTrainConfig:
 
 @dataclass(frozen=True)
 class MapperState(TrainState[Mapper]):
-    """A mapper, the pictures that it learned from and those that were held out, and how many samples show them."""
+    """A mapper with its training and held-out maps, and the number of samples."""
 
     train_maps: Sequence[RelevanceMap] = ()
     held_out_maps: Sequence[RelevanceMap] = ()
@@ -111,7 +111,7 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
     """
 
     def about(self) -> dict[str, Any]:
-        """What pictures follow from; a mapper with other settings may be trained on the same ones."""
+        """Identity of the relevance maps; mappers with other settings may be trained on the same ones."""
         config = self.config
         return {
             "method": self.name,
@@ -136,7 +136,7 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
         on_progress: OnProgress = quiet,
         stop: StopRequest | None = None,
     ) -> MapperState:
-        """Let the model explain every sample, then train the mapper on that."""
+        """Compute the relevance maps of all samples, then train the mapper on them."""
         stop = stop or StopRequest()
         max_new_tokens = self.config.max_new_tokens if self.config.own_answers else None
         maps = collect_relevance_maps(model, processor, data, run, max_new_tokens, on_progress, stop)
@@ -153,11 +153,11 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
         on_progress: OnProgress = quiet,
         stop: StopRequest | None = None,
     ) -> MapperState:
-        """Train a mapper, or go on from the last finished epoch of a run with the same pictures.
+        """Train a mapper, or resume from the last finished epoch of a run with the same maps.
 
         Args:
-            train_maps: Pictures to learn from.
-            held_out_maps: Pictures whose loss is logged.
+            train_maps: Maps to train on.
+            held_out_maps: Maps whose loss is logged.
             run: Keeps log and state.
             on_progress: Called after every epoch.
             stop: Asked after every epoch.
@@ -208,7 +208,7 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
             network.save(partial)
 
     def evaluate(self, model: Any, processor: Any, state: TrainState[Mapper], output: Path) -> dict[str, Any]:
-        """Relevance that stays in the pictures held out; see `kept_shares`."""
+        """Relevance retained in the held-out maps; see `kept_shares`."""
         assert isinstance(state, MapperState)
         return {"held_out": len(state.held_out_maps), "measured": kept_shares(state.network, state.held_out_maps)}
 
@@ -221,24 +221,24 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
     def report(self, document: dict[str, Any]) -> Iterable[str]:
         """A line for every budget."""
         yield f"{document['output']} written: {document['images']} images, {document['epochs']} epochs."
-        yield f"Relevance that stays in {document['held_out']} held-out pictures:"
+        yield f"Relevance retained in {document['held_out']} held-out images:"
         for budget, shares in document["measured"].items():
             listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
             yield f"  {budget} of the tokens: {listed}"
 
 
 class SampleFiles:
-    """What was found of every sample of a run, one file each.
+    """The relevance maps of a run's samples, one file per sample.
 
     Args:
-        run: Whose directory they are in.
+        run: The run.
     """
 
     def __init__(self, run: RunDirectory) -> None:
         self._folder = run.path / "samples"
 
     def read(self, number: int) -> list[RelevanceMap] | None:
-        """What was found of a sample; None: nothing yet.
+        """Read the maps of a sample; None: not computed yet.
 
         Raises:
             FoveateError: its file is damaged.
@@ -258,7 +258,7 @@ class SampleFiles:
         ]
 
     def write(self, number: int, maps: list[RelevanceMap]) -> None:
-        """Write what was found of a sample."""
+        """Write the maps of a sample."""
         tensors = {f"{place}.{name}": value.contiguous() for place, map_ in enumerate(maps)
                    for name, value in vars(map_).items()}  # fmt: skip
         self._folder.mkdir(exist_ok=True)
@@ -278,7 +278,7 @@ def collect_relevance_maps(
     on_progress: OnProgress = quiet,
     stop: StopRequest | None = None,
 ) -> list[list[RelevanceMap]]:
-    """What to learn from every sample: read where it is known, found by the model where it is not.
+    """Relevance maps of all samples: read from the run's files, or computed with the model.
 
     Args:
         model: A model of a known family.
@@ -290,7 +290,7 @@ def collect_relevance_maps(
         stop: Asked before every sample; what is known until then is returned.
 
     Raises:
-        FoveateError: a sample cannot be read, or the model cannot be asked.
+        FoveateError: a sample cannot be read, or the model does not fit.
     """
     files, stop, collected = SampleFiles(run), stop or StopRequest(), []
     for number, draw in enumerate(samples):
@@ -315,9 +315,9 @@ def collect_relevance_maps(
 
 
 def split_maps(samples: list[list[RelevanceMap]]) -> tuple[list[RelevanceMap], list[RelevanceMap]]:
-    """Pictures to learn from and pictures held out, from different samples.
+    """Split maps into training and held-out ones, from different samples.
 
-    A picture whose tokens are all alike to the answer, or that has a single one, teaches nothing and is left out.
+    A map with equal relevance of all tokens, or with a single token, is uninformative and dropped.
 
     Raises:
         FoveateError: there are too few.
@@ -329,7 +329,7 @@ def split_maps(samples: list[list[RelevanceMap]]) -> tuple[list[RelevanceMap], l
     )
     if not held_out_maps or not train_maps:
         raise FoveateError(
-            f"{len(samples)} samples leave {len(train_maps)} images to train on and {len(held_out_maps)} to evaluate on; "
+            f"{len(samples)} samples leave {len(train_maps)} images to train on and {len(held_out_maps)} to test on; "
             "give more samples, with images of at least two tokens."
         )
     return train_maps, held_out_maps
@@ -345,7 +345,7 @@ def _loss(mapper: Mapper, map_: RelevanceMap) -> Tensor:
 
 
 def _digest(maps: Sequence[RelevanceMap]) -> str:
-    """Changes when a picture does."""
+    """Hash of maps."""
     digest = hashlib.sha256()
     for map_ in maps:
         digest.update(map_.target.numpy().tobytes() + map_.attention.numpy().tobytes())
@@ -353,7 +353,7 @@ def _digest(maps: Sequence[RelevanceMap]) -> str:
 
 
 def kept_shares(mapper: Mapper, maps: Sequence[RelevanceMap]) -> dict[str, dict[str, float]]:
-    """Share of the relevance that stays at every budget, mean over pictures, of whom to listen to.
+    """Relevance retained at each budget, averaged over maps, by selector.
 
     Returns:
         For every budget of `BUDGETS`: ``mapper``, ``attention`` (first-layer attention as it is), ``random`` (what is

@@ -34,7 +34,7 @@ from foveate.training.methods.shared.relevance_targets import continued, read_ex
 
 @dataclass(frozen=True)
 class DraftSample:
-    """One conversation as a draft learns it.
+    """One conversation as a training sample of a draft.
 
     Args:
         features: (L + A - 1, d), the model's last features of the prompt and of its answer but the last token.
@@ -51,7 +51,7 @@ class DraftSample:
 
 @torch.no_grad()
 def record_conversation(model: Any, processor: Any, example: Example, own_answers: int | None) -> DraftSample:
-    """Let a model read a conversation, or read its question and answer it.
+    """Record a model's features on a conversation, or on its question and the model's own answer.
 
     Args:
         model: A model of a known family, without a plan or draft attached.
@@ -104,7 +104,7 @@ WAYS: dict[str, dict[str, int]] = {"default": {}, "chain": {"top_k": 1}}
 def measure(
     model: Any, processor: Any, draft: Draft, examples: Sequence[Example], max_new_tokens: int
 ) -> dict[str, dict[str, Any]]:
-    """How a draft does on held-out questions, in its own shape and as a chain.
+    """Evaluate a draft on held-out questions, in its own shape and as a chain.
 
     Args:
         model: The model that the draft is for.

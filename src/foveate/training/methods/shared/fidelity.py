@@ -1,4 +1,4 @@
-"""What plans inside a language model do to its answers on held-out questions: how far they are from all tokens'."""
+"""Fidelity of plans: distance of their answers to the full model's on held-out questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foveate.training.methods.shared.teacher_forcing import RecordedActivations,
 def measure(
     model: Any, processor: Any, examples: Sequence[Example], plans: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """What plans do to the answers of a model, mean over the tokens of all answers.
+    """Measure the fidelity of plans, averaged over the tokens of all answers.
 
     Args:
         model: A model of a known family, without a plan attached.
@@ -28,8 +28,8 @@ def measure(
 
     Returns:
         For "full model" and every plan ``loss``, the cross-entropy of the answers in nats; ``kl``, the divergence from
-        the untouched model in nats; ``agreement``, the share of tokens whose most probable value is the untouched
-        model's; ``tokens``, the share of visual tokens left in the last layer.
+        the full model in nats; ``agreement``, the share of tokens whose most probable value is the full
+        model's; ``tokens``, the share of visual tokens remaining in the last layer.
     """
     sums = {plan: torch.zeros(3, dtype=torch.float64) for plan in ("full model", *plans)}
     counted = dict.fromkeys(sums, 0)

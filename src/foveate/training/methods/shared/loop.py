@@ -1,4 +1,4 @@
-"""How small networks beside a model are trained: the steps, and runs that go on where they stood.
+"""The training loop of small networks, with resumable runs.
 
 The model keeps its weights. What a step learns from follows from the number of the step alone, so that a run that was
 stopped gives the same weights as one that was not.

@@ -1,4 +1,4 @@
-"""Questions about images that small networks learn from and are measured on: of files, or about rendered images."""
+"""Training and held-out questions about images: from files, or rendered."""
 
 from __future__ import annotations
 

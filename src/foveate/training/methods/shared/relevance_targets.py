@@ -1,4 +1,4 @@
-"""Which visual tokens an answer of a live model rests on: attention x gradient roll-out (arXiv 2506.01097).
+"""Relevance of visual tokens for an answer: attention x gradient roll-out (arXiv 2506.01097).
 
 Attention matrices are formed here and nowhere else in foveate: their gradients are what the method learns from. Only
 the language model attends eagerly, and only for one pass an answer.
@@ -36,7 +36,7 @@ _TYPES = ("token_type_ids", "mm_token_type_ids")
 
 @dataclass(frozen=True)
 class RelevanceMap:
-    """One image, or one crop of a tiled image, to learn from.
+    """Training example: first-layer attention and relevance of one image, or one crop of a tiled image.
 
     Args:
         attention: (rows, columns), what the prompt's text pays in the first decoder layer.
@@ -51,7 +51,7 @@ class RelevanceMap:
 
 @dataclass(frozen=True)
 class _Recorder(PreLLMMethod):
-    """Keeps everything, and a note of every image as a method sees it at inference."""
+    """Keeps all tokens, and records the inputs that a method gets at inference."""
 
     found: list[VisualTokens] = field(default_factory=list)
 
@@ -112,7 +112,7 @@ def read_example(model: Any, processor: Any, example: Example) -> tuple[dict[str
 
 
 def explain(model: Any, inputs: dict[str, Any], answer: Tensor | int) -> list[RelevanceMap]:
-    """What to learn from one prompt: first-layer attention and relevance of its images, crop by crop.
+    """Relevance maps of one prompt: first-layer attention and relevance of its images, crop by crop.
 
     Args:
         model: A model of a known family, without a plan attached. It is left as it was.

@@ -1,4 +1,4 @@
-"""What small networks inside a language model learn from: prompts with their answers, as its layers see them.
+"""Teacher-forced activations for training per-layer modules.
 
 The encoder runs once a prompt. What the language model was called with is kept, so that it can be called again with
 parts of it changed: on a small model the encoder is most of the work.
@@ -30,7 +30,7 @@ from foveate.training.methods.shared.relevance_targets import continued, read_ex
 
 @dataclass(frozen=True)
 class Recorder(DecoderMethod):
-    """Keeps everything, and a note of what a method would see of every image at every layer."""
+    """Keeps all tokens, and records the inputs that a method would get."""
 
     found: list[LayerTokens] = field(default_factory=list)
 
@@ -63,7 +63,7 @@ class RecordedActivations:
         rows: (A,) where that is.
         answer: (A,) token ids.
         inputs: What the model was called with.
-        looking: Queries and keys of the layer that was asked for, if one was.
+        attention: Queries and keys of the requested layer, if any.
     """
 
     tokens: dict[int, list[LayerTokens]]
@@ -140,7 +140,7 @@ def _observed(text: Any, layer: int | None, observer: Callable[..., None]) -> Ge
 
 @contextmanager
 def encoding_once(model: Any) -> Generator[None]:
-    """Inside this context the encoder runs once for the same pixels, for plans that ask nothing of it."""
+    """Cache the encoder's outputs by its inputs while the context is open, for plans that need no measurements."""
     family = family_of(model)
     tower: Any = family.vision_tower(family.core(model))
     cached: list[tuple[list[Any], Any]] = []
