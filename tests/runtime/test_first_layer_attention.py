@@ -11,7 +11,7 @@ import torch
 import foveate
 from foveate import FoveateError
 from foveate.core.attention import Attention
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.runtime.first_layer_attention import queries_and_keys
 from tests.families.zoo import IMAGE, zoo
@@ -57,7 +57,7 @@ def test_families_without_such_a_layer_are_refused_when_attaching(name: str) -> 
 
 
 @dataclass(frozen=True)
-class _Asking(Method):
+class _Asking(PreLLMMethod):
     """Keeps everything, and asks what text looks at."""
 
     name: ClassVar[str] = "asking"
