@@ -16,7 +16,7 @@ from foveate.core.registry import all_methods
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, families
 from foveate.methods.entries import Entry, Verdict, refuse_unknown
-from foveate.runtime.requirements import check_sites, missing_need, is_substituted
+from foveate.runtime.requirements import check_sites, is_substituted, missing_need
 
 __all__ = ["Entry", "Verdict", "gallery", "verdict"]
 
