@@ -166,7 +166,7 @@ def test_an_exported_model_is_loaded_like_any_other(made, tmp_path):
     assert type(loaded) is type(model)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
-    answer = foveate.request(EXAMPLES[1].images[0], "What is written?", model=str(folder), plan="random:4")
+    answer = foveate.ask(EXAMPLES[1].images[0], "What is written?", model=str(folder), plan="random:4")
     assert answer.tokens.read == 4
     again, _ = build_model(ModelChoice(pretrained=str(folder)), 0)
     assert again.training and type(again) is type(model)
@@ -268,7 +268,7 @@ def test_a_window_is_a_number_of_pixels_where_sizes_are_free():
 
 def test_windows_are_refused_where_recipes_choose_sizes():
     _, processor = new_model(NewModel(vision=VISION, text=TEXT), seed=0)
-    with pytest.raises(FoveateError, match="`window` is for llava, qwen2.5-vl; images of llava-uhd"):
+    with pytest.raises(FoveateError, match="`window` is for llava, qwen2.5-vl; leave it out for llava-uhd"):
         Collator(processor, answers=False, window=2)
 
 

@@ -34,8 +34,8 @@ def test_modules_train_with_the_connector_and_come_back(tmp_path, data):
     model, processor = foveate.load(run.output / "model")
     assert model.model.vision_remember["1"].out.weight.any()
     image = tmp_path / "3.png"
-    answer = foveate.request(image, "Read.", (model, processor), max_new_tokens=8).text
-    assert foveate.request(image, "Read.", run.output / "model", max_new_tokens=8).text == answer
+    answer = foveate.ask(image, "Read.", (model, processor), max_new_tokens=8).text
+    assert foveate.ask(image, "Read.", run.output / "model", max_new_tokens=8).text == answer
     more = recipe(tmp_path / "more", small_stage(data, steps=1), model={"from": str(run.output / "model")})
     assert Run(parse_recipe(more), workers=0).train().finished
 

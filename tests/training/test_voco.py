@@ -37,8 +37,8 @@ def test_a_model_learns_to_answer_through_two_tokens(tmp_path, data):
     model, processor = foveate.load(run.output / "model")
     assert (model.config.num_voco_tokens, processor.num_voco_tokens) == (2, 2)
     memory = ImageMemory(model, processor, tmp_path / "3.png")
-    answer = foveate.request(tmp_path / "3.png", "Read.", (model, processor), max_new_tokens=8)
-    assert memory.request("Read.", 8) == answer.text
+    answer = foveate.ask(tmp_path / "3.png", "Read.", (model, processor), max_new_tokens=8)
+    assert memory.ask("Read.", 8) == answer.text
     assert set(memory.lengths) == {memory.tokens - answer.tokens.read}
 
     # The folder is trained on as it is, and refuses what its tokens hide.
