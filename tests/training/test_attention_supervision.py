@@ -148,7 +148,7 @@ def test_telling_other_layers_leaves_nothing_of_the_first() -> None:
 
 def test_models_that_cannot_be_told_are_named() -> None:
     model, _ = small(model_type="qwen3", num_key_value_heads=2, head_dim=16)
-    with pytest.raises(FoveateError, match="Qwen3Model has another"):
+    with pytest.raises(FoveateError, match="which Qwen3Model lacks"):
         AttentionSupervision(model.model.language_model, [0])
     model, _ = small()
     with pytest.raises(FoveateError, match=r"\[0, 5\] are not all between 0 and 1"):

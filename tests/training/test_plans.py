@@ -130,7 +130,7 @@ def test_the_learner_takes_the_loss_that_the_model_takes(model, processor, data)
         ({"plan": "pool-decoder:25%@2", "loss": {"answer_attention": 1}}, "answer_attention supervises attention"),
         (
             {"plan": "pool-decoder:25%", "loss": {"answer": 0, "cells": 1}, "train": {"vision_tower": 1e-3}},
-            "the language model does not run",
+            "a plan needs the language model, which does not run",
         ),
         ({"plan": "tome:50%", "loss": {"cells": 1}}, "read every token of the encoder"),
     ],

@@ -38,7 +38,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 def seen_of(loaded: tuple[Any, Any], number: int = 0) -> RecordedActivations:
-    return record(*loaded, EXAMPLES(number), (1,), attention=1)
+    return record(*loaded, EXAMPLES(number), (1,), attention_layer=1)
 
 
 def modules(size: int, seed: int = 0) -> nn.ModuleDict:
