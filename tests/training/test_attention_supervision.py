@@ -151,7 +151,7 @@ def test_models_that_cannot_be_told_are_named() -> None:
     with pytest.raises(FoveateError, match="which Qwen3Model lacks"):
         AttentionSupervision(model.model.language_model, [0])
     model, _ = small()
-    with pytest.raises(FoveateError, match=r"\[0, 5\] are not all between 0 and 1"):
+    with pytest.raises(FoveateError, match=r"layers from 0 to 1, not \[0, 5\]"):
         AttentionSupervision(model.model.language_model, [0, 5])
 
 
