@@ -1,7 +1,7 @@
-"""What differs between versions of `transformers`, and every private name of it that foveate uses.
+"""Compatibility with versions of `transformers`, and every private name of it that foveate uses.
 
-No other file asks for a version or touches a private name of `transformers`. A release that renames or moves one of
-these things is met here, and what cannot be found ends in a `FoveateError`: a hook that finds nothing must not pass
+No other file checks a version or uses a private name of `transformers`. A release that renames or moves one of
+these names is handled here, and a missing name ends in a `FoveateError`: a hook that finds no target must not pass
 for one that had nothing to do.
 """
 
@@ -52,17 +52,19 @@ _UNKNOWN_CACHE = "this version of transformers hands the cache over in a way tha
 
 
 def tested_versions() -> SpecifierSet:
-    """The versions of transformers that foveate is tested with, as its package requires; all, where that is unknown."""
+    """Versions of transformers that foveate is tested with, from its requirements; all where these are unknown."""
     try:
-        found = [Requirement(text) for text in requires("foveate") or ()]
+        requirements = [Requirement(text) for text in requires("foveate") or ()]
     except PackageNotFoundError:  # run from its source, without being installed
         return SpecifierSet()
-    return next((one.specifier for one in found if one.name == "transformers"), SpecifierSet())
+    return next(
+        (requirement.specifier for requirement in requirements if requirement.name == "transformers"), SpecifierSet()
+    )
 
 
 @functools.cache
 def warn_if_untested() -> None:
-    """Warn, once a process, where transformers is of a version that foveate is not tested with."""
+    """Warn, once per process, if foveate is not tested with this version of transformers."""
     tested = tested_versions()
     if not tested.contains(transformers.__version__, prereleases=True):
         bounds = ", ".join(sorted(map(str, tested), reverse=True))
@@ -77,7 +79,7 @@ def warn_if_untested() -> None:
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a call, by any of its names; None where none is given."""
+    """The cache among the arguments of a call, under any of its names; None where there is none."""
     return next((arguments[name] for name in CACHE_NAMES if arguments.get(name) is not None), None)
 
 
@@ -98,7 +100,7 @@ def cache_of(output: Any) -> Any:
 
 
 def cache_for_call(text: nn.Module, arguments: Mapping[str, Any]) -> Any:
-    """The cache that a call of a language model writes to, made as the model would make it where none is given.
+    """The cache of a call of a language model, created as the model would create it where none is given.
 
     Args:
         text: The language model.
@@ -108,7 +110,7 @@ def cache_for_call(text: nn.Module, arguments: Mapping[str, Any]) -> Any:
         The cache; None where the call uses none.
 
     Raises:
-        FoveateError: the call has no argument for a cache, so that it cannot be told which one it uses.
+        FoveateError: the call has no argument for a cache, so that its cache is unknown.
     """
     cache = cache_in(arguments)
     if cache is not None:
@@ -123,7 +125,7 @@ def cache_for_call(text: nn.Module, arguments: Mapping[str, Any]) -> Any:
 
 
 def _is_checkpointed(text: nn.Module) -> bool:
-    """Whether layers run again for their gradients, and therefore write to no cache."""
+    """Whether gradient checkpointing is active, in which layers write to no cache."""
     if not (text.training and torch.is_grad_enabled()):
         return False
     return any(getattr(module, "gradient_checkpointing", False) for module in text.modules())
@@ -136,7 +138,7 @@ def check_cache_returned(output: Any, cache: Any) -> None:
 
 
 def takes_cache(forward: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let a `forward` of foveate's own models, which names its argument `cache`, be called with any of its names."""
+    """Accept any name of the cache argument in a `forward` of foveate's own models."""
 
     @functools.wraps(forward)
     def renamed(*args: Any, **kwargs: Any) -> Any:
@@ -174,9 +176,9 @@ def _mixed_class(mixin: type, cls: type[Cache]) -> type[Cache]:
 
 
 def mix_into(cache: Cache, mixin: type) -> None:
-    """Let a live cache have the methods of `mixin` before those of its own class; twice is as once.
+    """Mix a class into a live cache; a second call changes nothing.
 
-    `generate` and the models keep references to the cache, so that no other object can take its place.
+    `generate` and the models keep references to the cache, so that it cannot be replaced by another object.
     """
     if not isinstance(cache, mixin):
         cache.__class__ = _mixed_class(mixin, type(cache))
@@ -193,7 +195,7 @@ def unmix(cache: Cache, mixin: type) -> None:
 
 
 def attention_name(config: Any) -> str:
-    """The attention function that a config names."""
+    """Name of the attention function in a config."""
     return config._attn_implementation or "eager"
 
 
@@ -205,9 +207,9 @@ def config_with_attention(config: Any, name: str) -> Any:
 
 
 def set_attention_name(config: Any, name: str) -> None:
-    """Let a config name another attention function; those of its parts stay as they are.
+    """Set the attention function of a config, without its sub-configs.
 
-    The public setter would change the configs of all parts as well.
+    The public setter would change all sub-configs as well.
     """
     config._attn_implementation_internal = name
     if attention_name(config) != name:
@@ -224,5 +226,5 @@ DEEPSTACK = "_deepstack_process"
 
 # Assisted decoding
 
-#: The method of a model with which `generate` makes what drafts tokens for it.
+#: The method of a model that returns the candidate generator of assisted decoding.
 CANDIDATE_GENERATOR = "_get_candidate_generator"

@@ -16,7 +16,7 @@ from foveate.core.registry import all_methods
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, families
 from foveate.methods.entries import Entry, Verdict, refuse_unknown
-from foveate.runtime.requirements import check_sites, lacks, stands_in
+from foveate.runtime.requirements import check_sites, is_substituted, missing_need
 
 __all__ = ["Entry", "Verdict", "gallery", "verdict"]
 
@@ -67,10 +67,10 @@ def _on_encoder(method: Any, family: Family, encoder: EncoderSpec) -> Verdict:
     conditions: dict[str, None] = {"needs-weights": None} if method.trained else {}
     substitute = False
     for need in needs:
-        refusal = lacks(method.name, need, family, encoder)
+        refusal = missing_need(method.name, need, family, encoder)
         if refusal is not None:
             return _no(refusal)
-        substitute |= stands_in(need, encoder)
+        substitute |= is_substituted(need, encoder)
         if need.kind == "text_feature":
             conditions["needs-text-features"] = None
     return Verdict("substitute" if substitute else "runs", conditions=tuple(conditions))

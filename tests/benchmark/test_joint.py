@@ -60,7 +60,7 @@ def test_a_quantised_cache_is_as_short_as_a_full_one(name: str, cache: str) -> N
     assert torch.equal(small[0], full[0])  # the prompt is read before it is quantised
     error = (small[1:] - full[1:]).abs().mean() / full.std()
     assert 0 < error < CLOSE[cache]
-    assert kept.get_seq_length() == plain.get_seq_length() > len(kept.foveate_kept.columns[0])
+    assert kept.get_seq_length() == plain.get_seq_length() > len(kept.foveate_state.columns[0])
     assert cache_bytes(kept)[0] < 0.6 * cache_bytes(plain)[0]
     assert (small_bytes, plain_bytes) == (sum(cache_bytes(kept)), sum(cache_bytes(plain)))
     assert "generate" not in vars(model)

@@ -171,9 +171,9 @@ def test_attending_apart_is_attending_to_what_is_read(batch: int, heads: int, bi
 def test_who_attends_apart_is_given_what_came_last() -> None:
     layer = mixed(*states())
     layer.store(*halves(2, 20))
-    layer.apart = True
+    layer.skip_decoding = True
     key, value = states(count=1, seed=1)
     assert torch.equal(layer.update(key, value)[0], key)
     assert layer.get_seq_length() == 21
-    layer.apart = False
+    layer.skip_decoding = False
     assert layer.update(key, value)[0].shape[2] == 22

@@ -91,7 +91,7 @@ def prompts(name: str, model: Any) -> list[dict[str, Any]]:
 
 def call_of(model: Any, method: str) -> Callable[[dict[str, Any]], Tensor]:
     """What is compared: what is written, or else the logits."""
-    return partial(_written, model) if writes(method) else partial(_logits, model)
+    return partial(_write, model) if writes(method) else partial(_logits, model)
 
 
 def _logits(model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -99,7 +99,7 @@ def _logits(model: Any, inputs: dict[str, Any]) -> Tensor:
         return model(**inputs).logits
 
 
-def _written(model: Any, inputs: dict[str, Any]) -> Tensor:
+def _write(model: Any, inputs: dict[str, Any]) -> Tensor:
     return model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0)
 
 

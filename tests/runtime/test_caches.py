@@ -13,11 +13,11 @@ from transformers import DynamicCache, StaticCache
 import foveate
 from foveate import FoveateError, compat
 from foveate.families import family_of
-from foveate.kv_cache.cache_view import kept_of
+from foveate.kv_cache.pruned_cache import state_of
 from tests.families.zoo import Specimen, zoo
 from tests.runtime.matrix import inside_pairs
 
-REFUSED = "this cache was filled by a model that read through"
+REFUSED = "this cache was filled under"
 ONE = (((3, 4),),)
 #: A plan before the language model on all models, and those inside it where layers can be shortened.
 PAIRS = [*((name, "divprune:3") for name in sorted(zoo())), *inside_pairs()]
@@ -59,8 +59,8 @@ def test_a_shortened_cache_goes_on_under_its_plan_alone(name: str, plan: str) ->
         read(model, inputs, again)
         twin = copy.deepcopy(cache)
         expected = read(model, more, again)
-    kept = kept_of(cache)
-    if kept is None or kept.whole:  # nothing was left out: an ordinary cache, also with layers in few bits
+    kept = state_of(cache)
+    if kept is None or kept.complete:  # nothing was left out: an ordinary cache, also with layers in few bits
         torch.testing.assert_close(read(model, more, copy.deepcopy(cache)), expected)
     else:
         for held in (cache, twin):
@@ -123,7 +123,7 @@ def test_a_pass_that_failed_half_way_leaves_no_cache_to_go_on_with() -> None:
             with pytest.raises(KeyboardInterrupt):
                 read(model, inputs, cache)
             hook.remove()
-            with pytest.raises(FoveateError, match="a pass failed half-way"):
+            with pytest.raises(FoveateError, match="a pass was interrupted"):
                 read(model, longer(inputs, 1), cache)
         with pytest.raises(FoveateError, match=REFUSED):
             read(model, longer(inputs, 1), cache)

@@ -74,7 +74,7 @@ def test_a_copy_is_the_model_alone(name: str, method: str, tmp_path: Path) -> No
         assert all(one.data_ptr() != other.data_ptr() for one, other in pairs)
         with attach(name, method, twin, tmp_path):
             assert torch.equal(call_of(twin, method)(inputs), attached)
-        with pytest.raises(FoveateError, match=r"restore that first, or take copy\.deepcopy"):
+        with pytest.raises(FoveateError, match=r"restore that first, or use copy\.deepcopy"):
             copy.copy(model)
         for forbidden in (copy.copy, copy.deepcopy, pickle.dumps):
             with pytest.raises(FoveateError, match="belongs to one live model"):

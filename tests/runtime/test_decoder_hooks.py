@@ -359,7 +359,9 @@ def test_static_caches_of_windows_are_refused() -> None:
     inputs = specimen.prompts(model, ROWS)
     with foveate.compress(model, "fastv:3@2"):
         assert len(answers(model, inputs)) == len(ROWS)
-        with pytest.raises(FoveateError, match="layer 2, which looks back 12 tokens; a static cache cannot hold less"):
+        with pytest.raises(
+            FoveateError, match="layer 2, which has a sliding window of 12 tokens; a static cache cannot hold fewer"
+        ):
             answers(model, inputs, cache_implementation="static")
 
 

@@ -11,7 +11,7 @@ import torch
 import foveate
 from foveate import FoveateError
 from foveate.core.attention import Attention
-from foveate.core.pre_llm import Method
+from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
 from foveate.runtime.first_layer_attention import queries_and_keys
 from tests.families.zoo import IMAGE, zoo
@@ -45,7 +45,7 @@ def test_attention_is_that_of_the_eager_model(name: str) -> None:
 
 
 def test_a_model_without_such_a_layer_is_refused() -> None:
-    with pytest.raises(FoveateError, match="the first layer of Linear cannot be asked"):
+    with pytest.raises(FoveateError, match="first-layer attention cannot be computed for a Linear"):
         queries_and_keys(torch.nn.Linear(2, 2), torch.zeros(1, 2, 2), None)
 
 
@@ -57,7 +57,7 @@ def test_families_without_such_a_layer_are_refused_when_attaching(name: str) -> 
 
 
 @dataclass(frozen=True)
-class _Asking(Method):
+class _Asking(PreLLMMethod):
     """Keeps everything, and asks what text looks at."""
 
     name: ClassVar[str] = "asking"

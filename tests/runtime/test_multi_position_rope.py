@@ -13,7 +13,7 @@ from foveate import FoveateError
 from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import Selection
 from foveate.methods.pre_llm.ppe import rotary_angles, rotary_ids
-from foveate.runtime.multi_position_rope import Carrying, carried_ids
+from foveate.runtime.multi_position_rope import MultiPositionRoPE, member_position_ids
 from foveate.runtime.patches import Patches
 from tests.families.zoo import zoo
 
@@ -65,15 +65,15 @@ def test_tokens_of_one_member_are_rotated_as_ever() -> None:
     columns = torch.tensor([[-1, 0, 2, 3]])
     selection = Selection(torch.tensor([0, 2]), positions=torch.tensor([[0, 0], [2, 2]]))
     chosen = [PlacedSelection(0, torch.tensor([0, 1, 2]), selection)]
-    ids = carried_ids(torch.tensor([[0, 5, 7, 8]]), torch.tensor([[5, 6, 7, 8]]), columns, chosen)
+    ids = member_position_ids(torch.tensor([[0, 5, 7, 8]]), torch.tensor([[5, 6, 7, 8]]), columns, chosen)
     assert [member.tolist() for member in ids] == [[[0, 5, 7, 8]]] * 2
     rotary = model.model.language_model.rotary_emb
     x = torch.zeros(1, 4, 1)
     before = rotary(x, ids[0])
-    carrying = Carrying(model.model.language_model)
+    carrying = MultiPositionRoPE(model.model.language_model)
     with Patches() as patches:
         carrying.attach(patches)
-        with carrying.carrying(ids):
+        with carrying.use_positions(ids):
             for now, then in zip(rotary(x, ids[0]), before, strict=True):
                 assert torch.equal(now, then)
     assert not rotary._forward_hooks
@@ -84,6 +84,6 @@ def test_positions_that_are_counted_anew_cannot_be_carried() -> None:
     model = specimen.model()
     with (
         foveate.compress(model, "ppe:4", positions="contiguous"),
-        pytest.raises(FoveateError, match="several positions of the original sequence"),
+        pytest.raises(FoveateError, match="several original positions"),
     ):
         model(**specimen.prompts(model, [((1, 1),)]))

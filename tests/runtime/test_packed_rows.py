@@ -365,7 +365,7 @@ def refused(specimen: Specimen, inputs: dict[str, Any], match: str, plan: str = 
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_layers_are_refused(name: str) -> None:
     _, row = samples_of(zoo()[name])
-    refused(zoo()[name], row, "linear attention read a row as one causal sample")
+    refused(zoo()[name], row, "linear-attention layers of .* read a row as one causal sample")
 
 
 @pytest.mark.parametrize("name", ["glm-4v", "qwen2-vl", "qwen2.5-vl"])
@@ -381,7 +381,7 @@ def test_edges_that_attention_does_not_read_are_refused() -> None:
     told = {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": 40, "max_length_k": 40}
     expected = torch.cat([sample["position_ids"] for sample in samples], dim=1)
     through = torch.arange(expected.shape[1])[None]
-    refused(zoo()["llava"], {**row, **told, "position_ids": through}, "which sdpa attention does not read")
+    refused(zoo()["llava"], {**row, **told, "position_ids": through}, "which sdpa attention ignores")
     model = zoo()["llava"].model()
     with foveate.compress(model, "uniform:3"):
         assert torch.equal(logits(model, {**row, **told}), logits(model, row))
@@ -391,10 +391,8 @@ def test_other_refusals() -> None:
     specimen = zoo()["llava"]
     inputs = alone(specimen, 0)
     length = inputs["input_ids"].shape[1]
-    refused(
-        specimen, {**inputs, "attention_mask": torch.ones(1, length, length)}, "mask of shape .* cannot be shortened"
-    )
-    refused(specimen, {**inputs, "bias_ids": torch.ones(1, length)}, "given bias_ids of shape .* leave it out")
+    refused(specimen, {**inputs, "attention_mask": torch.ones(1, length, length)}, "mask of shape .* cannot be pruned")
+    refused(specimen, {**inputs, "bias_ids": torch.ones(1, length)}, "gets bias_ids of shape .* leave it out")
     cut = inputs["position_ids"].clone()
     middle = int((inputs["input_ids"][0] == IMAGE).nonzero()[4])
     cut[:, middle:] -= middle

@@ -325,7 +325,7 @@ def test_bad_input(tower, pixels):
     with refused("needs-plain-encoder"), merging(ViTModel(ViTConfig(**SIZES)), ToMe(), 9):
         pass
     with merging(tower, ToMe(), 9) as active:
-        with pytest.raises(FoveateError, match="no image"):
+        with pytest.raises(FoveateError, match="has not read an image"):
             _ = active.selections
         with refused("attached-already"), merging(tower, ToMe(), 9):
             pass
@@ -334,7 +334,7 @@ def test_bad_input(tower, pixels):
         run(tower, pixels)
     with pytest.raises(FoveateError, match="there are none"):
         calibrate(tower, [], 9)
-    with pytest.raises(FoveateError, match="40 of them cannot stay"):
+    with pytest.raises(FoveateError, match="not 40"):
         calibrate(tower, [pixels], 40)
     with pytest.raises(FoveateError, match="4 blocks"), merging(tower, ToMe(), 9, output_layer=-6):
         pass

@@ -74,22 +74,25 @@ def made(request):
 def test_every_kind_is_known_by_its_model_and_its_processor(made):
     name, model, processor = made
     assert architecture_of(model) is architecture_of(processor) is ARCHITECTURES[name]
-    with pytest.raises(FoveateError, match="Linear cannot be trained here; possible are llava-uhd, llava, qwen2.5-vl"):
+    with pytest.raises(
+        FoveateError,
+        match="Linear cannot be trained here; possible are llava-uhd, llava, qwen2.5-vl",
+    ):
         architecture_of(nn.Linear(1, 1))
 
 
 def test_what_the_heads_read_is_what_the_language_model_gets(made):
     name, model, processor = made
-    learner = TrainingModel(model)
+    training_model = TrainingModel(model)
     batch = Collator(processor, cells=True)(EXAMPLES)
     seen = {}
-    ARCHITECTURES[name].watch(model, seen.__setitem__)
+    ARCHITECTURES[name].capture_tokens(model, seen.__setitem__)
     read = []
     model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["inputs_embeds"]), with_kwargs=True
     )
     with torch.no_grad():
-        learner(**batch)
+        training_model(**batch)
     images = batch["input_ids"] == processor.image_token_id
     assert int(images.sum()) == len(batch["cells"]) == len(seen["tokens"])
     tokens = seen["tokens"]
@@ -122,18 +125,18 @@ def test_cells_are_those_of_the_patches_of_a_token(made):
 
 def test_loss_is_the_models_and_reaches_every_part(made):
     name, model, processor = made
-    learner = TrainingModel(model)
-    collate = Collator(processor, cells=True, pointing=True, pages=True, colours=True)
+    training_model = TrainingModel(model)
+    collate = Collator(processor, cells=True, answer_attention=True, pages=True, colours=True)
     batch = collate(EXAMPLES)
-    learner.point([0, 1])
-    sums = learner(**batch)
-    plain = {key: value for key, value in batch.items() if key not in ("cells", "pointers", "pages", "colours")}
+    training_model.supervise_answer_attention([0, 1])
+    sums = training_model(**batch)
+    plain = {key: value for key, value in batch.items() if key not in ("cells", "answer_targets", "pages", "colours")}
     loss = model(**plain).loss
     assert float(sums["answer_loss"] / sums["answer_tokens"]) == pytest.approx(float(loss), rel=1e-5)
-    assert int(sums["pointing_count"]) == 2 * 5
+    assert int(sums["answer_attention_count"]) == 2 * 5
     assert ("page_loss" in sums) == (name == "llava")
     sum(value for key, value in sums.items() if key.endswith("loss")).backward()
-    reached = {learner.part_of(n) for n, p in learner.named_parameters() if p.grad is not None}
+    reached = {training_model.part_of(n) for n, p in training_model.named_parameters() if p.grad is not None}
     bridge = "connector" if name == "llava" else "stages"
     assert reached == {"vision_tower", bridge, "language_model", "heads"}
 
@@ -141,11 +144,11 @@ def test_loss_is_the_models_and_reaches_every_part(made):
 def test_reading_is_learned(made):
     """A few hundred steps on two pages name every character of them: heads, places and gradients fit together."""
     name, model, processor = made
-    learner = TrainingModel(model)
+    training_model = TrainingModel(model)
     batch = Collator(processor, answers=False, cells=True, pages=True, colours=True)(EXAMPLES)
-    optimiser = torch.optim.AdamW(learner.parameters(), lr=3e-3)
+    optimiser = torch.optim.AdamW(training_model.parameters(), lr=3e-3)
     for _ in range(150):
-        sums = learner(**batch)
+        sums = training_model(**batch)
         loss = sum(value for key, value in sums.items() if key.endswith("loss"))
         optimiser.zero_grad()
         loss.backward()
@@ -202,13 +205,13 @@ def test_a_window_is_a_part_of_the_positions():
     expected = [cell_targets(e.characters[0], e.images[0].size, (2, 2), usual_cells(0)) for e in EXAMPLES]
     assert torch.equal(batch["cells"], torch.cat([torch.from_numpy(rows) for rows in expected]))
     # A tower that has only the positions of a window, on the same pixels, says the same; every window comes.
-    ARCHITECTURES["llava"].take_windows(model)
+    ARCHITECTURES["llava"].enable_windows(model)
     seen = {}
-    ARCHITECTURES["llava"].watch(model, seen.__setitem__)
+    ARCHITECTURES["llava"].capture_tokens(model, seen.__setitem__)
     table = model.model.vision_tower.embeddings.position_embedding.weight
     part, _ = new_model(NewModel(**{**vars(NEW["llava"]), "vision": {**CLIP, "image_size": 28}}), seed=0)
     own = {}
-    ARCHITECTURES["llava"].watch(part, own.__setitem__)
+    ARCHITECTURES["llava"].capture_tokens(part, own.__setitem__)
     corners = {(row, column) for row in range(3) for column in range(3)}
     found = set()
     for seed in range(60):
@@ -235,8 +238,8 @@ def test_answers_are_learned_from_windows_too(name, tokens):
     window = {"llava": 3, "qwen2.5-vl": 4}[name]
     batch = Collator(processor, cells=True, window=window)([written(56, 56, "abc"), written(56, 56, "7%")])
     assert ((batch["input_ids"] == processor.image_token_id).sum(1) == tokens).all()
-    learner = TrainingModel(model)
-    sums = learner(**batch)
+    training_model = TrainingModel(model)
+    sums = training_model(**batch)
     assert sums["answer_tokens"] == 3 + 1 + 2 + 1
     sums["answer_loss"].backward()
     assert all(parameter.grad is not None for parameter in model.model.language_model.parameters())
@@ -265,7 +268,7 @@ def test_a_window_is_a_number_of_pixels_where_sizes_are_free():
 
 def test_windows_are_refused_where_recipes_choose_sizes():
     _, processor = new_model(NewModel(vision=VISION, text=TEXT), seed=0)
-    with pytest.raises(FoveateError, match="`window` is for llava, qwen2.5-vl; images of llava-uhd"):
+    with pytest.raises(FoveateError, match="`window` is for llava, qwen2.5-vl; leave it out for llava-uhd"):
         Collator(processor, answers=False, window=2)
 
 

@@ -9,7 +9,12 @@ import torch
 from foveate import FoveateError
 from foveate.models.llava_uhd.modeling import LlavaUHDForConditionalGeneration
 from foveate.synthetic import Character, render
-from foveate.training.attention_supervision import NOWHERE, AttentionSupervision, answer_places, question_places
+from foveate.training.attention_supervision import (
+    NO_TARGET,
+    AttentionSupervision,
+    answer_token_indices,
+    question_token_indices,
+)
 from foveate.training.building import new_model
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
@@ -23,7 +28,7 @@ IMAGES = {"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}
 
 def small(**text) -> tuple[LlavaUHDForConditionalGeneration, Collator]:
     model, processor = new_model(NewModel(vision=dict(VISION), text={**TEXT, **text}, images=dict(IMAGES)), seed=0)
-    return model, Collator(processor, pointing=True)
+    return model, Collator(processor, answer_attention=True)
 
 
 def spelled(text: str, y: float, step: float = 10.0) -> list[Character]:
@@ -33,17 +38,17 @@ def spelled(text: str, y: float, step: float = 10.0) -> list[Character]:
 def test_places_of_an_answer() -> None:
     characters = [*spelled("Total", 10), *spelled("12 50", 40)]
     # 2 x 3 tokens of 32 px: "12 50" is in the lower row, at x = 5, 15, (25), 35, 45.
-    assert answer_places("12 50", characters, (96, 64), (2, 3)) == [3, 3, NOWHERE, 4, 4]
-    assert answer_places("Total", characters, (96, 64), (2, 3)) == [0, 0, 0, 1, 1]
+    assert answer_token_indices("12 50", characters, (96, 64), (2, 3)) == [3, 3, NO_TARGET, 4, 4]
+    assert answer_token_indices("Total", characters, (96, 64), (2, 3)) == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("answer", ["yes", "", " ", "total"])
 def test_what_is_not_written_has_no_place(answer: str) -> None:
-    assert answer_places(answer, spelled("Total", 10), (96, 64), (2, 3)) is None
+    assert answer_token_indices(answer, spelled("Total", 10), (96, 64), (2, 3)) is None
 
 
 def test_what_is_written_twice_has_no_place() -> None:
-    assert answer_places("ab", [*spelled("ab", 10), *spelled("ab", 40)], (96, 64), (2, 3)) is None
+    assert answer_token_indices("ab", [*spelled("ab", 10), *spelled("ab", 40)], (96, 64), (2, 3)) is None
 
 
 def test_pointers_of_a_conversation() -> None:
@@ -54,13 +59,13 @@ def test_pointers_of_a_conversation() -> None:
         sample.image, sample.question, sample.answer, sample.characters, sample.task, sample.more
     )
     batch = collator([example])
-    ids, labels, pointers = (batch[name][0] for name in ("input_ids", "labels", "pointers"))
+    ids, labels, pointers = (batch[name][0] for name in ("input_ids", "labels", "answer_targets"))
     image_token = collator.processor.image_token_id
     first = int((ids == image_token).nonzero()[0])
     rows, columns = (int(side) // 4 for side in batch["grid_hws"][0])
-    pointing = (pointers != NOWHERE).nonzero().flatten().tolist()
-    assert len(pointing) >= len(sample.answer.replace(" ", ""))
-    for position in pointing:
+    supervised = (pointers != NO_TARGET).nonzero().flatten().tolist()
+    assert len(supervised) >= len(sample.answer.replace(" ", ""))
+    for position in supervised:
         assert labels[position + 1] != -100
         assert ids[pointers[position]] == image_token
         row, column = divmod(int(pointers[position]) - first, columns)
@@ -77,7 +82,7 @@ def test_nothing_is_pointed_at_without_characters() -> None:
     _, collator = small()
     image = render("read_word", 1, size=(64, 64)).image
     batch = collator([Example.of_question(image, "What?", "word")])
-    assert (batch["pointers"] == NOWHERE).all()
+    assert (batch["answer_targets"] == NO_TARGET).all()
 
 
 @pytest.mark.parametrize("heads", [2, 4])
@@ -92,7 +97,7 @@ def test_the_score_is_the_attention_of_the_model_itself(heads: int) -> None:
     generator = random.Random(0)
     mask = torch.ones(3, 12, dtype=torch.long)
     mask[1, 9:] = 0
-    pointers = torch.full((3, 12), NOWHERE)
+    pointers = torch.full((3, 12), NO_TARGET)
     for row, position in ((0, 5), (0, 11), (1, 8), (2, 1)):
         pointers[row, position] = generator.randrange(position + 1)
     language_model.set_attn_implementation("eager")
@@ -102,7 +107,7 @@ def test_the_score_is_the_attention_of_the_model_itself(heads: int) -> None:
     loss, count, right = teacher.score(pointers, mask)
     expected, hits = 0.0, 0
     for attention in output.attentions:
-        for row, position in (pointers != NOWHERE).nonzero().tolist():
+        for row, position in (pointers != NO_TARGET).nonzero().tolist():
             weights = attention[row, 0, position]
             expected -= math.log(float(weights[pointers[row, position]].detach()))
             hits += int(weights.argmax() == pointers[row, position])
@@ -113,17 +118,17 @@ def test_the_score_is_the_attention_of_the_model_itself(heads: int) -> None:
     assert language_model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
 
 
-def test_pointing_is_learned(tmp_path) -> None:
+def test_answer_attention_is_learned(tmp_path) -> None:
     model, collator = small()
-    learner = TrainingModel(model)
-    learner.point([1])
+    training_model = TrainingModel(model)
+    training_model.supervise_answer_attention([1])
     samples = [render("read_word", seed, size=(96, 64), difficulty=0.0) for seed in range(4)]
     batch = collator([Example.of_question(s.image, s.question, s.answer, s.characters, s.task) for s in samples])
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(40):
-        sums = learner(**batch)
-        loss = sums["pointing_loss"] / sums["pointing_count"]
+        sums = training_model(**batch)
+        loss = sums["answer_attention_loss"] / sums["answer_attention_count"]
         losses.append(float(loss))
         optimiser.zero_grad()
         loss.backward()
@@ -133,40 +138,40 @@ def test_pointing_is_learned(tmp_path) -> None:
 
 def test_telling_other_layers_leaves_nothing_of_the_first() -> None:
     model, _ = small()
-    learner = TrainingModel(model)
+    training_model = TrainingModel(model)
     attentions = [layer.self_attn for layer in model.model.language_model.layers]
-    learner.point([0])
-    learner.point([1])
+    training_model.supervise_answer_attention([0])
+    training_model.supervise_answer_attention([1])
     assert [len(attention.q_proj._forward_hooks) for attention in attentions] == [0, 1]
     assert len(model.model.language_model.rotary_emb._forward_hooks) == 1
 
 
 def test_models_that_cannot_be_told_are_named() -> None:
     model, _ = small(model_type="qwen3", num_key_value_heads=2, head_dim=16)
-    with pytest.raises(FoveateError, match="Qwen3Model has another"):
+    with pytest.raises(FoveateError, match="which Qwen3Model lacks"):
         AttentionSupervision(model.model.language_model, [0])
     model, _ = small()
-    with pytest.raises(FoveateError, match=r"\[0, 5\] are not all between 0 and 1"):
+    with pytest.raises(FoveateError, match=r"layers from 0 to 1, not \[0, 5\]"):
         AttentionSupervision(model.model.language_model, [0, 5])
 
 
-def test_pointing_needs_the_language_model() -> None:
+def test_attention_supervision_needs_the_language_model() -> None:
     stage = {
         "name": "read",
         "steps": 1,
         "data": [{"easy_vqa": True}],
         "train": {"vision_tower": 1e-3, "heads": 1e-3},
-        "loss": {"answer": 0, "cells": 1, "pointing": 1},
+        "loss": {"answer": 0, "cells": 1, "answer_attention": 1},
     }
-    with pytest.raises(FoveateError, match="pointing: needs the language model"):
+    with pytest.raises(FoveateError, match="answer_attention: needs the language model"):
         parse_recipe({"output": "out", "model": {"from": "somewhere"}, "stages": [stage]})
 
 
 def test_places_of_a_question() -> None:
     characters = [*spelled("Total", 10), *spelled("12 50", 40), *spelled("due due", 60)]
-    places = question_places("The total: 12, due?", characters, (96, 64), (2, 3))
+    places = question_token_indices("The total: 12, due?", characters, (96, 64), (2, 3))
     # "The" is not written, "12" is too short, "due" stands there twice.
-    assert places == [NOWHERE] * 4 + [0, 0, 0, 1, 1] + [NOWHERE] * 10
+    assert places == [NO_TARGET] * 4 + [0, 0, 0, 1, 1] + [NO_TARGET] * 10
 
 
 def test_matches_of_a_conversation() -> None:
@@ -174,7 +179,7 @@ def test_matches_of_a_conversation() -> None:
     new = NewModel(
         vision=dict(VISION), text=dict(TEXT), images=dict(IMAGES), phrases=["What is the ", "<|im_start|>user\n"]
     )
-    collator = Collator(new_model(new, seed=0)[1], matching=True)
+    collator = Collator(new_model(new, seed=0)[1], question_attention=True)
     found = 0
     for seed in range(6):
         sample = render("read_field", seed, size=(192, 128))
@@ -182,10 +187,10 @@ def test_matches_of_a_conversation() -> None:
             sample.image, sample.question, sample.answer, sample.characters, sample.task, sample.more
         )
         batch = collator([example])
-        ids, matches = batch["input_ids"][0], batch["matches"][0]
+        ids, matches = batch["input_ids"][0], batch["question_targets"][0]
         first = int((ids == collator.processor.image_token_id).nonzero()[0])
         rows, columns = (int(side) // 4 for side in batch["grid_hws"][0])
-        for position in (matches != NOWHERE).nonzero()[:, 0].tolist():
+        for position in (matches != NO_TARGET).nonzero()[:, 0].tolist():
             assert batch["labels"][0, position] == -100
             row, column = divmod(int(matches[position]) - first, columns)
             held = [

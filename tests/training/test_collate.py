@@ -141,5 +141,5 @@ def test_a_template_that_rewrites_the_past_is_refused(processor):
 
 
 def test_a_conversation_without_an_answer_is_refused(processor):
-    with pytest.raises(FoveateError, match="without an answer"):
+    with pytest.raises(FoveateError, match="no turn of `gpt`"):
         Collator(processor)([Example([], turns(("human", "Hello")))])

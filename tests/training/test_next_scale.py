@@ -103,7 +103,7 @@ def test_a_run_that_was_stopped_gives_the_same_weights(tmp_path) -> None:
         def on_progress(stage: str, step: int, of: int, loss: float, stop=stop, wanted=wanted) -> None:
             nonlocal steps
             if (step if stage == "tokenizer" else 3 + step) == wanted:
-                stop.ask()
+                stop.request()
 
         parts, finished = train(config, RECIPE, RunDirectory(tmp_path / "parts", {}), on_progress, stop)
         assert finished == (wanted == 6)
@@ -153,7 +153,7 @@ def test_the_command_stops_goes_on_and_writes_a_model(tmp_path, capsys) -> None:
     record = json.loads((tmp_path / "model" / "training.json").read_text())
     assert record["held_out"] == document["held_out"] and record["training"]["steps"] == 3
     assert sum(p.numel() for p in loaded.parameters()) == document["parameters"]
-    for wrong, message in ((["--minutes", "0"], "above 0"), (["--no-resume"], "holds a run already")):
+    for wrong, message in ((["--minutes", "0"], "above 0"), (["--no-resume"], "contains a run already")):
         assert cli.main([*line, *wrong]) == 2
         assert message in json.loads(capsys.readouterr().out)["error"]
     assert cli.main(["train-next-scale"]) == 2

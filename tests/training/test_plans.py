@@ -91,7 +91,7 @@ def test_routers_of_a_pyramid_learn_with_their_model(tmp_path, data):
     plan = handle_of(model).plan
     assert str(plan) == "dpn@1,2" and plan.steps[0].method._scales
     first = TrainingModel(build_model(whole.recipe.model, whole.recipe.seed)[0], whole.recipe.seed)
-    with first.following("dpn@1,2"):
+    with first.under_plan("dpn@1,2"):
         before = {layer: own.state_dict() for layer, own in first.routers.items()}
     for layer, own in read_networks(folder / "dpn", "dpn", build).items():
         assert any(not torch.equal(value, before[str(layer)][name]) for name, value in own.state_dict().items())
@@ -110,16 +110,16 @@ def test_the_learner_takes_the_loss_that_the_model_takes(model, processor, data)
     """A batch whose images differ in size: rows are padded after the pooling."""
     batch = Collator(processor)(read_conversations(data[0]["files"]["path"])[:4])
     model = copy.deepcopy(model).eval()
-    learner = TrainingModel(model)
+    training_model = TrainingModel(model)
     with torch.no_grad():
         for plan in ("pool-decoder:50%@1", "pyramiddrop:50%@1"):
-            with learner.following(plan):
-                sums = learner(**batch)
+            with training_model.under_plan(plan):
+                sums = training_model(**batch)
             with foveate.compress(model, plan):
                 expected = model(**batch).loss
             torch.testing.assert_close(sums["answer_loss"] / sums["answer_tokens"], expected)
             assert handle_of(model) is None
-        torch.testing.assert_close(learner(**batch)["answer_loss"] / sums["answer_tokens"], model(**batch).loss)
+        torch.testing.assert_close(training_model(**batch)["answer_loss"] / sums["answer_tokens"], model(**batch).loss)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_the_learner_takes_the_loss_that_the_model_takes(model, processor, data)
     [
         ({"plan": "pool-att:25%@2"}, r"stages\[0\].plan: unknown method 'pool-att'; did you mean pool-decoder"),
         ({"plan": "pool-decoder@2"}, r"stages\[0\].plan: pool-decoder needs a budget"),
-        ({"plan": "pool-decoder:25%@2", "loss": {"pointing": 1}}, "pointing tells where to look"),
+        ({"plan": "pool-decoder:25%@2", "loss": {"answer_attention": 1}}, "answer_attention supervises attention"),
         (
             {"plan": "pool-decoder:25%", "loss": {"answer": 0, "cells": 1}, "train": {"vision_tower": 1e-3}},
-            "the language model does not run",
+            "a plan needs the language model, which does not run",
         ),
         ({"plan": "tome:50%", "loss": {"cells": 1}}, "read every token of the encoder"),
     ],

@@ -24,7 +24,7 @@ def write_recipe(folder: Path, output: Path) -> Path:
         accumulate=2,
         steps=6,
         train=EVERYTHING | {"heads": 1e-3},
-        loss={"answer": 1, "cells": 0.5, "before": 0.5},
+        loss={"answer": 1, "cells": 0.5, "early_cells": 0.5},
     )
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(output, stage, log_every=1, save_every=3)), encoding="utf-8")
@@ -51,9 +51,9 @@ def test_two_processes_give_the_loss_of_one(tmp_path):
         assert set(a) == set(e)
         assert (a["processes"], e["processes"]) == (2, 1)
         assert a["samples"] == e["samples"]
-        for name in ("loss", "answer_loss", "cell_loss", "before_loss", "grad_norm"):
+        for name in ("loss", "answer_loss", "cell_loss", "early_cell_loss", "grad_norm"):
             assert a[name] == pytest.approx(e[name], rel=2e-5), (name, a["step"])
-        for name in ("answer_accuracy", "cell_accuracy", "before_accuracy"):
+        for name in ("answer_accuracy", "cell_accuracy", "early_cell_accuracy"):
             assert a[name] == pytest.approx(e[name], abs=1e-12), (name, a["step"])
     # One report, from one process.
     assert result.stdout.count('"finished": true') == 1

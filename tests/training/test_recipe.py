@@ -187,3 +187,12 @@ def test_cells_are_even_numbers(cells):
     with pytest.raises(FoveateError, match=r"recipe\.cells: .* must be even numbers of rows and columns"):
         parse_recipe(recipe(Path("out"), small_stage(RENDERED), cells=cells))
     assert parse_recipe(recipe(Path("out"), small_stage(RENDERED), cells=[2, 6])).cells == (2, 6)
+
+
+def test_former_names_of_losses_are_refused_with_their_new_ones() -> None:
+    loss = {"answer": 1, "pointing": 0.5, "pointing_layers": [0, 1]}
+    with pytest.raises(
+        FoveateError,
+        match="loss: pointing is now answer_attention, pointing_layers is now answer_attention_layers; rename them",
+    ):
+        parse_recipe(recipe(Path("out"), small_stage(RENDERED, loss=loss)))

@@ -29,7 +29,7 @@ def write_recipe(folder: Path, output: Path, steps: int) -> Path:
         name="read",
         steps=8,
         train={"vision_tower": 1e-3, "stages": 1e-3, "heads": 1e-3},
-        loss={"answer": 0, "cells": 1, "before": 0.5},
+        loss={"answer": 0, "cells": 1, "early_cells": 0.5},
         **shared,
     )
     answer = small_stage(
@@ -37,7 +37,7 @@ def write_recipe(folder: Path, output: Path, steps: int) -> Path:
         name="answer",
         steps=steps,
         train=EVERYTHING | {"heads": 1e-3},
-        loss={"answer": 1, "cells": 0.5, "before": 0.5},
+        loss={"answer": 1, "cells": 0.5, "early_cells": 0.5},
         optimizer="muon",
         **shared,
     )

@@ -121,9 +121,9 @@ def test_signals_ask_for_a_clean_stop():
     stop = StopRequest()
     before = signal.getsignal(signal.SIGTERM)
     with stop.on_signals():
-        assert not stop.wanted
+        assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wanted
+        assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -1,4 +1,4 @@
-"""What differs between model families: one short file each."""
+"""Model families: one adapter per file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def families() -> dict[str, Family]:
     """All families by name, in alphabetical order."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    found: list[type[Family]] = []
-    waiting = list(Family.__subclasses__())
-    while waiting:
-        cls = waiting.pop()
-        waiting += cls.__subclasses__()
+    classes: list[type[Family]] = []
+    pending = list(Family.__subclasses__())
+    while pending:
+        cls = pending.pop()
+        pending += cls.__subclasses__()
         if "name" in vars(cls):
-            found.append(cls)
-    return {cls.name: cls() for cls in sorted(found, key=lambda cls: cls.name)}
+            classes.append(cls)
+    return {cls.name: cls() for cls in sorted(classes, key=lambda cls: cls.name)}
 
 
 def family_of(model: Any) -> Family:
-    """The family of a `transformers` model: with its output layer, without it, or with one for retrieval or classes.
+    """The family of a `transformers` model, with or without an output layer or task head.
 
     Raises:
-        FoveateError: it is of none that foveate knows.
+        FoveateError: the model is of no known family.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     kinds = (kind, getattr(getattr(getattr(model, "vlm", None), "config", None), "model_type", None))

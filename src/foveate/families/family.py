@@ -1,4 +1,4 @@
-"""What the runtime asks of a model family."""
+"""The interface of a model family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """How the tokens of one image or clip are laid out, before any of them is left out.
+    """Layout of the tokens of one image or clip, before pruning.
 
     Args:
         count: Tokens N that the language model reads.
@@ -35,7 +35,7 @@ class ImageLayout:
 
 
 class Family(ABC):
-    """One family of models: where its seam, its encoder and its image tokens are.
+    """Adapter of one model family: its language model, encoder and image tokens.
 
     `core` is the model without its output layer (`model.model` in `transformers`, the class of `AutoModel`): it encodes
     images, puts their tokens among the text, and calls its language model with `inputs_embeds`. `call` is what
@@ -44,7 +44,7 @@ class Family(ABC):
 
     #: Name in listings.
     name: ClassVar[str]
-    #: What users call it.
+    #: Name for users.
     title: ClassVar[str]
     #: `config.model_type` of its models.
     model_types: ClassVar[tuple[str, ...]]
@@ -56,25 +56,25 @@ class Family(ABC):
     needs_torchvision: ClassVar[bool] = False
     #: Whether encoders of its models have a [CLS] token: of all (True,) or none (False,); (True, False): of some.
     cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
-    #: Encoder tokens that make one token of the language model, for towers whose merger is of fixed size.
+    #: Encoder tokens per token of the language model, for towers with a merger of fixed size.
     merge: ClassVar[int] = 1
-    #: Whether every patch becomes one token of the language model, by itself: methods inside the encoder need that.
+    #: Whether every patch becomes one token of the language model, which methods inside the encoder need.
     patchwise: ClassVar[bool] = False
-    #: Whether an image is several sequences of the encoder, its tiles, which together have one budget.
+    #: Whether an image is several sequences of the encoder, its tiles, which share one budget.
     tiled: ClassVar[bool] = False
-    #: Which of an image's tiles shows all of it, in families whose tiles are budgeted as images of their own.
+    #: The tile that shows the whole image, in families whose tiles are budgeted as separate images.
     whole_tile: ClassVar[Literal["first", "last"] | None] = None
-    #: Whether the language model's first layer can be asked what it looks at: it attends, with rotary positions that
+    #: Whether first-layer attention can be computed: the layer has attention, with rotary positions that
     #: are those of all layers.
     first_layer: ClassVar[bool] = True
-    #: Whether the layers of the language model take sequences that get shorter from one to the next: all attend, with
+    #: Whether the sequence can be pruned between the layers of the language model: all have attention, with
     #: keys and values of their own.
     decoder: ClassVar[bool] = True
-    #: Token type of what is answered, in models that are given token types.
+    #: Token type of answers, in models with token types.
     answer_type: ClassVar[int] = 0
 
     def core(self, model: nn.Module) -> Any:
-        """The model without its output layer, or whatever a model for retrieval or classes puts on it."""
+        """The model without its output layer or task head."""
         names = ("model", "vlm")
         return next((inner for name in names if (inner := getattr(model, name, None)) is not None), model)
 
@@ -110,24 +110,24 @@ class Family(ABC):
         return len(self.blocks(core)) - 1
 
     def tower(self, core: Any) -> EncoderSpec:
-        """What methods may know of the encoder."""
+        """Specification of the encoder, for methods."""
         return EncoderSpec(len(self.blocks(core)), self.has_cls(core), self.merge, self.output_layer(core))
 
     def check(self, core: Any, plan: Plan) -> None:
-        """Refuse a plan that acts on tokens which this model, as it is configured, does not have.
+        """Refuse a plan that does not fit this model's configuration.
 
         Raises:
-            FoveateError: the geometry is one that is not known, or not one for this plan.
+            FoveateError: the token geometry is unknown, or does not fit the plan.
         """
-        del core, plan  # as far as this class knows, any will do
+        del core, plan  # accepted by default
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
-        """Rows and columns of tokens of every image of a call, before it is made; None where images are no raster."""
+        """Token grids of the images of a call, before it runs; None where images are not single grids."""
         return None
 
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
-        """The arguments of a call with every image made smaller, to rasters of `grids` tokens."""
-        raise NotImplementedError  # only called where `grids` gives some
+        """Downscale the images in the arguments of a call to grids of `grids` tokens."""
+        raise NotImplementedError  # only called where `grids` returns grids
 
     # Tokens
 
@@ -136,7 +136,7 @@ class Family(ABC):
         """The layout of every image of a call."""
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
-        """Values (T, C) of the encoder's tokens, in its order and without [CLS], as values of the tokens: (N, C) each.
+        """Map values (T, C) of the encoder's tokens, in its order and without [CLS], to the image tokens: (N, C) each.
 
         Where a merger makes one token of `merge` consecutive ones, it gets their mean.
         """
@@ -144,14 +144,14 @@ class Family(ABC):
         return list(merged.split(self.counts(output)))
 
     def merged(self, core: Any, modality: str, call: Mapping[str, Any], merged: list[Selection]) -> list[Selection]:
-        """What merging left of every sequence of the encoder as what it left of every image.
+        """Map the selections of the encoder's sequences after merging to selections of images.
 
         `weights` are given where the tokens of a row are not equal, and are to be averaged.
         """
         return merged
 
     def per_image(self, core: Any, call: Mapping[str, Any], values: Tensor) -> list[Tensor]:
-        """Values (sequences, C), one for every sequence of the encoder, as one value (C,) an image.
+        """Map values (sequences, C), one per sequence of the encoder, to one value (C,) per image.
 
         Of a tiled image the first sequence counts, which is the thumbnail.
         """
@@ -164,21 +164,21 @@ class Family(ABC):
     # The language model
 
     def text_positions(self, positions: Tensor | None) -> Tensor | None:
-        """(B, L) the position ids by which the language model tells samples of one row apart; None where it does not.
+        """(B, L) the position ids by which the language model separates packed samples; None where it does not.
 
         Args:
-            positions: What the language model is given: (B, L), (3, B, L) for time, height and width, or (4, B, L),
-                where those of plain text stand before them.
+            positions: Position ids of the language model: (B, L), (3, B, L) for time, height and width, or (4, B, L),
+                with text positions before them.
         """
         if positions is None or positions.ndim == 2:
             return positions
         return positions[0] if len(positions) == 4 else None
 
     def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
-        """The attention mask of the shortened sequence.
+        """The attention mask of the pruned sequence.
 
-        Families whose image tokens see each other in both directions build their masks in the core, from the long
-        sequence; they override this and build them again from the short one.
+        Families with bidirectional attention among image tokens build their masks in the core, from the full
+        sequence; they override this and build them from the pruned one.
 
         Args:
             core: The model.
@@ -192,28 +192,28 @@ class Family(ABC):
 
 
 def grid_crop(rows: int, columns: int, device: Any = None) -> tuple[Crop, ...]:
-    """A plain image of rows x columns tokens."""
+    """The crop of a plain image of rows x columns tokens."""
     return (Crop(torch.arange(rows * columns, device=device), Grid(rows, columns)),)
 
 
 def frame_crops(frames: int, rows: int, columns: int, device: Any = None) -> tuple[Crop, ...]:
-    """A clip: one crop a frame; a single frame is a plain image."""
+    """The crops of a clip, one per frame; a single frame is a plain image."""
     if frames == 1:
         return grid_crop(rows, columns, device)
     places = torch.arange(frames * rows * columns, device=device).view(frames, -1)
-    return tuple(Crop(own, Grid(rows, columns), kind="frame") for own in places)
+    return tuple(Crop(indices, Grid(rows, columns), kind="frame") for indices in places)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (n, C, height, width) at another (height, width), bicubic and antialiased."""
+    """Resize images (n, C, height, width), bicubic and antialiased."""
     small = F.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False)
     return small.to(pixels.dtype)
 
 
 def pool(values: Tensor, grid: Grid, side: int) -> Tensor:
-    """Means of squares of side x side cells of a raster, values (rows * columns, C) row-major.
+    """Mean-pool a grid of values (rows * columns, C), row-major, over squares of side x side cells.
 
-    Rows and columns at the end that fill no square are left out, as mergers do.
+    Rows and columns at the end that fill no square are dropped, as mergers do.
     """
     rows, columns = grid.rows // side, grid.columns // side
     raster = values.view(grid.rows, grid.columns, -1)[: rows * side, : columns * side]
@@ -221,7 +221,7 @@ def pool(values: Tensor, grid: Grid, side: int) -> Tensor:
 
 
 def shrink_patches(patches: Tensor, old: Grid, new: Grid) -> Tensor:
-    """Row-major patches (rows * columns, C, p, p) of an image, of the same image made smaller."""
+    """Downscale an image given as row-major patches (rows * columns, C, p, p)."""
     _, channels, height, width = patches.shape
     image = patches.view(*old, channels, height, width).permute(2, 0, 3, 1, 4)
     small = resize(image.reshape(1, channels, old.rows * height, -1), (new.rows * height, new.columns * width))

@@ -1,4 +1,4 @@
-"""Gemma 3: a SigLIP tower, pooled by means, and images whose tokens all see each other."""
+"""Gemma 3: a SigLIP tower with mean pooling, and bidirectional attention within images."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Gemma3(Family):
         """Means of the patches that are pooled."""
         patches = core.multi_modal_projector.patches_per_image
         side = core.multi_modal_projector.kernel_size
-        return [pool(own, Grid(patches, patches), side) for own in values.split(patches**2)]
+        return [pool(image_values, Grid(patches, patches), side) for image_values in values.split(patches**2)]
 
     def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
-        """Both ways within an image, whose tokens have type 1."""
+        """Bidirectional within an image, whose tokens have type 1."""
         from transformers import Gemma3ForConditionalGeneration  # slow to import
 
         return Gemma3ForConditionalGeneration.create_masks_for_generate(

@@ -1,4 +1,4 @@
-"""Gemma 4: patches at native resolution with their coordinates, pooled by means; embeddings of every layer."""
+"""Gemma 4: native resolution, patches with coordinates and mean pooling; per-layer embeddings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.families.llava import encoder_layers
 
 
 class Gemma4(Family):
-    """Gemma 4: one raster an image, in its proportions, and one a frame; larger models see images both ways."""
+    """Gemma 4: one grid per image or frame, in its aspect ratio; larger models attend bidirectionally within images."""
 
     name: ClassVar[str] = "gemma4"
     title: ClassVar[str] = "Gemma 4"
@@ -46,8 +46,8 @@ class Gemma4(Family):
         small = pixels.new_zeros(len(pixels), longest, pixels.shape[-1])
         at = places.new_full((len(pixels), longest, 2), -1)
         for image, (old, new) in enumerate(zip(_grids(core, places), sizes, strict=True)):
-            own = pixels[image, _present(places[image])].unflatten(-1, (patch, patch, -1)).permute(0, 3, 1, 2)
-            cut = shrink_patches(own, Grid(side * old.rows, side * old.columns), new)
+            patches = pixels[image, _present(places[image])].unflatten(-1, (patch, patch, -1)).permute(0, 3, 1, 2)
+            cut = shrink_patches(patches, Grid(side * old.rows, side * old.columns), new)
             small[image, : new.size] = cut.permute(0, 2, 3, 1).flatten(1)
             columns, rows = torch.arange(new.columns), torch.arange(new.rows)
             at[image, : new.size] = torch.cartesian_prod(rows, columns).flip(-1).to(at)
@@ -58,28 +58,28 @@ class Gemma4(Family):
         grids = _grids(core, _coordinates(modality, call))
         frames = [1] * len(grids) if modality == "image" else call["num_frames_per_video"].tolist()
         pixels, device = _side(core) * core.config.vision_config.patch_size, output.pooler_output[0].device
-        found, start = [], 0
+        layouts, start = [], 0
         for count in frames:
             rows, columns = grids[start]  # frames of a clip are of one size
             crops = frame_crops(count, rows, columns, device)
-            found.append(ImageLayout(count * rows * columns, crops, size=(rows * pixels, columns * pixels)))
+            layouts.append(ImageLayout(count * rows * columns, crops, size=(rows * pixels, columns * pixels)))
             start += count
-        return found
+        return layouts
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """Means of the patches that are pooled, by their coordinates."""
         side, places = _side(core), _coordinates(modality, call).to(values.device)
-        found = []
+        pooled = []
         images = values.view(len(places), -1, values.shape[-1])
-        for own, at, grid in zip(images, places, _grids(core, places), strict=True):
+        for image_values, at, grid in zip(images, places, _grids(core, places), strict=True):
             present = _present(at)
             column, row = (at[present] // side).unbind(-1)
             total = values.new_zeros(grid.size, values.shape[-1])
-            found.append(total.index_add_(0, row * grid.columns + column, own[present]) / side**2)
-        return list(torch.cat(found).split(self.counts(output)))
+            pooled.append(total.index_add_(0, row * grid.columns + column, image_values[present]) / side**2)
+        return list(torch.cat(pooled).split(self.counts(output)))
 
     def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
-        """In layers with windows, of models that say so, both ways within an image or frame."""
+        """Bidirectional within an image or frame in sliding-window layers, if the configuration says so."""
         from transformers import Gemma4ForConditionalGeneration  # slow to import
 
         return Gemma4ForConditionalGeneration.create_masks_for_generate(

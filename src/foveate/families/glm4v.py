@@ -1,4 +1,4 @@
-"""GLM-4.1V, GLM-4.5V and GLM-4.6V: as Qwen2-VL, and a clip stands in the prompt as so many images."""
+"""GLM-4.1V, GLM-4.5V and GLM-4.6V: as Qwen2-VL, with frames of clips as images in the prompt."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from foveate.families.llava import feature_layer
 class InternVL(Family):
     """InternVL 2 to 3.5: tiles and the thumbnail stand side by side in the prompt; each is budgeted as an image.
 
-    Which tiles are of one image is not told to the model: the processor writes their tokens one after another.
+    The model does not know which tiles are of one image: the processor writes their tokens one after another.
     """
 
     name: ClassVar[str] = "internvl"
@@ -51,9 +51,9 @@ class InternVL(Family):
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """Means of the patches that pixel shuffle joins."""
-        own = values.unflatten(0, (len(output.pooler_output), -1))
-        side = isqrt(own.shape[1])
-        return [pool(tile, Grid(side, side), _side(core)) for tile in own]
+        tiles = values.unflatten(0, (len(output.pooler_output), -1))
+        side = isqrt(tiles.shape[1])
+        return [pool(tile, Grid(side, side), _side(core)) for tile in tiles]
 
 
 def _side(core: Any) -> int:

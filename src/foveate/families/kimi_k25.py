@@ -65,8 +65,8 @@ class KimiK25(Family):
         sizes = call[f"{modality}_grid_thw"].tolist()
         clips = values.split([frames * rows * columns for frames, rows, columns in sizes])
         return [
-            pool(own.unflatten(0, (frames, -1)).mean(dim=0), Grid(rows, columns), side)
-            for own, (frames, rows, columns) in zip(clips, sizes, strict=True)
+            pool(clip.unflatten(0, (frames, -1)).mean(dim=0), Grid(rows, columns), side)
+            for clip, (frames, rows, columns) in zip(clips, sizes, strict=True)
         ]
 
 

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT and LLaVA-OneVision: a thumbnail and tiles, packed into one raster without its padding, with newlines."""
+"""LLaVA-NeXT and LLaVA-OneVision: a thumbnail and tiles, packed into one unpadded grid with newline tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class LlavaNext(Family):
-    """LLaVA-NeXT: where a token comes from is found by letting the model pack values instead of features."""
+    """LLaVA-NeXT: positions of tokens are found by letting the model pack values instead of features."""
 
     name: ClassVar[str] = "llava-next"
     title: ClassVar[str] = "LLaVA-NeXT"
@@ -52,20 +52,20 @@ class LlavaNext(Family):
         check_features(self, core, plan)
 
     def merged(self, core: Any, modality: str, call: Mapping[str, Any], merged: list[Selection]) -> list[Selection]:
-        """See `Family.merged`: tiles merge each by itself; newlines stay; what is left of padding is nothing.
+        """See `Family.merged`: tiles merge separately; newlines are kept; padding is dropped.
 
         Tokens of a raster that the model interpolates stand for the patch that they are nearest to.
         """
         side, device = _side(core), merged[0].indices.device
-        found, start = [], 0
+        selections, start = [], 0
         packed = self._places(core, call, device)
         for tiles, place, size in zip(self._tiles(core, call), packed, call["image_sizes"], strict=True):
-            own = [part.members(side**2) for part in merged[start : start + tiles]]
+            tile_members = [part.members(side**2) for part in merged[start : start + tiles]]
             # A number for every patch of every tile that patches of the same row share.
-            groups = torch.cat([members + side**2 * tile for tile, members in enumerate(own)])
-            found.append(_selection(groups, place, side, self._shape(core, size)[1] if tiles > 1 else 0))
+            groups = torch.cat([members + side**2 * tile for tile, members in enumerate(tile_members)])
+            selections.append(_selection(groups, place, side, self._shape(core, size)[1] if tiles > 1 else 0))
             start += tiles
-        return found
+        return selections
 
     def _places(self, core: Any, call: Mapping[str, Any], device: Any) -> list[Tensor]:
         """Row and column (N, 2) of every token of every image in the raster of all tiles; a newline stands at -1.
@@ -84,12 +84,12 @@ class LlavaNext(Family):
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """What the model makes of values instead of features; newlines get zeros."""
-        own = values.unflatten(0, (-1, _side(core) ** 2)).split(self._tiles(core, call))
-        return self._pack(core, call, list(own), values.new_zeros(values.shape[1]))
+        tile_values = values.unflatten(0, (-1, _side(core) ** 2)).split(self._tiles(core, call))
+        return self._pack(core, call, list(tile_values), values.new_zeros(values.shape[1]))
 
     def per_image(self, core: Any, call: Mapping[str, Any], values: Tensor) -> list[Tensor]:
         """The value of the thumbnail, which is the first of every image."""
-        return [own[0] for own in values.split(self._tiles(core, call))]
+        return [image_values[0] for image_values in values.split(self._tiles(core, call))]
 
     def _tiles(self, core: Any, call: Mapping[str, Any]) -> list[int]:
         """Sequences of the encoder that belong to every image: the thumbnail and its tiles."""
@@ -152,23 +152,23 @@ class LlavaOnevision(LlavaNext):
             return super().spread(core, modality, call, output, values)
         clips = len(call["pixel_values_videos"])
         pooled = core.apply_pooling(values.unflatten(0, (-1, _side(core) ** 2)))
-        own = pooled.reshape(clips, -1, values.shape[1])
-        return list(torch.cat([own, own.new_zeros(clips, 1, own.shape[2])], dim=1))
+        clip_values = pooled.reshape(clips, -1, values.shape[1])
+        return list(torch.cat([clip_values, clip_values.new_zeros(clips, 1, clip_values.shape[2])], dim=1))
 
     def per_image(self, core: Any, call: Mapping[str, Any], values: Tensor) -> list[Tensor]:
         """As LLaVA-NeXT's; of a clip the first frame."""
         if "pixel_values_videos" in call:
-            return [own[0] for own in values.chunk(len(call["pixel_values_videos"]))]
+            return [frames[0] for frames in values.chunk(len(call["pixel_values_videos"]))]
         return super().per_image(core, call, values)
 
     def _tiles(self, core: Any, call: Mapping[str, Any]) -> list[int]:
         """Only images that are alone in their prompt are cut into tiles, where the processor says how many are."""
-        found = super()._tiles(core, call)
+        counted = super()._tiles(core, call)
         counts = call.get("batch_num_images")
         if counts is None:
-            return found
+            return counted
         alone = [int(count) == 1 for count in counts for _ in range(int(count))]
-        return [tiles if single else 1 for tiles, single in zip(found, alone, strict=True)]
+        return [tiles if single else 1 for tiles, single in zip(counted, alone, strict=True)]
 
     def _pack(self, core: Any, call: Mapping[str, Any], values: list[Tensor], newline: Tensor) -> list[Tensor]:
         """As LLaVA-NeXT's; what is over the maximum is interpolated."""
@@ -218,13 +218,13 @@ def _selection(groups: Tensor, place: Tensor, side: int, wide: int) -> Selection
         tile = 1 + row // side * wide + column // side
         raster = tile * side**2 + row % side * side + column % side
         patch = torch.where(torch.arange(count, device=place.device) < side**2, patch, raster)
-    own = torch.where(newline, len(groups) + torch.arange(count, device=place.device), groups[patch])
-    number = own.unique(return_inverse=True)[1]
+    groups_of_tokens = torch.where(newline, len(groups) + torch.arange(count, device=place.device), groups[patch])
+    number = groups_of_tokens.unique(return_inverse=True)[1]
     places = torch.arange(count, device=place.device)
     first = torch.full((int(number.max()) + 1,), count, device=place.device).scatter_reduce(0, number, places, "amin")
     assignment = first.argsort().argsort()[number]
-    whole = torch.equal(place, place.round())
-    weights = None if whole else 1 / assignment.bincount()[assignment].float()
+    exact = torch.equal(place, place.round())
+    weights = None if exact else 1 / assignment.bincount()[assignment].float()
     return Selection(first.sort().values, assignment=assignment, weights=weights)
 
 

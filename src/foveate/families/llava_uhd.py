@@ -1,4 +1,4 @@
-"""Our LLaVA-UHD: ViT-UHD halves rows and columns of tokens several times on the way through its blocks."""
+"""foveate's LLaVA-UHD: ViT-UHD merges 2 x 2 tokens several times between its blocks."""
 
 from __future__ import annotations
 

@@ -65,7 +65,9 @@ class MiniCPMV46(Family):
         merged = isqrt(sum(grid.size for grid in old) // len(values))  # the side of what is one value by now
         grids = [Grid(grid.rows // merged, grid.columns // merged) for grid in old]
         parts = values.split([grid.size for grid in grids])
-        return [pool(own, at, at.rows // to.rows) for own, at, to in zip(parts, grids, new, strict=True)]
+        return [
+            pool(image_values, at, at.rows // to.rows) for image_values, at, to in zip(parts, grids, new, strict=True)
+        ]
 
 
 def _side(core: Any, call: Mapping[str, Any]) -> int:

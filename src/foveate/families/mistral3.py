@@ -52,8 +52,8 @@ class Mistral3(Family):
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """One raster an image."""
         device = output.pooler_output[0].device
-        found = zip(self.grids(core, modality, call), _sizes(call), strict=True)
-        return [ImageLayout(grid.size, grid_crop(*grid, device), size=size) for grid, size in found]
+        grids = zip(self.grids(core, modality, call), _sizes(call), strict=True)
+        return [ImageLayout(grid.size, grid_crop(*grid, device), size=size) for grid, size in grids]
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """Means of the patches that the merger joins."""
@@ -61,7 +61,7 @@ class Mistral3(Family):
         grids = [Grid(height // patch, width // patch) for height, width in _sizes(call)]
         parts = values.split([grid.size for grid in grids])
         side = core.config.spatial_merge_size
-        return [pool(own, grid, side) for own, grid in zip(parts, grids, strict=True)]
+        return [pool(image_values, grid, side) for image_values, grid in zip(parts, grids, strict=True)]
 
 
 def _sizes(call: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""PaliGemma: a SigLIP tower, and a prompt whose tokens all see each other."""
+"""PaliGemma: a SigLIP tower, and bidirectional attention in the prompt."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PaliGemma(Llava):
         return len(self.blocks(core)) - 1
 
     def mask(self, core: Any, arguments: Mapping[str, Any], types: Tensor | None, images: bool) -> Any:
-        """Both ways within the prefix, which is what has token type 0 in a pass that begins or brings images."""
+        """Bidirectional within the prefix: tokens of type 0 in a first pass or one with images."""
         cache = compat.cache_in(arguments)
         first = cache is None or not cache.is_initialized or images
         return create_masks_for_generate(

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and what is built like them: native resolution, 2 x 2 merger, M-RoPE."""
+"""Qwen2-VL, Qwen2.5-VL and models with their structure: native resolution, 2 x 2 merger, M-RoPE."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class Qwen2VL(Family):
         side = core.visual.spatial_merge_size
         patch = core.config.vision_config.patch_size
         device = output.pooler_output[0].device
-        found = []
+        layouts = []
         for frames, rows, columns in call[f"{modality}_grid_thw"].tolist():
             crops = frame_crops(frames, rows // side, columns // side, device)
             size = (rows * patch, columns * patch)
-            found.append(ImageLayout(frames * (rows // side) * (columns // side), crops, size=size))
-        return found
+            layouts.append(ImageLayout(frames * (rows // side) * (columns // side), crops, size=size))
+        return layouts
 
 
 class Qwen25VL(Qwen2VL):

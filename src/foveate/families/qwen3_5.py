@@ -1,6 +1,6 @@
 """Qwen3.5: the encoder of Qwen3-VL without DeepStack, and a language model most of whose layers are linear attention.
 
-Linear layers read the short sequence, so their state is that of a model which was only given what stays.
+Linear layers read the pruned sequence, so their state is that of a model that got the kept tokens only.
 """
 
 from __future__ import annotations

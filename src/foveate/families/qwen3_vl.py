@@ -1,6 +1,6 @@
-"""Qwen3-VL: as Qwen2-VL, and DeepStack adds planes of earlier blocks to the visual tokens of the first layers.
+"""Qwen3-VL: as Qwen2-VL, with DeepStack features of earlier blocks added to visual tokens in the first layers.
 
-The planes follow the selection in the runtime. Frames of a clip stand apart in the prompt, between timestamps.
+The runtime prunes the DeepStack features. Frames of a clip are separated by timestamps in the prompt.
 """
 
 from __future__ import annotations

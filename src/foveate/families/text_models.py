@@ -1,8 +1,8 @@
-"""Language models whose layers can be given a shorter sequence."""
+"""Language models between whose layers the sequence can be pruned."""
 
 from __future__ import annotations
 
-#: `config.model_type` of the text parts whose layers hand on all that is needed: rotary positions made once, a mask and
+#: `config.model_type` of the text models with the structure that this needs: rotary positions computed once, a mask and
 #: a cache, and attention in every layer.
 TEXT_TYPES = (
     "gemma",

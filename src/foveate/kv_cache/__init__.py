@@ -1,4 +1,4 @@
-"""Caches that hold fewer bits."""
+"""Caches with pruned or quantised entries."""
 
 from foveate.kv_cache.mixed_precision import MixedLayer
 

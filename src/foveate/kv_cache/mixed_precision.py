@@ -1,9 +1,9 @@
-"""A cache layer whose tokens are stored in few bits: more for some of them, fewer for the others.
+"""A mixed-precision cache layer: salient tokens are stored in more bits than the others.
 
-As in ZipCache (He et al., NeurIPS 2024, arXiv 2405.14256): keys have a range for every channel, values one for every
-token after their channels were divided by the root of the largest magnitude. `transformers`' own quantised layers
-store one number of bits, and quantise everything again whenever their full-precision part is full; here what was
-stored once stays as it is. Tokens are quantised in chunks; what came since the last one is kept as it came.
+As in ZipCache (He et al., NeurIPS 2024, arXiv 2405.14256): keys have a range per channel, values one per
+token after their channels were divided by the root of the largest magnitude. The quantised layers of `transformers`
+use one number of bits, and quantise everything again whenever their full-precision part is full; here stored
+tokens are never requantised. Tokens are quantised in chunks; those since the last chunk stay in full precision.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from foveate.core import packing
 
-#: Bits from which on tokens are stored as they came.
+#: Bits from which on tokens are stored in full precision.
 FULL = 16
 
 
@@ -27,14 +27,14 @@ class Part:
     """Tokens of one precision.
 
     Args:
-        bits: Of every number; 16: as they came.
+        bits: Bits of every value; 16: full precision.
         row: (m,) the sequence of each token.
-        place: (m,) its place in its chunk.
+        place: (m,) its position in its chunk.
         keys: (m, H, bytes) packed, or (m, H, d).
         values: Likewise.
-        key_range: Begin and step, (B, H, d).
-        value_range: Begin and step, (m, H, 1).
-        norm: (B, H, d) what the channels of values were divided by.
+        key_range: Offset and step, (B, H, d).
+        value_range: Offset and step, (m, H, 1).
+        norm: (B, H, d) divisors of the channels of values.
         dimension: Channels d of a head.
     """
 
@@ -50,31 +50,33 @@ class Part:
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, chosen: Tensor, bits: int) -> Part:
-        """The tokens `chosen` (B, n) bool of keys and values (B, H, n, d)."""
+        """Quantise the tokens `chosen` (B, n) bool of keys and values (B, H, n, d)."""
         row, place = chosen.nonzero(as_tuple=True)
         key, value = keys[row, :, place], values[row, :, place]
-        small = torch.int32
+        index_dtype = torch.int32
         if bits >= FULL:
-            return cls(bits, row.to(small), place.to(small), key, value, (), (), None, key.shape[-1])
+            return cls(bits, row.to(index_dtype), place.to(index_dtype), key, value, (), (), None, key.shape[-1])
         shape = (len(keys), *key.shape[1:])
         index = row[:, None, None].expand_as(key)
 
-        def over(tokens: Tensor, how: str) -> Tensor:
-            """The least or the largest of every row and channel."""
+        def reduce(tokens: Tensor, reduction: str) -> Tensor:
+            """Minimum or maximum of every row and channel."""
             start = torch.zeros(shape, dtype=torch.float32, device=key.device)
-            return start.scatter_reduce(0, index, tokens.float(), how, include_self=False)
+            return start.scatter_reduce(0, index, tokens.float(), reduction, include_self=False)
 
-        key_range = packing.ranges(over(key, "amin"), over(key, "amax"), bits, key.dtype)
+        key_range = packing.ranges(reduce(key, "amin"), reduce(key, "amax"), bits, key.dtype)
         tiny = torch.finfo(value.dtype).tiny
-        norm = over(value.abs(), "amax").sqrt().clamp(min=tiny**0.5).to(value.dtype)
-        even = value.float() / norm[row].float()
-        value_range = packing.ranges(even.amin(-1, keepdim=True), even.amax(-1, keepdim=True), bits, value.dtype)
+        norm = reduce(value.abs(), "amax").sqrt().clamp(min=tiny**0.5).to(value.dtype)
+        normalised = value.float() / norm[row].float()
+        value_range = packing.ranges(
+            normalised.amin(-1, keepdim=True), normalised.amax(-1, keepdim=True), bits, value.dtype
+        )
         return cls(
             bits,
-            row.to(small),
-            place.to(small),
+            row.to(index_dtype),
+            place.to(index_dtype),
             packing.encode(key, *(bound[row] for bound in key_range), bits),
-            packing.encode(even, *value_range, bits),
+            packing.encode(normalised, *value_range, bits),
             key_range,
             value_range,
             norm,
@@ -82,7 +84,7 @@ class Part:
         )
 
     def write(self, keys: Tensor, values: Tensor, start: int) -> None:
-        """Put the tokens where they belong in keys and values (B, n, H, d), whose chunk begins at `start`."""
+        """Write the decoded tokens into keys and values (B, n, H, d), for a chunk that begins at `start`."""
         row, place = self.row.long(), self.place.long() + start
         if self.norm is None:
             keys[row, place], values[row, place] = self.keys, self.values
@@ -90,43 +92,43 @@ class Part:
         keys[row, place] = packing.decode(
             self.keys, *(bound[row] for bound in self.key_range), self.bits, self.dimension
         )
-        even = packing.decode(self.values, *self.value_range, self.bits, self.dimension)
-        values[row, place] = even * self.norm[row]
+        normalised = packing.decode(self.values, *self.value_range, self.bits, self.dimension)
+        values[row, place] = normalised * self.norm[row]
 
     def logits(self, query: Tensor, tokens: slice, row: int) -> Tensor:
         """Products (H, g, t) float32 of queries (H, g, d) float32 with the keys of some tokens of one sequence.
 
-        Keys are never formed: with key = low + step * code, q . key = q . low + (q * step) . code.
+        Keys are not decoded: with key = low + step * code, q . key = q . low + (q * step) . code.
         """
         keys = self.keys[tokens]
         if self.norm is None:
             return query @ keys.float().permute(1, 2, 0)
         low, step = (bound[row].float()[:, None] for bound in self.key_range)
-        found, query = (query * low).sum(dim=-1, keepdim=True), query * step
+        logits, query = (query * low).sum(dim=-1, keepdim=True), query * step
         for channels, factor, codes in packing.planes(keys, self.bits, self.dimension):
-            found = found + (query[..., channels] / factor) @ codes.float().permute(1, 2, 0)
-        return found
+            logits = logits + (query[..., channels] / factor) @ codes.float().permute(1, 2, 0)
+        return logits
 
-    def weighed(self, weights: Tensor, tokens: slice, row: int) -> Tensor:
-        """Sums (H, g, d) float32 of the values of some tokens of one sequence by weights (H, g, t); formed no more."""
+    def weighted_values(self, weights: Tensor, tokens: slice, row: int) -> Tensor:
+        """Weighted sums (H, g, d) float32 of the values of some tokens of one sequence, by weights (H, g, t)."""
         values = self.values[tokens]
         if self.norm is None:
             return weights @ values.float().transpose(0, 1)
         low, step = (bound[tokens].float().permute(1, 2, 0) for bound in self.value_range)
-        begin, planes = (weights * low).sum(dim=-1, keepdim=True), packing.planes(values, self.bits, self.dimension)
+        offset, planes = (weights * low).sum(dim=-1, keepdim=True), packing.planes(values, self.bits, self.dimension)
         weights = weights * step
         sums = [weights @ codes.float().transpose(0, 1) / factor for _, factor, codes in planes]
-        return (begin + torch.cat(sums, dim=-1)) * self.norm[row].float()[:, None]
+        return (offset + torch.cat(sums, dim=-1)) * self.norm[row].float()[:, None]
 
     def slices(self, batch: int) -> list[slice]:
-        """Which of the tokens are of each sequence; they stand in the order of sequences."""
+        """Range of the tokens of each sequence; tokens are ordered by sequence."""
         if batch == 1:
             return [slice(0, len(self.row))]
         ends = [0, *torch.searchsorted(self.row, torch.arange(batch).to(self.row), right=True).tolist()]
         return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
     def where(self, tokens: Tensor, row: Tensor | None = None) -> Part:
-        """Only some tokens (indices), with other rows."""
+        """Select tokens by index, optionally with other rows."""
         return replace(
             self,
             row=self.row[tokens] if row is None else row.to(self.row),
@@ -137,31 +139,31 @@ class Part:
         )
 
     def select(self, rows: Tensor) -> Part:
-        """The sequences `rows`, in this order."""
-        new, tokens = (self.row.long() == rows[:, None]).nonzero(as_tuple=True)
-        short = self.where(tokens, new)
+        """Select the sequences `rows`, in this order."""
+        new_rows, tokens = (self.row.long() == rows[:, None]).nonzero(as_tuple=True)
+        part = self.where(tokens, new_rows)
         return replace(
-            short,
+            part,
             key_range=tuple(bound[rows] for bound in self.key_range),
             norm=None if self.norm is None else self.norm[rows],
         )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is stored."""
-        own = [self.row, self.place, self.keys, self.values, *self.key_range, *self.value_range]
+        """Bytes of all stored tensors."""
+        tensors = [self.row, self.place, self.keys, self.values, *self.key_range, *self.value_range]
         return sum(
-            tensor.numel() * tensor.element_size() for tensor in (*own, *([] if self.norm is None else [self.norm]))
+            tensor.numel() * tensor.element_size() for tensor in (*tensors, *([] if self.norm is None else [self.norm]))
         )
 
 
 class MixedLayer(DynamicLayer):
-    """A layer of a cache that stores tokens in few bits.
+    """A cache layer with tokens in two precisions.
 
     Args:
-        layer: What the cache held so far, all of it still to be stored.
-        bits: Of tokens that matter, and of the others.
-        residual: Written tokens that are kept as they came before they are stored in the bits of those that matter.
+        layer: The layer so far, in full precision.
+        bits: Bits of salient tokens, and of the others.
+        residual: Generated tokens that are kept in full precision before they are stored as salient ones.
     """
 
     def __init__(self, layer: DynamicLayer, bits: tuple[int, int], residual: int) -> None:
@@ -169,14 +171,14 @@ class MixedLayer(DynamicLayer):
         self.bits = bits
         self.residual = residual
         self.chunks: list[tuple[int, list[Part]]] = []
-        #: Whether who appends attends by `attend`: then `update` reads nothing.
-        self.apart = False
+        #: Whether the caller of `update` attends with `attend`: then `update` decodes nothing.
+        self.skip_decoding = False
         keys, values = layer.keys, layer.values
         assert keys is not None and values is not None
         self.recent: tuple[Tensor, Tensor] | None = (keys, values)
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
-    # The base class sets them; here they are what is read.
+    # The base class assigns keys and values; here they are decoded on access.
 
     @property
     def keys(self) -> Tensor | None:
@@ -203,7 +205,7 @@ class MixedLayer(DynamicLayer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that the layer holds."""
+        """Bytes of the layer."""
         recent = sum(tensor.numel() * tensor.element_size() for tensor in self.recent or ())
         return recent + sum(part.nbytes for _, parts in self.chunks for part in parts)
 
@@ -222,24 +224,24 @@ class MixedLayer(DynamicLayer):
         keys, values = (torch.cat([old.transpose(1, 2), last], dim=2) for old, last in zip(both, new, strict=True))
         return keys, values
 
-    def store(self, matters: Tensor, real: Tensor) -> None:
-        """Store what came since the last chunk.
+    def store(self, salient: Tensor, real: Tensor) -> None:
+        """Quantise the tokens since the last chunk.
 
         Args:
-            matters: (B, n) bool, which of the last n tokens get more bits; those before them that are still as they
-                came get them too.
+            salient: (B, n) bool, which of the last n tokens get more bits; unstored ones before them
+                get them too.
             real: (B, n) bool, False for padding, which is not stored.
         """
         assert self.recent is not None
         length = self.recent[0].shape[2]
-        before = length - matters.shape[1]
-        matters, real = (F.pad(kind, (before, 0), value=True) for kind in (matters, real))
+        before = length - salient.shape[1]
+        salient, real = (F.pad(kind, (before, 0), value=True) for kind in (salient, real))
         more, fewer = self.bits
-        parts = [Part.of(*self.recent, matters & real, more), Part.of(*self.recent, ~matters & real, fewer)]
+        parts = [Part.of(*self.recent, salient & real, more), Part.of(*self.recent, ~salient & real, fewer)]
         self.chunks.append((length, parts))
         self.recent = (self.recent[0][:, :, :0].clone(), self.recent[1][:, :, :0].clone())
 
-    # What a cache asks of its layers
+    # Interface of cache layers
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -250,65 +252,69 @@ class MixedLayer(DynamicLayer):
             self.recent = (key_states, value_states)
             return self.recent
         if self.chunks and self.recent[0].shape[2] >= self.residual:
-            whole = torch.ones(len(key_states), self.recent[0].shape[2], dtype=torch.bool, device=key_states.device)
-            self.store(whole, whole)
+            everything = torch.ones(
+                len(key_states), self.recent[0].shape[2], dtype=torch.bool, device=key_states.device
+            )
+            self.store(everything, everything)
         self.recent = (torch.cat([self.recent[0], key_states], dim=2), torch.cat([self.recent[1], value_states], dim=2))
-        return self.recent if self.apart else self.read()
+        return self.recent if self.skip_decoding else self.read()
 
-    def attend(self, query: Tensor, scaling: float, seen: Tensor | None = None) -> Tensor | None:
-        """Attention of one new token a sequence to all that is held, without decoding it: (B, 1, H, d).
+    def attend(self, query: Tensor, scaling: float, visible: Tensor | None = None) -> Tensor | None:
+        """Attention of one new token per sequence to the whole layer, without decoding it: (B, 1, H, d).
 
         Args:
             query: (B, H, 1, d), rotated; the heads of the cache divide H.
-            scaling: Factor of the logits.
-            seen: (B, n) bool, which of the held tokens count; None: all. Padding that was not stored does not.
+            scaling: Scale of the logits.
+            visible: (B, n) bool, which tokens of the layer count; None: all. Padding that was not stored does not.
 
         Returns:
-            None where a stored token does not count: then there is no way but to `read`.
+            None where a stored token does not count: then the layer must be decoded with `read`.
         """
         assert self.recent is not None
         batch, heads = self.recent[0].shape[:2]
         parts = [part for _, parts in self.chunks for part in parts if len(part.row)]
         slices = [part.slices(batch) for part in parts]
-        if seen is not None:
-            held = torch.tensor([sum(own[row].stop - own[row].start for own in slices) for row in range(batch)])
-            if not torch.equal(seen[:, : self.stored].sum(dim=1).cpu(), held):
+        if visible is not None:
+            num_stored = torch.tensor(
+                [sum(row_query[row].stop - row_query[row].start for row_query in slices) for row in range(batch)]
+            )
+            if not torch.equal(visible[:, : self.stored].sum(dim=1).cpu(), num_stored):
                 return None
-        found = []
+        outputs = []
         for row in range(batch):
-            own = query[row, :, 0].unflatten(0, (heads, -1)).float() * scaling
-            new = own @ self.recent[0][row].float().transpose(1, 2)
-            if seen is not None:
-                new = new.masked_fill(~seen[row, self.stored :], -torch.inf)
-            logits = [part.logits(own, at[row], row) for part, at in zip(parts, slices, strict=True)]
-            sizes = [one.shape[-1] for one in logits]
+            row_query = query[row, :, 0].unflatten(0, (heads, -1)).float() * scaling
+            new = row_query @ self.recent[0][row].float().transpose(1, 2)
+            if visible is not None:
+                new = new.masked_fill(~visible[row, self.stored :], -torch.inf)
+            logits = [part.logits(row_query, at[row], row) for part, at in zip(parts, slices, strict=True)]
+            sizes = [part_logits.shape[-1] for part_logits in logits]
             *weights, last = torch.cat([*logits, new], dim=-1).softmax(dim=-1).split([*sizes, new.shape[-1]], dim=-1)
             out = last @ self.recent[1][row].float()
             for part, at, weight in zip(parts, slices, weights, strict=True):
-                out = out + part.weighed(weight, at[row], row)
-            found.append(out.flatten(0, 1))
-        return torch.stack(found)[:, None].to(query.dtype)
+                out = out + part.weighted_values(weight, at[row], row)
+            outputs.append(out.flatten(0, 1))
+        return torch.stack(outputs)[:, None].to(query.dtype)
 
     def get_seq_length(self) -> int:
-        """Tokens that are held."""
+        """Number of tokens in the layer."""
         return 0 if self.recent is None else self.stored + self.recent[0].shape[2]
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Empty the layer."""
         self.chunks, self.recent, self.is_initialized = [], None, False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens; the number is negative."""
-        left = self.get_seq_length() - abs(tokens_to_remove)
+        """Remove the last tokens; the number is negative."""
+        remaining = self.get_seq_length() - abs(tokens_to_remove)
         if self.recent is None or tokens_to_remove == 0:
             return
-        new = max(left - self.stored, 0)
+        new = max(remaining - self.stored, 0)
         self.recent = (self.recent[0][:, :, :new], self.recent[1][:, :, :new])
         kept, start = [], 0
         for length, parts in self.chunks:
-            stays = min(length, left - start)
-            if stays > 0:
-                kept.append((stays, [part.where((part.place < stays).nonzero().flatten()) for part in parts]))
+            num_kept = min(length, remaining - start)
+            if num_kept > 0:
+                kept.append((num_kept, [part.where((part.place < num_kept).nonzero().flatten()) for part in parts]))
             start += length
         self.chunks = kept
 
@@ -320,7 +326,7 @@ class MixedLayer(DynamicLayer):
         self.chunks = [(length, [part.select(rows) for part in parts]) for length, parts in self.chunks]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Let the sequences be those of `beam_idx` (B,)."""
+        """Select the sequences `beam_idx` (B,)."""
         self._select(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -329,5 +335,5 @@ class MixedLayer(DynamicLayer):
             self._select(torch.arange(len(self.recent[0])).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only keep some sequences."""
+        """Select some sequences."""
         self._select(torch.as_tensor(indices))

@@ -1,4 +1,4 @@
-"""Bytes that caches really take, quantised ones too."""
+"""Memory of caches in bytes, quantised ones included."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from foveate.kv_cache.mixed_precision import MixedLayer
 
 
 def stored_bytes(values: Any) -> int:
-    """Bytes of all tensors in a value: a tensor, a quantised one with its scales, or any nesting of these.
+    """Bytes of all tensors in a value: a tensor, a quantised one with its scales, or any nesting of them.
 
     Args:
-        values: Tensors, mappings, lists, tuples; everything else takes nothing.
+        values: Tensors, mappings, lists, tuples; everything else counts 0.
     """
     if isinstance(values, Tensor):
-        inner = getattr(values, "__tensor_flatten__", None)  # how tensors of several parts name them
+        inner = getattr(values, "__tensor_flatten__", None)  # names the parts of a tensor subclass
         if inner is not None and type(values) not in (Tensor, nn.Parameter):
             return stored_bytes([getattr(values, name) for name in inner()[0]])
-        own = values.numel() * values.element_size()
+        nbytes = values.numel() * values.element_size()
         state = getattr(values, "quant_state", None)  # bitsandbytes keeps the scales beside the tensor
-        return own + (stored_bytes(list(vars(state).values())) if state is not None else 0)
+        return nbytes + (stored_bytes(list(vars(state).values())) if state is not None else 0)
     if isinstance(values, Mapping):
         return sum(map(stored_bytes, values.values()))
     if isinstance(values, Iterable) and not isinstance(values, (str, bytes)):
@@ -31,7 +31,7 @@ def stored_bytes(values: Any) -> int:
     return 0
 
 
-#: Where layers of caches keep what they remember.
+#: Attributes of cache layers that hold tensors.
 _KEPT = ("keys", "values", "_quantized_keys", "_quantized_values", "indexer_keys", "conv_states", "recurrent_states")
 
 
@@ -44,5 +44,5 @@ def cache_bytes(cache: Any) -> list[int]:
 
 
 def bytes_of(cache: Any) -> int | None:
-    """Bytes of all layers of a cache; None for what is no cache of `transformers`."""
+    """Bytes of all layers of a cache; None for anything but a cache of `transformers`."""
     return sum(cache_bytes(cache)) if isinstance(cache, Cache) else None

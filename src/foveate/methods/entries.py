@@ -50,8 +50,8 @@ class Verdict:
         """The missing part, the substitute or the condition, in words; empty where there is none."""
         if self.outcome == "no":
             return self.detail or CODES[self.code]
-        stands_in = [STANDS_IN] if self.outcome == "substitute" else []
-        return "; ".join([*(CODES[code] for code in self.conditions), *stands_in])
+        is_substituted = [STANDS_IN] if self.outcome == "substitute" else []
+        return "; ".join([*(CODES[code] for code in self.conditions), *is_substituted])
 
     def as_json(self) -> dict[str, Any]:
         """The verdict as plain JSON values."""

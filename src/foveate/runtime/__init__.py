@@ -1,4 +1,4 @@
-"""The only code that touches a live model: attach, measure, shorten, restore."""
+"""Attach plans to live models: hooks that measure, prune and restore."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Handle", "Speculation", "compress", "handle_of", "speculate", "vaspa
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `compat` is used by models, which the rest of this package knows."""
+    """Import a public name on first use: models import `compat`, and this package imports the models' families."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

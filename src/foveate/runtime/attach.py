@@ -1,8 +1,8 @@
-"""`compress`: attach a plan to a live model, and take it off again.
+"""`compress`: attach a plan to a live model, and restore the model.
 
-Three functions of a model are wrapped, each as an attribute of the instance so that removing it is all it takes to
-leave: the forward of the outer model (labels), that of the core (which tokens are an image's), that of the language
-model (the seam: here the sequence gets shorter), and the functions that encode images (layout and probes).
+Four functions of a model are wrapped, each as an attribute of the instance, so that deleting it restores the model:
+the forward of the outer model (labels), that of the core (positions of image tokens), that of the language model
+(here the sequence is pruned), and the functions that encode images (layouts and probes).
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from foveate.core.plan import Plan
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, family_of
 from foveate.kv_cache.nbytes import bytes_of
-from foveate.runtime import heads
-from foveate.runtime.attention_functions import expect
-from foveate.runtime.candidates import AfterPrompt
+from foveate.runtime import task_heads
+from foveate.runtime.assisted_decoding import DraftsAfterPrompt
+from foveate.runtime.attention_functions import prepare_attention
+from foveate.runtime.attention_masks import FLASH_ARGUMENTS
 from foveate.runtime.decoder_hooks import DecoderHooks
-from foveate.runtime.encoding import Encoded, Encoder
+from foveate.runtime.encoding import EncodedImages, ImageEncoder
 from foveate.runtime.llm_input import LLMInputHook
-from foveate.runtime.outputs import Call, named
-from foveate.runtime.patches import Patches, Uncopied
+from foveate.runtime.model_call import ModelCall, bind_arguments
+from foveate.runtime.patches import NotCopyable, Patches
 from foveate.runtime.probe import Probe
-from foveate.runtime.report import Journal, Report
+from foveate.runtime.question_tokens import QuestionFinder
+from foveate.runtime.report import Report, ReportLog
 from foveate.runtime.requirements import check_budgets, check_sites, needs_of
 from foveate.runtime.select_tokens import MODALITIES, ForwardContext, TokenSelector
-from foveate.runtime.sight import EDGES
-from foveate.runtime.vision_merging import Merging, merged_in
-from foveate.runtime.words import Words
+from foveate.runtime.vision_merging import Merging, build_merging
 
-#: Where a core keeps the handle of what is attached to it.
+#: Attribute of a core that holds the attached handle.
 _HANDLE = "_foveate_handle"
 _lock = threading.Lock()
 
@@ -56,54 +56,55 @@ def compress(
     processor: Any = None,
     align_logits: bool = False,
 ) -> Handle:
-    """Make a live model read fewer visual tokens, until the handle is restored.
+    """Attach a plan to a live model, so that it reads fewer visual tokens until the handle is restored.
 
         with foveate.compress(model, "divprune:25%") as handle:
             model.generate(**inputs)
         print(handle.report())
 
     Args:
-        model: A model of `transformers` of a family foveate knows (`foveate.families.families()`), also without its
-            output layer (`AutoModel`), with one for classes or for retrieval (ColPali, ColQwen2), wrapped by PEFT or in
-            a pipeline. Nothing is copied. Hidden states, logits and embeddings of tokens come out for what stays.
+        model: A model of `transformers` of a known family (`foveate.families.families()`), also without its
+            output layer (`AutoModel`), with a head for classification or retrieval (ColPali, ColQwen2), wrapped by PEFT
+            or in a pipeline. Nothing is copied. Hidden states, logits and token embeddings are those of the kept
+            tokens.
         plan: Text such as `"divprune:64"` or `"hiprune(alpha=0.1):25%"`, a `Plan`, or a method object.
-        budget: Of a plan of one step that has none, such as `"divprune"` or a method object: tokens (int), a fraction
-            (float) or text ("25%").
-        positions: Positions of what stays: "original" keeps those of the long sequence, "contiguous" closes the gaps.
-            By default what the method's paper does. Models with M-RoPE always keep the original ones.
-        text_features: (prompts, d) or (d,), the prompts in the space of the encoder's [CLS] token, for methods that
-            compare images with a contrastive text encoder.
-        processor: The model's processor or tokenizer, for methods that choose by the question: it tells the user's own
-            words from what a chat template writes around them. By default the tokenizer beside the model's weights on
-            this machine; without one the question is found by special ids alone, which the report says.
-        align_logits: Logits, and hidden states where they are asked for, of all columns of the sequence that was given,
-            for what pairs them with labels outside of the model: metrics, label smoothing, preference training. A
-            column that was left out holds what the last column before it that stayed says, which is what precedes the
-            next one now (zeros where none stayed before it), so that a loss over labels that are -100 at images is
-            that of the shorter sequence.
+        budget: Budget for a one-step plan without one, such as `"divprune"` or a method object: tokens (int), a
+            fraction (float) or text ("25%").
+        positions: Position ids of kept tokens: "original" keeps those of the full sequence, "contiguous" closes the
+            gaps. Default: as in the method's paper. Models with M-RoPE always keep the original ones.
+        text_features: (prompts, d) or (d,), embeddings of the prompts in the space of the encoder's [CLS] token, for
+            methods that compare images with a contrastive text encoder.
+        processor: The model's processor or tokenizer, for question-aware methods: it separates the user's words from
+            the text of the chat template. Default: the tokenizer beside the model's local weights; without one the
+            question is located by special ids alone, and the report says so.
+        align_logits: Return logits, and hidden states where they are requested, for all columns of the input sequence,
+            for code that pairs them with labels outside of the model: metrics, label smoothing, preference training. A
+            removed column holds the values of the last kept column before it, which now precedes the next one (zeros
+            where there is none), so that a loss over labels that are -100 at images is
+            that of the pruned sequence.
 
     Returns:
-        The handle: a context manager with `report()` and `restore()`. Outputs of the model say which columns they have:
-        `kept_positions` (B, P), of the sequence that was given, -1 for padding on the left; and `labels` (B, P), where
-        labels were given. With `align_logits` they have all, and these two are None.
+        The handle: a context manager with `report()` and `restore()`. Outputs of the model have two more fields:
+        `kept_positions` (B, P), columns of the input sequence, -1 for left padding; and `labels` (B, P), where labels
+        were given. With `align_logits` all columns are returned, and these two are None.
 
     Raises:
-        FoveateError: the plan cannot be read, the model is of no known family or lacks what a method needs, or
+        FoveateError: the plan cannot be parsed, the model is of no known family or lacks what a method needs, or
             something is attached already.
 
     Warns:
-        UserWarning: once a process, where transformers is of a version that foveate is not tested with.
+        UserWarning: once per process, if foveate is not tested with this version of transformers.
     """
     compat.warn_if_untested()
     return Handle(_unwrapped(model), Plan.of(plan, budget), positions, text_features, processor, align_logits)
 
 
 def handle_of(model: Any) -> Handle | None:
-    """The handle of the plan attached to a model, None where none is."""
+    """The handle of the plan attached to a model; None where none is."""
     model = _unwrapped(model)
     try:
         core = family_of(model).core(model)
-    except FoveateError:  # of a family that nothing can be attached to
+    except FoveateError:  # no known family: nothing can be attached
         return None
     return vars(core).get(_HANDLE)
 
@@ -125,22 +126,22 @@ def _unwrapped(model: Any) -> nn.Module:
 
 
 def _with_weights(plan: Plan, model: nn.Module) -> Plan:
-    """The plan, whose trained methods know the weights that stand beside the model's."""
+    """The plan, with the weights of trained methods resolved beside the model's."""
     location = getattr(model, "name_or_path", "")
     return Plan(tuple(replace(step, method=step.method.resolve_weights(location)) for step in plan.steps))
 
 
 def _only(module: nn.Module, called: nn.Module, args: Any) -> None:
-    """Hook before the forward of a module: refuse its replicas, whose `forward` would be that of the module itself."""
+    """Pre-forward hook that refuses replicas of a module, whose `forward` would run on the original's weights."""
     if called is not module:
         raise FoveateError(
-            f"this {type(called).__name__} is a replica of one that foveate is attached to (DataParallel makes such), "
-            "which would run with the weights of the other; use one process for each device."
+            f"this {type(called).__name__} is a replica (as of DataParallel) of one that foveate is attached to, and "
+            "would run with the weights of the original; use one process per device."
         )
 
 
-class Handle(Uncopied):
-    """A plan attached to a model. Made by `compress`; a context manager that restores the model when left."""
+class Handle(NotCopyable):
+    """Handle of a plan attached to a model, made by `compress`; a context manager that restores the model on exit."""
 
     def __init__(
         self,
@@ -156,16 +157,18 @@ class Handle(Uncopied):
         self.plan = plan = _with_weights(plan, model)
         self.family: Family = family_of(model)
         self._core: Any = self.family.core(model)
-        self._head = heads.is_head(model, self._core)
-        self._journal = Journal()
+        self._has_task_head = task_heads.has_task_head(model, self._core)
+        self._report_log = ReportLog()
         self._local = threading.local()
         self._patches = Patches()
         if positions not in (None, "original", "contiguous"):
             raise FoveateError(f"positions are 'original' or 'contiguous', not {positions!r}.")
-        own = getattr(self._core, "own_compression", None)
-        if own is not None:
+        own_compression = getattr(self._core, "own_compression", None)
+        if own_compression is not None:
             raise FoveateError(
-                Refusal("needs-uncompressed-encoder", f"this model {own}, and '{plan}' cannot be attached to it")
+                Refusal(
+                    "needs-uncompressed-encoder", f"this model {own_compression}, and '{plan}' cannot be attached to it"
+                )
             )
         check_budgets(plan)
         check_sites(plan, self.family)
@@ -173,18 +176,18 @@ class Handle(Uncopied):
         self.tower: EncoderSpec = self.family.tower(self._core)
         self._needs, notes = needs_of(plan, self.family, self.tower, text_features is not None)
         source = getattr(model, "name_or_path", "") if processor is None else processor
-        words = Words(model.config, getattr(model, "generation_config", None), source)
-        self._chooser = TokenSelector(
-            self.family, self._core, plan, self.tower, self._needs, notes, text_features, words
+        question_finder = QuestionFinder(model.config, getattr(model, "generation_config", None), source)
+        self._selector = TokenSelector(
+            self.family, self._core, plan, self.tower, self._needs, notes, text_features, question_finder
         )
         early = plan.early_steps
         contiguous = bool(early) and (positions or early[-1].method.positions) == "contiguous"
         virtual = bool(getattr(plan.steps[0].method, "virtual", False))
-        self._layers: DecoderHooks | None = None
+        self._decoder_hooks: DecoderHooks | None = None
         if plan.decoder_steps:
-            own = None if positions is None else positions == "contiguous"
-            self._layers = DecoderHooks(self.family.text(self._core), plan, own, self.tower)
-        self._shortening = LLMInputHook(self.family, self._core, plan, contiguous, virtual, self._layers)
+            inner = None if positions is None else positions == "contiguous"
+            self._decoder_hooks = DecoderHooks(self.family.text(self._core), plan, inner, self.tower)
+        self._llm_input = LLMInputHook(self.family, self._core, plan, contiguous, virtual, self._decoder_hooks)
         with _lock:
             other = vars(self._core).get(_HANDLE)
             if other is not None:
@@ -202,77 +205,78 @@ class Handle(Uncopied):
             self.restore()
             raise
 
-    # What a user calls
+    # Public methods
 
     def report(self, everything: bool = False) -> Report:
-        """What happened to the images of this thread's last call: none, where that read text alone.
+        """Report on the images of this thread's last call; it has none if the call read text alone.
 
-        Passes that go on with what a cache holds, as `generate` makes them for every token that it writes, are part of
-        the call that began it, unless they bring images of their own.
+        Passes that continue from a cache, as `generate` makes for every new token, are part of the call that began it,
+        unless they bring new images.
 
         Args:
-            everything: Of all calls that are remembered, in all threads.
+            everything: Report all stored images, of all threads.
         """
-        images = self._journal.all() if everything else self._journal.last()
-        return Report(str(self.plan), images, self._journal.kv_bytes)
+        images = self._report_log.all() if everything else self._report_log.last()
+        return Report(str(self.plan), images, self._report_log.kv_bytes)
 
     @property
     def columns(self) -> Tensor | None:
-        """(B, P) which columns of this thread's last pass came out of the language model; None: all of them."""
+        """(B, P) output columns of the language model in this thread's last pass; None: all."""
         return getattr(self._local, "columns", None)
 
     @contextmanager
-    def learning(self, labels: Tensor) -> Generator[Callable[[], Tensor]]:
-        """Passes of this thread inside this context learn: their labels tell where answers are asked for.
+    def with_labels(self, labels: Tensor) -> Generator[Callable[[], Tensor]]:
+        """Give this thread's passes their labels, which show where answers begin, while the context is open.
 
-        For who calls the core and takes the loss alone; a model that is called with `labels` needs none of it.
+        For code that calls the core and computes the loss itself; a model that is called with `labels` does not need
+        it.
 
         Args:
-            labels: (B, L), -100 where nothing is learned.
+            labels: (B, L), -100 for ignored positions.
 
         Yields:
-            A function that gives, after the pass, the labels of what came out: (B, P) of the shorter sequence, (B, L)
-            where `align_logits` was asked for.
+            A function that returns, after the pass, the labels of the output: (B, P) of the pruned sequence, (B, L)
+            with `align_logits`.
         """
-        self._local.columns = self._local.blocks = None
-        self._local.asking = sequence.before_answers(labels)
-        self._local.answers = labels != -100
+        self._local.columns = self._local.sample_ids = None
+        self._local.query_mask = sequence.before_answers(labels)
+        self._local.answer_mask = labels != -100
 
-        def left() -> Tensor:
+        def kept_labels() -> Tensor:
             columns = self._local.columns
             if columns is None:
                 return labels
             shorten = sequence.labels_that_count if self.align_logits else sequence.shorten_labels
-            return shorten(labels.to(columns.device), columns, self._local.blocks)
+            return shorten(labels.to(columns.device), columns, self._local.sample_ids)
 
         try:
-            yield left
+            yield kept_labels
         finally:
-            self._local.asking = self._local.answers = None
+            self._local.query_mask = self._local.answer_mask = None
 
     @contextmanager
-    def asked(self, question: str | list[str] | Tensor) -> Generator[None]:
-        """Calls of this thread inside this context ask this, for methods that choose by the question.
+    def with_question(self, question: str | list[str] | Tensor) -> Generator[None]:
+        """Give this thread's calls their question, for question-aware methods, while the context is open.
 
-            with handle.asked("What is the total?"):
+            with handle.with_question("What is the total?"):
                 model.generate(**inputs)
 
         Args:
-            question: A text that stands in the prompt, one for all prompts or one for each, which the tokenizer finds
-                there; or a mask (B, L) over the prompts' tokens, true where the question stands.
+            question: A text in the prompt, one for all prompts or one for each, which is located with the tokenizer; or
+                a mask (B, L) over the prompts' tokens, True for the question.
         """
-        before = getattr(self._local, "words", None)
+        previous = getattr(self._local, "questions", None)
         if not isinstance(question, str) and torch.is_tensor(question):
-            self._local.words = question.bool()
+            self._local.questions = question.bool()
         else:
-            self._local.words = [question] if isinstance(question, str) else list(question)
+            self._local.questions = [question] if isinstance(question, str) else list(question)
         try:
             yield
         finally:
-            self._local.words = before
+            self._local.questions = previous
 
     def restore(self) -> None:
-        """Leave the model exactly as it was. Doing it twice changes nothing."""
+        """Restore the model to its original state; a second call changes nothing."""
         with _lock:
             self._patches.undo()
 
@@ -294,33 +298,33 @@ class Handle(Uncopied):
         attentions = [family.attention(block) for block in blocks]
         probe = Probe(attentions, blocks, self._needs, self.tower.has_cls)
         probe.attach(patches)
-        self._encoder = Encoder(family, core, self.plan, probe, self._merge())
-        if self._head:
-            patches.wrap(self.model, "forward", self._headed)
+        self._encoder = ImageEncoder(family, core, self.plan, probe, self._merge())
+        if self._has_task_head:
+            patches.wrap(self.model, "forward", self._with_task_head)
         elif self.model is not core:
             patches.wrap(self.model, "forward", self._outer)
         if hasattr(self.model, compat.CANDIDATE_GENERATOR):
             patches.wrap(self.model, compat.CANDIDATE_GENERATOR, self._candidates)
         patches.wrap(core, "forward", self._inner)
-        patches.wrap(text, "forward", self._seam)
+        patches.wrap(text, "forward", self._language_model)
         for module in {self.model, core, text}:
             patches.before(module, functools.partial(_only, module), prepend=True)
-        self._shortening.attach(patches)
-        if self._layers is not None:
-            self._layers.attach(patches)
+        self._llm_input.attach(patches)
+        if self._decoder_hooks is not None:
+            self._decoder_hooks.attach(patches)
         if any(need.kind == "first_layer_attention" for need in self._needs):
-            expect(patches, text.layers[0].self_attn)
+            prepare_attention(patches, text.layers[0].self_attn)
         for modality in MODALITIES:
             name = f"get_{modality}_features"
             if hasattr(core, name):
                 patches.wrap(core, name, functools.partial(self._encode, modality))
 
     def _merge(self) -> Merging | None:
-        """Begin to merge inside the encoder, if the plan begins with that."""
+        """Attach the merging of the plan's encoder step, if it has one."""
         step = self.plan.steps[0]
         if not isinstance(step.method, EncoderMethod):
             return None
-        active = merged_in(
+        active = build_merging(
             self.family.vision_tower(self._core),
             step.method,
             None if step.budget is None else step.budget.of,
@@ -330,72 +334,72 @@ class Handle(Uncopied):
         active.attach(self._patches)
         return active
 
-    def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> AfterPrompt:
-        """What drafts tokens for `generate`."""
-        return AfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
+    def _candidates(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> DraftsAfterPrompt:
+        """Wrap the candidate generator of `generate`."""
+        return DraftsAfterPrompt(original(*args, **kwargs), compat.cache_in(kwargs["model_kwargs"]))
 
     # Encoding
 
     def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # What flash attention is told of samples of text is not about images.
-        kwargs = {name: value for name, value in kwargs.items() if name not in (*EDGES, "seq_idx")}
+        # Flash attention's sample boundaries are those of the text, not of the images.
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*FLASH_ARGUMENTS, "seq_idx")}
         if getattr(self._local, "encoding", False):
-            return original(*args, **kwargs)  # some models encode clips by their function for images
+            return original(*args, **kwargs)  # some models encode videos with their function for images
         self._local.encoding = True
         try:
             output, encoded = self._encoder.encode(modality, original, *args, **kwargs)
         finally:
             self._local.encoding = False
-        frame = self._frame
-        if encoded is not None and frame is not None:
-            frame.encoded[modality] = encoded
-        elif encoded is not None:  # `generate` encodes before the first forward pass and hands the output on
+        context = self._context
+        if encoded is not None and context is not None:
+            context.encoded[modality] = encoded
+        elif encoded is not None:  # `generate` encodes before the first forward pass and passes the output on
             output.foveate_encoded = encoded
             self._pending[modality] = encoded
         return output
 
     @property
-    def _pending(self) -> dict[str, Encoded]:
-        """What this thread encoded last outside of a forward pass."""
+    def _pending(self) -> dict[str, EncodedImages]:
+        """Images that this thread encoded outside of a forward pass, by modality."""
         if not hasattr(self._local, "pending"):
             self._local.pending = {}
         return self._local.pending
 
     @property
-    def _frame(self) -> ForwardContext | None:
-        return getattr(self._local, "frame", None)
+    def _context(self) -> ForwardContext | None:
+        return getattr(self._local, "context", None)
 
     @contextmanager
-    def _in_frame(self, frame: ForwardContext) -> Generator[None]:
-        before = self._frame
-        self._local.frame = frame
+    def _in_context(self, context: ForwardContext) -> Generator[None]:
+        previous = self._context
+        self._local.context = context
         try:
             yield
         finally:
-            self._local.frame = before
+            self._local.context = previous
 
     # Forward passes
 
     def _outer(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kwargs = named(original, args, kwargs)
+        kwargs = bind_arguments(original, args, kwargs)
         model: Any = self.model
-        call = Call(self.align_logits, kwargs, model.config, getattr(model, "_hf_hook", None))
-        labels = call.learned()
-        before, self._local.call = getattr(self._local, "call", None), call
+        call = ModelCall(self.align_logits, kwargs, model.config, getattr(model, "_hf_hook", None))
+        labels = call.labels_by_token()
+        previous, self._local.call = getattr(self._local, "call", None), call
         try:
-            with nullcontext() if labels is None else self.learning(labels):
+            with nullcontext() if labels is None else self.with_labels(labels):
                 output = original(**call.arguments)
         finally:
-            self._local.call = before
-        return call.returned(output)
+            self._local.call = previous
+        return call.finalize(output)
 
-    def _headed(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A model with another head than one for text."""
-        call = named(original, args, kwargs)
+    def _with_task_head(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Forward of a model with a head for retrieval or classification."""
+        call = bind_arguments(original, args, kwargs)
         self._local.columns = self._local.read = None
         if type(self.model).__name__ == "ColQwen2ForRetrieval" and call.get("pixel_values") is not None:
             ids = call["input_ids"]
-            call, images = heads.embed_images(self._core, call)
+            call, images = task_heads.embed_images(self._core, call)
             self._local.read = {"input_ids": ids, "mm_encoder_outputs": {"image": images}}
         try:
             output = original(**call)
@@ -403,87 +407,87 @@ class Handle(Uncopied):
             self._local.read = None
         columns = self._local.columns
         if columns is not None and getattr(output, "embeddings", None) is not None:
-            output.embeddings = heads.embeddings_of_what_stays(output.embeddings, columns)
+            output.embeddings = task_heads.select_embeddings(output.embeddings, columns)
         return output
 
     def _inner(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kwargs = named(original, args, kwargs)
-        call: Call | None = getattr(self._local, "call", None)
+        kwargs = bind_arguments(original, args, kwargs)
+        call: ModelCall | None = getattr(self._local, "call", None)
         if call is not None:
-            with self._in_call(call, kwargs) as own:
-                return self._core_pass(original, own)
-        # The core was called by itself: its output is what is returned.
-        align = self.align_logits and not self._head  # which is given all columns below
-        call = Call(align, kwargs, self._core.config, getattr(self._core, "_hf_hook", None))
+            with self._in_call(call, kwargs) as core_arguments:
+                return self._core_pass(original, core_arguments)
+        # The core was called directly: its output is returned.
+        align = self.align_logits and not self._has_task_head  # task heads get all columns below
+        call = ModelCall(align, kwargs, self._core.config, getattr(self._core, "_hf_hook", None))
         self._local.call = call
         try:
-            with self._in_call(call, call.arguments) as own:
-                output = self._core_pass(original, own)
+            with self._in_call(call, call.arguments) as core_arguments:
+                output = self._core_pass(original, core_arguments)
         finally:
             self._local.call = None
-        return call.returned(output)
+        return call.finalize(output)
 
     @contextmanager
-    def _in_call(self, call: Call, kwargs: dict[str, Any]) -> Generator[dict[str, Any]]:
-        """The arguments of a call's pass of the core, after which what waited for it is filled in."""
+    def _in_call(self, call: ModelCall, kwargs: dict[str, Any]) -> Generator[dict[str, Any]]:
+        """Yield the arguments of the core; deferred arguments are filled in after it has run."""
         call.read, self._local.columns = None, None
-        yield call.of_core(kwargs)
-        call.fill()
+        yield call.core_arguments(kwargs)
+        call.fill_deferred()
 
     def _core_pass(self, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        # A model that encodes images by itself hands its core embeddings; the plan must know what they are of.
-        frame = ForwardContext({**kwargs, **(getattr(self._local, "read", None) or {})})
-        for modality, output in (frame.arguments.get("mm_encoder_outputs") or {}).items():
+        # A model that encodes images itself passes embeddings to its core; their layouts must be known.
+        context = ForwardContext({**kwargs, **(getattr(self._local, "read", None) or {})})
+        for modality, output in (context.arguments.get("mm_encoder_outputs") or {}).items():
             if output is None or modality not in MODALITIES:
                 continue
             encoded = getattr(output, "foveate_encoded", None)
-            if encoded is None and (last := self._pending.get(modality)) is not None and last.is_of(output):
-                # Hooks that move arguments to a device make new outputs, which know nothing of where they come from.
-                encoded = last
-            if encoded is None or encoded.encoder != self._encoder.number:
+            if encoded is None and (pending := self._pending.get(modality)) is not None and pending.matches(output):
+                # Hooks that move arguments to a device make new outputs without our attribute.
+                encoded = pending
+            if encoded is None or encoded.encoder_id != self._encoder.encoder_id:
                 raise FoveateError(
                     f"the {modality}s were encoded by another model, or before '{self.plan}' was attached; encode them "
                     "again."
                 )
-            frame.encoded[modality] = encoded
-        with self._in_frame(frame):
+            context.encoded[modality] = encoded
+        with self._in_context(context):
             output = original(**kwargs)
         columns = self._local.columns
-        if self._head and columns is not None:
-            length = frame.length
+        if self._has_task_head and columns is not None:
+            length = context.length
             if isinstance(output, tuple):
-                return (heads.spread(output[0], columns, length), *output[1:])
-            output.last_hidden_state = heads.spread(output.last_hidden_state, columns, length)
+                return (task_heads.expand_hidden(output[0], columns, length), *output[1:])
+            output.last_hidden_state = task_heads.expand_hidden(output.last_hidden_state, columns, length)
         return output
 
-    def _seam(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        frame = self._frame
-        if frame is None:
+    def _language_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        context = self._context
+        if context is None:
             return original(*args, **kwargs)
-        kwargs = named(original, args, kwargs)
+        kwargs = bind_arguments(original, args, kwargs)
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
-            if frame.encoded:
+            if context.encoded:
                 raise FoveateError(
-                    f"{type(self._core).__name__} calls its language model without inputs_embeds; '{self.plan}' cannot "
-                    "be followed."
+                    f"{type(self._core).__name__} calls its language model without inputs_embeds; '{self.plan}' needs "
+                    "them: pass images together with input_ids."
                 )
             return original(**kwargs)
-        frame.positions, frame.length = kwargs.get("position_ids"), embeds.shape[1]
-        frame.asking = getattr(self._local, "asking", None)
-        frame.answers = getattr(self._local, "answers", None)
-        frame.words = getattr(self._local, "words", None)
-        if frame.encoded:
-            frame.sight = self._shortening.sight(frame, kwargs)
-            if frame.sight.blocks is not None and frame.asking is not None:
-                frame.asking = sequence.within_samples(frame.asking, frame.sight.blocks)
-        chosen, reports = self._chooser.choose(frame, embeds)
+        context.positions, context.length = kwargs.get("position_ids"), embeds.shape[1]
+        context.query_mask = getattr(self._local, "query_mask", None)
+        context.answer_mask = getattr(self._local, "answer_mask", None)
+        context.questions = getattr(self._local, "questions", None)
+        if context.encoded:
+            context.masks = self._llm_input.sequence_masks(context, kwargs)
+            if context.masks.sample_ids is not None and context.query_mask is not None:
+                context.query_mask = sequence.within_samples(context.query_mask, context.masks.sample_ids)
+        selections, reports = self._selector.select_batch(context, embeds)
         cache = compat.cache_in(kwargs)
-        begins = not getattr(cache, "is_initialized", False)  # and does not go on with what a cache holds
-        output, read, reports = self._shortening.forward(original, frame, chosen, reports, kwargs)
+        starts_text = not getattr(cache, "is_initialized", False)  # and does not go on with what a cache holds
+        output, read, reports = self._llm_input.forward(original, context, selections, reports, kwargs)
         self._local.columns = None if read is None else read.columns
-        self._local.blocks = None if read is None else read.blocks
-        if reports or begins:
-            self._journal.write(reports, bytes_of(compat.cache_of(output)))
-        call: Call | None = getattr(self._local, "call", None)
-        return output if call is None else call.of_text(output, read)
+        self._local.sample_ids = None if read is None else read.sample_ids
+        if reports or starts_text:
+            self._report_log.write(reports, bytes_of(compat.cache_of(output)))
+        call: ModelCall | None = getattr(self._local, "call", None)
+        return output if call is None else call.expand_text_output(output, read)

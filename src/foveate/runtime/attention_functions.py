@@ -1,8 +1,8 @@
-"""Functions that stand around the attention function of a module.
+"""Wrappers around the attention function of a module.
 
 Every attention module of `transformers` calls a function that its `config` names, with rotated queries and keys, values
-and a mask. A module around which something stands has a copy of its config that names a function of ours, which calls
-what stands there, the latest first, and then the function that was named before. All other modules stay untouched.
+and a mask. A wrapped module has a copy of its config that names a function of ours, which calls
+the wrappers, the latest first, and then the function that was named before. All other modules are unchanged.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from foveate import compat
 from foveate.core.attention import eager_attention, may_attend
 from foveate.runtime.patches import Patches
 
-#: What our attention function is called in a config; the rest of the name is the one that stands behind it.
+#: Prefix of our attention function's name in a config; the rest is the name of the original function.
 PREFIX = "foveate_"
 
-#: A function that stands around another: it gets the call, and `call.attend()` goes on with it.
-Around = Callable[["Call"], Any]
+#: A wrapper of an attention function: it gets the call, and `call.attend()` continues it.
+AttentionWrapper = Callable[["AttentionCall"], Any]
 
 _lock = threading.RLock()
-_around: WeakKeyDictionary[nn.Module, tuple[Around, ...]] = WeakKeyDictionary()
+_wrappers: WeakKeyDictionary[nn.Module, tuple[AttentionWrapper, ...]] = WeakKeyDictionary()
 _configs: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """One call of an attention function.
 
     Args:
         module: The attention module.
         query: (B, H, L, d).
-        key: (B, H', K, d), as all that the layer remembers.
+        key: (B, H', K, d), cached ones included.
         value: (B, H', K, d).
-        mask: None, (B, K), or (B, 1, L, K) bool or added.
-        options: Everything else that it is called with.
-        name: What the config named before.
-        inner: What stands further inside.
+        mask: None, (B, K), or (B, 1, L, K) boolean or additive.
+        options: The other keyword arguments.
+        name: Name of the original attention function.
+        inner: The remaining wrappers.
     """
 
     module: nn.Module
@@ -58,10 +58,10 @@ class Call:
     mask: Tensor | None
     options: dict[str, Any]
     name: str
-    inner: tuple[Around, ...] = ()
+    inner: tuple[AttentionWrapper, ...] = ()
 
     def attend(self, **changed: Any) -> Any:
-        """What the call returns, with some of `query`, `key`, `value` and `mask` changed."""
+        """Continue the call, with some of `query`, `key`, `value` and `mask` changed."""
         if self.inner:
             return self.inner[0](replace(self, **changed, inner=self.inner[1:]))
         call = replace(self, **changed) if changed else self
@@ -69,110 +69,112 @@ class Call:
         return function(self.module, call.query, call.key, call.value, call.mask, **self.options)
 
     def attend_pairs(self, allowed: Tensor) -> Any:
-        """What the call returns where `allowed` (B, L, K) says who sees whom."""
+        """Continue the call with a boolean mask `allowed` (B, L, K)."""
         mask = allowed[:, None]
         if "eager" in self.name:
             mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill(~mask, torch.finfo(self.query.dtype).min)
-        elif "flash" in self.name:  # knows no mask of pairs
+        elif "flash" in self.name:  # takes no 4D mask
             return replace(self, name="sdpa").attend(mask=mask)
         return self.attend(mask=mask)
 
     def allowed(self) -> Tensor:
-        """(B, L, K) bool, what the call's mask lets each new token see."""
+        """(B, L, K) bool, the keys that each new token may attend to."""
         batch, length, total = len(self.query), self.query.shape[2], self.key.shape[2]
         mask = self.mask
         if mask is not None and mask.ndim == 4:
             return may_attend(mask[:, 0, :, :total]).expand(batch, length, total)
-        place = torch.arange(total, device=self.query.device)
-        own = place[total - length :, None]
-        seen = place <= own
+        keys = torch.arange(total, device=self.query.device)
+        queries = keys[total - length :, None]
+        allowed = keys <= queries
         window = self.options.get("sliding_window")
         if window is not None:
-            seen = seen & (place > own - window)
+            allowed = allowed & (keys > queries - window)
         if mask is None:
-            return seen.expand(batch, -1, -1)
-        return seen & (mask[:, None, -total:] > 0)
+            return allowed.expand(batch, -1, -1)
+        return allowed & (mask[:, None, -total:] > 0)
 
     @property
     def scaling(self) -> float:
-        """Factor of the logits."""
-        given = self.options.get("scaling")
-        return self.query.shape[-1] ** -0.5 if given is None else float(given)
+        """Scale of the logits."""
+        scaling = self.options.get("scaling")
+        return self.query.shape[-1] ** -0.5 if scaling is None else float(scaling)
 
 
 def attention_function(module: nn.Module, name: str) -> Callable[..., Any]:
-    """What an attention module calls where its config names `name`."""
+    """The attention function that a module calls where its config names `name`."""
     if name == "eager":
-        home = vars(sys.modules[type(module).__module__])
-        return home.get("eager_attention_forward", eager_attention)  # encoders of our own share one
+        module_globals = vars(sys.modules[type(module).__module__])
+        return module_globals.get("eager_attention_forward", eager_attention)  # foveate's own encoders share one
     return ALL_ATTENTION_FUNCTIONS[name]
 
 
-def _standing_around(name: str) -> Callable[..., Any]:
-    """The attention function that lets what stands around a module do what it does."""
+def _dispatcher(name: str) -> Callable[..., Any]:
+    """Attention function that dispatches to the registered wrappers."""
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        return Call(module, query, key, value, attention_mask, kwargs, name, _around.get(module, ())).attend()
+        return AttentionCall(
+            module, query, key, value, attention_mask, kwargs, name, _wrappers.get(module, ())
+        ).attend()
 
-    attend.reads_in_order = True  # ty: ignore[missing-attribute] - `encoders.attention` would group windows
+    attend.reads_in_order = True  # ty: ignore[missing-attribute] - otherwise `encoders.attention` groups windows
     return attend
 
 
-def stand_around(patches: Patches, attention: nn.Module, around: Around) -> None:
-    """Let `around` answer every call of a module's attention function, until `patches` are undone."""
+def wrap_attention(patches: Patches, attention: nn.Module, wrapper: AttentionWrapper) -> None:
+    """Pass every call of a module's attention function to `wrapper`, until `patches` are undone."""
     with _lock:
         if attention not in _configs:
-            before: Any = attention.config
-            name = PREFIX + compat.attention_name(before)
+            config: Any = attention.config
+            name = PREFIX + compat.attention_name(config)
             if name not in ALL_ATTENTION_FUNCTIONS:
-                AttentionInterface.register(name, _standing_around(name.removeprefix(PREFIX)))
-            _configs[attention] = before
-            attention.config = compat.config_with_attention(before, name)
+                AttentionInterface.register(name, _dispatcher(name.removeprefix(PREFIX)))
+            _configs[attention] = config
+            attention.config = compat.config_with_attention(config, name)
         original = _configs[attention]
-        _around[attention] = (around, *_around.get(attention, ()))
-    patches.callback(functools.partial(_step_aside, attention, around))
-    patches.left_out(attention, lambda state: state.update(config=original))
+        _wrappers[attention] = (wrapper, *_wrappers.get(attention, ()))
+    patches.callback(functools.partial(_unwrap, attention, wrapper))
+    patches.exclude_from_copies(attention, lambda state: state.update(config=original))
 
 
-def _step_aside(attention: nn.Module, around: Around) -> None:
+def _unwrap(attention: nn.Module, wrapper: AttentionWrapper) -> None:
     with _lock:
-        rest = list(_around[attention])
-        rest.remove(around)
-        if rest:
-            _around[attention] = tuple(rest)
+        remaining = list(_wrappers[attention])
+        remaining.remove(wrapper)
+        if remaining:
+            _wrappers[attention] = tuple(remaining)
         else:
-            # Calls that are under way in other threads find nothing standing there any more, and go on.
-            del _around[attention]
+            # Calls in progress in other threads find no wrapper any more, and continue.
+            del _wrappers[attention]
             attention.config = _configs.pop(attention)
 
 
 @contextmanager
-def watched(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
-    """Let `observer(module, query, key, mask, kwargs)` see a module's calls of this thread inside the context."""
-    own = threading.get_ident()
+def observed_calls(attention: nn.Module, observer: Callable[..., None]) -> Generator[None]:
+    """Call `observer(module, query, key, mask, kwargs)` on this thread's calls of a module inside the context."""
+    thread = threading.get_ident()
 
-    def around(call: Call) -> Any:
-        if threading.get_ident() == own:
+    def wrapper(call: AttentionCall) -> Any:
+        if threading.get_ident() == thread:
             observer(call.module, call.query, call.key, call.mask, call.options)
         return call.attend()
 
     with Patches() as patches:
-        stand_around(patches, attention, around)
+        wrap_attention(patches, attention, wrapper)
         yield
 
 
-def watch(patches: Patches, attention: nn.Module, observer: Callable[..., None]) -> None:
-    """Let `observer(module, query, key, mask, kwargs)` see every call of a module, until `patches` are undone."""
+def observe_attention(patches: Patches, attention: nn.Module, observer: Callable[..., None]) -> None:
+    """Call `observer(module, query, key, mask, kwargs)` on every call of a module, until `patches` are undone."""
 
-    def around(call: Call) -> Any:
+    def wrapper(call: AttentionCall) -> Any:
         observer(call.module, call.query, call.key, call.mask, call.options)
         return call.attend()
 
-    stand_around(patches, attention, around)
+    wrap_attention(patches, attention, wrapper)
 
 
-def expect(patches: Patches, attention: nn.Module) -> None:
-    """Make a module ready for `watched`, which then changes nothing of it while calls are under way."""
-    stand_around(patches, attention, Call.attend)
+def prepare_attention(patches: Patches, attention: nn.Module) -> None:
+    """Wrap a module in advance, so that `observed_calls` does not change its config while calls are in progress."""
+    wrap_attention(patches, attention, AttentionCall.attend)

@@ -1,8 +1,8 @@
-"""What the first layer of a language model looks at, before anything of the language model has run.
+"""Attention of the language model's first layer, computed before the language model runs.
 
-Methods that choose by the prompt may ask for the attention that text pays to visual tokens in the first decoder layer
+Prompt-aware methods may need the attention from text to visual tokens in the first decoder layer
 (arXiv 2506.01097). Its queries and keys follow from the embeddings alone: the layer's attention module is called and
-stopped as soon as it has them, and only the rows of the text are worked out.
+interrupted once it has them, and only the rows of the text are computed.
 """
 
 from __future__ import annotations
@@ -14,74 +14,76 @@ from torch import Tensor, nn
 
 from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.runtime.attention_functions import watched
+from foveate.runtime.attention_functions import observed_calls
 
 
-class _SeenError(Exception):
-    """Raised by the observer when it has what it wants."""
+class _CapturedError(Exception):
+    """Interrupts an attention module once its queries and keys are captured."""
 
 
 def queries_and_keys(text: nn.Module, embeds: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, float]:
-    """Rotated queries (B, H, L, d) and keys (B, H', L, d) of the first layer, and the factor of the logits.
+    """Rotated queries (B, H, L, d) and keys (B, H', L, d) of the first layer, and the scale of the logits.
 
     Args:
         text: A language model with `layers`, each with `input_layernorm` and `self_attn`, and `rotary_emb`.
         embeds: (B, L, D).
-        positions: As the language model would be given them; None: 0 to L - 1.
+        positions: Position ids of the language model; None: 0 to L - 1.
 
     Raises:
-        FoveateError: the language model is built otherwise.
+        FoveateError: the language model has another structure.
     """
     layer: Any = next(iter(getattr(text, "layers", [])), None)
     attention = getattr(layer, "self_attn", None)
     if attention is None or not hasattr(layer, "input_layernorm") or not hasattr(text, "rotary_emb"):
-        raise FoveateError(f"the first layer of {type(text).__name__} cannot be asked what it looks at.")
+        raise FoveateError(
+            f"first-layer attention cannot be computed for a {type(text).__name__}; choose another method."
+        )
     if positions is None:
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
     if positions.ndim == 3 and len(positions) == 4:  # `generate` puts those of plain text before the three of M-RoPE
         positions = positions[1:]
-    check_at_hand(layer)
+    check_not_offloaded(layer)
     rotation = text.rotary_emb(embeds, positions)  # ty: ignore[not-callable]
     with torch.no_grad():
-        return rotated(attention, layer.input_layernorm(embeds), rotation)
+        return rotated_queries_keys(attention, layer.input_layernorm(embeds), rotation)
 
 
-def check_at_hand(layer: nn.Module) -> None:
-    """Raise FoveateError unless the parts of a layer can be called before the layer itself is.
+def check_not_offloaded(layer: nn.Module) -> None:
+    """Raise FoveateError unless the submodules of a layer can be called before the layer itself.
 
-    Hooks of accelerate bring offloaded weights when the module that they are on is called: by default the one that
-    holds the weights, with `preload_module_classes` one around it.
+    accelerate's hooks load offloaded weights when their module is called: by default the one that
+    holds the weights, with `preload_module_classes` one that contains it.
     """
     for module in layer.modules():
         away = any(weight.is_meta for weight in module.parameters(recurse=False))
         if away and not hasattr(module, "_hf_hook"):
             raise FoveateError(
-                f"the weights of a {type(layer).__name__} are offloaded and come with the whole layer, which cannot be "
-                "asked what it looks at before; offload without preload_module_classes."
+                f"the weights of a {type(layer).__name__} are offloaded and loaded with the whole layer; its attention "
+                "cannot be computed before it runs; offload without preload_module_classes."
             )
 
 
-def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor, float]:
-    """Rotated queries (B, H, L, d) and keys (B, H', L, d) that an attention module makes, and the factor of the logits.
+def rotated_queries_keys(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor, float]:
+    """Rotated queries (B, H, L, d) and keys (B, H', L, d) of an attention module, and the scale of the logits.
 
-    The module is called and stopped as soon as it has them; no cache sees the call.
+    The module is called without a cache and interrupted once it has them.
 
     Args:
         attention: The attention module of a decoder layer.
-        hidden: (B, L, D), normalised as the layer does it.
-        rotation: Rotary positions as the layer is given them.
+        hidden: (B, L, D), after the layer's input norm.
+        rotation: Rotary cosines and sines as the layer gets them.
 
     Raises:
-        FoveateError: the module is built otherwise.
+        FoveateError: the module has another signature.
     """
-    seen: list[tuple[Tensor, Tensor, float]] = []
+    captured: list[tuple[Tensor, Tensor, float]] = []
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
         scaling = options.get("scaling")
-        seen.append((query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
-        raise _SeenError
+        captured.append((query, key, query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
+        raise _CapturedError
 
-    with watched(attention, observe), torch.no_grad():
+    with observed_calls(attention, observe), torch.no_grad():
         try:
             attention(
                 hidden_states=hidden,
@@ -89,8 +91,12 @@ def rotated(attention: Any, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tens
                 attention_mask=None,
                 **compat.cache_argument(None),
             )
-        except _SeenError:
-            return seen[0]
+        except _CapturedError:
+            return captured[0]
         except TypeError as error:
-            raise FoveateError(f"{type(attention).__name__} cannot be asked what it looks at: {error}") from error
-    raise FoveateError(f"{type(attention).__name__} does not look at anything.")
+            raise FoveateError(
+                f"the attention of {type(attention).__name__} cannot be computed alone: {error}"
+            ) from error
+    raise FoveateError(
+        f"{type(attention).__name__} calls no attention function; choose a method that needs no attention."
+    )

@@ -1,7 +1,7 @@
-"""One call of the language model, and what its layers hold of the sequence.
+"""State of one call of the language model, and the sequence of each of its layers.
 
-Columns are those of the sequence that enters the first layer. `columns` (B, P) of a segment says which of them each
-position of the shorter sequence is, -1 for padding on the left of rows that lost more than others.
+Columns are those of the sequence that enters the first layer. A *segment* is the layers from one pruning to the next;
+its `columns` (B, P) are the column of each position of its sequence, -1 for left padding of rows that lost more.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from foveate.core import sequence
 from foveate.core.sequence import PlacedSelection
 from foveate.core.tokens import Crop, Need
 from foveate.families import ImageLayout
-from foveate.kv_cache.cache_view import PrunedCacheState
+from foveate.kv_cache.pruned_cache import PrunedCacheState
+from foveate.runtime.attention_masks import same_sample
 from foveate.runtime.report import LayerReport
-from foveate.runtime.sight import company
 
 _T = TypeVar("_T")
 
 
-class OfPositions(Generic[_T]):
-    """What calls of the language model are about, by the rotary positions that their layers are given.
+class CallRegistry(Generic[_T]):
+    """Maps the rotary cosines of a call of the language model to the state of that call.
 
-    A checkpointed layer runs again in the backward pass, perhaps in another thread and when the call is over, but with
-    the same rotary positions.
+    A checkpointed layer runs again in the backward pass, perhaps in another thread and after the call, but with
+    the same rotary cosines.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, _T] = {}
 
     def of(self, cosine: Tensor) -> _T | None:
-        """What the call with these positions is about; None where it is not known."""
+        """State of the call with these cosines; None where it is unknown."""
         return self._known.get(id(cosine))
 
-    def remember(self, cosine: Tensor, what: _T) -> None:
-        """Note it, as long as the positions exist."""
+    def remember(self, cosine: Tensor, call: _T) -> None:
+        """Register a state for as long as the cosines exist."""
         if id(cosine) not in self._known:
-            self._known[id(cosine)] = what
+            self._known[id(cosine)] = call
             weakref.finalize(cosine, self._known.pop, id(cosine), None)
 
 
@@ -54,13 +54,13 @@ class ImageSpan:
     """An image in the sequence that enters the first layer.
 
     Args:
-        number: Which of the images of the call.
-        row: Sequence of the batch.
-        places: (N,) where its tokens stand among the new columns.
-        origin: (N,) their places among the tokens that the encoder made of it.
-        measured: What probes found of the encoder, a value for each of those.
-        layout: The tokens that the encoder made, as a picture.
-        sources: (N, K) the new columns whose positions each token carries, for tokens that carry several (PPE).
+        number: Index of the image in the call.
+        row: Index of the sequence in the batch.
+        places: (N,) positions of its tokens among the new columns.
+        origin: (N,) their indices among its encoder tokens.
+        measured: Measured values of the encoder tokens.
+        layout: Layout of the encoder tokens.
+        sources: (N, K) the new columns whose positions rotate each token, for tokens with several positions (PPE).
     """
 
     number: int
@@ -73,196 +73,196 @@ class ImageSpan:
 
     @property
     def separators(self) -> Tensor | None:
-        """(N,) bool, which of its tokens are newlines and the like; None: none is."""
-        found = self.layout.separators
-        return None if found is None else found.to(self.origin.device)[self.origin]
+        """(N,) bool, True for separator tokens such as newlines; None: there are none."""
+        separators = self.layout.separators
+        return None if separators is None else separators.to(self.origin.device)[self.origin]
 
     def crops(self) -> tuple[Crop, ...]:
-        """Where its tokens come from: `index` are places among those that are left, -1 for the others."""
+        """Crops of the remaining tokens: `index` counts among them, -1 for removed ones."""
         place = torch.full((self.layout.count + 1,), -1, dtype=torch.int64, device=self.origin.device)
         place[self.origin] = torch.arange(len(self.origin), device=self.origin.device)
-        # -1, of padding, finds the last one, -1 again.
+        # -1, for padding, indexes the last entry, which is -1 again.
         return tuple(replace(crop, index=place[crop.index.to(place.device)]) for crop in self.layout.crops)
 
 
 @dataclass
 class LayerSequence:
-    """What the layers of a segment are called with."""
+    """Input sequence of the layers of a segment."""
 
     columns: Tensor  # (B, P) of the new columns
-    gone: Tensor  # (B, P) image tokens left out before each of them, in this pass
+    removed: Tensor  # (B, P) image tokens removed before each of them, in this pass
     total: Tensor  # (B, 1)
-    images: list[ImageSpan]  # at their places in the short sequence
-    taken: Tensor | None = None  # (B, P) of the sequence of the segment before
-    chosen: list[PlacedSelection] = field(default_factory=list)  # in the sequence of the segment before
-    made: dict[Any, Any] = field(default_factory=dict)  # masks and rotations, made once for all layers
+    images: list[ImageSpan]  # at their positions in this sequence
+    parent_columns: Tensor | None = None  # (B, P) positions in the previous segment's sequence
+    selections: list[PlacedSelection] = field(default_factory=list)  # in the previous segment's sequence
+    layer_arguments: dict[Any, Any] = field(default_factory=dict)  # masks and rotations, made once per segment
 
     @property
     def padded(self) -> bool:
-        """Whether rows begin with padding."""
+        """Whether rows have left padding."""
         return bool((self.columns < 0).any())
 
 
 @dataclass
 class LLMForwardState:
-    """One call of the language model.
+    """State of one call of the language model.
 
     Args:
         length: New columns L.
         images: Images among them.
-        seen: (B, past + L) 0 for padding.
-        asking: (B, L) 1 for the tokens before answers; None: the last one asks.
-        positions: Position ids of the new columns as the language model is given them.
-        kept: What the cache holds, where there is one.
+        padding_mask: (B, past + L) 0 for padding.
+        query_mask: (B, L) 1 for the tokens before answers; None: the last token counts.
+        positions: Position ids of the new columns as the language model gets them.
+        cache_state: State of the cache, if there is one.
         cache: The cache.
-        entered: (B, L, D) the embeddings of the new columns.
-        decided: What was chosen for this prompt before, by image and layer (what methods that change attention chose by
-            -1 - row and layer): without a cache `generate` passes the growing text through the model at every step, and
-            what was chosen for the prompt stays chosen.
-        blocks: (B, L) the sample that each new column is of, -1 for padding; None: every row is one.
-        allowed: (B, L, past + L) bool, who sees whom where that is neither causal nor causal in each sample.
+        input_embeds: (B, L, D) the embeddings of the new columns.
+        decisions: What was chosen for this prompt before, by image and layer (what methods that change attention chose
+            by -1 - row and layer): without a cache `generate` passes the growing text through the model at every step,
+            and what was chosen for the prompt stays chosen.
+        sample_ids: (B, L) the sample of each new column, -1 for padding; None: every row is one.
+        pair_mask: (B, L, past + L) bool, where attention is neither causal nor causal in each sample.
     """
 
     length: int
     images: list[ImageSpan]
-    seen: Tensor
-    asking: Tensor | None
+    padding_mask: Tensor
+    query_mask: Tensor | None
     positions: Tensor
-    kept: PrunedCacheState | None
+    cache_state: PrunedCacheState | None
     cache: Any
-    entered: Tensor
-    decided: dict[tuple[int, int], Any]
-    blocks: Tensor | None = None
-    allowed: Tensor | None = None
-    shorts: dict[int, LayerSequence] = field(default_factory=dict)
+    input_embeds: Tensor
+    decisions: dict[tuple[int, int], Any]
+    sample_ids: Tensor | None = None
+    pair_mask: Tensor | None = None
+    sequences: dict[int, LayerSequence] = field(default_factory=dict)
     keys: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
     activations: dict[int, Tensor] = field(default_factory=dict)
     reports: dict[int, list[LayerReport]] = field(default_factory=dict)
-    #: Whether there may be a backward pass. Inside a layer that is checkpointed nothing tells of it.
-    learns: bool = field(default_factory=torch.is_grad_enabled)
+    #: Whether there may be a backward pass; gradients are off inside a checkpointed layer.
+    needs_grad: bool = field(default_factory=torch.is_grad_enabled)
 
     def __post_init__(self) -> None:
         self.stretches = sequence.stretches_of(self.positions)
-        # As they were: a layer may run again for its gradient, when the pass is over.
-        self._segments = {} if self.kept is None else self.kept.segments
+        # As before the call: a layer may run again for its gradient after it.
+        self._segments = {} if self.cache_state is None else self.cache_state.segments
 
     @property
     def past(self) -> int:
         """Columns before the new ones."""
-        return self.seen.shape[1] - self.length
+        return self.padding_mask.shape[1] - self.length
 
     @cached_property
-    def whole(self) -> LayerSequence:
+    def full_sequence(self) -> LayerSequence:
         """The sequence that enters the first layer."""
-        columns = torch.arange(self.length, device=self.seen.device).expand(len(self.seen), -1)
+        columns = torch.arange(self.length, device=self.padding_mask.device).expand(len(self.padding_mask), -1)
         return LayerSequence(columns, torch.zeros_like(columns), columns.new_zeros(len(columns), 1), self.images)
 
     @property
     def visual(self) -> Tensor:
-        """(B, L) bool, which new columns are of images."""
-        found = torch.zeros(len(self.seen), self.length, dtype=torch.bool, device=self.seen.device)
+        """(B, L) bool, True for new columns of images."""
+        visual = torch.zeros(len(self.padding_mask), self.length, dtype=torch.bool, device=self.padding_mask.device)
         for image in self.images:
-            found[image.row, image.places] = True
-        return found
+            visual[image.row, image.places] = True
+        return visual
 
-    def remembered(self, segment: int | None) -> Tensor:
-        """(B, n) the columns that the cache of a segment's layers holds, -1 for padding; None: before any segment."""
+    def cached_columns(self, segment: int | None) -> Tensor:
+        """(B, n) columns in the cache of a segment's layers, -1 for padding; segment None: the layers before any."""
         if segment is not None and segment in self._segments:
             return self._segments[segment]
-        return torch.arange(self.past, device=self.seen.device).expand(len(self.seen), -1)
+        return torch.arange(self.past, device=self.padding_mask.device).expand(len(self.padding_mask), -1)
 
-    def gone_before(self, segment: int) -> Tensor:
-        """(B, 1) image tokens that a segment's layers lost in earlier calls."""
-        nothing = torch.zeros(len(self.seen), 1, dtype=torch.int64, device=self.seen.device)
-        return nothing if self.kept is None else self.kept.lost.get(segment, nothing)
+    def removed_before(self, segment: int) -> Tensor:
+        """(B, 1) image tokens that were removed in a segment in earlier calls."""
+        nothing = torch.zeros(len(self.padding_mask), 1, dtype=torch.int64, device=self.padding_mask.device)
+        return nothing if self.cache_state is None else self.cache_state.segment_num_pruned.get(segment, nothing)
 
-    def company(self, row: int, columns: Tensor, places: Tensor) -> Tensor | None:
-        """(P,) bool, what is of the sample of an image, in a shorter sequence; None: all of the row.
+    def same_sample(self, row: int, columns: Tensor, places: Tensor) -> Tensor | None:
+        """(P,) bool, the positions of a pruned sequence in the same sample as an image; None: the whole row.
 
         Args:
-            row: Sequence of the batch.
+            row: Index of the sequence in the batch.
             columns: (B, P) of the new columns.
-            places: (N,) where the image stands among them.
+            places: (N,) positions of the image among them.
         """
-        if (self.blocks is None and self.allowed is None) or not len(places):
+        if (self.sample_ids is None and self.pair_mask is None) or not len(places):
             return None
-        own = columns[row]
-        found = company(self.blocks, self.allowed, row, own[places])
-        return None if found is None else found[own.clamp(min=0)] & (own >= 0)
+        row_columns = columns[row]
+        same = same_sample(self.sample_ids, self.pair_mask, row, row_columns[places])
+        return None if same is None else same[row_columns.clamp(min=0)] & (row_columns >= 0)
 
     def samples(self, row: int, columns: Tensor) -> list[Tensor] | None:
-        """For each sample of a row its places (n,) among the columns (P,) of a shorter sequence; None: it is one."""
-        if self.blocks is None:
+        """Positions (n,) of each sample of a row in a sequence with columns (P,); None: the row is one sample."""
+        if self.sample_ids is None:
             return None
-        own = self.blocks[row][columns.clamp(min=0)].masked_fill(columns < 0, -1)
-        return [(own == number).nonzero().flatten() for number in own.unique().tolist() if number >= 0]
+        sample_ids = self.sample_ids[row][columns.clamp(min=0)].masked_fill(columns < 0, -1)
+        return [(sample_ids == number).nonzero().flatten() for number in sample_ids.unique().tolist() if number >= 0]
 
-    def begin(self, segment: int, before: int | None) -> None:
-        """What a segment's layers get where no image is left out before them."""
-        last = self.whole if before is None else self.shorts[before]
-        self.shorts[segment] = LayerSequence(last.columns, last.gone, last.total, last.images)
+    def start_segment(self, segment: int, before: int | None) -> None:
+        """Start a segment with the sequence of the previous one."""
+        previous = self.full_sequence if before is None else self.sequences[before]
+        self.sequences[segment] = LayerSequence(previous.columns, previous.removed, previous.total, previous.images)
 
     def finish(self) -> Tensor:
-        """Note what every segment of the cache holds now; returns the new columns (B, P) that the last layer saw."""
-        if self.kept is not None:
-            self.kept.segments = {
-                segment: torch.cat([self.remembered(segment), self.with_past(short.columns)], dim=1)
-                for segment, short in self.shorts.items()
+        """Record the columns of every segment in the cache; returns the new columns (B, P) of the last layer."""
+        if self.cache_state is not None:
+            self.cache_state.segments = {
+                segment: torch.cat([self.cached_columns(segment), self.with_past(short.columns)], dim=1)
+                for segment, short in self.sequences.items()
             }
-            self.kept.lost = {
-                segment: self.gone_before(segment) + short.total for segment, short in self.shorts.items()
+            self.cache_state.segment_num_pruned = {
+                segment: self.removed_before(segment) + short.total for segment, short in self.sequences.items()
             }
-        return self.shorts[max(self.shorts)].columns if self.shorts else self.whole.columns
+        return self.sequences[max(self.sequences)].columns if self.sequences else self.full_sequence.columns
 
     def with_past(self, columns: Tensor) -> Tensor:
-        """New columns counted with those before them."""
+        """New columns, offset by the cached ones."""
         return torch.where(columns < 0, -1, columns + self.past)
 
 
 class CurrentCalls:
-    """The calls of a language model that are under way, and the sequence that each of its layers has in them.
+    """The calls of a language model in progress, and the sequence of each layer in them.
 
     Args:
         text: The language model.
-        firsts: The layers before which the sequence gets shorter, ascending.
+        firsts: The layers before which the sequence is pruned, ascending.
     """
 
     def __init__(self, text: Any, firsts: tuple[int, ...]) -> None:
         self.text = text
         self.firsts = firsts
         self._local = local()
-        self._known: OfPositions[LLMForwardState] = OfPositions()
+        self._known: CallRegistry[LLMForwardState] = CallRegistry()
 
     @contextmanager
-    def passing(self, found: LLMForwardState) -> Generator[None]:
-        """Inside this context this thread's call of the language model is `found`."""
-        before = self.current
-        self._local.found = found
+    def active(self, state: LLMForwardState) -> Generator[None]:
+        """Set the state of this thread's call of the language model while the context is open."""
+        previous = self.current
+        self._local.state = state
         try:
             yield
         finally:
-            self._local.found = before
+            self._local.state = previous
 
     @property
     def current(self) -> LLMForwardState | None:
-        """This thread's call of the language model, where one is under way."""
-        return getattr(self._local, "found", None)
+        """State of this thread's call of the language model, if one is in progress."""
+        return getattr(self._local, "state", None)
 
-    def pass_of(self, kwargs: dict[str, Any]) -> LLMForwardState | None:
-        """The call of the language model that a layer with these arguments is a part of."""
+    def state_for_layer(self, kwargs: dict[str, Any]) -> LLMForwardState | None:
+        """State of the call that a layer with these arguments belongs to."""
         cosine = kwargs["position_embeddings"][0]
-        found = self.current
-        if found is None:
+        state = self.current
+        if state is None:
             return self._known.of(cosine)
-        if found.learns:
-            self._known.remember(cosine, found)
-        return found
+        if state.needs_grad:
+            self._known.remember(cosine, state)
+        return state
 
     def segment(self, number: int) -> int | None:
-        """The first layer of the segment that a layer belongs to; None before anything got shorter."""
+        """First layer of the segment of a layer; None before the first pruning."""
         return max((first for first in self.firsts if first <= number), default=None)
 
-    def short(self, number: int, found: LLMForwardState) -> LayerSequence:
-        """The sequence of a layer."""
+    def sequence_of(self, number: int, state: LLMForwardState) -> LayerSequence:
+        """Input sequence of a layer."""
         segment = self.segment(number)
-        return found.whole if segment is None else found.shorts[segment]
+        return state.full_sequence if segment is None else state.sequences[segment]

@@ -1,6 +1,6 @@
-"""MLPs of which written text uses some neurons only.
+"""Decode-time pruning of MLP neurons.
 
-While a prompt with images is read, the MLPs are asked which neurons matter to it. What is written after it goes through
+While a prompt with images is read, the core neurons of the MLPs are determined. Generated tokens then use
 copies of these neurons' weights, which are smaller matrices. The copies belong to the cache, row by row.
 """
 
@@ -21,8 +21,8 @@ from foveate.runtime.forward_state import CurrentCalls, LLMForwardState
 from foveate.runtime.patches import Patches
 
 
-class Sliced:
-    """Some neurons of an MLP.
+class NeuronSlice:
+    """A subset of the neurons of an MLP.
 
     Args:
         neurons: (c,) int64, ascending.
@@ -33,9 +33,9 @@ class Sliced:
         self._weights: list[tuple[Tensor, Tensor | None]] | None = None
 
     def forward(self, mlp: Any, hidden: Tensor) -> Tensor:
-        """What the MLP makes of (..., D) with these neurons alone; the weights are copied at the first call."""
+        """Output of the MLP for (..., D) with these neurons alone; the weights are copied at the first call."""
         if self._weights is None:
-            gate, up = _inner(mlp)
+            gate, up = _gate_and_up(mlp)
             down = mlp.down_proj
             self._weights = [
                 *((weight[self.neurons], None if bias is None else bias[self.neurons]) for weight, bias in (gate, up)),
@@ -45,19 +45,19 @@ class Sliced:
         return F.linear(_activation(mlp)(F.linear(hidden, *gate)) * F.linear(hidden, *up), *down)
 
 
-def sliceable(mlp: Any) -> bool:
-    """Whether the matrices of an MLP are plain ones that are all it is made of: rows and columns can be taken of them.
+def has_plain_matrices(mlp: Any) -> bool:
+    """Whether the matrices of an MLP are plain ones, whose rows and columns can be sliced.
 
-    Where something else stands in their way or around them (adapters, quantisation, hooks that bring weights from the
-    disk), the MLP itself must be called, and neurons are masked.
+    Where they are wrapped or replaced (adapters, quantisation, hooks that load weights from the
+    disk), the MLP itself must be called, and neurons are masked instead.
     """
     names = ("gate_up_proj",) if hasattr(mlp, "gate_up_proj") else ("gate_proj", "up_proj")
-    # The last one has our own hook, which masks.
+    # The last one has our own hook, which masks neurons.
     return all(_is_plain(getattr(mlp, name, None)) for name in names) and _is_plain(mlp.down_proj, own_hooks=1)
 
 
 def _is_plain(linear: Any, own_hooks: int = 0) -> bool:
-    """Whether a module is a matrix with its weights at hand, and calling it does nothing but multiply by them."""
+    """Whether a module is a linear layer with its weights in memory, and without hooks of others."""
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter
@@ -68,8 +68,8 @@ def _is_plain(linear: Any, own_hooks: int = 0) -> bool:
     )
 
 
-def _inner(mlp: Any) -> list[tuple[Tensor, Tensor | None]]:
-    """Weight and bias of the gate and of what it opens to."""
+def _gate_and_up(mlp: Any) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the gate and of the up projection."""
     if not hasattr(mlp, "gate_up_proj"):
         return [(part.weight, part.bias) for part in (mlp.gate_proj, mlp.up_proj)]
     both = mlp.gate_up_proj
@@ -82,11 +82,11 @@ def _activation(mlp: Any) -> Callable[[Tensor], Tensor]:
 
 
 class MLPHooks:
-    """Asks the MLPs of a language model and slices them, while attached.
+    """Hooks that determine the core neurons of a language model's MLPs and slice them, while attached.
 
     Args:
-        calls: The calls of the language model, which know the sequence of each layer.
-        methods: By the layer before which they choose tokens.
+        calls: The calls of the language model in progress.
+        methods: By the layer before which they select tokens.
     """
 
     def __init__(self, calls: CurrentCalls, methods: dict[int, NeuronMethod]) -> None:
@@ -94,7 +94,7 @@ class MLPHooks:
         self.methods = methods
 
     def attach(self, patches: Patches) -> None:
-        """Install everything, until `patches` are undone."""
+        """Install the hooks, until `patches` are undone."""
         for number, layer in enumerate(self.calls.text.layers):
             method = next((self.methods[at] for at in sorted(self.methods, reverse=True) if at - 1 <= number), None)
             if method is None:
@@ -104,81 +104,87 @@ class MLPHooks:
                 raise FoveateError(
                     Refusal(
                         "needs-mlp-neurons",
-                        f"{method.name} needs an MLP with neurons in every layer, and layer {number} has none",
+                        f"{method.name} needs an MLP in every layer, and layer {number} has none",
                     )
                 )
             last = mlp.down_proj
-            patches.before(last, partial(self._asked, number, method))
-            if "forward" not in vars(mlp):  # what stands there knows nothing of slices: neurons are masked
+            patches.before(last, partial(self._down_proj_hook, number, method))
+            if "forward" not in vars(mlp):  # a replaced forward cannot be sliced: neurons are masked
                 patches.wrap(mlp, "forward", partial(self._forward, number, mlp))
 
     def neurons(
-        self, number: int, row: int, found: LLMForwardState, sample: Tensor | None = None
+        self, number: int, row: int, state: LLMForwardState, sample: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Activations (L, F) of a row in the layer before `number`, and its core neurons (c,).
 
-        Those of one of its samples alone, where its places (n,) are given.
+        With `sample` (n,), positions of one of its samples, those of that sample alone.
         """
-        activations = found.activations[number - 1]
+        activations = state.activations[number - 1]
         if sample is not None:
             return activations[row], self.methods[number].core(activations[row, sample])
-        return activations[row], self._core(number - 1, row, self.methods[number], found, activations)
+        return activations[row], self._core(number - 1, row, self.methods[number], state, activations)
 
-    def forget(self, number: int, found: LLMForwardState) -> None:
-        """Activations that layer `number` has asked for are not needed any more."""
-        found.activations.pop(number - 1, None)
+    def drop_activations(self, number: int, state: LLMForwardState) -> None:
+        """Drop the activations that layer `number` needed."""
+        state.activations.pop(number - 1, None)
 
-    def _core(self, number: int, row: int, method: NeuronMethod, found: LLMForwardState, activations: Tensor) -> Tensor:
-        """Core neurons of a row at a layer, as they were decided for the prompt."""
-        before = found.decided.get((-1 - row, -1 - number))
-        if before is None:
-            columns = self.calls.short(number, found).columns
-            real = sequence.gather_mask(found.seen[:, found.past :], columns)[row] > 0
+    def _core(self, number: int, row: int, method: NeuronMethod, state: LLMForwardState, activations: Tensor) -> Tensor:
+        """Core neurons of a row at a layer, as decided for the prompt."""
+        decision = state.decisions.get((-1 - row, -1 - number))
+        if decision is None:
+            columns = self.calls.sequence_of(number, state).columns
+            real = sequence.gather_mask(state.padding_mask[:, state.past :], columns)[row] > 0
             with torch.no_grad():
-                before = method.core(activations[row, real]), activations.shape[1]
-            found.decided[-1 - row, -1 - number] = before
-        return before[0]
+                decision = method.core(activations[row, real]), activations.shape[1]
+            state.decisions[-1 - row, -1 - number] = decision
+        return decision[0]
 
-    def _asked(self, number: int, method: NeuronMethod, module: nn.Module, args: tuple[Tensor, ...]) -> Any:
-        """What enters the last matrix: looked at where a prompt is read, masked where text is written."""
-        found, (inner,) = self.calls.current, args
-        if found is None:
+    def _down_proj_hook(self, number: int, method: NeuronMethod, module: nn.Module, args: tuple[Tensor, ...]) -> Any:
+        """Hook before the down projection: determine core neurons in the prompt, mask the others in generated text."""
+        state, (activations,) = self.calls.current, args
+        if state is None:
             return None
-        if not found.images:
-            held = self._held(number, found, inner)
-            return None if held is None else (self._masked(inner, [one.neurons for one in held], 0),)
+        if not state.images:
+            neuron_slices = self._neuron_slices(number, state, activations)
+            return (
+                None
+                if neuron_slices is None
+                else (self._masked(activations, [neuron_slice.neurons for neuron_slice in neuron_slices], 0),)
+            )
         if number + 1 in self.methods:
-            found.activations[number] = inner.detach()
+            state.activations[number] = activations.detach()
         if torch.is_grad_enabled():
-            return None  # nothing is written after it
-        core = [self._core(number, row, method, found, inner) for row in range(len(inner))]
-        if found.cache is not None and found.kept is not None:
-            slices: list[Sliced] = []
-            for own in core:  # copies of a prompt, for beams or several answers, share theirs
-                same = (one for one in slices if torch.equal(one.neurons, own))
-                slices.append(next(same, None) or Sliced(own))
-            found.kept.neurons[number] = slices
-        prompt = found.decided[-1, -1 - number][1]
-        return (self._masked(inner, core, prompt),) if prompt < inner.shape[1] else None
+            return None  # nothing is generated after it
+        core = [self._core(number, row, method, state, activations) for row in range(len(activations))]
+        if state.cache is not None and state.cache_state is not None:
+            slices: list[NeuronSlice] = []
+            for neurons in core:  # copies of a prompt, for beams or several answers, share one
+                same = (neuron_slice for neuron_slice in slices if torch.equal(neuron_slice.neurons, neurons))
+                slices.append(next(same, None) or NeuronSlice(neurons))
+            state.cache_state.neurons[number] = slices
+        prompt = state.decisions[-1, -1 - number][1]
+        return (self._masked(activations, core, prompt),) if prompt < activations.shape[1] else None
 
-    def _masked(self, inner: Tensor, core: list[Tensor], start: int) -> Tensor:
-        """Activations without those of other neurons, from a place on."""
-        stays = torch.zeros(len(inner), 1, inner.shape[2], dtype=torch.bool, device=inner.device)
-        for row, own in enumerate(core):
-            stays[row, 0, own] = True
-        return torch.cat([inner[:, :start], inner[:, start:] * stays], dim=1)
+    def _masked(self, activations: Tensor, core: list[Tensor], start: int) -> Tensor:
+        """Zero the activations of other neurons, from a position on."""
+        stays = torch.zeros(len(activations), 1, activations.shape[2], dtype=torch.bool, device=activations.device)
+        for row, neurons in enumerate(core):
+            stays[row, 0, neurons] = True
+        return torch.cat([activations[:, :start], activations[:, start:] * stays], dim=1)
 
-    def _held(self, number: int, found: LLMForwardState, hidden: Tensor) -> list[Sliced] | None:
-        """The slices of every row where text is being written, None elsewhere."""
-        if found.images or found.kept is None or (hidden.shape[1] > 1 and not found.kept.drafted):
+    def _neuron_slices(self, number: int, state: LLMForwardState, hidden: Tensor) -> list[NeuronSlice] | None:
+        """The slices of all rows where text is being generated, None elsewhere."""
+        if state.images or state.cache_state is None or (hidden.shape[1] > 1 and not state.cache_state.has_drafts):
             return None
-        return found.kept.neurons.get(number)
+        return state.cache_state.neurons.get(number)
 
     def _forward(self, number: int, mlp: Any, original: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        found = self.calls.current
-        held = None if found is None else self._held(number, found, hidden)
-        if held is None or not sliceable(mlp):
+        state = self.calls.current
+        neuron_slices = None if state is None else self._neuron_slices(number, state, hidden)
+        if neuron_slices is None or not has_plain_matrices(mlp):
             return original(hidden)
-        if all(one is held[0] for one in held):
-            return held[0].forward(mlp, hidden)
-        return torch.cat([one.forward(mlp, hidden[row : row + 1]) for row, one in enumerate(held)])
+        if all(neuron_slice is neuron_slices[0] for neuron_slice in neuron_slices):
+            return neuron_slices[0].forward(mlp, hidden)
+        return torch.cat(
+            [neuron_slice.forward(mlp, hidden[row : row + 1]) for row, neuron_slice in enumerate(neuron_slices)]
+        )

@@ -1,7 +1,7 @@
-"""What is put on the modules of a live model: taken off again by `undo`, and left out of copies of the model.
+"""Reversible patches of a live model's modules: removed by `undo`, and excluded from copies of the model.
 
-Everything is put on once, when something is attached, and stays until it is restored. What differs from one call to the
-next belongs to the thread that calls, so that threads may share a model.
+Patches are installed once, when something is attached, and stay until it is restored. State that differs between
+calls belongs to the calling thread, so that threads can share a model.
 """
 
 from __future__ import annotations
@@ -20,75 +20,75 @@ from torch import nn
 from foveate.core.errors import FoveateError
 
 _NOTHING = object()
-#: Where accelerate keeps the `forward` that it stands before.
-_BEHIND = "_old_forward"
+#: Where accelerate keeps the `forward` that its own one wraps.
+_ACCELERATE_FORWARD = "_old_forward"
 
 _lock = threading.RLock()
-#: What takes each patch of a module out of its attributes, in the order in which they were put there.
+#: Functions that remove the patches of each module from a copy of its attributes, in the order of the patches.
 _patched: WeakKeyDictionary[nn.Module, list[Callable[[dict[str, Any]], None]]] = WeakKeyDictionary()
-#: Patched modules of each class whose copies go through `_reduce`.
+#: Number of patched modules by class; copies of these classes go through `_reduce`.
 _classes: Counter[type] = Counter()
 
 
 class Patches:
-    """Everything that one handle has put on modules. A context manager that takes it off when left."""
+    """The patches of one handle; a context manager that removes them on exit."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
     def callback(self, undo: Callable[[], None]) -> None:
-        """Let `undo` be called when everything is taken off."""
+        """Call `undo` when the patches are removed."""
         self._undo.append(undo)
 
-    def left_out(self, module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
-        """Let `clean` take something out of the attributes of every copy of a module, until everything is undone."""
+    def exclude_from_copies(self, module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
+        """Let `clean` edit the attributes of every copy of a module, until the patches are removed."""
         with _lock:
             if module not in _patched:
-                _copies_are_clean(type(module), 1)
+                _count_patched(type(module), 1)
             _patched[module] = [*_patched.get(module, ()), clean]
-        self._undo.append(functools.partial(_no_longer, module, clean))
+        self._undo.append(functools.partial(_include_in_copies, module, clean))
 
-    def set(self, module: nn.Module, name: str, value: Any, behind: Any = None) -> None:
-        """Give an instance an attribute, which may stand before one of its class.
+    def set(self, module: nn.Module, name: str, value: Any, fallback: Any = None) -> None:
+        """Set an attribute of an instance; it may shadow one of its class.
 
         Args:
             module: The instance.
-            name: Of the attribute.
-            value: A new object, by which it is known again.
-            behind: What stands there without it, for copies of a module whose `forward` accelerate has moved since.
+            name: Name of the attribute.
+            value: A new object; it is recognised by identity.
+            fallback: The original value, for copies of a module whose `forward` accelerate has moved since.
         """
-        before = vars(module).get(name, _NOTHING)
+        previous = vars(module).get(name, _NOTHING)
 
         def clean(state: dict[str, Any]) -> None:
-            if state.get(_BEHIND) is value and behind is not None:
-                state[_BEHIND] = behind
+            if state.get(_ACCELERATE_FORWARD) is value and fallback is not None:
+                state[_ACCELERATE_FORWARD] = fallback
             if state.get(name) is not value:
                 return
-            if before is _NOTHING:
+            if previous is _NOTHING:
                 state.pop(name)
             else:
-                state[name] = before
+                state[name] = previous
 
         self._undo.append(lambda: clean(vars(module)))
-        self.left_out(module, clean)
+        self.exclude_from_copies(module, clean)
         vars(module)[name] = value
 
-    def wrap(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+    def wrap(self, module: nn.Module, name: str, wrapper: Callable[..., Any]) -> None:
         """Replace a method of an instance by `around(original, *args, **kwargs)`."""
         original = getattr(module, name)
-        standing = True
+        active = True
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            # Somebody may hold on to it after it was taken off.
-            return around(original, *args, **kwargs) if standing else original(*args, **kwargs)
+            # A caller may still hold this function after the patch was removed.
+            return wrapper(original, *args, **kwargs) if active else original(*args, **kwargs)
 
-        def stand_aside() -> None:
-            nonlocal standing
-            standing = False
+        def deactivate() -> None:
+            nonlocal active
+            active = False
 
-        self._undo.append(stand_aside)
-        self.set(module, name, wrapped, behind=original)
+        self._undo.append(deactivate)
+        self.set(module, name, wrapped, fallback=original)
 
     def before(self, module: nn.Module, hook: Callable[..., Any], **options: Any) -> None:
         """Call `hook` before every forward of a module, see `register_forward_pre_hook`."""
@@ -105,10 +105,10 @@ class Patches:
                     state[name] = type(hooks)((key, hook) for key, hook in hooks.items() if key != handle.id)
 
         self._undo.append(handle.remove)
-        self.left_out(module, clean)
+        self.exclude_from_copies(module, clean)
 
     def undo(self) -> None:
-        """Take everything off, the last first. Doing it twice changes nothing."""
+        """Remove the patches, the last one first; a second call changes nothing."""
         while self._undo:
             self._undo.pop()()
 
@@ -119,64 +119,64 @@ class Patches:
         self.undo()
 
 
-class Uncopied:
-    """A handle: it belongs to one live model, and no copy of it would belong to any."""
+class NotCopyable:
+    """Base class of handles: bound to one live model, so they cannot be copied or pickled."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise FoveateError(f"{self!r} belongs to one live model and cannot be copied or saved; restore it first.")
 
 
 def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that sees the calls of the thread that makes it, and nothing of those of others."""
-    own = threading.get_ident()
+    """Wrap a hook so that it runs in the current thread only."""
+    thread = threading.get_ident()
 
     @functools.wraps(hook)
-    def only(*args: Any, **kwargs: Any) -> Any:
-        return hook(*args, **kwargs) if threading.get_ident() == own else None
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if threading.get_ident() == thread else None
 
-    return only
+    return wrapped
 
 
 # Copies of modules
 
 
-def _copies_are_clean(cls: type, more: int) -> None:
-    """Let copies of a class's instances be made by `_reduce`, as long as one of them is patched."""
-    _classes[cls] += more
+def _count_patched(cls: type, change: int) -> None:
+    """Count patched modules of a class, and copy its instances with `_reduce` while there are any."""
+    _classes[cls] += change
     if _classes[cls] > 0:
         copyreg.dispatch_table.setdefault(cls, _reduce)
     elif copyreg.dispatch_table.get(cls) is _reduce:
         del copyreg.dispatch_table[cls]
 
 
-def _no_longer(module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
+def _include_in_copies(module: nn.Module, clean: Callable[[dict[str, Any]], None]) -> None:
     with _lock:
-        rest = [other for other in _patched.get(module, ()) if other is not clean]
-        if rest:
-            _patched[module] = rest
+        remaining = [other for other in _patched.get(module, ()) if other is not clean]
+        if remaining:
+            _patched[module] = remaining
         elif _patched.pop(module, None) is not None:
-            _copies_are_clean(type(module), -1)
+            _count_patched(type(module), -1)
 
 
 def _reduce(module: nn.Module) -> Any:
-    """What `copy` and `pickle` make a module from: without patches."""
+    """`__reduce_ex__` of a module without its patches, for `copy` and `pickle`."""
     with _lock:
-        cleaning = list(_patched.get(module, ()))
-    if not cleaning:
+        cleaners = list(_patched.get(module, ()))
+    if not cleaners:
         return module.__reduce_ex__(4)
     state = dict(vars(module))
-    for clean in reversed(cleaning):
+    for clean in reversed(cleaners):
         clean(state)
-    twin = object.__new__(type(module))
-    vars(twin).update(state)
-    made, arguments, own, *rest = twin.__reduce_ex__(4)
-    return made, arguments, _State(own, type(module).__name__), *rest
+    copy_ = object.__new__(type(module))
+    vars(copy_).update(state)
+    constructor, arguments, attributes, *rest = copy_.__reduce_ex__(4)
+    return constructor, arguments, _State(attributes, type(module).__name__), *rest
 
 
 class _State:
-    """Attributes of a module for its deep copy and for `pickle`, which make their own of its parts.
+    """Attributes of a patched module for `deepcopy` and `pickle`, which copy its submodules too.
 
-    A shallow copy takes it as it is, and would share parts with a model that something is attached to: that is refused.
+    A shallow copy would share submodules with a model that has something attached: it is refused.
     """
 
     def __init__(self, attributes: Any, name: str) -> None:
@@ -189,8 +189,8 @@ class _State:
         return dict, (), None, None, iter(self._attributes.items())
 
     def keys(self) -> Any:
-        """Asked for by what would take the attributes as they are."""
+        """Refuse shallow copies, which read the attributes through this method."""
         raise FoveateError(
-            f"a shallow copy of this {self._name} would share its parts with a model that foveate is attached to; "
-            "restore that first, or take copy.deepcopy, whose copy has nothing attached."
+            f"a shallow copy of this {self._name} would share its submodules with a model that foveate is attached to; "
+            "restore that first, or use copy.deepcopy, whose copy has nothing attached."
         )

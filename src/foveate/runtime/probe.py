@@ -1,8 +1,8 @@
-"""Measures what methods need of an encoder, from the queries and keys of the layers they name, and nothing else.
+"""Probes that measure what methods need of an encoder, from queries and keys of the layers they name.
 
-An attention matrix is never asked for: `output_attentions=True` would switch a whole tower to the slow path. A function
-that stands around the attention of a probed layer (`foveate.runtime.attention_functions`) looks at queries and keys and
-computes the rows or the column sums that were asked for in blocks. All other layers stay untouched.
+No attention matrix is requested: `output_attentions=True` would switch the whole tower to the slow path. A wrapper
+around the attention of a probed layer (`foveate.runtime.attention_functions`) reads queries and keys and
+computes the requested rows or column sums in blocks. All other layers are unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from foveate.core.attention import attention_logits, attention_weights, may_attend, weight_blocks
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Need
-from foveate.runtime.attention_functions import watch
+from foveate.runtime.attention_functions import observe_attention
 from foveate.runtime.patches import Patches
 
 #: Kinds that are computed from queries and keys; the others are outputs of blocks.
@@ -29,12 +29,12 @@ OF_OUTPUT = ("features", "cls_feature")
 
 
 class Probe:
-    """Watches some layers of an encoder; what it sees belongs to the encoding of the calling thread.
+    """Records measurements in some layers of an encoder, separately for each thread.
 
     Args:
-        attentions: Attention module of every block of the encoder.
+        attentions: Attention modules of all blocks of the encoder.
         blocks: The blocks themselves.
-        needs: What to measure. Kinds that are not of the encoder are left to others.
+        needs: What to measure. Kinds that are not of the encoder are ignored.
         has_cls: Whether the first token of every sequence is [CLS].
     """
 
@@ -53,33 +53,33 @@ class Probe:
         self._blocks = blocks
 
     def attach(self, patches: Patches) -> None:
-        """Begin to watch, until `patches` are undone."""
+        """Install the hooks, until `patches` are undone."""
         for layer, needs in self._by_layer.items():
             of_attention = [need for need in needs if need.kind in OF_ATTENTION]
             of_output = [need for need in needs if need.kind in OF_OUTPUT]
             if of_attention:
-                watch(patches, self._attentions[layer], self._observer(of_attention))
+                observe_attention(patches, self._attentions[layer], self._observer(of_attention))
             if of_output:
                 patches.after(self._blocks[layer], self._output(of_output))
 
     @contextmanager
     def encoding(self) -> Generator[dict[Need, list[Tensor]]]:
-        """What is measured inside this context, by this thread: for every need one tensor a call, in order.
+        """Measurements of this thread while the context is open: for every need one tensor per call, in order.
 
-        Values are (sequences * tokens) for scores and (sequences * tokens, d) for vectors, [CLS] left out; one row a
+        Values are (sequences * tokens) for scores and (sequences * tokens, d) for vectors, without [CLS]; one row per
         sequence for `cls_feature`.
         """
-        found: dict[Need, list[Tensor]] = {}
-        self._local.found = found
+        measurements: dict[Need, list[Tensor]] = {}
+        self._local.measurements = measurements
         try:
-            yield found
+            yield measurements
         finally:
-            self._local.found = None
+            self._local.measurements = None
 
     def _observer(self, needs: list[Need]) -> Callable[..., None]:
         def observe(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-            found = getattr(self._local, "found", None)
-            if found is None:  # nobody asked, or a checkpointed layer runs again
+            measurements = getattr(self._local, "measurements", None)
+            if measurements is None:  # outside of `encoding`, or a checkpointed layer is recomputed
                 return
             scaling = kwargs.get("scaling")
             scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -87,22 +87,22 @@ class Probe:
                 for q, k, m in _sequences(query.detach(), key.detach(), mask, kwargs):
                     for need in needs:
                         value = measure(need, q, k, m, scaling, self.has_cls)
-                        found.setdefault(need, []).append(value[:, 1 if self.has_cls else 0 :].flatten(0, 1))
+                        measurements.setdefault(need, []).append(value[:, 1 if self.has_cls else 0 :].flatten(0, 1))
 
         return observe
 
     def _output(self, needs: list[Need]) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            found = getattr(self._local, "found", None)
-            if found is None:
+            measurements = getattr(self._local, "measurements", None)
+            if measurements is None:
                 return
             hidden = (output[0] if isinstance(output, tuple) else output).detach()
             hidden = hidden if hidden.ndim == 3 else hidden[None]
             for need in needs:
                 if need.kind == "cls_feature":
-                    found.setdefault(need, []).append(hidden[:, 0])
+                    measurements.setdefault(need, []).append(hidden[:, 0])
                 else:
-                    found.setdefault(need, []).append(hidden[:, 1 if self.has_cls else 0 :].flatten(0, 1))
+                    measurements.setdefault(need, []).append(hidden[:, 1 if self.has_cls else 0 :].flatten(0, 1))
 
         return hook
 
@@ -110,7 +110,7 @@ class Probe:
 def _sequences(
     query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Queries and keys (B, H, N, d) that may attend to each other; flash attention packs sequences end to end."""
+    """Split queries and keys (B, H, N, d) into sequences, which flash attention packs end to end."""
     edges = kwargs.get("cu_seq_lens_q")
     if edges is None:
         yield query, key, mask
@@ -120,15 +120,15 @@ def _sequences(
 
 
 def measure(need: Need, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, has_cls: bool) -> Tensor:
-    """One need from queries and keys (B, H, N, d), float32: (B, N) for scores, (B, N, d) for vectors.
+    """Compute one need from queries and keys (B, H, N, d), float32: (B, N) for scores, (B, N, d) for vectors.
 
     Args:
         need: Of a kind in `OF_ATTENTION`.
         query: (B, H, N, d), rotated where the encoder rotates.
         key: (B, H or fewer, N, d).
         mask: As for `received_attention`.
-        scaling: Factor of the logits.
-        has_cls: Whether the first token is [CLS]; without, attention received stands in for its row.
+        scaling: Scale of the logits.
+        has_cls: Whether the first token is [CLS]; without it, attention received is used instead.
     """
     if need.kind == "keys":
         return key.float().mean(dim=1)
@@ -149,8 +149,8 @@ def _rows_of(mask: Tensor | None, rows: Tensor) -> Tensor | None:
 
 def _present(mask: Tensor) -> Tensor:
     """Tokens (B, N) that may see themselves: all but padding."""
-    own = mask[..., 0, :] if mask.shape[-2] == 1 else mask.diagonal(dim1=-2, dim2=-1)
-    return may_attend(own).any(dim=1)
+    visible = mask[..., 0, :] if mask.shape[-2] == 1 else mask.diagonal(dim1=-2, dim2=-1)
+    return may_attend(visible).any(dim=1)
 
 
 def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
@@ -162,7 +162,7 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling:
         query: (B, H, N, d).
         key: (B, H or fewer, N, d).
         mask: Broadcasts to (B, H, N, N), bool (True: may see) or added; None: all see all.
-        scaling: Factor of the logits.
+        scaling: Scale of the logits.
 
     Returns:
         (B, N) float32.
@@ -170,15 +170,15 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling:
     batch, heads, count, _ = query.shape
     total = torch.zeros(batch, count, dtype=torch.float32, device=query.device)
     present = None if mask is None else _present(mask)
-    seen = torch.zeros_like(total)
+    num_queries = torch.zeros_like(total)
     rows = torch.arange(count, device=query.device)
     for some, weights in weight_blocks(query, key, scaling, rows, partial(_rows_of, mask)):
         if present is not None:
             # Rows of padding, which nobody may see, ask nothing; some towers let them.
             weights = weights.nan_to_num() * present[:, None, some, None]
-            seen += (weights > 0).any(dim=1).sum(dim=1)
+            num_queries += (weights > 0).any(dim=1).sum(dim=1)
         total += weights.sum(dim=(1, 2)) / heads
-    return total / count if mask is None else total / seen.clamp(min=1)
+    return total / count if mask is None else total / num_queries.clamp(min=1)
 
 
 def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, threshold: float) -> Tensor:
@@ -191,34 +191,44 @@ def hub_attention(query: Tensor, key: Tensor, mask: Tensor | None, scaling: floa
         query: (B, H, N, d).
         key: (B, H or fewer, N, d).
         mask: Broadcasts to (B, H, N, N), bool (True: may see) or added; None: all see all.
-        scaling: Factor of the logits.
+        scaling: Scale of the logits.
         threshold: From 0 on.
 
     Returns:
         (B, N) float32.
     """
     received = received_attention(query, key, mask, scaling)
-    heads, found = query.shape[1], []
-    for number, own in enumerate(received):
-        seen = None if mask is None else mask[number % len(mask)][None]
-        present = torch.ones_like(own, dtype=torch.bool) if seen is None else _present(seen)[0]
-        if seen is not None and seen.shape[-2] > 1:  # several images in one sequence, each sees itself
-            together = _visible(seen) & present & present[:, None]
+    heads, scores = query.shape[1], []
+    for number, sequence_received in enumerate(received):
+        sequence_mask = None if mask is None else mask[number % len(mask)][None]
+        present = (
+            torch.ones_like(sequence_received, dtype=torch.bool)
+            if sequence_mask is None
+            else _present(sequence_mask)[0]
+        )
+        if (
+            sequence_mask is not None and sequence_mask.shape[-2] > 1
+        ):  # several images in one sequence, each sees itself
+            allowed = _visible(sequence_mask) & present & present[:, None]
         else:
-            together = present[None]
-        mean = (together.float() @ own) / together.sum(dim=1).clamp(min=1)
-        hubs = present & (own > threshold * mean)
-        without = together.any(dim=1) & ~(together & hubs).any(dim=1)
-        best = own.masked_fill(~together, -1).argmax(dim=1)[without]
+            allowed = present[None]
+        mean = (allowed.float() @ sequence_received) / allowed.sum(dim=1).clamp(min=1)
+        hubs = present & (sequence_received > threshold * mean)
+        no_hub = allowed.any(dim=1) & ~(allowed & hubs).any(dim=1)
+        best = sequence_received.masked_fill(~allowed, -1).argmax(dim=1)[no_hub]
         hubs = hubs.index_fill(0, best, True)
-        total = torch.zeros_like(own)
+        total = torch.zeros_like(sequence_received)
         rows = hubs.nonzero().flatten()
-        one = slice(number, number + 1)
-        for _, weights in weight_blocks(query[one], key[one], scaling, rows, partial(_rows_of, seen)):
+        sequence = slice(number, number + 1)
+        for _, weights in weight_blocks(
+            query[sequence], key[sequence], scaling, rows, partial(_rows_of, sequence_mask)
+        ):
             total += weights.sum(dim=(0, 1, 2)) / heads
-        watching = together[rows].sum(dim=0) if len(together) > 1 else torch.tensor(len(rows), device=own.device)
-        found.append(total / watching.clamp(min=1))
-    return torch.stack(found)
+        num_hubs = (
+            allowed[rows].sum(dim=0) if len(allowed) > 1 else torch.tensor(len(rows), device=sequence_received.device)
+        )
+        scores.append(total / num_hubs.clamp(min=1))
+    return torch.stack(scores)
 
 
 def _visible(mask: Tensor) -> Tensor:

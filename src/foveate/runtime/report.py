@@ -1,4 +1,4 @@
-"""What a compressed run did, image by image."""
+"""Reports of compressed runs, per image."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 from foveate.core.tokens import Need, Selection
 from foveate.families import ImageLayout
 
-#: Images that a handle remembers.
+#: Images whose reports a handle keeps.
 REMEMBERED = 1024
-#: What is said of a plan that costs time and saves none.
+#: Note for a plan that removes nothing.
 NOTHING_LEFT_OUT = "nothing was left out: every layer of the language model reads all visual tokens"
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step of a plan did to one image.
+    """The effect of one plan step before the language model on one image.
 
     Args:
         method: The step as text.
-        site: Where it acts.
-        tokens_in: Tokens that arrived.
-        tokens_kept: Tokens that stayed.
-        milliseconds: Time of the selection; on a GPU the time to queue it.
+        site: Its site.
+        tokens_in: Tokens before the step.
+        tokens_kept: Tokens after it.
+        milliseconds: Time of the selection; on a GPU the time to enqueue it.
     """
 
     method: str
@@ -44,15 +44,15 @@ class StepReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What one step inside the language model did to one image.
+    """The effect of one plan step inside the language model on one image.
 
     Args:
         method: The step as text.
-        layer: The decoder layer before which it acted.
-        tokens_in: Tokens that arrived there.
-        tokens_kept: Tokens that went on.
-        milliseconds: Time of the choice; on a GPU the time to queue it.
-        indices: (k,) which of the tokens that the encoder made of the image went on.
+        layer: The decoder layer before which it acts.
+        tokens_in: Tokens before the layer.
+        tokens_kept: Tokens that enter the layer.
+        milliseconds: Time of the selection; on a GPU the time to enqueue it.
+        indices: (k,) the kept tokens, as indices into the image's encoder tokens.
     """
 
     method: str
@@ -72,19 +72,19 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ImageReport:
-    """What happened to one image or clip.
+    """Report on one image or clip.
 
     Args:
-        number: Which of the images of the call.
+        number: Index of the image in the call.
         modality: "image" or "video".
-        row: First sequence of the batch that holds it.
-        layout: Its tokens before anything was left out.
-        selection: What stayed of them, after all steps.
-        steps: What every step before the language model did.
-        layers: What every step inside it did, from the first layer on.
-        notes: What a user should know, such as a substitute for what the encoder lacks.
-        measured: (N,) what the probes found of each token, for those needs that have one value a token.
-        read: Tokens of it in the sequence that the language model was given, counted there; None: not given yet.
+        row: Index of the first sequence of the batch that holds it.
+        layout: Its token layout before pruning.
+        selection: The selection after all steps before the language model.
+        steps: One report per step before the language model.
+        layers: One report per step inside it, by ascending layer.
+        notes: Notes for the user, such as a substitute for a missing [CLS] token.
+        measured: (N,) measured values of the tokens, for needs with one value per token.
+        read: Its tokens in the language model's input, counted there; None: it has not run yet.
     """
 
     number: int
@@ -100,27 +100,27 @@ class ImageReport:
 
     @property
     def tokens_in(self) -> int:
-        """Tokens of the untouched model."""
+        """Tokens of the full model."""
         return self.layout.count
 
     @property
     def tokens_kept(self) -> int:
-        """Tokens that the language model read."""
+        """Tokens in the input of the language model."""
         return len(self.selection) if self.read is None else self.read
 
     @property
     def tokens_left(self) -> int:
-        """Tokens that are there in the last layer of the language model."""
+        """Tokens remaining in the last layer of the language model."""
         return self.layers[-1].tokens_kept if self.layers else self.tokens_kept
 
     @property
     def inert(self) -> bool:
-        """Whether the plan left out and merged nothing: every layer of the language model worked on all tokens."""
+        """Whether the plan removed and merged nothing: every layer of the language model ran on all tokens."""
         return min(self.tokens_left, len(self.selection)) >= self.tokens_in
 
     def mean_tokens(self, num_layers: int) -> float:
-        """Tokens that a language model of so many layers worked on, the mean over its layers."""
-        # From the first layer on so many, and from each layer that a step names on fewer.
+        """Mean number of tokens per layer, for a language model of `num_layers`."""
+        # (first layer of a segment, its tokens), closed by the end of the model.
         changes = [
             (0, self.tokens_kept),
             *((step.layer, step.tokens_kept) for step in self.layers),
@@ -150,19 +150,19 @@ class ImageReport:
 
     @property
     def kept_by_crop(self) -> list[int]:
-        """Tokens that stayed of every crop."""
+        """Kept tokens of every crop."""
         kept = set(self.selection.indices.tolist())
         return [sum(place in kept for place in crop.present.tolist()) for crop in self.layout.crops]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a handle remembers.
+    """Report of a handle.
 
     Args:
         plan: The plan as text.
-        images: Those of the last call, in its order; or all that are remembered, oldest first.
-        kv_bytes: Bytes of keys and values that the last call left in its cache; None without a cache.
+        images: Images of the last call, in order; or all that are stored, oldest first.
+        kv_bytes: Bytes of the KV cache after the last call; None without a cache.
     """
 
     plan: str
@@ -171,22 +171,22 @@ class Report:
 
     @property
     def tokens_in(self) -> int:
-        """Tokens of the untouched model, over all images."""
+        """Tokens of the full model, over all images."""
         return sum(image.tokens_in for image in self.images)
 
     @property
     def tokens_kept(self) -> int:
-        """Tokens that the language model read, over all images."""
+        """Tokens in the input of the language model, over all images."""
         return sum(image.tokens_kept for image in self.images)
 
     @property
     def tokens_left(self) -> int:
-        """Tokens that are there in the last layer of the language model, over all images."""
+        """Tokens remaining in the last layer of the language model, over all images."""
         return sum(image.tokens_left for image in self.images)
 
     @property
     def inert(self) -> bool:
-        """Whether there were images and the plan left out nothing of any."""
+        """Whether there were images and the plan removed nothing from any."""
         return bool(self.images) and all(image.inert for image in self.images)
 
     def as_json(self) -> dict[str, object]:
@@ -218,15 +218,15 @@ class Report:
 
 
 @dataclass
-class Journal:
-    """Reports of the calls of many threads: the last call of each, and all that fit."""
+class ReportLog:
+    """Thread-safe log of image reports: the last call of each thread, and the latest images of all."""
 
     _all: deque[ImageReport] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _local: threading.local = field(default_factory=threading.local)
 
     def write(self, images: list[ImageReport], kv_bytes: int | None = None) -> None:
-        """Note the images of one call of this thread (none of text alone), and what its cache holds after it."""
+        """Record the images of one call of this thread (none for text alone), and the bytes of its cache."""
         with self._lock:
             self._all.extend(images)
         self._local.last = tuple(images)
@@ -234,15 +234,15 @@ class Journal:
 
     @property
     def kv_bytes(self) -> int | None:
-        """What the cache of this thread's last call held after it."""
+        """Bytes of the cache after this thread's last call."""
         return getattr(self._local, "kv_bytes", None)
 
     def last(self) -> tuple[ImageReport, ...]:
-        """The images of this thread's last call, none after one of text alone; those of all threads before any."""
-        found = getattr(self._local, "last", None)
-        return self.all() if found is None else found
+        """Images of this thread's last call, empty for text alone; those of all threads if it made no call yet."""
+        images = getattr(self._local, "last", None)
+        return self.all() if images is None else images
 
     def all(self) -> tuple[ImageReport, ...]:
-        """The last images of all threads."""
+        """The latest images of all threads."""
         with self._lock:
             return tuple(self._all)

@@ -1,4 +1,4 @@
-"""Whether a plan can act on a family, and what has to be measured for it."""
+"""Check a plan against a family, and collect what it needs to have measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 
-#: Kinds of needs that are read off the prompt.
+#: Kinds of needs that come from the prompt.
 OF_PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 
 def check_sites(plan: Plan, family: Family) -> None:
-    """Raise FoveateError for an order of steps that tokens cannot meet, or a site that the family lacks."""
+    """Raise FoveateError for an impossible order of steps, or a site that the family lacks."""
     for place, step in enumerate(plan.steps):
         method = step.method
         if method.site is Site.ENCODER:
@@ -79,14 +79,14 @@ def _wrong_order(what: str, possible: str) -> FoveateError:
 
 
 def check_budgets(plan: Plan) -> None:
-    """Raise FoveateError for a step without the budget that its method needs, or with arguments that it takes away."""
+    """Raise FoveateError for a step without the budget that its method needs, or with arguments that it excludes."""
     for step in plan.steps:
         method, name = step.method, step.method.name
         method.check_budget(step.budget)
         unused = "with_budget" if step.budget is None else "without_budget"
         for argument in getattr(method, unused):
             if argument in method.arguments:
-                code, how, do = (
+                code, condition, action = (
                     ("argument-needs-budget", "with", "give one")
                     if step.budget is None
                     else ("argument-excludes-budget", "without", "leave it out")
@@ -94,8 +94,8 @@ def check_budgets(plan: Plan) -> None:
                 raise FoveateError(
                     Refusal(
                         code,
-                        f"{name}: {argument} means something {how} a budget alone",
-                        f"{do}, or leave {argument} at its default",
+                        f"{name}: {argument} means something {condition} a budget alone",
+                        f"{action}, or leave {argument} at its default",
                     )
                 )
 
@@ -103,19 +103,19 @@ def check_budgets(plan: Plan) -> None:
 def needs_of(
     plan: Plan, family: Family, tower: EncoderSpec, text_features: bool
 ) -> tuple[tuple[Need, ...], tuple[str, ...]]:
-    """What the steps of a plan need, and what a user should know about it.
+    """Needs of the steps of a plan, and notes for the user.
 
     Args:
         plan: The plan.
         family: The family of the model.
-        tower: Its encoder.
-        text_features: Whether the caller gave the prompts in the space of a contrastive text encoder.
+        tower: Specification of its encoder.
+        text_features: Whether the caller gave embeddings of the prompts by a contrastive text encoder.
 
     Returns:
         The needs, each once, and notes such as a substitute for what the encoder lacks.
 
     Raises:
-        FoveateError: the encoder, or the caller, does not give what a method needs.
+        FoveateError: the encoder, or the caller, does not provide what a method needs.
     """
     first = plan.steps[0].method
     needs: dict[Need, None] = {}
@@ -123,10 +123,10 @@ def needs_of(
     for step in plan.steps:
         name = step.method.name
         for need in step.method.needs(tower):
-            refusal = lacks(name, need, family, tower)
+            refusal = missing_need(name, need, family, tower)
             if refusal is not None:
                 raise FoveateError(refusal)
-            if stands_in(need, tower):
+            if is_substituted(need, tower):
                 notes[f"{name}: attention received in place of [CLS] attention"] = None
             if need.kind == "text_feature" and not text_features:
                 raise FoveateError(
@@ -156,17 +156,17 @@ def needs_of(
     return tuple(needs), tuple(notes)
 
 
-def stands_in(need: Need, tower: EncoderSpec) -> bool:
-    """Whether attention received takes the place of [CLS] attention, which the encoder does not have."""
+def is_substituted(need: Need, tower: EncoderSpec) -> bool:
+    """Whether attention received is used in place of [CLS] attention, which the encoder lacks."""
     return need.kind == "cls_attention" and need.substitute and not tower.has_cls
 
 
-def lacks(name: str, need: Need, family: Family, tower: EncoderSpec) -> Refusal | None:
-    """Why a family and its encoder cannot give what the method `name` needs; None: they can.
+def missing_need(name: str, need: Need, family: Family, tower: EncoderSpec) -> Refusal | None:
+    """Why a family and its encoder cannot provide what the method `name` needs; None: they can.
 
-    What a caller has to bring, such as `text_features`, is not asked for.
+    What the caller has to pass, such as `text_features`, is not checked.
     """
-    if need.kind.startswith("cls") and not tower.has_cls and not stands_in(need, tower):
+    if need.kind.startswith("cls") and not tower.has_cls and not is_substituted(need, tower):
         return Refusal(
             "needs-cls", f"{name} needs the encoder's [CLS] token ({need.kind}), and {family.title} has none"
         )

@@ -1,9 +1,9 @@
-"""`speculate`: a draft guesses what a live model will write, and the model checks many guesses in one pass.
+"""`speculate`: speculative decoding of a live model with a draft.
 
-`generate` of `transformers` does everything around it: it encodes images, makes the cache, and knows when to stop.
-Only its loop is replaced (by its argument `custom_generate`). What is written is what greedy decoding writes: a drafted
-token stays where the model itself would have written it, and logits processors and stopping criteria are asked token
-by token.
+`generate` of `transformers` encodes images, makes the cache, and decides when to stop.
+Only its loop is replaced (by its argument `custom_generate`). The text is that of greedy decoding: a drafted
+token is accepted if the model itself would have generated it, and logits processors and stopping criteria are called
+token by token.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from foveate.methods.decoding.draft import Drafter, Session, Target
 from foveate.methods.decoding.kinds import load_draft
 from foveate.methods.decoding.tree import Shape, Tree
 from foveate.runtime.attach import Handle, _unwrapped, handle_of
-from foveate.runtime.patches import Patches, Uncopied
+from foveate.runtime.patches import NotCopyable, Patches
 from foveate.runtime.select_tokens import MODALITIES
 
-#: Where a model keeps what speculates for it.
+#: Attribute of a model that holds its `SpeculationHandle`.
 _SPECULATION = "_foveate_speculation"
-#: Where it keeps what contrasts for it (`foveate.runtime.contrastive`).
+#: Attribute that holds its VASparse handle (`foveate.runtime.contrastive`).
 VASPARSE = "_foveate_vasparse"
 
 
 @dataclass(frozen=True)
 class Speculation:
-    """What a draft did in one call of `generate`.
+    """Report on a draft in one call of `generate`.
 
     Attributes:
-        tokens: Tokens that were written.
-        passes: Passes of the model after it had read the prompt, which gave the first token.
-        drafted: For every pass the tokens that it checked.
-        accepted: For every pass the drafted tokens that were written; the model adds one of its own, unless the text
+        tokens: Generated tokens.
+        passes: Passes of the model after the one over the prompt, which gave the first token.
+        drafted: Verified tokens of every pass.
+        accepted: Accepted tokens of every pass; the model adds one of its own, unless the text
             ended before.
-        seconds: From the call of the loop to its end, the prompt included.
-        draft_seconds: Of them in the draft.
+        seconds: Seconds of the whole loop, the prompt included.
+        draft_seconds: Seconds in the draft.
     """
 
     tokens: int
@@ -62,11 +62,11 @@ class Speculation:
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens written for each pass after the prompt, mean; 1 is what the model does alone."""
+        """Mean number of tokens per pass after the prompt; 1 is the model alone."""
         return (self.tokens - 1) / self.passes if self.passes else 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The report in plain types."""
         return {
             "tokens": self.tokens,
             "passes": self.passes,
@@ -85,8 +85,8 @@ def speculate(
     depth: int | None = None,
     top_k: int | None = None,
     tokens: int | None = None,
-) -> Speculating:
-    """Let a draft speed up a live model's `generate`, until the handle is restored.
+) -> SpeculationHandle:
+    """Speed up a live model's `generate` with a draft, until the handle is restored.
 
         with foveate.speculate(model, "draft") as handle:
             model.generate(**inputs, max_new_tokens=100)
@@ -96,15 +96,15 @@ def speculate(
     over many tokens adds up in another order than one over a single token). One conversation at a time; sampling, beams
     and batches are refused.
 
-    Beside a plan of `compress`, attached before or after, the text is that of greedy decoding under the plan: the model
-    reads the prompt as the plan says, and the draft what the plan left. A chain is drafted there. Methods whose written
-    tokens depend on how many are read at a time (`corematching`, `zipvl`), and plans in models whose layers forget, are
-    refused when a text begins.
+    With a plan of `compress`, attached before or after, the text is that of greedy decoding under the plan: the model
+    reads the prompt as the plan says, and the draft reads the remaining tokens. A chain is drafted then. Methods whose
+    generated tokens depend on how many are read at a time (`corematching`, `zipvl`), and plans in models with sliding
+    windows, are refused when a text begins.
 
     Args:
-        model: A model of `transformers` of a family foveate knows, also wrapped by PEFT.
-        draft: What `load_draft` returns, or the folder that `foveate train-method` wrote.
-        depth: Tokens of the longest path that is drafted; by default what the kind of draft does.
+        model: A model of `transformers` of a known family, also wrapped by PEFT.
+        draft: A draft from `load_draft`, or the folder that `foveate train-method` wrote.
+        depth: Tokens of the longest drafted path; default: that of the draft.
         top_k: Tokens drafted after each token; 1 drafts a chain, which every attention implementation verifies.
         tokens: Tokens of the whole tree.
 
@@ -112,19 +112,19 @@ def speculate(
         The handle: a context manager with `report()` and `restore()`.
 
     Raises:
-        FoveateError: the draft cannot be read or is not for this model, or a draft is attached already.
+        FoveateError: the draft cannot be read, is for another model, or one is attached already.
     """
     net = _unwrapped(model)
     drafter = draft if isinstance(draft, Drafter) else load_draft(draft)
-    chosen = {"depth": depth, "top_k": top_k, "tokens": tokens}
-    shape = Shape(**{**vars(drafter.shape), **{name: value for name, value in chosen.items() if value is not None}})
-    # Beside a plan a chain is what a draft does by default; a tree that is asked for is refused there.
+    options = {"depth": depth, "top_k": top_k, "tokens": tokens}
+    shape = Shape(**{**vars(drafter.shape), **{name: value for name, value in options.items() if value is not None}})
+    # With a plan a chain is drafted by default; an explicit tree is refused.
     chain = None if top_k or tokens else Shape(depth=shape.depth, top_k=1, tokens=shape.depth)
-    return Speculating(net, drafter, shape, chain)
+    return SpeculationHandle(net, drafter, shape, chain)
 
 
-class Speculating(Uncopied):
-    """A draft at work for a model. Made by `speculate`; a context manager that restores the model when left."""
+class SpeculationHandle(NotCopyable):
+    """Handle of a draft attached to a model, made by `speculate`; a context manager that restores the model on exit."""
 
     def __init__(self, model: Any, drafter: Drafter, shape: Shape, chain: Shape | None = None) -> None:
         self.family = family_of(model)
@@ -138,48 +138,48 @@ class Speculating(Uncopied):
         drafter.check(model)
         self.drafter = drafter.eval() if isinstance(drafter, torch.nn.Module) else drafter
         self._local = threading.local()
-        self._watch = PassRecorder()
+        self._recorder = PassRecorder()
         self._patches = Patches()
         self._patches.set(model, _SPECULATION, self)
         self._patches.wrap(model, "generate", self._generate)
-        self._watch.attach(self._patches, self.family.text(self.core))
+        self._recorder.attach(self._patches, self.family.text(self.core))
 
     def shape_beside(self, plan: Handle | None) -> Shape:
-        """What is drafted: beside a plan a chain."""
+        """Shape of the drafts: a chain under a plan."""
         return self.shape if plan is None or self.chain is None else self.chain
 
     def _check_plan(self) -> None:
-        """Raise FoveateError where a draft cannot work beside the plan that is attached."""
+        """Raise FoveateError where drafts do not work with the attached plan."""
         handle = handle_of(self.model)
         if handle is None:
             return
         if self.shape_beside(handle).top_k > 1:
             raise FoveateError(
-                f"beside the plan '{handle.plan}' a draft's guesses are checked as a chain: leave top_k and tokens "
+                f"under the plan '{handle.plan}' drafts are verified as a chain: leave top_k and tokens "
                 "out, or give top_k=1."
             )
         for step in handle.plan.decoder_steps:
             if isinstance(step.method, SparseMethod | NeuronMethod):
                 raise FoveateError(
-                    f"under {step.method.name} a token that is written depends on how many are read at a time, so a "
+                    f"under {step.method.name} a generated token depends on how many are read at a time, so a "
                     "draft would change the text; leave the draft or the plan out."
                 )
 
     def report(self) -> Speculation:
-        """What the draft did in this thread's last call of `generate`; in that of any thread where it made none.
+        """Report on this thread's last call of `generate`; on that of any thread if it made none.
 
         Raises:
-            FoveateError: nothing was generated yet.
+            FoveateError: nothing has been generated yet.
         """
         if not self.reports:
-            raise FoveateError("nothing was generated yet with this draft.")
+            raise FoveateError("nothing has been generated with this draft yet; call generate first.")
         return getattr(self._local, "report", self.reports[-1])
 
     def restore(self) -> None:
-        """Leave the model exactly as it was. Doing it twice changes nothing."""
+        """Restore the model to its original state; a second call changes nothing."""
         self._patches.undo()
 
-    def __enter__(self) -> Speculating:
+    def __enter__(self) -> SpeculationHandle:
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -191,7 +191,7 @@ class Speculating(Uncopied):
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None:
             raise FoveateError("a draft is attached to this model; leave assistant_model and custom_generate out.")
-        # `generate` hands a streamer to its own loops only.
+        # `generate` passes a streamer to its own loops only.
         loop = functools.partial(self._write, kwargs.get("streamer"))
         return generate(*args, **kwargs, custom_generate=loop)
 
@@ -209,27 +209,27 @@ class Speculating(Uncopied):
         _check(model, input_ids, generation_config, model_kwargs)
         self._check_plan()
         start = time.perf_counter()
-        writing = _Writing(self, input_ids, logits_processor, stopping_criteria, streamer)
-        with self._watch.recording() as recorded:
-            writing.read(recorded, generation_config, model_kwargs)
-            while not writing.ended:
-                writing.verify(recorded)
+        state = _GenerationState(self, input_ids, logits_processor, stopping_criteria, streamer)
+        with self._recorder.recording() as recorded:
+            state.read(recorded, generation_config, model_kwargs)
+            while not state.ended:
+                state.verify(recorded)
         if streamer is not None:
             streamer.end()
         self._local.report = Speculation(
-            writing.ids.shape[1] - input_ids.shape[1],
-            len(writing.accepted),
-            tuple(writing.drafted),
-            tuple(writing.accepted),
+            state.ids.shape[1] - input_ids.shape[1],
+            len(state.accepted),
+            tuple(state.drafted),
+            tuple(state.accepted),
             time.perf_counter() - start,
-            writing.draft_seconds,
+            state.draft_seconds,
         )
         self.reports.append(self._local.report)
-        return writing.ids
+        return state.ids
 
 
 def target_of(model: Any) -> Target:
-    """The parts of a model that its drafts share."""
+    """The embeddings and output layer of a model, which its drafts share."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     stored = head.weight.dtype
     precision = stored if stored.is_floating_point else model.dtype  # quantised weights are stored as whole numbers
@@ -240,7 +240,7 @@ def target_of(model: Any) -> Target:
 
 
 def prompt_mask(family: Family, core: Any, ids: Tensor) -> Tensor:
-    """Which positions (L,) of a prompt are of images or clips."""
+    """(L,) bool, True for image and video positions of a prompt."""
     visual = torch.zeros_like(ids, dtype=torch.bool)
     for modality in MODALITIES:
         placeholder = family.placeholder(core, modality)
@@ -251,21 +251,21 @@ def prompt_mask(family: Family, core: Any, ids: Tensor) -> Tensor:
 
 @dataclass
 class RecordedPass:
-    """What went through a language model: inputs and last features, (1, L, d) of every call."""
+    """Recorded inputs and last hidden states of a language model, (1, L, d) of every call."""
 
     embeds: list[Tensor] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
 
     def take(self) -> tuple[Tensor, Tensor]:
-        """Embeddings (L, d) and features (L, d) since the last time."""
-        found = torch.cat(self.embeds, dim=1)[0], torch.cat(self.features, dim=1)[0]
+        """Embeddings (L, d) and features (L, d) since the last call of this method."""
+        recorded = torch.cat(self.embeds, dim=1)[0], torch.cat(self.features, dim=1)[0]
         self.embeds.clear()
         self.features.clear()
-        return found
+        return recorded
 
 
 class PassRecorder:
-    """Sees what goes through a language model, for each thread what it calls itself."""
+    """Hooks that record a language model's inputs and last hidden states, separately for each thread."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -277,7 +277,7 @@ class PassRecorder:
 
     @contextmanager
     def recording(self) -> Generator[RecordedPass]:
-        """What goes through the language model inside this context, in this thread."""
+        """Record this thread's calls of the language model while the context is open."""
         recorded = self._local.recorded = RecordedPass()
         try:
             yield recorded
@@ -296,19 +296,19 @@ class PassRecorder:
 
 
 @contextmanager
-def watching(text: torch.nn.Module) -> Generator[RecordedPass]:
-    """What goes through a language model inside this context, in this thread."""
-    watch = PassRecorder()
-    with Patches() as patches, watch.recording() as recorded:
-        watch.attach(patches, text)
+def record_passes(text: torch.nn.Module) -> Generator[RecordedPass]:
+    """Record this thread's calls of a language model while the context is open."""
+    recorder = PassRecorder()
+    with Patches() as patches, recorder.recording() as recorded:
+        recorder.attach(patches, text)
         yield recorded
 
 
-class _Writing:
-    """One text while it is written."""
+class _GenerationState:
+    """State of one call of `generate`."""
 
     def __init__(
-        self, handle: Speculating, ids: Tensor, logits_processor: Any, stopping_criteria: Any, streamer: Any
+        self, handle: SpeculationHandle, ids: Tensor, logits_processor: Any, stopping_criteria: Any, streamer: Any
     ) -> None:
         self.handle, self.model = handle, handle.model
         self.ids = ids
@@ -323,20 +323,22 @@ class _Writing:
     # The model's side
 
     def read(self, recorded: RecordedPass, generation_config: Any, model_kwargs: dict[str, Any]) -> None:
-        """Read the prompt and write the first token."""
+        """Read the prompt and generate the first token."""
         ids = self.ids
         self.output = self.model._prefill(ids, generation_config, model_kwargs)
         self.cache = compat.cache_of(self.output)
         kinds = {type(layer) for layer in self.cache.layers}
         if odd := kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
             names = ", ".join(sorted(kind.__name__ for kind in odd))
-            raise FoveateError(f"a draft needs a cache of keys and values that can be cut; this model's has {names}.")
-        # Windows forget; from here on they must be able to go back.
+            raise FoveateError(
+                f"a draft needs a cache of keys and values that can be cropped; this model's has {names}."
+            )
+        # From here on sliding windows must keep what they drop, so that they can be cropped.
         self.recording = DynamicSlidingWindowLayer in kinds
         plan = handle_of(self.model)
         if self.recording and plan is not None:
             raise FoveateError(
-                f"layers of this model forget what is far away, and under the plan '{plan.plan}' they cannot go back; "
+                f"this model has sliding windows, which cannot be cropped under the plan '{plan.plan}'; "
                 "leave the draft or the plan out."
             )
         if self.recording:
@@ -344,12 +346,12 @@ class _Writing:
         token = self._write_next(self.output.logits[:, -1])
         embeds, features = recorded.take()
         if isinstance(self.handle.drafter, torch.nn.Module):
-            # Where the model computes: what is offloaded tells of no device.
+            # The device of the activations: offloaded weights are on another one.
             self.handle.drafter.to(features.device)
         visual = prompt_mask(self.handle.family, self.handle.core, ids[0, -len(embeds) :])
         mask = model_kwargs.get("attention_mask")
         real = visual.new_ones(len(embeds)) if mask is None else mask[0, -len(embeds) :].bool()
-        if plan is not None and plan.columns is not None:  # the draft reads what came out of the last layer
+        if plan is not None and plan.columns is not None:  # the draft reads the output of the last layer
             columns = plan.columns[0]
             features, columns = features[columns >= 0], columns[columns >= 0]
             embeds, visual, real = embeds[columns], visual[columns], real[columns]
@@ -359,7 +361,7 @@ class _Writing:
         self.kwargs = self._extended(model_kwargs, 1)
 
     def verify(self, recorded: RecordedPass) -> None:
-        """Let the draft guess, check its guesses in one pass, and write what is right and one token more."""
+        """Draft tokens, verify them in one pass, and write the accepted ones and one more."""
         start = time.perf_counter()
         tree = self.session.propose(self.handle.shape_beside(handle_of(self.model)))
         chain = tree.is_chain
@@ -382,7 +384,7 @@ class _Writing:
         self.kwargs = self._extended(self.kwargs, len(kept))
         self.drafted.append(count)
         written = self.ids[0, -len(kept) :]
-        # The last token is a drafted one only where the text ended with it.
+        # The last token is a drafted one only if the text ended with it.
         last = tree.child(path[-1] if path else -1, int(written[-1])) if self.ended else None
         self.accepted.append(len(path) + (last is not None))
         if not self.ended:
@@ -395,19 +397,19 @@ class _Writing:
         self.draft_seconds += time.perf_counter() - start
 
     def _walk(self, tree: Tree, logits: Tensor) -> list[int]:
-        """Write from the root on as long as the model agrees, and one token more; the places that it agreed with."""
+        """Write tokens from the root on while the model agrees, and one more; returns the accepted places."""
         path: list[int] = []
         place: int | None = -1
         while place is not None:
             token = self._write_next(logits[:, place + 1])
-            # What the text ends with is never read: the cache holds all but the last token.
+            # The last token of the text is never read: the cache holds all before it.
             place = None if self.ended else tree.child(place, int(token))
             if place is not None:
                 path.append(place)
         return path
 
     def _write_next(self, logits: Tensor) -> Tensor:
-        """Write the likeliest token (1,) after logits (1, V)."""
+        """Write the most probable token (1,) of logits (1, V)."""
         scores = self.processors(self.ids, logits.to(copy=True, dtype=torch.float32, device=self.ids.device))
         token = scores.argmax(dim=-1)
         self.ids = torch.cat([self.ids, token[None]], dim=1)
@@ -417,20 +419,20 @@ class _Writing:
         return token
 
     def _extended(self, kwargs: dict[str, Any], count: int) -> dict[str, Any]:
-        """The arguments of a pass over `count` more tokens of text."""
+        """Arguments of a pass over `count` more tokens of text."""
         types = kwargs.get("token_type_ids")
         kwargs = self.model._update_model_kwargs_for_generation(self.output, dict(kwargs), num_new_tokens=count)
-        if types is not None:  # every one as the last, not as the last ones
+        if types is not None:  # all as the last one, not as the last `count`
             kwargs["token_type_ids"] = torch.cat([types, types[:, -1:].expand(-1, count)], dim=1)
         return kwargs
 
     def _as_tree(self, tree: Tree, inputs: dict[str, Any], past: int) -> dict[str, Any]:
-        """Mask and positions for tokens that follow each other in a tree."""
+        """Mask and positions for a tree of tokens."""
         text: Any = self.handle.family.text(self.handle.core)
         implementation = compat.attention_name(text.config)
         if implementation not in ("sdpa", "eager") or self.recording or "position_ids" not in inputs:
             raise FoveateError(
-                "a tree of tokens is verified by models whose layers all see everything, with sdpa or eager attention; "
+                "a tree of tokens is verified by models without sliding windows, with sdpa or eager attention; "
                 "draft a chain here: top_k=1."
             )
         visible = tree.sees().to(self.ids.device)
@@ -444,7 +446,7 @@ class _Writing:
         return {"attention_mask": bias[None, None], "position_ids": positions[..., :1] + depths}
 
     def _keep(self, kept: Tensor, past: int, count: int, chain: bool) -> None:
-        """Leave in the cache, of the pass's `count` tokens after `past`, those that were written."""
+        """Keep the accepted tokens in the cache, of the pass's `count` tokens after `past`."""
         if not chain and not torch.equal(kept, torch.arange(len(kept), device=kept.device)):
             for layer in self.cache.layers:
                 if layer.is_initialized:
@@ -468,7 +470,7 @@ def refuse_plan(model: Any) -> None:
 
 
 def _check(model: Any, ids: Tensor, config: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse what a draft cannot do."""
+    """Raise FoveateError for options that drafts do not support."""
     if config.do_sample or config.num_beams != 1:
         raise FoveateError("a draft speeds up greedy decoding: leave sampling and beams out.")
     if ids.shape[0] != 1:

@@ -1,4 +1,4 @@
-"""Virtual unmerging in a live language model: it computes on merged rows and attends at full length.
+"""Virtual unmerging in a live language model: compute on merged rows, attend at full length.
 
 Outside the layers nothing changes: embeddings, positions, masks, cache and logits have the full length of the
 sequence. Patches that were merged have equal embeddings, and stay equal through all that follows, so that the modules
@@ -8,7 +8,7 @@ that cost (projections and MLP) run on one row of each group:
     output:   mean of the group's attention  ->  projection  ->  every position of the group
     MLP:      one row of each group   ->  MLP         ->  every position of the group
 
-This is `foveate.core.unmerging.virtual_attention` without touching a line of a model's attention: any
+This is `foveate.core.unmerging.virtual_attention` without changing a model's attention: any
 attention kernel, any cache, adapters and quantised weights work. Attention and cache stay as long as they were, as in
 the authors' code; projections and MLP get shorter. The price is one gather of (B, N, D) before and after each.
 """
@@ -25,17 +25,17 @@ from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
 from foveate.core.unmerging import expand, group_mean
-from foveate.runtime.forward_state import OfPositions
+from foveate.runtime.forward_state import CallRegistry
 from foveate.runtime.patches import Patches
 
 
 class _Groups:
-    """Which rows of a sequence are one."""
+    """Groups of equal rows of a sequence."""
 
     def __init__(self, group: Tensor) -> None:
         batch, count = group.shape
         self.group = group
-        self.learns = torch.is_grad_enabled()  # here, as nothing tells of it inside a layer that is checkpointed
+        self.needs_grad = torch.is_grad_enabled()  # gradients are off inside a checkpointed layer
         self.rows = int(group.max()) + 1
         position = torch.arange(count, device=group.device).expand(batch, count)
         first = torch.full((batch, self.rows), count - 1, dtype=torch.int64, device=group.device)
@@ -43,56 +43,55 @@ class _Groups:
 
     @property
     def alike(self) -> bool:
-        """Whether no two positions share a row."""
+        """Whether no two positions share a row: then there is nothing to do."""
         return self.rows == self.group.shape[1]
 
     def of(self, x: Tensor, index: Tensor) -> Tensor:
-        """`index` for the batch of x, which beams and several answers to a prompt repeat."""
+        """`index` repeated for the batch of x, which may hold beams or several answers per prompt."""
         return index.repeat_interleave(x.shape[0] // index.shape[0], dim=0).to(x.device)
 
     def concerns(self, x: Tensor) -> bool:
-        """Whether x (B, N, D) is the sequence that was grouped; steps of decoding are shorter."""
+        """Whether x (B, N, D) is the grouped sequence; decoding steps are shorter."""
         return x.ndim == 3 and x.shape[1] == self.group.shape[1] and x.shape[0] % self.group.shape[0] == 0
 
 
 class VirtualUnmerging:
-    """Hooks in the layers of a language model that compute on merged rows, where a call says so.
+    """Hooks that compute projections and MLPs of a language model on merged rows.
 
     Args:
-        language_model: With layers of `self_attn` (`q_proj`, `k_proj`, `v_proj`, `o_proj`) and `mlp`, as Llama, Qwen,
-            Mistral and Gemma have.
+        language_model: A model whose layers have `self_attn` (`q_proj`, `k_proj`, `v_proj`, `o_proj`) and `mlp`, as
+            Llama, Qwen, Mistral and Gemma.
 
     Raises:
-        FoveateError: the layers are built otherwise.
+        FoveateError: the layers have other submodules.
     """
 
     def __init__(self, language_model: nn.Module) -> None:
         self.layers = _layers_of(language_model)
         self._local = local()  # `groups` of this thread's call, and `layer`: those of the layer that is running
-        self._calls: OfPositions[_Groups] = OfPositions()
+        self._calls: CallRegistry[_Groups] = CallRegistry()
 
     def attach(self, patches: Patches) -> None:
         """Install the hooks, until `patches` are undone."""
         for layer in self.layers:
             attention = layer.self_attn
-            # Not before the layer: where it runs again for its gradient, only the hooks of what is in it do.
+            # Not on the layer: where it is recomputed for its gradient, only the hooks of its submodules run.
             patches.before(attention, self._begin, with_kwargs=True)
             for module, before in (
-                (attention.q_proj, self._one_of_each),
-                (attention.k_proj, self._one_of_each),
-                (attention.v_proj, self._one_of_each),
-                (attention.o_proj, self._mean_of_each),
-                (layer.mlp, self._one_of_each),
+                (attention.q_proj, self._reduce_to_first),
+                (attention.k_proj, self._reduce_to_first),
+                (attention.v_proj, self._reduce_to_first),
+                (attention.o_proj, self._reduce_to_mean),
+                (layer.mlp, self._reduce_to_first),
             ):
                 patches.before(module, before)
-                patches.after(module, self._all_again)
+                patches.after(module, self._expand_output)
 
     @contextmanager
-    def unmerging(self, group: Tensor) -> Generator[None]:
-        """This thread's calls on sequences of `group` are computed on merged rows while the context is open.
+    def active(self, group: Tensor) -> Generator[None]:
+        """Compute this thread's calls on sequences of `group` on merged rows while the context is open.
 
-        The call that reads the prompt has the shape of `group`; calls of other lengths (steps of decoding) are left
-        alone.
+        The call that reads the prompt has the shape of `group`; calls of other lengths (decoding steps) are unchanged.
 
         Args:
             group: (B, N) int64, the row of every position, see `sequence_groups`. Embeddings of one row must be equal.
@@ -105,13 +104,13 @@ class VirtualUnmerging:
             self._local.groups = self._local.layer = None
 
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Hook before attention: which rows are one in this layer."""
+        """Hook before attention: set the groups of this layer."""
         rotation = kwargs.get("position_embeddings")
         groups: _Groups | None = getattr(self._local, "groups", None)
         if rotation is not None:
             if groups is None:
                 groups = self._calls.of(rotation[0])
-            elif groups.learns:
+            elif groups.needs_grad:
                 self._calls.remember(rotation[0], groups)
         self._local.layer = groups
 
@@ -119,28 +118,28 @@ class VirtualUnmerging:
         groups: _Groups | None = getattr(self._local, "layer", None)
         return groups if groups is not None and groups.concerns(x) else None
 
-    def _one_of_each(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Hook before a module: its input, one row of each group."""
+    def _reduce_to_first(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Hook before a module: reduce its input to one row per group."""
         x = args[0]
         groups = self._groups(x)
-        return None if groups is None else (_marked(expand(x, groups.of(x, groups.first)), groups), *args[1:])
+        return None if groups is None else (_mark(expand(x, groups.of(x, groups.first)), groups), *args[1:])
 
-    def _mean_of_each(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Hook before a module: its input, the mean of each group."""
+    def _reduce_to_mean(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Hook before a module: reduce its input to the mean of each group."""
         x = args[0]
         groups = self._groups(x)
         if groups is None:
             return None
-        return (_marked(group_mean(x, groups.of(x, groups.group), groups.rows), groups), *args[1:])
+        return (_mark(group_mean(x, groups.of(x, groups.group), groups.rows), groups), *args[1:])
 
-    def _all_again(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """Hook after a module: its output at full length, if its input was made shorter."""
+    def _expand_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Hook after a module: expand its output to full length, if its input was reduced."""
         groups: _Groups | None = getattr(args[0], _MARK, None)
         return None if groups is None else expand(output, groups.of(output, groups.group))
 
 
-def _marked(x: Tensor, groups: _Groups) -> Tensor:
-    """Tell the hook after the module what the one before it did: lengths alone could be those of another call."""
+def _mark(x: Tensor, groups: _Groups) -> Tensor:
+    """Mark a reduced input for the hook after the module; lengths alone could be those of another call."""
     setattr(x, _MARK, groups)
     return x
 
@@ -150,17 +149,17 @@ _MARK = "_foveate_merged_rows"
 
 @contextmanager
 def virtual_unmerging(language_model: nn.Module, group: Tensor) -> Generator[None]:
-    """A language model whose calls on sequences of `group` are computed on merged rows, see `VirtualUnmerging`.
+    """Compute a language model's calls on sequences of `group` on merged rows; see `VirtualUnmerging`.
 
     Args:
-        language_model: See `VirtualUnmerging`. Other threads may go on calling it.
-        group: See `VirtualUnmerging.unmerging`.
+        language_model: See `VirtualUnmerging`. Other threads may call it meanwhile.
+        group: See `VirtualUnmerging.active`.
 
     Raises:
-        FoveateError: the layers are built otherwise.
+        FoveateError: the layers have other submodules.
     """
     virtual = VirtualUnmerging(language_model)
-    with Patches() as patches, virtual.unmerging(group):
+    with Patches() as patches, virtual.active(group):
         virtual.attach(patches)
         yield
 

@@ -1,17 +1,17 @@
-"""Merging inside a live vision tower of `transformers` (CLIP, SigLIP and those built like them).
+"""Token merging inside a live vision tower of `transformers` (CLIP, SigLIP and towers with the same blocks).
 
 While active, every block of the encoder computes
 
     attention (SDPA, with log(size) added to the logits of the keys)  ->  step of the method  ->  MLP
 
-on the rows that are left. The block whose output is read gives every original patch the feature of the row that it
-went into, so that whatever follows (projector, placeholders in the text) sees the length it expects; rows of equal
-features are then dropped before the language model by the selection that is handed out, which loses nothing. That
+on the remaining rows. The block whose output is read gives every original patch the feature of the row that it
+was merged into, so that whatever follows (projector, placeholders in the text) gets the length it expects; rows of
+equal features are then dropped before the language model by `Merging.selections`, which loses nothing. That
 costs one gather of (B, N, d), and the projector runs on N tokens.
 
-Blocks after it (LLaVA reads the output of the last block but one) merge nothing, still run on the short rows, and
-give out full length too, so that the pooled output and every hidden state that can be read stay meaningful. Hidden
-states of blocks before it have the short length of that block.
+Blocks after it (LLaVA reads the output of the last block but one) merge nothing, still run on the merged rows, and
+return full length too, so that the pooled output and every later hidden state stay meaningful. Hidden
+states of blocks before it have the merged length of that block.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from foveate.core.unmerging import expand
 from foveate.methods.encoder.dymu import Calibration, Thresholds
 from foveate.runtime.patches import Patches
 
-#: What each block does, given the patches of an image at the start.
+#: Steps of the blocks, given the number of patches of an image.
 Steps = Callable[[int], tuple[Step | None, ...]]
 
 
 @dataclass
-class _Pass:
-    """One forward pass through the encoder: what its blocks do, the rows there are (of width 0), whether any merged."""
+class _MergeState:
+    """State of one forward pass of the encoder: steps, rows (of width 0), and whether any were merged."""
 
     steps: tuple[Step | None, ...]
     tokens: Tokens
@@ -49,30 +49,30 @@ class _Pass:
 
 
 class Merging:
-    """Merging that is active in a vision tower; made by `merging`."""
+    """Merging in a vision tower; made by `merging` and `build_merging`."""
 
     def __init__(self, layers: nn.ModuleList, steps: Steps, *, cls: bool, last: int) -> None:
         self.layers = layers
         self.cls = cls
         self.last = last
         self._steps = steps
-        self._thread = threading.local()  # several threads may call one model
+        self._thread = threading.local()  # several threads may share the model
 
     def attach(self, patches: Patches) -> None:
-        """Let the blocks compute `block`, until `patches` are undone."""
-        # Where accelerate has moved `forward` behind its own, which brings inputs and weights together, ours goes too.
+        """Replace the forward of the blocks by `block`, until `patches` are undone."""
+        # Where accelerate wraps `forward` to move inputs and weights, the wrapped one is replaced.
         names = ["_old_forward" if "_old_forward" in vars(layer) else "forward" for layer in self.layers]
         originals = [getattr(layer, name) for layer, name in zip(self.layers, names, strict=True)]
         if any(isinstance(original, _Block) for original in originals):
             raise FoveateError(
-                Refusal("attached-already", "this vision tower merges already", "leave that context first")
+                Refusal("attached-already", "this vision tower merges already", "exit that context first")
             )
         for number, (layer, name, original) in enumerate(zip(self.layers, names, originals, strict=True)):
-            patches.set(layer, name, _Block(self.block, number, original), behind=original)
+            patches.set(layer, name, _Block(self.block, number, original), fallback=original)
 
     @property
     def selections(self) -> list[Selection]:
-        """Of each image of this thread's latest pass, which patches stand for which.
+        """Selection of each image of this thread's latest pass.
 
         `indices` are the first patch of every row, ascending, counted without [CLS]; `assignment` says for every patch
         which of them it went into. `features` is None: at `indices` the tower's output is that of the merged rows.
@@ -80,32 +80,34 @@ class Merging:
         Raises:
             FoveateError: nothing has run yet.
         """
-        run: _Pass | None = getattr(self._thread, "run", None)
-        if run is None:
-            raise FoveateError("no image has gone through the vision tower yet.")
-        return [Selection(indices, assignment=rows) for indices, rows in members(run.tokens, cls=self.cls)]
+        state: _MergeState | None = getattr(self._thread, "state", None)
+        if state is None:
+            raise FoveateError("the vision tower has not read an image yet; call the model first.")
+        return [Selection(indices, assignment=rows) for indices, rows in members(state.tokens, cls=self.cls)]
 
     def block(
         self, number: int, original: Callable[..., Any], x: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> Tensor:
-        """What block `number` computes instead of `original`; without merging so far, and none here, just that."""
+        """Forward of block `number`; the original one while nothing has been merged."""
         if attention_mask is not None:
-            raise FoveateError("merging inside an encoder needs images without padded patches.")
+            raise FoveateError(
+                "merging inside an encoder needs images without padded patches; give images of one size."
+            )
         if number == 0:
-            self._thread.run = _Pass(self._steps(x.shape[1] - int(self.cls)), Tokens.start(x[..., :0]))
-        run: _Pass = self._thread.run
-        step = run.steps[number] if number <= self.last else None
-        if step is None and not run.merged:
+            self._thread.state = _MergeState(self._steps(x.shape[1] - int(self.cls)), Tokens.start(x[..., :0]))
+        state: _MergeState = self._thread.state
+        step = state.steps[number] if number <= self.last else None
+        if step is None and not state.merged:
             return original(x, attention_mask, **options)
-        if number > self.last:  # the block before gave out full length: back to one row of each
-            x = expand(x, first_member(run.tokens).clamp(max=x.shape[1] - 1))
+        if number > self.last:  # the block before returned full length: back to one position per row
+            x = expand(x, first_member(state.tokens).clamp(max=x.shape[1] - 1))
         layer: Any = self.layers[number]
-        x, keys = attention(layer, x, run.tokens.size if run.merged else None)
+        x, keys = attention(layer, x, state.tokens.size if state.merged else None)
         if step is not None:
-            tokens = step(run.tokens._replace(x=x), keys)
-            x, run.tokens, run.merged = tokens.x, tokens._replace(x=tokens.x[..., :0].detach()), True
+            tokens = step(state.tokens._replace(x=x), keys)
+            x, state.tokens, state.merged = tokens.x, tokens._replace(x=tokens.x[..., :0].detach()), True
         x = x + layer.mlp(layer.layer_norm2(x))
-        return expand(x, run.tokens.source) if number >= self.last else x
+        return expand(x, state.tokens.source) if number >= self.last else x
 
 
 @contextmanager
@@ -117,31 +119,31 @@ def merging(
     output_layer: int = -1,
     cls: bool | None = None,
 ) -> Generator[Merging]:
-    """Merge tokens inside a vision tower while the context is open; after it the tower is as it was.
+    """Merge tokens inside a vision tower while the context is open, and restore it on exit.
 
         with merging(model.model.vision_tower, ToMe(), 192, output_layer=-2) as active:
             features = model.get_image_features(pixel_values)
         active.selections[0].indices  # (192,)
 
-    Gradients flow through it; gradient checkpointing of the tower rests meanwhile.
+    Gradients flow through the merging; gradient checkpointing of the tower is off meanwhile.
 
     Args:
-        tower: `CLIPVisionModel`, `SiglipVisionModel`, or another whose blocks are built like theirs.
-        method: How.
-        budget: Patches that stay, or how many of a given number; None leaves it to the method.
+        tower: `CLIPVisionModel`, `SiglipVisionModel`, or another with the same blocks.
+        method: The merging method.
+        budget: Patches to keep, or a function of their number; None leaves it to the method.
         output_layer: Block whose output is read, from the start or (negative) from the end; -2 in LLaVA.
         cls: Whether token 0 is [CLS]; None: as the tower's embeddings say.
 
     Raises:
-        FoveateError: the tower is built otherwise, or merges already. The first image raises what `method.steps` does.
+        FoveateError: the tower has other blocks, or merges already. The first image raises what `method.steps` does.
     """
     with Patches() as patches:
-        active = merged_in(tower, method, budget, output_layer=output_layer, cls=cls)
+        active = build_merging(tower, method, budget, output_layer=output_layer, cls=cls)
         active.attach(patches)
         yield active
 
 
-def merged_in(
+def build_merging(
     tower: nn.Module,
     method: EncoderMethod,
     budget: int | Callable[[int], int | None] | None = None,
@@ -149,7 +151,7 @@ def merged_in(
     output_layer: int = -1,
     cls: bool | None = None,
 ) -> Merging:
-    """What `merging` attaches to a tower; arguments and errors are its."""
+    """Build the `Merging` of `merging` without attaching it; same arguments and errors."""
     layers = blocks_of(tower)
     last = EncoderSpec(len(layers), False).layer(output_layer)
     has_cls = _has_cls(tower) if cls is None else cls
@@ -171,19 +173,19 @@ def calibrate(
     inflect: float = 0.0,
     cls: bool | None = None,
 ) -> Thresholds:
-    """DyMU's thresholds: such that `count` patches of an image stay on average over a set of images.
+    """Calibrate DyMU's thresholds so that `count` patches per image stay on average.
 
     Args:
         tower: See `merging`.
         batches: Pixel values (B, 3, height, width) as the tower reads them, all of one size. The authors use batches
             of 64 to 128 images, up to 256,000 images in all.
-        count: Patches that shall stay.
+        count: Patches to keep.
         output_layer: Block whose output is read.
-        inflect: How the merges are spread over the blocks: 0 equally, -1 more in the first, +1 more in the last.
+        inflect: Distribution of the merges over the blocks: 0 even, -1 more in the first, +1 more in the last.
         cls: Whether token 0 is [CLS]; None: as the tower's embeddings say.
 
     Raises:
-        FoveateError: there are no images, or of different sizes, or so many tokens cannot be merged.
+        FoveateError: there are no images, their sizes differ, or so many tokens cannot be merged.
     """
     layers = blocks_of(tower)
     last = EncoderSpec(len(layers), False).layer(output_layer)
@@ -194,9 +196,9 @@ def calibrate(
     def steps(patches: int) -> tuple[Step | None, ...]:
         sizes.add(patches)
         if len(sizes) > 1:
-            raise FoveateError(f"calibration needs images of one size, not of {sorted(sizes)} patches.")
+            raise FoveateError(f"calibration needs images of one size; these have {sorted(sizes)} patches.")
         if not 1 <= count <= patches:
-            raise FoveateError(f"images have {patches} patches; {count} of them cannot stay.")
+            raise FoveateError(f"count must be between 1 and the {patches} patches of an image, not {count}.")
         if not blocks:
             amounts = spread(patches - count, patches, last + 1, has_cls, inflect)
             blocks.extend(Calibration(amount, has_cls) for amount in amounts)
@@ -215,7 +217,7 @@ def calibrate(
 
 
 def attention(layer: Any, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The first half of a block, with proportional attention, and its keys.
+    """Attention half of a block, with proportional attention, and its keys.
 
     Args:
         layer: A block with `layer_norm1` and `self_attn` of `q_proj`, `k_proj`, `v_proj`, `out_proj`.
@@ -246,7 +248,7 @@ def blocks_of(tower: nn.Module) -> nn.ModuleList:
     """The blocks of a vision tower.
 
     Raises:
-        FoveateError: they are not built as those of CLIP and SigLIP.
+        FoveateError: the tower's blocks are not those of CLIP and SigLIP.
     """
     holder: Any = getattr(tower, "vision_model", tower)
     layers = getattr(getattr(holder, "encoder", holder), "layers", None)
@@ -259,7 +261,7 @@ def blocks_of(tower: nn.Module) -> nn.ModuleList:
         raise FoveateError(
             Refusal(
                 "needs-plain-encoder",
-                "merging inside the encoder runs on vision towers built as those of CLIP and SigLIP, "
+                "merging inside the encoder runs on vision towers with the blocks of CLIP and SigLIP, "
                 f"not on {type(tower).__name__}",
             )
         )
@@ -269,9 +271,11 @@ def blocks_of(tower: nn.Module) -> nn.ModuleList:
 def _has_cls(tower: nn.Module) -> bool:
     holder: Any = getattr(tower, "vision_model", tower)
     if not hasattr(holder, "embeddings"):
-        raise FoveateError(f"{type(tower).__name__} does not show whether token 0 is [CLS]; say cls=True or cls=False.")
+        raise FoveateError(
+            f"{type(tower).__name__} does not show whether token 0 is [CLS]; pass cls=True or cls=False."
+        )
     return hasattr(holder.embeddings, "class_embedding")
 
 
 class _Block(partial):
-    """The forward of a block that merges."""
+    """Forward of a block that merges; its type marks the tower as merging."""

@@ -1,4 +1,4 @@
-"""What lies under the ink and what happens to a page afterwards: paper, texture, noise, blur, scanner, JPEG.
+"""Backgrounds and augmentation of pages: paper, texture, noise, blur, scanner, JPEG.
 
 Noise is cut out of tiles made once a process from fixed seeds, at a random place and with a random sign: drawing
 fresh normal numbers for every pixel would cost more than everything else in a sample.
@@ -97,7 +97,7 @@ def sheet(rng: random.Random, width: int, height: int, colour: Colour, difficult
 def _turned(
     rng: random.Random, image: Image.Image, characters: list[Character], difficulty: float
 ) -> tuple[Image.Image, list[Character]]:
-    """The page turned, sheared and shifted a little, characters with it; unchanged when one would leave the image."""
+    """Rotate, shear and shift the page and its characters a little; unchanged if a character would leave the image."""
     width, height = image.size
     angle = math.radians(rng.uniform(-2.2, 2.2) * difficulty)
     shear = rng.uniform(-0.03, 0.03) * difficulty

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foveate.synthetic.augmentation import Colour, apart, colours, sheet
 from foveate.synthetic.fonts import Face
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ask, wordings
 from foveate.synthetic.words import BUSINESS
 
@@ -34,13 +34,13 @@ _JOBS = [
 ]
 
 
-def _open_sheet(brief: Brief) -> tuple[Page, Colour, Colour]:
+def _open_sheet(brief: RenderRequest) -> tuple[Page, Colour, Colour]:
     paper, ink = colours(brief.rng, brief.difficulty)
     image = sheet(brief.rng, brief.width, brief.height, paper, brief.difficulty)
     return Page(image, apart(paper, ink)), paper, ink
 
 
-def _company(brief: Brief, longest: int) -> str:
+def _company(brief: RenderRequest, longest: int) -> str:
     """A firm that nobody takes for a person: "Group", "Ltd" and the like belong to it."""
     for _ in range(60):
         name = brief.words.company(longest)
@@ -49,7 +49,7 @@ def _company(brief: Brief, longest: int) -> str:
     raise DoesNotFit("no short firm")
 
 
-def read_card(brief: Brief) -> tuple[Page, Drawn]:
+def read_card(brief: RenderRequest) -> tuple[Page, Drawn]:
     """A line of a visiting card by what it is: name, firm, job, telephone, e-mail, address."""
     rng, words = brief.rng, brief.words
     longest = max(9, round(brief.width / brief.least_cap / 0.95) - brief.attempt // 2)
@@ -111,7 +111,7 @@ def read_card(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(*questions[0], meta, tuple(questions[1:]))
 
 
-def _entries(brief: Brief, count: int, longest: int) -> dict[str, str]:
+def _entries(brief: RenderRequest, count: int, longest: int) -> dict[str, str]:
     """Items with prices, all different, no name within another."""
     rng, words = brief.rng, brief.words
     unit = rng.choice(("", "", "", "$", "RM", "$"))
@@ -160,7 +160,7 @@ def _menu_line(
         page.draw.line((left, y + 0.6 * cap, right, y + 0.6 * cap), fill=ink)
 
 
-def menu(brief: Brief) -> tuple[Page, Drawn]:
+def menu(brief: RenderRequest) -> tuple[Page, Drawn]:
     """A price of a menu or price list, what has a price, the cheapest and the dearest; the heading."""
     rng = brief.rng
     layout = rng.choice(MENU_LAYOUTS[brief.split])

@@ -1,4 +1,4 @@
-"""Bar, column, line and pie charts: a value, the tallest and the lowest, two compared."""
+"""Bar, column, line and pie charts: questions on values, extremes and comparisons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from foveate.synthetic.augmentation import Colour, apart, colours, sheet
 from foveate.synthetic.fonts import Face, Font
-from foveate.synthetic.page import Box, Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import Box, DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ask, wordings, yes_no
 from foveate.synthetic.shapes import COLOURS, look_alike, tint
 
@@ -61,7 +61,7 @@ def _values(rng: random.Random, count: int, apart_by: float) -> list[int]:
     raise DoesNotFit("values too near to one another")
 
 
-def _names(brief: Brief, count: int, longest: int) -> list[str]:
+def _names(brief: RenderRequest, count: int, longest: int) -> list[str]:
     rng = brief.rng
     kind = rng.random()
     if kind < 0.12 and count <= 12:
@@ -82,7 +82,7 @@ def _names(brief: Brief, count: int, longest: int) -> list[str]:
     return names
 
 
-def _fills(brief: Brief, count: int, paper: Colour) -> tuple[list[Colour], list[str]]:
+def _fills(brief: RenderRequest, count: int, paper: Colour) -> tuple[list[Colour], list[str]]:
     """Fill of each bar or slice, with the names of the colours ("" when all are alike)."""
     rng = brief.rng
     usable = [name for name in COLOURS if apart(COLOURS[name], paper) > 50]
@@ -122,7 +122,7 @@ class Sheet(NamedTuple):
     cap: float
 
 
-def _sheet(brief: Brief, title: str) -> tuple[Sheet, Box]:
+def _sheet(brief: RenderRequest, title: str) -> tuple[Sheet, Box]:
     """An empty page with its title, and the box left for the chart."""
     rng = brief.rng
     paper, ink = colours(rng, brief.difficulty * 0.7)
@@ -154,7 +154,7 @@ def _block(s: Sheet, box: tuple[float, float, float, float], fill: Colour, style
         s.page.draw.rectangle(box, fill=fill)
 
 
-def _columns(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
+def _columns(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
     """Upright bars with names beneath."""
     top_value, count = max(chart.values), len(chart.names)
     axis = box.left
@@ -191,7 +191,7 @@ def _columns(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour]
         s.page.draw.rectangle((axis, box.top, box.right, floor), outline=s.ink)
 
 
-def _bars(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
+def _bars(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
     """Lying bars with names at the left."""
     axis = box.left + max(s.face.width(name) for name in chart.names) + 5
     room = box.right - axis - (max(s.face.width(p) for p in chart.printed) + 6 if any(chart.printed) else 3)
@@ -214,7 +214,7 @@ def _bars(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], s
         s.page.draw.rectangle((axis, box.top, box.right, box.bottom), outline=s.ink)
 
 
-def _line(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
+def _line(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
     """Points joined by a line, names beneath."""
     count = len(chart.names)
     floor = box.bottom - 1.9 * s.cap
@@ -262,7 +262,7 @@ def _line(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], s
     s.page.draw.line((axis, floor, axis, box.top), fill=s.ink)
 
 
-def _pie(brief: Brief, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
+def _pie(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
     """Slices with names, and percentages, in a legend."""
     rng = brief.rng
     texts = [f"{n} {p}".strip() for n, p in zip(chart.names, chart.printed, strict=True)]
@@ -314,7 +314,9 @@ def _ticks(s: Sheet, chart: Chart) -> list[tuple[int, str]]:
 _DRAW = {"columns": _columns, "bars": _bars, "line": _line, "pie": _pie}
 
 
-def _chart(brief: Brief, printed: bool | None = None, kinds: tuple[str, ...] | None = None) -> tuple[Page, Chart]:
+def _chart(
+    brief: RenderRequest, printed: bool | None = None, kinds: tuple[str, ...] | None = None
+) -> tuple[Page, Chart]:
     """A chart on a page, of one of `kinds`. `printed`: values stand at the bars (None: sometimes)."""
     rng = brief.rng
     kind = rng.choice(kinds or LAYOUTS[brief.split]) if brief.attempt < 30 else "bars"
@@ -357,7 +359,7 @@ def _chart(brief: Brief, printed: bool | None = None, kinds: tuple[str, ...] | N
     return s.page, chart
 
 
-def chart_value(brief: Brief) -> tuple[Page, Drawn]:
+def chart_value(brief: RenderRequest) -> tuple[Page, Drawn]:
     """A value printed at a bar, a point or a slice; or the title."""
     rng = brief.rng
     page, chart = _chart(brief, printed=True)
@@ -369,7 +371,7 @@ def chart_value(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, wordings, name=name), chart.printed[i], {**chart.meta, "asked": "value"})
 
 
-def chart_extreme(brief: Brief) -> tuple[Page, Drawn]:
+def chart_extreme(brief: RenderRequest) -> tuple[Page, Drawn]:
     """Name of the highest or the lowest; or how many there are."""
     rng = brief.rng
     page, chart = _chart(brief)
@@ -385,7 +387,7 @@ def chart_extreme(brief: Brief) -> tuple[Page, Drawn]:
     )
 
 
-def chart_compare(brief: Brief) -> tuple[Page, Drawn]:
+def chart_compare(brief: RenderRequest) -> tuple[Page, Drawn]:
     """Which of two is higher or lower, or whether one is."""
     rng = brief.rng
     page, chart = _chart(brief)
@@ -404,7 +406,7 @@ def chart_compare(brief: Brief) -> tuple[Page, Drawn]:
     )
 
 
-def bar_chart(brief: Brief) -> tuple[Page, Drawn]:
+def bar_chart(brief: RenderRequest) -> tuple[Page, Drawn]:
     """Bars or columns: which is the highest or lowest, its value, the value of another, how many there are."""
     rng, split = brief.rng, brief.split
     page, chart = _chart(brief, True if rng.random() < 0.8 else None, ("columns", "bars"))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from foveate.synthetic.augmentation import Colour, apart, colours, sheet
 from foveate.synthetic.fields import ASK, HELD_OUT, TRAIN, FieldKind, fill
 from foveate.synthetic.fonts import Face
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ask, wordings, yes_no
 from foveate.synthetic.textpages import any_string
 
@@ -31,7 +31,7 @@ class Filled(NamedTuple):
     name: str
 
 
-def _fields(brief: Brief, count: int, longest: int) -> list[Filled]:
+def _fields(brief: RenderRequest, count: int, longest: int) -> list[Filled]:
     """Fields whose labels and names are all different, and whose values are too."""
     rng, words = brief.rng, brief.words
     pool = TRAIN if brief.split == "train" else HELD_OUT + tuple(rng.sample(TRAIN, 8))
@@ -60,11 +60,11 @@ def _fields(brief: Brief, count: int, longest: int) -> list[Filled]:
     raise DoesNotFit("not enough different fields")
 
 
-def _mark(brief: Brief, label: str) -> str:
+def _mark(brief: RenderRequest, label: str) -> str:
     return label + brief.rng.choice((":", ":", ":", "", " :", "."))
 
 
-def _heading(brief: Brief, longest: int) -> str:
+def _heading(brief: RenderRequest, longest: int) -> str:
     rng = brief.rng
     text = rng.choice(
         ("Invoice", "Order form", "Delivery note", "Membership", "Registration", "Statement", "Application")
@@ -74,14 +74,14 @@ def _heading(brief: Brief, longest: int) -> str:
     return text.upper() if rng.random() < 0.4 else text
 
 
-def _colon(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
-    """Label and value behind one another."""
+def _colon(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+    """Label, colon and value on one line."""
     for field, y, face, bold in room.rows(fields):
         end = page.text(room.left, y, _mark(brief, field.label) + " ", bold, ink)
         page.text(end + room.gap, y, field.value, face, ink)
 
 
-def _columns(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _columns(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Labels in one column, values in another."""
     edge = room.left + max(room.bold.width(f.label + " :") for f in fields) + room.gap
     if brief.rng.random() < 0.3:
@@ -92,7 +92,7 @@ def _columns(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: 
         page.text(edge, y, field.value, face, ink)
 
 
-def _leaders(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _leaders(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Value at the right edge, dots or a line between."""
     line = brief.rng.random() < 0.3
     for field, y, face, bold in room.rows(fields):
@@ -106,7 +106,7 @@ def _leaders(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: 
             page.text(end, y, "." * max(0, int((begin - end - face.width(" ")) / face.width("."))), face, ink)
 
 
-def _right(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _right(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Label at the left, value at the right edge, nothing between."""
     for field, y, face, bold in room.rows(fields):
         end = page.text(room.left, y, _mark(brief, field.label), bold, ink)
@@ -114,19 +114,19 @@ def _right(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Ro
             raise DoesNotFit("right")
 
 
-def _dash(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _dash(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     for field, y, face, bold in room.rows(fields):
         end = page.text(room.left, y, field.label + " - ", bold, ink)
         page.text(end, y, field.value, face, ink)
 
 
-def _equals(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _equals(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     for field, y, face, bold in room.rows(fields):
         end = page.text(room.left, y, f"[{field.label}] ", bold, ink)
         page.text(end, y, field.value, face, ink)
 
 
-def _ruled(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _ruled(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Value on a line to be written on."""
     for field, y, face, bold in room.rows(fields):
         end = page.text(room.left, y, _mark(brief, field.label) + " ", bold, ink)
@@ -134,7 +134,7 @@ def _ruled(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Ro
         page.text(end + room.gap, y, field.value, face, ink)
 
 
-def _boxes(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _boxes(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Rows of a box with a rule between label and value."""
     edge = room.left + max(room.bold.width(f.label) for f in fields) + room.cap
     ys = list(room.rows(fields))
@@ -152,7 +152,7 @@ def _boxes(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Ro
         page.draw.line((x, top, x, bottom), fill=ink)
 
 
-def _stacked(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _stacked(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Label above its value."""
     indent = brief.rng.choice((0, 0, room.cap))
     for field, y, face, bold in room.rows(fields, two_lines=True):
@@ -160,7 +160,7 @@ def _stacked(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: 
         page.text(room.left + indent, y, field.value, face, ink)
 
 
-def _band(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _band(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Label light on a dark band, value beneath."""
     paper = tuple(page.image.crop((0, 0, 1, 1)).tobytes())
     for field, y, face, bold in room.rows(fields, two_lines=True):
@@ -169,7 +169,7 @@ def _band(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Roo
         page.text(room.left, y, field.value, face, ink)
 
 
-def _two_up(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: Room) -> None:
+def _two_up(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
     """Two fields side by side, each label above its value."""
     middle = (room.left + room.right) / 2 + room.gap
     pairs = [fields[i : i + 2] for i in range(0, len(fields), 2)]
@@ -181,8 +181,8 @@ def _two_up(brief: Brief, page: Page, fields: list[Filled], ink: Colour, room: R
             page.text(x, y, field.value, face, ink)
 
 
-class Room:
-    """Where the fields go: edges, cap height, faces and the distance of lines."""
+class FieldArea:
+    """Area of the fields: edges, cap height, faces and line spacing."""
 
     def __init__(self, left: float, right: float, top: float, cap: float, leading: float, face: Face, bold: Face):
         self.left, self.right, self.top = left, right, top
@@ -196,7 +196,7 @@ class Room:
         return [(field, first + i * step, self.face, self.bold) for i, field in enumerate(fields)]
 
 
-_DRAW: dict[str, Callable[[Brief, Page, list[Filled], Colour, Room], None]] = {
+_DRAW: dict[str, Callable[[RenderRequest, Page, list[Filled], Colour, FieldArea], None]] = {
     "colon": _colon,
     "columns": _columns,
     "leaders": _leaders,
@@ -211,7 +211,7 @@ _DRAW: dict[str, Callable[[Brief, Page, list[Filled], Colour, Room], None]] = {
 }
 
 
-def _form(brief: Brief) -> tuple[Page, list[Filled], dict[str, object]]:
+def _form(brief: RenderRequest) -> tuple[Page, list[Filled], dict[str, object]]:
     """A filled-in form on a page."""
     rng = brief.rng
     layout = rng.choice(LAYOUTS[brief.split])
@@ -251,15 +251,15 @@ def _form(brief: Brief) -> tuple[Page, list[Filled], dict[str, object]]:
         head = font.face(min(cap * rng.uniform(1, 1.4), (right - left) / font.width(heading, 1.05)))
         page.text(left, top + 1.5 * cap, heading, head, ink)
         top += 2.6 * cap
-    _DRAW[layout](brief, page, fields, ink, Room(left, right, top, cap, leading * cap, face, bold))
+    _DRAW[layout](brief, page, fields, ink, FieldArea(left, right, top, cap, leading * cap, face, bold))
     return page, fields, {"layout": layout, "fields": len(fields), "cap": cap, "heading": heading}
 
 
-def _shown(brief: Brief, label: str) -> str:
+def _shown(brief: RenderRequest, label: str) -> str:
     return f'"{label}"' if brief.rng.random() < 0.3 else label
 
 
-def read_field(brief: Brief) -> tuple[Page, Drawn]:
+def read_field(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The value of one field."""
     page, fields, meta = _form(brief)
     first, *others = brief.rng.sample(fields, min(brief.most, len(fields)))
@@ -267,7 +267,7 @@ def read_field(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(_question(brief, fields, first), first.value, {**meta, "label": first.label}, more)
 
 
-def _question(brief: Brief, fields: list[Filled], field: Filled) -> str:
+def _question(brief: RenderRequest, fields: list[Filled], field: Filled) -> str:
     """A question for one field of a form."""
     rng = brief.rng
     kind = field.kind
@@ -278,7 +278,7 @@ def _question(brief: Brief, fields: list[Filled], field: Filled) -> str:
     return ask(rng, brief.split, ASK, name=name, label=_shown(brief, field.label))
 
 
-def document_yes_no(brief: Brief) -> tuple[Page, Drawn]:
+def document_yes_no(brief: RenderRequest) -> tuple[Page, Drawn]:
     """Whether a field has a value, whether a field is there, whether a word appears: yes or no."""
     rng = brief.rng
     truth = rng.random() < 0.5

@@ -1,4 +1,4 @@
-"""Fields of forms, invoices, labels and cards: how they are printed, asked for and filled in."""
+"""Fields of forms, invoices, labels and cards: labels, questions and values."""
 
 from __future__ import annotations
 

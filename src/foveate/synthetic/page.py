@@ -1,4 +1,4 @@
-"""A sheet to draw on that remembers where every character went."""
+"""A page to draw on, which records the position of every character."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.synthetic.words import Vocabulary
 
 
 class DoesNotFit(Exception):  # noqa: N818 - a signal between renderers and `render`, not an error
-    """Raised by a renderer when what it drew at random has no room; it is asked again with less to draw."""
+    """Raised by a renderer if its random content does not fit; it is called again with less content."""
 
 
 class Box(NamedTuple):
@@ -42,7 +42,7 @@ def least_cap(difficulty: float) -> float:
 
 
 @dataclass
-class Brief:
+class RenderRequest:
     """What a renderer is asked for: everything random comes from `rng`.
 
     `attempt` counts how often this sample did not fit before; renderers draw less and shorter as it grows. `least`: no

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from foveate.synthetic.augmentation import Colour, apart, colours, sheet, thermal
 from foveate.synthetic.fonts import Font
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ask, wordings
 from foveate.synthetic.words import split_of
 
@@ -89,7 +89,7 @@ def _money(cents: int) -> str:
     return f"{cents // 100}.{cents % 100:02d}"
 
 
-def _items(brief: Brief, taxed: float) -> tuple[list[Item], int, int]:
+def _items(brief: RenderRequest, taxed: float) -> tuple[list[Item], int, int]:
     """Items, tax and total in cents; every amount that may be asked for belongs to the split."""
     rng, words = brief.rng, brief.words
     count = rng.randint(1, brief.upto(2, 7))
@@ -120,7 +120,7 @@ def _items(brief: Brief, taxed: float) -> tuple[list[Item], int, int]:
     raise DoesNotFit("no sum in the split")
 
 
-def _head(brief: Brief, receipt: Receipt) -> list[Row]:
+def _head(brief: RenderRequest, receipt: Receipt) -> list[Row]:
     rng, words = brief.rng, brief.words
     big = rng.choice((1.0, 1.0, 1.25, 1.5))
     middle = rng.random() < 0.75
@@ -143,7 +143,7 @@ def _head(brief: Brief, receipt: Receipt) -> list[Row]:
     return rows
 
 
-def _particulars(brief: Brief, receipt: Receipt, how: str) -> list[Row]:
+def _particulars(brief: RenderRequest, receipt: Receipt, how: str) -> list[Row]:
     rng, words = brief.rng, brief.words
     mark = rng.choice((":", " :", ": ", ""))
     date = (rng.choice(("Date", "DATE", "Date", "Bill date", "Invoice date")), receipt.date)
@@ -189,7 +189,7 @@ def _particulars(brief: Brief, receipt: Receipt, how: str) -> list[Row]:
     return [Row(left=f"{k}{mark} {v}") for k, v in entries]
 
 
-def _goods(brief: Brief, receipt: Receipt, how: str, unit: str) -> list[Row]:
+def _goods(brief: RenderRequest, receipt: Receipt, how: str, unit: str) -> list[Row]:
     rng = brief.rng
     rows: list[Row] = []
     if how == "columns":
@@ -232,7 +232,7 @@ def _goods(brief: Brief, receipt: Receipt, how: str, unit: str) -> list[Row]:
     return rows
 
 
-def _sums(brief: Brief, receipt: Receipt, tax: int, total: int, unit: str) -> list[Row]:
+def _sums(brief: RenderRequest, receipt: Receipt, tax: int, total: int, unit: str) -> list[Row]:
     rng = brief.rng
     scale = rng.choice((1.0, 1.0, 1.2, 1.4))
     in_label = " (RM)" if not unit and rng.random() < 0.2 else ""
@@ -280,12 +280,12 @@ def _sums(brief: Brief, receipt: Receipt, tax: int, total: int, unit: str) -> li
     return rows
 
 
-def _least_cap(brief: Brief) -> float:
+def _least_cap(brief: RenderRequest) -> float:
     """Receipts are set smaller than anything else."""
     return brief.floor(10 - 1.5 * brief.difficulty)
 
 
-def _receipt(brief: Brief) -> Receipt:
+def _receipt(brief: RenderRequest) -> Receipt:
     rng, words = brief.rng, brief.words
     goods, particulars = (rng.choice(kinds) for kinds in LAYOUTS[brief.split])
     longest = max(12, round(brief.width / _least_cap(brief) / 0.9) - brief.attempt // 4)  # characters in a row
@@ -323,7 +323,7 @@ def _receipt(brief: Brief) -> Receipt:
 _HEIGHTS = {"rule": 0.5, "dashes": 0.7, "gap": 0.5, "bars": 3.0}
 
 
-def _print(brief: Brief, receipt: Receipt) -> tuple[Page, dict[str, object]]:
+def _print(brief: RenderRequest, receipt: Receipt) -> tuple[Page, dict[str, object]]:
     """The receipt on a page."""
     rng = brief.rng
     font = brief.font("mono" if rng.random() < 0.6 else None)
@@ -351,7 +351,7 @@ def _print(brief: Brief, receipt: Receipt) -> tuple[Page, dict[str, object]]:
     return page, {"cap": cap, "items": len(receipt.items), "rows": len(receipt.rows)}
 
 
-def _strong(brief: Brief, font: Font) -> Font:
+def _strong(brief: RenderRequest, font: Font) -> Font:
     for _ in range(20):
         other = brief.font()
         if other.bold:
@@ -425,7 +425,7 @@ COUNT_OF = wordings("receipt.count_of")
 DETAILS = {way: wordings(f"receipt.details.{way}") for way in ("number", "cashier", "tax", "paid", "change")}
 
 
-def _main_field(brief: Brief, asked: str) -> tuple[Page, Drawn]:
+def _main_field(brief: RenderRequest, asked: str) -> tuple[Page, Drawn]:
     """A receipt and a question for one of its four main fields; others, and details, are asked for too."""
     receipt = _receipt(brief)
     page, meta = _print(brief, receipt)
@@ -447,27 +447,27 @@ def _main_field(brief: Brief, asked: str) -> tuple[Page, Drawn]:
     return page, Drawn(question, answer, meta, tuple(more))
 
 
-def receipt_company(brief: Brief) -> tuple[Page, Drawn]:
+def receipt_company(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The firm at the head of the receipt."""
     return _main_field(brief, "company")
 
 
-def receipt_date(brief: Brief) -> tuple[Page, Drawn]:
+def receipt_date(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The date as printed, without the time."""
     return _main_field(brief, "date")
 
 
-def receipt_total(brief: Brief) -> tuple[Page, Drawn]:
+def receipt_total(brief: RenderRequest) -> tuple[Page, Drawn]:
     """What had to be paid, as printed; a currency only where no space parts it from the digits."""
     return _main_field(brief, "total")
 
 
-def receipt_address(brief: Brief) -> tuple[Page, Drawn]:
+def receipt_address(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The address, lines joined by one space."""
     return _main_field(brief, "address")
 
 
-def receipt_detail(brief: Brief) -> tuple[Page, Drawn]:
+def receipt_detail(brief: RenderRequest) -> tuple[Page, Drawn]:
     """What an item cost or how many there were; the number, the cashier, the tax, the change."""
     receipt = _receipt(brief)
     page, meta = _print(brief, receipt)
@@ -475,7 +475,7 @@ def receipt_detail(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(question, answer, {**meta, "kind": kind})
 
 
-def _detail(brief: Brief, receipt: Receipt, item: Item) -> tuple[str, str, str]:
+def _detail(brief: RenderRequest, receipt: Receipt, item: Item) -> tuple[str, str, str]:
     """A question for an item or for another detail, its answer, and of which kind it is."""
     rng = brief.rng
     options = [(AMOUNT_OF if item.count == 1 else AMOUNT_OF_SEVERAL, item.printed, "amount")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from foveate.core.errors import FoveateError
 from foveate.synthetic import cards, charts, documents, receipts, shapes, signs, snippets, tables, textpages
 from foveate.synthetic.augmentation import degrade
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.sample import Sample
 from foveate.synthetic.words import SPLITS
 
@@ -22,7 +22,7 @@ class Task:
     is drawn when no task is named.
     """
 
-    draw: Callable[[Brief], tuple[Page, Drawn]]
+    draw: Callable[[RenderRequest], tuple[Page, Drawn]]
     smallest: tuple[int, int] = (96, 64)
     aspect: tuple[float, float] = (0.5, 2.6)
     weight: float = 1.0
@@ -174,7 +174,7 @@ def render(
     what = _task(task)
     size = size or _draw_size(rng, what, sides or usual_sides(difficulty))
     for attempt in range(_ATTEMPTS):
-        brief = Brief(rng, split, size[0], size[1], difficulty, attempt, least, most)
+        brief = RenderRequest(rng, split, size[0], size[1], difficulty, attempt, least, most)
         try:
             page, drawn = what.draw(brief)
         except DoesNotFit:

@@ -1,4 +1,4 @@
-"""What a rendered question consists of."""
+"""Rendered samples: an image, a question and the drawn characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Screens of programs, pages and dialogs, with an instruction for every element that can be used and its box."""
+"""Screens of programs, pages and dialogs, with an instruction and a box for every usable element."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.core.errors import FoveateError
 from foveate.synthetic.augmentation import Colour, apart
-from foveate.synthetic.page import Box, Brief, DoesNotFit, Page
+from foveate.synthetic.page import Box, DoesNotFit, Page, RenderRequest
 from foveate.synthetic.questions import choose, wordings
 from foveate.synthetic.rendering import LARGEST_SIDE
 from foveate.synthetic.sample import Character
@@ -59,7 +59,7 @@ class Screen:
 class _Canvas:
     """What the parts of a screen are drawn with: colours, type, and the elements so far."""
 
-    def __init__(self, brief: Brief) -> None:
+    def __init__(self, brief: RenderRequest) -> None:
         rng = brief.rng
         dark = rng.random() < 0.3
         shades = range(20, 70) if dark else range(215, 256)
@@ -328,7 +328,7 @@ def render_screen(seed: int = 0, split: str = "train", size: tuple[int, int] | N
     rng = random.Random(f"screen|{int(seed)}|{split}|{size}")
     width, height = size or (rng.randint(256, 512), rng.randint(224, 448))
     for attempt in range(_ATTEMPTS):
-        canvas = _Canvas(Brief(rng, split, width, height, 1.0, attempt))
+        canvas = _Canvas(RenderRequest(rng, split, width, height, 1.0, attempt))
         layout = rng.choice(list(LAYOUTS[split]))
         try:
             LAYOUTS[split][layout](canvas, Box(0, 0, width, height))

@@ -1,4 +1,4 @@
-"""Scattered shapes: how many, which colour, which kind, is there one, where."""
+"""Scattered shapes: questions on count, colour, kind, existence and position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from foveate.synthetic.augmentation import Colour, luminance, sheet
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ask, wordings, yes_no
 from foveate.synthetic.sample import Character
 
@@ -128,7 +128,7 @@ class Shape:
 
 
 def tint(rng: random.Random, name: str, difficulty: float) -> Colour:
-    """A colour that anyone would call `name`."""
+    """A random colour that is clearly `name`."""
     spread = round(4 + 10 * difficulty)
     return tuple(min(255, max(0, value + rng.randint(-spread, spread))) for value in COLOURS[name])
 
@@ -165,11 +165,11 @@ def _clash(groups: tuple[set[str], ...], name: str, others: set[str]) -> bool:
 
 
 def look_alike(colour: str, others: set[str]) -> bool:
-    """Whether `colour` is one of `others` or could be taken for one."""
+    """Whether `colour` is one of `others` or too similar to one."""
     return colour in others or _clash(_NEAR, colour, others)
 
 
-def _palette(brief: Brief, ground: str) -> tuple[list[str], list[str]]:
+def _palette(brief: RenderRequest, ground: str) -> tuple[list[str], list[str]]:
     """Kinds and colours that may appear together on a ground of the named colour."""
     rng, d = brief.rng, brief.difficulty
     every_kind = list(KINDS[:_EASY_KINDS] if rng.random() > d else KINDS)
@@ -187,7 +187,7 @@ def _palette(brief: Brief, ground: str) -> tuple[list[str], list[str]]:
     return kinds[: rng.randint(2, 5)], colours[: rng.randint(2, 6)]
 
 
-def _ground(brief: Brief) -> tuple[str, Colour]:
+def _ground(brief: RenderRequest) -> tuple[str, Colour]:
     """Name ("" when it is none of the named) and colour of the ground."""
     rng = brief.rng
     kind = rng.random()
@@ -200,7 +200,7 @@ def _ground(brief: Brief) -> tuple[str, Colour]:
     return "white", tuple(rng.randint(205, 250) for _ in range(3))
 
 
-def _scatter(brief: Brief, wanted: list[tuple[str, str]], low: float = 0.07, high: float = 0.22) -> list[Shape]:
+def _scatter(brief: RenderRequest, wanted: list[tuple[str, str]], low: float = 0.07, high: float = 0.22) -> list[Shape]:
     """Places for shapes that neither touch one another nor the edge."""
     rng = brief.rng
     side = min(brief.width, brief.height)
@@ -222,7 +222,7 @@ def _scatter(brief: Brief, wanted: list[tuple[str, str]], low: float = 0.07, hig
     return shapes
 
 
-def _picture(brief: Brief, ground: Colour, shapes: list[Shape]) -> Page:
+def _picture(brief: RenderRequest, ground: Colour, shapes: list[Shape]) -> Page:
     page = Page(sheet(brief.rng, brief.width, brief.height, ground, brief.difficulty * 0.6))
     for shape in shapes:
         paint(brief.rng, page, shape, brief.difficulty)
@@ -249,7 +249,7 @@ def _a(question: str) -> str:
     return question
 
 
-def _further(brief: Brief, ground: str, shapes: list[Shape]) -> tuple[tuple[str, str], ...]:
+def _further(brief: RenderRequest, ground: str, shapes: list[Shape]) -> tuple[tuple[str, str], ...]:
     """Further questions about the same picture, if more than the usual three are wanted."""
     rng, split = brief.rng, brief.split
     if brief.most <= 3:
@@ -283,7 +283,7 @@ def _further(brief: Brief, ground: str, shapes: list[Shape]) -> tuple[tuple[str,
     return tuple(dict.fromkeys(asked))
 
 
-def count_shapes(brief: Brief) -> tuple[Page, Drawn]:
+def count_shapes(brief: RenderRequest) -> tuple[Page, Drawn]:
     """How many shapes there are: all, of one kind, of one colour, of one kind and colour."""
     rng = brief.rng
     name, ground = _ground(brief)
@@ -318,7 +318,7 @@ def count_shapes(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, HOW_MANY, what=what), str(answer), meta, _further(brief, name, shapes))
 
 
-def shape_colour(brief: Brief) -> tuple[Page, Drawn]:
+def shape_colour(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The colour of the only shape of its kind."""
     rng = brief.rng
     name, ground = _ground(brief)
@@ -333,7 +333,7 @@ def shape_colour(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, wordings, kind=kind), colour, meta, _further(brief, name, shapes))
 
 
-def shape_kind(brief: Brief) -> tuple[Page, Drawn]:
+def shape_kind(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The kind of the only shape of its colour."""
     rng = brief.rng
     name, ground = _ground(brief)
@@ -348,7 +348,7 @@ def shape_kind(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, wordings, colour=colour), kind, meta, _further(brief, name, shapes))
 
 
-def shape_exists(brief: Brief) -> tuple[Page, Drawn]:
+def shape_exists(brief: RenderRequest) -> tuple[Page, Drawn]:
     """Whether a shape, a colour or both together are there."""
     rng = brief.rng
     truth = rng.random() < 0.5
@@ -383,7 +383,7 @@ WHICH_SIDE = {way: wordings(f"shape.which_side.{way}") for way in ("horizontal",
 MOST = {way: wordings(f"shape.most.{way}") for way in ("left", "right", "above", "below")}
 
 
-def shape_position(brief: Brief) -> tuple[Page, Drawn]:
+def shape_position(brief: RenderRequest) -> tuple[Page, Drawn]:
     """Where one shape is from another: yes or no, a side, or the outermost shape."""
     rng = brief.rng
     name, ground = _ground(brief)

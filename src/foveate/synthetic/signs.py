@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from foveate.synthetic.augmentation import apart, sheet
 from foveate.synthetic.fonts import Font
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ask, wordings
 from foveate.synthetic.shapes import look_alike, on, tint
 from foveate.synthetic.textpages import any_string
@@ -80,7 +80,7 @@ def _corners(
 
 
 def _sign(
-    brief: Brief,
+    brief: RenderRequest,
     page: Page,
     area: tuple[float, float, float, float],
     colour: str,
@@ -125,7 +125,7 @@ def _sign(
     return cap
 
 
-def _scene(brief: Brief, taken: set[str]) -> Page:
+def _scene(brief: RenderRequest, taken: set[str]) -> Page:
     """Something behind the sign: a plain, shaded or two-coloured ground whose colour no sign has."""
     rng = brief.rng
     free = [c for c in ("white", "gray", "cyan", "green", "brown", "pink") if not look_alike(c, taken)]
@@ -141,7 +141,7 @@ def _scene(brief: Brief, taken: set[str]) -> Page:
     return page
 
 
-def _text(brief: Brief, numeric: bool | None = None) -> str:
+def _text(brief: RenderRequest, numeric: bool | None = None) -> str:
     """What stands on a line of a sign."""
     rng, words = brief.rng, brief.words
     longest = max(3, min(brief.upto(6, 9), round(brief.width / brief.least_cap) - brief.attempt // 2))
@@ -153,7 +153,7 @@ def _text(brief: Brief, numeric: bool | None = None) -> str:
     return any_string(words, longest)
 
 
-def sign(brief: Brief) -> tuple[Page, Drawn]:
+def sign(brief: RenderRequest) -> tuple[Page, Drawn]:
     """What a sign says: all of it, its number, its word, one line, or the one of two signs that has a colour."""
     rng = brief.rng
     plates = PLATES[brief.split]

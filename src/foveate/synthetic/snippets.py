@@ -12,7 +12,7 @@ from foveate.synthetic.augmentation import Colour, apart, colours, sheet
 from foveate.synthetic.documents import APPEARS, IS_IT
 from foveate.synthetic.fields import ASK, HELD_OUT, TRAIN, fill
 from foveate.synthetic.fonts import Face
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ORDINALS, ask, wordings, yes_no
 from foveate.synthetic.receipts import AMOUNT_OF, COMPANY, DATE, TOTAL
 from foveate.synthetic.textpages import NTH_LINE, any_string
@@ -33,18 +33,18 @@ class Line(NamedTuple):
     scale: float = 1.0
 
 
-class Asked(NamedTuple):
-    """A question with its answer."""
+class Question(NamedTuple):
+    """A question and its answer."""
 
     question: str
     answer: str
 
 
-def _amount(brief: Brief, greatest: float) -> str:
+def _amount(brief: RenderRequest, greatest: float) -> str:
     return brief.words.amount(0.5, greatest)
 
 
-def _name(brief: Brief, longest: int) -> str:
+def _name(brief: RenderRequest, longest: int) -> str:
     word = brief.words.word(3, max(3, min(10, longest)))
     style = brief.rng.random()
     return word.title() if style < 0.6 else word.upper() if style < 0.85 else word
@@ -55,10 +55,10 @@ def _sum_of(amounts: list[str]) -> str:
     return f"{cents // 100}.{cents % 100:02d}"
 
 
-def _receipt(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
+def _receipt(brief: RenderRequest, longest: int) -> tuple[list[Line], list[Question]]:
     rng, split = brief.rng, brief.split
     lines: list[Line] = []
-    asked: list[Asked] = []
+    asked: list[Question] = []
     unit = rng.choice(("", "", "", "$"))
     if rng.random() < 0.8 and brief.attempt < 30:
         company = brief.words.company(longest) if rng.random() < 0.5 else _name(brief, longest)
@@ -66,11 +66,11 @@ def _receipt(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
         if len(company) > longest:
             raise DoesNotFit("company")
         lines.append(Line(company, scale=rng.choice((1.0, 1.0, 1.3))))
-        asked.append(Asked(ask(rng, split, COMPANY), company))
+        asked.append(Question(ask(rng, split, COMPANY), company))
     if rng.random() < 0.5 and longest >= 10 and brief.attempt < 20:
         date = brief.words.date()
         lines.append(Line(rng.choice(("", "Date: ", "DATE: ", "Date ")) + date))
-        asked.append(Asked(ask(rng, split, DATE), date))
+        asked.append(Question(ask(rng, split, DATE), date))
     names: list[str] = []
     count = rng.randint(1, brief.upto(3, 6))
     for _ in range(60):
@@ -87,19 +87,19 @@ def _receipt(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
     for name, amount in zip(names, amounts, strict=True):
         lines.append(Line(name, unit + amount))
         said = name if rng.random() < 0.6 else name.lower()
-        asked.append(Asked(ask(rng, split, AMOUNT_OF, item=said), unit + amount))
+        asked.append(Question(ask(rng, split, AMOUNT_OF, item=said), unit + amount))
     if (len(names) > 1 or rng.random() < 0.8) and brief.attempt < 30:
         lines.append(Line(rng.choice(TOTALS), unit + total, rng.choice((1.0, 1.0, 1.25))))
-        asked += [Asked(ask(rng, split, TOTAL), unit + total)] * 2
+        asked += [Question(ask(rng, split, TOTAL), unit + total)] * 2
     if rng.random() < 0.25 and brief.attempt < 10:
         lines.append(Line(rng.choice(GREETINGS)))
     return lines, asked
 
 
-def _form(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
+def _form(brief: RenderRequest, longest: int) -> tuple[list[Line], list[Question]]:
     rng, words, split = brief.rng, brief.words, brief.split
     lines: list[Line] = []
-    asked: list[Asked] = []
+    asked: list[Question] = []
     if rng.random() < 0.35 and brief.attempt < 10:
         title = rng.choice(TITLES) if rng.random() < 0.5 else _name(brief, longest)
         lines.append(Line(title.upper() if rng.random() < 0.4 else title, scale=rng.choice((1.0, 1.2, 1.4))))
@@ -124,17 +124,17 @@ def _form(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
         taken |= keys
         count -= 1
         lines.append(Line(label, value))
-        asked.append(Asked(ask(rng, split, ASK, name=name if rng.random() < 0.8 else label, label=label), value))
+        asked.append(Question(ask(rng, split, ASK, name=name if rng.random() < 0.8 else label, label=label), value))
         if rng.random() < 0.3:
             truth = rng.random() < 0.5
             shown = value if truth else fill(words, values, 10)
             if truth or shown.lower() != value.lower():
                 question = ask(rng, split, IS_IT, name=name, label=label, value=shown)
-                asked.append(Asked(question, yes_no(truth)))
+                asked.append(Question(question, yes_no(truth)))
     return lines, asked
 
 
-def _list(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
+def _list(brief: RenderRequest, longest: int) -> tuple[list[Line], list[Question]]:
     """Things with a number each: prices, stock, points."""
     rng, split = brief.rng, brief.split
     lines = (
@@ -142,7 +142,7 @@ def _list(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
         if rng.random() < 0.5 and brief.attempt < 10
         else []
     )
-    asked: list[Asked] = []
+    asked: list[Question] = []
     prices = rng.random() < 0.6
     unit = rng.choice(("", "$")) if prices else ""
     for _ in range(rng.randint(min(2, brief.upto(4, 8)), brief.upto(4, 8))):
@@ -153,12 +153,12 @@ def _list(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
         lines.append(Line(name, value))
         said = name if rng.random() < 0.6 else name.lower()
         ways = (AMOUNT_OF + PRICE) if prices else ASK
-        asked.append(Asked(ask(rng, split, ways, item=said, name=said, label=name), value))
+        asked.append(Question(ask(rng, split, ways, item=said, name=said, label=name), value))
     return lines, asked
 
 
-def _words(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
-    """Lines that mean nothing together."""
+def _words(brief: RenderRequest, longest: int) -> tuple[list[Line], list[Question]]:
+    """Lines of unrelated words."""
     rng, split = brief.rng, brief.split
     lines: list[Line] = []
     for _ in range(rng.randint(1, brief.upto(3, 6))):
@@ -170,14 +170,14 @@ def _words(brief: Brief, longest: int) -> tuple[list[Line], list[Asked]]:
     for n, line in enumerate(lines):
         nth = "last" if n == len(lines) - 1 and n and rng.random() < 0.4 else ORDINALS[n]
         ways = [w for w in NTH_LINE if "{n}" not in w] if nth == "last" else NTH_LINE
-        asked.append(Asked(ask(rng, split, ways, nth=nth, n=str(n + 1)), line.left))
+        asked.append(Question(ask(rng, split, ways, nth=nth, n=str(n + 1)), line.left))
     return lines, asked
 
 
 _KINDS = {"receipt": (_receipt, 5), "form": (_form, 5), "list": (_list, 3), "words": (_words, 2)}
 
 
-def _appears(brief: Brief, lines: list[Line]) -> Asked:
+def _appears(brief: RenderRequest, lines: list[Line]) -> Question:
     """Whether a word is there."""
     rng = brief.rng
     printed = [word for line in lines for word in f"{line.left} {line.right}".split() if len(word) >= 3]
@@ -186,7 +186,7 @@ def _appears(brief: Brief, lines: list[Line]) -> Asked:
     if not truth and any(word.lower() in each.lower() for each in printed):
         raise DoesNotFit("it is there")
     shown = f'"{word}"' if rng.random() < 0.3 else word
-    return Asked(ask(rng, brief.split, APPEARS, word=shown), yes_no(truth))
+    return Question(ask(rng, brief.split, APPEARS, word=shown), yes_no(truth))
 
 
 class _Style(NamedTuple):
@@ -218,7 +218,7 @@ def _set_line(page: Page, line: Line, style: _Style, face: Face, box: tuple[floa
         page.text(end + face.width(" "), y, "." * dots, face, ink)
 
 
-def snippet(brief: Brief) -> tuple[Page, Drawn]:
+def snippet(brief: RenderRequest) -> tuple[Page, Drawn]:
     """A few lines of plain text: a receipt, a form, a list, or just words; questions about what they say."""
     rng = brief.rng
     kind = rng.choices(list(_KINDS), [weight for _, weight in _KINDS.values()])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from foveate.synthetic.augmentation import apart, colours, sheet
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ask, wordings
 
 LAYOUTS = {"train": ("grid", "rules", "plain", "banded", "head"), "heldout": ("open", "columns", "double")}
@@ -22,7 +22,7 @@ HEADS = {
 }
 
 
-def _columns(brief: Brief, count: int, longest: int) -> list[tuple[str, str]]:
+def _columns(brief: RenderRequest, count: int, longest: int) -> list[tuple[str, str]]:
     """Head and kind of the columns after the first; no head contains another."""
     rng = brief.rng
     columns: list[tuple[str, str]] = []
@@ -40,7 +40,7 @@ def _columns(brief: Brief, count: int, longest: int) -> list[tuple[str, str]]:
     return columns
 
 
-def _cell(brief: Brief, kind: str, longest: int) -> str:
+def _cell(brief: RenderRequest, kind: str, longest: int) -> str:
     words = brief.words
     draw: dict[str, Callable[[], str]] = {
         "amount": lambda: words.amount(0.5, 99 if longest < 6 else 900),
@@ -53,7 +53,7 @@ def _cell(brief: Brief, kind: str, longest: int) -> str:
     return draw[kind]()
 
 
-def _table(brief: Brief) -> tuple[Page, list[tuple[str, str]], list[str], list[list[str]], dict[str, object]]:
+def _table(brief: RenderRequest) -> tuple[Page, list[tuple[str, str]], list[str], list[list[str]], dict[str, object]]:
     """A table on a page: columns (head, kind), names of rows, cells."""
     rng = brief.rng
     layout = rng.choice(LAYOUTS[brief.split])
@@ -139,11 +139,11 @@ def _table(brief: Brief) -> tuple[Page, list[tuple[str, str]], list[str], list[l
     return page, columns, names, cells, {"layout": layout, "rows": len(names), "columns": count, "cap": cap}
 
 
-def _said(brief: Brief, text: str) -> str:
+def _said(brief: RenderRequest, text: str) -> str:
     return text.lower() if brief.rng.random() < 0.25 else text
 
 
-def table_cell(brief: Brief) -> tuple[Page, Drawn]:
+def table_cell(brief: RenderRequest) -> tuple[Page, Drawn]:
     """A cell by the name of its row and the head of its column."""
     rng = brief.rng
     page, columns, names, cells, meta = _table(brief)
@@ -155,7 +155,7 @@ def table_cell(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(*questions[0], meta, tuple(questions[1:]))
 
 
-def table_row(brief: Brief) -> tuple[Page, Drawn]:
+def table_row(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The row that has a value, or the largest or smallest number of a column."""
     rng = brief.rng
     page, columns, names, cells, meta = _table(brief)

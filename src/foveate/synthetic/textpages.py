@@ -7,7 +7,7 @@ import random
 from foveate.core.errors import FoveateError
 from foveate.synthetic.augmentation import Colour, apart, colours, degrade, sheet
 from foveate.synthetic.fonts import Face
-from foveate.synthetic.page import Brief, DoesNotFit, Drawn, Page
+from foveate.synthetic.page import DoesNotFit, Drawn, Page, RenderRequest
 from foveate.synthetic.questions import ORDINALS, ask, wordings
 from foveate.synthetic.sample import Sample
 from foveate.synthetic.words import Vocabulary
@@ -63,7 +63,7 @@ def render_text_page(
         raise FoveateError(f"a text page needs at least 16 x 16 pixels, got {width} x {height}.")
     if not 4 <= caps[0] <= caps[1]:
         raise FoveateError(f"caps must be (smallest, largest) with 4 <= smallest <= largest, got {caps}.")
-    brief = Brief(rng, split, width, height, difficulty)
+    brief = RenderRequest(rng, split, width, height, difficulty)
     paper, ink = colours(rng, difficulty)
     page = Page(sheet(rng, width, height, paper, difficulty), apart(paper, ink))
     low, high = caps
@@ -113,7 +113,7 @@ def _with_marks(rng: random.Random, text: str) -> str:
     return rng.choice(("()", "[]", '""', "''"))[0] + text[1:-1] + rng.choice(")]\"'/&=")
 
 
-def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: Colour) -> str:
+def _fill_line(brief: RenderRequest, page: Page, face: Face, baseline: int, ink: Colour) -> str:
     """Draw words from left to right until no more fits; returns what was drawn."""
     rng, width = brief.rng, page.image.width
     em = face.width("n")
@@ -146,12 +146,12 @@ def _fill_line(brief: Brief, page: Page, face: Face, baseline: int, ink: Colour)
     return " ".join(words)
 
 
-def _sheet(brief: Brief) -> tuple[Page, Colour]:
+def _sheet(brief: RenderRequest) -> tuple[Page, Colour]:
     paper, ink = colours(brief.rng, brief.difficulty)
     return Page(sheet(brief.rng, brief.width, brief.height, paper, brief.difficulty), apart(paper, ink)), ink
 
 
-def read_word(brief: Brief) -> tuple[Page, Drawn]:
+def read_word(brief: RenderRequest) -> tuple[Page, Drawn]:
     """One word, number or code somewhere on the sheet."""
     rng = brief.rng
     page, ink = _sheet(brief)
@@ -183,7 +183,7 @@ def read_word(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, ONLY_NUMBER if number else ONLY_WORD), text, {"cap": cap})
 
 
-def _lines(brief: Brief, count: int, columns: int, straight: bool) -> tuple[Page, list[list[str]]]:
+def _lines(brief: RenderRequest, count: int, columns: int, straight: bool) -> tuple[Page, list[list[str]]]:
     """`count` lines of up to `columns` different strings, all on the page, or DoesNotFit."""
     rng = brief.rng
     page, ink = _sheet(brief)
@@ -230,7 +230,7 @@ def _lines(brief: Brief, count: int, columns: int, straight: bool) -> tuple[Page
     return page, rows
 
 
-def read_line(brief: Brief) -> tuple[Page, Drawn]:
+def read_line(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The nth line of a few."""
     rng = brief.rng
     page, rows = _lines(brief, rng.randint(2, max(2, brief.upto(3, 8))), max(1, brief.upto(1, 3)), straight=False)
@@ -242,7 +242,7 @@ def read_line(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(*questions[0], {"lines": len(rows)}, tuple(questions[1:]))
 
 
-def word_position(brief: Brief) -> tuple[Page, Drawn]:
+def word_position(brief: RenderRequest) -> tuple[Page, Drawn]:
     """The first or last word of a line, or the neighbour of a word in a grid of words."""
     rng = brief.rng
     count, columns = rng.randint(1, max(1, brief.upto(3, 6))), rng.randint(2, max(2, brief.upto(2, 4)))
@@ -273,7 +273,7 @@ def word_position(brief: Brief) -> tuple[Page, Drawn]:
     return page, Drawn(ask(rng, brief.split, BESIDE[way], word=shown), rows[row + dy][column + dx], {"kind": way})
 
 
-def transcribe(brief: Brief) -> tuple[Page, Drawn]:
+def transcribe(brief: RenderRequest) -> tuple[Page, Drawn]:
     """All text of a short page in reading order, lines joined by one space."""
     rng = brief.rng
     page, rows = _lines(brief, rng.randint(1, max(1, brief.upto(2, 5))), max(1, brief.upto(1, 3)), straight=False)

@@ -1,1 +1,1 @@
-"""Training: recipes, data, losses and the trainer; see `foveate.training.run.Run` for the way through."""
+"""Training: recipes, data, losses and the trainer; `foveate.training.run.Run` runs a recipe."""

@@ -1,17 +1,17 @@
-"""Dense supervision of the language model: where to look for the next character of an answer.
+"""Attention supervision: train attention heads to attend to the image token of the next character.
 
-A language model that starts from random weights must find out by itself that the answer stands in the image
-tokens, in which of them, and how to go on from one character to the next. Until it has, the loss of the answers
-stays where it would be without an image, for a hundred thousand samples and more. Where the renderer knows the
-place of every character, one attention head of chosen layers can be told: while predicting a character, look at
-the image token that holds it. What those heads see is then worth decoding, and answers follow soon.
+A language model that starts from random weights must discover by itself that the answer is in the image
+tokens, in which of them, and how to proceed from one character to the next. Until it has, the loss of the answers
+stays at its value without an image, for a hundred thousand samples and more. Where the renderer knows the
+position of every character, one attention head of some layers can be supervised: while predicting a character,
+attend to the image token that contains it. The values of these heads are then useful, and answers follow soon.
 
-Before the answer can be found the question must be: the label it names stands in the image too. A head of an earlier
-layer can be told to look, at every character of a word that is written once in the image, at the image token that holds
-it (`question_places`).
+Before the answer, the question must be located: the label that it names is in the image too. A head of an earlier
+layer can be supervised to attend, at every character of a word that occurs once in the image, to the image token of
+that character (`question_token_indices`).
 
-The teacher reads queries and keys of the layers by hooks and recomputes one head; nothing of the model changes,
-and nothing is left of the teacher in an exported model.
+Hooks read queries and keys of the layers, and one head is recomputed; the model is unchanged,
+and an exported model contains nothing of the supervision.
 """
 
 from __future__ import annotations
@@ -28,80 +28,80 @@ from transformers import PreTrainedModel
 from foveate.core.errors import FoveateError
 from foveate.training.dense_labels import Character, height_of
 
-#: Marks a position that points nowhere.
-NOWHERE = -100
+#: Marks a position without an attention target.
+NO_TARGET = -100
 
 
-def answer_places(
+def answer_token_indices(
     answer: str,
     characters: Sequence[Character],
     image_size: tuple[int, int],
     grid: tuple[int, int],
 ) -> list[int] | None:
-    """The image token that holds each character of an answer.
+    """Index of the image token that contains each character of an answer.
 
     Args:
-        answer: What is answered; spaces are not drawn and have no place.
+        answer: The answer; spaces are not drawn and have no token.
         characters: What was drawn, in drawing order, with centres in pixels of the image.
         image_size: (width, height) of the image in pixels.
         grid: (rows, columns) of the tokens that the language model reads.
 
     Returns:
-        For every character of the answer the row-major number of its token, `NOWHERE` for a space. None if the
+        For every character of the answer the row-major number of its token, `NO_TARGET` for a space. None if the
         answer was not drawn as one run of characters, or in more than one place.
     """
-    wanted = answer.replace(" ", "")
+    text = answer.replace(" ", "")
     drawn = "".join(character.char for character in characters)
-    first = drawn.find(wanted)
-    if not wanted or first < 0 or drawn.find(wanted, first + 1) >= 0 or len(drawn) != len(characters):
+    first = drawn.find(text)
+    if not text or first < 0 or drawn.find(text, first + 1) >= 0 or len(drawn) != len(characters):
         return None
-    run = iter(characters[first : first + len(wanted)])
-    places = []
+    run = iter(characters[first : first + len(text)])
+    indices = []
     for char in answer:
         if char == " ":
-            places.append(NOWHERE)
+            indices.append(NO_TARGET)
             continue
-        places.append(_place(next(run), image_size, grid))
-    return places
+        indices.append(_token_index(next(run), image_size, grid))
+    return indices
 
 
-#: Words of a question: what may be written in an image as well.
+#: Words of a question, which may occur in the image too.
 _WORD = re.compile(r"[A-Za-z0-9]{3,}")
 
 
-def question_places(
+def question_token_indices(
     question: str,
     characters: Sequence[Character],
     image_size: tuple[int, int],
     grid: tuple[int, int],
 ) -> list[int]:
-    """The image token that holds each character of a question's words.
+    """Index of the image token that contains each character of a question's words.
 
     Args:
-        question: What is asked.
+        question: The question.
         characters: What was drawn, in drawing order, with centres in pixels of the image.
         image_size: (width, height) of the image in pixels.
         grid: (rows, columns) of the tokens that the language model reads.
 
     Returns:
-        For every character of the question the row-major number of its token; `NOWHERE` where it belongs to no word of
-        three characters or more that is written exactly once, in whatever case.
+        For every character of the question the row-major number of its token; `NO_TARGET` where it belongs to no word
+        of three characters or more that is written exactly once, in whatever case.
     """
-    places = [NOWHERE] * len(question)
+    indices = [NO_TARGET] * len(question)
     drawn = "".join(character.char for character in characters).lower()
     if len(drawn) != len(characters):
-        return places
+        return indices
     for word in _WORD.finditer(question):
         first = drawn.find(word.group().lower())
         if first < 0 or drawn.find(word.group().lower(), first + 1) >= 0:
             continue
         for offset in range(len(word.group())):
-            places[word.start() + offset] = _place(characters[first + offset], image_size, grid)
-    return places
+            indices[word.start() + offset] = _token_index(characters[first + offset], image_size, grid)
+    return indices
 
 
-def _place(character: Character, image_size: tuple[int, int], grid: tuple[int, int]) -> int:
-    """Row-major number of the token that holds a character."""
+def _token_index(character: Character, image_size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Row-major index of the token that contains a character."""
     (width, height), (rows, columns) = image_size, grid
     row = min(max(int(height_of(character) * rows / height), 0), rows - 1)
     column = min(max(int(character.x * columns / width), 0), columns - 1)
@@ -109,12 +109,12 @@ def _place(character: Character, image_size: tuple[int, int], grid: tuple[int, i
 
 
 class AttentionSupervision:
-    """Recomputes the first attention head of some layers and compares where it looks with where it should.
+    """Supervises the first attention head of some layers: recomputes its attention and compares it with targets.
 
     Args:
         language_model: A model with the attention of Llama: `layers[i].self_attn` with `q_proj` and `k_proj`, no norm
             of queries and keys, rotary positions over the whole head by `rotary_emb`.
-        layers: Numbers of the layers.
+        layers: Indices of the layers.
 
     Raises:
         FoveateError: the model has another attention, or not that many layers.
@@ -123,72 +123,75 @@ class AttentionSupervision:
     def __init__(self, language_model: PreTrainedModel, layers: Sequence[int]) -> None:
         blocks: Any = language_model.layers
         if any(not 0 <= layer < len(blocks) for layer in layers):
-            raise FoveateError(f"pointing layers {list(layers)} are not all between 0 and {len(blocks) - 1}.")
+            raise FoveateError(f"attention supervision needs layers from 0 to {len(blocks) - 1}, not {list(layers)}.")
         attentions = [blocks[layer].self_attn for layer in layers]
         if any(not hasattr(a, "q_proj") or hasattr(a, "q_norm") for a in attentions):
             raise FoveateError(
-                f"pointing needs the attention of Llama; {type(language_model).__name__} has another. Leave the "
-                "loss `pointing` out."
+                f"attention supervision needs the attention of Llama, which {type(language_model).__name__} lacks; "
+                "leave the losses answer_attention and question_attention out."
             )
         self.layers = list(layers)
         self._scaling = attentions[0].scaling
         self._head_dim = attentions[0].head_dim
-        self._seen: dict[Any, torch.Tensor] = {}
+        self._captured: dict[Any, torch.Tensor] = {}
         rotary: Any = language_model.rotary_emb
-        self._hooks = [rotary.register_forward_hook(self._keep_rotation)]
+        self._hooks = [rotary.register_forward_hook(self._capture_rotation)]
         for layer, attention in zip(layers, attentions, strict=True):
             for name in ("q_proj", "k_proj"):
-                self._hooks.append(getattr(attention, name).register_forward_hook(self._keeper((layer, name))))
+                self._hooks.append(getattr(attention, name).register_forward_hook(self._capture_hook((layer, name))))
 
     def score(
-        self, pointers: torch.Tensor, attention_mask: torch.Tensor
+        self, targets_by_position: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compare the last forward pass with where it should have looked.
+        """Compute the loss of the last forward pass.
 
         Args:
-            pointers: (B, T), for every position the position it should look at, or `NOWHERE`.
+            targets_by_position: (B, T), for every position the position to attend to, or `NO_TARGET`.
             attention_mask: (B, T), 0 for padding.
 
         Returns:
-            Sum of the cross entropies, number of comparisons, and how many of them looked at the right place most.
+            Sum of the cross entropies, number of comparisons, and how many of them attend most to their target.
         """
-        rows, queries = (pointers != NOWHERE).nonzero(as_tuple=True)
-        targets = pointers[rows, queries]
-        length = pointers.shape[1]
-        positions = torch.arange(length, device=pointers.device)
+        rows, queries = (targets_by_position != NO_TARGET).nonzero(as_tuple=True)
+        targets = targets_by_position[rows, queries]
+        length = targets_by_position.shape[1]
+        positions = torch.arange(length, device=targets_by_position.device)
         hidden = (positions > queries[:, None]) | (attention_mask[rows] == 0)
-        loss, right = torch.zeros((), device=pointers.device), torch.zeros((), device=pointers.device)
+        loss, correct = (
+            torch.zeros((), device=targets_by_position.device),
+            torch.zeros((), device=targets_by_position.device),
+        )
         for layer in self.layers:
-            query = self._turned(self._seen[layer, "q_proj"])[rows, queries]
-            key = self._turned(self._seen[layer, "k_proj"])[rows]
+            query = self._rotated_head(self._captured[layer, "q_proj"])[rows, queries]
+            key = self._rotated_head(self._captured[layer, "k_proj"])[rows]
             scores = torch.einsum("nd,ntd->nt", query, key) * self._scaling
             scores = scores.masked_fill(hidden, float("-inf"))
             loss = loss + F.cross_entropy(scores, targets, reduction="sum")
-            right = right + (scores.detach().argmax(-1) == targets).sum()
-        return loss, torch.tensor(len(targets) * len(self.layers), device=pointers.device), right
+            correct = correct + (scores.detach().argmax(-1) == targets).sum()
+        return loss, torch.tensor(len(targets) * len(self.layers), device=targets_by_position.device), correct
 
-    def forget(self) -> None:
-        """Drop what the hooks have kept of the last pass."""
-        self._seen.clear()
+    def clear(self) -> None:
+        """Drop the tensors captured in the last pass."""
+        self._captured.clear()
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
-        self.forget()
+        """Remove the hooks from the model."""
+        self.clear()
         for hook in self._hooks:
             hook.remove()
 
-    def _turned(self, projected: torch.Tensor) -> torch.Tensor:
-        """The first head of projected queries or keys (B, T, heads * head_dim), with its rotary positions."""
-        cos, sin = self._seen["rotation"]
+    def _rotated_head(self, projected: torch.Tensor) -> torch.Tensor:
+        """Rotated first head of projected queries or keys (B, T, heads * head_dim)."""
+        cos, sin = self._captured["rotation"]
         head = projected[..., : self._head_dim].float()
         first, second = head.chunk(2, dim=-1)
         return head * cos + torch.cat((-second, first), dim=-1) * sin
 
-    def _keeper(self, name: Any) -> Any:
+    def _capture_hook(self, name: Any) -> Any:
         def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            self._seen[name] = output
+            self._captured[name] = output
 
         return keep
 
-    def _keep_rotation(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._seen["rotation"] = output
+    def _capture_rotation(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._captured["rotation"] = output

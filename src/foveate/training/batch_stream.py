@@ -1,7 +1,7 @@
-"""An endless stream of training batches in which batch number i is a function of i alone.
+"""A stream of training batches in which batch i is a function of i alone.
 
-That is what makes a run resumable at no cost: to go on after step k the stream starts at batch k, without drawing
-what came before, and yields exactly what an uninterrupted run would have seen. The same holds for any number of
+This makes a run resumable at no cost: to continue after step k the stream starts at batch k, without drawing
+earlier ones, and yields exactly the batches of an uninterrupted run. The same holds for any number of
 worker processes, and for several training processes, which share every batch between them.
 """
 
@@ -24,15 +24,15 @@ from foveate.training.recipe import Rendered, Sizes, Stage
 if TYPE_CHECKING:
     from foveate.synthetic import Sample
 
-#: Makes one example when called; drawing is left to the process that needs it.
+#: Makes one example when called, in the process that needs it.
 Draw = Callable[[], Example]
 
 
 class Source(Protocol):
-    """Where examples come from."""
+    """A source of examples."""
 
     def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
-        """One draw for every position.
+        """Functions that make the examples at some positions, one each.
 
         Args:
             positions: Numbers of the examples in the stage.
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 class ListSource:
-    """A finite list of examples, gone through in a new order every epoch.
+    """A finite list of examples, in a new order every epoch.
 
     Args:
         read: Makes the example at an index.
@@ -57,7 +57,7 @@ class ListSource:
         self._order = lru_cache(maxsize=2)(partial(_order, count, seed))
 
     def draws(self, positions: range, progress: float, rng: np.random.Generator) -> list[Draw]:
-        """See `Source.draws`; a source that has the batches to itself shows every example once per epoch."""
+        """See `Source.draws`; without other sources every example comes once per epoch."""
         return [
             partial(self._read, int(self._order(position // self._count)[position % self._count]))
             for position in positions
@@ -68,14 +68,14 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-#: Pages full of text, for dense supervision; beside the tasks of `foveate.synthetic.TASKS`.
+#: Task of pages full of text, for dense supervision, in addition to `foveate.synthetic.TASKS`.
 TEXT_PAGE = "text_page"
 _SMALLEST_TEXT_PAGE = (32, 32)
 _ATTEMPTS = 8
 
 
 class Limits(NamedTuple):
-    """What `Rendered` says of every picture: its `caps`, `least` and `questions`."""
+    """Limits of every rendered image: `caps`, `least` and `questions` of `Rendered`."""
 
     caps: tuple[float, float]
     least: float | None
@@ -83,10 +83,10 @@ class Limits(NamedTuple):
 
 
 class RenderedSource:
-    """Images drawn while training, all of a group within one unit of the same size.
+    """Images rendered while training; sizes within a group differ by less than one unit.
 
-    Half of the images have sides that are multiples of the unit, so that their pixels reach the model untouched;
-    the other half are up to one unit larger and are resized to the same grid, as images of any size are in use.
+    Half of the images have sides that are multiples of the unit, so that their pixels reach the model unscaled;
+    the other half are up to one unit larger and are resized to the same grid, as images of any size are at inference.
 
     Args:
         settings: Tasks, sizes and difficulties.
@@ -106,7 +106,7 @@ class RenderedSource:
         unknown = sorted(set(settings.tasks) - set(known))
         if unknown:
             raise FoveateError(f"unknown rendered tasks {', '.join(unknown)}; possible are {', '.join(known)}.")
-        # Without names, the renderer chooses among the tasks that fit a size.
+        # Without names, the renderer picks among the tasks that fit a size.
         self._shares = settings.tasks
         self._smallest = {task: known[task] for task in settings.tasks}
         for sizes in (settings.sizes, settings.final_sizes):
@@ -129,13 +129,13 @@ class RenderedSource:
             extra = rng.integers(0, self._unit, 2) if rng.random() < 0.5 else (0, 0)
             size = (width + int(extra[0]), height + int(extra[1]))
             difficulty = float(rng.uniform(easiest, hardest))
-            # The task, and what may stand in for it where it finds no layout for this size.
+            # The task, then replacements for it if it finds no layout for this size.
             order = (task, *(other for other in tasks if other != task))
             draws.append(partial(_render, order, int(rng.integers(2**62)), size, difficulty, self._limits))
         return draws
 
     def _size(self, share: float, rng: np.random.Generator) -> tuple[int, int, list[str | None]]:
-        """Width and height of a group, multiples of the unit, and the tasks that fit; None lets the renderer choose.
+        """Width and height of a group, multiples of the unit, and the tasks that fit; None lets the renderer pick.
 
         Small sizes are as likely as large ones (even on a logarithmic scale).
         """
@@ -163,7 +163,7 @@ def _difficulties(settings: Rendered, share: float) -> tuple[float, float]:
 
 
 def sizes_at(settings: Rendered, share: float) -> Sizes:
-    """The range of sizes when the fraction `share` of the growth is done."""
+    """Range of sizes at the fraction `share` of the growth."""
     first, last = settings.sizes, settings.final_sizes or settings.sizes
 
     def between(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
@@ -180,7 +180,7 @@ def sizes_at(settings: Rendered, share: float) -> Sizes:
 def _render(
     tasks: Sequence[str | None], seed: int, size: tuple[int, int], difficulty: float, limits: Limits
 ) -> Example:
-    """An example of the first of `tasks` that finds a layout for the size."""
+    """Render an example of the first of `tasks` that finds a layout for the size."""
     sample = _attempt(tasks, seed, size, difficulty, limits)
     return Example.of_question(
         sample.image,
@@ -212,13 +212,13 @@ def _attempt(
                     least=limits.least,
                     most=limits.questions,
                 )
-            except RuntimeError as error:  # this layout does not fit this size; another one will
+            except RuntimeError as error:  # this layout does not fit the size; another one may
                 failure = error
     raise failure or RuntimeError("there is no task to draw")
 
 
 class BatchStream(IterableDataset):
-    """Yields collated micro-batches of one stage, from number `start` on.
+    """Dataset of the collated micro-batches of one stage, from number `start` on.
 
     Args:
         stage: The stage; gives batch size, groups, accumulation and length.

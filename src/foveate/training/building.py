@@ -1,4 +1,4 @@
-"""The model and processor that a recipe names, and the form in which the trained ones are saved."""
+"""Build the model and processor of a recipe, and export the trained ones."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from foveate.training.recipe import ModelChoice, NewModel
 
 
 def build_model(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model of a recipe in float32, and its processor.
+    """Build the model of a recipe in float32, and its processor.
 
     Raises:
         FoveateError: the pretrained model cannot be loaded or trained, or a field of the new one's configuration is
             not possible, or it is of a kind that cannot have the VoCo tokens or the
-            modules asked for.
+            requested modules.
     """
     model, processor = _chosen(choice, seed)
     if choice.voco is not None:
@@ -51,16 +51,16 @@ def _chosen(choice: ModelChoice, seed: int) -> tuple[PreTrainedModel, ProcessorM
 
 
 def _name(name: str | None) -> str | None:
-    """What `load` calls the model that a recipe names."""
+    """The name of a recipe's model as `load` takes it."""
     return None if name == "embedded" else name
 
 
 def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A model with random weights that depend on `seed` alone, and its processor.
+    """Build a model with random weights that depend on `seed` alone, and its processor.
 
     Raises:
         FoveateError: a field of a configuration does not exist or has an impossible value, or the weights of the
-            language model cannot be had.
+            language model cannot be loaded.
     """
     architecture = architecture_named(new.architecture)
     tokenizer = architecture.tokenizer() if new.tokenizer == "bytes" else _tokenizer(new.tokenizer)
@@ -91,7 +91,7 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
 
 
 def _take_language_model(model: Any, name: str) -> None:
-    """Start from another model's language model; rows of the vocabulary and biases that it lacks stay as they are.
+    """Copy the language model of another model; vocabulary rows and biases that it lacks keep their values.
 
     Raises:
         FoveateError: it cannot be loaded, or its sizes differ.
@@ -121,10 +121,10 @@ def export(
     plan: str | None = None,
     routers: nn.ModuleDict | None = None,
 ) -> Path:
-    """Saves model and processor for `from_pretrained`, weights in `dtype`; the model in memory stays as it is.
+    """Save model and processor for `from_pretrained`, with weights in `dtype`; the model in memory is unchanged.
 
     `record` is written beside them as training.json, which `foveate info` shows; `plan`, the one that was trained under
-    last, as what `foveate.load` attaches; `routers` are those that learned under it.
+    last, as the plan that `foveate.load` attaches; `routers` are those trained under it.
 
     The folder appears complete or not at all: it is written beside its place and then moved there.
 
@@ -137,7 +137,7 @@ def export(
     }
     config = copy.deepcopy(model.config)
     vars(config).pop("use_cache", None)  # the trainer's, for training only
-    # Another model around the converted weights: saving takes the precision from the model, and this one trains on.
+    # A second model holds the converted weights: saving takes the dtype from the model, and this one trains on.
     with torch.device("meta"):
         saved = type(model)(config)
     saved.load_state_dict(state, assign=True)
@@ -145,7 +145,7 @@ def export(
     saved.generation_config = copy.deepcopy(model.generation_config)
     bars = logging.is_progress_bar_enabled()
     try:
-        logging.disable_progress_bar()  # one more bar under the one of the training would only disturb it
+        logging.disable_progress_bar()  # it would disturb the training's own bar
         with atomic_write(folder) as partial:
             saved.save_pretrained(partial)
             processor.save_pretrained(partial)
@@ -170,7 +170,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _configured(kind: type, fields: dict[str, Any], where: str, **more: Any) -> Any:
-    """A configuration of class `kind`; unknown fields, which transformers would keep silently, are refused."""
+    """Build a configuration of class `kind`; unknown fields, which transformers would ignore, are refused."""
     known = {name for name in vars(kind()) if not name.startswith("_")} - {
         "transformers_version",
         "architectures",
@@ -189,7 +189,7 @@ def _refuse_unknown(fields: dict[str, Any], known: set[str], where: str) -> None
 
 
 def _save_plan(plan: Plan, routers: nn.ModuleDict | None, folder: Path) -> None:
-    """Write a plan beside the weights, and what its routers have learned with the model."""
+    """Save a plan beside the weights, with its trained routers."""
     steps = []
     for step in plan.steps:
         if routers and isinstance(step.method, DPN):

@@ -1,4 +1,4 @@
-"""When a running stage logs, saves and stops, and what the person watching sees."""
+"""Callbacks of a running stage: logging, checkpoints, stopping and the progress display."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.training.recipe import Recipe, Stage
 
 
 class StopRequest:
-    """Whether training should end after the current step: out of time, or asked to by a signal.
+    """A request to end training after the current step: by a time limit or a signal.
 
     Args:
         max_minutes: Minutes from now, or None for no limit.
@@ -25,25 +25,25 @@ class StopRequest:
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self._asked = threading.Event()
+        self._requested = threading.Event()
 
-    def ask(self) -> None:
-        """Ask for a clean stop after the current step."""
-        self._asked.set()
+    def request(self) -> None:
+        """Request a clean stop after the current step."""
+        self._requested.set()
 
     @property
-    def wanted(self) -> bool:
-        """True once the time is over or a stop was asked for."""
-        return self._asked.is_set() or (self._deadline is not None and time.monotonic() >= self._deadline)
+    def requested(self) -> bool:
+        """True once the time is over or a stop was requested."""
+        return self._requested.is_set() or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     @contextmanager
     def on_signals(self) -> Generator[None]:
-        """SIGTERM and SIGINT ask for a clean stop inside this context; a second SIGINT interrupts at once."""
+        """Request a stop on SIGTERM and SIGINT while the context is open; a second SIGINT interrupts at once."""
 
         def handle(number: int, frame: Any) -> None:
-            if number == signal.SIGINT and self._asked.is_set():
+            if number == signal.SIGINT and self._requested.is_set():
                 raise KeyboardInterrupt
-            self.ask()
+            self.request()
 
         if threading.current_thread() is not threading.main_thread():
             yield  # signals can only be handled in the main thread
@@ -57,15 +57,15 @@ class StopRequest:
 
 
 class StageCallback(TrainerCallback):
-    """Decides after every step whether to log, save and stop.
+    """Callback that decides after every step whether to log, save and stop.
 
-    Every checkpoint comes with a line of the log, so that a resumed run continues the averages of the log where
+    Every checkpoint comes with a log entry, so that a resumed run continues the averages of the log where
     an uninterrupted one would have begun new ones.
 
     Args:
         recipe: Gives the intervals.
-        stop: Asked after every step.
-        agree: Turns this process's wish into one answer of all processes.
+        stop: Checked after every step.
+        agree: Combines this process's decision with those of the others.
     """
 
     def __init__(self, recipe: Recipe, stop: StopRequest, agree: Any) -> None:
@@ -81,10 +81,10 @@ class StageCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Sets the flags of `control` for the step that has just ended."""
+        """Set the flags of `control` for the step that has just ended."""
         step, last = state.global_step, state.global_step >= state.max_steps
         due = time.monotonic() - self._saved >= 60 * self._recipe.save_minutes
-        stop, due = self._agree(self._stop.wanted), self._agree(due)
+        stop, due = self._agree(self._stop.requested), self._agree(due)
         control.should_training_stop = stop or last
         control.should_save = stop or last or due or step % self._recipe.save_every == 0
         control.should_log = control.should_save or step % self._recipe.log_every == 0
@@ -93,12 +93,12 @@ class StageCallback(TrainerCallback):
 
 
 class Display:
-    """A progress bar on a terminal; a line for every entry of the log elsewhere.
+    """Progress display: a bar on a terminal, elsewhere one line per log entry.
 
     Args:
-        console: Where to write.
+        console: The console.
         stage: The stage that is shown.
-        done: Steps that earlier runs made.
+        done: Steps of earlier runs.
     """
 
     def __init__(self, console: Console, stage: Stage, done: int) -> None:
@@ -117,15 +117,15 @@ class Display:
             self._progress.start()
 
     def show(self, entry: dict[str, Any]) -> None:
-        """Shows one entry of the log."""
+        """Show one log entry."""
         names = (
             "answer_loss",
             "answer_accuracy",
             "cell_loss",
             "cell_accuracy",
-            "before_accuracy",
-            "pointing_accuracy",
-            "matching_accuracy",
+            "early_cell_accuracy",
+            "answer_attention_accuracy",
+            "question_attention_accuracy",
             "samples_per_second",
         )
         losses = "  ".join(f"{name.replace('_', ' ')} {entry[name]:.4g}" for name in names if name in entry)
@@ -139,6 +139,6 @@ class Display:
             )
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stop the bar."""
         if self._progress is not None:
             self._progress.stop()

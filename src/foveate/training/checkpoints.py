@@ -1,8 +1,8 @@
-"""Checkpoints that exist completely or not at all.
+"""Atomic checkpoints.
 
-A checkpoint is written into a folder of another name and renamed when all of it is on the disk. A rename is one
+A checkpoint is written into a temporary folder and renamed once all of it is on the disk. A rename is one
 step of the file system, so a run that is killed at any moment leaves either the old state or the new one;
-what it leaves of a half-written folder has a name that nothing picks up, and is removed by the next run.
+a half-written folder has a name that is ignored, and is removed by the next run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PREFIX = "checkpoint-"
 
 
 def writing_folder(stage_folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` is written before it counts; emptied if a killed run left something there."""
+    """Temporary folder for the checkpoint of `step`, emptied if a killed run left one."""
     folder = stage_folder / f"{WRITING}{step}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -26,7 +26,7 @@ def writing_folder(stage_folder: Path, step: int) -> Path:
 
 
 def commit(stage_folder: Path, step: int, keep: int) -> Path:
-    """Makes what was written for `step` the newest checkpoint, and removes all but the newest `keep`."""
+    """Turn the temporary folder of `step` into the newest checkpoint, and remove all but the newest `keep`."""
     source, target = stage_folder / f"{WRITING}{step}", stage_folder / f"{_PREFIX}{step}"
     for file in sorted(source.rglob("*")):
         _sync(file)
@@ -42,22 +42,22 @@ def commit(stage_folder: Path, step: int, keep: int) -> Path:
 
 def checkpoints(stage_folder: Path) -> list[tuple[Path, int]]:
     """Complete checkpoints and their steps, oldest first."""
-    found = [
+    complete = [
         (path, int(path.name.removeprefix(_PREFIX)))
         for path in stage_folder.glob(f"{_PREFIX}*")
         if path.name.removeprefix(_PREFIX).isdigit()
     ]
-    return sorted(found, key=lambda item: item[1])
+    return sorted(complete, key=lambda item: item[1])
 
 
 def latest(stage_folder: Path) -> tuple[Path, int] | None:
     """The newest complete checkpoint of a stage, or None."""
-    found = checkpoints(stage_folder)
-    return found[-1] if found else None
+    complete = checkpoints(stage_folder)
+    return complete[-1] if complete else None
 
 
 def clean(stage_folder: Path) -> None:
-    """Removes what a killed run left half written or half removed."""
+    """Remove temporary folders of killed runs."""
     for pattern in (WRITING, _REMOVING):
         for path in stage_folder.glob(f"{pattern}*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -72,7 +72,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, are on the disk; Windows cannot open folders and leaves those."""
+    """Wait until a file, or the entries of a folder, are on the disk; on Windows folders cannot be opened."""
     if path.is_dir() and os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""From examples to the tensors of a training batch."""
+"""Collate examples into the tensors of a training batch."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import torch
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
 from foveate.training.architectures import ARCHITECTURES, architecture_of
-from foveate.training.attention_supervision import NOWHERE, answer_places, question_places
+from foveate.training.attention_supervision import NO_TARGET, answer_token_indices, question_token_indices
 from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.training.examples import ROLES, Example, Turn
 
-#: Label of a position that is not learned.
+#: Label of a position without a loss.
 IGNORED = -100
 
 
 class Collator:
-    """Makes a batch of examples: model inputs, labels, and cell targets.
+    """Collates examples into model inputs, labels and targets of the other losses.
 
-    Only what the assistant says is learned: the tokens of each answer and the end token after it. Prompts,
+    Only the assistant's turns have labels: the tokens of each answer and the end token after it. Prompts,
     image tokens and padding carry the label -100. Rows are padded on the right.
 
     Args:
         processor: Processor of the model that is trained.
         answers: Produce `input_ids`, `attention_mask` and `labels`.
         cells: Produce `cells`, the characters per cell of the final tokens.
-        pointing: Produce `pointers`, where to look for every character of an answer.
-        matching: Produce `matches`, where the words of questions stand.
-        pages: Produce `pages`, the characters that stand anywhere on an image.
-        colours: Produce `colours`, those of the quarters of the final tokens.
-        window: Make images of this many patches a side (`recipe.Stage.window`).
+        answer_attention: Produce `answer_targets`, the image token to attend to for every character of an answer.
+        question_attention: Produce `question_targets`, the image tokens of the words of questions.
+        pages: Produce `pages`, the characters that occur in an image.
+        colours: Produce `colours`, the mean colours of the quarters of the final tokens.
+        window: Resize images to this many patches a side (`recipe.Stage.window`).
         cell_grid: (rows, columns) of the cells of a final token; by default `supervision.usual_cells`.
 
     Raises:
-        FoveateError: the model takes no windows.
+        FoveateError: the model does not support windows.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Collator:
         processor: Any,
         answers: bool = True,
         cells: bool = False,
-        pointing: bool = False,
-        matching: bool = False,
+        answer_attention: bool = False,
+        question_attention: bool = False,
         pages: bool = False,
         colours: bool = False,
         window: int | None = None,
@@ -57,8 +57,8 @@ class Collator:
         self.stages = self.architecture.stages_of_processor(processor)
         self.answers = answers
         self.cells = cells
-        self.pointing = pointing
-        self.matching = matching
+        self.answer_attention = answer_attention
+        self.question_attention = question_attention
         self.pages = pages
         self.colours = colours
         self.window = window
@@ -66,11 +66,11 @@ class Collator:
         if window is not None and not self.architecture.has_window():
             able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.has_window())
             raise FoveateError(
-                f"`window` is for {able}; images of {self.architecture.name} have the sizes that the data give them."
+                f"`window` is for {able}; leave it out for {self.architecture.name}, whose images keep their sizes."
             )
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """A batch with the inputs of the vision tower, and what the collator was asked for.
+        """Collate a batch: inputs of the vision tower and the requested targets.
 
         `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells), `pointers` (B, T), `pages`
         (n, classes), `colours` (L', 12).
@@ -78,15 +78,15 @@ class Collator:
         Raises:
             FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`).
         """
-        pictures = [[open_image(image) for image in example.images] for example in examples]
-        flat = [picture for row in pictures for picture in row]
+        images_by_example = [[open_image(image) for image in example.images] for example in examples]
+        flat = [image for example_images in images_by_example for image in example_images]
         batch: dict[str, torch.Tensor] = {}
         grids: list[tuple[int, int]] = []
         if flat:
-            images, grids = self.architecture.images(self.processor, flat, self.window)
-            batch |= images
+            tower_inputs, grids = self.architecture.images(self.processor, flat, self.window)
+            batch |= tower_inputs
         if self.cells and flat:
-            batch["cells"] = self._cell_targets(examples, pictures, grids)
+            batch["cells"] = self._cell_targets(examples, images_by_example, grids)
         if self.pages and flat:
             pages = [
                 page_targets(None if example.characters is None else example.characters[index])
@@ -95,18 +95,18 @@ class Collator:
             ]
             batch["pages"] = torch.from_numpy(np.stack(pages))
         if self.colours and flat:
-            found = [colour_targets(one, self._token_grid(grid)) for one, grid in zip(flat, grids, strict=True)]
-            batch["colours"] = torch.from_numpy(np.concatenate(found))
+            colours = [colour_targets(image, self._token_grid(grid)) for image, grid in zip(flat, grids, strict=True)]
+            batch["colours"] = torch.from_numpy(np.concatenate(colours))
         if self.answers:
-            batch |= self._text(examples, pictures, grids)
+            batch |= self._text(examples, images_by_example, grids)
         return batch
 
     def encode(self, conversations: Sequence[Turn], grids: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-        """Token ids and labels of one conversation whose images have the patch grids `grids`.
+        """Encode one conversation, whose images have the patch grids `grids`, as token ids and labels.
 
         Raises:
-            FoveateError: the conversation has no answer; or the template rewrites what came before an answer, or does
-                not close an answer with the end token, so that the learned tokens cannot be told apart.
+            FoveateError: the conversation has no answer; or the template rewrites the text before an answer, or does
+                not end an answer with the end token, so that the labelled tokens cannot be separated.
         """
         messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in conversations]
         ids = self._tokenize(messages, grids)
@@ -120,31 +120,31 @@ class Collator:
             through = ids if index + 1 == len(messages) else self._tokenize(messages[: index + 1], grids)
             if ids[: len(before)] != before or ids[: len(through)] != through:
                 raise FoveateError(
-                    "the chat template writes a conversation differently when it goes on, so answers cannot be told "
+                    "the chat template rewrites earlier turns of a conversation, so answers cannot be separated "
                     "from prompts; give the processor a template that only appends."
                 )
             answer = through[len(before) :]
             if end not in answer:
                 raise FoveateError(
-                    f"the chat template does not close an answer with the end token "
-                    f"{self.processor.tokenizer.eos_token!r}; the model would never learn to stop."
+                    f"the chat template does not end an answer with the end token "
+                    f"{self.processor.tokenizer.eos_token!r}, which the model must learn; give it one that does."
                 )
             stop = len(before) + answer.index(end) + 1
             labels[len(before) : stop] = ids[len(before) : stop]
             learned = True
         if not learned:
-            raise FoveateError("a conversation without an answer of `gpt` cannot be learned from.")
+            raise FoveateError("a conversation has no turn of `gpt` to learn from; give it one.")
         return ids, labels
 
     def _tokenize(
         self, messages: list[dict[str, str]], grids: Sequence[Sequence[int]], prompt: bool = False
     ) -> list[int]:
-        """Ids of the messages, every placeholder expanded to the tokens of its image."""
+        """Token ids of the messages, with every placeholder expanded to the tokens of its image."""
         text = self._expand(messages, grids, prompt)
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _expand(self, messages: list[dict[str, str]], grids: Sequence[Sequence[int]], prompt: bool = False) -> str:
-        """The messages as text, every placeholder expanded to the tokens of its image."""
+        """Text of the messages, with every placeholder expanded to the tokens of its image."""
         tokenizer = self.processor.tokenizer
         text = tokenizer.apply_chat_template(
             messages, chat_template=self.processor.chat_template, tokenize=False, add_generation_prompt=prompt
@@ -161,16 +161,16 @@ class Collator:
         self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]
     ) -> dict[str, torch.Tensor]:
         rows = []
-        pointers: list[list[int]] = []
-        matches: list[list[int]] = []
+        answer_targets: list[list[int]] = []
+        question_targets: list[list[int]] = []
         start = 0
-        for example, own in zip(examples, pictures, strict=True):
-            stop = start + len(own)
+        for example, images in zip(examples, pictures, strict=True):
+            stop = start + len(images)
             rows.append(self.encode(example.conversations, grids[start:stop]))
-            if self.pointing:
-                pointers.append(self._pointers(example, own, grids[start:stop], *rows[-1]))
-            if self.matching:
-                matches.append(self._matches(example, own, grids[start:stop], rows[-1][0]))
+            if self.answer_attention:
+                answer_targets.append(self._answer_targets(example, images, grids[start:stop], *rows[-1]))
+            if self.question_attention:
+                question_targets.append(self._question_targets(example, images, grids[start:stop], rows[-1][0]))
             start = stop
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id, dtype=torch.long)
@@ -182,24 +182,24 @@ class Collator:
             attention_mask[row, : len(ids)] = 1
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch |= self.architecture.text_inputs(self.processor, input_ids)
-        for name, places in (("pointers", pointers), ("matches", matches)):
+        for name, places in (("answer_targets", answer_targets), ("question_targets", question_targets)):
             if places:
-                batch[name] = torch.full_like(labels, NOWHERE)
+                batch[name] = torch.full_like(labels, NO_TARGET)
             for row, positions in enumerate(places):
                 batch[name][row, : len(positions)] = torch.tensor(positions)
         return batch
 
-    def _pointers(
+    def _answer_targets(
         self, example: Example, pictures: list, grids: Sequence[Sequence[int]], ids: list[int], labels: list[int]
     ) -> list[int]:
-        """For every position the position of the image token that holds the character predicted there.
+        """For every position, the position of the image token that contains the character predicted there.
 
-        `NOWHERE` where that is not known: without characters, for several images, for answers that are not written in
-        the image or not one token a character.
+        `NO_TARGET` where that is unknown: without characters, for several images, for answers that are not in
+        the image or not one token per character.
         """
-        pointers = [NOWHERE] * len(ids)
+        targets = [NO_TARGET] * len(ids)
         if example.characters is None or len(pictures) != 1:
-            return pointers
+            return targets
         rows, columns = self._token_grid(grids[0])
         image = ids.index(self.processor.image_token_id)
         learned = [label != IGNORED for label in labels]
@@ -210,23 +210,25 @@ class Collator:
             begin = learned.index(True, begin)
             end = learned.index(False, begin) if False in learned[begin:] else len(learned)
             answer = turn["value"]
-            places = answer_places(answer, example.characters[0], pictures[0].size, (rows, columns))
-            if places is not None and end - begin == len(answer) + 1:  # the end token follows
-                for offset, place in enumerate(places):
+            token_indices = answer_token_indices(answer, example.characters[0], pictures[0].size, (rows, columns))
+            if token_indices is not None and end - begin == len(answer) + 1:  # the end token follows
+                for offset, token_index in enumerate(token_indices):
                     # Position i predicts token i + 1.
-                    pointers[begin + offset - 1] = NOWHERE if place == NOWHERE else image + place
+                    targets[begin + offset - 1] = NO_TARGET if token_index == NO_TARGET else image + token_index
             begin = end
-        return pointers
+        return targets
 
-    def _matches(self, example: Example, pictures: list, grids: Sequence[Sequence[int]], ids: list[int]) -> list[int]:
-        """For every position the position of the image token that holds the character read there.
+    def _question_targets(
+        self, example: Example, pictures: list, grids: Sequence[Sequence[int]], ids: list[int]
+    ) -> list[int]:
+        """For every position, the position of the image token that contains the character read there.
 
-        `NOWHERE` for all but the words of questions that are written once in the image, and for tokens of more than one
+        `NO_TARGET` for all but words of questions that occur once in the image, and for tokens of more than one
         character.
         """
-        matches = [NOWHERE] * len(ids)
+        targets = [NO_TARGET] * len(ids)
         if example.characters is None or len(pictures) != 1:
-            return matches
+            return targets
         image = ids.index(self.processor.image_token_id)
         grid = self._token_grid(grids[0])
         messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in example.conversations]
@@ -240,12 +242,12 @@ class Collator:
             question = message["content"].rpartition(self.processor.image_token)[2]
             begin = text.index(question, begin)
             if message["role"] == "user":
-                places = question_places(question, example.characters[0], pictures[0].size, grid)
-                for offset, place in enumerate(places):
-                    if place != NOWHERE and begin + offset in position:
-                        matches[position[begin + offset]] = image + place
+                token_indices = question_token_indices(question, example.characters[0], pictures[0].size, grid)
+                for offset, token_index in enumerate(token_indices):
+                    if token_index != NO_TARGET and begin + offset in position:
+                        targets[position[begin + offset]] = image + token_index
             begin += len(question)
-        return matches
+        return targets
 
     def _cell_targets(
         self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]

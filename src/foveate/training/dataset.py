@@ -1,4 +1,4 @@
-r"""Conversations in LLaVA's format, checked from the first line to the last before any training starts.
+r"""Read conversations in LLaVA's format, and check them all before training starts.
 
 A file is a JSON array, or JSONL with one object a line:
 
@@ -7,8 +7,8 @@ A file is a JSON array, or JSONL with one object a line:
 
 `image` (or `images`) is a path or a list of paths, and may be left out for text alone; there is one `<image>` in the
 turns of `human` for every path. A first turn from `system` is possible, or a text `system` beside the turns, which
-becomes it. `id` and `task` name a row. Rows with a video, sound or tools are refused; whatever else stands in rows is
-not learned from, and is said in a warning.
+becomes it. `id` and `task` name a row. Rows with a video, sound or tools are refused; other fields are ignored with a
+warning.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from foveate.training.examples import PLACEHOLDER, ROLES, Example, Turn
 
 #: Fields of an entry and of a turn that are read.
 _FIELDS, _TURN_FIELDS = {"id", "image", "images", "conversations", "system", "task"}, {"from", "value"}
-#: Content that cannot be learned from; without it the rest of a row would say something else.
+#: Unsupported content; without it the rest of a row would be misleading.
 _REFUSED = ("video", "videos", "audio", "audios", "sound", "tools")
 #: Placeholders of such content, which are text in a row that has none.
 _PLACEHOLDERS = ("<video>", "<audio>")
 
-#: Problems that are written out; a file with more of them has one problem, and a longer list does not help.
+#: Number of problems that are listed in full.
 MOST_PROBLEMS = 20
 
 
 def read_conversations(path: str | Path, images: str | Path | None = None) -> list[Example]:
-    """Reads and checks a JSON or JSONL file.
+    """Read and check a JSON or JSONL file.
 
     Args:
         path: The file. A first character `[` makes it a JSON array, everything else JSONL.
@@ -52,7 +52,7 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
     """
     path = Path(path)
     folder = path.parent if images is None else Path(images)
-    if path.exists() and not path.is_file():  # a device could be read without end
+    if path.exists() and not path.is_file():  # reading a device might not end
         raise FoveateError(f"the data file {path} is no file.")
     try:
         text = read_text(path)
@@ -64,9 +64,9 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
     unread: Counter[str] = Counter()
     readable: dict[Path, str | None] = {}
     for place, entry in _entries(text):
-        found = [entry] if isinstance(entry, str) else _problems(entry, folder, readable)
-        problems += [f"{path}, {place}: {problem}" for problem in found]
-        if not found:
+        entry_problems = [entry] if isinstance(entry, str) else _problems(entry, folder, readable)
+        problems += [f"{path}, {place}: {problem}" for problem in entry_problems]
+        if not entry_problems:
             examples.append(_example(entry, folder))
             unread.update(_unread(entry))
     if problems:
@@ -84,13 +84,15 @@ def read_conversations(path: str | Path, images: str | Path | None = None) -> li
 
 
 def _unread(entry: dict[str, Any]) -> set[str]:
-    """What an entry says beside what is learned from."""
-    found = {f"the field {name[:60]!r}" for name, value in entry.items() if name not in _FIELDS and not _empty(value)}
+    """Ignored content of an entry."""
+    unread = {f"the field {name[:60]!r}" for name, value in entry.items() if name not in _FIELDS and not _empty(value)}
     for turn in entry["conversations"]:
-        more = (name for name, value in turn.items() if name not in _TURN_FIELDS and not _empty(value))
-        found |= {f"the field {name[:60]!r} of turns" for name in more}
-        found |= {f"{one}, which is text here," for one in _PLACEHOLDERS if one in turn["value"]}
-    return found
+        unknown = (name for name, value in turn.items() if name not in _TURN_FIELDS and not _empty(value))
+        unread |= {f"the field {name[:60]!r} of turns" for name in unknown}
+        unread |= {
+            f"{placeholder}, which is text here," for placeholder in _PLACEHOLDERS if placeholder in turn["value"]
+        }
+    return unread
 
 
 def _empty(value: Any) -> bool:
@@ -98,7 +100,7 @@ def _empty(value: Any) -> bool:
 
 
 def _entries(text: str) -> Iterator[tuple[str, Any]]:
-    """(place, entry) of every entry; broken JSON comes as a text that says what is wrong."""
+    """Yield (place, entry) of every entry; for broken JSON the entry is a text that says what is wrong."""
     if text.lstrip()[:1] == "[":
         yield from _array_entries(text)
         return
@@ -114,7 +116,7 @@ def _entries(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _array_entries(text: str) -> Iterator[tuple[str, Any]]:
-    """Entries of a JSON array one by one, so that each is known by its number and line."""
+    """Yield the entries of a JSON array one by one, each with its number and line."""
     decoder = json.JSONDecoder()
     position, line, counted, number = text.index("[") + 1, 1, 0, 0
 
@@ -158,7 +160,7 @@ def _array_entries(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _not_text(entry: Any) -> Any:
-    """The entry, unless it is a text, which `_entries` keeps for problems."""
+    """The entry, or a problem if it is a text: `_entries` yields problems as texts."""
     return (
         f"expected an object with `conversations`, found the text {entry[:100]!r}" if isinstance(entry, str) else entry
     )
@@ -170,7 +172,7 @@ def _paths(entry: dict[str, Any]) -> list[str]:
 
 
 def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> list[str]:
-    """What is wrong with an entry; `readable` keeps what is known about images already seen."""
+    """Problems of an entry; `readable` caches the problems of images."""
     try:
         check_text(json.dumps(entry, ensure_ascii=False), "it")
     except FoveateError as error:
@@ -245,12 +247,12 @@ def _image_problem(path: Path) -> str | None:
         if not path.is_file():
             return f"the image {path} does not exist"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes: what is too large for `open_image` is an error here
+            warnings.simplefilter("ignore")  # of large sizes, which are an error here
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     return f"the image {path} has more than {MAX_PIXELS / 1e6:.3g} megapixels"
                 image.verify()
-    except Exception as error:  # Pillow's readers raise whatever a broken file leads to
+    except Exception as error:  # Pillow's readers raise any error for a broken file
         return f"the image {str(path)[:200]} cannot be read: {str(error)[:200]}"
     return None
 

@@ -1,12 +1,12 @@
-"""Dense supervision of the vision tower: which character stands in each small cell of the image.
+"""Dense supervision of the vision tower: the character in each small cell of the image.
 
-From answers alone a small encoder does not begin to read: a handful of answer characters says little about
-which of a few hundred patches carries which letter. A renderer knows where it put every character, so every
-image carries hundreds of free labels. The image is cut into *cells* of half a patch in width and one patch in
+From answers alone a small encoder does not learn to read: a handful of answer characters says little about
+which of a few hundred patches shows which letter. A renderer knows the position of every character, so every
+image has hundreds of free labels. The image is cut into *cells* of half a patch in width and one patch in
 height (a character is about twice as tall as it is wide), each labelled with the character whose centre lies
-in it, or blank. One linear head on the tower's final tokens names the characters of all cells of a token; a
+in it, or blank. One linear head on the tower's final tokens predicts the characters of all cells of a token; a
 second one does the same on the tokens just before the last stage, so that the blocks before a merge learn
-what the merge must keep. The heads are training equipment and are never part of an exported model.
+what the merge must keep. The heads are used in training only and are never part of an exported model.
 
 With s stages and a patch of p pixels, a final token covers 2^s x 2^s patches, hence 2^s rows of 2^(s+1)
 cells; a token before the last stage covers 2^(s-1) rows of 2^s cells. A recipe may divide final tokens into other
@@ -32,12 +32,12 @@ from foveate.synthetic.shapes import KINDS
 
 #: Class of a cell in which no character has its centre.
 BLANK = 0
-#: Label of a cell that holds a character outside printable ASCII: neither blank nor nameable.
+#: Label of a cell with a character outside printable ASCII: neither blank nor a class.
 UNKNOWN = -100
 FIRST_CHARACTER, LAST_CHARACTER = 32, 126
 #: Blank, then the characters from space to tilde.
 NUM_CLASSES = LAST_CHARACTER - FIRST_CHARACTER + 2
-#: What a cell may hold: the classes of characters, then the kinds of shapes, whose centres are told as well.
+#: Classes of a cell: those of characters, then the kinds of shapes, whose centres are labelled too.
 CELL_CLASSES = NUM_CLASSES + len(KINDS)
 
 
@@ -58,7 +58,7 @@ class Character(Protocol):
 
 
 def height_of(character: Character) -> float:
-    """Pixels from the top edge to the middle of a character's line, or to its own centre where that is not known."""
+    """Pixels from the top edge to the middle of a character's line, or to its own centre if the line is unknown."""
     middle = getattr(character, "middle", None)
     return character.y if middle is None else middle
 
@@ -77,7 +77,7 @@ def character_class(char: str) -> int:
 
 
 def cell_map(characters: Sequence[Character], image_size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-    """Classes of all cells of one image.
+    """Classes of the cells of one image.
 
     Args:
         characters: What was drawn, with centres in pixels of the original image.
@@ -119,8 +119,8 @@ def cell_targets(
         cells: (rows, columns) of the cells of a token, such as `usual_cells`.
     """
     down, across = cells
-    found = cell_map(characters, image_size, (tokens[0] * down, tokens[1] * across))
-    blocks = found.reshape(tokens[0], down, tokens[1], across)
+    cell_classes = cell_map(characters, image_size, (tokens[0] * down, tokens[1] * across))
+    blocks = cell_classes.reshape(tokens[0], down, tokens[1], across)
     return blocks.transpose(0, 2, 1, 3).reshape(-1, down * across)
 
 
@@ -140,7 +140,7 @@ def targets_before_last_stage(targets: torch.Tensor, cells: tuple[int, int]) -> 
 
 
 def page_targets(characters: Sequence[Character] | None) -> np.ndarray:
-    """(classes - 1,): 1 for every printable character that stands on the image, else 0; all -1 where unknown."""
+    """(classes - 1,): 1 for every printable character in the image, else 0; all -1 if unknown."""
     if characters is None:
         return np.full(NUM_CLASSES - 1, -1, dtype=np.int64)
     classes = {character_class(character.char) for character in characters} - {UNKNOWN}
@@ -172,8 +172,8 @@ class CellScore:
 
     loss: torch.Tensor  #: weighted sum of the cross entropies
     weight: torch.Tensor  #: sum of the weights; loss / weight is the mean
-    correct: torch.Tensor  #: cells holding a character that was named rightly
-    characters: torch.Tensor  #: cells holding a character
+    correct: torch.Tensor  #: cells with a character that was predicted correctly
+    characters: torch.Tensor  #: cells with a character
 
 
 def cell_weight(targets: torch.Tensor, blank_weight: float) -> torch.Tensor:
@@ -182,7 +182,7 @@ def cell_weight(targets: torch.Tensor, blank_weight: float) -> torch.Tensor:
 
 
 class CellHead(nn.Module):
-    """Names the characters of the cells of a token: normalise, then one linear map.
+    """Predicts the characters of the cells of a token: a norm and a linear layer.
 
     Args:
         hidden_size: Width D of a token.
@@ -206,14 +206,14 @@ class CellHead(nn.Module):
         weights = torch.ones(CELL_CLASSES, dtype=torch.float32, device=logits.device)
         weights[BLANK] = blank_weight
         loss = F.cross_entropy(logits.float(), targets, weights, ignore_index=UNKNOWN, reduction="sum")
-        held = targets > BLANK
+        has_character = targets > BLANK
         with torch.no_grad():
-            correct = (logits[held].argmax(-1) == targets[held]).sum()
-        return CellScore(loss, cell_weight(targets, blank_weight), correct, held.sum())
+            correct = (logits[has_character].argmax(-1) == targets[has_character]).sum()
+        return CellScore(loss, cell_weight(targets, blank_weight), correct, has_character.sum())
 
 
 class CellReader(nn.Module):
-    """The two heads over a vision tower: `final` on its output, `before` on the tokens entering its last stage.
+    """Cell heads of a vision tower: `final` on its output, `before` on the tokens that enter its last stage.
 
     Args:
         hidden_size: Width of the tower's tokens.
@@ -229,7 +229,7 @@ class CellReader(nn.Module):
 
 
 class ColourReader(nn.Sequential):
-    """Colours of the quarters of tokens: (..., D) to (..., 12), see `colour_targets`.
+    """Predicts the colours of the quarters of tokens: (..., D) to (..., 12); see `colour_targets`.
 
     Characters read alike in every colour, so that a tower which learns from them alone forgets colours, and a language
     model behind it cannot name one.

@@ -1,4 +1,4 @@
-"""One training example: images and a conversation in LLaVA's format, whatever source it came from."""
+"""A training example: images and a conversation in LLaVA's format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from foveate.training.dense_labels import Character
 
 PLACEHOLDER = "<image>"
-#: Who speaks in LLaVA's files, as roles of a chat template.
+#: Speakers in LLaVA's files, as roles of a chat template.
 ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 # `from` is a keyword, hence the functional form.
@@ -21,14 +21,14 @@ Turn = TypedDict("Turn", {"from": str, "value": str})
 
 @dataclass
 class Example:
-    """What one row of a batch is made from.
+    """An example: one row of a batch.
 
     Attributes:
-        images: Pictures, or paths to them, in the order of the placeholders.
-        conversations: Turns of `human` and `gpt`, with one `<image>` for every picture.
-        characters: For every picture what is written where, or None where that is not known.
+        images: Images, or paths to them, in the order of the placeholders.
+        conversations: Turns of `human` and `gpt`, with one `<image>` for every image.
+        characters: For every image its characters and their positions, or None if unknown.
         task: Name for reports.
-        things: For every picture what else was drawn where (`data.Sample.things`), or None where that is not known.
+        things: For every image other drawn things and their positions (`foveate.synthetic.Sample.things`), or None.
     """
 
     images: list[Image.Image | Path]
@@ -48,7 +48,7 @@ class Example:
         more: Sequence[tuple[str, str]] = (),
         things: Sequence[Character] = (),
     ) -> Example:
-        """One picture, one question with its answer, and those of `more` as further turns."""
+        """Build an example of one image and one question with its answer; `more` are further turns."""
         turns: list[Turn] = [
             {"from": "human", "value": f"{PLACEHOLDER}\n{question}"},
             {"from": "gpt", "value": answer},

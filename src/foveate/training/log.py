@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line, and a picture of it."""
+"""The log of a run: a JSONL file, and a plot of its losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foveate.core.text_files import read_text
 
 
 class RunLog:
-    """Appends to `log.jsonl`, one object per line, and takes back what a resumed run will write again.
+    """The file `log.jsonl`: one entry per line; entries that a resumed run repeats are removed.
 
     Args:
         path: The file; created with the first line.
@@ -24,13 +24,13 @@ class RunLog:
         self.path = path
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Writes one line."""
+        """Append one entry."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines; the last one may have been cut by a kill and is then left out."""
+        """All complete entries; the last one may be truncated by a kill and is then skipped."""
         if not self.path.exists():
             return []
         entries = []
@@ -42,7 +42,7 @@ class RunLog:
         return entries
 
     def rewind(self, step: int) -> float:
-        """Removes lines after global step `step`, which a resumed run repeats.
+        """Remove entries after global step `step`, which a resumed run repeats.
 
         Returns:
             Seconds of training that the remaining log accounts for.
@@ -53,21 +53,21 @@ class RunLog:
         return kept[-1]["seconds"] if kept else 0.0
 
 
-#: What a training record says of the end of every stage, where the log has it.
+#: Metrics of a stage's last entry in a training record.
 _FINAL = (
     "loss",
     "answer_loss",
     "answer_accuracy",
     "cell_loss",
     "cell_accuracy",
-    "before_accuracy",
-    "pointing_accuracy",
-    "matching_accuracy",
+    "early_cell_accuracy",
+    "answer_attention_accuracy",
+    "question_attention_accuracy",
 )
 
 
 def training_record(log: RunLog) -> dict[str, Any]:
-    """What is worth knowing of a run beside its model: how long, on how much, and where every stage stood last.
+    """Summary of a run for its model: samples, seconds, and the last metrics of every stage.
 
     The figures of a stage are those of its last line in the log.
     """
@@ -86,17 +86,15 @@ def training_record(log: RunLog) -> dict[str, Any]:
 
 
 def require_matplotlib() -> None:
-    """Raises FoveateError where the loss picture could not be drawn, before hours of training rather than after."""
+    """Raise FoveateError if the loss plot cannot be drawn, before the training rather than after."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise FoveateError(
-            "The loss picture needs matplotlib; install it with `pip install foveate[train]`."
-        ) from error
+        raise FoveateError("the loss plot needs matplotlib; install it with `pip install foveate[train]`.") from error
 
 
 def draw_losses(log: RunLog, path: Path) -> None:
-    """Draws losses above and accuracies below over the samples seen; stages are told apart by vertical lines."""
+    """Plot losses above and accuracies below over the samples; vertical lines separate stages."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -107,15 +105,21 @@ def draw_losses(log: RunLog, path: Path) -> None:
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names, label in (
-        (above, ("answer_loss", "cell_loss", "before_loss"), "loss (nats)"),
+        (above, ("answer_loss", "cell_loss", "early_cell_loss"), "loss (nats)"),
         (
             below,
-            ("answer_accuracy", "cell_accuracy", "before_accuracy", "pointing_accuracy", "matching_accuracy"),
+            (
+                "answer_accuracy",
+                "cell_accuracy",
+                "early_cell_accuracy",
+                "answer_attention_accuracy",
+                "question_attention_accuracy",
+            ),
             "accuracy",
         ),
     ):
         for name in names:
-            # Where a stage does not measure something, its line breaks off.
+            # The line of a metric is interrupted in stages without it.
             points = [(entry["samples"], entry.get(name, math.nan)) for entry in entries]
             if any(name in entry for entry in entries):
                 axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1)

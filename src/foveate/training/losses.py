@@ -1,6 +1,6 @@
-"""What the losses of training are made of: sums that a forward pass reports, and by what each is divided.
+"""Training losses as sums of a forward pass and their divisors.
 
-Losses travel as sums, so that their mean over a batch does not depend on how the batch is spread over processes and
+Losses are passed as sums, so that their mean over a batch does not depend on how the batch is split into processes and
 accumulation steps.
 """
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
-from foveate.training.attention_supervision import NOWHERE
+from foveate.training.attention_supervision import NO_TARGET
 from foveate.training.dense_labels import cell_weight
 from foveate.training.recipe import Losses
 
 
 @dataclass(frozen=True)
 class Term:
-    """One loss.
+    """One term of the loss.
 
     Args:
-        weight: Its weight among `recipe.Losses`.
-        name: What the log calls it: `name_loss`, and `name_accuracy` where it counts right answers.
-        count: The sum by which the sum `name_loss` is divided.
-        answers: The sum by which the sum `name_right` is divided; None: nothing is right or wrong.
+        weight: Field of `recipe.Losses` with its weight.
+        name: Name in the log: `name_loss`, and `name_accuracy` if it counts correct predictions.
+        count: The divisor of the sum `name_loss`.
+        answers: The divisor of the sum `name_right`; None: the term has no accuracy.
     """
 
     weight: str
@@ -38,7 +38,7 @@ class Term:
 
     @property
     def right(self) -> str:
-        """Name of the sum of right answers."""
+        """Name of the sum of correct predictions."""
         return f"{self.name}_right"
 
     @property
@@ -48,13 +48,13 @@ class Term:
         return tuple(dict.fromkeys((self.loss, self.count, *answers)))
 
 
-#: All losses.
+#: All terms.
 TERMS = (
     Term("answer", "answer", "answer_tokens", "answer_tokens"),
     Term("cells", "cell", "cell_weight", "cell_characters"),
-    Term("before", "before", "before_weight", "before_characters"),
-    Term("pointing", "pointing", "pointing_count", "pointing_count"),
-    Term("matching", "matching", "matching_count", "matching_count"),
+    Term("early_cells", "early_cell", "early_cell_weight", "early_cell_characters"),
+    Term("answer_attention", "answer_attention", "answer_attention_count", "answer_attention_count"),
+    Term("question_attention", "question_attention", "question_attention_count", "question_attention_count"),
     Term("page", "page", "page_count"),
     Term("colours", "colour", "colour_count"),
 )
@@ -64,16 +64,16 @@ SUMS = tuple(name for term in TERMS for name in term.sums)
 
 
 def counts_of(batch: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
-    """What the sums of `TERMS` are divided by, told from a batch's targets before anything runs: (terms,) float64."""
+    """Divisors of `TERMS`, computed from a batch's targets before the forward pass: (terms,) float64."""
     counts = dict.fromkeys((term.weight for term in TERMS), torch.zeros((), dtype=torch.float64))
     if "labels" in batch:
         counts["answer"] = (batch["labels"][:, 1:] != -100).sum()
     if "cells" in batch:
-        counts["cells"] = counts["before"] = cell_weight(batch["cells"], losses.blank)
-    if "pointers" in batch:
-        counts["pointing"] = (batch["pointers"] != NOWHERE).sum() * len(losses.pointing_layers)
-    if "matches" in batch:
-        counts["matching"] = (batch["matches"] != NOWHERE).sum()
+        counts["cells"] = counts["early_cells"] = cell_weight(batch["cells"], losses.blank)
+    if "answer_targets" in batch:
+        counts["answer_attention"] = (batch["answer_targets"] != NO_TARGET).sum() * len(losses.answer_attention_layers)
+    if "question_targets" in batch:
+        counts["question_attention"] = (batch["question_targets"] != NO_TARGET).sum()
     if "pages" in batch:
         counts["page"] = (batch["pages"] >= 0).sum()
     if "colours" in batch:
@@ -82,7 +82,7 @@ def counts_of(batch: dict[str, torch.Tensor], losses: Losses) -> torch.Tensor:
 
 
 def weighted(sums: dict[str, torch.Tensor], counts: torch.Tensor, losses: Losses) -> torch.Tensor:
-    """The loss of a micro-batch, as its share of the mean over a whole batch whose `counts_of` are (terms,)."""
+    """Loss of a micro-batch, as its share of the mean over a batch whose `counts_of` are (terms,)."""
     counts = counts.clamp(min=torch.finfo(torch.float32).tiny)
     loss = torch.zeros((), device=counts.device)
     for term, count in zip(TERMS, counts, strict=True):
@@ -93,11 +93,11 @@ def weighted(sums: dict[str, torch.Tensor], counts: torch.Tensor, losses: Losses
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Mean losses and accuracies, of the terms of which something was counted."""
-    found = {}
+    """Mean losses and accuracies of the terms with a non-zero count."""
+    values = {}
     for term in TERMS:
         if sums[term.count]:
-            found[term.loss] = sums[term.loss] / sums[term.count]
+            values[term.loss] = sums[term.loss] / sums[term.count]
         if term.answers is not None and sums[term.answers]:
-            found[f"{term.name}_accuracy"] = sums[term.right] / sums[term.answers]
-    return found
+            values[f"{term.name}_accuracy"] = sums[term.right] / sums[term.answers]
+    return values

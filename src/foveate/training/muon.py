@@ -1,4 +1,4 @@
-"""Muon for the weight matrices of a stage, AdamW for everything else, as one optimiser.
+"""An optimiser that combines Muon for weight matrices with AdamW for everything else.
 
 Sources: Muon (Jordan et al., 2024), and "Muon is Scalable for LLM Training" (Liu et al., 2025, arXiv:2502.16982), whose
 scale of the update lets one learning rate serve both kinds of parameters. AdamW is that of `torch.optim`; Muon follows
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
         dtype: Precision of the iteration.
 
     Raises:
-        ValueError: a parameter is no matrix.
+        ValueError: a parameter is not a matrix.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step; `closure` computes the loss again first."""
+        """Make one step; `closure` recomputes the loss first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike = defaultdict(list)
+            by_shape = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike[parameter.shape].append(parameter)
-            for (rows, columns), parameters in alike.items():
+                    by_shape[parameter.shape].append(parameter)
+            for (rows, columns), parameters in by_shape.items():
                 updates = orthogonalised(torch.stack([self._momentum(p) for p in parameters]), self._dtype)
                 rate = group["lr"] * 0.2 * math.sqrt(max(rows, columns))
                 for parameter, update in zip(parameters, updates, strict=True):
@@ -80,9 +80,9 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _momentum(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The gradient with Nesterov's momentum; moves the momentum."""
+        """Update the momentum, and return the gradient with Nesterov's momentum."""
         state, gradient = self.state[parameter], parameter.grad
-        assert gradient is not None  # who has none is not asked
+        assert gradient is not None  # parameters without one are skipped
         if not state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
@@ -90,34 +90,34 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Both optimisers over one list of groups.
+    """Muon and AdamW over one list of parameter groups.
 
     Args:
-        groups: Groups of parameters as `torch.optim.AdamW` takes them, and in each `muon`: whether Muon moves it. Only
+        groups: Groups of parameters as `torch.optim.AdamW` takes them, each with `muon`: whether Muon updates it. Only
             matrices may.
         betas: Decay rates of AdamW's averages.
         dtype: Precision of Muon's iteration.
 
     Raises:
-        ValueError: a group of Muon's holds a parameter that is no matrix.
+        ValueError: a group for Muon contains a parameter that is not a matrix.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], betas: tuple[float, float], dtype: torch.dtype = torch.bfloat16
     ) -> None:
-        chosen = [group for group in groups if group["muon"]]
-        rest = [group for group in groups if not group["muon"]]
+        muon_groups = [group for group in groups if group["muon"]]
+        adamw_groups = [group for group in groups if not group["muon"]]
         self._parts: list[torch.optim.Optimizer] = []
-        if chosen:
-            self._parts.append(Muon(chosen, dtype=dtype))
-        if rest:
-            self._parts.append(torch.optim.AdamW(rest, betas=betas, fused=True))
+        if muon_groups:
+            self._parts.append(Muon(muon_groups, dtype=dtype))
+        if adamw_groups:
+            self._parts.append(torch.optim.AdamW(adamw_groups, betas=betas, fused=True))
         # The groups of the parts themselves, not copies: a schedule that sets `lr` here sets it there.
         super().__init__([group for part in self._parts for group in part.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step of both; `closure` computes the loss again first."""
+        """Make one step of both; `closure` recomputes the loss first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -131,8 +131,8 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave."""
+        """Load a `state_dict`."""
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        # Loading replaces a part's groups by new ones.
+        # Loading replaces the groups of a part.
         self.param_groups = [group for part in self._parts for group in part.param_groups]

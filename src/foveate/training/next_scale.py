@@ -1,6 +1,6 @@
-"""Training the small next-scale model: first its tokenizer, then its transformer.
+"""Train the small next-scale model: first its tokenizer, then its transformer.
 
-What a step learns from follows from its number alone, so that a run that was stopped goes on to the same weights.
+The data of a step depend on its number alone, so that a resumed run ends with the same weights.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from foveate.training.run_directory import OnProgress, RunDirectory, quiet
 
 #: Steps after which the state of a run is written.
 SAVE_EVERY = 50
-#: How much of a code's average is of the steps before; and the least weight with which a code is not begun anew.
+#: Decay of a code's average per step; and the least weight with which a code is not reset.
 _DECAY, _DEAD = 0.98, 0.3
 _COMMITMENT = 0.25
 
@@ -36,13 +36,13 @@ class Recipe:
 
     Args:
         tokenizer_steps: Optimizer steps of the tokenizer.
-        tokenizer_batch_size: Pictures of each.
-        tokenizer_learning_rate: Its greatest step size.
+        tokenizer_batch_size: Images per step.
+        tokenizer_learning_rate: Peak learning rate of the tokenizer.
         steps: Optimizer steps of the transformer.
-        batch_size: Pictures of each.
-        learning_rate: Its greatest step size.
-        class_dropout: Share of pictures whose class is not told, for classifier-free guidance.
-        seed: Of first weights and chance.
+        batch_size: Images per step.
+        learning_rate: Peak learning rate of the transformer.
+        class_dropout: Share of images without their class, for classifier-free guidance.
+        seed: Seed of initial weights and random numbers.
     """
 
     tokenizer_steps: int = 600
@@ -69,7 +69,7 @@ def read_recipe(path: Path) -> tuple[NextScaleConfig, Recipe]:
     """The model and the settings of a JSON file {"model": {...}, "training": {...}}.
 
     Raises:
-        FoveateError: it is no such file, or names a setting that does not exist.
+        FoveateError: the file is invalid, or has an unknown setting.
     """
     try:
         document = read_json(path)
@@ -80,8 +80,8 @@ def read_recipe(path: Path) -> tuple[NextScaleConfig, Recipe]:
         "model": {field.name for field in dataclasses.fields(NextScaleConfig)},
         "training": {field.name for field in dataclasses.fields(Recipe)},
     }
-    for name, given in (("model", model), ("training", training)):
-        if unknown := sorted(given.keys() - known[name]):
+    for name, settings in (("model", model), ("training", training)):
+        if unknown := sorted(settings.keys() - known[name]):
             raise FoveateError(f"{path} has no setting {unknown[0]!r} in {name!r}.")
     if document:
         raise FoveateError(f"{path} has a part {sorted(document)[0]!r}; possible are model and training.")
@@ -89,9 +89,9 @@ def read_recipe(path: Path) -> tuple[NextScaleConfig, Recipe]:
 
 
 class CodeAverages:
-    """The codebook as a moving average of what was nearest to each code (van den Oord et al., arXiv 1711.00937, A.1).
+    """Codebook updates by moving averages of the cells of each code (van den Oord et al., arXiv 1711.00937, A.1).
 
-    A code that nothing is near to is begun anew at a cell of the batch.
+    An unused code is reset to a cell of the batch.
     """
 
     def __init__(self, codebook: Tensor) -> None:
@@ -101,7 +101,7 @@ class CodeAverages:
 
     @torch.no_grad()
     def begin(self, cells: Tensor, chance: torch.Generator) -> None:
-        """Let the codes be cells (n, C) of the first batch."""
+        """Initialise the codes from cells (n, C) of the first batch."""
         chosen = cells[torch.randint(len(cells), (len(self.codebook),), generator=chance)]
         self.codebook.copy_(chosen)
         self.weight.fill_(1.0)
@@ -124,13 +124,13 @@ class CodeAverages:
 
 
 def tokenizer_loss(model: NextScaleForImageGeneration, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokenizer's loss on pictures (B, 3, H, W).
+    """The tokenizer's loss on images (B, 3, H, W).
 
-    Reconstruction error of the picture, and over the maps the mean distance of the features to what the maps stand
-    for: with 0.25 towards the encoder, with 1 towards the refinements (VAR, equation 5, without its GAN part).
+    Reconstruction error of the image, and over the maps the mean distance of the features to the quantised sum of the
+    maps: with weight 0.25 for the encoder, with 1 for the refinements (VAR, equation 5, without its GAN part).
 
     Returns:
-        The loss, the cells (n, C) of all maps and the codes (n,) that they chose.
+        The loss, the cells (n, C) of all maps and their codes (n,).
     """
     tokenizer = model.tokenizer
     features = tokenizer.encoder(pixels)
@@ -139,13 +139,13 @@ def tokenizer_loss(model: NextScaleForImageGeneration, pixels: Tensor) -> tuple[
     refining = torch.stack([F.mse_loss(so_far, features.detach()) for so_far in sums]).mean()
     through = features + (sums[-1] - features).detach()
     loss = F.mse_loss(tokenizer.decoder(through), pixels) + _COMMITMENT * commitment + refining
-    return loss, torch.cat([own.flatten(0, 1) for own in cells]).detach(), torch.cat([own.flatten() for own in ids])
+    return loss, torch.cat([map_.flatten(0, 1) for map_ in cells]).detach(), torch.cat([map_.flatten() for map_ in ids])
 
 
 def rate(greatest: float, step: int, steps: int) -> float:
-    """Step size of a step: rising over a twentieth of the steps, then falling to 0."""
-    rising = max(1, steps // 20)
-    return greatest * min((step + 1) / rising, (steps - step) / max(1, steps - rising + 1), 1)
+    """Learning rate of a step: linear warm-up over a twentieth of the steps, then linear decay to 0."""
+    warmup = max(1, steps // 20)
+    return greatest * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup + 1), 1)
 
 
 def train(
@@ -155,24 +155,24 @@ def train(
     on_progress: OnProgress = quiet,
     stop: StopRequest | None = None,
 ) -> tuple[NextScaleForImageGeneration, bool]:
-    """Train a model, or go on from the last state of a run.
+    """Train a model, or resume from the last state of a run.
 
     Args:
         config: The model.
         recipe: Settings.
-        folder: Of the run: its state every 50 steps and when stopped, and a line of the log every 10.
-        on_progress: Told the stage, its steps that are done, all its steps, and the last loss.
-        stop: Asked after every step.
+        folder: Directory of the run: gets its state every 50 steps and when stopped, and a log entry every 10.
+        on_progress: Called with the stage, its finished steps, all its steps, and the last loss.
+        stop: Checked after every step.
 
     Returns:
         The model, and whether all steps are done.
 
     Raises:
-        FoveateError: the pictures do not fit the model.
+        FoveateError: the images do not fit the model.
     """
     if config.num_classes != len(class_pictures.CLASSES):
         raise FoveateError(
-            f"the pictures have {len(class_pictures.CLASSES)} classes; num_classes is {config.num_classes}."
+            f"num_classes must be {len(class_pictures.CLASSES)}, the classes of the images, not {config.num_classes}."
         )
     stop = stop or StopRequest()
     config.class_names = list(class_pictures.CLASSES)
@@ -191,7 +191,7 @@ def train(
     passed = 0  # steps of all stages
     earlier, start = folder.log.rewind(sum(done.values())), time.perf_counter()
     for stage, steps in stages:
-        while done[stage] < steps and not stop.wanted:
+        while done[stage] < steps and not stop.requested:
             step, optimizer = done[stage], optimizers[stage]
             chance = torch.Generator().manual_seed(recipe.seed * 1_000_003 + passed + step)
             greatest = recipe.tokenizer_learning_rate if stage == "tokenizer" else recipe.learning_rate
@@ -211,7 +211,7 @@ def train(
                 seconds = round(earlier + time.perf_counter() - start, 3)
                 folder.log.append({"step": passed + done[stage], "stage": stage, "loss": loss, "seconds": seconds})
             on_progress(stage, done[stage], steps, loss)
-            if done[stage] % SAVE_EVERY == 0 or last or stop.wanted:
+            if done[stage] % SAVE_EVERY == 0 or last or stop.requested:
                 _keep(folder, model, averages, optimizers, done)
         passed += steps
     return model.eval(), all(done[stage] == steps for stage, steps in stages)
@@ -237,8 +237,8 @@ def _transformer_step(model: NextScaleForImageGeneration, recipe: Recipe, step: 
     pixels, labels = class_pictures.batch(range(step * size, (step + 1) * size), model.config.image_size)
     with torch.no_grad():
         ids = model.tokenizer.encode(pixels)
-    untold = torch.rand(size, generator=chance) < recipe.class_dropout
-    loss = model(labels.masked_fill(untold, model.config.num_classes), ids).loss
+    unconditional = torch.rand(size, generator=chance) < recipe.class_dropout
+    loss = model(labels.masked_fill(unconditional, model.config.num_classes), ids).loss
     assert loss is not None
     loss.backward()
     return float(loss.detach())
@@ -263,7 +263,7 @@ def _keep(
 def _restore(
     folder: RunDirectory, model: NextScaleForImageGeneration, averages: CodeAverages, optimizers: dict[str, Any]
 ) -> dict[str, int]:
-    """How many steps of each stage are done."""
+    """Load the last state; returns the finished steps of each stage."""
     state = folder.load_state(("done", "model", "averages", "optimizers"))
     if state is None:
         return dict.fromkeys(optimizers, 0)
@@ -277,7 +277,7 @@ def _restore(
 
 @torch.no_grad()
 def measure(model: NextScaleForImageGeneration, count: int = 64) -> dict[str, float]:
-    """What a model does with held-out pictures: reconstruction error (mean square, of [-1, 1]) and nats a token."""
+    """Evaluate a model on held-out images: mean squared reconstruction error of [-1, 1], and nats per token."""
     pixels, labels = class_pictures.batch(range(count), model.config.image_size, "held-out")
     ids = model.tokenizer.encode(pixels)
     loss = model(labels, ids).loss

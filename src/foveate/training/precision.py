@@ -1,4 +1,4 @@
-"""In which precision a processor trains fastest, decided by what it can do."""
+"""Choose the precision in which a device trains fastest."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def bfloat16_pays(device: str) -> bool:
-    """Whether products of bfloat16 matrices are arithmetic of this device, rather than imitated in float32.
+    """Whether a device multiplies bfloat16 matrices natively, rather than by emulation in float32.
 
-    Where they are imitated, as on x86 processors that have AVX2 only, they run at a fiftieth of float32's speed.
+    Emulated, as on x86 processors with AVX2 only, they run at a fiftieth of float32's speed.
 
     Args:
         device: Type of the device: "cpu", "cuda" and so on.
@@ -22,5 +22,5 @@ def bfloat16_pays(device: str) -> bool:
 
 
 def uses_bfloat16(wish: bool | str, device: str) -> bool:
-    """What a recipe's `bf16` means on a device: what it says, or, where it is "auto", whether that pays."""
+    """Resolve a recipe's `bf16` on a device: "auto" means where it is native."""
     return bfloat16_pays(device) if wish == "auto" else bool(wish)

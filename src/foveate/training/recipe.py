@@ -1,4 +1,4 @@
-"""Training recipes: which model is trained on what, in which stages. `foveate.training.recipe_file` reads them.
+"""Training recipes: a model, its data and the stages of training. `foveate.training.recipe_file` reads them.
 
 A recipe holds nothing about the machine it runs on: no devices, no process counts, no absolute paths.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from foveate.core.errors import FoveateError
 
@@ -50,9 +50,9 @@ class ModelChoice:
     Args:
         pretrained: Folder or Hub id of a model of one of these architectures, or `embedded` (`from:` in the file).
         new: Configuration of a model that starts from random weights.
-        voco: Tokens after every image through which text sees it (VoCo-LLaMA, `foveate.models.llava_uhd.voco`), for
-            `llava-uhd`; by default what the pretrained model has, and none in a new one.
-        remember: Layers of the language model before which visual tokens look at the encoder's features again (Vision
+        voco: Tokens after every image through which text attends to it (VoCo-LLaMA, `foveate.models.llava_uhd.voco`),
+            for `llava-uhd`; default: those of the pretrained model, none for a new one.
+        remember: Layers of the language model before which visual tokens attend to the encoder's features again (Vision
             Remember, `foveate.models.llava_uhd.vision_remember`), for `llava-uhd`. The modules are trained with
             `connector`.
     """
@@ -63,7 +63,7 @@ class ModelChoice:
     remember: list[int] | None = None
 
     def check(self, where: str) -> None:
-        """Raises FoveateError unless exactly one of the two is given."""
+        """Raise FoveateError unless exactly one of the two is given."""
         if (self.pretrained is None) == (self.new is None):
             raise FoveateError(f"{where}: give either `from` (a folder or Hub id) or `new`, and not both.")
         if self.voco is not None and self.voco < 1:
@@ -72,12 +72,12 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Sizes:
-    """From which range the sizes of rendered images are drawn, in pixels.
+    """Range of the sizes of rendered images, in pixels.
 
     Args:
         width: Least and greatest width.
         height: Least and greatest height.
-        pixels: Greatest area; wider and higher images than this are drawn again.
+        pixels: Greatest area; larger images are redrawn.
     """
 
     width: tuple[int, int]
@@ -85,7 +85,7 @@ class Sizes:
     pixels: int | None = None
 
     def check(self, where: str) -> None:
-        """Raises FoveateError for an empty range, or one that no area of `pixels` can hold."""
+        """Raise FoveateError for an empty range, or one whose images all exceed `pixels`."""
         for name in ("width", "height"):
             least, greatest = getattr(self, name)
             if not 1 <= least <= greatest:
@@ -100,19 +100,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Rendered:
-    """Images drawn while training by `foveate.synthetic`.
+    """Images rendered while training, by `foveate.synthetic`.
 
     Args:
         tasks: Weight of every task (`foveate.synthetic.TASKS`, and `text_page` for pages that are full of
             text); empty means all tasks with their own weights.
         sizes: Range of image sizes.
-        final_sizes: Where given, the range grows from `sizes` to this one over the first `growth` of the stage.
+        final_sizes: Range to which `sizes` grows over the first `growth` of the stage; None: it does not grow.
         difficulty: Range of difficulties, from 0 (large type, clean paper) to 1.
-        final_difficulty: Where given, the range that `difficulty` grows to in the same way.
+        final_difficulty: Range to which `difficulty` grows in the same way; None: it does not grow.
         growth: Fraction of the stage over which sizes and difficulties grow.
         caps: Smallest and largest height of capitals in pixels on text pages.
-        least: Smallest height of capitals in pixels everywhere else; by default what the difficulty allows.
-        questions: Most questions about one image.
+        least: Smallest height of capitals in pixels elsewhere; default: by difficulty.
+        questions: Largest number of questions about one image.
     """
 
     tasks: dict[str, float] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Rendered:
     questions: int = 3
 
     def check(self, where: str) -> None:
-        """Raises FoveateError for weights that are not positive and ranges that are none."""
+        """Raise FoveateError for weights that are not positive and for invalid ranges."""
         for task, weight in self.tasks.items():
             if not weight > 0:
                 raise FoveateError(f"{where}.tasks.{task}: the weight {weight} is not positive; leave the task out.")
@@ -162,7 +162,7 @@ class Data:
     """One source of training data; exactly one of the three kinds, with its share of the batches.
 
     Args:
-        rendered: Images drawn while training.
+        rendered: Images rendered while training.
         files: A file in LLaVA's format.
         easy_vqa: The public easy-VQA data set (the `easy-vqa` package), training split.
         weight: Share of the batch groups that come from this source, relative to the others.
@@ -174,7 +174,7 @@ class Data:
     weight: float = 1.0
 
     def check(self, where: str) -> None:
-        """Raises FoveateError unless exactly one kind of source is given, with a positive weight."""
+        """Raise FoveateError unless exactly one kind of source is given, with a positive weight."""
         if (self.rendered is not None) + (self.files is not None) + self.easy_vqa != 1:
             raise FoveateError(f"{where}: give exactly one of `rendered`, `files` and `easy_vqa: true`.")
         if not self.weight > 0:
@@ -183,56 +183,81 @@ class Data:
 
 @dataclass(frozen=True)
 class Losses:
-    """How much every loss counts. With `answer: 0` the language model does not run at all.
+    """Weights of the losses. With `answer: 0` the language model does not run at all.
 
     Args:
         answer: Cross entropy of the answer's tokens.
         cells: Characters per cell, from the tower's final tokens.
-        before: Characters per cell, from the tokens before the last stage.
-        blank: Weight of a blank cell against 1 for a cell that holds a character.
-        pointing: Where the language model looks for the next character (`foveate.training.attention_supervision`).
-        pointing_layers: Layers of the language model whose first head is told.
-        matching: Where the language model finds the words of a question in the image
+        early_cells: Characters per cell, from the tokens before the last stage.
+        blank: Weight of a blank cell, relative to 1 for a cell with a character.
+        answer_attention: Attention supervision of answers: attend to the image token of the next character
             (`foveate.training.attention_supervision`).
-        matching_layer: Layer whose first head is told that; none of `pointing_layers`.
-        page: Which characters stand anywhere on an image, from its [CLS] token, so that this token looks at what is
-            written; for towers that have one.
+        answer_attention_layers: Layers of the language model whose first head is supervised so.
+        question_attention: Attention supervision of questions: attend to the image token of each character of a word
+            that the image contains (`foveate.training.attention_supervision`).
+        question_attention_layer: Layer whose first head is supervised so; none of `answer_attention_layers`.
+        page: Characters in an image, predicted from its [CLS] token, so that this token attends to text; for towers
+            that have one.
         colours: Colours of the parts of an image, from the tower's final tokens; squared error of values from -1 to 1.
     """
 
     answer: float = 1.0
     cells: float = 0.0
-    before: float = 0.0
+    early_cells: float = 0.0
     blank: float = 0.1
-    pointing: float = 0.0
-    pointing_layers: tuple[int, int] = (1, 2)
-    matching: float = 0.0
-    matching_layer: int = 0
+    answer_attention: float = 0.0
+    answer_attention_layers: tuple[int, int] = (1, 2)
+    question_attention: float = 0.0
+    question_attention_layer: int = 0
     page: float = 0.0
     colours: float = 0.0
 
+    #: Former keys, which are refused with their new names.
+    renamed: ClassVar[dict[str, str]] = {
+        "before": "early_cells",
+        "pointing": "answer_attention",
+        "pointing_layers": "answer_attention_layers",
+        "matching": "question_attention",
+        "matching_layer": "question_attention_layer",
+    }
+
     @property
     def reads_tokens(self) -> bool:
-        """Whether a loss reads the tower's own tokens, by a head."""
-        return bool(self.cells or self.before or self.page or self.colours)
+        """Whether a loss has a head on the tower's tokens."""
+        return bool(self.cells or self.early_cells or self.page or self.colours)
 
     def check(self, where: str) -> None:
-        """Raises FoveateError for negative weights, or when nothing is left to learn."""
-        for name in ("answer", "cells", "before", "blank", "pointing", "matching", "page", "colours"):
+        """Raise FoveateError for negative weights, or if all losses are off."""
+        for name in (
+            "answer",
+            "cells",
+            "early_cells",
+            "blank",
+            "answer_attention",
+            "question_attention",
+            "page",
+            "colours",
+        ):
             if getattr(self, name) < 0:
                 raise FoveateError(f"{where}.{name}: {getattr(self, name)} is negative.")
-        for name in ("pointing", "matching"):
+        for name in ("answer_attention", "question_attention"):
             if getattr(self, name) and not self.answer:
                 raise FoveateError(f"{where}.{name}: needs the language model, which does not run with answer: 0.")
-        if self.pointing and self.matching and self.matching_layer in self.pointing_layers:
-            raise FoveateError(f"{where}.matching_layer: {self.matching_layer} is one of pointing_layers.")
+        if (
+            self.answer_attention
+            and self.question_attention
+            and self.question_attention_layer in self.answer_attention_layers
+        ):
+            raise FoveateError(
+                f"{where}.question_attention_layer: {self.question_attention_layer} is one of answer_attention_layers."
+            )
         if not (self.answer or self.reads_tokens):
-            raise FoveateError(f"{where}: all losses have weight 0; nothing would be learned.")
+            raise FoveateError(f"{where}: all losses have weight 0; give one of them a positive weight.")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Course of the learning rates, as a factor on the rate of every part.
+    """Learning-rate schedule, as a factor on the rate of every part.
 
     Args:
         kind: `constant`, or `cosine` or `linear` decay after the warm-up.
@@ -245,7 +270,7 @@ class Schedule:
     final: float = 0.0
 
     def check(self, where: str) -> None:
-        """Raises FoveateError for a negative warm-up or a final factor outside 0 to 1."""
+        """Raise FoveateError for a negative warm-up or a final factor outside 0 to 1."""
         if self.warmup < 0:
             raise FoveateError(f"{where}.warmup: {self.warmup} steps are negative.")
         if not 0 <= self.final <= 1:
@@ -276,17 +301,17 @@ class Stage:
         groups: Parts into which a batch is divided, each with its own source and image size. Images of equal size
             are encoded together, so fewer groups are faster, and more groups mix better.
         loss: Weights of the losses.
-        schedule: Course of the learning rates.
+        schedule: Learning-rate schedule.
         weight_decay: Decay of the weight matrices (not of biases, norms and embeddings).
         optimizer: `adamw`; or `muon`, which moves the weight matrices of towers, connectors and language models by Muon
             and the rest by AdamW, with the same learning rates (`foveate.training.muon`).
         betas: Decay rates of AdamW's averages.
         clip: Greatest norm of the gradient; 0 does not clip.
-        window: Small images, which cost far less than whole ones. For towers with a fixed number of positions
-            (`llava`) images of this many patches a side, each batch at a random place of the positions; for
+        window: Train on small images, which cost far less than full ones. For towers with a fixed number of positions
+            (`llava`) images of this many patches a side, each batch at a random offset of the positions; for
             `qwen2.5-vl` images of about as many patches as such a square has.
         plan: The plan that the model trains under, such as `pool-decoder:12.5%@2` or `pyramiddrop:50%@8,16,24`
-            (`foveate.core.plan`); by default it reads all visual tokens.
+            (`foveate.core.plan`); default: all visual tokens.
     """
 
     name: str
@@ -306,7 +331,7 @@ class Stage:
     plan: str | None = None
 
     def check(self, where: str) -> None:
-        """Raises FoveateError for numbers and part names that make no sense."""
+        """Raise FoveateError for invalid numbers and unknown parts."""
         if not self.name or not all(c.isalnum() or c in "-_" for c in self.name):
             raise FoveateError(
                 f"{where}.name: {self.name!r} must consist of letters, digits, - and _; it names a folder."
@@ -324,7 +349,7 @@ class Stage:
         reached |= {"connector", "language_model"} if self.loss.answer else set()
         reached |= {"heads"} if self.loss.reads_tokens else set()
         if self.window is not None and self.window < 1:
-            raise FoveateError(f"{where}.window: {self.window} is no number of patches from 1 on.")
+            raise FoveateError(f"{where}.window: {self.window} must be at least 1 patch.")
         if self.plan is not None:
             self._check_plan(f"{where}.plan", self.plan)
         if not self.train:
@@ -348,13 +373,17 @@ class Stage:
             raise FoveateError(f"{where}: {error}") from error
         sites = {step.method.site for step in plan.steps}
         if not self.loss.answer:
-            raise FoveateError(f"{where}: with answer: 0 the language model does not run, so that no plan changes it.")
-        if self.loss.pointing:
-            raise FoveateError(f"{where}: pointing tells where to look among all visual tokens; use it without a plan.")
+            raise FoveateError(
+                f"{where}: a plan needs the language model, which does not run with answer: 0; leave it out."
+            )
+        if self.loss.answer_attention:
+            raise FoveateError(
+                f"{where}: answer_attention supervises attention to all visual tokens; use it without a plan."
+            )
         if sites & {"encoder", "image"} and self.loss.reads_tokens:
             raise FoveateError(
-                f"{where}: the losses cells, before, page and colours read every token of the encoder; with them a "
-                "plan can act before or inside the language model only."
+                f"{where}: the losses cells, early_cells, page and colours read every token of the encoder; with them "
+                "a plan can act before or inside the language model only."
             )
 
 
@@ -365,7 +394,7 @@ class Recipe:
     Args:
         model: The model to train.
         stages: Stages, trained one after the other.
-        output: Folder for checkpoints, log, loss picture and the trained model.
+        output: Folder for checkpoints, log, loss plot and the trained model.
         seed: Seed of initial weights and data.
         bf16: Compute in bfloat16 where that is safe; weights and optimiser state stay float32. `auto`: where the
             processor has such arithmetic (`foveate.training.precision`).
@@ -374,7 +403,7 @@ class Recipe:
         save_minutes: Minutes between checkpoints, whichever comes first.
         keep: Checkpoints kept per stage.
         cells: Rows and columns of the cells into which a final token of the tower is divided for the losses `cells` and
-            `before`, both even; by default cells are one patch high and half a patch wide.
+            `early_cells`, both even; by default cells are one patch high and half a patch wide.
     """
 
     model: ModelChoice
@@ -389,7 +418,7 @@ class Recipe:
     cells: tuple[int, int] | None = None
 
     def check(self, where: str) -> None:
-        """Raises FoveateError for empty or ambiguous stages and counts below 1."""
+        """Raise FoveateError for missing or ambiguous stages and counts below 1."""
         if not self.stages:
             raise FoveateError(f"{where}.stages: at least one stage is needed.")
         names = [stage.name for stage in self.stages]
@@ -398,13 +427,13 @@ class Recipe:
         for number, stage in enumerate(self.stages):
             if self.model.remember is not None and stage.plan is not None:
                 raise FoveateError(
-                    f"{where}.stages[{number}].plan: model.remember needs every visual token in its layers; leave it "
-                    "out."
+                    f"{where}.stages[{number}].plan: model.remember needs every visual token in its layers; leave the "
+                    "plan out."
                 )
-            if self.model.voco is not None and (stage.plan is not None or stage.loss.pointing):
-                wrong = "plan" if stage.plan is not None else "loss.pointing"
+            if self.model.voco is not None and (stage.plan is not None or stage.loss.answer_attention):
+                key = "plan" if stage.plan is not None else "loss.answer_attention"
                 raise FoveateError(
-                    f"{where}.stages[{number}].{wrong}: with model.voco text sees no visual token, but those "
+                    f"{where}.stages[{number}].{key}: with model.voco text sees no visual token, but those "
                     f"{self.model.voco} after the image; leave it out."
                 )
         for name in ("log_every", "save_every", "keep"):

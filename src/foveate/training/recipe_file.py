@@ -1,4 +1,4 @@
-"""Recipes as YAML files: read with limits, and checked key by key against the classes of `foveate.training.recipe`.
+"""Read recipes from YAML files, with limits, and check every key against the classes of `foveate.training.recipe`.
 
 Relative paths in a recipe are relative to its own folder (data) or to the current folder (output). An unknown key is an
 error that names the keys that exist.
@@ -18,12 +18,12 @@ from foveate.core.errors import FoveateError
 from foveate.core.text_files import decoded
 from foveate.training.recipe import Data, Files, Recipe
 
-#: Bytes, values and levels of a recipe file: far above any that somebody writes, far below what a trap holds.
+#: Limits on bytes, values and levels of a recipe file: far above any real one, far below a malicious one.
 MOST_BYTES, MOST_VALUES, DEEPEST = 2**18, 20_000, 32
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """Reads and checks the recipe file `path`.
+    """Read and check the recipe file `path`.
 
     Raises:
         FoveateError: the file cannot be read, is not YAML, or has a key or value that is not possible; the message
@@ -36,14 +36,14 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            written = file.read(MOST_BYTES + 1)
-        text = decoded(written)
+            data = file.read(MOST_BYTES + 1)
+        text = decoded(data)
     except (OSError, ValueError) as error:
         raise FoveateError(f"The recipe {path} cannot be read: {error}.") from error
-    if len(written) > MOST_BYTES:
+    if len(data) > MOST_BYTES:
         raise FoveateError(f"The recipe {path} is longer than the {MOST_BYTES >> 10} KiB that a recipe may have.")
     try:
-        if _brackets(text) > DEEPEST:  # before PyYAML, whose time grows with the square of the depth
+        if _brackets(text) > DEEPEST:  # PyYAML takes quadratic time in the depth
             raise RecursionError
         content = yaml.safe_load(text)
         _check_extent(content)
@@ -51,7 +51,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise FoveateError(f"{path}: {error}") from error
     except RecursionError:
         raise FoveateError(f"The recipe {path} is nested more than {DEEPEST} levels deep.") from None
-    except Exception as error:  # PyYAML's own, and what its constructors raise: a 13th month is a bare ValueError
+    except Exception as error:  # PyYAML's constructors raise others too: a 13th month is a bare ValueError
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise FoveateError(f"The recipe {path} is not valid YAML: {reason}.") from error
     try:
@@ -62,7 +62,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def parse_recipe(content: Any) -> Recipe:
-    """The recipe of an already parsed YAML document.
+    """Build the recipe of a parsed YAML document.
 
     Raises:
         FoveateError: a key or value is not possible; the message starts with its place, such as `stages[1].loss`.
@@ -71,7 +71,7 @@ def parse_recipe(content: Any) -> Recipe:
 
 
 def _brackets(text: str) -> int:
-    """How deep brackets stand in one another at most, those in texts and comments counted too."""
+    """Greatest nesting of brackets, those in strings and comments included."""
     depth = deepest = 0
     for char in text:
         if char in "[{":
@@ -83,34 +83,36 @@ def _brackets(text: str) -> int:
 
 
 def _check_extent(content: Any) -> None:
-    """Refuse what a few lines of anchors and aliases blow up to; a document that holds itself is without end."""
+    """Refuse documents that anchors and aliases expand too far, or that contain themselves."""
     level, values = [content], 0
     for _ in range(DEEPEST):
-        nested = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        nested = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list))
+        ]
         values += sum(map(len, nested))
         if values > MOST_VALUES:
             raise FoveateError(f"recipe: it holds more than {MOST_VALUES:,} values, aliases counted as often as used.")
-        level = [inner for one in nested for inner in one]
+        level = [inner for value in nested for inner in value]
         if not level:
             return
     raise RecursionError
 
 
 def _with_paths_from(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its data paths made relative to `folder` instead of to the recipe's file."""
+    """Resolve the data paths of a recipe relative to `folder`."""
 
-    def moved(data: Data) -> Data:
+    def relocated(data: Data) -> Data:
         if data.files is None:
             return data
         images = None if data.files.images is None else str(folder / data.files.images)
         return dataclasses.replace(data, files=Files(str(folder / data.files.path), images))
 
-    stages = [dataclasses.replace(stage, data=[moved(data) for data in stage.data]) for stage in recipe.stages]
+    stages = [dataclasses.replace(stage, data=[relocated(data) for data in stage.data]) for stage in recipe.stages]
     return dataclasses.replace(recipe, stages=stages)
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` of the YAML document as the annotated type `kind`, or a FoveateError that starts with `where`."""
+    """Convert `value` to the annotated type `kind`, or raise a FoveateError that starts with `where`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -145,6 +147,8 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
         raise FoveateError(
             f"{where}: expected keys with values, found {reprlib.repr(value)}; possible keys are {', '.join(fields)}."
         )
+    if renamed := [f"{key} is now {new}" for key, new in getattr(kind, "renamed", {}).items() if key in value]:
+        raise FoveateError(f"{where}: {', '.join(renamed)}; rename {'it' if len(renamed) == 1 else 'them'}.")
     unknown = [str(key)[:80] for key in value if key not in fields]
     if unknown:
         named = f"key{'s' * (len(unknown) > 1)} {', '.join(unknown[:10])}"
@@ -164,15 +168,15 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    right = isinstance(value, (int, float) if kind is float else kind)
+    valid = isinstance(value, (int, float) if kind is float else kind)
     if isinstance(value, bool) and kind is not bool:
-        right = False
-    if not right and kind is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as a text; everybody means the number.
+        valid = False
+    if not valid and kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-3 as a string.
         with contextlib.suppress(ValueError):
-            value, right = float(value), True
-    if right and kind in (int, float) and not abs(value) < 2**63:  # written so that NaN fails
-        right = False
-    if not right:
+            value, valid = float(value), True
+    if valid and kind in (int, float) and not abs(value) < 2**63:  # written so that NaN fails
+        valid = False
+    if not valid:
         raise FoveateError(f"{where}: expected {names[kind]}, found {reprlib.repr(value)}.")
     return float(value) if kind is float else value

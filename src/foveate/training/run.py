@@ -1,4 +1,4 @@
-"""Runs a recipe: its stages one after the other, from wherever an earlier run stopped."""
+"""Run a recipe: train its stages one after the other, resuming where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from transformers import ProcessorMixin, TrainingArguments
 
 from foveate.core.errors import FoveateError
 from foveate.training import checkpoints
-from foveate.training.attention import prefer_plain_when_short
 from foveate.training.batch_stream import BatchStream
 from foveate.training.building import build_model, export
 from foveate.training.callbacks import Display, StopRequest
 from foveate.training.collate import Collator
+from foveate.training.cpu_attention import prefer_plain_when_short
 from foveate.training.log import RunLog, require_matplotlib, training_record
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.sources import open_source
@@ -25,10 +25,10 @@ from foveate.training.training_model import TrainingModel
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """Result of a run.
 
     Args:
-        finished: Whether all stages asked for are complete.
+        finished: Whether all requested stages are complete.
         progress: Steps, samples and seconds so far, over all runs.
         model: Folder of the exported model, None if nothing was trained yet.
         log: The JSONL log.
@@ -41,7 +41,7 @@ class RunResult:
 
 
 class Run:
-    """A recipe with its output folder.
+    """A run of a recipe in its output folder.
 
     Args:
         recipe: What to train.
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the one process of `accelerate launch` that writes and reports."""
+        """Whether this is the main process of `accelerate launch`, which writes and reports."""
         return PartialState().is_main_process
 
     def train(
@@ -69,12 +69,12 @@ class Run:
         only: str | None = None,
         console: Console | None = None,
     ) -> RunResult:
-        """Trains all stages that are not complete, or only the stage named `only`.
+        """Train all stages that are not complete, or only the stage named `only`.
 
         Args:
-            resume: Go on from the newest checkpoint; False refuses an output folder that has one.
+            resume: Resume from the newest checkpoint; False refuses an output folder that has one.
             max_minutes: Stop cleanly, with a checkpoint, after this time. SIGTERM and SIGINT do the same.
-            only: Name of the one stage to train, from the newest weights of the stages before it.
+            only: Name of a single stage to train, from the newest weights of the stages before it.
             console: Where progress is shown.
 
         Raises:
@@ -82,20 +82,22 @@ class Run:
                 and `resume` is False.
         """
         require_matplotlib()
-        stages = self._chosen(only)
+        stages = self._selected_stages(only)
         if not resume and any(checkpoints.latest(self._folder(i)) for i in range(len(self.recipe.stages))):
             raise FoveateError(f"{self.output} already holds checkpoints; resume, or choose another output folder.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = TrainingModel(model, self.recipe.seed, self.recipe.cells)
-        for _, stage in stages:  # what this model cannot follow is found before hours of training
-            if (stage.loss.pointing or stage.loss.matching) and getattr(model.config, "num_voco_tokens", 0):
+        training_model = TrainingModel(model, self.recipe.seed, self.recipe.cells)
+        for _, stage in stages:  # impossible stages are refused before hours of training
+            if (stage.loss.answer_attention or stage.loss.question_attention) and getattr(
+                model.config, "num_voco_tokens", 0
+            ):
                 raise FoveateError(
-                    f"stage {stage.name}: pointing tells where text looks in an image, which it sees through VoCo "
-                    "tokens alone; leave loss.pointing out."
+                    f"stage {stage.name}: attention supervision needs text that attends to the image, not to VoCo "
+                    "tokens; leave loss.answer_attention and loss.question_attention out."
                 )
-            with learner.following(stage.plan):
+            with training_model.under_plan(stage.plan):
                 pass
-        unit = learner.architecture.unit(model.config)
+        unit = training_model.architecture.unit(model.config)
         sources = {
             index: [(open_source(data, unit, self.recipe.seed), data.weight) for data in stage.data]
             for index, stage in stages
@@ -104,14 +106,14 @@ class Run:
         with stop.on_signals():
             for index, stage in stages:
                 finished = self._train_stage(
-                    index, stage, learner, processor, sources[index], stop, console or Console()
+                    index, stage, training_model, processor, sources[index], stop, console or Console()
                 )
                 if not finished:
                     break
         return RunResult(finished, self._progress(), self.output / "model", self.log.path)
 
     def export(self, folder: Path) -> RunResult:
-        """Saves the model of the newest checkpoint, in bfloat16 and without the heads, to `folder`.
+        """Save the model of the newest checkpoint, in bfloat16 and without the heads, to `folder`.
 
         Raises:
             FoveateError: there is no checkpoint yet.
@@ -120,35 +122,35 @@ class Run:
         if newest is None:
             raise FoveateError(f"{self.output} holds no checkpoint to export; train first.")
         model, processor = build_model(self.recipe.model, self.recipe.seed)
-        learner = TrainingModel(model, self.recipe.seed, self.recipe.cells)
-        for _, other in self._chosen(None):
-            with learner.following(other.plan):
+        training_model = TrainingModel(model, self.recipe.seed, self.recipe.cells)
+        for _, other in self._selected_stages(None):
+            with training_model.under_plan(other.plan):
                 pass
-        load_weights(learner, newest)
+        load_weights(training_model, newest)
         stage = next(stage for index, stage in enumerate(self.recipe.stages) if self._folder(index) == newest.parent)
         record = training_record(self.log)
-        export(model, processor, folder, record=record, plan=stage.plan, routers=learner.routers)
+        export(model, processor, folder, record=record, plan=stage.plan, routers=training_model.routers)
         return RunResult(self._complete(), self._progress(), folder, self.log.path)
 
     def _train_stage(
         self,
         index: int,
         stage: Stage,
-        learner: TrainingModel,
+        training_model: TrainingModel,
         processor: ProcessorMixin,
         sources: list,
         stop: StopRequest,
         console: Console,
     ) -> bool:
-        """Trains one stage to its end (True) or until stopped (False); a complete stage is only loaded."""
+        """Train one stage to its end (True) or until stopped (False); a complete stage is only loaded."""
         folder = self._folder(index)
         newest = checkpoints.latest(folder)
         before = self._newest(index)
         if newest is not None and newest[1] >= stage.steps:
-            load_weights(learner, newest[0])
+            load_weights(training_model, newest[0])
             return True
         if newest is None and before is not None:
-            load_weights(learner, before)
+            load_weights(training_model, before)
         args = training_arguments(self.recipe, stage, folder, self.cpu)
         done = newest[1] if newest else 0
         start = Progress.of(before) if before else Progress()
@@ -157,14 +159,14 @@ class Run:
             checkpoints.clean(folder)
             self.log.rewind(start.step + done)
             display = Display(console, stage, done)
-        if stage.loss.pointing:
-            learner.point(stage.loss.pointing_layers)
-        if stage.loss.matching:
-            learner.match(stage.loss.matching_layer)
+        if stage.loss.answer_attention:
+            training_model.supervise_answer_attention(stage.loss.answer_attention_layers)
+        if stage.loss.question_attention:
+            training_model.supervise_question_attention(stage.loss.question_attention_layer)
         if args.device.type == "cpu":
-            prefer_plain_when_short(learner.model)
+            prefer_plain_when_short(training_model.model)
         trainer = StageTrainer(
-            learner,
+            training_model,
             args,
             recipe=self.recipe,
             stage=stage,
@@ -176,7 +178,7 @@ class Run:
             display=display,
         )
         try:
-            with learner.following(stage.plan):
+            with training_model.under_plan(stage.plan):
                 if newest is None:
                     trainer.train()
                 else:
@@ -187,7 +189,9 @@ class Run:
         if args.process_index == 0:
             record = training_record(self.log)
             into = self.output / "model"
-            export(learner.model, processor, into, record=record, plan=stage.plan, routers=learner.routers)
+            export(
+                training_model.model, processor, into, record=record, plan=stage.plan, routers=training_model.routers
+            )
         trainer.accelerator.wait_for_everyone()
         return trainer.state.global_step >= stage.steps
 
@@ -206,9 +210,9 @@ class Run:
             Collator(
                 processor,
                 answers=stage.loss.answer > 0,
-                cells=bool(stage.loss.cells or stage.loss.before),
-                pointing=stage.loss.pointing > 0,
-                matching=stage.loss.matching > 0,
+                cells=bool(stage.loss.cells or stage.loss.early_cells),
+                answer_attention=stage.loss.answer_attention > 0,
+                question_attention=stage.loss.question_attention > 0,
                 pages=stage.loss.page > 0,
                 colours=stage.loss.colours > 0,
                 window=stage.window,
@@ -221,15 +225,15 @@ class Run:
             processes=args.world_size,
         )
 
-    def _chosen(self, only: str | None) -> list[tuple[int, Stage]]:
+    def _selected_stages(self, only: str | None) -> list[tuple[int, Stage]]:
         stages = list(enumerate(self.recipe.stages))
         if only is None:
             return stages
-        chosen = [(index, stage) for index, stage in stages if stage.name == only]
-        if not chosen:
+        selected = [(index, stage) for index, stage in stages if stage.name == only]
+        if not selected:
             names = ", ".join(stage.name for stage in self.recipe.stages)
             raise FoveateError(f"the recipe has no stage {only!r}; its stages are {names}.")
-        return chosen
+        return selected
 
     def _folder(self, index: int) -> Path:
         return self.output / "stages" / f"{index + 1}-{self.recipe.stages[index].name}"
@@ -237,9 +241,9 @@ class Run:
     def _newest(self, end: int) -> Path | None:
         """The newest checkpoint of the stages before number `end`."""
         for index in reversed(range(end)):
-            found = checkpoints.latest(self._folder(index))
-            if found:
-                return found[0]
+            checkpoint = checkpoints.latest(self._folder(index))
+            if checkpoint:
+                return checkpoint[0]
         return None
 
     def _progress(self) -> Progress:
@@ -247,5 +251,5 @@ class Run:
         return Progress.of(newest) if newest else Progress()
 
     def _complete(self) -> bool:
-        found = [checkpoints.latest(self._folder(index)) for index in range(len(self.recipe.stages))]
-        return all(f and f[1] >= stage.steps for f, stage in zip(found, self.recipe.stages, strict=True))
+        newest = [checkpoints.latest(self._folder(index)) for index in range(len(self.recipe.stages))]
+        return all(f and f[1] >= stage.steps for f, stage in zip(newest, self.recipe.stages, strict=True))

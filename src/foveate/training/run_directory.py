@@ -1,4 +1,4 @@
-"""The directory of a run: what it is of, its log, and the state that it goes on from."""
+"""The directory of a run: its identity, its log, and the state that it resumes from."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from foveate.core.text_files import read_json
 from foveate.core.weights import read_state
 from foveate.training.log import RunLog
 
-#: Called with a stage, its steps that are done, all its steps, and the last loss where there is one.
+#: Called with a stage, its finished steps, all its steps, and the last loss, if there is one.
 OnProgress = Callable[[str, int, int, float | None], None]
 
 
 def quiet(stage: str, done: int, total: int, loss: float | None = None) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 class RunDirectory:
-    """Where a run keeps its log and state: `NAME.run` beside the file or folder NAME that it will write.
+    """Directory of a run's log and state: `NAME.run` beside the file or folder NAME that it will write.
 
     Args:
-        output: What the run will write.
-        about: What the run is of, in plain types; the directory of another run is refused.
-        resume: Whether a run that is there already may be gone on with.
+        output: File or folder that the run will write.
+        about: Identity of the run, in plain types; the directory of another run is refused.
+        resume: Whether an existing run may be resumed.
 
     Attributes:
         path: The directory.
-        log: One line a step.
+        log: The log.
 
     Raises:
         FoveateError: the directory is of another run, or there is one and `resume` is False.
@@ -48,15 +48,15 @@ class RunDirectory:
             write_json(known, about)
             return
         if not resume:
-            raise FoveateError(f"{self.path} holds a run already; remove it, or leave --no-resume out to go on.")
+            raise FoveateError(f"{self.path} contains a run already; remove it, or leave --no-resume out to resume it.")
         before = read_json(known)
         if differs := sorted(name for name in before.keys() | about if before.get(name) != about.get(name)):
             raise FoveateError(
-                f"{self.path} holds a run with another {', '.join(differs)}; remove it, or write another file."
+                f"{self.path} contains a run with another {', '.join(differs)}; remove it, or write another file."
             )
 
     def save_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the state: tensors, numbers, texts, lists and dictionaries.
+        """Save the state, replacing the last one: tensors, numbers, strings, lists and dictionaries.
 
         Raises:
             FoveateError: it could not be written.
@@ -65,14 +65,14 @@ class RunDirectory:
             torch.save(dict(state), partial)
 
     def load_state(self, keys: Iterable[str], device: Any = "cpu") -> dict[str, Any] | None:
-        """The state that was saved last; None where there is none.
+        """Load the last saved state; None where there is none.
 
         Args:
-            keys: What it must hold.
-            device: Where its tensors go.
+            keys: Keys that it must have.
+            device: Device of its tensors.
 
         Raises:
-            FoveateError: it is damaged, or of another kind of run.
+            FoveateError: it is damaged, or of another type of run.
         """
         return read_state(self._state, keys, device) if self._state.is_file() else None
 
@@ -82,7 +82,7 @@ class RunDirectory:
 
 
 def check_output(output: Path) -> None:
-    """Refuse what could not be written when a run ends.
+    """Check that a run will be able to write its output.
 
     Raises:
         FoveateError: its folder does not exist.

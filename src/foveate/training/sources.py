@@ -1,4 +1,4 @@
-"""Opens the data of a recipe."""
+"""Open the data sources of a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foveate.training.recipe import Data
 
 
 def open_source(data: Data, unit: int, seed: int) -> Source:
-    """The source of examples that `data` describes, checked.
+    """Open and check the source of examples that `data` describes.
 
     Args:
         data: One entry of a stage's `data`.
@@ -36,7 +36,7 @@ def open_source(data: Data, unit: int, seed: int) -> Source:
 
     def read(index: int) -> Example:
         question, answer, image = rows[index]
-        # There are no characters, but shapes in places that are not known.
+        # There are no characters; the positions of the shapes are unknown.
         return Example.of_question(paths[image], question, answer, None, "easy_vqa")
 
     return ListSource(read, len(rows), seed)

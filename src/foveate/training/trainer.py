@@ -1,7 +1,7 @@
 """`transformers.Trainer` for one stage of a recipe.
 
-What differs from the plain trainer: several losses with exact means over processes and accumulation steps,
-learning rates per part, checkpoints that appear in one step, and a data stream that resumes by number.
+In addition to the plain trainer: several losses with exact means over processes and accumulation steps,
+learning rates per part, atomic checkpoints, and a data stream that resumes by batch number.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ TRAINER_STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, over all its stages.
+    """Progress of a run, over all its stages.
 
     Args:
         step: Optimiser steps.
-        samples: Samples that were learned from.
+        samples: Training samples.
         seconds: Seconds spent training.
     """
 
@@ -56,14 +56,14 @@ class Progress:
 
     @classmethod
     def of(cls, checkpoint: Path) -> Progress:
-        """The progress that a checkpoint was saved at."""
+        """Progress at a checkpoint."""
         with _readable(checkpoint):
             return cls(**read_json(checkpoint / PROGRESS))
 
 
 def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = False) -> TrainingArguments:
     """The trainer's arguments for a stage; logging, saving and stopping are decided by `StageCallback`."""
-    # Said plainly, because the trainer refuses bfloat16 on a machine that merely has no GPU.
+    # Explicit, because the trainer refuses bfloat16 on a machine without a GPU.
     cpu = cpu or not torch.accelerator.is_available()
     accelerator = torch.accelerator.current_accelerator()
     device = "cpu" if cpu or accelerator is None else accelerator.type
@@ -88,22 +88,22 @@ def training_arguments(recipe: Recipe, stage: Stage, folder: Path, cpu: bool = F
     )
 
 
-def load_weights(learner: TrainingModel, checkpoint: Path) -> None:
-    """Loads the weights of a checkpoint, heads included; a head that is newer than it keeps its first weights.
+def load_weights(training_model: TrainingModel, checkpoint: Path) -> None:
+    """Load the weights of a checkpoint, heads included; heads that it lacks keep their initial weights.
 
     Raises:
         FoveateError: they are missing, damaged or of another model.
     """
     with _readable(checkpoint):
-        missing, unknown = load_model(learner, checkpoint / WEIGHTS, strict=False)
-        lost = [name for name in missing if not name.startswith(("colour_reader.", "routers."))]
-        if lost or unknown:
-            raise ValueError(f"its weights are of another model: {', '.join([*lost, *unknown][:3])}")
+        missing, unknown = load_model(training_model, checkpoint / WEIGHTS, strict=False)
+        absent = [name for name in missing if not name.startswith(("colour_reader.", "routers."))]
+        if absent or unknown:
+            raise ValueError(f"its weights are of another model: {', '.join([*absent, *unknown][:3])}")
 
 
 @contextmanager
 def _readable(checkpoint: Path) -> Generator[None]:
-    """Say in one sentence that a checkpoint cannot be read; a pickle in it that is more than tensors is not run."""
+    """Turn errors of reading a checkpoint into a FoveateError; pickles other than tensors are not executed."""
     try:
         yield
     except (
@@ -124,17 +124,17 @@ def _readable(checkpoint: Path) -> Generator[None]:
 
 
 class StageTrainer(Trainer):
-    """Trains the parts of a `TrainingModel` that a stage names.
+    """Trainer of the parts of a `TrainingModel` that a stage names.
 
     Args:
-        learner: Model and heads.
-        args: From `training_arguments`.
+        training_model: Model and heads.
+        args: Arguments from `training_arguments`.
         recipe: Gives the intervals of log and checkpoints.
-        stage: What is trained on what, and how.
+        stage: The stage.
         stream: The batches, from the step on at which training resumes.
         start: Progress of the run before this stage.
-        log: Receives a line every few steps.
-        stop: Asked for a clean stop after every step.
+        log: Gets an entry every few steps.
+        stop: Checked after every step.
         workers: Processes that prepare batches; 0 prepares them in this one.
         display: Where progress is shown, None in all but the main process.
     """
@@ -144,7 +144,7 @@ class StageTrainer(Trainer):
 
     def __init__(
         self,
-        learner: TrainingModel,
+        training_model: TrainingModel,
         args: TrainingArguments,
         *,
         recipe: Recipe,
@@ -156,13 +156,13 @@ class StageTrainer(Trainer):
         workers: int = 1,
         display: Display | None = None,
     ) -> None:
-        for name, parameter in learner.named_parameters():
-            parameter.requires_grad_(learner.part_of(name) in stage.train)
-        super().__init__(model=learner, args=args, train_dataset=stream)
+        for name, parameter in training_model.named_parameters():
+            parameter.requires_grad_(training_model.part_of(name) in stage.train)
+        super().__init__(model=training_model, args=args, train_dataset=stream)
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.add_callback(StageCallback(recipe, stop, self._any_process))
-        self._learner = learner
+        self._training_model = training_model
         self._recipe = recipe
         self._stage = stage
         self._start = start
@@ -175,7 +175,7 @@ class StageTrainer(Trainer):
         self._logged = (0, self._clock)
 
     def resume(self, checkpoint: Path) -> None:
-        """Trains from a checkpoint of this stage to the stage's end or until stopped."""
+        """Train from a checkpoint of this stage to the stage's end or until stopped."""
         self._earlier_seconds = Progress.of(checkpoint).seconds
         self._logged = (int(checkpoint.name.rpartition("-")[2]), self._clock)
         self.train(resume_from_checkpoint=str(checkpoint))
@@ -183,7 +183,7 @@ class StageTrainer(Trainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
-        """The stream as it is: it divides batches among processes and workers by itself."""
+        """Loader of the stream, which divides batches among processes and workers itself."""
         return DataLoader(
             self.train_dataset,  # ty: ignore[invalid-argument-type]
             batch_size=None,
@@ -191,14 +191,14 @@ class StageTrainer(Trainer):
             prefetch_factor=4 if self._workers else None,
             worker_init_fn=_leave_signals_to_the_trainer,
             pin_memory=self.args.device.type == "cuda",
-            # Its own generator: starting the workers must not move the random state of the training.
+            # A separate generator: starting the workers must not change the training's random state.
             generator=torch.Generator(),
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
-        """The micro-batches of one optimiser step, and over how much their losses are averaged.
+        """Micro-batches of one optimiser step, and the divisors of their losses.
 
         The second is (terms,), `losses.counts_of` summed over micro-batches and processes, so that the mean does not
         depend on how a batch is divided.
@@ -216,7 +216,7 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The weighted losses of a micro-batch, as its share of the mean over the whole batch."""
+        """Weighted loss of a micro-batch, as its share of the mean over the batch."""
         weights = self._stage.loss
         sums = model(**inputs, blank_weight=weights.blank)
         # Accumulated in float64 on the CPU: thousands of losses of float32 would lose digits.
@@ -233,7 +233,7 @@ class StageTrainer(Trainer):
     # Optimiser
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The stage's optimiser with one learning rate per part; see `recipe.Stage.optimizer`.
+        """Create the stage's optimiser, with one learning rate per part; see `recipe.Stage.optimizer`.
 
         Weight matrices decay; biases, norms and embeddings do not.
         """
@@ -243,31 +243,31 @@ class StageTrainer(Trainer):
             for name, parameter in (model or self.model).named_parameters():
                 if parameter.requires_grad:
                     decays = parameter.ndim > 1 and "emb" not in name
-                    part = self._learner.part_of(name)
+                    part = self._training_model.part_of(name)
                     # Heads end in classes, like the output layers that Muon's authors leave to AdamW.
-                    turned = muon and decays and parameter.ndim == 2 and part != "heads"
-                    groups.setdefault((part, decays, turned), []).append(parameter)
-            listed = [
+                    uses_muon = muon and decays and parameter.ndim == 2 and part != "heads"
+                    groups.setdefault((part, decays, uses_muon), []).append(parameter)
+            param_groups = [
                 {
                     "params": parameters,
                     "lr": self._stage.train[part],
                     "weight_decay": self._stage.weight_decay if decays else 0.0,
                     "part": part,
-                    "muon": turned,
+                    "muon": uses_muon,
                 }
-                for (part, decays, turned), parameters in groups.items()
+                for (part, decays, uses_muon), parameters in groups.items()
             ]
             if muon:
                 iteration = torch.bfloat16 if bfloat16_pays(self.args.device.type) else torch.float32
-                self.optimizer = MuonAdamW(listed, self._stage.betas, iteration)
+                self.optimizer = MuonAdamW(param_groups, self._stage.betas, iteration)
             else:
-                self.optimizer = torch.optim.AdamW(listed, betas=self._stage.betas, fused=True)
+                self.optimizer = torch.optim.AdamW(param_groups, betas=self._stage.betas, fused=True)
         return self.optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The recipe's schedule, as one factor on all learning rates."""
+        """Create the recipe's schedule, one factor on all learning rates."""
         if self.lr_scheduler is None:
             schedule = self._stage.schedule
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -279,7 +279,7 @@ class StageTrainer(Trainer):
     # Log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Writes the means since the last line to the run's log."""
+        """Append the means since the last entry to the run's log."""
         if "loss" not in logs:
             return  # the plain trainer's summary at the end
         sums = dict(zip(SUMS, self.accelerator.reduce(self._sums.to(self._float), "sum").tolist(), strict=True))
@@ -316,7 +316,7 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         try:
             self._write_checkpoint()
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises different errors
             folder = self.args.output_dir
             reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
             raise FoveateError(
@@ -367,7 +367,7 @@ class StageTrainer(Trainer):
         return torch.float32 if self.args.device.type == "mps" else torch.float64
 
     def _any_process(self, wish: bool) -> bool:
-        """Whether any process wishes so; all must stop and save at the same step."""
+        """Whether any process wishes so: all must stop and save at the same step."""
         if self.accelerator.num_processes == 1:
             return wish
         wishes = torch.tensor(float(wish), device=self.args.device)
@@ -375,6 +375,6 @@ class StageTrainer(Trainer):
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Workers ignore Ctrl-C, which a terminal sends to all: the trainer stops them after its last step."""
+    """Let a worker ignore Ctrl-C, which a terminal sends to all processes: the trainer stops it after its last step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -17,7 +17,7 @@ from foveate.core.plan import parse_plan
 from foveate.cost.schedule import tokens_per_layer
 from foveate.families import family_of
 from foveate.methods.decoder.cmai import CMAI
-from foveate.runtime.attention_functions import Call
+from foveate.runtime.attention_functions import AttentionCall
 from foveate.testing.live import answers, logits
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients, text_of
@@ -115,13 +115,13 @@ def test_thresholds_that_mean_nothing(threshold: float) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The pairs that every changed call of attention may see, as they come."""
     masks: list[Tensor] = []
-    before = Call.attend_pairs
+    before = AttentionCall.attend_pairs
 
-    def attend(self: Call, allowed: Tensor) -> Any:
+    def attend(self: AttentionCall, allowed: Tensor) -> Any:
         masks.append(self.allowed() & ~allowed)
         return before(self, allowed)
 
-    monkeypatch.setattr(Call, "attend_pairs", attend)
+    monkeypatch.setattr(AttentionCall, "attend_pairs", attend)
     return masks
 
 

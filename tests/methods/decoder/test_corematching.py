@@ -14,7 +14,7 @@ from transformers import DynamicCache
 import foveate
 from foveate import FoveateError, compat
 from foveate.methods.decoder.corematching import CoreMatching, above_elbow
-from foveate.runtime.mlp_hooks import Sliced
+from foveate.runtime.mlp_hooks import NeuronSlice
 from foveate.testing.live import answers, logits
 from tests.families.zoo import zoo
 from tests.runtime.test_decoder_hooks import ROWS, deep, same_gradients
@@ -122,13 +122,13 @@ def test_written_text_uses_the_same_neurons_without_a_cache(
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, ROWS)
     calls: list[int] = []
-    before = Sliced.forward
+    before = NeuronSlice.forward
 
-    def forward(self: Sliced, mlp: Any, hidden: Tensor) -> Tensor:
+    def forward(self: NeuronSlice, mlp: Any, hidden: Tensor) -> Tensor:
         calls.append(len(self.neurons))
         return before(self, mlp, hidden)
 
-    monkeypatch.setattr(Sliced, "forward", forward)
+    monkeypatch.setattr(NeuronSlice, "forward", forward)
     with foveate.compress(model, plan):
         written = answers(model, inputs)
         assert calls and set(calls) == {round(0.4 * model.config.get_text_config().intermediate_size)}
@@ -187,9 +187,9 @@ def test_a_second_turn() -> None:
     with torch.no_grad(), foveate.compress(model, "corematching:3@2"):
         model(**first, **compat.cache_argument(cache))
         kept: Any = cache
-        before = kept.foveate_kept.neurons[3][0].neurons
+        before = kept.foveate_state.neurons[3][0].neurons
         model(**{**second, "attention_mask": mask}, **compat.cache_argument(cache))
-        assert not torch.equal(kept.foveate_kept.neurons[3][0].neurons, before)
+        assert not torch.equal(kept.foveate_state.neurons[3][0].neurons, before)
         word = model(input_ids=torch.tensor([[7]]), **compat.cache_argument(cache))
     assert bool(word.logits.isfinite().all())
 

@@ -16,7 +16,7 @@ from foveate.core.in_attention import AttentionInputs
 from foveate.kv_cache import MixedLayer
 from foveate.kv_cache.nbytes import bytes_of
 from foveate.methods.decoder.zipvl import ZipVL
-from foveate.runtime.attention_functions import Call
+from foveate.runtime.attention_functions import AttentionCall
 from foveate.runtime.attention_hooks import AttentionHooks
 from foveate.testing.live import answers, logits
 from tests.families.zoo import zoo
@@ -120,9 +120,9 @@ def test_sparse_attention_is_masked_attention(kind: str, side: str, monkeypatch:
     specimen, model = deep(kind)
     inputs = specimen.prompts(model, ROWS, side=side)
     kept: list[Tensor] = []
-    before = AttentionHooks._among
+    before = AttentionHooks._attend_active
 
-    def among(self: AttentionHooks, call: Call, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
+    def among(self: AttentionHooks, call: AttentionCall, allowed: Tensor, attends: Tensor, prompt: int) -> Tensor:
         found = before(self, call, allowed, attends, prompt)
         pairs = allowed & attends[:, None]
         expected = call.attend_pairs(pairs | ~pairs.any(dim=2, keepdim=True))[0] * attends[:, :, None, None]
@@ -130,7 +130,7 @@ def test_sparse_attention_is_masked_attention(kind: str, side: str, monkeypatch:
         kept.append(attends.sum(dim=1))
         return found
 
-    monkeypatch.setattr(AttentionHooks, "_among", among)
+    monkeypatch.setattr(AttentionHooks, "_attend_active", among)
     with foveate.compress(model, "zipvl(tau=0.8)"):
         logits(model, inputs)
     assert len(kept) == len(model.get_decoder().layers)

@@ -8,7 +8,7 @@ import torch
 import foveate
 from foveate import FoveateError
 from foveate.methods.decoding import VASparse
-from foveate.runtime.attention_functions import Call
+from foveate.runtime.attention_functions import AttentionCall
 from tests.families.zoo import zoo
 from tests.methods.decoding.drafters import Guessing
 
@@ -111,7 +111,7 @@ def test_written_tokens_see_what_is_kept(name):
     model = zoo()[name].model()
     inputs = zoo()[name].prompts(model, [[(4, 4)]])
     calls: list[tuple[int, torch.Tensor]] = []
-    kept_before, attend_before, compared = VASparse.attended_tokens, Call.attend, []
+    kept_before, attend_before, compared = VASparse.attended_tokens, AttentionCall.attend, []
 
     def kept(self, scores):
         calls.append((len(scores), kept_before(self, scores)))
@@ -129,7 +129,7 @@ def test_written_tokens_see_what_is_kept(name):
 
     with pytest.MonkeyPatch.context() as patch, foveate.vasparse(model, VASparse(keep=0.3, contrast=0.0, weight=50.0)):
         patch.setattr(VASparse, "attended_tokens", kept)
-        patch.setattr(Call, "attend", attend)
+        patch.setattr(AttentionCall, "attend", attend)
         output = written(model, inputs)
     length, layers = inputs["input_ids"].shape[1], len(model.model.language_model.layers)
     assert len(compared) == len(calls) == 5 * layers
@@ -195,7 +195,7 @@ def test_what_it_cannot_do_is_refused():
         foveate.vasparse(model)
     with foveate.compress(model, "random:3"), pytest.raises(FoveateError, match="without one"):
         foveate.vasparse(model)
-    with pytest.raises(FoveateError, match="exit_layer 9"):
+    with pytest.raises(FoveateError, match="exit_layer must be at most 2.*not 9"):
         foveate.vasparse(model, VASparse(exit_layer=9))
     with pytest.raises(FoveateError, match="all attend"):
         foveate.vasparse(zoo()["qwen3.5"].model())

@@ -38,7 +38,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 def seen_of(loaded: tuple[Any, Any], number: int = 0) -> RecordedActivations:
-    return record(*loaded, EXAMPLES(number), (1,), looking=1)
+    return record(*loaded, EXAMPLES(number), (1,), attention_layer=1)
 
 
 def modules(size: int, seed: int = 0) -> nn.ModuleDict:
@@ -141,7 +141,7 @@ def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], 
     fit = CoViPALTrainer(SMALL).fit
     whole = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "whole", {}))
     stop = StopRequest()
-    tell = lambda stage, step, steps, loss: stop.ask() if step == 2 else None  # noqa: E731
+    tell = lambda stage, step, steps, loss: stop.request() if step == 2 else None  # noqa: E731
     stopped = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}), tell, stop)
     assert (whole.finished, stopped.finished, stopped.step) == (True, False, 2)
     rest = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}))
@@ -194,8 +194,8 @@ def test_the_guide_is_deeper() -> None:
 
 def test_measuring(loaded: tuple[Any, Any]) -> None:
     found = measure(*loaded, [EXAMPLES(0), EXAMPLES(1)], ["random-decoder:100%@1", "random-decoder:25%@1"])
-    assert found["untouched"]["kl"] == 0 and found["untouched"]["agreement"] == 1
-    assert found["random-decoder:100%@1"] == pytest.approx(found["untouched"], abs=1e-5)
+    assert found["full model"]["kl"] == 0 and found["full model"]["agreement"] == 1
+    assert found["random-decoder:100%@1"] == pytest.approx(found["full model"], abs=1e-5)
     assert found["random-decoder:25%@1"]["kl"] > 0 and found["random-decoder:25%@1"]["tokens"] == 0.25
 
 
@@ -208,7 +208,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     train_method("covipal", output, model=model, **options, as_json=True)
     document = json.loads(capsys.readouterr().out)
     assert document["finished"] and document["layers"] == [1]
-    assert {"untouched", "random-decoder:25%@1"} < set(document["measured"])
+    assert {"full model", "random-decoder:25%@1"} < set(document["measured"])
     with pytest.raises(FoveateError, match="another batch_size"):
         train_method("covipal", output, model=model, **options | {"batch_size": 2})
     with pytest.raises(FoveateError, match="no folder"):

@@ -19,7 +19,7 @@ from foveate.training.callbacks import StopRequest
 from foveate.training.methods.dpn import (
     DPNTrainConfig,
     DPNTrainer,
-    Drawn,
+    SampledExperts,
     Trial,
     batch_loss,
     routing_loss,
@@ -67,7 +67,7 @@ def test_every_expert_is_tried(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     labels = seen.inputs["input_ids"].clone()
     labels[:, : -len(seen.answer)] = -100
     for expert, loss in enumerate(found.losses):
-        sure = replace(Drawn(networks), experts={1: expert})
+        sure = replace(SampledExperts(networks), experts={1: expert})
         with torch.no_grad(), foveate.compress(model, sure):
             torch.testing.assert_close(model(**seen.inputs, labels=labels).loss, loss, atol=1e-5, rtol=1e-5)
     assert len(set(found.losses.tolist())) == 3
@@ -82,7 +82,7 @@ def test_few_tokens_are_never_drawn(loaded: tuple[Any, Any]) -> None:
     assert len(tokens) == 64
     for draw in range(20):
         torch.manual_seed(draw)
-        drawn = Drawn(routers(tokens.features.shape[1]))
+        drawn = SampledExperts(routers(tokens.features.shape[1]))
         assert len(drawn(tokens, None)) == 64
         assert drawn.experts == {1: 0}
 
@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], 
     fit = DPNTrainer(SMALL).fit
     whole = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "whole", {}))
     stop = StopRequest()
-    tell = lambda stage, step, steps, loss: stop.ask() if step == 2 else None  # noqa: E731
+    tell = lambda stage, step, steps, loss: stop.request() if step == 2 else None  # noqa: E731
     stopped = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}), tell, stop)
     assert (whole.finished, stopped.finished, stopped.step) == (True, False, 2)
     rest = fit(*loaded, EXAMPLES, RunDirectory(tmp_path / "parts", {}))

@@ -21,7 +21,7 @@ from foveate.runtime.speculative import target_of
 from foveate.training.callbacks import StopRequest
 from foveate.training.examples import Example
 from foveate.training.methods import trainer_of
-from foveate.training.methods.shared.drafts import hear, loss_of, measure
+from foveate.training.methods.shared.drafts import loss_of, measure, record_conversation
 from foveate.training.run_directory import RunDirectory
 from tests.tiny_model import noise, save_llava, save_llava_uhd
 
@@ -50,7 +50,7 @@ def trainer_for(kind: str, **options: Any) -> Any:
 def test_what_is_heard_of_own_answers_is_what_the_model_would_read(loaded: Loaded) -> None:
     """Features gathered while the model writes are those of one pass over prompt and answer."""
     model, processor = loaded
-    heard = hear(model, processor, example(), 7)
+    heard = record_conversation(model, processor, example(), 7)
     prompt = inputs_of(model, processor, noise(40, 40), "What is this, number 0?")
     answer = model.generate(**prompt, max_new_tokens=7, do_sample=False)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_what_is_heard_of_own_answers_is_what_the_model_would_read(loaded: Loade
 
 def test_answers_of_the_data_are_heard_too(loaded: Loaded) -> None:
     model, processor = loaded
-    heard = hear(model, processor, example(), None)
+    heard = record_conversation(model, processor, example(), None)
     text = processor.tokenizer("A picture, 0.", add_special_tokens=False)["input_ids"]
     written = heard.embeddings[heard.prompt :]
     assert torch.equal(written, model.get_input_embeddings()(torch.tensor(text)))
@@ -78,7 +78,7 @@ def test_answers_of_the_data_are_heard_too(loaded: Loaded) -> None:
 def test_the_loss_is_that_of_the_answer(loaded: Loaded, kind: str) -> None:
     """A draft that guesses every feature of the answer has no distance left."""
     model, processor = loaded
-    heard = hear(model, processor, example(), 7)
+    heard = record_conversation(model, processor, example(), 7)
     target, draft = target_of(model), draft_for(model, kind)
     written = len(heard.features) - heard.prompt
 
@@ -103,7 +103,7 @@ def test_the_loss_is_that_of_the_answer(loaded: Loaded, kind: str) -> None:
 def test_an_answer_of_one_token_teaches_nothing(loaded: Loaded) -> None:
     model, processor = loaded
     draft = draft_for(model)
-    loss = loss_of(draft, target_of(model), hear(model, processor, example(), 1), torch.Generator())
+    loss = loss_of(draft, target_of(model), record_conversation(model, processor, example(), 1), torch.Generator())
     loss.backward()
     assert float(loss.detach()) == 0
 
@@ -138,7 +138,7 @@ def test_a_stopped_run_gives_the_same_weights(loaded: Loaded, kind: str, tmp_pat
     whole = fit(*arguments, RunDirectory(tmp_path / "whole", {})).network
     stop = StopRequest()
     first = fit(*arguments, RunDirectory(tmp_path / "d", {}),
-                lambda stage, step, steps, loss: stop.ask() if step == 2 else None, stop)  # fmt: skip
+                lambda stage, step, steps, loss: stop.request() if step == 2 else None, stop)  # fmt: skip
     assert first.step == 2 and not first.finished
     again = fit(*arguments, RunDirectory(tmp_path / "d", {}))
     assert again.finished

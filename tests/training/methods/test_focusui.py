@@ -24,12 +24,12 @@ from foveate.training.callbacks import StopRequest
 from foveate.training.methods.focusui import (
     FocusUITrainConfig,
     FocusUITrainer,
-    covered,
-    drawn,
-    labelled,
+    box_coverage,
     loss_of,
     measure,
-    reading,
+    sample_element,
+    token_labels,
+    token_reader,
 )
 from foveate.training.run_directory import RunDirectory
 from tests.tiny_model import save_llava, save_llava_uhd
@@ -50,7 +50,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 def test_a_method_is_given_what_training_saw(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     screen = render_screen(0)
-    with reading(model, processor) as read:
+    with token_reader(model, processor) as read:
         tokens = read(screen.image, "Click Save.")
     inputs = inputs_of(model, processor, screen.image, "Click Save.")
     embeds = model.get_input_embeddings()(inputs["input_ids"][0])
@@ -76,12 +76,12 @@ def test_what_a_box_covers_crop_by_crop() -> None:
     slow = [float(inside[r * 20 : r * 20 + 20, c * 20 : c * 20 + 20].mean()) for r in range(2) for c in range(4)]
     slow += [0.0]
     slow += [float(inside[r * 20 : r * 20 + 20, c * 20 + 40 : c * 20 + 60].mean()) for r in range(2) for c in range(2)]
-    torch.testing.assert_close(covered(tokens, image, box), torch.tensor(slow[:12]))
+    torch.testing.assert_close(box_coverage(tokens, image, box), torch.tensor(slow[:12]))
     # An even picture is one region in each crop: the graph is 1 / ln(n + 1) everywhere.
     graph = torch.tensor([1 / torch.tensor(n + 1.0).log() for n in [8] * 8 + [4] * 4])
     graph[8] = 0
     expected = 2 * (torch.tensor(slow[:12]) + 0.5 * graph).clamp(0, 1) - 1
-    torch.testing.assert_close(labelled(tokens, image, box), expected)
+    torch.testing.assert_close(token_labels(tokens, image, box), expected)
 
 
 def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_run_that_was_stopped_gives_the_same_weights(loaded: tuple[Any, Any], 
     assert whole.finished
     stop = StopRequest()
     parts = RunDirectory(tmp_path / "parts.safetensors", {})
-    stopped = fit(*loaded, None, parts, lambda stage, step, steps, loss: stop.ask() if step == 2 else None, stop)
+    stopped = fit(*loaded, None, parts, lambda stage, step, steps, loss: stop.request() if step == 2 else None, stop)
     assert (stopped.finished, stopped.step) == (False, 2)
     # The line that a killed run wrote after its last state is written again, not twice.
     parts.log.append({"step": 3, "loss": 0.0, "learning_rate": 0.0, "seconds": 0.0})
@@ -125,9 +125,9 @@ def test_training_lowers_the_loss_and_the_file_beats_random(loaded: tuple[Any, A
     trainer.save(trained, file)
     torch.manual_seed(0)
     new = Scorer(trained.size).eval()
-    with reading(model, processor) as read, torch.no_grad():
+    with token_reader(model, processor) as read, torch.no_grad():
         losses = [
-            sum(float(loss_of(scorer, read, *drawn(seed, "heldout"))) for seed in range(12))
+            sum(float(loss_of(scorer, read, *sample_element(seed, "heldout"))) for seed in range(12))
             for scorer in (new, trained)
         ]
     assert losses[1] < 0.98 * losses[0]
@@ -135,9 +135,9 @@ def test_training_lowers_the_loss_and_the_file_beats_random(loaded: tuple[Any, A
     shares = measure(model, processor, file, 32)["25%"]
     assert shares["focusui"] > shares["random"] + 0.04, shares
 
-    screen, element = drawn(0, "heldout")
+    screen, element = sample_element(0, "heldout")
     inputs = inputs_of(model, processor, screen.image, element.instruction)
-    with reading(model, processor) as read:
+    with token_reader(model, processor) as read:
         tokens = read(screen.image, element.instruction)
     with torch.no_grad():
         best = trained(tokens.features, tokens.get(Need("instruction"))).topk(32).indices.sort().values

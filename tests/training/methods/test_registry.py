@@ -123,7 +123,7 @@ def test_a_trainer_of_another_package(
     assert main(arguments) == 0  # goes on with the finished run
     assert f"slope {document['measured']:.2f}" in capsys.readouterr().out
     assert main([*arguments, "--slope", "4"]) == 2
-    assert "holds a run with another slope" in capsys.readouterr().err
+    assert "contains a run with another slope" in capsys.readouterr().err
 
 
 def test_a_module_without_its_trainer_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,12 +24,12 @@ from foveate.training.examples import Example
 from foveate.training.methods.relevance import (
     RelevanceTrainConfig,
     RelevanceTrainer,
-    divide,
-    find_pictures,
+    collect_relevance_maps,
     kept_shares,
+    split_maps,
 )
 from foveate.training.methods.shared.questions import file_samples, rendered_samples
-from foveate.training.methods.shared.relevance_targets import Picture, answer_relevance, explain, read_example
+from foveate.training.methods.shared.relevance_targets import RelevanceMap, answer_relevance, explain, read_example
 from foveate.training.run_directory import RunDirectory, quiet
 from tests.families.zoo import END, IMAGE, zoo
 from tests.tiny_model import save_llava, save_llava_uhd
@@ -115,18 +115,18 @@ def test_own_answers_are_the_greedy_ones_and_crops_are_pictures() -> None:
         assert abs(float(one.target.sum()) - 1) < 1e-5 and not one.target[~one.present].any()
 
 
-def pictures(count: int) -> list[list[Picture]]:
+def pictures(count: int) -> list[list[RelevanceMap]]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for number in range(count):
         attention = torch.rand(3 + number % 3, 5, generator=generator)
         target = 1 / (0.1 + attention**2)  # what the first layer overlooks
-        found.append([Picture(attention, target / target.sum(), torch.ones_like(attention, dtype=torch.bool))])
+        found.append([RelevanceMap(attention, target / target.sum(), torch.ones_like(attention, dtype=torch.bool))])
     return found
 
 
 def test_training_learns_and_an_interrupted_one_gives_the_same_weights(tmp_path: Path) -> None:
-    learned, held = divide(pictures(40))
+    learned, held = split_maps(pictures(40))
     assert (len(learned), len(held)) == (36, 4)
     trainer = RelevanceTrainer(RelevanceTrainConfig(epochs=12, batch_size=8, learning_rate=1e-2))
     state = torch.get_rng_state()
@@ -142,7 +142,9 @@ def test_training_learns_and_an_interrupted_one_gives_the_same_weights(tmp_path:
         trainer.fit_mapper(learned, held, RunDirectory(tmp_path / "parts", {"seed": 0}), partial(stop_at, "mapper", 5))
     parts = RunDirectory(tmp_path / "parts", {"seed": 0})
     stop = StopRequest()
-    stopped = trainer.fit_mapper(learned, held, parts, lambda stage, done, *_: stop.ask() if done == 8 else None, stop)
+    stopped = trainer.fit_mapper(
+        learned, held, parts, lambda stage, done, *_: stop.request() if done == 8 else None, stop
+    )
     assert not stopped.finished and len(parts.log.read()) == 8
     again = trainer.fit_mapper(learned, held, parts).network
     assert all(torch.equal(a, b) for a, b in zip(mapper.parameters(), again.parameters(), strict=True))
@@ -156,7 +158,7 @@ def test_samples_are_explained_once(tmp_path: Path) -> None:
     data = write_conversations(tmp_path, 3)
     samples = file_samples([data], None, None, 0)
     with pytest.raises(KeyboardInterrupt):
-        find_pictures(
+        collect_relevance_maps(
             model, processor, samples, RunDirectory(tmp_path / "a", {}), None, partial(stop_at, "relevance", 2)
         )
     half = sorted((tmp_path / "a.run" / "samples").iterdir())
@@ -166,8 +168,8 @@ def test_samples_are_explained_once(tmp_path: Path) -> None:
         raise AssertionError("a sample that is known was made again")
 
     going_on = RunDirectory(tmp_path / "a", {})
-    found = find_pictures(model, processor, [nothing, nothing, samples[2]], going_on, None, quiet)
-    fresh = find_pictures(model, processor, samples, RunDirectory(tmp_path / "b", {}), None, quiet)
+    found = collect_relevance_maps(model, processor, [nothing, nothing, samples[2]], going_on, None, quiet)
+    fresh = collect_relevance_maps(model, processor, samples, RunDirectory(tmp_path / "b", {}), None, quiet)
     for one, other in zip(chain(*found), chain(*fresh), strict=True):
         assert torch.equal(one.target, other.target) and torch.equal(one.attention, other.attention)
         assert one.target.shape == (8, 8)
@@ -183,7 +185,7 @@ def test_the_command_and_the_file_in_use(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["finished"] is False
     train_method("relevance", output, limit=6, as_json=True, **options)
     document = json.loads(capsys.readouterr().out)
-    assert (document["samples"], document["pictures"], document["held_out"]) == (6, 5, 1)
+    assert (document["samples"], document["images"], document["held_out"]) == (6, 5, 1)
     assert set(document["measured"]) == {"25%", "50%"}
     assert set(document["measured"]["50%"]) == {"mapper", "attention", "random", "relevance"}
     before = load_file(output)
@@ -192,7 +194,7 @@ def test_the_command_and_the_file_in_use(tmp_path: Path, capsys: pytest.CaptureF
     assert "held-out" in capsys.readouterr().out
     with pytest.raises(FoveateError, match="another answers"):
         train_method("relevance", output, **about)
-    with pytest.raises(FoveateError, match="holds a run already"):
+    with pytest.raises(FoveateError, match="contains a run already"):
         train_method("relevance", output, resume=False, **options)
 
     for name in ("llava", "qwen2-vl"):
@@ -250,5 +252,8 @@ def test_bad_input(tmp_path: Path) -> None:
     assert not output.exists()
     model, processor = foveate.load(folder)
     samples = file_samples([write_conversations(tmp_path, 3)], None, None, 0)
-    with foveate.compress(model, "random:50%"), pytest.raises(FoveateError, match="sample 0: the plan 'random:50%' is"):
-        find_pictures(model, processor, samples, RunDirectory(tmp_path / "y", {}), None, quiet)
+    with (
+        foveate.compress(model, "random:50%"),
+        pytest.raises(FoveateError, match="sample 0: the plan 'random:50%' is"),
+    ):
+        collect_relevance_maps(model, processor, samples, RunDirectory(tmp_path / "y", {}), None, quiet)

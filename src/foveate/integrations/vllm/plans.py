@@ -16,7 +16,7 @@ from foveate.core.registry import all_methods
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
-from foveate.runtime.requirements import OF_PROMPT, stands_in
+from foveate.runtime.requirements import OF_PROMPT, is_substituted
 from foveate.serving.protocol import refuse_files
 
 #: Name of the plan, in `--hf-overrides` for an engine and in `mm_processor_kwargs` for a request.
@@ -237,7 +237,7 @@ def _check(name: str, need: Need, tower: EncoderSpec, title: str) -> None:
         raise FoveateError(
             Refusal("needs-known-measurement", f"{name} needs {need.kind}, which is not measured in vLLM")
         )
-    if need.kind.startswith("cls") and not tower.has_cls and not stands_in(need, tower):
+    if need.kind.startswith("cls") and not tower.has_cls and not is_substituted(need, tower):
         raise FoveateError(
             Refusal("needs-cls", f"{name} needs the encoder's [CLS] token ({need.kind}), and {title} has none")
         )

@@ -24,7 +24,14 @@ from transformers.cache_utils import DynamicLayer
 from foveate import compat
 from foveate.core import sequence
 from foveate.core.errors import FoveateError
-from foveate.kv_cache.cache_view import PrunedCacheState, Reader, attach_state, kept_for, physical_length, unmark
+from foveate.kv_cache.pruned_cache import (
+    PrunedCacheState,
+    Reader,
+    attach_state,
+    detach_state,
+    physical_length,
+    state_for,
+)
 
 VOCO_TOKEN = "<voco>"
 
@@ -94,7 +101,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     """
     embeds, cache = kwargs["inputs_embeds"], compat.cache_in(kwargs)
     reader = Reader(weakref.ref(text), f"{count} VoCo tokens an image", (count,))
-    state, images = kept_for(cache, reader), bool(image.any())
+    state, images = state_for(cache, reader), bool(image.any())
     if state is None and not images:
         return text(**kwargs)
     implementation = compat.attention_name(text.config)
@@ -106,7 +113,7 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     batch, length = embeds.shape[:2]
     past = 0 if cache is None else int(cache.get_seq_length())
     if state is None:
-        state = PrunedCacheState.of_all(batch, past, embeds.device, reader)
+        state = PrunedCacheState.of_full_cache(batch, past, embeds.device, reader)
     if len(state.columns) != batch:
         raise FoveateError(f"a cache of {len(state.columns)} conversations cannot go on with a batch of {batch}.")
     key_mask = torch.ones(batch, past + length, dtype=torch.int64, device=embeds.device)
@@ -129,8 +136,8 @@ def read_through_voco(text: Any, image: Tensor, voco: Tensor, count: int, kwargs
     if output_cache is not None and int(output_cache.get_seq_length()) > past:
         _forget(output_cache, state, image, key_mask[:, past:])
         attach_state(output_cache, state)
-    elif cache is not None and state.whole:  # with gradient checkpointing layers write to no cache
-        unmark(cache)
+    elif cache is not None and state.complete:  # with gradient checkpointing layers write to no cache
+        detach_state(cache)
     return output
 
 

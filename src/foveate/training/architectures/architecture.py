@@ -1,4 +1,4 @@
-"""What the training must know of a kind of model; everything else is the same for all."""
+"""The interface of model architectures that recipes can train."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Architecture:
         """Pixels on the side of a token that the language model reads."""
         return config.vision_config.patch_size * 2 ** self.stages(config)
 
-    def watch(self, model: Any, keep: Keep) -> None:
+    def capture_tokens(self, model: Any, keep: Keep) -> None:
         """Hook the model so that every pass keeps its `tokens` (L', D), packed and row-major within an image.
 
         Where there are such, also the `windows` (M, 4, D) that enter the last stage with the `grids` (n, 2) after it,
@@ -82,7 +82,7 @@ class Architecture:
     def initialise(self, model: Any) -> None:
         """Change the first weights of a new model where those of transformers can be bettered."""
 
-    def take_windows(self, model: Any) -> None:
+    def enable_windows(self, model: Any) -> None:
         """Let a model's tower take windows, where `has_window` and it would not by itself."""
 
     def encode(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:

@@ -69,18 +69,18 @@ class Llava(Architecture):
         """See `Architecture.token_width`."""
         return config.vision_config.hidden_size
 
-    def watch(self, model: Any, keep: Keep) -> None:
+    def capture_tokens(self, model: Any, keep: Keep) -> None:
         """See `Architecture.watch`; what is kept is the output of the layer whose features the connector reads."""
         tower: Any = model.get_submodule("model.vision_tower")
 
-        def seen(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             keep("cls", hidden[:, 0])
             keep("tokens", hidden[:, 1:].flatten(0, 1))
 
         # `hidden_states[0]` is the embedding, so that `hidden_states[-2]` is what layer -2 returns.
         layer = model.config.vision_feature_layer
-        tower.encoder.layers[layer].register_forward_hook(seen)
+        tower.encoder.layers[layer].register_forward_hook(hook)
 
     def has_cls(self, config: Any) -> bool:
         """See `Architecture.has_cls`."""
@@ -104,16 +104,16 @@ class Llava(Architecture):
         with torch.no_grad():
             table[1:, : 4 * (width // 4)] = torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
-    def take_windows(self, model: Any) -> None:
+    def enable_windows(self, model: Any) -> None:
         """See `Architecture.take_windows`; every batch of them is put at a random place of the tower's positions."""
         embeddings: Any = model.model.vision_tower.embeddings
-        whole = embeddings.forward
+        original = embeddings.forward
         side = embeddings.image_size // embeddings.patch_size
 
         def forward(pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
             window = pixel_values.shape[-1] // embeddings.patch_size
             if window == side:
-                return whole(pixel_values, **options)
+                return original(pixel_values, **options)
             row, column = torch.randint(side - window + 1, (2,)).tolist()
             places = 1 + torch.arange(side * side, device=pixel_values.device).view(side, side)
             places = places[row : row + window, column : column + window].flatten()

@@ -64,15 +64,15 @@ class LlavaUHD(Architecture):
         """See `Architecture.token_width`."""
         return config.vision_config.hidden_size
 
-    def watch(self, model: Any, keep: Keep) -> None:
+    def capture_tokens(self, model: Any, keep: Keep) -> None:
         """See `Architecture.watch`."""
         tower: Any = model.get_submodule("model.vision_tower")
 
-        def seen(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
             keep("tokens", output.last_hidden_state)
             keep("grids", output.grid_hws)
 
-        tower.register_forward_hook(seen)
+        tower.register_forward_hook(hook)
         if tower.config.num_stages:
             last = tower.encoder.blocks[tower.config.merger_layer_index[-1]].merger
             last.register_forward_pre_hook(lambda module, args: keep("windows", args[0]))
@@ -89,6 +89,6 @@ class LlavaUHD(Architecture):
         self, processor: Any, pictures: Sequence[Any], window: int | None = None
     ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """See `Architecture.images`."""
-        made = processor.image_processor(images=list(pictures), return_tensors="pt")
-        grids = [(rows, columns) for rows, columns in made["grid_hws"].tolist()]
-        return {"pixel_values": made["pixel_values"], "grid_hws": made["grid_hws"]}, grids
+        processed = processor.image_processor(images=list(pictures), return_tensors="pt")
+        grids = [(rows, columns) for rows, columns in processed["grid_hws"].tolist()]
+        return {"pixel_values": processed["pixel_values"], "grid_hws": processed["grid_hws"]}, grids

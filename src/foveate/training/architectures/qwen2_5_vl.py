@@ -81,7 +81,7 @@ class Qwen25VL(Architecture):
         """See `Architecture.token_width`; the merger writes in the width of the language model."""
         return config.vision_config.out_hidden_size
 
-    def watch(self, model: Any, keep: Keep) -> None:
+    def capture_tokens(self, model: Any, keep: Keep) -> None:
         """See `Architecture.watch`."""
         tower = model.get_submodule("model.visual")
         tower.register_forward_hook(lambda module, args, output: keep("tokens", output.pooler_output))
@@ -98,9 +98,9 @@ class Qwen25VL(Architecture):
         if window is not None:
             pixels = (window * processor.image_processor.patch_size) ** 2
             size = {"size": {"shortest_edge": pixels, "longest_edge": pixels}}
-        made = processor.image_processor(images=list(pictures), return_tensors="pt", **size)
-        grids = [(rows, columns) for _, rows, columns in made["image_grid_thw"].tolist()]
-        return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}, grids
+        processed = processor.image_processor(images=list(pictures), return_tensors="pt", **size)
+        grids = [(rows, columns) for _, rows, columns in processed["image_grid_thw"].tolist()]
+        return {"pixel_values": processed["pixel_values"], "image_grid_thw": processed["image_grid_thw"]}, grids
 
     def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """See `Architecture.text_inputs`: which tokens are an image's, for the positions."""

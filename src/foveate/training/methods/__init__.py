@@ -71,8 +71,8 @@ def trainer_of(name: str) -> type[MethodTrainer[Any]]:
 def _modules() -> dict[str, Path]:
     """The file of every trainer of this package, by the name of its method."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg and module.name != "base"]
-    found = {name: find_spec(f"{__name__}.{name}") for name in names}
-    return {name.replace("_", "-"): Path(spec.origin) for name, spec in found.items() if spec and spec.origin}
+    specs = {name: find_spec(f"{__name__}.{name}") for name in names}
+    return {name.replace("_", "-"): Path(spec.origin) for name, spec in specs.items() if spec and spec.origin}
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -1,10 +1,10 @@
-"""CoViPAL's pruning modules (arXiv 2508.17243), which say what visual tokens go on after a decoder layer.
+"""CoViPAL's pruning modules (arXiv 2508.17243), which select the visual tokens that enter a decoder layer.
 
-The first stage is told by attention: with A_k what the visual and later tokens pay to token k in a deeper layer, mean
-over heads, the module's scores learn A / mean(A) by the mean squared error. The second is told by the model's answers:
-the model reads a prompt once with all tokens, and once with every visual token k as visible as a gate g_k in (0, 1)
-lets it be, log g_k added to the logits of all later attention to it; the loss is KL(all || gated) over the tokens of
-the answer. The gradient goes through the gates into the modules alone.
+The first stage is supervised by attention: with A_k the attention from visual and later tokens to token k in a deeper
+layer, mean over heads, the module's scores learn A / mean(A) by the mean squared error. The second is told by the
+model's answers: the model reads a prompt once with all tokens, and once with every visual token k as visible as a gate
+g_k in (0, 1) lets it be, log g_k added to the logits of all later attention to it; the loss is KL(all || gated) over
+the tokens of the answer. The gradient goes through the gates into the modules alone.
 
 That there are these two stages, the guiding layer and the squared error are the paper's. Its code and the details of
 the second stage were not at hand. Choices of ours: the mean of A in the first; gates that are drawn,
@@ -32,7 +32,7 @@ from foveate.methods.decoder import covipal
 from foveate.methods.decoder.covipal import CoViPAL, Pruner
 from foveate.training.examples import Example
 from foveate.training.methods.shared.config import at_least_one, option
-from foveate.training.methods.shared.layers import LayerTrainer
+from foveate.training.methods.shared.layer_trainer import LayerTrainer
 from foveate.training.methods.shared.loop import Losses
 from foveate.training.methods.shared.questions import QuestionsConfig
 from foveate.training.methods.shared.teacher_forcing import RecordedActivations, record, text_of
@@ -45,7 +45,7 @@ SHARES = (0.1, 0.6)
 
 @dataclass(frozen=True, kw_only=True)
 class CoViPALTrainConfig(QuestionsConfig):
-    """How modules are trained."""
+    """Options of the modules' training."""
 
     layers: tuple[int, ...] | None = option(
         None, "Decoder layers before which tokens shall go, such as 2 or 2,8.", shown="2"
@@ -67,7 +67,7 @@ class CoViPALTrainConfig(QuestionsConfig):
 class CoViPALTrainer(LayerTrainer[CoViPALTrainConfig]):
     """Trains a module for each of some decoder layers.
 
-    A module first learns what a deeper layer looks at, then that the model answers as it does with all tokens.
+    A module first learns the attention of a deeper layer, then to keep the answers of the full model.
     """
 
     name = CoViPAL.name
@@ -101,11 +101,11 @@ class CoViPALTrainer(LayerTrainer[CoViPALTrainConfig]):
         for number in config.samples(step):
 
             def compute(number: int = number) -> Tensor:
-                seen = record(model, processor, data(number), layers, guide)
+                recorded = record(model, processor, data(number), layers, guide)
                 if guided:
-                    return guided_loss(network, seen) / config.batch_size
-                drawn = [adapted_loss(network, model, seen) for _ in range(config.draws)]
-                return torch.stack(drawn).mean() / config.batch_size
+                    return guided_loss(network, recorded) / config.batch_size
+                losses = [adapted_loss(network, model, recorded) for _ in range(config.draws)]
+                return torch.stack(losses).mean() / config.batch_size
 
             yield config.seed * 1_000_003 + number, compute
 
@@ -133,34 +133,34 @@ def guiding_layer(count: int, layers: Sequence[int]) -> int:
     return min(max(round(count / 2), max(layers) + 1), count - 1)
 
 
-def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, seen: RecordedActivations) -> Tensor:
+def guided_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, recorded: RecordedActivations) -> Tensor:
     """Mean squared error of scores and attention received, mean over layers and images of a prompt."""
-    assert seen.looking is not None
-    found = []
-    for layer, images in seen.tokens.items():
+    assert recorded.attention is not None
+    losses = []
+    for layer, images in recorded.tokens.items():
         for tokens in images:
             scores = pruners[str(layer)](tokens.features, tokens.prompt.hidden[tokens.question])
-            found.append(F.mse_loss(scores, guidance(seen, tokens)))
-    return torch.stack(found).mean()
+            losses.append(F.mse_loss(scores, guidance(recorded, tokens)))
+    return torch.stack(losses).mean()
 
 
-def guidance(seen: RecordedActivations, tokens: LayerTokens) -> Tensor:
+def guidance(recorded: RecordedActivations, tokens: LayerTokens) -> Tensor:
     """Attention (N,) that an image's tokens receive from themselves and all after them, with mean 1."""
-    assert seen.looking is not None
-    rows = torch.arange(int(tokens.indices[0]), seen.looking.query.shape[1], device=tokens.device)
-    received = seen.looking.attention_received(rows, tokens.indices)
+    assert recorded.attention is not None
+    rows = torch.arange(int(tokens.indices[0]), recorded.attention.query.shape[1], device=tokens.device)
+    received = recorded.attention.attention_received(rows, tokens.indices)
     return received / received.mean().clamp(min=torch.finfo(received.dtype).tiny)
 
 
-def adapted_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, model: Any, seen: RecordedActivations) -> Tensor:
+def adapted_loss(pruners: Mapping[str, Pruner] | nn.ModuleDict, model: Any, recorded: RecordedActivations) -> Tensor:
     """KL of the answers with all tokens and with gated ones, mean over the tokens of the answer."""
     text, output = text_of(model), model.get_output_embeddings()
     share = math.exp(float(torch.empty(()).uniform_(*map(math.log, SHARES))))
-    with gated(text, pruners, seen.tokens, share):
-        hidden = text(**seen.call).last_hidden_state[0, seen.rows]
+    with gated(text, pruners, recorded.tokens, share):
+        hidden = text(**recorded.call).last_hidden_state[0, recorded.rows]
     with torch.no_grad():
-        whole = output(seen.hidden).float().log_softmax(dim=-1)
-    return F.kl_div(output(hidden).float().log_softmax(dim=-1), whole, log_target=True, reduction="batchmean")
+        full = output(recorded.hidden).float().log_softmax(dim=-1)
+    return F.kl_div(output(hidden).float().log_softmax(dim=-1), full, log_target=True, reduction="batchmean")
 
 
 def threshold(scores: Tensor, share: float) -> Tensor:
@@ -187,7 +187,7 @@ def log_gates(scores: Tensor, share: float, temperature: float = TEMPERATURE) ->
 def gated(
     text: Any, pruners: Mapping[str, Pruner] | nn.ModuleDict, tokens: Mapping[int, list[LayerTokens]], share: float
 ) -> Generator[None]:
-    """Inside this context calls of a language model with one prompt see its visual tokens through gates.
+    """Gate the visual tokens in calls of a language model with one prompt while the context is open.
 
     Gates of several layers multiply: what a layer lets pass the next one may still stop.
 
@@ -200,18 +200,18 @@ def gated(
     Raises:
         FoveateError: its attention takes no masks that are added.
     """
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
 
     def before(layer: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             if layer in tokens:
-                bias = found.get("bias", hidden.new_zeros(hidden.shape[1], dtype=torch.float32))
+                bias = state.get("bias", hidden.new_zeros(hidden.shape[1], dtype=torch.float32))
                 for image in tokens[layer]:
                     scores = pruners[str(layer)](hidden[0, image.indices], hidden[0, image.question])
                     bias = bias.index_add(0, image.indices, log_gates(scores, share))
-                found["bias"] = bias
-            return args, kwargs | {"attention_mask": _added(kwargs.get("attention_mask"), found["bias"], hidden)}
+                state["bias"] = bias
+            return args, kwargs | {"attention_mask": _added(kwargs.get("attention_mask"), state["bias"], hidden)}
 
         return hook
 

@@ -1,4 +1,4 @@
-"""The Dynamic Pyramid Network's routers (arXiv 2503.20322), which say by what windows an image is pooled.
+"""The Dynamic Pyramid Network's routers (arXiv 2503.20322), which choose the pooling windows of an image.
 
 A prompt runs once with experts that are drawn at every pooling layer, and once more for every other expert of one of
 these layers, the layers taking turns. With L_e the cross-entropy of the answer under expert e, the loss is
@@ -32,7 +32,7 @@ from foveate.methods.decoder import dpn
 from foveate.runtime import compress
 from foveate.training.examples import Example
 from foveate.training.methods.shared.config import option
-from foveate.training.methods.shared.layers import LayerTrainer
+from foveate.training.methods.shared.layer_trainer import LayerTrainer
 from foveate.training.methods.shared.loop import Losses
 from foveate.training.methods.shared.questions import QuestionsConfig
 from foveate.training.methods.shared.teacher_forcing import RecordedActivations, encoding_once, record
@@ -66,8 +66,8 @@ class DPNTrainConfig(QuestionsConfig):
 
 
 @dataclass(frozen=True)
-class Drawn(DecoderMethod):
-    """Pools by experts that are drawn, or named, and notes what routers would have read.
+class SampledExperts(DecoderMethod):
+    """Pools by sampled or given experts, and records the routers' inputs.
 
     Args:
         routers: By layer, as text.
@@ -133,11 +133,11 @@ class DPNTrainer(LayerTrainer[DPNTrainConfig]):
         layers = [int(layer) for layer in network]
 
         def compute() -> Tensor:
-            tried = [
+            trials = [
                 trial(model, network, record(model, processor, data(number), layers), layers[number % len(layers)])
                 for number in self.config.samples(step)
             ]
-            return batch_loss(network, tried, self.config.pressure)
+            return batch_loss(network, trials, self.config.pressure)
 
         yield self.config.seed * 1_000_003 + step, compute
 
@@ -153,7 +153,7 @@ class DPNTrainer(LayerTrainer[DPNTrainConfig]):
 
 @dataclass(frozen=True)
 class Trial:
-    """What experts did to one prompt.
+    """Losses of one prompt under every expert of a layer.
 
     Args:
         contexts: What the router of every layer read; those where the image was too small are not there.
@@ -167,57 +167,61 @@ class Trial:
 
 
 @torch.no_grad()
-def trial(model: Any, routers: nn.ModuleDict, seen: RecordedActivations, layer: int) -> Trial:
+def trial(model: Any, routers: nn.ModuleDict, recorded: RecordedActivations, layer: int) -> Trial:
     """Run a prompt under every expert of one layer, the others drawn.
 
     Args:
         model: Without a plan attached.
         routers: By layer, as text.
-        seen: The prompt with its answer.
+        recorded: The prompt with its answer.
         layer: Whose experts.
     """
-    drawn = Drawn(routers)
-    with ExitStack() as inside:
-        inside.enter_context(encoding_once(model))
-        loss = _cross_entropy(model, seen, drawn)
-        if layer not in drawn.experts:
-            return Trial(drawn.contexts, layer, None)
+    sampled = SampledExperts(routers)
+    with ExitStack() as stack:
+        stack.enter_context(encoding_once(model))
+        loss = _cross_entropy(model, recorded, sampled)
+        if layer not in sampled.experts:
+            return Trial(sampled.contexts, layer, None)
         router: Any = routers[str(layer)]
-        found = []
+        losses = []
         for expert in range(len(router.strides)):
-            if expert == drawn.experts[layer]:
-                found.append(loss)
+            if expert == sampled.experts[layer]:
+                losses.append(loss)
             else:
-                other = replace(drawn, experts=drawn.experts | {layer: expert}, contexts={})
-                found.append(_cross_entropy(model, seen, other))
-    return Trial(drawn.contexts, layer, torch.stack(found))
+                other = replace(sampled, experts=sampled.experts | {layer: expert}, contexts={})
+                losses.append(_cross_entropy(model, recorded, other))
+    return Trial(sampled.contexts, layer, torch.stack(losses))
 
 
-def _cross_entropy(model: Any, seen: RecordedActivations, method: Drawn) -> Tensor:
-    count = len(seen.answer)
-    labels = seen.inputs["input_ids"].clone()
+def _cross_entropy(model: Any, recorded: RecordedActivations, method: SampledExperts) -> Tensor:
+    count = len(recorded.answer)
+    labels = recorded.inputs["input_ids"].clone()
     labels[:, :-count] = -100
     with compress(model, Plan((Step(method),))):
-        logits = model(**seen.inputs, labels=labels, use_cache=False).logits
-    return F.cross_entropy(logits[0, -count - 1 : -1].float(), seen.answer)
+        logits = model(**recorded.inputs, labels=labels, use_cache=False).logits
+    return F.cross_entropy(logits[0, -count - 1 : -1].float(), recorded.answer)
 
 
-def batch_loss(routers: nn.ModuleDict, tried: Sequence[Trial], pressure: float) -> Tensor:
+def batch_loss(routers: nn.ModuleDict, trials: Sequence[Trial], pressure: float) -> Tensor:
     """Expected cross-entropy, mean over prompts, and the routing loss."""
     shares: dict[int, list[Tensor]] = {int(layer): [] for layer in routers}
     expected = []
-    for one in tried:
-        for layer, context in one.contexts.items():
+    for result in trials:
+        for layer, context in result.contexts.items():
             shares[layer].append(routers[str(layer)](context))
-        if one.losses is not None:
-            expected.append((shares[one.layer][-1] * one.losses).sum())
+        if result.losses is not None:
+            expected.append((shares[result.layer][-1] * result.losses).sum())
     zero = torch.stack([parameter.sum() for parameter in routers.parameters()]).sum() * 0
     loss = torch.stack(expected).mean() if expected else zero
-    return loss + pressure * routing_loss([torch.stack(own) for own in shares.values() if own]) + zero
+    return (
+        loss
+        + pressure * routing_loss([torch.stack(layer_shares) for layer_shares in shares.values() if layer_shares])
+        + zero
+    )
 
 
 def routing_loss(shares: Sequence[Tensor], expected: bool = True) -> Tensor:
-    """How far routers are from pooling as much as they shall: mean_l max(0, 1.5 - v_l).
+    """Routing loss, which asks for more pooling: mean_l max(0, 1.5 - v_l).
 
     Args:
         shares: (samples, experts) probabilities of every pooling layer.
@@ -226,13 +230,13 @@ def routing_loss(shares: Sequence[Tensor], expected: bool = True) -> Tensor:
     """
     if not shares:
         return torch.zeros(())
-    found = []
-    for own in shares:
-        speed = torch.arange(own.shape[1], device=own.device, dtype=own.dtype)
-        best, place = own.max(dim=1)
-        value = (own @ speed if expected else speed[place] * best).mean()
-        found.append((TARGET - value).clamp(min=0))
-    return torch.stack(found).mean()
+    losses = []
+    for layer_shares in shares:
+        speed = torch.arange(layer_shares.shape[1], device=layer_shares.device, dtype=layer_shares.dtype)
+        best, place = layer_shares.max(dim=1)
+        value = (layer_shares @ speed if expected else speed[place] * best).mean()
+        losses.append((TARGET - value).clamp(min=0))
+    return torch.stack(losses).mean()
 
 
 def first_routers(model: Any, layers: Sequence[int], seed: int) -> nn.ModuleDict:

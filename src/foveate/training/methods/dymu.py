@@ -115,14 +115,14 @@ class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
 
         def batches() -> Iterator[Tensor]:
             for start in range(0, len(data), config.batch_size):
-                if stop is not None and stop.wanted:
+                if stop is not None and stop.requested:
                     raise KeyboardInterrupt
                 on_progress("images", start, len(data), None)
                 pixels = pixels_of(processor, data[start : start + config.batch_size])
                 yield pixels.to(parameter.device, parameter.dtype)
 
-        found = calibrate(tower, batches(), config.count, output_layer=layer, inflect=config.inflect)
-        return TrainState(found, len(data), True)
+        thresholds = calibrate(tower, batches(), config.count, output_layer=layer, inflect=config.inflect)
+        return TrainState(thresholds, len(data), True)
 
     def save(self, network: Thresholds, output: Path) -> None:
         """Write thresholds to a file that `dymu` reads."""
@@ -134,8 +134,13 @@ class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
 
     def describe(self, model: Any, state: TrainState[Thresholds]) -> dict[str, Any]:
         """Encoder, tokens and images."""
-        found = state.network
-        return {"encoder": found.encoder, "patches": found.patches, "count": found.count, "images": found.images}
+        thresholds = state.network
+        return {
+            "encoder": thresholds.encoder,
+            "patches": thresholds.patches,
+            "count": thresholds.count,
+            "images": thresholds.images,
+        }
 
     def report(self, document: dict[str, Any]) -> Iterable[str]:
         """One line."""

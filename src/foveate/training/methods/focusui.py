@@ -1,4 +1,4 @@
-"""FocusUI's scorer (arXiv 2601.03928), which says what tokens of a screen an instruction means; on rendered screens.
+"""FocusUI's scorer (arXiv 2601.03928) of screen tokens by an instruction, trained on rendered screens.
 
 For every screen and instruction the model encodes the image and reads the prompt up to its language model, where a plan
 of `foveate.compress` sees what the method will see: the tokens of the image and the embeddings of the instruction. The
@@ -61,14 +61,14 @@ class FocusUITrainConfig(TrainConfig):
             raise FoveateError(f"dropout must be at least 0 and less than 1, not {self.dropout}.")
 
 
-class _Seen(Exception):  # noqa: N818 - ends a forward pass before the language model, whose output nobody needs
+class _TokensCaptured(Exception):  # noqa: N818 - ends a forward pass before the language model, whose output nobody needs
     def __init__(self, tokens: VisualTokens) -> None:
         self.tokens = tokens
 
 
 @dataclass(frozen=True)
-class _Watch(PreLLMMethod):
-    """Shows what a method that needs the instruction would be given."""
+class _CaptureTokens(PreLLMMethod):
+    """Captures the tokens that a method with the instruction would get."""
 
     name: ClassVar[str] = "watch"
     budget: ClassVar[BudgetRule] = "none"
@@ -80,11 +80,11 @@ class _Watch(PreLLMMethod):
 
     def __call__(self, tokens: VisualTokens, count: int | None) -> Selection:
         """Never returns."""
-        raise _Seen(tokens)
+        raise _TokensCaptured(tokens)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """Never called."""
-        raise _Seen(tokens)
+        raise _TokensCaptured(tokens)
 
 
 #: The tokens of an image and an instruction, as a method sees them.
@@ -92,8 +92,8 @@ Reader = Callable[[Image.Image, str], VisualTokens]
 
 
 @contextmanager
-def reading(model: Any, processor: Any) -> Generator[Reader]:
-    """What a model's methods see of an image with an instruction, without running its language model.
+def token_reader(model: Any, processor: Any) -> Generator[Reader]:
+    """A reader of the tokens that methods get for an image and an instruction, without running the language model.
 
     Args:
         model: A model of a known family.
@@ -102,31 +102,31 @@ def reading(model: Any, processor: Any) -> Generator[Reader]:
     Raises:
         FoveateError: the model is of no known family, or a plan is attached to it.
     """
-    with compress(model, _Watch(), processor=processor):
+    with compress(model, _CaptureTokens(), processor=processor):
 
         def read(image: Image.Image, instruction: str) -> VisualTokens:
             try:
                 with torch.no_grad():
                     model(**inputs_of(model, processor, image, instruction), use_cache=False)
-            except _Seen as seen:
-                return seen.tokens
+            except _TokensCaptured as captured:
+                return captured.tokens
             raise FoveateError("this model's processor gives no image for a prompt that has one.")
 
         yield read
 
 
-def covered(tokens: VisualTokens, image: Image.Image, box: Box) -> Tensor:
+def box_coverage(tokens: VisualTokens, image: Image.Image, box: Box) -> Tensor:
     """The share of every token's cell that a box in pixels of the image covers: (N,), on the CPU; separators: 0."""
-    found = torch.zeros(len(tokens))
+    coverage = torch.zeros(len(tokens))
     for crop in tokens.crops:
         left, top, right, bottom = crop.box
         x = [(edge / image.width - left) / (right - left) for edge in (box.left, box.right)]
         y = [(edge / image.height - top) / (bottom - top) for edge in (box.top, box.bottom)]
-        found[crop.present.cpu()] = box_overlap(crop.grid, (x[0], y[0], x[1], y[1]))[crop.index.cpu() >= 0]
-    return found
+        coverage[crop.present.cpu()] = box_overlap(crop.grid, (x[0], y[0], x[1], y[1]))[crop.index.cpu() >= 0]
+    return coverage
 
 
-def labelled(tokens: VisualTokens, image: Image.Image, box: Box) -> Tensor:
+def token_labels(tokens: VisualTokens, image: Image.Image, box: Box) -> Tensor:
     """What the scorer shall say of every token, (N,), -1 to 1, on the CPU: `screen_label`, crop by crop."""
     graph = torch.zeros(len(tokens))
     for crop in tokens.crops:
@@ -136,10 +136,10 @@ def labelled(tokens: VisualTokens, image: Image.Image, box: Box) -> Tensor:
         shown = shown.resize((crop.grid.columns * CELL, crop.grid.rows * CELL), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.asarray(shown).copy()).permute(2, 0, 1).float() / 255
         graph[crop.present.cpu()] = ui_graph(pixels, crop.grid)[crop.index.cpu() >= 0]
-    return screen_label(covered(tokens, image, box), graph)
+    return screen_label(box_coverage(tokens, image, box), graph)
 
 
-def drawn(seed: int, split: str) -> tuple[Screen, Element]:
+def sample_element(seed: int, split: str) -> tuple[Screen, Element]:
     """A screen, and the element that is meant: its kind is drawn first, because lists have many rows."""
     screen = render_screen(seed, split)
     generator = np.random.default_rng((seed, split == "heldout"))
@@ -153,7 +153,7 @@ def loss_of(scorer: Scorer, read: Reader, screen: Screen, element: Element) -> T
     """The loss of one screen with the instruction of one of its elements."""
     tokens = read(screen.image, element.instruction)
     scores = scorer(tokens.features.float(), tokens.get(Need("instruction")).float())
-    label = labelled(tokens, screen.image, element.box).to(scores.device)
+    label = token_labels(tokens, screen.image, element.box).to(scores.device)
     if tokens.separators is not None:
         scores, label = scores[~tokens.separators], label[~tokens.separators]
     return scorer_loss(scores, label)
@@ -182,12 +182,12 @@ class FocusUITrainer(StepTrainer[FocusUITrainConfig]):
 
     def step(self, model: Any, processor: Any, network: Any, data: None, step: int) -> Losses:
         """One loss a screen."""
-        with reading(model, processor) as read:
+        with token_reader(model, processor) as read:
             for number in self.config.samples(step):
                 seed = self.config.seed * 1_000_003 + number
                 yield (
                     seed,
-                    lambda seed=seed: loss_of(network, read, *drawn(seed, "train")) / self.config.batch_size,
+                    lambda seed=seed: loss_of(network, read, *sample_element(seed, "train")) / self.config.batch_size,
                 )
 
     def save(self, network: Scorer, output: Path) -> None:
@@ -223,14 +223,14 @@ def measure(model: Any, processor: Any, weights: Path, count: int) -> dict[str, 
     shares: dict[str, dict[str, list[float]]] = {
         text: {name: [] for name in ("focusui", "random", "uniform")} for text in BUDGETS
     }
-    with reading(model, processor) as read:
+    with token_reader(model, processor) as read:
         for seed in range(count):
-            screen, element = drawn(seed, "heldout")
+            screen, element = sample_element(seed, "heldout")
             tokens = read(screen.image, element.instruction)
-            area = covered(tokens, screen.image, element.box)
+            area = box_coverage(tokens, screen.image, element.box)
             methods = {"focusui": FocusUI(str(weights)), "random": Random(seed), "uniform": Uniform()}
-            for text, found in shares.items():
+            for text, values in shares.items():
                 for name, method in methods.items():
-                    kept = method(tokens, Share.parse(text).of(len(tokens))).indices.cpu()
-                    found[name].append(float(area[kept].sum() / area.sum()))
-    return {text: {name: float(np.mean(all_)) for name, all_ in found.items()} for text, found in shares.items()}
+                    indices = method(tokens, Share.parse(text).of(len(tokens))).indices.cpu()
+                    values[name].append(float(area[indices].sum() / area.sum()))
+    return {text: {name: float(np.mean(share)) for name, share in values.items()} for text, values in shares.items()}

@@ -40,7 +40,7 @@ from foveate.training.methods.shared.questions import (
     file_samples,
     rendered_samples,
 )
-from foveate.training.methods.shared.relevance_targets import Picture, explain, read_example
+from foveate.training.methods.shared.relevance_targets import RelevanceMap, explain, read_example
 from foveate.training.run_directory import OnProgress, RunDirectory, quiet
 
 #: Shares of tokens at which a mapper is measured.
@@ -51,7 +51,7 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class RelevanceTrainConfig:
-    """How a mapper is trained: AdamW, the learning rate falling to 0 by a cosine."""
+    """Options of the mapper's training: AdamW with a cosine learning-rate schedule."""
 
     data: tuple[Path, ...] = option((), DATA_HELP, identifies=False)
     images: Path | None = option(None, IMAGES_HELP, identifies=False)
@@ -87,10 +87,10 @@ class RelevanceTrainConfig:
 
 @dataclass(frozen=True)
 class MapperState(TrainState[Mapper]):
-    """A mapper, the pictures that it learned from and those that were held out, and how many samples show them."""
+    """A mapper with its training and held-out maps, and the number of samples."""
 
-    learned: Sequence[Picture] = ()
-    held: Sequence[Picture] = ()
+    train_maps: Sequence[RelevanceMap] = ()
+    held_out_maps: Sequence[RelevanceMap] = ()
     samples: int = 0
 
 
@@ -111,7 +111,7 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
     """
 
     def about(self) -> dict[str, Any]:
-        """What pictures follow from; a mapper with other settings may be trained on the same ones."""
+        """Identity of the relevance maps; mappers with other settings may be trained on the same ones."""
         config = self.config
         return {
             "method": self.name,
@@ -136,64 +136,66 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
         on_progress: OnProgress = quiet,
         stop: StopRequest | None = None,
     ) -> MapperState:
-        """Let the model explain every sample, then train the mapper on that."""
+        """Compute the relevance maps of all samples, then train the mapper on them."""
         stop = stop or StopRequest()
-        own = self.config.max_new_tokens if self.config.own_answers else None
-        found = find_pictures(model, processor, data, run, own, on_progress, stop)
-        if len(found) < len(data):
-            return MapperState(self._new(), 0, False, samples=len(found))
-        learned, held = divide(found)
-        return replace(self.fit_mapper(learned, held, run, on_progress, stop), samples=len(found))
+        max_new_tokens = self.config.max_new_tokens if self.config.own_answers else None
+        maps = collect_relevance_maps(model, processor, data, run, max_new_tokens, on_progress, stop)
+        if len(maps) < len(data):
+            return MapperState(self._new(), 0, False, samples=len(maps))
+        train_maps, held_out_maps = split_maps(maps)
+        return replace(self.fit_mapper(train_maps, held_out_maps, run, on_progress, stop), samples=len(maps))
 
     def fit_mapper(
         self,
-        learned: Sequence[Picture],
-        held: Sequence[Picture],
+        train_maps: Sequence[RelevanceMap],
+        held_out_maps: Sequence[RelevanceMap],
         run: RunDirectory,
         on_progress: OnProgress = quiet,
         stop: StopRequest | None = None,
     ) -> MapperState:
-        """Train a mapper, or go on from the last finished epoch of a run with the same pictures.
+        """Train a mapper, or resume from the last finished epoch of a run with the same maps.
 
         Args:
-            learned: Pictures to learn from.
-            held: Pictures whose loss is logged.
+            train_maps: Maps to train on.
+            held_out_maps: Maps whose loss is logged.
             run: Keeps log and state.
             on_progress: Called after every epoch.
             stop: Asked after every epoch.
         """
         config, stop, mapper = self.config, stop or StopRequest(), self._new()
         optimizer = torch.optim.AdamW(mapper.parameters(), lr=config.learning_rate, weight_decay=0.0)
-        steps_an_epoch = -(-len(learned) // config.batch_size)
+        steps_an_epoch = -(-len(train_maps) // config.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps_an_epoch)
-        kinds = {"mapper": mapper, "optimizer": optimizer, "schedule": schedule}
-        of = identity(config) | {"pictures": _digest(learned)}
+        modules = {"mapper": mapper, "optimizer": optimizer, "schedule": schedule}
+        identity_ = identity(config) | {"maps": _digest(train_maps)}
         done = 0
-        state = run.load_state(("of", "epoch", *kinds))
-        if state is not None and state["of"] == of:
+        state = run.load_state(("of", "epoch", *modules))
+        if state is not None and state["of"] == identity_:
             done = state["epoch"]
-            for name, one in kinds.items():
-                one.load_state_dict(state[name])
+            for name, module in modules.items():
+                module.load_state_dict(state[name])
         earlier, start = run.log.rewind(done * steps_an_epoch), time.perf_counter()
-        while done < config.epochs and not stop.wanted:
-            order = np.random.default_rng((config.seed, done)).permutation(len(learned))
+        while done < config.epochs and not stop.requested:
+            order = np.random.default_rng((config.seed, done)).permutation(len(train_maps))
             total = 0.0
             for batch in np.array_split(order, steps_an_epoch):
-                loss = torch.stack([_loss(mapper, learned[place]) for place in batch]).mean()
+                loss = torch.stack([_loss(mapper, train_maps[place]) for place in batch]).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 total += float(loss.detach()) * len(batch)
             with torch.no_grad():
-                held_loss = float(torch.stack([_loss(mapper, picture) for picture in held]).mean())
+                held_loss = float(torch.stack([_loss(mapper, map_) for map_ in held_out_maps]).mean())
             done += 1
             seconds = round(earlier + time.perf_counter() - start, 3)
-            run.log.append({"step": done * steps_an_epoch, "epoch": done, "loss": total / len(learned),
+            run.log.append({"step": done * steps_an_epoch, "epoch": done, "loss": total / len(train_maps),
                             "held_out_loss": held_loss, "seconds": seconds})  # fmt: skip
-            run.save_state({"of": of, "epoch": done} | {name: one.state_dict() for name, one in kinds.items()})
-            on_progress("mapper", done, config.epochs, total / len(learned))
-        return MapperState(mapper.eval(), done * steps_an_epoch, done == config.epochs, learned, held)
+            run.save_state(
+                {"of": identity_, "epoch": done} | {name: module.state_dict() for name, module in modules.items()}
+            )
+            on_progress("mapper", done, config.epochs, total / len(train_maps))
+        return MapperState(mapper.eval(), done * steps_an_epoch, done == config.epochs, train_maps, held_out_maps)
 
     def _new(self) -> Mapper:
         with torch.random.fork_rng(devices=[]):
@@ -206,37 +208,37 @@ class RelevanceTrainer(MethodTrainer[RelevanceTrainConfig]):
             network.save(partial)
 
     def evaluate(self, model: Any, processor: Any, state: TrainState[Mapper], output: Path) -> dict[str, Any]:
-        """Relevance that stays in the pictures held out; see `kept_shares`."""
+        """Relevance retained in the held-out maps; see `kept_shares`."""
         assert isinstance(state, MapperState)
-        return {"held_out": len(state.held), "measured": kept_shares(state.network, state.held)}
+        return {"held_out": len(state.held_out_maps), "measured": kept_shares(state.network, state.held_out_maps)}
 
     def describe(self, model: Any, state: TrainState[Mapper]) -> dict[str, Any]:
         """Steps and pictures."""
         assert isinstance(state, MapperState)
-        counts = {"samples": state.samples, "pictures": len(state.learned), "epochs": self.config.epochs}
+        counts = {"samples": state.samples, "images": len(state.train_maps), "epochs": self.config.epochs}
         return {"steps": state.step, **counts}
 
     def report(self, document: dict[str, Any]) -> Iterable[str]:
         """A line for every budget."""
-        yield f"{document['output']} written: {document['pictures']} pictures, {document['epochs']} epochs."
-        yield f"Relevance that stays in {document['held_out']} held-out pictures:"
+        yield f"{document['output']} written: {document['images']} images, {document['epochs']} epochs."
+        yield f"Relevance retained in {document['held_out']} held-out images:"
         for budget, shares in document["measured"].items():
             listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
             yield f"  {budget} of the tokens: {listed}"
 
 
 class SampleFiles:
-    """What was found of every sample of a run, one file each.
+    """The relevance maps of a run's samples, one file per sample.
 
     Args:
-        run: Whose directory they are in.
+        run: The run.
     """
 
     def __init__(self, run: RunDirectory) -> None:
         self._folder = run.path / "samples"
 
-    def read(self, number: int) -> list[Picture] | None:
-        """What was found of a sample; None: nothing yet.
+    def read(self, number: int) -> list[RelevanceMap] | None:
+        """Read the maps of a sample; None: not computed yet.
 
         Raises:
             FoveateError: its file is damaged.
@@ -249,13 +251,16 @@ class SampleFiles:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise FoveateError(f"{path} cannot be read ({error}); remove it, and it will be made again.") from error
-        count = len(tensors) // len(fields(Picture))
-        return [Picture(**{f.name: tensors[f"{place}.{f.name}"] for f in fields(Picture)}) for place in range(count)]
+        count = len(tensors) // len(fields(RelevanceMap))
+        return [
+            RelevanceMap(**{f.name: tensors[f"{place}.{f.name}"] for f in fields(RelevanceMap)})
+            for place in range(count)
+        ]
 
-    def write(self, number: int, pictures: list[Picture]) -> None:
-        """Write what was found of a sample."""
-        tensors = {f"{place}.{name}": value.contiguous() for place, picture in enumerate(pictures)
-                   for name, value in vars(picture).items()}  # fmt: skip
+    def write(self, number: int, maps: list[RelevanceMap]) -> None:
+        """Write the maps of a sample."""
+        tensors = {f"{place}.{name}": value.contiguous() for place, map_ in enumerate(maps)
+                   for name, value in vars(map_).items()}  # fmt: skip
         self._folder.mkdir(exist_ok=True)
         with atomic_write(self._path(number)) as partial:
             save_file(tensors, partial)
@@ -264,7 +269,7 @@ class SampleFiles:
         return self._folder / f"{number:06}.safetensors"
 
 
-def find_pictures(
+def collect_relevance_maps(
     model: Any,
     processor: Any,
     samples: Sequence[Draw],
@@ -272,8 +277,8 @@ def find_pictures(
     own_answers: int | None,
     on_progress: OnProgress = quiet,
     stop: StopRequest | None = None,
-) -> list[list[Picture]]:
-    """What to learn from every sample: read where it is known, found by the model where it is not.
+) -> list[list[RelevanceMap]]:
+    """Relevance maps of all samples: read from the run's files, or computed with the model.
 
     Args:
         model: A model of a known family.
@@ -285,67 +290,70 @@ def find_pictures(
         stop: Asked before every sample; what is known until then is returned.
 
     Raises:
-        FoveateError: a sample cannot be read, or the model cannot be asked.
+        FoveateError: a sample cannot be read, or the model does not fit.
     """
-    files, stop, found = SampleFiles(run), stop or StopRequest(), []
+    files, stop, collected = SampleFiles(run), stop or StopRequest(), []
     for number, draw in enumerate(samples):
-        if stop.wanted:
+        if stop.requested:
             break
-        pictures = files.read(number)
-        if pictures is None:
+        maps = files.read(number)
+        if maps is None:
             start = time.perf_counter()
             try:
                 inputs, answer = read_example(model, processor, draw())
-                pictures = explain(model, inputs, answer if own_answers is None else own_answers)
+                maps = explain(model, inputs, answer if own_answers is None else own_answers)
             except FoveateError as error:
                 raise FoveateError(f"sample {number}: {error}") from error
-            files.write(number, pictures)
-            tokens = sum(int(picture.present.sum()) for picture in pictures)
-            took = round(time.perf_counter() - start, 3)
-            run.log.append({"step": 0, "sample": number, "pictures": len(pictures), "tokens": tokens,
-                            "took": took, "seconds": 0.0})  # fmt: skip
-        found.append(pictures)
-        on_progress("relevance", len(found), len(samples), None)
-    return found
+            files.write(number, maps)
+            tokens = sum(int(map_.present.sum()) for map_ in maps)
+            duration = round(time.perf_counter() - start, 3)
+            run.log.append({"step": 0, "sample": number, "images": len(maps), "tokens": tokens,
+                            "took": duration, "seconds": 0.0})  # fmt: skip
+        collected.append(maps)
+        on_progress("relevance", len(collected), len(samples), None)
+    return collected
 
 
-def divide(samples: list[list[Picture]]) -> tuple[list[Picture], list[Picture]]:
-    """Pictures to learn from and pictures held out, from different samples.
+def split_maps(samples: list[list[RelevanceMap]]) -> tuple[list[RelevanceMap], list[RelevanceMap]]:
+    """Split maps into training and held-out ones, from different samples.
 
-    A picture whose tokens are all alike to the answer, or that has a single one, teaches nothing and is left out.
+    A map with equal relevance of all tokens, or with a single token, is uninformative and dropped.
 
     Raises:
         FoveateError: there are too few.
     """
     first = max(1, round(HELD_OUT * len(samples)))
-    held, learned = ([p for own in part for p in own if _tells(p)] for part in (samples[:first], samples[first:]))
-    if not held or not learned:
+    held_out_maps, train_maps = (
+        [map_ for sample_maps in part for map_ in sample_maps if _is_informative(map_)]
+        for part in (samples[:first], samples[first:])
+    )
+    if not held_out_maps or not train_maps:
         raise FoveateError(
-            f"{len(samples)} samples leave {len(learned)} pictures to learn from and {len(held)} to measure on; give "
-            "more samples, with images of at least two tokens."
+            f"{len(samples)} samples leave {len(train_maps)} images to train on and {len(held_out_maps)} to test on; "
+            "give more samples, with images of at least two tokens."
         )
-    return learned, held
+    return train_maps, held_out_maps
 
 
-def _tells(picture: Picture) -> bool:
-    target = picture.target[picture.present]
+def _is_informative(map_: RelevanceMap) -> bool:
+    target = map_.target[map_.present]
     return bool(target.max() > target.min())
 
 
-def _loss(mapper: Mapper, picture: Picture) -> Tensor:
-    return mapper_loss(mapper(picture.attention)[picture.present], picture.target[picture.present])
+def _loss(mapper: Mapper, map_: RelevanceMap) -> Tensor:
+    return mapper_loss(mapper(map_.attention)[map_.present], map_.target[map_.present])
 
 
-def _digest(pictures: Sequence[Picture]) -> str:
-    """Changes when a picture does."""
+def _digest(maps: Sequence[RelevanceMap]) -> str:
+    """Hash of maps."""
     digest = hashlib.sha256()
-    for picture in pictures:
-        digest.update(picture.target.numpy().tobytes() + picture.attention.numpy().tobytes())
+    for map_ in maps:
+        digest.update(map_.target.numpy().tobytes() + map_.attention.numpy().tobytes())
     return digest.hexdigest()
 
 
-def kept_shares(mapper: Mapper, pictures: Sequence[Picture]) -> dict[str, dict[str, float]]:
-    """Share of the relevance that stays at every budget, mean over pictures, of whom to listen to.
+def kept_shares(mapper: Mapper, maps: Sequence[RelevanceMap]) -> dict[str, dict[str, float]]:
+    """Relevance retained at each budget, averaged over maps, by selector.
 
     Returns:
         For every budget of `BUDGETS`: ``mapper``, ``attention`` (first-layer attention as it is), ``random`` (what is
@@ -355,13 +363,18 @@ def kept_shares(mapper: Mapper, pictures: Sequence[Picture]) -> dict[str, dict[s
     for text in BUDGETS:
         budget = Budget.parse(text)
         rows = []
-        for picture in pictures:
-            target = picture.target[picture.present]
+        for map_ in maps:
+            target = map_.target[map_.present]
             with torch.no_grad():
-                scores = mapper(picture.attention)[picture.present]
+                scores = mapper(map_.attention)[map_.present]
             count = budget.of(len(target))
-            chosen = (scores, picture.attention[picture.present], target)
-            rows.append([*(float(target[topk_indices(own, count)].sum()) for own in chosen), count / len(target)])
+            selectors = (scores, map_.attention[map_.present], target)
+            rows.append(
+                [
+                    *(float(target[topk_indices(values, count)].sum()) for values in selectors),
+                    count / len(target),
+                ]
+            )
         mean = np.mean(rows, axis=0).tolist()
         shares[text] = dict(zip(("mapper", "attention", "relevance", "random"), mean, strict=True))
     return shares

@@ -1,1 +1,1 @@
-"""What the trainers of several methods use."""
+"""Modules shared by the trainers of several methods."""

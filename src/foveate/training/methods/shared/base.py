@@ -1,4 +1,4 @@
-"""The contract of what trains the weights of a method: data, step, evaluate, save."""
+"""The interface of method trainers: data, step, evaluate, save."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StepConfig = TypeVar("StepConfig", bound=TrainConfig)
 
 
 class MethodTrainer(ABC, Generic[Config]):
-    """Trains what one method needs for one model, whose own weights stay as they are.
+    """Trainer of the weights that one method needs for one model; the model's own weights are frozen.
 
     `foveate train-method NAME` makes one of its options, lets it read its data, opens the directory of the run, loads
     the model, and calls `fit`, `save` and `evaluate`. A trainer is one file, `training/methods/NAME.py`, whose first
@@ -51,7 +51,7 @@ class MethodTrainer(ABC, Generic[Config]):
         self.config = config
 
     def about(self) -> dict[str, Any]:
-        """What a run is of beside the model, in plain types."""
+        """Identity of a run besides the model, in plain types."""
         return {"method": self.name, **identity(self.config)}
 
     def load(self, model: str | None, device: str | None) -> tuple[Any, Any]:
@@ -62,7 +62,7 @@ class MethodTrainer(ABC, Generic[Config]):
 
     @abstractmethod
     def data(self) -> Any:
-        """What it learns from, read before a model is loaded.
+        """Read the training data, before a model is loaded.
 
         Raises:
             FoveateError: files cannot be read.
@@ -78,7 +78,7 @@ class MethodTrainer(ABC, Generic[Config]):
         on_progress: OnProgress = quiet,
         stop: StopRequest | None = None,
     ) -> TrainState[Any]:
-        """Train, or go on from the last state of a run.
+        """Train, or resume from the last state of a run.
 
         Args:
             model: A model of a known family, without a plan attached.
@@ -86,7 +86,7 @@ class MethodTrainer(ABC, Generic[Config]):
             data: See `data`.
             run: Keeps log and state; None where the trainer is not resumable.
             on_progress: Called after every step.
-            stop: Asked after every step.
+            stop: Checked after every step.
 
         Raises:
             FoveateError: the model cannot be read, or the directory holds another run.
@@ -94,11 +94,11 @@ class MethodTrainer(ABC, Generic[Config]):
 
     @abstractmethod
     def save(self, network: Any, output: Path) -> None:
-        """Write what was trained to where the method reads it."""
+        """Save the trained weights in the format that the method reads."""
 
     @abstractmethod
     def evaluate(self, model: Any, processor: Any, state: TrainState[Any], output: Path) -> dict[str, Any]:
-        """What was trained on samples that were held out, as parts of the command's JSON document.
+        """Evaluate the trained weights on held-out samples, as parts of the command's JSON document.
 
         Args:
             model: The model that it was trained for.
@@ -108,12 +108,12 @@ class MethodTrainer(ABC, Generic[Config]):
         """
 
     def describe(self, model: Any, state: TrainState[Any]) -> dict[str, Any]:
-        """What was trained on what, as parts of the command's JSON document."""
+        """Describe the training, as parts of the command's JSON document."""
         return {"steps": state.step}
 
     @abstractmethod
     def report(self, document: dict[str, Any]) -> Iterable[str]:
-        """The lines that say what a finished run's JSON document says."""
+        """Format a finished run's JSON document as lines of text."""
 
 
 class StepTrainer(MethodTrainer[StepConfig]):
@@ -172,4 +172,4 @@ class StepTrainer(MethodTrainer[StepConfig]):
 
     @abstractmethod
     def report_measured(self, document: dict[str, Any]) -> Iterable[str]:
-        """The lines that say what `evaluate` found."""
+        """Format the results of `evaluate` as lines of text."""

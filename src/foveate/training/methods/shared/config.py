@@ -35,15 +35,19 @@ def option(
 def option_names(config_class: Any) -> list[str]:
     """How the options of a class are written."""
     names: list[str] = []
-    for one in fields(config_class):
-        written = one.metadata.get("flags") or f"--{one.name.replace('_', '-')}"
+    for field_ in fields(config_class):
+        written = field_.metadata.get("flags") or f"--{field_.name.replace('_', '-')}"
         names += written.split("/")
     return names
 
 
 def identity(config: Any) -> dict[str, Any]:
     """The options that make a run what it is, in plain types."""
-    return {one.name: _plain(getattr(config, one.name)) for one in fields(config) if one.metadata.get("identifies")}
+    return {
+        field_.name: _plain(getattr(config, field_.name))
+        for field_ in fields(config)
+        if field_.metadata.get("identifies")
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -67,8 +71,8 @@ class TrainConfig:
 
     def rate(self, step: int) -> float:
         """Step size of a step, counted from 0."""
-        rising = max(1, self.steps // 20)
-        return self.learning_rate * min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising + 1), 1)
+        warmup = max(1, self.steps // 20)
+        return self.learning_rate * min((step + 1) / warmup, (self.steps - step) / max(1, self.steps - warmup + 1), 1)
 
     def samples(self, step: int) -> range:
         """Numbers of the samples of a step."""

@@ -23,7 +23,7 @@ from foveate.core.errors import FoveateError
 from foveate.families import family_of
 from foveate.methods.decoding.draft import Draft, Target
 from foveate.methods.decoding.kinds import load_draft
-from foveate.runtime.speculative import prompt_mask, speculate, target_of, watching
+from foveate.runtime.speculative import prompt_mask, record_passes, speculate, target_of
 from foveate.training.examples import Example
 from foveate.training.methods.shared.base import StepTrainer
 from foveate.training.methods.shared.config import option
@@ -33,8 +33,8 @@ from foveate.training.methods.shared.relevance_targets import continued, read_ex
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One conversation as a draft learns it.
+class DraftSample:
+    """One conversation as a training sample of a draft.
 
     Args:
         features: (L + A - 1, d), the model's last features of the prompt and of its answer but the last token.
@@ -50,8 +50,8 @@ class Heard:
 
 
 @torch.no_grad()
-def hear(model: Any, processor: Any, example: Example, own_answers: int | None) -> Heard:
-    """Let a model read a conversation, or read its question and answer it.
+def record_conversation(model: Any, processor: Any, example: Example, own_answers: int | None) -> DraftSample:
+    """Record a model's features on a conversation, or on its question and the model's own answer.
 
     Args:
         model: A model of a known family, without a plan or draft attached.
@@ -66,35 +66,35 @@ def hear(model: Any, processor: Any, example: Example, own_answers: int | None) 
     core = family.core(model)
     inputs, answer = read_example(model, processor, example)
     prompt = inputs["input_ids"].shape[1]
-    with watching(family.text(core)) as seen:
+    with record_passes(family.text(core)) as recorded:
         if own_answers is None:
             model(**continued(inputs, answer[:-1], family.answer_type), use_cache=False)
         else:
             check_length(model, prompt, own_answers)
             model.generate(**inputs, generation_config=greedy(model, own_answers))
-    embeddings, features = seen.take()
+    embeddings, features = recorded.take()
     visual = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
     visual[:prompt] = prompt_mask(family, core, inputs["input_ids"][0])
-    return Heard(features.float(), embeddings.float(), visual, prompt)
+    return DraftSample(features.float(), embeddings.float(), visual, prompt)
 
 
-def loss_of(draft: Draft, target: Target, heard: Heard, generator: torch.Generator) -> Tensor:
+def loss_of(draft: Draft, target: Target, sample: DraftSample, generator: torch.Generator) -> Tensor:
     """The loss of one conversation, over its answer."""
-    written = len(heard.features) - heard.prompt
-    if not written:  # an answer of one token: nothing follows that could be drafted
+    num_answer = len(sample.features) - sample.prompt
+    if not num_answer:  # an answer of one token: nothing follows that could be drafted
         return torch.stack([parameter.sum() for parameter in draft.parameters()]).sum() * 0
     # The feature after the last one is not known.
-    past = (heard.features[:-1], heard.embeddings[1:], heard.visual[:-1])
-    right = heard.features[heard.prompt :]
-    guessed = draft(*past, heard.prompt, generator)[-written:]
-    loss = draft.loss(guessed, right, target)[0]
+    past = (sample.features[:-1], sample.embeddings[1:], sample.visual[:-1])
+    expected = sample.features[sample.prompt :]
+    drafted = draft(*past, sample.prompt, generator)[-num_answer:]
+    loss = draft.loss(drafted, expected, target)[0]
 
     @torch.no_grad()
-    def under(way: str) -> Tensor:
+    def branch_loss(branch: str) -> Tensor:
         drawn = torch.Generator().manual_seed(0)
-        return draft.loss(draft(*past, heard.prompt, drawn)[-written:], right, target)[0]
+        return draft.loss(draft(*past, sample.prompt, drawn)[-num_answer:], expected, target)[0]
 
-    return loss + draft.choosing_loss(under, *(part[: heard.prompt] for part in past))
+    return loss + draft.choosing_loss(branch_loss, *(part[: sample.prompt] for part in past))
 
 
 #: Ways of drafting that are measured, as `speculate` takes them.
@@ -104,7 +104,7 @@ WAYS: dict[str, dict[str, int]] = {"default": {}, "chain": {"top_k": 1}}
 def measure(
     model: Any, processor: Any, draft: Draft, examples: Sequence[Example], max_new_tokens: int
 ) -> dict[str, dict[str, Any]]:
-    """How a draft does on held-out questions, in its own shape and as a chain.
+    """Evaluate a draft on held-out questions, in its own shape and as a chain.
 
     Args:
         model: The model that the draft is for.
@@ -118,7 +118,7 @@ def measure(
         pass), ``identical`` (answers that are those of the model alone, token by token), ``answers``, ``seconds``
         with the draft, ``seconds_alone``, both of all of `generate`, and ``speed_up``, their ratio.
     """
-    found = {way: {"tokens": 0, "passes": 0, "answers": 0, "identical": 0, "seconds": 0.0} for way in WAYS}
+    results = {way: {"tokens": 0, "passes": 0, "answers": 0, "identical": 0, "seconds": 0.0} for way in WAYS}
     alone = 0.0
     for example in examples:
         inputs, _ = read_example(model, processor, example)
@@ -126,7 +126,7 @@ def measure(
         expected, seconds = _timed(model, inputs, settings)
         alone += seconds
         for way, options in WAYS.items():
-            row = found[way]
+            row = results[way]
             with speculate(model, draft, **options) as handle:
                 output, seconds = _timed(model, inputs, settings)
             report = handle.report()
@@ -135,11 +135,11 @@ def measure(
             row["answers"] += 1
             row["identical"] += int(torch.equal(output, expected))
             row["seconds"] += seconds
-    for row in found.values():
+    for row in results.values():
         written = row["tokens"] - row["answers"]
         row["acceptance_length"] = written / row["passes"] if row["passes"] else 1.0
         row["seconds_alone"], row["speed_up"] = alone, alone / row["seconds"]
-    return found
+    return results
 
 
 @torch.inference_mode()
@@ -196,14 +196,16 @@ class DraftTrainer(StepTrainer[Config]):
     def step(self, model: Any, processor: Any, network: Any, data: Callable[[int], Example], step: int) -> Losses:
         """One loss a conversation."""
         config, target = self.config, target_of(model)
-        own = config.max_new_tokens if config.own_answers else None
+        max_new_tokens = config.max_new_tokens if config.own_answers else None
         for number in config.samples(step):
             seed = config.seed * 1_000_003 + number
-            heard = hear(model, processor, data(number), own)
+            sample = record_conversation(model, processor, data(number), max_new_tokens)
             generator = torch.Generator().manual_seed(seed)
             yield (
                 seed,
-                lambda heard=heard, generator=generator: loss_of(network, target, heard, generator) / config.batch_size,
+                lambda sample=sample, generator=generator: (
+                    loss_of(network, target, sample, generator) / config.batch_size
+                ),
             )
 
     def save(self, network: Draft, output: Path) -> None:

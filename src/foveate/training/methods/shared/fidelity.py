@@ -1,4 +1,4 @@
-"""What plans inside a language model do to its answers on held-out questions: how far they are from all tokens'."""
+"""Fidelity of plans: distance of their answers to the full model's on held-out questions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from foveate.training.methods.shared.teacher_forcing import RecordedActivations,
 def measure(
     model: Any, processor: Any, examples: Sequence[Example], plans: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """What plans do to the answers of a model, mean over the tokens of all answers.
+    """Measure the fidelity of plans, averaged over the tokens of all answers.
 
     Args:
         model: A model of a known family, without a plan attached.
@@ -27,25 +27,25 @@ def measure(
         plans: As text; all act inside the language model.
 
     Returns:
-        For "untouched" and every plan ``loss``, the cross-entropy of the answers in nats; ``kl``, the divergence from
-        the untouched model in nats; ``agreement``, the share of tokens whose most probable value is the untouched
-        model's; ``tokens``, the share of visual tokens left in the last layer.
+        For "full model" and every plan ``loss``, the cross-entropy of the answers in nats; ``kl``, the divergence from
+        the full model in nats; ``agreement``, the share of tokens whose most probable value is the full
+        model's; ``tokens``, the share of visual tokens remaining in the last layer.
     """
-    sums = {plan: torch.zeros(3, dtype=torch.float64) for plan in ("untouched", *plans)}
+    sums = {plan: torch.zeros(3, dtype=torch.float64) for plan in ("full model", *plans)}
     counted = dict.fromkeys(sums, 0)
     shares: dict[str, list[float]] = {plan: [] for plan in sums}
     for example in examples:
         with encoding_once(model):
-            seen = record(model, processor, example, (1,))
-            count = len(seen.answer)
-            whole = model(**seen.inputs, use_cache=False).logits[0, seen.rows].float().log_softmax(dim=-1)
+            recorded = record(model, processor, example, (1,))
+            count = len(recorded.answer)
+            full = model(**recorded.inputs, use_cache=False).logits[0, recorded.rows].float().log_softmax(dim=-1)
             for plan in sums:
-                found, share = (whole, 1.0) if plan == "untouched" else _answered(model, seen, plan)
+                log_probs, share = (full, 1.0) if plan == "full model" else _answered(model, recorded, plan)
                 sums[plan] += torch.tensor(
                     [
-                        float(F.nll_loss(found, seen.answer, reduction="sum")),
-                        float(F.kl_div(found, whole, log_target=True, reduction="sum")),
-                        float((found.argmax(dim=-1) == whole.argmax(dim=-1)).sum()),
+                        float(F.nll_loss(log_probs, recorded.answer, reduction="sum")),
+                        float(F.kl_div(log_probs, full, log_target=True, reduction="sum")),
+                        float((log_probs.argmax(dim=-1) == full.argmax(dim=-1)).sum()),
                     ]
                 )
                 counted[plan] += count
@@ -57,15 +57,15 @@ def measure(
     }
 
 
-def _answered(model: Any, seen: RecordedActivations, plan: str) -> tuple[Tensor, float]:
+def _answered(model: Any, recorded: RecordedActivations, plan: str) -> tuple[Tensor, float]:
     """Logarithms of probabilities (A, vocabulary) of the answer under a plan, and the share of tokens at the end."""
-    count = len(seen.answer)
-    labels = seen.inputs["input_ids"].clone()
+    count = len(recorded.answer)
+    labels = recorded.inputs["input_ids"].clone()
     labels[:, :-count] = -100
     with compress(model, plan) as handle:
-        logits = model(**seen.inputs, labels=labels, use_cache=False).logits
+        logits = model(**recorded.inputs, labels=labels, use_cache=False).logits
         images = handle.report().images
     last = [image.layers[-1].tokens_kept if image.layers else image.tokens_kept for image in images]
     # The answer ends the sequence, however much of what is before it has gone.
-    found = logits[0, -count - 1 : -1].float().log_softmax(dim=-1)
-    return found, sum(last) / max(1, sum(image.tokens_in for image in images))
+    log_probs = logits[0, -count - 1 : -1].float().log_softmax(dim=-1)
+    return log_probs, sum(last) / max(1, sum(image.tokens_in for image in images))

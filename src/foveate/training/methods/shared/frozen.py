@@ -1,4 +1,4 @@
-"""Models whose weights stay as they are while something beside them is trained."""
+"""Freeze a model's weights while another network is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _frozen: Counter[nn.Parameter] = Counter()
 
 @contextmanager
 def frozen(model: nn.Module) -> Generator[None]:
-    """No parameter takes part in a backward pass; where threads freeze a model together, until the last has done."""
+    """Freeze all parameters while the context is open; with several threads, until the last one exits."""
     with _lock:
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad or _frozen[parameter]]
         for parameter in learning:

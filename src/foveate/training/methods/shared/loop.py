@@ -1,4 +1,4 @@
-"""How small networks beside a model are trained: the steps, and runs that go on where they stood.
+"""The training loop of small networks, with resumable runs.
 
 The model keeps its weights. What a step learns from follows from the number of the step alone, so that a run that was
 stopped gives the same weights as one that was not.
@@ -73,7 +73,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
     earlier, start = run.log.rewind(done), time.perf_counter()
     network.train()
-    while done < config.steps and not stop.wanted:
+    while done < config.steps and not stop.requested:
         rate = optimizer.param_groups[0]["lr"] = config.rate(done)
         optimizer.zero_grad()
         total = 0.0
@@ -90,7 +90,7 @@ def fit(
         seconds = round(earlier + time.perf_counter() - start, 3)
         run.log.append({"step": done, "loss": total, "learning_rate": rate, "seconds": seconds})
         on_progress("training", done, config.steps, total)
-        if done % SAVE_EVERY == 0 or done == config.steps or stop.wanted:
+        if done % SAVE_EVERY == 0 or done == config.steps or stop.requested:
             run.save_state(
                 {"of": of, "step": done, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
             )

@@ -1,4 +1,4 @@
-"""Questions about images that small networks learn from and are measured on: of files, or about rendered images."""
+"""Training and held-out questions about images: from files, or rendered."""
 
 from __future__ import annotations
 
@@ -144,12 +144,12 @@ class Pages:
 
         tasks = self._tasks()
         difficulty = 0.5 if self.difficulty is None else self.difficulty
-        found = []
+        examples = []
         for number in range(count):
             task = tasks[number % len(tasks)]
             sample = render(task, number, split="heldout", sides=self.sides or (128, 512), difficulty=difficulty)
-            found.append(Example.of_question(sample.image, sample.question, sample.answer))
-        return found
+            examples.append(Example.of_question(sample.image, sample.question, sample.answer))
+        return examples
 
     def _tasks(self) -> list[str]:
         from foveate.synthetic import TASKS, smallest_size

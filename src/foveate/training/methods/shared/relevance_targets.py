@@ -1,4 +1,4 @@
-"""Which visual tokens an answer of a live model rests on: attention x gradient roll-out (arXiv 2506.01097).
+"""Relevance of visual tokens for an answer: attention x gradient roll-out (arXiv 2506.01097).
 
 Attention matrices are formed here and nowhere else in foveate: their gradients are what the method learns from. Only
 the language model attends eagerly, and only for one pass an answer.
@@ -24,7 +24,7 @@ from foveate.families import Family, family_of
 from foveate.images import open_image
 from foveate.methods.pre_llm.relevance import as_picture, relevance_target, rollout
 from foveate.runtime import compress
-from foveate.runtime.attention_functions import Call, stand_around
+from foveate.runtime.attention_functions import AttentionCall, wrap_attention
 from foveate.runtime.patches import Patches
 from foveate.training.examples import PLACEHOLDER, ROLES, Example
 from foveate.training.methods.shared.frozen import frozen
@@ -35,8 +35,8 @@ _TYPES = ("token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One image, or one crop of a tiled image, to learn from.
+class RelevanceMap:
+    """Training example: first-layer attention and relevance of one image, or one crop of a tiled image.
 
     Args:
         attention: (rows, columns), what the prompt's text pays in the first decoder layer.
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Recorder(PreLLMMethod):
-    """Keeps everything, and a note of every image as a method sees it at inference."""
+    """Keeps all tokens, and records the inputs that a method gets at inference."""
 
     found: list[VisualTokens] = field(default_factory=list)
 
@@ -111,8 +111,8 @@ def read_example(model: Any, processor: Any, example: Example) -> tuple[dict[str
     return dict(inputs.to(model.device, dtype=model.dtype)), ids.to(model.device)
 
 
-def explain(model: Any, inputs: dict[str, Any], answer: Tensor | int) -> list[Picture]:
-    """What to learn from one prompt: first-layer attention and relevance of its images, crop by crop.
+def explain(model: Any, inputs: dict[str, Any], answer: Tensor | int) -> list[RelevanceMap]:
+    """Relevance maps of one prompt: first-layer attention and relevance of its images, crop by crop.
 
     Args:
         model: A model of a known family, without a plan attached. It is left as it was.
@@ -136,22 +136,24 @@ def explain(model: Any, inputs: dict[str, Any], answer: Tensor | int) -> list[Pi
     columns = (ids[0] == family.placeholder(core, "image")).nonzero().flatten()
     if sum(map(len, recorder.found)) != len(columns):
         raise FoveateError("the prompt's placeholders are not those of its images; clips cannot be learned from.")
-    pictures = []
-    for tokens, own in zip(recorder.found, columns.split([len(tokens) for tokens in recorder.found]), strict=True):
+    maps = []
+    for tokens, image_columns in zip(
+        recorder.found, columns.split([len(tokens) for tokens in recorder.found]), strict=True
+    ):
         for crop in tokens.crops:
             if not len(crop.present):
                 continue
             part = tokens.part(crop)
             place = part.crops[0]
-            target = relevance_target(relevance, rows, own[crop.present])
-            pictures.append(
-                Picture(
+            target = relevance_target(relevance, rows, image_columns[crop.present])
+            maps.append(
+                RelevanceMap(
                     as_picture(part.get(ATTENTION).float(), place).cpu(),
                     as_picture(target, place).cpu(),
                     (place.index >= 0).view(*place.grid).cpu(),
                 )
             )
-    return pictures
+    return maps
 
 
 def answer_relevance(model: Any, inputs: dict[str, Any], answer: Tensor) -> Tensor:
@@ -172,24 +174,24 @@ def answer_relevance(model: Any, inputs: dict[str, Any], answer: Tensor) -> Tens
     family: Family = family_of(model)
     core = family.core(model)
     prompt = inputs["input_ids"].shape[1]
-    whole = continued(inputs, answer[:-1], family.answer_type)
-    with frozen(model), _eager(core, family.text(core)) as seen, torch.enable_grad():
-        logits = model(**whole, use_cache=False).logits[0, prompt - 1 :].float()
+    full_inputs = continued(inputs, answer[:-1], family.answer_type)
+    with frozen(model), _eager(core, family.text(core)) as attentions, torch.enable_grad():
+        logits = model(**full_inputs, use_cache=False).logits[0, prompt - 1 :].float()
         likelihood = logits.log_softmax(dim=-1).gather(1, answer[:, None]).sum()
-        if not seen:
+        if not attentions:
             raise FoveateError(f"no layer of {type(family.text(core)).__name__} gives its attention.")
-        gradients = torch.autograd.grad(likelihood, seen)
-    return rollout([own[0].detach() for own in seen], [own[0] for own in gradients])
+        gradients = torch.autograd.grad(likelihood, attentions)
+    return rollout([attention[0].detach() for attention in attentions], [attention[0] for attention in gradients])
 
 
 def continued(inputs: dict[str, Any], answer: Tensor, answer_type: int) -> dict[str, Any]:
     """The inputs of a prompt with its answer written behind."""
-    whole = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], answer[None]], dim=1)}
-    own = {"attention_mask": 1} | dict.fromkeys(_TYPES, answer_type)
-    for name, value in own.items():
+    continued_inputs = dict(inputs) | {"input_ids": torch.cat([inputs["input_ids"], answer[None]], dim=1)}
+    fill_values = {"attention_mask": 1} | dict.fromkeys(_TYPES, answer_type)
+    for name, value in fill_values.items():
         if inputs.get(name) is not None:
-            whole[name] = torch.cat([inputs[name], inputs[name].new_full((1, len(answer)), value)], dim=1)
-    return whole
+            continued_inputs[name] = torch.cat([inputs[name], inputs[name].new_full((1, len(answer)), value)], dim=1)
+    return continued_inputs
 
 
 @contextmanager
@@ -198,25 +200,25 @@ def _eager(core: Any, text: Any) -> Generator[list[Tensor]]:
 
     For the calling thread alone. The graph begins at the embeddings, so that the encoder is not differentiated.
     """
-    seen: list[Tensor] = []
-    own = threading.get_ident()
+    attentions: list[Tensor] = []
+    thread = threading.get_ident()
 
     def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        if threading.get_ident() != own:
+        if threading.get_ident() != thread:
             return None
         return args, kwargs | {"inputs_embeds": kwargs["inputs_embeds"].detach().requires_grad_()}
 
-    def keep(call: Call) -> Any:
-        if threading.get_ident() != own:
+    def keep(call: AttentionCall) -> Any:
+        if threading.get_ident() != thread:
             return call.attend()
         output = replace(call, name="eager").attend_pairs(call.allowed())
         if torch.is_tensor(output[1]):
-            seen.append(output[1])
+            attentions.append(output[1])
         return output
 
     with Patches() as patches:
         patches.before(text, begin, with_kwargs=True)
         for layer in text.layers:
             if hasattr(layer, "self_attn"):
-                stand_around(patches, layer.self_attn, keep)
-        yield seen
+                wrap_attention(patches, layer.self_attn, keep)
+        yield attentions

@@ -1,4 +1,4 @@
-"""What small networks inside a language model learn from: prompts with their answers, as its layers see them.
+"""Teacher-forced activations for training per-layer modules.
 
 The encoder runs once a prompt. What the language model was called with is kept, so that it can be called again with
 parts of it changed: on a small model the encoder is most of the work.
@@ -22,7 +22,7 @@ from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Selection
 from foveate.families import family_of
 from foveate.runtime import compress
-from foveate.runtime.attention_functions import watched
+from foveate.runtime.attention_functions import observed_calls
 from foveate.runtime.patches import Patches, in_this_thread
 from foveate.training.examples import Example
 from foveate.training.methods.shared.relevance_targets import continued, read_example
@@ -30,11 +30,11 @@ from foveate.training.methods.shared.relevance_targets import continued, read_ex
 
 @dataclass(frozen=True)
 class Recorder(DecoderMethod):
-    """Keeps everything, and a note of what a method would see of every image at every layer."""
+    """Keeps all tokens, and records the inputs that a method would get."""
 
     found: list[LayerTokens] = field(default_factory=list)
 
-    name: ClassVar[str] = "watcher"
+    name: ClassVar[str] = "recorder"
     budget: ClassVar = "none"
 
     @property
@@ -63,7 +63,7 @@ class RecordedActivations:
         rows: (A,) where that is.
         answer: (A,) token ids.
         inputs: What the model was called with.
-        looking: Queries and keys of the layer that was asked for, if one was.
+        attention: Queries and keys of the requested layer, if any.
     """
 
     tokens: dict[int, list[LayerTokens]]
@@ -72,7 +72,7 @@ class RecordedActivations:
     rows: Tensor
     answer: Tensor
     inputs: dict[str, Any]
-    looking: Attention | None = None
+    attention: Attention | None = None
 
 
 def text_of(model: Any) -> Any:
@@ -83,7 +83,7 @@ def text_of(model: Any) -> Any:
 
 @torch.no_grad()
 def record(
-    model: Any, processor: Any, example: Example, layers: Sequence[int], looking: int | None = None
+    model: Any, processor: Any, example: Example, layers: Sequence[int], attention_layer: int | None = None
 ) -> RecordedActivations:
     """Let a model read a prompt with its answer.
 
@@ -92,66 +92,66 @@ def record(
         processor: Its processor.
         example: Up to the first answer that follows all its images.
         layers: Decoder layers before which tokens are noted.
-        looking: A decoder layer whose queries and keys are noted.
+        attention_layer: A decoder layer whose queries and keys are noted.
 
     Raises:
         FoveateError: the example cannot be read, or the model cannot be shortened inside.
     """
     inputs, answer = read_example(model, processor, example)
     prompt, text = inputs["input_ids"].shape[1], text_of(model)
-    whole = continued(inputs, answer, family_of(model).answer_type)
-    labels = whole["input_ids"].clone()
+    full_inputs = continued(inputs, answer, family_of(model).answer_type)
+    labels = full_inputs["input_ids"].clone()
     labels[:, :prompt] = -100
-    watcher, calls, outputs, attention = Recorder(), [], [], []
+    recorder, calls, outputs, attention = Recorder(), [], [], []
 
-    def called(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def on_call(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         calls.append(dict(kwargs))
 
-    def gave(module: nn.Module, args: Any, output: Any) -> None:
+    def on_output(module: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output.last_hidden_state[0])
 
-    def looked(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+    def on_attention(module: nn.Module, query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
         scaling = options.get("scaling")
         attention.append(Attention(query[0], key[0], query.shape[-1] ** -0.5 if scaling is None else float(scaling)))
 
     # A second thread that would see through the same model is refused: one plan at a time.
-    with compress(model, Plan((Step(watcher, None, tuple(layers)),))), Patches() as patches:
-        patches.before(text, in_this_thread(called), with_kwargs=True)
-        patches.after(text, in_this_thread(gave))
-        with _watching(text, looking, looked):
-            model(**whole, labels=labels, use_cache=False)
+    with compress(model, Plan((Step(recorder, None, tuple(layers)),))), Patches() as patches:
+        patches.before(text, in_this_thread(on_call), with_kwargs=True)
+        patches.after(text, in_this_thread(on_output))
+        with _observed(text, attention_layer, on_attention):
+            model(**full_inputs, labels=labels, use_cache=False)
     rows = torch.arange(prompt - 1, prompt - 1 + len(answer), device=answer.device)
-    found: dict[int, list[LayerTokens]] = {layer: [] for layer in layers}
-    for tokens in watcher.found:
-        found[tokens.layer].append(tokens)
+    tokens_by_layer: dict[int, list[LayerTokens]] = {layer: [] for layer in layers}
+    for tokens in recorder.found:
+        tokens_by_layer[tokens.layer].append(tokens)
     return RecordedActivations(
-        found, calls[0], outputs[0][rows], rows, answer, whole, attention[0] if attention else None
+        tokens_by_layer, calls[0], outputs[0][rows], rows, answer, full_inputs, attention[0] if attention else None
     )
 
 
 @contextmanager
-def _watching(text: Any, layer: int | None, observer: Callable[..., None]) -> Generator[None]:
+def _observed(text: Any, layer: int | None, observer: Callable[..., None]) -> Generator[None]:
     if layer is None:
         yield
         return
-    with watched(text.layers[layer].self_attn, observer):
+    with observed_calls(text.layers[layer].self_attn, observer):
         yield
 
 
 @contextmanager
 def encoding_once(model: Any) -> Generator[None]:
-    """Inside this context the encoder runs once for the same pixels, for plans that ask nothing of it."""
+    """Cache the encoder's outputs by its inputs while the context is open, for plans that need no measurements."""
     family = family_of(model)
     tower: Any = family.vision_tower(family.core(model))
-    done: list[tuple[list[Any], Any]] = []
+    cached: list[tuple[list[Any], Any]] = []
 
     def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = [*args, *(kwargs[name] for name in sorted(kwargs))]
-        for known, output in done:
-            if len(known) == len(given) and all(map(_same, known, given)):
+        arguments = [*args, *(kwargs[name] for name in sorted(kwargs))]
+        for cached_arguments, output in cached:
+            if len(cached_arguments) == len(arguments) and all(map(_same, cached_arguments, arguments)):
                 return copy.copy(output)
         output = original(*args, **kwargs)
-        done.append((given, output))
+        cached.append((arguments, output))
         return copy.copy(output)  # some models replace fields of what their tower returns
 
     with Patches() as patches:
@@ -159,10 +159,10 @@ def encoding_once(model: Any) -> Generator[None]:
         yield
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other)
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and torch.equal(first, second)
+    return type(first) is type(second) and bool(first == second)
 
 
 def check_layers(text: Any, layers: Sequence[int]) -> tuple[int, ...]:
@@ -172,10 +172,10 @@ def check_layers(text: Any, layers: Sequence[int]) -> tuple[int, ...]:
         FoveateError: the language model does not have them.
     """
     count = len(text.layers)
-    found = tuple(sorted(set(layers)))
-    if not found or found[0] < 1 or found[-1] >= count:
+    unique = tuple(sorted(set(layers)))
+    if not unique or unique[0] < 1 or unique[-1] >= count:
         raise FoveateError(
             f"networks can be trained for the decoder layers 1 to {count - 1} of this model, not for "
-            f"{', '.join(map(str, found)) or 'none'}."
+            f"{', '.join(map(str, unique)) or 'none'}."
         )
-    return found
+    return unique

@@ -1,4 +1,4 @@
-"""Trainers of networks of decoder layers, measured by how near a plan's answers are to the full model's."""
+"""Base class of trainers with one network per decoder layer, evaluated by `fidelity`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from transformers import (
 import foveate
 from foveate.families import family_of
 from foveate.runtime import handle_of
-from foveate.runtime.heads import places_of_all
+from foveate.runtime.task_heads import last_kept_positions
 from foveate.testing.live import logits
 from tests.families.zoo import zoo
 from tests.runtime.matrix import inside_pairs
@@ -136,4 +136,4 @@ def test_classes_are_read_off_the_last_token(name: str, kind: Any, side: str) ->
 
 def test_every_column_has_the_place_of_the_last_that_stayed() -> None:
     columns = torch.tensor([[-1, 1, 4], [0, 2, 3]])
-    assert places_of_all(columns, 6).tolist() == [[1, 1, 1, 1, 2, 2], [0, 0, 1, 2, 2, 2]]
+    assert last_kept_positions(columns, 6).tolist() == [[1, 1, 1, 1, 2, 2], [0, 0, 1, 2, 2, 2]]

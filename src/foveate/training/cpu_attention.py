@@ -1,4 +1,4 @@
-"""Attention that is fast to train on a CPU.
+"""An attention function that trains fast on a CPU.
 
 The fused attention of torch is right for long sequences everywhere. On a CPU its backward pass in bfloat16 costs
 several times that of two plain matrix products as soon as sequences are short, which after two stages of merging
@@ -51,7 +51,7 @@ def plain_when_short(
 
 
 def prefer_plain_when_short(model: PreTrainedModel) -> None:
-    """Makes a model use `plain_when_short`; its configuration on disk is not affected."""
+    """Make a model use `plain_when_short`; its configuration on disk is not affected."""
     AttentionInterface.register(NAME, plain_when_short)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -10,7 +10,7 @@ import torch
 
 import foveate
 from foveate import FoveateError
-from foveate.runtime.words import Words
+from foveate.runtime.question_tokens import QuestionFinder
 from tests.runtime.chat_templates import CHATS, IMAGE, tokenizer_of
 
 QUESTION = "What is the total?"
@@ -69,7 +69,7 @@ def shown(tokenizer: Any, ids: list[int], places: list[int]) -> str:
 def test_the_words_are_those_of_the_last_turn(name: str, talk: str):
     tokenizer = tokenizer_of(CHATS[name])
     ids, text = prompt(tokenizer, CHATS[name], TALKS[talk])
-    places, note = Words(config(), None, tokenizer).find(ids, text, None)
+    places, note = QuestionFinder(config(), None, tokenizer).find(ids, text, None)
     assert shown(tokenizer, ids, places) == QUESTION
     assert note == ""
 
@@ -78,7 +78,7 @@ def test_the_words_are_those_of_the_last_turn(name: str, talk: str):
 def test_text_on_both_sides_of_an_image_is_the_users(name: str):
     tokenizer = tokenizer_of(CHATS[name])
     ids, text = prompt(tokenizer, CHATS[name], [user({"type": "text", "text": "This bill:"}, PICTURE, TEXT)])
-    places, _ = Words(config(), None, tokenizer).find(ids, text, None)
+    places, _ = QuestionFinder(config(), None, tokenizer).find(ids, text, None)
     assert shown(tokenizer, ids, places).replace(" ", "") == ("This bill:" + QUESTION).replace(" ", "")
 
 
@@ -87,7 +87,7 @@ def test_a_system_prompt_is_not_the_users(name: str):
     tokenizer = tokenizer_of(CHATS[name])
     talk = [said("Answer shortly.", "system"), user(PICTURE, TEXT)]
     ids, text = prompt(tokenizer, CHATS[name], talk)
-    places, _ = Words(config(), None, tokenizer).find(ids, text, None)
+    places, _ = QuestionFinder(config(), None, tokenizer).find(ids, text, None)
     assert shown(tokenizer, ids, places) == QUESTION
 
 
@@ -102,7 +102,7 @@ def test_in_training_the_words_of_all_turns_count_and_answers_do_not(name: str):
         any(whole.find(own) <= start < whole.find(own) + len(own) for own in ("Ten.", "So it says."))
         for start in starts
     ]
-    places, _ = Words(config(), None, tokenizer).find(ids, text, answers)
+    places, _ = QuestionFinder(config(), None, tokenizer).find(ids, text, answers)
     assert shown(tokenizer, ids, places).replace(" ", "") == (QUESTION + "And why?").replace(" ", "")
 
 
@@ -110,7 +110,7 @@ def test_times_of_frames_are_not_the_users():
     chat = CHATS["qwen"]
     tokenizer = tokenizer_of(chat)
     ids, text = prompt(tokenizer, chat, [user({"type": "text", "text": "<0.3 seconds>"}, PICTURE, TEXT)])
-    places, _ = Words(config(), None, tokenizer).find(ids, text, None)
+    places, _ = QuestionFinder(config(), None, tokenizer).find(ids, text, None)
     assert shown(tokenizer, ids, places) == QUESTION
 
 
@@ -119,14 +119,14 @@ def test_without_a_template_all_plain_text_counts():
     tokenizer.chat_template = None
     ids = tokenizer(f"<s>{IMAGE}\n{QUESTION}\n")["input_ids"]
     image = tokenizer.convert_tokens_to_ids(IMAGE)
-    places, note = Words(config(), None, tokenizer).find(ids, [token != image for token in ids], None)
+    places, note = QuestionFinder(config(), None, tokenizer).find(ids, [token != image for token in ids], None)
     assert shown(tokenizer, ids, places) == QUESTION and note == ""
 
 
 def test_a_prompt_without_words_says_so():
     tokenizer = tokenizer_of(CHATS["qwen"])
     ids, text = prompt(tokenizer, CHATS["qwen"], [user(PICTURE)])
-    places, note = Words(config(), None, tokenizer).find(ids, text, None)
+    places, note = QuestionFinder(config(), None, tokenizer).find(ids, text, None)
     assert places == [n for n, there in enumerate(text) if there]
     assert "no words of the user" in note
 
@@ -138,7 +138,7 @@ def test_ids_alone_tell_ends_of_turns_and_special_tokens():
     edges = ("vision_start", "vision_end")
     special = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in edges}
     generation = SimpleNamespace(eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>")])
-    words = Words(config(**special), generation, None)
+    words = QuestionFinder(config(**special), generation, None)
     for talk in ("image first", "two images", "image in the last turn"):
         ids, text = prompt(tokenizer, chat, TALKS[talk])
         places, note = words.find(ids, text, None)
@@ -165,7 +165,7 @@ def inputs(processor: Any, *questions: str) -> Any:
 
 def instruction(handle: Any, model: Any, seen: dict[int, Any]) -> None:
     """Let `seen` hold the question that methods are given, by image."""
-    chooser = handle._chooser
+    chooser = handle._selector
     own = chooser._question
 
     def watched(frame: Any, row: int, columns: Any, length: int) -> Any:
@@ -214,19 +214,19 @@ def test_a_question_can_be_given(embedded: Any):
     seen: dict[int, list[int]] = {}
     with foveate.compress(model, "cdpruner:25%", processor=processor) as handle, torch.no_grad():
         instruction(handle, model, seen)
-        with handle.asked(["total", "Who"]):
+        with handle.with_question(["total", "Who"]):
             model(**given)
         assert [processor.tokenizer.decode(seen[row]) for row in (0, 1)] == ["total", "Who"]
         mask = torch.zeros_like(given["input_ids"])
         mask[:, -3:] = 1
-        with handle.asked(mask):
+        with handle.with_question(mask):
             model(**given)
         assert [len(seen[row]) for row in (0, 1)] == [3, 3]
         model(**given)
         assert len(seen[0]) == len(QUESTION)
-        with handle.asked("Where?"), pytest.raises(FoveateError, match="does not hold the question 'Where"):
+        with handle.with_question("Where?"), pytest.raises(FoveateError, match="does not contain the question 'Where"):
             model(**given)
-        with handle.asked(mask[:, 1:]), pytest.raises(FoveateError, match="the mask of the question is"):
+        with handle.with_question(mask[:, 1:]), pytest.raises(FoveateError, match="the mask of the question is"):
             model(**given)
     wrong = pytest.raises(FoveateError, match="a tokenizer or a processor, not with a int")
     with foveate.compress(model, "cdpruner:25%", processor=3), wrong:
