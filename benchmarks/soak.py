@@ -36,7 +36,7 @@ from foveate.synthetic import render
 
 #: Longest sides of the images, in pixels.
 SIDES = (64, 128, 160, 224, 320, 448)
-PLANS = ("divprune:50%", "fastv:50%@2", "untouched", "pool:25%")
+PLANS = ("divprune:50%", "fastv:50%@2", "full model", "pool:25%")
 
 
 def requests() -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def main() -> None:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
         command += ["--enforce-eager", "--trust-request-mm-kwargs", "--no-enable-prefix-caching"]
-        environment = {**os.environ, "FOVEATE_PLAN": "untouched", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        environment = {**os.environ, "FOVEATE_PLAN": "full model", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
         with subprocess.Popen(command, env=environment, stdout=sys.stderr) as server:
             try:
                 while not _ready(port):

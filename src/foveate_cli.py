@@ -1,4 +1,4 @@
-"""What the console script `foveate` starts.
+"""Entry point of the console script `foveate`.
 
 It lies outside the package for one reason: importing any part of foveate registers its model classes with
 transformers, which takes seconds, and `foveate --help` must not wait for that. `foveate/__init__.py` looks

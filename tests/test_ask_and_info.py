@@ -28,9 +28,9 @@ def test_ask_prints_the_answer_and_its_account(capsys, folder, image):
     out = capsys.readouterr().out
     expected = ask(image, "What is it?", folder, max_new_tokens=4)
     assert printable(expected.text) in out
-    assert "64 x 50 px, seen at 64 x 48" in out
+    assert "64 x 50 px, resized to 64 x 48" in out
     assert "reads 12 of the image, 16 times fewer than 192 patches" in out
-    for part in ("view", "encoder", "connector", "prefill", "decode", "12 x 16", "6 x 8", "3 x 4"):
+    for part in ("preprocess", "encoder", "connector", "prefill", "decode", "12 x 16", "6 x 8", "3 x 4"):
         assert part in out
 
 
@@ -40,7 +40,7 @@ def test_ask_as_json_with_a_picture(capsys, folder, image, tmp_path):
     document = json.loads(capsys.readouterr().out)
     assert [stage["tokens"] for stage in document["stages"]] == [192, 48, 12]
     assert document["tokens"]["read"] == 12 and document["picture"] == str(target)
-    assert set(document["times"]) == {"view", "encoder", "connector", "prefill", "decode", "total"}
+    assert set(document["times"]) == {"preprocess", "encoder", "connector", "prefill", "decode", "total"}
     with Image.open(target) as picture:
         assert picture.width == 1600
 

@@ -135,7 +135,7 @@ def test_null_is_as_if_left_out(tmp_path: Path) -> None:
         (asked("chart.png", "?", colour=1), "'colour'"),
         (asked("chart.png", "?", max_new_tokens=0), "from 1 on"),
         (asked("chart.png", "?", id="first"), "line 1 already"),
-        (asked("chart.png", "?", images=[]), "stand together"),
+        (asked("chart.png", "?", images=[]), "cannot be combined"),
         ({"image": "a" * 5000, "question": "?"}, "no image"),
         ({"image": "a\0b", "question": "?"}, "no image"),
         ('{"question": "?", "id": ' + "9" * 5000 + "}", "5000 digits"),
@@ -153,7 +153,7 @@ def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\r\n")
     assert [question.question for question in read_questions(path)] == [text]
-    with pytest.raises(FoveateError, match="is no file"):
+    with pytest.raises(FoveateError, match="is not a file"):
         read_questions(Path("/dev/zero"))
 
 
@@ -176,7 +176,7 @@ def test_outputs_hold_whole_lines_of_these_questions(questions: Path, tmp_path: 
         assert output.done == {0}
         output.add([{**asked_now[1].shown, "plan": None, "error": "x"}])
     assert len(rows(path)) == 2
-    with pytest.raises(FoveateError, match="is no file"):
+    with pytest.raises(FoveateError, match="is not a file"):
         Output(Path("/dev/full"), asked_now, resume=True)
     for wrong in ({**row, "question": "other"}, row, {**row, "number": 99}, {"number": 0}):
         broken = written(tmp_path / "broken.jsonl", row, wrong)

@@ -109,7 +109,7 @@ def test_python_m_foveate_and_one_version():
         ),
         (
             ["train-method", "covipal", "-o", "x", "--pressure", "1"],
-            "--pressure is no option of covipal; it belongs to dpn.",
+            "--pressure is not an option of covipal; it belongs to dpn.",
         ),
         (["train-method", "flash", "-o", "x", "--compressor", "pool"], "it belongs to specvlm"),
         (["train-method", "specvlm", "-o", "x", "--guesses", "3"], "it belongs to flash"),
@@ -117,7 +117,10 @@ def test_python_m_foveate_and_one_version():
         (["train-method", "dymu", "-o", "x", "--resume"], "No such option: --resume"),
         (["train-method", "covipal", "--colour"], "No such option: --colour"),
         (["train-method", "covipal"], "Missing option '--output'"),
-        (["train-method", "covipal", "-o", "x", "--layers", "two"], "--layers 'two' must be whole numbers"),
+        (
+            ["train-method", "covipal", "-o", "x", "--layers", "two"],
+            "--layers 'two' must be comma-separated whole numbers",
+        ),
         (["train-method", "covipal", "-o", "x", "--sides", "96"], "must be the shortest and the longest side"),
         (["train-method", "focusui", "-o", "no/x"], "there is no folder no"),
     ],

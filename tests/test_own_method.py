@@ -28,7 +28,7 @@ assert main(["ask", image, "What?", "--model", model, "--plan", "brightest(power
 assert main(["flops", "--model", "llava-1.5-7b", "--plan", "brightest:25%", "--json"]) == 0
 assert main(["bench", "speed", "--models", model, "--methods", "brightest", "--budgets", "50%", "--repeats", "1",
              "--new-tokens", "2", "--image", image, "-o", out]) == 0
-from foveate.integrations.vllm.setting import servable
+from foveate.integrations.vllm.plans import servable
 from foveate.serving.protocol import Compression, plan_of
 assert str(plan_of(Compression(plan="brightest:64"), None)) == "brightest:64"
 assert "brightest" in servable()

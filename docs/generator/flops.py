@@ -6,7 +6,7 @@ Every number is computed when the page is generated, except the published ones i
 from __future__ import annotations
 
 from foveate.core.plan import Plan
-from foveate.cost import RELEASED, cost, follow, named, shape_of, view_of
+from foveate.cost import RELEASED, cost, follow, named, processed_image, shape_of
 from foveate.cost.papers import (
     SAME,
     SPAN,
@@ -135,18 +135,18 @@ def _models() -> list[str]:
     rows = []
     for name in RELEASED:
         model = named(name)
-        shape, view = shape_of(model.config), view_of(model.config, *IMAGE)
-        full = cost(shape, follow(None, shape, view), TEXT)
+        shape, processed = shape_of(model.config), processed_image(model.config, *IMAGE)
+        full = cost(shape, follow(None, shape, processed), TEXT)
         vision = full.parts["encoder"] + full.parts["connector"]
         shares = []
         for plan in PLANS:
-            after = cost(shape, follow(Plan.of(plan), shape, view), TEXT)
+            after = cost(shape, follow(Plan.of(plan), shape, processed), TEXT)
             shares.append(f"{after.total / full.total:.0%}, {after.cached / full.cached:.0%}")
         rows.append(
             [
                 f"`{name}`",
-                f"{view.patches:,}",
-                f"{view.tokens:,}",
+                f"{processed.patches:,}",
+                f"{processed.tokens:,}",
                 f"{vision / 1e12:.2f}",
                 f"{(full.total - vision) / 1e12:.2f}",
                 f"{full.decode / 1e9:.1f}",

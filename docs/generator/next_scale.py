@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 
@@ -13,11 +12,12 @@ def runs(root: Path) -> str:
         root: The repository.
     """
     from foveate.benchmark.next_scale import table
+    from foveate.benchmark.results import read_results
     from generator.tables import table as markdown
 
     parts = []
     for path in sorted((root / "benchmarks" / "results").glob("next-scale-*.json")):
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_results(path)
         header, rows = table(document)
         machine, settings = document["hardware"], document["settings"]
         refused = [f"- {line['plan']}: {line['reason']}" for line in document["impossible"]]

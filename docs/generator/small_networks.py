@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from foveate.core.full_model import FULL_MODEL
 from generator.accuracy import Row, runs
 
 
@@ -14,7 +15,7 @@ def pruners(root: Path) -> str:
     lines = []
     measured = runs(root, "pruner")
     for run in measured:
-        rows = {plan: row for plan, row in run["measured"].items() if plan != "untouched"}
+        rows = {plan: row for plan, row in run["measured"].items() if plan != FULL_MODEL}
         for budget in dict.fromkeys(plan.rpartition(":")[2] for plan in rows):
             plans = [plan for plan in rows if plan.endswith(f":{budget}")]
             by_method = {plan.split(":")[0].split("(")[0]: rows[plan]["agreement"] for plan in plans}
@@ -30,7 +31,7 @@ def routers(root: Path) -> str:
     measured = runs(root, "router")
     for run in measured:
         for plan, row in run["measured"].items():
-            if plan != "untouched":
+            if plan != FULL_MODEL:
                 shown = "**dpn**" if plan.startswith("dpn(") else f"`{plan}`"
                 tokens, same = (f"{100 * row[name]:.1f} %" for name in ("tokens", "agreement"))
                 lines.append([_model(run), f"{_questions(run):,}", shown, tokens, same])

@@ -1,4 +1,4 @@
-"""foveate: multimodal models that read fewer visual tokens.
+"""foveate: visual token compression for multimodal models.
 
 Importing foveate makes the Auto classes of `transformers` know its models.
 """
@@ -65,7 +65,7 @@ __all__ = [
 
 
 def register() -> None:
-    """Make the Auto classes of `transformers` know foveate's models. Doing it twice changes nothing."""
+    """Register foveate's models with the Auto classes of `transformers`. Registering twice changes nothing."""
     from foveate.models import llava_uhd, next_scale, vit_uhd
 
     vit_uhd.register()

@@ -1,4 +1,4 @@
-"""A file of questions about images, answered row by row: `answer_file`.
+"""Batch inference over a file of questions about images: `answer_file`.
 
 Every answer is one line of the output, written with its batch in one step, and known by the number of its question. A
 run that was stopped, even by a kill, goes on with what is missing: each question is answered once, and none is lost.
@@ -17,6 +17,7 @@ from typing import Any
 
 from foveate.answering import answer_batch
 from foveate.core.errors import FoveateError, check_text
+from foveate.core.full_model import is_full_model
 from foveate.core.plan import Plan
 from foveate.core.text_files import lines_of, read_text
 from foveate.images import open_image
@@ -34,7 +35,7 @@ class Question:
         id: What the file calls it; its number where it has none.
         images: Image files.
         question: The text.
-        plan: Of the visual tokens, in place of the run's; "untouched": none.
+        plan: Plan that replaces the run's; "full model" for no plan.
         max_new_tokens: Length at which the answer is cut off, in place of the run's.
     """
 
@@ -47,14 +48,14 @@ class Question:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """What its answer repeats of it."""
+        """Fields that the answer repeats."""
         return {"number": self.number, "id": self.id, "question": self.question}
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a JSONL file: {"image": "a.png", "question": "..."} in every line.
+    """Read a JSONL file of questions: {"image": "a.png", "question": "..."} in every line.
 
-    `images` in place of `image` is a list; `id`, `plan` and `max_new_tokens` may stand beside them. Paths of images
+    `images` in place of `image` is a list; `id`, `plan` and `max_new_tokens` are optional. Paths of images
     begin at the file's folder.
 
     Raises:
@@ -62,47 +63,47 @@ def read_questions(path: Path) -> list[Question]:
     """
     try:
         if path.exists() and not path.is_file():
-            raise OSError("it is no file")  # a device could be read without end
+            raise OSError("it is not a file")  # a device could be read without end
         lines = lines_of(read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise FoveateError(f"{str(path)!r} cannot be read: {error}.") from None
-    found: list[Question] = []
+    questions: list[Question] = []
     problems: list[str] = []
-    seen: dict[str | int, int] = {}
+    first_lines: dict[str | int, int] = {}
     for place, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            question = _question(json.loads(line), len(found), path.parent)
-            if question.id in seen:
-                raise FoveateError(f"the id {question.id!r} stands in line {seen[question.id]} already")
-            seen[question.id] = place
-            found.append(question)
+            question = _question(json.loads(line), len(questions), path.parent)
+            if question.id in first_lines:
+                raise FoveateError(f"the id {question.id!r} is used in line {first_lines[question.id]} already")
+            first_lines[question.id] = place
+            questions.append(question)
         except FoveateError as error:
             problems.append(f"line {place}: {error}")
         except (ValueError, RecursionError) as error:
             problems.append(f"line {place}: no JSON: {str(error)[:100]}")
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise FoveateError(f"{str(path)!r} is no file of questions: {'; '.join(problems[:10])}{more}.")
-    if not found:
-        raise FoveateError(f"{str(path)!r} holds no question.")
-    return found
+        raise FoveateError(f"{str(path)!r} is not a file of questions: {'; '.join(problems[:10])}{more}.")
+    if not questions:
+        raise FoveateError(f"{str(path)!r} has no questions.")
+    return questions
 
 
 def _question(entry: Any, number: int, folder: Path) -> Question:
     if not isinstance(entry, dict):
         raise FoveateError("a question is an object with 'image' and 'question'")
-    entry = {name: value for name, value in entry.items() if value is not None}  # null: as if left out
+    entry = {name: value for name, value in entry.items() if value is not None}  # null counts as absent
     unknown = [name for name in entry if name not in _FIELDS]
     if unknown:
         raise FoveateError(f"unknown field {unknown[0]!r}; possible are {', '.join(_FIELDS)}")
-    text, limit, plan, own = (entry.get(name) for name in ("question", "max_new_tokens", "plan", "id"))
+    text, limit, plan, identifier = (entry.get(name) for name in ("question", "max_new_tokens", "plan", "id"))
     if not isinstance(text, str) or not text.strip():
         raise FoveateError("'question' must be a text")
     check_text(json.dumps(entry, ensure_ascii=False), "it")
     if "image" in entry and "images" in entry:
-        raise FoveateError("'image' and 'images' stand together; write one of them")
+        raise FoveateError("'image' and 'images' cannot be combined; write one of them")
     names = entry.get("images", [entry["image"]] if "image" in entry else [])
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise FoveateError("'image' must be a path, 'images' a list of paths")
@@ -115,19 +116,19 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
         if not there:
             raise FoveateError(f"there is no image {str(image)[:200]!r}")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise FoveateError("'max_new_tokens' must be a whole number from 1 on")
-    if own is not None and (not isinstance(own, (str, int)) or isinstance(own, bool)):
-        raise FoveateError("'id' must be a text or a whole number")
+        raise FoveateError("'max_new_tokens' must be a positive integer")
+    if identifier is not None and (not isinstance(identifier, (str, int)) or isinstance(identifier, bool)):
+        raise FoveateError("'id' must be a text or an integer")
     if plan is not None:
         if not isinstance(plan, str):
             raise FoveateError("'plan' must be a text")
-        if plan != "untouched":
+        if not is_full_model(plan):
             plan = str(Plan.of(plan))
-    return Question(number, number if own is None else own, images, text, plan, limit)
+    return Question(number, number if identifier is None else identifier, images, text, plan, limit)
 
 
 class Output:
-    """The answers of a file of questions, line by line.
+    """Output file of answers, one JSON line per question.
 
     Args:
         path: JSONL file; made if it is missing. Only one run may write to it at a time.
@@ -147,7 +148,7 @@ class Output:
         self.done: set[int] = set()
         self.errors = 0
         if path.exists() and not path.is_file():  # a device could be read without end
-            raise FoveateError(f"{str(path)!r} is no file that answers could be written to.")
+            raise FoveateError(f"{str(path)!r} is not a file that answers could be written to.")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)  # what a failed write leaves behind must not come later
         try:
@@ -166,11 +167,11 @@ class Output:
         content = self._file.read()
         if content and not resume:
             raise FoveateError(
-                f"there are answers in {str(self.path)!r} already; go on with --resume, or name another file."
+                f"there are answers in {str(self.path)!r} already; continue with --resume, or name another file."
             )
-        whole = content.rfind(b"\n") + 1  # a kill may have left half a line
+        complete = content.rfind(b"\n") + 1  # a kill may have left half a line
         known = {question.number: question for question in questions}
-        for place, line in enumerate(content[:whole].splitlines(), 1):
+        for place, line in enumerate(content[:complete].splitlines(), 1):
             try:
                 row = json.loads(line)
                 question = known[row["number"]]
@@ -183,13 +184,13 @@ class Output:
                 )
             self.done.add(row["number"])
             self.errors += "error" in row
-        self._file.truncate(whole)
+        self._file.truncate(complete)
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write answers in one step, and wait until they are on the disk.
+        """Append answers in one write and wait until they are on disk.
 
         Raises:
-            FoveateError: they could not be written; what stands in the file stays whole.
+            FoveateError: they could not be written; existing lines of the file stay intact.
         """
         end = self._file.seek(0, os.SEEK_END)
         content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
@@ -205,7 +206,7 @@ class Output:
         self.errors += sum("error" in row for row in rows)
 
     def close(self) -> None:
-        """Let other runs write."""
+        """Release the lock, so that other runs can write."""
         self._file.close()
 
     def __enter__(self) -> Output:
@@ -216,7 +217,7 @@ class Output:
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Neighbours with the same plan, at most `size` at a time."""
+    """Group neighbouring questions with the same plan, at most `size` at a time."""
     held: list[Question] = []
     for question in questions:
         if held and (len(held) == size or question.plan != held[0].plan):
@@ -230,7 +231,7 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]
 def answer_questions(
     model: Any, processor: Any, questions: Sequence[Question], plan: Plan | None = None, max_new_tokens: int = 128
 ) -> list[dict[str, Any]]:
-    """Answers to questions with the same plan, together; one that fails alone becomes a row with its error.
+    """Answer questions with the same plan together; one that fails alone becomes a row with its error.
 
     Args:
         model: As `foveate.load` returns it, without a plan.
@@ -242,8 +243,8 @@ def answer_questions(
     Returns:
         A row for each: number, id, question, plan, and text or error.
     """
-    own = questions[0].plan
-    chosen = plan if own is None else None if own == "untouched" else Plan.of(own)
+    question_plan = questions[0].plan
+    chosen = plan if question_plan is None else None if is_full_model(question_plan) else Plan.of(question_plan)
     rows: dict[int, dict[str, Any]] = {}
     conversations = []
     for question in questions:
@@ -264,8 +265,8 @@ def answer_questions(
                 question, head, _ = some[0]
                 rows[question.number] = {**head, "error": str(error)}
                 return
-            for one in some:
-                answer([one])
+            for entry in some:
+                answer([entry])
             return
         for (question, head, _), text in zip(some, texts, strict=True):
             rows[question.number] = {**head, "text": text}
@@ -300,7 +301,7 @@ def answer_file(
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Answer what is missing.
+    """Answer the questions that have no answer yet.
 
     Args:
         model: As `foveate.load` returns it, without a plan.
@@ -313,12 +314,12 @@ def answer_file(
         progress: Called with the number of questions that were answered.
 
     Raises:
-        FoveateError: the model cannot follow the plan of the run, said before anything is answered; or answers could
+        FoveateError: the model cannot follow the plan of the run, raised before the first answer; or answers could
             not be written.
     """
-    left = [question for question in questions if question.number not in output.done]
+    remaining = [question for question in questions if question.number not in output.done]
     with _following(model, plan):
         pass
-    for batch in batches(left, batch_size):
+    for batch in batches(remaining, batch_size):
         output.add(answer_questions(model, processor, batch, plan, max_new_tokens))
         progress(len(batch))

@@ -1,4 +1,4 @@
-"""Cards of what reads or keeps fewer visual tokens outside of plans: in decoding, in the cache, in a model's build.
+"""Cards of token compression outside of plans: in decoding, in the KV cache, and in a model's architecture.
 
 `foveate methods` prints them below the methods that a plan can name, and `docs/methods.md` shows them.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Card:
-    """Something that acts outside of `foveate.compress`.
+    """Description of something that acts outside of `foveate.compress`.
 
     Attributes:
         name: what it is called here.
@@ -27,7 +27,7 @@ class Card:
         mechanism: see `foveate.core.method.Mechanism`.
         modality: what it is made for.
         summary: what it does.
-        trained: whether it needs weights of its own.
+        trained: whether it needs trained weights.
         use: how it is used.
         module: where its maths is.
     """
@@ -44,7 +44,7 @@ class Card:
     module: str
 
     def as_json(self) -> dict[str, Any]:
-        """The card as plain JSON values."""
+        """Return the card as plain JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -70,7 +70,7 @@ CARDS = (
         ("attention",),
         ("image",),
         "Keeps, in every head of a next-scale image model, as many cached tokens as the head's kind needs: those that "
-        "recent queries look at, or the first and the newest.",
+        "recent queries attend to, or the first and the newest.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
         "foveate.methods.kv_cache.hack",
@@ -83,7 +83,7 @@ CARDS = (
         ("attention",),
         ("image",),
         "Divides the cache of a next-scale image model between layers that draft and layers that refine, and keeps in "
-        "each the tokens that a window of queries looks at.",
+        "each the tokens that a window of queries attends to.",
         False,
         "foveate.models.next_scale.compressing, foveate bench next-scale",
         "foveate.methods.kv_cache.scalekv",
@@ -144,5 +144,5 @@ CARDS = (
 
 
 def cards(pattern: str | None = None) -> list[Card]:
-    """All cards, or those whose name or title shell wildcards match, in any case."""
+    """Return all cards, or those whose name or title matches shell wildcards, in any case."""
     return matching(CARDS, pattern)

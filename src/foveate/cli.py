@@ -1,4 +1,4 @@
-"""The command line: `foveate ask | info | methods | train | train-method | convert | bench` and more.
+"""Command line: `foveate ask | info | methods | train | train-method | convert | bench` and more.
 
 This module knows the names of the commands and one line about each; the module behind a command is imported
 only when that command is run, so that `foveate --help` does not wait for torch. It also owns what
@@ -64,14 +64,14 @@ ClickException: Any = next(base for base in typer.BadParameter.__mro__ if base._
 
 
 def _help(docstring: str | None) -> str:
-    """A docstring as help: paragraphs reflowed, without the sections written for readers of the code."""
+    """Format a docstring as help: paragraphs reflowed, without the sections for developers."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring or ""))
     prose = itertools.takewhile(lambda text: not re.match(r"(Args|Returns|Raises|Yields):\s", text), paragraphs)
     return "\n\n".join(" ".join(text.split()) for text in prose)
 
 
 class WithExamples:
-    """A command whose help ends with examples, one a line, as they are typed."""
+    """Command whose help ends with examples, one per line."""
 
     examples = ""
 
@@ -83,17 +83,17 @@ class WithExamples:
 
 
 class Command(WithExamples, TyperCommand):
-    """One command."""
+    """Entry of one command in the lazy command list."""
 
 
 class LazyGroup(WithExamples, TyperGroup):
-    """A group that lists its commands from one line each and imports the one that is run."""
+    """Command group that lists its commands without importing them and imports the one that is run."""
 
-    #: What stands before a name in `TARGETS` where another group has a command of that name.
+    #: Prefix of names in `TARGETS` that another group uses too.
     prefix = ""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Replace the line in the list by the real command, with all its options.
+        """Replace the listed entry by the imported command with all its options.
 
         Args:
             ctx: The context of the group.
@@ -112,7 +112,7 @@ class LazyGroup(WithExamples, TyperGroup):
 
 
 def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Command) -> Any:
-    """The command of a function, with all its options."""
+    """Build the command of a function with all its options."""
 
     @functools.wraps(run)
     def registered(*values: Any, **options: Any) -> Any:
@@ -130,10 +130,10 @@ def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Com
 
 
 class _TrainerCommand(Command):
-    """The command of one trainer; an option of another trainer is refused by the name of its method."""
+    """Command of one trainer; an option of another trainer is refused with the name of its method."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options."""
+        """Parse the options."""
         try:
             return super().parse_args(ctx, args)
         except ClickException as error:
@@ -143,27 +143,29 @@ class _TrainerCommand(Command):
             methods = methods_with(wrong) if wrong else []
             if not methods:
                 raise
-            raise FoveateError(f"{wrong} is no option of {self.name}; it belongs to {', '.join(methods)}.") from None
+            raise FoveateError(
+                f"{wrong} is not an option of {self.name}; it belongs to {', '.join(methods)}."
+            ) from None
 
 
 class _TrainMethod(TyperGroup):
-    """A command for every method that can be trained; listed from the files of trainers, which it does not import."""
+    """Group with one command per trainable method, listed without importing the trainers."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of methods."""
+        """List the names of methods."""
         from foveate.training.methods import summaries
 
         return list(summaries())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The line of a method in the list."""
+        """Return the entry of a method in the list."""
         from foveate.training.methods import summaries
 
         line = summaries().get(cmd_name)
         return None if line is None else TyperCommand(cmd_name, help=line)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command of a trainer, with its options.
+        """Return the command of a trainer with its options.
 
         Args:
             ctx: The context of the group.
@@ -223,37 +225,37 @@ def _list(group: typer.Typer, name: str, line: str) -> None:
     group.command(name, help=line)(lambda: None)
 
 
-_list(app, "ask", "Ask a question about an image, and see where its tokens went.")
-_list(app, "info", "Describe a model: its stages, parameters and visual tokens for each image size.")
-_list(app, "methods", "List the methods a plan can name: what they need, and which models they run on.")
-_list(app, "batch", "Answer a file of questions about images, with progress and resume.")
-_list(app, "serve", "Serve a model over HTTP, in the words of OpenAI's API.")
-_list(app, "app", "Ask in the browser, with a plan and without, and see every token.")
+_list(app, "ask", "Answer a question about an image, and report its visual tokens and timings.")
+_list(app, "info", "Describe a model: parameters, stages, and visual tokens by image size.")
+_list(app, "methods", "List the methods that a plan can name: what they need, and which models they support.")
+_list(app, "batch", "Answer a JSONL file of questions about images; can be resumed.")
+_list(app, "serve", "Serve a model over HTTP with an OpenAI-compatible API.")
+_list(app, "app", "Compare a model with and without a plan in the browser, token by token.")
 _list(app, "train", "Train a model from a recipe, or resume a run.")
-_list(app, "convert-scorer", "Take FocusUI's scorer out of a released checkpoint.")
-_list(app, "train-next-scale", "Train the small next-scale image model that cache compression is measured on.")
-_list(app, "convert", "Turn a pretrained vision transformer into ViT-UHD.")
-_list(app, "flops", "What a model costs with and without a plan: FLOPs and cache from its shapes alone.")
-_list(app, "report", "One static page from results: tables, plots, a page for every method.")
-_list(app, "tune", "Search the best plan for a model and your questions: methods, budgets, layers.")
-_list(bench, "accuracy", "How many answers stay right with fewer visual tokens, plan by plan.")
-_list(bench, "encoders", "Tokens, FLOPs, time and memory of vision encoders at several image sizes.")
-_list(bench, "serve", "What plans save in a running server: requests a second, first token, time between tokens.")
-_list(bench, "speed", "What plans cost: time of every part, memory, cache and FLOPs, beside two controls.")
-_list(bench, "joint", "Fewer tokens together with quantised weights and caches: accuracy and cost.")
-_list(bench, "next-scale", "Compressed caches of a next-scale image model: bytes, time, how far pictures move.")
+_list(app, "convert-scorer", "Extract FocusUI's scorer from a released checkpoint.")
+_list(app, "train-next-scale", "Train a small next-scale image model for KV-cache benchmarks.")
+_list(app, "convert", "Convert a pretrained vision transformer to ViT-UHD.")
+_list(app, "flops", "Compute FLOPs and KV cache with and without a plan, from the configuration alone.")
+_list(app, "report", "Build a static report from results: tables, plots, a page for every method.")
+_list(app, "tune", "Search for the best plan for a model and your questions: methods, budgets, layers.")
+_list(bench, "accuracy", "Measure accuracy with fewer visual tokens, plan by plan.")
+_list(bench, "encoders", "Compare vision encoders by image size: tokens, FLOPs, time and memory.")
+_list(bench, "serve", "Measure plans in a running server: throughput, time to first token and between tokens.")
+_list(bench, "speed", "Measure the speed of plans: time per part, memory, KV cache and FLOPs, with two controls.")
+_list(bench, "joint", "Combine token compression with quantised weights and caches: accuracy and cost.")
+_list(bench, "next-scale", "Measure KV-cache compression in a next-scale image model: bytes, time, image distance.")
 
 
 @bench.callback()
 def _bench() -> None:
-    """Measure cost under one protocol; results are written as JSON."""
+    """Run benchmarks; results are written as JSON."""
 
 
 @train_method.callback()
 def _train_method() -> None:
     """Train the weights of a method for one model: pruning modules, routers, scorers, drafts, thresholds.
 
-    Every method has options of its own: foveate train-method NAME --help.
+    For the options of a method see foveate train-method NAME --help.
     """
 
 
@@ -268,10 +270,10 @@ def _foveate(
     ctx: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere in the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere on the command line.")
     ] = False,
     imports: Annotated[
         list[str] | None,
@@ -288,7 +290,7 @@ def _foveate(
 
 
 def _given(arguments: list[str], option: str) -> bool:
-    """Whether an option is in the line, before a `--` that ends the options."""
+    """Whether an option is on the command line, before a `--` that ends the options."""
     return option in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
 
 
@@ -330,7 +332,7 @@ def _importing(targets: list[str]) -> Generator[None]:
 
 
 def _sentence(error: BaseException) -> str:
-    """An error's message on one line, with the file it is about."""
+    """Format an error message on one line, with the file it is about."""
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     else:
@@ -381,6 +383,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sentence_of_usage(error: Any) -> str:
-    """A usage error's message, on one line that ends with a full stop."""
+    """Format a usage error on one line that ends with a full stop."""
     message = " ".join(str(error.format_message()).split())
     return message if message.endswith((".", "?")) else f"{message}."

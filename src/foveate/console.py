@@ -1,4 +1,4 @@
-"""Where commands print: answers on standard output, remarks on standard error."""
+"""Output of commands: answers on standard output, messages on standard error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ notes = Console(stderr=True, highlight=False)
 
 
 def command_line() -> str:
-    """The command that runs, as it can be typed again."""
+    """Return the running command as it can be typed again."""
     return shlex.join(["foveate", *sys.argv[1:]])
 
 

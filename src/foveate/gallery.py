@@ -1,4 +1,4 @@
-"""The gallery: what every method is, and on which families it runs, computed from the two registries.
+"""Gallery of methods and the model families that they support, computed from the two registries.
 
 `docs/methods.md`, `docs/matrix.md` and the index that `foveate methods` prints from are generated from it.
 """
@@ -25,7 +25,7 @@ BLOCKS, OUTPUT_LAYER = 24, 22
 
 
 def gallery(pattern: str | None = None) -> list[Entry]:
-    """All methods, or those that a pattern names, in alphabetical order.
+    """Return all methods, or those that a pattern names, in alphabetical order.
 
     Args:
         pattern: shell wildcards (`*`, `?`, `[ab]`) for a name or a title, in any case.
@@ -41,10 +41,10 @@ def gallery(pattern: str | None = None) -> list[Entry]:
 
 
 def verdict(method: Any, family: Family) -> Verdict:
-    """Whether a method (object) runs on a family, found without a model.
+    """Whether a method (object) supports a family, determined without a model.
 
     A family whose encoder has a [CLS] token in some models and none in others is judged by those that have one;
-    `without_cls` says what happens on the others.
+    `without_cls` has the outcome for the others.
     """
     try:
         check_sites(Plan((Step(method),)), family)
@@ -106,9 +106,9 @@ def _entry(cls: Any) -> Entry:
 
 
 def _sample(cls: Any) -> Any:
-    """A method with its defaults; one that cannot be made without arguments has those defaults that there are.
+    """Create a method with its defaults, or with partial defaults if it needs arguments.
 
-    A trained method gets the name of a file: only with weights does it say what it needs, and it reads them later.
+    A trained method gets a placeholder file name, since it states its needs only with weights, which it loads later.
     """
     try:
         return cls(weights="FILE") if "weights" in {field.name for field in dataclasses.fields(cls)} else cls()

@@ -1,4 +1,4 @@
-"""One image, read once, asked many questions: for models that read images through VoCo tokens."""
+"""KV cache of one image, reused for many questions, for models with VoCo tokens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from foveate.kv_cache.nbytes import bytes_of
 
 
 class ImageMemory:
-    """What a model with VoCo tokens remembers of an image: the keys and values of a few tokens.
+    """KV cache of one image in a model with VoCo tokens: keys and values of a few tokens.
 
         memory = ImageMemory(model, processor, "sign.png")
         memory.ask("Which date?")
         memory.ask("Which colour?")
 
-    The image passes the vision tower and the language model once. Every question goes on from a copy of the same cache,
-    from which the image's own keys and values are gone, and gets the answer that it would get alone.
+    The image passes the vision encoder and the language model once. Every question continues from a copy of the same
+    cache, from which the image's own keys and values are gone, and gets the answer that it would get alone.
 
     Args:
         model: A LLaVA-UHD trained with VoCo tokens (`model.voco` in a recipe), as `foveate.load` returns it.
@@ -56,12 +56,12 @@ class ImageMemory:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the conversation so far, the image's among them."""
+        """Number of tokens of the conversation so far, with those of the image."""
         return self._ids.shape[1]
 
     @property
     def lengths(self) -> list[int]:
-        """Entries that every layer of the language model holds of them."""
+        """Number of cache entries in every layer of the language model."""
         return [layer.keys.shape[2] for layer in self.cache.layers]
 
     @property
@@ -71,13 +71,13 @@ class ImageMemory:
 
     @torch.inference_mode()
     def ask(self, question: str, max_new_tokens: int = 128) -> str:
-        """Answer a question about the image, greedily; what was asked before is not known.
+        """Answer a question about the image with greedy decoding; earlier questions are not part of the context.
 
         Raises:
             FoveateError: the question is empty or too long.
         """
         if not isinstance(question, str) or not question.strip():
-            raise FoveateError("the question is empty: say in words what you want to know about the image.")
+            raise FoveateError("the question is empty; ask something about the image.")
         tokenizer = self.processor.tokenizer
         text = self._prompt(as_plain_text(question.strip(), tokenizer)).split(self.processor.image_token)[1]
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(self._ids)

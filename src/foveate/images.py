@@ -1,4 +1,4 @@
-"""Reading one image, whatever holds it, as an upright RGB picture.
+"""Loading of images from paths, bytes, arrays and data URIs as upright RGB images.
 
 `open_image` is the only door through which pixels enter foveate. It takes files, bytes, PIL images and arrays, and
 returns an 8-bit RGB `PIL.Image.Image`: EXIF orientation applied, transparency laid on white, grey, palette, 16-bit and
@@ -29,7 +29,7 @@ MAX_PIXELS = 2 * 89_478_485
 MAX_BYTES = 2**30
 
 #: Raster formats that are read. Formats that run a program (EPS, WMF), that only name a plug-in (HDF5, GRIB, BUFR) or
-#: that nearly any bytes pass for (TGA, XV thumbnails) are left out.
+#: that nearly any bytes pass for (TGA, XV thumbnails) are excluded.
 FORMATS = (
     "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "PSD", "PCX",
     "SGI", "QOI",
@@ -66,7 +66,7 @@ Channels = Literal["first", "last"]
 
 
 def open_image(source: Any, *, channels: Channels | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read one image as an upright 8-bit RGB `PIL.Image.Image`. The source is never changed.
+    """Open one image as an upright 8-bit RGB `PIL.Image.Image`. The source is never changed.
 
     Args:
         source: a path (`str` or `os.PathLike`), the `bytes` of an image file, a binary file object, a PIL image, or an
@@ -95,7 +95,7 @@ def open_image(source: Any, *, channels: Channels | None = None, max_pixels: int
 
 
 def inline(text: str) -> bytes:
-    """The bytes of the image file that a `data:` address or bare base64 holds.
+    """Decode the bytes of the image file in a `data:` URI or bare base64.
 
     Raises:
         FoveateError: it holds none.
@@ -107,14 +107,14 @@ def inline(text: str) -> bytes:
         return base64.b64decode(re.sub(r"\s", "", data), validate=True)
     except ValueError:
         if header:
-            sentence = f"an image that starts with {header[:60]!r} must go on with ';base64,' and valid base64."
+            sentence = f"an image that starts with {header[:60]!r} must continue with ';base64,' and valid base64."
         else:
-            sentence = f"{data[:60]!r} is no base64 of an image file."
+            sentence = f"{data[:60]!r} is not the base64 of an image file."
         raise FoveateError(sentence) from None
 
 
 def open_written(text: str) -> Image.Image:
-    """The image that a text stands for in a message: a path, a `data:` address, or base64 where there is no such file.
+    """Open the image that a message text names: a path, a `data:` URI, or base64 if there is no such file.
 
     Raises:
         FoveateError: it is none of these, or an address of the web, which is not fetched.
@@ -175,7 +175,7 @@ def _open_file_object(file: Any, max_pixels: int) -> Image.Image:
 
 
 def _open_stream(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    """Image of a seekable binary stream that holds one image file from its start."""
+    """Open the image file in a seekable binary stream."""
     head = stream.read(1024)
     if not head:
         raise FoveateError(f"{name} is empty (0 bytes).")
@@ -204,7 +204,7 @@ def _available(image_format: str) -> bool:
 
 
 def _refuse_large_webp(head: bytes, name: str, max_pixels: int) -> None:
-    """Check the canvas in an extended WebP header: Pillow allocates it on opening, before it knows the size."""
+    """Check the canvas in an extended WebP header, which Pillow allocates before the size can be checked."""
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) >= 30:
         width, height = (1 + int.from_bytes(head[at : at + 3], "little") for at in (24, 27))
         if width * height > max_pixels:
@@ -237,7 +237,7 @@ def _name_of(image: Image.Image) -> str:
 
 
 def _decode(image: Image.Image, name: str, max_pixels: int, copy: bool = False) -> Image.Image:
-    """Decoded and upright image; checks the size first, which is known from the header."""
+    """Decode an image upright, after checking the size in its header."""
     width, height = image.size
     if width < 1 or height < 1:
         raise FoveateError(f"{name} has no pixels: its size is {width} x {height}.")
@@ -259,7 +259,7 @@ def _decode(image: Image.Image, name: str, max_pixels: int, copy: bool = False) 
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB of a decoded image of any Pillow mode; transparency laid on white."""
+    """Convert a decoded image of any Pillow mode to 8-bit RGB; transparency is blended with white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image if type(image) is Image.Image else image.copy()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -281,7 +281,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _deep_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Grey images of 16 bits and more, which Pillow's own conversion would clip to white at 255."""
+    """Convert grey images of 16 bits and more, which Pillow's own conversion would clip at 255."""
     grey = np.asarray(image)
     if image.mode == "F":
         return Image.fromarray(_float_to_8bit(grey, name)).convert("RGB")
@@ -294,7 +294,7 @@ def _deep_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _16_to_8bit(values: np.ndarray) -> np.ndarray:
-    """0..65535 to 0..255, rounded: 257 steps of 16 bits are one of 8."""
+    """Convert 0..65535 to 0..255, rounded: 257 steps of 16 bits are one of 8."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
@@ -334,7 +334,7 @@ def _from_array(source: Any, channels: Channels | None, max_pixels: int) -> Imag
 
 
 def _channels_last(array: np.ndarray, prefer: Channels, fixed: bool) -> np.ndarray:
-    """`(H, W, C)` view of an array with the channels on either side."""
+    """Return a `(H, W, C)` view of an array with channels first or last."""
     if array.ndim == 2:
         return array[..., None]
     possible = (1, 3, 4)

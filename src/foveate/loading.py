@@ -1,4 +1,4 @@
-"""`load`: a model and its processor, from the package itself, from a folder or from the Hub."""
+"""Loading of models and processors from the package, a folder or the Hub: `load`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import is_full_model
 from foveate.core.plan import PLAN_FILE, Plan
 from foveate.core.weights import DATA_ONLY, SAFE, check_weights, file_of
 from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
@@ -38,15 +39,15 @@ def load(
     device: str | torch.device | None = None,
     plan: Any = "saved",
 ) -> tuple[Any, Any]:
-    """Load a model that answers questions about images, and its processor.
+    """Load a vision-language model and its processor.
 
     Args:
         name: a folder, or the id of a model on the Hugging Face Hub: LLaVA-UHD, or any model of
             `AutoModelForImageTextToText`. `None` is the model embedded in foveate.
         dtype: ``"auto"`` keeps the precision of the checkpoint, but widens bfloat16 and float16 to float32 on a CPU
             if the model then takes less than 2 GiB; or ``"float32"``, ``"bfloat16"``, ``"float16"``, or a torch dtype.
-        device: such as ``"cpu"`` or ``"cuda:0"``; by default the first GPU, or the CPU where there is none.
-        plan: ``"saved"`` attaches the plan that `Plan.save` left beside the weights, if there is one; ``None`` leaves
+        device: such as ``"cpu"`` or ``"cuda:0"``; by default the first GPU, or the CPU.
+        plan: ``"saved"`` attaches the plan that `Plan.save` wrote next to the weights, if there is one; ``None`` leaves
             it off; anything that `foveate.compress` takes is attached instead. `foveate.runtime.handle_of` returns the
             handle.
 
@@ -83,18 +84,18 @@ def load(
 
 
 def plan_asked(text: str | None) -> Plan | str | None:
-    """What a text names: a plan; "saved", the one beside the model, where there is no text; None for "untouched".
+    """Parse a plan option: a plan; "saved" (the one saved with the model) without text; None for "full model".
 
     Raises:
         FoveateError: it is no plan.
     """
     if text is None:
         return "saved"
-    return None if text.strip().lower() == "untouched" else Plan.of(text)
+    return None if is_full_model(text) else Plan.of(text)
 
 
 def plan_beside(name: str | os.PathLike[str] | None) -> Plan | None:
-    """The plan saved beside a model's weights, if there is one.
+    """Return the plan saved next to a model's weights, if there is one.
 
     Raises:
         FoveateError: there is no such model, or its plan cannot be read.
@@ -109,7 +110,7 @@ def load_apart(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
 ) -> tuple[Any, Any, Plan | None]:
-    """Like `load`, for who attaches plans in turn: nothing is attached, and the plan is returned beside the model.
+    """Load like `load`, but return the plan instead of attaching it, for callers that switch plans.
 
     Raises:
         FoveateError: as `load` does; a plan that cannot act on this model is refused too.
@@ -125,18 +126,18 @@ def load_apart(
 
 
 def _saved_plan(location: str) -> Plan | None:
-    """The plan beside a model's weights, in a folder or on the Hub; None where there is none or no network."""
+    """Read the plan next to a model's weights, in a folder or on the Hub; None without plan or network."""
     if Path(location).is_dir():
         return Plan.read(location)
     try:
-        found = file_of(location, PLAN_FILE)
-    except OSError:  # no such model: the configuration, read next, says so better
+        file = file_of(location, PLAN_FILE)
+    except OSError:  # no such model, which the configuration, read next, reports better
         return None
-    return None if found is None else Plan.read(Path(found).parent)
+    return None if file is None else Plan.read(Path(file).parent)
 
 
 def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]:
-    """A model without weights (on the meta device) and its processor: what a model is, without downloading it.
+    """Load a model on the meta device, without weights, and its processor.
 
     Raises:
         FoveateError: as `load` does.
@@ -150,7 +151,7 @@ def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]
 
 
 def locate(name: str | os.PathLike[str] | None) -> str:
-    """The folder or Hub id that a name stands for; tells a missing folder from an id before anything is looked up.
+    """Return the folder or Hub id of a name, and raise FoveateError for a missing folder before any download.
 
     Raises:
         FoveateError: it is neither the folder of a model nor can be the id of one.
@@ -177,7 +178,7 @@ def _shown(name: str | os.PathLike[str] | None) -> str:
 
 
 def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
-    """The model's configuration, if it is of a kind that answers questions about images."""
+    """Load the model's configuration, if it is of a vision-language model."""
     if is_released(location):  # the authors' layout has model types that `AutoConfig` does not know
         return LlavaUHDConfig.from_pretrained(location)
     config = AutoConfig.from_pretrained(location, **DATA_ONLY)
@@ -197,7 +198,7 @@ def _processor(location: str, config: Any) -> Any:
 
 
 def device_of(device: str | torch.device | None) -> torch.device:
-    """A device that can be used here; None is the first GPU, or the CPU where there is none.
+    """Return an available device; None selects the first GPU, or the CPU if there is none.
 
     Raises:
         FoveateError: it cannot.
@@ -223,7 +224,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 @contextmanager
 def _progress_bars_hidden(hidden: bool) -> Generator[None]:
-    """Hide transformers' bar of loaded weights, which is no news where nothing is downloaded."""
+    """Hide transformers' progress bar of loaded weights if nothing is downloaded."""
     if not hidden or not logging.is_progress_bar_enabled():
         yield
         return
@@ -236,7 +237,7 @@ def _progress_bars_hidden(hidden: bool) -> Generator[None]:
 
 @contextmanager
 def _explained(name: str | os.PathLike[str] | None) -> Generator[None]:
-    """Turn what transformers and the Hub raise for a wrong name into one sentence that says what to do."""
+    """Convert errors of transformers and the Hub to one sentence that says what to do."""
     shown = _shown(name)
     try:
         yield
@@ -258,7 +259,7 @@ def _explained(name: str | os.PathLike[str] | None) -> Generator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says first: its first line, and the lines below it that go on with the sentence."""
+    """Return an error's first sentence: its first line with the lines that continue it."""
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     for line in rest:
         if first.endswith((".", "!", "?", ":")) or not line[0].islower():

@@ -1,4 +1,4 @@
-"""Processors of models, also where torchvision, which `transformers` makes clips ready with, is not installed."""
+"""Loading of processors, also without torchvision, which `transformers` needs for videos."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _PARTS: dict[str, Any] = {
 
 
 class NoClips(PushToHubMixin):  # how processors know a part that they save
-    """Stands where a processor keeps what makes clips ready, and says what is missing when it is asked for one.
+    """Placeholder of a video processor that raises FoveateError when a video is processed.
 
     Args:
-        settings: What the model's folder says of clips; kept, so that a processor that is saved loses nothing.
+        settings: Video settings in the model's folder, kept so that a saved processor is complete.
     """
 
     model_input_names: tuple[str, ...] = ()
@@ -43,25 +43,25 @@ class NoClips(PushToHubMixin):  # how processors know a part that they save
         self.settings = settings
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        """Raise FoveateError: clips cannot be read here."""
+        """Raise FoveateError: videos cannot be processed here."""
         raise FoveateError("clips need torchvision, which is not installed: pip install 'foveate[video]'.")
 
     preprocess = fetch_videos = __call__
 
     def __getattr__(self, name: str) -> Any:
-        """A setting, which some processors read when they are made."""
+        """Return a setting, which some processors read on construction."""
         settings = self.__dict__.get("settings", {})  # empty while it is being unpickled
         if name in settings:
             return settings[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, for a processor that is saved."""
+        """Return the settings, for saving the processor."""
         return dict(self.settings)
 
 
 def load_processor(location: str, config: PreTrainedConfig) -> Any:
-    """The processor of a model of `transformers`.
+    """Load the processor of a model of `transformers`.
 
     Without torchvision, processors of models that take clips too are put together from what images need (`NoClips`).
 
@@ -89,14 +89,14 @@ def load_processor(location: str, config: PreTrainedConfig) -> Any:
 
 
 def _misses_torchvision(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is about torchvision, which is not installed."""
+    """Whether an error or its cause is that torchvision is not installed."""
     while error is not None and "torchvision" not in str(error).lower():
         error = error.__cause__
     return error is not None and not is_torchvision_available()
 
 
 def _without_clips(location: str, config: PreTrainedConfig) -> Any:
-    """What `AutoProcessor` would make, with `NoClips` in it."""
+    """Build the processor as `AutoProcessor` does, with `NoClips` for videos."""
     settings, _ = ProcessorMixin.get_processor_dict(location, **DATA_ONLY)
     kind: Any = getattr(transformers, settings.get("processor_class") or "", None) or PROCESSOR_MAPPING[type(config)]
     parts = [
@@ -114,7 +114,7 @@ def _without_clips(location: str, config: PreTrainedConfig) -> Any:
 
 @cache
 def _taking_no_clips(kind: Any) -> Any:
-    """A class of processors that can be made with `NoClips`, which is no part of `transformers`."""
+    """Return a processor class that accepts `NoClips`, which is not part of `transformers`."""
 
     class Made(kind):
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -127,6 +127,6 @@ def _taking_no_clips(kind: Any) -> Any:
 
 
 def _from_folder(location: str, name: str) -> dict[str, Any]:
-    """A file of JSON in a folder or on the Hub; empty where there is none."""
-    found = file_of(location, name)
-    return {} if found is None else read_json(found)
+    """Read a JSON file in a folder or on the Hub; empty if there is none."""
+    file = file_of(location, name)
+    return {} if file is None else read_json(file)

@@ -1,4 +1,4 @@
-"""Intervals of accuracies, and of accuracies compared on the same questions."""
+"""Confidence intervals of accuracies, single and paired."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wilson_interval(right: int, count: int, z: float = 1.959964) -> tuple[float,
 
 @dataclass(frozen=True)
 class Compared:
-    """Two accuracies on the same questions, with bootstrap intervals of the first, of the difference and of the ratio.
+    """Two accuracies on the same questions, with bootstrap intervals of the first, the difference and the ratio.
 
     Args:
         accuracy: Of the first, with its ends `low` and `high`.
@@ -34,8 +34,8 @@ class Compared:
         difference_low: Lower end.
         difference_high: Upper end.
         ratio: First over second; None where the second is 0.
-        ratio_low: Lower end; None where there is no ratio.
-        ratio_high: Upper end; None where there is no ratio, or no end because the second was 0 too often.
+        ratio_low: Lower end; None without a ratio.
+        ratio_high: Upper end; None without a ratio, or if the second accuracy was 0 too often.
     """
 
     accuracy: float
@@ -73,7 +73,7 @@ def paired_bootstrap(
             alone.
         resamples: Times that questions are drawn again.
         level: Of the intervals.
-        seed: Of the draws; the global random state is left alone.
+        seed: Seed of the resampling; the global random state is not changed.
 
     Raises:
         ValueError: the lists are empty or differ in length.
@@ -88,9 +88,9 @@ def paired_bootstrap(
     means, drawn = np.zeros(2), np.zeros((2, resamples))
     number = int(first.max()) + 1
     for stratum in range(number):
-        own = first == stratum
-        part = values[:, own]
-        together = np.arange(part.shape[1]) if second is None else np.unique(second[own], return_inverse=True)[1]
+        in_stratum = first == stratum
+        part = values[:, in_stratum]
+        together = np.arange(part.shape[1]) if second is None else np.unique(second[in_stratum], return_inverse=True)[1]
         sums = np.stack([np.bincount(together, weights=row) for row in part])
         sizes = np.bincount(together).astype(np.float64)
         means += part.mean(axis=1) / number
@@ -111,7 +111,7 @@ def paired_bootstrap(
 
 
 def _places(labels: Sequence[Any] | NDArray[Any] | None, count: int) -> NDArray[Any]:
-    """Labels as numbers from 0 on, in the order in which they come first."""
+    """Number labels from 0 in the order of their first appearance."""
     if labels is None:
         return np.zeros(count, dtype=np.int64)
     known: dict[Any, int] = {}
@@ -119,19 +119,19 @@ def _places(labels: Sequence[Any] | NDArray[Any] | None, count: int) -> NDArray[
 
 
 def _resampled(sums: NDArray[Any], sizes: NDArray[Any], resamples: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Accuracies (2, resamples) of clusters that are drawn again; `sums` (2, C) right answers, `sizes` (C,) answers."""
-    found, clusters = [], len(sizes)
+    """Resample accuracies (2, resamples) over clusters: `sums` (2, C) right answers, `sizes` (C,) answers."""
+    samples, clusters = [], len(sizes)
     step = max(1, _BLOCK // clusters)
     for start in range(0, resamples, step):
         drawn = rng.integers(0, clusters, (min(step, resamples - start), clusters))
-        found.append(np.stack([row[drawn].sum(axis=1) for row in sums]) / sizes[drawn].sum(axis=1))
-    return np.concatenate(found, axis=1)
+        samples.append(np.stack([row[drawn].sum(axis=1) for row in sums]) / sizes[drawn].sum(axis=1))
+    return np.concatenate(samples, axis=1)
 
 
 def _ratio(
     means: NDArray[Any], drawn: NDArray[Any], ends: tuple[float, float]
 ) -> tuple[float | None, float | None, float | None]:
-    """The ratio of the means and its interval. Draws in which both are 0 say nothing and are left out."""
+    """Ratio of the means with its interval. Resamples in which both are 0 are excluded."""
     if means[1] == 0:
         return None, None, None
     with np.errstate(divide="ignore", invalid="ignore"):

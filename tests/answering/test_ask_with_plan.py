@@ -31,7 +31,7 @@ def test_what_is_read_is_what_the_plan_left(pair, plan):
     assert answer.tokens.read == image["tokens_kept"] == len(image["kept"]) + len(image["merged"])
     assert image["tokens_in"] == 16 and answer.tokens.unmerged == 256
     assert answer.stages[-1].tokens == image["tokens_kept"] and answer.stages[-1].name in plan
-    assert {"view", "encoder", "prefill", "decode", "total"} <= set(answer.times)
+    assert {"preprocess", "encoder", "prefill", "decode", "total"} <= set(answer.times)
     everything = [*image["kept"], *image["dropped"], *(token for group in image["merged"] for token in group["tokens"])]
     assert sorted(everything) == list(range(16))
     json.dumps(answer.to_dict(), allow_nan=False)

@@ -35,7 +35,7 @@ def test_the_answer_is_what_generate_writes(pair):
 
 def test_stages_and_tokens(pair):
     answer = ask(noise(70, 50), "?", pair, max_new_tokens=2)  # resized to 64 x 48
-    assert answer.image_size == (70, 50) and answer.view_size == (64, 48)
+    assert answer.image_size == (70, 50) and answer.processed_size == (64, 48)
     assert [(stage.name, stage.grid, stage.tokens, stage.size) for stage in answer.stages] == [
         ("patches", (12, 16), 192, (4, 4)),
         ("stage 1", (6, 8), 48, (8, 8)),
@@ -111,14 +111,14 @@ def test_other_models(llava):
     assert answer.tokens.read == 64
     assert answer.tokens.unmerged == 65  # CLIP's class token is encoded and not read
     assert [stage.tokens for stage in answer.stages] == [65, 64]
-    assert answer.view_size is None and answer.pooling == []
+    assert answer.processed_size is None and answer.pooling == []
     assert list(answer.times) == [*PARTS, "total"]
 
 
 def test_the_answer_as_json(pair):
     document = json.loads(json.dumps(ask(noise(32, 32), "?", pair, max_new_tokens=2, keep_pooling=True).to_dict()))
     assert set(document) == {
-        "text", "question", "model", "image_size", "view_size", "stages", "tokens", "times", "device",
+        "text", "question", "model", "image_size", "processed_size", "stages", "tokens", "times", "device",
         "plan", "inert", "selection", "draft",
     }  # fmt: skip
     assert document["stages"][1]["grid"] == [4, 4]

@@ -40,7 +40,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory):
-    """Where the playground of the embedded model is."""
+    """Address of the app of the embedded model is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,7 +49,7 @@ def address(tmp_path_factory):
     with log.open("w") as stream:
         process = subprocess.Popen(command, stderr=subprocess.STDOUT, stdout=stream)
     try:
-        while "the playground is at" not in log.read_text():
+        while "the app runs at" not in log.read_text():
             try:
                 process.wait(1)
             except subprocess.TimeoutExpired:
@@ -72,7 +72,7 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, address):
-    """Opens the page; afterwards nothing but the playground itself must have been asked for anything."""
+    """Opens the page; afterwards only the app itself may have been asked for anything."""
     asked, faults, contexts = [], [], []
 
     def visit(width=1280, height=1000, scheme="light"):
@@ -148,7 +148,7 @@ def test_an_example_is_answered_twice(visit, model):
     page.wait_for_selector("#image img")
     ask(page)
     image = str(EXAMPLES / RECEIPT)
-    for kind, plan in (("untouched", None), ("plan", PLAN)):
+    for kind, plan in (("full-model", None), ("plan", PLAN)):
         expected = foveate.ask(image, TOTAL, model, plan, max_new_tokens=16)
         card = page.locator(f"#answers .answer.{kind}")
         assert card.locator(".text").inner_text() == expected.text
@@ -185,7 +185,7 @@ def test_a_click_on_a_painted_cell_names_its_token(visit, model, tmp_path, width
     tall, wide = dark.nonzero()
     click(page, picture, float(np.median(wide)), float(np.median(tall)))
     assert page.inner_text("#fact h3") == f"Token {row * columns + column}, row {row}, column {column}"
-    assert "kept as it is" in page.inner_text("#fact")
+    assert "kept unchanged" in page.inner_text("#fact")
 
 
 def test_the_slider_goes_through_the_stages(visit, tmp_path):
@@ -194,7 +194,7 @@ def test_the_slider_goes_through_the_stages(visit, tmp_path):
     upload(page, tmp_path / "teal.png")
     page.wait_for_selector("#image img")
     ask(page, "What colour is it?", "random:10%")
-    captions = ["what the language model reads", "patches", "stage 1", "stage 2"]
+    captions = ["tokens in the language model", "patches", "stage 1", "stage 2"]
     assert captions[0] in page.inner_text("#caption")
     for number, words in enumerate(captions[1:]):
         set_stage(page, number)
@@ -245,7 +245,7 @@ def test_two_visitors_get_their_own_answers(visit, model, tmp_path):
     for name, page in pages:
         page.wait_for_selector("#charts .bar")
         expected = foveate.ask(str(tmp_path / f"{name}.png"), f"Is it {name}?", model, max_new_tokens=16)
-        assert page.inner_text("#answers .answer.untouched .text") == (expected.text or "(no answer)")
+        assert page.inner_text("#answers .answer.full-model .text") == (expected.text or "(no answer)")
         assert f"{name}.png" in page.inner_text("#shell")
 
 

@@ -1,4 +1,4 @@
-"""What the playground shows, without a browser: the token under a click, bars, lines of code, methods to choose."""
+"""What the app shows, without a browser: the token under a click, bars, lines of code, methods to choose."""
 
 import ast
 import shlex
@@ -76,15 +76,15 @@ def test_a_merged_token_names_its_sources_and_shares():
     )
     measured = {Need("received", 5): torch.tensor([0.4, 0.1, 0.3, 0.2])}
     document = report_of(4, [crop_of(2, 2)], selection, measured=measured)
-    untouched = ask_like(document)
-    view = untouched[-1]
+    full_model = ask_like(document)
+    view = full_model[-1]
     chosen = fact(view, view.token_at(view.picture.width - 1, 0))
     lines = dict(chosen.lines)
     assert chosen.token == 1 and chosen.title == "Token 1, row 0, column 1" and chosen.shown == (0, 1)
     assert lines["sources"] == "0 (75 %), 1 (25 %)" and "at row 0, column 0" in lines["state"]
     assert lines["score"] == "0.1, number 4 of 4: attention received at block 5"
     assert dict(fact(view, 2).lines)["state"].startswith("left out")
-    assert dict(fact(view, 3).lines)["state"] == "kept as it is"
+    assert dict(fact(view, 3).lines)["state"] == "kept unchanged"
     assert view.token_at(-1, 0) == view.token_at(0, view.picture.height) == -1
 
 
@@ -119,49 +119,49 @@ def test_the_outline_is_drawn_around_the_token_only():
 
 def test_the_slider_goes_through_the_stages_to_the_plan(uhd):
     image = noise(64, 48)
-    untouched = ask(image, "?", uhd, max_new_tokens=2, keep_pooling=True)
+    full_model = ask(image, "?", uhd, max_new_tokens=2, keep_pooling=True)
     planned = ask(image, "?", uhd, "divprune:3", max_new_tokens=2)
-    found = views(untouched, planned, image)
-    names = [stage.name for stage in untouched.stages if stage.grid]
-    assert [view.title for view in found] == [*names, "what the language model reads"]
-    for view, stage in zip(found, untouched.stages, strict=False):
+    found = views(full_model, planned, image)
+    names = [stage.name for stage in full_model.stages if stage.grid]
+    assert [view.title for view in found] == [*names, "tokens in the language model"]
+    for view, stage in zip(found, full_model.stages, strict=False):
         assert sorted(set(view.tokens.flatten().tolist())) == list(range(stage.tokens))
         last = fact(view, view.token_at(view.picture.width - 1, view.picture.height - 1))
         assert last.token == stage.tokens - 1 and stage.name in last.title
     assert {name for name, _ in fact(found[1], 0).lines} >= {"pixels", "sources"}
     kept = planned.selection[0]["kept"]
-    assert len(kept) == 3 and all(dict(fact(found[-1], one).lines)["state"] == "kept as it is" for one in kept)
-    assert [view.title for view in views(untouched, None, image)] == names
+    assert len(kept) == 3 and all(dict(fact(found[-1], one).lines)["state"] == "kept unchanged" for one in kept)
+    assert [view.title for view in views(full_model, None, image)] == names
 
 
 def test_another_model_shows_what_was_measured(llava):
     image = noise(32, 32)
-    untouched = ask(image, "?", llava, max_new_tokens=2)
+    full_model = ask(image, "?", llava, max_new_tokens=2)
     planned = ask(image, "?", llava, "fastervlm:5", max_new_tokens=2)
     [score] = planned.selection[0]["measured"]
     best = sorted(sorted(range(64), key=lambda token: -score["values"][token])[:5])
     assert score["kind"] == "cls_attention" and best == planned.selection[0]["kept"]
-    [view] = views(untouched, planned, image)
+    [view] = views(full_model, planned, image)
     ranks = sorted(dict(fact(view, token).lines)["score"].split(" of ")[0].split()[-1] for token in best)
     assert ranks == ["1", "2", "3", "4", "5"]
-    [alone] = views(untouched, None, image)
+    [alone] = views(full_model, None, image)
     assert alone.token_at(3, 3) == -1
 
 
 def test_bars_put_the_same_stage_together(uhd):
-    untouched = ask(noise(64, 64), "?", uhd, max_new_tokens=2)
+    full_model = ask(noise(64, 64), "?", uhd, max_new_tokens=2)
     planned = ask(noise(64, 64), "?", uhd, "divprune:25%", max_new_tokens=2)
-    bars = token_bars(untouched, planned)
-    assert [(bar.label, bar.of) for bar in bars[:2]] == [("patches", "untouched"), ("patches", "plan")]
+    bars = token_bars(full_model, planned)
+    assert [(bar.label, bar.of) for bar in bars[:2]] == [("patches", "full-model"), ("patches", "plan")]
     assert (bars[-1].label, bars[-1].value, bars[-1].of) == ("divprune:25%", 4, "plan")
-    assert [bar.value for bar in bars if bar.of == "untouched"] == [stage.tokens for stage in untouched.stages]
-    times = time_bars(untouched, planned)
+    assert [bar.value for bar in bars if bar.of == "full-model"] == [stage.tokens for stage in full_model.stages]
+    times = time_bars(full_model, planned)
     assert [bar.value for bar in times if bar.of == "plan"] == list(planned.times.values())
-    assert len(time_bars(untouched, None)) == len(untouched.times)
+    assert len(time_bars(full_model, None)) == len(full_model.times)
 
 
 def test_bars_as_html_are_escaped_and_to_scale():
-    html = as_html("T", [Bar("<b>", 4, "4", "untouched"), Bar("<b>", 1, "1", "plan")])
+    html = as_html("T", [Bar("<b>", 4, "4", "full-model"), Bar("<b>", 1, "1", "plan")])
     assert "<b>" not in html and html.count("&lt;b&gt;</span>") == 1  # said once, for both
     assert "width:100.00%" in html and "width:25.00%" in html
     assert "width:0.00%" in as_html("none", [Bar("a", 0, "0", "plan")])

@@ -14,7 +14,7 @@ HEAD = {
 }
 #: Plans with the tokens that stay and how much of the accuracy does.
 PLANS = {
-    "untouched": (100, 1.0),
+    "full model": (100, 1.0),
     "random:10": (10, 0.5),
     "downsample:10": (10, 0.55),
     "divprune:10": (10, 0.8),
@@ -42,8 +42,8 @@ def accuracy(model: str = "small", plans: dict[str, tuple[int, float]] = PLANS) 
                     "model": model, **parts(plan), "task": task, "count": 40, "right": round(40 * value),
                     "accuracy": value, "low": max(0, value - 0.1), "high": min(1, value + 0.1), "majority": 0.25,
                     "relative": share, "relative_low": share - 0.04, "relative_high": share + 0.04,
-                    "loyalty": share, "tokens_in": 100, "tokens_kept": tokens,
-                    "difficult": None if plan == "untouched" else {"count": 8, "accuracy": 0.375, "untouched": 1.0},
+                    "agreement": share, "tokens_in": 100, "tokens_kept": tokens,
+                    "difficult": None if plan == "full model" else {"count": 8, "accuracy": 0.375, "full_model": 1.0},
                 }
             )  # fmt: skip
     refused = {"code": "needs-weights", "reason": "focusui needs trained weights."}
@@ -59,12 +59,12 @@ def speed(model: str = "small", plans: dict[str, tuple[int, float]] = PLANS) -> 
             {
                 "model": model, **parts(plan), "group": parts(plan)["budget"], "batch": 1, "device": "cpu",
                 "dtype": "float32", "tokens_in": 100, "tokens": tokens,
-                "seconds": {"view": None, "encoder": 0.04, "selection": 0.0, "prefill": ttft - 0.04, "ttft": ttft,
+                "seconds": {"preprocess": None, "encoder": 0.04, "selection": 0.0, "prefill": ttft - 0.04, "ttft": ttft,
                             "decode_per_token": 0.01},
                 "spread": {"ttft": {"median": ttft, "min": ttft - 0.01, "max": ttft + 0.02, "all": []}},
                 "peak_bytes": 3 * 2**20, "kv_bytes": tokens * 2**17,
                 "flops": {"counted": tokens * 1e9, "formula": None}, "speed_up": 0.14 / ttft,
-                "efficiency": None if plan == "untouched" else 0.9, "selection_of_prefill": 0.0,
+                "efficiency": None if plan == "full model" else 0.9, "selection_of_prefill": 0.0,
             }
         )  # fmt: skip
     return {"kind": "speed", **HEAD, "rows": rows, "impossible": []}
@@ -77,7 +77,7 @@ def joint(model: str = "small") -> dict[str, Any]:
             "accuracy": 0.5, "low": 0.4, "high": 0.6, "relative": 0.67, "seconds": 1.25,
             "bytes": {"weights": 2**20, "kv": None},
         }
-        for plan in ("untouched", "divprune:10")
+        for plan in ("full model", "divprune:10")
         for weights in ("float32", "int8")
     ]  # fmt: skip
     return {"kind": "joint", **HEAD, "rows": rows, "impossible": []}

@@ -26,7 +26,7 @@ from tests.full_disk import room
 
 SMALL: dict[str, Any] = {"count": 3, "sides": (128, 192), "difficulty": 0.2, "batch_size": 2, "threads": 1}
 TASKS = ("shape_colour", "chat")
-PLANS = ("untouched", "random:25%", "downsample:25%", "divprune:25%")
+PLANS = ("full model", "random:25%", "downsample:25%", "divprune:25%")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,24 +80,24 @@ def test_every_plan_answers_the_same_questions(result):
     found = answers(path)
     asked = {plan: {key[1:]: (row["question"], row["answer"]) for key, row in found.items() if key[0] == plan}
              for plan in PLANS}  # fmt: skip
-    assert all(asked[plan] == asked["untouched"] for plan in PLANS)
+    assert all(asked[plan] == asked["full model"] for plan in PLANS)
     expected = {
         (item.task, item.index, turn): pair
         for task in TASKS
         for item in items(task, 3, sides=(128, 192), difficulty=0.2)
         for turn, pair in enumerate(item.turns)
     }
-    assert asked["untouched"] == expected
+    assert asked["full model"] == expected
     for (plan, *_), row in found.items():
         share = row["tokens_kept"] / row["tokens_in"]
-        assert share == 1 if plan == "untouched" else 0.2 < share < 0.3
+        assert share == 1 if plan == "full model" else 0.2 < share < 0.3
 
 
 def test_answers_of_the_run_are_those_of_answer_items(result):
     path, _ = result
     model, processor = load(plan=None)
     asked = list(items("chat", 3, sides=(128, 192), difficulty=0.2))
-    for plan in ("untouched", "divprune:25%"):
+    for plan in ("full model", "divprune:25%"):
         rows = answer_items(model, processor, plan, asked, batch_size=2)
         assert [(row["index"], row["turn"]) for row in rows] == sorted((row["index"], row["turn"]) for row in rows)
         for row in rows:
@@ -144,14 +144,14 @@ def test_a_run_goes_on_with_more_plans_and_tasks(result, settings, tmp_path):
 
 def test_what_is_there_is_not_overwritten_or_mixed(result, settings, tmp_path):
     path, _ = result
-    with pytest.raises(FoveateError, match="holds answers already; --resume goes on"):
+    with pytest.raises(FoveateError, match="has answers already; continue with --resume"):
         run(settings, path)
     other = AccuracySettings(plans=("divprune:25%",), tasks=TASKS, **{**SMALL, "difficulty": 0.5})
     with pytest.raises(FoveateError, match=r"other settings \(difficulty\)"):
         run(other, path, resume=True)
     strange = tmp_path / "strange.json"
     rows_path(strange).write_text("nothing of ours\n", encoding="utf-8")
-    with pytest.raises(FoveateError, match="holds no answers of this benchmark"):
+    with pytest.raises(FoveateError, match="has no answers of this benchmark"):
         run(settings, strange, resume=True)
 
 
@@ -276,7 +276,7 @@ def test_a_run_that_failed_before_its_first_answer_is_no_obstacle(tmp_path):
     Rows(path, {"count": 3})
     rows = Rows(path, {"count": 4})
     rows.add([{"model": "m", "plan": "p", "task": "t", "index": 0, "turn": 0}])
-    with pytest.raises(FoveateError, match="holds answers already"):
+    with pytest.raises(FoveateError, match="has answers already"):
         Rows(path, {"count": 4})
     assert Rows(path, {"count": 4}, resume=True).rows == rows.rows
 

@@ -118,24 +118,24 @@ def test_a_run_asks_every_plan_with_all_weights_and_caches(tmp_path: Path) -> No
     rows = {(r["plan"], r["kind"], r["cache"], r["task"]): r for r in result["rows"]}
     assert len(rows) == len(result["rows"]) == 4 * 2 * 2 * 3 and not result["impossible"]
     for (plan, kind, cache, task), row in rows.items():
-        whole = rows["untouched", FULL, FULL, task]
+        whole = rows["full model", FULL, FULL, task]
         assert row["weights"] == ("float32" if kind == FULL else "int8")
         assert len(row["rights"]) == row["count"] and row["rights"].count("1") == row["right"]
         assert row["low"] <= row["accuracy"] <= row["high"]
-        assert (row["tokens_kept"] < row["tokens_in"]) == (plan != "untouched")
+        assert (row["tokens_kept"] < row["tokens_in"]) == (plan != "full model")
         if whole["accuracy"]:
-            parts = [rows[plan, FULL, FULL, task], rows["untouched", kind, FULL, task]]
-            parts.append(rows["untouched", FULL, cache, task])
+            parts = [rows[plan, FULL, FULL, task], rows["full model", kind, FULL, task]]
+            parts.append(rows["full model", FULL, cache, task])
             expected = parts[0]["relative"] * parts[1]["relative"] * parts[2]["relative"]
             assert row["parts"] == pytest.approx(expected)
             assert row["relative"] == pytest.approx(row["accuracy"] / whole["accuracy"])
         else:
             assert row["relative"] is None and row["parts"] is None
-    sizes = {kind: rows["untouched", kind, FULL, ALL]["bytes"]["weights"] for kind in (FULL, "int8")}
+    sizes = {kind: rows["full model", kind, FULL, ALL]["bytes"]["weights"] for kind in (FULL, "int8")}
     assert sizes["int8"] < 0.7 * sizes[FULL]
     kept = {key: row["bytes"]["kv"] for key, row in rows.items() if key[3] == ALL}
-    product, full = kept["pool:25%", "int8", "int8", ALL], kept["untouched", FULL, FULL, ALL]
-    assert product < kept["pool:25%", FULL, FULL, ALL] < full and product < kept["untouched", FULL, "int8", ALL] < full
+    product, full = kept["pool:25%", "int8", "int8", ALL], kept["full model", FULL, FULL, ALL]
+    assert product < kept["pool:25%", FULL, FULL, ALL] < full and product < kept["full model", FULL, "int8", ALL] < full
     header, lines = table(result)
     assert len(lines) == 16 and {len(line) for line in lines} == {len(header)}
 

@@ -49,12 +49,12 @@ def measured(folder, tmp_path_factory) -> tuple[dict, Path]:
 def test_every_plan_has_its_row(measured) -> None:
     document, root = measured
     rows = {row["plan"]: row for row in document["rows"]}
-    assert list(rows) == ["untouched", *PLANS[:4]]
+    assert list(rows) == ["full model", *PLANS[:4]]
     assert [line["plan"] for line in document["impossible"]] == ["scalekv:40%"]
     assert "window" in document["impossible"][0]["reason"]
     written = json.loads((root / "benchmarks/results/next-scale-tiny.json").read_text())
     assert (written["kind"], written["rows"]) == ("next-scale", document["rows"])
-    full = rows["untouched"]
+    full = rows["full model"]
     # 14 tokens before the last map, 2 layers, keys and values of 16 channels, 4 pictures with unconditional halves.
     assert full["kept_bytes"] == 14 * 2 * 2 * 16 * 8 * 4
     assert full["peak_bytes"] == 30 * 2 * 16 * 8 * 4 + 14 * 2 * 16 * 8 * 4
@@ -62,7 +62,7 @@ def test_every_plan_has_its_row(measured) -> None:
         assert len(row["seconds"]["all"]) == 2
         assert row["maps"][-1] == 0 and max(row["maps"]) == row["kept_bytes"]
         assert row["kept_share"] == row["kept_bytes"] / full["kept_bytes"]
-    for name in ("untouched", "hack:100%"):
+    for name in ("full model", "hack:100%"):
         row = rows[name]
         assert (row["equal"], row["picture_mse"], row["best_equal"]) == (1, 0, 1)
         assert (row["nats"], row["kept_bytes"]) == (full["nats"], full["kept_bytes"])

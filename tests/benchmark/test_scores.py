@@ -12,7 +12,7 @@ from foveate.benchmark.scores import method_of, scores
 from foveate.core.plan import Plan
 from foveate.core.registry import all_methods
 
-PLANS = ("untouched", "random:25%", "downsample:25%", "divprune:25%")
+PLANS = ("full model", "random:25%", "downsample:25%", "divprune:25%")
 
 
 def answer(plan: str, task: str, index: int, text: str, right: str, turn: int = 0, kept: int = 100) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def answer(plan: str, task: str, index: int, text: str, right: str, turn: int = 
 def given(texts: dict[str, str], task: str, right: str, turn: int = 0, kept: int = 100) -> list[dict[str, Any]]:
     """Answers of plans, one letter an item."""
     return [
-        answer(plan, task, n, text, right[n], turn, 100 if plan == "untouched" else kept)
+        answer(plan, task, n, text, right[n], turn, 100 if plan == "full model" else kept)
         for plan, letters in texts.items()
         for n, text in enumerate(letters)
     ]
@@ -35,7 +35,7 @@ def found(rows: list[dict[str, Any]], tasks: tuple[str, ...], plans: tuple[str, 
 
 def test_figures_of_one_task():
     rows = given(
-        {"untouched": "aaaab", "downsample:25%": "abbab", "random:25%": "bbbbb", "divprune:25%": "aabab"},
+        {"full model": "aaaab", "downsample:25%": "abbab", "random:25%": "bbbbb", "divprune:25%": "aabab"},
         "table_cell",
         "aaaaa",
         kept=25,
@@ -44,37 +44,37 @@ def test_figures_of_one_task():
     own = table["divprune:25%", "table_cell"]
     assert (own["count"], own["right"], own["accuracy"], own["relative"]) == (5, 3, 0.6, 0.75)
     assert own["low"] < 0.6 < own["high"] and own["relative_low"] < 0.75 < own["relative_high"]
-    assert own["loyalty"] == 0.8
-    # The smaller image loses items 1 and 2 of the four that the untouched model knows.
-    assert own["difficult"] == {"count": 2, "accuracy": 0.5, "untouched": 1.0}
-    assert table["random:25%", "all"]["difficult"] == {"count": 2, "accuracy": 0.0, "untouched": 1.0}
+    assert own["agreement"] == 0.8
+    # The smaller image loses items 1 and 2 of the four that the full model knows.
+    assert own["difficult"] == {"count": 2, "accuracy": 0.5, "full_model": 1.0}
+    assert table["random:25%", "all"]["difficult"] == {"count": 2, "accuracy": 0.0, "full_model": 1.0}
     assert (own["tokens_in"], own["tokens_kept"], own["majority"]) == (100, 25, 1.0)
     assert (own["method"], own["budget"]) == ("divprune", "25%")
-    whole = table["untouched", "table_cell"]
-    assert (whole["relative"], whole["relative_low"], whole["loyalty"], whole["difficult"]) == (1.0, 1.0, 1.0, None)
+    whole = table["full model", "table_cell"]
+    assert (whole["relative"], whole["relative_low"], whole["agreement"], whole["difficult"]) == (1.0, 1.0, 1.0, None)
 
 
 def test_tasks_have_the_same_weight_in_groups_and_all():
-    rows = given({"untouched": "aaaa", "divprune:25%": "aaab"}, "sign", "aaaa")
-    rows += given({"untouched": "ab", "divprune:25%": "bb"}, "read_word", "aa")
-    rows += given({"untouched": "a", "divprune:25%": "a"}, "count_shapes", "a")
-    plans = ("untouched", "divprune:25%")
+    rows = given({"full model": "aaaa", "divprune:25%": "aaab"}, "sign", "aaaa")
+    rows += given({"full model": "ab", "divprune:25%": "bb"}, "read_word", "aa")
+    rows += given({"full model": "a", "divprune:25%": "a"}, "count_shapes", "a")
+    plans = ("full model", "divprune:25%")
     table = found(rows, ("sign", "read_word", "count_shapes"), plans)
     assert table["divprune:25%", "group:reading"]["accuracy"] == (0.75 + 0) / 2
-    assert table["untouched", "group:reading"]["accuracy"] == (1 + 0.5) / 2
+    assert table["full model", "group:reading"]["accuracy"] == (1 + 0.5) / 2
     assert table["divprune:25%", "group:reading"]["relative"] == 0.5
     every = table["divprune:25%", "all"]
     assert (every["accuracy"], every["count"], every["right"]) == (pytest.approx((0.75 + 0 + 1) / 3, abs=1e-4), 7, 4)
     assert every["relative"] == pytest.approx(1.75 / 2.5, abs=1e-4)
-    assert every["loyalty"] == pytest.approx((0.75 + 0.5 + 1) / 3, abs=1e-4)
+    assert every["agreement"] == pytest.approx((0.75 + 0.5 + 1) / 3, abs=1e-4)
     assert every["difficult"] is None  # the smaller image was not asked
     assert ("divprune:25%", "group:counting") in table and ("divprune:25%", "group:charts") not in table
 
 
 def test_chats_are_also_scored_by_first_and_later_questions():
-    rows = given({"untouched": "aa", "divprune:25%": "aa"}, "chat", "aa")
-    rows += given({"untouched": "aa", "divprune:25%": "bb"}, "chat", "aa", turn=1)
-    table = found(rows, ("chat",), ("untouched", "divprune:25%"))
+    rows = given({"full model": "aa", "divprune:25%": "aa"}, "chat", "aa")
+    rows += given({"full model": "aa", "divprune:25%": "bb"}, "chat", "aa", turn=1)
+    table = found(rows, ("chat",), ("full model", "divprune:25%"))
     assert table["divprune:25%", "chat"]["accuracy"] == 0.5
     assert table["divprune:25%", "group:chat, first question"]["accuracy"] == 1
     assert table["divprune:25%", "group:chat, later questions"]["accuracy"] == 0
@@ -83,12 +83,12 @@ def test_chats_are_also_scored_by_first_and_later_questions():
 
 
 def test_second_questions_are_scored_where_the_first_was_right_in_both_orders():
-    """T1V_T2V / T1V: five first answers are right, of these two second ones; the untouched model has three of four."""
-    rows = given({"untouched": "aab", "divprune:25%": "aaa"}, "chat", "aaa")
-    rows += given({"untouched": "aba", "divprune:25%": "abb"}, "chat", "aaa", turn=1)
-    rows += given({"untouched": "aab", "divprune:25%": "aab"}, "chat_swapped", "aaa")
-    rows += given({"untouched": "aab", "divprune:25%": "aba"}, "chat_swapped", "aaa", turn=1)
-    plans = ("untouched", "divprune:25%")
+    """T1V_T2V / T1V: five first answers are right, of these two second ones; the full model has three of four."""
+    rows = given({"full model": "aab", "divprune:25%": "aaa"}, "chat", "aaa")
+    rows += given({"full model": "aba", "divprune:25%": "abb"}, "chat", "aaa", turn=1)
+    rows += given({"full model": "aab", "divprune:25%": "aab"}, "chat_swapped", "aaa")
+    rows += given({"full model": "aab", "divprune:25%": "aba"}, "chat_swapped", "aaa", turn=1)
+    plans = ("full model", "divprune:25%")
     table = found(rows, ("chat", "chat_swapped"), plans)
     own, whole = (table[plan, "group:chat, second after first"] for plan in reversed(plans))
     assert (own["count"], own["right"], own["accuracy"]) == (5, 2, 0.4)
@@ -100,23 +100,23 @@ def test_second_questions_are_scored_where_the_first_was_right_in_both_orders():
 
 
 def test_only_questions_of_both_are_compared_and_numbers_are_read_as_such():
-    rows = given({"untouched": "aa", "divprune:25%": "a"}, "sign", "aa")
+    rows = given({"full model": "aa", "divprune:25%": "a"}, "sign", "aa")
     rows.append(answer("divprune:25%", "sign", 7, "x", "x"))
-    table = found(rows, ("sign",), ("untouched", "divprune:25%"))
+    table = found(rows, ("sign",), ("full model", "divprune:25%"))
     assert table["divprune:25%", "sign"]["count"] == 1
-    rows = [answer("untouched", "sign", 0, "1,000", "7"), answer("divprune:25%", "sign", 0, "1000.0", "7")]
-    assert found(rows, ("sign",), ("untouched", "divprune:25%"))["divprune:25%", "sign"]["loyalty"] == 1
-    assert found(rows, ("sign",), ("untouched",))["untouched", "sign"]["relative"] is None
+    rows = [answer("full model", "sign", 0, "1,000", "7"), answer("divprune:25%", "sign", 0, "1000.0", "7")]
+    assert found(rows, ("sign",), ("full model", "divprune:25%"))["divprune:25%", "sign"]["agreement"] == 1
+    assert found(rows, ("sign",), ("full model",))["full model", "sign"]["relative"] is None
 
 
 def test_controls_stand_at_every_budget():
-    assert with_controls(["divprune:64", "untouched", "dart : 64", "prumerge", "pool:25%", "random:25%"]) == (
-        *("untouched", "random:64", "downsample:64", "divprune:64", "dart:64"),
+    assert with_controls(["divprune:64", "full model", "dart : 64", "prumerge", "pool:25%", "random:25%"]) == (
+        *("full model", "random:64", "downsample:64", "divprune:64", "dart:64"),
         *("random:25%", "downsample:25%", "pool:25%", "prumerge"),
     )
     assert with_controls(["hiprune:50% + fastv:50%@1,2", "fastv:25%"]) == (
         *(
-            "untouched",
+            "full model",
             "random:50%",
             "downsample:50%",
             "random:50% + random-decoder:50%@1,2",
@@ -124,7 +124,7 @@ def test_controls_stand_at_every_budget():
         ),
         *("random:25%", "downsample:25%", "random-decoder:25%", "fastv:25%"),
     )
-    assert with_controls([]) == ("untouched",)
+    assert with_controls([]) == ("full model",)
     with pytest.raises(FoveateError, match="unknown method"):
         with_controls(["nothing:64"])
 
@@ -148,7 +148,7 @@ def test_a_control_acts_where_its_plan_acts(plan: str, control: str | None) -> N
 @pytest.mark.parametrize(
     ("plan", "budget"),
     [
-        ("untouched", None),
+        ("full model", None),
         ("divprune:64", "64"),
         ("fastervlm:192 + fastv:50%@2", "192"),
         ("fastv:50%@2", "50%"),
@@ -162,7 +162,7 @@ def test_a_control_acts_where_its_plan_acts(plan: str, control: str | None) -> N
 )
 def test_the_budget_of_a_plan(plan, budget):
     assert budget_of(plan) == budget
-    assert plan == "untouched" or budget_of(Plan.of(plan)) == budget
+    assert plan == "full model" or budget_of(Plan.of(plan)) == budget
 
 
 def test_products_of_methods_and_budgets():
@@ -178,4 +178,4 @@ def test_products_of_methods_and_budgets():
 
 def test_names_of_methods():
     assert method_of("fastervlm:192 + divprune:50%") == "fastervlm + divprune"
-    assert method_of("untouched") == "untouched"
+    assert method_of("full model") == "full model"

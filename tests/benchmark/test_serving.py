@@ -26,16 +26,16 @@ def test_the_command_measures_both_sides_at_every_number_of_clients(tmp_path: Pa
     document = json.loads(path.read_text())
     assert json.loads(result.stdout) == document
     assert [(row["clients"], row["plan"]) for row in document["rows"]] == [
-        (clients, plan) for clients in (1, 3) for plan in ("untouched", "divprune:25%")
+        (clients, plan) for clients in (1, 3) for plan in ("full model", "divprune:25%")
     ]
     for row in document["rows"]:
         assert row["requests"] == max(2, row["clients"])
         assert len(row["requests_per_second"]["all"]) == 2 and min(row["requests_per_second"]["all"]) > 0
         assert row["first_token"]["median"] > 0
-        ratios = row["times_untouched"]["requests_per_second"]
-        assert (ratios["median"] == 1) == (row["plan"] == "untouched")
+        ratios = row["times_full_model"]["requests_per_second"]
+        assert (ratios["median"] == 1) == (row["plan"] == "full model")
     read = {row["plan"]: row["prompt_tokens"]["median"] for row in document["rows"]}
-    assert read["divprune:25%"] <= read["untouched"]
+    assert read["divprune:25%"] <= read["full model"]
     assert "api_key" not in document["settings"]
 
 
@@ -44,22 +44,22 @@ def test_ratios_are_of_one_turn() -> None:
         return {"requests_per_second": speed, "first_token": first, "between_tokens": None, "prompt_tokens": 9}
 
     # The second turn had a slower machine, for both sides.
-    found = {(1, "untouched"): [one(2, 1), one(1, 2)], (1, "pool:9"): [one(4, 0.5), one(3, 1)]}
+    found = {(1, "full model"): [one(2, 1), one(1, 2)], (1, "pool:9"): [one(4, 0.5), one(3, 1)]}
     _, row = rows(found, ServingSettings("http://x/v1", ("pool:9",)))  # ty: ignore[invalid-argument-type]
-    assert row["times_untouched"]["requests_per_second"] == {"median": 2.5, "min": 2, "max": 3}
-    assert row["times_untouched"]["first_token"]["median"] == 2
-    assert row["times_untouched"]["between_tokens"] is None and row["between_tokens"]["median"] is None
+    assert row["times_full_model"]["requests_per_second"] == {"median": 2.5, "min": 2, "max": 3}
+    assert row["times_full_model"]["first_token"]["median"] == 2
+    assert row["times_full_model"]["between_tokens"] is None and row["between_tokens"]["median"] is None
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"plans": ()}, "name at least one plan"),
-        ({"plans": ("untouched",)}, "the untouched model always"),
-        ({"dialect": "other"}, "'other' is no kind of server; possible are foveate, vllm"),
-        ({"clients": (0,)}, "whole numbers from 1 on"),
-        ({"turns": 0}, "turns is a whole number from 1 on, not 0"),
-        ({"new_tokens": 1}, "two tokens at least"),
+        ({"plans": ("full model",)}, "the full model always"),
+        ({"dialect": "other"}, "'other' is not a kind of server; possible are foveate, vllm"),
+        ({"clients": (0,)}, "must be positive integers"),
+        ({"turns": 0}, "turns must be a positive integer, not 0"),
+        ({"new_tokens": 1}, "at least two tokens"),
     ],
 )
 def test_settings_that_measure_nothing_are_refused(fields: dict, message: str) -> None:
@@ -70,7 +70,7 @@ def test_settings_that_measure_nothing_are_refused(fields: dict, message: str) -
 
 def test_a_server_that_is_not_there_and_one_that_refuses(tmp_path: Path) -> None:
     path = tmp_path / "serving.json"
-    with pytest.raises(FoveateError, match="the server at http://127.0.0.1:9/v1 did not answer as asked"):
+    with pytest.raises(FoveateError, match="the server at http://127.0.0.1:9/v1 did not answer correctly"):
         run(ServingSettings("http://127.0.0.1:9/v1", ("pool:9",)), path)
     model, processor = foveate.load()
     with running(model, processor) as server, pytest.raises(FoveateError, match="unknown method 'nothing'"):

@@ -15,9 +15,9 @@ from transformers import CLIPImageProcessor
 from foveate import FoveateError, cli
 from foveate.benchmark.nbytes import weight_bytes
 from foveate.benchmark.speed import SHAPES, TEXTS, Shape, SpeedSettings, plot, run, shapes, table
-from foveate.benchmark.speed.measuring import Measuring
+from foveate.benchmark.speed.measurement import PlanMeasurement
+from foveate.benchmark.speed.models import subject
 from foveate.benchmark.speed.settings import groups_of
-from foveate.benchmark.speed.subjects import subject
 from foveate.commands.lists import plans_in
 from foveate.core.plan import Plan
 from foveate.kv_cache.nbytes import stored_bytes
@@ -54,21 +54,21 @@ def test_a_run_compares_every_plan_with_both_controls(small: SpeedSettings, tmp_
     rows = {(row["plan"], row["batch"], row["group"]): row for row in result["rows"]}
     assert len(rows) == len(result["rows"]) == 2 * (4 + 8)
     for batch in (1, 2):
-        untouched = rows["untouched", batch, "4"]
+        full_model = rows["full model", batch, "4"]
         chance = rows["random:4", batch, "4"]
-        assert untouched["tokens"] == untouched["tokens_in"] == 16
-        assert untouched["speed_up"] == 1 and untouched["efficiency"] is None
+        assert full_model["tokens"] == full_model["tokens_in"] == 16
+        assert full_model["speed_up"] == 1 and full_model["efficiency"] is None
         for method in ("random", "downsample", "divprune"):
             row = rows[f"{method}:4", batch, "4"]
             assert (row["tokens_in"], row["tokens"]) == (16, 4)
-            assert row["speed_up"] == untouched["seconds"]["ttft"] / row["seconds"]["ttft"]
+            assert row["speed_up"] == full_model["seconds"]["ttft"] / row["seconds"]["ttft"]
             assert row["efficiency"] == chance["seconds"]["ttft"] / row["seconds"]["ttft"]
             # What stays away are the cached keys and values of 16 - k tokens: 2 layers of 2 heads of 8 floats.
             gone = (16 - 4) * batch * 2 * (2 * 2 * 8 * 4)
-            assert untouched["kv_bytes"] - row["kv_bytes"] == gone
+            assert full_model["kv_bytes"] - row["kv_bytes"] == gone
             assert sum(row["kv_layers"]) == row["kv_bytes"] and len(row["kv_layers"]) == 2
         seconds = rows["divprune:4", batch, "4"]["seconds"]
-        assert 0 < seconds["selection"] < seconds["ttft"] and seconds["view"] > 0
+        assert 0 < seconds["selection"] < seconds["ttft"] and seconds["preprocess"] > 0
         parts = seconds["encoder"] + seconds["selection"] + seconds["prefill"]
         assert 0 < parts < 1.2 * seconds["ttft"] and seconds["decode_per_token"] > 0
         chained = rows["divprune:8 + pool:50%", batch, ""]
@@ -107,8 +107,8 @@ def picture(tmp_path: Path) -> str:
 def test_counted_operations_agree_with_the_formula(picture: str) -> None:
     one = subject("embedded", SpeedSettings(("embedded",), image=picture))
     for batch in (1, 2):
-        measuring = Measuring(one, batch, 2, "sdpa")
-        assert measuring.untouched_tokens == 10 * 8
+        measuring = PlanMeasurement(one, batch, 2, "sdpa")
+        assert measuring.full_model_tokens == 10 * 8
         for plan in (None, "divprune:25%", "downsample:10", "random:12 + pool:50%"):
             flops = measuring.exact(None if plan is None else Plan.of(plan))["flops"]
             assert flops["formula"] == pytest.approx(flops["counted"], rel=0.02)
@@ -120,7 +120,7 @@ def test_what_a_model_cannot_run_is_listed(small: SpeedSettings, picture: str) -
     )
     result = run(settings)
     assert [(line["model"], line["plan"]) for line in result["impossible"]] == [("embedded", "tome:25%")]
-    assert [row["plan"] for row in result["rows"]] == ["untouched", "random:25%", "downsample:25%"]
+    assert [row["plan"] for row in result["rows"]] == ["full model", "random:25%", "downsample:25%"]
 
 
 @pytest.mark.parametrize("name", [path.name for path in RESULTS.glob("selection-*.json")])
@@ -128,7 +128,7 @@ def test_results_of_the_earlier_command_are_read(name: str, tmp_path: Path) -> N
     document = json.loads((RESULTS / name).read_text())
     header, lines = table(document)
     assert len(lines) == len(document["rows"])
-    assert "TTFT, ms" in header and "view, ms" not in header  # nobody measured it
+    assert "TTFT, ms" in header and "preprocess, ms" not in header  # nobody measured it
     assert lines[0][header.index("TTFT, ms")] == f"{1000 * document['rows'][0]['seconds']['total']:,.0f}"
     plot(document, tmp_path / "plot.png")
     assert Image.open(tmp_path / "plot.png").size[0] > 500
@@ -193,7 +193,7 @@ def test_what_is_not_possible_is_refused(change: dict[str, Any], message: str) -
 def test_attention_that_is_not_installed_is_refused(small: SpeedSettings) -> None:
     if torch.cuda.is_available():
         pytest.skip("it may be installed where there is a GPU")
-    with pytest.raises(FoveateError, match="attention 'flash_attention_2' cannot be had here"):
+    with pytest.raises(FoveateError, match="attention 'flash_attention_2' is not available here"):
         subject("small", replace(small, attention="flash_attention_2"))
 
 
@@ -206,4 +206,4 @@ def test_the_command_writes_the_file_and_prints_it(tmp_path: Path, capsys: pytes
     assert cli.main([*line, "--resume", "--plot", str(tmp_path / "plot.png")]) == 0
     assert "efficiency" in capsys.readouterr().out and (tmp_path / "plot.png").exists()
     assert cli.main([*line, "--batch", "one"]) == 2
-    assert "--batch 'one' must be whole numbers" in capsys.readouterr().err
+    assert "--batch 'one' must be comma-separated whole numbers" in capsys.readouterr().err

@@ -17,11 +17,11 @@ def test_a_plan_on_a_released_model(capsys):
     rows = {row["part"]: row for row in document["parts"]}
     # By hand: 32 layers of 640 or 352 tokens, 4 projections of 4096 x 4096.
     assert rows["projections"]["flops"] == 2 * (2 * 640 + 30 * 352) * 4 * 4096**2
-    assert rows["projections"]["untouched_flops"] == 2 * 32 * 640 * 4 * 4096**2
+    assert rows["projections"]["full_model_flops"] == 2 * 32 * 640 * 4 * 4096**2
     assert rows["encoder"]["share"] == 1
     parts = [row["flops"] for name, row in rows.items() if "token" not in name]
     assert rows["to the first token"]["flops"] == sum(parts) == 2 * rows["to the first token"]["macs"]
-    assert document["kv"]["untouched_bytes"] == 32 * 640 * 2 * 4096 * 2
+    assert document["kv"]["full_model_bytes"] == 32 * 640 * 2 * 4096 * 2
     assert document["kv"]["bytes"] == (2 * 640 + 30 * 352) * 2 * 4096 * 2
 
 
@@ -30,7 +30,7 @@ def test_the_embedded_model_in_words(capsys):
     text = capsys.readouterr().out
     assert "216 visual tokens, 64 of text" in text
     assert "864 patches, 54 in layers 0-" in text
-    assert "to the first token" in text and "untouched" in text
+    assert "to the first token" in text and "full model" in text
 
 
 def test_tokens_in_place_of_an_image(capsys):
@@ -52,11 +52,11 @@ def test_conventions(capsys):
     ("options", "message"),
     [
         (["--model", "llava-1.5-7"], "did you mean llava-1.5-7b"),
-        (["--image", "3x"], "is no size"),
+        (["--image", "3x"], "is not a size"),
         (["--image", "0x7"], "sides are 1 to"),
         (["--dtype", "int2"], "is not one of float32"),
-        (["--text", "-1"], "the least is 0"),
-        (["--tokens", "0"], "the least is 1"),
+        (["--text", "-1"], "the minimum is 0"),
+        (["--tokens", "0"], "the minimum is 1"),
         (["--attention", "half"], "is not one of full, causal, none"),
         (["--head", "first"], "is not one of last, all, none"),
         (["--model", "llava-1.5-7b", "--plan", "fastv:50%@40"], "layers 0 to 31"),

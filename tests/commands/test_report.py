@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.answering import ask
 from foveate.cli import main
-from foveate.report.pictures import IMAGES
+from foveate.report.images import IMAGES
 from foveate.visualization.selection import draw_tokens
 from tests.benchmark import result_documents as documents
 from tests.full_disk import room
@@ -188,17 +188,17 @@ def without(name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ("[]", "it has no rows"),
         ('{"rows": 3}', "it has no rows"),
         ({"kind": "accuracy", "rows": []}, "has no rows yet"),
-        ({"kind": "accuracy", "rows": [3]}, "row 1 is no object"),
+        ({"kind": "accuracy", "rows": [3]}, "row 1 is not an object"),
         ({"kind": "training", "rows": [{}]}, "of the kind 'training'"),
         ({"rows": [{"loss": 1}]}, "of the kind None"),
         ({"rows": [{"shape": "x"}]}, "a row misses what"),
         (without("tokens_kept"), "row 3 has no 'tokens_kept'"),
-        (row(model="\ud800"), "is no JSON: 'utf-8' codec can't encode"),
+        (row(model="\ud800"), "is not JSON: 'utf-8' codec can't encode"),
         (row(accuracy=1.5), "row 2: 'accuracy' cannot be 1.5"),
         (row(accuracy=float("nan")), "'accuracy' cannot be nan"),
         (row(count=10**400), "'count' cannot be 1000"),
@@ -222,8 +222,8 @@ def test_a_file_that_cannot_be_reported_is_one_sentence(content, message, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("encoders-cpu.json", "compares encoders"), ("embedded-rows.jsonl", "rows of single questions"),
-     ("authors-cpu.json", "of the kind"), ("selection-cpu.png", "is no JSON"), ("nowhere.json", "No such file"),
+    [("encoders-cpu.json", "compares encoders"), ("embedded-rows.jsonl", "answers to single questions"),
+     ("authors-cpu.json", "of the kind"), ("selection-cpu.png", "is not JSON"), ("nowhere.json", "No such file"),
      (".", "Is a directory")],
 )  # fmt: skip
 def test_other_files_are_refused(name, message, tmp_path, capsys):
@@ -252,7 +252,7 @@ def test_other_pages_are_not_overwritten(three, tmp_path, capsys):
 
 def test_pictures_are_drawn_once(tmp_path, capsys):
     document = documents.accuracy(
-        plans={"untouched": (16, 1.0), "divprune:4": (4, 0.5), "vtc-cls:4": (4, 0.6), "tome:4": (4, 0.6)}
+        plans={"full model": (16, 1.0), "divprune:4": (4, 0.5), "vtc-cls:4": (4, 0.6), "tome:4": (4, 0.6)}
     )
     [path] = documents.save(tmp_path, a=document)
     uhd, llava = save_llava_uhd(tmp_path / "uhd"), save_llava(tmp_path / "llava")

@@ -16,7 +16,7 @@ from foveate.benchmark.results import earlier
 from foveate.commands.info import _record
 from foveate.core.plan import PLAN_FILE, Plan
 from foveate.core.text_files import decoded, lines_of, read_json, read_text
-from foveate.report.reading import _document
+from foveate.report.results import _document
 from foveate.serving.protocol import parse
 from foveate.training.dataset import read_conversations
 from foveate.training.next_scale import read_recipe as read_next_scale

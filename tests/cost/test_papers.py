@@ -21,8 +21,8 @@ def test_fastv_by_its_own_formula(found):
 
         return 100 * (k * block(576 + text) + (layers - k) * block(288 + text)) / (layers * block(576 + text))
 
-    small = "LLaVA-1.5-7B, K=3, R=50 %: share of the FLOPs that is left"
-    large = "LLaVA-1.5-13B, K=2, R=50 %: share of the FLOPs that is left"
+    small = "LLaVA-1.5-7B, K=3, R=50 %: remaining share of the FLOPs"
+    large = "LLaVA-1.5-13B, K=2, R=50 %: remaining share of the FLOPs"
     assert ours(found, "FastV", small) == pytest.approx([left(4096, 11008, 32, 3, 36), left(4096, 11008, 32, 3, 0)])
     assert ours(found, "FastV", large) == pytest.approx([left(5120, 13824, 40, 2, 36), left(5120, 13824, 40, 2, 0)])
 

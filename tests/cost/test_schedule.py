@@ -54,8 +54,8 @@ def test_whole_models_cost_what_the_counter_counts(name):
     tokens = int((inputs["input_ids"] == IMAGE).sum())
     shape = cost_of.shape_of(model.config)
     assert shape.kind in families()
-    view = cost_of.View(sequences(model, inputs), tokens)
-    run = cost_of.Run(view, (0,) * shape.vision.blocks, (tokens,) * shape.text.layers)
+    processed = cost_of.ProcessedImage(sequences(model, inputs), tokens)
+    run = cost_of.Run(processed, (0,) * shape.vision.blocks, (tokens,) * shape.text.layers)
     expected = cost_of.cost(shape, run, inputs["input_ids"].shape[1] - tokens)
     with torch.inference_mode():
         counted = flops.count(lambda: model(**inputs, logits_to_keep=1))
@@ -80,7 +80,7 @@ def test_early_compressor_and_its_connector():
     with torch.inference_mode():
         counted = flops.count(lambda: model.model.get_image_features(**call))
     shape = cost_of.shape_of(config)
-    run = cost_of.Run(cost_of.View(grids, 7), (0, 0, 0), (7, 7))
+    run = cost_of.Run(cost_of.ProcessedImage(grids, 7), (0, 0, 0), (7, 7))
     parts = cost_of.cost(shape, run, 1).parts
     assert abs(counted - parts["encoder"] - parts["connector"]) <= 0.02 * counted
 
@@ -105,8 +105,8 @@ def test_released_sizes_on_the_meta_device():
             step = flops.count(lambda: model.model.language_model(inputs_embeds=one, **compat.cache_argument(cache)))
             head = flops.count(lambda: model.lm_head(one))
     shape = cost_of.shape_of(config)
-    view = cost_of.view_of(config, 640, 480)
-    cost = cost_of.cost(shape, cost_of.follow(None, shape, view), 64)
+    processed = cost_of.processed_image(config, 640, 480)
+    cost = cost_of.cost(shape, cost_of.follow(None, shape, processed), 64)
     assert abs(cost.parts["encoder"] - tower) <= 1e-4 * tower
     assert cost.parts["connector"] == connected
     assert abs(cost.total - tower - connected - head - prefill) <= 1e-4 * prefill
@@ -118,7 +118,7 @@ def test_released_sizes_on_the_meta_device():
 def test_fewer_key_heads_and_wide_heads():
     """Grouped queries cost full attention but narrow projections and a narrow cache; the width of heads is free."""
     text = Text(width=8, hidden=12, layers=1, heads=4, kv_heads=1, head=3, vocabulary=5)
-    run = cost_of.Run(cost_of.View((), 0), (), (6,))
+    run = cost_of.Run(cost_of.ProcessedImage((), 0), (), (6,))
     cost = cost_of.cost(cost_of.Model("none", text), run, 4)
     assert cost.parts["projections"] == 2 * 10 * 8 * (12 + 3 + 3 + 12)
     assert cost.parts["attention"] == 4 * 10 * 10 * 12
@@ -159,8 +159,8 @@ def test_tiles_are_those_of_the_processor(name, size):
         vision_aspect_ratio=getattr(config, "vision_aspect_ratio", None),
     )
     fields._get_unpadded_features = partial(processor._get_unpadded_features, fields)
-    view = cost_of.view_of(config, *size)
-    assert view.tokens == processor._get_number_of_features(fields, size[1], size[0], tile, tile)
+    processed = cost_of.processed_image(config, *size)
+    assert processed.tokens == processor._get_number_of_features(fields, size[1], size[0], tile, tile)
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -177,9 +177,9 @@ def test_patches_are_those_of_qwens_processor(name, size):
         patch_size=config.vision_config.patch_size, size={"shortest_edge": 65536, "longest_edge": 400 * 28 * 28}
     )
     (expected,) = processor(picture(size), return_tensors="pt")["image_grid_thw"].tolist()
-    view = cost_of.view_of(config, *size, processor)
-    assert [1, *view.grids[0]] == expected
-    assert (view.tokens, view.raster.size) == (expected[1] * expected[2] // 4,) * 2
+    processed = cost_of.processed_image(config, *size, processor)
+    assert [1, *processed.grids[0]] == expected
+    assert (processed.tokens, processed.raster.size) == (expected[1] * expected[2] // 4,) * 2
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -190,8 +190,8 @@ def test_tiles_are_those_of_internvls_processor(size):
         size={"height": 448, "width": 448}, crop_to_patches=True, min_patches=1, max_patches=12
     )
     tiles = len(processor(picture(size), return_tensors="pt")["pixel_values"])
-    view = cost_of.view_of(RELEASED["internvl3-8b"](), *size)
-    assert (len(view.grids), view.tokens) == (tiles, 256 * tiles)
+    processed = cost_of.processed_image(RELEASED["internvl3-8b"](), *size)
+    assert (len(processed.grids), processed.tokens) == (tiles, 256 * tiles)
 
 
 @pytest.mark.parametrize("size", [(300, 200), *SIZES[1:4]])
@@ -200,17 +200,17 @@ def test_slices_are_those_of_minicpms_processor(size):
 
     processor = MiniCPMV4_6ImageProcessorPil()
     expected = processor(picture(size), return_tensors="pt")["target_sizes"].tolist()
-    view = cost_of.view_of(RELEASED["llava-uhd-v4"](), *size, processor)
-    assert sorted(map(list, view.grids)) == sorted(expected)
-    assert view.tokens == sum(rows * columns // 16 for rows, columns in expected)
+    processed = cost_of.processed_image(RELEASED["llava-uhd-v4"](), *size, processor)
+    assert sorted(map(list, processed.grids)) == sorted(expected)
+    assert processed.tokens == sum(rows * columns // 16 for rows, columns in expected)
 
 
 def test_native_resolution_is_that_of_the_embedded_processor():
     model = cost_of.named(None)
     for size in SIZES:
-        view = cost_of.view_of(model.config, *size, model.images)
+        processed = cost_of.processed_image(model.config, *size, model.images)
         wide, high = model.images.target_size(*size)
-        assert view.grids[0] == (high // model.images.patch_size, wide // model.images.patch_size)
+        assert processed.grids[0] == (high // model.images.patch_size, wide // model.images.patch_size)
 
 
 def test_tokens_of_every_layer():
@@ -246,36 +246,36 @@ def test_plans_that_cannot_be_counted_say_why(plan, message):
     config = RELEASED["qwen2-vl-7b"]()
     shape = cost_of.shape_of(config)
     with pytest.raises(FoveateError, match=message):
-        cost_of.follow(Plan.of(plan), shape, cost_of.view_of(config, 1024, 768))
+        cost_of.follow(Plan.of(plan), shape, cost_of.processed_image(config, 1024, 768))
 
 
 def test_plans_before_the_decoder():
     config = RELEASED["llava-1.5-7b"]()
-    shape, view = cost_of.shape_of(config), cost_of.view_of(config, 640, 480)
-    untouched = cost_of.cost(shape, cost_of.follow(None, shape, view), 64)
+    shape, processed = cost_of.shape_of(config), cost_of.processed_image(config, 640, 480)
+    full_model = cost_of.cost(shape, cost_of.follow(None, shape, processed), 64)
 
     def counted(plan: str) -> cost_of.Cost:
-        return cost_of.cost(shape, cost_of.follow(Plan.of(plan), shape, view), 64)
+        return cost_of.cost(shape, cost_of.follow(Plan.of(plan), shape, processed), 64)
 
     selected, merged, small = counted("random:144"), counted("tome:144"), counted("downsample:144")
     # All three leave the decoder the same, the encoder different work.
-    assert selected.parts["encoder"] == untouched.parts["encoder"]
-    assert small.parts["encoder"] < merged.parts["encoder"] < untouched.parts["encoder"]
+    assert selected.parts["encoder"] == full_model.parts["encoder"]
+    assert small.parts["encoder"] < merged.parts["encoder"] < full_model.parts["encoder"]
     for cost in (selected, merged, small):
         assert cost.parts["mlp"] == selected.parts["mlp"] and cost.cached_image == 144 * 32 * 2 * 4096
-    assert small.parts["connector"] * 4 == untouched.parts["connector"]
+    assert small.parts["connector"] * 4 == full_model.parts["connector"]
 
 
 def test_merging_and_stages_of_other_models_are_refused():
     config = RELEASED["llava-next-7b"]()
-    shape, view = cost_of.shape_of(config), cost_of.view_of(config, 640, 480)
+    shape, processed = cost_of.shape_of(config), cost_of.processed_image(config, 640, 480)
     for plan, code in {
         "tome:64": "needs-fraction-for-tiles",
         "tome:25%": "needs-one-raster",
         "downsample:64": "needs-one-raster",
     }.items():
         with refused(code):
-            cost_of.follow(Plan.of(plan), shape, view)
+            cost_of.follow(Plan.of(plan), shape, processed)
 
 
 def test_decoders_that_do_not_attend_everywhere_are_refused():
@@ -288,13 +288,13 @@ def test_a_family_without_a_formula_has_a_decoder():
     shape = cost_of.shape_of(zoo()["mistral3"].model().config)
     assert shape.vision is None and shape.text.layers == 2
     with pytest.raises(FoveateError, match="give the tokens with --tokens"):
-        cost_of.view_of(zoo()["mistral3"].model().config, 100, 100)
+        cost_of.processed_image(zoo()["mistral3"].model().config, 100, 100)
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, 10**9)])
 def test_sizes_that_are_none(size):
     with pytest.raises(FoveateError, match="sides are 1 to"):
-        cost_of.view_of(RELEASED["llava-1.5-7b"](), *size)
+        cost_of.processed_image(RELEASED["llava-1.5-7b"](), *size)
 
 
 def test_names():

@@ -23,9 +23,9 @@ from foveate.report.charts import (
     time_charts,
     tokens_charts,
 )
-from foveate.report.drawing import png, svg
 from foveate.report.grouping import GROUPS, group_of
 from foveate.report.html import Cell, Column, Row, table
+from foveate.report.rendering import png, svg
 from foveate.report.tables import accuracy, best, joint, name_of, speed, tint
 from tests.benchmark import result_documents as documents
 
@@ -77,7 +77,7 @@ def test_a_plan_that_leaves_nothing_out_says_so_in_every_table(tmp_path):
         assert shown(results, str).count(INERT) == 2, shown
     assert joint(results, str).count(INERT) == 2
     assert "divprune:90" not in best(results, str) and "fastv:50@1" in best(results, str)
-    assert not inert({"plan": "untouched", "tokens_in": 100, "tokens": 100})
+    assert not inert({"plan": "full model", "tokens_in": 100, "tokens": 100})
     assert inert({"plan": "divprune:100%", "tokens_in": 100, "tokens": 100})
     assert not inert({"plan": "fastv:50%@2", "tokens_in": 100, "tokens": 100})  # of an older file: nobody knows
     assert not inert({"plan": "fastv:50%@2", "tokens_in": 100, "tokens": 100, "tokens_mean": 75.0})
@@ -89,7 +89,7 @@ def test_files_of_the_earlier_command_are_speed(name):
     assert len(results.speed) > 5 and not results.accuracy
     row = next(row for row in results.speed if row["method"] == "divprune")
     assert row["plan"] == f"divprune:{row['budget']}" and row["device"] == "cpu"
-    assert row["seconds"]["ttft"] > row["seconds"]["encoder"] and row["seconds"]["view"] is None
+    assert row["seconds"]["ttft"] > row["seconds"]["encoder"] and row["seconds"]["preprocess"] is None
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=30))
@@ -160,7 +160,7 @@ def test_charts_join_accuracy_and_time_of_the_same_plans(tmp_path):
     assert (chart.model, len(chart.points)) == ("small", 8)
     found = {one.plan: (one.x, one.y) for one in chart.points}
     assert found["divprune:10"] == pytest.approx((0.07, 0.6))
-    assert [one.plan for one in tokens_charts(results)[0].front] == ["divprune:10", "fastv:50@1", "untouched"]
+    assert [one.plan for one in tokens_charts(results)[0].front] == ["divprune:10", "fastv:50@1", "full model"]
     assert "90" in chart.x_text(0.09) and "ms" in chart.x_label
 
 
@@ -175,7 +175,7 @@ def test_a_model_in_a_folder_has_one_name_in_all_results(tmp_path):
 def test_a_machine_that_gets_slower_moves_no_mark(tmp_path):
     speed = documents.speed()
     for row in speed["rows"]:
-        if row["plan"].endswith(":50"):  # twice as long, as was the untouched model beside them: the speed-up stays
+        if row["plan"].endswith(":50"):  # twice as long, as was the full model beside them: the speed-up stays
             row["seconds"]["ttft"] *= 2
     [accuracy] = documents.save(tmp_path, a=documents.accuracy())
     paths = documents.save(tmp_path, one=documents.speed(), two=speed)
@@ -192,7 +192,7 @@ def test_times_of_the_smallest_batch_are_drawn(tmp_path):
 
 
 def test_every_registered_method_has_a_family():
-    assert {group_of(name).key for name in all_methods()} <= set(GROUPS) - {"other", "untouched"}
+    assert {group_of(name).key for name in all_methods()} <= set(GROUPS) - {"other", "full model"}
     names = ("random", "downsample", "divprune", "fastv", "tome", "cdpruner", "hiprune")
     keys = ["control", "control", "features", "decoder", "encoder", "prompt", "attention"]
     assert [group_of(name).key for name in names] == keys

@@ -43,7 +43,7 @@ def test_plans_and_budgets_of_a_request(served: Served) -> None:
         usage = said(served, messages, extra_body={"foveate": wanted}).usage.model_extra["foveate"]
         return usage["visual_tokens"], usage["visual_tokens_read"]
 
-    whole, read = tokens(plan="untouched")
+    whole, read = tokens(plan="full model")
     assert whole == read
     assert tokens(plan="random:10") == (whole, 10)
     assert tokens(budget=12) == tokens(budget="12") == (whole, 12)
@@ -150,7 +150,7 @@ def test_clients_that_leave_free_their_work(embedded: Any) -> None:
             next(iter(stream))
             assert engine._running == 1
             with pytest.raises(openai.APITimeoutError):
-                said(server, asking("?"), max_tokens=1500, timeout=1.0, extra_body={"foveate": {"plan": "untouched"}})
+                said(server, asking("?"), max_tokens=1500, timeout=1.0, extra_body={"foveate": {"plan": "full model"}})
             stream.close()
             wait_until(lambda: engine._running == 0 and engine.state["waiting"] == 0)
         finally:

@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.integrations.ray.connecting import Model
+from foveate.integrations.ray.cluster import Model
 from foveate.integrations.ray.pool import Replica
 from foveate.serving import Limits
+from foveate.serving.generation import FirstToken, Sampling
 from foveate.serving.limits import EngineDeadError
-from foveate.serving.rows import Begun, Sampling
 from tests.serving.live_server import EXAMPLES, Served, asking, data_uri, running, wait_until
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
@@ -63,7 +63,7 @@ def test_a_request_on_which_the_model_fails_gets_500_and_the_next_its_answer(emb
         with failing(server.engine.model, RuntimeError("a fault of the test")) as let:
             let.set()
             answer = post(server)
-        assert answer.status_code == 500 and "its log says why" in answer.json()["error"]["message"]
+        assert answer.status_code == 500 and "see its log" in answer.json()["error"]["message"]
         assert health(server) == (200, "ok") and post(server).json()["choices"] == expected
 
 
@@ -105,7 +105,7 @@ def test_a_replica_whose_thread_fails_says_so_and_is_no_longer_healthy() -> None
         return [piece async for piece in pieces]
 
     *pieces, result = asyncio.run(asked())
-    assert isinstance(pieces[0], Begun) and "".join(piece.text for piece in pieces[1:]) == result.text == "34.55"
+    assert isinstance(pieces[0], FirstToken) and "".join(piece.text for piece in pieces[1:]) == result.text == "34.55"
     replica.check_health()
     with failing(replica.engine.model, SystemExit(1)) as let:
         let.set()

@@ -247,11 +247,11 @@ def test_usage_counts_the_shortened_prompt(served: Served) -> None:
     def usage(plan: str, messages: list[Any] = QUESTION) -> Any:
         return said(served, messages, max_tokens=1, extra_body={"foveate": {"plan": plan}}).usage
 
-    whole = usage("untouched")
+    whole = usage("full model")
     before = whole.model_extra["foveate"]["visual_tokens"]
     text = whole.prompt_tokens - before
     for plan, kept in (
-        ("untouched", before),
+        ("full model", before),
         ("divprune:16", 16),
         ("divprune:16 + fastv:50%@2", 16),
         ("fastv:50%@2", before),

@@ -22,9 +22,9 @@ from foveate.cli import main
 from tests.serving.live_server import asking, data_uri, running
 from tests.tiny_model import SPREAD, noise, save_llava, text_config
 
-#: A plan ("untouched": none), a picture and a question.
+#: A plan ("full model": none), a picture and a question.
 Case = tuple[str, Path, str]
-PLANS = ("untouched", "divprune:9", "pool:25%", "fastv:50%@1")
+PLANS = ("full model", "divprune:9", "pool:25%", "fastv:50%@1")
 #: Plans that vLLM refuses: they act in its layers.
 NOT_IN_VLLM = ("fastv:50%@1",)
 QUESTIONS = ("What is it?", "How many are there, and which is the largest one?")
@@ -72,7 +72,7 @@ def expected(folder: Path, cases: list[Case]) -> list[str]:
             return_dict=True,
             return_tensors="pt",
         )
-        handle = None if plan == "untouched" else foveate.compress(model, plan)
+        handle = None if plan == "full model" else foveate.compress(model, plan)
         output = model.generate(**inputs, max_new_tokens=WRITTEN, do_sample=False)
         answers.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
         if handle is not None:
@@ -85,7 +85,7 @@ def expected(folder: Path, cases: list[Case]) -> list[str]:
 def ask(folder: Path, cases: list[Case]) -> list[str]:
     """`foveate.ask`."""
     model = foveate.load(folder, plan=None)
-    plans = [None if plan == "untouched" else plan for plan, _, _ in cases]
+    plans = [None if plan == "full model" else plan for plan, _, _ in cases]
     return [
         foveate.ask(path, question, model, plan, max_new_tokens=WRITTEN).text
         for plan, (_, path, question) in zip(plans, cases, strict=True)
@@ -98,7 +98,7 @@ def pipeline(folder: Path, cases: list[Case]) -> list[str]:
     answers = []
     for plan, path, question in cases:
         content = [{"type": "image", "image": Image.open(path)}, {"type": "text", "text": question}]
-        handle = None if plan == "untouched" else foveate.compress(answering.model, plan)
+        handle = None if plan == "full model" else foveate.compress(answering.model, plan)
         said = answering(
             text=[{"role": "user", "content": content}],
             generate_kwargs={"max_new_tokens": WRITTEN, "do_sample": False},
@@ -161,8 +161,8 @@ def vllm(folder: Path, cases: list[Case]) -> list[str]:
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
         prompts.append((text, [Image.open(path)], []))
-    plans = [None if plan == "untouched" else plan for plan, _, _ in cases]
-    with engine(folder, "untouched") as model:
+    plans = [None if plan == "full model" else plan for plan, _, _ in cases]
+    with engine(folder, "full model") as model:
         return [answer.outputs[0].text for answer in served(model, prompts, plans)]
 
 

@@ -24,7 +24,7 @@ from foveate.benchmark.tasks import Item, items
 from foveate.cli import main
 from foveate.core.errors import Refusal
 from foveate.tune import Goal, TuneSettings, factor, front, methods_in, plot, run, search, share, verdict
-from foveate.tune.confirming import controls_of
+from foveate.tune.confirmation import controls_of
 from foveate.tune.costs import Costs
 from foveate.tune.questions import divided
 from foveate.tune.scoring import Flow
@@ -54,13 +54,13 @@ def _loaded_once(embedded) -> Generator[None]:
 
 @pytest.fixture(scope="module")
 def data(embedded, tmp_path_factory) -> Path:
-    """Questions whose right answers are those of WINNER, of every fourth those of the untouched model."""
+    """Questions whose right answers are those of WINNER, of every fourth those of the full model."""
     folder = tmp_path_factory.mktemp("data")
     asked = list(items("read_word", 32, sides=(128, 128), difficulty=0.3))
-    answers = {plan: answer_items(*embedded, plan, asked) for plan in (WINNER, "untouched")}
+    answers = {plan: answer_items(*embedded, plan, asked) for plan in (WINNER, "full model")}
     entries = []
     for number, item in enumerate(asked):
-        text = answers["untouched" if number % 4 == 0 else WINNER][number]["text"]
+        text = answers["full model" if number % 4 == 0 else WINNER][number]["text"]
         item.images[0].save(folder / f"{number}.png")
         turns = [{"from": "human", "value": f"<image>\n{item.turns[0][0]}"}, {"from": "gpt", "value": text or "?"}]
         entries.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
@@ -92,7 +92,7 @@ def test_the_plan_whose_answers_are_the_right_ones_wins(result, settings):
     assert document["kind"] == "tune" and document["finished"] and document["command"] == "foveate tune"
     assert document["versions"]["optuna"] and document["hardware"]["threads"] == 1
     (best,) = document["confirmation"]
-    assert best["accuracy"] > 0.6 > document["untouched"]["confirm"]["accuracy"] > 0
+    assert best["accuracy"] > 0.6 > document["full_model"]["confirm"]["accuracy"] > 0
     rows = [json.loads(line) for line in (folder / "answers.rows.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
     own = [row["right"] for row in rows if row["plan"] == WINNER and row["index"] % 4 and row["answer"] != "?"]
     assert len(own) > 16 and all(own)
@@ -336,7 +336,7 @@ def test_the_command_prints_the_plan_and_its_evidence(result, data, capsys):
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert f'foveate ask IMAGE "QUESTION" --plan "{WINNER}"' in shown
-    assert "Pareto-best of" in shown and "random:12.5%" in shown and "had not seen" in shown
+    assert "Pareto-optimal among" in shown and "random:12.5%" in shown and "new questions" in shown
     assert Image.open(folder / "tune.png").width > 600
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == document
@@ -363,7 +363,7 @@ def test_there_is_nothing_to_draw_without_trials(result, tmp_path):
     ("arguments", "message"),
     [
         ([], "a search needs a goal"),
-        (["--target-ttft", "fast"], "--target-ttft 'fast' is no number; write it as 0.5x"),
+        (["--target-ttft", "fast"], "--target-ttft 'fast' is not a number; write it as 0.5x"),
         (["--target-ttft", "2x"], "a target of 2x"),
         (["--min-accuracy", "97"], "write 97%"),
         (["--min-accuracy", "97%", "--cost", "money"], "cost 'money'"),
@@ -384,7 +384,7 @@ def test_methods_that_cannot_be_searched_are_refused(settings, tmp_path):
     few = replace(settings, tasks=("sign",), count=4, sides=(128, 160))
     with pytest.raises(FoveateError, match="method 'nothing' is not known"):
         run(replace(few, methods=("nothing",)))
-    with pytest.raises(FoveateError, match=r"no method is left to search with: tome: tome merges inside"):
+    with pytest.raises(FoveateError, match=r"no method remains to search with: tome: tome merges inside"):
         run(replace(few, methods=("tome",)))
     assert methods_in("divprune, hiprune(alpha=0.1, layer=2),fastv") == (
         "divprune",

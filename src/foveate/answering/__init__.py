@@ -1,4 +1,4 @@
-"""Questions and answers: `ask`, one question about one image, with an account of where the tokens and the time went.
+"""Answer questions about images: `ask` with a report of tokens and times, `answer_batch` for many conversations.
 
 The account is taken from the run itself: hooks read the shapes and the clock while `generate` works, and are removed
 when it ends. They see every model of `AutoModelForImageTextToText`; a ViT-UHD also shows its stages.

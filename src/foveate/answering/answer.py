@@ -1,4 +1,4 @@
-"""An answer, with an account of where its tokens and its time went."""
+"""Answer of a model with its token counts and timings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from foveate.answering.pooling import Pooling
 from foveate.answering.stages import Stage
 
 #: The parts of an answer's time, in order.
-PARTS = ("view", "encoder", "connector", "prefill", "decode")
+PARTS = ("preprocess", "encoder", "connector", "prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -31,31 +31,32 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, and where its tokens and its time went.
+    """Text of an answer, with token counts and timings.
 
     Attributes:
         text: the answer.
-        question: what was asked.
+        question: the question.
         model: the name of the model.
-        image_size: ``(width, height)`` in pixels of the image as given, upright.
-        view_size: ``(width, height)`` in pixels to which it was resized, where the model makes one view of it.
+        image_size: ``(width, height)`` in pixels of the upright input image.
+        processed_size: ``(width, height)`` in pixels to which it was resized, where the model encodes it as one
+            sequence.
         stages: the image's tokens from patches to what the language model reads.
         tokens: token counts.
-        times: seconds for ``view`` (opening, resizing, patches, tokenising), ``encoder``, ``connector``, ``prefill``
-            (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which is a little
-            more than their sum. Parts that a model does not have are missing.
+        times: seconds for ``preprocess`` (opening, resizing, patches, tokenising), ``encoder``, ``connector``,
+            ``prefill`` (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which
+            is a little more than their sum. Parts that a model does not have are missing.
         device: where the model ran.
         plan: the plan that was followed, as text, or None.
-        selection: what the plan did to each image, as plain values; see `selected`.
-        pooling: for each content-adaptive stage what it looked at, if `ask` was told to keep it.
-        draft: what a draft did, as plain values (`foveate.runtime.Speculation`), or None.
+        selection: token selection of each image, as plain values; see `selected`.
+        pooling: pooling maps of each content-adaptive stage, if `ask` was called with `keep_pooling`.
+        draft: report of a draft, as plain values (`foveate.runtime.Speculation`), or None.
     """
 
     text: str
     question: str
     model: str
     image_size: tuple[int, int]
-    view_size: tuple[int, int] | None
+    processed_size: tuple[int, int] | None
     stages: list[Stage]
     tokens: Tokens
     times: dict[str, float]
@@ -67,11 +68,11 @@ class Answer:
 
     @property
     def inert(self) -> bool:
-        """Whether a plan was followed that left out nothing of any image."""
+        """Whether a plan was applied that kept every token of every image."""
         return bool(self.selection) and all(image["inert"] for image in self.selection)
 
     def to_dict(self) -> dict[str, Any]:
-        """The answer as plain JSON values, without the pooling maps; ``inert``: whether the plan left out nothing."""
+        """Return the answer as plain JSON values without pooling maps; ``inert``: whether the plan kept every token."""
         document = {name: value for name, value in vars(self).items() if name != "pooling"}
         document["stages"] = [asdict(stage) for stage in self.stages]
         document["tokens"] = asdict(self.tokens)

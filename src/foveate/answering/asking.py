@@ -1,4 +1,4 @@
-"""`ask`: one question about one image."""
+"""Ask one question about one image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ask(
     keep_pooling: bool = False,
     draft: Any = None,
 ) -> Answer:
-    """Answer one question about one image; always the same answer to the same question (greedy decoding).
+    """Answer one question about one image with greedy decoding, so that the same question gets the same answer.
 
     Args:
         image: a path, bytes, a PIL image or an array (see `foveate.images.open_image`).
@@ -46,14 +46,14 @@ def ask(
             as ``<image>``, is asked as text.
         model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
             last model loaded by name is kept for the next question.
-        plan: how to shorten what the language model reads, for this question: anything that `foveate.compress` takes,
-            such as ``"divprune:25%"``. By default the plan that is attached to the model or saved beside it, if any.
+        plan: token compression for this question: anything that `foveate.compress` takes,
+            such as ``"divprune:25%"``. By default the plan that is attached to the model or saved with it, if any.
         budget: of a plan of one step that has none, as `foveate.compress` takes it.
-        max_new_tokens: length at which an answer is cut off.
-        stream: called with each piece of the answer's text as soon as it is final.
-        keep_pooling: also keep what the content-adaptive stages looked at, for a picture; the image is encoded once
+        max_new_tokens: maximum number of tokens of the answer.
+        stream: callback for each piece of the answer's text.
+        keep_pooling: also compute pooling maps of the content-adaptive stages, for a figure; the image is encoded once
             more for it, outside of the measured times.
-        draft: what guesses the answer while the model writes it, a folder or anything that `foveate.speculate` takes;
+        draft: draft model for speculative decoding, a folder or anything that `foveate.speculate` takes;
             the answer is the same.
 
     Raises:
@@ -61,15 +61,15 @@ def ask(
             or the plan or draft cannot be read or does not fit the model.
     """
     if plan is None and budget is not None:
-        raise FoveateError(f"a budget of {budget} needs a plan that it is the budget of, such as plan='divprune'.")
+        raise FoveateError(f"a budget of {budget} needs a plan, such as plan='divprune'.")
     wanted = None if plan is None else Plan.of(plan, budget)
     if not isinstance(question, str) or not question.strip():
-        raise FoveateError("the question is empty: say in words what you want to know about the image.")
+        raise FoveateError("the question is empty; ask something about the image.")
     check_text(question, "the question")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise FoveateError(f"max_new_tokens must be a whole number from 1 on, got {max_new_tokens!r}.")
+        raise FoveateError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}.")
 
-    # The image before the model: what is wrong with it should not have to wait for a model to load.
+    # The image is opened before the model is loaded, so that errors in it are reported at once.
     start = time.perf_counter()
     picture = open_image(image)
     opening = time.perf_counter() - start
@@ -79,7 +79,7 @@ def ask(
     inputs = inputs_of(net, processor, picture, question)
     length = inputs["input_ids"].shape[1]
     check_length(net, length, max_new_tokens)
-    view = opening + time.perf_counter() - start
+    preprocess = opening + time.perf_counter() - start
     trace = Trace(net)
 
     following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted, processor=processor)
@@ -93,11 +93,11 @@ def ask(
         )
         finished = trace.now()
         reports = () if handle is None else handle.report().images
-    seen = seen_of(processor, picture.size)
+    encoded_box = seen_of(processor, picture.size)
     written = output[0] if net.config.is_encoder_decoder else output[0, length:]
 
-    times = {"view": view, **trace.times(finished), "total": view + finished - started}
-    stages, view_size = stages_of(net, trace, inputs)
+    times = {"preprocess": preprocess, **trace.times(finished), "total": preprocess + finished - started}
+    stages, processed_size = stages_of(net, trace, inputs)
     unmerged = max(stage.tokens for stage in stages)
     if "grid_hws" in inputs:  # also where a plan made the image smaller
         unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
@@ -110,7 +110,7 @@ def ask(
         question=question,
         model=name,
         image_size=picture.size,
-        view_size=view_size,
+        processed_size=processed_size,
         stages=stages,
         tokens=Tokens(
             read=read,
@@ -122,17 +122,17 @@ def ask(
         device=str(net.device),
         plan=None if handle is None else str(handle.plan),
         selection=placed(
-            [selected(report, seen) for report in reports],
+            [selected(report, encoded_box) for report in reports],
             None if handle is None else handle.family.whole_tile,
             picture.size,
         ),
-        pooling=pooling_of(net, inputs) if keep_pooling and view_size is not None else [],
+        pooling=pooling_of(net, inputs) if keep_pooling and processed_size is not None else [],
         draft=None if speculation is None else speculation.report().as_json(),
     )
 
 
 def _model(model: Any, saved: bool) -> tuple[Any, Any, str]:
-    """Model, processor and a name for them; `saved`: with the plan that was saved beside it."""
+    """Return model, processor and model name; `saved`: attach the plan saved next to the weights."""
     if isinstance(model, tuple):
         if len(model) != 2 or not isinstance(model[0], nn.Module) or not callable(model[1]):
             raise FoveateError("as a tuple, model must be (model, processor), as foveate.load returns them.")
@@ -153,13 +153,13 @@ def _kept(name: str | None, saved: bool) -> tuple[Any, Any]:
 
 
 class _Stream(TextStreamer):
-    """Hands finished text to a function instead of printing it."""
+    """Streamer that passes finished text to a function instead of printing it."""
 
     def __init__(self, tokenizer: Any, receive: Callable[[str], object]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.receive = receive
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Pass on a piece of text, if there is one."""
+        """Pass on a piece of text unless it is empty."""
         if text:
             self.receive(text)

@@ -1,4 +1,4 @@
-"""From conversations to a model's inputs, and from what it wrote to text."""
+"""Conversion of conversations to model inputs, and of generated tokens to text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foveate.runtime import handle_of
 def answer_batch(
     model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int | Sequence[int]
 ) -> list[str]:
-    """Answer the last turn of many conversations at once, greedily.
+    """Answer the last turn of a batch of conversations with greedy decoding.
 
     A plan that is attached to the model is followed. An answer is what the conversation alone would get, up to the
     rounding of larger products.
@@ -32,10 +32,10 @@ def answer_batch(
             image}, {"type": "text", "text": "What is it?"}]}``; in place of ``image`` there may be ``path``, ``base64``
             or ``url`` with its data. A content that is text alone may be a string. Text that the model's tokenizer
             would take for a control token is passed on as text.
-        max_new_tokens: length at which answers are cut off, for all, or one for each conversation.
+        max_new_tokens: maximum number of tokens of an answer, for all or for each conversation.
 
     Returns:
-        The answers, without white space around them.
+        The answers, stripped of white space.
 
     Raises:
         FoveateError: there is no conversation, or one is longer than the model can read.
@@ -50,7 +50,7 @@ def answer_batch(
 
 
 def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
-    """The model's inputs for one user turn: the image, then the question."""
+    """Prepare the model inputs of one user turn: the image, then the question."""
     question = as_plain_text(question.strip(), tokenizer_of(processor))
     if getattr(processor, "chat_template", None):
         content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
@@ -68,9 +68,9 @@ def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
 
 
 def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
-    """The model's inputs for the next answer in each of many conversations, padded on the left; see `answer_batch`."""
+    """Prepare left-padded model inputs for the next answer of each conversation; see `answer_batch`."""
     if not conversations:
-        raise FoveateError("there is no conversation to go on with.")
+        raise FoveateError("there is no conversation to answer.")
     plain = [_with_images(plain_messages(messages, processor)) for messages in conversations]
     images = [[part["image"] for part in _parts(messages) if part["type"] == "image"] for messages in plain]
     inputs = processor(
@@ -84,9 +84,9 @@ def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence
 
 
 def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
-    """Messages whose contents are lists of parts, and whose texts hold no token with a special meaning."""
+    """Convert message contents to lists of parts, with special tokens in their text neutralised."""
     tokenizer = tokenizer_of(processor)
-    found = []
+    plain = []
     for message in messages:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -94,12 +94,12 @@ def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[d
             {"type": "text", "text": as_plain_text(part["text"].strip(), tokenizer)} if part["type"] == "text" else part
             for part in parts
         ]
-        found.append({**message, "content": parts})
-    return found
+        plain.append({**message, "content": parts})
+    return plain
 
 
 def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
-    """Messages as the text that the model goes on with. Without a chat template: images first, then the question.
+    """Format messages as a prompt. Without a chat template: images first, then the question.
 
     Raises:
         FoveateError: the chat template refuses these messages or leaves one of them out, or there is none and they are
@@ -116,33 +116,33 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
             if message["role"] != "assistant" and not all(text.strip() in prompt for text in texts):
                 raise FoveateError(
                     f"the chat template of this model leaves out messages of the {message['role']}, such as "
-                    f"{reprlib.repr(''.join(texts))}; write what they say into the question."
+                    f"{reprlib.repr(''.join(texts))}; include their content in the question."
                 )
         return prompt
     if [message["role"] for message in messages] != ["user"]:
-        raise FoveateError("this model has no chat template: it can be asked one question, not a conversation.")
+        raise FoveateError("this model has no chat template, so it accepts one question and no conversation.")
     parts = _parts(messages)
     images = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
     return images + "\n".join(part["text"] for part in parts if part["type"] == "text")
 
 
 def as_plain_text(text: str, tokenizer: Any) -> str:
-    """`text` in which no token with a special meaning (placeholders, ends of turns) can be read any more.
+    """Break special tokens (placeholders, ends of turns) in `text` so that the tokenizer reads them as text.
 
     A space behind the first character of such a token breaks it: ``<image>`` becomes ``< image>``. Without it, a
-    question could stand for an image that is not there, or end the user's turn.
+    question could refer to an image that is not there, or end the user's turn.
     """
     special = set(tokenizer.all_special_tokens)
     special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     special = {token for token in special if len(token) > 1}
-    while found := [token for token in special if token in text]:
-        for token in found:
+    while present := [token for token in special if token in text]:
+        for token in present:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
 
 def check_length(net: Any, length: int, max_new_tokens: int) -> None:
-    """Raise FoveateError for a prompt of `length` tokens and an answer that are more than a model's positions."""
+    """Raise FoveateError if a prompt of `length` tokens and its answer exceed the model's positions."""
     longest = getattr(net.config.get_text_config(), "max_position_embeddings", None)
     if longest and length + max_new_tokens > longest:
         raise FoveateError(
@@ -152,7 +152,7 @@ def check_length(net: Any, length: int, max_new_tokens: int) -> None:
 
 
 def greedy(net: Any, max_new_tokens: int) -> Any:
-    """The model's own generation settings without sampling, so that an answer can be repeated."""
+    """Copy the model's generation config with sampling and beams turned off."""
     settings = copy.deepcopy(net.generation_config)
     settings.do_sample = False
     settings.temperature = settings.top_p = settings.top_k = settings.min_p = settings.typical_p = None
@@ -162,7 +162,7 @@ def greedy(net: Any, max_new_tokens: int) -> Any:
 
 
 def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence[int]) -> list[str]:
-    """Generated tokens (B, T) as text: each row up to its end of text or its limit, without white space around it."""
+    """Decode generated tokens (B, T): each row up to its end token or limit, stripped of white space."""
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     first = 1 if model.config.is_encoder_decoder else 0  # decoders of those may begin with what ends a text
@@ -175,28 +175,28 @@ def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence
 
 
 class ImageTokens(NamedTuple):
-    """What became of the images of one sequence.
+    """Image token counts of one sequence.
 
     Args:
         before: their tokens before the plan.
-        given: those that the plan left in front of the language model.
+        kept: those after the steps before the language model.
         read: those that the language model worked on, the mean over its layers.
     """
 
     before: int
-    given: int
+    kept: int
     read: float
 
 
 def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
-    """What became of the images of the last call in this thread, for every sequence of its batch.
+    """Count image tokens of the last call in this thread, for every sequence of its batch.
 
     Args:
         model: the model, with a plan or without.
         ids: ``(B, L)`` of the prompts.
 
     Returns:
-        For each sequence what became of the tokens of its images.
+        Image token counts of each sequence.
     """
     handle, config = handle_of(model), model.config
     token = image_token_of(config)
@@ -204,57 +204,55 @@ def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
     if handle is None or (token is not None and not any(counts)):  # a report is of the last call that had images
         return [ImageTokens(count, count, count) for count in counts]
     layers = config.get_text_config().num_hidden_layers
-    found = [ImageTokens(0, 0, 0)] * len(ids)
+    totals = [ImageTokens(0, 0, 0)] * len(ids)
     for image in handle.report().images:
-        before, given, read = found[image.row]
-        found[image.row] = ImageTokens(
-            before + image.tokens_in, given + image.tokens_kept, read + image.mean_tokens(layers)
+        before, kept, read = totals[image.row]
+        totals[image.row] = ImageTokens(
+            before + image.tokens_in, kept + image.tokens_kept, read + image.mean_tokens(layers)
         )
-    return found
+    return totals
 
 
 def image_token_of(config: Any) -> int | None:
-    """The id of the token that stands for an image token in prompts, under either of its names in `transformers`."""
+    """Return the image placeholder's token id, under either of its names in `transformers`."""
     token = getattr(config, "image_token_id", None)
     return getattr(config, "image_token_index", None) if token is None else token
 
 
 def placeholders(model: Any, ids: torch.Tensor) -> int:
-    """How many of the ids (B, L) of prompts stand for image tokens."""
+    """Count the image placeholders among prompt ids (B, L)."""
     token = image_token_of(model.config)
     return 0 if token is None else int((ids == token).sum())
 
 
 def tokenizer_of(processor: Any) -> Any:
-    """The tokenizer of a processor, or what is a tokenizer itself."""
+    """Return the tokenizer of a processor, or the argument if it is a tokenizer."""
     return getattr(processor, "tokenizer", processor)
 
 
 def _with_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of which every part is text, or an image under the name "image"; paths and base64 are opened."""
-    found = []
+    """Convert messages so that every part is text or an opened image under the key "image"."""
+    opened = []
     for message in messages:
         parts = []
         for part in message["content"]:
             if part["type"] not in ("text", "image"):
-                raise FoveateError(
-                    f"this reads no {part['type']}; of the content of messages it reads text and images."
-                )
+                raise FoveateError(f"this model does not accept {part['type']}; messages may contain text and images.")
             parts.append({"type": "image", "image": _image_of(part)} if part["type"] == "image" else part)
-        found.append({**message, "content": parts})
-    return found
+        opened.append({**message, "content": parts})
+    return opened
 
 
 def _image_of(part: dict[str, Any]) -> Any:
-    given = [part[name] for name in ("image", "path", "base64", "url") if part.get(name) is not None]
-    if len(given) != 1:
+    sources = [part[name] for name in ("image", "path", "base64", "url") if part.get(name) is not None]
+    if len(sources) != 1:
         raise FoveateError(
-            f"a part of type 'image' holds {'several images' if given else 'no image'}; write one 'image', 'path', "
+            f"a part of type 'image' holds {'several images' if sources else 'no image'}; write one 'image', 'path', "
             "'base64' or 'url' (with its data)."
         )
-    if isinstance(given[0], str):
-        return open_written(given[0])
-    return open_image(given[0]) if isinstance(given[0], (bytes, os.PathLike)) else given[0]
+    if isinstance(sources[0], str):
+        return open_written(sources[0])
+    return open_image(sources[0]) if isinstance(sources[0], (bytes, os.PathLike)) else sources[0]
 
 
 def _parts(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the content-adaptive stages of a ViT-UHD look at in an image."""
+"""Pooling weights of the content-adaptive stages of a ViT-UHD."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from foveate.runtime.patches import in_this_thread
 
 @dataclass(frozen=True)
 class Pooling:
-    """What a content-adaptive stage looked at in an image, as maps of the tokens that entered it.
+    """Effect of content-adaptive pooling in one stage, as maps over the tokens that entered it.
 
     A stage turns the tokens x_s of a 2 x 2 window into y = sum_s a_s * x_s, with weights a_s of their own for every
-    channel. Where the tokens of a window are alike, any weights give the same y, so the weights alone say little; what
-    they change does. With m the mean of the window, y - m = sum_s (a_s - 1/4) * (x_s - m), and the effect of token s is
-    the length of its term along y - m.
+    channel. Where the tokens of a window are alike, any weights give the same y, so the weights alone are not
+    informative; what they change does. With m the mean of the window, y - m = sum_s (a_s - 1/4) * (x_s - m), and the
+    effect of token s is the length of its term along y - m.
 
     Attributes:
         stage: name of the stage.
@@ -37,11 +37,11 @@ class Pooling:
 
 
 def pooling_of(net: Any, inputs: Any) -> list[Pooling]:
-    """What each content-adaptive stage looks at in the image, from one more run of the encoder without the plan."""
+    """Compute the pooling maps of each content-adaptive stage with one more encoder run without the plan."""
     encoder = net.get_encoder(modality="image")
     if not isinstance(encoder, ViTUHDModel):
         return []
-    found: list[Pooling] = []
+    maps: list[Pooling] = []
     rows, columns = inputs["grid_hws"][0].tolist()
     with ExitStack() as hooks, torch.inference_mode():
         for number, index in enumerate(encoder.config.merger_layer_index):
@@ -54,7 +54,7 @@ def pooling_of(net: Any, inputs: Any) -> list[Pooling]:
                 stage: Any, windows: tuple[torch.Tensor], name: str = f"stage {number + 1}", grid: Any = grid
             ) -> None:
                 weights = stage.weights(windows[0]).float()
-                found.append(
+                maps.append(
                     Pooling(
                         name,
                         weight=_as_map(weights.mean(-1), grid),
@@ -65,11 +65,11 @@ def pooling_of(net: Any, inputs: Any) -> list[Pooling]:
 
             hooks.callback(merger.register_forward_pre_hook(in_this_thread(before)).remove)
         encoder(pixel_values=inputs["pixel_values"], grid_hws=inputs["grid_hws"])
-    return found
+    return maps
 
 
 def pooling_effect(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Effect ``(M, 4)`` of each token of windows ``(M, 4, D)`` pooled with weights ``(M, 4, D)``; see `Pooling`."""
+    """Compute the effect ``(M, 4)`` of each token of windows ``(M, 4, D)`` with pooling weights ``(M, 4, D)``."""
     mean = windows.mean(dim=1, keepdim=True)
     terms = (weights - 0.25) * (windows - mean)
     change = terms.sum(dim=1, keepdim=True)
@@ -78,7 +78,7 @@ def pooling_effect(windows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor
 
 
 def _as_map(values: torch.Tensor, grid: tuple[int, int]) -> np.ndarray:
-    """Values of windows ``(M, 4)``, row-major windows and tokens, at their place in the grid ``(rows, columns)``."""
+    """Arrange values of windows ``(M, 4)``, windows and tokens row-major, in the grid ``(rows, columns)``."""
     rows, columns = grid
     placed = values.reshape(rows // 2, columns // 2, 2, 2).permute(0, 2, 1, 3)
     return placed.reshape(rows, columns).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a plan did to the images of a question, as plain values that can be saved and drawn."""
+"""Token selections of a plan as plain values that can be saved and drawn."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from typing import Any
 from foveate.runtime.report import ImageReport
 
 
-def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> dict[str, Any]:
-    """What a plan did to one image, as plain JSON values.
+def selected(
+    report: ImageReport, encoded_box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+) -> dict[str, Any]:
+    """Return the token selection of one image as plain JSON values.
 
     Args:
         report: of the handle of the plan.
-        seen: (left, top, right, bottom) of what the encoder saw, as fractions of the image; above 1 for padding.
+        encoded_box: (left, top, right, bottom) of what the encoder saw, as fractions of the image; above 1 for padding.
 
     Returns:
         The report's own values; ``seen``; for every crop its ``kind``, ``grid``, ``box`` (fractions of what was seen),
         ``index`` (place of each cell of the grid among the tokens, -1 in padding), ``tokens`` and how many of them the
-        language model reads (``kept``: merged ones count where they stand); and, as places among the image's tokens,
-        ``kept`` (those that stand for themselves), ``merged`` (one mapping for each group: ``at``, where it stands, and
+        language model reads (``kept``: merged ones count at their position); and, as places among the image's tokens,
+        ``kept`` (those that are not merged), ``merged`` (one mapping for each group: ``at``, its position, and
         ``tokens``, its members), ``dropped`` and ``separators``. ``shares`` has every token's share in what it went
         into, or is None where the members of a group have equal ones. ``measured`` has what methods asked of each
         token: its ``kind``, the ``layer`` and ``values``. Every one of ``layers`` says which tokens it kept.
     """
-    document: dict[str, Any] = report.as_json() | {"seen": list(seen)}
+    document: dict[str, Any] = report.as_json() | {"seen": list(encoded_box)}
     layout, places = report.layout, report.selection.indices.tolist()
     for crop, described in zip(layout.crops, document["crops"], strict=True):
         described |= {"box": list(crop.box), "index": crop.index.tolist()}
@@ -50,15 +52,15 @@ def selected(report: ImageReport, seen: tuple[float, float, float, float] = (0.0
     }
 
 
-def placed(documents: list[dict[str, Any]], whole: str | None, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Give tiles that are budgeted as images of their own their places in the image (width, height) of the question.
+def placed(documents: list[dict[str, Any]], thumbnail_place: str | None, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Assign positions in the image (width, height) to tiles that have a budget of their own.
 
-    Models are not told how many rows and columns of tiles there are. Processors divide an image so that its tiles are
+    The grid of tiles is not part of the model's inputs. Processors divide an image so that its tiles are
     as nearly square as their number allows, which is how the division is found again.
     """
-    if whole is None or len(documents) < 2:
+    if thumbnail_place is None or len(documents) < 2:
         return documents
-    tiles = documents[1:] if whole == "first" else documents[:-1]
+    tiles = documents[1:] if thumbnail_place == "first" else documents[:-1]
     count, ratio = len(tiles), size[0] / size[1]
     columns = min(
         (n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(math.log(n * n / (count * ratio)))
@@ -74,7 +76,7 @@ def placed(documents: list[dict[str, Any]], whole: str | None, size: tuple[int, 
 
 
 def seen_of(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """What of an image (width, height) the processor shows the encoder, as fractions of it: cut off or padded."""
+    """Return the box of the image (width, height) that the processor encodes, as fractions; beyond 0..1 is padding."""
     images: Any = getattr(processor, "image_processor", None)
     padding = getattr(inspect.getmodule(type(images)), "navit_resize", None)  # Kimi's, on the right and at the bottom
     if padding is not None and images.do_resize:
@@ -87,6 +89,7 @@ def seen_of(processor: Any, size: tuple[int, int]) -> tuple[float, float, float,
         return 0.0, 0.0, 1.0, 1.0
     scale = shortest / min(size)
     width, height = (
-        min(1.0, side / (scale * own)) for side, own in zip((crop["width"], crop["height"]), size, strict=True)
+        min(1.0, side / (scale * image_side))
+        for side, image_side in zip((crop["width"], crop["height"]), size, strict=True)
     )
     return (1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2

@@ -1,4 +1,4 @@
-"""The tokens of an image from patches to what the language model reads."""
+"""Image token counts from patches to the language model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DOINGS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """The tokens of the image at one point of the model.
+    """Image tokens at one point of the model.
 
     Attributes:
         name: such as ``"patches"`` or ``"stage 1"``.
         grid: rows and columns of tokens, where the model keeps them as one grid.
         tokens: number of tokens.
-        size: pixels of the resized image ``(width, height)`` that one token stands for, where that is known.
-        detail: what made these tokens, in words.
+        size: pixels of the resized image ``(width, height)`` that one token covers, if known.
+        detail: description of how the tokens were made.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Stage:
 
 
 def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[int, int] | None]:
-    """The image's tokens along the way, and the size of the view where there is one."""
+    """Return the stages of the image's tokens, and the resized image's size if it is encoded as one sequence."""
     if isinstance(trace.encoder, ViTUHDModel):
         return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"][0].tolist())
     encoded = trace.tokens.get("encoder", 0)
@@ -59,22 +59,22 @@ def _vit_uhd_stages(
 ) -> tuple[list[Stage], tuple[int, int]]:
     rows, columns = grid
     side, blocks = config.patch_size, config.merger_layer_index or ()
-    view_size = (columns * side, rows * side)
-    if tokens["patches"] != rows * columns:  # the view was made smaller on its way
+    processed_size = (columns * side, rows * side)
+    if tokens["patches"] != rows * columns:  # a plan made the image smaller
         smaller = [Stage("patches", None, tokens["patches"], None, "patch embedding of the smaller image")]
         for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
             smaller.append(Stage(f"stage {number}", None, tokens[index], None, f"{method} after block {index + 1}"))
-        return smaller, view_size
+        return smaller, processed_size
     stages = [Stage("patches", (rows, columns), tokens["patches"], (side, side), "patch embedding")]
     for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
         rows, columns, side = rows // 2, columns // 2, side * 2
         detail = f"{method} after block {index + 1} of {config.num_hidden_layers}"
         stages.append(Stage(f"stage {number}", (rows, columns), tokens[index], (side, side), detail))
-    return stages, view_size
+    return stages, processed_size
 
 
 def with_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport, ...]) -> list[Stage]:
-    """The stages of a model, and one more for every step of the plan that was followed."""
+    """Return the stages of the model followed by one stage for every step of the applied plan."""
     if stages[-1].name == "language model":
         detail = "image tokens of the prompt"
         stages = [*stages[:-1], Stage("connector", None, stages[-1].tokens, None, detail)]
@@ -83,11 +83,17 @@ def with_plan(stages: list[Stage], plan: Plan, reports: tuple[ImageReport, ...])
     return [
         *stages,
         *(
-            Stage(str(step), None, sum(one.tokens_kept for one in done), None, DOINGS[step.method.site])
+            Stage(str(step), None, sum(step_report.tokens_kept for step_report in done), None, DOINGS[step.method.site])
             for step, done in zip(plan.early_steps, before, strict=False)
         ),
         *(
-            Stage(f"layer {done[0].layer}", None, sum(one.tokens_kept for one in done), None, done[0].method)
+            Stage(
+                f"layer {done[0].layer}",
+                None,
+                sum(step_report.tokens_kept for step_report in done),
+                None,
+                done[0].method,
+            )
             for done in inside
         ),
     ]

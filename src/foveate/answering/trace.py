@@ -1,4 +1,4 @@
-"""The clock and the shapes of one run, read by hooks that are removed when it ends."""
+"""Timing and token counts of one run, recorded by temporary hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONNECTORS = ("multi_modal_projector", "connector", "embed_vision", "aligner", "
 
 
 class Trace:
-    """What the parts of a model do in one run: when they start and end, and how many tokens they put out.
+    """Times and token counts of the parts of a model in one run.
 
     Attributes:
         tokens: tokens that a part gave in its first run: ``"encoder"``, ``"connector"``, and for a ViT-UHD
@@ -29,20 +29,20 @@ class Trace:
         self.device = net.device
         base = net.base_model
         self.encoder = _other_than(net, net.get_encoder(modality="image"))
-        self.connector = next((found for name in CONNECTORS if (found := getattr(base, name, None)) is not None), None)
+        self.connector = next((part for name in CONNECTORS if (part := getattr(base, name, None)) is not None), None)
         self.language_model = _other_than(net, net.get_decoder())
         self.tokens: dict[str | int, int] = {}
         self._spans: dict[str, list[tuple[float, float]]] = {}
 
     def now(self) -> float:
-        """Seconds on a clock that waits for the device to finish what it was given."""
+        """Return the time in seconds after the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     @contextmanager
     def watching(self) -> Generator[None]:
-        """Read shapes and clock of the parts while the block runs; afterwards the model has no hooks of ours."""
+        """Record times and token counts of the parts inside this context; hooks are removed afterwards."""
         with ExitStack() as hooks:
             parts = ("encoder", self.encoder), ("connector", self.connector), ("language_model", self.language_model)
             for name, part in parts:
@@ -74,7 +74,7 @@ class Trace:
         hooks.callback(part.register_forward_hook(in_this_thread(after)).remove)
 
     def times(self, finished: float) -> dict[str, float]:
-        """Seconds in each part; decoding is what follows the language model's first run, until `finished`."""
+        """Return seconds per part; decoding runs from the end of the first pass of the language model to `finished`."""
         times = {}
         for name in ("encoder", "connector"):
             if spans := self._spans.get(name):
@@ -86,12 +86,12 @@ class Trace:
 
 
 def _other_than(net: Any, part: Any) -> nn.Module | None:
-    """`part`, unless the look-up of transformers fell back to the model itself."""
+    """Return `part`, unless the look-up in transformers fell back to the model itself."""
     return part if isinstance(part, nn.Module) and part is not net and part is not net.base_model else None
 
 
 def _tokens_of(output: Any) -> int:
-    """Number of tokens in a module's output: all axes of its features but the last."""
+    """Count the tokens in a module's output: all axes of its features but the last."""
     if not isinstance(output, torch.Tensor):
         output = getattr(output, "last_hidden_state", None) if hasattr(output, "last_hidden_state") else output[0]
     return output.numel() // output.shape[-1] if isinstance(output, torch.Tensor) and output.numel() else 0

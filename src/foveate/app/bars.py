@@ -1,4 +1,4 @@
-"""Tokens and times of two answers as bars, one above the other."""
+"""Bar charts of token counts and times of two answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Bar:
     Attributes:
         label: what it is.
         value: what it shows, in a unit of the caller's.
-        text: the value in words.
-        of: "untouched" or "plan".
+        text: the formatted value.
+        of: "full-model" or "plan".
     """
 
     label: str
@@ -26,22 +26,22 @@ class Bar:
     of: str
 
 
-def token_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
-    """Image tokens at every point of the model, those of both answers next to each other."""
-    found = [("untouched", stage) for stage in untouched.stages]
+def token_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
+    """Image tokens at every point of the model, with both answers next to each other."""
+    labelled = [("full-model", stage) for stage in full_model.stages]
     if planned is not None:
-        # Stages that both have stand together; what only the plan has comes last.
-        own = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
-        for number, stage in reversed(list(enumerate(untouched.stages))):
-            if (same := own.pop((stage.name, number), None)) is not None:
-                found.insert(number + 1, ("plan", same))
-        found += [("plan", stage) for stage in own.values()]
-    return [Bar(stage.name, stage.tokens, f"{stage.tokens}", of) for of, stage in found]
+        # Stages of both answers are adjacent; those of the plan alone come last.
+        plan_stages = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
+        for number, stage in reversed(list(enumerate(full_model.stages))):
+            if (same := plan_stages.pop((stage.name, number), None)) is not None:
+                labelled.insert(number + 1, ("plan", same))
+        labelled += [("plan", stage) for stage in plan_stages.values()]
+    return [Bar(stage.name, stage.tokens, f"{stage.tokens}", of) for of, stage in labelled]
 
 
-def time_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
+def time_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
     """Seconds of every part of both answers, and in total."""
-    answers = [("untouched", untouched), *([] if planned is None else [("plan", planned)])]
+    answers = [("full-model", full_model), *([] if planned is None else [("plan", planned)])]
     return [
         Bar(part, answer.times[part], duration(answer.times[part]), of)
         for part in (*PARTS, "total")
@@ -51,12 +51,12 @@ def time_bars(untouched: Answer, planned: Answer | None) -> list[Bar]:
 
 
 def safe(text: str) -> str:
-    """Text as HTML; braces and dollars too, which the templates of gradio would read."""
+    """Escape text for HTML, with braces and dollar signs, which gradio's templates would interpret."""
     return escape(text).replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 
 
 def as_html(title: str, bars: list[Bar]) -> str:
-    """Bars as HTML; a label that the bar above has too is not repeated."""
+    """Render bars as HTML; a label equal to that of the bar above is not repeated."""
     longest = max((bar.value for bar in bars), default=0) or 1
     rows, before = [], None
     for bar in bars:

@@ -1,4 +1,4 @@
-"""Which methods a model can follow, and the text of a plan from a method and a budget."""
+"""Methods that a model supports, and plans built from a method and a budget."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PERCENT = 25
 
 @dataclass(frozen=True)
 class Choice:
-    """A method that a model can follow.
+    """A method that a model supports.
 
     Attributes:
         name: its name in plans.
         title: title of its paper.
-        budget: "count": needs a budget; "optional": has a rule of its own; "none": takes no budget.
+        budget: "count": needs a budget; "optional": has its own rule; "none": takes no budget.
     """
 
     name: str
@@ -28,12 +28,12 @@ class Choice:
     budget: str
 
     def plan(self, percent: float) -> str:
-        """The plan that follows this method alone and keeps so many percent of the tokens."""
+        """Return the plan of this method alone with a budget in percent of the tokens."""
         return self.name if self.budget == "none" else f"{self.name}:{percent:g}%"
 
 
 def choices(model: Any) -> list[Choice]:
-    """The methods that can be attached to a model as they are, in alphabetical order.
+    """List the methods that can be attached to the model, in alphabetical order.
 
     Found by attaching each, without running the model: methods that need weights of their own, a text encoder or
     another kind of model are not among them. They can still be written into a plan by hand.
@@ -41,12 +41,12 @@ def choices(model: Any) -> list[Choice]:
     Args:
         model: a live model without a plan.
     """
-    found = []
+    supported = []
     for name, method in all_methods().items():
         choice = Choice(name, method.title, method.budget)
         try:
             compress(model, choice.plan(PERCENT)).restore()
         except (FoveateError, TypeError):  # the second: it cannot be made without arguments
             continue
-        found.append(choice)
-    return found
+        supported.append(choice)
+    return supported

@@ -1,4 +1,4 @@
-"""A question with its plan as a line of Python and as a line for a shell."""
+"""Python and shell code that repeats a question with its plan."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import shlex
 
 
 def python_line(image: str, question: str, plan: str | None, model: str | None = None) -> str:
-    """Python that asks the same.
+    """Return the Python code of the question.
 
     Args:
         image: file name of the image.
         question: what is asked.
-        plan: as text; None: the model as it is.
+        plan: as text; None: the full model.
         model: folder or Hub id; None: the embedded model.
     """
     named = "".join(f", {name}={value!r}" for name, value in (("model", model), ("plan", plan)) if value)
@@ -19,7 +19,7 @@ def python_line(image: str, question: str, plan: str | None, model: str | None =
 
 
 def shell_line(image: str, question: str, plan: str | None, model: str | None = None) -> str:
-    """The command that asks the same; arguments as in `python_line`."""
+    """Return the shell command of the question; arguments as in `python_line`."""
     words = ["foveate", "ask"]
     for option, value in (("--model", model), ("--plan", plan)):
         if value:

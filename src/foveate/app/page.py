@@ -1,4 +1,4 @@
-"""The page itself: what stands where, and what happens at a click. Needs the extra `app`."""
+"""Layout and event handlers of the app. Needs the extra `app`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ STYLE = Path(__file__).with_name("style.css")
 
 #: Most pixels of an uploaded image, and most questions that wait for the model.
 MOST_PIXELS, MOST_WAITING = 50_000_000, 32
-#: Largest upload, and visitors whose pictures are remembered.
+#: Largest upload, and number of sessions whose images are kept.
 LARGEST_FILE, MOST_VISITORS = "32mb", 64
 
 _FONT = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 
-#: The state of one visitor: the pictures that the slider goes through.
+#: State of one session: the images of the slider.
 Seen = list[View]
 
 
 def application(page: gr.Blocks) -> FastAPI:
-    """The page as an application for a server, without what gradio would add: a footer, a history, pages of an API."""
+    """Build the web application, without gradio's footer, history and API pages."""
     plain = FastAPI(title="foveate", docs_url=None, redoc_url=None, openapi_url=None)
     return gr.mount_gradio_app(
         plain,
@@ -54,7 +54,7 @@ def application(page: gr.Blocks) -> FastAPI:
 
 
 def theme() -> gr.themes.Base:
-    """Calm colours, and fonts that every system has: nothing is fetched."""
+    """Theme with calm colours and system fonts, so that nothing is downloaded."""
     return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO)
 
 
@@ -67,13 +67,13 @@ def build(
     examples: Sequence[tuple[str, str]] = (),
     max_new_tokens: int = 128,
 ) -> gr.Blocks:
-    """The page.
+    """Build the page.
 
     Args:
         model: model and processor, without a plan.
         name: folder or Hub id of the model; None: the embedded one.
         offered: methods to choose from.
-        plan: the plan that stands there at first; by default that of the first method offered.
+        plan: the initial plan; by default that of the first method offered.
         examples: pairs of an image file and a question.
         max_new_tokens: length at which answers are cut off.
     """
@@ -82,44 +82,44 @@ def build(
     start = plan or (by_name[first].plan(PERCENT) if first else "")
 
     def run(path: str | None, question: str, text: str) -> Generator[dict[Any, Any]]:
-        """Ask twice, without the plan and with it, and show each answer as soon as it is there."""
+        """Ask with the full model and with the plan, and show each answer as soon as it is available."""
         try:
             image, wanted = _checked(path, question, text)
             yield {notice: "", answers: _answers(None, None, wanted)}
-            untouched = ask(image, question, model, max_new_tokens=max_new_tokens, keep_pooling=True)
+            full_model = ask(image, question, model, max_new_tokens=max_new_tokens, keep_pooling=True)
             planned = None
             if wanted is not None:
-                yield {answers: _answers(untouched, None, wanted)}
+                yield {answers: _answers(full_model, None, wanted)}
                 planned = ask(image, question, model, wanted, max_new_tokens=max_new_tokens)
-            seen = views(untouched, planned, image)
+            shown = views(full_model, planned, image)
         except Exception as error:
             yield {notice: _notice(error), answers: ""}
             return
-        last = len(seen) - 1
-        given, followed = Path(str(path)).name, None if wanted is None else str(wanted)
+        last = len(shown) - 1
+        file, followed = Path(str(path)).name, None if wanted is None else str(wanted)
         yield {
-            answers: _answers(untouched, planned, wanted),
-            state: seen,
+            answers: _answers(full_model, planned, wanted),
+            state: shown,
             account: gr.Column(visible=True),
             slider: gr.Slider(maximum=max(last, 1), value=last, visible=last > 0),
-            overlay: seen[last].picture,
-            caption: _caption(seen[last]),
-            facts: _hint(seen[last]),
-            charts: _charts(untouched, planned),
-            python: python_line(given, question, followed, name),
-            shell: shell_line(given, question, followed, name),
+            overlay: shown[last].picture,
+            caption: _caption(shown[last]),
+            facts: _hint(shown[last]),
+            charts: _charts(full_model, planned),
+            python: python_line(file, question, followed, name),
+            shell: shell_line(file, question, followed, name),
         }
 
-    def step(place: float, seen: Seen) -> tuple[Any, Any, Any]:
-        if not seen:  # forgotten, after an hour
+    def step(place: float, shown: Seen) -> tuple[Any, Any, Any]:
+        if not shown:  # forgotten, after an hour
             return gr.skip(), gr.skip(), gr.skip()
-        view = seen[min(int(place), len(seen) - 1)]
+        view = shown[min(int(place), len(shown) - 1)]
         return view.picture, _caption(view), _hint(view)
 
-    def click(place: float, seen: Seen, event: gr.SelectData) -> tuple[Any, Any]:
-        if not seen:
+    def click(place: float, shown: Seen, event: gr.SelectData) -> tuple[Any, Any]:
+        if not shown:
             return gr.skip(), gr.skip()
-        view = seen[min(int(place), len(seen) - 1)]
+        view = shown[min(int(place), len(shown) - 1)]
         token = view.token_at(*event.index)
         if token < 0:
             return view.picture, _hint(view)
@@ -131,7 +131,7 @@ def build(
         return gr.Slider(visible=choice.budget != "none"), choice.plan(percent)
 
     def check(path: str | None) -> tuple[Any, str]:
-        """Look at an upload at once, so that what is wrong with it is said before a question is asked."""
+        """Validate an uploaded image at once, before a question is asked."""
         try:
             _opened(path)
         except Exception as error:
@@ -141,14 +141,17 @@ def build(
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         state = gr.State([], time_to_live=3600)
         shown = "the embedded model" if name is None else name
-        gr.HTML(f"<h1>foveate</h1><p>{safe(shown)}: one question, all visual tokens or few.</p>", elem_id="head")
+        gr.HTML(
+            f"<h1>foveate</h1><p>{safe(shown)}: one question, with all visual tokens and with fewer.</p>",
+            elem_id="head",
+        )
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
                 image = gr.Image(
                     type="filepath", sources=["upload", "clipboard"], label="Image", height=260, elem_id="image",
                     buttons=[],
                 )  # fmt: skip
-                # The file as it was sent: `open_image` reads it, and says what is wrong with it.
+                # The uploaded file is kept unchanged, and `open_image` validates it.
                 image.preprocess = lambda payload: None if payload is None else payload.path
                 question = gr.Textbox(label="Question", lines=1, max_lines=4, elem_id="question")
                 if examples:
@@ -160,7 +163,7 @@ def build(
                     )
                 text = gr.Textbox(
                     value=start, label="Plan", elem_id="plan", max_lines=3,
-                    info="Written by the two above, or by hand: divprune:50% + fastv:50%@2. Empty: only untouched.",
+                    info="Set by the two fields above, or edited: divprune:50% + fastv:50%@2. Empty: full model only.",
                 )  # fmt: skip
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Column(scale=7, min_width=320):
@@ -214,26 +217,26 @@ def _opened(path: str | None) -> Any:
 def _checked(path: str | None, question: str, text: str) -> tuple[Any, Plan | None]:
     image = _opened(path)
     if not question.strip():
-        raise FoveateError("the question is empty: say in words what you want to know about the image.")
+        raise FoveateError("the question is empty; ask something about the image.")
     return image, Plan.of(text) if text.strip() else None
 
 
 def _notice(error: Exception) -> str:
     if not isinstance(error, FoveateError):
         log.error("a question failed", exc_info=error)
-        error = FoveateError(f"foveate failed: {type(error).__name__}. The terminal of the server says more.")
+        error = FoveateError(f"foveate failed: {type(error).__name__}. See the terminal of the server for details.")
     return f'<div class="notice" role="alert">{safe(" ".join(str(error).split()))}</div>'
 
 
 def _welcome() -> str:
     return (
         '<div class="answers"><div class="answer"><p class="small">Give an image and a question. Both answers, what '
-        "became of every token and where the time went will stand here.</p></div></div>"
+        "became of every token and where the time went appear here.</p></div></div>"
     )
 
 
-def _answers(untouched: Answer | None, planned: Answer | None, wanted: Plan | None) -> str:
-    cards = [_card("untouched", "untouched", untouched)]
+def _answers(full_model: Answer | None, planned: Answer | None, wanted: Plan | None) -> str:
+    cards = [_card("full-model", "full model", full_model)]
     if wanted is not None:
         cards.append(_card("plan", str(wanted), planned))
     return f'<div class="answers">{"".join(cards)}</div>'
@@ -266,7 +269,7 @@ def _fact(chosen: Fact) -> str:
     return f'<div class="fact"><h3>{safe(chosen.title)}</h3><dl>{lines}</dl></div>'
 
 
-def _charts(untouched: Answer, planned: Answer | None) -> str:
-    tokens = as_html("Image tokens", token_bars(untouched, planned))
-    times = as_html("Time, one run each", time_bars(untouched, planned))
+def _charts(full_model: Answer, planned: Answer | None) -> str:
+    tokens = as_html("Image tokens", token_bars(full_model, planned))
+    times = as_html("Time, one run each", time_bars(full_model, planned))
     return f'<div class="charts">{tokens}{times}</div>'

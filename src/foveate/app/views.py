@@ -1,4 +1,4 @@
-"""Pictures of one image on its way through a model, and what lies under a click on them."""
+"""Token maps of one image at several points of a model, and the details of a clicked token."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from foveate.visualization.answer import stage_panel
 from foveate.visualization.canvas import ACCENT, TOKEN_TINT
 from foveate.visualization.selection import draw_tokens, joined, token_map
 
-#: Most pixels of a picture's width and height.
+#: Maximum width and height of an image in pixels.
 ROOM = (900, 900)
 #: Sources of a token that are named one by one.
 MOST_SOURCES = 12
 
-#: What methods ask of a token, in words.
+#: Descriptions of the measured values.
 MEASURED = {
     "cls_attention": "attention of [CLS]",
     "cls_logits": "attention of [CLS] before the softmax",
@@ -31,17 +31,17 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class View:
-    """A picture of the image's tokens at one point of the model.
+    """Map of the image's tokens at one point of the model.
 
     Attributes:
         title: where in the model.
         caption: what is to be seen, in a sentence.
-        picture: the picture.
-        tokens: (height, width) the token under every pixel, -1 where there is none.
+        picture: the image.
+        tokens: (height, width) token under every pixel, or -1.
         grid: rows and columns of the tokens, where they are a stage's.
-        stage: what the picture shows, for a stage of the encoder.
+        stage: the stage of the encoder that is shown.
         effects: for a stage, how far each of the tokens that entered it draws its output (see `Pooling`).
-        document: what the plan did (`foveate.answering.selections.selected`), for a picture of it.
+        document: token selection of the plan (`foveate.answering.selections.selected`), if it is shown.
     """
 
     title: str
@@ -53,85 +53,83 @@ class View:
     document: dict[str, Any] | None = None
 
     def token_at(self, x: float, y: float) -> int:
-        """The token under a point of the picture in pixels; -1: none."""
+        """Return the token at a point of the image in pixels, or -1 if there is none."""
         height, width = self.tokens.shape
         if not (0 <= x < width and 0 <= y < height):
             return -1
         return int(self.tokens[int(y), int(x)])
 
 
-def views(untouched: Answer, planned: Answer | None, image: Image.Image) -> list[View]:
-    """The stages inside a ViT-UHD, then what the plan left; at least one picture.
+def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> list[View]:
+    """Build the maps of the stages of a ViT-UHD, then of the plan's result; at least one map.
 
     Args:
-        untouched: the answer without a plan, with its pooling maps.
+        full_model: the answer without a plan, with its pooling maps.
         planned: the answer with a plan.
         image: the image, upright.
     """
-    found = [_stage_view(untouched, number, image) for number, s in enumerate(untouched.stages) if s.grid is not None]
+    shown = [_stage_view(full_model, number, image) for number, s in enumerate(full_model.stages) if s.grid is not None]
     for document in joined(planned.selection) if planned is not None else []:
-        found += _token_views(document, image)
-    if not found:
+        shown += _token_views(document, image)
+    if not shown:
         picture = image.copy()
         picture.thumbnail(ROOM)
-        caption = "This model keeps its tokens to itself: give a plan to see them."
-        found = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
-    return found
+        caption = "The tokens of this model can be shown only with a plan."
+        shown = [View("image", caption, picture, np.full((picture.height, picture.width), -1))]
+    return shown
 
 
 def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
     stage = answer.stages[number]
     rows, columns = stage.grid or (1, 1)
-    seen = image if answer.view_size is None else image.resize(answer.view_size, Image.Resampling.BICUBIC)
-    scale = min(ROOM[0] / seen.width, ROOM[1] / seen.height)
-    size = max(round(seen.width * scale), columns), max(round(seen.height * scale), rows)
+    resized = image if answer.processed_size is None else image.resize(answer.processed_size, Image.Resampling.BICUBIC)
+    scale = min(ROOM[0] / resized.width, ROOM[1] / resized.height)
+    size = max(round(resized.width * scale), columns), max(round(resized.height * scale), rows)
     effects = next((pooling.effect for pooling in answer.pooling if pooling.stage == stage.name), None)
-    whole = {"kind": "image", "box": (0, 0, 1, 1), "grid": (rows, columns), "index": range(rows * columns)}
+    crop = {"kind": "image", "box": (0, 0, 1, 1), "grid": (rows, columns), "index": range(rows * columns)}
     caption = f"{rows} x {columns} = {stage.tokens} tokens"
     caption += f" of {stage.size[0]} x {stage.size[1]} pixels" if stage.size else ""
     caption += f": {stage.detail}."
     if effects is not None:
-        caption += " Orange: tokens that draw the output of their 2 x 2 window furthest from the plain average."
-    picture = stage_panel(seen, stage, effects, size)
-    return View(stage.name, caption, picture, token_map({"crops": [whole]}, size), stage, effects)
+        caption += " Orange: tokens that move the output of their 2 x 2 window furthest from the plain average."
+    picture = stage_panel(resized, stage, effects, size)
+    return View(stage.name, caption, picture, token_map({"crops": [crop]}, size), stage, effects)
 
 
 def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
-    """What a plan left of the image, and of its thumbnail where it has one beside tiles."""
+    """Build the map of the tokens that a plan keeps, and that of the thumbnail where tiles have one."""
     thumbnails = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
     others = [crop for crop in document["crops"] if crop["kind"] != "thumbnail"]
     merged = sum(len(group["tokens"]) for group in document["merged"])
-    counts = (
-        f"{document['tokens_kept']} of {document['tokens_in']} tokens are read: {len(document['kept'])} as they are"
-    )
+    counts = f"{document['tokens_kept']} of {document['tokens_in']} tokens are kept: {len(document['kept'])} unchanged"
     if merged:
         counts += f", {len(document['merged'])} merged from {merged}"
-    counts += f"; {len(document['dropped'])} are left out (grey)."
+    counts += f"; {len(document['dropped'])} are dropped (grey)."
     if document["layers"]:
         last = document["layers"][-1]
         counts += (
-            f" Paler ones leave inside the language model; {last['tokens_kept']} are left at layer {last['layer']}."
+            f" Paler ones are dropped inside the language model; {last['tokens_kept']} remain at layer {last['layer']}."
         )
     if document["inert"]:
         counts = f"{NOTHING_LEFT_OUT.capitalize()}, {document['tokens_in']} of {document['tokens_in']}."
-    found = []
-    for crops, title in ((others, "what the language model reads"), (thumbnails, "the thumbnail it reads as well")):
+    shown = []
+    for crops, title in ((others, "tokens in the language model"), (thumbnails, "tokens of the thumbnail")):
         if crops:
-            own = document | {"crops": crops}
-            picture = draw_tokens(own, image, ROOM)
-            found.append(View(title, counts, picture, token_map(own, picture.size), document=document))
-    return found
+            part = document | {"crops": crops}
+            picture = draw_tokens(part, image, ROOM)
+            shown.append(View(title, counts, picture, token_map(part, picture.size), document=document))
+    return shown
 
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of the token under a click.
+    """Details of a clicked token.
 
     Attributes:
         token: its place among the tokens of the view.
         title: which token it is.
-        lines: pairs of a name and what is said under it.
-        shown: tokens that the picture outlines: it, and what was merged with it.
+        lines: pairs of a name and its value.
+        shown: tokens that are outlined: the clicked one and those merged with it.
     """
 
     token: int
@@ -141,20 +139,20 @@ class Fact:
 
 
 def fact(view: View, token: int) -> Fact:
-    """What is known of a token of a view."""
+    """Describe a token of a map."""
     return _of_plan(view.document, token) if view.document is not None else _of_stage(view, token)
 
 
 def _of_stage(view: View, token: int) -> Fact:
     stage = view.stage
     if stage is None or stage.grid is None:
-        raise ValueError("this view has no tokens")
+        raise ValueError("this map has no tokens")
     row, column = divmod(token, stage.grid[1])
     lines = []
     if stage.size:
         wide, tall = stage.size
         across, down = f"{column * wide} to {(column + 1) * wide - 1}", f"{row * tall} to {(row + 1) * tall - 1}"
-        lines.append(("pixels", f"x {across}, y {down} of the image as the model sees it"))
+        lines.append(("pixels", f"x {across}, y {down} of the resized image"))
     if stage.name != "patches":
         lines.append(("sources", f"rows {2 * row} and {2 * row + 1}, columns {2 * column} and {2 * column + 1} before"))
     if view.effects is not None:
@@ -169,17 +167,19 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
     lines, shown = [], (token,)
     if group is not None:
         shown = tuple(group["tokens"])
-        lines.append(("state", f"merged: one of {len(shown)} that are read as one, at {_place(document, group['at'])}"))
+        lines.append(
+            ("state", f"merged: one of {len(shown)} tokens that become one, at {_place(document, group['at'])}")
+        )
         shares = document.get("shares")
-        parts = {one: 1 / len(shown) if shares is None else shares[one] for one in shown}
-        first = sorted(parts, key=lambda one: -parts[one])[:MOST_SOURCES]
+        parts = {source: 1 / len(shown) if shares is None else shares[source] for source in shown}
+        first = sorted(parts, key=lambda source: -parts[source])[:MOST_SOURCES]
         more = "" if len(first) == len(parts) else f" and {len(parts) - len(first)} more"
-        sources = ", ".join(f"{one} ({100 * parts[one]:.3g} %)" for one in first)
+        sources = ", ".join(f"{source} ({100 * parts[source]:.3g} %)" for source in first)
         lines.append(("sources", f"{sources}{more}"))
     elif token in document["kept"]:
-        lines += [("state", "kept as it is"), ("sources", f"{token} alone")]
+        lines += [("state", "kept unchanged"), ("sources", f"{token} alone")]
     else:
-        lines.append(("state", "left out: the language model does not read it"))
+        lines.append(("state", "dropped: the language model does not read it"))
     if token not in document["dropped"]:
         lines += _layers(document, token if group is None else group["at"])
     scores = document.get("measured", [])
@@ -188,22 +188,22 @@ def _of_plan(document: dict[str, Any], token: int) -> Fact:
         rank = 1 + sum(value > values[token] for value in values)
         layer = "" if score["layer"] is None else f" at block {score['layer']}"
         what = f"{MEASURED[score['kind']]}{layer}"
-        lines.append(("score", f"{values[token]:.4g}, number {rank} of {len(values)}: {what}"))
+        lines.append(("score", f"{values[token]:.4g}, rank {rank} of {len(values)}: {what}"))
     if not scores:
-        lines.append(("score", "none: this plan does not rate tokens by a measured value"))
+        lines.append(("score", "none: this plan does not rank tokens by a measured value"))
     return Fact(token, f"Token {token}, {_place(document, token)}", tuple(lines), shown)
 
 
 def _layers(document: dict[str, Any], token: int) -> list[tuple[str, str]]:
-    """Where inside the language model a token leaves."""
+    """Describe the layer of the language model at which a token is dropped."""
     for layer in document["layers"]:
         if token not in layer["kept"]:
-            return [("layers", f"leaves before layer {layer['layer']} of the language model ({layer['method']})")]
-    return [("layers", "stays to the last layer")] if document["layers"] else []
+            return [("layers", f"dropped before layer {layer['layer']} of the language model ({layer['method']})")]
+    return [("layers", "kept to the last layer")] if document["layers"] else []
 
 
 def _place(document: dict[str, Any], token: int) -> str:
-    """Where in its crop a token stands."""
+    """Describe the position of a token in its crop."""
     tiles = sum(crop["kind"] == "tile" for crop in document["crops"])
     number = 0
     for crop in document["crops"]:
@@ -217,7 +217,7 @@ def _place(document: dict[str, Any], token: int) -> str:
 
 
 def outlined(view: View, chosen: Fact) -> Image.Image:
-    """The picture of a view with the outlines of the tokens that a fact is about."""
+    """Draw outlines around the tokens that a fact is about."""
     inside = np.isin(view.tokens, chosen.shown)
     edge = np.zeros_like(inside)
     cells = np.where(inside, view.tokens, -1)

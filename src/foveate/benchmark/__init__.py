@@ -1,1 +1,1 @@
-"""Measuring cost under one protocol."""
+"""Benchmarks of accuracy and cost that share one protocol."""

@@ -1,6 +1,6 @@
-"""How many answers stay right when a model reads fewer visual tokens: every plan on the same questions.
+"""Accuracy benchmark: every plan answers the same questions.
 
-Beside every plan stand the untouched model and, at the same budget, random tokens and the image made smaller. Answers
+Beside every plan stand the full model and, at the same budget, random tokens and the image made smaller. Answers
 are greedy and compared as `matching.normal` writes them.
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.benchmark import profiling
-from foveate.benchmark.asking import Prepared, ask, batches, prepare
-from foveate.benchmark.budgets import UNTOUCHED, with_controls
+from foveate.benchmark.budgets import FULL_MODEL, with_controls
+from foveate.benchmark.generation import Prepared, ask, batches, prepare
 from foveate.benchmark.matching import matches
 from foveate.benchmark.questions import QuestionSettings, check_models
 from foveate.benchmark.results import write_json
@@ -26,11 +26,12 @@ from foveate.runtime import compress, handle_of
 
 NOTE = (
     "Exact match after normalisation (case, white space, punctuation at the end, commas in numbers). Relative: "
-    "accuracy over that of the untouched model on the same questions, with a 95 % interval of the paired "
-    "bootstrap. Loyalty: "
-    "share of answers equal to the untouched model's. Difficult: questions that the untouched model answers and "
-    "downsample at the same budget does not. Tokens kept: mean over the layers of the language model. Chats go on over "
-    "one cache: the image's tokens are those chosen at the first question."
+    "accuracy over that of the full model on the same questions, with a 95 % interval of the paired "
+    "bootstrap. Agreement: "
+    "share of answers equal to the full model's. Difficult: questions that the full model answers and "
+    "downsample at the same budget does not. Tokens kept: mean over the layers of the language model. Chats "
+    "continue over "
+    "one cache: image tokens are selected at the first question."
 )
 
 Progress = Callable[[int, int, str], object]
@@ -38,11 +39,11 @@ Progress = Callable[[int, int, str], object]
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracySettings(QuestionSettings):
-    """What is measured. A run is resumed with the same model precision, device, and questions; all else may differ.
+    """Settings of the accuracy benchmark. Resuming needs equal questions, precision and device; all else may differ.
 
     Args:
         models: Folders, Hub ids, or "embedded".
-        plans: Plans as text; the untouched model and the controls at every budget are added.
+        plans: Plans as text; the full model and the controls at every budget are added.
 
     Raises:
         FoveateError: If something is not known or not possible.
@@ -58,20 +59,20 @@ class AccuracySettings(QuestionSettings):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What must be the same for answers to stand in one file."""
+        """Settings that must agree for answers to share a file."""
         return {name: getattr(self, name) for name in ("count", "sides", "difficulty", "dtype", "device")}
 
 
 def answer_items(
-    model: Any, processor: Any, plan: Any, asked: Iterable[Item], batch_size: int = 8
+    model: Any, processor: Any, plan: Any, items: Iterable[Item], batch_size: int = 8
 ) -> list[dict[str, Any]]:
-    """Ask a model questions with a plan, and say which answers are right.
+    """Ask a model questions with a plan and mark the answers.
 
     Args:
         model: As `foveate.load` returns it.
         processor: Of the model.
-        plan: Anything that `foveate.compress` takes; None or "untouched": the model as it is.
-        asked: Such as `tasks.items` gives.
+        plan: Anything that `foveate.compress` takes; None or "full model" for no plan.
+        items: Such as `tasks.items` gives.
         batch_size: Items answered at once.
 
     Returns:
@@ -81,18 +82,18 @@ def answer_items(
     Raises:
         FoveateError: the plan cannot run on this model or on these images.
     """
-    asked = list(asked)
-    order = {(item.task, item.index): place for place, item in enumerate(asked)}
+    items = list(items)
+    order = {(item.task, item.index): place for place, item in enumerate(items)}
     rows: list[dict[str, Any]] = []
-    for batch in batches(asked, batch_size):
+    for batch in batches(items, batch_size):
         rows += _rows(model, processor, plan, prepare(model, processor, batch))
     return sorted(rows, key=lambda row: (order[row["task"], row["index"]], row["turn"]))
 
 
 def _rows(model: Any, processor: Any, plan: Any, prepared: Prepared) -> list[dict[str, Any]]:
-    if plan is None or plan == UNTOUCHED:
+    if plan is None or plan == FULL_MODEL:
         handle = handle_of(model)
-        name = UNTOUCHED if handle is None else str(handle.plan)
+        name = FULL_MODEL if handle is None else str(handle.plan)
         replies = ask(model, processor, prepared)
     else:
         with compress(model, plan, processor=processor) as handle:
@@ -125,14 +126,14 @@ def run(
     report: Callable[[str], object] = lambda line: None,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Ask all models all questions with all plans.
+    """Run every plan on every model and question.
 
     Every plan is asked a batch before the next batch comes, so a run that was stopped has compared its plans on the
     same questions.
 
     Args:
         settings: What to measure.
-        path: JSON file of the result; the answers stand beside it in NAME.rows.jsonl, each as soon as its batch is
+        path: JSON file of the result; answers are written to NAME.rows.jsonl next to it, as soon as their batch is
             known. None: nothing is written.
         resume: Go on with the answers that are there.
         command: The command line, for the file.
@@ -154,7 +155,7 @@ def run(
 
         def document() -> dict[str, Any]:
             report("working out the intervals")
-            found = {
+            result = {
                 **profiling.head("accuracy", command, hardware, asdict(settings), NOTE),
                 "rows": scores(rows.rows, settings.models, run.possible, settings.tasks),
                 "impossible": [
@@ -164,8 +165,8 @@ def run(
                 ],
             }
             if path is not None:
-                write_json(path, found)
-            return found
+                write_json(path, result)
+            return result
 
         try:
             for name in settings.models:
@@ -177,7 +178,7 @@ def run(
 
 
 def rows_path(path: Path) -> Path:
-    """Where the answers of a result stand."""
+    """Return the path of the file that holds the answers of a result."""
     return path.with_suffix(".rows.jsonl")
 
 
@@ -190,11 +191,11 @@ class _Run:
     done: int = 0
 
     def possible(self, model: str) -> list[str]:
-        """Plans that run on a model, as far as is known."""
+        """Select the plans that are not known to be impossible on a model."""
         return [plan for plan in self.settings.plans if (model, plan) not in self.rows.impossible]
 
     def model(self, name: str) -> None:
-        """Ask one model everything that has not been answered yet."""
+        """Ask one model the questions that have no answers yet."""
         settings = self.settings
         if all((name, plan, task) in self.rows.finished for plan in self.possible(name) for task in settings.tasks):
             self._advance(len(settings.tasks) * settings.count * len(settings.plans), name)
@@ -204,7 +205,7 @@ class _Run:
             None if name == "embedded" else name, dtype=settings.dtype, device=settings.device, plan=None
         )
         for plan in self.possible(name):
-            if plan != UNTOUCHED:
+            if plan != FULL_MODEL:
                 try:
                     compress(model, plan).restore()
                 except FoveateError as error:
@@ -214,30 +215,30 @@ class _Run:
 
     def _task(self, name: str, model: Any, processor: Any, task: str) -> None:
         settings, rows = self.settings, self.rows
-        left = [plan for plan in self.possible(name) if (name, plan, task) not in rows.finished]
-        self._advance(settings.count * (len(settings.plans) - len(left)), f"{name}, {task}")
+        remaining = [plan for plan in self.possible(name) if (name, plan, task) not in rows.finished]
+        self._advance(settings.count * (len(settings.plans) - len(remaining)), f"{name}, {task}")
         begun = self.done
-        stream = settings.items_of(task) if left else ()
+        stream = settings.items_of(task) if remaining else ()
         for batch in batches(stream, settings.batch_size):
             prepared: Prepared | None = None
-            for plan in left:
+            for plan in remaining:
                 missing = [item for item in batch if not rows.has(name, plan, task, item.index, len(item.turns))]
                 if missing and (name, plan) not in rows.impossible:
                     prepared = prepared or prepare(model, processor, batch)
                     self._answer(name, model, processor, plan, prepared)
                 self._advance(len(batch), f"{name}, {task}, {plan}")
-        rows.finish(name, [plan for plan in left if (name, plan) not in rows.impossible], task)
-        self._advance(begun + settings.count * len(left) - self.done, f"{name}, {task}")
+        rows.finish(name, [plan for plan in remaining if (name, plan) not in rows.impossible], task)
+        self._advance(begun + settings.count * len(remaining) - self.done, f"{name}, {task}")
 
     def _answer(self, name: str, model: Any, processor: Any, plan: str, prepared: Prepared) -> None:
         try:
-            found = _rows(model, processor, plan, prepared)
+            answers = _rows(model, processor, plan, prepared)
         except FoveateError as error:
-            if plan == UNTOUCHED:
+            if plan == FULL_MODEL:
                 raise
             self._fail(name, plan, error)
             return
-        self.rows.add({"model": name, **row} for row in found)
+        self.rows.add({"model": name, **row} for row in answers)
 
     def _fail(self, name: str, plan: str, error: FoveateError) -> None:
         self.report(f"{plan} cannot run on {name}: {error}")

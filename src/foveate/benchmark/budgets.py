@@ -1,21 +1,20 @@
-"""Which plans are compared: methods at budgets, and what stands beside them."""
+"""Plans to compare: methods at budgets, with their controls."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.core.plan import Budget, Plan
 from foveate.core.registry import all_methods
 
-#: The model without a plan.
-UNTOUCHED = "untouched"
-#: What stands beside the plans of every budget.
+#: Controls at every budget.
 CONTROLS = ("random", "downsample")
 
 
 def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
-    """Plans of methods at budgets; no methods means all that run without weights or data of their own.
+    """Combine methods and budgets into plans; no methods means all that need no weights or data of their own.
 
     Raises:
         FoveateError: a method or a budget does not exist.
@@ -29,7 +28,7 @@ def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
 
 
 def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
-    """The untouched model, then for every budget its controls and its plans, then plans without a budget.
+    """List the full model, then controls and plans of every budget, then plans without a budget.
 
     Controls are random tokens and the smaller image at the budget, and random tokens before the layers at which plans
     inside the language model act.
@@ -39,20 +38,20 @@ def with_controls(plans: Iterable[str]) -> tuple[str, ...]:
     """
     by_budget: dict[str | None, list[str]] = {}
     for text in plans:
-        if text.strip().lower() != UNTOUCHED:
+        if not is_full_model(text):
             plan = Plan.of(text)
             by_budget.setdefault(budget_of(plan), []).append(str(plan))
-    found = [UNTOUCHED]
-    for budget, own in by_budget.items():
+    ordered = [FULL_MODEL]
+    for budget, at_budget in by_budget.items():
         if budget is not None:
-            found += [f"{control}:{budget}" for control in CONTROLS]
-            found += filter(None, map(control_of, own))
-            found += own
-    return tuple(dict.fromkeys([*found, *by_budget.get(None, [])]))
+            ordered += [f"{control}:{budget}" for control in CONTROLS]
+            ordered += filter(None, map(control_of, at_budget))
+            ordered += at_budget
+    return tuple(dict.fromkeys([*ordered, *by_budget.get(None, [])]))
 
 
 def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:
-    """Random tokens in place of those that a plan chooses: as many, before the same layers.
+    """Return the control of a plan: as many random tokens, before the same layers.
 
     Args:
         plan: The plan.
@@ -76,11 +75,11 @@ def control_of(plan: Plan | str, num_layers: int | None = None) -> str | None:
 
 
 def budget_of(plan: Plan | str) -> str | None:
-    """The budget at which a plan is compared with others: what its steps before the language model keep together.
+    """Return the budget at which a plan is compared: the combined budget of its steps before the language model.
 
     Of a plan that acts inside the language model only it is that of the first step. None: its own rule decides.
     """
-    if plan == UNTOUCHED:
+    if plan == FULL_MODEL:
         return None
     plan = Plan.of(plan)
     if not plan.early_steps:

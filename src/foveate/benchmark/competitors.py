@@ -1,4 +1,4 @@
-"""The vision encoders that are compared, each with its own connector, inputs and closed cost formula.
+"""Vision encoders under comparison, each with its connector, inputs and closed-form cost.
 
 Weights are random: cost does not depend on them.
 """
@@ -42,7 +42,7 @@ QWEN2_7B: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of the models; the defaults are the real ones, tests take smaller.
+    """Model sizes; the defaults are those of the released models, tests use smaller ones.
 
     Args:
         width: Width of ViT-UHD, MoonViT and SigLIP2, all of them SO400M.
@@ -51,7 +51,7 @@ class Geometry:
         blocks: Their blocks.
         stages: Blocks (0-based) after which ViT-UHD merges.
         table: Side of the table of positions of ViT-UHD and MoonViT; SigLIP2's has 16 x 16.
-        qwen_width: Width of Qwen2.5-VL's tower.
+        qwen_width: Width of Qwen2.5-VL's encoder.
         qwen_hidden: Width of its gated MLP.
         qwen_blocks: Its blocks.
         qwen_full: Its blocks with full attention; the others attend in windows of 112 px.
@@ -72,7 +72,7 @@ class Geometry:
 
 
 class Competitor(ABC):
-    """One encoder with its connector.
+    """An encoder with its connector.
 
     Attributes:
         geometry: Its size.
@@ -91,50 +91,50 @@ class Competitor(ABC):
     connector: nn.Module
 
     def side(self, pixels: int) -> int:
-        """The multiple of the unit nearest to `pixels`: what this encoder makes of a square image."""
+        """Round `pixels` to the nearest multiple of the unit: the side of a square image after resizing."""
         return max(self.unit, (2 * pixels + self.unit) // (2 * self.unit) * self.unit)
 
     def grid(self, pixels: int) -> int:
-        """Patches on a side."""
+        """Patches along one side."""
         return self.side(pixels) // self.patch
 
     def patches(self, pixels: int) -> int:
-        """Tokens that enter the first block."""
+        """Number of tokens that enter the first block."""
         return self.grid(pixels) ** 2
 
     def tokens(self, pixels: int) -> int:
-        """Tokens that the language model reads."""
+        """Number of tokens that the language model reads."""
         return (self.side(pixels) // self.unit) ** 2
 
     @abstractmethod
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Arguments of `encode` for one random image."""
+        """Create the arguments of `encode` for one random image."""
 
     @abstractmethod
     def encode(self, **inputs: torch.Tensor) -> torch.Tensor:
-        """Visual tokens that the connector takes."""
+        """Encode an image into the visual tokens that the connector takes."""
 
     @abstractmethod
     def flops(self, pixels: int) -> int:
-        """Closed formula of `encode`."""
+        """FLOPs of `encode` in closed form."""
 
     @abstractmethod
     def connector_flops(self, pixels: int) -> int:
-        """Closed formula of the connector."""
+        """FLOPs of the connector in closed form."""
 
     @abstractmethod
     def full_attention_flops(self, pixels: int) -> int:
-        """The share of `flops` that grows with the square of the number of tokens."""
+        """Part of `flops` that grows with the square of the number of tokens."""
 
 
 class PlainTransformer(Competitor):
-    """An encoder whose blocks all run on all patches, with full attention."""
+    """An encoder whose blocks all apply full attention to all patches."""
 
     def flops(self, pixels: int) -> int:
         """Patch embedding and blocks."""
         geometry, tokens = self.geometry, self.patches(pixels)
-        one = flops.block(tokens, [tokens], geometry.width, geometry.hidden)
-        return flops.linear(tokens, 3 * self.patch**2, geometry.width) + geometry.blocks * one
+        block = flops.block(tokens, [tokens], geometry.width, geometry.hidden)
+        return flops.linear(tokens, 3 * self.patch**2, geometry.width) + geometry.blocks * block
 
     def full_attention_flops(self, pixels: int) -> int:
         """Attention of all blocks."""
@@ -250,7 +250,7 @@ class MoonViT(PlainTransformer):
 
 
 class Qwen25Tower(Competitor):
-    """Qwen2.5-VL's encoder: patches of 14 px, attention in windows in 28 of 32 blocks, 2 x 2 merge at the end."""
+    """Qwen2.5-VL's encoder: patches of 14 px, window attention in 28 of 32 blocks, 2 x 2 merging at the end."""
 
     name = "Qwen2.5-VL"
     patch = 14
@@ -272,7 +272,7 @@ class Qwen25Tower(Competitor):
             fullatt_block_indexes=list(geometry.qwen_full),
         )
         self.encoder = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation=attention)
-        self.connector = nn.Identity()  # its merger is part of the tower
+        self.connector = nn.Identity()  # its merger is part of the encoder
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Flat patches, every frame twice as the processor gives them, and (1, rows, columns)."""
@@ -305,12 +305,12 @@ class Qwen25Tower(Competitor):
         return flops.attention([self.patches(pixels)] * len(self.geometry.qwen_full), self.geometry.qwen_width)
 
     def connector_flops(self, pixels: int) -> int:
-        """None: the merger is counted with the tower."""
+        """Return 0, since the merger is counted with the encoder."""
         return 0
 
 
 class SigLIP2(PlainTransformer):
-    """SigLIP2-So400m NaFlex: patches of 16 px and no merging at all; two-layer connector."""
+    """SigLIP2-So400m NaFlex: patches of 16 px without merging; two-layer connector."""
 
     name = "SigLIP2-So400m"
     patch = 16
@@ -368,7 +368,7 @@ COMPETITORS: dict[str, Callable[[Geometry, str], Competitor]] = {
 
 
 def language_model(geometry: Geometry, attention: str) -> Any:
-    """A Qwen2 of the geometry's size with random weights."""
+    """Build a Qwen2 of the geometry's size with random weights."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     return Qwen2ForCausalLM._from_config(Qwen2Config(**geometry.text), attn_implementation=attention)

@@ -1,4 +1,4 @@
-"""Exact-match evaluation on rendered pictures of the held-out split and on the test split of easy-VQA.
+"""Exact-match evaluation on the held-out split of rendered images and on the test split of easy-VQA.
 
     python -m foveate.benchmark.embedded MODEL -o evaluation.json
 
@@ -35,7 +35,7 @@ from foveate.statistics import wilson_interval
 EASY_VQA = "easy_vqa"
 #: Answers of this length, in characters, count as "words and numbers of 1 to 8 characters".
 SHORT = range(1, 9)
-#: Tasks whose answer stands in the picture as text.
+#: Tasks whose answer appears in the image as text.
 READING = (
     "read_word",
     "read_line",
@@ -50,7 +50,7 @@ READING = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question of the evaluation; `index` is its number within the task."""
+    """A question of the evaluation; `index` is its number within the task."""
 
     task: str
     index: int
@@ -81,7 +81,7 @@ class Score:
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, Any]]) -> Score:
-        """The score of rows with `answer` and `right`."""
+        """Compute the score of rows with `answer` and `right`."""
         count, right = len(rows), sum(row["right"] for row in rows)
         low, high = wilson_interval(right, count)
         majority = max(Counter(row["answer"] for row in rows).values()) / count
@@ -90,7 +90,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which rendered pictures are asked about.
+    """Settings of the rendered images.
 
     Args:
         difficulty: Difficulty of all of them.
@@ -103,18 +103,18 @@ class Pictures:
     least: float | None = None
 
     def settings(self) -> dict[str, Any]:
-        """What rows and results say of them; what is usual is left out."""
+        """Settings as recorded in rows and results; defaults are omitted."""
         usual = Pictures()
-        found: dict[str, Any] = {"difficulty": self.difficulty}
+        values: dict[str, Any] = {"difficulty": self.difficulty}
         if self.sides != usual.sides:
-            found["sides"] = list(self.sides)
+            values["sides"] = list(self.sides)
         if self.least is not None:
-            found["least"] = self.least
-        return found
+            values["least"] = self.least
+        return values
 
 
 def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iterator[Question]:
-    """The first `count` questions of a task, without those whose index is in `skip`.
+    """Return the first `count` questions of a task, except those whose index is in `skip`.
 
     Rendered tasks are drawn from the held-out split; easy-VQA's are spread evenly over its test split.
     """
@@ -141,7 +141,7 @@ def questions(task: str, count: int, pictures: Pictures, skip: set[int]) -> Iter
 
 
 def batches(stream: Iterator[Question], size: int) -> Iterator[list[Question]]:
-    """Batches of questions of similar size: 16 batches are gathered, sorted by area and cut."""
+    """Group questions of similar size: 16 batches are gathered, sorted by area and split."""
     held: list[Question] = []
     for question in stream:
         held.append(question)
@@ -157,17 +157,17 @@ def _cut(held: list[Question], size: int) -> Iterator[list[Question]]:
         yield held[start : start + size]
 
 
-def answers(model: Any, processor: Any, asked: Sequence[Question]) -> list[str]:
-    """Greedy answers to a batch of questions.
+def answers(model: Any, processor: Any, questions: Sequence[Question]) -> list[str]:
+    """Answer a batch of questions with greedy decoding.
 
     Generation stops a few tokens after the longest expected answer: a longer one is wrong whatever follows.
     """
     conversations = []
-    for question in asked:
+    for question in questions:
         content = [{"type": "image", "image": question.image}, {"type": "text", "text": question.text}]
         conversations.append([{"role": "user", "content": content}])
     tokenizer = processor.tokenizer
-    longest = max(len(tokenizer(question.answer, add_special_tokens=False)["input_ids"]) for question in asked)
+    longest = max(len(tokenizer(question.answer, add_special_tokens=False)["input_ids"]) for question in questions)
     return answer_batch(model, processor, conversations, longest + 4)
 
 
@@ -180,7 +180,7 @@ def evaluate(
     pictures: Pictures,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """Answers all questions that `rows_file` does not hold yet, and returns the rows of all.
+    """Answer all questions that `rows_file` does not hold yet, and return the rows of all.
 
     Raises:
         FoveateError: a task does not exist, or the rows come from an evaluation with other settings.
@@ -201,8 +201,8 @@ def evaluate(
             file.write(json.dumps(settings) + "\n")
         for task in tasks:
             stream = questions(task, easy_count if task == EASY_VQA else count, pictures, done[task])
-            for asked in batches(stream, batch_size):
-                for question, text in zip(asked, answers(model, processor, asked), strict=True):
+            for batch in batches(stream, batch_size):
+                for question, text in zip(batch, answers(model, processor, batch), strict=True):
                     row = {
                         "task": task,
                         "index": question.index,
@@ -220,7 +220,7 @@ def evaluate(
 
 
 def _read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an earlier evaluation with the same settings; a line that a kill cut off is dropped from the file."""
+    """Read the rows of an earlier evaluation with the same settings; an incomplete last line is removed."""
     if not path.exists():
         return []
     lines = read_text(path).splitlines()
@@ -238,7 +238,7 @@ def _read_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Scores of every task, and of the short words and numbers that stand in the pictures as text."""
+    """Score every task, and the short words and numbers that appear in the images as text."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["task"]].append(row)
@@ -258,12 +258,12 @@ def main(
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given several times.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Held-out questions per rendered task.")] = 500,
     easy_count: Annotated[int, typer.Option(min=1, help="Questions of easy-VQA's test split.")] = 9673,
-    difficulty: Annotated[float, typer.Option(min=0, max=1, help="Difficulty of the rendered pictures.")] = 1.0,
-    longest: Annotated[int, typer.Option(min=128, help="Longest side of the rendered pictures.")] = 640,
+    difficulty: Annotated[float, typer.Option(min=0, max=1, help="Difficulty of the rendered images.")] = 1.0,
+    longest: Annotated[int, typer.Option(min=128, help="Longest side of the rendered images.")] = 640,
     least: Annotated[float | None, typer.Option(min=4, help="Smallest height of capitals in pixels.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
 ) -> None:
-    """Measure how many answers of a model are exactly right, task by task."""
+    """Measure the exact-match accuracy of a model, task by task."""
     from foveate.synthetic import TASKS
 
     rows_file = output.with_suffix(".rows.jsonl")

@@ -1,4 +1,4 @@
-"""What vision encoders cost: tokens, FLOPs, time, memory, and time to the first token of an answer.
+"""Cost of vision encoders: tokens, FLOPs, time, memory, and time to first token.
 
 All competitors stand in memory together and take turns, so that a machine that slows down slows them all. In one
 turn an image goes through the encoder, its connector and the prefill of the same language model; the time of the
@@ -46,7 +46,7 @@ CLAIMS = [
         "ratio": 1.9,
         "over": "qwen2.5-vl",
         "pixels": 1024,
-        "setting": "arXiv 2511.21150: whole models on a GPU (153.8 against 301.8 ms); compared here with the tower "
+        "setting": "arXiv 2511.21150: whole models on a GPU (153.8 against 301.8 ms); compared here with the encoder "
         "of Qwen2.5-VL before the same language model",
     },
 ]
@@ -54,7 +54,7 @@ CLAIMS = [
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """What is measured; a run is resumed only with the same settings.
+    """Settings of the encoder benchmark; a run can be resumed only with the same settings.
 
     Args:
         sizes: Sides of square images in pixels.
@@ -98,7 +98,7 @@ class EncoderSettings:
 
 
 def gpu_geometry() -> Geometry:
-    """The real encoders before a language model of 7B."""
+    """Return the released encoder sizes with a language model of 7B."""
     return Geometry(text=dict(QWEN2_7B))
 
 
@@ -110,7 +110,7 @@ def compare(
     command: str = "",
     report: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure all encoders at all sizes.
+    """Measure all encoders at all image sizes.
 
     Args:
         settings: What to measure.
@@ -159,7 +159,7 @@ def compare(
 
 
 class _Bench:
-    """The models of a run, all in memory."""
+    """All models of a run, in memory."""
 
     def __init__(self, settings: EncoderSettings, device: torch.device) -> None:
         self.settings, self.device, self.dtype = settings, device, DTYPES[settings.dtype]
@@ -175,7 +175,7 @@ class _Bench:
 
     @torch.inference_mode()
     def measure(self, pixels: int) -> list[dict[str, Any]]:
-        """Rows of all encoders at one size."""
+        """Measure all encoders at one image size."""
         inputs = {
             name: competitor.inputs(pixels, self.device, self.dtype) for name, competitor in self.competitors.items()
         }
@@ -203,7 +203,7 @@ class _Bench:
             model.set_attn_implementation(implementation)
 
     def _turn(self, name: str, inputs: dict[str, torch.Tensor]) -> tuple[float, float]:
-        """Seconds to the end of the encoder and to the first token."""
+        """Return seconds to the end of the encoder and to the first token."""
         start = profiling.clock(self.device)
         tokens = self.competitors[name].encode(**inputs)
         encoded = profiling.clock(self.device)
@@ -217,7 +217,7 @@ class _Bench:
         return self.language_model(inputs_embeds=prompt, logits_to_keep=1, use_cache=True).logits[0, -1].argmax()
 
     def _exact(self, name: str, pixels: int, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """What is known without a clock: tokens, and FLOPs counted and by formula."""
+        """Return the values that need no timing: tokens, and FLOPs counted and in closed form."""
         competitor, text = self.competitors[name], self.settings.text_tokens
         tokens = competitor.tokens(pixels)
         encoded: list[torch.Tensor] = []
@@ -227,13 +227,13 @@ class _Bench:
         counted_rest = flops.count(lambda: self._first_token(name, encoded[0]))
         formula = competitor.flops(pixels)
         rest = competitor.connector_flops(pixels) + flops.prefill(tokens + text, self.language_model.config)
-        for what, seen, expected in (
+        for what, value, expected in (
             (competitor.name, counted, formula),
             ("connector and prefill", counted_rest, rest),
         ):
-            if abs(seen - expected) > AGREEMENT * expected:
+            if abs(value - expected) > AGREEMENT * expected:
                 raise FoveateError(
-                    f"FLOPs of {what} at {pixels} px: {seen:,} counted, {expected:,} by the formula; they must agree "
+                    f"FLOPs of {what} at {pixels} px: {value:,} counted, {expected:,} by the formula; they must agree "
                     f"within {AGREEMENT:.0%}."
                 )
         return {
@@ -259,7 +259,7 @@ def _machine(hardware: dict[str, Any], settings: EncoderSettings) -> str:
 
 
 def _conclude(document: dict[str, Any]) -> None:
-    """Write what follows from the rows: ratios, claims beside them, and why."""
+    """Derive ratios from the rows, compare them with published claims, and explain them."""
     rows, text = document["rows"], document["settings"]["text_tokens"]
     rows.sort(key=lambda row: (row["pixels"], list(COMPETITORS).index(row["name"])))
     ours = {row["pixels"]: row for row in rows if row["name"] == "vit-uhd"}
@@ -291,12 +291,12 @@ def _to_first_token(row: dict[str, Any]) -> int:
 
 
 def _before_7b(row: dict[str, Any], text: int) -> int:
-    """Operations of the encoder and of a prefill by a Qwen2-7B."""
+    """FLOPs of the encoder and of a prefill by a Qwen2-7B."""
     return row["flops"] + flops.prefill(row["tokens"] + text, Qwen2Config(**QWEN2_7B))
 
 
 def _explanation(document: dict[str, Any]) -> list[str]:
-    """Sentences made from the numbers: where the operations of each encoder are."""
+    """Sentences that say which parts of each encoder the FLOPs are spent in."""
     lines = []
     for row in document["rows"]:
         total = _to_first_token(row)
@@ -311,7 +311,7 @@ def _explanation(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"At {ratio['pixels']} px {ratio['over']} needs {ratio['flops_to_first_token']:.2f} times the operations "
             f"of ViT-UHD to the first token and took {ratio['ttft_seconds']:.2f} times as long; "
-            f"it hands {ratio['tokens']:.2f} times the tokens to the language model."
+            f"it passes {ratio['tokens']:.2f} times the tokens to the language model."
         )
     for ratio in document["ratios"]:
         lines.append(
@@ -328,7 +328,7 @@ def _explanation(document: dict[str, Any]) -> list[str]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Table, claims and explanation of a result as markdown."""
+    """Format table, claims and explanation of a result as markdown."""
     header = [
         "encoder",
         "side, px",
@@ -343,8 +343,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *(_cells(row) for row in results["rows"])]
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines), results["note"]]
     for claim in results["claims"]:
-        seen = "not measured" if claim["measured"] is None else f"measured here: {claim['measured']:.2f}"
-        parts.append(f"- {claim['claim']} ({claim['setting']}); {seen}.")
+        measured = "not measured" if claim["measured"] is None else f"measured here: {claim['measured']:.2f}"
+        parts.append(f"- {claim['claim']} ({claim['setting']}); {measured}.")
     parts.append("\n".join(f"- {line}" for line in results["explanation"]))
     return "\n\n".join(parts)
 
@@ -365,7 +365,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result for a terminal of 80 columns: patches and spread are in the file."""
+    """Return header and rows of a result for a terminal of 80 columns, without patches and spread."""
     header = ["encoder", "side, px", "tokens", "GFLOPs", "encoder, ms", "peak, MiB", "TTFT, ms"]
     rows = []
     for row in results["rows"]:
@@ -375,7 +375,7 @@ def table(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Save time to the first token by image size, the encoder's part dark, as a picture.
+    """Plot time to first token by image size, with the encoder's part dark.
 
     Raises:
         FoveateError: If matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Fewer tokens, smaller weights and a smaller cache at once: accuracy and cost of the product, beside its parts.
+"""Token compression combined with quantised weights and caches: accuracy and cost.
 
 What each of three savings costs alone does not say what they cost together: a quantised model may choose other tokens,
 and fewer tokens leave fewer to average errors over. Every plan is therefore asked with every kind of weights and cache.
@@ -16,7 +16,7 @@ from typing import Any
 
 from foveate.benchmark import profiling
 from foveate.benchmark.accuracy import answer_items
-from foveate.benchmark.budgets import UNTOUCHED, with_controls
+from foveate.benchmark.budgets import FULL_MODEL, with_controls
 from foveate.benchmark.nbytes import dtype_of, weight_bytes
 from foveate.benchmark.quantised import CACHES, FULL, WEIGHTS, cached, check, possible, quantise_weights
 from foveate.benchmark.questions import QuestionSettings, check_models
@@ -29,7 +29,7 @@ from foveate.statistics import paired_bootstrap, wilson_interval
 
 NOTE = (
     "Weights: the linear layers of the language model in int8, int4 (torchao) or nf4 (bitsandbytes); the rest stays. "
-    "Cache: keys and values. Relative: accuracy over that of the untouched model with full weights and cache on the "
+    "Cache: keys and values. Relative: accuracy over that of the full model with full weights and cache on the "
     "same questions, with a 95 % interval of the paired bootstrap. Parts: the product of the relative accuracies of "
     "the plan, the weights and the cache alone; where relative is below it, the savings hurt each other. Bytes: of "
     "all weights, and of the cache after an answer, both as stored; on a CPU torchao keeps int4 weights in a byte "
@@ -40,11 +40,11 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class JointSettings(QuestionSettings):
-    """What is measured. A run is resumed with the same settings, but for models, plans, weights and caches.
+    """Settings of the joint benchmark. On resuming, models, plans, weights and caches may differ.
 
     Args:
         models: Folders, Hub ids, or "embedded".
-        plans: Plans as text; the untouched model and the controls at every budget are added.
+        plans: Plans as text; the full model and the controls at every budget are added.
         weights: Names of `quantised.WEIGHTS`; "full" is added.
         caches: Names of `quantised.CACHES`; "full" is added.
 
@@ -76,7 +76,7 @@ class JointSettings(QuestionSettings):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What must be the same for rows to stand in one file."""
+        """Settings that must agree for rows to share a file."""
         free = ("models", "plans", "weights", "caches")
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in free}))
 
@@ -89,7 +89,7 @@ def run(
     command: str = "",
     report: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Ask all models all questions with every plan, kind of weights and kind of cache.
+    """Run every combination of plan, weights and cache on every model.
 
     Args:
         settings: What to measure.
@@ -113,15 +113,15 @@ def run(
             "rows": rows,
             "impossible": impossible,
         }
-        asked: list[Item] = []
+        items: list[Item] = []
         for name in settings.models:
             for weights in settings.weights:
                 cells = _missing(settings, document, name, weights)
                 if not cells:
                     continue
                 report(f"{name}, {weights} weights")
-                asked = asked or [item for task in settings.tasks for item in settings.items_of(task)]
-                _Bench(settings, name, weights, asked, document, path, report).measure(cells)
+                items = items or [item for task in settings.tasks for item in settings.items_of(task)]
+                _Bench(settings, name, weights, items, document, path, report).measure(cells)
         _conclude(rows)
         if path is not None:
             write_json(path, document)
@@ -129,7 +129,7 @@ def run(
 
 
 def _missing(settings: JointSettings, document: dict[str, Any], model: str, weights: str) -> list[tuple[str, str]]:
-    """Pairs of plan and cache of which there is neither a row nor a reason why not."""
+    """List the pairs of plan and cache that have neither a row nor a reason for its absence."""
     keys = ("model", "plan", "kind", "cache")
     done = {tuple(row[key] for key in keys) for row in document["rows"]}
     done |= {tuple(line.get(key) for key in keys) for line in document["impossible"]}
@@ -138,19 +138,19 @@ def _missing(settings: JointSettings, document: dict[str, Any], model: str, weig
 
 
 class _Bench:
-    """One model with one kind of weights."""
+    """A model with one kind of weights."""
 
     def __init__(
         self,
         settings: JointSettings,
         name: str,
         weights: str,
-        asked: list[Item],
+        items: list[Item],
         document: dict[str, Any],
         path: Path | None,
         report: Callable[[str], object],
     ) -> None:
-        self.settings, self.name, self.kind, self.asked = settings, name, weights, asked
+        self.settings, self.name, self.kind, self.asked = settings, name, weights, items
         self.document, self.path, self.report = document, path, report
 
     def measure(self, cells: list[tuple[str, str]]) -> None:
@@ -168,7 +168,7 @@ class _Bench:
         for plan, cache in cells:
             self.report(f"  {cache} cache, {plan}")
             try:
-                if plan != UNTOUCHED:  # a plan that does not fit is known before anything is asked
+                if plan != FULL_MODEL:  # a plan that does not fit is known before anything is asked
                     compress(model, plan).restore()
                 with cached(model, cache):  # what a package compiles or loads at its first use is not timed
                     answer_items(model, processor, plan, self.asked[:1], 1)
@@ -177,18 +177,21 @@ class _Bench:
                     answers = answer_items(model, processor, plan, self.asked, self.settings.batch_size)
                     seconds = (time.perf_counter() - start) / len(answers)
             except FoveateError as error:
-                if (plan, self.kind, cache) == (UNTOUCHED, FULL, FULL):
+                if (plan, self.kind, cache) == (FULL_MODEL, FULL, FULL):
                     raise
                 self._refuse(plan, cache, error)
                 continue
             numbers = {
                 "seconds": seconds,
-                "bytes": {"weights": size, "kv": sum(own for own, _ in kept) / sum(prompts for _, prompts in kept)},
+                "bytes": {
+                    "weights": size,
+                    "kv": sum(task_rows for task_rows, _ in kept) / sum(prompts for _, prompts in kept),
+                },
             }
             head = {"model": self.name, "plan": plan, "weights": weights, "kind": self.kind, "cache": cache}
             for task in self.settings.tasks:
-                own = [row for row in answers if row["task"] == task]
-                self.document["rows"].append({**head, "task": task, **_score(own), **numbers})
+                task_rows = [row for row in answers if row["task"] == task]
+                self.document["rows"].append({**head, "task": task, **_score(task_rows), **numbers})
             self.document["rows"].append({**head, "task": ALL, **_score(answers), **numbers})
             _conclude(self.document["rows"])
             if self.path is not None:
@@ -200,7 +203,7 @@ class _Bench:
 
 
 def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Numbers of one task, or of several; `rights` says of every answer whether it is right, `tasks` how many each."""
+    """Score one task or several; `rights` marks every answer, `tasks` counts the answers of each task."""
     tasks: dict[str, int] = {}
     for row in answers:
         tasks[row["task"]] = tasks.get(row["task"], 0) + 1
@@ -216,14 +219,14 @@ def _score(answers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _conclude(rows: list[dict[str, Any]]) -> None:
-    """Accuracies with intervals, relative to the untouched model, and beside the product of the parts."""
-    found = {(row["model"], row["task"], row["plan"], row["kind"], row["cache"]): row for row in rows}
+    """Add accuracies with intervals, relative to the full model and to the product of the separate effects."""
+    by_key = {(row["model"], row["task"], row["plan"], row["kind"], row["cache"]): row for row in rows}
     for row in rows:
-        whole = found.get((row["model"], row["task"], UNTOUCHED, FULL, FULL))
-        if whole is None or "accuracy" in row:
+        reference = by_key.get((row["model"], row["task"], FULL_MODEL, FULL, FULL))
+        if reference is None or "accuracy" in row:
             continue
         strata = [task for task, count in row["tasks"].items() for _ in range(count)]
-        rights = [[int(digit) for digit in one["rights"]] for one in (row, whole)]
+        rights = [[int(digit) for digit in scored["rights"]] for scored in (row, reference)]
         compared = paired_bootstrap(*rights, strata=strata)
         low, high = (compared.low, compared.high)
         if len(row["tasks"]) == 1:
@@ -239,13 +242,13 @@ def _conclude(rows: list[dict[str, Any]]) -> None:
         }
     for row in rows:
         model, task, plan, kind, cache = (row[key] for key in ("model", "task", "plan", "kind", "cache"))
-        alone = ((plan, FULL, FULL), (UNTOUCHED, kind, FULL), (UNTOUCHED, FULL, cache))
-        parts = [found.get((model, task, *part), {}).get("relative") for part in alone]
+        alone = ((plan, FULL, FULL), (FULL_MODEL, kind, FULL), (FULL_MODEL, FULL, cache))
+        parts = [by_key.get((model, task, *part), {}).get("relative") for part in alone]
         row["parts"] = None if None in parts else math.prod(part for part in parts if part is not None)
 
 
 def table(document: dict[str, Any], task: str = ALL) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result, of one task."""
+    """Return header and rows of a result, for one task."""
     header = [
         "model",
         "plan",

@@ -1,4 +1,4 @@
-"""What a model's weights take and are."""
+"""Parameter memory and dtype."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from foveate.kv_cache.nbytes import stored_bytes
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights and buffers; weights that are tied count once."""
-    found: dict[int, Any] = {id(value): value for value in model.parameters()}
-    found |= {id(value): value for value in model.buffers()}
-    return stored_bytes(list(found.values()))
+    """Count the bytes of a model's parameters and buffers; tied weights count once."""
+    tensors: dict[int, Any] = {id(value): value for value in model.parameters()}
+    tensors |= {id(value): value for value in model.buffers()}
+    return stored_bytes(list(tensors.values()))
 
 
 def dtype_of(model: nn.Module) -> str:
-    """Name of the type of a model's first floating-point weight."""
+    """Return the dtype name of a model's first floating-point parameter."""
     kinds = (weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point)
     return str(next(kinds, torch.float32)).removeprefix("torch.")

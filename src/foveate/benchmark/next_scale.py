@@ -1,4 +1,4 @@
-"""What compressed caches cost and save a next-scale image model: bytes, time, and how far pictures move.
+"""KV-cache compression in a next-scale image model: bytes, time, and distance of the images.
 
 All plans run side by side on one model: in every turn each of them draws the same pictures with the same chance. The
 full cache is what they are compared with. Random and newest tokens with the same budget are the controls.
@@ -21,6 +21,7 @@ from torch import Tensor
 from foveate.benchmark.profiling import clock, hardware, spread, threads, versions
 from foveate.benchmark.results import earlier, write_json
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.core.plan import parse_plan
 from foveate.core.weights import SAFE, check_weights
 from foveate.methods.kv_cache.base import METHODS, history
@@ -28,8 +29,7 @@ from foveate.models.next_scale import NextScaleConfig, NextScaleForImageGenerati
 from foveate.synthetic import class_pictures
 
 KIND = "next-scale"
-UNTOUCHED = "untouched"
-#: Bytes and time do not depend on weights: maps of a picture of 512 px as VAR has them, a narrower transformer.
+#: Bytes and time do not depend on weights: maps of an image of 512 px as in VAR, a narrower transformer.
 LARGE = "large"
 _LARGE = NextScaleConfig(
     image_size=512,
@@ -49,16 +49,16 @@ PLANS = (
 
 @dataclass(frozen=True)
 class NextScaleSettings:
-    """What is measured.
+    """Settings of the next-scale benchmark.
 
     Args:
         model: A folder that `foveate train-next-scale` wrote, or "large": random weights, for bytes and time only.
         plans: Plans of `compress_cache`.
         samples: Pictures that are drawn in a turn, of classes in turn.
-        held_out: Held-out pictures whose tokens are predicted; 0 for none.
+        held_out: Held-out images whose tokens are predicted; 0 for none.
         repeats: Timed turns after a warm-up.
         guidance: Of classifier-free guidance.
-        seed: Of the pictures, and of what random tokens are kept.
+        seed: Seed of the images and of the random control.
         threads: Threads of the CPU.
     """
 
@@ -74,19 +74,19 @@ class NextScaleSettings:
     def __post_init__(self) -> None:
         for name, least in (("samples", 1), ("held_out", 0), ("repeats", 1), ("threads", 1)):
             if getattr(self, name) < least:
-                raise FoveateError(f"{name} is {getattr(self, name)}; the least is {least}.")
+                raise FoveateError(f"{name} is {getattr(self, name)}; the minimum is {least}.")
         for plan in self.plans:
             parse_plan(plan, METHODS)
 
 
 def load(name: str) -> NextScaleForImageGeneration:
-    """The model of a folder in float32, or the large one with random weights."""
+    """Load a model in float32 from a folder, or build the large one with random weights."""
     if name == LARGE:
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)
             return NextScaleForImageGeneration(_LARGE).eval()
     if not (Path(name) / "config.json").is_file():
-        raise FoveateError(f"{name} is no folder with a model; train one with foveate train-next-scale -o {name}.")
+        raise FoveateError(f"{name} is not a folder with a model; train one with foveate train-next-scale -o {name}.")
     check_weights(name)
     try:
         return NextScaleForImageGeneration.from_pretrained(name, dtype=torch.float32, **SAFE).eval()
@@ -108,16 +108,16 @@ def run(
     Args:
         settings: What to measure.
         path: JSON file.
-        resume: Return what the file has, if it is whole and of the same settings.
+        resume: Return the result in the file if it is complete and has the same settings.
         command: The command line, for the file.
-        picture: Also draw samples of all plans into this file.
+        picture: Also save a figure of samples of all plans.
         report: Told what is done.
 
     Returns:
-        The document. Its rows have, for the untouched model and every plan: `kept_bytes` (the most that the cache holds
+        The document. Its rows have, for the full model and every plan: `kept_bytes` (the most that the cache holds
         between two maps), `peak_bytes` (with the map that is read), `maps` (bytes kept after each map), `seconds` of a
         turn; `equal` (share of tokens that are those of the full cache under the same seed) and `equal_by_map`,
-        `picture_mse` against the full cache's pictures (of [-1, 1]), and on held-out pictures, read map by map through
+        `picture_mse` against the full cache's images (in [-1, 1]), and on held-out pictures, read map by map through
         the cache: `nats` a token, `best_equal` (share of tokens whose most likely code is the full cache's).
     """
     if resume:
@@ -136,8 +136,8 @@ def _measure(
     model = load(settings.model)
     config = model.config
     profile = calibrate(model, seed=settings.seed + 1)  # not on the pictures that are compared
-    report(f"calibrated on {profile.samples} pictures")
-    plans = [UNTOUCHED]
+    report(f"calibrated on {profile.samples} images")
+    plans = [FULL_MODEL]
     impossible: list[dict[str, str]] = []
     for plan in settings.plans:
         try:
@@ -149,7 +149,7 @@ def _measure(
 
     @contextmanager
     def attached(plan: str) -> Generator[None]:
-        with compress_cache(model, plan, profile=profile, seed=settings.seed) if plan != UNTOUCHED else nullcontext():
+        with compress_cache(model, plan, profile=profile, seed=settings.seed) if plan != FULL_MODEL else nullcontext():
             yield
 
     seconds: dict[str, list[float]] = {plan: [] for plan in plans}
@@ -164,7 +164,7 @@ def _measure(
                     seconds[plan].append(clock(model.device) - start)
         report(f"turn {turn} of {settings.repeats}")
     held_out = _held_out(model, settings) if settings.held_out and settings.model != LARGE else None
-    full = samples[UNTOUCHED]
+    full = samples[FULL_MODEL]
     logits: dict[str, Tensor] = {}
     rows = []
     for plan in plans:
@@ -176,7 +176,7 @@ def _measure(
             with attached(plan):
                 logits[plan], _ = model.score(*held_out)
             row["nats"] = float(F.cross_entropy(logits[plan].flatten(0, 1), held_out[1].flatten()))
-            same = logits[plan].argmax(dim=2) == logits[UNTOUCHED].argmax(dim=2)
+            same = logits[plan].argmax(dim=2) == logits[FULL_MODEL].argmax(dim=2)
             row["best_equal"] = float(same.float().mean())
             report(f"{plan}: {row['nats']:.4f} nats a token")
         rows.append(row)
@@ -189,7 +189,7 @@ def _measure(
         "versions": versions(),
         "settings": asdict(settings),
         "note": "Budgets are shares of the tokens that a full cache holds before the last map. Bytes are those of all "
-        "tensors that the cache holds, positions of ragged heads included, for the pictures of one turn with their "
+        "tensors that the cache holds, positions of ragged heads included, for the images of one turn with their "
         "unconditional halves.",
         "scales": config.scales,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -205,14 +205,14 @@ def _held_out(model: NextScaleForImageGeneration, settings: NextScaleSettings) -
 
 
 def _sizes(plan: str, settings: NextScaleSettings, sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]:
-    step = None if plan == UNTOUCHED else parse_plan(plan, METHODS).steps[0]
-    whole = history(config.scales)
+    step = None if plan == FULL_MODEL else parse_plan(plan, METHODS).steps[0]
+    total = history(config.scales)
     return {
         "model": settings.model,
         "plan": plan,
-        "method": UNTOUCHED if step is None else step.method.name,
+        "method": FULL_MODEL if step is None else step.method.name,
         "budget": "100%" if step is None else str(step.budget),
-        "average": whole if step is None else step.count(whole),
+        "average": total if step is None else step.count(total),
         "kept_bytes": sample.cache.kept_bytes,
         "kept_share": sample.cache.kept_bytes / full.cache.kept_bytes,
         "peak_bytes": sample.cache.peak_bytes,
@@ -231,13 +231,13 @@ def _distance(sample: Any, full: Any, config: NextScaleConfig) -> dict[str, Any]
 
 
 def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, columns: int = 8, larger: int = 2) -> None:
-    """Draw pictures of every plan: a row each, the same classes and seed in a column.
+    """Draw generated images: one row per plan, with the same class and seed in each column.
 
     Args:
         settings: Of the run.
         samples: What every plan drew.
-        path: The picture.
-        columns: At most so many of the first 16 pictures, evenly spread.
+        path: The file.
+        columns: At most so many of the first 16 images, evenly spread.
         larger: Pixels on the side of a pixel.
     """
     some = range(0, min(16, settings.samples), max(1, min(16, settings.samples) // columns))
@@ -249,7 +249,7 @@ def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, colum
     pen = ImageDraw.Draw(page)
     for row, (plan, images) in enumerate(shown.items()):
         top = gap + row * (side + gap)
-        pen.text((6, top + side // 2 - 6), "full cache" if plan == UNTOUCHED else plan, fill=(0, 0, 0))
+        pen.text((6, top + side // 2 - 6), "full cache" if plan == FULL_MODEL else plan, fill=(0, 0, 0))
         for column, image in enumerate(images):
             page.paste(image.resize((side, side), Image.Resampling.NEAREST), (margin + column * (side + gap), top))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def grid(settings: NextScaleSettings, samples: dict[str, Any], path: Path, colum
 
 
 def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result, as text.
+    """Return header and rows of a result as text.
 
     Args:
         document: Of `run`.
@@ -272,7 +272,7 @@ def table(document: dict[str, Any], brief: bool = False) -> tuple[list[str], lis
     columns.append(("seconds", lambda row: f"{row['seconds']['median']:.3f}"))
     if any("equal" in row for row in rows):
         columns.append(("equal tokens, %", lambda row: f"{100 * row['equal']:.1f}"))
-        columns.append(("picture MSE", lambda row: f"{row['picture_mse']:.4f}"))
+        columns.append(("image MSE", lambda row: f"{row['picture_mse']:.4f}"))
     if any("nats" in row for row in rows):
         columns.append(("nats a token", lambda row: f"{row['nats']:.4f}"))
         columns.append(("same best, %", lambda row: f"{100 * row['best_equal']:.1f}"))

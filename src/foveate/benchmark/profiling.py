@@ -1,4 +1,4 @@
-"""Time, memory and the machine they were measured on."""
+"""Time and memory measurement, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 @contextmanager
 def threads(count: int | None) -> Generator[None]:
-    """Inside this context PyTorch works with so many threads of the CPU; None: with as many as before."""
+    """Set the number of CPU threads of PyTorch inside this context; None leaves it as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -29,14 +29,14 @@ def threads(count: int | None) -> Generator[None]:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, after everything asked of the device has been done."""
+    """Return the time in seconds after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `run` needs at its worst moment beyond what is allocated before it.
+    """Measure the peak memory of `run` in bytes beyond what is allocated before it.
 
     On a GPU what PyTorch's allocator hands out; on Linux the resident memory of the process, whose high-water mark
     is reset first; `None` elsewhere, after running all the same.
@@ -67,7 +67,7 @@ def _resident(field: str) -> int:
 
 
 def spread(seconds: Sequence[float]) -> dict[str, Any]:
-    """Median, extremes and every value of repeated times."""
+    """Return median, extremes and all values of repeated times."""
     return {
         "median": statistics.median(seconds),
         "min": min(seconds),
@@ -77,7 +77,7 @@ def spread(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the measurement ran on."""
+    """Describe the hardware."""
     described = {"cpu": _cpu_name(), "threads": torch.get_num_threads(), "system": platform.platform(terse=True)}
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
@@ -85,7 +85,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def head(kind: str, command: str, hardware: dict[str, Any], settings: dict[str, Any], note: str) -> dict[str, Any]:
-    """What every result begins with: what it is, how and where it was made."""
+    """Return the head of every result: what it is, how and on which machine it was made."""
     return {
         "kind": kind,
         "command": command,
@@ -103,6 +103,6 @@ def _cpu_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what was measured."""
+    """Return the versions of the measured packages."""
     names = ("foveate", "torch", "transformers")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,4 +1,4 @@
-"""Weights and caches with fewer bits, each by the package that keeps it, where it runs."""
+"""Quantised weights and KV caches, each by the package that implements it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _INSTALL = {"torchao": "torchao", "bitsandbytes": "bitsandbytes", "optimum.quant
 
 
 def possible(kinds: dict[str, str]) -> tuple[str, ...]:
-    """Of `WEIGHTS` or `CACHES`, those whose package is installed."""
+    """Select those of `WEIGHTS` or `CACHES` whose package is installed."""
     return tuple(name for name, package in kinds.items() if not package or _installed(package))
 
 
 def check(what: str, name: str, kinds: dict[str, str]) -> None:
-    """Raise FoveateError for a name that is not in `kinds`, or whose package is not installed."""
+    """Raise FoveateError for a name that is not in `kinds` or whose package is not installed."""
     choice = ", ".join(possible(kinds))
     if name not in kinds:
         raise FoveateError(f"{what} {name!r} are not known; possible here are {choice}.")
@@ -66,7 +66,7 @@ def _installed(package: str) -> bool:
 
 
 def quantise_weights(model: Any, name: str) -> None:
-    """Quantise the linear layers inside the language model, in place. The encoder, embeddings and output stay.
+    """Quantise the linear layers of the language model in place; encoder, embeddings and output layer are not.
 
     Args:
         model: Of a family that foveate knows.
@@ -105,9 +105,9 @@ def _torchao(text: nn.Module, name: str, device: torch.device) -> None:
     else:
         four: Any = getattr(torch, "int4")  # noqa: B009 - stubs of torch do not have it
         config = IntxWeightOnlyConfig(weight_dtype=four, granularity=PerGroup(GROUP))
-    whole = [one for one in text.modules() if isinstance(one, nn.Linear)]
-    if name == "int4" and any(one.in_features % GROUP for one in whole):
-        raise ValueError(f"a width is no multiple of {GROUP}")
+    linears = [module for module in text.modules() if isinstance(module, nn.Linear)]
+    if name == "int4" and any(module.in_features % GROUP for module in linears):
+        raise ValueError(f"a width is not a multiple of {GROUP}")
     quantize_(text, config)
 
 
@@ -129,7 +129,7 @@ def _nf4(text: nn.Module) -> None:
 
 
 class Int8Layer(QuantizedLayer):
-    """Keys and values in 8 bits: x is round(x / s) * s, with s = max |x| / 127 for every token and head.
+    """Cache layer in 8 bits: x is round(x / s) * s, with s = max |x| / 127 for every token and head.
 
     The newest tokens stay as they are until there are as many as `transformers` keeps for every quantised cache.
     """
@@ -147,7 +147,7 @@ class Int8Layer(QuantizedLayer):
 
 
 def cache_maker(model: Any, name: str) -> Callable[[], Cache | None]:
-    """What makes an empty cache of that name for a model.
+    """Return a function that makes an empty cache of that name for a model.
 
     Raises:
         FoveateError: it does not run here, or the model has layers that remember otherwise.
@@ -174,7 +174,7 @@ def cache_maker(model: Any, name: str) -> Callable[[], Cache | None]:
 
 @contextmanager
 def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
-    """Let `generate` of a model use caches of that name, where it is given none.
+    """Make `generate` of a model use caches of that name unless a call passes one.
 
     Yields:
         A list that gets, after every call, the bytes of the cache and the prompts in it.
@@ -183,7 +183,7 @@ def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
         FoveateError: as `cache_maker`.
     """
     make, original = cache_maker(model, name), model.generate
-    seen: list[tuple[int, int]] = []
+    shapes: list[tuple[int, int]] = []
 
     def generate(*args: Any, **kwargs: Any) -> Any:
         if name != FULL and compat.cache_in(kwargs) is None:
@@ -191,11 +191,11 @@ def cached(model: Any, name: str) -> Generator[list[tuple[int, int]]]:
         output = original(*args, **kwargs)
         size = bytes_of(compat.cache_of(output))
         if size is not None:
-            seen.append((size, len(output.sequences)))
+            shapes.append((size, len(output.sequences)))
         return output
 
     model.generate = generate
     try:
-        yield seen
+        yield shapes
     finally:
         del model.generate

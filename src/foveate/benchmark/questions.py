@@ -1,4 +1,4 @@
-"""What every measurement of answers is told: which questions, and where the model runs."""
+"""Settings that all accuracy benchmarks share: questions, precision and device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foveate.loading import DTYPES, locate
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionSettings:
-    """Questions and how they are asked; what is measured with them says who inherits.
+    """Which questions are asked and how; benchmarks inherit from it.
 
     Args:
         tasks: As `tasks.tasks_of` reads them.
@@ -43,7 +43,7 @@ class QuestionSettings:
         if not self.tasks:
             raise FoveateError("at least one task is needed.")
         if min(self.count, self.batch_size, self.threads or 1) < 1:
-            raise FoveateError("count, batch size and threads are whole numbers from 1 on.")
+            raise FoveateError("count, batch size and threads must be positive integers.")
         if self.dtype not in DTYPES:
             raise FoveateError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}.")
         object.__setattr__(self, "tasks", tasks_of(self.tasks))
@@ -51,16 +51,16 @@ class QuestionSettings:
 
     @property
     def runs_on(self) -> torch.device:
-        """The device."""
+        """Device that the model runs on."""
         return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def items_of(self, task: str) -> Iterator[Item]:
-        """The items of one task."""
+        """Return the items of one task."""
         return items(task, self.count, difficulty=self.difficulty, sides=self.sides)
 
 
 def check_models(models: tuple[str, ...]) -> None:
-    """Refuse what is neither a folder, a Hub id nor "embedded".
+    """Raise FoveateError for a model that is neither a folder, a Hub id nor "embedded".
 
     Raises:
         FoveateError: there is no such model, or none is named.

@@ -1,4 +1,4 @@
-"""Files of results: written in one step, and read again by a run that goes on."""
+"""Result files: atomic writes, and reading for resumed runs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ from typing import Any
 
 from foveate.core import files
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.core.plan import Plan, current_names
 from foveate.core.text_files import read_text
 
-#: What stands behind the tokens of a plan that left out none.
+#: Keys of results whose names have changed, old to new.
+_RENAMED_KEYS = {
+    "untouched": "full_model",
+    "times_untouched": "times_full_model",
+    "untouched_seconds": "full_model_seconds",
+    "loyalty": "agreement",
+    "view": "preprocess",
+}
+
+#: Note on the token count of a plan that kept every token.
 INERT = "nothing left out"
 
 
 def inert(row: Mapping[str, Any]) -> bool:
-    """Whether the plan of a row of accuracy or speed left out nothing, as far as the row tells.
+    """Whether the plan of an accuracy or speed row kept every token, as far as the row tells.
 
     Rows that were written before `tokens_mean` was do not tell of plans inside the language model.
     """
-    from foveate.benchmark.budgets import UNTOUCHED
-
     every = row.get("tokens_in")
-    if row["plan"] == UNTOUCHED or every is None:
+    if row["plan"] == FULL_MODEL or every is None:
         return False
     worked = next((row[name] for name in ("tokens_kept", "tokens_mean") if row.get(name) is not None), None)
     if worked is None and "tokens" in row:
@@ -37,29 +45,48 @@ def inert(row: Mapping[str, Any]) -> bool:
 
 
 def read_results(path: Path) -> Any:
-    """The JSON document in a file of results, with today's names of methods.
+    """Read the JSON document of a result file, with current names of methods and keys.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no JSON.
     """
-    return json.loads(current_names(read_text(path)))
+    return parse_result(read_text(path))
+
+
+def parse_result(text: str) -> Any:
+    """Parse the JSON of a result or of one of its lines, with current names of methods and keys.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return _renamed(json.loads(current_names(text)))
+
+
+def _renamed(value: Any, plan_keys: bool = False) -> Any:
+    """Replace old names in a JSON value; `plan_keys`: keys of this object are plans."""
+    if isinstance(value, dict):
+        names = {"untouched": FULL_MODEL} if plan_keys else _RENAMED_KEYS
+        return {names.get(key, key): _renamed(item, plan_keys=key == "measured") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_renamed(item) for item in value]
+    return FULL_MODEL if value == "untouched" else value
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document in one step: whoever reads sees the old one or the new one."""
+    """Write a document atomically: readers see the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, document, indent=1)
 
 
 def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: str | None = None) -> list[list[Any]]:
-    """The lists `parts` of a result that was written before; empty ones where there is none.
+    """Return the lists `parts` of an earlier result; empty lists if there is none.
 
     Args:
         path: The file.
         described: The settings, which must be those of the file.
         parts: Such as "rows".
-        kind: What the file must say that it is; None where results of this benchmark say nothing.
+        kind: Expected "kind" of the file; None if results of this benchmark have none.
 
     Raises:
         FoveateError: it is no such result, or was measured with other settings.
@@ -68,12 +95,12 @@ def earlier(path: Path, described: dict[str, Any], parts: Sequence[str], kind: s
         return [[] for _ in parts]
     try:
         document = read_results(path)
-        found, settings = document.get("kind"), document["settings"]
+        file_kind, settings = document.get("kind"), document["settings"]
         lists = [document[part] for part in parts]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FoveateError(f"{path} is no result of this benchmark, so it cannot be resumed.") from error
-    if kind is not None and found != kind:
-        raise FoveateError(f"{path} is no result of `foveate bench {kind}`, so it cannot be resumed.")
+        raise FoveateError(f"{path} is not a result of this benchmark, so it cannot be resumed.") from error
+    if kind is not None and file_kind != kind:
+        raise FoveateError(f"{path} is not a result of `foveate bench {kind}`, so it cannot be resumed.")
     described = json.loads(json.dumps(described))  # as the file has them: lists in place of tuples
     if settings != described:
         different = sorted(key for key in described if settings.get(key) != described[key])

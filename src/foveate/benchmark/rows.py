@@ -1,7 +1,7 @@
-"""The file beside a result that holds one line for every answer, so that a run can be stopped at any moment.
+"""File of single answers next to a result, so that a run can be stopped and resumed.
 
-The first line says with which settings the answers were made. A later line is an answer; or says that a plan cannot run
-on a model; or that a task is finished. All lines of a batch are written at once; a kill loses the batch at work.
+The first line has the settings of the answers. Later lines are answers, plans that cannot run on a model, or finished
+tasks. All lines of a batch are written at once; a kill loses the current batch.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from foveate.benchmark.results import parse_result
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_text
-from foveate.core.plan import current_names
 from foveate.core.text_files import read_text
 
 KIND = "accuracy-rows"
 
 
 class Rows:
-    """Answers of one run, in memory and, where there is a path, in a file.
+    """Answers of one run, in memory and optionally in a file.
 
     Args:
         path: The file; None keeps the answers in memory only.
@@ -53,23 +53,23 @@ class Rows:
             write_text(path, json.dumps(head) + "\n")
 
     def has(self, model: str, plan: str, task: str, index: int, turns: int) -> bool:
-        """Whether there are answers to all turns of an item."""
+        """Whether all turns of an item have answers."""
         return all((model, plan, task, index, turn) in self._known for turn in range(turns))
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Note answers that are not there yet."""
+        """Add answers that are not recorded yet."""
         new = [row for row in rows if _key(row) not in self._known]
         self._take(new)
         self._write(new)
 
     def fail(self, model: str, plan: str, error: FoveateError) -> None:
-        """Note that a plan cannot run on a model; what it answered before counts no more."""
+        """Record that a plan cannot run on a model; its earlier answers no longer count."""
         why = error.as_json()
         self._write([{"impossible": {"model": model, "plan": plan, **why}}])
         self.impossible[model, plan] = why
 
     def finish(self, model: str, plans: Iterable[str], task: str) -> None:
-        """Note that there is every answer of some plans to a task."""
+        """Record that all answers of these plans to a task are complete."""
         plans = [plan for plan in plans if (model, plan, task) not in self.finished]
         if plans:
             self._write([{"finished": {"model": model, "plans": plans, "task": task}}])
@@ -85,21 +85,23 @@ class Rows:
             try:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
-            except OSError as error:  # half a line may stand in the file now; --resume knows what to do with it
+            except OSError as error:  # the file may end in half a line, which --resume removes
                 raise FoveateError(f"{self.path} could not be written: {error.strerror}.") from error
 
     def _read(self, path: Path, head: dict[str, Any], resume: bool) -> None:
         entries, broken = _entries(path)
         if not entries or not isinstance(entries[0], dict) or entries[0].get("kind") != KIND:
-            raise FoveateError(f"{path} holds no answers of this benchmark; choose another file.")
+            raise FoveateError(f"{path} has no answers of this benchmark; choose another file.")
         if len(entries) == 1:  # a run that failed before its first answer
             write_text(path, json.dumps(head) + "\n")
             return
         if not resume:
-            raise FoveateError(f"{path} holds answers already; --resume goes on with them, or choose another file.")
-        given, own = entries[0]["settings"], head["settings"]
-        if given != own:
-            different = ", ".join(sorted(key for key in {*given, *own} if given.get(key) != own.get(key)))
+            raise FoveateError(f"{path} has answers already; continue with --resume, or choose another file.")
+        file_settings, settings = entries[0]["settings"], head["settings"]
+        if file_settings != settings:
+            different = ", ".join(
+                sorted(key for key in {*file_settings, *settings} if file_settings.get(key) != settings.get(key))
+            )
             raise FoveateError(f"{path} was made with other settings ({different}); choose another file.")
         if broken:  # a kill or a full disk cut the last line off
             write_text(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in entries))
@@ -120,7 +122,7 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _entries(path: Path) -> tuple[list[Any], bool]:
-    """Lines of a file up to the first that is broken, and whether one is."""
+    """Read the lines of a file up to the first broken one, and whether there is one."""
     entries = []
     try:
         text = read_text(path, errors="replace")
@@ -128,7 +130,7 @@ def _entries(path: Path) -> tuple[list[Any], bool]:
         raise FoveateError(f"{path} cannot be read: {error}") from error
     for line in text.splitlines(keepends=True):
         try:
-            entries.append(json.loads(current_names(line)))
+            entries.append(parse_result(line))
         except json.JSONDecodeError:
             return entries, True
     return entries, not text.endswith("\n")

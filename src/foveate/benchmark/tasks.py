@@ -1,4 +1,4 @@
-"""What models are asked: rendered pages of the held-out split, easy-VQA, chats about one image, files of one's own.
+"""Tasks: rendered pages of the held-out split, easy-VQA, chats about one image, and files of your own.
 
 A task's questions are a function of its name and their number, so every plan is asked the same ones, and a run that was
 stopped draws them again.
@@ -31,7 +31,7 @@ EASY_VQA, CHAT, DETAIL = "easy_vqa", "chat", "detail"
 #: The first two questions of every chat in the other order.
 SWAPPED = "chat_swapped"
 
-#: Tasks by what they ask for; the names can stand wherever a task is named.
+#: Groups of tasks; their names can be used wherever a task is named.
 GROUPS: dict[str, tuple[str, ...]] = {
     "reading": (
         "read_word",
@@ -62,7 +62,7 @@ CHAT_PAGES = ("shape_colour", "read_field", "shape_kind", "table_cell", "receipt
 DETAIL_PAGES = ("read_field", "table_cell", "receipt_total", "menu", "chart_value")
 #: Capitals on these pages are at most the longest side allowed divided by this.
 SMALL_TYPE = 50
-#: The least longest side leaves so much room above the smallest capitals that are drawn: with none, no page has them.
+#: Margin of the least longest side above the smallest capitals that are drawn; without it no page has them.
 _ROOM = 1.06
 
 #: Pages of one question are drawn with their number as seed, as `foveate.benchmark.embedded` does; where pages are
@@ -75,14 +75,14 @@ _LARGEST_FROM = 400
 
 @dataclass(frozen=True)
 class Item:
-    """One or several images, and the questions asked about them one after the other.
+    """One or several images with the questions asked about them in turn.
 
     Args:
         task: Name of the task.
         index: Number within it.
         images: Shown before the first question.
         turns: Question and right answer of every turn.
-        system: What a system turn before the first question says; "" for none.
+        system: Text of a system turn before the first question; "" for none.
     """
 
     task: str
@@ -93,51 +93,51 @@ class Item:
 
     @property
     def pixels(self) -> int:
-        """Pixels of all images."""
+        """Number of pixels of all images."""
         return sum(image.width * image.height for image in self.images)
 
 
 def names() -> tuple[str, ...]:
-    """All tasks but files."""
+    """Names of all built-in tasks."""
     return (*TASKS, EASY_VQA, CHAT, SWAPPED, DETAIL)
 
 
-def tasks_of(asked: Sequence[str]) -> tuple[str, ...]:
-    """The tasks that names of tasks, names of groups, `all` and paths of files stand for, each once.
+def tasks_of(requested: Sequence[str]) -> tuple[str, ...]:
+    """Expand names of tasks and groups, `all` and paths of files into tasks, each once.
 
     Raises:
         FoveateError: a name is none of these, easy-VQA is not installed, or a file cannot be read.
     """
-    found: list[str] = []
-    for name in asked:
+    expanded: list[str] = []
+    for name in requested:
         if name == "all":
-            found += names()
+            expanded += names()
         elif name in GROUPS:
-            found += GROUPS[name]
+            expanded += GROUPS[name]
         elif name in names():
-            found.append(name)
+            expanded.append(name)
         elif Path(name).suffix in (".json", ".jsonl"):
             _file(name)
-            found.append(name)
+            expanded.append(name)
         else:
             raise FoveateError(
                 f"unknown task {name!r}; possible are all, {', '.join((*GROUPS, *names()))}, and files of "
                 "conversations in LLaVA's format (.json or .jsonl)."
             )
-    if EASY_VQA in found and find_spec("easy_vqa") is None:
+    if EASY_VQA in expanded and find_spec("easy_vqa") is None:
         raise FoveateError("easy-VQA needs a package; install it with `pip install easy-vqa`.")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(expanded))
 
 
 def group_of(task: str) -> str | None:
-    """The group that a task belongs to."""
+    """Return the group that a task belongs to."""
     return next((group for group, tasks in GROUPS.items() if task in tasks), None)
 
 
 def items(
     task: str, count: int, *, difficulty: float = 1.0, sides: tuple[int, int] = (128, 640), first: int = 0
 ) -> Iterator[Item]:
-    """Questions number `first` to `first + count - 1` of a task.
+    """Return items `first` to `first + count - 1` of a task.
 
     Rendered pages are of the held-out split. Those of easy-VQA's test split, and of a file, are `count` spread evenly
     from all (`first` shifts them), or all where there are fewer; entries of a file without an image are left out.
@@ -170,7 +170,7 @@ def items(
 
 
 def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> None:
-    """Raise FoveateError where pages of the tasks cannot be drawn in these sizes."""
+    """Raise FoveateError if the pages of the tasks cannot be drawn in these sizes."""
     if not 0 <= difficulty <= 1:
         raise FoveateError(f"difficulty must lie between 0 and 1, got {difficulty:g}.")
     low, high = sides
@@ -188,7 +188,7 @@ def check(tasks: Sequence[str], sides: tuple[int, int], difficulty: float) -> No
 
 
 def least_side(difficulty: float) -> int:
-    """Least longest side in pixels at which `detail` finds pages whose type is small beside it."""
+    """Return the shortest longest side in pixels at which `detail` finds pages with relatively small type."""
     return ceil(_ROOM * SMALL_TYPE * least_cap(difficulty))
 
 
@@ -196,7 +196,7 @@ def least_side(difficulty: float) -> int:
 
 
 def _chat(index: int, difficulty: float, sides: tuple[int, int]) -> Item:
-    """Several questions about one page; an answer never tells a later one."""
+    """Several questions about one page, none of whose answers reveals a later one."""
     page = CHAT_PAGES[index % len(CHAT_PAGES)]
     for attempt in range(_ATTEMPTS):
         seed = _SEEDS * (index + 1) + attempt
@@ -212,19 +212,19 @@ def _chat(index: int, difficulty: float, sides: tuple[int, int]) -> Item:
 
 
 def _more_shapes(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
-    """Up to two more questions about a picture of shapes, about others than the first question's."""
+    """Up to two more questions about an image of shapes, each about other shapes than the first question."""
     shapes = [tuple(shape.split(" ", 1)) for shape in sample.meta["shapes"]]
     first = shapes[0]  # the one that is asked about
     asks_colour = sample.task == "shape_colour"
-    known, told = (1, 0) if asks_colour else (0, 1)
-    found = []
+    known, answered = (1, 0) if asks_colour else (0, 1)
+    questions = []
     for shape in shapes:
         alone = sum(other[known] == shape[known] for other in shapes) == 1
-        if alone and shape[known] != first[known] and shape[told] != first[told]:
+        if alone and shape[known] != first[known] and shape[answered] != first[answered]:
             ways = COLOUR_OF if asks_colour else KIND_OF
             slots = {"kind": shape[1]} if asks_colour else {"colour": shape[0]}
-            found.append((ask(rng, "heldout", ways, **slots), shape[told]))
-    return found[:2]
+            questions.append((ask(rng, "heldout", ways, **slots), shape[answered]))
+    return questions[:2]
 
 
 def _detail(index: int, difficulty: float, longest: int) -> Item:
@@ -241,7 +241,7 @@ def _detail(index: int, difficulty: float, longest: int) -> Item:
 
 
 def _spread(task: str, everything: list[Item] | _File, count: int, first: int) -> Iterator[Item]:
-    """`count` of all items, evenly spread, each with its number among them."""
+    """Select `count` evenly spaced items, each with its index among all."""
     count = min(count, len(everything))
     for index in range(count):
         chosen = everything[(index * len(everything) // count + first) % len(everything)]
@@ -257,7 +257,7 @@ def _easy() -> list[Item]:
 
 
 class _File:
-    """Conversations of a file, with images that are opened when they are needed."""
+    """Conversations of a file; images are opened when they are needed."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -265,8 +265,8 @@ class _File:
         if not self._examples:
             raise FoveateError(f"{path} has no conversation with an image.")
         for number, example in enumerate(self._examples, 1):
-            asked = [turn["value"] for turn in example.conversations if turn["from"] == "human"]
-            if any(PLACEHOLDER in question for question in asked[1:]):
+            questions = [turn["value"] for turn in example.conversations if turn["from"] == "human"]
+            if any(PLACEHOLDER in question for question in questions[1:]):
                 raise FoveateError(
                     f"{path}, conversation {number} of those with images, shows an image after its first question; "
                     "images can only be shown before it."
@@ -279,10 +279,10 @@ class _File:
         example = self._examples[index]
         spoken = example.conversations
         system = spoken[0]["value"].strip() if spoken[0]["from"] == "system" else ""
-        asked = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in spoken if turn["from"] == "human"]
+        questions = [turn["value"].replace(PLACEHOLDER, "").strip() for turn in spoken if turn["from"] == "human"]
         right = [turn["value"].strip() for turn in spoken if turn["from"] == "gpt"]
         images = tuple(open_image(image).convert("RGB") for image in example.images)
-        return Item(self._path, index, images, tuple(zip(asked, right, strict=True)), system)
+        return Item(self._path, index, images, tuple(zip(questions, right, strict=True)), system)
 
 
 @lru_cache(maxsize=8)

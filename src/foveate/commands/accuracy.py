@@ -1,4 +1,4 @@
-"""`foveate bench accuracy`: how many answers stay right with fewer visual tokens."""
+"""`foveate bench accuracy`: accuracy with fewer visual tokens."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from foveate.benchmark.results import INERT, inert
 from foveate.commands.lists import names_in, sides_in
 from foveate.commands.options import BatchSize, Device, Difficulty, Dtype, Models, ResultAsJson, Sides, Threads
 from foveate.console import command_line, console, notes, print_json
+from foveate.core.full_model import FULL_MODEL
 
 EXAMPLES = """
     foveate bench accuracy --quick
@@ -34,30 +35,31 @@ def accuracy(
     models: Models = "embedded",
     plans: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Plans, parted by ; or in options of their own: 'divprune:64; pool:25%'.", show_default=False
-        ),
+        typer.Option(help="Plans, separated by ; or in repeated options: 'divprune:64; pool:25%'.", show_default=False),
     ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Methods with commas, each run at every budget; all that need no own weights, if no plans are given.",
+            help="Comma-separated methods, each at every budget; without --plans, all that need no weights of "
+            "their own.",
             show_default=False,
         ),
     ] = None,
     budgets: Annotated[
-        str | None, typer.Option(help="Budgets of --methods with commas: 64,25%; 10%,25%,50%.", show_default=False)
+        str | None,
+        typer.Option(help="Comma-separated budgets of --methods, such as 64,25%; 10%,25%,50%.", show_default=False),
     ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="With commas, or in options of their own: tasks, groups (reading, tables, counting, charts, colour, "
+            help="Tasks, comma-separated or in repeated options: names, groups (reading, tables, counting, "
+            "charts, colour, "
             "yes/no), all, files in LLaVA's format.",
             show_default="all",
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option(min=1, help="Questions of every task; 100, with --quick 10.", show_default=False)
+        int | None, typer.Option(min=1, help="Questions per task; 100, with --quick 10.", show_default=False)
     ] = None,
     sides: Sides = "128,640",
     difficulty: Difficulty = 1.0,
@@ -66,35 +68,39 @@ def accuracy(
     dtype: Dtype = "auto",
     threads: Threads = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A task of every kind, 10 questions, three methods at 25%, unless said.")
+        bool,
+        typer.Option(
+            "--quick", help="One task of every kind, 10 questions, three methods at 25%, unless set otherwise."
+        ),
     ] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file of the result.")] = Path(
         "benchmarks/results/accuracy.json"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue with the answers in the file.")] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Count right answers of models with plans: every plan on the same questions, beside three controls.
+    """Measure the accuracy of models with plans, on the same questions as three controls.
 
-    The untouched model, random tokens and the image made smaller stand beside the plans at every budget. Tasks are
-    rendered pages of the held-out split, easy-VQA's test split, chats about one image, small type, and files of your
-    own. Given are accuracy, accuracy relative to the untouched model with a paired bootstrap interval, the share of
-    answers that stay the same (loyalty), and accuracy on the difficult questions: those that the smaller image loses.
+    Controls are the full model and, at every budget, random tokens and a smaller image. Tasks are rendered pages of the
+    held-out split, easy-VQA's test split, chats about one image, small type, and files of your own. The result has
+    accuracy, accuracy relative to the full model with a paired bootstrap interval, the share of answers that equal
+    those of the full model (agreement), and accuracy on the difficult questions: those that the full model
+    answers right and the smaller image does not.
 
-    Every answer is a line in NAME.rows.jsonl as soon as it is known; after an interruption, --resume goes on, also with
-    more models, plans or tasks.
+    Every answer is written to NAME.rows.jsonl at once; after an interruption, --resume continues, also with more
+    models, plans or tasks.
     """
     from foveate.benchmark import accuracy as benchmark
     from foveate.benchmark.budgets import product
     from foveate.benchmark.tasks import names
 
-    own = [plan.strip() for option in plans or () for plan in option.split(";") if plan.strip()]
-    if methods or budgets or not own:
+    chosen = [plan.strip() for option in plans or () for plan in option.split(";") if plan.strip()]
+    if methods or budgets or not chosen:
         named = names_in(methods) or (QUICK_METHODS if quick else ())
-        own += product(named, names_in(budgets) or (("25%",) if quick else ("10%", "25%", "50%")))
+        chosen += product(named, names_in(budgets) or (("25%",) if quick else ("10%", "25%", "50%")))
     settings = benchmark.AccuracySettings(
         models=names_in(models),
-        plans=tuple(own),
+        plans=tuple(chosen),
         tasks=tuple(name for option in tasks or () for name in names_in(option)) or (QUICK_TASKS if quick else names()),
         count=count or (10 if quick else 100),
         sides=sides_in(sides),
@@ -130,9 +136,9 @@ def accuracy(
 
 
 def _table(model: str, rows: list[dict[str, Any]]) -> Table:
-    """All tasks together, a line for every plan."""
+    """Table over all tasks, one row per plan."""
     tasks = len({row["task"] for row in rows if row["task"] != "all" and not row["task"].startswith("group:")})
-    head = ("plan", "tokens", "accuracy", "relative", "95 %", "loyalty", "difficult")
+    head = ("plan", "tokens", "accuracy", "relative", "95 %", "agreement", "difficult")
     second = {row["plan"]: row for row in rows if row["task"] == SECOND}
     head += ("second turn",) if second else ()
     table = Table(
@@ -149,7 +155,7 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
                 f"{row['accuracy']:.1%}",
                 "" if row["relative"] is None else f"{row['relative']:.1%}",
                 _interval(row),
-                f"{row['loyalty']:.1%}",
+                f"{row['agreement']:.1%}",
                 _difficult(row["difficult"]),
                 *((_difficult(second.get(row["plan"])),) if second else ()),
             )
@@ -157,12 +163,12 @@ def _table(model: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    if row["relative"] is None or row["plan"] == "untouched":
+    if row["relative"] is None or row["plan"] == FULL_MODEL:
         return ""
     return " to ".join(
         "?" if row[end] is None else f"{100 * row[end]:.0f}" for end in ("relative_low", "relative_high")
     )
 
 
-def _difficult(found: dict[str, Any] | None) -> str:
-    return "" if found is None else f"{found['accuracy']:.0%} of {found['count']}"
+def _difficult(subset: dict[str, Any] | None) -> str:
+    return "" if subset is None else f"{subset['accuracy']:.0%} of {subset['count']}"

@@ -1,4 +1,4 @@
-"""`foveate ask`: a question about an image, and where its tokens and its time went."""
+"""`foveate ask`: answer a question about an image."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ask(
     image: Annotated[
         str, typer.Argument(help="Image file: PNG, JPEG, WebP, GIF, TIFF, BMP and others.", show_default=False)
     ],
-    question: Annotated[str, typer.Argument(help="Question in plain words, in quotes.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="Question, in quotes.", show_default=False)],
     model: Annotated[
         str | None,
         typer.Option(help="Folder or Hub id of an image-text-to-text model.", show_default="the embedded model"),
@@ -38,33 +38,33 @@ def ask(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Methods that shorten what the language model reads, such as 'divprune:25%' (see foveate methods).",
-            show_default="the plan saved beside the model, if any",
+            help="Plan of token compression, such as 'divprune:25%' (see foveate methods).",
+            show_default="the plan saved with the model, if any",
         ),
     ] = None,
     draft: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of a draft that guesses the answer while the model writes it (see foveate train-method).",
+            help="Folder of a draft model for speculative decoding (see foveate train-method).",
             show_default=False,
         ),
     ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
-            help="Draw the image, its windows, kept and merged tokens, and times into this file (.png).",
+            help="Save a figure of the image, its windows, kept and merged tokens, and times (.png).",
             show_default=False,
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut the answer off after this many tokens.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of the answer.")] = 128,
     as_json: Json = False,
 ) -> None:
-    """Ask a question about an image, and see where its tokens went.
+    """Answer a question about an image, and report its visual tokens and timings.
 
-    The answer is printed as it is written. Below it stand the size of the image, its grid of tokens at every stage
-    inside the vision transformer and after each step of a plan, the tokens that the language model reads against those
-    without merging, and the time of each part: view (open, resize, cut into patches), encoder, connector, prefill (the
-    language model reads the prompt) and decode (it writes the answer). The same question always gets the same answer.
+    The answer is streamed. It is followed by the size of the image, its grid of tokens at every stage of the vision
+    transformer and after each step of a plan, the number of tokens in the language model with and without merging, and
+    the time of each part: preprocess (open, resize, cut into patches), encoder, connector, prefill and decode. Decoding
+    is greedy, so that the same question gets the same answer.
     """
     if picture is not None:
         _check_picture(picture)
@@ -88,19 +88,19 @@ def ask(
         print_json(answer.to_dict() | {"picture": str(picture) if picture else None})
         return
     console.print()
-    _print_account(answer)
+    _print_report(answer)
     if picture is not None:
         console.print(f"picture   {picture}", markup=False, soft_wrap=True)
 
 
 def _check_picture(picture: Path) -> None:
-    """Find out before the model runs whether the picture can be written."""
+    """Raise FoveateError before the model runs if the image cannot be written."""
     if picture.suffix.lower() not in PICTURE_FORMATS:
         raise FoveateError(
-            f"cannot draw a picture into {str(picture)!r}: its name must end in {', '.join(PICTURE_FORMATS)}."
+            f"cannot write the figure {str(picture)!r}: its name must end in {', '.join(PICTURE_FORMATS)}."
         )
     if picture.is_dir() or not picture.parent.is_dir():
-        raise FoveateError(f"cannot draw a picture into {str(picture)!r}: there is no folder {str(picture.parent)!r}.")
+        raise FoveateError(f"cannot write the figure {str(picture)!r}: there is no folder {str(picture.parent)!r}.")
 
 
 def _print_piece(text: str) -> None:
@@ -108,19 +108,19 @@ def _print_piece(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, which a terminal would act on instead of showing them."""
+    """Remove control characters, which a terminal would interpret."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
 
 
-def _print_account(answer: Answer) -> None:
+def _print_report(answer: Answer) -> None:
     from rich.table import Table
 
     from foveate.runtime.report import NOTHING_LEFT_OUT
 
     width, height = answer.image_size
-    seen = ""
-    if answer.view_size not in (None, answer.image_size):
-        seen = f", seen at {answer.view_size[0]} x {answer.view_size[1]}"  # type: ignore[index]
+    resized = ""
+    if answer.processed_size not in (None, answer.image_size):
+        resized = f", resized to {answer.processed_size[0]} x {answer.processed_size[1]}"  # type: ignore[index]
     console.print()
     tokens, times = answer.tokens, answer.times
     fewer = f", {tokens.unmerged / tokens.read:.3g} times fewer than {tokens.unmerged} patches" if tokens.read else ""
@@ -130,7 +130,7 @@ def _print_account(answer: Answer) -> None:
         length = f"{drafted['acceptance_length']:.2f} tokens for each"
         plan["draft"] = f"{drafted['tokens']} tokens in {drafted['passes']} passes after the prompt's, {length}"
     for name, value in {
-        "image": f"{width} x {height} px{seen}",
+        "image": f"{width} x {height} px{resized}",
         "tokens": f"the language model reads {tokens.read} of the image{fewer}, and {tokens.text} of text",
         "time": f"{1000 * times['total']:.0f} ms on {answer.device}: {parts}",
         **plan,

@@ -1,4 +1,4 @@
-"""`foveate batch`: answers a file of questions about images."""
+"""`foveate batch`: answer a file of questions about images."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def batch(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Of lines that name none; 'untouched': the model as it is.",
-            show_default="the plan saved beside the model, if any",
+            help="Plan for lines without one; 'full-model' disables compression.",
+            show_default="the plan saved with the model, if any",
         ),
     ] = None,
     batch_size: BatchSize = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Cut answers off after this many tokens.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 128,
     dtype: Dtype = "auto",
     device: HubDevice = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers that are there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue with the answers in the file.")] = False,
     ray: OnRay = False,
     replicas: CountOfReplicas = None,
     replica_cpus: ReplicaCPUs = None,
@@ -57,21 +57,19 @@ def batch(
     ray_address: RayAddress = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
-    """Answer every question of a file, with progress.
+    """Answer every question of a JSONL file.
 
-    A line of the file holds `question`, `image` or `images` (paths from the file's folder), and, if wanted, `id`,
-    `plan` and `max_new_tokens`. A line of the answers holds number, id, question, plan and text; where a question has
-    no answer, the error in place of the text. What is no question, or names a missing image, is said before anything
-    is answered.
+    Each input line has `question`, `image` or `images` (paths relative to the file's folder), and optionally `id`,
+    `plan` and `max_new_tokens`. Each output line has number, id, question, plan and text, or an error in place of the
+    text. Invalid lines and missing images are reported before the first answer.
 
-    Answers are written batch by batch. After an interruption, even a kill, --resume answers what is missing: every
-    question once.
+    Answers are written batch by batch. After an interruption, even a kill, --resume answers the missing questions.
 
-    With --ray, replicas on a Ray cluster answer, and rows stand in the order in which they were done. What a replica
-    that dies was answering is answered by another one.
+    With --ray, replicas on a Ray cluster answer, and rows are in the order of completion. If a replica fails, another
+    one answers its questions.
     """
     from foveate.batch import Output, answer_file, read_questions
-    from foveate.integrations.ray.connecting import Model, connected
+    from foveate.integrations.ray.cluster import Model, connected
     from foveate.integrations.ray.files import answer_file as answer_with_replicas
     from foveate.loading import load_apart, locate, plan_asked
 
@@ -85,20 +83,20 @@ def batch(
             columns = TextColumn("answered"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
             with Progress(*columns, console=notes) as bar:
                 task = bar.add_task("", total=len(questions), completed=before)
-                how: dict[str, Any] = {
+                options: dict[str, Any] = {
                     "max_new_tokens": max_new_tokens,
                     "batch_size": batch_size,
                     "progress": lambda count: bar.advance(task, count),
                 }
                 if many is not None:
                     with connected(many):
-                        answer_with_replicas(Model(model, plan, dtype, device), questions, answers, many, **how)
+                        answer_with_replicas(Model(model, plan, dtype, device), questions, answers, many, **options)
                 else:
-                    net, processor, own = load_apart(model, wanted, dtype=dtype, device=device)
-                    answer_file(net, processor, questions, answers, plan=own, **how)
-        found = {"questions": len(questions), "answered_now": len(answers.done) - before, "errors": answers.errors}
+                    net, processor, attached = load_apart(model, wanted, dtype=dtype, device=device)
+                    answer_file(net, processor, questions, answers, plan=attached, **options)
+        summary = {"questions": len(questions), "answered_now": len(answers.done) - before, "errors": answers.errors}
     if as_json:
-        print_json({**found, "output": str(output)})
+        print_json({**summary, "output": str(output)})
     else:
-        errors = f", {found['errors']} with an error in place of an answer" if found["errors"] else ""
-        console.print(f"{found['questions']} answers in {output}{errors}", markup=False)
+        errors = f", {summary['errors']} with an error in place of an answer" if summary["errors"] else ""
+        console.print(f"{summary['questions']} answers in {output}{errors}", markup=False)

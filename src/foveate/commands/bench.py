@@ -1,4 +1,4 @@
-"""`foveate bench`: measure cost."""
+"""`foveate bench encoders` and `foveate bench speed`: cost of encoders and plans."""
 
 from __future__ import annotations
 
@@ -28,39 +28,48 @@ EXAMPLES = """
 def encoders(
     sizes: Annotated[
         str | None,
-        typer.Option(help="Sides of the square images in pixels, with commas; 512,768,1024.", show_default=False),
+        typer.Option(help="Comma-separated sides of the square images in pixels; 512,768,1024.", show_default=False),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option("--encoders", help="vit-uhd, moonvit, qwen2.5-vl, siglip2, with commas; all.", show_default=False),
+        typer.Option(
+            "--encoders",
+            help="Comma-separated encoders: vit-uhd, moonvit, qwen2.5-vl, siglip2; all.",
+            show_default=False,
+        ),
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed turns after a warm-up; 5.", show_default=False)] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="512 px and 3 turns unless said otherwise.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="512 px and 3 turns unless set otherwise.")] = False,
     device: Device = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, bfloat16 or float16; bfloat16 on a GPU, else float32.", show_default=False),
+        typer.Option(
+            help="Data type: float32, bfloat16 or float16; bfloat16 on a GPU, else float32.", show_default=False
+        ),
     ] = None,
     attention: Annotated[
-        str, typer.Option(help="Attention of all models: sdpa, or flash_attention_2 where it is installed.")
+        str, typer.Option(help="Attention implementation of all models: sdpa, or flash_attention_2 if installed.")
     ] = "sdpa",
-    text_tokens: Annotated[int, typer.Option(help="Tokens of text after the image.")] = 32,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the CPU; all that PyTorch takes.", show_default=False)
-    ] = None,
+    text_tokens: Annotated[int, typer.Option(help="Number of text tokens after the image.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; PyTorch's default.", show_default=False)] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="JSON file; benchmarks/results/encoders-DEVICE.json.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="JSON file of the result; benchmarks/results/encoders-DEVICE.json.",
+            show_default=False,
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the sizes that the file already has.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip the sizes that the file has.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also save a plot to this file.", show_default=False)] = None,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Compare ViT-UHD with MoonViT, Qwen2.5-VL's tower and SigLIP2: tokens, FLOPs, time, memory, first token.
+    """Compare ViT-UHD with MoonViT, Qwen2.5-VL's encoder and SigLIP2: tokens, FLOPs, time, memory, first token.
 
-    Real sizes with random weights (cost does not depend on them), before the same language model: of the size of
-    Qwen2-0.5B, on a GPU of Qwen2-7B. The file is written after every size, so that --resume goes on after an
-    interruption. In float32 on a CPU this takes some 16 GiB of memory and, at 1024 px, minutes a turn.
+    Models have their real sizes and random weights, on which cost does not depend. All share a language model of the
+    size of Qwen2-0.5B, on a GPU Qwen2-7B. The file is written after every image size, so that --resume continues after
+    an interruption. In float32 on a CPU this takes about 16 GiB of memory and, at 1024 px, minutes per turn.
     """
     import torch
 
@@ -93,8 +102,8 @@ def encoders(
         shown.add_row(*row)
     console.print(shown)
     for claim in results["claims"]:
-        seen = "not measured" if claim["measured"] is None else f"{claim['measured']:.2f} here"
-        console.print(f"{claim['claim']}: {claim['ratio']} in the paper, {seen}.")
+        measured = "not measured" if claim["measured"] is None else f"{claim['measured']:.2f} here"
+        console.print(f"{claim['claim']}: {claim['ratio']} in the paper, {measured}.")
     for line in results["explanation"]:
         console.print(f"- {line}")
     console.print(f"written: {output}")
@@ -104,69 +113,74 @@ def speed(
     models: Annotated[
         str | None,
         typer.Option(
-            help="llava-1.5, llava-next, qwen2.5-vl (real sizes, random weights), embedded, folders and Hub ids, with "
-            "commas; these three, with --quick embedded.",
+            help="Comma-separated models: llava-1.5, llava-next, qwen2.5-vl (real sizes, random weights), "
+            "embedded, folders "
+            "and Hub ids; the first three, with --quick embedded.",
             show_default=False,
         ),
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Methods with commas, as `foveate methods` lists them; all.", show_default=False),
+        typer.Option(help="Comma-separated methods, as listed by `foveate methods`; all.", show_default=False),
     ] = None,
     budgets: Annotated[
         str | None,
-        typer.Option(help="Budgets of the methods with commas: 64,25%; those of each model.", show_default=False),
+        typer.Option(
+            help="Comma-separated budgets of the methods, such as 64,25%; those of each model.", show_default=False
+        ),
     ] = None,
     plans: Annotated[
         list[str] | None,
         typer.Option(
-            help="Plans, parted by ; or in options of their own: 'divprune:64; fastervlm:192 + pool:50%'.",
+            help="Plans, separated by ; or in repeated options: 'divprune:64; fastervlm:192 + pool:50%'.",
             show_default=False,
         ),
     ] = None,
-    batch: Annotated[str, typer.Option(help="Prompts answered at once, with commas: 1,8.")] = "1",
+    batch: Annotated[str, typer.Option(help="Comma-separated batch sizes: 1,8.")] = "1",
     repeats: Annotated[int | None, typer.Option(help="Timed turns after a warm-up; 3.", show_default=False)] = None,
     new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to generate in a turn; 16, with --quick 8.", show_default=False)
+        int | None, typer.Option(help="Tokens to generate per turn; 16, with --quick 8.", show_default=False)
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The embedded model at 25 % unless said otherwise.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The embedded model at 25 % unless set otherwise.")] = False,
     text: Annotated[
         str | None,
         typer.Option(
-            help="Text part before random weights: qwen2-0.5b or qwen2-7b; the larger one on a GPU.",
+            help="Language model of random-weight models: qwen2-0.5b or qwen2-7b; the larger one on a GPU.",
             show_default=False,
         ),
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(help="Picture for models with weights; a rendered receipt.", show_default=False),
+        typer.Option(help="Image for pretrained models; a rendered receipt.", show_default=False),
     ] = None,
-    question: Annotated[str, typer.Option(help="What these are asked.")] = "What is the total?",
+    question: Annotated[str, typer.Option(help="Question for pretrained models.")] = "What is the total?",
     device: Device = None,
     dtype: Annotated[
         str,
-        typer.Option(help="auto, float32, bfloat16 or float16; auto is bfloat16 for random weights."),
+        typer.Option(help="Data type: auto, float32, bfloat16 or float16; auto is bfloat16 for random weights."),
     ] = "auto",
     attention: Annotated[
-        str, typer.Option(help="Attention of all models: sdpa, or flash_attention_2 where it is installed.")
+        str, typer.Option(help="Attention implementation of all models: sdpa, or flash_attention_2 if installed.")
     ] = "sdpa",
-    text_tokens: Annotated[int, typer.Option(help="Tokens of text after the image, before random weights.")] = 32,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the CPU; all that PyTorch takes.", show_default=False)
-    ] = None,
+    text_tokens: Annotated[
+        int, typer.Option(help="Number of text tokens after the image, for random-weight models.")
+    ] = 32,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; PyTorch's default.", show_default=False)] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="JSON file; benchmarks/results/speed-DEVICE.json.", show_default=False),
+        typer.Option(
+            "--output", "-o", help="JSON file of the result; benchmarks/results/speed-DEVICE.json.", show_default=False
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep what the file already has.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Also save a picture.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what the file has.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also save a plot to this file.", show_default=False)] = None,
     as_json: ResultAsJson = False,
 ) -> None:
-    """What plans cost: time of every part of an answer, peak memory, KV cache and FLOPs.
+    """Measure the speed of plans: time of every part of an answer, peak memory, KV cache and FLOPs.
 
-    Beside every plan stand the untouched model, as many random tokens, and the image made so small that it gives as
-    many. All plans run in turns in one process. The models of real sizes have a text part of the size of Qwen2-0.5B,
-    on a GPU of Qwen2-7B. The file is written after every budget, so that --resume goes on after an interruption.
+    Controls are the full model, an equal number of random tokens, and an image reduced to that number of tokens. All
+    plans run in turns in one process. Random-weight models have a language model of the size of Qwen2-0.5B, on a GPU
+    Qwen2-7B. The file is written after every budget, so that --resume continues after an interruption.
     """
     import torch
 
@@ -215,4 +229,4 @@ def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise FoveateError(f"--sizes {text!r} must be whole numbers with commas, such as 512,768.") from None
+        raise FoveateError(f"--sizes {text!r} must be comma-separated whole numbers, such as 512,768.") from None

@@ -1,4 +1,4 @@
-"""`foveate bench serve`: measure plans in a running server."""
+"""`foveate bench serve`: performance of plans in a running server."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ EXAMPLES = """
 
 
 def serve(
-    url: Annotated[str, typer.Argument(help="Address of the server, up to /v1.")],
+    url: Annotated[str, typer.Argument(help="Base URL of the server, up to /v1.")],
     plans: Annotated[
         list[str],
-        typer.Option(help="Plans, parted by ; or in options of their own; the untouched model stands beside them."),
+        typer.Option(help="Plans, separated by ; or in repeated options; compared with the full model."),
     ],
     server: Annotated[
         str,
-        typer.Option(help="How requests name a plan: foveate (`foveate serve`) or vllm (with foveate's plug-in)."),
+        typer.Option(help="Kind of server: foveate (`foveate serve`) or vllm (with foveate's plug-in)."),
     ] = "foveate",
-    clients: Annotated[str, typer.Option(help="Clients that ask at the same time, with commas.")] = "1,8,32",
-    requests: Annotated[int, typer.Option(help="Requests of a turn; at least one a client.")] = 32,
-    turns: Annotated[int, typer.Option(help="Times that everything is measured.")] = 3,
+    clients: Annotated[str, typer.Option(help="Comma-separated numbers of concurrent clients.")] = "1,8,32",
+    requests: Annotated[int, typer.Option(help="Requests per turn; at least one per client.")] = 32,
+    turns: Annotated[int, typer.Option(help="Number of measured turns.")] = 3,
     side: Annotated[int, typer.Option(help="Side of the square images, in pixels.")] = 336,
-    new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 16,
-    model: Annotated[str, typer.Option(help="Name of the model at the server.", show_default="its first")] = "",
+    new_tokens: Annotated[int, typer.Option(help="Maximum number of tokens of an answer.")] = 16,
+    model: Annotated[str, typer.Option(help="Model name at the server.", show_default="the first one")] = "",
     api_key: Annotated[
-        str, typer.Option(envvar="OPENAI_API_KEY", help="What the server wants.", show_default=False)
+        str, typer.Option(envvar="OPENAI_API_KEY", help="API key of the server.", show_default=False)
     ] = "none",
-    note: Annotated[str, typer.Option(help="What a reader of the file must know of the machine.")] = "",
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path(
+    note: Annotated[str, typer.Option(help="Note about the machine, stored in the result.")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file of the result.")] = Path(
         "benchmarks/results/serving.json"
     ),
     as_json: ResultAsJson = False,
 ) -> None:
-    """What plans save in a server: requests a second, time to the first token, time between tokens.
+    """Measure plans in a running server: requests per second, time to first token, time between tokens.
 
-    The server runs already: `foveate serve`, or vLLM with foveate's plug-in and --trust-request-mm-kwargs. Every number
-    of clients asks the untouched model and every plan in turns, each request about an image of its own. Ratios are of
-    turns measured one right after the other, and above 1 where the plan is better.
+    The server must be running: `foveate serve`, or vLLM with foveate's plug-in and --trust-request-mm-kwargs. Every
+    number of clients asks the full model and every plan in turns, each request about a different image. Ratios compare
+    consecutive turns; above 1 the plan is better.
     """
     from foveate.benchmark import serving as benchmark
     from foveate.commands.lists import numbers_in, plans_in

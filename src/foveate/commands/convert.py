@@ -1,4 +1,4 @@
-"""`foveate convert`: a pretrained vision transformer as ViT-UHD."""
+"""`foveate convert`: convert a pretrained vision transformer to ViT-UHD."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder or Hub id of a vision tower, or of a model that has one: MoonViT (Kimi K2.5), SigLIP2 NaFlex, "
+            help="Folder or Hub id of a vision encoder, or of a model that has one: MoonViT (Kimi K2.5), "
+            "SigLIP2 NaFlex, "
             "Qwen2-VL, Qwen2.5-VL, ViT-UHD.",
             show_default=False,
         ),
@@ -40,32 +41,34 @@ def convert(
     output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.", show_default=False)],
     patch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Side of the new patches in pixels; the source's by default.", show_default=False),
+        typer.Option(min=1, help="Side of the new patches in pixels; as in the source by default.", show_default=False),
     ] = None,
     stages: Annotated[
         str | None,
         typer.Option(
-            help="Blocks (counted from 0) after which every 2 x 2 tokens become one, such as 4,18; "
-            "by default those the source has.",
+            help="Blocks (counted from 0) after which 2 x 2 tokens are merged, such as 4,18; "
+            "as in the source by default.",
             show_default=False,
         ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="Kind of the stages: content-adaptive, average or early; one, or one per stage.")
+        str,
+        typer.Option(help="Merging method of the stages: content-adaptive, average or early; one, or one per stage."),
     ] = "content-adaptive",
     kernel: Annotated[
         Literal["pseudo-inverse", "adjoint"],
-        typer.Option(help="How the patch kernel is carried over; pseudo-inverse is the paper's."),
+        typer.Option(help="Resizing of the patch kernel; the paper uses pseudo-inverse."),
     ] = "pseudo-inverse",
     mode: Annotated[
         Literal["bilinear", "bicubic"], typer.Option(help="Interpolation of the patch kernel.")
     ] = "bilinear",
-    antialias: Annotated[bool, typer.Option(help="Whether that interpolation is antialiased.")] = True,
+    antialias: Annotated[bool, typer.Option(help="Antialias the interpolation.")] = True,
     rope: Annotated[
         Literal["interleaved", "half", "hierarchical"] | None,
         typer.Option(
-            help="Rotary positions: interleaved is plain, half the same in another order of channels, hierarchical "
-            "stays in units of the finest patch.",
+            help="Layout of rotary embeddings: interleaved, half (the same in another channel order), or "
+            "hierarchical (in "
+            "units of the finest patch).",
             show_default=False,
         ),
     ] = None,
@@ -73,20 +76,20 @@ def convert(
         bool | None,
         typer.Option(
             "--final-norm/--no-final-norm",
-            help="End with a norm or not; for Qwen towers it is that of their patch merger. As the source by default.",
+            help="Final norm; for Qwen encoders that of the patch merger. As in the source by default.",
             show_default=False,
         ),
     ] = None,
     per_token_norm: Annotated[
-        bool, typer.Option("--per-token-norm", help="For early stages: normalise each token of a window by itself.")
+        bool, typer.Option("--per-token-norm", help="Early stages: normalise each token of a window separately.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Turn a pretrained vision transformer into ViT-UHD: other patches, and stages that merge tokens inside it.
+    """Convert a pretrained vision transformer to ViT-UHD, with smaller patches and stages that merge tokens.
 
-    Without --patch-size and --stages the result computes what the source does. Stages start as average pooling
-    (early ones as the block before them once more) and have to be trained. Of a whole model only the vision tower
-    is read. The folder holds the model and an image processor with the source's normalisation.
+    Without --patch-size and --stages the result is equivalent to the source. Stages are initialised as average pooling
+    (early ones as a copy of the preceding block) and need training. Only the vision encoder of a model is read. The
+    folder contains the model and an image processor with the source's normalisation.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FoveateError(f"{output} exists already; name a folder that does not, or remove it first.")
@@ -143,7 +146,7 @@ def convert(
 
 
 def _read_stages(text: str) -> list[int]:
-    """Block numbers from `4,18`; nothing between commas names none."""
+    """Parse block numbers from `4,18`; nothing between commas means no stage."""
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
@@ -152,7 +155,7 @@ def _read_stages(text: str) -> list[int]:
 
 @contextmanager
 def _written_whole(output: Path) -> Generator[Path]:
-    """A folder that takes the name `output` when all is written, and is removed if something fails."""
+    """Temporary folder that is renamed to `output` on success and removed on failure."""
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:

@@ -1,4 +1,4 @@
-"""`foveate convert-scorer`: the scorer and the marker in a released checkpoint of FocusUI, as files of the methods."""
+"""`foveate convert-scorer`: extract FocusUI's scorer and marker from a released checkpoint."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SCORER, MARKER = "focusui.safetensors", "marker.safetensors"
 
 def convert_scorer(
     source: Annotated[str, typer.Argument(help="Folder or Hub id of a released checkpoint.", show_default=False)],
-    output: Annotated[Path, typer.Argument(help="Folder to write into.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Output folder.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Take FocusUI's trained scorer out of a checkpoint of the authors, and the embedding of its marker.
+    """Extract FocusUI's trained scorer and marker embedding from a checkpoint of its authors.
 
-    Only the tensors of the scorer and the row of the marker are read. The scorer fits models with the vision tower and
+    Only the tensors of the scorer and the marker embedding are read. The scorer fits models with the vision encoder and
     the embeddings of that checkpoint.
     """
     with notes.status("loading foveate"):
@@ -47,11 +47,11 @@ def convert_scorer(
     if as_json:
         print_json(document)
     else:
-        console.print(f"{output}: {' and '.join(written)}, for embeddings of {scorer.size} numbers")
+        console.print(f"{output}: {' and '.join(written)}, for embeddings of {scorer.size} dimensions")
 
 
 def tensors_of(source: str, part: str) -> dict[str, Any]:
-    """Tensors of a checkpoint whose names hold `part`, from one safetensors file or from shards.
+    """Read the tensors whose names contain `part`, from one safetensors file or from shards.
 
     Raises:
         FoveateError: there is no checkpoint, or none in the safetensors format.
@@ -71,19 +71,19 @@ def tensors_of(source: str, part: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise FoveateError(f"cannot read {source!r}: {error}") from error
     if None in paths:
-        raise FoveateError(f"{source!r} holds no checkpoint in the safetensors format.")
-    found = {}
+        raise FoveateError(f"{source!r} has no checkpoint in the safetensors format.")
+    tensors = {}
     for path in paths:
         try:
             with safe_open(str(path), "pt") as file:
-                found |= {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
+                tensors |= {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
         except SafetensorError as error:
-            raise FoveateError(f"{path} is no safetensors file: {error}") from error
-    return found
+            raise FoveateError(f"{path} is not a safetensors file: {error}") from error
+    return tensors
 
 
 def marker_of(source: str) -> Any:
-    """The embedding (D,) of the token that stands for dropped ones, None where the configuration names none."""
+    """Return the embedding (D,) of the drop marker, or None if the configuration names no such token."""
     from foveate.core.weights import file_of
 
     config = file_of(source, "config.json")

@@ -1,4 +1,4 @@
-"""`foveate flops`: what a model costs with and without a plan, from shapes alone."""
+"""`foveate flops`: cost of a model with and without a plan, computed from its configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
-    from foveate.cost import Model, View
+    from foveate.cost import Model, ProcessedImage
 
 EXAMPLES = """
     foveate flops --model llava-1.5-7b --plan fastv:50%@2
@@ -31,35 +31,38 @@ def flops(
     model: Annotated[
         str | None,
         typer.Option(
-            help="A released model by name (llava-1.5-7b, qwen2.5-vl-7b, ...), a folder or a Hub id.",
+            help="Name of a released model (llava-1.5-7b, qwen2.5-vl-7b, ...), folder or Hub id.",
             show_default="the embedded model",
         ),
     ] = None,
     plan: Annotated[
         str | None,
-        typer.Option(help="A plan, such as fastervlm:192 or fastv:50%@2.", show_default="the untouched model"),
+        typer.Option(help="A plan, such as fastervlm:192 or fastv:50%@2.", show_default="the full model"),
     ] = None,
     image: Annotated[str, typer.Option(help="Width and height of the image in pixels.")] = "1024x768",
     tokens: Annotated[
         int | None,
-        typer.Option(help="Visual tokens of the language model, in place of an image; no encoder is counted then."),
+        typer.Option(help="Number of visual tokens instead of an image; the encoder is then not counted."),
     ] = None,
-    text: Annotated[int, typer.Option(help="Tokens of the prompt beside the image's.")] = 64,
-    dtype: Annotated[str, typer.Option(help="Of the cache: float32, bfloat16, float16, int8 or int4.")] = "bfloat16",
+    text: Annotated[int, typer.Option(help="Number of text tokens of the prompt.")] = 64,
+    dtype: Annotated[
+        str, typer.Option(help="Data type of the KV cache: float32, bfloat16, float16, int8 or int4.")
+    ] = "bfloat16",
     attention: Annotated[
-        str, typer.Option(help="Attention of the language model: full, as counters see it, causal (half) or none.")
+        str,
+        typer.Option(
+            help="Counting of attention in the language model: full (as FLOP counters do), causal (half) or none."
+        ),
     ] = "full",
-    head: Annotated[str, typer.Option(help="Positions of the output layer: last, all or none.")] = "last",
-    papers: Annotated[
-        bool, typer.Option("--papers", help="Published numbers beside those counted here, and nothing else.")
-    ] = False,
+    head: Annotated[str, typer.Option(help="Positions counted in the output layer: last, all or none.")] = "last",
+    papers: Annotated[bool, typer.Option("--papers", help="Only compare with published numbers.")] = False,
     as_json: Json = False,
 ) -> None:
-    """FLOPs, MACs and cache of an image and a prompt, with and without a plan, from shapes alone.
+    """Compute FLOPs, MACs and KV cache of an image and a prompt, with and without a plan.
 
-    Nothing is loaded but the configuration, and nothing runs. The number of visual tokens is that of the model's
-    processor for an image of the given size. Counted are matrix products and attention, as
-    torch.utils.flop_counter does; what a method spends on choosing tokens is not.
+    Only the configuration is loaded, and no model runs. The number of visual tokens is that of the model's processor
+    for the image size. Matrix products and attention are counted, as in torch.utils.flop_counter; the token selection
+    itself is not.
     """
     if papers:
         _papers(as_json)
@@ -81,7 +84,7 @@ def describe(
     attention: str = "full",
     head: str = "last",
 ) -> dict[str, Any]:
-    """What `foveate flops` prints, as plain JSON values.
+    """Return what `foveate flops` prints as plain JSON values.
 
     Raises:
         FoveateError: the model, the plan, the image or a choice is not possible.
@@ -92,27 +95,27 @@ def describe(
     if dtype not in cost.DTYPES:
         raise FoveateError(f"dtype {dtype!r} is not one of {', '.join(cost.DTYPES)}.")
     if text < 0:
-        raise FoveateError(f"{text} tokens of text are not possible; the least is 0.")
-    found = cost.named(name)
-    shape = cost.shape_of(found.config)
-    shape, view, size = _view(found, shape, image, tokens)
+        raise FoveateError(f"{text} text tokens are not possible; the minimum is 0.")
+    named = cost.named(name)
+    shape = cost.shape_of(named.config)
+    shape, processed, size = _processed(named, shape, image, tokens)
     chosen = Plan.of(plan) if plan else None
-    runs = {"untouched": cost.follow(None, shape, view), "plan": cost.follow(chosen, shape, view)}
+    runs = {"full_model": cost.follow(None, shape, processed), "plan": cost.follow(chosen, shape, processed)}
     costs = {key: cost.cost(shape, run, text, convention) for key, run in runs.items()}
     bytes_of = cost.DTYPES[dtype]
-    before, after = costs["untouched"], costs["plan"]
+    before, after = costs["full_model"], costs["plan"]
     rows = [(part, before.parts[part], after.parts[part]) for part in before.parts]
     rows = [row for row in rows if any(row[1:])]
     rows += [("to the first token", before.total, after.total), ("each further token", before.decode, after.decode)]
     return {
-        "model": found.name,
+        "model": named.name,
         "type": shape.kind,
         "plan": None if chosen is None else str(chosen),
         "image": size,
-        "patches": runs["plan"].view.patches if size else None,
-        "untouched_patches": view.patches if size else None,
-        "sequences": len(view.grids),
-        "tokens": view.tokens,
+        "patches": runs["plan"].image.patches if size else None,
+        "full_model_patches": processed.patches if size else None,
+        "sequences": len(processed.grids),
+        "tokens": processed.tokens,
         "tokens_per_layer": list(runs["plan"].kept),
         "text": text,
         "attention": attention,
@@ -122,7 +125,7 @@ def describe(
                 "part": part,
                 "flops": now,
                 "macs": now // 2,
-                "untouched_flops": was,
+                "full_model_flops": was,
                 "share": now / was if was else None,
             }
             for part, was, now in rows
@@ -130,7 +133,7 @@ def describe(
         "kv": {
             "dtype": dtype,
             "bytes": int(after.cached * bytes_of),
-            "untouched_bytes": int(before.cached * bytes_of),
+            "full_model_bytes": int(before.cached * bytes_of),
             "image_bytes": int(after.cached_image * bytes_of),
             "share": after.cached / before.cached,
         },
@@ -147,54 +150,56 @@ def _convention(attention: str, head: str) -> Any:
     return Convention(attention=attention, head=head)  # ty: ignore[invalid-argument-type]
 
 
-def _view(found: Any, shape: Model, image: str, tokens: int | None) -> tuple[Model, View, list[int] | None]:
-    """The model (without encoder where tokens are given), its view and the size of the image."""
+def _processed(
+    named: Any, shape: Model, image: str, tokens: int | None
+) -> tuple[Model, ProcessedImage, list[int] | None]:
+    """Return the model (without encoder if tokens are given), the processed image and the image size."""
     from foveate import cost
 
     if tokens is not None:
         if tokens < 1:
-            raise FoveateError(f"{tokens} visual tokens cannot be counted; the least is 1.")
-        return cost.Model(shape.kind, shape.text), cost.View((), tokens), None
+            raise FoveateError(f"{tokens} visual tokens are not possible; the minimum is 1.")
+        return cost.Model(shape.kind, shape.text), cost.ProcessedImage((), tokens), None
     match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", image)
     if match is None:
-        raise FoveateError(f"--image {image!r} is no size; write width x height in pixels, such as 1024x768.")
+        raise FoveateError(f"--image {image!r} is not a size; write width x height in pixels, such as 1024x768.")
     width, height = int(match[1]), int(match[2])
-    return shape, cost.view_of(found.config, width, height, found.images), [width, height]
+    return shape, cost.processed_image(named.config, width, height, named.images), [width, height]
 
 
 def _print(document: dict[str, Any]) -> None:
     from rich.table import Table
 
     size = document["image"]
-    seen = f"{size[0]} x {size[1]} px, " if size else ""
+    source = f"{size[0]} x {size[1]} px, " if size else ""
     if document["patches"]:
         sequences = f" in {document['sequences']} sequences" if document["sequences"] > 1 else ""
-        seen += f"{document['untouched_patches']:,} patches{sequences}, "
+        source += f"{document['full_model_patches']:,} patches{sequences}, "
     console.print(
-        f"{document['model']}: {seen}{document['tokens']:,} visual tokens, {document['text']} of text", markup=False
+        f"{document['model']}: {source}{document['tokens']:,} visual tokens, {document['text']} of text", markup=False
     )
     if document["plan"]:
-        reduced = f"{document['patches']:,} patches, " if document["patches"] != document["untouched_patches"] else ""
+        reduced = f"{document['patches']:,} patches, " if document["patches"] != document["full_model_patches"] else ""
         console.print(f"{document['plan']}: {reduced}{spans(document['tokens_per_layer'])}", markup=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("part")
-    for title in ("FLOPs", "MACs", *(("untouched", "share") if document["plan"] else ())):
+    for title in ("FLOPs", "MACs", *(("full model", "share") if document["plan"] else ())):
         table.add_column(title, justify="right")
     for row in document["parts"]:
         cells = [shown(row["flops"]), shown(row["macs"])]
         if document["plan"]:
-            cells += [shown(row["untouched_flops"]), "-" if row["share"] is None else f"{row['share']:.1%}"]
+            cells += [shown(row["full_model_flops"]), "-" if row["share"] is None else f"{row['share']:.1%}"]
         table.add_row(row["part"], *cells)
     kv = document["kv"]
     cells = [f"{kv['bytes'] / 2**20:,.1f} MiB", ""]
     if document["plan"]:
-        cells += [f"{kv['untouched_bytes'] / 2**20:,.1f} MiB", f"{kv['share']:.1%}"]
+        cells += [f"{kv['full_model_bytes'] / 2**20:,.1f} MiB", f"{kv['share']:.1%}"]
     table.add_row(f"cache, {kv['dtype']}", *cells)
     console.print(table)
 
 
 def spans(kept: list[int]) -> str:
-    """Tokens of the layers in words: `576 in layers 0-1, 288 in layers 2-31`."""
+    """Format the tokens of the layers: `576 in layers 0-1, 288 in layers 2-31`."""
     parts, start = [], 0
     for layer in range(1, len(kept) + 1):
         if layer == len(kept) or kept[layer] != kept[start]:
@@ -206,7 +211,7 @@ def spans(kept: list[int]) -> str:
 
 
 def shown(count: float) -> str:
-    """A number of operations with its unit: 8.91 T."""
+    """Format a number of operations with its unit: 8.91 T."""
     for unit, letter in UNITS:
         if count >= unit:
             value = count / unit
@@ -219,14 +224,14 @@ def _papers(as_json: bool) -> None:
 
     from foveate.cost.papers import claims
 
-    found = claims()
+    published = claims()
     if as_json:
-        print_json({"claims": [claim.as_json() for claim in found]})
+        print_json({"claims": [claim.as_json() for claim in published]})
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title, justify in (("paper", "left"), ("what", "left"), ("published", "right"), ("here", "right"),
                            ("difference", "right")):  # fmt: skip
         table.add_column(title, justify=justify, overflow="fold")
-    for claim in found:
+    for claim in published:
         table.add_row(claim.paper, claim.what, claim.shown(claim.published), claim.shown(claim.ours), claim.difference)
     console.print(table)

@@ -1,4 +1,4 @@
-"""`foveate info`: what a model is made of, and how many tokens it makes of an image."""
+"""`foveate info`: describe a model and count its tokens for images."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def info(
 ) -> None:
     """Describe a model: parameters by part, stages, tokenizer, and visual tokens for images of several sizes.
 
-    Only the configuration is read, not the weights, so that a model on the Hub is described without downloading it.
-    The training and the evaluation are shown where the model's folder holds a record of them (training.json,
-    evaluation.json), as that of the embedded model does.
+    Only the configuration is read, so that models on the Hub are described without downloading their weights. Training
+    and evaluation are shown if the model's folder has records of them (training.json, evaluation.json), as that of the
+    embedded model does.
     """
     document = describe(model)
     if as_json:
@@ -47,7 +47,7 @@ def info(
 
 
 def describe(name: str | None = None) -> dict[str, Any]:
-    """What `foveate info` prints, as plain JSON values.
+    """Return what `foveate info` prints as plain JSON values.
 
     Raises:
         FoveateError: there is no such model (see `foveate.loading.load`), or a record in its folder is not JSON.
@@ -82,7 +82,7 @@ def _megabytes(folder: Path) -> float | None:
 
 
 def _parameters(net: Any) -> dict[str, int]:
-    """Numbers of parameters by part; tied ones are counted once, with the part that owns them."""
+    """Count parameters by part; tied ones are counted once, with the part that owns them."""
     from foveate.answering.trace import Trace
     from foveate.models.vit_uhd import ViTUHDModel
 
@@ -144,7 +144,7 @@ def _tokenizer(processor: Any) -> dict[str, Any]:
 
 
 def _image_tokens(processor: Any) -> list[dict[str, Any]]:
-    """Tokens for images of several sizes, by the count that servers ask processors for; empty where there is none."""
+    """Count the tokens of images of several sizes with the processor's own method; empty if it has none."""
     images = getattr(processor, "image_processor", None)
     try:
         counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in IMAGE_SIZES])
@@ -154,7 +154,7 @@ def _image_tokens(processor: Any) -> list[dict[str, Any]]:
     for index, (width, height) in enumerate(IMAGE_SIZES):
         row: dict[str, Any] = {"image": [width, height]}
         if hasattr(images, "target_size"):
-            row["seen_at"] = list(images.target_size(width, height))
+            row["resized_to"] = list(images.target_size(width, height))
             row["patches"] = int(counted["num_image_patches"][index])
         rows.append(row | {"tokens": int(counted["num_image_tokens"][index])})
     return rows
@@ -170,7 +170,7 @@ def _record(file: Path) -> Any:
 
 
 def _print_section(title: str, content: Any) -> None:
-    """One part of the description: names and values, and a table for a list or mapping of records."""
+    """Print one part of the description: names and values, and a table for a list or mapping of records."""
     console.print(f"[bold]{title.replace('_', ' ')}[/bold]")
     if _is_records(content):
         _print_table(content)
@@ -189,7 +189,9 @@ def _print_section(title: str, content: Any) -> None:
 
 def _is_records(content: Any) -> bool:
     records = content.values() if isinstance(content, dict) else content
-    return isinstance(content, (dict, list)) and len(content) > 0 and all(isinstance(one, dict) for one in records)
+    return (
+        isinstance(content, (dict, list)) and len(content) > 0 and all(isinstance(record, dict) for record in records)
+    )
 
 
 def _print_table(content: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> None:
@@ -209,7 +211,7 @@ def _print_table(content: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> N
 
 
 def _shown(value: Any) -> str:
-    """A value as a reader writes it: thousands separated, sizes as width x height, stages in words."""
+    """Format a value: thousands separated, sizes as width x height, stages in words."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if isinstance(value, int):
@@ -219,7 +221,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         if len(value) == 2 and all(isinstance(side, int) for side in value):
             return f"{value[0]} x {value[1]}"
-        return ", ".join(_shown(one) for one in value)
+        return ", ".join(_shown(item) for item in value)
     if isinstance(value, dict):
-        return " ".join(f"{name.replace('_', ' ')} {_shown(one)}" for name, one in value.items())
+        return " ".join(f"{name.replace('_', ' ')} {_shown(item)}" for name, item in value.items())
     return str(value)

@@ -1,4 +1,4 @@
-"""`foveate bench joint`: fewer tokens, smaller weights and a smaller cache at once."""
+"""`foveate bench joint`: token compression with quantised weights and KV caches."""
 
 from __future__ import annotations
 
@@ -25,31 +25,32 @@ def joint(
     plans: Annotated[
         list[str] | None,
         typer.Option(
-            help="Plans, parted by ; or in options of their own: 'divprune:64; pool:25%'; divprune:25%.",
+            help="Plans, separated by ; or in repeated options: 'divprune:64; pool:25%'; divprune:25%.",
             show_default=False,
         ),
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Weights of the language model with commas: int8, int4 (torchao), nf4 (bitsandbytes); int8,int4. "
-            "Full ones are always there.",
+            help="Comma-separated weight formats of the language model: int8, int4 (torchao), nf4 (bitsandbytes); "
+            "int8,int4. Full weights are always included.",
             show_default=False,
         ),
     ] = None,
     caches: Annotated[
         str | None,
         typer.Option(
-            help="Caches with commas: int8, fp8, int4, int2 (the last two: optimum-quanto); int8,int4. The full one "
-            "is always there.",
+            help="Comma-separated KV-cache formats: int8, fp8, int4, int2 (the last two: optimum-quanto); "
+            "int8,int4. The "
+            "full cache is always included.",
             show_default=False,
         ),
     ] = None,
     tasks: Annotated[
-        str, typer.Option(help="Tasks with commas, as foveate bench accuracy takes them.")
+        str, typer.Option(help="Comma-separated tasks, as in foveate bench accuracy.")
     ] = "read_word,table_cell,shape_colour",
     count: Annotated[
-        int | None, typer.Option(min=1, help="Questions of every task; 50, with --quick 10.", show_default=False)
+        int | None, typer.Option(min=1, help="Questions per task; 50, with --quick 10.", show_default=False)
     ] = None,
     sides: Annotated[
         str | None,
@@ -61,18 +62,22 @@ def joint(
     difficulty: Difficulty = 1.0,
     batch_size: BatchSize = 8,
     device: Device = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; int4 on a GPU: bfloat16.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Data type: auto, float32, bfloat16 or float16; int4 on a GPU needs bfloat16.")
+    ] = "auto",
     threads: Threads = None,
-    quick: Annotated[bool, typer.Option("--quick", help="10 questions of every task on small pages.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file.")] = Path("benchmarks/results/joint.json"),
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the combinations that the file already has.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="10 questions per task on small pages.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file of the result.")] = Path(
+        "benchmarks/results/joint.json"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Skip the combinations that the file has.")] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Token compression together with quantised weights and a quantised cache: accuracy and cost of the product.
+    """Combine token compression with quantised weights and KV caches: accuracy and cost.
 
-    Every plan, and the controls at its budget, is asked with every kind of weights and of cache. Beside the relative
-    accuracy stands the product of what plan, weights and cache cost alone. A kind that does not run on this machine is
-    refused with what is possible.
+    Every plan and its controls are evaluated with every weight and cache format. The relative accuracy is compared with
+    the product of the separate effects of plan, weights and cache. A format that this machine does not support is
+    an error that lists the possible ones.
     """
     from foveate.benchmark import joint as benchmark
 

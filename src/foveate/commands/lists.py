@@ -1,4 +1,4 @@
-"""Lists in options, written with commas."""
+"""Parsing of comma-separated options."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from foveate.core.errors import FoveateError
 
 
 def names_in(text: str | None) -> tuple[str, ...]:
-    """The names in `a,b`; none where nothing is given."""
+    """Parse the names in `a,b`; an empty text has none."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
 
 
 def sides_in(text: str) -> tuple[int, int]:
-    """The shortest and the longest side of pages, in pixels.
+    """Parse the shortest and the longest side of pages, in pixels.
 
     Raises:
-        FoveateError: these are not two numbers.
+        FoveateError: the text is not two numbers.
     """
     ends = numbers_in(text, "--sides")
     if len(ends) != 2:
@@ -25,17 +25,17 @@ def sides_in(text: str) -> tuple[int, int]:
 
 
 def numbers_in(text: str, option: str) -> tuple[int, ...]:
-    """The whole numbers in `1,8`.
+    """Parse the whole numbers in `1,8`.
 
     Raises:
-        FoveateError: there is something else in it.
+        FoveateError: the text contains something else.
     """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise FoveateError(f"{option} {text!r} must be whole numbers with commas, such as 1,8.") from None
+        raise FoveateError(f"{option} {text!r} must be comma-separated whole numbers, such as 1,8.") from None
 
 
 def plans_in(options: Sequence[str] | None) -> tuple[str, ...]:
-    """The plans in options such as `divprune:64; pool:25%`: commas stand within plans."""
+    """Parse the plans in options such as `divprune:64; pool:25%`, separated by semicolons."""
     return tuple(plan.strip() for option in options or () for plan in option.split(";") if plan.strip())

@@ -1,4 +1,4 @@
-"""`foveate methods`: the gallery of methods that shorten what a model reads."""
+"""`foveate methods`: list of token compression methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foveate.console import console, print_json
 from foveate.core.patterns import matching
 from foveate.methods.entries import Entry, indexed, refuse_unknown
 
-#: Entry points with which installed packages bring methods, and the variable that names modules which do.
+#: Entry points and environment variable by which other packages register methods.
 GROUP, IMPORTS = "foveate.methods", "FOVEATE_IMPORT"
 
 EXAMPLES = """
@@ -25,10 +25,10 @@ EXAMPLES = """
     foveate methods "*prune*" --json
 """
 
-#: Columns of a terminal from which on the table has room for the mechanism.
+#: Terminal width from which the table includes the mechanism.
 WIDE = 100
 
-#: Up to this many methods are shown in full; more become one row each.
+#: Up to this many methods are described in full; more are listed in a table.
 IN_FULL = 3
 
 
@@ -39,35 +39,35 @@ def methods(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods that a plan can name: what each does, needs, and which families of models it runs on.
+    """List the methods that a plan can name: what each does and needs, and which model families it supports.
 
-    Up to three methods are described in full, more as a table. What a method needs is measured while the model
-    encodes the image; where an encoder has no [CLS] token, some papers name a substitute, and the report of a run
-    says when it was used. Nothing is loaded or run.
+    Up to three methods are described in full, more as a table. What a method needs is measured while the model encodes
+    the image; for encoders without a [CLS] token some papers define a substitute, whose use is noted in the report of a
+    run. No model is loaded.
     """
     entries = sorted([*indexed(), *_of_other_packages()], key=lambda entry: entry.name)
     others = cards(pattern)
-    found = matching(entries, pattern)
-    if not found and not others:
+    matches = matching(entries, pattern)
+    if not matches and not others:
         refuse_unknown(pattern, [entry.name for entry in entries])
     if as_json:
-        print_json({"methods": [entry.as_json() for entry in found], "others": [card.as_json() for card in others]})
+        print_json({"methods": [entry.as_json() for entry in matches], "others": [card.as_json() for card in others]})
         return
-    if len(found) <= IN_FULL:
-        for entry in found:
+    if len(matches) <= IN_FULL:
+        for entry in matches:
             _describe(entry)
     else:
-        _table(found)
-    if others and len(found) > IN_FULL:
+        _table(matches)
+    if others and len(matches) > IN_FULL:
         names = ", ".join(card.name for card in others)
-        console.print(f"Outside of plans, in decoding, caches and models: {names}.", markup=False, style="dim")
+        console.print(f"Outside of plans, in decoding, KV caches and models: {names}.", markup=False, style="dim")
     else:
         for card in others:
             _show(card)
 
 
 def _of_other_packages() -> list[Entry]:
-    """Methods that are not of this package: only importing shows them, so that is done where there may be some."""
+    """Methods registered by other packages, which are imported only where there may be some."""
     loaded = "foveate.core.plan" in sys.modules  # by a program, which may have registered methods of its own
     if not (loaded or os.environ.get(IMPORTS) or entry_points(group=GROUP)):
         return []
@@ -77,7 +77,7 @@ def _of_other_packages() -> list[Entry]:
     return [entry for entry in gallery() if entry.name not in known]
 
 
-def _table(found: Sequence[Entry]) -> None:
+def _table(entries: Sequence[Entry]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -91,7 +91,7 @@ def _table(found: Sequence[Entry]) -> None:
     table.add_column("trained", no_wrap=True)
     table.add_column("runs on", no_wrap=True, justify="right")
     table.add_column("needs", overflow="fold", min_width=12)
-    for entry in found:
+    for entry in entries:
         needs = ", ".join(kind.replace("_", " ") for kind in entry.needs) or "-"
         shown = "needed" if entry.budget == "count" else entry.budget
         table.add_row(
@@ -106,7 +106,7 @@ def _table(found: Sequence[Entry]) -> None:
         )
     console.print(table)
     console.print(
-        f"\n{len(found)} methods; `foveate methods {found[0].name}` says more of one. Exact: the number of tokens is "
+        f"\n{len(entries)} methods; `foveate methods {entries[0].name}` describes one. Exact: the number of tokens is "
         "known from sizes alone.",
         markup=False,
         style="dim",
@@ -126,16 +126,16 @@ def _describe(entry: Entry) -> None:
         "site": entry.site,
         "mechanism": ", ".join(entry.mechanism),
         "modality": ", ".join(entry.modality),
-        "needs": needs or "nothing but the tokens",
+        "needs": needs or "only the tokens",
         "budget": budget[entry.budget],
         "exact": "yes, the number of tokens is known from sizes alone" if entry.static_count else "no",
         "trained": _yes(entry.trained),
         "arguments": arguments or "none",
     }
     groups: dict[tuple[str, str], list[str]] = {}
-    for name, one in entry.families.items():
-        groups.setdefault((one.outcome, one.why), []).append(name)
-        if (other := one.without_cls) is not None:
+    for name, support in entry.families.items():
+        groups.setdefault((support.outcome, support.why), []).append(name)
+        if (other := support.without_cls) is not None:
             groups.setdefault((other.outcome, other.why), []).append(f"{name} without [CLS]")
     words = {"runs": "runs on", "substitute": "runs with a substitute on", "no": "cannot run on"}
     from rich.table import Table
@@ -152,7 +152,7 @@ def _describe(entry: Entry) -> None:
 
 
 def _show(card: Card) -> None:
-    """The card of something that acts outside of plans."""
+    """Print the card of something that acts outside of plans."""
     from rich.table import Table
 
     console.print(f"[bold]{card.name}[/bold]  {_plain(card.summary)}")
@@ -174,7 +174,7 @@ def _show(card: Card) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text in which brackets mean brackets."""
+    """Escape brackets for rich."""
     from rich.markup import escape
 
     return escape(text)

@@ -1,4 +1,4 @@
-"""`foveate bench next-scale`: compressed caches of a next-scale image model."""
+"""`foveate bench next-scale`: compressed KV caches of a next-scale image model."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ EXAMPLES = """
 def next_scale(
     model: Annotated[
         str,
-        typer.Option(help="Folder that train-next-scale wrote, or large: 2,240 tokens, random weights, bytes, time."),
+        typer.Option(
+            help="Folder written by train-next-scale, or large: 2,240 tokens, random weights, bytes and time only."
+        ),
     ] = "benchmarks/models/next-scale",
     plans: Annotated[
         list[str] | None,
         typer.Option(
-            help="Plans, parted by ; or in options of their own: hack, scalekv, random and recent with a budget; "
+            help="Plans, separated by ; or in repeated options: hack, scalekv, random and recent with a budget; "
             "these at 50, 30, 20 and 10 %.",
             show_default=False,
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Pictures that are drawn in a turn.")] = 32,
-    held_out: Annotated[int, typer.Option(help="Held-out pictures whose tokens are predicted; 0: none.")] = 128,
+    samples: Annotated[int, typer.Option(help="Images generated per turn.")] = 32,
+    held_out: Annotated[int, typer.Option(help="Held-out images whose tokens are predicted; 0: none.")] = 128,
     repeats: Annotated[int, typer.Option(help="Timed turns after a warm-up.")] = 3,
     guidance: Annotated[float, typer.Option(help="Strength of classifier-free guidance.")] = 1.5,
-    seed: Annotated[int, typer.Option(help="Of the pictures, and of random tokens.")] = 0,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the CPU; all that PyTorch takes.", show_default=False)
-    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the images and of random tokens.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; PyTorch's default.", show_default=False)] = None,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="JSON file; benchmarks/results/next-scale-trained.json, or -large.",
+            help="JSON file of the result; benchmarks/results/next-scale-trained.json, or -large.",
             show_default=False,
         ),
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Also save samples of all plans.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep a result of these settings.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also save a figure of samples of all plans.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep an existing result with equal settings.")] = False,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Compressed caches of a next-scale image model beside its full cache: bytes, time, and how far pictures move.
+    """Compare compressed KV caches of a next-scale image model with its full cache: bytes, time, image distance.
 
-    A budget is the mean number of tokens that a head keeps, as a share of what a full cache holds before the last map.
-    HACK gives heads different budgets, ScaleKV layers; random and the newest tokens are the controls.
+    A budget is the mean number of tokens per head, relative to the full cache before the last map. HACK allocates
+    budgets by head, ScaleKV by layer; random and the most recent tokens are the controls.
     """
     import torch
 

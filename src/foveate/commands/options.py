@@ -1,4 +1,4 @@
-"""Options that several commands have, each said once."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ import typer
 from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
-    from foveate.integrations.ray.connecting import Replicas
+    from foveate.integrations.ray.cluster import Replicas
 
 OneModel = Annotated[
-    str | None, typer.Argument(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
+    str | None, typer.Argument(help="Folder or Hub id of a model; the embedded model by default.", show_default=False)
 ]
 Conversations = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="JSON or JSONL files of conversations in LLaVA's format; else questions about rendered images.",
+        help="JSON or JSONL files of conversations in LLaVA's format; questions about rendered images by default.",
         show_default=False,
     ),
 ]
-ImageFolder = Annotated[Path | None, typer.Option(help="Folder of the files' image paths; each file's own by default.")]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="Read this many of the files' conversations.", show_default=False)
+ImageFolder = Annotated[
+    Path | None, typer.Option(help="Folder that image paths are relative to; each file's folder by default.")
 ]
-GoOn = Annotated[
-    bool, typer.Option(help="Go on with what a stopped run left; --no-resume refuses if there is something.")
+Limit = Annotated[int | None, typer.Option(min=1, help="Maximum number of conversations to read.", show_default=False)]
+GoOn = Annotated[bool, typer.Option(help="Resume an interrupted run; --no-resume fails if there is one.")]
+MaxMinutes = Annotated[
+    float | None, typer.Option(help="Stop after this many minutes, so that the run can be resumed.", show_default=False)
 ]
-MaxMinutes = Annotated[float | None, typer.Option(help="Stop cleanly after this many minutes.", show_default=False)]
 WhereItRuns = Annotated[
-    str | None, typer.Option(help="Where the model runs; a GPU by default, if there is one.", show_default=False)
+    str | None, typer.Option(help="Device of the model; a GPU by default, if there is one.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 ResultAsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Difficulty = Annotated[float, typer.Option(min=0, max=1, help="Of rendered pages: 0 is large and clean type.")]
+Difficulty = Annotated[
+    float, typer.Option(min=0, max=1, help="Difficulty of rendered pages; 0 is large and clean type.")
+]
 Sides = Annotated[str, typer.Option(help="Shortest and longest side of rendered pages, in pixels.")]
 LearningSides = Annotated[
     str | None,
     typer.Option(
         "--sides",
-        help="Shortest and longest side of rendered pages, in pixels, to learn from and to be measured on.",
-        show_default="96,512, measured on 128,512",
+        help="Shortest and longest side of rendered pages in pixels, for training and evaluation.",
+        show_default="96,512, evaluation on 128,512",
     ),
 ]
 LearningDifficulty = Annotated[
@@ -51,48 +53,48 @@ LearningDifficulty = Annotated[
         "--difficulty",
         min=0,
         max=1,
-        help="Of rendered pages: the greatest to learn from, and the one to be measured on; 0 is large and clean type.",
-        show_default="1, measured on 0.5",
+        help="Difficulty of rendered pages: maximum in training, and value in evaluation; 0 is large and clean type.",
+        show_default="1, evaluation on 0.5",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Questions answered at once.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU where there is one.", show_default=False)]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of the CPU; all that PyTorch takes.", show_default=False)
-]
-Models = Annotated[str, typer.Option(help="embedded, folders and Hub ids, with commas.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of questions per batch.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the GPU if there is one.", show_default=False)]
+Dtype = Annotated[str, typer.Option(help="Data type of the weights: auto, float32, bfloat16 or float16.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; PyTorch's default.", show_default=False)]
+Models = Annotated[str, typer.Option(help="Comma-separated models: embedded, folders and Hub ids.")]
 OnRay = Annotated[bool, typer.Option("--ray", help="Answer with replicas on a Ray cluster.")]
 CountOfReplicas = Annotated[
-    int | None, typer.Option(min=1, help="With --ray: processes that hold the model.", show_default="1")
+    int | None, typer.Option(min=1, help="With --ray: number of model replicas.", show_default="1")
 ]
 ReplicaCPUs = Annotated[
-    float | None, typer.Option(help="With --ray: CPUs of each replica; may be a fraction.", show_default="1")
+    float | None, typer.Option(help="With --ray: CPUs per replica; may be a fraction.", show_default="1")
 ]
 ReplicaGPUs = Annotated[
-    float | None, typer.Option(help="With --ray: GPUs of each replica; may be a fraction.", show_default="0")
+    float | None, typer.Option(help="With --ray: GPUs per replica; may be a fraction.", show_default="0")
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(help="With --ray: host:port of a cluster, or auto.", show_default="one on this machine for this run"),
+    typer.Option(help="With --ray: host:port of a cluster, or auto.", show_default="a local cluster for this run"),
 ]
-HubDevice = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")]
+HubDevice = Annotated[
+    str | None, typer.Option(help="Device: cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")
+]
 
 
 def replicas_asked(
     ray: bool, count: int | None, cpus: float | None, gpus: float | None, address: str | None
 ) -> Replicas | None:
-    """The replicas of --ray; None without it.
+    """Return the replicas of --ray, or None without it.
 
     Raises:
-        FoveateError: options of --ray stand without it, or replicas cannot be so.
+        FoveateError: options of --ray are used without it, or a resource is not possible.
     """
-    from foveate.integrations.ray.connecting import Replicas
+    from foveate.integrations.ray.cluster import Replicas
 
     if ray:
         return Replicas(
             1 if count is None else count, 1 if cpus is None else cpus, 0 if gpus is None else gpus, address
         )
-    if any(one is not None for one in (count, cpus, gpus, address)):
+    if any(option is not None for option in (count, cpus, gpus, address)):
         raise FoveateError("--replicas, --replica-cpus, --replica-gpus and --ray-address need --ray.")
     return None

@@ -1,4 +1,4 @@
-"""`foveate report`: one static page from result files."""
+"""`foveate report`: static pages from result files."""
 
 from __future__ import annotations
 
@@ -23,30 +23,32 @@ def report(
         typer.Argument(help="JSON files of `foveate bench accuracy`, `speed` or `joint`.", show_default=False),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the report; its page is index.html.", show_default=False)
+        Path,
+        typer.Option("--output", "-o", help="Folder of the report; its start page is index.html.", show_default=False),
     ],
     title: Annotated[str | None, typer.Option(help="Title of the page.", show_default=False)] = None,
     pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Show what every method keeps of the same six images.")
+        bool,
+        typer.Option(
+            "--pictures/--no-pictures", help="Show the tokens that every method keeps of the same six images."
+        ),
     ] = True,
     pictures_model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Folder or Hub id of the model that makes them, or embedded. Given several times: each method is "
-            "shown on the first model that can follow it.",
+            help="Model for these images: folder, Hub id or embedded. If repeated, each method is shown on the first "
+            "model that supports it.",
             show_default="the embedded model",
         ),
     ] = None,
-    redraw: Annotated[
-        bool, typer.Option("--redraw", help="Make pictures anew that are in the folder already.")
-    ] = False,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Redraw images that are in the folder already.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make one static page from results: tables that sort, plots with the Pareto front, a page for every method.
+    """Build a static report from results: sortable tables, plots with the Pareto front, a page for every method.
 
-    The folder needs nothing else: its pages open from a disk and load nothing from elsewhere. Plots are also there as
-    PNG files. Results of the earlier `foveate bench selection` are shown as speed. The pictures of the first run take
-    a few seconds for every method; later runs find them in the folder.
+    The pages are self-contained: they open from disk and load nothing from other servers. Plots are also saved as PNG
+    files. Results of the earlier `foveate bench selection` are shown as speed. The images take a few seconds per method
+    in the first run; later runs reuse them.
     """
     from foveate.report import build
     from foveate.report.building import TITLE
@@ -65,5 +67,5 @@ def report(
         return
     console.print(f"{made['pages']} pages, {len(made['plots'])} plots", markup=False)
     for method, reason in made["pictures"]["impossible"].items():
-        console.print(f"no pictures of {method}: {reason}", markup=False)
+        console.print(f"no images of {method}: {reason}", markup=False)
     console.print(f"written: {made['page']}", markup=False)

@@ -1,4 +1,4 @@
-"""`foveate serve`: an OpenAI-compatible server of one model."""
+"""`foveate serve`: OpenAI-compatible server of one model."""
 
 from __future__ import annotations
 
@@ -42,59 +42,59 @@ def serve(
     plan: Annotated[
         str | None,
         typer.Option(
-            help="Of requests that name none; 'untouched': the model as it is.",
-            show_default="the plan saved beside the model, if any",
+            help="Plan for requests without one; 'full-model' disables compression.",
+            show_default="the plan saved with the model, if any",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    name: Annotated[
-        str | None, typer.Option(help="What clients call the model.", show_default="the model's own name")
-    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 selects a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="Model name for clients.", show_default="the model's name")] = None,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="FOVEATE_API_KEY", help="Bearer token that clients must send.", show_default=False),
     ] = None,
     files: Annotated[
-        Path | None, typer.Option(help="Folder whose image files requests may name.", show_default=False)
+        Path | None, typer.Option(help="Folder whose image files requests may use.", show_default=False)
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host that images may be fetched from, with its port if unusual.")
+        list[str] | None, typer.Option(help="Host that images may be fetched from, with its port if not standard.")
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Origin of web pages whose browsers may ask, such as https://example.org; * for all.",
+            help="Origin of web pages that may send requests, such as https://example.org; * for all.",
             show_default=False,
         ),
     ] = None,
     dtype: Dtype = "auto",
     device: HubDevice = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the CPU.", show_default=False)] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Requests answered at once.")] = 8,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come again.")] = 256,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default=False)] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Maximum batch size.")] = 8,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Maximum number of waiting requests; others are asked to retry.")
+    ] = 256,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an answer; requests for more get so many.")
+        int, typer.Option(min=1, help="Maximum number of tokens of an answer; larger requests are capped.")
     ] = 512,
-    max_images: Annotated[int, typer.Option(min=1, help="Most images of a request.")] = 16,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
-    max_body: Annotated[int, typer.Option(min=1, help="Most MiB of a request.")] = 32,
-    drain: Annotated[int, typer.Option(min=0, help="Seconds that open requests get after SIGTERM.")] = 30,
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum number of images per request.")] = 16,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Maximum number of pixels per image.")] = 50_000_000,
+    max_body: Annotated[int, typer.Option(min=1, help="Maximum size of a request in MiB.")] = 32,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that open requests may take after SIGTERM.")] = 30,
     ray: OnRay = False,
     replicas: CountOfReplicas = None,
     replica_cpus: ReplicaCPUs = None,
     replica_gpus: ReplicaGPUs = None,
     ray_address: RayAddress = None,
 ) -> None:
-    """Answer questions about images over HTTP, in the words of OpenAI's API.
+    """Serve a model over HTTP with an OpenAI-compatible API.
 
-    POST /v1/chat/completions takes `image_url` parts: data URIs, files under --files and addresses on --allow-host.
-    Answers are streamed where asked for. A request may carry its own plan, {"foveate": {"plan": "divprune:64"}}, or
-    another budget, {"foveate": {"budget": "10%"}}; the answer's usage says how many visual tokens were read and saved.
-    /v1/models, /health, /metrics (Prometheus), /docs and /openapi.json are there too.
+    POST /v1/chat/completions accepts `image_url` parts: data URIs, files under --files and addresses on --allow-host.
+    Streaming is supported. A request may set its own plan, {"foveate": {"plan": "divprune:64"}}, or another budget,
+    {"foveate": {"budget": "10%"}}; the usage of the response reports how many visual tokens were read and saved.
+    /v1/models, /health, /metrics (Prometheus), /docs and /openapi.json are available too.
 
-    Requests that wait are answered together. SIGTERM lets open requests end. With --ray, replicas on a Ray cluster
-    answer, and a new one begins for one that dies.
+    Waiting requests are answered in batches. After SIGTERM open requests are completed. With --ray, replicas on a Ray
+    cluster answer, and failed ones are replaced.
     """
     try:
         import uvicorn
@@ -105,24 +105,24 @@ def serve(
     import torch
 
     from foveate.core.plan import Plan
-    from foveate.integrations.ray.connecting import Model, connected
+    from foveate.integrations.ray.cluster import Model, connected
     from foveate.loading import load_apart, plan_asked, plan_beside
 
     limits = Limits(
         batch=batch, queue=queue, tokens=max_tokens, images=max_images, pixels=max_pixels, body=max_body * 2**20
     )
     sources = Sources(files, allow_host or (), limits)
-    check_origins(cors_origin or ())  # before a model is loaded
+    check_origins(cors_origin or ())  # fail before a model is loaded
     wanted = plan_asked(plan)
     many = replicas_asked(ray, replicas, replica_cpus, replica_gpus, ray_address)
     if many is not None and threads is not None:
-        raise FoveateError("--threads is for a server without --ray: replicas have as many as --replica-cpus.")
+        raise FoveateError("--threads works without --ray only: replicas use --replica-cpus.")
     called = name or ("embedded" if model is None else Path(os.path.normpath(model)).name)
     with ExitStack() as ending:
         if many is not None:
             from foveate.integrations.ray.pool import Pool, deployed
 
-            own = wanted if wanted is None or isinstance(wanted, Plan) else plan_beside(model)
+            default = wanted if wanted is None or isinstance(wanted, Plan) else plan_beside(model)
             ending.enter_context(connected(many))
             known = f"foveate-{called}-{socket.gethostname()}-{port}"
             handle = ending.enter_context(deployed(Model(model, plan, dtype, device), many, limits, known))
@@ -130,9 +130,9 @@ def serve(
         else:
             if threads is not None:
                 torch.set_num_threads(threads)
-            net, processor, own = load_apart(model, wanted, dtype=dtype, device=device)
+            net, processor, default = load_apart(model, wanted, dtype=dtype, device=device)
             answers = Engine(net, processor, limits)
-        app = build(answers, sources, name=called, plan=own, api_key=api_key, origins=cors_origin or ())
+        app = build(answers, sources, name=called, plan=default, api_key=api_key, origins=cors_origin or ())
         config = uvicorn.Config(
             app,
             host=host,
@@ -146,9 +146,9 @@ def serve(
         listening = config.bind_socket()
         address, bound = listening.getsockname()[:2]
         by = "" if many is None else f", {many.count} replica{'' if many.count == 1 else 's'},"
-        shown = "no plan" if own is None else own
-        said = f"{called} with {shown}{by} at http://{address}:{bound}/v1 (Ctrl-C ends)"
-        notes.print(said, markup=False, soft_wrap=True)
-        # uvicorn drains on SIGTERM and then raises it again; a server that has drained has ended well.
+        shown = "no plan" if default is None else default
+        message = f"{called} with {shown}{by} at http://{address}:{bound}/v1 (Ctrl-C stops it)"
+        notes.print(message, markup=False, soft_wrap=True)
+        # uvicorn drains on SIGTERM and then raises it again, although the server has ended normally.
         signal.signal(signal.SIGTERM, lambda *_: None)
         server.run(sockets=[listening])

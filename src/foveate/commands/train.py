@@ -1,4 +1,4 @@
-"""`foveate train`: run a recipe, or go on with it."""
+"""`foveate train`: run or resume a training recipe."""
 
 from __future__ import annotations
 
@@ -22,43 +22,41 @@ EXAMPLES = """
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML file).", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for checkpoints, log and model instead of the recipe's.", show_default=False),
+        typer.Option(help="Folder for checkpoints, log and model; replaces the recipe's.", show_default=False),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(help="Go on from the newest checkpoint; --no-resume refuses a folder that has one."),
+        typer.Option(help="Resume from the latest checkpoint; --no-resume fails if there is one."),
     ] = True,
     max_minutes: Annotated[
         float | None,
-        typer.Option(help="Stop cleanly, with a checkpoint, after this many minutes.", show_default=False),
+        typer.Option(help="Save a checkpoint and stop after this many minutes.", show_default=False),
     ] = None,
     stage: Annotated[
         str | None,
-        typer.Option(
-            help="Train this stage only, from the newest weights of the stages before it.", show_default=False
-        ),
+        typer.Option(help="Train only this stage, from the latest weights of the previous stages.", show_default=False),
     ] = None,
     export: Annotated[
         Path | None,
-        typer.Option(help="Train nothing; save the newest checkpoint's model to this folder.", show_default=False),
+        typer.Option(help="Save the latest checkpoint's model to this folder without training.", show_default=False),
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 1,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even where there is a GPU.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Number of data loading processes.")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU even if there is a GPU.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON, and the progress elsewhere.")
+        bool, typer.Option("--json", help="Print the result as JSON, and progress on standard error.")
     ] = False,
 ) -> None:
-    """Train a model as a recipe says: which parts, on what data, in which stages.
+    """Train a model according to a recipe: which parts, on what data, in which stages.
 
-    Stop it at any moment, by Ctrl-C, SIGTERM or a power cut: the same command goes on where the newest checkpoint
-    stands, with the same batches and the same loss curve as if it had never stopped. Progress is written to
-    log.jsonl and losses.png in the output folder, and the trained model to its folder model.
+    After an interruption the same command resumes from the latest checkpoint, with the same batches and loss curve as
+    an uninterrupted run. Progress is written to log.jsonl and losses.png in the output folder, and the trained model to
+    its subfolder model.
     """
     content = read_recipe(recipe)
-    # Only now: a mistake in the recipe should not have to wait for torch and transformers.
+    # Imported late, so that errors in the recipe are reported at once.
     try:
         from foveate.training.run import Run
 
@@ -82,5 +80,5 @@ def train(
     if as_json:
         print_json(document)
     else:
-        state = "finished" if result.finished else "stopped; the same command goes on from here"
+        state = "finished" if result.finished else "stopped; run the same command to resume"
         console.print(f"{state}: step {document['step']}, {document['samples']} samples, model in {document['model']}")

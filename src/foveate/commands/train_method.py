@@ -1,4 +1,4 @@
-"""`foveate train-method NAME`: the weights of one method, trained for one model."""
+"""`foveate train-method NAME`: train the weights of one method for one model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.commands.training import identity, with_progress
 from foveate.console import command_line, console, notes, print_json
 
 Model = Annotated[
-    str | None, typer.Option(help="Folder or Hub id of a model; the embedded one by default.", show_default=False)
+    str | None, typer.Option(help="Folder or Hub id of a model; the embedded model by default.", show_default=False)
 ]
 NamedModel = Annotated[str, typer.Option(help="Folder or Hub id of a model.", show_default=False)]
 
@@ -33,15 +33,15 @@ def train_method(
     as_json: bool = False,
     **options: Any,
 ) -> None:
-    """Train what a method needs, for a model whose own weights stay as they are.
+    """Train the weights of a method for a model whose own weights stay frozen.
 
     Args:
-        name: Of the method.
+        name: Name of the method.
         output: File or folder to write.
         model: Folder or Hub id; None is the embedded model.
-        device: Where the model runs.
-        resume: Go on with what a stopped run left.
-        max_minutes: Stop cleanly after so many.
+        device: Device of the model.
+        resume: Resume an interrupted run.
+        max_minutes: Minutes after which the run stops and can be resumed.
         as_json: Print one JSON document instead of text.
         options: Fields of the trainer's options.
 
@@ -72,18 +72,18 @@ def train_method(
     }
     if state.finished:
         trainer.save(state.network, output)
-        with notes.status("measuring what was trained"):
+        with notes.status("evaluating the trained weights"):
             document |= trainer.evaluate(net, processor, state, output)
     if as_json:
         print_json(document)
         return
-    lines = trainer.report(document) if state.finished else ["stopped; the same command goes on from here."]
+    lines = trainer.report(document) if state.finished else ["stopped; run the same command to resume."]
     for line in lines:
         console.print(line, soft_wrap=True)
 
 
 def command_of(name: str) -> tuple[Callable[..., None], str]:
-    """The function behind `foveate train-method NAME`, with the options of the method's trainer, and its examples.
+    """Build the function of `foveate train-method NAME` with the options of the trainer, and its examples.
 
     Raises:
         FoveateError: nothing trains that method.
@@ -93,7 +93,7 @@ def command_of(name: str) -> tuple[Callable[..., None], str]:
 
         trainer = trainer_of(name)
     hints = get_type_hints(trainer.config_class)
-    converters = {one.name: _converter(one.name, hints[one.name]) for one in fields(trainer.config_class)}
+    converters = {field.name: _converter(field.name, hints[field.name]) for field in fields(trainer.config_class)}
 
     def run(**values: Any) -> None:
         options = {key: convert(values.pop(key)) for key, convert in converters.items()}
@@ -105,24 +105,24 @@ def command_of(name: str) -> tuple[Callable[..., None], str]:
     ]
     model = _parameter("model", NamedModel) if trainer.needs_model else _parameter("model", Model, None)
     parameters = [model, _parameter("output", output)]
-    parameters += [_option(one, hints[one.name]) for one in fields(trainer.config_class)]
+    parameters += [_option(field, hints[field.name]) for field in fields(trainer.config_class)]
     if trainer.resumable:
         parameters += [_parameter("resume", GoOn, True), _parameter("max_minutes", MaxMinutes, None)]
     parameters += [_parameter("device", WhereItRuns, None), _parameter("as_json", Json, False)]
     run.__signature__ = inspect.Signature(parameters)  # ty: ignore[missing-attribute]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    more = "The model's weights stay as they are."
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    more = "The model's own weights stay frozen."
     if trainer.resumable:
         more += (
-            " At the end what was trained is measured. Stop it at any moment, by Ctrl-C or SIGTERM: the same command "
-            "goes on from there. State and log are kept in a directory beside the output."
+            " The trained weights are evaluated at the end. After an interruption (Ctrl-C or SIGTERM) the same command "
+            "resumes. State and log are kept in a directory next to the output."
         )
     run.__doc__ = f"{inspect.getdoc(trainer)}\n\n{more}"
     return run, trainer.examples
 
 
 def methods_with(option: str) -> list[str]:
-    """The methods whose trainers have an option, such as `--pressure`."""
+    """List the methods whose trainers have an option, such as `--pressure`."""
     from foveate.training.methods import summaries, trainer_of
     from foveate.training.methods.shared.config import option_names
 
@@ -134,7 +134,7 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
 
 
 def _option(field: Field[Any], hint: Any) -> inspect.Parameter:
-    """A field of a trainer's options as an option of its command."""
+    """Convert a field of a trainer's options to an option of its command."""
     metadata, optional = field.metadata, _optional(hint)
     written = [metadata["flags"]] if metadata.get("flags") else []
     shown: Any = metadata.get("shown") or (field.default not in (None, ()))
@@ -148,14 +148,14 @@ def _option(field: Field[Any], hint: Any) -> inspect.Parameter:
 
 
 def _optional(hint: Any) -> Any:
-    """What a type is where it is not None."""
+    """Return the type of an optional value."""
     if get_origin(hint) in (Union, UnionType):
         return next(part for part in get_args(hint) if part is not type(None))
     return hint
 
 
 def _converter(name: str, hint: Any) -> Callable[[Any], Any]:
-    """What makes a field's value of what typer gives: lists with commas become tuples of numbers."""
+    """Return the conversion from typer's value to the field's: comma-separated lists become tuples of numbers."""
     kind, option = _optional(hint), f"--{name.replace('_', '-')}"
     if kind == tuple[Path, ...]:
         return lambda value: tuple(value or ())

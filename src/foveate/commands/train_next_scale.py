@@ -1,4 +1,4 @@
-"""`foveate train-next-scale`: the small next-scale image model, trained on rendered shapes."""
+"""`foveate train-next-scale`: train a small next-scale image model on rendered shapes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ EXAMPLES = """
 
 def train_next_scale(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write the model into.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="Output folder of the model.", show_default=False)
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="JSON file with settings; the built-in ones.", show_default=False)
+        Path | None, typer.Option(help="JSON file of settings; the built-in ones by default.", show_default=False)
     ] = None,
     minutes: MaxMinutes = None,
     resume: GoOn = True,
@@ -33,12 +33,12 @@ def train_next_scale(
 ) -> None:
     """Train a small next-scale image model: a tokenizer, then a transformer, in minutes on a CPU.
 
-    It draws pictures of one coloured shape, map by map from coarse to fine, and is what the compression of caches in
-    visual autoregression is measured on. Stop it at any moment, by Ctrl-C or SIGTERM: the same command goes on from
-    there. State and log are kept in a folder beside the output.
+    The model generates images of one coloured shape, map by map from coarse to fine, and serves to benchmark KV-cache
+    compression in visual autoregression. After an interruption (Ctrl-C or SIGTERM) the same command resumes. State and
+    log are kept in a folder next to the output.
     """
     if output is None:
-        raise FoveateError("say where to write the trained model: -o next-scale.")
+        raise FoveateError("name an output folder for the trained model: -o next-scale.")
     if minutes is not None and not minutes > 0:
         raise FoveateError(f"--minutes {minutes} leaves no time; it must be above 0.")
     with notes.status("loading foveate"):
@@ -69,11 +69,11 @@ def train_next_scale(
         print_json(document)
         return
     if not finished:
-        console.print("stopped; the same command goes on from here.")
+        console.print("stopped; run the same command to resume.")
         return
     console.print(f"{output} written: {document['parameters']:,} parameters.")
     held_out = document["held_out"]
     console.print(
-        f"Held-out pictures: {held_out['nats']:.3f} nats a token, reconstruction error "
+        f"Held-out images: {held_out['nats']:.3f} nats a token, reconstruction error "
         f"{held_out['reconstruction']:.4f}, {held_out['codes_used']} codes used."
     )

@@ -1,4 +1,4 @@
-"""What commands share that train small networks."""
+"""Helpers shared by the training commands."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 def identity(model: str | None) -> str | None:
-    """What tells a model from another in its place: its name, of a folder a hash that changes with its files."""
+    """Return what identifies a model: its name, and for a folder a hash of its files."""
     from foveate.loading import locate
 
     place = Path(locate(model))
     if not place.is_dir():
         return model
     files = sorted(path for path in place.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    seen = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    contents = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
 
 def with_progress(what: str, max_minutes: float | None, fit: Callable[[OnProgress, StopRequest], Any]) -> Any:
-    """Train under bars, one a stage, until the end, Ctrl-C, SIGTERM or a number of minutes.
+    """Train with one progress bar per stage until the end, Ctrl-C, SIGTERM or a number of minutes.
 
     Args:
-        what: Stands before a bar until there is a stage.
-        max_minutes: Stop cleanly after so many.
-        fit: Trains; gets what takes the progress, and what says that it has to stop.
+        what: Label of the bar before the first stage.
+        max_minutes: Minutes after which training stops and can be resumed.
+        fit: Training function; receives a progress callback and a stop request.
 
     Returns:
         What `fit` returns.

@@ -1,4 +1,4 @@
-"""`foveate tune`: the best plan for a model and somebody's questions, with its evidence."""
+"""`foveate tune`: search for the best plan for a model and your questions."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ def tune(
     target_ttft: Annotated[
         str | None,
         typer.Option(
-            help="The most that a plan may cost, relative to the untouched model: 0.5x, 50%. Searched is the most "
-            "accurate of these plans.",
+            help="Maximum time to first token relative to the full model: 0.5x, 50%. The search looks for the most "
+            "accurate plan within it.",
             show_default=False,
         ),
     ] = None,
     min_accuracy: Annotated[
         str | None,
         typer.Option(
-            help="The least accuracy relative to the untouched model: 97%. Searched is the cheapest of these plans. "
-            "With --target-ttft both must hold.",
+            help="Minimum accuracy relative to the full model: 97%. The search looks for the cheapest plan "
+            "that reaches "
+            "it. With --target-ttft both must hold.",
             show_default=False,
         ),
     ] = None,
@@ -51,48 +52,51 @@ def tune(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="With commas, or in options of their own, as in `foveate bench accuracy`.",
+            help="Tasks, comma-separated or in repeated options, as in `foveate bench accuracy`.",
             show_default="--data, or a task of every kind",
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option(min=2, help="Items of every task. Half are searched on, the other half confirm.")
+        int, typer.Option(min=2, help="Items per task: one half for the search, the other half for confirmation.")
     ] = 40,
-    trials: Annotated[int, typer.Option(min=1, help="Plans to try; more go on with the same search.")] = 40,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Number of plans to try; a larger number continues the same search.")
+    ] = 40,
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods to choose from, with commas, also with arguments.",
-            show_default="all that run on the model without weights of their own, but the controls",
+            help="Comma-separated methods to choose from, also with arguments.",
+            show_default="all that run on the model without weights of their own, except the controls",
         ),
     ] = None,
     budgets: Annotated[
-        str | None, typer.Option(help="Budgets to choose from, with commas.", show_default="13 steps from 5% to 80%")
+        str | None, typer.Option(help="Comma-separated budgets to choose from.", show_default="13 steps from 5% to 80%")
     ] = None,
     chains: Annotated[
-        bool, typer.Option("--chains/--no-chains", help="Also join a method before the language model and one inside.")
+        bool,
+        typer.Option(
+            "--chains/--no-chains", help="Also combine a method before the language model with one inside it."
+        ),
     ] = True,
     cost: Annotated[
         str,
         typer.Option(
-            help="What counts as cost. time: to the first token, measured in turns with the untouched model, which is "
-            "what you wait for, and noisy on a busy machine. flops: operations to the first token, which every run "
-            "counts alike, and which leave out what choosing costs beside matrix products. Both are reported of what "
-            "is confirmed."
+            help="Cost measure. time: time to first token, alternating with the full model; it includes "
+            "everything, but is "
+            "noisy on a busy machine. flops: operations to the first token; reproducible, but only matrix products of "
+            "the token selection count. Both are reported for confirmed plans."
         ),
     ] = "time",
     objective: Annotated[
         str,
         typer.Option(
-            help="accuracy, or information-flow: how far the state that the answer begins from stays the "
-            "same (VFlowOpt; the search then needs no answers; with --target-ttft alone)."
+            help="Objective: accuracy, or information-flow, the similarity of the hidden state from which the answer "
+            "starts (VFlowOpt; needs no answers; only with --target-ttft)."
         ),
     ] = "accuracy",
-    repeats: Annotated[
-        int, typer.Option(min=1, help="Timed turns of a plan; twice as many where it is confirmed.")
-    ] = 5,
-    finalists: Annotated[int, typer.Option(min=1, help="The most plans to confirm, until one holds.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of draws, and of the division of questions.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns per plan; twice as many for confirmation.")] = 5,
+    finalists: Annotated[int, typer.Option(min=1, help="Maximum number of plans to confirm, until one holds.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search and of the split of questions.")] = 0,
     sides: Sides = "128,640",
     difficulty: Difficulty = 1.0,
     batch_size: BatchSize = 8,
@@ -100,17 +104,17 @@ def tune(
     dtype: Dtype = "auto",
     threads: Threads = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the result, its picture, the trials and the answers.")
+        Path, typer.Option("--output", "-o", help="Folder for the result, its plot, the trials and the answers.")
     ] = Path("tuned"),
     as_json: ResultAsJson = False,
 ) -> None:
-    """Search the best plan for a model: methods, budgets and layers, on your questions or on rendered ones.
+    """Search for the best plan for a model: methods, budgets and layers, on your questions or on rendered ones.
 
-    Half of the questions are searched on. What wins is asked the other half, which the search never saw, beside random
-    tokens and smaller images; intervals are of the paired bootstrap. A plan that is too dear is not asked, and one that
-    cannot win any more is stopped early.
+    Half of the questions are used for the search. The best plans are then evaluated on the other half, together with
+    random tokens and smaller images; intervals are from the paired bootstrap. A plan that exceeds the cost target is
+    not evaluated, and one that can no longer win is stopped early.
 
-    Ctrl-C, or a kill, loses at most the trial at work: the same command goes on in the same folder.
+    An interruption (Ctrl-C or a kill) loses at most the current trial: the same command resumes in the same folder.
     """
     from foveate import tune as benchmark
 
@@ -146,7 +150,7 @@ def tune(
     )
     with bar:
         shown = bar.add_task("", total=None, visible=False)
-        found = benchmark.run(
+        document = benchmark.run(
             settings,
             output,
             command=command_line(),
@@ -156,66 +160,66 @@ def tune(
             ),
         )
     pictures = []
-    if any("score" in one for one in found["trials"]):
+    if any("score" in trial for trial in document["trials"]):
         pictures.append(output / "tune.png")
-        benchmark.plot(found, pictures[0])
+        benchmark.plot(document, pictures[0])
     if as_json:
-        print_json(found)
+        print_json(document)
         return
-    _show(found)
+    _show(document)
     written = " and ".join(str(path) for path in (output / "tune.json", *pictures))
     console.print(f"written: {written}", markup=False)
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(document: dict[str, Any]) -> None:
     from foveate.tune import confirmed, front, verdict
 
-    console.print(_front(found, front(found["trials"])))
-    best = confirmed(found)
-    for one in found["confirmation"]:
-        console.print(_evidence(found, one))
-    for line in verdict(found):
+    console.print(_front(document, front(document["trials"])))
+    best = confirmed(document)
+    for finalist in document["confirmation"]:
+        console.print(_evidence(document, finalist))
+    for line in verdict(document):
         console.print(line, markup=False)
     if best is not None:
         console.print("\n[bold]plan[/bold]", end="  ")
         console.print(best["plan"], markup=False, soft_wrap=True)
-        model = found["settings"]["model"]
+        model = document["settings"]["model"]
         named = "" if model == "embedded" else f" --model {shlex.quote(model)}"
         line = f'foveate ask IMAGE "QUESTION"{named} --plan {_quoted(best["plan"])}'
         console.print(line, markup=False, soft_wrap=True)
 
 
 def _quoted(plan: str) -> str:
-    """In double quotes, which every shell takes, unless the plan has some."""
+    """Quote a plan for a shell, in double quotes unless the plan contains some."""
     return shlex.quote(plan) if '"' in plan or "$" in plan else f'"{plan}"'
 
 
-def _front(found: dict[str, Any], best: list[dict[str, Any]]) -> Table:
-    """The Pareto-best trials of the search."""
-    flow = found["settings"]["objective"] != "accuracy"
+def _front(document: dict[str, Any], best: list[dict[str, Any]]) -> Table:
+    """Table of the Pareto-optimal trials."""
+    flow = document["settings"]["objective"] != "accuracy"
     table = _table(
-        f"Pareto-best of {len(found['trials'])} trials, on {found['items']['search']} items of the search "
-        "(chosen by these numbers, so they flatter)",
+        f"Pareto-optimal among {len(document['trials'])} trials, on {document['items']['search']} items of the search "
+        "(selected by these numbers, so they are optimistic)",
         ("plan", "ttft", "flops", "flow" if flow else "relative", "95 %"),
     )
-    for one in best:
-        table.add_row(one["plan"], _time(one), f"{one['flops']:.2f}x", _score(one, flow), _interval(one))
+    for trial in best:
+        table.add_row(trial["plan"], _time(trial), f"{trial['flops']:.2f}x", _score(trial, flow), _interval(trial))
     return table
 
 
-def _evidence(found: dict[str, Any], one: dict[str, Any]) -> Table:
-    """What a finalist reached on new questions, beside its controls."""
-    held = "held" if one["met"] else "did not hold"
+def _evidence(document: dict[str, Any], finalist: dict[str, Any]) -> Table:
+    """Table of a finalist's result on new questions, with its controls."""
+    held = "held" if finalist["met"] else "did not hold"
     table = _table(
-        f"{one['plan']} {held} on {one['questions']} questions that the search had not seen",
+        f"{finalist['plan']} {held} on {finalist['questions']} new questions",
         ("plan", "tokens", "ttft", "flops", "accuracy", "relative", "95 %", "better by"),
     )
-    untouched = found["untouched"]["confirm"]
+    full_model = document["full_model"]["confirm"]
     table.add_row(
-        "untouched", f"{untouched['tokens_kept']:,.0f}", "1.00x", "1.00x", f"{untouched['accuracy']:.1%}", "100.0%"
+        "full model", f"{full_model['tokens_kept']:,.0f}", "1.00x", "1.00x", f"{full_model['accuracy']:.1%}", "100.0%"
     )
-    for row in (one, *(control for control in one["controls"] if "reason" not in control)):
-        by = "" if row is one else f"{100 * row['better_by']:+.1f}"
+    for row in (finalist, *(control for control in finalist["controls"] if "reason" not in control)):
+        by = "" if row is finalist else f"{100 * row['better_by']:+.1f}"
         table.add_row(
             row["plan"],
             f"{row['tokens_kept']:,.0f}" + (f" ({INERT})" if inert(row) else ""),
@@ -241,15 +245,15 @@ def _table(title: str, head: tuple[str, ...]) -> Table:
     )
 
 
-def _time(one: dict[str, Any]) -> str:
-    """The median of the turns."""
-    return "" if one["ttft"] is None else f"{one['ttft']['median']:.2f}x"
+def _time(row: dict[str, Any]) -> str:
+    """Format the median of the turns."""
+    return "" if row["ttft"] is None else f"{row['ttft']['median']:.2f}x"
 
 
-def _score(one: dict[str, Any], flow: bool) -> str:
-    return f"{one['score']:.4f}" if flow else f"{one['score']:.1%}"
+def _score(row: dict[str, Any], flow: bool) -> str:
+    return f"{row['score']:.4f}" if flow else f"{row['score']:.1%}"
 
 
-def _interval(one: dict[str, Any]) -> str:
-    ends = (one["low"], one["high"])
+def _interval(row: dict[str, Any]) -> str:
+    ends = (row["low"], row["high"])
     return "" if ends == (None, None) else "-".join("?" if end is None else f"{100 * end:.0f}" for end in ends)

@@ -1,14 +1,15 @@
-"""What a model costs, from its shapes alone: operations and cache of one image and one prompt, with or without a plan.
+"""Analytical cost of a model: FLOPs and KV cache of one image and one prompt, with or without a plan.
 
-Nothing is loaded and nothing runs. `shapes` reads a configuration, `views` says what becomes of an image, `schedule`
-how many visual tokens every layer reads, `cost` counts; `papers` holds published numbers beside those counted here.
+No model is loaded or run. `shapes` reads a configuration, `preprocessing` computes the patches and tokens of an image,
+`schedule` the number of visual tokens in every layer, `cost` counts; `papers` holds published numbers beside those
+counted here.
 """
 
 from foveate.cost.cost import DTYPES, Convention, Cost, cost
 from foveate.cost.models import RELEASED, Named, named
+from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, follow, tokens_per_layer
 from foveate.cost.shapes import Connector, Model, Text, Vision, shape_of
-from foveate.cost.views import View, view_of
 
 __all__ = [
     "DTYPES",
@@ -18,14 +19,14 @@ __all__ = [
     "Cost",
     "Model",
     "Named",
+    "ProcessedImage",
     "Run",
     "Text",
-    "View",
     "Vision",
     "cost",
     "follow",
     "named",
+    "processed_image",
     "shape_of",
     "tokens_per_layer",
-    "view_of",
 ]

@@ -1,4 +1,4 @@
-"""Operations and cache of one image and one prompt, by closed formulas.
+"""Closed-form FLOPs and KV cache of one image and one prompt.
 
 Counted are matrix products and attention, as `torch.utils.flop_counter` does (see `foveate.cost.flops`). What a
 method spends on choosing is not in it: for most it is far below a per cent, and `foveate bench speed` measures it.
@@ -22,7 +22,7 @@ DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 
 
 @dataclass(frozen=True)
 class Convention:
-    """What is counted, for papers differ. The defaults are what `torch.utils.flop_counter` sees.
+    """Which operations are counted, since papers differ. The defaults match `torch.utils.flop_counter`.
 
     Args:
         attention: Products of queries, keys and values in the decoder: "full", "causal" (only pairs that the mask
@@ -42,13 +42,13 @@ class Convention:
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations; a multiplication with its addition is two, so MACs are half of them.
+    """Floating-point operations; a multiply-accumulate counts as two, so MACs are half of them.
 
     Args:
         parts: Operations to the first token of the answer, by part.
         decode: Operations of the next token, with the prompt in the cache.
         cached: Numbers in the cache after the prompt, keys and values of all layers.
-        cached_image: Of these, numbers that stand for the image.
+        cached_image: Of these, numbers of image tokens.
     """
 
     parts: dict[str, int]
@@ -58,7 +58,7 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """Operations to the first token."""
+        """FLOPs to the first token."""
         return sum(self.parts.values())
 
     @property
@@ -68,7 +68,7 @@ class Cost:
 
 
 def cost(model: Model, run: Run, text: int, convention: Convention | None = None) -> Cost:
-    """The cost of one image and `text` tokens around it.
+    """Compute the cost of one image with `text` tokens around it.
 
     Args:
         model: Its shape; without an encoder that part is 0.
@@ -87,11 +87,13 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
     parts = {"encoder": 0, "connector": 0}
     fused = convention.attention == "none"
     if model.vision is not None and convention.encoder:
-        parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.view.grids)
+        parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.image.grids)
     if model.vision is not None and model.connector is not None and convention.connector:
-        joined = sum(_left(model.vision, grid) for grid in run.view.grids) // model.connector.merge
-        one = flops.connector(joined, model.connector.inputs, model.connector.hidden, model.connector.outputs)
-        parts["connector"] = model.connector.copies * one
+        joined = sum(_left(model.vision, grid) for grid in run.image.grids) // model.connector.merge
+        connector_flops = flops.connector(
+            joined, model.connector.inputs, model.connector.hidden, model.connector.outputs
+        )
+        parts["connector"] = model.connector.copies * connector_flops
     answered = {"last": 1, "all": lengths[-1], "none": 0}[convention.head]
     parts |= {
         "projections": sum(_projections(shape, length) for length in lengths),
@@ -104,7 +106,7 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
 
 
 def encoder(vision: Vision, grid: Grid, merges: Sequence[int] = (), *, attention: bool = True) -> int:
-    """Operations of an encoder on one sequence of rows x columns patches.
+    """FLOPs of an encoder on one sequence of rows x columns patches.
 
     Args:
         vision: Its shape.
@@ -137,7 +139,7 @@ def encoder(vision: Vision, grid: Grid, merges: Sequence[int] = (), *, attention
 
 
 def stage(kind: str, tokens: int, vision: Vision, *, attention: bool = True) -> int:
-    """Operations of a stage that turns `tokens` tokens into a quarter of them."""
+    """FLOPs of a stage that merges `tokens` tokens four to one."""
     if kind == "content-adaptive":
         return flops.content_adaptive_stage(tokens, vision.width)
     if kind == "average":
@@ -157,7 +159,7 @@ def windows(grid: Grid, side: int) -> list[int]:
 
 
 def decode(shape: Text, lengths: Sequence[int], convention: Convention | None = None) -> int:
-    """Operations of one token after prompts of `lengths` tokens in the layers."""
+    """FLOPs of one decoded token after prompts of `lengths` tokens in the layers."""
     convention = convention or Convention()
     total = shape.layers * (_projections(shape, 1) + _mlp(shape, 1, convention))
     if convention.attention != "none":
@@ -166,7 +168,7 @@ def decode(shape: Text, lengths: Sequence[int], convention: Convention | None = 
 
 
 def _left(vision: Vision, grid: Grid) -> int:
-    """Tokens of a sequence that leave the encoder, without [CLS]; merged ones are spread again before the connector."""
+    """Tokens of a sequence that leave the encoder without [CLS]; merged ones are unmerged before the connector."""
     return grid.size // 4 ** len(vision.stages)
 
 

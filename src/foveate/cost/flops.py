@@ -1,4 +1,4 @@
-"""Floating-point operations, counted while a model runs and by a closed formula.
+"""FLOPs of modules, by a counter while a model runs and in closed form.
 
 One multiplication with its addition is two operations. Both ways count matrix products and attention only, as
 `torch.utils.flop_counter` does: norms, activations, rotations and interpolations are a per cent or less.
@@ -14,17 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def linear(rows: int, inputs: int, outputs: int) -> int:
-    """A linear layer on `rows` tokens."""
+    """FLOPs of a linear layer on `rows` tokens."""
     return 2 * rows * inputs * outputs
 
 
 def attention(lengths: Iterable[int], width: int) -> int:
-    """Scores and weighted sum of full attention within segments of these lengths; `width` over all heads."""
+    """FLOPs of scores and weighted sum in full attention within segments of these lengths; `width` over all heads."""
     return sum(4 * length * length * width for length in lengths)
 
 
 def block(tokens: int, lengths: Iterable[int], width: int, hidden: int, *, gated: bool = False) -> int:
-    """A transformer block with as many key heads as query heads: four projections, attention, MLP."""
+    """FLOPs of a transformer block without grouped keys: four projections, attention, MLP."""
     return (
         linear(tokens, width, 4 * width)
         + attention(lengths, width)
@@ -33,17 +33,17 @@ def block(tokens: int, lengths: Iterable[int], width: int, hidden: int, *, gated
 
 
 def content_adaptive_stage(tokens: int, width: int) -> int:
-    """A content-adaptive stage on `tokens` tokens: W1a and W2 for each of them, W1b once a window."""
+    """FLOPs of a content-adaptive stage on `tokens` tokens: W1a and W2 per token, W1b per window."""
     return linear(tokens, width, 2 * width) + linear(tokens // 4, width, width)
 
 
 def connector(tokens: int, inputs: int, hidden: int, outputs: int) -> int:
-    """A two-layer connector on `tokens` tokens."""
+    """FLOPs of a two-layer connector on `tokens` tokens."""
     return linear(tokens, inputs, hidden) + linear(tokens, hidden, outputs)
 
 
 def prefill(tokens: int, config: Any) -> int:
-    """The prompt through a decoder such as Qwen2 and the logits of its last token.
+    """FLOPs of a prompt through a decoder such as Qwen2, with the logits of its last token.
 
     Attention is counted in full, as the counter does, although half of it is masked.
     """
@@ -74,7 +74,7 @@ _ATTENTION = {
 
 
 def count(run: Callable[[], object]) -> int:
-    """Operations of one run on PyTorch's own kernels, by `torch.utils.flop_counter`."""
+    """Count the FLOPs of one run on PyTorch's own kernels with `torch.utils.flop_counter`."""
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         run()
     return counter.get_total_flops()

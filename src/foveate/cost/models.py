@@ -1,4 +1,4 @@
-"""Released models by name: their configurations, written down so that nothing has to be downloaded.
+"""Configurations of released models, stored so that nothing has to be downloaded.
 
 Sizes are those of the `config.json` that the authors released on the Hub.
 """
@@ -66,7 +66,7 @@ _TILES_384 = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in
 
 @dataclass(frozen=True)
 class Named:
-    """A model that can be counted.
+    """A model whose cost can be computed.
 
     Args:
         name: As the user gave it.
@@ -80,7 +80,7 @@ class Named:
 
 
 def named(name: str | os.PathLike[str] | None) -> Named:
-    """A released model of `RELEASED`, or a folder or Hub id of which only the configuration is read.
+    """Return a released model of `RELEASED`, or read the configuration of a folder or Hub id.
 
     Args:
         name: None is the embedded model.

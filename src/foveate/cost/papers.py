@@ -1,4 +1,4 @@
-"""Published numbers, and what the formulas here give under the convention that comes nearest.
+"""Published costs of methods, compared with the closed forms under the closest convention.
 
 No constant is fitted. Where a paper leaves an input open, it is either set for all (`TEXT` tokens of text) or taken
 from one of the paper's own numbers, which then is said and which that number cannot confirm. Only the published
@@ -17,11 +17,11 @@ from foveate.core.tokens import Grid
 from foveate.cost import flops
 from foveate.cost.cost import Convention, Cost, cost, encoder
 from foveate.cost.models import RELEASED
+from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, tokens_per_layer
 from foveate.cost.shapes import Connector, Model, shape_of
-from foveate.cost.views import View, view_of
 
-#: Tokens of text where a paper does not say: LLaVA's system prompt and a question of a benchmark.
+#: Text tokens if a paper does not state them: LLaVA's system prompt and a question of a benchmark.
 TEXT = 64
 #: Other lengths that are tried.
 SPAN = (32, 128)
@@ -37,11 +37,11 @@ Unit = Literal["G", "T", "MB", "%", "x"]
 
 @dataclass(frozen=True)
 class Claim:
-    """A published number beside the one counted here.
+    """A published number and the number computed here.
 
     Args:
         paper: Name of the method.
-        source: Where the number stands.
+        source: Place of the number in the paper.
         what: What it is the cost of.
         published: As printed.
         ours: As counted.
@@ -65,41 +65,41 @@ class Claim:
 
     @property
     def apart(self) -> float:
-        """Ours less the published number: in points for per cent, else relative."""
+        """Computed minus published number: in points for per cent, else relative."""
         return (self.ours - self.published) / (100 if self.unit == "%" else self.published)
 
     @property
     def same(self) -> bool:
-        """Whether the two numbers are no more than `SAME` apart, and this is no input."""
+        """Whether the numbers differ by at most `SAME` and the claim is not an input."""
         return abs(self.apart) <= SAME and not self.input
 
     @property
     def difference(self) -> str:
-        """How far ours is from the published number."""
+        """Format the difference between computed and published number."""
         points = self.unit == "%"
         return f"{100 * self.apart:+.1f} {'points' if points else '%'}"
 
     def shown(self, value: float) -> str:
-        """A value with its unit, with as many decimals as papers print."""
+        """Format a value with its unit, with as many decimals as papers print."""
         decimals = {"G": 1 if value >= 100 else 2, "T": 2, "MB": 1 if value >= 10 else 2, "%": 1, "x": 1}[self.unit]
         return f"{value:,.{decimals}f}{'' if self.unit == 'x' else ' '}{self.unit}"
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the claim as plain JSON values."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["among"] = None if self.among is None else list(self.among)
         return {**fields, "apart": self.apart, "same": self.same}
 
 
 def claims() -> list[Claim]:
-    """All of them; a number stands once for each convention that was tried."""
+    """Return all claims; a number appears once for each convention that was tried."""
     return [*_fastv(), *_pyramiddrop(), *_uhd_v4(), *_mini(), *_visiondrop(), *_fourier(), *_hiprune(), *_cache()]
 
 
-def nearest(found: Sequence[Claim]) -> list[Claim]:
-    """Of every published number the line that comes nearest, inputs left out."""
+def nearest(computed: Sequence[Claim]) -> list[Claim]:
+    """Return the closest computed number for every published one, without inputs."""
     best: dict[tuple[str, str], Claim] = {}
-    for claim in found:
+    for claim in computed:
         key = (claim.paper, claim.what)
         if not claim.input and (key not in best or abs(claim.apart) < abs(best[key].apart)):
             best[key] = claim
@@ -109,15 +109,15 @@ def nearest(found: Sequence[Claim]) -> list[Claim]:
 # What all share
 
 
-def _model(name: str) -> tuple[Model, View]:
-    """A released model and its view of a square image of 672 px."""
+def _model(name: str) -> tuple[Model, ProcessedImage]:
+    """Return a released model and its processed square image of 672 px."""
     config = RELEASED[name]()
-    return shape_of(config), view_of(config, 672, 672)
+    return shape_of(config), processed_image(config, 672, 672)
 
 
-def _run(model: Model, view: View, kept: int | Sequence[int]) -> Run:
+def _run(model: Model, processed: ProcessedImage, kept: int | Sequence[int]) -> Run:
     kept = (kept,) * model.text.layers if isinstance(kept, int) else tuple(kept)
-    return Run(view, (0,) * (model.vision.blocks if model.vision else 0), kept)
+    return Run(processed, (0,) * (model.vision.blocks if model.vision else 0), kept)
 
 
 def _staged(counts: Sequence[int], layers: int) -> list[int]:
@@ -135,7 +135,7 @@ def _fewer(before: Cost, after: Cost) -> float:
 
 
 def _spanned(count: Callable[[int], float]) -> dict[str, Any]:
-    """Ours at `TEXT` tokens of text, and among those of `SPAN`."""
+    """Compute a number at `TEXT` tokens of text, and its range over `SPAN`."""
     low, high = sorted(count(text) for text in SPAN)
     return {"ours": count(TEXT), "among": (low, high)}
 
@@ -148,20 +148,20 @@ def _fastv() -> Iterator[Claim]:
         ("llava-1.5-13b", "13B", "K=2, R=50 %", 55.0, "abstract: 45 % fewer"),
         ("llava-1.5-7b", "7B", "K=3, R=50 %", 57.0, "repository"),
     ):
-        model, view = _model(name)
+        model, processed = _model(name)
         layer = int(kept[2])
-        plan = _planned(f"fastv:50%@{layer}", view.tokens, model.text.layers)
+        plan = _planned(f"fastv:50%@{layer}", processed.tokens, model.text.layers)
         formula = Convention(mlp=2, head="none", encoder=False, connector=False)
         for text, convention in (
             (FASTV_TEXT, f"4nd² + 2n²d + 2ndm a layer, n = 576 + {FASTV_TEXT} of the system prompt; K layers whole"),
             (0, "the same, image tokens alone"),
         ):
-            before = cost(model, _run(model, view, view.tokens), text, formula)
-            after = cost(model, _run(model, view, plan), text, formula)
+            before = cost(model, _run(model, processed, processed.tokens), text, formula)
+            after = cost(model, _run(model, processed, plan), text, formula)
             yield Claim(
                 "FastV",
                 f"arXiv 2403.06764, {source}",
-                f"LLaVA-1.5-{size}, {kept}: share of the FLOPs that is left",
+                f"LLaVA-1.5-{size}, {kept}: remaining share of the FLOPs",
                 published,
                 100 * after.total / before.total,
                 "%",
@@ -171,21 +171,23 @@ def _fastv() -> Iterator[Claim]:
 
 def _pyramiddrop() -> Iterator[Claim]:
     formula = Convention(head="none", encoder=False, connector=False)
-    how = "4nd² + 2n²d + 3ndm a layer (all three matrices of SwiGLU), which are MACs; image tokens alone"
-    model, view = _model("llava-1.5-7b")
+    convention = "4nd² + 2n²d + 3ndm a layer (all three matrices of SwiGLU), which are MACs; image tokens alone"
+    model, processed = _model("llava-1.5-7b")
     for stages, published in ((1, 3.82), (3, 2.13), (4, 1.78), (5, 1.38)):
         layers = [model.text.layers // stages * stage for stage in range(1, stages)]
         plan = f"pyramiddrop:50%@{','.join(map(str, layers))}"
-        kept = _planned(plan, view.tokens, model.text.layers) if layers else view.tokens
-        what = f"stages of half the tokens: {stages}" if layers else "untouched"
-        ours = cost(model, _run(model, view, kept), 0, formula).macs / 1e12
+        kept = _planned(plan, processed.tokens, model.text.layers) if layers else processed.tokens
+        what = f"stages of half the tokens: {stages}" if layers else "full model"
+        ours = cost(model, _run(model, processed, kept), 0, formula).macs / 1e12
         yield Claim("PyramidDrop", "arXiv 2410.17247, ablation of stages", f"LLaVA-1.5-7B, {what}", published, ours,
-                    "T", how)  # fmt: skip
-    model, view = _model("llava-next-7b")
-    before = cost(model, _run(model, view, 2880), 0, formula)
-    after = cost(model, _run(model, view, _planned("pyramiddrop:50%@8,16,24", 2880, model.text.layers)), 0, formula)
+                    "T", convention)  # fmt: skip
+    model, processed = _model("llava-next-7b")
+    before = cost(model, _run(model, processed, 2880), 0, formula)
+    after = cost(
+        model, _run(model, processed, _planned("pyramiddrop:50%@8,16,24", 2880, model.text.layers)), 0, formula
+    )
     yield Claim("PyramidDrop", "arXiv 2410.17247, abstract", "LLaVA-NeXT-7B, 2,880 tokens, four stages: fewer FLOPs",
-                55.0, _fewer(before, after), "%", how)  # fmt: skip
+                55.0, _fewer(before, after), "%", convention)  # fmt: skip
 
 
 def _uhd_v4() -> Iterator[Claim]:
@@ -195,42 +197,42 @@ def _uhd_v4() -> Iterator[Claim]:
     grid = Grid(70, 70)
     width, hidden, tokens = vision.width, vision.hidden, grid.size
     source = "arXiv 2605.08985, tables 4 and 5"
-    how = "MACs of 4,900 patches (980 px, patch 14); early compression after block 6 counted from 0"
+    convention = "MACs of 4,900 patches (980 px, patch 14); early compression after block 6 counted from 0"
 
     def after(block: int, kind: str = "early") -> int:
         return encoder(replace(vision, stages=((block, kind),)), grid) // 2
 
-    whole, pooled, early = encoder(plain, grid) // 2, after(6, "average"), after(6)
+    plain_flops, pooled, early = encoder(plain, grid) // 2, after(6, "average"), after(6)
     # The masked attention of all 4,900 tokens in place of windows of four.
     masked = (flops.attention([tokens], width) - flops.attention([4] * (tokens // 4), width)) // 2
     unshuffle = flops.linear(tokens // 4, 4 * width, 4 * width) + flops.linear(tokens // 4, 4 * width, width)
     fused = flops.linear(tokens // 4, 4 * width, 4 * hidden) + flops.linear(tokens // 4, 4 * hidden, width)
     projections = flops.linear(tokens, width, 4 * width) + flops.attention([tokens], width)
     rows: list[tuple[str, float, float, str]] = [
-        ("encoder without early compression", 3555.1, whole, how),
-        ("encoder of LLaVA-UHD v4", 1573.1, early + masked, f"{how}; windows as masked full attention"),
-        ("encoder of LLaVA-UHD v4", 1573.1, early, f"{how}; windows of 4 tokens, as they can be run"),
-        ("average pooling instead", 1368.7, pooled, how),
-        ("pixel-unshuffle MLP, over average pooling", 1401.2 - 1368.7, unshuffle // 2, how),
-        ("MLP of reused weights, over average pooling", 1490.2 - 1368.7, fused // 2, how),
+        ("encoder without early compression", 3555.1, plain_flops, convention),
+        ("encoder of LLaVA-UHD v4", 1573.1, early + masked, f"{convention}; windows as masked full attention"),
+        ("encoder of LLaVA-UHD v4", 1573.1, early, f"{convention}; windows of 4 tokens, as they can be run"),
+        ("average pooling instead", 1368.7, pooled, convention),
+        ("pixel-unshuffle MLP, over average pooling", 1401.2 - 1368.7, unshuffle // 2, convention),
+        ("MLP of reused weights, over average pooling", 1490.2 - 1368.7, fused // 2, convention),
         (
             "window attention, over that MLP alone",
             1573.1 - 1490.2,
             projections // 2,
-            f"{how}; as masked full attention",
+            f"{convention}; as masked full attention",
         ),
     ]
     for block, published in ((3, 1245.1), (9, 1901.1), (15, 2557.0)):
         rows.append((f"compression after layer k = {block}", published, after(block) + masked,
-                     f"{how}; windows as masked full attention"))  # fmt: skip
-    for what, published, ours, convention in rows:
-        yield Claim("LLaVA-UHD v4", source, what, published, ours / 1e9, "G", convention)
-    share = 100 * (1 - (early + masked) / whole)
-    yield Claim("LLaVA-UHD v4", source, "fewer FLOPs in the encoder", 55.75, share, "%", how)
+                     f"{convention}; windows as masked full attention"))  # fmt: skip
+    for what, published, ours, how_counted in rows:
+        yield Claim("LLaVA-UHD v4", source, what, published, ours / 1e9, "G", how_counted)
+    share = 100 * (1 - (early + masked) / plain_flops)
+    yield Claim("LLaVA-UHD v4", source, "fewer FLOPs in the encoder", 55.75, share, "%", convention)
 
 
 def scores_left_over() -> float:
-    """Operations a score of attention that LLaVA-UHD v4's 3555.1 G have more than the matrix products."""
+    """FLOPs per attention score by which LLaVA-UHD v4's 3555.1 G exceed the matrix products."""
     claim = next(claim for claim in _uhd_v4() if claim.published == 3555.1)
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
     assert vision is not None
@@ -239,32 +241,32 @@ def scores_left_over() -> float:
 
 
 def slice_saving() -> float:
-    """What early compression saves in the encoder on a slice of 448 px, in per cent."""
+    """Percentage of encoder FLOPs that early compression saves on a slice of 448 px."""
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
     assert vision is not None
-    before, after = (encoder(one, Grid(32, 32)) for one in (replace(vision, stages=()), vision))
+    before, after = (encoder(encoder_shape, Grid(32, 32)) for encoder_shape in (replace(vision, stages=()), vision))
     return 100 * (1 - after / before)
 
 
 def _mini() -> Iterator[Claim]:
-    """LLaVA-Mini: all its numbers follow from the length of the text, which one of them gives."""
-    model, view = _model("llava-1.5-7b")
-    seen = Convention(attention="none", head="all")
+    """Claims of LLaVA-Mini, which all follow from a text length that one of them gives."""
+    model, processed = _model("llava-1.5-7b")
+    counted = Convention(attention="none", head="all")
     source = "arXiv 2501.03895, appendix"
 
     def total(visual: int, text: int, fusion: int = 0, projected: int = 576) -> int:
-        """`visual` tokens in the language model after `fusion` layers more on all 576 of the image."""
-        run = _run(model, view, visual)
-        parts = cost(model, run, text, seen).parts
-        one = cost(model, _run(model, view, view.tokens + visual), text, seen).parts
-        layer = (one["projections"] + one["mlp"]) // model.text.layers
+        """FLOPs with `visual` tokens in the language model after `fusion` more layers on all 576 image tokens."""
+        run = _run(model, processed, visual)
+        parts = cost(model, run, text, counted).parts
+        layer_parts = cost(model, _run(model, processed, processed.tokens + visual), text, counted).parts
+        layer = (layer_parts["projections"] + layer_parts["mlp"]) // model.text.layers
         connector: Connector = model.connector  # ty: ignore[invalid-assignment]
         projector = flops.connector(projected, connector.inputs, connector.hidden, connector.outputs)
         return sum(parts.values()) - parts["connector"] + projector + fusion * layer
 
     empty, slope = total(1, 0, projected=1), total(1, 1, projected=1) - total(1, 0, projected=1)
     text = round((0.96e12 - empty) / slope)
-    how = (
+    convention = (
         f"FLOPs of linear layers, encoder and output layer at all positions; no attention products; {text} tokens of "
         "text, from the row of 0.96 T"
     )
@@ -277,22 +279,22 @@ def _mini() -> Iterator[Claim]:
     for layers, published in ((1, 1.21), (2, 1.46), (3, 1.81), (4, 1.96)):
         what = f"1 token, pre-fusion of {layers} layer{'s' if layers > 1 else ''}"
         rows.append((what, published, total(1, text, layers), False))
-    for what, published, ours, given in rows:
-        yield Claim("LLaVA-Mini", source, what, published, ours / 1e12, "T", how, input=given)
+    for what, published, ours, is_input in rows:
+        yield Claim("LLaVA-Mini", source, what, published, ours / 1e12, "T", convention, input=is_input)
     for queries, published in ((1, 2.42), (4, 2.44)):
         width = 1024
         ours = flops.linear(576, width, 2 * width) + flops.linear(queries, width, 2 * width) + 4 * queries * 576 * width
         yield Claim("LLaVA-Mini", source, f"compression by {queries} {'queries' if queries > 1 else 'query'}",
                     published, ours / 1e9, "G", "FLOPs of a cross-attention on 576 tokens of width 1,024")  # fmt: skip
     fewer = 100 * (1 - total(1, text, 4) / total(576, text))
-    yield Claim("LLaVA-Mini", "arXiv 2501.03895, abstract", "fewer FLOPs than LLaVA-1.5", 77.0, fewer, "%", how)
+    yield Claim("LLaVA-Mini", "arXiv 2501.03895, abstract", "fewer FLOPs than LLaVA-1.5", 77.0, fewer, "%", convention)
     full = Convention(head="all")
 
     def with_attention(length: int) -> float:
-        before = cost(model, _run(model, view, 576), length, full)
-        parts = cost(model, _run(model, view, 577), length, full).parts
+        before = cost(model, _run(model, processed, 576), length, full)
+        parts = cost(model, _run(model, processed, 577), length, full).parts
         layer = (parts["projections"] + parts["attention"] + parts["mlp"]) // model.text.layers
-        return 100 * (1 - (cost(model, _run(model, view, 1), length, full).total + 4 * layer) / before.total)
+        return 100 * (1 - (cost(model, _run(model, processed, 1), length, full).total + 4 * layer) / before.total)
 
     yield Claim("LLaVA-Mini", "arXiv 2501.03895, abstract", "fewer FLOPs than LLaVA-1.5", 77.0, unit="%",
                 convention=f"attention products too; {TEXT} tokens of text", **_spanned(with_attention))  # fmt: skip
@@ -300,50 +302,54 @@ def _mini() -> Iterator[Claim]:
 
 def _visiondrop() -> Iterator[Claim]:
     source = "arXiv 2506.22283, efficiency"
-    seen = Convention(head="all")
-    model, view = _model("llava-1.5-7b")
+    counted = Convention(head="all")
+    model, processed = _model("llava-1.5-7b")
     wide, tiles = _model("llava-next-7b")
     newlines = tiles.tokens - 2880
 
     def total(tokens: int | Sequence[int], text: int) -> int:
-        return cost(model, _run(model, view, tokens), text, seen).total
+        return cost(model, _run(model, processed, tokens), text, counted).total
 
     text = min(range(1024), key=lambda length: abs(total(576, length) - 9.06e12))
-    how = f"FLOPs with encoder and output layer at all positions; {text} tokens of text, from the row of 9.06 T"
+    convention = f"FLOPs with encoder and output layer at all positions; {text} tokens of text, from the row of 9.06 T"
     few = _staged([2 * count for count in VISIONDROP], model.text.layers)
     many = [5 * count for count in _staged([2 * count for count in VISIONDROP], wide.text.layers)]
-    before = cost(wide, _run(wide, tiles, tiles.tokens), text, seen).total
-    bare = cost(wide, _run(wide, tiles, many), text, seen).total
-    lined = cost(wide, _run(wide, tiles, [count + newlines for count in many]), text, seen).total
-    yield Claim("VisionDrop", source, "LLaVA-1.5-7B, 576 tokens", 9.06, total(576, text) / 1e12, "T", how, input=True)
-    yield Claim("VisionDrop", source, "LLaVA-1.5-7B, 64 tokens on average", 2.11, total(few, text) / 1e12, "T", how)
+    before = cost(wide, _run(wide, tiles, tiles.tokens), text, counted).total
+    bare = cost(wide, _run(wide, tiles, many), text, counted).total
+    lined = cost(wide, _run(wide, tiles, [count + newlines for count in many]), text, counted).total
+    yield Claim(
+        "VisionDrop", source, "LLaVA-1.5-7B, 576 tokens", 9.06, total(576, text) / 1e12, "T", convention, input=True
+    )
+    yield Claim(
+        "VisionDrop", source, "LLaVA-1.5-7B, 64 tokens on average", 2.11, total(few, text) / 1e12, "T", convention
+    )
     yield Claim("VisionDrop", source, "LLaVA-NeXT-7B, 2,880 tokens", 46.25, before / 1e12, "T",
-                f"{how}; five tiles and {newlines} newline tokens")  # fmt: skip
-    for ours, convention in (
-        (lined, f"{how}; the {newlines} newline tokens stay"),
-        (bare, f"{how}; the newline tokens go"),
+                f"{convention}; five tiles and {newlines} newline tokens")  # fmt: skip
+    for ours, newline_convention in (
+        (lined, f"{convention}; the {newlines} newline tokens stay"),
+        (bare, f"{convention}; the newline tokens go"),
     ):
-        yield Claim("VisionDrop", source, "LLaVA-NeXT-7B, 320 tokens on average", 7.70, ours / 1e12, "T", convention,
-                    open=True)  # fmt: skip
+        yield Claim("VisionDrop", source, "LLaVA-NeXT-7B, 320 tokens on average", 7.70, ours / 1e12, "T",
+                    newline_convention, open=True)  # fmt: skip
         yield Claim("VisionDrop", "arXiv 2506.22283, abstract", "LLaVA-NeXT-7B: times fewer FLOPs", 6.0, before / ours,
-                    "x", convention, open=True)  # fmt: skip
+                    "x", newline_convention, open=True)  # fmt: skip
 
 
 def _fourier() -> Iterator[Claim]:
-    model, view = _model("llava-1.5-7b")
-    yield from _reduced(model, view, 576, 36, "Fourier-VLM", "arXiv 2508.06038, abstract",
+    model, processed = _model("llava-1.5-7b")
+    yield from _reduced(model, processed, 576, 36, "Fourier-VLM", "arXiv 2508.06038, abstract",
                         "LLaVA-1.5-7B, 576 to 36 tokens: fewer FLOPs", 83.8)  # fmt: skip
 
 
 def _hiprune() -> Iterator[Claim]:
-    model, view = _model("llava-1.5-7b")
-    yield from _reduced(model, view, 576, 192, "HiPrune", "arXiv 2508.00553, later version",
+    model, processed = _model("llava-1.5-7b")
+    yield from _reduced(model, processed, 576, 192, "HiPrune", "arXiv 2508.00553, later version",
                         "LLaVA-1.5-7B, 576 to 192 tokens: fewer FLOPs", 58.7)  # fmt: skip
-    model, view = _model("llava-next-7b")
+    model, processed = _model("llava-next-7b")
     alone = Convention(encoder=False, connector=False)
 
     def times(text: int, convention: Convention) -> float:
-        before, after = (cost(model, _run(model, view, tokens), text, convention) for tokens in (2880, 320))
+        before, after = (cost(model, _run(model, processed, tokens), text, convention) for tokens in (2880, 320))
         return before.total / after.total
 
     what, source = "LLaVA-NeXT-7B, 2,880 to 320 tokens: times fewer FLOPs", "arXiv 2508.00553, abstract: up to 9x"
@@ -354,9 +360,9 @@ def _hiprune() -> Iterator[Claim]:
 
 
 def _reduced(
-    model: Model, view: View, many: int, few: int, paper: str, source: str, what: str, published: float
+    model: Model, processed: ProcessedImage, many: int, few: int, paper: str, source: str, what: str, published: float
 ) -> Iterator[Claim]:
-    """A reduction whose convention a paper leaves open, under four of them."""
+    """Claims about a reduction whose convention a paper leaves open, under four conventions."""
     alone = Convention(encoder=False, connector=False)
     for convention, length, words in (
         (alone, None, "language model; {} tokens of text"),
@@ -366,27 +372,29 @@ def _reduced(
     ):
 
         def fewer(text: int, convention: Convention = convention) -> float:
-            return _fewer(*(cost(model, _run(model, view, tokens), text, convention) for tokens in (many, few)))
+            return _fewer(*(cost(model, _run(model, processed, tokens), text, convention) for tokens in (many, few)))
 
         numbers = {"ours": fewer(length)} if length is not None else _spanned(fewer)
         yield Claim(paper, source, what, published, unit="%", convention=words.format(TEXT), open=True, **numbers)
 
 
 def _cache() -> Iterator[Claim]:
-    model, view = _model("llava-1.5-7b")
+    model, processed = _model("llava-1.5-7b")
     half = "keys and values of all layers in half precision, 10^6 bytes"
     for tokens, published in ((576, 360.0), (1, 0.6)):
-        ours = 2 * cost(model, _run(model, view, tokens), TEXT).cached_image / 1e6
+        ours = 2 * cost(model, _run(model, processed, tokens), TEXT).cached_image / 1e6
         yield Claim("LLaVA-Mini", "repository", f"memory of an image of {tokens} token{'s' if tokens > 1 else ''}",
                     published, ours, "MB", half)  # fmt: skip
-    model, view = _model("llava-onevision-7b")
+    model, processed = _model("llava-onevision-7b")
     # Released setting of 10 %: shares that leave the encoder, stay after 9 layers, and after 18.
     leave, first, second = 0.1166, 1.0, 0.6011
     shares = [leave * (first if layer >= 9 else 1) * (second if layer >= 18 else 1) for layer in range(28)]
-    kept = [round(share * view.tokens) for share in shares]
+    kept = [round(share * processed.tokens) for share in shares]
 
     def fewer(text: int) -> float:
-        before, after = (cost(model, _run(model, view, tokens), text).cached for tokens in (view.tokens, kept))
+        before, after = (
+            cost(model, _run(model, processed, tokens), text).cached for tokens in (processed.tokens, kept)
+        )
         return 100 * (1 - after / before)
 
     yield Claim("VFlowOpt", "arXiv 2508.05211, abstract", "LLaVA-OneVision-7B, 10 % of the tokens: smaller cache",

@@ -1,4 +1,4 @@
-"""How many visual tokens every layer of the decoder reads under a plan.
+"""Number of visual tokens in every layer of the decoder under a plan.
 
     fastv:50%@2                  all in layers 0 and 1, half of them from layer 2 on
     pyramiddrop:50%@8,16,24      halved before layers 8, 16 and 24
@@ -20,27 +20,27 @@ from foveate.core.in_decoder import DecoderMethod
 from foveate.core.in_encoder import EncoderMethod
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Grid
+from foveate.cost.preprocessing import ProcessedImage
 from foveate.cost.shapes import Model, Vision
-from foveate.cost.views import View
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a plan makes of an image.
+    """Token counts of an image under a plan.
 
     Args:
-        view: The image as the encoder gets it; smaller than before where the plan reduces it.
+        image: The image as the encoder gets it; smaller than before where the plan reduces it.
         merges: Tokens that are merged away between attention and MLP of every block of the encoder.
         kept: Visual tokens that every layer of the decoder reads.
     """
 
-    view: View
+    image: ProcessedImage
     merges: tuple[int, ...]
     kept: tuple[int, ...]
 
 
 def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[int, ...]:
-    """Visual tokens that each layer reads.
+    """Count the visual tokens in each layer.
 
     Args:
         steps: Steps before the decoder, whose budgets come first, and steps in it.
@@ -48,7 +48,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
         layers: Layers of the decoder.
 
     Raises:
-        FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or stands after a
+        FoveateError: a step leaves its number to the method, acts at layers that the decoder lacks, or comes after a
             step that acts later.
     """
     at: dict[int, list[tuple[DecoderMethod, Step]]] = {}
@@ -73,7 +73,7 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
             tokens = step.count(tokens) or tokens
             continue
         if isinstance(method, AttentionMethod):
-            continue  # changes who sees whom; every token goes on
+            continue  # changes the attention mask; keeps every token
         acts = step.layers or method.layers(layers)
         if list(acts) != sorted(set(acts)) or acts[0] < latest:
             raise FoveateError(
@@ -98,13 +98,13 @@ def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[i
     return tuple(kept)
 
 
-def follow(plan: Plan | None, model: Model, view: View) -> Run:
-    """What a plan makes of an image in a model.
+def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
+    """Apply a plan to the token counts of an image in a model.
 
     Args:
-        plan: None is the untouched model.
+        plan: None is the full model.
         model: Its shape.
-        view: The image.
+        processed: The image.
 
     Raises:
         FoveateError: the plan cannot be followed in such a model, or its numbers do not follow from sizes.
@@ -114,38 +114,38 @@ def follow(plan: Plan | None, model: Model, view: View) -> Run:
 
     none = (0,) * (model.vision.blocks if model.vision else 0)
     if plan is None:
-        return Run(view, none, (view.tokens,) * model.text.layers)
+        return Run(processed, none, (processed.tokens,) * model.text.layers)
     before = plan.early_steps
-    family = next((one for one in families().values() if model.kind in one.model_types), None)
+    family = next((candidate for candidate in families().values() if model.kind in candidate.model_types), None)
     if before and family is not None:
         check_sites(Plan(before), family)
     first, steps, merges = plan.steps[0], plan.steps, none
     method = first.method
     if isinstance(method, ImageMethod):
-        view, steps = _reduced(view, first, method), steps[1:]
+        processed, steps = _reduced(processed, first, method), steps[1:]
     elif isinstance(method, EncoderMethod):
-        if model.vision is None or len(view.grids) != 1:
+        if model.vision is None or len(processed.grids) != 1:
             raise FoveateError(
                 Refusal(
                     "needs-one-raster",
                     f"{method.name} is counted in models whose encoder has one sequence an image",
                 )
             )
-        merges, steps = _merges(model.vision, view.grids[0], first, method), steps[1:]
-        view = View(view.grids, view.tokens - sum(merges))
-    return Run(view, merges, tokens_per_layer(steps, view.tokens, model.text.layers))
+        merges, steps = _merges(model.vision, processed.grids[0], first, method), steps[1:]
+        processed = ProcessedImage(processed.grids, processed.tokens - sum(merges))
+    return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers))
 
 
-def _reduced(view: View, step: Step, method: ImageMethod) -> View:
-    """A smaller image; what its raster has more than the budget is left out."""
-    if view.raster is None:
+def _reduced(processed: ProcessedImage, step: Step, method: ImageMethod) -> ProcessedImage:
+    """Shrink the image to the budget; tokens beyond the budget are dropped."""
+    if processed.raster is None:
         raise FoveateError(
             Refusal("needs-one-raster", f"{method.name} is counted where one sequence makes all tokens of an image")
         )
-    count = step.count(view.tokens) or view.tokens
-    small = method.reduced_grid(view.raster, count)
-    side = view.grids[0].rows // view.raster.rows
-    return View((Grid(small.rows * side, small.columns * side),), count)
+    count = step.count(processed.tokens) or processed.tokens
+    small = method.reduced_grid(processed.raster, count)
+    side = processed.grids[0].rows // processed.raster.rows
+    return ProcessedImage((Grid(small.rows * side, small.columns * side),), count)
 
 
 def _merges(vision: Vision, grid: Grid, step: Step, method: EncoderMethod) -> tuple[int, ...]:

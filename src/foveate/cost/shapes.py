@@ -1,4 +1,4 @@
-"""The sizes of a model that its cost depends on, read from its configuration."""
+"""Model dimensions that determine cost, read from a configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 @dataclass(frozen=True)
 class Vision:
-    """A vision transformer.
+    """Dimensions of a vision transformer.
 
     Args:
         width: Of a token.
@@ -51,7 +51,7 @@ class Vision:
 
 @dataclass(frozen=True)
 class Connector:
-    """Two linear layers that turn `merge` tokens of the encoder into one of the language model.
+    """Two-layer connector that maps `merge` encoder tokens to one token of the language model.
 
     Args:
         merge: Encoder tokens that are joined.
@@ -70,7 +70,7 @@ class Connector:
 
 @dataclass(frozen=True)
 class Text:
-    """A decoder.
+    """Dimensions of a decoder.
 
     Args:
         width: Of a token.
@@ -95,13 +95,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Model:
-    """A vision-language model.
+    """Dimensions of a vision-language model.
 
     Args:
         kind: `model_type` of its configuration.
         text: Its decoder.
         vision: Its encoder; None where foveate has no formula for it.
-        connector: What stands between; None where there is no encoder.
+        connector: Connector; None without encoder.
     """
 
     kind: str
@@ -111,9 +111,9 @@ class Model:
 
 
 def shape_of(config: Any) -> Model:
-    """The shape of a model, from its `transformers` configuration.
+    """Read the dimensions of a model from its `transformers` configuration.
 
-    An encoder of a family without a formula is left out: then only the language model can be counted.
+    An encoder of a family without a formula is omitted, so that only the language model can be counted.
 
     Raises:
         FoveateError: the decoder is not one whose every layer attends and has one MLP.
@@ -125,7 +125,7 @@ def shape_of(config: Any) -> Model:
 
 
 def families() -> tuple[str, ...]:
-    """Model types whose encoder has a formula."""
+    """List the model types whose encoder has a closed form."""
     return tuple(sorted(_ENCODERS))
 
 
@@ -149,7 +149,7 @@ def _text(config: Any) -> Text:
 
 
 def _llava(config: Any, text: Text) -> tuple[Vision, Connector]:
-    """CLIP or SigLIP and a two-layer connector on every patch; LLaVA-NeXT and LLaVA-OneVision too."""
+    """LLaVA, LLaVA-NeXT, LLaVA-OneVision: CLIP or SigLIP with a two-layer connector on every patch."""
     vision = config.vision_config
     if vision.model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise FoveateError(
@@ -214,7 +214,7 @@ def _qwen3(config: Any, text: Text) -> tuple[Vision, Connector]:
 
 
 def _clip_values(vision: Any) -> int:
-    """Qwen's patches hold two frames; an image is shown twice."""
+    """Values per patch in Qwen's encoders: two frames, since an image is repeated as a pair."""
     return vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
 
@@ -250,7 +250,7 @@ def _uhd(config: Any, text: Text) -> tuple[Vision, Connector]:
 
 
 def _minicpm(config: Any, text: Text) -> tuple[Vision, Connector]:
-    """LLaVA-UHD v4's encoder: one early compressor, and a connector that joins another 2 x 2."""
+    """LLaVA-UHD v4's encoder: one early compressor, and a connector that merges 2 x 2 once more."""
     vision = config.vision_config
     if config.merger_times != 1 or config.downsample_mode != "16x":
         raise FoveateError("of 'minicpmv4_6' models those with one merger and 16-fold compression are counted.")

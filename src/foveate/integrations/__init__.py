@@ -1,1 +1,1 @@
-"""What connects foveate to engines and harnesses of others."""
+"""Integrations with inference engines and evaluation harnesses."""

@@ -1,4 +1,4 @@
-"""One static page from result files: tables that sort, plots with the Pareto front, a page for every method.
+"""Static report of result files: sortable tables, plots with the Pareto front, a page for every method.
 
     foveate report results/*.json -o report
 
@@ -6,6 +6,6 @@ Everything stands in the folder: no script, style or font comes from elsewhere, 
 """
 
 from foveate.report.building import build
-from foveate.report.reading import Results, Source, read
+from foveate.report.results import Results, Source, read
 
 __all__ = ["Results", "Source", "build", "read"]

@@ -1,4 +1,4 @@
-"""A report as files: everything is made before the first page is replaced."""
+"""Report files, which are all rendered before the first page is replaced."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from foveate.core.errors import FoveateError
 from foveate.report.charts import time_charts, tokens_charts, unique
-from foveate.report.drawing import png
 from foveate.report.grouping import entries
 from foveate.report.html import GENERATOR
+from foveate.report.images import Album, Gallery, plan_of, write
 from foveate.report.pages import PICTURES, PLOTS, Report
-from foveate.report.pictures import Album, Gallery, plan_of, write
-from foveate.report.reading import read
+from foveate.report.rendering import png
+from foveate.report.results import read
 
 TITLE = "Reading fewer visual tokens: what every method costs and keeps"
 
@@ -28,26 +28,26 @@ def build(
     redraw: bool = False,
     report: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any]:
-    """Make a report from result files.
+    """Build a report from result files.
 
     Nothing is written before all files have been read. Pictures are kept between runs; pages and plots are written
-    beside and then moved, the page over everything last.
+    in a temporary folder and then moved, the overview last.
 
     Args:
         paths: Files of `foveate bench accuracy`, `speed`, `joint`, and of the earlier `bench selection`.
         folder: Of the report; it is made if need be.
         title: Of the page.
-        pictures: Whether methods have pictures of what they keep.
+        pictures: Whether to draw the tokens that methods keep.
         pictures_models: Folders or Hub ids of models that make them, or "embedded", which is the default; a method is
             shown on the first of them that can follow it.
-        redraw: Make all pictures anew.
+        redraw: Redraw all images.
         report: Called with a line about everything begun.
 
     Returns:
         What was made: `page`, `pages`, `plots`, `pictures` (drawn, found, impossible) and `rows` by kind.
 
     Raises:
-        FoveateError: a file cannot be reported, the folder is somebody else's, or matplotlib is missing.
+        FoveateError: a file cannot be reported, the folder holds other files, or matplotlib is missing.
     """
     results = read(paths)
     _check_folder(folder)
@@ -82,7 +82,7 @@ def build(
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse to write over what is no report."""
+    """Raise FoveateError instead of overwriting a folder that holds no report."""
     if folder.exists() and not folder.is_dir():
         raise FoveateError(f"{folder} is a file; a report is a folder.")
     page = folder / "index.html"

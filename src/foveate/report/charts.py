@@ -1,4 +1,4 @@
-"""Scatter plots as plain values, which a page draws as SVG and matplotlib as PNG, in the same geometry."""
+"""Scatter plots as plain values, drawn as SVG on pages and as PNG by matplotlib in the same geometry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from foveate.report.grouping import Group, group_of
-from foveate.report.reading import ALL, UNTOUCHED, Results
+from foveate.report.results import ALL, FULL_MODEL, Results
 
 #: Size of a plot and of its margins (left, top, right, bottom), in units; a unit is a point of the PNG.
 WIDTH, HEIGHT, MARGINS = 420, 330, (46, 12, 14, 42)
@@ -22,7 +22,7 @@ LONGEST_LABEL = 30
 
 @dataclass(frozen=True)
 class Point:
-    """One plan.
+    """Accuracy and cost of one plan.
 
     Args:
         plan: As text.
@@ -33,7 +33,7 @@ class Point:
         y: Accuracy, 0 to 1.
         low: Lower end of its interval.
         high: Upper end.
-        said: The point in words.
+        description: Text for tooltips and screen readers.
     """
 
     plan: str
@@ -44,12 +44,12 @@ class Point:
     y: float
     low: float
     high: float
-    said: str
+    description: str
 
 
 @dataclass(frozen=True)
 class Label:
-    """A plan's name beside its mark: its middle line's start and its anchor point, in units from the upper left."""
+    """Name of a plan next to its marker: start and anchor of its middle line, in units from the upper left."""
 
     text: str
     x: float
@@ -58,7 +58,7 @@ class Label:
 
     @property
     def far(self) -> bool:
-        """Whether a line should lead to it."""
+        """Whether the label needs a leader line."""
         left, right = self.x, self.x + LETTER_WIDTH * len(self.text)
         across = max(left - self.mark[0], self.mark[0] - right, 0)
         return math.hypot(across, self.y - self.mark[1]) > 17
@@ -66,12 +66,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Chart:
-    """Accuracy of plans of one model against what they take.
+    """Accuracy of one model's plans against their cost.
 
     Args:
         name: Of its file.
         model: It is about.
-        title: What stands above it.
+        title: Title above the chart.
         x_label: Below it.
         points: In any order.
         seconds: Whether x is a time.
@@ -87,28 +87,28 @@ class Chart:
     _y: tuple[float, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Limits of the axes: all points with some room."""
+        """Compute axis limits with some margin around all points."""
         low, high = (pick(point.x for point in self.points) for pick in (min, max))
         pad = max((high / low) ** 0.07, 1.04) if self.log else 1.0
-        room = 0 if self.log else 0.07 * (high - low) or 0.5 * high or 1
-        object.__setattr__(self, "_x", (low / pad - room, high * pad + room))
+        margin = 0 if self.log else 0.07 * (high - low) or 0.5 * high or 1
+        object.__setattr__(self, "_x", (low / pad - margin, high * pad + margin))
         bottom, top = (pick(point.y for point in self.points) for pick in (min, max))
-        room = max(0.08 * (top - bottom), 0.01)
-        object.__setattr__(self, "_y", (max(bottom - room, -0.02), min(top + 1.6 * room, 1.05)))
+        margin = max(0.08 * (top - bottom), 0.01)
+        object.__setattr__(self, "_y", (max(bottom - margin, -0.02), min(top + 1.6 * margin, 1.05)))
 
     @property
     def log(self) -> bool:
-        """Whether x is logarithmic: where it spans more than a factor of two."""
+        """Whether x is logarithmic, which it is if it spans more than a factor of two."""
         xs = [point.x for point in self.points]
         return min(xs) > 0 and max(xs) > 2 * min(xs)
 
     @property
     def limits(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Of x and of y."""
+        """Limits of x and of y."""
         return self._x, self._y
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Units from the upper left corner."""
+        """Convert a point to units from the upper left corner."""
         (low, high), (bottom, top) = self.limits
         across = math.log(x / low) / math.log(high / low) if self.log else (x - low) / (high - low)
         left, above, right, below = MARGINS
@@ -119,30 +119,30 @@ class Chart:
 
     @property
     def x_ticks(self) -> list[float]:
-        """Where the axis of x is marked."""
+        """Tick values of the x axis."""
         low, high = self.limits[0]
         return _log_ticks(low, high) if self.log else _ticks(low, high)
 
     @property
     def y_ticks(self) -> list[float]:
-        """Where the axis of y is marked."""
+        """Tick values of the y axis."""
         low, high = self.limits[1]
         return [tick for tick in _ticks(low, high) if -1e-9 <= tick <= 1 + 1e-9]
 
     def x_text(self, value: float) -> str:
-        """A value of x as it is written at a tick."""
+        """Format an x value for a tick."""
         if self.seconds and self.limits[0][1] < 1:
             return f"{1000 * value:,.4g}"
         return f"{value:,.4g}"
 
     @property
     def front(self) -> list[Point]:
-        """Plans that no other plan beats: none takes as little and is more right. From the cheapest on."""
+        """Plans that no other plan dominates, from the cheapest on."""
         return front(self.points)
 
     @property
     def labels(self) -> list[Label]:
-        """Names of the plans on the front, placed so that they cover as little as possible."""
+        """Names of the plans on the front, placed with little overlap."""
         marks = [self.place(point.x, point.y) for point in self.points]
         corners = [self.place(point.x, point.y) for point in self.front]
         steps = [*zip(corners, [(b[0], a[1]) for a, b in pairwise(corners)], strict=False)]
@@ -150,7 +150,7 @@ class Chart:
         placed: list[tuple[float, float, float, float]] = []
         labels = []
         for point in self.front:
-            equal = sum((one.x, one.y) == (point.x, point.y) for one in self.points) - 1
+            equal = sum((other.x, other.y) == (point.x, point.y) for other in self.points) - 1
             text = point.plan if len(point.plan) <= LONGEST_LABEL else point.plan[: LONGEST_LABEL - 1] + "…"
             text += f" and {equal} equal" if equal else ""
             mark = self.place(point.x, point.y)
@@ -161,7 +161,7 @@ class Chart:
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """The Pareto front: less x is better, more y is better. From the least x on; of equal points the first by name."""
+    """Return the Pareto front, where less x and more y are better, by increasing x; ties go to the first name."""
     kept: list[Point] = []
     for point in sorted(points, key=lambda point: (point.x, -point.y, point.plan)):
         if not kept or point.y > kept[-1].y:
@@ -170,7 +170,7 @@ def front(points: Iterable[Point]) -> list[Point]:
 
 
 def tokens_charts(results: Results) -> list[Chart]:
-    """Accuracy against the tokens that the language model reads, one chart a model."""
+    """Plot accuracy against the tokens in the language model, one chart per model."""
     charts = []
     for model, rows in _by_model(results).items():
         points = tuple(_point(row, row["tokens_kept"], f"{count(row['tokens_kept'])} tokens") for row in rows)
@@ -182,20 +182,20 @@ def tokens_charts(results: Results) -> list[Chart]:
 
 
 def time_charts(results: Results) -> list[Chart]:
-    """Accuracy against the time to the first token: of plans that both were measured for, one chart a model and device.
+    """Plot accuracy against time to first token for plans with both, one chart per model and device.
 
     Times are those of the smallest batch; see `_times`.
     """
     charts = []
     for model, rows in _by_model(results).items():
         for device, times in _times(results.speed, model).items():
-            found = [(row, times[row["plan"]]) for row in rows if row["plan"] in times]
-            if sum(row["plan"] != UNTOUCHED for row, _ in found) < 2:
+            timed = [(row, times[row["plan"]]) for row in rows if row["plan"] in times]
+            if sum(row["plan"] != FULL_MODEL for row, _ in timed) < 2:
                 continue
-            small = max(time for _, time in found) < 0.95
+            small = max(time for _, time in timed) < 0.95
             points = tuple(
                 _point(row, time, f"{1000 * time:,.4g} ms to the first token" if small else f"{time:,.3g} s")
-                for row, time in found
+                for row, time in timed
             )
             label = f"time to the first token, {'ms' if small else 's'} ({device})"
             title = f"{model}: accuracy and time"
@@ -204,41 +204,43 @@ def time_charts(results: Results) -> list[Chart]:
 
 
 def _by_model(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Rows over all tasks."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    """Rows over all tasks by model."""
+    by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in results.accuracy:
         if row["task"] == ALL:
-            found[row["model"]].append(row)
-    return found
+            by_model[row["model"]].append(row)
+    return by_model
 
 
 def _times(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, float]]:
     """Seconds to the first token by device and plan, at the smallest batch of each device.
 
-    Plans are measured in groups, each beside the untouched model. What differs between groups is the machine's other
-    work, so a plan's time is the untouched model's median over all groups, divided by the speed-up within its own.
+    Plans are measured in groups, each with the full model. What differs between groups is the machine's other
+    work, so a plan's time is the full model's median over all groups, divided by the speed-up within its own.
     """
     times: dict[str, dict[str, float]] = {}
     mine = [row for row in rows if row["model"] == model]
     for device in dict.fromkeys(row["device"] or "cpu" for row in mine):
-        here = [row for row in mine if (row["device"] or "cpu") == device]
-        batch = min(row["batch"] for row in here)
-        here = [row for row in here if row["batch"] == batch]
-        untouched = [row["seconds"]["ttft"] for row in here if row["plan"] == UNTOUCHED]
+        rows_here = [row for row in mine if (row["device"] or "cpu") == device]
+        batch = min(row["batch"] for row in rows_here)
+        rows_here = [row for row in rows_here if row["batch"] == batch]
+        full_model = [row["seconds"]["ttft"] for row in rows_here if row["plan"] == FULL_MODEL]
         spans: dict[str, list[float]] = defaultdict(list)
-        for row in here:
-            own = row["seconds"]["ttft"]
-            relative = untouched and row["speed_up"]
-            spans[row["plan"]].append(statistics.median(untouched) / row["speed_up"] if relative else own)
+        for row in rows_here:
+            seconds = row["seconds"]["ttft"]
+            relative = full_model and row["speed_up"]
+            spans[row["plan"]].append(statistics.median(full_model) / row["speed_up"] if relative else seconds)
         name = device if batch == 1 else f"{device}, batch {batch}"
         times[name] = {plan: statistics.median(values) for plan, values in spans.items()}
     return times
 
 
 def _point(row: dict[str, Any], x: float, what: str) -> Point:
-    said = f"{row['plan']}: {row['accuracy']:.1%} right ({row['low']:.1%} to {row['high']:.1%}), {what}"
+    description = f"{row['plan']}: {row['accuracy']:.1%} right ({row['low']:.1%} to {row['high']:.1%}), {what}"
     group = group_of(row["method"])
-    return Point(row["plan"], row["method"], group, row["budget"], x, row["accuracy"], row["low"], row["high"], said)
+    return Point(
+        row["plan"], row["method"], group, row["budget"], x, row["accuracy"], row["low"], row["high"], description
+    )
 
 
 def _name(*parts: str) -> str:
@@ -246,29 +248,29 @@ def _name(*parts: str) -> str:
 
 
 def count(value: float) -> str:
-    """A mean number of tokens."""
+    """Format a mean number of tokens."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def slug(text: str) -> str:
-    """A text as part of a file's name: small letters, digits, + and hyphens, at most 80."""
+    """Convert a text to part of a file name: lower-case letters, digits, + and hyphens, at most 80."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c == "+") else "-" for c in text.lower())
     return "-".join(filter(None, plain.split("-")))[:80]
 
 
 def unique(charts: Sequence[Chart]) -> list[Chart]:
-    """The charts with names of their own, also where those of models differ in other letters only."""
-    found: dict[str, Chart] = {}
+    """Give charts distinct file names, also where model names differ only in other characters."""
+    named: dict[str, Chart] = {}
     for chart in charts:
         name = chart.name
-        while name in found:
+        while name in named:
             name += "-2"
-        found[name] = replace(chart, name=name)
-    return list(found.values())
+        named[name] = replace(chart, name=name)
+    return list(named.values())
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers."""
+    """Choose about five round numbers."""
     rough = (high - low) / 5
     size = 10 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
@@ -286,7 +288,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _around(mark: tuple[float, float], text: str) -> list[tuple[float, float]]:
-    """Where a label may begin, nearest first."""
+    """Candidate positions of a label, nearest first."""
     wide = LETTER_WIDTH * len(text)
     places = []
     for far in (0, 8, 18, 30, 44, 60, 80, 105, 135):
@@ -309,7 +311,7 @@ def _cost(
     placed: Sequence[tuple[float, float, float, float]],
     steps: Sequence[tuple[tuple[float, float], tuple[float, float]]],
 ) -> float:
-    """What a label covers: other labels and the frame first, then marks and lines; then how far it is from its own."""
+    """Cost of a label's position: overlap with labels and frame first, then markers and lines, then distance."""
     left, top, right, bottom = _box(corner, text)
     outside = left < MARGINS[0] or right > WIDTH - 4 or top < 4 or bottom > HEIGHT - MARGINS[3]
     labels = sum(left < other[2] and other[0] < right and top < other[3] and other[1] < bottom for other in placed)

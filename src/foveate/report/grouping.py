@@ -1,12 +1,12 @@
-"""Families of methods, so that few colours tell many apart; taken from the registry, so that a new method has one."""
+"""Families of methods, taken from the registry, which share a colour."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any, NamedTuple
 
+from foveate.core.full_model import FULL_MODEL
 from foveate.core.method import Site
-from foveate.report.reading import UNTOUCHED
 
 
 class Group(NamedTuple):
@@ -28,7 +28,7 @@ class Group(NamedTuple):
 GROUPS: dict[str, Group] = {
     group.key: group
     for group in (
-        Group("untouched", "untouched model", "#7d8590", "*"),
+        Group("full-model", "full model", "#7d8590", "*"),
         Group("control", "controls", "#8c959f", "X"),
         Group("attention", "attention of the encoder", "#0e8fc4", "o"),
         Group("features", "features of the tokens", "#1a9e6f", "s"),
@@ -39,13 +39,13 @@ GROUPS: dict[str, Group] = {
     )
 }
 
-#: Kinds of needs that look at what is asked.
+#: Kinds of needs that depend on the question.
 _PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 
 @cache
 def entries() -> dict[str, Any]:
-    """Every registered method's entry of the gallery by name."""
+    """Return the gallery entry of every registered method by name."""
     from foveate.gallery import gallery
 
     return {entry.name: entry for entry in gallery()}
@@ -53,9 +53,9 @@ def entries() -> dict[str, Any]:
 
 @cache
 def group_of(method: str) -> Group:
-    """The family of a method by its name."""
-    if method == UNTOUCHED:
-        return GROUPS["untouched"]
+    """Return the family of a method by its name."""
+    if method == FULL_MODEL:
+        return GROUPS["full-model"]
     entry = entries().get(method)
     if entry is None:
         return GROUPS["other"]

@@ -1,4 +1,4 @@
-"""Pieces of HTML. Every text is escaped here, so that no name in a result file can be markup."""
+"""HTML elements. Every text is escaped here, so that no name in a result file can be markup."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Column:
     Args:
         title: At its top.
         hint: What it means, where the title is too short for it.
-        number: Whether it holds numbers: they stand to the right, and the largest comes first when sorted.
+        number: Whether it is numeric: right-aligned, and sorted with the largest first.
         rising: Whether the smallest number comes first when sorted.
         class_: Of its cells.
     """
@@ -37,13 +37,13 @@ class Cell:
     """A cell of a table.
 
     Args:
-        text: What it says.
+        text: Content.
         value: What it is sorted by; the text where it is None.
         small: A remark behind the text.
         link: Address.
         tint: Percent of the colour of a loss; negative: of a gain.
-        best: Whether it is to stand out.
-        group: Family whose mark stands before the text.
+        best: Whether it is highlighted.
+        group: Family whose marker precedes the text.
     """
 
     text: str
@@ -57,7 +57,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table, and what filters go by."""
+    """A row of a table with its filter attributes."""
 
     cells: Sequence[Cell]
     data: Mapping[str, str] = field(default_factory=dict)
@@ -65,33 +65,33 @@ class Row:
 
 
 def tag(name: str, /, *content: str, **attributes: str | bool | None) -> str:
-    """An element. Content is markup already, attributes are escaped; `class_` is class, `data_x` is data-x."""
-    given = ""
+    """Render an element. Content is markup already, attributes are escaped; `class_` is class, `data_x` is data-x."""
+    rendered = ""
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        given += f" {key}" if value is True else f' {key}="{escape(str(value))}"'
-    return f"<{name}{given}>{''.join(content)}</{name}>"
+        rendered += f" {key}" if value is True else f' {key}="{escape(str(value))}"'
+    return f"<{name}{rendered}>{''.join(content)}</{name}>"
 
 
 def text(value: object) -> str:
-    """A text as markup."""
+    """Escape a text."""
     return escape(str(value))
 
 
 def paragraph(value: str, class_: str | None = None) -> str:
-    """A paragraph of plain text."""
+    """Render a paragraph of plain text."""
     return tag("p", text(value), class_=class_)
 
 
 def address(*parts: str) -> str:
-    """A relative address of a file."""
+    """Return a relative address of a file."""
     return "/".join(quote(part, safe="+") for part in parts)
 
 
 def table(caption: str, columns: Sequence[Column], rows: Iterable[Row], *, class_: str = "", sort: bool = True) -> str:
-    """A table with a caption, sortable where scripts run, in a frame that scrolls sideways on narrow screens."""
+    """Render a table with a caption, sortable with scripts, in a frame that scrolls sideways on narrow screens."""
     heads = "".join(
         tag(
             "th",
@@ -146,7 +146,7 @@ def _asset(name: str) -> str:
 
 
 def page(title: str, body: str, *, colours: Mapping[str, str]) -> str:
-    """A page that needs no other file but pictures: style and script stand in it.
+    """Render a page that needs no other file but images: style and script are inlined.
 
     Args:
         title: Of the page.

@@ -1,4 +1,4 @@
-"""The pages of a report: one over everything, and one for every method."""
+"""Pages of a report: an overview, and one page per method."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 from foveate.report import tables
 from foveate.report.charts import Chart, slug
-from foveate.report.drawing import svg, swatch
 from foveate.report.grouping import GROUPS, entries, group_of
 from foveate.report.html import address, page, paragraph, tag, text
-from foveate.report.pictures import BUDGET, EMBEDDED, Album, Picture
-from foveate.report.reading import ALL, GROUP, UNTOUCHED, Results
-from foveate.report.words import FRONT, KEPT, NO_TIMES, PROTOCOL
+from foveate.report.images import BUDGET, EMBEDDED, Album, Picture
+from foveate.report.rendering import svg, swatch
+from foveate.report.results import ALL, FULL_MODEL, GROUP, Results
+from foveate.report.texts import FRONT, KEPT, NO_TIMES, PROTOCOL
 
 #: Folders of a report.
 METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"
-#: Methods that stand beside each method on its page.
+#: Controls on the page of each method.
 BESIDE = ("random", "random-decoder", "downsample")
 
 
 @dataclass
 class Report:
-    """Everything that pages are made of.
+    """Data and options that pages are rendered from.
 
     Args:
         title: Of the page.
@@ -43,7 +43,7 @@ class Report:
     albums: Mapping[str, Album] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Give every method a file of its own."""
+        """Assign a distinct file name to every method."""
         self._files: dict[str, str] = {}
         for method in self.results.methods:
             name = slug(method) or "method"
@@ -52,9 +52,9 @@ class Report:
             self._files[method] = f"{name}.html"
 
     def pages(self) -> dict[str, str]:
-        """Pages by their address within the report."""
-        found = {f"{METHODS}/{file}": self._method(method) for method, file in self._files.items()}
-        return found | {"index.html": self._index()}
+        """Render the pages by their address within the report."""
+        rendered = {f"{METHODS}/{file}": self._method(method) for method, file in self._files.items()}
+        return rendered | {"index.html": self._index()}
 
     def _link(self, *folders: str) -> Callable[[str], str]:
         return lambda method: address(*folders, self._files[method]) if method in self._files else ""
@@ -68,7 +68,7 @@ class Report:
             ("plots", "Accuracy against tokens and time", self._charts()),
             ("accuracy", "Accuracy of every plan", self._accuracy(link)),
             ("tasks", "Task by task", self._tasks(link)),
-            ("speed", "Speed and memory", _filtered(tables.speed(results, link), "No plan of this choice was timed.")),
+            ("speed", "Speed and memory", _filtered(tables.speed(results, link), "No selected plan was timed.")),
             ("joint", "With quantised weights and caches", _filtered(tables.joint(results, link))),
             ("methods", "Methods", self._methods(link)),
             ("images", "The six images", self._images()),
@@ -76,17 +76,17 @@ class Report:
             ("protocol", "How it was measured", self._protocol()),
         ]
         sections = [section for section in sections if section[2]]
-        plans = {row["plan"] for row in (*results.accuracy, *results.speed, *results.joint)} - {UNTOUCHED}
+        plans = {row["plan"] for row in (*results.accuracy, *results.speed, *results.joint)} - {FULL_MODEL}
         models = results.models
         counted = [f"{_many(plans, 'plan')} of {_many(results.methods, 'method')} on {_many(models, 'model')}"]
-        questions = sum(row["count"] for row in results.accuracy if row["plan"] == UNTOUCHED and _single(row["task"]))
+        questions = sum(row["count"] for row in results.accuracy if row["plan"] == FULL_MODEL and _single(row["task"]))
         if questions:
             counted.append(f"{questions:,} questions for each plan" if len(models) == 1 else f"{questions:,} questions")
         body = [
             tag("h1", text(self.title)),
             paragraph(
-                f"{', '.join(counted)}. Every number comes from the result files named at the end; beside every method "
-                "stand the untouched model, random tokens and a smaller image."
+                f"{', '.join(counted)}. Every number comes from the result files named at the end; every method is "
+                "compared with the full model, random tokens and a smaller image."
             ),
             tag("nav", *(tag("a", text(title), href=f"#{key}") for key, title, _ in sections), aria_label="Sections"),
             self._filter(),
@@ -138,7 +138,8 @@ class Report:
         if not inner:
             return ""
         words = (
-            "The first of many plans is partly lucky: those named at the end of a row cannot be told from it by their "
+            "The first of many plans is partly lucky: those named at the end of a row cannot be distinguished "
+            "from it by their "
             "intervals. Where the smaller image or random tokens are as good, no method is needed."
         )
         return paragraph(words) + _filtered(inner)
@@ -155,7 +156,7 @@ class Report:
         return [chart for chart in (*self.tokens, *self.times) if chart.model == model]
 
     def _accuracy(self, link: Callable[[str], str]) -> str:
-        return _filtered(tables.accuracy(self.results, link), "No plan of this choice was asked.")
+        return _filtered(tables.accuracy(self.results, link), "No selected plan was evaluated.")
 
     def _tasks(self, link: Callable[[str], str]) -> str:
         parts = []
@@ -163,16 +164,16 @@ class Report:
             (True, "Accuracy by kind of question"),
             (False, "Accuracy by task"),
         ):
-            caption += "; orange: less than the untouched model, blue: more"
+            caption += "; orange: less than the full model, blue: more"
             parts.append(_filtered(tables.breakdown(self.results, link, groups=groups, caption=caption)))
         return "".join(parts)
 
     def _methods(self, link: Callable[[str], str]) -> str:
         parts = []
         for key, group in GROUPS.items():
-            own = [method for method in self.results.methods if group_of(method).key == key]
-            if own:
-                items = [tag("li", tag("a", text(name), href=link(name)), " ", _title(name)) for name in own]
+            members = [method for method in self.results.methods if group_of(method).key == key]
+            if members:
+                items = [tag("li", tag("a", text(name), href=link(name)), " ", _title(name)) for name in members]
                 heading = tag("i", class_=f"dot g-{key}", aria_hidden="true") + text(group.title)
                 parts.append(tag("h3", heading) + tag("ul", *items, class_="cards"))
         return "".join(parts)
@@ -182,8 +183,8 @@ class Report:
         if album is None:
             return ""
         words = (
-            "Pages drawn by the project's generator from its held-out split. The page of every method shows what "
-            f"it keeps of them; here is what {_model(album)} says when it reads all tokens."
+            "Pages from the held-out split of the project's generator. The page of every method shows what "
+            f"it keeps of them; here are the answers of {_model(album)} with all tokens."
         )
         return paragraph(words) + _pictures(album, address(PICTURES))
 
@@ -219,16 +220,20 @@ class Report:
         else:
             body += self._described(method, entry)
         body.append(self._kept(method))
-        asked = {row["model"] for row in results.accuracy if row["method"] == method}
-        figures = [_figure(chart, method) for model in results.models if model in asked for chart in self._of(model)]
+        measured_models = {row["model"] for row in results.accuracy if row["method"] == method}
+        figures = [
+            _figure(chart, method) for model in results.models if model in measured_models for chart in self._of(model)
+        ]
         if figures:
-            body.append(tag("h2", f"{text(method)} among the others") + tag("div", *figures, class_="charts"))
-        beside = "beside the untouched model, random tokens and a smaller image"
+            body.append(
+                tag("h2", f"{text(method)} compared with other methods") + tag("div", *figures, class_="charts")
+            )
+        comparison = "compared with the full model, random tokens and a smaller image"
         shown = [
-            ("Accuracy", tables.accuracy(results, link, caption=f"Accuracy {beside}")),
+            ("Accuracy", tables.accuracy(results, link, caption=f"Accuracy {comparison}")),
             ("", tables.breakdown(results, link, groups=True, caption="Accuracy by kind of question")),
             ("", tables.breakdown(results, link, groups=False, caption="Accuracy by task")),
-            ("Speed and memory", tables.speed(results, link, caption=f"Cost {beside}")),
+            ("Speed and memory", tables.speed(results, link, caption=f"Cost {comparison}")),
             ("With quantised weights and caches", tables.joint(results, link)),
             ("What cannot run", tables.impossible(results.impossible)),
         ]
@@ -240,8 +245,8 @@ class Report:
     def _described(self, method: str, entry: Any) -> list[str]:
         group = group_of(method)
         paper = text(entry.paper) or "a control, of no paper"
-        if found := re.fullmatch(r"arXiv:? ?(\d{4}\.\d{4,5})", entry.paper):
-            paper = tag("a", paper, href=f"https://arxiv.org/abs/{found[1]}")
+        if match := re.fullmatch(r"arXiv:? ?(\d{4}\.\d{4,5})", entry.paper):
+            paper = tag("a", paper, href=f"https://arxiv.org/abs/{match[1]}")
         budget = {"count": "needed", "optional": "possible", "none": "its own rule decides"}[entry.budget]
         needs = ", ".join(kind.replace("_", " ") for kind in entry.needs) or "nothing beyond the tokens"
         facts = [
@@ -260,7 +265,7 @@ class Report:
             for name, value in entry.arguments.items()
         ]
         body = [tag("h1", text(entry.title)), paragraph(f"In plans: {method}", "muted"), tag("dl", listed)]
-        body += [tag("p", _code(one)) for one in prose]
+        body += [tag("p", _code(part)) for part in prose]
         if lines:
             titles = ("name", "default", "meaning")
             body.append(tables.plain(f"Hyper-parameters of {method}", titles, lines))
@@ -270,9 +275,9 @@ class Report:
         album = self.albums.get(method)
         if album is None:
             return ""
-        heading = tag("h2", "What it keeps")
+        heading = tag("h2", "Kept tokens")
         if not album.pictures:
-            return heading + paragraph(f"There are no pictures: {album.reason}")
+            return heading + paragraph(f"There are no images: {album.reason}")
         words = f"{album.plan} on {_model(album)}. {KEPT}"
         if BUDGET not in album.plan:
             words += f" Other methods are shown at {BUDGET}."
@@ -280,13 +285,13 @@ class Report:
 
 
 def _figure(chart: Chart, chosen: str = "") -> str:
-    """A chart with its title; without a chosen method also with its file."""
+    """Render a chart with its title, and a link to its file unless a method is highlighted."""
     files = tag("a", "as PNG", href=address(PLOTS, f"{chart.name}.png"))
     return tag(
         "figure",
         tag("h3", text(chart.title)),
         svg(chart, chosen),
-        tag("p", "Point at a mark to read it.", class_="readout", aria_live="polite"),
+        tag("p", "Point at a marker for details.", class_="readout", aria_live="polite"),
         "" if chosen else tag("figcaption", files),
         class_="chart",
         data_model=None if chosen else chart.model,
@@ -298,7 +303,7 @@ def _model(album: Album) -> str:
 
 
 def _pictures(album: Album, folder: str) -> str:
-    return tag("div", *(_picture(one, folder, album.plan) for one in album.pictures), class_="pictures")
+    return tag("div", *(_picture(picture, folder, album.plan) for picture in album.pictures), class_="pictures")
 
 
 def _picture(picture: Picture, folder: str, plan: str) -> str:
@@ -312,33 +317,33 @@ def _picture(picture: Picture, folder: str, plan: str) -> str:
     file = f"{folder}/{address(picture.file)}"
     alt = text(f"{picture.shows}; {counts}")
     image = f'<a href="{text(file)}"><img src="{text(file)}" width="{width}" height="{height}" alt="{alt}"></a>'
-    said = tag("span", "right" if right else "wrong", class_=f"tag {'right' if right else 'wrong'}")
+    verdict = tag("span", "right" if right else "wrong", class_=f"tag {'right' if right else 'wrong'}")
     answer = text(picture.answer or "no answer")
     expected = "" if right else f" (expected {text(picture.expected)})"
-    lines = (tag("span", text(counts), class_="muted"), text(picture.question), said + answer + expected)
+    lines = (tag("span", text(counts), class_="muted"), text(picture.question), verdict + answer + expected)
     caption = "<br>".join(lines)
     return tag("figure", image, tag("figcaption", caption))
 
 
-def _filtered(inner: str, otherwise: str = "Nothing was measured for this choice.") -> str:
-    """A part that the filter may leave empty, and what stands there then."""
+def _filtered(inner: str, otherwise: str = "Nothing was measured for this selection.") -> str:
+    """Render a section that the filter may empty, with a note for that case."""
     if not inner:
         return ""
     return tag("div", inner, tag("p", text(otherwise), class_="none", hidden=True), class_="filtered")
 
 
 def _only(results: Results, method: str) -> Results:
-    """Rows of one method, and of what it is compared with on the same models and budgets."""
+    """Select the rows of one method and of its controls, on the same models and budgets."""
 
     def chosen(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        own = {(row["model"], row["budget"]) for row in rows if row["method"] == method}
-        models = {model for model, _ in own}
+        measured = {(row["model"], row["budget"]) for row in rows if row["method"] == method}
+        models = {model for model, _ in measured}
         return [
             row
             for row in rows
             if row["method"] == method
-            or (row["plan"] == UNTOUCHED and row["model"] in models)
-            or (row["method"] in BESIDE and (row["model"], row["budget"]) in own)
+            or (row["plan"] == FULL_MODEL and row["model"] in models)
+            or (row["method"] in BESIDE and (row["model"], row["budget"]) in measured)
         ]
 
     lines = [line for line in results.impossible if re.split(r"[:(@ ]", line["plan"])[0] == method]
@@ -360,7 +365,7 @@ def _title(method: str) -> str:
 
 
 def _facts(values: Mapping[str, Any]) -> str:
-    """Values by name on one line."""
+    """Render values by name on one line."""
     shown = [
         f"{name} {value if isinstance(value, (str, int, float)) else json.dumps(value)}"
         for name, value in values.items()
@@ -370,7 +375,7 @@ def _facts(values: Mapping[str, Any]) -> str:
 
 
 def _docstring(method: str) -> tuple[list[str], dict[str, str]]:
-    """Paragraphs of a method's docstring, and what it says of its arguments."""
+    """Return the paragraphs of a method's docstring and the descriptions of its arguments."""
     from foveate.core.registry import all_methods
 
     written = inspect.getdoc(all_methods()[method]) or ""
@@ -378,16 +383,16 @@ def _docstring(method: str) -> tuple[list[str], dict[str, str]]:
     arguments: dict[str, str] = {}
     name = ""
     for line in rest.splitlines():
-        if found := re.match(r" {4}(\w+): (.+)", line):
-            name = found[1]
-            arguments[name] = found[2]
+        if match := re.match(r" {4}(\w+): (.+)", line):
+            name = match[1]
+            arguments[name] = match[2]
         elif name and line.startswith(" " * 8):
             arguments[name] += " " + line.strip()
         elif not line.startswith(" "):
             name = ""
-    return [" ".join(one.split()) for one in prose.split("\n\n") if one.strip()], arguments
+    return [" ".join(part.split()) for part in prose.split("\n\n") if part.strip()], arguments
 
 
 def _code(words: str) -> str:
-    """A paragraph of a docstring, with what stands between backticks or dollars as code."""
+    """Render a docstring paragraph, with text between backticks or dollars as code."""
     return re.sub(r"(`+|\$)([^`$]+)\1", r"<code>\2</code>", text(words))

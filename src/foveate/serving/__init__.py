@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server of one model, with plans: `foveate serve`.
+"""OpenAI-compatible server of one model with token compression: `foveate serve`.
 
 A request goes through `app` (HTTP), `protocol` and `fields` (what a body may say), `sources` (where images may come
-from) and `engine` (one thread that owns the model and answers requests in batches, token by token through `rows`);
-`replies` writes the answer. `description` is /openapi.json and /docs.
+from) and `engine` (one thread that owns the model and answers requests in batches, token by token through
+`generation`); `responses` builds the answer. `openapi` makes /openapi.json and /docs.
 """
 
 from typing import Any

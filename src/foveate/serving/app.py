@@ -1,4 +1,4 @@
-"""The HTTP side of a server: routes in the words of OpenAI's API, and what guards them."""
+"""HTTP application of the server: routes of OpenAI's API and their guards."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from starlette.types import ASGIApp
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.serving import description, protocol
-from foveate.serving.engine import Answers, Job
+from foveate.serving import openapi, protocol
+from foveate.serving.engine import AnswerBackend, Job
 from foveate.serving.fields import FieldError
-from foveate.serving.guard import Guard
-from foveate.serving.limits import BusyError, EngineDeadError, Held, Share
+from foveate.serving.generation import FirstToken, Piece, Sampling
+from foveate.serving.limits import BusyError, ByteCounter, EngineDeadError, Share
+from foveate.serving.middleware import Guard
 from foveate.serving.protocol import ChatRequest
-from foveate.serving.replies import Writer, error_body
+from foveate.serving.responses import Writer, error_body
 from foveate.serving.result import Result, usage_of
-from foveate.serving.rows import Begun, Piece, Sampling
 from foveate.serving.sources import Sources
 
 log = logging.getLogger("foveate.serving")
-#: Seconds between two looks whether a client that waits for a whole answer is still there.
+#: Seconds between two checks whether a client that waits for a complete answer is still connected.
 _LOOK = 0.2
 #: Headers of an answer: that fewer tokens were possible than were asked for, and which fields changed nothing.
 CLAMPED, IGNORED = "x-foveate-max-tokens", "x-foveate-ignored"
@@ -40,7 +40,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5}
 
 
 class RefusedError(Exception):
-    """A request that is answered with an error.
+    """Error response to a request.
 
     Args:
         status: Of HTTP.
@@ -55,11 +55,11 @@ class RefusedError(Exception):
 
 
 class ClientDisconnectedError(Exception):
-    """The client left."""
+    """The client has disconnected."""
 
 
 def build(
-    engine: Answers,
+    engine: AnswerBackend,
     sources: Sources,
     *,
     name: str,
@@ -67,7 +67,7 @@ def build(
     api_key: str | None = None,
     origins: Sequence[str] = (),
 ) -> ASGIApp:
-    """The application.
+    """Build the application.
 
     Args:
         engine: Answers requests; started and stopped with the application.
@@ -84,7 +84,7 @@ def build(
         FoveateError: an origin cannot be one.
     """
     check_origins(origins)
-    held = Held(engine.limits.memory)
+    held = ByteCounter(engine.limits.memory)
 
     @asynccontextmanager
     async def living(app: FastAPI) -> AsyncGenerator[None]:
@@ -132,11 +132,11 @@ def build(
 
     @app.exception_handler(405)
     async def wrong_method(request: Request, error: Exception) -> Response:
-        return answer_with(405, error_body(f"{request.url.path[:200]} takes no {request.method[:20]}."))
+        return answer_with(405, error_body(f"{request.url.path[:200]} does not support {request.method[:20]}."))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return answer_with(500, error_body("the server failed on this request; its log says why.", "server_error"))
+        return answer_with(500, error_body("the server failed on this request; see its log.", "server_error"))
 
     def authorise(request: Request) -> None:
         if api_key is not None:
@@ -154,8 +154,8 @@ def build(
     async def counters() -> Response:
         return Response(metrics.text(), media_type=metrics.content_type)
 
-    described = description.document(name, engine.limits)
-    page = description.page(described)
+    described = openapi.document(name, engine.limits)
+    page = openapi.page(described)
 
     @app.get("/openapi.json")
     async def schema() -> Response:
@@ -179,8 +179,8 @@ def build(
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         authorise(request)
-        asked = await asyncio.to_thread(protocol.parse, await request.body())
-        _check_name(asked.model, name)
+        body = await asyncio.to_thread(protocol.parse, await request.body())
+        _check_name(body.model, name)
         share = Share(held)
         jobs: list[Job] = []
 
@@ -191,20 +191,20 @@ def build(
 
         with contextlib.ExitStack() as ending:
             ending.callback(done)
-            inbox = await _begin(asked, engine, sources, plan, share, jobs)
-            # What fails before the first token is still an error with a status of its own, streamed or not.
+            inbox = await _begin(body, engine, sources, plan, share, jobs)
+            # A failure before the first token is still reported by an error status, streamed or not.
             _, begun = await _take(request, inbox)
-            headers = _said_beside(asked, begun)
-            if asked.stream:
+            headers = _report_headers(body, begun)
+            if body.stream:
                 metrics.requests.labels(200).inc()
-                return _Events(_stream(asked, inbox, Writer(name)), headers, ending.pop_all().close)
+                return _Events(_stream(body, inbox, Writer(name)), headers, ending.pop_all().close)
             results: dict[int, Result] = {}
-            while len(results) < asked.choices:
+            while len(results) < body.choices:
                 number, piece = await _take(request, inbox)
                 if isinstance(piece, Result):
                     results[number] = piece
-            ordered = [results[number] for number in range(asked.choices)]
-            choices = [(one.text, one.reason, one.chances) for one in ordered]
+            ordered = [results[number] for number in range(body.choices)]
+            choices = [(result.text, result.reason, result.logprobs) for result in ordered]
             return answer_with(200, Writer(name).completion(choices, usage_of(ordered)), headers)
 
     if not origins:
@@ -220,7 +220,7 @@ def build(
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Refuse what no browser sends as origin.
+    """Raise FoveateError for a text that no browser sends as an origin.
 
     Raises:
         FoveateError: an origin is neither scheme://host[:port] nor "*".
@@ -228,7 +228,7 @@ def check_origins(origins: Sequence[str]) -> None:
     for origin in origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise FoveateError(
-                f"{origin!r} is no origin of web pages; write scheme and host without a path, such as "
+                f"{origin!r} is not an origin of web pages; write scheme and host without a path, such as "
                 "https://example.org or http://localhost:3000, or * for all."
             )
 
@@ -237,34 +237,34 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "foveate"}
 
 
-def _check_name(asked: str, name: str) -> None:
-    if asked != name:
+def _check_name(requested: str, name: str) -> None:
+    if requested != name:
         raise RefusedError(
-            404, f"there is no model {asked[:100]!r} here; this server has {name!r}.", code="model_not_found"
+            404, f"there is no model {requested[:100]!r} here; this server has {name!r}.", code="model_not_found"
         )
 
 
-Delivered = Begun | Piece | Result | BaseException
+Delivered = FirstToken | Piece | Result | BaseException
 #: Pieces of answers with the numbers of their choices.
 Inbox = asyncio.Queue[tuple[int, Delivered]]
 
 
 async def _begin(
-    asked: ChatRequest, engine: Answers, sources: Sources, own: Plan | None, share: Share, jobs: list[Job]
+    body: ChatRequest, engine: AnswerBackend, sources: Sources, default_plan: Plan | None, share: Share, jobs: list[Job]
 ) -> Inbox:
-    """Put a request into the engine's queue, a job for every choice; where the answers arrive."""
+    """Queue a request, with one job per choice, and return the queue of its answers."""
     limits = engine.limits
-    if asked.characters > limits.characters:
+    if body.characters > limits.characters:
         raise FieldError(
-            "messages", f"at most {limits.characters} characters of text are read, not {asked.characters}."
+            "messages", f"at most {limits.characters} characters of text are possible, not {body.characters}."
         )
-    if len(asked.urls) > limits.images:
-        raise FieldError("messages", f"at most {limits.images} images are read, not {len(asked.urls)}.")
-    if asked.choices > limits.batch:
-        raise FieldError("n", f"at most {limits.batch} answers are written to one request, not {asked.choices}.")
-    chosen = protocol.plan_of(asked.foveate, own)
+    if len(body.urls) > limits.images:
+        raise FieldError("messages", f"at most {limits.images} images are possible, not {len(body.urls)}.")
+    if body.choices > limits.batch:
+        raise FieldError("n", f"at most {limits.batch} answers per request are possible, not {body.choices}.")
+    chosen = protocol.plan_of(body.foveate, default_plan)
     images = []
-    for place, url in zip(asked.places, asked.urls, strict=True):
+    for place, url in zip(body.places, body.urls, strict=True):
         try:
             images.append(await sources.open(url, share))
         except FoveateError as error:
@@ -276,28 +276,28 @@ async def _begin(
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everyone who waited
             loop.call_soon_threadsafe(inbox.put_nowait, (number, piece))
 
-    messages = asked.conversation(images)
-    for number in range(asked.choices):
-        seed = None if asked.seed is None else asked.seed + number
-        top_p = 1.0 if asked.top_p is None else asked.top_p
-        sampling = Sampling(asked.temperature or 0.0, top_p, seed, asked.top)
-        job = Job(messages, chosen, asked.limit, sampling, asked.stops, partial(deliver, number), asked.stream)
+    messages = body.conversation(images)
+    for number in range(body.choices):
+        seed = None if body.seed is None else body.seed + number
+        top_p = 1.0 if body.top_p is None else body.top_p
+        sampling = Sampling(body.temperature or 0.0, top_p, seed, body.top)
+        job = Job(messages, chosen, body.limit, sampling, body.stops, partial(deliver, number), body.stream)
         engine.submit(job)
         jobs.append(job)
     return inbox
 
 
-def _said_beside(asked: ChatRequest, begun: Delivered) -> dict[str, str]:
-    """Headers: what was done otherwise than asked, or not at all."""
-    found = {}
-    if isinstance(begun, Begun) and asked.limit is not None and begun.limit < asked.limit:
-        found[CLAMPED] = str(begun.limit)
-    if asked.without_effect:
-        found[IGNORED] = ", ".join(asked.without_effect)
-    return found
+def _report_headers(body: ChatRequest, begun: Delivered) -> dict[str, str]:
+    """Headers that report ignored and changed fields."""
+    headers = {}
+    if isinstance(begun, FirstToken) and body.limit is not None and begun.limit < body.limit:
+        headers[CLAMPED] = str(begun.limit)
+    if body.without_effect:
+        headers[IGNORED] = ", ".join(body.without_effect)
+    return headers
 
 
-async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Result]:
+async def _take(request: Request, inbox: Inbox) -> tuple[int, FirstToken | Piece | Result]:
     while True:
         try:
             number, piece = await asyncio.wait_for(inbox.get(), _LOOK)
@@ -310,16 +310,18 @@ async def _take(request: Request, inbox: Inbox) -> tuple[int, Begun | Piece | Re
         return number, piece
 
 
-async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGenerator[str]:
-    """Answers as server-sent events."""
-    told = asked.top is not None
-    for number in range(asked.choices):
+async def _stream(body: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGenerator[str]:
+    """Yield answers as server-sent events."""
+    wants_logprobs = body.top is not None
+    for number in range(body.choices):
         yield _event(writer.chunk(number, {"role": "assistant", "content": ""}))
     results: dict[int, Result] = {}
-    while len(results) < asked.choices:
+    while len(results) < body.choices:
         number, piece = await inbox.get()
         if isinstance(piece, Piece):
-            yield _event(writer.chunk(number, {"content": piece.text}, chances=piece.chances if told else None))
+            yield _event(
+                writer.chunk(number, {"content": piece.text}, logprobs=piece.logprobs if wants_logprobs else None)
+            )
         elif isinstance(piece, Result):
             results[number] = piece
             yield _event(writer.chunk(number, {}, piece.reason))
@@ -327,13 +329,13 @@ async def _stream(asked: ChatRequest, inbox: Inbox, writer: Writer) -> AsyncGene
             known = isinstance(piece, (FoveateError, BusyError, EngineDeadError))
             yield _event(error_body(str(piece) if known else "the server failed on this request.", "server_error"))
             return
-    if asked.stream_options is not None and asked.stream_options.include_usage:
+    if body.stream_options is not None and body.stream_options.include_usage:
         yield _event(writer.usage(usage_of([results[number] for number in sorted(results)])))
     yield "data: [DONE]\n\n"
 
 
 class _Events(StreamingResponse):
-    """A stream that says when it has ended, however it ended: a client may leave before the first piece.
+    """Streaming response that reports its end, also if the client disconnects before the first event.
 
     Args:
         pieces: Of the stream.

@@ -1,7 +1,7 @@
-"""The model of a server: one thread that answers waiting requests in batches.
+"""Inference engine: one thread that answers waiting requests in batches.
 
 Requests with the same plan are answered together, oldest first, each with its own sampling, length and stop texts
-(`rows`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
+(`generation`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
 
 What leaves the model or the device in a state that nobody knows (a plan that cannot be taken off again, a fault of the
 GPU) ends the thread: every request that is there fails at once, later ones are refused, and /health says so.
@@ -36,30 +36,38 @@ from foveate.answering.conversations import (
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.runtime import Handle, compress
+from foveate.serving.generation import (
+    FirstToken,
+    GenerationState,
+    LogprobRecorder,
+    Piece,
+    Sampler,
+    Sampling,
+    StopCriterion,
+)
 from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
 from foveate.serving.result import Result
-from foveate.serving.rows import Begun, Chances, GenerationState, Piece, Sampler, Sampling, StopCriterion
 
 log = logging.getLogger("foveate.serving")
-_FAILED = "the model of this server has failed, and no request can be answered; the server's log says why."
+_FAILED = "the model of this server has failed, and no request can be answered; see the server's log."
 #: After these a GPU answers nothing more in this process; older versions of torch have no name for them.
 _DEVICE_FAULTS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
 
 @dataclass(eq=False)
 class Job:
-    """A request on its way.
+    """A queued request.
 
     Args:
         messages: As `transformers` takes them, with PIL images.
-        plan: Of the visual tokens; None: the model as it is.
+        plan: Plan of token compression; None: the full model.
         limit: Tokens that the answer may have; None: as many as the server allows and the model has positions for.
         sampling: How they are drawn.
         stops: Texts that end it.
-        deliver: Called from the engine's thread with `Begun`, with pieces of text, then once with a `Result` or an
+        deliver: Called from the engine's thread with `FirstToken`, with pieces of text, then once with a `Result` or an
             exception.
-        streamed: Whether somebody sees the pieces: an answer of which some was seen cannot begin again elsewhere.
+        streamed: Whether pieces are delivered as they are made: a partly delivered answer cannot restart elsewhere.
         arrived: When it was complete, on `time.monotonic`.
     """
 
@@ -68,7 +76,7 @@ class Job:
     limit: int | None
     sampling: Sampling
     stops: tuple[str, ...]
-    deliver: Callable[[Begun | Piece | Result | BaseException], object]
+    deliver: Callable[[FirstToken | Piece | Result | BaseException], object]
     streamed: bool = True
     arrived: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -81,47 +89,47 @@ class Job:
 
     @property
     def pixels(self) -> int:
-        """Pixels of its images."""
+        """Number of pixels of its images."""
         parts = (part for message in self.messages for part in message["content"] if part["type"] == "image")
         return sum(part["image"].width * part["image"].height for part in parts)
 
     @property
     def group(self) -> str:
-        """What a batch has in common."""
+        """Key that the jobs of a batch share."""
         return str(self.plan)
 
 
-class Answers(Protocol):
-    """What an application has its requests answered by: an `Engine` here, or replicas elsewhere."""
+class AnswerBackend(Protocol):
+    """Interface that an application sends requests to: an `Engine`, or a pool of replicas."""
 
     limits: Limits
     metrics: Metrics
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         ...
 
     @property
     def state(self) -> dict[str, Any]:
-        """What /health tells."""
+        """Return the status for /health."""
         ...
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering."""
 
     def stop(self) -> None:
-        """Refuse what waits and end what is being answered."""
+        """Refuse waiting requests and abort running ones."""
 
     def submit(self, job: Job) -> None:
-        """Take a request; `Job.deliver` gets the answer, whatever happens."""
+        """Accept a request; `Job.deliver` receives the answer in every case."""
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this answer any more."""
+        """Cancel a request."""
 
 
 class Engine:
-    """Answers requests in a thread of its own; a context manager.
+    """Engine that answers requests in its own thread; a context manager.
 
     Args:
         model: As `foveate.load` returns it, without a plan.
@@ -143,11 +151,11 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="foveate-engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start answering."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse what waits, end what is being answered, and leave the model as it was."""
+        """Refuse waiting requests, abort running ones, and restore the model."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -164,12 +172,12 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self._thread.is_alive() and not self._stopping and not self._failed
 
     @property
     def state(self) -> dict[str, Any]:
-        """What /health tells: "ok", "ending" or "failed", and how many requests wait."""
+        """Return the status for /health: "ok", "ending" or "failed", and the number of waiting requests."""
         status = "failed" if self._failed else "ok" if self.alive else "ending"
         return {"status": status, "waiting": len(self._waiting)}
 
@@ -177,21 +185,21 @@ class Engine:
         """Put a request into the queue.
 
         Raises:
-            BusyError: the queue is full, or the server is about to end.
+            BusyError: the queue is full, or the server is shutting down.
             LostError: the thread has failed.
         """
         with self._changed:
             if self._failed:
                 raise EngineDeadError(_FAILED)
             if not self.alive:
-                raise BusyError("the server is about to end.")
+                raise BusyError("the server is shutting down.")
             if len(self._waiting) >= self.limits.queue:
-                raise BusyError(f"{self.limits.queue} requests wait already; try again in a moment.")
+                raise BusyError(f"{self.limits.queue} requests are waiting already; retry later.")
             self._waiting.append(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this answer any more: it leaves the queue, or ends with the model's next step."""
+        """Cancel a request: it leaves the queue, or stops at the model's next step."""
         job.cancelled.set()
         with self._changed, contextlib.suppress(ValueError):
             self._waiting.remove(job)
@@ -200,7 +208,7 @@ class Engine:
 
     def _work(self) -> None:
         batch: list[Job] | None = []
-        end: Exception = BusyError("the server is about to end.")
+        end: Exception = BusyError("the server is shutting down.")
         try:
             while (batch := self._next()) is not None:
                 self._running = len(batch)
@@ -211,15 +219,15 @@ class Engine:
             end = EngineDeadError(_FAILED)
         with self._changed:
             self._failed = isinstance(end, EngineDeadError)
-            left = [*(batch or ()), *self._waiting]
+            remaining = [*(batch or ()), *self._waiting]
             self._waiting.clear()
             self._running = 0
-        for job in left:  # who has an answer already looks for nothing more
+        for job in remaining:  # who has an answer already looks for nothing more
             with contextlib.suppress(Exception):
                 job.deliver(end)
 
     def _next(self) -> list[Job] | None:
-        """The oldest request and others with its plan; None when the server ends."""
+        """Return the oldest request and others with its plan, or None when the server shuts down."""
         with self._changed:
             while not self._waiting and not self._stopping:
                 self._changed.wait()
@@ -263,21 +271,21 @@ class Engine:
         rows = [self._row(job, self._limit(job, length)) for job, length in zip(batch, lengths, strict=True)]
         config = greedy(self.model, max(row.limit for row in rows))
         sampling = [job.sampling for job in batch]
-        chances = Chances(sampling, tokenizer_of(self.processor))
-        draw = [] if all(one.greedy for one in sampling) else [Sampler(sampling, self.model.device)]
+        logprobs = LogprobRecorder(sampling, tokenizer_of(self.processor))
+        draw = [] if all(settings.greedy for settings in sampling) else [Sampler(sampling, self.model.device)]
         self.metrics.batch.observe(len(batch))
         self.model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=LogitsProcessorList([chances, *draw] if chances.told else draw),
-            stopping_criteria=StoppingCriteriaList([StopCriterion(rows, lambda: self._stepped(batch, rows), chances)]),
+            logits_processor=LogitsProcessorList([logprobs, *draw] if logprobs.top_logprobs else draw),
+            stopping_criteria=StoppingCriteriaList([StopCriterion(rows, lambda: self._stepped(batch, rows), logprobs)]),
         )
         counts = image_tokens(self.model, inputs["input_ids"])
         for job, row, length, images in zip(batch, rows, lengths, counts, strict=True):
             self._finish(job, row, length, images)
 
     def _limit(self, job: Job, length: int) -> int:
-        """Tokens that an answer to a prompt of `length` tokens may have: as many as the model has positions left."""
+        """Return the most tokens of an answer to a prompt of `length` tokens that the model has positions for."""
         check_length(self.model, length, 1)
         limit = self.limits.tokens if job.limit is None else min(job.limit, self.limits.tokens)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -298,18 +306,18 @@ class Engine:
             if not job.begun:
                 job.begun = True
                 self.metrics.ttft.observe(time.monotonic() - job.arrived)
-                job.deliver(Begun(row.limit))
+                job.deliver(FirstToken(row.limit))
 
     def _finish(self, job: Job, row: GenerationState, length: int, images: ImageTokens) -> None:
         plan = None if job.plan is None else str(job.plan)
-        read = length - images.before + images.given
-        chances = None if job.sampling.told is None else tuple(one for _, one in row.chances)
-        result = Result(row.text, row.reason or "length", read, len(row.ids), images, plan, chances)
+        read = length - images.before + images.kept
+        logprobs = None if job.sampling.top_logprobs is None else tuple(logprob for _, logprob in row.logprobs)
+        result = Result(row.text, row.reason or "length", read, len(row.ids), images, plan, logprobs)
         self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
         job.deliver(result)
 
     def _attach(self, plan: Plan | None) -> None:
-        """Leave the plan that is attached where it is the same: attaching takes longer than a look."""
+        """Attach the plan unless it is attached already, since attaching is slow."""
         if self._handle is not None and (plan is None or str(self._handle.plan) != str(plan)):
             self._handle.restore()
             self._handle = None

@@ -1,4 +1,4 @@
-"""Fields of a request: which change nothing, which cannot be served and why, and the sentence about a wrong one."""
+"""Request fields: ignored ones, unsupported ones, and validation messages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from foveate.core.errors import FoveateError
 
 
 class FieldError(FoveateError):
-    """A request cannot be served because of one of its fields.
+    """A field of the request is invalid or unsupported.
 
     Args:
         field: Which, as in `messages[0].content[1].image_url.url`.
-        reason: What is wrong with it and what is possible; or an error that says it.
+        reason: What is wrong and what is possible, or an error with that message.
     """
 
     def __init__(self, field: str, reason: str | FoveateError) -> None:
@@ -79,11 +79,13 @@ REASONS: Mapping[str, str] = {
 
 
 def without_empty(value: Any, known: Mapping[str, Any]) -> Any:
-    """An object without what says nothing: fields that are null, and fields that are not built and empty or neutral."""
+    """Remove null fields, and unsupported fields with empty or neutral values."""
     if not isinstance(value, dict):
         return value
     return {
-        name: one for name, one in value.items() if one is not None and (name in known or not _says_nothing(name, one))
+        name: item
+        for name, item in value.items()
+        if item is not None and (name in known or not _says_nothing(name, item))
     }
 
 
@@ -91,7 +93,9 @@ def _says_nothing(name: Any, value: Any) -> bool:
     if isinstance(value, (list, dict, str)) and not value:
         return True
     # 0 == False and 1 == True, but a client that writes one for the other has made a mistake.
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NEUTRAL.get(name, ()))
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in NEUTRAL.get(name, ())
+    )
 
 
 _KINDS: Mapping[str, str] = {
@@ -108,9 +112,9 @@ _KINDS: Mapping[str, str] = {
 
 
 def problem(error: ValidationError) -> FieldError:
-    """The first thing that is wrong with a request, by the name of its field."""
+    """Return the first validation error of a request with the name of its field."""
     first = error.errors(include_url=False)[0]
-    place, kind, context, given = [*first["loc"]], first["type"], first.get("ctx", {}), _shown(first.get("input"))
+    place, kind, context, shown = [*first["loc"]], first["type"], first.get("ctx", {}), _shown(first.get("input"))
     if place[:1] == ["messages"] and place[2:3] == ["content"] and len(place) > 4:
         del place[4]  # pydantic names the kind of the part, which is no field
     name = str(place[-1]) if place else ""
@@ -124,22 +128,22 @@ def problem(error: ValidationError) -> FieldError:
         place = [*place, "type"]
         reason = f"{_shown(context['tag'])} is not possible; possible are {', '.join(PARTS)}"
     elif kind == "literal_error":
-        reason = f"{given} is not possible; possible is {context['expected']}"
+        reason = f"{shown} is not possible; possible is {context['expected']}"
         if "or" in context["expected"]:
             reason = reason.replace("possible is ", "possible are ")
     elif kind in _KINDS:
         wanted = 'an object, {"url": ...}' if name == "image_url" else _KINDS[kind]
-        reason = f"it must be {wanted}, not {given}"
+        reason = f"it must be {wanted}, not {shown}"
     elif kind == "unserved":
         reason = first["msg"]
     else:
-        reason = f"{first['msg'].replace('Input should', 'it must').replace('should', 'must')}, not {given}"
+        reason = f"{first['msg'].replace('Input should', 'it must').replace('should', 'must')}, not {shown}"
     return FieldError(path(place), f"{reason}.")
 
 
 def path(place: list[Any]) -> str:
-    """Names and numbers as the path of a field: `messages[0].content`."""
-    return "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in place).lstrip(".")[:200]
+    """Format names and indices as the path of a field: `messages[0].content`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")[:200]
 
 
 def _shown(value: Any) -> str:

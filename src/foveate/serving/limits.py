@@ -1,4 +1,4 @@
-"""What one request, and all together, may cost."""
+"""Resource limits per request and in total."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Limits:
         pixels: Pixels of one image; checked before it is decoded.
         characters: Characters of text of a request.
         tokens: Tokens of an answer, and the number where a request names none.
-        queue: Requests that wait for the model; one more is told to come again.
+        queue: Maximum number of waiting requests; others are asked to retry.
         batch: Requests that are answered at once.
         batch_pixels: Pixels of the images that are encoded at once; a single request may have more.
         memory: Bytes of bodies and decoded images that are held for all requests.
@@ -52,15 +52,15 @@ class Limits:
 
 
 class BusyError(Exception):
-    """The server has as much to do as it may; a client should come again."""
+    """The server is at capacity; the client should retry."""
 
 
 class EngineDeadError(Exception):
-    """What should have answered a request has failed, through no fault of the request."""
+    """The engine that should have answered the request has failed."""
 
 
-class Held:
-    """Bytes that requests hold, counted over all threads.
+class ByteCounter:
+    """Thread-safe count of the bytes that requests hold.
 
     Args:
         most: How many may be held.
@@ -72,24 +72,24 @@ class Held:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> None:
-        """Count bytes in.
+        """Add bytes.
 
         Raises:
             BusyError: there would be too many.
         """
         with self._lock:
             if self.bytes + count > self.most:
-                raise BusyError(f"requests hold all of the {self.most >> 20} MiB that they may; try again in a moment.")
+                raise BusyError(f"requests use all of the {self.most >> 20} MiB available; retry later.")
             self.bytes += count
 
     def give(self, count: int) -> None:
-        """Count bytes out."""
+        """Subtract bytes."""
         with self._lock:
             self.bytes -= count
 
     @contextmanager
     def share(self) -> Generator[Share]:
-        """What one request holds; given back when the context is left."""
+        """Count the bytes of one request, which are released when the context exits."""
         share = Share(self)
         try:
             yield share
@@ -98,13 +98,13 @@ class Held:
 
 
 class Share:
-    """Bytes of one request."""
+    """Bytes held by one request."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: ByteCounter) -> None:
         self._held = held
         self.bytes = 0
 
     def take(self, count: int) -> None:
-        """Count bytes in; see `Held.take`."""
+        """Add bytes; see `ByteCounter.take`."""
         self._held.take(count)
         self.bytes += count

@@ -1,4 +1,4 @@
-"""What a server counts, in Prometheus' format."""
+"""Server metrics in Prometheus format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own.
+    """Metrics of one server, in a separate registry.
 
     Args:
         waiting: Gives the number of requests in the queue.
@@ -24,7 +24,10 @@ class Metrics:
     def __init__(self, waiting: Callable[[], int], running: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "foveate_requests", "Requests by HTTP status; 499: the client left.", ["status"], registry=self.registry
+            "foveate_requests",
+            "Requests by HTTP status; 499: the client disconnected.",
+            ["status"],
+            registry=self.registry,
         )
         self.images = Counter("foveate_images", "Images that were read.", registry=self.registry)
         self.tokens_before = Counter(
@@ -35,28 +38,28 @@ class Metrics:
             "Visual tokens that the language model worked on, the mean over its layers.",
             registry=self.registry,
         )
-        self.prompt = Counter("foveate_prompt_tokens", "Tokens of prompts as they were read.", registry=self.registry)
-        self.completion = Counter("foveate_completion_tokens", "Tokens that were written.", registry=self.registry)
+        self.prompt = Counter("foveate_prompt_tokens", "Prompt tokens after compression.", registry=self.registry)
+        self.completion = Counter("foveate_completion_tokens", "Generated tokens.", registry=self.registry)
         self.batch = Histogram(
-            "foveate_batch_size", "Requests answered at once.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
+            "foveate_batch_size", "Requests per batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=self.registry
         )
         self.ttft = Histogram(
             "foveate_time_to_first_token_seconds",
-            "From the whole request to the first token.",
+            "From the complete request to the first token.",
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.duration = Histogram(
             "foveate_request_seconds",
-            "From the whole request to the last token.",
+            "From the complete request to the last token.",
             buckets=_SECONDS,
             registry=self.registry,
         )
         Gauge("foveate_queue", "Requests that wait.", registry=self.registry).set_function(waiting)
-        Gauge("foveate_running", "Requests that are being answered.", registry=self.registry).set_function(running)
+        Gauge("foveate_running", "Requests in progress.", registry=self.registry).set_function(running)
 
     def answered(self, result: Result, images: int, seconds: float) -> None:
-        """Count an answer with its images and the time since its request was complete."""
+        """Record an answer with its images and the time since its request was complete."""
         self.duration.observe(seconds)
         self.images.inc(images)
         self.tokens_before.inc(result.images.before)
@@ -65,5 +68,5 @@ class Metrics:
         self.completion.inc(result.completion_tokens)
 
     def text(self) -> bytes:
-        """All of it, as /metrics gives it."""
+        """Return all metrics in the format of /metrics."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""What a chat request may say, in the words of OpenAI's API.
+"""Chat completion requests of OpenAI's API.
 
 What would change an answer and is not built (tools, formats, sound ...) is refused by name with the reason, not passed
 over. A field that is null, or empty where it is not built, is as if left out: clients send all the fields that they
@@ -19,14 +19,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from foveate.core.errors import FoveateError, check_text
+from foveate.core.full_model import is_full_model
 from foveate.core.plan import Budget, Plan
 from foveate.serving.fields import REASONS, FieldError, path, problem, without_empty
 
 #: Deepest nesting of a body; messages need five.
 DEEPEST = 32
-#: A plan's name for the model as it is.
-UNTOUCHED = "untouched"
-#: Texts that may end an answer, and the likeliest tokens that may be told beside each of it: as many as at OpenAI.
+#: Maximum numbers of stop texts and of alternatives per token, as in OpenAI's API.
 MOST_STOPS, MOST_TOP = 4, 20
 
 
@@ -40,35 +39,35 @@ class _Strict(BaseModel):
 
 
 class ImageURL(_Strict):
-    """Where an image is: a data URI, a file under the server's root, or an address on an allowed host."""
+    """Location of an image: a data URI, a file under the server's root, or an address on an allowed host."""
 
     url: str
     detail: Literal["auto", "low", "high", "original"] = Field(
-        default="auto", description="Changes nothing: the plan says how many tokens are read."
+        default="auto", description="No effect: the plan determines the number of tokens."
     )
 
 
 class TextPart(_Strict):
-    """Text of a message."""
+    """Text part of a message."""
 
     type: Literal["text"]
     text: str
 
 
 class RefusalPart(_Strict):
-    """What an assistant said in place of an answer."""
+    """Refusal in an assistant message."""
 
     type: Literal["refusal"]
     refusal: str
 
     @property
     def text(self) -> str:
-        """Its text."""
+        """Text of the message."""
         return self.refusal
 
 
 class ImagePart(_Strict):
-    """An image of a message."""
+    """Image part of a message."""
 
     type: Literal["image_url"]
     image_url: ImageURL
@@ -82,12 +81,12 @@ def _parts(value: Any) -> Any:
 
 
 def _or_text(schema: dict[str, Any]) -> None:
-    """A JSON schema of a list, or of a text that stands for a list of one."""
+    """JSON schema of a list, or of a text that stands for a list of one."""
     schema["anyOf"] = [{"type": "string"}, {name: schema.pop(name) for name in ("type", "items")}]
 
 
 class Message(_Strict):
-    """One turn."""
+    """Message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(_parts), Field(json_schema_extra=_or_text)]
@@ -96,11 +95,11 @@ class Message(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _answers_without_content(cls, value: Any) -> Any:
-        # What clients send back of an answer: its text may be null, beside a refusal or not.
+        # Answers that clients send back: the text may be null, with or without a refusal.
         if isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None:
-            said = value.get("refusal")
-            rest = {name: one for name, one in value.items() if name not in ("content", "refusal")}
-            return {**rest, "content": "" if said is None else said}
+            refusal = value.get("refusal")
+            rest = {name: item for name, item in value.items() if name not in ("content", "refusal")}
+            return {**rest, "content": "" if refusal is None else refusal}
         return value
 
 
@@ -111,9 +110,9 @@ def _budget(value: Any) -> Any:
 
 
 class Compression(_Strict):
-    """What a request wants of the visual tokens: a plan, or the server's plan with another budget."""
+    """Token compression of a request: a plan, or the server's plan with another budget."""
 
-    plan: str | None = Field(default=None, max_length=2_000, description="As text: 'divprune:64'; 'untouched': none.")
+    plan: str | None = Field(default=None, max_length=2_000, description="As text: 'divprune:64'; 'full model': none.")
     budget: Annotated[
         Any,
         BeforeValidator(_budget),
@@ -122,7 +121,7 @@ class Compression(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream holds beside text."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
     include_obfuscation: bool = Field(default=False, description="Changes nothing: pieces are not padded.")
@@ -136,7 +135,7 @@ def _format(value: Any) -> Any:
 
 
 class ResponseFormat(_Strict):
-    """The form of an answer: text."""
+    """Format of an answer: text."""
 
     type: Literal["text"] = "text"
 
@@ -164,9 +163,7 @@ class ChatRequest(_Strict):
     ] = Field(default=None, description="At which an answer ends.")
     n: int | None = Field(default=None, ge=1, description="Answers; the one with number i is drawn with seed + i.")
     logprobs: bool | None = Field(default=None, description="Log probabilities of the tokens, before temperature.")
-    top_logprobs: int | None = Field(
-        default=None, ge=0, le=MOST_TOP, description="So many of the likeliest beside each."
-    )
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP, description="Number of alternatives per token.")
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: Annotated[ResponseFormat | None, BeforeValidator(_format)] = None
@@ -183,49 +180,49 @@ class ChatRequest(_Strict):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts at which an answer ends."""
+        """Stop texts."""
         return tuple(text for text in self.stop or () if text)
 
     @property
     def limit(self) -> int | None:
-        """Tokens that an answer may have, as far as the request says."""
+        """Maximum number of tokens of an answer, as requested."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def choices(self) -> int:
-        """Answers that are wanted."""
+        """Number of answers."""
         return self.n or 1
 
     @property
     def top(self) -> int | None:
-        """Likeliest tokens to tell beside each of the answer; None: no probabilities at all."""
+        """Number of alternatives with log probabilities per token; None without log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def characters(self) -> int:
-        """Characters of text."""
+        """Number of characters of text."""
         return sum(len(part.text) for _, part in self._parts if not isinstance(part, ImagePart))
 
     @property
     def urls(self) -> list[str]:
-        """Where the images are, in order."""
+        """Addresses of the images, in order."""
         return [part.image_url.url for _, part in self._parts if isinstance(part, ImagePart)]
 
     @property
     def places(self) -> list[str]:
-        """The fields that `urls` stand in."""
+        """Paths of the fields that hold `urls`."""
         return [f"{place}.image_url.url" for place, part in self._parts if isinstance(part, ImagePart)]
 
     @property
     def without_effect(self) -> list[str]:
-        """Fields that say something and change nothing."""
-        found = [name for name in _WITHOUT_EFFECT if getattr(self, name) not in (None, {}, "")]
+        """Fields that are set but have no effect."""
+        ignored = [name for name in _WITHOUT_EFFECT if getattr(self, name) not in (None, {}, "")]
         if self.stream_options is not None and (self.stream_options.include_obfuscation or not self.stream):
-            found.append("stream_options")
+            ignored.append("stream_options")
         details = (part.image_url.detail for _, part in self._parts if isinstance(part, ImagePart))
         if any(detail != "auto" for detail in details):
-            found.append("detail")
-        return found
+            ignored.append("detail")
+        return ignored
 
     @property
     def _parts(self) -> Iterator[tuple[str, TextPart | ImagePart | RefusalPart]]:
@@ -234,19 +231,19 @@ class ChatRequest(_Strict):
                 yield path(["messages", turn, "content", number]), part
 
     def conversation(self, images: list[Any]) -> list[dict[str, Any]]:
-        """The messages as `transformers` takes them, with PIL images in place of addresses."""
-        left = iter(images)
-        found = []
+        """Return the messages in the format of `transformers`, with PIL images in place of addresses."""
+        remaining = iter(images)
+        messages = []
         for message in self.messages:
             content = [
-                {"type": "image", "image": next(left)}
+                {"type": "image", "image": next(remaining)}
                 if isinstance(part, ImagePart)
                 else {"type": "text", "text": part.text}
                 for part in message.content
             ]
             role = "system" if message.role == "developer" else message.role
-            found.append({"role": role, "content": content, **({"name": message.name} if message.name else {})})
-        return found
+            messages.append({"role": role, "content": content, **({"name": message.name} if message.name else {})})
+        return messages
 
 
 _WITHOUT_EFFECT = (
@@ -256,10 +253,10 @@ _WITHOUT_EFFECT = (
 
 
 def parse(body: bytes) -> ChatRequest:
-    """The request in a body.
+    """Parse and validate a request body.
 
     Raises:
-        FoveateError: it is no JSON, or says what cannot be done; the sentence names the field.
+        FoveateError: it is no JSON, or asks for something unsupported; the message names the field.
     """
     try:
         document = json.loads(body, parse_constant=_no_constant)
@@ -267,10 +264,10 @@ def parse(body: bytes) -> ChatRequest:
         raise
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise FoveateError(f"the body is no JSON in UTF-8: {reason[:200]}.") from None
+        raise FoveateError(f"the body is not JSON in UTF-8: {reason[:200]}.") from None
     if not isinstance(document, dict):
         raise FoveateError("the body must be a JSON object with 'model' and 'messages'.")
-    if _deeper_than(document, DEEPEST):
+    if _is_nested_deeper_than(document, DEEPEST):
         raise FoveateError(f"the body is nested more than {DEEPEST} levels deep.")
     check_text(json.dumps(document, ensure_ascii=False), "the body")
     try:
@@ -282,65 +279,65 @@ def parse(body: bytes) -> ChatRequest:
 
 
 def _check(request: ChatRequest) -> None:
-    """What fields say about one another."""
+    """Check fields against each other."""
     if request.messages[-1].role == "assistant":
-        raise FieldError("messages", "the last one must be of the user, since an answer to it is asked for.")
+        raise FieldError("messages", "the last one must be of the user, since it is answered.")
     for turn, message in enumerate(request.messages):
         for number, part in enumerate(message.content):
             place = path(["messages", turn, "content", number, "type"])
             if isinstance(part, RefusalPart) and message.role != "assistant":
-                raise FieldError(place, "only the assistant refuses.")
+                raise FieldError(place, "only assistant messages may have a refusal.")
     if len({request.max_tokens, request.max_completion_tokens} - {None}) > 1:
-        raise FieldError("max_tokens", "it says something else than max_completion_tokens; leave one of them out.")
+        raise FieldError("max_tokens", "it differs from max_completion_tokens; remove one of them.")
     if request.top_logprobs and not request.logprobs:
-        raise FieldError("top_logprobs", "it needs logprobs: true beside it.")
+        raise FieldError("top_logprobs", "it needs logprobs: true.")
 
 
 def _no_constant(name: str) -> Any:
-    raise FoveateError(f"the body is no JSON: it holds {name}, which JSON does not have.")
+    raise FoveateError(f"the body is not JSON: it holds {name}, which JSON does not have.")
 
 
-def _deeper_than(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested deeper, found without recursion."""
+def _is_nested_deeper_than(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested deeper than a limit, computed without recursion."""
     level = [value]
     for _ in range(levels):
         nested = [
-            list(one.values()) if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))
+            list(item.values()) if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))
         ]
-        level = [inner for one in nested for inner in one]
+        level = [inner for item in nested for inner in item]
         if not level:
             return False
-    return any(isinstance(one, (dict, list)) for one in level)
+    return any(isinstance(item, (dict, list)) for item in level)
 
 
-def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
-    """The plan of a request.
+def plan_of(requested: Compression | None, default: Plan | None) -> Plan | None:
+    """Return the plan of a request.
 
     Args:
-        asked: What it says.
-        own: The server's plan.
+        requested: Compression options of the request.
+        default: The server's plan.
 
     Raises:
         FoveateError: it is no plan, or one that reads files, or a budget where there is no one method to take it.
     """
-    if asked is None or (asked.plan is None and asked.budget is None):
-        return own
-    if asked.plan is not None and asked.budget is not None:
+    if requested is None or (requested.plan is None and requested.budget is None):
+        return default
+    if requested.plan is not None and requested.budget is not None:
         raise FieldError("foveate", "give a plan, which has its budget (divprune:64), or a budget, not both.")
-    if asked.plan is not None:
-        if asked.plan.strip().lower() == UNTOUCHED:
+    if requested.plan is not None:
+        if is_full_model(requested.plan):
             return None
         with _about("foveate.plan"):
-            plan = Plan.of(asked.plan)
-        if own is None or str(plan) != str(own):
+            plan = Plan.of(requested.plan)
+        if default is None or str(plan) != str(default):
             refuse_files(plan)
         return plan
-    if own is None or len(own.steps) != 1:
-        raise FieldError("foveate.budget", "the server has no plan of one method that could take it; give a plan.")
-    step = own.steps[0]
+    if default is None or len(default.steps) != 1:
+        raise FieldError("foveate.budget", "the server has no plan of one method with a budget; give a plan.")
+    step = default.steps[0]
     if step.method.budget == "none":
         raise FieldError("foveate.budget", f"{step.method.name} takes no budget; its own rule decides.")
-    wanted = asked.budget
+    wanted = requested.budget
     with _about("foveate.budget"):
         budget = Budget(fraction=wanted) if isinstance(wanted, float) else Budget.parse(str(wanted))
     return Plan((replace(step, budget=budget),))
@@ -348,7 +345,7 @@ def plan_of(asked: Compression | None, own: Plan | None) -> Plan | None:
 
 @contextmanager
 def _about(field: str) -> Generator[None]:
-    """Sentences of others about one field."""
+    """Convert other errors to errors about one field."""
     try:
         yield
     except FoveateError as error:
@@ -356,7 +353,7 @@ def _about(field: str) -> Generator[None]:
 
 
 def refuse_files(plan: Plan) -> None:
-    """Requests choose among what the server has; they do not name files for it to read.
+    """Raise FoveateError for a plan that names files, which requests must not make the server read.
 
     Raises:
         FoveateError: the plan names one.

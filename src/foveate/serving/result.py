@@ -1,4 +1,4 @@
-"""What a server answers a request with."""
+"""Result of a served request."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.answering.conversations import ImageTokens
-from foveate.serving.rows import Chance
+from foveate.serving.generation import TokenLogprob
 
 
 @dataclass(frozen=True)
 class Result:
-    """A complete answer.
+    """Complete answer.
 
     Args:
-        text: The whole text.
+        text: Complete text.
         reason: "stop", "length" or "cancelled".
-        prompt_tokens: Tokens of the shortened prompt that the language model was given.
+        prompt_tokens: Tokens of the shortened prompt that the language model reads.
         completion_tokens: Tokens written.
         images: What became of the visual tokens.
-        plan: The plan as text, None for the model as it is.
+        plan: The plan as text, or None for the full model.
         chances: How likely each token was, where that was asked for.
     """
 
@@ -30,22 +30,22 @@ class Result:
     completion_tokens: int
     images: ImageTokens
     plan: str | None
-    chances: tuple[Chance, ...] | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 def usage_of(results: Sequence[Result]) -> dict[str, Any]:
-    """Tokens of the answers to one request as OpenAI's API names them, and what became of the visual tokens."""
+    """Return the token usage of the answers to one request under OpenAI's names, with visual token counts."""
     first, written = results[0], sum(result.completion_tokens for result in results)
-    before, given, exact = first.images
+    before, kept, exact = first.images
     read = int(exact) if exact == int(exact) else round(exact, 2)
     return {
         "prompt_tokens": first.prompt_tokens,
         "completion_tokens": written,
         "total_tokens": first.prompt_tokens + written,
         "prompt_tokens_details": {
-            "text_tokens": first.prompt_tokens - given,
-            "image_tokens": given,
-            "image_tokens_saved": before - given,
+            "text_tokens": first.prompt_tokens - kept,
+            "image_tokens": kept,
+            "image_tokens_saved": before - kept,
         },
         "foveate": {
             "plan": first.plan,

@@ -1,4 +1,4 @@
-"""Where the images of requests may come from.
+"""Image sources that requests may use.
 
 Data URIs always; files only under one folder, after links are followed; addresses only on hosts that were named, with
 no redirect followed: a server that fetches what strangers name must not become their way into its network.
@@ -29,7 +29,7 @@ _AT_ONCE = 4
 
 
 class Sources:
-    """Opens the images of requests.
+    """Loader of request images.
 
     Args:
         root: Folder whose files may be named, as `file:///absolute/path` or `file:relative/path`; None: no files.
@@ -45,14 +45,14 @@ class Sources:
             raise FoveateError(f"there is no folder {str(root)!r} to take images from.")
         for host in hosts:
             if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?", host):
-                raise FoveateError(f"{host!r} is no host; write a name such as images.example.org or name:8080.")
+                raise FoveateError(f"{host!r} is not a host; write a name such as images.example.org or name:8080.")
         self.root = None if root is None else root.resolve()
         self.hosts = frozenset(host.lower() for host in hosts)
         self.limits = limits
         self._decoding = asyncio.Semaphore(_AT_ONCE)
 
     async def open(self, url: str, share: Share) -> Image.Image:
-        """The image at an address, upright and in RGB.
+        """Open the image at an address, upright and in RGB.
 
         Args:
             url: As a request names it.
@@ -82,7 +82,7 @@ class Sources:
     def _data(self, url: str) -> bytes:
         match = _DATA.match(url)
         if match is None:
-            raise FoveateError(f"{_shown(url)} is no data URI; write data:image/png;base64,...")
+            raise FoveateError(f"{_shown(url)} is not a data URI; write data:image/png;base64,...")
         if len(url) - match.end() > 4 * self.limits.image_bytes // 3 + 4:
             raise self._too_long()
         try:
@@ -98,11 +98,11 @@ class Sources:
 
     def _file(self, url: str) -> Path:
         if self.root is None:
-            raise FoveateError("this server reads no files (it was started without --files).")
+            raise FoveateError("this server does not read files (it was started without --files).")
         try:
             parts = urlsplit(url)
         except ValueError:  # an open bracket
-            raise FoveateError(f"{_shown(url)} is no address.") from None
+            raise FoveateError(f"{_shown(url)} is not an address.") from None
         if parts.netloc not in ("", "localhost"):
             raise FoveateError(f"{_shown(url)} names another machine; write file:///path.")
         try:
@@ -119,13 +119,13 @@ class Sources:
     async def _fetch(self, url: str) -> bytes:
         try:
             address = httpx.URL(url)  # read by what will connect: two readers of one address may see two hosts
-            host, port, own = address.host.lower(), address.port, _PORTS[address.scheme]
+            host, port, default_port = address.host.lower(), address.port, _PORTS[address.scheme]
         except (httpx.InvalidURL, ValueError, KeyError):  # an open bracket, a port that is none; blanks around http
-            raise FoveateError(f"{_shown(url)} is no address.") from None
+            raise FoveateError(f"{_shown(url)} is not an address.") from None
         name = f"[{host}]" if ":" in host else host
-        usual = port in (None, own)
-        if not (f"{name}:{port or own}" in self.hosts or (usual and name in self.hosts)):
-            raise FoveateError(f"this server fetches nothing from {_shown(name)}; send the image as a data URI.")
+        usual = port in (None, default_port)
+        if not (f"{name}:{port or default_port}" in self.hosts or (usual and name in self.hosts)):
+            raise FoveateError(f"this server does not fetch from {_shown(name)}; send the image as a data URI.")
         if address.userinfo:
             raise FoveateError("an address with a user name is not fetched.")
         try:

@@ -1,4 +1,4 @@
-"""The best plan for a model and somebody's questions: a search over methods, budgets and layers, with its evidence.
+"""Search for the best plan for a model and a set of questions, over methods, budgets and layers.
 
 Half of the questions are searched on; what wins there is confirmed on the other half, which the search never saw,
 beside random tokens and smaller images. Otherwise the luckiest plan would be praised for its luck.

@@ -1,4 +1,4 @@
-"""What a plan costs beside the untouched model: measured time to the first token, and counted operations."""
+"""Cost of a plan relative to the full model: measured time to first token, and FLOPs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate.benchmark import profiling
-from foveate.benchmark.asking import prepare
-from foveate.benchmark.speed.measuring import Measuring
-from foveate.benchmark.speed.subjects import Subject
+from foveate.benchmark.generation import prepare
+from foveate.benchmark.speed.measurement import PlanMeasurement
+from foveate.benchmark.speed.models import MeasuredModel
 from foveate.benchmark.tasks import Item
 from foveate.core.plan import Plan
 
@@ -18,10 +18,10 @@ _ITEMS = 3
 
 
 class Costs:
-    """Measures plans on a few items, one at a time, in turns with the untouched model.
+    """Measurements of plans on a few items, one at a time, alternating with the full model.
 
     What else the machine does falls on both alike, so the ratio of two times that were taken right after each other
-    says more than either of them.
+    is more informative than either of them.
 
     Args:
         model: The model.
@@ -36,21 +36,21 @@ class Costs:
         chosen = [ordered[(2 * number + 1) * len(ordered) // (2 * count)] for number in range(count)]
         self.repeats = repeats
         self._measuring = [_measuring(model, processor, item) for item in chosen]
-        self._untouched = [_counted(one, None) for one in self._measuring]
+        self._full_model = [_counted(measuring, None) for measuring in self._measuring]
 
     def flops(self, plan: str, quick: bool = False) -> float:
-        """Operations to the first token over those of the untouched model; `quick`: on the middle item only.
+        """Return the FLOPs to the first token relative to the full model; `quick`: on the middle item only.
 
         Raises:
             FoveateError: the plan cannot run on this model or these images.
         """
         if quick:
             middle = len(self._measuring) // 2
-            return _counted(self._measuring[middle], plan) / self._untouched[middle]
-        return sum(_counted(one, plan) for one in self._measuring) / sum(self._untouched)
+            return _counted(self._measuring[middle], plan) / self._full_model[middle]
+        return sum(_counted(measuring, plan) for measuring in self._measuring) / sum(self._full_model)
 
     def time(self, plan: str, repeats: int | None = None) -> dict[str, Any]:
-        """Time to the first token over that of the untouched model: the median of turns, their extremes, all of them.
+        """Return the time to first token relative to the full model: median, extremes and values of all turns.
 
         Every turn goes over all items, with the plan and without; which of the two is first changes from turn to turn.
         The first turn warms up and does not count.
@@ -59,21 +59,21 @@ class Costs:
         ratios, seconds = [], []
         for turn in range((repeats or self.repeats) + 1):
             sums = {True: 0.0, False: 0.0}
-            for one in self._measuring:
-                for own in (turn % 2 == 0, turn % 2 == 1):
-                    sums[own] += one.turn(parsed if own else None)["ttft"]
+            for measuring in self._measuring:
+                for is_plan in (turn % 2 == 0, turn % 2 == 1):
+                    sums[is_plan] += measuring.turn(parsed if is_plan else None)["ttft"]
             if turn:
                 ratios.append(sums[True] / sums[False])
                 seconds.append((sums[True], sums[False]))
         mean = [statistics.median(column) / len(self._measuring) for column in zip(*seconds, strict=True)]
-        return {**profiling.spread(ratios), "seconds": mean[0], "untouched_seconds": mean[1]}
+        return {**profiling.spread(ratios), "seconds": mean[0], "full_model_seconds": mean[1]}
 
 
-def _measuring(model: Any, processor: Any, item: Item) -> Measuring:
+def _measuring(model: Any, processor: Any, item: Item) -> PlanMeasurement:
     inputs = prepare(model, processor, [item]).inputs
     image = item.images[0]
-    return Measuring(Subject(item.task, model, (), lambda batch: inputs, image.size), 1, 2, "sdpa")
+    return PlanMeasurement(MeasuredModel(item.task, model, (), lambda batch: inputs, image.size), 1, 2, "sdpa")
 
 
-def _counted(one: Measuring, plan: str | None) -> int:
-    return one.exact(None if plan is None else Plan.of(plan))["flops"]["counted"]
+def _counted(measuring: PlanMeasurement, plan: str | None) -> int:
+    return measuring.exact(None if plan is None else Plan.of(plan))["flops"]["counted"]

@@ -1,4 +1,4 @@
-"""What a search is for: a time to the first token, an accuracy, or both."""
+"""Goal of a search: a time to first token, an accuracy, or both."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from foveate.core.errors import FoveateError
 
 #: Values of plans that miss the goal lie below this, those of plans that meet it above.
 MISSED = -10.0
-#: What a plan's cost counts beside its score: enough to prefer the cheaper of two that are equally good.
+#: Weight of cost relative to score: enough to prefer the cheaper of two equally good plans.
 _TIE = 1e-3
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The most that a plan may cost, the least that it must reach, both relative to the untouched model.
+    """Maximum cost and minimum accuracy, both relative to the full model.
 
     With a limit of cost alone the best score is searched; with a limit of the score, the least cost.
 
@@ -35,25 +35,25 @@ class Goal:
                 "a search needs a goal: --target-ttft such as 0.5x, --min-accuracy such as 97%, or both."
             )
         if self.cost is not None and not 0 < self.cost < 1:
-            raise FoveateError(f"a target of {self.cost:g}x is not between 0x and 1x of the untouched model's time.")
+            raise FoveateError(f"a target of {self.cost:g}x is not between 0x and 1x of the full model's time.")
         if self.accuracy is not None and not 0 < self.accuracy <= 1.5:
             raise FoveateError(
-                f"a least accuracy of {self.accuracy:.4g} times the untouched model's is no goal; write 97%."
+                f"a minimum accuracy of {self.accuracy:.4g} times the full model's is not a goal; write 97%."
             )
 
     def affords(self, cost: float) -> bool:
-        """Whether a plan may cost so much."""
+        """Whether the cost is within the goal."""
         return cost < 1 if self.cost is None else cost <= self.cost
 
     def met(self, cost: float, score: float) -> bool:
-        """Whether a plan of this cost and score is one that is looked for."""
+        """Whether a plan of this cost and score meets the goal."""
         return self.affords(cost) and (self.accuracy is None or score >= self.accuracy)
 
     def value(self, cost: float, score: float | None) -> float:
-        """What the search maximises; only the order of values means something.
+        """Return the objective of the search; only its order is meaningful.
 
         Args:
-            cost: Relative to the untouched model.
+            cost: Relative to the full model.
             score: Relative accuracy or the like; None: not known, for the cost alone misses the goal.
         """
         excess = max(0.0, cost - (1.0 if self.cost is None else self.cost))
@@ -68,7 +68,7 @@ class Goal:
     def __str__(self) -> str:
         parts = []
         if self.cost is not None:
-            parts.append(f"at most {self.cost:g} of the untouched model's cost")
+            parts.append(f"at most {self.cost:g} of the full model's cost")
         if self.accuracy is not None:
             parts.append(f"at least {100 * self.accuracy:g} % of its accuracy")
         return " and ".join(parts) + (
@@ -77,7 +77,7 @@ class Goal:
 
 
 def factor(text: str) -> float:
-    """The number in `0.5x`, `0.5` or `50%`.
+    """Parse the number in `0.5x`, `0.5` or `50%`.
 
     Raises:
         FoveateError: it is none of these.
@@ -86,7 +86,7 @@ def factor(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """The number in `97%` or `0.97`.
+    """Parse the number in `97%` or `0.97`.
 
     Raises:
         FoveateError: it is neither.
@@ -94,9 +94,9 @@ def share(text: str) -> float:
     return _number(text, text.strip(), "--min-accuracy", "97%")
 
 
-def _number(text: str, given: str, option: str, example: str) -> float:
+def _number(text: str, original: str, option: str, example: str) -> float:
     try:
-        value = float(given.removesuffix("%"))
+        value = float(original.removesuffix("%"))
     except ValueError:
-        raise FoveateError(f"{option} {text!r} is no number; write it as {example}.") from None
-    return value / 100 if given.endswith("%") else value
+        raise FoveateError(f"{option} {text!r} is not a number; write it as {example}.") from None
+    return value / 100 if original.endswith("%") else value

@@ -1,4 +1,4 @@
-"""Questions to search on, and others to confirm on."""
+"""Split of questions into search and confirmation sets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Questions:
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        """After how many items of `search` a plan is judged: a quarter, half, all."""
-        whole = len(self.search)
-        return (*(part for part in (whole // 4, whole // 2) if part >= _FEWEST), whole)
+        """Numbers of `search` items after which a plan is judged: a quarter, half, all."""
+        total = len(self.search)
+        return (*(part for part in (total // 4, total // 2) if part >= _FEWEST), total)
 
 
 def divided(stream: Iterable[Item], seed: int) -> Questions:
-    """Half of every task's items to search on, half to confirm on; questions about one image stay together.
+    """Split every task's items into halves; questions about one image stay together.
 
     Args:
         stream: Items of all tasks.
@@ -49,9 +49,9 @@ def divided(stream: Iterable[Item], seed: int) -> Questions:
         by_task.setdefault(item.task, []).append(item)
     searched: dict[str, bool] = {}  # by image, over all tasks
     parts: dict[bool, list[list[Item]]] = {True: [], False: []}
-    for number, (task, own) in enumerate(by_task.items()):
+    for number, (task, task_items) in enumerate(by_task.items()):
         by_image: dict[str, list[Item]] = {}
-        for item in own:
+        for item in task_items:
             by_image.setdefault(_digest(item), []).append(item)
         order = list(by_image)
         random.Random(seed * 1_000_003 + number).shuffle(order)
@@ -61,9 +61,7 @@ def divided(stream: Iterable[Item], seed: int) -> Questions:
             half = searched.setdefault(digest, len(halves[True]) <= len(halves[False]))
             halves[half] += by_image[digest]
         if not halves[True] or not halves[False]:
-            raise FoveateError(
-                f"{task} has too few images: some are needed to search on, and others to confirm on what was found."
-            )
+            raise FoveateError(f"{task} has too few images; the search and the confirmation need different ones.")
         for half, held in halves.items():
             parts[half].append(held)
     return Questions(_in_turns(parts[True]), _in_turns(parts[False]))
@@ -74,8 +72,8 @@ def _in_turns(lists: Sequence[Sequence[Item]]) -> tuple[Item, ...]:
 
 
 def _digest(item: Item) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for image in item.images:
-        found.update(repr((image.mode, image.size)).encode())
-        found.update(image.tobytes())
-    return found.hexdigest()
+        digest.update(repr((image.mode, image.size)).encode())
+        digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How good a plan is on some items: answers that stay right, or states that stay the same."""
+"""Score of a plan on some items: accuracy, or similarity of hidden states."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from foveate.answering.conversations import greedy
 from foveate.benchmark.accuracy import answer_items
-from foveate.benchmark.asking import batches, prepare
-from foveate.benchmark.budgets import UNTOUCHED
+from foveate.benchmark.generation import batches, prepare
 from foveate.benchmark.rows import Rows
 from foveate.benchmark.scores import scores
 from foveate.benchmark.tasks import Item
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.runtime import compress
 from foveate.statistics import Compared, paired_bootstrap
 
@@ -26,11 +26,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """What a plan reached on some items.
+    """Score of a plan on some items.
 
     Args:
-        value: 1 is as good as the untouched model.
-        low: Lower end of its 95 % interval, where there is one.
+        value: 1 is as good as the full model.
+        low: Lower end of its 95 % interval, or None.
         high: Upper end.
         numbers: For the record.
     """
@@ -42,7 +42,7 @@ class Score:
 
 
 class Answers:
-    """Asks what has not been asked yet, and compares.
+    """Scorer that compares answers and caches them.
 
     Args:
         model: The model.
@@ -58,41 +58,41 @@ class Answers:
         self._by_key = {_key(row): row for row in rows.rows}
 
     def of(self, plan: str, items: Sequence[Item]) -> list[Row]:
-        """Rows of all turns of all items, in their order.
+        """Return the rows of all turns of all items, in order.
 
         Raises:
             FoveateError: the plan cannot run on this model or these images.
         """
         missing = [item for item in items if not self._has(plan, item)]
         for batch in batches(missing, self._batch_size):
-            found = [
+            rows = [
                 {"model": self._name, **row, "plan": plan}
                 for row in answer_items(self._model, self._processor, plan, batch, self._batch_size)
             ]
-            self._rows.add(found)
-            self._by_key |= {_key(row): row for row in found}
+            self._rows.add(rows)
+            self._by_key |= {_key(row): row for row in rows}
         return [self._by_key[plan, item.task, item.index, turn] for item in items for turn in range(len(item.turns))]
 
     def _has(self, plan: str, item: Item) -> bool:
         return self._rows.has(self._name, plan, item.task, item.index, len(item.turns))
 
     def score(self, plan: str, items: Sequence[Item]) -> Score:
-        """Accuracy relative to the untouched model.
+        """Return the accuracy relative to the full model.
 
         Raises:
-            FoveateError: the untouched model has no right answer, or the plan cannot run.
+            FoveateError: the full model has no right answer, or the plan cannot run.
         """
-        rows = [*self.of(UNTOUCHED, items), *self.of(plan, items)]
+        rows = [*self.of(FULL_MODEL, items), *self.of(plan, items)]
         tasks = list(dict.fromkeys(row["task"] for row in rows))
-        found = next(row for row in scores(rows, [self._name], lambda _: [plan], tasks) if row["task"] == "all")
-        if found["relative"] is None:
-            raise FoveateError("the untouched model has no right answer to these questions; choose others.")
-        names = ("accuracy", "majority", "loyalty", "tokens_in", "tokens_kept")
-        numbers = {"questions": found["count"], **{name: found[name] for name in names}}
-        return Score(found["relative"], found["relative_low"], found["relative_high"], numbers)
+        score = next(row for row in scores(rows, [self._name], lambda _: [plan], tasks) if row["task"] == "all")
+        if score["relative"] is None:
+            raise FoveateError("the full model has no right answer to these questions; choose others.")
+        names = ("accuracy", "majority", "agreement", "tokens_in", "tokens_kept")
+        numbers = {"questions": score["count"], **{name: score[name] for name in names}}
+        return Score(score["relative"], score["relative_low"], score["relative_high"], numbers)
 
     def compared(self, plan: str, other: str, items: Sequence[Item]) -> Compared:
-        """Accuracy of two plans on the same questions; tasks count alike, questions about one item go together."""
+        """Compare two plans on the same questions; tasks have equal weight, questions of one item form a cluster."""
         first, second = self.of(plan, items), self.of(other, items)
         return paired_bootstrap(
             [row["right"] for row in first],
@@ -103,7 +103,7 @@ class Answers:
 
 
 class Flow:
-    r"""How far visual information reaches the answer: needs no answers.
+    r"""Scorer by visual information flow, which needs no answers.
 
     $\cos(h, h')$ of the states from which the first token of the answer is read, without and with the plan, mean over
     the items: the objective that VFlowOpt searches its settings by (Yang et al., ICCV 2025, arXiv 2508.05211, there
@@ -117,39 +117,41 @@ class Flow:
 
     def __init__(self, model: Any, processor: Any, batch_size: int) -> None:
         self._model, self._processor, self._batch_size = model, processor, batch_size
-        self._untouched: dict[tuple[str, int], Tensor] = {}
+        self._full_model: dict[tuple[str, int], Tensor] = {}
 
     def score(self, plan: str, items: Sequence[Item]) -> Score:
-        """Mean cosine.
+        """Return the mean cosine similarity.
 
         Raises:
             FoveateError: the plan cannot run on this model or these images.
         """
-        missing = [item for item in items if (item.task, item.index) not in self._untouched]
-        self._untouched |= self._states(missing)
+        missing = [item for item in items if (item.task, item.index) not in self._full_model]
+        self._full_model |= self._states(missing)
         with compress(self._model, plan):
-            own = self._states(items)
-        cosines = [float(torch.cosine_similarity(state, self._untouched[key], dim=0)) for key, state in own.items()]
+            plan_states = self._states(items)
+        cosines = [
+            float(torch.cosine_similarity(state, self._full_model[key], dim=0)) for key, state in plan_states.items()
+        ]
         return Score(fmean(cosines), numbers={"questions": len(cosines), "flow": round(fmean(cosines), 6)})
 
     @torch.inference_mode()
     def _states(self, items: Sequence[Item]) -> dict[tuple[str, int], Tensor]:
-        """(D,) float32 of every item's prompt: what the output layer reads of its last token."""
-        found: dict[tuple[str, int], Tensor] = {}
+        """Return the last prompt token's input of the output layer (D,) in float32 for every item."""
+        states: dict[tuple[str, int], Tensor] = {}
         for batch in batches(items, self._batch_size):
             prepared = prepare(self._model, self._processor, batch)
-            seen: list[Tensor] = []
+            captured: list[Tensor] = []
 
-            def keep(module: Any, inputs: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
-                seen.append(inputs[0][:, -1].float().cpu())
+            def keep(module: Any, inputs: tuple[Tensor, ...], captured: list[Tensor] = captured) -> None:
+                captured.append(inputs[0][:, -1].float().cpu())
 
             hook = self._model.get_output_embeddings().register_forward_pre_hook(keep)
             try:
                 self._model.generate(**prepared.inputs, generation_config=greedy(self._model, 1))
             finally:
                 hook.remove()
-            found |= {(item.task, item.index): row for item, row in zip(batch, seen[0], strict=True)}
-        return found
+            states |= {(item.task, item.index): row for item, row in zip(batch, captured[0], strict=True)}
+        return states
 
 
 Scorer = Callable[[str, Sequence[Item]], Score]

@@ -1,4 +1,4 @@
-"""A search from its beginning, or from where it was stopped, to the confirmed plan."""
+"""Search for a plan, resumable up to the confirmed result."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from foveate.benchmark import profiling
-from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.results import read_results, write_json
 from foveate.benchmark.rows import Rows
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.loading import load
 from foveate.runtime import compress
-from foveate.tune.confirming import confirm
+from foveate.tune.confirmation import confirm
 from foveate.tune.costs import Costs
 from foveate.tune.formatting import front
 from foveate.tune.questions import Questions, divided
@@ -26,11 +26,11 @@ from foveate.tune.space import Space, space_for
 from foveate.tune.study import Study
 
 NOTE = (
-    "Cost: time to the first token over that of the untouched model, both measured in turns on the same items (median "
-    "of turns), or counted operations. Relative: accuracy over that of the untouched model on the same questions, with "
+    "Cost: time to the first token over that of the full model, both measured in turns on the same items (median "
+    "of turns), or counted operations. Relative: accuracy over that of the full model on the same questions, with "
     "a 95 % interval of the paired bootstrap. Trials are judged on one part of the questions, finalists on another, "
     "which shares no image with it; only numbers of the confirmation are fair to quote. A trial stops early where its "
-    "interval says that it cannot meet the goal or is worse than the best so far. Plans stand beside random "
+    "interval says that it cannot meet the goal or is worse than the best so far. Plans are compared with random "
     "tokens, as many before the same layers, and smaller images of as many tokens (the mean over layers)."
 )
 RESULT, STUDY, ROWS = "tune.json", "trials.journal", "answers.rows.jsonl"
@@ -47,7 +47,7 @@ def run(
     report: Callable[[str], object] = lambda line: None,
     progress: Progress = lambda done, total, what: None,
 ) -> dict[str, Any]:
-    """Search, or go on with a search, and confirm what wins.
+    """Run or resume a search, and confirm the winners.
 
     Args:
         settings: What to search.
@@ -75,7 +75,7 @@ def run(
 
 
 def _finished(settings: TuneSettings, folder: Path | None) -> dict[str, Any] | None:
-    """The result of this very search, if it was brought to its end."""
+    """Return the result of this search if it is complete."""
     if folder is None or not (folder / RESULT).exists():
         return None
     try:
@@ -83,7 +83,7 @@ def _finished(settings: TuneSettings, folder: Path | None) -> dict[str, Any] | N
         same = document["settings"] == json.loads(json.dumps(asdict(settings)))
         return document if document["kind"] == "tune" and document["finished"] and same else None
     except (ValueError, KeyError, TypeError) as error:
-        raise FoveateError(f"{folder / RESULT} is no result of a search; choose another folder.") from error
+        raise FoveateError(f"{folder / RESULT} is not a result of a search; choose another folder.") from error
 
 
 class _Run:
@@ -100,8 +100,8 @@ class _Run:
         self.settings, self.goal, self.folder, self.study = settings, settings.goal, folder, study
         self.command, self.report, self.progress = command, report, progress
         self.report(f"loading {settings.model}")
-        own = None if settings.model == "embedded" else settings.model
-        self.model, processor = load(own, dtype=settings.dtype, device=settings.device, plan=None)
+        name = None if settings.model == "embedded" else settings.model
+        self.model, processor = load(name, dtype=settings.dtype, device=settings.device, plan=None)
         self.hardware = profiling.hardware(self.model.device)
         self.report("drawing questions")
         drawn = (item for task in settings.tasks for item in settings.items_of(task))
@@ -112,10 +112,10 @@ class _Run:
         self.space: Space | None = None
         self.confirmation: list[dict[str, Any]] = []
         self._depth = self.model.config.get_text_config().num_hidden_layers
-        self.untouched: dict[str, Any] = {}
+        self.full_model: dict[str, Any] = {}
 
     def whole(self) -> dict[str, Any]:
-        """Search, confirm, write."""
+        """Search, confirm, and write the result."""
         try:
             self._search()
             self._confirm()
@@ -126,8 +126,8 @@ class _Run:
 
     def _search(self) -> None:
         settings = self.settings
-        self.report(f"untouched: {len(self.questions.search)} items to search on")
-        self.untouched["search"] = self.answers.score(UNTOUCHED, self.questions.search).numbers
+        self.report(f"full model: {len(self.questions.search)} items to search on")
+        self.full_model["search"] = self.answers.score(FULL_MODEL, self.questions.search).numbers
         self.report("trying every method once")
         self.space = self.study.space(
             lambda: space_for(
@@ -138,15 +138,15 @@ class _Run:
                 settings.chains,
             )
         )
-        left_out = [one for one in self.space.left_out if one["method"] in settings.methods]
-        for one in left_out:
-            self.report(f"left out: {one['method']}: {one['reason']}")
+        left_out = [candidate for candidate in self.space.left_out if candidate["method"] in settings.methods]
+        for candidate in left_out:
+            self.report(f"left out: {candidate['method']}: {candidate['reason']}")
         candidates = len(self.space.before) + len(self.space.inside)
         self.report(f"{candidates} methods to choose from; {len(self.space.left_out)} left out (see {RESULT})")
         while len(self.study.records) < settings.trials:
             drawn = self.study.draw(self.space, self._refuses)
             if drawn is None:
-                self.report(f"no plan is left that was not tried: {len(self.study.records)} trials")
+                self.report(f"every plan has been tried: {len(self.study.records)} trials")
                 break
             trial, plan = drawn
             self._say(plan)
@@ -170,7 +170,7 @@ class _Run:
         return None
 
     def _try(self, plan: str) -> dict[str, Any]:
-        """One trial: its cost first, which alone may be too much, then more and more questions."""
+        """Run one trial: first its cost, which may already exceed the goal, then more and more questions."""
         record: dict[str, Any] = {"plan": plan, "flops": round(self.costs.flops(plan), 4), "ttft": None}
         if self.settings.cost == "time":
             record["ttft"] = self.costs.time(plan)
@@ -199,30 +199,34 @@ class _Run:
         return score, COMPLETE
 
     def _hopeless(self, plan: str, score: Score, part: int) -> bool:
-        """Whether the questions so far say that a plan cannot win, but for one case in forty."""
+        """Whether the questions so far rule out a plan, with a chance of error of one in forty."""
         least = self.goal.accuracy
         if least is not None:
             return score.high is not None and score.high < least
-        best = max((one for one in self.study.records if one["met"]), key=lambda one: one["value"], default=None)
+        best = max(
+            (record for record in self.study.records if record["met"]), key=lambda record: record["value"], default=None
+        )
         if best is None:
             return False
         return self.answers.compared(plan, best["plan"], self.questions.search[:part]).difference_high < 0
 
     def _confirm(self) -> None:
-        self.report(f"untouched: {len(self.questions.confirm)} items to confirm on")
-        self.untouched["confirm"] = self.answers.score(UNTOUCHED, self.questions.confirm).numbers
-        finalists = sorted((one for one in self.study.records if one["met"]), key=lambda one: -one["value"])
+        self.report(f"full model: {len(self.questions.confirm)} items to confirm on")
+        self.full_model["confirm"] = self.answers.score(FULL_MODEL, self.questions.confirm).numbers
+        finalists = sorted(
+            (record for record in self.study.records if record["met"]), key=lambda record: -record["value"]
+        )
         for record in finalists[: self.settings.finalists]:
             self.report(f"confirming {record['plan']}")
-            found = confirm(
+            evidence = confirm(
                 record["plan"], self.questions.confirm, self.answers, self.costs, self.settings, self._depth
             )
-            self.confirmation.append(found)
-            if found["met"]:
+            self.confirmation.append(evidence)
+            if evidence["met"]:
                 break
 
     def _document(self, finished: bool) -> dict[str, Any]:
-        best = next((one for one in self.confirmation if one["met"]), None)
+        best = next((finalist for finalist in self.confirmation if finalist["met"]), None)
         space = self.space
         document = {
             "kind": "tune",
@@ -234,11 +238,11 @@ class _Run:
             "note": NOTE,
             "goal": str(self.goal),
             "items": {"search": len(self.questions.search), "confirm": len(self.questions.confirm)},
-            "untouched": self.untouched,
+            "full_model": self.full_model,
             "space": None if space is None else space.as_json,
             "trials": self.study.records,
             "impossible": self.study.impossible,
-            "front": [one["plan"] for one in front(self.study.records)],
+            "front": [finalist["plan"] for finalist in front(self.study.records)],
             "confirmation": self.confirmation,
             "best": None if best is None else best["plan"],
         }
@@ -249,7 +253,7 @@ class _Run:
 
 
 def cost_of(record: dict[str, Any]) -> float:
-    """What the search goes by: measured time where there is one, or counted operations."""
+    """Return the cost of a trial: measured time if there is one, else FLOPs."""
     return record["flops"] if record["ttft"] is None else record["ttft"]["median"]
 
 

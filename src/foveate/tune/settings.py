@@ -1,4 +1,4 @@
-"""What a search may be told."""
+"""Settings of a search."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Budget
 from foveate.tune.goal import Goal
 
-#: Steps of about a fourth: finer ones cannot be told apart by some hundred questions.
+#: Steps of about a fourth: a few hundred questions cannot distinguish finer ones.
 BUDGETS = ("5%", "6.3%", "8%", "10%", "12.5%", "16%", "20%", "25%", "32%", "40%", "50%", "63%", "80%")
 
-#: What may differ between a search and the one that goes on with it.
+#: Settings that may differ when a search is resumed.
 _FREE = ("trials", "finalists", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings(QuestionSettings):
-    """What is searched. A search goes on with the same settings, but for trials, finalists and batch size.
+    """Settings of a search. On resuming, trials, finalists and batch size may differ.
 
     Args:
         model: A folder, a Hub id, or "embedded".
-        target_ttft: The most that a plan may cost, relative to the untouched model.
+        target_ttft: The most that a plan may cost, relative to the full model.
         min_accuracy: The least relative accuracy.
         count: Items of every task; half are searched on, half confirm.
         trials: Plans to try.
@@ -65,33 +65,36 @@ class TuneSettings(QuestionSettings):
         if not self.budgets:
             raise FoveateError("at least one budget is needed.")
         if min(self.trials, self.repeats, self.finalists) < 1 or self.seed < 0:
-            raise FoveateError("trials, repeats and finalists are from 1 on, the seed from 0 on.")
+            raise FoveateError("trials, repeats and finalists must be at least 1, the seed at least 0.")
         if self.count < 2:
-            raise FoveateError("count is from 2 on: some questions are searched on, others confirm.")
+            raise FoveateError(
+                "count must be at least 2: one part of the questions is for the search, the other for confirmation."
+            )
         if self.cost not in ("time", "flops"):
             raise FoveateError(f"cost {self.cost!r} is not one of time, flops.")
         if self.objective not in ("accuracy", "information-flow"):
             raise FoveateError(f"objective {self.objective!r} is not one of accuracy, information-flow.")
         if self.objective != "accuracy" and self.min_accuracy is not None:
             raise FoveateError(
-                "information flow says nothing of accuracy: with --objective information-flow give --target-ttft alone."
+                "information flow does not measure accuracy: with --objective information-flow give "
+                "--target-ttft alone."
             )
         object.__setattr__(self, "budgets", tuple(str(Budget.parse(budget)) for budget in self.budgets))
 
     @property
     def goal(self) -> Goal:
-        """What is looked for."""
+        """Goal of the search."""
         return Goal(self.target_ttft, self.min_accuracy)
 
     @property
     def described(self) -> dict[str, Any]:
-        """What must be the same for trials to stand in one folder; of files their content too."""
-        found = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        """Settings that must agree for trials to share a folder, with the content of task files."""
+        values = {name: value for name, value in asdict(self).items() if name not in _FREE}
         files = [task for task in self.tasks if Path(task).suffix in (".json", ".jsonl")]
-        found["content of files"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
-        return json.loads(json.dumps(found))
+        values["content of files"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        return json.loads(json.dumps(values))
 
 
 def methods_in(text: str) -> tuple[str, ...]:
-    """The methods in `divprune,hiprune(alpha=0.1, layer=2)`: commas within parentheses part nothing."""
+    """Parse the methods in `divprune,hiprune(alpha=0.1, layer=2)`; commas within parentheses do not separate."""
     return tuple(part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip())

@@ -1,4 +1,4 @@
-"""Which plans a search may draw on one model."""
+"""Search space of plans for one model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BEFORE, INSIDE, BOTH = "before the language model", "inside it", "both"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method that plans may have.
+    """A method that plans may contain.
 
     Args:
         text: Name and arguments, as in plans.
@@ -35,13 +35,13 @@ class Candidate:
     layered: bool
 
     def at(self, budget: str) -> str:
-        """A plan of this method alone, where the method itself would act."""
+        """Return a plan of this method alone, at the method's default layers."""
         return self.text if self.budget == "none" else f"{self.text}:{budget}"
 
 
 @dataclass(frozen=True)
 class Space:
-    """All plans that can be drawn: a candidate before the language model, one inside it, or both.
+    """All plans of the search: a candidate before the language model, one inside it, or both.
 
     Args:
         before: Texts of candidates to begin with.
@@ -49,7 +49,7 @@ class Space:
         budgets: Ascending.
         depth: Layers of the language model.
         chains: Whether there are plans of both.
-        left_out: {"method", "code", "reason"} of every method that is no candidate.
+        left_out: {"method", "code", "reason"} of every method that is not a candidate.
     """
 
     before: tuple[Candidate, ...]
@@ -60,7 +60,7 @@ class Space:
     left_out: tuple[dict[str, str], ...] = ()
 
     def draw(self, trial: Any) -> str:
-        """A plan, by the choices of one of optuna's trials.
+        """Sample a plan with an optuna trial.
 
         Methods of one place share their budget: what a tenth of the tokens costs is much the same for all of them, so
         that a trial of one method tells about the others.
@@ -77,13 +77,13 @@ class Space:
         return str(Plan.of(" + ".join(steps)))
 
     def _step(self, trial: Any, place: str, candidates: Sequence[Candidate]) -> str:
-        by_text = {one.text: one for one in candidates}
+        by_text = {candidate.text: candidate for candidate in candidates}
         chosen = by_text[trial.suggest_categorical(place, list(by_text))]
         text = chosen.text
-        own = chosen.budget == "none"
+        fixed = chosen.budget == "none"
         if chosen.budget == "optional":
-            own = trial.suggest_categorical(f"{place}, own rule", [False, True])
-        if not own:
+            fixed = trial.suggest_categorical(f"{place}, own rule", [False, True])
+        if not fixed:
             text += f":{self.budgets[trial.suggest_int(f'{place}, budget', 0, len(self.budgets) - 1)]}"
         if chosen.layered:
             text += f"@{trial.suggest_int('layer', 1, max(1, self.depth - 1))}"
@@ -91,15 +91,15 @@ class Space:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` reads them."""
+        """Return plain JSON values; `from_json` reads them."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Space:
-        """What `as_json` gave."""
-        before, inside = (tuple(Candidate(**one) for one in found[name]) for name in ("before", "inside"))
-        budgets, left_out = tuple(found["budgets"]), tuple(found["left_out"])
-        return cls(before, inside, budgets, found["depth"], found["chains"], left_out)
+    def from_json(cls, document: dict[str, Any]) -> Space:
+        """Build a space from the values of `as_json`."""
+        before, inside = (tuple(Candidate(**entry) for entry in document[name]) for name in ("before", "inside"))
+        budgets, left_out = tuple(document["budgets"]), tuple(document["left_out"])
+        return cls(before, inside, budgets, document["depth"], document["chains"], left_out)
 
 
 def space_for(
@@ -109,22 +109,22 @@ def space_for(
     budgets: Sequence[str],
     chains: bool,
 ) -> Space:
-    """All plans that can run on a model and save something; every candidate is run once.
+    """Build the space of plans that run on a model and save something; every candidate is run once.
 
     Args:
         model: Gives the depth of the language model.
-        cost: Operations of a plan relative to the untouched model; raises FoveateError if it cannot run.
-        methods: Names, also with arguments; none: all, trained ones where their weights stand beside the model's.
+        cost: Operations of a plan relative to the full model; raises FoveateError if it cannot run.
+        methods: Names, also with arguments; by default all, trained ones only with weights saved with the model.
         budgets: To choose from.
         chains: Whether a candidate before the language model and one inside it may be joined.
 
     Raises:
-        FoveateError: a method does not exist, or none is left.
+        FoveateError: a method does not exist, or none remains.
     """
     known = all_methods()
     depth = model.config.get_text_config().num_hidden_layers
     ordered = tuple(sorted(budgets, key=lambda budget: (not budget.endswith("%"), float(budget.rstrip("%")))))
-    found: dict[bool, list[Candidate]] = {False: [], True: []}
+    by_place: dict[bool, list[Candidate]] = {False: [], True: []}
     left_out = []
     for text in methods or known:
         name = text.partition("(")[0].strip().lower()
@@ -133,20 +133,20 @@ def space_for(
         try:
             if not methods and name in NO_CANDIDATES:
                 raise FoveateError(Refusal("is-control", "a control, which plans are compared with"))
-            one = _candidate(text, known[name], depth)
-            if cost(one.at(ordered[0])) >= _SAVES_NOTHING:
+            candidate = _candidate(text, known[name], depth)
+            if cost(candidate.at(ordered[0])) >= _SAVES_NOTHING:
                 raise FoveateError(Refusal("saves-nothing", "saves nothing on this model, even at the least budget"))
         except FoveateError as error:
             left_out.append({"method": text, **error.as_json()})
             continue
-        found[one.inside].append(one)
-    if not found[False] and not found[True]:
-        reasons = "; ".join(f"{one['method']}: {one['reason']}" for one in left_out)
-        raise FoveateError(f"no method is left to search with: {reasons}")
-    return Space(tuple(found[False]), tuple(found[True]), ordered, depth, chains, tuple(left_out))
+        by_place[candidate.inside].append(candidate)
+    if not by_place[False] and not by_place[True]:
+        reasons = "; ".join(f"{candidate['method']}: {candidate['reason']}" for candidate in left_out)
+        raise FoveateError(f"no method remains to search with: {reasons}")
+    return Space(tuple(by_place[False]), tuple(by_place[True]), ordered, depth, chains, tuple(left_out))
 
 
-#: Of the untouched model's operations.
+#: Of the full model's operations.
 _SAVES_NOTHING = 0.999
 
 

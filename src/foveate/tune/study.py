@@ -1,4 +1,4 @@
-"""Optuna's study in a file: what was tried, and what to try next.
+"""Optuna study in a file.
 
 What is drawn depends on the trials that are finished and on the seed alone, not on how often the search was stopped:
 the sampler is made anew for every trial, and works in memory; the file gets what is finished. (With measured times the
@@ -26,7 +26,7 @@ _PLAN, _RECORD, _IMPOSSIBLE = "plan", "record", "impossible"
 
 
 def optuna() -> Any:
-    """The package, silent.
+    """Import optuna with logging turned off.
 
     Raises:
         FoveateError: it is missing.
@@ -40,7 +40,7 @@ def optuna() -> Any:
 
 
 class Study:
-    """Trials of one search, in memory and, where there is a path, in a file (optuna's journal).
+    """Trials of one search, in memory and optionally in a file (optuna's journal).
 
     Args:
         path: The file; None keeps trials in memory only.
@@ -93,10 +93,10 @@ class Study:
                     study_name="foveate", storage=storage, direction="maximize", load_if_exists=True
                 )
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise FoveateError(f"{path} is no study of a search; choose another folder.") from error
+                raise FoveateError(f"{path} is not a study of a search; choose another folder.") from error
 
     def space(self, make: Callable[[], Space]) -> Space:
-        """The space of the study; made at its first trial, and kept, so that all trials are of one."""
+        """Search space of the study, created at its first trial and then kept."""
         held = self._file.user_attrs.get("space")
         if held is not None:
             return Space.from_json(held)
@@ -105,7 +105,7 @@ class Study:
         return space
 
     def draw(self, space: Space, refuses: Callable[[str], FoveateError | None]) -> tuple[Any, str] | None:
-        """A trial and its plan, one that was not tried before; None where there is none left.
+        """Draw a trial with a plan that was not tried before, or None if there is none.
 
         Args:
             space: To draw from.
@@ -132,13 +132,13 @@ class Study:
             return samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=1)
 
     def finish(self, trial: Any, record: dict[str, Any]) -> None:
-        """Note a finished trial; `record` has its plan and its value."""
+        """Record a finished trial; `record` has its plan and its value."""
         trial.set_user_attr(_RECORD, record)
         self._file.add_trial(self._memory.tell(trial, record["value"]))
         self._note(record)
 
     def fail(self, trial: Any, plan: str, error: FoveateError | None) -> None:
-        """Note a draw that is no trial: its plan cannot run, or (no error) is known already."""
+        """Record a rejected draw: its plan cannot run, or (without error) is known already."""
         refused = {_PLAN: plan, **({} if error is None else error.as_json())}
         if error is not None:
             trial.set_user_attr(_IMPOSSIBLE, refused)
@@ -157,10 +157,10 @@ class Study:
 
 
 def _mend(path: Path) -> None:
-    """Cut off a line that a kill left unfinished, so that the next one does not go on in it."""
+    """Remove an incomplete last line of the journal, which a kill leaves behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            path.write_bytes(content[:whole])
+        complete = content.rfind(b"\n") + 1
+        if complete < len(content):
+            path.write_bytes(content[:complete])

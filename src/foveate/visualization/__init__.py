@@ -1,1 +1,1 @@
-"""Pictures of answers and of what a plan keeps of an image."""
+"""Visualization of answers and of kept tokens."""

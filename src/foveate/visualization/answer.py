@@ -1,4 +1,4 @@
-"""The picture of one answer: the image, the windows of every stage and what they looked at, tokens and time.
+"""Figure of one answer: the image, the merging windows of every stage, token counts and times.
 
 Drawn with Pillow alone, in its built-in font.
 """
@@ -33,19 +33,19 @@ from foveate.visualization.canvas import (
 from foveate.visualization.selection import draw_selection, joined
 
 TINTS = {
-    "view": (134, 142, 150),
+    "preprocess": (134, 142, 150),
     "encoder": (28, 100, 200),
     "connector": (112, 72, 232),
     "prefill": (12, 133, 99),
     "decode": (240, 140, 0),
 }
 
-#: Windows are outlined where they are at least this many pixels wide in the picture.
+#: Windows are outlined where they are at least this many pixels wide in the figure.
 FINEST_GRID = 4
 
 
 def draw_answer(answer: Answer, image: Any) -> Image.Image:
-    """Draw an answer as one RGB picture, 1600 pixels wide.
+    """Draw an answer as one RGB image, 1600 pixels wide.
 
     The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged. The tokens that
     entered a content-adaptive stage are tinted by their effect on its output (see `foveate.answering.Pooling`): clear
@@ -56,17 +56,19 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
         answer: from `ask`; with ``keep_pooling=True`` the panels are tinted, otherwise they show the windows only.
         image: the image that was asked about, in any form that `open_image` reads.
     """
-    view = open_image(image)
-    if answer.view_size is not None:
-        view = view.resize(answer.view_size, Image.Resampling.BICUBIC)
+    processed = open_image(image)
+    if answer.processed_size is not None:
+        processed = processed.resize(answer.processed_size, Image.Resampling.BICUBIC)
     merging = [stage for stage in answer.stages[1:] if stage.grid is not None]
-    size = _panel_size(view.size, panels=1 + len(merging))
+    size = _panel_size(processed.size, panels=1 + len(merging))
 
-    blocks = [_words(answer), _panels(answer, view, merging, size)]
+    blocks = [_words(answer), _panels(answer, processed, merging, size)]
     if answer.pooling:
         blocks.append(_legend(answer.pooling))
     if answer.selection:
-        blocks += [draw_selection(one, open_image(image), WIDTH - 2 * MARGIN) for one in joined(answer.selection)]
+        blocks += [
+            draw_selection(document, open_image(image), WIDTH - 2 * MARGIN) for document in joined(answer.selection)
+        ]
     blocks += [_token_bars(answer), _time_bar(answer)]
     height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
     canvas = Image.new("RGB", (WIDTH, height), PAPER)
@@ -81,14 +83,17 @@ def _words(answer: Answer) -> Image.Image:
     """Question and answer, above each other."""
     small, question, text = load_font(20), load_font(30), load_font(40)
     width = WIDTH - 2 * MARGIN
-    asked, said = wrap(answer.question, question, width), wrap(answer.text or "(no answer)", text, width)
-    block, draw = blank(32 + 40 * len(asked) + 52 * len(said) + 4)
+    question_lines, answer_lines = (
+        wrap(answer.question, question, width),
+        wrap(answer.text or "(no answer)", text, width),
+    )
+    block, draw = blank(32 + 40 * len(question_lines) + 52 * len(answer_lines) + 4)
     draw.text((0, 0), f"{_short(answer.model)} was asked", font=small, fill=MUTED)
     top = 32
-    for line in asked:
+    for line in question_lines:
         draw.text((0, top), line, font=question, fill=INK)
         top += 40
-    for line in said:
+    for line in answer_lines:
         draw.text((0, top), line, font=text, fill=ACCENT)
         top += 52
     return block
@@ -99,26 +104,26 @@ def _short(model: str) -> str:
     return name if len(name) <= 60 else "..." + name[-57:]
 
 
-def _panel_size(view: tuple[int, int], panels: int) -> tuple[int, int]:
-    """Size of one panel: all equal, side by side, and no taller than `TALLEST`; thin images are widened."""
+def _panel_size(processed: tuple[int, int], panels: int) -> tuple[int, int]:
+    """Size of the panels, which are equal and no taller than `TALLEST`; thin images are widened."""
     width = (WIDTH - 2 * MARGIN - GAP * (panels - 1)) // panels
-    scale = min(width / view[0], TALLEST / view[1])
-    return max(round(view[0] * scale), THINNEST), max(round(view[1] * scale), THINNEST)
+    scale = min(width / processed[0], TALLEST / processed[1])
+    return max(round(processed[0] * scale), THINNEST), max(round(processed[1] * scale), THINNEST)
 
 
-def _panels(answer: Answer, view: Image.Image, merging: list[Stage], size: tuple[int, int]) -> Image.Image:
-    """The image, then each stage's windows, with a heading of two lines above each."""
+def _panels(answer: Answer, processed: Image.Image, merging: list[Stage], size: tuple[int, int]) -> Image.Image:
+    """Draw the image and each stage's windows, with a heading of two lines above each."""
     columns = 1 + len(merging)
     pitch = (WIDTH - 2 * MARGIN - GAP * (columns - 1)) // columns + GAP
     block, draw = blank(64 + size[1] + 2)
     effects = {pooling.stage: pooling.effect for pooling in answer.pooling}
     first = answer.stages[0]
-    asked = f"{answer.image_size[0]} x {answer.image_size[1]} px"
-    if answer.view_size not in (None, answer.image_size):
-        asked += f", seen at {view.width} x {view.height}"
-    panels = [("image", f"{asked}, {first.tokens} {first.name}", view.resize(size, Image.Resampling.LANCZOS))]
+    caption = f"{answer.image_size[0]} x {answer.image_size[1]} px"
+    if answer.processed_size not in (None, answer.image_size):
+        caption += f", resized to {processed.width} x {processed.height}"
+    panels = [("image", f"{caption}, {first.tokens} {first.name}", processed.resize(size, Image.Resampling.LANCZOS))]
     panels += [
-        (stage.name, _count(stage), stage_panel(view, stage, effects.get(stage.name), size)) for stage in merging
+        (stage.name, _count(stage), stage_panel(processed, stage, effects.get(stage.name), size)) for stage in merging
     ]
     for number, (title, subtitle, panel) in enumerate(panels):
         left = number * pitch
@@ -135,9 +140,9 @@ def _count(stage: Stage) -> str:
     return f"{rows} x {columns} = {stage.tokens} tokens{each}"
 
 
-def stage_panel(view: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
-    """The image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
-    grey = np.asarray(view.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
+def stage_panel(processed: Image.Image, stage: Stage, effect: np.ndarray | None, size: tuple[int, int]) -> Image.Image:
+    """Draw the image in pale grey, tinted by the effects of its tokens, with the outlines of the windows."""
+    grey = np.asarray(processed.convert("L").resize(size, Image.Resampling.LANCZOS), np.float32)
     pixels = np.repeat(255 - 0.55 * (255 - grey)[..., None], 3, axis=2)
     if effect is not None:
         strength = Image.fromarray(_strength(effect)).resize(size, Image.Resampling.NEAREST)
@@ -156,7 +161,7 @@ def stage_panel(view: Image.Image, stage: Stage, effect: np.ndarray | None, size
 
 
 def _range(effect: np.ndarray) -> tuple[float, float]:
-    """Effects that are drawn clear and in full colour: the median, and what only 2 % of the tokens exceed."""
+    """Range of the colour scale: from the median to the effect that 2 % of the tokens exceed."""
     clear, full = (float(value) for value in np.quantile(effect, (0.5, 0.98)))
     return clear, max(full, clear + 1e-6)
 
@@ -168,12 +173,12 @@ def _strength(effect: np.ndarray) -> np.ndarray:
 
 
 def _legend(pooling: list[Pooling]) -> Image.Image:
-    """What the tint means, with the numbers that belong to its ends."""
+    """Legend of the tint with the numbers at its ends."""
     font = load_font(20)
     block, draw = blank(60)
     draw.text(
         (0, 0),
-        "Tint: what the pooling looks at: how far each token draws the output of its 2 x 2 window away from the "
+        "Tint: effect of the pooling, how far each token draws the output of its 2 x 2 window away from the "
         "plain average, in % of its length.",
         font=font,
         fill=MUTED,
@@ -197,7 +202,7 @@ def _legend(pooling: list[Pooling]) -> Image.Image:
 
 
 def _token_bars(answer: Answer) -> Image.Image:
-    """Tokens at every stage as bars, longest first; the last one is what the language model reads."""
+    """Bar chart of token counts by stage, longest first; the last one is the language model's."""
     font, row = load_font(20), 36
     block, draw = blank(34 + row * len(answer.stages))
     factor = answer.tokens.unmerged / max(answer.tokens.read, 1)
@@ -216,7 +221,7 @@ def _token_bars(answer: Answer) -> Image.Image:
 
 
 def _time_bar(answer: Answer) -> Image.Image:
-    """Time by part: one bar, and a legend with milliseconds below it."""
+    """Stacked bar of times by part, with a legend in milliseconds."""
     font, width = load_font(20), WIDTH - 2 * MARGIN
     parts = [(part, answer.times[part]) for part in PARTS if part in answer.times]
     total = sum(seconds for _, seconds in parts)

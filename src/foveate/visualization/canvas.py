@@ -1,4 +1,4 @@
-"""Colours, sizes and lines of text that all pictures share. Drawn with Pillow alone, in its built-in font."""
+"""Colours, sizes and text layout shared by all figures. Drawn with Pillow and its built-in font."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ LONGEST_TEXT = 1000
 
 @functools.cache
 def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in font at a size in pixels."""
+    """Load Pillow's built-in font at a size in pixels."""
     return ImageFont.load_default(size)
 
 
 def blank(height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty block between the margins, `height` pixels tall, and what draws on it."""
+    """Create an empty block between the margins, `height` pixels tall, with its drawing context."""
     block = Image.new("RGB", (WIDTH - 2 * MARGIN, height), PAPER)
     return block, ImageDraw.Draw(block)
 
 
 def wrap(text: str, font: Any, width: float) -> list[str]:
-    """Lines of `text` that fit `width`; words longer than a line are cut, and what is too long ends in an ellipsis."""
+    """Break `text` into lines that fit `width`; longer words are cut, and excess lines end in an ellipsis."""
     lines, line = [], ""
     for word in text[:LONGEST_TEXT].split():
         while font.getlength(word) > width:
@@ -49,14 +49,14 @@ def wrap(text: str, font: Any, width: float) -> list[str]:
 
 
 def shorten(text: str, font: Any, width: float) -> str:
-    """A text, cut where it is wider than `width`."""
+    """Shorten a text to a width."""
     if font.getlength(text) <= width:
         return text
     return text[: bisect.bisect(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))] + "..."
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text, in milliseconds below one."""
+    """Format seconds, in milliseconds below one."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{1000 * seconds:.3g} ms" if seconds < 0.1 else f"{1000 * seconds:.0f} ms"

@@ -1,4 +1,4 @@
-"""The picture of what a plan left of an image: kept tokens clear, merged ones tinted by group, dropped ones pale.
+"""Figure of token selection: kept tokens clear, merged ones tinted by group, dropped ones pale.
 
 Drawn from plain values (`foveate.answering.selections.selected`), so that a saved JSON document can be drawn later as
 well.
@@ -28,9 +28,9 @@ from foveate.visualization.canvas import (
 
 #: How strong the colour of a group is, and how much contrast a dropped token keeps on which grey.
 TINT, PALE, GREY = 0.42, 0.3, 224
-#: Width of the column of words beside the picture, and the widest that thumbnails get.
+#: Width of the legend next to the image, and maximum width of thumbnails.
 WORDS, THUMBNAIL = 400, 300
-#: Crops are numbered where they are at least this wide and tall in the picture.
+#: Crops are numbered where they are at least this wide and tall in the figure.
 FINEST_CROP = 44
 
 #: How pale the tokens are that leave inside the language model: those that leave first the most.
@@ -40,113 +40,115 @@ KEPT, MERGED, DROPPED = 0, 1, 2
 
 
 def joined(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One document in place of those of the tiles of one image; others stay as they are."""
-    if len(documents) < 2 or not any(crop["kind"] == "tile" for one in documents for crop in one["crops"]):
+    """Join the documents of the tiles of one image into one; others are returned unchanged."""
+    if len(documents) < 2 or not any(crop["kind"] == "tile" for document in documents for crop in document["crops"]):
         return documents
-    whole: dict[str, Any] = documents[0] | {"steps": [dict(step) for step in documents[0]["steps"]]}
-    whole |= {name: [] for name in ("crops", "kept", "merged", "dropped", "separators")}
-    whole["layers"] = [layer | {"kept": []} for layer in documents[0]["layers"]]
+    joint: dict[str, Any] = documents[0] | {"steps": [dict(step) for step in documents[0]["steps"]]}
+    joint |= {name: [] for name in ("crops", "kept", "merged", "dropped", "separators")}
+    joint["layers"] = [layer | {"kept": []} for layer in documents[0]["layers"]]
     shares = [document.get("shares") for document in documents]
-    known = [own for own in shares if own is not None]
-    whole["shares"] = [share for own in known for share in own] if len(known) == len(shares) else None
-    whole["measured"] = [
-        score | {"values": [value for own in documents for value in own["measured"][number]["values"]]}
+    known = [tile_shares for tile_shares in shares if tile_shares is not None]
+    joint["shares"] = [share for tile_shares in known for share in tile_shares] if len(known) == len(shares) else None
+    joint["measured"] = [
+        score | {"values": [value for document in documents for value in document["measured"][number]["values"]]}
         for number, score in enumerate(documents[0].get("measured", []))
     ]
     before = 0
     for document in documents:
         for crop in document["crops"]:
             index = [place if place < 0 else place + before for place in crop["index"]]
-            whole["crops"].append(crop | {"index": index})
+            joint["crops"].append(crop | {"index": index})
         for name in ("kept", "dropped", "separators"):
-            whole[name] += [place + before for place in document[name]]
+            joint[name] += [place + before for place in document[name]]
         for group in document["merged"]:
             tokens = [place + before for place in group["tokens"]]
-            whole["merged"].append({"at": group["at"] + before, "tokens": tokens})
-        for layer, own in zip(whole["layers"], document["layers"], strict=True):
-            layer["kept"] += [place + before for place in own["kept"]]
+            joint["merged"].append({"at": group["at"] + before, "tokens": tokens})
+        for layer, tile_layer in zip(joint["layers"], document["layers"], strict=True):
+            layer["kept"] += [place + before for place in tile_layer["kept"]]
         before += document["tokens_in"]
     for name in ("tokens_in", "tokens_kept"):
-        whole[name] = sum(document[name] for document in documents)
-        for number, step in enumerate(whole["steps"]):
+        joint[name] = sum(document[name] for document in documents)
+        for number, step in enumerate(joint["steps"]):
             step[name] = sum(document["steps"][number][name] for document in documents)
-        for number, layer in enumerate(whole["layers"]):
+        for number, layer in enumerate(joint["layers"]):
             layer[name] = sum(document["layers"][number][name] for document in documents)
-    whole["tokens_left"] = sum(document["tokens_left"] for document in documents)
-    whole["inert"] = all(document["inert"] for document in documents)
-    whole["notes"] = list(dict.fromkeys(note for document in documents for note in document["notes"]))
-    return [whole]
+    joint["tokens_left"] = sum(document["tokens_left"] for document in documents)
+    joint["inert"] = all(document["inert"] for document in documents)
+    joint["notes"] = list(dict.fromkeys(note for document in documents for note in document["notes"]))
+    return [joint]
 
 
 def draw_selection(document: dict[str, Any], image: Image.Image, width: int) -> Image.Image:
-    """Draw what a plan left of one image, as one block.
+    """Draw the token selection of one image with a legend.
 
     Args:
         document: from `foveate.answering.selections.selected`.
         image: the image, upright.
         width: of the block in pixels.
     """
-    seen, over, apart = _parts(document, image)
+    encoded, over, apart = _parts(document, image)
     states, groups = _of_tokens(document)
     leaves = _leaving(document)
     tiled = len(document["crops"]) > 1
 
     room = width - WORDS - GAP - (THUMBNAIL + GAP if apart else 0)
-    panel = _panel(seen, over, states, groups, leaves, (room, TALLEST), numbered=tiled)
-    beside = [_panel(seen, [crop], states, groups, leaves, (THUMBNAIL, TALLEST), numbered=False) for crop in apart]
+    panel = _panel(encoded, over, states, groups, leaves, (room, TALLEST), numbered=tiled)
+    thumbnails = [
+        _panel(encoded, [crop], states, groups, leaves, (THUMBNAIL, TALLEST), numbered=False) for crop in apart
+    ]
     words = _words(document, states, tiled)
-    tall = max(panel.height, *(one.height for one in (*beside, words)))
+    tall = max(panel.height, *(drawn.height for drawn in (*thumbnails, words)))
     heading = 64 if tiled else 40
     block = Image.new("RGB", (width, heading + tall + 2), PAPER)
     draw = ImageDraw.Draw(block)
     title = "what the language model reads"
     draw.text((0, 0), title, font=load_font(24), fill=INK)
     place = 1
-    for crops, one in zip([over, *([crop] for crop in apart)], (panel, *beside), strict=True):
-        block.paste(one, (place, heading))
-        draw.rectangle((place - 1, heading - 1, place + one.width, heading + one.height), outline=LINE)
+    for crops, drawn in zip([over, *([crop] for crop in apart)], (panel, *thumbnails), strict=True):
+        block.paste(drawn, (place, heading))
+        draw.rectangle((place - 1, heading - 1, place + drawn.width, heading + drawn.height), outline=LINE)
         if tiled:
             kind = "thumbnail" if crops is not over else f"{len(crops)} crops" if len(crops) > 1 else crops[0]["kind"]
             kept, tokens = sum(crop["kept"] for crop in crops), sum(crop["tokens"] for crop in crops)
-            text = shorten(f"{kind}: {kept} of {tokens} tokens", load_font(20), max(one.width, 260))
+            text = shorten(f"{kind}: {kept} of {tokens} tokens", load_font(20), max(drawn.width, 260))
             draw.text((place, 31), text, font=load_font(20), fill=MUTED)
-        place += one.width + GAP
+        place += drawn.width + GAP
     block.paste(words, (place, heading))
     return block
 
 
 def draw_tokens(document: dict[str, Any], image: Image.Image, room: tuple[int, int]) -> Image.Image:
-    """Draw what a plan left of one image, without words.
+    """Draw the token selection of one image without text.
 
     Args:
         document: from `foveate.answering.selections.selected`.
         image: the image, upright.
-        room: width and height in pixels, of which the picture fills one.
+        room: width and height in pixels, of which the image fills one.
     """
-    seen, over, _ = _parts(document, image)
-    return _panel(seen, over, *_of_tokens(document), _leaving(document), room, numbered=False)
+    encoded, over, _ = _parts(document, image)
+    return _panel(encoded, over, *_of_tokens(document), _leaving(document), room, numbered=False)
 
 
 def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Which token lies under every pixel of what `draw_tokens` draws.
+    """Return the token under every pixel of the image that `draw_tokens` draws.
 
     Args:
         document: from `foveate.answering.selections.selected`.
-        size: width and height of the picture.
+        size: width and height of the image.
 
     Returns:
-        (height, width) places among the image's tokens, -1 where there is none.
+        (height, width) indices of the image's tokens, or -1.
     """
-    found = np.full((size[1], size[0]), -1)
+    tokens = np.full((size[1], size[0]), -1)
     over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
     for crop in over or document["crops"][:1]:
         down, across, index = _cells(crop, size)
-        found[np.ix_(down, across)] = index
-    return found
+        tokens[np.ix_(down, across)] = index
+    return tokens
 
 
 def _cells(crop: dict[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows (h,) and columns (w,) of pixels that a crop covers in a picture, and the token of each (h, w)."""
+    """Return the pixel rows (h,) and columns (w,) that a crop covers, and the token of each (h, w)."""
     left, top, right, bottom = (edge * side for edge, side in zip(crop["box"], (*size, *size), strict=True))
     rows, columns = crop["grid"]
     across = np.arange(max(round(left), 0), min(round(right), size[0]))
@@ -159,9 +161,9 @@ def _cells(crop: dict[str, Any], size: tuple[int, int]) -> tuple[np.ndarray, np.
 def _parts(
     document: dict[str, Any], image: Image.Image
 ) -> tuple[Image.Image, list[dict[str, Any]], list[dict[str, Any]]]:
-    """What the encoder saw of the image, the crops that lie over it, and thumbnails."""
+    """Return the encoded part of the image, its crops, and thumbnails."""
     left, top, right, bottom = document["seen"]
-    seen = image.crop(
+    encoded = image.crop(
         (
             round(left * image.width),
             round(top * image.height),
@@ -171,13 +173,13 @@ def _parts(
     )
     over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
     apart = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
-    if not over:  # nothing but a thumbnail, or a clip: its first frame
+    if not over:  # only a thumbnail, or a clip: its first frame
         over, apart = document["crops"][:1], []
-    return seen, over, apart
+    return encoded, over, apart
 
 
 def _of_tokens(document: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """State and group (-1: none) of every token, with one more at the end for cells without a token."""
+    """Return state and group (-1: none) of every token, with one more entry for cells without a token."""
     states = np.full(document["tokens_in"] + 1, DROPPED)
     groups = np.full(document["tokens_in"] + 1, -1)
     states[document["kept"]] = KEPT
@@ -188,24 +190,24 @@ def _of_tokens(document: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _leaving(document: dict[str, Any]) -> np.ndarray:
-    """The number of the step inside the language model that leaves a token out, -1: none; one more at the end."""
+    """Return the step that drops a token inside the language model, -1: none; with one more entry at the end."""
     leaves = np.full(document["tokens_in"] + 1, -1)
     for number, layer in reversed(list(enumerate(document["layers"]))):
-        gone = np.ones(document["tokens_in"] + 1, bool)
-        gone[layer["kept"]] = False
-        leaves[gone] = number
+        dropped = np.ones(document["tokens_in"] + 1, bool)
+        dropped[layer["kept"]] = False
+        leaves[dropped] = number
     leaves[-1] = -1
     return leaves
 
 
 def _fade(number: int, count: int) -> float:
-    """How pale the tokens are that leave with step `number` of `count`."""
+    """Paleness of tokens that are dropped at step `number` of `count`."""
     first, last = FADED
     return first if count == 1 else first + (last - first) * number / (count - 1)
 
 
 def _tints(count: int) -> np.ndarray:
-    """`count` colours (count, 3): neighbours in number are far from each other in hue."""
+    """Create `count` colours (count, 3) in which neighbouring numbers have distant hues."""
     hues = (0.58 + 0.61803398875 * np.arange(max(count, 1))) % 1
     bright = (0.82, 0.95, 0.68)
     colours = [colorsys.hsv_to_rgb(hue, 0.8, bright[number % 3]) for number, hue in enumerate(hues)]
@@ -213,7 +215,7 @@ def _tints(count: int) -> np.ndarray:
 
 
 def _panel(
-    seen: Image.Image,
+    encoded: Image.Image,
     crops: list[dict[str, Any]],
     states: np.ndarray,
     groups: np.ndarray,
@@ -222,10 +224,10 @@ def _panel(
     *,
     numbered: bool,
 ) -> Image.Image:
-    """Crops over the image they show, as large as there is room."""
-    scale = min(room[0] / seen.width, room[1] / seen.height)
-    width, height = max(round(seen.width * scale), THINNEST), max(round(seen.height * scale), THINNEST)
-    colour = np.asarray(seen.resize((width, height), Image.Resampling.LANCZOS).convert("RGB"), np.float32)
+    """Draw crops over the image, as large as there is space for."""
+    scale = min(room[0] / encoded.width, room[1] / encoded.height)
+    width, height = max(round(encoded.width * scale), THINNEST), max(round(encoded.height * scale), THINNEST)
+    colour = np.asarray(encoded.resize((width, height), Image.Resampling.LANCZOS).convert("RGB"), np.float32)
     grey = np.asarray(Image.fromarray(colour.astype(np.uint8)).convert("L"), np.float32)[..., None]
     pixels = np.repeat(GREY - PALE * (255 - grey), 3, axis=2)
     tints = _tints(int(groups.max(initial=-1)) + 1)
@@ -237,17 +239,17 @@ def _panel(
         state, group = states[index], groups[index]
         leave = np.where(state == DROPPED, -1, leaves[index])
         window = np.ix_(down, across)
-        own = pixels[window]
-        own[state == KEPT] = colour[window][state == KEPT]
+        area = pixels[window]
+        area[state == KEPT] = colour[window][state == KEPT]
         tinted = (0.3 * 255 + 0.7 * grey[window]) / 255 * (255 - TINT * (255 - tints[group]))
-        own[state == MERGED] = tinted[state == MERGED]
+        area[state == MERGED] = tinted[state == MERGED]
         steps = int(leaves.max(initial=-1)) + 1
         for number in range(steps):
             going, fade = leave == number, _fade(number, steps)
-            own[going] = (1 - fade) * own[going] + fade * pixels[window][going]
+            area[going] = (1 - fade) * area[going] + fade * pixels[window][going]
         areas = np.where(state == MERGED, group, -1 - state) * (steps + 1) + leave + 1
-        _outline(own, areas, index, state != DROPPED)
-        pixels[window] = own
+        _outline(area, areas, index, state != DROPPED)
+        pixels[window] = area
         boxes.append((crop, (across[0], down[0], across[-1], down[-1])))
     panel = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(panel)
@@ -261,14 +263,14 @@ def _panel(
 
 
 def _outline(pixels: np.ndarray, areas: np.ndarray, cells: np.ndarray, drawn: np.ndarray) -> None:
-    """Darken where an area ends, and a little where a cell ends that is `drawn` (kept or merged)."""
+    """Darken the borders of areas, and slightly those of `drawn` cells (kept or merged)."""
     for axis in (0, 1):
-        here = [slice(None)] * 2
-        here[axis] = slice(1, None)
-        inside = (np.diff(cells, axis=axis) != 0) & drawn[tuple(here)]
+        index = [slice(None)] * 2
+        index[axis] = slice(1, None)
+        inside = (np.diff(cells, axis=axis) != 0) & drawn[tuple(index)]
         edge = np.diff(areas, axis=axis) != 0
-        pixels[tuple(here)][inside] *= 0.86
-        pixels[tuple(here)][edge] = pixels[tuple(here)][edge] * 0.3 + 0.7 * np.array(INK, np.float32)
+        pixels[tuple(index)][inside] *= 0.86
+        pixels[tuple(index)][edge] = pixels[tuple(index)][edge] * 0.3 + 0.7 * np.array(INK, np.float32)
 
 
 def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], room: float) -> None:
@@ -279,7 +281,7 @@ def _label(draw: ImageDraw.ImageDraw, text: str, corner: tuple[float, float], ro
 
 
 def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.Image:
-    """What the colours mean, how many tokens each is, and what every step did."""
+    """Draw the legend: what the colours mean, their token counts, and the effect of every step."""
     block = Image.new("RGB", (WORDS, 1200), PAPER)
     draw, font, top = ImageDraw.Draw(block), load_font(20), 0
     draw.text((0, top), f"{document['tokens_kept']} of {document['tokens_in']} tokens", font=load_font(30), fill=ACCENT)
@@ -313,7 +315,7 @@ def _words(document: dict[str, Any], states: np.ndarray, tiled: bool) -> Image.I
 
 
 def _inside(draw: ImageDraw.ImageDraw, document: dict[str, Any], top: int) -> int:
-    """How many of the tokens that are read leave inside the language model, by layer; returns the next line."""
+    """Draw the token counts dropped inside the language model by layer; returns the next line."""
     going = document["tokens_kept"]
     for number, layer in enumerate(document["layers"]):
         _swatch(draw, "kept", top, _fade(number, len(document["layers"])))

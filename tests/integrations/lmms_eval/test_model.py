@@ -16,10 +16,10 @@ import torch
 
 from foveate.answering import ask
 from foveate.benchmark.accuracy import answer_items
-from foveate.benchmark.asking import SPARE
+from foveate.benchmark.generation import SPARE
 from foveate.benchmark.tasks import Item, items
 from foveate.core.errors import FoveateError
-from foveate.integrations.lmms_eval.model import Evaluated, Wanted
+from foveate.integrations.lmms_eval.model import EvaluatedModel, GenerationSettings
 from foveate.loading import load
 from foveate.models.llava_uhd import byte_tokenizer
 from foveate.runtime import handle_of
@@ -33,13 +33,13 @@ def asked(image: Any, text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
 
 
-PLANS = ("untouched", "hiprune:50%", "fastv:50%@1")
+PLANS = ("full model", "hiprune:50%", "fastv:50%@1")
 
 
 @pytest.fixture(scope="module", params=PLANS)
-def evaluated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+def evaluated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EvaluatedModel:
     folder = save_llava_uhd(tmp_path_factory.mktemp("tiny"))
-    return Evaluated(str(folder), request.param, device="cpu", batch_size=3)
+    return EvaluatedModel(str(folder), request.param, device="cpu", batch_size=3)
 
 
 QUESTIONS = [
@@ -50,31 +50,34 @@ QUESTIONS = [
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"until": ["\n\n"], "do_sample": False}, Wanted(until=("\n\n",))),
-        ({"until": "END", "max_new_tokens": 7, "temperature": 0, "top_p": 0.9}, Wanted(7, ("END",))),
-        ({"temperature": 0.7, "do_sample": False, "top_k": 5}, Wanted()),
-        ({"temperature": 0.7, "top_p": 0.9, "num_beams": None}, Wanted(temperature=0.7, more=(("top_p", 0.9),))),
-        ({"do_sample": True}, Wanted(temperature=1.0)),
-        ({"num_beams": 3, "length_penalty": 0.5}, Wanted(num_beams=3, more=(("length_penalty", 0.5),))),
+        ({"until": ["\n\n"], "do_sample": False}, GenerationSettings(until=("\n\n",))),
+        ({"until": "END", "max_new_tokens": 7, "temperature": 0, "top_p": 0.9}, GenerationSettings(7, ("END",))),
+        ({"temperature": 0.7, "do_sample": False, "top_k": 5}, GenerationSettings()),
+        (
+            {"temperature": 0.7, "top_p": 0.9, "num_beams": None},
+            GenerationSettings(temperature=0.7, more=(("top_p", 0.9),)),
+        ),
+        ({"do_sample": True}, GenerationSettings(temperature=1.0)),
+        ({"num_beams": 3, "length_penalty": 0.5}, GenerationSettings(num_beams=3, more=(("length_penalty", 0.5),))),
     ],
 )
-def test_settings_of_tasks(settings: dict[str, Any], expected: Wanted) -> None:
-    assert Wanted.of(settings) == expected
+def test_settings_of_tasks(settings: dict[str, Any], expected: GenerationSettings) -> None:
+    assert GenerationSettings.of(settings) == expected
 
 
 def test_settings_for_other_models_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    assert Wanted.of({"image_aspect_ratio": "pad", "max_new_tokens": 4}) == Wanted(4)
+    assert GenerationSettings.of({"image_aspect_ratio": "pad", "max_new_tokens": 4}) == GenerationSettings(4)
     assert "image_aspect_ratio" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [{"until": 3}, {"until": [1]}, {"num_beams": -1}, {"temperature": -0.1}])
 def test_settings_that_cannot_be_followed(settings: dict[str, Any]) -> None:
     with pytest.raises(FoveateError, match="of the task"):
-        Wanted.of(settings)
+        GenerationSettings.of(settings)
 
 
 def test_an_answer_ends_before_what_ends_it() -> None:
-    assert Wanted(until=("\n\n", "Q:")).cut(" 12 Q: 13\n\n14") == "12"
+    assert GenerationSettings(until=("\n\n", "Q:")).cut(" 12 Q: 13\n\n14") == "12"
 
 
 @pytest.mark.parametrize(
@@ -89,11 +92,11 @@ def test_an_answer_ends_before_what_ends_it() -> None:
 )
 def test_arguments_that_cannot_be_followed(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(FoveateError, match=said):
-        Evaluated(**arguments)
+        EvaluatedModel(**arguments)
 
 
-def test_answers_are_those_of_ask(evaluated: Evaluated) -> None:
-    written = evaluated.answers(QUESTIONS, [Wanted(8)] * 4)
+def test_answers_are_those_of_ask(evaluated: EvaluatedModel) -> None:
+    written = evaluated.answers(QUESTIONS, [GenerationSettings(8)] * 4)
     pair = (evaluated.model, evaluated.processor)
     for text, question in zip(written, QUESTIONS, strict=True):
         image, words = (part[part["type"]] for part in question[0]["content"])
@@ -101,17 +104,17 @@ def test_answers_are_those_of_ask(evaluated: Evaluated) -> None:
     assert len(set(written)) > 1
 
 
-def test_draws_and_beams(evaluated: Evaluated) -> None:
-    straight = evaluated.answers(QUESTIONS, [Wanted(8)] * 4)
-    cold = Wanted.of({"do_sample": True, "temperature": 1e-4, "max_new_tokens": 8})
+def test_draws_and_beams(evaluated: EvaluatedModel) -> None:
+    straight = evaluated.answers(QUESTIONS, [GenerationSettings(8)] * 4)
+    cold = GenerationSettings.of({"do_sample": True, "temperature": 1e-4, "max_new_tokens": 8})
     assert evaluated.answers(QUESTIONS, [cold] * 4) == straight
-    hot = Wanted.of({"temperature": 50.0, "max_new_tokens": 8})
+    hot = GenerationSettings.of({"temperature": 50.0, "max_new_tokens": 8})
     assert evaluated.answers(QUESTIONS, [hot] * 4) != straight
-    search = Wanted(8, num_beams=3)
+    search = GenerationSettings(8, num_beams=3)
     assert evaluated.answers(QUESTIONS, [search] * 4) == [evaluated.answers([one], [search])[0] for one in QUESTIONS]
 
 
-def test_answers_come_in_the_order_of_the_questions(evaluated: Evaluated) -> None:
+def test_answers_come_in_the_order_of_the_questions(evaluated: EvaluatedModel) -> None:
     both = QUESTIONS[0][0]["content"][:1] + QUESTIONS[1][0]["content"]
     conversations = [
         QUESTIONS[0],
@@ -120,35 +123,35 @@ def test_answers_come_in_the_order_of_the_questions(evaluated: Evaluated) -> Non
         [{"role": "user", "content": both}],
         *QUESTIONS[1:],
     ]
-    wanted = [Wanted(8 - place % 2) for place in range(len(conversations))]
+    wanted = [GenerationSettings(8 - place % 2) for place in range(len(conversations))]
     together = evaluated.answers(conversations, wanted)
     assert together == [evaluated.answers([one], [how])[0] for one, how in zip(conversations, wanted, strict=True)]
     assert len(set(together)) > 3
 
 
-def test_answers_end_where_positions_do(evaluated: Evaluated, caplog: pytest.LogCaptureFixture) -> None:
+def test_answers_end_where_positions_do(evaluated: EvaluatedModel, caplog: pytest.LogCaptureFixture) -> None:
     positions = evaluated.model.config.get_text_config().max_position_embeddings
     crowded = asked(noise(64, 64), "l" * (positions - 90))
-    assert evaluated.answers([crowded], [Wanted(positions)])[0]
+    assert evaluated.answers([crowded], [GenerationSettings(positions)])[0]
     assert f"allows {positions} new tokens" in caplog.text
     with pytest.raises(FoveateError, match="more than the"):
-        evaluated.answers([asked(noise(64, 64), "long " * positions)], [Wanted()])
+        evaluated.answers([asked(noise(64, 64), "long " * positions)], [GenerationSettings()])
 
 
 def test_what_the_plan_kept_is_counted() -> None:
-    evaluated = Evaluated("embedded", "random:5", device="cpu", batch_size=2)
-    evaluated.answers([asked(noise(160, 128, seed), "What is it?") for seed in range(3)], [Wanted(2)] * 3)
-    assert [kept for _, kept in evaluated.seen] == [5] * 3
-    assert all(count > 5 for count, _ in evaluated.seen)
+    evaluated = EvaluatedModel("embedded", "random:5", device="cpu", batch_size=2)
+    evaluated.answers([asked(noise(160, 128, seed), "What is it?") for seed in range(3)], [GenerationSettings(2)] * 3)
+    assert [kept for _, kept in evaluated.token_counts] == [5] * 3
+    assert all(count > 5 for count, _ in evaluated.token_counts)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("plan", PLANS)
 def test_losses_are_those_of_labels(plan: str) -> None:
-    evaluated = Evaluated("embedded", plan, device="cpu", batch_size=3)
+    evaluated = EvaluatedModel("embedded", plan, device="cpu", batch_size=3)
     samples = [render("read_word", index, split="heldout", sides=(128, 144), difficulty=0.3) for index in range(3)]
     conversations = [asked(sample.image, sample.question) for sample in samples]
-    answers = [" of no use", *evaluated.answers(conversations[1:2], [Wanted(4)]), samples[2].answer]
+    answers = [" of no use", *evaluated.answers(conversations[1:2], [GenerationSettings(4)]), samples[2].answer]
     losses = evaluated.losses(conversations, answers)
     assert [greedy for _, greedy in losses[:2]] == [False, True]
     if plan.startswith("fastv"):  # chooses by the last token, which in a pass over everything is the answer's
@@ -163,7 +166,7 @@ def test_losses_are_those_of_labels(plan: str) -> None:
         assert loss == pytest.approx(float(evaluated.model(**inputs, labels=labels).loss), rel=1e-4)
 
 
-def test_losses_are_those_of_the_steps_of_writing(evaluated: Evaluated) -> None:
+def test_losses_are_those_of_the_steps_of_writing(evaluated: EvaluatedModel) -> None:
     """Every token of an answer is the one that comes next after those before it, with p as generate gives it."""
     answer = "yes, 12"
     for loss, _ in evaluated.losses(QUESTIONS[:2], [answer] * 2):
@@ -178,19 +181,19 @@ def test_losses_are_those_of_the_steps_of_writing(evaluated: Evaluated) -> None:
     assert alone[0] != both[0]
 
 
-def test_losses_need_an_answer(evaluated: Evaluated) -> None:
+def test_losses_need_an_answer(evaluated: EvaluatedModel) -> None:
     with pytest.raises(FoveateError, match="empty"):
         evaluated.losses(QUESTIONS[:1], ["  "])
 
 
-def test_what_a_model_does_not_read_is_refused(evaluated: Evaluated) -> None:
+def test_what_a_model_does_not_read_is_refused(evaluated: EvaluatedModel) -> None:
     for kind in ("video", "audio"):
         with pytest.raises(FoveateError, match=f"reads no {kind}"):
-            evaluated.answers([[{"role": "user", "content": [{"type": kind, kind: "a.mp4"}]}]], [Wanted()])
+            evaluated.answers([[{"role": "user", "content": [{"type": kind, kind: "a.mp4"}]}]], [GenerationSettings()])
 
 
 def test_attention_is_changed_under_a_plan() -> None:
-    evaluated = Evaluated("embedded", "hiprune:50%", device="cpu", attn_implementation="eager")
+    evaluated = EvaluatedModel("embedded", "hiprune:50%", device="cpu", attn_implementation="eager")
     assert evaluated.model.config.get_text_config()._attn_implementation == "eager"
     assert evaluated.plan == str(handle_of(evaluated.model).plan) == "hiprune:50%"
     evaluated.close()
@@ -255,23 +258,23 @@ def reads_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clips(reads_clips: Path) -> None:
-    evaluated = Evaluated(str(reads_clips), "divprune:50%", device="cpu", batch_size=2, max_frames=4)
+    evaluated = EvaluatedModel(str(reads_clips), "divprune:50%", device="cpu", batch_size=2, max_frames=4)
 
     def about(*parts: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"role": "user", "content": [*parts, {"type": "text", "text": "What happens?"}]}]
 
     clips = [{"type": "video", "video": str(reads_clips / f"{name}.mp4")} for name in "ab"]
     conversations = [about(clips[0]), about({"type": "image", "image": noise(32, 32)}), about(clips[1]), about(*clips)]
-    together = evaluated.answers(conversations, [Wanted(6)] * 4)
+    together = evaluated.answers(conversations, [GenerationSettings(6)] * 4)
     # Four frames are two pairs of 4 x 4 tokens, of which half stay.
-    assert sorted(evaluated.seen) == [(16, 8)] + [(32, 16)] * 4
-    assert together == [evaluated.answers([one], [Wanted(6)])[0] for one in conversations]
+    assert sorted(evaluated.token_counts) == [(16, 8)] + [(32, 16)] * 4
+    assert together == [evaluated.answers([one], [GenerationSettings(6)])[0] for one in conversations]
     assert len(set(together)) > 1
     together = evaluated.losses(conversations, ["a", "b", "cd", "e"])
     alone = [evaluated.losses([one], [text])[0] for one, text in zip(conversations, ["a", "b", "cd", "e"], strict=True)]
     assert [loss for loss, _ in together] == pytest.approx([loss for loss, _ in alone], rel=1e-4)
     with pytest.raises(FoveateError, match="no video file"):
-        evaluated.answers([about({"type": "video", "video": "nowhere.mp4"})], [Wanted()])
+        evaluated.answers([about({"type": "video", "video": "nowhere.mp4"})], [GenerationSettings()])
 
 
 # Whole runs
@@ -361,7 +364,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, pages: list[Item]) -> Local:
 
 @pytest.mark.slow
 @needs_lmms_eval
-@pytest.mark.parametrize("plan", ["untouched", "random:75%"])
+@pytest.mark.parametrize("plan", ["full model", "random:75%"])
 def test_answers_are_those_of_bench_accuracy(local: Local, pages: list[Item], plan: str) -> None:
     local.add("pages")
     results, samples, _ = local.run(plan, "--tasks", "pages", "--batch_size", "4", "--model_args", f"plan={plan}")
@@ -377,7 +380,7 @@ def test_answers_are_those_of_bench_accuracy(local: Local, pages: list[Item], pl
     assert 0 < sum(right) < len(right)
     assert [sample["exact_match"] for sample in samples] == right
     assert results["results"]["pages"]["exact_match,none"] == pytest.approx(sum(right) / len(right))
-    if plan == "untouched":
+    if plan == "full model":
         assert "avg_kept_tokens_per_image" not in results["throughput"]
     else:
         for name, key in (("visual", "tokens_in"), ("kept", "tokens_kept")):
@@ -397,7 +400,7 @@ def test_choices_are_weighed(local: Local, pages: list[Item]) -> None:
     )
     arguments = ("--tasks", "choices", "--force_simple", "--model_args", "plan=random:75%", "--batch_size", "2")
     results, samples, _ = local.run("choices", *arguments)
-    evaluated = Evaluated(plan="random:75%", device="cpu")
+    evaluated = EvaluatedModel(plan="random:75%", device="cpu")
     right = []
     for sample, item in zip(samples, pages, strict=True):
         ((question, answer),) = item.turns
@@ -424,11 +427,11 @@ def test_rounds(local: Local, pages: list[Item], kind: str) -> None:
     )
     arguments = ("--tasks", "rounds", "--limit", "4", "--batch_size", "2", "--model_args", 'plan="divprune:50%"')
     _, samples, _ = local.run(f"rounds {kind}", *arguments, *(["--force_simple"] if kind == "simple" else []))
-    evaluated = Evaluated(plan="divprune:50%", device="cpu")
+    evaluated = EvaluatedModel(plan="divprune:50%", device="cpu")
     for number, (sample, item) in enumerate(zip(samples, pages[:4], strict=True)):
         text, answers = item.turns[0][0], []
         for round_ in range(1 + number % 2):
-            answers += evaluated.answers([asked(item.images[0], text)], [Wanted(32)])
+            answers += evaluated.answers([asked(item.images[0], text)], [GenerationSettings(32)])
             text = f"{answers[-1]}? " + (f"round {round_}" if round_ else "")
         assert sample["written"] == answers
         assert sample["rounds"] == len(answers)

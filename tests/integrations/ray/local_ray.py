@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import psutil
 import ray
 
-from foveate.integrations.ray.connecting import _ENVIRONMENT
+from foveate.integrations.ray.cluster import _ENVIRONMENT
 
 
 @contextmanager

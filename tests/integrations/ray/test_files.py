@@ -22,7 +22,7 @@ from foveate.batch import answer_questions, read_questions
 from foveate.cli import main
 from foveate.core.errors import FoveateError
 from foveate.integrations.ray import files
-from foveate.integrations.ray.connecting import Replicas
+from foveate.integrations.ray.cluster import Replicas
 from tests.integrations.ray.local_ray import processes, two_workers
 from tests.serving.live_server import EXAMPLES, wait_until
 
@@ -107,7 +107,7 @@ def test_a_run_that_is_killed_goes_on(questions: Path) -> None:
 def test_a_question_that_kills_every_replica_ends_the_run(
     cluster: None, questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Deadly(files.Answering):
+    class Deadly(files.BatchWorker):
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             if json.loads(row["questions"])[0]["number"] == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -117,7 +117,7 @@ def test_a_question_that_kills_every_replica_ends_the_run(
     out = questions.with_name("answers.jsonl")
     assert main(["batch", str(questions), "-o", str(out), "--ray", "--replicas", "2", "--batch-size", "1"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "a replica failed" in said and "What is answered is kept: go on with --resume." in said
+    assert "a replica failed" in said and "The answers are kept; continue with --resume." in said
     numbers = [row["number"] for row in rows(out)]
     assert 0 in numbers and 5 not in numbers and len(set(numbers)) == len(numbers)
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import foveate
-from foveate.integrations.ray.connecting import Model, Replicas
+from foveate.integrations.ray.cluster import Model, Replicas
 from foveate.integrations.ray.pool import Pool, deployed
 from foveate.serving import Limits
 from tests.integrations.ray.local_ray import processes, two_workers
@@ -117,7 +117,7 @@ def test_a_stream_whose_replica_dies_ends_with_an_error_and_the_next_waits_for_a
             ends.append("".join(piece.choices[0].delta.content or "" for piece in stream))
         except openai.APIError as error:
             ends.append(str(error))
-    assert set(ends) <= {"34.55", "the replica that answered this request died; please ask again."}
+    assert set(ends) <= {"34.55", "the replica that answered this request failed; send the request again."}
     assert said(served).choices[0].message.content == "34.55"
 
 

@@ -62,21 +62,21 @@ class Subject:
     name: str
     folder: Path
     model: Any
-    untouched: list[list[int]]
+    full_model: list[list[int]]
 
 
 @pytest.fixture(scope="module", params=list(SAVE))
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Subject]:
     folder = SAVE[request.param](tmp_path_factory.mktemp(request.param))
-    untouched = in_process(folder, None, PROMPTS)
+    full_model = in_process(folder, None, PROMPTS)
     with engine(folder, OWN, enable_mm_embeds=True) as model:
-        yield Subject(request.param, folder, model, untouched)
+        yield Subject(request.param, folder, model, full_model)
 
 
 def test_the_plan_of_the_engine(subject: Subject) -> None:
     """A batch with text alone and several images, prefilled in pieces; then once more, from caches."""
     expected = in_process(subject.folder, OWN, PROMPTS)
-    assert expected != subject.untouched and expected[1] == subject.untouched[1]
+    assert expected != subject.full_model and expected[1] == subject.full_model[1]
     for turn in range(2):
         answers = served(subject.model, PROMPTS)
         assert tokens(answers) == expected
@@ -85,10 +85,10 @@ def test_the_plan_of_the_engine(subject: Subject) -> None:
 
 
 def test_plans_of_requests(subject: Subject) -> None:
-    assert tokens(served(subject.model, PROMPTS, "untouched")) == subject.untouched
+    assert tokens(served(subject.model, PROMPTS, "full model")) == subject.full_model
     for plan in PLANS[subject.name]:
         expected = in_process(subject.folder, plan, PROMPTS)
-        assert expected != subject.untouched
+        assert expected != subject.full_model
         for _ in range(2):
             assert tokens(served(subject.model, PROMPTS, plan)) == expected, plan
 
@@ -100,10 +100,10 @@ def test_chance_draws_the_same_places_in_every_image(subject: Subject) -> None:
 
 def test_one_image_under_several_plans_at_once(subject: Subject) -> None:
     """Requests with the same image and text in one batch; neither embeddings nor prefixes are shared."""
-    plans = [None, "pool:9", "untouched", "uniform:9", "fastervlm:9", OWN]
+    plans = [None, "pool:9", "full model", "uniform:9", "fastervlm:9", OWN]
     own = [OWN if plan is None else plan for plan in plans]
     prompt = (f"Mixed <image>{TEXT}", [picture(8)], [])
-    expected = [in_process(subject.folder, None if plan == "untouched" else plan, [prompt])[0] for plan in own]
+    expected = [in_process(subject.folder, None if plan == "full model" else plan, [prompt])[0] for plan in own]
     assert len({tuple(answer) for answer in expected}) >= 4  # the second and the last are the engine's again
     for _ in range(2):
         assert tokens(served(subject.model, [prompt] * len(plans), plans)) == expected
@@ -141,14 +141,14 @@ def test_embeddings_in_place_of_an_image_stay_whole(subject: Subject) -> None:
     compressed = in_process(subject.folder, OWN, PROMPTS[:1])[0]
     for _ in range(2):
         answers = tokens(served(subject.model, prompts, [None, None, "pool:9"]))
-        assert answers == [subject.untouched[0], compressed, subject.untouched[0]]
+        assert answers == [subject.full_model[0], compressed, subject.full_model[0]]
 
 
 def test_images_and_clips_in_both_orders(subject: Subject) -> None:
     if not subject.name.startswith("qwen"):
         pytest.skip("the model has no clips")
-    for plan in (OWN, "pool:25%", "untouched"):
-        expected = in_process(subject.folder, None if plan == "untouched" else plan, CLIPS)
+    for plan in (OWN, "pool:25%", "full model"):
+        expected = in_process(subject.folder, None if plan == "full model" else plan, CLIPS)
         for _ in range(2):
             assert tokens(served(subject.model, CLIPS, plan)) == expected, plan
 
@@ -176,7 +176,7 @@ def test_the_environment_names_a_plan(tmp_path: Path, monkeypatch: pytest.Monkey
     with engine(folder, None) as model:
         monkeypatch.delenv("FOVEATE_PLAN")  # an engine keeps what it began with
         answers = served(model, PROMPTS)
-        whole = served(model, PROMPTS, "untouched")
+        whole = served(model, PROMPTS, "full model")
     assert tokens(answers) == in_process(folder, "pool:4", PROMPTS)
     saved = [len(b.prompt_token_ids) - len(a.prompt_token_ids) for a, b in zip(answers, whole, strict=True)]
     assert saved == [60 * len(images) for _, images, _ in PROMPTS]

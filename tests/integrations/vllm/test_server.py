@@ -87,7 +87,7 @@ def ask(client: openai.OpenAI, image: Image.Image, plan: str | None = None) -> A
 def test_plans_of_the_engine_and_of_requests_over_http(client: openai.OpenAI, folder: Path) -> None:
     image = picture(3, 48, 40)
     prompt = (f"<image>{TEXT}", [image], [])
-    whole = ask(client, image, "untouched")
+    whole = ask(client, image, "full model")
     for plan in (None, "pool:25%", "hiprune:20%"):
         for _ in range(2):
             answer = ask(client, image, plan)

@@ -122,7 +122,7 @@ def test_chat_in_the_format_of_openai(processor, pictures):
     expected = processor.apply_chat_template(ours, **options)
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
     for broken in (address.replace("base64,", "base64,?"), "data:image/png,abc"):
-        with pytest.raises(FoveateError, match="must go on with ';base64,' and valid base64"):
+        with pytest.raises(FoveateError, match="must continue with ';base64,' and valid base64"):
             processor(images=broken, text="<image>")
 
 

@@ -1,4 +1,4 @@
-"""What plans cost: every part of an answer's time, memory, cache and operations, beside two controls.
+"""Speed benchmark of plans: time per part, memory, KV cache and FLOPs, with two controls.
 
 A method can be no faster than keeping k tokens at random on the same kernels, and no better than showing the model a
 smaller image unless it reads more from its tokens. Both stand beside every plan at the same number of tokens. All
@@ -6,10 +6,10 @@ plans of a model run in turns within one process, each turn in another order, so
 falls on all of them alike.
 """
 
-from foveate.benchmark.budgets import UNTOUCHED
 from foveate.benchmark.speed.formatting import NOTE, plot, table
 from foveate.benchmark.speed.run import run
 from foveate.benchmark.speed.settings import SpeedSettings
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS, Shape
+from foveate.core.full_model import FULL_MODEL
 
-__all__ = ["NOTE", "SHAPES", "TEXTS", "UNTOUCHED", "Shape", "SpeedSettings", "plot", "run", "table"]
+__all__ = ["FULL_MODEL", "NOTE", "SHAPES", "TEXTS", "Shape", "SpeedSettings", "plot", "run", "table"]

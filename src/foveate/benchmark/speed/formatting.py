@@ -1,18 +1,18 @@
-"""Tables and pictures of results, of the files of the earlier `foveate bench selection` too."""
+"""Tables and plots of speed results, including files of the earlier `foveate bench selection`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from foveate.benchmark.budgets import CONTROLS, UNTOUCHED
+from foveate.benchmark.budgets import CONTROLS, FULL_MODEL
 from foveate.benchmark.results import INERT, inert
 from foveate.core.errors import FoveateError
 
 NOTE = (
     "Tokens: those of an image that the language model works on, the mean over its layers; in older files those that "
-    "it reads. TTFT, time to the first token: encoder, selection, prefill and what lies between, without the view "
-    "(opening, resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the untouched model "
+    "it reads. TTFT, time to the first token: encoder, selection, prefill and what lies between, without preprocessing "
+    "(opening, resizing and tokenising, which are the same for every plan). Speed-up: TTFT of the full model "
     "over that with the plan. Efficiency: speed-up over that of the control, as many random tokens at the same place "
     "(before the same layers, for plans inside the language model); 1 is the limit. Selection: time of choosing, and "
     "its share of the prefill with all tokens. Decode: time of one step, which writes one token for every prompt of "
@@ -26,7 +26,7 @@ _HEADER = (
     "model, budget",
     "plan",
     "tokens",
-    "view, ms",
+    "preprocess, ms",
     "encoder, ms",
     "selection, ms",
     "prefill, ms",
@@ -39,12 +39,12 @@ _HEADER = (
     "speed-up",
     "efficiency",
 )
-#: Of these, what a narrow window has room for.
+#: Columns shown in narrow terminals.
 _BRIEF = ("model, budget", "plan", "tokens", "TTFT, ms", "decode, ms", "speed-up", "efficiency")
 
 
 def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a result in the form of today, whichever command wrote them; what was not measured is None."""
+    """Return the rows of a result in the current format, with None for what was not measured."""
     if document.get("kind") == "speed":
         return document["rows"]
     rows = []
@@ -54,34 +54,36 @@ def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 **row,
                 "model": row["shape"],
-                "plan": row["method"] if row["method"] == UNTOUCHED else f"{row['method']}:{row['budget']}",
+                "plan": row["method"] if row["method"] == FULL_MODEL else f"{row['method']}:{row['budget']}",
                 "batch": 1,
-                "seconds": seconds | {"ttft": seconds.pop("total"), "view": None, "decode_per_token": None},
+                "seconds": seconds | {"ttft": seconds.pop("total"), "preprocess": None, "decode_per_token": None},
                 "peak_bytes": None,
                 "kv_bytes": None,
                 "flops": {"counted": None, "formula": None},
-                "efficiency": None if row["method"] == UNTOUCHED else row["efficiency"],
+                "efficiency": None if row["method"] == FULL_MODEL else row["efficiency"],
             }
         )
     return rows
 
 
 def impossible_of(document: dict[str, Any]) -> list[dict[str, str]]:
-    """What could not be measured, each with "model", "plan" and "reason"."""
+    """Return the plans that could not be measured, each with "model", "plan" and "reason"."""
     return [{"model": line.get("model") or line["shape"], **line} for line in document["impossible"]]
 
 
 def table(document: dict[str, Any], *, brief: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a result; columns that nothing was measured for are left out.
+    """Return header and rows of a result, without columns that are empty.
 
     Args:
         document: The content of a file.
-        brief: Only what fits into a narrow window.
+        brief: Only the columns for narrow terminals.
     """
     lines = [_line(row) for row in rows_of(document)]
     filled = [any(line[place] for line in lines) or place < 3 for place in range(len(_HEADER))]
-    filled = [one and not (brief and name not in _BRIEF) for one, name in zip(filled, _HEADER, strict=True)]
-    kept = [place for place, one in enumerate(filled) if one]
+    filled = [
+        has_values and not (brief and name not in _BRIEF) for has_values, name in zip(filled, _HEADER, strict=True)
+    ]
+    kept = [place for place, has_values in enumerate(filled) if has_values]
     return [_HEADER[place] for place in kept], [[line[place] for place in kept] for line in lines]
 
 
@@ -93,7 +95,7 @@ def _line(row: dict[str, Any]) -> list[str]:
         where + batch,
         row["plan"] if any(mark in row["plan"] for mark in "+(@") else row["method"],
         _tokens(row),
-        _milliseconds(seconds["view"]),
+        _milliseconds(seconds["preprocess"]),
         _milliseconds(seconds["encoder"]),
         f"{_milliseconds(seconds['selection'], 2)} ({row['selection_of_prefill']:.2%})",
         _milliseconds(seconds["prefill"]),
@@ -109,10 +111,10 @@ def _line(row: dict[str, Any]) -> list[str]:
 
 
 def _tokens(row: dict[str, Any]) -> str:
-    """Tokens of an image that the language model worked on, the mean over its layers, as far as the row tells."""
+    """Format the number of image tokens in the language model, averaged over its layers where that is known."""
     mean = row.get("tokens_mean")
-    said = f"{row['tokens']:,}" if mean is None else f"{mean:,.0f}"
-    return said + (f" ({INERT})" if inert(row) else "")
+    text = f"{row['tokens']:,}" if mean is None else f"{mean:,.0f}"
+    return text + (f" ({INERT})" if inert(row) else "")
 
 
 def _milliseconds(seconds: float | None, digits: int = 0) -> str:
@@ -126,7 +128,7 @@ def _divided(value: float | None, unit: float, digits: int = 0) -> str:
 
 
 def plot(document: dict[str, Any], path: Path) -> None:
-    """Efficiency and speed-up of every method: a column for every model and batch, a mark for every budget.
+    """Plot efficiency and speed-up of every method: one column per model and batch, one marker per budget.
 
     Raises:
         FoveateError: matplotlib is missing, or there is nothing to draw.
@@ -136,7 +138,7 @@ def plot(document: dict[str, Any], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise FoveateError("a plot needs matplotlib: pip install 'foveate[bench]'.") from error
-    rows = [row for row in rows_of(document) if row["method"] != UNTOUCHED]
+    rows = [row for row in rows_of(document) if row["method"] != FULL_MODEL]
     if not rows:
         raise FoveateError("there is nothing to draw: no plan was measured.")
     columns = list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
@@ -148,20 +150,20 @@ def plot(document: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(2, len(columns), sharey=True, squeeze=False)
         for place, (model, batch) in enumerate(columns):
-            own = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
+            column = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
             title = model if batch == 1 else f"{model}, batch {batch}"
-            _panel(axes[0][place], own, names, "efficiency")
+            _panel(axes[0][place], column, names, "efficiency")
             axes[0][place].axvline(0.95, color="0.6", linewidth=0.8, linestyle="--")
-            _shorten(axes[0][place], own, names)
+            _shorten(axes[0][place], column, names)
             axes[0][place].set(title=title, xlabel="efficiency: speed-up / speed-up of random tokens")
-            _panel(axes[1][place], own, names, "speed_up")
-            axes[1][place].set(title=title, xlabel="speed-up of the first token over the untouched model")
+            _panel(axes[1][place], column, names, "speed_up")
+            axes[1][place].set(title=title, xlabel="speed-up of the first token over the full model")
         axes[0][0].invert_yaxis()
         figure.savefig(path, dpi=160)
 
 
 def _shorten(axis: Any, rows: list[dict[str, Any]], names: list[str]) -> None:
-    """End the axis of efficiencies where it still shows differences of per cents; what lies beyond is written."""
+    """Limit the efficiency axis so that small differences stay visible; values beyond are written as text."""
     for place, name in enumerate(names):
         values = [row["efficiency"] for row in rows if row["method"] == name and row["efficiency"] is not None]
         beyond = sorted(value for value in values if value > _FARTHEST)
@@ -173,10 +175,10 @@ def _shorten(axis: Any, rows: list[dict[str, Any]], names: list[str]) -> None:
 
 
 def _panel(axis: Any, rows: list[dict[str, Any]], names: list[str], value: str) -> None:
-    """Marks of one value, one colour and form for every budget."""
+    """Plot one value, with one colour and marker per budget."""
     for number, budget in enumerate(dict.fromkeys(row["budget"] for row in rows)):
-        found = {row["method"]: row[value] for row in rows if row["budget"] == budget and row[value] is not None}
-        places = [(found[name], place) for place, name in enumerate(names) if name in found]
+        by_method = {row["method"]: row[value] for row in rows if row["budget"] == budget and row[value] is not None}
+        places = [(by_method[name], place) for place, name in enumerate(names) if name in by_method]
         if not places:
             continue
         label = budget if budget.endswith("%") else f"{budget} tokens"

@@ -1,4 +1,4 @@
-"""A run over models, batches and plans, written down as it goes."""
+"""Speed benchmark run over models, batches and plans, with results saved as it goes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from foveate.benchmark import profiling
-from foveate.benchmark.budgets import CONTROLS, UNTOUCHED, control_of
+from foveate.benchmark.budgets import CONTROLS, FULL_MODEL, control_of
 from foveate.benchmark.results import earlier, write_json
 from foveate.benchmark.speed.formatting import NOTE
-from foveate.benchmark.speed.measuring import Measuring
+from foveate.benchmark.speed.measurement import PlanMeasurement
+from foveate.benchmark.speed.models import subject
 from foveate.benchmark.speed.settings import SpeedSettings, groups_of
-from foveate.benchmark.speed.subjects import subject
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 
@@ -60,18 +60,18 @@ def run(
     with profiling.threads(settings.threads):
         for name in settings.models:
             report(f"building {name}")
-            one = subject(name, settings)
+            loaded = subject(name, settings)
             for batch in settings.batches:
-                measuring = Measuring(one, batch, settings.new_tokens, settings.attention)
-                for budget, plans in groups_of(settings, one.budgets).items():
+                measuring = PlanMeasurement(loaded, batch, settings.new_tokens, settings.attention)
+                for budget, plans in groups_of(settings, loaded.budgets).items():
                     group = _Group(measuring, settings, budget, plans, document)
                     if group.missing:
-                        report(f"{one.name}, batch {batch}, {budget or 'plans of several steps'}")
+                        report(f"{loaded.name}, batch {batch}, {budget or 'plans of several steps'}")
                         group.measure(report)
                         if path is not None:
                             write_json(path, document)
                 del measuring
-            del one
+            del loaded
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     if path is not None:
@@ -83,7 +83,12 @@ class _Group:
     """Plans that are compared with each other: one model, one batch, one budget."""
 
     def __init__(
-        self, measuring: Measuring, settings: SpeedSettings, budget: str, plans: list[str], document: dict[str, Any]
+        self,
+        measuring: PlanMeasurement,
+        settings: SpeedSettings,
+        budget: str,
+        plans: list[str],
+        document: dict[str, Any],
     ) -> None:
         self.measuring, self.settings, self.budget = measuring, settings, budget
         self.document = document
@@ -91,7 +96,7 @@ class _Group:
 
     @property
     def missing(self) -> bool:
-        """Whether a plan of the group has neither a row nor a reason why not."""
+        """Whether a plan of the group has neither a row nor a reason for its absence."""
         done = {row["plan"] for row in self.document["rows"] if self._mine(row)}
         done |= {line["plan"] for line in self.document["impossible"] if line["model"] == self.measuring.subject.name}
         wanted = self.plans or [f"{name}:{self.budget}" for name in CONTROLS]
@@ -102,12 +107,12 @@ class _Group:
         return same and row["group"] == self.budget
 
     def measure(self, report: Callable[[str], object]) -> None:
-        """Replace the group's rows."""
+        """Measure the group and replace its rows."""
         exact: dict[str, dict[str, Any]] = {}
-        self._try(UNTOUCHED, exact)
+        self._try(FULL_MODEL, exact)
         for text in self.plans:
             self._try(text, exact)
-        plans = [text for text in exact if text != UNTOUCHED]
+        plans = [text for text in exact if text != FULL_MODEL]
         budgets = {text: self.budget or str(exact[text]["tokens"]) for text in plans}
         controls = self._controls(budgets)
         for budget in sorted({*budgets.values()} or {self.budget} - {""}):
@@ -121,7 +126,7 @@ class _Group:
         for text in budgets:
             if text not in exact:
                 self._try(text, exact)
-        if UNTOUCHED not in exact:
+        if FULL_MODEL not in exact:
             return
         report(f"  {len(exact)} plans")
         times = self._times(list(exact), report)
@@ -130,7 +135,7 @@ class _Group:
         self.document["rows"][:] = [row for row in self.document["rows"] if not self._mine(row)] + rows
 
     def _controls(self, budgets: dict[str, str]) -> dict[str, str | None]:
-        """What each plan is held against: random tokens where it acts, before the language model as many as stayed."""
+        """Return the control of each plan: random tokens at the same place, as many as the plan kept."""
         layers = self.measuring.model.config.get_text_config().num_hidden_layers
         return {
             text: control_of(text, layers) or (f"random:{budget}" if Plan.of(text).early_steps else None)
@@ -138,7 +143,7 @@ class _Group:
         }
 
     def _try(self, text: str, exact: dict[str, dict[str, Any]]) -> None:
-        """Note the exact numbers of a plan, or why it is impossible."""
+        """Record the exact values of a plan, or why it is impossible."""
         try:
             exact[text] = self.measuring.exact(_plan(text))
         except FoveateError as error:
@@ -180,17 +185,17 @@ class _Group:
 
 
 def _plan(text: str) -> Plan | None:
-    return None if text == UNTOUCHED else Plan.of(text)
+    return None if text == FULL_MODEL else Plan.of(text)
 
 
 def _conclude(rows: list[dict[str, Any]], controls: dict[str, str | None]) -> None:
-    """Ratios of the rows of one group: to the untouched model, and to the control of each plan."""
+    """Add ratios to the full model and to each plan's control."""
     seconds = {row["plan"]: row["seconds"] for row in rows}
-    untouched = seconds[UNTOUCHED]
+    full_model = seconds[FULL_MODEL]
     for row in rows:
-        own = row["seconds"]
+        times = row["seconds"]
         row["control"] = controls.get(row["plan"])
         control = seconds.get(row["control"])
-        row["speed_up"] = untouched["ttft"] / own["ttft"]
-        row["efficiency"] = None if control is None else control["ttft"] / own["ttft"]
-        row["selection_of_prefill"] = own["selection"] / untouched["prefill"]
+        row["speed_up"] = full_model["ttft"] / times["ttft"]
+        row["efficiency"] = None if control is None else control["ttft"] / times["ttft"]
+        row["selection_of_prefill"] = times["selection"] / full_model["prefill"]

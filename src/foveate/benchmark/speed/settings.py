@@ -1,4 +1,4 @@
-"""What a run of the benchmark measures."""
+"""Settings of the speed benchmark."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BUDGETS = ("10%", "25%", "50%")
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """What is measured; a run is resumed only with the same settings, but for models, plans and batches.
+    """Settings of the speed benchmark. On resuming, models, plans and batches may differ.
 
     Args:
         models: Names of `SHAPES`, folders, Hub ids, or "embedded".
         methods: Names of methods, each run at every budget; all that need no weights of their own where no plans are
             given either.
         budgets: In place of the models' own.
-        plans: Plans as text, beside the methods.
+        plans: Plans as text, in addition to the methods.
         batches: How many prompts are answered at once.
         repeats: Timed turns after a warm-up.
         new_tokens: Tokens that are generated in a turn; decoding is timed from the second one on.
@@ -86,7 +86,7 @@ class SpeedSettings:
 
 
 def groups_of(settings: SpeedSettings, budgets: tuple[str, ...]) -> dict[str, list[str]]:
-    """The plans to run, by the budget at which they are compared.
+    """Group the plans by the budget at which they are compared.
 
     A plan of several steps, or of a method that takes no budget, is compared at the tokens that stay; until it has run
     its budget is "".

@@ -1,4 +1,4 @@
-"""Released models in their real sizes, with random weights: cost does not depend on them."""
+"""Released models in their real sizes with random weights, on which cost does not depend."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ _TILES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's real size, and the budgets it is measured at.
+    """Real size of a model, and the budgets at which it is measured.
 
     Args:
         name: Of the shape.
         build: Makes the model from the configuration of its text part.
-        view: Makes the encoder's inputs from pictures, as the model's own image processor does.
-        side: Pixels on a side of the square picture.
+        preprocess: Makes the encoder's inputs from images, as the model's image processor does.
+        side: Side of the square image in pixels.
         tokens: Tokens that the language model reads of it.
         budgets: As plans write them.
     """
 
     name: str
     build: Callable[[dict[str, Any]], nn.Module]
-    view: Callable[[list[Image.Image]], dict[str, Any]]
+    preprocess: Callable[[list[Image.Image]], dict[str, Any]]
     side: int
     tokens: int
     budgets: tuple[str, ...]
 
     def picture(self) -> Image.Image:
-        """A picture of noise; always the same one."""
+        """Return an image of noise, always the same one."""
         noise = np.random.default_rng(0).integers(0, 256, (self.side, self.side, 3), dtype=np.uint8)
         return Image.fromarray(noise)
 
     def inputs(self, picture: Image.Image, text: int, batch: int) -> dict[str, Any]:
-        """Inputs of `batch` prompts with one picture each and `text` tokens of text after it."""
+        """Create the inputs of `batch` prompts with one image each, followed by `text` text tokens."""
         start, image = torch.arange(10, 14), torch.full((self.tokens,), IMAGE)
         ids = torch.cat([start, image, torch.arange(20, 20 + text)]).expand(batch, -1).contiguous()
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.view([picture] * batch)}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.preprocess([picture] * batch)}
         if "image_grid_thw" in inputs:  # Qwen's positions are made from the kinds of the tokens
             inputs["mm_token_type_ids"] = (ids == IMAGE).int()
         return inputs

@@ -1,1 +1,1 @@
-"""The adapter for lmms-eval."""
+"""lmms-eval integration."""

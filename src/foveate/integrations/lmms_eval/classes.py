@@ -1,4 +1,4 @@
-"""The classes that lmms-eval calls; see `lmms`. Only lmms-eval imports this."""
+"""Model classes for lmms-eval; see `lmms`. Only lmms-eval imports this module."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lmms_eval.protocol import ChatMessages  # ty: ignore[import-not-found]
 from tqdm import tqdm
 
 from foveate.core.errors import FoveateError
-from foveate.integrations.lmms_eval.model import Conversation, Evaluated, Wanted
+from foveate.integrations.lmms_eval.model import Conversation, EvaluatedModel, GenerationSettings
 
-#: How files of pictures end; lmms-eval gives clips as paths too.
+#: Suffixes of image files; lmms-eval passes clips as paths too.
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 class ChatModel(lmms):
-    """A model of foveate in tasks of messages (`doc_to_messages`): images, texts and roles in the task's order.
+    """foveate model for message tasks (`doc_to_messages`), with images, texts and roles in the task's order.
 
     Args:
-        pretrained: See `Evaluated`, as for all that is not listed.
+        pretrained: See `EvaluatedModel`, as for all that is not listed.
         system_prompt: Text of a system turn before every conversation, or a file that holds it.
     """
 
@@ -49,9 +49,9 @@ class ChatModel(lmms):
                 f"--model_args has no {', '.join(sorted(unknown))}; possible are pretrained, plan, dtype, device, "
                 "attn_implementation, system_prompt and max_frames."
             )
-        if device is None and "LOCAL_RANK" in os.environ:  # one of several processes, each with a GPU of its own
+        if device is None and "LOCAL_RANK" in os.environ:  # one process per GPU
             device = _device_of_rank(int(os.environ["LOCAL_RANK"]))
-        self.evaluated = Evaluated(
+        self.evaluated = EvaluatedModel(
             _unquoted(pretrained),
             None if plan is None else _unquoted(plan),
             dtype=dtype,
@@ -64,47 +64,47 @@ class ChatModel(lmms):
 
     @property
     def batch_size(self) -> int:
-        """Conversations answered at once."""
+        """Number of conversations answered at once."""
         return self.evaluated.batch_size
 
     @property
     def device(self) -> Any:
-        """Where the model is."""
+        """Device of the model."""
         return self.evaluated.model.device
 
     @property
     def chat_template(self) -> str:
-        """Refused: conversations are written with the model's own template in any case."""
-        raise FoveateError("leave out --apply_chat_template: the model's own template is always applied.")
+        """Raise: conversations always use the model's own chat template."""
+        raise FoveateError("remove --apply_chat_template; the model's own template is always applied.")
 
     # What lmms-eval asks for
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """An answer to every request."""
+        """Answer every request."""
         return self._answers([(request, None) for request in requests])
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
-        """The answers of every round of every request; the task writes a round's messages from the answers before.
+        """Answer every round of every request; the task builds a round's messages from the answers before.
 
         Rounds are asked one after the other, all requests that have not ended together.
         """
         rounds: list[list[str]] = [[] for _ in requests]
-        told: list[Any] = [None] * len(requests)
-        asked: list[tuple[int, Any]] = [(place, None) for place in range(len(requests))]
-        while asked:
-            written = self._answers([(requests[place], messages) for place, messages in asked])
-            for (place, _), text in zip(asked, written, strict=True):
+        states: list[Any] = [None] * len(requests)
+        open_requests: list[tuple[int, Any]] = [(place, None) for place in range(len(requests))]
+        while open_requests:
+            written = self._answers([(requests[place], messages) for place, messages in open_requests])
+            for (place, _), text in zip(open_requests, written, strict=True):
                 rounds[place].append(text)
             following = []
-            for place, _ in asked:
-                messages, told[place] = self._next_round(requests[place], rounds[place], told[place])
+            for place, _ in open_requests:
+                messages, states[place] = self._next_round(requests[place], rounds[place], states[place])
                 if messages is not None:
                     following.append((place, messages))
-            asked = following
+            open_requests = following
         return rounds
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """For every request the mean loss of its continuation, and whether greedy decoding would write it.
+        """Return for every request the mean loss of its continuation, and whether greedy decoding would generate it.
 
         Losses and not log-likelihoods: lmms-eval takes the smallest for the most likely choice. They come wrapped,
         because its evaluator (0.7.3) turns a bare pair of numbers into text.
@@ -114,7 +114,9 @@ class ChatModel(lmms):
             conversations, continuations = [], []
             for request in part:
                 if len(request.args) != 6:
-                    raise FoveateError("acc_mutual_info weighs answers without a question, which foveate does not.")
+                    raise FoveateError(
+                        "acc_mutual_info needs the loss of answers without a question, which foveate does not compute."
+                    )
                 context, target, doc_to_visual, doc_id, task, split = request.args
                 doc = self.task_dict[task][split][doc_id]
                 conversations.append(self._conversation(_turn(doc_to_visual(doc), context)))
@@ -124,22 +126,22 @@ class ChatModel(lmms):
         return results
 
     def clean(self) -> None:
-        """Let the model go: after the requests a task may load a model of its own."""
+        """Release the model, since a task may load a model of its own after the requests."""
         self.evaluated.close()
         super().clean()
 
     # Requests
 
     def _messages(self, request: Any) -> list[dict[str, Any]]:
-        """The messages of a request's first turn."""
+        """Return the messages of a request's first turn."""
         _, doc_to_messages, _, doc_id, task, split = request.args
         return doc_to_messages(self.task_dict[task][split][doc_id])
 
-    def _wanted(self, request: Any) -> Wanted:
-        return Wanted.of(request.args[2])
+    def _wanted(self, request: Any) -> GenerationSettings:
+        return GenerationSettings.of(request.args[2])
 
     def _next_round(self, request: Any, answers: list[str], known: Any) -> tuple[list[dict[str, Any]] | None, Any]:
-        """The messages of the next round, None at the end, and what the task wants to be told in the one after."""
+        """Return the messages of the next round, or None at the end, and the task's state for the one after."""
         _, doc_to_messages, _, doc_id, task, split = request.args
         payload = doc_to_messages(
             self.task_dict[task][split][doc_id],
@@ -152,7 +154,7 @@ class ChatModel(lmms):
         return payload[0], payload[3]
 
     def _conversation(self, messages: list[dict[str, Any]]) -> Conversation:
-        """Messages of lmms-eval in the form of Hugging Face."""
+        """Convert lmms-eval messages to the Hugging Face format."""
         messages = [
             {**message, "content": [{"type": "text", "text": message["content"]}]}
             if isinstance(message["content"], str)
@@ -163,34 +165,34 @@ class ChatModel(lmms):
             messages = self._apply_system_prompt(messages, self.system_prompt)
         return ChatMessages(messages=messages).to_hf_messages()
 
-    def _answers(self, asked: Sequence[tuple[Any, list[dict[str, Any]] | None]]) -> list[str]:
-        """Answers to requests, whose messages are made just before; the speed goes into the results file."""
+    def _answers(self, requests: Sequence[tuple[Any, list[dict[str, Any]] | None]]) -> list[str]:
+        """Answer requests whose messages are built on demand; the speed is added to the results file."""
         evaluated = self.evaluated
-        before, start = len(evaluated.seen), time.perf_counter()
+        before, start = len(evaluated.token_counts), time.perf_counter()
         texts: list[str] = []
-        for part in self._portions(asked):
+        for part in self._portions(requests):
             conversations = [self._conversation(messages or self._messages(request)) for request, messages in part]
             texts += evaluated.answers(conversations, [self._wanted(request) for request, _ in part])
         seconds = time.perf_counter() - start
         count = sum(evaluated.tokens_of(text) for text in texts)
-        tokens = zip(*evaluated.seen[before:], strict=True)
+        tokens = zip(*evaluated.token_counts[before:], strict=True)
         names = ("visual_tokens_per_image", "kept_tokens_per_image")
         means = {name: sum(counts) / len(counts) for name, counts in zip(names, tokens, strict=False)}
         log_metrics(seconds, count, count / seconds, means)
         return texts
 
-    def _portions(self, asked: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """So many that those of similar size can meet in a batch, so few that their images fit into memory."""
+    def _portions(self, requests: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """Split requests so that similar sizes can share a batch and the images fit into memory."""
         size = 16 * self.batch_size
-        with tqdm(total=len(asked), disable=self.rank != 0, desc=f"foveate ({self.evaluated.plan})") as bar:
-            for start in range(0, len(asked), size):
-                part = asked[start : start + size]
+        with tqdm(total=len(requests), disable=self.rank != 0, desc=f"foveate ({self.evaluated.plan})") as bar:
+            for start in range(0, len(requests), size):
+                part = requests[start : start + size]
                 yield part
                 bar.update(len(part))
 
 
 class SimpleModel(ChatModel):
-    """The same in simple tasks (`--force_simple`): the images of a document first, then its text.
+    """foveate model for simple tasks (`--force_simple`): the images of a document first, then its text.
 
     Tasks that weigh given answers (`multiple_choice`, `loglikelihood`) are simple ones.
     """
@@ -201,8 +203,8 @@ class SimpleModel(ChatModel):
         context, _, doc_to_visual, *_, doc_id, task, split = request.args
         return _turn(doc_to_visual(self.task_dict[task][split][doc_id]), context)
 
-    def _wanted(self, request: Any) -> Wanted:
-        return Wanted.of(request.args[1])
+    def _wanted(self, request: Any) -> GenerationSettings:
+        return GenerationSettings.of(request.args[1])
 
     def _next_round(self, request: Any, answers: list[str], known: Any) -> tuple[list[dict[str, Any]] | None, Any]:
         _, _, _, doc_to_text, doc_id, task, split = request.args
@@ -218,7 +220,7 @@ class SimpleModel(ChatModel):
 
 
 def _turn(visuals: Any, text: str) -> list[dict[str, Any]]:
-    """One turn of the user: pictures, or clips where a text names no picture, and then the text."""
+    """Build one user turn: images, or clips if the text has no image placeholder, and then the text."""
     content = []
     for visual in visuals or ():
         kind = "image" if not isinstance(visual, str) or visual.lower().endswith(PICTURES) else "video"
@@ -227,7 +229,7 @@ def _turn(visuals: Any, text: str) -> list[dict[str, Any]]:
 
 
 def _unquoted(value: Any) -> str:
-    """A value of --model_args as text. lmms-eval leaves the quotes that keep a value with commas together."""
+    """Return a value of --model_args as text without the quotes that lmms-eval leaves around values with commas."""
     text = str(value).strip()
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 

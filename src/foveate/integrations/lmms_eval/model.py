@@ -1,4 +1,4 @@
-"""lmms-eval: `lmms-eval --model foveate --model_args pretrained=...,plan=...`.
+"""lmms-eval model: `lmms-eval --model foveate --model_args pretrained=...,plan=...`.
 
 lmms-eval finds `manifest` by the entry-point group `lmms_eval.models`. Its classes, which need lmms-eval, are in
 `_lmms_models`; what they do with a model is here and needs nothing but foveate.
@@ -28,12 +28,12 @@ from foveate.answering.conversations import (
 )
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
-from foveate.loading import load
+from foveate.loading import load, plan_asked
 from foveate.runtime import compress, handle_of
 
 logger = logging.getLogger(__name__)
 
-#: New tokens where a task does not say how many; what most models of lmms-eval take.
+#: Default number of new tokens, as in most models of lmms-eval.
 MAX_NEW_TOKENS = 1024
 
 #: Settings of tasks that are given to `generate` as they are when answers are sampled or searched for.
@@ -45,7 +45,7 @@ Conversation = list[dict[str, Any]]
 
 
 def manifest() -> Any:
-    """The entry point: a `ModelManifest` with a class for tasks of messages and one for the older, simple tasks."""
+    """Entry point: a `ModelManifest` with one class for message tasks and one for the older, simple tasks."""
     from lmms_eval.models.registry_v2 import ModelManifest  # ty: ignore[import-not-found]
 
     classes = f"{__package__}._lmms_models"
@@ -55,8 +55,8 @@ def manifest() -> Any:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """How answers are to be made.
+class GenerationSettings:
+    """Generation settings of a request.
 
     Args:
         max_new_tokens: Length at which an answer is cut off.
@@ -73,11 +73,11 @@ class Wanted:
     more: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Wanted:
-        """What a task's `generation_kwargs` ask for.
+    def of(cls, settings: Mapping[str, Any]) -> GenerationSettings:
+        """Parse a task's `generation_kwargs`.
 
         Answers are sampled where `temperature` is above 0 and `do_sample` is not switched off, or where `do_sample` is
-        on and no temperature is given. Settings made for other models are left out, and a warning names them.
+        on and no temperature is given. Settings for other models are ignored with a warning.
 
         Raises:
             FoveateError: a value that cannot be followed.
@@ -89,7 +89,7 @@ class Wanted:
         until = settings.get("until") or ()
         until = (until,) if isinstance(until, str) else until
         if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
-            raise FoveateError(f"until={until!r} of the task is no text and no list of texts.")
+            raise FoveateError(f"until={until!r} of the task must be a text or a list of texts.")
         sampled = settings.get("do_sample")
         temperature = settings.get("temperature")
         temperature = float(bool(sampled)) if temperature is None else temperature
@@ -101,36 +101,36 @@ class Wanted:
             ("temperature", temperature, 0),
         ):
             if not isinstance(value, int | float) or value < least:
-                raise FoveateError(f"{name}={value!r} of the task is no number from {least} on.")
+                raise FoveateError(f"{name}={value!r} of the task must be a number of at least {least}.")
         more = {name: settings[name] for name in PASSED_ON if settings.get(name) is not None}
         if sampled is False or temperature == 0:  # these only matter to a draw
             temperature, more = 0.0, {name: more[name] for name in more if name not in ("top_p", "top_k", "min_p")}
         return cls(int(length), tuple(filter(None, until)), float(temperature), int(beams), tuple(sorted(more.items())))
 
     def cut(self, text: str) -> str:
-        """An answer up to the first text that ends it."""
+        """Cut an answer at the first stop text."""
         for end in self.until:
             text = text.partition(end)[0]
         return text.strip()
 
 
-class Evaluated:
-    """A model as an evaluation asks it: many conversations, in batches, with a plan attached.
+class EvaluatedModel:
+    """Model under evaluation: answers conversations in batches with a plan attached.
 
     Args:
         pretrained: A folder, a Hub id, or "embedded".
-        plan: A plan as text; "untouched" attaches none, also where one is saved beside the weights. By default the
+        plan: A plan as text; "full model" attaches none, even if one is saved with the weights. By default the
             saved one, if any.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: Such as "cpu" or "cuda:0"; by default the first GPU, or the CPU.
         batch_size: Conversations answered at once.
-        attn_implementation: Attention of the whole model, such as "sdpa"; by default what it was loaded with.
+        attn_implementation: Attention implementation of the model, such as "sdpa"; by default as loaded.
         max_frames: Frames that are read of a video, evenly spread.
 
     Attributes:
         model: the model, with the plan attached.
         processor: its processor.
-        plan: the plan as text, "untouched" where none is attached.
+        plan: the plan as text, "full model" where none is attached.
         seen: for every image that a plan met so far, its visual tokens and how many of them the language model
             worked on, as the mean of its layers.
 
@@ -150,25 +150,27 @@ class Evaluated:
         max_frames: int = 32,
     ) -> None:
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise FoveateError(f"batch size {batch_size!r} is no whole number from 1 on; sizes are not searched for.")
+            raise FoveateError(
+                f"batch size {batch_size!r} must be a positive integer; automatic batch sizes are not supported."
+            )
         if attn_implementation is not None and attn_implementation not in ATTENTIONS:
             raise FoveateError(f"attention {attn_implementation!r} is none of {', '.join(ATTENTIONS)}.")
         if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < 1:
-            raise FoveateError(f"max_frames={max_frames!r} is no whole number from 1 on.")
+            raise FoveateError(f"max_frames={max_frames!r} must be a positive integer.")
         name = None if pretrained == "embedded" else str(pretrained)
-        wanted = {None: "saved", "untouched": None}.get(plan, plan)
+        wanted = plan_asked(plan)
         self.model, self.processor = load(name, dtype=dtype, device=device, plan=wanted)
         if attn_implementation is not None:
             self._attend(attn_implementation)
         handle = handle_of(self.model)
-        self.plan = "untouched" if handle is None else str(handle.plan)
+        self.plan = "full model" if handle is None else str(handle.plan)
         self.batch_size = int(batch_size)
         self.max_frames = max_frames
-        self.seen: list[tuple[int, float]] = []
+        self.token_counts: list[tuple[int, float]] = []
         self._tokenizer = getattr(self.processor, "tokenizer", self.processor)
 
     def _attend(self, implementation: str) -> None:
-        """Change the attention of the model; a plan asks for its own where it looks at attention, so it comes after."""
+        """Set the model's attention implementation, before a plan installs its own."""
         handle = handle_of(self.model)
         if handle is not None:
             handle.restore()
@@ -179,26 +181,26 @@ class Evaluated:
         if handle is not None:
             compress(self.model, handle.plan)
 
-    def answers(self, conversations: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[str]:
-        """An answer to the last turn of every conversation, in their order.
+    def answers(self, conversations: Sequence[Conversation], wanted: Sequence[GenerationSettings]) -> list[str]:
+        """Answer the last turn of every conversation, in order.
 
         Args:
             conversations: Messages in the form of Hugging Face, with images as anything that `open_image` takes.
             wanted: How each is to be answered.
         """
-        asked = [self._readable(conversation) for conversation in conversations]
-        texts: list[str] = [""] * len(asked)
-        for batch in self._batches(asked, wanted):
-            how = wanted[batch[0]]
-            written = self._write([asked[index] for index in batch], how)
+        readable = [self._readable(conversation) for conversation in conversations]
+        texts: list[str] = [""] * len(readable)
+        for batch in self._batches(readable, wanted):
+            settings = wanted[batch[0]]
+            written = self._write([readable[index] for index in batch], settings)
             self._count()
             for index, text in zip(batch, written, strict=True):
-                texts[index] = how.cut(text)
+                texts[index] = settings.cut(text)
         return texts
 
     @torch.inference_mode()
     def losses(self, conversations: Sequence[Conversation], continuations: Sequence[str]) -> list[tuple[float, bool]]:
-        """How likely given answers are, when the model has read the conversation and writes.
+        """Compute the loss of given answers as continuations of the conversations.
 
         The answer is written token by token, so a plan chooses tokens before it has seen any of it.
 
@@ -207,47 +209,47 @@ class Evaluated:
             decoding would write them. Leading and trailing white space does not count: an answer begins its own turn.
 
         Raises:
-            FoveateError: a continuation is empty, or there is no room for it.
+            FoveateError: a continuation is empty, or exceeds the positions of the model.
         """
-        asked = [self._readable(conversation) for conversation in conversations]
-        given = [as_plain_text(text.strip(), self._tokenizer) for text in continuations]
-        if not all(given):
-            raise FoveateError("an answer to be weighed is empty.")
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
-        for batch in self._batches(asked, [Wanted()] * len(asked)):
-            answers = [self._continued(self._prompt(asked[index]), given[index]) for index in batch]
-            inputs = self._inputs([asked[index] for index in batch])
+        readable = [self._readable(conversation) for conversation in conversations]
+        targets = [as_plain_text(text.strip(), self._tokenizer) for text in continuations]
+        if not all(targets):
+            raise FoveateError("a continuation is empty.")
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(readable)
+        for batch in self._batches(readable, [GenerationSettings()] * len(readable)):
+            answers = [self._continued(self._prompt(readable[index]), targets[index]) for index in batch]
+            inputs = self._inputs([readable[index] for index in batch])
             longest = max(map(len, answers))
             check_length(self.model, inputs["input_ids"].shape[1], longest)
             output = self.model.generate(
                 **inputs,
                 generation_config=greedy(self.model, longest),
-                logits_processor=LogitsProcessorList([_Dictation(answers)]),
+                logits_processor=LogitsProcessorList([_ForcedTokens(answers)]),
                 output_logits=True,
                 return_dict_in_generate=True,
             )
             self._count()
             chances = torch.stack(output.logits, dim=1).float().log_softmax(-1)
             for row, (index, ids) in enumerate(zip(batch, answers, strict=True)):
-                own = chances[row, : len(ids)]
-                labels = torch.tensor(ids, device=own.device)
-                loss = -own.gather(-1, labels[:, None]).mean()
-                results[index] = (float(loss), bool((own.argmax(-1) == labels).all()))
+                target_chances = chances[row, : len(ids)]
+                labels = torch.tensor(ids, device=target_chances.device)
+                loss = -target_chances.gather(-1, labels[:, None]).mean()
+                results[index] = (float(loss), bool((target_chances.argmax(-1) == labels).all()))
         return results
 
     def _continued(self, prompt: str, answer: str) -> list[int]:
-        """Token ids of an answer behind a prompt."""
-        begun, whole = (self._tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
-        if whole[: len(begun)] != begun:  # the seam is inside a token; the answer is one by itself
+        """Token ids of an answer as the continuation of a prompt."""
+        begun, continued = (self._tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
+        if continued[: len(begun)] != begun:  # the seam is inside a token; the answer is one by itself
             return self._tokenizer(answer, add_special_tokens=False)["input_ids"]
-        return whole[len(begun) :]
+        return continued[len(begun) :]
 
     def tokens_of(self, text: str) -> int:
-        """Tokens of a text as the model's tokenizer counts them."""
+        """Count the tokens of a text with the model's tokenizer."""
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def close(self) -> None:
-        """Take the plan off and let the model go."""
+        """Remove the plan and release the model."""
         handle = handle_of(self.model)
         if handle is not None:
             handle.restore()
@@ -255,29 +257,29 @@ class Evaluated:
 
     # Batches
 
-    def _batches(self, asked: Sequence[Conversation], wanted: Sequence[Wanted]) -> list[list[int]]:
-        """Places of what is answered together: alike in settings and in media, and of similar size."""
+    def _batches(self, conversations: Sequence[Conversation], wanted: Sequence[GenerationSettings]) -> list[list[int]]:
+        """Group the indices of conversations with equal settings and media and similar size."""
         groups: dict[Any, list[int]] = {}
-        for index, (conversation, how) in enumerate(zip(asked, wanted, strict=True)):
+        for index, (conversation, settings) in enumerate(zip(conversations, wanted, strict=True)):
             kinds = frozenset(part["type"] for part in _parts(conversation))
-            groups.setdefault((how, kinds), []).append(index)
+            groups.setdefault((settings, kinds), []).append(index)
         batches = []
         for group in groups.values():
-            group.sort(key=lambda index: _pixels(asked[index]))
+            group.sort(key=lambda index: _pixels(conversations[index]))
             batches += [group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size)]
         return batches
 
     def _count(self) -> None:
-        """Add what the plan did in the last call."""
+        """Add the token counts of the last call."""
         handle = handle_of(self.model)
         if handle is not None:
             layers = self.model.config.get_text_config().num_hidden_layers
-            self.seen += [(image.tokens_in, image.mean_tokens(layers)) for image in handle.report().images]
+            self.token_counts += [(image.tokens_in, image.mean_tokens(layers)) for image in handle.report().images]
 
     # Conversations
 
     def _readable(self, conversation: Conversation) -> Conversation:
-        """Messages with images opened and videos decoded."""
+        """Open the images and decode the videos of messages."""
         return [
             {**message, "content": [self._read(part) for part in _content(message["content"])]}
             for message in conversation
@@ -291,23 +293,28 @@ class Evaluated:
             return {"type": "image", "image": open_image(part["image"])}
         if kind == "video" and getattr(self.processor, "video_processor", None) is not None:
             return {"type": "video", "video": _decoded(part["video"], self.max_frames)}
-        raise FoveateError(f"this model reads no {kind}; of the content of messages it reads text and images.")
+        raise FoveateError(f"this model does not accept {kind}; messages may contain text and images.")
 
     def _prompt(self, conversation: Conversation) -> str:
         return prompt_of(self.processor, plain_messages(conversation, self.processor))
 
-    def _inputs(self, asked: Sequence[Conversation]) -> Any:
-        """The model's inputs for one batch."""
-        clips = [part["video"] for one in asked for part in _parts(one) if part["type"] == "video"]
+    def _inputs(self, conversations: Sequence[Conversation]) -> Any:
+        """Prepare the model inputs of one batch."""
+        clips = [
+            part["video"] for conversation in conversations for part in _parts(conversation) if part["type"] == "video"
+        ]
         if not clips:
-            return inputs_of_batch(self.model, self.processor, asked)
-        images = [[part["image"] for part in _parts(one) if part["type"] == "image"] for one in asked]
+            return inputs_of_batch(self.model, self.processor, conversations)
+        images = [
+            [part["image"] for part in _parts(conversation) if part["type"] == "image"]
+            for conversation in conversations
+        ]
         inputs = self.processor(
             **({"images": images} if any(images) else {}),
             videos=[frames for frames, _ in clips],
             video_metadata=[metadata for _, metadata in clips],
             do_sample_frames=False,
-            text=[self._prompt(one) for one in asked],
+            text=[self._prompt(conversation) for conversation in conversations],
             return_tensors="pt",
             padding=True,
             padding_side="left",
@@ -317,32 +324,34 @@ class Evaluated:
     # Answers
 
     @torch.inference_mode()
-    def _write(self, asked: Sequence[Conversation], how: Wanted) -> list[str]:
-        """Answers to one batch: what `foveate.answering.answer_batch` does, in more ways than greedily."""
-        inputs = self._inputs(asked)
+    def _write(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[str]:
+        """Generate the answers of one batch, like `foveate.answering.answer_batch` but with sampling and beams."""
+        inputs = self._inputs(conversations)
         length = inputs["input_ids"].shape[1]
-        limit = self._limit(length, how.max_new_tokens)
-        settings = greedy(self.model, limit)
-        settings.num_beams = how.num_beams
-        if how.temperature > 0:
-            settings.do_sample, settings.temperature = True, how.temperature
-        for name, value in how.more:
-            setattr(settings, name, value)
-        output = self.model.generate(**inputs, generation_config=settings)
+        limit = self._limit(length, settings.max_new_tokens)
+        config = greedy(self.model, limit)
+        config.num_beams = settings.num_beams
+        if settings.temperature > 0:
+            config.do_sample, config.temperature = True, settings.temperature
+        for name, value in settings.more:
+            setattr(config, name, value)
+        output = self.model.generate(**inputs, generation_config=config)
         written = output if self.model.config.is_encoder_decoder else output[:, length:]
-        return texts_of(self.model, self.processor, written, [limit] * len(asked))
+        return texts_of(self.model, self.processor, written, [limit] * len(conversations))
 
     def _limit(self, length: int, wanted: int) -> int:
-        """New tokens that the model has positions for; tasks ask for thousands to be on the safe side."""
+        """New tokens that fit the model's positions; tasks often ask for thousands."""
         check_length(self.model, length, 1)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or length + wanted
         if length + wanted > positions:
-            logger.warning("the task allows %d new tokens; this model has room for %d.", wanted, positions - length)
+            logger.warning(
+                "the task allows %d new tokens; this model has positions for %d.", wanted, positions - length
+            )
         return min(wanted, positions - length)
 
 
-class _Dictation(LogitsProcessor):
-    """Leaves nothing to write but given tokens; rows that have none left write anything.
+class _ForcedTokens(LogitsProcessor):
+    """Logits processor that forces given tokens; rows without remaining tokens are free.
 
     Args:
         answers: Token ids of every row.
@@ -375,7 +384,7 @@ def _pixels(conversation: Conversation) -> int:
 
 
 def _decoded(video: Any, count: int) -> tuple[Any, Any]:
-    """Frames (T, H, W, 3) of a video file, `count` of them or all if it has fewer, and where they come from."""
+    """Decode frames (T, H, W, 3) of a video file, at most `count` of them, with their source."""
     from transformers.video_utils import load_video
 
     if find_spec("av") is None:
@@ -387,7 +396,7 @@ def _decoded(video: Any, count: int) -> tuple[Any, Any]:
 
     path = Path(video) if isinstance(video, str | PathLike) else None
     if path is None or not path.is_file():
-        raise FoveateError(f"{video!r} is no video file; clips are read from files.")
+        raise FoveateError(f"{video!r} is not a video file; clips are read from files.")
     try:
         read: Any = load_video  # typed for frames in memory; it takes paths, and then returns a pair
         return read(str(path), backend="pyav", sample_indices_fn=spread)

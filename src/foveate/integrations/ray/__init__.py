@@ -1,4 +1,4 @@
-"""Replicas of a model on the machines of a Ray cluster: for files of questions (`files`) and for a server (`pool`).
+"""Model replicas on a Ray cluster, for files of questions (`files`) and for a server (`pool`).
 
 Nothing here is imported unless it is asked for (`--ray`), and Ray is an extra: `pip install 'foveate[ray]'`.
 """

@@ -1,4 +1,4 @@
-"""A file of questions, answered by replicas with Ray Data: `answer_file`.
+"""Batch inference over a file of questions with Ray Data: `answer_file`.
 
 The file of answers is written here, by one process, as it is without Ray (`foveate.batch`): replicas only compute. A
 batch of questions is one block of Ray Data, so its answers come back, and are on the disk, as soon as it is done. What
@@ -17,18 +17,18 @@ from typing import Any
 
 from foveate.batch import Output, Question, answer_questions, batches
 from foveate.core.errors import FoveateError
-from foveate.integrations.ray.connecting import Model, Replicas, sentence, take_threads
+from foveate.integrations.ray.cluster import Model, Replicas, sentence, take_threads
 
 #: How often a batch is tried on another replica after its own has died: questions may be what kills them.
 TRIES = 3
 
 
-class Answering:
-    """A replica: answers a batch of questions.
+class BatchWorker:
+    """Ray Data worker that answers batches of questions.
 
     Args:
         model: To load.
-        max_new_tokens: Length at which answers are cut off.
+        max_new_tokens: Maximum number of tokens of an answer.
         cpus: That the replica has.
     """
 
@@ -38,9 +38,9 @@ class Answering:
         self.max_new_tokens = max_new_tokens
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """{"questions": JSON of a batch} to {"rows": JSON of its answers}."""
+        """Map {"questions": JSON of a batch} to {"rows": JSON of its answers}."""
         entries: list[dict[str, Any]] = json.loads(row["questions"])
-        questions = [Question(images=tuple(map(Path, one.pop("images"))), **one) for one in entries]
+        questions = [Question(images=tuple(map(Path, entry.pop("images"))), **entry) for entry in entries]
         rows = answer_questions(self.model, self.processor, questions, self.plan, self.max_new_tokens)
         return {"rows": json.dumps(rows)}
 
@@ -55,38 +55,40 @@ def answer_file(
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Answer what is missing, in the order in which replicas are done.
+    """Answer the missing questions; answers are written as replicas complete them.
 
-    `connecting.connected` must stand around it.
+    Call it inside `cluster.connected`.
 
     Args:
         model: As every replica loads it.
         questions: All of them. Their images must be there on every machine.
         output: Takes the answers, batch by batch.
-        replicas: Who answers.
-        max_new_tokens: Length at which answers are cut off.
+        replicas: Replicas that answer.
+        max_new_tokens: Maximum number of tokens of an answer.
         batch_size: Questions that a replica answers at once.
         progress: Called with the number of questions that were answered.
 
     Raises:
-        FoveateError: replicas failed, or answers could not be written; what stands in the output stays.
+        FoveateError: replicas failed, or answers could not be written; the output keeps the answers written so far.
     """
     import ray.data
     from ray.exceptions import RayError
 
-    left = [question for question in questions if question.number not in output.done]
-    if not left:
+    remaining = [question for question in questions if question.number not in output.done]
+    if not remaining:
         return
-    blocks = [{"questions": json.dumps([_plain(one) for one in batch])} for batch in batches(left, batch_size)]
+    blocks = [
+        {"questions": json.dumps([_plain(question) for question in batch])} for batch in batches(remaining, batch_size)
+    ]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, and said once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised once
     with warnings.catch_warnings():
         # Without a limit a question that kills replicas would be tried for ever; Ray 2.64 must have another way to it.
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
         answered = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map(
-            Answering,  # ty: ignore[invalid-argument-type]  # a class is called once a replica
+            BatchWorker,  # ty: ignore[invalid-argument-type]  # a class is called once a replica
             fn_constructor_args=(model.anywhere, max_new_tokens, replicas.cpus),
             compute=ray.data.ActorPoolStrategy(size=min(replicas.count, len(blocks))),
             num_cpus=replicas.cpus,
@@ -102,9 +104,9 @@ def answer_file(
                 output.add(rows)
                 progress(len(rows))
     except RayError as error:
-        raise FoveateError(f"{sentence(error)} What is answered is kept: go on with --resume.") from error
+        raise FoveateError(f"{sentence(error)} The answers are kept; continue with --resume.") from error
     if missing := [question.number for question in questions if question.number not in output.done]:
-        raise FoveateError(f"replicas left {len(missing)} questions unanswered: go on with --resume.")
+        raise FoveateError(f"replicas left {len(missing)} questions unanswered; continue with --resume.")
 
 
 def _plain(question: Question) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Replicas behind a server, with Ray Serve: `deployed` and `Pool`.
+"""Replicas behind a server with Ray Serve: `deployed` and `Pool`.
 
 `foveate serve --ray` takes requests in one process, with the limits, the key and the counters of any server
 (`foveate.serving.app`), and opens their images there. A replica is an `Engine` on a machine of the cluster, which forms
@@ -20,22 +20,22 @@ from typing import Any
 
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.integrations.ray.connecting import Model, Replicas, sentence, take_threads
+from foveate.integrations.ray.cluster import Model, Replicas, sentence, take_threads
 from foveate.serving.engine import Engine, Job
+from foveate.serving.generation import FirstToken, Piece, Sampling
 from foveate.serving.limits import BusyError, EngineDeadError, Limits
 from foveate.serving.metrics import Metrics
 from foveate.serving.result import Result
-from foveate.serving.rows import Begun, Piece, Sampling
 
 log = logging.getLogger("foveate.serving")
 #: How often a request is tried: it may itself be what kills replicas.
 TRIES = 2
-#: Seconds between two looks at how many replicas there are.
+#: Seconds between two counts of the replicas.
 _LOOK = 1.0
 
 
 class Replica:
-    """The model on one machine: answers what reaches it in batches.
+    """Model on one machine that answers its requests in batches.
 
     Args:
         model: To load.
@@ -50,7 +50,7 @@ class Replica:
         self.engine.start()
 
     def check_health(self) -> None:
-        """Called by Ray Serve, which begins a new replica for one that raises."""
+        """Raise if the replica has failed; Ray Serve then starts a new one."""
         if not self.engine.alive:
             raise EngineDeadError("the model's thread has failed.")
 
@@ -61,12 +61,12 @@ class Replica:
         limit: int | None,
         sampling: Sampling,
         stops: tuple[str, ...],
-    ) -> AsyncGenerator[Begun | Piece | Result | Exception]:
-        """`Begun`, pieces of text, then a `Result`, or what was wrong with the request."""
+    ) -> AsyncGenerator[FirstToken | Piece | Result | Exception]:
+        """Yield `FirstToken`, pieces of text, then a `Result`, or the request's error."""
         loop = asyncio.get_running_loop()
-        inbox: asyncio.Queue[Begun | Piece | Result | BaseException] = asyncio.Queue()
+        inbox: asyncio.Queue[FirstToken | Piece | Result | BaseException] = asyncio.Queue()
 
-        def deliver(piece: Begun | Piece | Result | BaseException) -> None:
+        def deliver(piece: FirstToken | Piece | Result | BaseException) -> None:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(inbox.put_nowait, piece)
 
@@ -75,7 +75,7 @@ class Replica:
             self.engine.submit(job)
             while True:
                 piece = await inbox.get()
-                if isinstance(piece, (Begun, Piece)):
+                if isinstance(piece, (FirstToken, Piece)):
                     yield piece
                     continue
                 if isinstance(piece, Result):
@@ -92,9 +92,9 @@ class Replica:
 
 @contextmanager
 def deployed(model: Model, replicas: Replicas, limits: Limits, name: str) -> Generator[Any]:
-    """Replicas on the cluster, taken away at the end; the handle that reaches them.
+    """Deploy replicas on the cluster, yield their handle, and remove them at the end.
 
-    `connecting.connected` must stand around it.
+    Call it inside `cluster.connected`.
 
     Args:
         model: As every replica loads it.
@@ -130,9 +130,9 @@ def deployed(model: Model, replicas: Replicas, limits: Limits, name: str) -> Gen
         )
     except RuntimeError as error:
         status = serve.status().applications.get(name)
-        said = [] if status is None else [one.message for one in status.deployments.values()]
+        messages = [] if status is None else [deployment.message for deployment in status.deployments.values()]
         serve.delete(name)
-        raise FoveateError(sentence(RuntimeError("\n".join([str(error), *said])))) from error
+        raise FoveateError(sentence(RuntimeError("\n".join([str(error), *messages])))) from error
     try:
         yield handle
     finally:
@@ -144,7 +144,7 @@ def _plain(name: str) -> str:
 
 
 class Pool:
-    """Hands requests to replicas; stands in the place of an `Engine`.
+    """Dispatcher of requests to replicas; replaces an `Engine`.
 
     Args:
         handle: Of `deployed`.
@@ -173,16 +173,16 @@ class Pool:
         ]
 
     def start(self) -> None:
-        """Begin to hand out requests."""
+        """Start dispatching requests."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """End what is being answered, and refuse what comes."""
+        """Abort running requests and refuse new ones."""
         with self._lock:
             self._stopping.set()
-            left = list(self._jobs)
-        for job in left:
+            remaining = list(self._jobs)
+        for job in remaining:
             self.cancel(job)
         while self._jobs:
             time.sleep(0.01)
@@ -193,12 +193,12 @@ class Pool:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken; they wait while replicas begin anew."""
+        """Whether requests are accepted; they wait while replicas restart."""
         return self._threads[0].is_alive() and not self._stopping.is_set()
 
     @property
     def state(self) -> dict[str, Any]:
-        """What /health tells: "ok", "ending", or "failed" where no replica is there, and how many are."""
+        """Return the status for /health: "ok", "ending", or "failed" without a replica, and the number of replicas."""
         status = "ending" if not self.alive else "ok" if self._there else "failed"
         return {
             "status": status,
@@ -211,21 +211,21 @@ class Pool:
         return sum(not job.begun for job in list(self._jobs))
 
     def submit(self, job: Job) -> None:
-        """Take a request.
+        """Accept a request.
 
         Raises:
-            BusyError: too many wait, or the server is about to end.
+            BusyError: too many wait, or the server is shutting down.
         """
         with self._lock:
             if not self.alive:
-                raise BusyError("the server is about to end.")
+                raise BusyError("the server is shutting down.")
             if self._waiting >= self.limits.queue + self._replicas.count * self.limits.batch:
-                raise BusyError(f"{self.limits.queue} requests wait already; try again in a moment.")
+                raise BusyError(f"{self.limits.queue} requests are waiting already; retry later.")
             self._jobs.add(job)
         self._loop.call_soon_threadsafe(self._begin, job)
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for this answer any more: its replica ends it with the model's next step."""
+        """Cancel a request: its replica stops it at the model's next step."""
         job.cancelled.set()
         with self._lock:
             if job in self._jobs:
@@ -238,7 +238,7 @@ class Pool:
         task.add_done_callback(lambda task: self._end(job, task))
 
     def _end(self, job: Job, task: asyncio.Task[Result | Exception]) -> None:
-        end: Any = BusyError("the server is about to end.")
+        end: Any = BusyError("the server is shutting down.")
         if not task.cancelled():
             end = task.exception() or task.result()
         if isinstance(end, Result):
@@ -268,7 +268,7 @@ class Pool:
                 if not job.begun and not isinstance(piece, Exception):
                     job.begun = True
                     self.metrics.ttft.observe(time.monotonic() - job.arrived)
-                if not isinstance(piece, (Begun, Piece)):
+                if not isinstance(piece, (FirstToken, Piece)):
                     return piece
                 job.deliver(piece)
         except (RayError, RayServeException) as error:
@@ -276,9 +276,9 @@ class Pool:
         except asyncio.CancelledError:
             pieces.cancel()
             raise
-        return EngineDeadError("the replica that answered this request died; please ask again.")
+        return EngineDeadError("the replica that answered this request failed; send the request again.")
 
-    # In a thread of its own: asking may take a while
+    # In a thread, since the status call may take a while
 
     def _watch(self) -> None:
         from ray import serve
@@ -289,5 +289,5 @@ class Pool:
                 self._there = states.get("RUNNING", 0)
             except Exception:  # the cluster is gone, or busy; replicas that cannot be asked for are not there
                 if self._there:
-                    log.warning("the cluster does not say how its replicas are", exc_info=True)
+                    log.warning("the cluster does not report the status of its replicas", exc_info=True)
                 self._there = 0

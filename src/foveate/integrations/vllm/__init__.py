@@ -1,22 +1,22 @@
-"""vLLM reads fewer visual tokens: a plug-in for its entry-point group `vllm.general_plugins`.
+"""vLLM plug-in that compresses visual tokens, for the entry-point group `vllm.general_plugins`.
 
 vLLM fixes the number of placeholders of an image from its size, before anything was encoded, and keeps the embeddings
 of an image for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
-sizes (`static_count`), and if it looks at the image alone; `setting` refuses all others. The maths is that of
+sizes (`static_count`), and if it looks at the image alone; `plans` refuses all others. The maths is that of
 `foveate.methods.pre_llm`, layouts are those of `foveate.families`; here is only what vLLM needs around them:
 
-- `setting`: which plans an engine runs, and whether it can;
-- `starting`: what is checked when an engine starts;
+- `plans`: plans of an engine, and their support;
+- `startup_checks`: checks when an engine starts;
 - `processing`: fewer placeholders, and the plan in the key of the caches;
-- `measuring`: what methods ask of an encoder, from vLLM's own attention layers;
-- `choosing`: the images of a call to the tokens that stay;
-- `placing`, `mrope`: positions of several axes;
+- `measurement`: what methods need from an encoder, measured in vLLM's attention layers;
+- `selection`: token selection for the images of a call;
+- `positions`, `mrope`: multimodal RoPE positions;
 - a module for each kind of model.
 """
 
 from __future__ import annotations
 
-#: Architectures and the classes that take the place of vLLM's own. They do what vLLM's do where there is no plan.
+#: Architectures and the classes that replace vLLM's. Without a plan they behave as vLLM's.
 MODELS = {
     "LlavaForConditionalGeneration": "foveate.integrations.vllm.llava:FoveateLlava",
     "LlavaNextForConditionalGeneration": "foveate.integrations.vllm.llava_next:FoveateLlavaNext",
@@ -26,10 +26,10 @@ MODELS = {
 
 
 def register() -> None:
-    """Put foveate's model classes in the place of vLLM's. vLLM calls it in every process, possibly several times."""
+    """Register foveate's model classes in vLLM. vLLM calls it in every process, possibly several times."""
     from vllm import ModelRegistry  # ty: ignore[import-not-found]
 
-    from foveate.integrations.vllm.starting import prepare
+    from foveate.integrations.vllm.startup_checks import prepare
 
     for architecture, where in MODELS.items():
         ModelRegistry.register_model(architecture, where)

@@ -14,34 +14,34 @@ from vllm.model_executor.models.llava import (  # ty: ignore[import-not-found]
     LlavaProcessingInfo,
 )
 
-from foveate.integrations.vllm.choosing import chosen
-from foveate.integrations.vllm.names import as_published
-from foveate.integrations.vllm.processing import LargestImage, Planned, registered, settings_of
-from foveate.integrations.vllm.setting import NAME, serving_of
+from foveate.integrations.vllm.plans import NAME, serving_of
+from foveate.integrations.vllm.processing import LargestImage, PlannedProcessor, registered, settings_of
+from foveate.integrations.vllm.selection import chosen
+from foveate.integrations.vllm.weight_names import as_published
 
 
 class FoveateLlavaInfo(LargestImage, LlavaProcessingInfo):
-    """As vLLM's, with room for whole images."""
+    """vLLM's processing info, sized for uncompressed images."""
 
 
-class FoveateLlavaProcessor(Planned, LlavaMultiModalProcessor):
-    """As vLLM's, with fewer placeholders."""
+class FoveateLlavaProcessor(PlannedProcessor, LlavaMultiModalProcessor):
+    """vLLM's processor with fewer placeholders."""
 
 
 @registered(FoveateLlavaProcessor, LlavaForConditionalGeneration, FoveateLlavaInfo)
 class FoveateLlava(LlavaForConditionalGeneration):
-    """vLLM's LLaVA, whose language model reads what a plan leaves of every image."""
+    """vLLM's LLaVA with token compression before the language model."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.foveate = serving_of(vllm_config.model_config.hf_config)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """As vLLM's, also of models that transformers 5 saved."""
+        """Load weights, including those of models that transformers 5 saved."""
         return super().load_weights(as_published(self.config, weights))
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The embeddings (k, D) of every image. Embeddings that a user gives in place of images stay as they are."""
+        """Return the embeddings (k, D) of every image; image embeddings passed by the user are not compressed."""
         plans = kwargs.pop(NAME, None)
         image_input = self._parse_and_validate_image_input(**kwargs)
         if self.foveate is None or plans is None or not isinstance(image_input, LlavaImagePixelInputs):

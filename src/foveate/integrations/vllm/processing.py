@@ -1,4 +1,4 @@
-"""What all of vLLM's multimodal processors do under a plan."""
+"""Multimodal processing under a plan, shared by all of vLLM's processors."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems  # ty: igno
 from vllm.multimodal.processing import BaseMultiModalProcessor, BaseProcessingInfo, PromptReplacement  # ty: ignore[import-not-found]
 
 from foveate.core.errors import FoveateError
-from foveate.integrations.vllm.setting import LONGEST, NAME, UNTOUCHED, Serving, Setting, serving_of
+from foveate.integrations.vllm.plans import FULL_MODEL, LONGEST, NAME, EnginePlans, ServedPlan, serving_of
 
 
-class Planned(BaseMultiModalProcessor):
-    """Stands before a processor of vLLM: fewer placeholders for images, and caches that tell plans apart.
+class PlannedProcessor(BaseMultiModalProcessor):
+    """Mixin for vLLM processors: fewer image placeholders, and cache keys that differ by plan.
 
-    A request may name a plan of its own in `mm_processor_kwargs`. Every image carries the text of its plan to the
+    A request may set its own plan in `mm_processor_kwargs`. Every image carries the text of its plan to the
     model. The key of an image names its processed pixels, its embeddings (also where engines share them) and, by
     prefix caching, the keys and values of the language model behind it. A name that a client gives to an image is no
-    exception. Clips, and embeddings in place of images, stay whole.
+    exception. Clips and image embeddings are not compressed.
     """
 
     @cached_property
-    def foveate(self) -> Serving | None:
-        """The plans of this engine."""
+    def foveate(self) -> EnginePlans | None:
+        """Plan settings of this engine."""
         return serving_of(self.info.ctx.model_config.hf_config)
 
-    def _plan(self, kwargs: Mapping[str, object]) -> tuple[Setting | None, dict[str, object]]:
-        """The setting of a request, None in an engine without a plan, and its arguments that are vLLM's."""
+    def _plan(self, kwargs: Mapping[str, object]) -> tuple[ServedPlan | None, dict[str, object]]:
+        """Return the setting of a request, None in an engine without a plan, and the arguments meant for vLLM."""
         others = {name: value for name, value in kwargs.items() if name != NAME}
         if self.foveate is None:
             if NAME in kwargs:
                 raise FoveateError(
                     f"this engine was started without a plan, so requests cannot name one; start it with {NAME} "
-                    f"'{UNTOUCHED}' in --hf-overrides to let them."
+                    f"'{FULL_MODEL}' in --hf-overrides to let them."
                 )
             return None, others
         if NAME not in kwargs:
@@ -51,7 +51,7 @@ class Planned(BaseMultiModalProcessor):
         hashes = super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=others))
         if setting is None or "image" not in hashes:
             return hashes
-        return {**hashes, "image": [f"{own}-{setting.key}" for own in hashes["image"]]}
+        return {**hashes, "image": [f"{digest}-{setting.key}" for digest in hashes["image"]]}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         setting, others = self._plan(hf_kwargs)
@@ -63,8 +63,8 @@ class Planned(BaseMultiModalProcessor):
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         _, others = self._plan(hf_processor_mm_kwargs)
-        own = super()._get_mm_fields_config(hf_inputs, others)
-        return {**own, NAME: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        fields = super()._get_mm_fields_config(hf_inputs, others)
+        return {**fields, NAME: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
@@ -73,37 +73,40 @@ class Planned(BaseMultiModalProcessor):
         updates = super()._get_prompt_updates(mm_items, others, out_mm_kwargs)
         if setting is None:
             return updates
-        return [self._shorter(own, setting, out_mm_kwargs) if own.modality == "image" else own for own in updates]
+        return [
+            self._shorter(update, setting, out_mm_kwargs) if update.modality == "image" else update
+            for update in updates
+        ]
 
     @staticmethod
-    def _shorter(update: Any, setting: Setting, out_mm_kwargs: Any) -> PromptReplacement:
-        """Of the placeholders of an image as many as stay; they are all the same."""
+    def _shorter(update: Any, setting: ServedPlan, out_mm_kwargs: Any) -> PromptReplacement:
+        """Shorten the identical placeholders of an image to the number of kept tokens."""
 
         def image(number: int) -> list[int]:
-            whole = update.replacement(number)
-            return whole[: setting.count(len(whole))] if NAME in out_mm_kwargs["image"][number] else whole
+            original = update.replacement(number)
+            return original[: setting.count(len(original))] if NAME in out_mm_kwargs["image"][number] else original
 
         return PromptReplacement(modality="image", target=update.target, replacement=image)
 
 
-def carried(setting: Setting) -> Tensor:
-    """A setting as (256,) uint8, in which form an image carries it to the model."""
+def carried(setting: ServedPlan) -> Tensor:
+    """Encode a setting as (256,) uint8, the form in which an image passes it to the model."""
     text = str(setting).encode()
     if len(text) > LONGEST:
         raise FoveateError(f"'{setting}' has {len(text)} bytes; a plan in vLLM has {LONGEST} at most.")
     return torch.tensor([*text, *bytes(LONGEST - len(text))], dtype=torch.uint8)
 
 
-def settings_of(serving: Serving, plans: Tensor) -> list[Setting]:
-    """The settings of images from what they carry, (n, 256)."""
-    return [serving.setting(bytes(own.tolist()).rstrip(b"\0").decode()) for own in plans]
+def settings_of(serving: EnginePlans, plans: Tensor) -> list[ServedPlan]:
+    """Decode the settings of images from (n, 256) uint8."""
+    return [serving.setting(bytes(encoded.tolist()).rstrip(b"\0").decode()) for encoded in plans]
 
 
-def registered(own: type, original: Any, info: type | None = None) -> Callable[[type], type]:
-    """Register a model class with the processor of vLLM's `original`, with `own` where an engine has a plan.
+def registered(processor_class: type, original: Any, info: type | None = None) -> Callable[[type], type]:
+    """Register a model class with vLLM's processor for `original`, or `processor_class` in engines with a plan.
 
     Args:
-        own: The processor.
+        processor_class: The processor.
         original: vLLM's model class.
         info: What the processor knows of a model, where that differs.
     """
@@ -116,17 +119,17 @@ def registered(own: type, original: Any, info: type | None = None) -> Callable[[
     def processor(known: Any, dummy_inputs: Any) -> Any:
         theirs = factories.processor(known, dummy_inputs)
         # Of the models that share a class in vLLM some have a processor of their own, and no plans: see `serving_of`.
-        return own(known, dummy_inputs) if issubclass(own, type(theirs)) else theirs
+        return processor_class(known, dummy_inputs) if issubclass(processor_class, type(theirs)) else theirs
 
     return MULTIMODAL_REGISTRY.register_processor(processor, info=known, dummy_inputs=factories.dummy_inputs)
 
 
 class LargestImage(BaseProcessingInfo):
-    """Room for images that nothing is taken from, which a request may ask for, whatever the engine's plan is.
+    """Mixin that reserves space for uncompressed images, which a request may ask for under any plan.
 
-    vLLM would make room for what the engine's plan leaves of the largest image.
+    vLLM would otherwise reserve space for the compressed largest image only.
     """
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        """Tokens of the largest image."""
+        """Return the number of tokens of the largest image."""
         return {"image": self.get_max_image_tokens()}

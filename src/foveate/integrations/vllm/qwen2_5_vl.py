@@ -5,13 +5,13 @@ from __future__ import annotations
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLMultiModalProcessor  # ty: ignore[import-not-found]
 
 from foveate.integrations.vllm.mrope import PlannedMRope
-from foveate.integrations.vllm.processing import Planned, registered
+from foveate.integrations.vllm.processing import PlannedProcessor, registered
 
 
-class FoveateQwen25VLProcessor(Planned, Qwen2_5_VLMultiModalProcessor):
-    """As vLLM's, with fewer placeholders for images."""
+class FoveateQwen25VLProcessor(PlannedProcessor, Qwen2_5_VLMultiModalProcessor):
+    """vLLM's processor with fewer image placeholders."""
 
 
 @registered(FoveateQwen25VLProcessor, Qwen2_5_VLForConditionalGeneration)
 class FoveateQwen25VL(PlannedMRope, Qwen2_5_VLForConditionalGeneration):
-    """vLLM's Qwen2.5-VL, whose language model reads what a plan leaves of every image. Clips stay whole."""
+    """vLLM's Qwen2.5-VL with token compression before the language model. Clips are not compressed."""

@@ -1,4 +1,4 @@
-"""The way to a Ray cluster, and what replicas take of it."""
+"""Connection to a Ray cluster, and the resources of replicas."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}")
 
 @dataclass(frozen=True)
 class Replicas:
-    """How many processes hold the model, and what each takes.
+    """Number of model replicas and the resources of each.
 
     Args:
         count: Processes.
@@ -51,18 +51,20 @@ class Replicas:
         if self.count < 1:
             raise FoveateError(f"there must be at least one replica, not {self.count}.")
         if not 0 < self.cpus < 1e6 or not 0 <= self.gpus < 1e6:  # NaN is neither
-            raise FoveateError(f"a replica takes some CPU and no negative GPU, not {self.cpus:g} and {self.gpus:g}.")
+            raise FoveateError(
+                f"a replica needs more than 0 CPUs and at least 0 GPUs, not {self.cpus:g} and {self.gpus:g}."
+            )
         if self.address is not None and self.address != "auto" and not _ADDRESS.fullmatch(self.address):
-            raise FoveateError(f"{self.address!r} is no address here; write host:port of the cluster, or auto.")
+            raise FoveateError(f"{self.address!r} is not an address here; write host:port of the cluster, or auto.")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as replicas load it.
+    """Model settings that replicas load.
 
     Args:
         name: Folder, Hub id, or None for the embedded model. A folder must be there on every machine of the cluster.
-        plan: Of questions that name none, as text; "untouched": none; None: the plan saved beside the model, if any.
+        plan: Default plan as text; "full model" disables compression; None is the plan saved with the model, if any.
         dtype: As `foveate.load` takes it.
         device: As `foveate.load` takes it; None: the GPU that the replica got, or the CPU.
     """
@@ -74,34 +76,34 @@ class Model:
 
     @property
     def anywhere(self) -> Model:
-        """The same, with a folder's whole path: replicas work in folders of their own."""
+        """Make a folder's path absolute, since replicas work in folders of their own."""
         if self.name is None or not Path(self.name).is_dir():
             return self
         return Model(str(Path(self.name).resolve()), self.plan, self.dtype, self.device)
 
     def load(self) -> tuple[Any, Any, Plan | None]:
-        """As `foveate.loading.load_apart` returns it."""
+        """Load the model as `foveate.loading.load_apart` does."""
         return load_apart(self.name, plan_asked(self.plan), dtype=self.dtype, device=self.device)
 
 
 @contextmanager
 def connected(replicas: Replicas) -> Generator[None]:
-    """Ray, with room for the replicas; a cluster that was begun for this ends with it.
+    """Connect to Ray with enough resources for the replicas; a cluster started here is stopped on exit.
 
-    A connection that this process has already is used and left as it is.
+    An existing connection of this process is reused and kept open.
 
     Raises:
         FoveateError: Ray is not installed, nothing answers at the address, or the machine has less than is wanted.
     """
-    # Nobody is told about the run; a replica without a GPU sees none; replicas are no lesser work than others.
+    # No usage reports; no GPU is visible to replicas without one; replicas run at normal priority.
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
         raise FoveateError("replicas need Ray: pip install 'foveate[ray]'.") from error
-    own = not ray.is_initialized()
-    if own:
+    started_here = not ray.is_initialized()
+    if started_here:
         _check_address(replicas.address)
         options: dict[str, Any] = {"include_dashboard": False} if replicas.address is None else {}
         # Replicas import the methods that this process has imported, or say why they cannot; those of a cluster that is
@@ -121,12 +123,12 @@ def connected(replicas: Replicas) -> Generator[None]:
             _check_room(replicas, ray.cluster_resources())
         yield
     finally:
-        if own:
+        if started_here:
             ray.shutdown()
 
 
 def _check_address(address: str | None) -> None:
-    """Ray itself knocks for minutes."""
+    """Check that the address accepts connections, since Ray itself retries for minutes."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -141,22 +143,22 @@ def _check_room(replicas: Replicas, there: dict[str, float]) -> None:
         if replicas.count * each > there.get(name, 0):
             raise FoveateError(
                 f"{replicas.count} replicas with {each:g} {name} each need {replicas.count * each:g}, and there are "
-                f"{there.get(name, 0):g}; take fewer, or a fraction for each."
+                f"{there.get(name, 0):g}; use fewer replicas or smaller fractions."
             )
 
 
 def take_threads(cpus: float) -> None:
-    """As many threads as a replica has CPUs, at least one."""
+    """Set as many threads as the replica has CPUs, at least one."""
     torch.set_num_threads(max(1, int(cpus)))
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong on another machine, in one sentence: without the traceback that Ray writes around it."""
+    """Return a remote error as one sentence, without the traceback that Ray wraps around it."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, FoveateError):
         return str(cause)
     text = str(error)
-    if found := re.findall(r"^(?:\w+\.)*FoveateError: (.+)$", text, re.MULTILINE):
-        return found[-1]
+    if messages := re.findall(r"^(?:\w+\.)*FoveateError: (.+)$", text, re.MULTILINE):
+        return messages[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return f"a replica failed ({(lines[-1] if lines else type(error).__name__).rstrip('.')[:300]})."

@@ -1,6 +1,6 @@
-"""What becomes of an image before the encoder: its patches, and the tokens that the language model reads of it.
+"""Preprocessing rules: patches and language-model tokens of an image by its size.
 
-The rules are those of the processors; where `transformers` has the rule as a function, that function is asked.
+The rules are those of the processors; if `transformers` has a function for a rule, it is called.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ LONGEST = 65536
 
 
 @dataclass(frozen=True)
-class View:
-    """An image as the encoder and the language model get it.
+class ProcessedImage:
+    """Patch grids and token count of an image after preprocessing.
 
     Args:
         grids: Rows and columns of patches of every sequence of the encoder.
@@ -34,18 +34,18 @@ class View:
 
     @property
     def patches(self) -> int:
-        """Patches of all sequences."""
+        """Number of patches of all sequences."""
         return sum(grid.size for grid in self.grids)
 
 
-def view_of(config: Any, width: int, height: int, images: Any = None) -> View:
-    """The view of an image of width x height pixels.
+def processed_image(config: Any, width: int, height: int, images: Any = None) -> ProcessedImage:
+    """Apply the preprocessing rule of a model to an image size.
 
     Args:
         config: The model's configuration, of a family in `shapes.families()`.
         width: In pixels.
         height: In pixels.
-        images: The model's image processor; the released settings where there is none.
+        images: The model's image processor; released settings by default.
 
     Raises:
         FoveateError: the size is no size, or the family has no rule here.
@@ -61,20 +61,20 @@ def view_of(config: Any, width: int, height: int, images: Any = None) -> View:
     return rule(config, width, height, images)
 
 
-def _one(rows: int, columns: int, side: int) -> View:
+def _one(rows: int, columns: int, side: int) -> ProcessedImage:
     """One sequence in which side x side patches become one token."""
     raster = Grid(rows // side, columns // side)
-    return View((Grid(rows, columns),), raster.size, raster)
+    return ProcessedImage((Grid(rows, columns),), raster.size, raster)
 
 
-def _fixed(config: Any, width: int, height: int, images: Any) -> View:
-    """LLaVA-1.5: any image becomes a square."""
+def _fixed(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
+    """LLaVA-1.5: every image is resized to a square."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return _one(side, side, 1)
 
 
-def _anyres(config: Any, width: int, height: int, images: Any) -> View:
-    """LLaVA-NeXT and LLaVA-OneVision: the whole image small, and tiles; rows of the tiles end in a newline token."""
+def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
+    """LLaVA-NeXT and LLaVA-OneVision: a thumbnail and tiles; rows of the tiles end in a newline token."""
     from transformers.image_processing_utils import select_best_resolution
 
     tile, patch = config.vision_config.image_size, config.vision_config.patch_size
@@ -82,7 +82,7 @@ def _anyres(config: Any, width: int, height: int, images: Any) -> View:
     rows, columns = (length // tile for length in select_best_resolution((height, width), points))
     side = tile // patch
     high, wide = side * rows, side * columns
-    if width / height > wide / high:  # the padding above and below is left out
+    if width / height > wide / high:  # the padding above and below is cropped
         high -= (high - int(round(height * (wide / width), 7))) // 2 * 2
     else:
         wide -= (wide - int(round(width * (high / height), 7))) // 2 * 2
@@ -91,11 +91,11 @@ def _anyres(config: Any, width: int, height: int, images: Any) -> View:
         ratio = math.sqrt(high * wide / (most * side**2))
         if ratio > 1.1:
             high, wide = int(high // ratio), int(wide // ratio)
-    return View((Grid(side, side),) * (1 + rows * columns), side**2 + high * (wide + 1))
+    return ProcessedImage((Grid(side, side),) * (1 + rows * columns), side**2 + high * (wide + 1))
 
 
-def _qwen(config: Any, width: int, height: int, images: Any) -> View:
-    """Sides are multiples of a token; the area lies between two bounds."""
+def _qwen(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
+    """Qwen-VL: sides are multiples of a token's, and the area is within two bounds."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     vision = config.vision_config
@@ -110,8 +110,8 @@ def _qwen(config: Any, width: int, height: int, images: Any) -> View:
     return _one(high // vision.patch_size, wide // vision.patch_size, vision.spatial_merge_size)
 
 
-def _internvl(config: Any, width: int, height: int, images: Any) -> View:
-    """Tiles in the proportions of the image, and the whole image small where there is more than one."""
+def _internvl(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
+    """InternVL: tiles in the proportions of the image, and a thumbnail if there is more than one."""
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
     high, wide = config.vision_config.image_size
@@ -121,11 +121,11 @@ def _internvl(config: Any, width: int, height: int, images: Any) -> View:
     tiles = rows * columns
     tiles += tiles > 1
     grid, side = Grid(high // patch_high, wide // patch_wide), round(1 / config.downsample_ratio)
-    own = _one(grid.rows, grid.columns, side)
-    return own if tiles == 1 else View((grid,) * tiles, tiles * own.tokens)
+    tile = _one(grid.rows, grid.columns, side)
+    return tile if tiles == 1 else ProcessedImage((grid,) * tiles, tiles * tile.tokens)
 
 
-def _uhd(config: Any, width: int, height: int, images: Any) -> View:
+def _uhd(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """LLaVA-UHD v3: native resolution."""
     from foveate.models.llava_uhd.native_size import native_size
 
@@ -137,8 +137,8 @@ def _uhd(config: Any, width: int, height: int, images: Any) -> View:
     return _one(high // vision.patch_size, wide // vision.patch_size, 2**vision.num_stages)
 
 
-def _slices(config: Any, width: int, height: int, images: Any) -> View:
-    """LLaVA-UHD v4 as MiniCPM-V 4.6 has it: the whole image small, and slices."""
+def _slices(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
+    """LLaVA-UHD v4 as in MiniCPM-V 4.6: a thumbnail and slices."""
     from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 
     images = images or MiniCPMV4_6ImageProcessorPil()
@@ -147,17 +147,17 @@ def _slices(config: Any, width: int, height: int, images: Any) -> View:
     named = "downsample_mode" in signature(images.find_best_resize).parameters
     mode: dict[str, Any] = {"downsample_mode": "16x"} if named else {}
     cut = images.get_sliced_grid((height, width), images.max_slice_nums, scale) if images.slice_mode else None
-    whole = images.find_best_resize((height, width), scale, patch, **mode, allow_upscale=cut is None)
-    grids = [Grid(whole[0] // patch, whole[1] // patch)]
+    thumbnail = images.find_best_resize((height, width), scale, patch, **mode, allow_upscale=cut is None)
+    grids = [Grid(thumbnail[0] // patch, thumbnail[1] // patch)]
     if cut is not None:
         fine = images.get_refine_size((height, width), cut, scale, patch, **mode, allow_upscale=True)
         grids += [Grid(fine[0] // cut[0] // patch, fine[1] // cut[1] // patch)] * (cut[0] * cut[1])
     if len(grids) == 1:
         return _one(*grids[0], 4)
-    return View(tuple(grids), sum(grid.size // 16 for grid in grids))
+    return ProcessedImage(tuple(grids), sum(grid.size // 16 for grid in grids))
 
 
-_RULES: dict[str, Callable[[Any, int, int, Any], View]] = {
+_RULES: dict[str, Callable[[Any, int, int, Any], ProcessedImage]] = {
     "internvl": _internvl,
     "llava": _fixed,
     "llava_next": _anyres,

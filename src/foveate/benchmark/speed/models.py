@@ -1,4 +1,4 @@
-"""What is measured: a model, how a picture becomes its inputs, and the closed formula of its cost."""
+"""Models under measurement, with their inputs and closed-form cost."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from foveate.core.plan import Plan
 
 
 @dataclass
-class Subject:
-    """A model and one question about one picture.
+class MeasuredModel:
+    """A model and one question about one image.
 
     Args:
-        name: Of the model.
-        model: On its device, in evaluation mode.
-        budgets: At which it is measured unless the settings say otherwise.
-        view: Makes the model's inputs for a batch of prompts that are all the same; this is what "view" times.
-        size: (width, height) of the picture in pixels.
+        name: Name of the model.
+        model: Model on its device, in evaluation mode.
+        budgets: Default budgets of the measurement.
+        preprocess: Makes the model's inputs for a batch of equal prompts; timed as "preprocess".
+        size: (width, height) of the image in pixels.
         images: The image processor, for the closed formula; None: released settings.
     """
 
     name: str
     model: Any
     budgets: tuple[str, ...]
-    view: Callable[[int], dict[str, Any]]
+    preprocess: Callable[[int], dict[str, Any]]
     size: tuple[int, int]
     images: Any = None
 
     @property
     def dtype(self) -> str:
-        """Name of the type of the weights."""
+        """Name of the dtype of the weights."""
         return dtype_of(self.model)
 
     def formula(self, plan: Plan | None, tokens: int, text: int) -> int | None:
-        """Operations to the first token of one prompt by closed formulas; None where there is none.
+        """Closed-form FLOPs to the first token of one prompt; None if the model has no formula.
 
         Args:
-            plan: None is the untouched model.
+            plan: None is the full model.
             tokens: Visual tokens that the language model read.
             text: All other tokens of the prompt.
         """
@@ -56,18 +56,18 @@ class Subject:
 
         try:
             shape = cost.shape_of(self.model.config)
-            view = cost.view_of(self.model.config, *self.size, self.images)
+            processed = cost.processed_image(self.model.config, *self.size, self.images)
             before = plan is not None and all(step.method.site is Site.PRE_LLM for step in plan.steps)
-            run = cost.follow(None if before else plan, shape, view)
+            run = cost.follow(None if before else plan, shape, processed)
             if before:  # how many stay is known by now, also of methods whose own rule decides
-                run = cost.Run(run.view, run.merges, (tokens,) * shape.text.layers)
+                run = cost.Run(run.image, run.merges, (tokens,) * shape.text.layers)
             return cost.cost(shape, run, text).total if shape.vision is not None else None
         except FoveateError:
             return None
 
 
-def subject(name: str, settings: SpeedSettings) -> Subject:
-    """The model of that name.
+def subject(name: str, settings: SpeedSettings) -> MeasuredModel:
+    """Load the model of that name.
 
     Raises:
         FoveateError: it cannot be loaded, or cannot run with that attention.
@@ -78,7 +78,7 @@ def subject(name: str, settings: SpeedSettings) -> Subject:
 
 
 def attend(model: Any, attention: str) -> None:
-    """Let a model attend with an implementation of that name.
+    """Set the attention implementation of a model.
 
     Raises:
         FoveateError: it is not installed, or not for this model.
@@ -87,10 +87,10 @@ def attend(model: Any, attention: str) -> None:
         model.set_attn_implementation(attention)
     except (ImportError, ValueError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        raise FoveateError(f"attention {attention!r} cannot be had here, sdpa and eager can: {reason}.") from error
+        raise FoveateError(f"attention {attention!r} is not available here; use sdpa or eager: {reason}.") from error
 
 
-def _shape(shape: Shape, settings: SpeedSettings) -> Subject:
+def _shape(shape: Shape, settings: SpeedSettings) -> MeasuredModel:
     device = torch.device(settings.device)
     dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
     before = torch.get_default_dtype()
@@ -103,35 +103,35 @@ def _shape(shape: Shape, settings: SpeedSettings) -> Subject:
         torch.set_default_dtype(before)
     picture = shape.picture()
 
-    def view(batch: int) -> dict[str, Any]:
+    def preprocess(batch: int) -> dict[str, Any]:
         inputs = shape.inputs(picture, settings.text_tokens, batch)
         return {
             name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
             for name, value in inputs.items()
         }
 
-    return Subject(shape.name, model, shape.budgets, view, picture.size)
+    return MeasuredModel(shape.name, model, shape.budgets, preprocess, picture.size)
 
 
-def _loaded(name: str, settings: SpeedSettings) -> Subject:
+def _loaded(name: str, settings: SpeedSettings) -> MeasuredModel:
     from foveate.answering.conversations import check_length, inputs_of_batch
     from foveate.images import open_image
     from foveate.loading import load
 
-    own = None if name == "embedded" else name
-    model, processor = load(own, dtype=settings.dtype, device=settings.device, plan=None)
+    source_name = None if name == "embedded" else name
+    model, processor = load(source_name, dtype=settings.dtype, device=settings.device, plan=None)
     picture = _receipt() if settings.image is None else open_image(settings.image)
     source = picture if settings.image is None else settings.image
 
-    def view(batch: int) -> dict[str, Any]:
+    def preprocess(batch: int) -> dict[str, Any]:
         # Opening a file is part of the time until an answer begins.
         opened = source if isinstance(source, Image.Image) else open_image(source)
         content = [{"type": "image", "image": opened}, {"type": "text", "text": settings.question}]
         return inputs_of_batch(model, processor, [[{"role": "user", "content": content}]] * batch)
 
-    check_length(model, view(1)["input_ids"].shape[1], settings.new_tokens)
-    shown = name if own is None or not Path(name).is_dir() else Path(name).name
-    return Subject(shown, model, BUDGETS, view, picture.size, getattr(processor, "image_processor", None))
+    check_length(model, preprocess(1)["input_ids"].shape[1], settings.new_tokens)
+    shown = name if source_name is None or not Path(name).is_dir() else Path(name).name
+    return MeasuredModel(shown, model, BUDGETS, preprocess, picture.size, getattr(processor, "image_processor", None))
 
 
 def _receipt() -> Image.Image:

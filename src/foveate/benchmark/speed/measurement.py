@@ -1,4 +1,4 @@
-"""One plan on one model: exact numbers once, times in turns."""
+"""Measurement of one plan on one model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foveate import compat
 from foveate.answering.conversations import greedy, placeholders
 from foveate.answering.trace import Trace
 from foveate.benchmark import profiling
-from foveate.benchmark.speed.subjects import Subject, attend
+from foveate.benchmark.speed.models import MeasuredModel, attend
 from foveate.core.plan import Plan, Step
 from foveate.cost import flops
 from foveate.kv_cache.nbytes import cache_bytes
@@ -22,7 +22,7 @@ from foveate.runtime import Handle, compress
 
 
 class Timed:
-    """A method whose calls are timed; everything else is the method's."""
+    """Wrapper that times the calls of a method and forwards everything else."""
 
     def __init__(self, method: Any, device: torch.device) -> None:
         self._method = method
@@ -34,11 +34,11 @@ class Timed:
 
     @property
     def __class__(self) -> type:
-        """The method's: whether it hides tokens or reads neurons, the runtime sees from its class."""
+        """Class of the wrapped method, which the runtime uses to recognise what the method needs."""
         return type(self._method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Choose, and add the time it took."""
+        """Call the method and add the elapsed time."""
         start = profiling.clock(self._device)
         try:
             return self._method(*args, **kwargs)
@@ -47,24 +47,24 @@ class Timed:
 
 
 class _Marks(StoppingCriteria):
-    """Reads the clock after the first and after the last token, and stops nothing."""
+    """Stopping criterion that never stops: it records the time of the first and the last token."""
 
     def __init__(self, device: torch.device, count: int) -> None:
         self.device, self.count = device, count
-        self.seen = 0
+        self.generated = 0
         self.first = self.last = 0.0
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> Any:
-        self.seen += 1
-        if self.seen == 1:
+        self.generated += 1
+        if self.generated == 1:
             self.first = profiling.clock(self.device)
-        if self.seen == self.count:
+        if self.generated == self.count:
             self.last = profiling.clock(self.device)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-class Measuring:
-    """Measures plans on one model with one batch.
+class PlanMeasurement:
+    """Measurements of plans on one model with one batch.
 
     Args:
         subject: The model.
@@ -73,21 +73,21 @@ class Measuring:
         attention: Implementation of attention while times are taken.
     """
 
-    def __init__(self, subject: Subject, batch: int, new_tokens: int, attention: str) -> None:
+    def __init__(self, subject: MeasuredModel, batch: int, new_tokens: int, attention: str) -> None:
         self.subject, self.batch, self.new_tokens, self.attention = subject, batch, new_tokens, attention
         self.model = subject.model
         self.device: torch.device = self.model.device
-        self.inputs = subject.view(batch)
-        self.untouched_tokens = placeholders(self.model, self.inputs["input_ids"]) // batch
+        self.inputs = subject.preprocess(batch)
+        self.full_model_tokens = placeholders(self.model, self.inputs["input_ids"]) // batch
 
     @torch.inference_mode()
     def exact(self, plan: Plan | None) -> dict[str, Any]:
-        """What does not depend on the clock: tokens of an image, operations, bytes of the cache, peak memory.
+        """Measure what needs no clock: tokens per image, FLOPs, bytes of the cache, peak memory.
 
         Tokens are those that the language model reads, the mean over its layers, and those in the last one.
 
-        Operations are counted on PyTorch's own kernels up to the first token; the rest is of a whole answer. Doing
-        both warms up.
+        FLOPs are counted on PyTorch's own kernels up to the first token; the rest covers a complete answer. Both
+        serve as warm-up.
         """
         with self._following(plan) as (handle, _):
             attend(self.model, "sdpa")
@@ -103,20 +103,20 @@ class Measuring:
             peak = profiling.peak_memory(answer, self.device)
             kept = handle.report() if handle is not None else None
         layers = cache_bytes(outputs[0])
-        tokens_in = self.untouched_tokens if kept is None else kept.tokens_in // self.batch
+        tokens_in = self.full_model_tokens if kept is None else kept.tokens_in // self.batch
         tokens = tokens_in if kept is None else kept.tokens_kept // self.batch
-        mean, left = float(tokens), tokens
+        mean, remaining = float(tokens), tokens
         if kept is not None:
             depth = self.model.config.get_text_config().num_hidden_layers
             mean = sum(image.mean_tokens(depth) for image in kept.images) / self.batch
-            left = kept.tokens_left // self.batch
-        text = self.inputs["input_ids"].shape[1] - self.untouched_tokens
-        formula = self.subject.formula(plan, tokens, text) if self.untouched_tokens > 1 else None
+            remaining = kept.tokens_left // self.batch
+        text = self.inputs["input_ids"].shape[1] - self.full_model_tokens
+        formula = self.subject.formula(plan, tokens, text) if self.full_model_tokens > 1 else None
         return {
             "tokens_in": tokens_in,
             "tokens": tokens,
             "tokens_mean": round(mean, 2),
-            "tokens_left": left,
+            "tokens_left": remaining,
             "peak_bytes": peak,
             "kv_bytes": sum(layers),
             "kv_layers": layers,
@@ -125,10 +125,10 @@ class Measuring:
 
     @torch.inference_mode()
     def turn(self, plan: Plan | None) -> dict[str, float]:
-        """Seconds of the parts of one answer."""
+        """Measure the seconds of each part of one answer."""
         start = profiling.clock(self.device)
-        inputs = self.subject.view(self.batch)
-        view = profiling.clock(self.device) - start
+        inputs = self.subject.preprocess(self.batch)
+        preprocess = profiling.clock(self.device) - start
         with self._following(plan) as (_, timed):
             trace = Trace(self.model)
             marks = _Marks(self.device, self.new_tokens)
@@ -138,7 +138,7 @@ class Measuring:
             times = trace.times(marks.last)
         selection = sum(method.seconds for method in timed)
         return {
-            "view": view,
+            "preprocess": preprocess,
             "encoder": times.get("encoder", 0.0),
             "selection": selection,
             "prefill": times["prefill"] - selection,
@@ -148,7 +148,7 @@ class Measuring:
 
     @contextmanager
     def _following(self, plan: Plan | None) -> Generator[tuple[Handle | None, list[Timed]]]:
-        """Attach a plan whose methods are timed."""
+        """Attach a plan with timed methods."""
         if plan is None:
             yield None, []
             return
@@ -158,12 +158,12 @@ class Measuring:
             yield handle, timed
 
     def _generate(self, count: int, inputs: Any = None, marks: _Marks | None = None) -> Any:
-        """Exactly `count` tokens, so that all plans write as much: the answer cannot end before."""
+        """Generate exactly `count` tokens, so that all plans write equally many."""
         settings = greedy(self.model, count)
         settings.min_new_tokens = count
         if settings.pad_token_id is None:
             settings.pad_token_id = 0
         settings.return_dict_in_generate = True
         criteria = StoppingCriteriaList([] if marks is None else [marks])
-        given = self.inputs if inputs is None else inputs
-        return self.model.generate(**given, generation_config=settings, stopping_criteria=criteria)
+        model_inputs = self.inputs if inputs is None else inputs
+        return self.model.generate(**model_inputs, generation_config=settings, stopping_criteria=criteria)

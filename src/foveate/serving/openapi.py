@@ -1,4 +1,4 @@
-"""What a server says about itself: /openapi.json, and /docs made of it, which loads nothing from elsewhere."""
+"""API description: /openapi.json, and /docs rendered from it without external resources."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from foveate import __version__
 from foveate.serving.fields import NEUTRAL
 from foveate.serving.limits import Limits
 from foveate.serving.protocol import ChatRequest
-from foveate.serving.replies import Chunk, Completion, ErrorBody
+from foveate.serving.responses import Chunk, Completion, ErrorBody
 
 _REFS = "#/components/schemas/"
 _NEUTRAL = "Accepted where it asks for what happens anyway."
 _ERRORS = {
-    400: "The request cannot be served; the sentence says why, and `param` which field.",
+    400: "The request cannot be served; the message says why, and `param` names the field.",
     401: "A valid API key is needed.",
     404: "There is no such model.",
     408: "The request was not complete in time.",
@@ -27,13 +27,13 @@ _ERRORS = {
     503: "The server cannot answer: it is ending or has failed.",
 }
 _HEADERS = {
-    "x-foveate-max-tokens": "Tokens that the answer may have, where more were asked for.",
-    "x-foveate-ignored": "Fields of the request that were read and change nothing.",
+    "x-foveate-max-tokens": "Maximum number of answer tokens, if the request asked for more.",
+    "x-foveate-ignored": "Request fields that had no effect.",
 }
 
 
 def document(name: str, limits: Limits) -> dict[str, Any]:
-    """The server in the words of OpenAPI 3.1.
+    """Build the OpenAPI 3.1 document.
 
     Args:
         name: What clients call the model.
@@ -67,15 +67,18 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
 
     def plain(summary: str, kind: str = "application/json", secured: bool = False) -> dict[str, Any]:
         schema = {"type": "object"} if kind == "application/json" else {"type": "string"}
-        found = {"summary": summary, "responses": {"200": {"description": "OK", "content": {kind: {"schema": schema}}}}}
-        return {"get": {**found, **({"security": [{"key": []}]} if secured else {})}}
+        operation = {
+            "summary": summary,
+            "responses": {"200": {"description": "OK", "content": {kind: {"schema": schema}}}},
+        }
+        return {"get": {**operation, **({"security": [{"key": []}]} if secured else {})}}
 
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "foveate",
             "version": __version__,
-            "description": f"Answers questions about images with the model {name}, in the words of OpenAI's API.",
+            "description": f"Answers questions about images with the model {name}, with an OpenAI-compatible API.",
         },
         "paths": {
             "/v1/chat/completions": {
@@ -116,7 +119,7 @@ code { font-size: 90%; }
 
 
 def page(described: dict[str, Any]) -> str:
-    """The document as HTML: every route, and every field of a request and of an answer."""
+    """Render the document as HTML: every route, and every field of requests and responses."""
     info, schemas = described["info"], described["components"]["schemas"]
     parts = [f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>"]
     parts += ['<p>The same for programs: <a href="openapi.json">openapi.json</a>.</p><h2>Routes</h2><table>']
@@ -144,10 +147,10 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
     rows = [
         _row(
             f"<code>{escape(field)}</code>",
-            _kind(one) + (", required" if field in needed else ""),
-            escape(one.get("description", "")),
+            _kind(subschema) + (", required" if field in needed else ""),
+            escape(subschema.get("description", "")),
         )
-        for field, one in schema.get("properties", {}).items()
+        for field, subschema in schema.get("properties", {}).items()
     ]
     about = f"<p>{escape(schema.get('description', ''))}</p>"
     return f'<h2 id="{escape(name)}">{escape(name)}</h2>{about}<table>{"".join(rows)}</table>'
@@ -159,9 +162,9 @@ def _kind(schema: dict[str, Any]) -> str:
         return f'<a href="#{name}">{name}</a>'
     for choice in ("anyOf", "oneOf"):
         if choice in schema:
-            return " or ".join(dict.fromkeys(_kind(one) for one in schema[choice] if one != {"type": "null"}))
+            return " or ".join(dict.fromkeys(_kind(value) for value in schema[choice] if value != {"type": "null"}))
     if "const" in schema or "enum" in schema:
-        return " or ".join(escape(json.dumps(one)) for one in schema.get("enum", [schema.get("const")]))
+        return " or ".join(escape(json.dumps(value)) for value in schema.get("enum", [schema.get("const")]))
     if schema.get("type") == "array":
         return f"list of {_kind(schema.get('items', {}))}"
     marks = (("minimum", "from {}"), ("exclusiveMinimum", "above {}"), ("maximum", "up to {}"))

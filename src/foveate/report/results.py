@@ -1,4 +1,4 @@
-"""Result files: read, checked, and put together."""
+"""Result files: reading, validation and merging."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import Any
 
 from foveate.benchmark.results import read_results
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 
-#: The plan of the model as it is.
-UNTOUCHED = "untouched"
 #: The task of rows that are means over tasks, and what names of groups of tasks begin with.
 ALL, GROUP = "all", "group:"
 _POSSIBLE = "give files of `foveate bench accuracy`, `foveate bench speed` or `foveate bench joint`."
@@ -21,7 +20,7 @@ _POSSIBLE = "give files of `foveate bench accuracy`, `foveate bench speed` or `f
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from.
+    """Origin of rows.
 
     Args:
         name: Name of the file.
@@ -44,7 +43,7 @@ class Source:
 
 @dataclass
 class Results:
-    """Rows of all files, in the forms that the benchmark commands write."""
+    """Rows of all files, in the format of the benchmark commands."""
 
     sources: list[Source] = field(default_factory=list)
     accuracy: list[dict[str, Any]] = field(default_factory=list)
@@ -54,14 +53,14 @@ class Results:
 
     @property
     def models(self) -> list[str]:
-        """Models in the order in which the files name them."""
+        """Models in the order of the files."""
         return list(dict.fromkeys(row["model"] for row in (*self.accuracy, *self.speed, *self.joint)))
 
     @property
     def methods(self) -> list[str]:
-        """Methods of single steps, in alphabetical order."""
+        """Methods of plans with one step, in alphabetical order."""
         rows = (*self.accuracy, *self.speed, *self.joint)
-        return sorted({row["method"] for row in rows if row["method"] != UNTOUCHED and "+ " not in row["method"]})
+        return sorted({row["method"] for row in rows if row["method"] != FULL_MODEL and "+ " not in row["method"]})
 
 
 def _text(value: Any) -> bool:
@@ -100,7 +99,7 @@ _MUST: dict[str, dict[str, Callable[[Any], bool]]] = {
 _MAY: dict[str, dict[str, Callable[[Any], bool]]] = {
     "accuracy": {
         "method": _text, "budget": _budget, "majority": _share, "relative": _number, "relative_low": _number,
-        "relative_high": _number, "loyalty": _share, "difficult": _object, "tokens_in": _number,
+        "relative_high": _number, "agreement": _share, "difficult": _object, "tokens_in": _number,
     },
     "speed": {
         "method": _text, "budget": _budget, "group": _budget, "device": _text, "dtype": _text, "tokens_in": _number,
@@ -117,9 +116,9 @@ _MAY: dict[str, dict[str, Callable[[Any], bool]]] = {
 }  # fmt: skip
 #: Numbers of inner objects; None where they are missing.
 _INNER: dict[str, dict[str, tuple[str, ...]]] = {
-    "accuracy": {"difficult": ("count", "accuracy", "untouched")},
+    "accuracy": {"difficult": ("count", "accuracy", "full_model")},
     "speed": {
-        "seconds": ("view", "encoder", "selection", "prefill", "ttft", "decode_per_token"),
+        "seconds": ("preprocess", "encoder", "selection", "prefill", "ttft", "decode_per_token"),
         "flops": ("counted", "formula"),
     },
     "joint": {"bytes": ("weights", "kv")},
@@ -133,24 +132,24 @@ _KEYS = {
 
 
 def read(paths: Sequence[Path]) -> Results:
-    """Rows of result files; those of the earlier `foveate bench selection` count as speed.
+    """Read the rows of result files; those of the earlier `foveate bench selection` count as speed.
 
     Raises:
         FoveateError: a file is no such result, has no rows or a row that cannot be read, or two files have the same.
         OSError: a file cannot be opened.
     """
-    results, seen = Results(), {}
+    results, sources = Results(), {}
     for path in paths:
         document, kind = _document(path)
         rows = [_checked(row, kind, f"{path}: row {number}") for number, row in enumerate(_rows(document, path), 1)]
         for row in rows:
             key = (kind, *(row[name] for name in _KEYS[kind]))
-            if key in seen:
+            if key in sources:
                 raise FoveateError(
-                    f"{kind} of {row['plan']} on {row['model']} is in {seen[key]} and again in {path}; "
-                    "numbers of two runs cannot stand under one name."
+                    f"{kind} of {row['plan']} on {row['model']} is in {sources[key]} and again in {path}; "
+                    "numbers of two runs cannot share one name."
                 )
-            seen[key] = path
+            sources[key] = path
         results.sources.append(_source(document, kind, path))
         getattr(results, kind).extend(rows)
         results.impossible += [line for line in _impossible(document, path) if line not in results.impossible]
@@ -161,7 +160,7 @@ def read(paths: Sequence[Path]) -> Results:
 
 
 def _shorten(results: Results) -> None:
-    """Call models by the last part of their names, as `bench speed` calls those in folders, where that is clear."""
+    """Shorten model names to their last part, as `bench speed` does for folders, where that is unambiguous."""
     lines = [*results.accuracy, *results.speed, *results.joint, *results.impossible]
     longer: dict[str, set[str]] = {}
     for name in {line["model"] for line in lines}:
@@ -173,16 +172,16 @@ def _shorten(results: Results) -> None:
 
 
 def _document(path: Path) -> tuple[dict[str, Any], str]:
-    """The content of a file, and its kind."""
+    """Return the content of a file and its kind."""
     try:
         document = read_results(path)
         json.dumps(document, ensure_ascii=False).encode()  # halves of characters can be escaped, but not written
     except (ValueError, RecursionError) as error:
-        beside = " (rows of single questions lie beside the result, whose name ends in .json)"
-        raise FoveateError(f"{path} is no JSON{beside if path.suffix == '.jsonl' else ''}: {error}") from error
+        hint = " (this file has the answers to single questions; give the result, whose name ends in .json)"
+        raise FoveateError(f"{path} is not JSON{hint if path.suffix == '.jsonl' else ''}: {error}") from error
     rows = document.get("rows") if isinstance(document, dict) else None
     if not isinstance(rows, list):
-        raise FoveateError(f"{path} is no result of a benchmark: it has no rows; {_POSSIBLE}")
+        raise FoveateError(f"{path} is not a result of a benchmark: it has no rows; {_POSSIBLE}")
     if not rows:
         raise FoveateError(f"{path} has no rows yet, so there is nothing to report of it.")
     kind = document.get("kind")
@@ -210,35 +209,35 @@ def _rows(document: dict[str, Any], path: Path) -> list[Any]:
 
 
 def _checked(row: Any, kind: str, where: str) -> dict[str, Any]:
-    """A row with everything it must and may have."""
+    """Return a row with all required and optional fields."""
     if not isinstance(row, dict):
-        raise FoveateError(f"{where} is no object.")
-    found = dict(row)
+        raise FoveateError(f"{where} is not an object.")
+    checked = dict(row)
     for name, check in _MUST[kind].items():
         if name not in row:
             raise FoveateError(f"{where} has no {name!r}.")
         _check(row[name], check, name, where)
     for name, check in _MAY[kind].items():
-        found.setdefault(name, None)
-        _check(found[name], _maybe(check), name, where)
+        checked.setdefault(name, None)
+        _check(checked[name], _maybe(check), name, where)
     for name, parts in _INNER[kind].items():
-        if found[name] is None:
-            if name == "difficult":  # it says itself whether there is any
+        if checked[name] is None:
+            if name == "difficult":  # absent if there are no difficult questions
                 continue
-            found[name] = {}
-        inner = dict.fromkeys(parts) | found[name]
+            checked[name] = {}
+        inner = dict.fromkeys(parts) | checked[name]
         for part in parts:
             _check(inner[part], _maybe(_number), f"{name}.{part}", where)
-        found[name] = inner
-    if kind == "joint" and isinstance(found["seconds"], dict):
-        for name, value in found["seconds"].items():
+        checked[name] = inner
+    if kind == "joint" and isinstance(checked["seconds"], dict):
+        for name, value in checked["seconds"].items():
             _check(value, _maybe(_number), f"seconds.{name}", where)
-    if kind == "speed" and found["seconds"]["ttft"] is None:
+    if kind == "speed" and checked["seconds"]["ttft"] is None:
         raise FoveateError(f"{where} has no time to the first token ('seconds': 'ttft').")
-    method, budget = _parts_of(found["plan"])
-    found["method"] = found["method"] or method
-    found["budget"] = budget if found["budget"] is None else str(found["budget"])
-    return found
+    method, budget = _parts_of(checked["plan"])
+    checked["method"] = checked["method"] or method
+    checked["budget"] = budget if checked["budget"] is None else str(checked["budget"])
+    return checked
 
 
 def _check(value: Any, check: Callable[[Any], bool], name: str, where: str) -> None:
@@ -249,10 +248,10 @@ def _check(value: Any, check: Callable[[Any], bool], name: str, where: str) -> N
 
 @cache
 def _parts_of(plan: str) -> tuple[str, str]:
-    """The methods of a plan's text without their arguments, and the budget if it is one step."""
+    """Return the method names of a plan without arguments, and the budget of a plan of one step."""
     from foveate.core.plan import Plan
 
-    if plan == UNTOUCHED:
+    if plan == FULL_MODEL:
         return plan, ""
     try:
         steps = Plan.of(plan).steps
@@ -274,12 +273,12 @@ def _source(document: dict[str, Any], kind: str, path: Path) -> Source:
 def _impossible(document: dict[str, Any], path: Path) -> list[dict[str, str]]:
     lines = document.get("impossible", [])
     if not isinstance(lines, Iterable):
-        raise FoveateError(f"{path}: 'impossible' is no list.")
-    found = []
+        raise FoveateError(f"{path}: 'impossible' is not a list.")
+    impossible = []
     for line in lines:
         if not isinstance(line, dict) or not {"plan", "reason"} <= set(line) or not {"model", "shape"} & set(line):
             raise FoveateError(f"{path}: a line of 'impossible' misses its model, plan or reason.")
         model = line.get("model", line.get("shape"))
         why = {"code": str(line.get("code", "")), "reason": str(line["reason"])}  # older results have no codes
-        found.append({"model": str(model), "plan": str(line["plan"]), **why})
-    return found
+        impossible.append({"model": str(model), "plan": str(line["plan"]), **why})
+    return impossible

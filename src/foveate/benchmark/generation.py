@@ -1,4 +1,4 @@
-"""Asking a model the questions of items: in batches, or turn by turn over one cache.
+"""Batched generation of answers, and turn-by-turn generation over one cache.
 
 In a chat about an image the user's second question comes when the image has been read. Here, as in any chat that keeps
 its cache, the image's tokens are those that the plan chose at the first question: the image is encoded once, later
@@ -38,7 +38,7 @@ _ANSWER = "ANSWERXANSWERX"
 
 @dataclass(frozen=True)
 class Prepared:
-    """Items with the model's inputs, which no plan changes: a plan that makes images smaller does so in the model.
+    """Items with their model inputs, which are the same for every plan.
 
     Args:
         items: One with several turns, or several with one.
@@ -55,11 +55,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said to an item.
+    """Text and token counts of an answer.
 
     Args:
         texts: Its answers, turn by turn.
-        tokens_in: Tokens of the item's images before anything is left out.
+        tokens_in: Tokens of the item's images before compression.
         tokens_kept: Tokens of them that the language model worked on, the mean over its layers.
     """
 
@@ -69,7 +69,7 @@ class Reply:
 
 
 def batches(stream: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Batches of items of similar size; one with several turns comes alone."""
+    """Group items of similar size into batches; an item with several turns is a batch of its own."""
     held: list[Item] = []
     for item in stream:
         held.append(item)
@@ -90,7 +90,7 @@ def _cut(held: list[Item], size: int) -> Iterator[list[Item]]:
 
 
 def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
-    """Process the images and texts of one batch.
+    """Preprocess the images and texts of one batch.
 
     Args:
         model: Gives device and precision.
@@ -111,7 +111,7 @@ def prepare(model: Any, processor: Any, items: Sequence[Item]) -> Prepared:
 
 
 def messages_of(item: Item, answers: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """An item as messages up to the question after `answers`; all its images stand before the first question."""
+    """Format an item as messages up to the question after `answers`; images come before the first question."""
     messages: list[dict[str, Any]] = []
     if item.system:
         messages.append({"role": "system", "content": [{"type": "text", "text": item.system}]})
@@ -125,24 +125,24 @@ def messages_of(item: Item, answers: Sequence[str] = ()) -> list[dict[str, Any]]
 
 def _following(processor: Any, item: Item) -> tuple[Tensor, ...]:
     tokenizer = getattr(processor, "tokenizer", processor)
-    found = []
+    followings = []
     for turn in range(1, len(item.turns)):
         messages = plain_messages(messages_of(item, [_ANSWER] * turn), processor)
         try:
-            whole = prompt_of(processor, messages)
+            prompt = prompt_of(processor, messages)
         except FoveateError as error:
-            raise FoveateError(f"the chat template of this model takes no second turn: {error}") from error
-        before, answer, after = whole.rpartition(_ANSWER)
+            raise FoveateError(f"the chat template of this model does not support a second turn: {error}") from error
+        before, answer, after = prompt.rpartition(_ANSWER)
         if not answer or before.count(_ANSWER) != turn - 1 or not after:
-            raise FoveateError("the chat template of this model leaves out earlier answers, so no chat can go on.")
+            raise FoveateError("the chat template of this model drops earlier answers, so chats cannot be continued.")
         ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-        found.append(torch.tensor(ids, dtype=torch.int64))
-    return tuple(found)
+        followings.append(torch.tensor(ids, dtype=torch.int64))
+    return tuple(followings)
 
 
 @torch.inference_mode()
 def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
-    """Greedy answers to a batch, with the plan that is attached to the model, if any.
+    """Answer a batch with greedy decoding and the plan that is attached to the model, if any.
 
     Raises:
         FoveateError: the plan cannot be followed on these images, or a conversation is too long for the model.
@@ -156,21 +156,21 @@ def ask(model: Any, processor: Any, prepared: Prepared) -> list[Reply]:
     counts = image_tokens(model, inputs["input_ids"])
     if prepared.following:
         texts[0] += _go_on(model, processor, prepared, output)
-    return [Reply(tuple(said), count.before, count.read) for said, count in zip(texts, counts, strict=True)]
+    return [Reply(tuple(answers), count.before, count.read) for answers, count in zip(texts, counts, strict=True)]
 
 
 def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[str]:
-    """Answers of the later turns of one item, over the cache of the first."""
+    """Answer the later turns of one item over the cache of the first."""
     if model.config.is_encoder_decoder:
-        raise FoveateError("encoder-decoder models read every prompt anew, so no chat can go on.")
+        raise FoveateError("encoder-decoder models encode every prompt anew, so chats cannot be continued.")
     ends = model.generation_config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
     texts = []
     for turn, following in enumerate(prepared.following, 1):
-        said = output.sequences
-        if int(said[0, -1]) in ends:  # the cache does not hold it yet, and the template says how an answer ends
-            said = said[:, :-1]
-        ids = torch.cat([said, following.to(said.device)[None]], dim=1)
+        sequences = output.sequences
+        if int(sequences[0, -1]) in ends:  # the end token is not in the cache yet, and the template adds it
+            sequences = sequences[:, :-1]
+        ids = torch.cat([sequences, following.to(sequences.device)[None]], dim=1)
         limit = prepared.limits[0][turn]
         check_length(model, ids.shape[1], limit)
         more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -186,7 +186,7 @@ def _go_on(model: Any, processor: Any, prepared: Prepared, output: Any) -> list[
 
 
 def _settings(model: Any, limit: int) -> Any:
-    """Greedy, with a cache that is handed back."""
+    """Generation config for greedy decoding that returns the cache."""
     settings = greedy(model, limit)
     settings.use_cache = settings.return_dict_in_generate = True
     return settings

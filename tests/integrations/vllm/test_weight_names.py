@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from foveate.integrations.vllm.names import as_published
+from foveate.integrations.vllm.weight_names import as_published
 
 VALUE = torch.zeros(1)
 

@@ -1,4 +1,4 @@
-"""A chart as SVG inside a page, and as a PNG file."""
+"""Rendering of charts as SVG and as PNG."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import warnings
 from typing import Any
 
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.report.charts import HEIGHT, LETTER, LETTER_WIDTH, MARGINS, WIDTH, Chart, Label
 from foveate.report.grouping import GROUPS
 from foveate.report.html import tag, text
-from foveate.report.reading import UNTOUCHED
 
 #: Half the size of a mark, in units.
 _R = 4.6
@@ -27,16 +27,16 @@ _SHAPES = {
 
 
 def svg(chart: Chart, chosen: str = "") -> str:
-    """The chart as markup.
+    """Render the chart as SVG markup.
 
     Args:
         chart: What to draw.
-        chosen: Plans of this method stand out, all others are small and grey; nothing has a name then.
+        chosen: Highlighted method; other plans are small and grey, and no plan is labelled.
     """
     parts = [_axes(chart)]
-    untouched = [point for point in chart.points if point.plan == UNTOUCHED]
-    if untouched:
-        y = chart.place(chart.points[0].x, untouched[0].y)[1]
+    full_model = [point for point in chart.points if point.plan == FULL_MODEL]
+    if full_model:
+        y = chart.place(chart.points[0].x, full_model[0].y)[1]
         parts.append(f'<path class="ref" d="M{MARGINS[0]} {y:.1f}H{WIDTH - MARGINS[2]}"/>')
     front = chart.front
     places = [chart.place(point.x, point.y) for point in front]
@@ -48,7 +48,7 @@ def svg(chart: Chart, chosen: str = "") -> str:
         parts.append(f'<path class="others" d="{"".join(f"M{x:.1f} {y:.1f}h0" for x, y in others)}"/>')
     for point in sorted(shown, key=lambda point: (point in front, point.plan)):
         x, y = chart.place(point.x, point.y)
-        inner = tag("title", text(point.said)) + _mark(point.group.marker)
+        inner = tag("title", text(point.description)) + _mark(point.group.marker)
         if chosen or point in front:
             top, bottom = (chart.place(point.x, end)[1] - y for end in (point.high, point.low))
             limit = (MARGINS[1] - y, HEIGHT - MARGINS[3] - y)
@@ -65,12 +65,12 @@ def svg(chart: Chart, chosen: str = "") -> str:
         )
     if not chosen:
         parts += [_label(label, point.group.key) for label, point in zip(chart.labels, front, strict=True)]
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_said(chart))
+    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_description(chart))
 
 
-def _said(chart: Chart) -> str:
-    """The chart in words, for those who do not see it."""
-    return f"{chart.title}. Pareto front, from the cheapest on: {'; '.join(point.said for point in chart.front)}."
+def _description(chart: Chart) -> str:
+    """Describe the chart in words for screen readers."""
+    return f"{chart.title}. Pareto front, by increasing cost: {'; '.join(point.description for point in chart.front)}."
 
 
 def _mark(marker: str) -> str:
@@ -78,7 +78,7 @@ def _mark(marker: str) -> str:
 
 
 def swatch(marker: str) -> str:
-    """A mark for a legend."""
+    """Render a marker for a legend."""
     return f'<svg class="swatch" viewBox="-8 -8 16 16" aria-hidden="true">{_mark(marker)}</svg>'
 
 
@@ -114,13 +114,13 @@ def _label(label: Label, group: str) -> str:
 
 
 def _lead(label: Label) -> tuple[float, float]:
-    """Where a line to a label ends: at its corner or side that is nearest to the mark."""
+    """Point where a leader line meets its label: the corner or side nearest to the marker."""
     x = min(max(label.mark[0], label.x), label.x + LETTER_WIDTH * len(label.text))
     return x, label.y + (0.5 * LETTER if label.mark[1] > label.y else -0.5 * LETTER)
 
 
 def png(chart: Chart) -> bytes:
-    """The chart as a PNG file.
+    """Render the chart as a PNG file.
 
     Raises:
         FoveateError: matplotlib is missing.
@@ -171,7 +171,7 @@ def _marks(axes: Any, chart: Chart, halo: Any) -> None:
         first = point in front
         if first:
             axes.plot([point.x] * 2, [point.low, point.high], color=point.group.colour, linewidth=0.9, alpha=0.6)
-        if point.plan == UNTOUCHED:
+        if point.plan == FULL_MODEL:
             axes.axhline(point.y, color="#8c959f", linewidth=0.9, linestyle=(0, (4, 3)))
         axes.scatter(
             point.x,
@@ -193,11 +193,11 @@ def _marks(axes: Any, chart: Chart, halo: Any) -> None:
 
 
 def _unit(x: float, y: float) -> tuple[float, float]:
-    """A place in units as fractions of the axes, from below."""
+    """Convert a position in units to fractions of the axes, from below."""
     left, top, right, below = MARGINS
     return (x - left) / (WIDTH - left - right), 1 - (y - top) / (HEIGHT - top - below)
 
 
 def _plain(value: str) -> str:
-    """A text in which matplotlib finds no formula."""
+    """Escape a text so that matplotlib finds no formula in it."""
     return value.replace("$", r"\$")

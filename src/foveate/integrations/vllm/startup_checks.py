@@ -1,4 +1,4 @@
-"""What is checked when an engine starts, in vLLM's hook for configurations of an architecture.
+"""Checks at engine start, in vLLM's hook for configurations of an architecture.
 
 Here, before any process of the engine is made, everything is known: the model, its plan and its parallel layout. A plan
 that cannot be served ends the start with one sentence.
@@ -11,17 +11,17 @@ from typing import Any
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig  # ty: ignore[import-not-found]
 
 from foveate.core.errors import FoveateError
-from foveate.integrations.vllm.setting import BLIND, NAME, serving_of
+from foveate.integrations.vllm.plans import BLIND, NAME, serving_of
 
 
 def prepare(architecture: str) -> None:
-    """Check plans of engines with models of an architecture, after what vLLM itself does for it."""
+    """Add the plan check to vLLM's own checks of an architecture."""
     before = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
     if issubclass(before, _Check):
         return
 
     class Check(_Check, before):
-        """One class for an architecture: what vLLM has for it comes first."""
+        """Checks of one architecture, after vLLM's own."""
 
         _before = before
 
@@ -56,7 +56,7 @@ def check(vllm_config: Any) -> None:
         raise FoveateError(f"{NAME} of an engine is an --hf-overrides, not one of its --mm-processor-kwargs.")
     serving.setting()
     if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):  # it counts an encoder's tokens by ours
-        raise FoveateError(f"{serving.family.title} takes no plans in vLLM together with LoRA in the encoder.")
+        raise FoveateError(f"{serving.family.title} does not support plans in vLLM together with LoRA in the encoder.")
     if serving.axes == 1:
         return
     parallel = vllm_config.parallel_config
@@ -67,11 +67,13 @@ def check(vllm_config: Any) -> None:
         (getattr(parallel, "enable_dbo", False), "dual batch overlap"),
     ):
         if present:
-            raise FoveateError(f"{serving.family.title} takes no plans in vLLM together with {what}; leave one out.")
+            raise FoveateError(
+                f"{serving.family.title} does not support plans in vLLM together with {what}; use one of them."
+            )
 
 
 def _blind(vllm_config: Any) -> str:
-    """Why the encoder of this engine cannot be looked into; empty: it can."""
+    """Return why the encoder of this engine cannot be measured, or an empty text if it can."""
     if vllm_config.parallel_config.tensor_parallel_size > 1:
         return "that is cut over several devices; use one tensor-parallel rank"
     if getattr(vllm_config.compilation_config, "compile_mm_encoder", False):

@@ -8,12 +8,12 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import EncoderSpec, Need
-from foveate.integrations.vllm.placing import COLUMNS, nowhere, offsets, places
-from foveate.integrations.vllm.setting import Serving, servable, serving_of
+from foveate.integrations.vllm.plans import EnginePlans, servable, serving_of
+from foveate.integrations.vllm.positions import COLUMNS, nowhere, offsets, places
 from tests.refusals import refused
 
-CLIP = Serving("llava", EncoderSpec(24, True, output_layer=22), 1, "pool:16")
-QWEN = Serving("qwen2_5_vl", EncoderSpec(32, False, 4, 31), 3, "pool:16")
+CLIP = EnginePlans("llava", EncoderSpec(24, True, output_layer=22), 1, "pool:16")
+QWEN = EnginePlans("qwen2_5_vl", EncoderSpec(32, False, 4, 31), 3, "pool:16")
 
 
 def config(kind: str = "llava", **fields: Any) -> SimpleNamespace:
@@ -47,7 +47,7 @@ def test_counts_follow_from_sizes_and_steps() -> None:
     assert CLIP.setting("divprune:64").count(20) == 20
     assert CLIP.setting("pool:25%").count(576) == 144
     assert CLIP.setting("fastervlm:50% + divprune:10%").count(576) == 29
-    assert CLIP.setting("untouched").count(576) == 576
+    assert CLIP.setting("full model").count(576) == 576
 
 
 def test_needs_are_those_of_the_encoder() -> None:
@@ -69,7 +69,7 @@ def test_needs_are_those_of_the_encoder() -> None:
         ("ppe:64", QWEN, "several-positions"),
     ],
 )
-def test_what_cannot_be_served_is_refused(plan: str, serving: Serving, code: str) -> None:
+def test_what_cannot_be_served_is_refused(plan: str, serving: EnginePlans, code: str) -> None:
     with refused(code):
         serving.setting(plan)
 
@@ -78,12 +78,12 @@ def test_what_cannot_be_served_is_refused(plan: str, serving: Serving, code: str
     ("plan", "serving", "message"),
     [
         ("nothing:64", CLIP, "unknown method 'nothing'"),
-        (64, CLIP, "foveate_plan is a plan as text, such as 'divprune:64' or 'untouched', not 64"),
+        (64, CLIP, "foveate_plan is a plan as text, such as 'divprune:64' or 'full model', not 64"),
         (" ", CLIP, "foveate_plan is a plan as text"),
         ("pool:16" + 300 * " ", CLIP, "a plan in vLLM has 256 bytes at most"),
     ],
 )
-def test_what_is_no_plan_is_refused(plan: Any, serving: Serving, message: str) -> None:
+def test_what_is_no_plan_is_refused(plan: Any, serving: EnginePlans, message: str) -> None:
     with pytest.raises(FoveateError) as refused:
         serving.setting(plan)
     assert message in str(refused.value)
@@ -97,7 +97,7 @@ def test_requests_name_no_files() -> None:
 
 
 def test_an_encoder_that_cannot_be_looked_into() -> None:
-    blind = Serving("llava", CLIP.tower, 1, "pool:16", "that is cut over several devices; use one")
+    blind = EnginePlans("llava", CLIP.tower, 1, "pool:16", "that is cut over several devices; use one")
     assert blind.setting().count(64) == 16
     with refused("encoder-not-readable", "that is cut over several devices"):
         blind.setting("fastervlm:16")
@@ -115,13 +115,13 @@ def test_servable_methods_can_be_served() -> None:
     found = servable()
     assert {"random", "divprune", "pool", "uniform", "fastervlm", "visionzip", "hiprune"} <= set(found)
     assert not {"prumerge", "cdpruner", "fastv", "focusui", "ppe"} & set(found)
-    several = Serving("llava", EncoderSpec(24, True), 3, "pool:16")
+    several = EnginePlans("llava", EncoderSpec(24, True), 3, "pool:16")
     for name in found:
         assert several.setting(f"{name}:50%").count(10) == 5
 
 
 def test_keys_tell_plans_apart() -> None:
-    keys = {CLIP.setting(plan).key for plan in ("pool:16", "pool:17", "uniform:16", "random:16", "untouched")}
+    keys = {CLIP.setting(plan).key for plan in ("pool:16", "pool:17", "uniform:16", "random:16", "full model")}
     assert len(keys) == 5
     assert CLIP.setting(" pool : 16 ").key == CLIP.setting("pool:16").key
 

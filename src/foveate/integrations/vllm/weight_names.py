@@ -1,4 +1,4 @@
-"""Names of a LLaVA's weights: published models have others than transformers 5 saves, and vLLM reads the former."""
+"""Parameter names of LLaVA: vLLM reads those of published models, transformers 5 saves others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INSIDE = "vision_model."
 
 
 def as_published(config: Any, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Weights under the names of published models, whichever of both they had.
+    """Yield weights under the names of published models.
 
     Args:
         config: Of the model.

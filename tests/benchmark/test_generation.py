@@ -13,7 +13,7 @@ import foveate
 from foveate import FoveateError
 from foveate.answering import answer_batch
 from foveate.answering.conversations import inputs_of_batch
-from foveate.benchmark.asking import SPARE, Prepared, ask, batches, messages_of, prepare
+from foveate.benchmark.generation import SPARE, Prepared, ask, batches, messages_of, prepare
 from foveate.benchmark.tasks import Item
 from foveate.loading import load
 from foveate.models.llava_uhd import byte_tokenizer

@@ -1,4 +1,4 @@
-"""A finalist on questions that the search never saw, beside what keeps as many tokens without choosing."""
+"""Evaluation of a finalist on questions that the search did not use, with controls of equal token count."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.tune.settings import TuneSettings
 def confirm(
     plan: str, items: Sequence[Item], answers: Answers, costs: Costs, settings: TuneSettings, depth: int
 ) -> dict[str, Any]:
-    """What a plan reaches and costs on items of its own.
+    """Measure the score and cost of a plan on new items.
 
     Args:
         plan: A finalist.
@@ -28,34 +28,37 @@ def confirm(
         depth: Layers of the language model.
 
     Returns:
-        "plan", its numbers, "met", "sure" (the whole interval lies above the least accuracy; None where there is none),
+        "plan", its numbers, "met", "sure" (the interval lies above the minimum accuracy; None without one),
         and "controls": for each its numbers and by how much the plan is better, with a 95 % interval.
     """
-    found = _numbers(plan, items, answers, costs, settings)
+    numbers = _numbers(plan, items, answers, costs, settings)
     goal, controls = settings.goal, []
-    for control in controls_of(plan, found, depth):
+    for control in controls_of(plan, numbers, depth):
         try:
-            own = _numbers(control, items, answers, costs, settings)
+            control_numbers = _numbers(control, items, answers, costs, settings)
             compared = answers.compared(plan, control, items)
         except FoveateError as error:
             controls.append({"plan": control, **error.as_json()})
             continue
-        own["better_by"] = round(compared.difference, 4)
-        own["better_low"], own["better_high"] = round(compared.difference_low, 4), round(compared.difference_high, 4)
-        own["noise"] = compared.difference_low <= 0 <= compared.difference_high
-        controls.append(own)
-    low = found["low"]
-    return found | {
-        "met": goal.met(found["cost"], found["score"]),
+        control_numbers["better_by"] = round(compared.difference, 4)
+        control_numbers["better_low"], control_numbers["better_high"] = (
+            round(compared.difference_low, 4),
+            round(compared.difference_high, 4),
+        )
+        control_numbers["noise"] = compared.difference_low <= 0 <= compared.difference_high
+        controls.append(control_numbers)
+    low = numbers["low"]
+    return numbers | {
+        "met": goal.met(numbers["cost"], numbers["score"]),
         "sure": None if goal.accuracy is None else low is not None and low >= goal.accuracy,
         "controls": controls,
     }
 
 
 def controls_of(plan: str, numbers: dict[str, Any], depth: int) -> list[str]:
-    """Random tokens in place of those that a plan chooses, and the smaller image.
+    """Return the controls of a plan: random tokens, and the smaller image.
 
-    The image is as small as the plan's budget says. For plans inside the language model, and where a rule of the plan's
+    The image is reduced to the plan's budget. For plans inside the language model, and where a rule of the plan's
     own decides, it is that of the share of tokens that the plan kept, the mean over the layers.
 
     Args:

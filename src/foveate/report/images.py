@@ -1,4 +1,4 @@
-"""What every plan keeps of the same six images: drawn once, kept by name beside the report."""
+"""Images that show which tokens every plan keeps of the same six images; drawn once and cached with the report."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ IMAGES: tuple[tuple[str, int, tuple[int, int], str], ...] = (
 )
 DIFFICULTY = 0.2
 EMBEDDED = "embedded"
-#: Pixels of the longer side of a picture; tokens written of an answer.
+#: Longer side of an image in pixels; maximum number of tokens of an answer.
 SIDE, ANSWER = 448, 16
-#: What is kept in pictures where a plan needs a budget.
+#: Budget of plans that need one.
 BUDGET = "25%"
-_FORM = 3  # of the files; a change of it makes all pictures anew
+_FORM = 3  # version of the files; changing it redraws all images
 _OURS = re.compile(r"[a-z0-9+-]+-[0-9a-f]{10}(-\d)?\.(webp|json)")
 
 
@@ -44,12 +44,12 @@ class Picture:
     """One image under one plan.
 
     Args:
-        file: Name of the picture.
+        file: File name.
         size: Its width and height in pixels.
         shows: What the image shows.
         question: That was asked about it.
         expected: The right answer.
-        answer: What the model said.
+        answer: Answer of the model.
         tokens_in: Tokens of the image.
         tokens_kept: That the language model read.
         last: That its last layers still had, where tokens leave inside it.
@@ -72,7 +72,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Album:
-    """The pictures of one plan.
+    """The images of one plan.
 
     Args:
         plan: As text; "" for the images themselves.
@@ -88,11 +88,11 @@ class Album:
 
 
 class Gallery:
-    """Makes albums, and finds those that were made before.
+    """Cache of albums, which draws missing ones.
 
     Args:
-        folder: Of the pictures.
-        models: Folders, Hub ids or "embedded"; the embedded model where there is none. Each plan is shown on the first
+        folder: Folder of the images.
+        models: Folders, Hub ids or "embedded"; the embedded model by default. Each plan is shown on the first
             model that can follow it.
         again: Draw everything anew.
         report: Called with a line about every plan that is drawn.
@@ -110,7 +110,7 @@ class Gallery:
         self._loaded: dict[str | None, Any] = {}
 
     def album(self, plan: str) -> Album:
-        """The album of a plan, "" for the images as they are.
+        """Return the album of a plan; "" stands for the original images.
 
         Raises:
             FoveateError: a model cannot be loaded.
@@ -122,14 +122,14 @@ class Gallery:
                 return albums[-1]
         if len(albums) == 1:
             return albums[0]
-        return Album(plan, albums[0].model, reason=" ".join(f"{one.model}: {one.reason}" for one in albums))
+        return Album(plan, albums[0].model, reason=" ".join(f"{album.model}: {album.reason}" for album in albums))
 
     def _album(self, plan: str, model: str | None) -> Album:
         stem = self._stem(plan, model)
         described = self.folder / f"{stem}.json"
         album = None if self.again else _stored(described)
         if album is None:
-            self.report(f"pictures of {plan or 'the images'} on {model or EMBEDDED}")
+            self.report(f"images of {plan or 'the images'} on {model or EMBEDDED}")
             album = self._draw(plan, model, stem)
             write(described, json.dumps(asdict(album), indent=1, ensure_ascii=False).encode() + b"\n")
             self.drawn += 1
@@ -139,7 +139,7 @@ class Gallery:
         return album
 
     def sweep(self) -> None:
-        """Remove pictures of earlier reports that this one does not show."""
+        """Remove images of earlier reports that this one does not show."""
         for path in self.folder.glob("*-*.*"):
             if _OURS.fullmatch(path.name) and path.name not in self._used:
                 path.unlink()
@@ -148,8 +148,8 @@ class Gallery:
         from foveate import __version__
         from foveate.report.charts import slug
 
-        asked = [_FORM, __version__, model, plan, IMAGES, DIFFICULTY, SIDE, ANSWER]
-        number = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:10]
+        key = [_FORM, __version__, model, plan, IMAGES, DIFFICULTY, SIDE, ANSWER]
+        number = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]
         return f"{slug(re.split(r'[:(@]', plan)[0]) or 'image'}-{number}"
 
     def _draw(self, plan: str, model: str | None, stem: str) -> Album:
@@ -178,18 +178,18 @@ class Gallery:
                     counts["last"] = document["layers"][-1]["tokens_kept"]
             file = f"{stem}-{number}.webp"
             write(self.folder / file, _webp(image))
-            said = (sample.question, sample.answer, answer.text)
-            pictures.append(Picture(file, image.size, shows, *said, **counts))
+            texts = (sample.question, sample.answer, answer.text)
+            pictures.append(Picture(file, image.size, shows, *texts, **counts))
         return Album(plan, model or EMBEDDED, tuple(pictures))
 
 
 def plan_of(method: str, entry: Any) -> str:
-    """The plan that pictures of a method follow."""
+    """Return the plan shown for a method."""
     return method if entry.budget == "none" else f"{method}:{BUDGET}"
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file in one step."""
+    """Write a file atomically."""
     with atomic_write(path) as partial:
         partial.write_bytes(content)
 
@@ -210,12 +210,12 @@ def _webp(image: Image) -> bytes:
 
 
 def _stored(path: Path) -> Album | None:
-    """The album that a file describes, if it and all its pictures are there."""
+    """Return the album that a file describes, if all its images exist."""
     try:
         document: Mapping[str, Any] = read_results(path)
-        pictures = [Picture(**one | {"size": tuple(one["size"])}) for one in document["pictures"]]
+        pictures = [Picture(**entry | {"size": tuple(entry["size"])}) for entry in document["pictures"]]
         album = Album(document["plan"], document["model"], tuple(pictures), document["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    there = all(_OURS.fullmatch(one.file) and (path.parent / one.file).is_file() for one in pictures)
+    there = all(_OURS.fullmatch(entry.file) and (path.parent / entry.file).is_file() for entry in pictures)
     return album if there else None

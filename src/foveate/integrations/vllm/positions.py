@@ -1,4 +1,4 @@
-"""Where the tokens of an image stand, carried through vLLM in columns of their embeddings.
+"""Positions of image tokens, passed through vLLM in extra columns of their embeddings.
 
 Embeddings may be in bfloat16, which has whole numbers up to 256 only; row and column are carried in two digits each.
 """
@@ -14,13 +14,13 @@ _BASE = 128
 
 
 def places(indices: Tensor, columns: int, like: Tensor) -> Tensor:
-    """Columns (k, 4) for tokens at `indices` (k,) of a raster of `columns`, in the type of `like`."""
+    """Columns (k, 4) for tokens at `indices` (k,) of a raster with `columns` columns, in the dtype of `like`."""
     row, column = indices // columns, indices % columns
     return torch.stack((row // _BASE, row % _BASE, column // _BASE, column % _BASE), dim=1).to(like)
 
 
 def nowhere(like: Tensor) -> Tensor:
-    """Columns (n, 4) for the n tokens of a clip, whose positions need no putting right."""
+    """Columns (n, 4) for the n tokens of a clip, whose positions need no correction."""
     return like.new_zeros(len(like), COLUMNS)
 
 

@@ -1,4 +1,4 @@
-"""Which plans an engine of vLLM runs, whether vLLM can serve them, and how many tokens they leave."""
+"""Plans of a vLLM engine, their support in vLLM, and their token counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from foveate.core.errors import FoveateError, Refusal
+from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.core.method import Site
 from foveate.core.plan import Plan
 from foveate.core.registry import all_methods
@@ -16,11 +17,11 @@ from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 from foveate.runtime.requirements import OF_PROMPT, stands_in
-from foveate.serving.protocol import UNTOUCHED, refuse_files
+from foveate.serving.protocol import refuse_files
 
 #: Name of the plan, in `--hf-overrides` for an engine and in `mm_processor_kwargs` for a request.
 NAME = "foveate_plan"
-#: Name of the environment variable that is read where there is no override.
+#: Environment variable that is read without an override.
 VARIABLE = "FOVEATE_PLAN"
 #: Bytes of the longest plan.
 LONGEST = 256
@@ -34,8 +35,8 @@ _STRATEGIES = {"clip_vision_model": "default", "siglip_vision_model": "full"}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A plan that vLLM can serve on one kind of model.
+class ServedPlan:
+    """A plan that vLLM supports on one kind of model.
 
     Args:
         plan: Its steps are all before the language model; None leaves every token.
@@ -47,22 +48,22 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """What tells the embeddings under this plan from those under any other: 16 hexadecimal digits."""
+        """Identifier of the embeddings under this plan: 16 hexadecimal digits."""
         return hashlib.sha256(str(self).encode()).hexdigest()[:16]
 
     def count(self, tokens: int) -> int:
-        """Tokens that stay of an image of `tokens`."""
+        """Return the number of kept tokens of an image of `tokens` tokens."""
         for step in self.plan.steps if self.plan is not None else ():
             tokens = step.count(tokens) or tokens  # every step has a budget
         return tokens
 
     def __str__(self) -> str:
-        return UNTOUCHED if self.plan is None else str(self.plan)
+        return FULL_MODEL if self.plan is None else str(self.plan)
 
 
 @dataclass(frozen=True)
-class Serving:
-    """What plans an engine takes.
+class EnginePlans:
+    """Plans that an engine accepts.
 
     Args:
         kind: `model_type` of the model.
@@ -80,11 +81,11 @@ class Serving:
 
     @property
     def family(self) -> Family:
-        """The family of the model."""
+        """Family of the model."""
         return _families()[self.kind]
 
-    def setting(self, text: Any = None, *, request: bool = False) -> Setting:
-        """The setting of a plan, as text.
+    def setting(self, text: Any = None, *, request: bool = False) -> ServedPlan:
+        """Parse a plan into a setting.
 
         Args:
             text: The plan; None is the engine's.
@@ -96,7 +97,7 @@ class Serving:
         if text is None:
             return _setting(self, self.text)
         if not isinstance(text, str) or not text.strip():
-            raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{UNTOUCHED}', not {text!r}.")
+            raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{FULL_MODEL}', not {text!r}.")
         if len(text.encode(errors="replace")) > LONGEST:
             raise FoveateError(f"{NAME} has {len(text)} characters; a plan in vLLM has {LONGEST} bytes at most.")
         if request and text != self.text:
@@ -106,14 +107,14 @@ class Serving:
 
 @lru_cache(maxsize=1024)
 def _check_files(text: str) -> None:
-    if text.strip() != UNTOUCHED:
+    if not is_full_model(text):
         refuse_files(Plan.of(text))
 
 
 @lru_cache(maxsize=1024)
-def _setting(serving: Serving, text: str) -> Setting:
-    if text.strip() == UNTOUCHED:
-        return Setting(None)
+def _setting(serving: EnginePlans, text: str) -> ServedPlan:
+    if is_full_model(text):
+        return ServedPlan(None)
     plan, tower, title = Plan.of(text), serving.tower, serving.family.title
     for step in plan.steps:
         method = step.method
@@ -157,14 +158,14 @@ def _setting(serving: Serving, text: str) -> Setting:
         raise FoveateError(
             Refusal("encoder-not-readable", f"'{plan}' measures inside the encoder, and {serving.blind}")
         )
-    return Setting(plan, tuple(needs))
+    return ServedPlan(plan, tuple(needs))
 
 
-def serving_of(config: Any) -> Serving | None:
-    """What plans an engine takes, from its Hugging Face configuration or else from the environment.
+def serving_of(config: Any) -> EnginePlans | None:
+    """Read an engine's plans from its Hugging Face configuration, else from the environment.
 
-    An override with an empty text means none, whatever the environment says. What the environment says is noted in the
-    configuration, so that an engine keeps it.
+    An override with an empty text disables plans regardless of the environment. The value of the environment is stored
+    in the configuration, so that an engine keeps it.
 
     Returns:
         None where the engine has no plan: it is as vLLM made it.
@@ -178,14 +179,14 @@ def serving_of(config: Any) -> Serving | None:
     if text is None or text == "":
         return None
     if not isinstance(text, str):
-        raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{UNTOUCHED}', not {text!r}.")
+        raise FoveateError(f"{NAME} is a plan as text, such as 'divprune:64' or '{FULL_MODEL}', not {text!r}.")
     vision = config.vision_config
     if config.model_type in ("llava", "llava_next"):
         tower, axes = _llava_tower(config), 1
     else:
         depth = vision.depth
         tower, axes = EncoderSpec(depth, False, vision.spatial_merge_size**2, depth - 1), 3
-    return Serving(config.model_type, tower, axes, text, getattr(config, BLIND, ""))
+    return EnginePlans(config.model_type, tower, axes, text, getattr(config, BLIND, ""))
 
 
 def _llava_tower(config: Any) -> EncoderSpec:
@@ -205,8 +206,8 @@ def _llava_tower(config: Any) -> EncoderSpec:
 
 
 def servable() -> list[str]:
-    """Methods whose kept tokens follow from an image alone and their number from its size."""
-    found = []
+    """List the methods whose kept tokens depend on the image alone and whose count depends on its size."""
+    supported = []
     for name, method in all_methods().items():
         if method.site is not Site.PRE_LLM or not method.static_count or method.budget == "none" or name in _CARRYING:
             continue
@@ -215,8 +216,8 @@ def servable() -> list[str]:
         except (TypeError, FoveateError):  # it cannot be made without arguments
             continue
         if not any(need.kind in OF_PROMPT for need in needs) and not method.trained:
-            found.append(name)
-    return found
+            supported.append(name)
+    return supported
 
 
 @cache

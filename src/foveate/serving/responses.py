@@ -1,4 +1,4 @@
-"""What a server answers, in the words of OpenAI's API; these classes are its JSON and its schema."""
+"""Responses of OpenAI's API; these classes define their JSON and its schema."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from foveate.serving.rows import Chance
+from foveate.serving.generation import TokenLogprob
 
 
 class PromptTokens(BaseModel):
-    """The prompt that the language model was given."""
+    """Details of the prompt's tokens."""
 
     text_tokens: int
     image_tokens: int = Field(description="That the plan left in front of the language model.")
     image_tokens_saved: int = Field(description="That the plan took away there.")
 
 
-class Compressed(BaseModel):
-    """What became of the visual tokens."""
+class VisualTokenUsage(BaseModel):
+    """Visual token counts before and after compression."""
 
-    plan: str | None = Field(description="As text; null: the model as it is.")
+    plan: str | None = Field(description="As text; null: the full model.")
     visual_tokens: int = Field(description="Before the plan.")
     visual_tokens_read: int | float = Field(description="That the language model worked on, the mean over its layers.")
     visual_tokens_saved: int | float = Field(description="visual_tokens less visual_tokens_read.")
 
 
 class Usage(BaseModel):
-    """Tokens of a request, of all its choices together."""
+    """Token usage of a request over all choices."""
 
     prompt_tokens: int = Field(description="Of the shortened prompt that the language model was given.")
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens
-    foveate: Compressed
+    foveate: VisualTokenUsage
 
 
 class Token(BaseModel):
-    """A token and how likely it was."""
+    """A token with its log probability."""
 
     token: str
     logprob: float
     bytes: list[int] | None = Field(description="Of its text in UTF-8; null for a part of a character.")
 
 
-class TokenAmongOthers(Token):
-    """A token of an answer, and the likeliest ones in its place."""
+class TokenLogprobs(Token):
+    """A token of an answer with the most likely alternatives."""
 
     top_logprobs: list[Token]
 
 
 class Logprobs(BaseModel):
-    """How likely the tokens of a text were."""
+    """Log probabilities of the tokens of a text."""
 
-    content: list[TokenAmongOthers]
+    content: list[TokenLogprobs]
     refusal: None = None
 
 
-class Said(BaseModel):
-    """The message of an answer."""
+class ResponseMessage(BaseModel):
+    """Message of an answer."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -72,13 +72,13 @@ class Choice(BaseModel):
     """One answer."""
 
     index: int
-    message: Said
+    message: ResponseMessage
     logprobs: Logprobs | None
-    finish_reason: Literal["stop", "length", "cancelled"] = Field(description="cancelled: the server was ended.")
+    finish_reason: Literal["stop", "length", "cancelled"] = Field(description="cancelled: the server was shut down.")
 
 
 class Completion(BaseModel):
-    """A whole answer."""
+    """Response with complete answers."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -89,14 +89,14 @@ class Completion(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a piece of a stream adds."""
+    """Text added by a chunk."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChunkChoice(BaseModel):
-    """A piece of one answer."""
+    """Part of one answer in a chunk."""
 
     index: int
     delta: Delta
@@ -105,7 +105,7 @@ class ChunkChoice(BaseModel):
 
 
 class Chunk(BaseModel):
-    """A piece of a streamed answer; the last holds usage alone, where `stream_options.include_usage` asks for it."""
+    """Chunk of a streamed response; the last holds only usage if `stream_options.include_usage` is set."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -115,8 +115,8 @@ class Chunk(BaseModel):
     usage: Usage | None = None
 
 
-class Problem(BaseModel):
-    """What is wrong."""
+class ErrorDetails(BaseModel):
+    """Details of an error."""
 
     message: str = Field(description="One sentence: what is wrong, and what is possible.")
     type: str
@@ -125,20 +125,20 @@ class Problem(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """An error."""
+    """Error response."""
 
-    error: Problem
+    error: ErrorDetails
 
 
 def error_body(
     message: str, kind: str = "invalid_request_error", code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
-    """An error as clients of OpenAI's API expect it."""
-    return ErrorBody(error=Problem(message=message, type=kind, param=param, code=code)).model_dump()
+    """Build an error response of OpenAI's API."""
+    return ErrorBody(error=ErrorDetails(message=message, type=kind, param=param, code=code)).model_dump()
 
 
 class Writer:
-    """Writes the answer to one request.
+    """Builder of the response to one request.
 
     Args:
         model: What clients call it.
@@ -147,38 +147,44 @@ class Writer:
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def completion(self, choices: Sequence[tuple[str, str, Sequence[Chance] | None]], usage: dict[str, Any]) -> Any:
-        """A whole answer: text, reason of its end and chances of every choice."""
-        found = [
-            {"index": index, "message": {"content": text}, "logprobs": _logprobs(chances), "finish_reason": reason}
-            for index, (text, reason, chances) in enumerate(choices)
+    def completion(
+        self, choices: Sequence[tuple[str, str, Sequence[TokenLogprob] | None]], usage: dict[str, Any]
+    ) -> Any:
+        """Build a complete response: text, finish reason and log probabilities of every choice."""
+        messages = [
+            {"index": index, "message": {"content": text}, "logprobs": _logprobs(logprobs), "finish_reason": reason}
+            for index, (text, reason, logprobs) in enumerate(choices)
         ]
-        return Completion.model_validate({**self._head, "choices": found, "usage": usage}).model_dump()
+        return Completion.model_validate({**self._head, "choices": messages, "usage": usage}).model_dump()
 
     def chunk(
-        self, index: int, delta: dict[str, Any], reason: str | None = None, chances: Sequence[Chance] | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        reason: str | None = None,
+        logprobs: Sequence[TokenLogprob] | None = None,
     ) -> Any:
-        """A piece of a streamed answer."""
-        choice = {"index": index, "delta": delta, "logprobs": _logprobs(chances), "finish_reason": reason}
+        """Build a chunk of a streamed response."""
+        choice = {"index": index, "delta": delta, "logprobs": _logprobs(logprobs), "finish_reason": reason}
         return Chunk.model_validate({**self._head, "choices": [choice]}).model_dump(exclude_unset=True) | {
             "object": "chat.completion.chunk"
         }
 
     def usage(self, usage: dict[str, Any]) -> Any:
-        """The last piece of a stream whose request asked for usage."""
+        """Build the final chunk of a stream whose request asked for usage."""
         return Chunk.model_validate({**self._head, "choices": [], "usage": usage}).model_dump()
 
 
-def _logprobs(chances: Sequence[Chance] | None) -> dict[str, Any] | None:
-    if chances is None:
+def _logprobs(logprobs: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if logprobs is None:
         return None
     content = [
-        {**_token(one.text, one.logprob), "top_logprobs": [_token(text, value) for text, value in one.top]}
-        for one in chances
+        {**_token(logprob.text, logprob.logprob), "top_logprobs": [_token(text, value) for text, value in logprob.top]}
+        for logprob in logprobs
     ]
     return {"content": content, "refusal": None}
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    whole = "\ufffd" not in text
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if whole else None}
+    is_complete = "\ufffd" not in text
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode()) if is_complete else None}

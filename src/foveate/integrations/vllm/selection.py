@@ -1,4 +1,4 @@
-"""The images of a call of an encoder, to the tokens that their plans leave."""
+"""Token selection for the images of one encoder call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import Need, Selection, VisualTokens
-from foveate.integrations.vllm.measuring import measuring
-from foveate.integrations.vllm.setting import Serving, Setting
+from foveate.integrations.vllm.measurement import measuring
+from foveate.integrations.vllm.plans import EnginePlans, ServedPlan
 
 
 def chosen(
-    serving: Serving,
-    settings: Sequence[Setting],
+    serving: EnginePlans,
+    settings: Sequence[ServedPlan],
     encode: Callable[[], Sequence[Tensor]],
     blocks: Any,
     attention: Callable[[Any], nn.Module],
@@ -27,7 +27,7 @@ def chosen(
     width: int | None = None,
     plain: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Encode the images of a call and choose among their tokens.
+    """Encode the images of a call and select among their tokens.
 
     Args:
         serving: The engine's.
@@ -42,47 +42,49 @@ def chosen(
         plain: What is to be done with values (T, ...) of the encoder's tokens before the family takes them.
 
     Returns:
-        For every image its features (k, D), and the places (k,) int64 ascending at which they stand.
+        For every image its features (k, D), and the places (k,) int64 ascending of the kept tokens.
     """
     needs = list(dict.fromkeys(need for setting in settings for need in setting.needs))
-    with measuring(blocks, attention, needs, serving.tower.has_cls) as found:
+    with measuring(blocks, attention, needs, serving.tower.has_cls) as recorded:
         features = list(encode())
     output = SimpleNamespace(pooler_output=features)
     family = serving.family
     layouts = family.layouts(core, "image", call, output)
     measured: list[dict[Need, Tensor]] = [{} for _ in features]
-    for need, calls in found.items():
+    for need, calls in recorded.items():
         value = plain(torch.cat(calls))
         if need.kind == "cls_feature":
             spread = family.per_image(core, call, value)
         else:
             flat = value[:, None] if value.ndim == 1 else value
             spread = family.spread(core, "image", call, output, flat)
-            spread = [own[:, 0] for own in spread] if value.ndim == 1 else spread
-        for image, own in zip(measured, spread, strict=True):
-            image[need] = own
+            spread = [image_features[:, 0] for image_features in spread] if value.ndim == 1 else spread
+        for image, image_features in zip(measured, spread, strict=True):
+            image[need] = image_features
     shortened = []
-    for setting, own, layout, values in zip(settings, features, layouts, measured, strict=True):
-        tokens = VisualTokens(own[:, :width], layout.crops, values, layout.separators, layout.size, tower=serving.tower)
-        whole = shorten(setting, tokens)
-        main = own[whole.indices, :width] if whole.features is None else whole.features.to(own)
-        rest = () if width is None else (whole.apply(own[:, width:]),)
-        shortened.append((torch.cat([main, *rest], dim=1), whole.indices))
+    for setting, image_features, layout, values in zip(settings, features, layouts, measured, strict=True):
+        tokens = VisualTokens(
+            image_features[:, :width], layout.crops, values, layout.separators, layout.size, tower=serving.tower
+        )
+        kept = shorten(setting, tokens)
+        main = image_features[kept.indices, :width] if kept.features is None else kept.features.to(image_features)
+        rest = () if width is None else (kept.apply(image_features[:, width:]),)
+        shortened.append((torch.cat([main, *rest], dim=1), kept.indices))
     return shortened
 
 
-def shorten(setting: Setting, tokens: VisualTokens) -> Selection:
-    """What the steps of a plan leave of one image, one after the other.
+def shorten(setting: ServedPlan, tokens: VisualTokens) -> Selection:
+    """Apply the steps of a plan to one image, one after the other.
 
     Raises:
         AssertionError: a method left another number of tokens than it had announced.
     """
     count = len(tokens)
-    whole = Selection(torch.arange(count, device=tokens.device))
+    selection = Selection(torch.arange(count, device=tokens.device))
     for step in setting.plan.steps if setting.plan is not None else ():
         assert isinstance(step.method, PreLLMMethod)
-        own = step.method(tokens, step.count(len(tokens)))
-        whole = whole.then(own, count)
-        tokens = tokens.take(own)
-    assert len(whole) == setting.count(count), f"{setting}: {len(whole)} of {count} tokens stay"
-    return whole
+        step_selection = step.method(tokens, step.count(len(tokens)))
+        selection = selection.then(step_selection, count)
+        tokens = tokens.take(step_selection)
+    assert len(selection) == setting.count(count), f"{setting}: {len(selection)} of {count} tokens stay"
+    return selection

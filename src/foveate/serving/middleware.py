@@ -1,4 +1,4 @@
-"""What stands before every route: the size of a body, and the time that clients may take."""
+"""Middleware that limits the size of request bodies and the time that clients may take."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from foveate.serving.limits import BusyError, Held, Limits
-from foveate.serving.replies import error_body
+from foveate.serving.limits import BusyError, ByteCounter, Limits
+from foveate.serving.responses import error_body
 
 
 class _StopError(Exception):
@@ -19,19 +19,19 @@ class _StopError(Exception):
 
 
 class Guard:
-    """Ends requests whose body is too long or too slow, and answers that nobody takes.
+    """Middleware that aborts requests with oversized or slow bodies, and responses that nobody reads.
 
     Args:
-        app: What stands behind.
+        app: The wrapped application.
         limits: Of the server.
         held: Counts the bytes of bodies while they are in memory.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, held: Held) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, held: ByteCounter) -> None:
         self.app, self.limits, self.held = app, limits, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""One answer of a batch: its tokens as text, piece by piece, and when it ends.
+"""Generation state of one answer in a batch: incremental text, stop texts and sampling.
 
 `transformers` streams batches of one only and samples all rows alike. Here every row has its own temperature, seed,
 stop texts and length, and can be ended from outside, while the rows share each step of the model.
@@ -22,29 +22,29 @@ _UNFINISHED = "\ufffd"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a row's tokens are drawn.
+    """Sampling settings of a row.
 
     Args:
         temperature: 0, or what is nearly 0, takes the likeliest token.
         top_p: Of the likeliest tokens that together have this probability one is drawn.
         seed: None draws anew every time.
-        told: Likeliest tokens that are told beside every token of the answer; None: no probabilities at all.
+        top_logprobs: Number of alternatives per token; None: no log probabilities.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    told: int | None = None
+    top_logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """Whether the row uses greedy decoding."""
         return self.temperature < GREEDY
 
 
 @dataclass(frozen=True)
-class Chance:
-    """How likely a token of an answer was, before temperature.
+class TokenLogprob:
+    """Log probability of a token, before temperature.
 
     Args:
         text: Of the token.
@@ -58,8 +58,8 @@ class Chance:
 
 
 @dataclass(frozen=True)
-class Begun:
-    """The first token is there.
+class FirstToken:
+    """Event: the first token has been generated.
 
     Args:
         limit: Tokens that the answer may have.
@@ -70,7 +70,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer.
+    """Event: a piece of an answer's text.
 
     Args:
         text: That is new.
@@ -78,13 +78,13 @@ class Piece:
     """
 
     text: str
-    chances: tuple[Chance, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class GenerationState:
-    """Text of one answer as it is written.
+    """Text of one answer during generation.
 
-    White space at both ends is left out, as `foveate.ask` does; text that may be the beginning of a stop text is held
+    White space at both ends is removed, as `foveate.ask` does; text that may be the beginning of a stop text is held
     back until it is known not to be.
 
     Args:
@@ -112,12 +112,12 @@ class GenerationState:
         self.reason: str | None = None
         self.text = ""
         #: Of every token, where they were asked for, with the place in `text` at which it begins.
-        self.chances: list[tuple[int, Chance]] = []
-        self._said = self._told = 0  # characters of `text` and chances that were delivered
+        self.logprobs: list[tuple[int, TokenLogprob]] = []
+        self._delivered = self._delivered_logprobs = 0  # characters of `text` and chances that were delivered
         self._context = self._read = 0  # ids that the next decoding begins with, and those that are text already
 
-    def add(self, token: int, chance: Chance | None = None) -> None:
-        """Take the next token; `reason` says afterwards whether it was the last."""
+    def add(self, token: int, logprob: TokenLogprob | None = None) -> None:
+        """Add the next token; `reason` is set if it was the last."""
         if self.reason is not None:
             return
         if self.cancelled():
@@ -127,12 +127,12 @@ class GenerationState:
             self._finish("stop")
             return
         self.ids.append(token)
-        if chance is not None:
-            self.chances.append((len(self.text), chance))
+        if logprob is not None:
+            self.logprobs.append((len(self.text), logprob))
         self._decode()
         if (end := self._stopped()) is not None:
             self.text = self.text[:end]
-            self.chances = [(place, one) for place, one in self.chances if place < end]
+            self.logprobs = [(place, logprob) for place, logprob in self.logprobs if place < end]
             self._finish("stop")
         elif len(self.ids) >= self.limit:
             self._finish("length")
@@ -149,12 +149,12 @@ class GenerationState:
             self._context, self._read = self._read, len(self.ids)
 
     def _stopped(self) -> int | None:
-        """Where the earliest stop text begins."""
-        found = [place for stop in self.stops if (place := self.text.find(stop)) >= 0]
-        return min(found, default=None)
+        """Return the index of the earliest stop text."""
+        places = [place for stop in self.stops if (place := self.text.find(stop)) >= 0]
+        return min(places, default=None)
 
     def _sure(self) -> int:
-        """Characters that no later token can take back: neither white space at the end nor a stop text's beginning."""
+        """Count the leading characters that no later token can change: no trailing white space or partial stop text."""
         end = len(self.text)
         for stop in self.stops:
             for length in range(min(len(stop) - 1, len(self.text)), 0, -1):
@@ -164,10 +164,15 @@ class GenerationState:
         return len(self.text[:end].rstrip())
 
     def _deliver(self, end: int) -> None:
-        last = len(self.chances) if end == len(self.text) else sum(place < end for place, _ in self.chances)
-        if end > self._said or last > self._told:
-            self.deliver(Piece(self.text[self._said : end], tuple(one for _, one in self.chances[self._told : last])))
-            self._said, self._told = end, last
+        last = len(self.logprobs) if end == len(self.text) else sum(place < end for place, _ in self.logprobs)
+        if end > self._delivered or last > self._delivered_logprobs:
+            self.deliver(
+                Piece(
+                    self.text[self._delivered : end],
+                    tuple(logprob for _, logprob in self.logprobs[self._delivered_logprobs : last]),
+                )
+            )
+            self._delivered, self._delivered_logprobs = end, last
 
     def _finish(self, reason: str) -> None:
         if reason == "length":
@@ -177,8 +182,8 @@ class GenerationState:
         self.reason = reason
 
 
-class Chances(LogitsProcessor):
-    """Remembers how likely every token was in the rows that ask for it.
+class LogprobRecorder(LogitsProcessor):
+    """Logits processor that records log probabilities for the rows that request them.
 
     Args:
         sampling: Of every row.
@@ -187,29 +192,31 @@ class Chances(LogitsProcessor):
 
     def __init__(self, sampling: Sequence[Sampling], tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.told = {row: one.told for row, one in enumerate(sampling) if one.told is not None}
-        self._found: dict[int, Tensor] = {}
+        self.top_logprobs = {
+            row: settings.top_logprobs for row, settings in enumerate(sampling) if settings.top_logprobs is not None
+        }
+        self._recorded: dict[int, Tensor] = {}
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores (B, V) as they are."""
-        self._found = {row: scores[row].float().log_softmax(dim=-1) for row in self.told}
+        """Return scores (B, V) unchanged."""
+        self._recorded = {row: scores[row].float().log_softmax(dim=-1) for row in self.top_logprobs}
         return scores
 
-    def of(self, row: int, token: int) -> Chance | None:
-        """How likely the last token of a row was; None where that was not asked for."""
-        if row not in self._found:
+    def of(self, row: int, token: int) -> TokenLogprob | None:
+        """Return the log probability of a row's last token, or None if it was not requested."""
+        if row not in self._recorded:
             return None
-        found = self._found[row]
-        values, ids = found.topk(min(self.told[row], len(found)))
+        recorded = self._recorded[row]
+        values, ids = recorded.topk(min(self.top_logprobs[row], len(recorded)))
         top = zip(map(self._text, ids.tolist()), values.tolist(), strict=True)
-        return Chance(self._text(token), float(found[token]), tuple(top))
+        return TokenLogprob(self._text(token), float(recorded[token]), tuple(top))
 
     def _text(self, token: int) -> str:
         return self.tokenizer.decode([token])
 
 
 class StopCriterion(StoppingCriteria):
-    """Hands every row its new token and ends the rows that are complete.
+    """Stopping criterion that passes each row its new token and ends complete rows.
 
     Args:
         rows: Of the batch, in order.
@@ -217,19 +224,21 @@ class StopCriterion(StoppingCriteria):
         chances: Of the tokens.
     """
 
-    def __init__(self, rows: Sequence[GenerationState], stepped: Callable[[], object], chances: Chances) -> None:
-        self.rows, self.stepped, self.chances = rows, stepped, chances
+    def __init__(
+        self, rows: Sequence[GenerationState], stepped: Callable[[], object], logprobs: LogprobRecorder
+    ) -> None:
+        self.rows, self.stepped, self.logprobs = rows, stepped, logprobs
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        """(B,) bool, which rows are complete."""
+        """Return (B,) bool, which rows are complete."""
         self.stepped()
         for number, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
-            row.add(token, self.chances.of(number, token) if row.reason is None else None)
+            row.add(token, self.logprobs.of(number, token) if row.reason is None else None)
         return torch.tensor([row.reason is not None for row in self.rows], device=input_ids.device)
 
 
 class Sampler(LogitsProcessor):
-    """Draws the token of every row that samples, so that the likeliest one afterwards is the drawn one.
+    """Logits processor that samples a token per row and masks all others.
 
     Args:
         sampling: Of every row.
@@ -239,23 +248,23 @@ class Sampler(LogitsProcessor):
     def __init__(self, sampling: Sequence[Sampling], device: torch.device) -> None:
         self.sampling = sampling
         self.generators = [torch.Generator(device) for _ in sampling]
-        for one, generator in zip(sampling, self.generators, strict=True):
-            if one.seed is None:
+        for settings, generator in zip(sampling, self.generators, strict=True):
+            if settings.seed is None:
                 generator.seed()
             else:
-                generator.manual_seed(one.seed % 2**63)
+                generator.manual_seed(settings.seed % 2**63)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Scores (B, V) with all but the drawn token at minus infinity, in rows that sample."""
+        """Return scores (B, V) with all but the sampled token at minus infinity, in rows that sample."""
         drawn = scores.clone()
-        for row, (one, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
-            if not one.greedy:
-                chances = (scores[row].float() / one.temperature).softmax(dim=-1)
-                if one.top_p < 1:
-                    ordered, places = chances.sort(descending=True)
-                    beyond = ordered.cumsum(dim=-1) - ordered >= one.top_p  # the first token is never beyond
-                    chances = chances.index_fill(0, places[beyond], 0)
-                token = torch.multinomial(chances, 1, generator=generator)
+        for row, (settings, generator) in enumerate(zip(self.sampling, self.generators, strict=True)):
+            if not settings.greedy:
+                logprobs = (scores[row].float() / settings.temperature).softmax(dim=-1)
+                if settings.top_p < 1:
+                    ordered, places = logprobs.sort(descending=True)
+                    beyond = ordered.cumsum(dim=-1) - ordered >= settings.top_p  # the first token is never beyond
+                    logprobs = logprobs.index_fill(0, places[beyond], 0)
+                token = torch.multinomial(logprobs, 1, generator=generator)
                 drawn[row] = -torch.inf
                 drawn[row, token] = 0
         return drawn
