@@ -3,7 +3,7 @@
     python .ci/words.py [PATHS]    # default: the files of `CHECKED`
 
 With PATHS, all text files among them are checked, also outside `CHECKED`. Code in backticks and quoted single words are
-ignored, because names and values such as `untouched` are part of the API. So are generated pages and the generated
+ignored, because names and values are part of the API. So are generated pages and the generated
 blocks of pages: their words come from the code. The exit code is 1 if a word is found.
 """
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from foveate.benchmark.results import INERT, inert, read_results
+from foveate.core.full_model import FULL_MODEL
 
 #: The budget of the short table.
 BUDGET = "25%"
@@ -44,7 +45,7 @@ def full(root: Path) -> str:
     results = runs(root)
     models = _models(results)
     parts = []
-    budgets = dict.fromkeys(row["budget"] for run in results for row in run["rows"] if row["plan"] != "full model")
+    budgets = dict.fromkeys(row["budget"] for run in results for row in run["rows"] if row["plan"] != FULL_MODEL)
     for budget in sorted(budgets, key=lambda text: (text is None, _size(text))):
         by_plan = _by_plan(results, budget)
         ordered = sorted(by_plan, key=lambda plan: (_inert(by_plan[plan], any), -_mean(by_plan[plan])))
@@ -67,7 +68,7 @@ def tasks(root: Path) -> str:
     rows: dict[str, dict[str, Row]] = {}
     for run in results:
         for row in run["rows"]:
-            if row["plan"] == "full model" and ":" not in row["task"]:
+            if row["plan"] == FULL_MODEL and ":" not in row["task"]:
                 rows.setdefault(row["task"], {})[row["model"]] = row
     header = ["task", "questions", "most frequent answer", *map(_name, models)]
     lines = []
@@ -86,7 +87,7 @@ def groups(root: Path) -> str:
         learned = {
             (row["model"], row["task"])
             for row in rows
-            if row["plan"] == "full model" and row["accuracy"] > row["majority"]
+            if row["plan"] == FULL_MODEL and row["accuracy"] > row["majority"]
         }
         for row in rows:
             if row["plan"].startswith("random:") and (row["model"], row["task"]) in learned:
@@ -104,7 +105,7 @@ def _by_plan(results: list[Row], budget: str | None) -> dict[str, dict[str, Row]
     by_plan: dict[str, dict[str, Row]] = {}
     for run in results:
         for row in run["rows"]:
-            if row["task"] == "all" and row["budget"] == budget and row["plan"] != "full model":
+            if row["task"] == "all" and row["budget"] == budget and row["plan"] != FULL_MODEL:
                 by_plan.setdefault(row["plan"], {})[row["model"]] = row
     return by_plan
 
@@ -140,13 +141,13 @@ def _percent(value: float) -> str:
 
 def _table(models: list[str], results: list[Row], plans: list[tuple[str, dict[str, Row]]]) -> str:
     rows = [row for run in results for row in run["rows"] if row["task"] == "all"]
-    full_model = {row["model"]: row for row in rows if row["plan"] == "full model"}
+    full_model = {row["model"]: row for row in rows if row["plan"] == FULL_MODEL}
     header = ["plan", *(f"{_name(model)}: relative" for model in models), "agreement"]
     rows_full = [full_model[model] for model in models]
     cells_full = [
         f"100 % (accuracy {_percent(row['accuracy'])}), {row['tokens_kept']:,.0f} tokens" for row in rows_full
     ]
-    lines = [["full model", *cells_full, "100 %"]]
+    lines = [[FULL_MODEL, *cells_full, "100 %"]]
     for plan, rows in plans:
         cells = []
         for model in models:
