@@ -83,7 +83,7 @@ def test_a_merged_token_names_its_sources_and_shares():
     assert chosen.token == 1 and chosen.title == "Token 1, row 0, column 1" and chosen.shown == (0, 1)
     assert lines["sources"] == "0 (75 %), 1 (25 %)" and "at row 0, column 0" in lines["state"]
     assert lines["score"] == "0.1, rank 4 of 4: attention received at block 5"
-    assert dict(fact(view, 2).lines)["state"].startswith("left out")
+    assert dict(fact(view, 2).lines)["state"].startswith("dropped")
     assert dict(fact(view, 3).lines)["state"] == "kept unchanged"
     assert view.token_at(-1, 0) == view.token_at(0, view.picture.height) == -1
 
