@@ -19,10 +19,10 @@ def selected(
         encoded_box: (left, top, right, bottom) of what the encoder saw, as fractions of the image; above 1 for padding.
 
     Returns:
-        The report's own values; ``seen``; for every crop its ``kind``, ``grid``, ``box`` (fractions of what was seen),
-        ``index`` (place of each cell of the grid among the tokens, -1 in padding), ``tokens`` and how many of them the
-        language model reads (``kept``: merged ones count at their position); and, as places among the image's tokens,
-        ``kept`` (those that are not merged), ``merged`` (one mapping for each group: ``at``, its position, and
+        The report's own values; ``seen``; for every crop its ``kind``, ``grid``, ``box`` (fractions of the processed
+        image), ``index`` (place of each cell of the grid among the tokens, -1 in padding), ``tokens`` and how many of
+        them the language model reads (``kept``: merged ones count at their position); and, as places among the image's
+        tokens, ``kept`` (those that are not merged), ``merged`` (one mapping for each group: ``at``, its position, and
         ``tokens``, its members), ``dropped`` and ``separators``. ``shares`` has every token's share in what it went
         into, or is None where the members of a group have equal ones. ``measured`` has what methods asked of each
         token: its ``kind``, the ``layer`` and ``values``. Every one of ``layers`` says which tokens it kept.

@@ -32,7 +32,7 @@ _FONT = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 
 #: State of one session: the images of the slider.
-Seen = list[View]
+Views = list[View]
 
 
 def application(page: gr.Blocks) -> FastAPI:
@@ -110,13 +110,13 @@ def build(
             shell: shell_line(file, question, followed, name),
         }
 
-    def step(place: float, shown: Seen) -> tuple[Any, Any, Any]:
+    def step(place: float, shown: Views) -> tuple[Any, Any, Any]:
         if not shown:  # forgotten, after an hour
             return gr.skip(), gr.skip(), gr.skip()
         view = shown[min(int(place), len(shown) - 1)]
         return view.picture, _caption(view), _hint(view)
 
-    def click(place: float, shown: Seen, event: gr.SelectData) -> tuple[Any, Any]:
+    def click(place: float, shown: Views, event: gr.SelectData) -> tuple[Any, Any]:
         if not shown:
             return gr.skip(), gr.skip()
         view = shown[min(int(place), len(shown) - 1)]

@@ -35,7 +35,7 @@ class View:
 
     Attributes:
         title: where in the model.
-        caption: what is to be seen, in a sentence.
+        caption: what the image shows, in a sentence.
         picture: the image.
         tokens: (height, width) token under every pixel, or -1.
         grid: rows and columns of the tokens, where they are a stage's.

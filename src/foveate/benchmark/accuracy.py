@@ -1,6 +1,6 @@
 """Accuracy benchmark: every plan answers the same questions.
 
-Beside every plan stand the full model and, at the same budget, random tokens and the image made smaller. Answers
+Next to every plan stand the full model and, at the same budget, random tokens and the image made smaller. Answers
 are greedy and compared as `matching.normal` writes them.
 """
 

@@ -111,7 +111,7 @@ def run(
         resume: Return the result in the file if it is complete and has the same settings.
         command: The command line, for the file.
         picture: Also save a figure of samples of all plans.
-        report: Told what is done.
+        report: Called with each finished part.
 
     Returns:
         The document. Its rows have, for the full model and every plan: `kept_bytes` (the most that the cache holds

@@ -40,7 +40,7 @@ class ServingSettings:
 
     Args:
         url: The server's, up to and including /v1.
-        plans: Beside the full model.
+        plans: Next to the full model.
         dialect: How a request names a plan: a name of `DIALECTS`.
         clients: Numbers of clients that ask at the same time, each one question after the other.
         requests: Of one turn; at least one a client.

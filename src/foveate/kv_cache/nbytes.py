@@ -22,7 +22,7 @@ def stored_bytes(values: Any) -> int:
         if inner is not None and type(values) not in (Tensor, nn.Parameter):
             return stored_bytes([getattr(values, name) for name in inner()[0]])
         nbytes = values.numel() * values.element_size()
-        state = getattr(values, "quant_state", None)  # bitsandbytes keeps the scales beside the tensor
+        state = getattr(values, "quant_state", None)  # bitsandbytes keeps the scales next to the tensor
         return nbytes + (stored_bytes(list(vars(state).values())) if state is not None else 0)
     if isinstance(values, Mapping):
         return sum(map(stored_bytes, values.values()))

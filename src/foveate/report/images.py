@@ -54,7 +54,7 @@ class Picture:
         tokens_kept: That the language model read.
         last: That its last layers still had, where tokens leave inside it.
         merged: Tokens that went into others.
-        dropped: Tokens that were left out.
+        dropped: Tokens that were removed.
     """
 
     file: str
@@ -76,7 +76,7 @@ class Album:
 
     Args:
         plan: As text; "" for the images themselves.
-        model: That looked at them; of several the first that can follow the plan.
+        model: The model that was used; of several the first that can follow the plan.
         pictures: Six, or none.
         reason: Why there are none.
     """

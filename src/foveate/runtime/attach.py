@@ -75,7 +75,7 @@ def compress(
         text_features: (prompts, d) or (d,), embeddings of the prompts in the space of the encoder's [CLS] token, for
             methods that compare images with a contrastive text encoder.
         processor: The model's processor or tokenizer, for question-aware methods: it separates the user's words from
-            the text of the chat template. Default: the tokenizer beside the model's local weights; without one the
+            the text of the chat template. Default: the tokenizer next to the model's local weights; without one the
             question is located by special ids alone, and the report says so.
         align_logits: Return logits, and hidden states where they are requested, for all columns of the input sequence,
             for code that pairs them with labels outside of the model: metrics, label smoothing, preference training. A
@@ -126,7 +126,7 @@ def _unwrapped(model: Any) -> nn.Module:
 
 
 def _with_weights(plan: Plan, model: nn.Module) -> Plan:
-    """The plan, with the weights of trained methods resolved beside the model's."""
+    """The plan, with the weights of trained methods resolved next to the model's."""
     location = getattr(model, "name_or_path", "")
     return Plan(tuple(replace(step, method=step.method.resolve_weights(location)) for step in plan.steps))
 

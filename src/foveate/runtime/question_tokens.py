@@ -2,7 +2,7 @@
 
 Question-aware methods need the question alone: not the system prompt, not the roles and ends of turns
 that a chat template writes, not the text that it writes around an image. A model only gets ids. Where its tokenizer
-is available (passed, or beside the model's local weights), the chat template is rendered once with known words,
+is available (passed, or next to the model's local weights), the chat template is rendered once with known words,
 which shows the text before and after a user's words; then the last turn of the user is found in a prompt.
 Without a tokenizer only the special ids of the configuration are known, among them the ends of turns.
 """
@@ -97,7 +97,7 @@ class QuestionFinder:
         first = next((place for place, there in enumerate(text) if not there and plain and place > plain[0]), None)
         after = plain if first is None else [place for place in plain if place > first]
         note = (
-            "no tokenizer beside the model: the question was located by special ids, and words of a chat template "
+            "no tokenizer next to the model: the question was located by special ids, and words of a chat template "
             "may be included; pass compress(..., processor=...) for an exact question"
         )
         return after or plain or places, note
@@ -110,7 +110,7 @@ class QuestionFinder:
         """
         if self.reader is None:
             raise FoveateError(
-                "a question given as text is located with the model's tokenizer, which is not beside its weights: pass "
+                "a question given as text is located with the model's tokenizer, not next to its weights: pass "
                 "compress(..., processor=...), or give the question as a mask over the prompt."
             )
         return self.reader.find(ids, wanted)
@@ -256,7 +256,7 @@ class PromptReader:
 
 @lru_cache(maxsize=8)
 def _from_folder(location: str) -> PromptReader | None:
-    """Reader with the tokenizer beside a model's local weights; None where there is none."""
+    """Reader with the tokenizer next to a model's local weights; None where there is none."""
     from transformers import AutoTokenizer  # slow to import
 
     if not location:

@@ -258,7 +258,7 @@ class TokenSelector:
                             text[image[0] : image[-1] + 1] = False
         if text is None:
             raise FoveateError(
-                f"{self.plan} needs a question beside images, and the prompt has no images; leave the question out."
+                f"{self.plan} needs a question next to images, and the prompt has no images; leave the question out."
             )
         if context.masks is not None:
             text &= context.masks.padding_mask[row, -length:].to(text.device) > 0
@@ -282,7 +282,9 @@ class TokenSelector:
             rows = _after(self._text(context, row, columns, embeds.shape[1]), columns).nonzero().flatten()
             note = "the question is before the image and cannot attend to it: all text after the image is used"
         if not len(rows):
-            raise FoveateError(f"{self.plan} asks what text looks at in an image, and the prompt has no text.")
+            raise FoveateError(
+                f"{self.plan} needs the attention of text to an image, and the prompt has no text; add a question."
+            )
         attention, masks = Attention(query[0], key[0], scaling), context.masks
         if masks is not None and masks.sample_ids is None and masks.pair_mask is not None:
             attention = replace(attention, allowed=masks.pair_mask[row][:, -embeds.shape[1] :])

@@ -339,7 +339,7 @@ class _Events(StreamingResponse):
 
     Args:
         pieces: Of the stream.
-        headers: Beside those of every stream.
+        headers: Next to those of every stream.
         done: Called at its end.
     """
 

@@ -3,7 +3,7 @@
 Requests with the same plan are answered together, oldest first, each with its own sampling, length and stop texts
 (`generation`). A request that fails alone fails alone: where a batch cannot begin, its requests are tried one by one.
 
-What leaves the model or the device in a state that nobody knows (a plan that cannot be taken off again, a fault of the
+What leaves the model or the device in a state that nobody knows (a plan that cannot be removed, a fault of the
 GPU) ends the thread: every request that is there fails at once, later ones are refused, and /health says so.
 
 Why not `transformers serve` or its continuous batching: the former answers requests with images one after the other,

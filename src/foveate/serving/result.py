@@ -19,7 +19,7 @@ class Result:
         reason: "stop", "length" or "cancelled".
         prompt_tokens: Tokens of the shortened prompt that the language model reads.
         completion_tokens: Tokens written.
-        images: What became of the visual tokens.
+        images: Counts of the visual tokens.
         plan: The plan as text, or None for the full model.
         chances: How likely each token was, where that was asked for.
     """

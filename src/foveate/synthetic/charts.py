@@ -162,17 +162,17 @@ def _columns(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list
     if ticks:
         axis += max(s.face.width(t) for _, t in ticks) + 5
     floor = box.bottom - 1.9 * s.cap
-    room = floor - box.top - (1.7 * s.cap if any(chart.printed) else 0.5 * s.cap)
+    space = floor - box.top - (1.7 * s.cap if any(chart.printed) else 0.5 * s.cap)
     slot = (box.right - axis) / count
     if (
-        room < 4 * s.cap
+        space < 4 * s.cap
         or any(s.face.width(name) > slot - 3 for name in chart.names)
         or any(s.face.width(p) > slot - 1 for p in chart.printed)
     ):
         raise DoesNotFit("columns")
     reach = max([top_value, *(v for v, _ in ticks)])
     for value, text in ticks:
-        y = floor - room * value / reach
+        y = floor - space * value / reach
         if style == "grid":
             s.page.draw.line((axis, y, box.right, y), fill=s.soft)
         s.page.draw.line((axis - 3, y, axis, y), fill=s.ink)
@@ -180,13 +180,13 @@ def _columns(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list
     wide = slot * brief.rng.uniform(0.45, 0.85)
     for i, (name, value) in enumerate(zip(chart.names, chart.values, strict=True)):
         x = axis + (i + 0.5) * slot
-        y = floor - max(2.0, room * value / reach)
+        y = floor - max(2.0, space * value / reach)
         _block(s, (x - wide / 2, y, x + wide / 2, floor), fills[i], style)
         s.page.text_centred(x, floor + 1.5 * s.cap, name, s.face, s.ink)
         if chart.printed[i]:
             s.page.text_centred(x, y - 0.45 * s.cap, chart.printed[i], s.face, s.ink)
     s.page.draw.line((axis, floor, box.right, floor), fill=s.ink)
-    s.page.draw.line((axis, floor, axis, floor - room), fill=s.ink)
+    s.page.draw.line((axis, floor, axis, floor - space), fill=s.ink)
     if style == "frame":
         s.page.draw.rectangle((axis, box.top, box.right, floor), outline=s.ink)
 
@@ -194,17 +194,17 @@ def _columns(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list
 def _bars(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list[Colour], style: str) -> None:
     """Lying bars with names at the left."""
     axis = box.left + max(s.face.width(name) for name in chart.names) + 5
-    room = box.right - axis - (max(s.face.width(p) for p in chart.printed) + 6 if any(chart.printed) else 3)
+    space = box.right - axis - (max(s.face.width(p) for p in chart.printed) + 6 if any(chart.printed) else 3)
     slot = (box.bottom - box.top) / len(chart.names)
-    if room < 5 * s.cap or slot < 1.7 * s.cap:
+    if space < 5 * s.cap or slot < 1.7 * s.cap:
         raise DoesNotFit("bars")
     thick = max(s.cap, min(slot * brief.rng.uniform(0.45, 0.85), 5 * s.cap))
     if style == "grid":
         for i in range(1, 5):
-            s.page.draw.line((axis + room * i / 4, box.top, axis + room * i / 4, box.bottom), fill=s.soft)
+            s.page.draw.line((axis + space * i / 4, box.top, axis + space * i / 4, box.bottom), fill=s.soft)
     for i, (name, value) in enumerate(zip(chart.names, chart.values, strict=True)):
         y = box.top + (i + 0.5) * slot
-        x = axis + max(2.0, room * value / max(chart.values))
+        x = axis + max(2.0, space * value / max(chart.values))
         _block(s, (axis, y - thick / 2, x, y + thick / 2), fills[i], style)
         s.page.text_right(axis - 4, y + s.cap / 2, name, s.face, s.ink)
         if chart.printed[i]:
@@ -222,17 +222,17 @@ def _line(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list[Co
     ticks = _ticks(s, chart)
     if ticks:
         axis += max(s.face.width(t) for _, t in ticks) + 5
-    room = floor - box.top - (2 * s.cap if any(chart.printed) else s.cap) - 4
+    space = floor - box.top - (2 * s.cap if any(chart.printed) else s.cap) - 4
     slot = (box.right - axis) / count
-    if room < 4 * s.cap or any(s.face.width(text) > slot - 3 for text in (*chart.names, *chart.printed)):
+    if space < 4 * s.cap or any(s.face.width(text) > slot - 3 for text in (*chart.names, *chart.printed)):
         raise DoesNotFit("line")
     reach = max([*chart.values, *(v for v, _ in ticks)])
     for value, text in ticks:
-        y = floor - 4 - room * value / reach
+        y = floor - 4 - space * value / reach
         if style == "grid":
             s.page.draw.line((axis, y, box.right, y), fill=s.soft)
         s.page.text_right(axis - 4, y + s.cap / 2, text, s.face, s.ink)
-    points = [(axis + (i + 0.5) * slot, floor - 4 - room * v / reach) for i, v in enumerate(chart.values)]
+    points = [(axis + (i + 0.5) * slot, floor - 4 - space * v / reach) for i, v in enumerate(chart.values)]
     colour = fills[0]
     thick = 1 + (s.cap > 9) + (brief.rng.random() < 0.3)
     if style == "dashed":
@@ -268,11 +268,11 @@ def _pie(brief: RenderRequest, s: Sheet, box: Box, chart: Chart, fills: list[Col
     texts = [f"{n} {p}".strip() for n, p in zip(chart.names, chart.printed, strict=True)]
     legend = max(s.face.width(t) for t in texts) + 2.2 * s.cap
     high = 1.8 * s.cap * len(texts)
-    beside = (
+    adjacent = (
         box.right - box.left - legend > min(box.bottom - box.top, box.right - box.left) * 0.45
         and box.right - box.left > box.bottom - box.top
     )
-    if beside:
+    if adjacent:
         radius = min(box.right - box.left - legend - 4, box.bottom - box.top) / 2 - 1
         cx, cy = box.left + radius, (box.top + box.bottom) / 2
         x, y = box.right - legend, cy - high / 2
@@ -322,8 +322,8 @@ def _chart(
     kind = rng.choice(kinds or LAYOUTS[brief.split]) if brief.attempt < 30 else "bars"
     style = rng.choice(STYLES[kind][brief.split])
     count = rng.randint(2, max(2, brief.upto(3, 7)))
-    room = brief.width / brief.least_cap / 1.1
-    longest = max(3, round(room / count if kind in ("columns", "line") else room / 2) - brief.attempt // 4)
+    space = brief.width / brief.least_cap / 1.1
+    longest = max(3, round(space / count if kind in ("columns", "line") else space / 2) - brief.attempt // 4)
     names = _names(brief, count, longest)
     values = _values(rng, count, 0.05 + 0.07 * (1 - brief.difficulty))
     shown = printed if printed is not None else rng.random() < 0.5

@@ -74,30 +74,30 @@ def _heading(brief: RenderRequest, longest: int) -> str:
     return text.upper() if rng.random() < 0.4 else text
 
 
-def _colon(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _colon(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Label, colon and value on one line."""
-    for field, y, face, bold in room.rows(fields):
-        end = page.text(room.left, y, _mark(brief, field.label) + " ", bold, ink)
-        page.text(end + room.gap, y, field.value, face, ink)
+    for field, y, face, bold in space.rows(fields):
+        end = page.text(space.left, y, _mark(brief, field.label) + " ", bold, ink)
+        page.text(end + space.gap, y, field.value, face, ink)
 
 
-def _columns(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _columns(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Labels in one column, values in another."""
-    edge = room.left + max(room.bold.width(f.label + " :") for f in fields) + room.gap
+    edge = space.left + max(space.bold.width(f.label + " :") for f in fields) + space.gap
     if brief.rng.random() < 0.3:
-        edge = max(edge, room.left + 0.45 * (room.right - room.left))
+        edge = max(edge, space.left + 0.45 * (space.right - space.left))
     mark = brief.rng.choice((":", "", " :", ""))
-    for field, y, face, bold in room.rows(fields):
-        page.text(room.left, y, field.label + mark, bold, ink)
+    for field, y, face, bold in space.rows(fields):
+        page.text(space.left, y, field.label + mark, bold, ink)
         page.text(edge, y, field.value, face, ink)
 
 
-def _leaders(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _leaders(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Value at the right edge, dots or a line between."""
     line = brief.rng.random() < 0.3
-    for field, y, face, bold in room.rows(fields):
-        end = page.text(room.left, y, field.label + " ", bold, ink)
-        begin = page.text_right(room.right, y, field.value, face, ink)
+    for field, y, face, bold in space.rows(fields):
+        end = page.text(space.left, y, field.label + " ", bold, ink)
+        begin = page.text_right(space.right, y, field.value, face, ink)
         if begin < end + face.width("  "):
             raise DoesNotFit("leaders")
         if line:
@@ -106,78 +106,78 @@ def _leaders(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour
             page.text(end, y, "." * max(0, int((begin - end - face.width(" ")) / face.width("."))), face, ink)
 
 
-def _right(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _right(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Label at the left, value at the right edge, nothing between."""
-    for field, y, face, bold in room.rows(fields):
-        end = page.text(room.left, y, _mark(brief, field.label), bold, ink)
-        if page.text_right(room.right, y, field.value, face, ink) < end + face.width("  "):
+    for field, y, face, bold in space.rows(fields):
+        end = page.text(space.left, y, _mark(brief, field.label), bold, ink)
+        if page.text_right(space.right, y, field.value, face, ink) < end + face.width("  "):
             raise DoesNotFit("right")
 
 
-def _dash(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
-    for field, y, face, bold in room.rows(fields):
-        end = page.text(room.left, y, field.label + " - ", bold, ink)
+def _dash(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
+    for field, y, face, bold in space.rows(fields):
+        end = page.text(space.left, y, field.label + " - ", bold, ink)
         page.text(end, y, field.value, face, ink)
 
 
-def _equals(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
-    for field, y, face, bold in room.rows(fields):
-        end = page.text(room.left, y, f"[{field.label}] ", bold, ink)
+def _equals(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
+    for field, y, face, bold in space.rows(fields):
+        end = page.text(space.left, y, f"[{field.label}] ", bold, ink)
         page.text(end, y, field.value, face, ink)
 
 
-def _ruled(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _ruled(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Value on a line to be written on."""
-    for field, y, face, bold in room.rows(fields):
-        end = page.text(room.left, y, _mark(brief, field.label) + " ", bold, ink)
-        page.draw.line((end, y + 2, room.right, y + 2), fill=ink)
-        page.text(end + room.gap, y, field.value, face, ink)
+    for field, y, face, bold in space.rows(fields):
+        end = page.text(space.left, y, _mark(brief, field.label) + " ", bold, ink)
+        page.draw.line((end, y + 2, space.right, y + 2), fill=ink)
+        page.text(end + space.gap, y, field.value, face, ink)
 
 
-def _boxes(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _boxes(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Rows of a box with a rule between label and value."""
-    edge = room.left + max(room.bold.width(f.label) for f in fields) + room.cap
-    ys = list(room.rows(fields))
+    edge = space.left + max(space.bold.width(f.label) for f in fields) + space.cap
+    ys = list(space.rows(fields))
     below = 0.58 * (
-        room.leading - room.cap
+        space.leading - space.cap
     )  # rules lie a little nearer to the next capitals than to these, for descenders
-    top = ys[0][1] + below - room.leading
+    top = ys[0][1] + below - space.leading
     for field, y, face, bold in ys:
-        page.text(room.left, y, field.label, bold, ink)
+        page.text(space.left, y, field.label, bold, ink)
         page.text(edge, y, field.value, face, ink)
-    left, right, bottom = room.left - 3, room.right + 1, ys[-1][1] + below
+    left, right, bottom = space.left - 3, space.right + 1, ys[-1][1] + below
     for y in [top, *(y + below for _, y, _, _ in ys)]:
         page.draw.line((left, y, right, y), fill=ink)
-    for x in (left, edge - 0.5 * room.cap, right):
+    for x in (left, edge - 0.5 * space.cap, right):
         page.draw.line((x, top, x, bottom), fill=ink)
 
 
-def _stacked(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _stacked(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Label above its value."""
-    indent = brief.rng.choice((0, 0, room.cap))
-    for field, y, face, bold in room.rows(fields, two_lines=True):
-        page.text(room.left, y - room.cap * 1.7, _mark(brief, field.label), bold, ink)
-        page.text(room.left + indent, y, field.value, face, ink)
+    indent = brief.rng.choice((0, 0, space.cap))
+    for field, y, face, bold in space.rows(fields, two_lines=True):
+        page.text(space.left, y - space.cap * 1.7, _mark(brief, field.label), bold, ink)
+        page.text(space.left + indent, y, field.value, face, ink)
 
 
-def _band(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _band(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Label light on a dark band, value beneath."""
     paper = tuple(page.image.crop((0, 0, 1, 1)).tobytes())
-    for field, y, face, bold in room.rows(fields, two_lines=True):
-        page.draw.rectangle((room.left - 3, y - room.cap * 3.2, room.right, y - room.cap * 1.4), fill=ink)
-        page.text(room.left, y - room.cap * 1.8, field.label, bold, paper)
-        page.text(room.left, y, field.value, face, ink)
+    for field, y, face, bold in space.rows(fields, two_lines=True):
+        page.draw.rectangle((space.left - 3, y - space.cap * 3.2, space.right, y - space.cap * 1.4), fill=ink)
+        page.text(space.left, y - space.cap * 1.8, field.label, bold, paper)
+        page.text(space.left, y, field.value, face, ink)
 
 
-def _two_up(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, room: FieldArea) -> None:
+def _two_up(brief: RenderRequest, page: Page, fields: list[Filled], ink: Colour, space: FieldArea) -> None:
     """Two fields side by side, each label above its value."""
-    middle = (room.left + room.right) / 2 + room.gap
+    middle = (space.left + space.right) / 2 + space.gap
     pairs = [fields[i : i + 2] for i in range(0, len(fields), 2)]
-    for pair, (_, y, face, bold) in zip(pairs, room.rows([p[0] for p in pairs], two_lines=True), strict=True):
-        for field, x, stop in zip(pair, (room.left, middle), (middle - room.gap, room.right), strict=False):
+    for pair, (_, y, face, bold) in zip(pairs, space.rows([p[0] for p in pairs], two_lines=True), strict=True):
+        for field, x, stop in zip(pair, (space.left, middle), (middle - space.gap, space.right), strict=False):
             if x + max(bold.width(field.label + ":"), face.width(field.value)) > stop:
                 raise DoesNotFit("two columns")
-            page.text(x, y - room.cap * 1.7, field.label + ":", bold, ink)
+            page.text(x, y - space.cap * 1.7, field.label + ":", bold, ink)
             page.text(x, y, field.value, face, ink)
 
 

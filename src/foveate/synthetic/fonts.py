@@ -205,16 +205,16 @@ def _read(path: str) -> Font | None:
         if not family or _NOT_TEXT.search(family) or _TOO_THIN.search(f"{family} {style}"):
             return None
         missing = _levels(font.getmask("\uffff"))
-        seen = {}
+        drawn = {}
         for char in "AaBbGgQq08~{@,":
             mask = font.getmask(char)
             ink = _levels(mask)
             if not any(ink) or ink == missing:
                 return None
-            seen[char] = (mask.size, ink)
-        if len({seen[char] for char in "ABGQ08~{@,"}) < 10:
+            drawn[char] = (mask.size, ink)
+        if len({drawn[char] for char in "ABGQ08~{@,"}) < 10:
             return None
-        if any(seen[char] == seen[char.upper()] for char in "abgq"):
+        if any(drawn[char] == drawn[char.upper()] for char in "abgq"):
             return None  # capitals in place of small letters: what is drawn would not be what was meant
         top, bottom = font.getbbox("H", anchor="ls")[1::2]
         if bottom - top < REFERENCE_SIZE / 4:

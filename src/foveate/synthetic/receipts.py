@@ -74,7 +74,7 @@ class Item:
 
 @dataclass
 class Receipt:
-    """What is printed, and what may be asked: (kind, answer) beside the particulars every receipt has."""
+    """What is printed, and what may be asked: (kind, answer) next to the particulars every receipt has."""
 
     company: list[str]
     address: list[str]

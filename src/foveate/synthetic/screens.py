@@ -36,7 +36,7 @@ class Element:
     Attributes:
         kind: of `KINDS`.
         name: what it says, or what its icon means; no other element of the screen has the same.
-        box: in pixels; covers all that reacts, of a field without the name beside it.
+        box: in pixels; covers all that reacts, of a field without the name next to it.
         instruction: what a user would say, such as "Click the Save button."
     """
 

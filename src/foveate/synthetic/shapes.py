@@ -204,7 +204,7 @@ def _scatter(brief: RenderRequest, wanted: list[tuple[str, str]], low: float = 0
     """Places for shapes that neither touch one another nor the edge."""
     rng = brief.rng
     side = min(brief.width, brief.height)
-    # A picture much longer than wide has room for more along its length.
+    # A picture much longer than wide has space for more along its length.
     usual = min(side * rng.uniform(low, high), math.sqrt(brief.width * brief.height / max(1, len(wanted))) * 0.33)
     shapes: list[Shape] = []
     for kind, colour in wanted:
@@ -398,7 +398,7 @@ def shape_position(brief: RenderRequest) -> tuple[Page, Drawn]:
     flat = abs(dx) > abs(dy)
     clear = 0.6 * (a.radius + b.radius)
     if max(abs(dx), abs(dy)) < clear:
-        raise DoesNotFit("not clearly beside")
+        raise DoesNotFit("not clearly next to")
     true_way = ("left" if dx < 0 else "right") if flat else ("above" if dy < 0 else "below")
     how = rng.random()
     if how < 0.5:

@@ -142,7 +142,7 @@ def _scene(brief: RenderRequest, taken: set[str]) -> Page:
 
 
 def _text(brief: RenderRequest, numeric: bool | None = None) -> str:
-    """What stands on a line of a sign."""
+    """The text of a line of a sign."""
     rng, words = brief.rng, brief.words
     longest = max(3, min(brief.upto(6, 9), round(brief.width / brief.least_cap) - brief.attempt // 2))
     if numeric is True:

@@ -26,7 +26,7 @@ PRICE = wordings("snippet.price")
 
 
 class Line(NamedTuple):
-    """One line: what stands at the left, what belongs to it, and how the two are joined."""
+    """One line: the text at the left, the text that belongs to it, and how the two are joined."""
 
     left: str
     right: str = ""

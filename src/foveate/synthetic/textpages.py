@@ -102,7 +102,7 @@ def render_text_page(
 
 
 def _with_marks(rng: random.Random, text: str) -> str:
-    """Some strings with what stands about words on documents: colons, commas, brackets, signs."""
+    """Some strings with the punctuation of documents: colons, commas, brackets, signs."""
     kind = rng.random()
     if kind > 0.2 or len(text) < 3:
         return text
@@ -122,11 +122,11 @@ def _fill_line(brief: RenderRequest, page: Page, face: Face, baseline: int, ink:
     stop = width if rng.random() < 0.7 else width * rng.uniform(0.4, 1)
     words: list[str] = []
     while True:
-        room = (stop - x - 2) / em
-        if room < 1:
+        space = (stop - x - 2) / em
+        if space < 1:
             break
         for shorter in range(4):  # wide letters may need a shorter string
-            text = _with_marks(rng, any_string(brief.words, max(1, int(room) - shorter * 2)))
+            text = _with_marks(rng, any_string(brief.words, max(1, int(space) - shorter * 2)))
             if x + face.width(text) <= width - 2:
                 break
         else:
@@ -189,15 +189,15 @@ def _lines(brief: RenderRequest, count: int, columns: int, straight: bool) -> tu
     page, ink = _sheet(brief)
     font = brief.font()
     longest = max(3, brief.upto(5, 9))
-    seen: set[str] = set()
+    used: set[str] = set()
     rows: list[list[str]] = []
     for _ in range(count):
         row = []
         for _ in range(columns if straight else rng.randint(1, columns)):
             text = any_string(brief.words, longest)
-            while text.lower() in seen or " " in text:
+            while text.lower() in used or " " in text:
                 text = any_string(brief.words, longest)
-            seen.add(text.lower())
+            used.add(text.lower())
             row.append(text)
         rows.append(row)
     gap = rng.uniform(0.8, 1.6)

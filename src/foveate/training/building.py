@@ -123,10 +123,10 @@ def export(
 ) -> Path:
     """Save model and processor for `from_pretrained`, with weights in `dtype`; the model in memory is unchanged.
 
-    `record` is written beside them as training.json, which `foveate info` shows; `plan`, the one that was trained under
-    last, as the plan that `foveate.load` attaches; `routers` are those trained under it.
+    `record` is written next to them as training.json, which `foveate info` shows; `plan`, the one that was trained
+    under last, as the plan that `foveate.load` attaches; `routers` are those trained under it.
 
-    The folder appears complete or not at all: it is written beside its place and then moved there.
+    The folder appears complete or not at all: it is written next to its place and then moved there.
 
     Raises:
         FoveateError: it could not be written.
@@ -189,7 +189,7 @@ def _refuse_unknown(fields: dict[str, Any], known: set[str], where: str) -> None
 
 
 def _save_plan(plan: Plan, routers: nn.ModuleDict | None, folder: Path) -> None:
-    """Save a plan beside the weights, with its trained routers."""
+    """Save a plan next to the weights, with its trained routers."""
     steps = []
     for step in plan.steps:
         if routers and isinstance(step.method, DPN):

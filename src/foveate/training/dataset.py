@@ -6,7 +6,7 @@ A file is a JSON array, or JSONL with one object a line:
         {"from": "human", "value": "<image>\nWhat is the total?"}, {"from": "gpt", "value": "12.40"}]}
 
 `image` (or `images`) is a path or a list of paths, and may be left out for text alone; there is one `<image>` in the
-turns of `human` for every path. A first turn from `system` is possible, or a text `system` beside the turns, which
+turns of `human` for every path. A first turn from `system` is possible, or a text `system` next to the turns, which
 becomes it. `id` and `task` name a row. Rows with a video, sound or tools are refused; other fields are ignored with a
 warning.
 """
@@ -202,7 +202,7 @@ def _problems(entry: Any, folder: Path, readable: dict[Path, str | None]) -> lis
         if not isinstance(system, str):
             return ["`system` must be a text"]
         if turns[0]["from"] == "system":
-            return ["`system` stands beside a first turn from system; write one of them"]
+            return ["`system` stands next to a first turn from system; write one of them"]
         if PLACEHOLDER in system:
             return [f"`system` holds {PLACEHOLDER}; only human shows images"]
 

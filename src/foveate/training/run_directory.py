@@ -23,7 +23,7 @@ def quiet(stage: str, done: int, total: int, loss: float | None = None) -> None:
 
 
 class RunDirectory:
-    """Directory of a run's log and state: `NAME.run` beside the file or folder NAME that it will write.
+    """Directory of a run's log and state: `NAME.run` next to the file or folder NAME that it will write.
 
     Args:
         output: File or folder that the run will write.

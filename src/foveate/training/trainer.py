@@ -320,7 +320,7 @@ class StageTrainer(Trainer):
             folder = self.args.output_dir
             reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
             raise FoveateError(
-                f"the checkpoint of step {self.state.global_step} could not be written into {folder}; make room, and "
+                f"the checkpoint of step {self.state.global_step} could not be written into {folder}; make space, and "
                 f"the same command goes on from the one before. ({reason})"
             ) from error
 

@@ -1,7 +1,7 @@
 """Search for the best plan for a model and a set of questions, over methods, budgets and layers.
 
 Half of the questions are searched on; what wins there is confirmed on the other half, which the search never saw,
-beside random tokens and smaller images. Otherwise the luckiest plan would be praised for its luck.
+next to random tokens and smaller images. Otherwise the luckiest plan would be praised for its luck.
 """
 
 from foveate.tune.formatting import confirmed, front, plot, verdict

@@ -37,7 +37,7 @@ def verdict(document: dict[str, Any]) -> list[str]:
     if best is None:
         count = "the one plan" if len(tried) == 1 else f"none of the {len(tried)} plans"
         verb = "did not hold" if len(tried) == 1 else "held"
-        sentences = f"On questions that the search had not seen {count} that met the goal ({goal}) {verb}: "
+        sentences = f"On questions that the search did not use {count} that met the goal ({goal}) {verb}: "
         return [sentences + "more questions (--count), more trials or a softer goal may help.", *_weak(document)]
     sentences = []
     if len(tried) > 1:

@@ -21,7 +21,7 @@ class Questions:
 
     Args:
         search: In the order in which they are asked, tasks in turns.
-        confirm: Seen by what has won only.
+        confirm: Used for the winner alone.
     """
 
     search: tuple[Item, ...]

@@ -34,7 +34,7 @@ NOTE = (
     "tokens, as many before the same layers, and smaller images of as many tokens (the mean over layers)."
 )
 RESULT, STUDY, ROWS = "tune.json", "trials.journal", "answers.rows.jsonl"
-COMPLETE, STOPPED, TOO_DEAR = "complete", "stopped", "too dear"
+COMPLETE, STOPPED, TOO_EXPENSIVE = "complete", "stopped", "too expensive"
 
 Progress = Callable[[int, int, str], object]
 
@@ -176,7 +176,7 @@ class _Run:
             record["ttft"] = self.costs.time(plan)
         cost = record["cost"] = round(cost_of(record), 4)
         if not self.goal.affords(cost):
-            return record | {"outcome": TOO_DEAR, "met": False, "value": self.goal.value(cost, None)}
+            return record | {"outcome": TOO_EXPENSIVE, "met": False, "value": self.goal.value(cost, None)}
         score, outcome = self._score(plan)
         return record | {
             "outcome": outcome,

@@ -17,7 +17,7 @@ TOKEN_TINT = (28, 100, 200)
 TALLEST, THINNEST = 620, 24
 #: Longest question and answer that are shown, in lines.
 MOST_LINES = 4
-#: Characters of a text that are looked at; more do not fit `MOST_LINES`.
+#: Characters of a text that are used; more do not fit `MOST_LINES`.
 LONGEST_TEXT = 1000
 
 

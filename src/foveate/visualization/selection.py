@@ -123,7 +123,7 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, max_size: tuple[in
     Args:
         document: from `foveate.answering.selections.selected`.
         image: the image, upright.
-        room: width and height in pixels, of which the image fills one.
+        space: width and height in pixels, of which the image fills one.
     """
     encoded, over, _ = _parts(document, image)
     return _panel(encoded, over, *_of_tokens(document), _leaving(document), max_size, numbered=False)

@@ -1,7 +1,7 @@
 """Speed benchmark of plans: time per part, memory, KV cache and FLOPs, with two controls.
 
 A method can be no faster than keeping k tokens at random on the same kernels, and no better than showing the model a
-smaller image unless it reads more from its tokens. Both stand beside every plan at the same number of tokens. All
+smaller image unless it reads more from its tokens. Both stand next to every plan at the same number of tokens. All
 plans of a model run in turns within one process, each turn in another order, so that whatever else the machine does
 falls on all of them alike.
 """

@@ -202,7 +202,7 @@ class EvaluatedModel:
     def losses(self, conversations: Sequence[Conversation], continuations: Sequence[str]) -> list[tuple[float, bool]]:
         """Compute the loss of given answers as continuations of the conversations.
 
-        The answer is written token by token, so a plan chooses tokens before it has seen any of it.
+        The answer is written token by token, so a plan chooses tokens before any of it is written.
 
         Returns:
             For every conversation the mean of -log p over the tokens of its continuation, in nats, and whether greedy
@@ -240,7 +240,7 @@ class EvaluatedModel:
     def _continued(self, prompt: str, answer: str) -> list[int]:
         """Token ids of an answer as the continuation of a prompt."""
         begun, continued = (self._tokenizer(text)["input_ids"] for text in (prompt, prompt + answer))
-        if continued[: len(begun)] != begun:  # the seam is inside a token; the answer is one by itself
+        if continued[: len(begun)] != begun:  # the boundary is inside a token; the answer is encoded alone
             return self._tokenizer(answer, add_special_tokens=False)["input_ids"]
         return continued[len(begun) :]
 

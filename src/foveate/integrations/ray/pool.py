@@ -252,7 +252,7 @@ class Pool:
     async def _answer(self, job: Job) -> Result | Exception:
         for _ in range(TRIES):
             end = await self._try(job)
-            # What a client has seen cannot begin again.
+            # Text that a client has received cannot begin again.
             if not isinstance(end, EngineDeadError) or (job.begun and job.streamed):
                 break
         return end

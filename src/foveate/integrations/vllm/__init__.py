@@ -2,7 +2,7 @@
 
 vLLM fixes the number of placeholders of an image from its size, before anything was encoded, and keeps the embeddings
 of an image for all prompts that show it. So a plan can be served if it leaves a number of tokens that follows from
-sizes (`static_count`), and if it looks at the image alone; `plans` refuses all others. The maths is that of
+sizes (`static_count`), and if it uses the image alone; `plans` refuses all others. The maths is that of
 `foveate.methods.pre_llm`, layouts are those of `foveate.families`; here is only what vLLM needs around them:
 
 - `plans`: plans of an engine, and their support;

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foveate.models.llava_uhd.tokenizer import byte_tokenizer
 
-#: Receives what a hook has seen: a name (`tokens`, `windows`, `grids` or `cls`) and the tensor.
+#: Receives what a hook recorded: a name (`tokens`, `windows`, `grids` or `cls`) and the tensor.
 Keep = Callable[[str, torch.Tensor], None]
 
 
@@ -100,7 +100,7 @@ class Architecture:
         raise NotImplementedError
 
     def text_inputs(self, processor: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Inputs beside the ids (B, T), their mask and the images."""
+        """Inputs next to the ids (B, T), their mask and the images."""
         return {}
 
     def part_of(self, name: str) -> str:

@@ -1,7 +1,7 @@
 """CoViPAL's pruning modules (arXiv 2508.17243), which select the visual tokens that enter a decoder layer.
 
 The first stage is supervised by attention: with A_k the attention from visual and later tokens to token k in a deeper
-layer, mean over heads, the module's scores learn A / mean(A) by the mean squared error. The second is told by the
+layer, mean over heads, the module's scores learn A / mean(A) by the mean squared error. The second is supervised by the
 model's answers: the model reads a prompt once with all tokens, and once with every visual token k as visible as a gate
 g_k in (0, 1) lets it be, log g_k added to the logits of all later attention to it; the loss is KL(all || gated) over
 the tokens of the answer. The gradient goes through the gates into the modules alone.
@@ -117,7 +117,7 @@ class CoViPALTrainer(LayerTrainer[CoViPALTrainConfig]):
         save_networks(output, CoViPAL.name, networks, built)
 
     def plans(self, output: str, layers: Sequence[int]) -> list[str]:
-        """At three budgets, beside random tokens and FastV at the same layers."""
+        """At three budgets, next to random tokens and FastV at the same layers."""
         at = ",".join(map(str, layers))
         names = (f"covipal(weights={output!r})", "random-decoder", "fastv")
         return [f"{name}:{budget}@{at}" for budget in ("50%", "25%", "10%") for name in names]

@@ -2,7 +2,7 @@
 
 A prompt runs once with experts that are drawn at every pooling layer, and once more for every other expert of one of
 these layers, the layers taking turns. With L_e the cross-entropy of the answer under expert e, the loss is
-sum_e p_e L_e, the expected cross-entropy, and the routing loss beside it asks for wide windows.
+sum_e p_e L_e, the expected cross-entropy, and the routing loss next to it asks for wide windows.
 
 The paper trains routers and language model together (`plan: dpn` in a stage of a recipe): its gradient reaches p
 through tokens that are multiplied by p, which a model that does not learn cannot make up for. Here nothing is
@@ -56,7 +56,7 @@ class DPNTrainConfig(QuestionsConfig):
         None, "Decoder layers before which images are pooled, such as 2 or 2,8.", shown="three in even steps"
     )
     pressure: float = option(
-        PRESSURE, "Weight of the loss that asks for wide windows, beside the cross-entropy in nats a token.", minimum=0
+        PRESSURE, "Weight of the loss that asks for wide windows, next to the cross-entropy in nats a token.", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -146,7 +146,7 @@ class DPNTrainer(LayerTrainer[DPNTrainConfig]):
         save(network, output, scaled=False)
 
     def plans(self, output: str, layers: Sequence[int]) -> list[str]:
-        """Beside random tokens and means at the same layers."""
+        """Next to random tokens and means at the same layers."""
         at = ",".join(map(str, layers))
         return [f"dpn(weights={output!r})", *(f"{name}:{share}@{at}" for share in ("50%", "25%") for name in CONTROLS)]
 

@@ -35,7 +35,7 @@ class MethodTrainer(ABC, Generic[Config]):
         name: Of the method.
         config_class: Frozen dataclass of fields made by `option`, which raises `FoveateError` for what is wrong.
         output: What is written, as an example: a folder, or a file with its suffix.
-        resumable: Whether a stopped run can go on, and be told to stop after some minutes.
+        resumable: Whether a stopped run can go on, and stops after some minutes.
         needs_model: Whether a model must be named; else it is the embedded one by default.
         examples: Command lines, one a line.
     """
