@@ -48,5 +48,5 @@ def test_bytes_are_those_of_what_lies_there() -> None:
         if tensor is not None
     }
     assert sum(storages.values()) == layer.nbytes  # nothing longer is held behind a view
-    layer.forget()
+    layer.clear()
     assert layer.nbytes == 0 and layer.lengths == [0, 0, 0]

@@ -220,7 +220,9 @@ def test_what_cannot_be_is_refused(pair, pictures, fresh, processor):
     model, its = pair
     with pytest.raises(FoveateError, match="has an image without them: let the processor write"):
         model(**processor(images=[pictures[0]], text="<image>?", return_tensors="pt"))
-    with pytest.raises(FoveateError, match="reads images through . VoCo tokens each; 'divprune:2' cannot be attached"):
+    with pytest.raises(
+        FoveateError, match="reads images through . VoCo tokens each, and 'divprune:2' cannot be attached to it"
+    ):
         foveate.compress(model, "divprune:2")
     with pytest.raises(FoveateError, match="a cache that grows"):
         model.generate(**one(its, pictures[0]), max_new_tokens=2, cache_implementation="static")
@@ -244,5 +246,5 @@ def test_another_way_of_reading_is_refused_a_cache_without_images(pair, pictures
         model(**inputs, **compat.cache_argument(cache))
         model(**word, **compat.cache_argument(cache))
         for other in (copy.deepcopy(model), model.model.language_model):
-            with pytest.raises(FoveateError, match="VoCo tokens an image, and does not hold all that was read"):
+            with pytest.raises(FoveateError, match="was filled under . VoCo tokens an image, which removed tokens"):
                 other(**word, **compat.cache_argument(cache))
