@@ -110,7 +110,7 @@ class QuestionFinder:
         """
         if self.reader is None:
             raise FoveateError(
-                "a question given as text is located with the model's tokenizer, not next to its weights: pass "
+                "a question given as text is located with the model's tokenizer, and its folder has none: pass "
                 "compress(..., processor=...), or give the question as a mask over the prompt."
             )
         return self.reader.find(ids, wanted)
