@@ -56,7 +56,7 @@ def test_resume_keeps_what_was_measured(tmp_path):
     with pytest.raises(FoveateError, match=r"other settings \(repeats\)"):
         compare(replace(TINY, repeats=1), path, resume=True)
     path.write_text("[]")
-    with pytest.raises(FoveateError, match="no result"):
+    with pytest.raises(FoveateError, match="not a result"):
         compare(TINY, path, resume=True)
 
 

@@ -173,7 +173,7 @@ def test_batches_hold_every_item_once_and_chats_alone():
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ("messages if message.role == 'user'", "leaves out earlier answers"),
+        ("messages if message.role == 'user'", "drops earlier answers"),
         ("messages[-1:]", "leaves out messages of the user"),
         ("messages if message.role != 'assistant' or raise_exception('one turn only')", "one turn only"),
     ],
@@ -196,7 +196,7 @@ def test_a_template_that_drops_turns_is_refused(pair, messages, says):
     ("messages", "says"),
     [
         ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "?"}], "no chat template"),
-        ([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}], "reads no video"),
+        ([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}], "does not accept video"),
         ([{"role": "user", "content": [{"type": "image", "url": "http://example.org/a.png"}]}], "is an address"),
         ([{"role": "user", "content": [{"type": "image"}]}], "holds no image"),
     ],

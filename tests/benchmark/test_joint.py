@@ -167,7 +167,7 @@ def test_what_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.skipif("int4" not in possible(WEIGHTS), reason="torchao is not installed")
 def test_weights_of_odd_widths_are_refused() -> None:
     model = copy.deepcopy(zoo()["llava"].model())  # its MLP is 48 wide
-    with pytest.raises(FoveateError, match="int4 weights do not run .*no multiple of 32.*possible are full, int8"):
+    with pytest.raises(FoveateError, match="int4 weights do not run .*not a multiple of 32.*possible are full, int8"):
         quantise_weights(model, "int4")
 
 

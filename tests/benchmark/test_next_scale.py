@@ -120,7 +120,7 @@ def test_the_command(folder, tmp_path, capsys) -> None:
     assert [row["average"] for row in document["rows"]] == [14, 5, 7]
     assert "nats" not in document["rows"][0]
     for wrong, message in (
-        (["--model", str(tmp_path)], "no folder with a model"),
+        (["--model", str(tmp_path)], "not a folder with a model"),
         (["--plans", "fastv:30%"], "possible are hack"),
         (["--samples", "0"], "samples is 0"),
     ):

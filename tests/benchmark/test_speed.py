@@ -93,7 +93,7 @@ def test_a_run_compares_every_plan_with_both_controls(small: SpeedSettings, tmp_
     with pytest.raises(FoveateError, match=r"other settings \(repeats\)"):
         run(replace(settings, repeats=1), path, resume=True)
     path.write_text(json.dumps(json.loads((RESULTS / "selection-cpu.json").read_text())))
-    with pytest.raises(FoveateError, match="no result of `foveate bench speed`"):
+    with pytest.raises(FoveateError, match="not a result of `foveate bench speed`"):
         run(settings, path, resume=True)
 
 

@@ -222,12 +222,15 @@ def test_a_file_that_cannot_be_reported_is_one_sentence(content, message, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("encoders-cpu.json", "compares encoders"), ("embedded-rows.jsonl", "answers to single questions"),
+    [("encoders-cpu.json", "compares encoders"), ("a.rows.jsonl", "answers to single questions"),
      ("authors-cpu.json", "of the kind"), ("selection-cpu.png", "is not JSON"), ("nowhere.json", "No such file"),
      (".", "Is a directory")],
 )  # fmt: skip
 def test_other_files_are_refused(name, message, tmp_path, capsys):
-    assert run(RESULTS / name, "-o", tmp_path / "report", "--json") == 2
+    rows = tmp_path / "a.rows.jsonl"
+    rows.write_text('{"kind": "answers"}\n{"plan": "pool:4"}\n', encoding="utf-8")
+    path = rows if name.endswith(".jsonl") else RESULTS / name
+    assert run(path, "-o", tmp_path / "report", "--json") == 2
     assert message in json.loads(capsys.readouterr().out)["error"]
     assert not (tmp_path / "report").exists()
 

@@ -14,7 +14,7 @@ import httpx
 from foveate.core.errors import FoveateError
 from foveate.core.plan import parse_plan
 from foveate.serving import Limits
-from foveate.serving.limits import Held, Share
+from foveate.serving.limits import ByteCounter, Share
 from foveate.serving.protocol import ChatRequest, parse, plan_of
 from foveate.serving.sources import Sources
 from tests.fuzz.targets import is_sentence
@@ -96,7 +96,7 @@ async def _open(urls: list[str]) -> None:
     sources = _Watched(ROOT, (ALLOWED,), limits)
     for url in urls:
         try:
-            image = await sources.open(url, Share(Held(limits.memory)))
+            image = await sources.open(url, Share(ByteCounter(limits.memory)))
         except FoveateError as error:
             is_sentence(error)
         else:

@@ -120,7 +120,7 @@ def _inside_the_method(model: Any, run: Callable[[], Any], patch: pytest.MonkeyP
         if step.method.site == "image":  # arithmetic on sizes, before anything has run
             continue
         with patch.context() as context:
-            for name in ("select", "schedule", "attends", "hides"):
+            for name in ("select", "schedule", "active_tokens", "attention_mask"):
                 if hasattr(type(step.method), name):
                     context.setattr(type(step.method), name, failing)
             with pytest.raises(Interrupted):

@@ -197,5 +197,5 @@ def test_what_it_cannot_do_is_refused():
         foveate.vasparse(model)
     with pytest.raises(FoveateError, match="exit_layer must be at most 2.*not 9"):
         foveate.vasparse(model, VASparse(exit_layer=9))
-    with pytest.raises(FoveateError, match="all attend"):
+    with pytest.raises(FoveateError, match="attention in every layer"):
         foveate.vasparse(zoo()["qwen3.5"].model())

@@ -143,7 +143,7 @@ def test_chat_with_base64_as_processors_of_transformers_take_it(processor, pictu
     for part in ({"base64": data}, {"base64": address}, {"image": data}, {"url": address}, {"image": address}):
         found = read(**part)
         assert all(torch.equal(found[name], expected[name]) for name in expected), part
-    for broken, says in (("iVBOR!", "no base64"), (data[:40], "truncated or damaged|not an image"), ("", "empty")):
+    for broken, says in (("iVBOR!", "not the base64"), (data[:40], "truncated or damaged|not an image"), ("", "empty")):
         with pytest.raises(FoveateError, match=says):
             read(base64=broken)
     folder = tmp_path / "a" / "folder" / "of" / "pictures"  # letters and slashes, as in base64

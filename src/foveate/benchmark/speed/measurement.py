@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ class Timed:
     def __class__(self) -> type:
         """Class of the wrapped method, which the runtime uses to recognise what the method needs."""
         return type(self._method)
+
+    def resolve_weights(self, location: str | PathLike[str]) -> Timed:
+        """Let the method find its weights; attaching a plan goes on with what this returns."""
+        self._method = self._method.resolve_weights(location)
+        return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method and add the elapsed time."""
