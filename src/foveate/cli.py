@@ -207,11 +207,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=_help(
         """
-        Multimodal models that read fewer visual tokens.
+        Compress the visual tokens of multimodal models.
 
-        foveate's vision transformer merges tokens inside itself: later blocks, the connector and the language
-        model all work on a fraction of the image's patches. Every command takes [bold]--json[/bold] and ends
-        with exit code 2 and one sentence when what it was given cannot work.
+        Plans of published methods prune and merge the visual tokens of Hugging Face models; the vision transformer
+        of LLaVA-UHD v3 merges them inside itself. Every command accepts [bold]--json[/bold], and ends with exit
+        code 2 and one sentence if its input is invalid.
         """
     ),
 )

@@ -52,7 +52,7 @@ def test_a_budget_beside_a_plan_is_used_or_refused() -> None:
             compress(model, plan)
     with pytest.raises(FoveateError, match="has a budget"):
         compress(model, "divprune:25%", 0.5)
-    with pytest.raises(FoveateError, match="needs a plan that it is the budget of"):
+    with pytest.raises(FoveateError, match="needs a plan, such as"):
         ask("no.png", "What?", budget=3)
 
 

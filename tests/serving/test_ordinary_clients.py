@@ -147,7 +147,7 @@ def test_errors_name_the_field(served: Served, body: dict[str, Any], field: str,
         ({"type": "image_url", "image_url": {"url": "x"}, "text": "x"}, ".text", "does not know"),
         ({"type": "image_url", "image_url": {"url": "x"}}, ".image_url.url", "cannot be read"),
         ({"type": "image_url", "image_url": {"url": data_uri(b"no image")}}, ".image_url.url", "not an image"),
-        ({"type": "refusal", "refusal": "No."}, ".type", "only the assistant"),
+        ({"type": "refusal", "refusal": "No."}, ".type", "only assistant messages"),
     ],
 )  # fmt: skip
 def test_errors_name_the_part_and_what_is_wrong_in_it(served: Served, part: Any, field: str, says: str) -> None:
@@ -300,10 +300,10 @@ def test_pages_of_named_origins_may_ask(embedded: Any) -> None:
     "origin", ["example.org", "https://example.org/", "https://example.org/a", "", "https://a b", "null"]
 )
 def test_origins_that_no_browser_sends(origin: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(FoveateError, match="is no origin"):
+    with pytest.raises(FoveateError, match="is not an origin"):
         check_origins([origin])
     assert main(["serve", "--cors-origin", origin]) == 2
-    assert "is no origin" in " ".join(capsys.readouterr().err.split())
+    assert "is not an origin" in " ".join(capsys.readouterr().err.split())
     check_origins(["*", "https://example.org", "http://[::1]:3000", "chrome-extension://abc"])
 
 
