@@ -35,7 +35,7 @@ def mixed(tmp_path):
 
 
 def stream(stage, processor, **options):
-    sources = [(open_source(data, UNIT, seed=5), synthetic.weight) for data in stage.data]
+    sources = [(open_source(data, UNIT, seed=5), data.weight) for data in stage.data]
     return BatchStream(stage, sources, Collator(processor, cells=True), seed=9, **options)
 
 

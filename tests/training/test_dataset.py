@@ -150,7 +150,7 @@ BAD = [
     (row(audio=["a.wav"]), ["`audio`"]),
     (row(tools="[]"), ["`tools`"]),
     (row(system=7), ["`system` must be a text"]),
-    (row(system="Be brief.", conversations=turns(("system", "x"), ("human", "<image>"), ("gpt", "A."))), ["beside"]),
+    (row(system="Be brief.", conversations=turns(("system", "x"), ("human", "<image>"), ("gpt", "A."))), ["next to"]),
     (row(system="<image>"), ["only human"]),
     (row(images=["good.png"]), ["`image` and `images`"]),
     (row(image=None, images=[7]), ["`images` must be"]),

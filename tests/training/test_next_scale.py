@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_gives_the_same_weights(tmp_path) -> None:
 
 
 def test_settings_that_cannot_be_are_refused(tmp_path) -> None:
-    with pytest.raises(FoveateError, match="16 classes"):
+    with pytest.raises(FoveateError, match="must be 16"):
         train(small_config(), RECIPE, RunDirectory(tmp_path / "run", {}))
     for field, message in (("steps", "1 or more"), ("learning_rate", "greater than 0"), ("class_dropout", "less than")):
         with pytest.raises(FoveateError, match=message):

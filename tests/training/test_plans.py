@@ -125,7 +125,7 @@ def test_the_learner_takes_the_loss_that_the_model_takes(model, processor, data)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"plan": "pool-att:25%@2"}, r"stages\[0\].plan: unknown method 'pool-att'; did you mean pool-decoder"),
+        ({"plan": "pool-decodr:25%@2"}, r"stages\[0\].plan: unknown method 'pool-decodr'; did you mean pool-decoder"),
         ({"plan": "pool-decoder@2"}, r"stages\[0\].plan: pool-decoder needs a budget"),
         ({"plan": "pool-decoder:25%@2", "loss": {"answer_attention": 1}}, "answer_attention supervises attention"),
         (
