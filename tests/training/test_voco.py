@@ -47,7 +47,7 @@ def test_a_model_learns_to_answer_through_two_tokens(tmp_path, data):
     assert foveate.load(tmp_path / "more" / "model")[0].config.num_voco_tokens == 2
     pointing = small_stage(data, steps=1, loss={"answer_attention": 1})
     more = recipe(tmp_path / "other", pointing, model={"from": str(run.output / "model")})
-    with pytest.raises(FoveateError, match="stage one: pointing tells where text looks"):
+    with pytest.raises(FoveateError, match="stage one: attention supervision needs text that attends"):
         Run(parse_recipe(more), workers=0).train()
 
 
@@ -82,7 +82,7 @@ def test_new_rows_depend_on_the_seed_alone_and_the_others_stay():
         (0, {}, r"recipe\.model\.voco: 0 must be at least 1"),
         ("two", {}, r"recipe\.model\.voco: expected a whole number"),
         (2, {"plan": "fastv:50%"}, r"recipe\.stages\[0\]\.plan: with model\.voco text sees no visual token"),
-        (2, {"loss": {"answer_attention": 1}}, r"recipe\.stages\[0\]\.loss\.pointing: with model\.voco"),
+        (2, {"loss": {"answer_attention": 1}}, r"recipe\.stages\[0\]\.loss\.answer_attention: with model\.voco"),
     ],
 )
 def test_mistakes_are_named(voco, changes, words):
