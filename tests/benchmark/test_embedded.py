@@ -8,7 +8,9 @@ from PIL import Image
 from foveate import FoveateError
 from foveate.answering import ask
 from foveate.benchmark.embedded import Pictures, Question, Score, answers, batches, evaluate, questions, summary
-from foveate.training.building import export
+from foveate.training.building import export, new_model
+from foveate.training.recipe import NewModel
+from tests.training.small_training import TEXT, VISION
 
 
 def row(task: str, answer: str, text: str) -> dict:
@@ -59,6 +61,23 @@ def test_easy_vqa_is_spread_over_the_test_split():
     every = list(zip(*easy_vqa.get_test_questions()[:2], strict=True))
     asked = [(q.text, q.answer) for q in questions("easy_vqa", 10, Pictures(), set())]
     assert asked == [every[index * len(every) // 10] for index in range(10)]
+
+
+@pytest.fixture(scope="module")
+def built():
+    return new_model(
+        NewModel(VISION, TEXT, images={"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}), seed=0
+    )
+
+
+@pytest.fixture
+def model(built):
+    return built[0]
+
+
+@pytest.fixture
+def processor(built):
+    return built[1]
 
 
 @pytest.fixture

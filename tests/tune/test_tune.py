@@ -178,7 +178,7 @@ def test_other_settings_are_refused_in_the_same_folder(result, settings, tmp_pat
     with pytest.raises(FoveateError, match=r"search with other settings \(seed\); choose another folder"):
         run(replace(settings, seed=1), folder)
     (tmp_path / "trials.journal").write_text("nothing of ours\n", encoding="utf-8")
-    with pytest.raises(FoveateError, match="no study of a search"):
+    with pytest.raises(FoveateError, match="not a study of a search"):
         run(settings, tmp_path)
     for described in ({"seed": 1}, {"seed": 2}):  # before the first trial nothing is mixed
         Study(tmp_path / "new.journal", described, 0)
