@@ -188,7 +188,7 @@ def test_losses_need_an_answer(evaluated: EvaluatedModel) -> None:
 
 def test_what_a_model_does_not_read_is_refused(evaluated: EvaluatedModel) -> None:
     for kind in ("video", "audio"):
-        with pytest.raises(FoveateError, match=f"reads no {kind}"):
+        with pytest.raises(FoveateError, match=f"does not accept {kind}"):
             evaluated.answers([[{"role": "user", "content": [{"type": kind, kind: "a.mp4"}]}]], [GenerationSettings()])
 
 
@@ -273,7 +273,7 @@ def test_clips(reads_clips: Path) -> None:
     together = evaluated.losses(conversations, ["a", "b", "cd", "e"])
     alone = [evaluated.losses([one], [text])[0] for one, text in zip(conversations, ["a", "b", "cd", "e"], strict=True)]
     assert [loss for loss, _ in together] == pytest.approx([loss for loss, _ in alone], rel=1e-4)
-    with pytest.raises(FoveateError, match="no video file"):
+    with pytest.raises(FoveateError, match="is not a video file"):
         evaluated.answers([about({"type": "video", "video": "nowhere.mp4"})], [GenerationSettings()])
 
 

@@ -142,7 +142,7 @@ def test_without_ray_the_error_names_the_extra(
     questions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    for name in ("connecting", "files", "pool"):  # Ray is imported only where it is asked for
+    for name in ("cluster", "files", "pool"):  # Ray is imported only where it is asked for
         monkeypatch.delitem(sys.modules, f"foveate.integrations.ray.{name}", raising=False)
         importlib.import_module(f"foveate.integrations.ray.{name}")
     assert main(["batch", str(questions), "-o", str(questions.with_name("answers.jsonl")), "--ray"]) == 2
@@ -153,9 +153,9 @@ def test_without_ray_the_error_names_the_extra(
     ("wanted", "says"),
     [
         ({"count": 0}, "at least one replica"),
-        ({"cpus": 0}, "some CPU"),
-        ({"cpus": float("nan")}, "some CPU"),
-        ({"gpus": -1}, "no negative GPU"),
+        ({"cpus": 0}, "more than 0 CPUs"),
+        ({"cpus": float("nan")}, "more than 0 CPUs"),
+        ({"gpus": -1}, "at least 0 GPUs"),
         ({"address": "ray://head:10001"}, "host:port"),
     ],
 )
