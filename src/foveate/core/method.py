@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from foveate.core.errors import FoveateError, Refusal
@@ -97,6 +98,18 @@ class Method(ABC):
 
     def resolve_weights(self, location: str | PathLike[str]) -> Self:
         """This method with the weights next to a model (its folder or Hub id); itself if it needs none."""
+        return self
+
+    def portable(self, folder: Path, copied: dict[str, str]) -> Self:
+        """This method without paths outside `folder`, where its files are copied to; itself if it names none.
+
+        Args:
+            folder: Of a model, with which the plan is saved.
+            copied: Weights that are in `folder` already, by method; extended by this method's.
+
+        Raises:
+            FoveateError: a file cannot be read or written, or `folder` has other weights of this method.
+        """
         return self
 
     @property

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import re
 import types
 import typing
@@ -29,6 +28,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
+from foveate.core.files import write_json
 from foveate.core.in_decoder import DecoderMethod
 from foveate.core.method import Method
 from foveate.core.registry import RENAMED, all_methods, why_missing
@@ -193,9 +193,9 @@ class Plan:
         path = Path(folder) / PLAN_FILE
         if not path.parent.is_dir():
             raise FoveateError(f"there is no folder {str(folder)!r} to save a plan in.")
-        taken: dict[str, str] = {}
-        steps = [dataclasses.replace(step, method=_portable(step.method, path.parent, taken)) for step in self.steps]
-        path.write_text(json.dumps({"plan": str(Plan(tuple(steps)))}, indent=2) + "\n", encoding="utf-8")
+        copied: dict[str, str] = {}
+        steps = [dataclasses.replace(step, method=step.method.portable(path.parent, copied)) for step in self.steps]
+        write_json(path, {"plan": str(Plan(tuple(steps)))})
         return path
 
     @classmethod
@@ -212,35 +212,6 @@ class Plan:
             return parse_plan(read_json(path)["plan"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FoveateError(f"{path} holds no plan: {error}") from error
-
-
-def _portable(method: Any, folder: Path, taken: dict[str, str]) -> Any:
-    """A method that names no file outside `folder`: its weights are copied there, and other files become their values.
-
-    Args:
-        method: The method; one that is an argument of another counts too.
-        folder: Of a model.
-        taken: Weights that are there already, by method.
-    """
-    from foveate.core.trained import Trained
-
-    if not dataclasses.is_dataclass(method):
-        return method
-    if hasattr(method, "portable"):
-        return method.portable(folder, lambda inner: _portable(inner, folder, taken))
-    changed: dict[str, Any] = {}
-    if isinstance(method, Trained) and method.path:
-        before = taken.setdefault(method.name, method.path)
-        if before != method.path:
-            raise FoveateError(
-                f"a folder has one place for weights of {method.name}, and this plan has those of {before} and of "
-                f"{method.path}."
-            )
-        method.copy_to(folder)
-        changed["weights"] = ""
-    if hasattr(method, "thresholds") and hasattr(method, "values"):
-        changed["thresholds"] = method.values
-    return dataclasses.replace(method, **changed) if changed else method
 
 
 def parse_plan(text: str, known: Mapping[str, type[Method]] | None = None, budget: Budget | None = None) -> Plan:

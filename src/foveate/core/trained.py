@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from functools import lru_cache
 from os import PathLike, fspath
@@ -53,6 +54,19 @@ class Trained:
         object.__setattr__(resolved, "_resolved", self._found(location))
         return resolved
 
+    def portable(self, folder: Path, copied: dict[str, str]) -> Self:
+        """See `Method.portable`; the weights are found next to the model afterwards."""
+        if not self.path:
+            return self
+        before = copied.setdefault(self.name, self.path)
+        if before != self.path:
+            raise FoveateError(
+                f"a folder has one place for weights of {self.name}, and this plan has those of {before} and of "
+                f"{self.path}."
+            )
+        self.copy_to(folder)
+        return dataclasses.replace(self, weights="")  # ty: ignore[invalid-argument-type]
+
     def copy_to(self, folder: str | PathLike[str]) -> None:
         """Copy the weights to where the method finds them next to the model in `folder`.
 
@@ -61,7 +75,7 @@ class Trained:
         """
         source, single = Path(self.path), len(self.files) == 1
         for file in self.files:
-            copied(self.name, source if single else source / Path(file).name, Path(folder) / file)
+            copy_file(self.name, source if single else source / Path(file).name, Path(folder) / file)
 
     def _found(self, location: str | PathLike[str]) -> str:
         try:
@@ -91,7 +105,7 @@ class Trained:
             )
 
 
-def copied(name: str, file: Path, target: Path) -> None:
+def copy_file(name: str, file: Path, target: Path) -> None:
     """Copy a file of the method `name`, unless it is there already.
 
     Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -63,6 +63,10 @@ class DyMU(EncoderMethod):
                 f"{self.name} needs thresholds, such as {self.name}(thresholds=thresholds.json): "
                 "`foveate train-method dymu --model MODEL --images FOLDER --count 192 -o thresholds.json` finds them."
             )
+
+    def portable(self, folder: Path, copied: dict[str, str]) -> Self:
+        """See `Method.portable`; the thresholds are written out."""
+        return replace(self, thresholds=self.values)
 
     @cached_property
     def values(self) -> tuple[float, ...]:

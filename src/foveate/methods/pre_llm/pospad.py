@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.method import Method
 from foveate.core.plan import Plan, Step, parse_plan
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens
-from foveate.core.trained import Trained, copied
+from foveate.core.trained import Trained, copy_file
 
 MARKERS = ("zero", "mean")
 
@@ -95,13 +94,13 @@ class PosPad(PreLLMMethod):
                 object.__setattr__(resolved, "embedding", str(path))
         return resolved
 
-    def portable(self, folder: Path, inner: Callable[[Method], Method]) -> PosPad:
-        """This method with its embedding in `folder`, and the other method as `inner` makes it."""
+    def portable(self, folder: Path, copied: dict[str, str]) -> PosPad:
+        """See `Method.portable`; the embedding and the files of the other method are copied."""
         embedding = self.embedding
         if embedding is not None:
-            copied(self.name, Path(embedding), folder / "pospad.safetensors")
+            copy_file(self.name, Path(embedding), folder / "pospad.safetensors")
             embedding = "pospad.safetensors"
-        method = inner(self.method)
+        method = self.method.portable(folder, copied)
         return replace(
             self, selector=self.selector if method is self.method else str(Step(method)), embedding=embedding
         )
