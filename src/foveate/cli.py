@@ -28,6 +28,7 @@ from typer.core import TyperCommand, TyperGroup
 import foveate
 from foveate.console import print_json
 from foveate.core.errors import FoveateError
+from foveate.core.plugin_names import IMPORTS
 
 INVALID_INPUT = 2
 INTERNAL_ERROR = 1
@@ -118,7 +119,7 @@ def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Com
     def registered(*values: Any, **options: Any) -> Any:
         if name not in WITHOUT_MODELS:
             foveate.register()
-        if os.environ.get("FOVEATE_IMPORT"):
+        if os.environ.get(IMPORTS):
             importlib.import_module("foveate.core.registry").import_named()
         return run(*values, **options)
 
@@ -319,16 +320,16 @@ def _taken_imports(arguments: list[str]) -> list[str]:
 @contextmanager
 def _importing(targets: list[str]) -> Generator[None]:
     """What a command, and every process that it starts, imports first; see `foveate.core.registry`."""
-    before = os.environ.get("FOVEATE_IMPORT")
+    before = os.environ.get(IMPORTS)
     if targets:
-        os.environ["FOVEATE_IMPORT"] = os.pathsep.join([*([before] if before else []), *targets])
+        os.environ[IMPORTS] = os.pathsep.join([*([before] if before else []), *targets])
     try:
         yield
     finally:
         if targets:
-            del os.environ["FOVEATE_IMPORT"]
+            del os.environ[IMPORTS]
             if before is not None:
-                os.environ["FOVEATE_IMPORT"] = before
+                os.environ[IMPORTS] = before
 
 
 def _sentence(error: BaseException) -> str:

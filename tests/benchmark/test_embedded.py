@@ -10,7 +10,7 @@ from foveate.answering import ask
 from foveate.benchmark.embedded import Pictures, Question, Score, answers, batches, evaluate, questions, summary
 from foveate.training.building import export, new_model
 from foveate.training.recipe import NewModel
-from tests.training.small_training import TEXT, VISION
+from tests.training.small_training import IMAGES, TEXT, VISION
 
 
 def row(task: str, answer: str, text: str) -> dict:
@@ -65,9 +65,7 @@ def test_easy_vqa_is_spread_over_the_test_split():
 
 @pytest.fixture(scope="module")
 def built():
-    return new_model(
-        NewModel(VISION, TEXT, images={"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}), seed=0
-    )
+    return new_model(NewModel(VISION, TEXT, images=IMAGES), seed=0)
 
 
 @pytest.fixture

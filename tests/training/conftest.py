@@ -4,13 +4,12 @@ import pytest
 
 from foveate.training.building import new_model
 from foveate.training.recipe import NewModel
-from tests.training.small_training import TEXT, VISION
+from tests.training.small_training import IMAGES, TEXT, VISION
 
 
 @pytest.fixture(scope="session")
 def _built():
-    images = {"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}
-    return new_model(NewModel(VISION, TEXT, images=images), seed=0)
+    return new_model(NewModel(VISION, TEXT, images=IMAGES), seed=0)
 
 
 @pytest.fixture(scope="session")

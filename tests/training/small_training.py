@@ -25,6 +25,7 @@ TEXT = {
     "num_attention_heads": 2,
     "tie_word_embeddings": True,
 }
+IMAGES = {"scale_resolution": 128, "min_resolution": 32, "max_edge": 256}
 EVERYTHING = {"vision_tower": 1e-3, "stages": 1e-3, "connector": 1e-3, "language_model": 1e-3}
 
 

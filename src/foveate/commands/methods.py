@@ -14,10 +14,8 @@ from foveate.cards import Card, cards
 from foveate.commands.options import Json
 from foveate.console import console, print_json
 from foveate.core.patterns import matching
+from foveate.core.plugin_names import GROUP, IMPORTS
 from foveate.methods.entries import Entry, indexed, refuse_unknown
-
-#: Entry points and environment variable by which other packages register methods.
-GROUP, IMPORTS = "foveate.methods", "FOVEATE_IMPORT"
 
 EXAMPLES = """
     foveate methods

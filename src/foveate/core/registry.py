@@ -23,13 +23,10 @@ from typing import Any, TypeVar, get_args
 
 from foveate.core.errors import FoveateError
 from foveate.core.method import Mechanism, Method, Modality, Site
+from foveate.core.plugin_names import GROUP, IMPORTS
 
 #: Packages of the methods of this library. They are imported when a method is first looked up.
 PACKAGES = {site: f"foveate.methods.{site}" for site in (Site.IMAGE, Site.ENCODER, Site.PRE_LLM, Site.DECODER)}
-#: Group of entry points by which an installed package offers methods.
-GROUP = "foveate.methods"
-#: Environment variable with modules and files to import, separated as in PATH, so that new processes do so as well.
-IMPORTS = "FOVEATE_IMPORT"
 #: Methods that were called otherwise before: plans and results with the old names stay readable.
 RENAMED = {f"{name}-at": f"{name}-decoder" for name in ("dart", "pool", "ppe", "random", "todre", "vflowopt")}
 

@@ -27,6 +27,7 @@ from foveate.answering.conversations import (
     texts_of,
 )
 from foveate.core.errors import FoveateError
+from foveate.core.full_model import FULL_MODEL
 from foveate.images import open_image
 from foveate.loading import load, plan_asked
 from foveate.runtime import compress, handle_of
@@ -163,7 +164,7 @@ class EvaluatedModel:
         if attn_implementation is not None:
             self._attend(attn_implementation)
         handle = handle_of(self.model)
-        self.plan = "full model" if handle is None else str(handle.plan)
+        self.plan = FULL_MODEL if handle is None else str(handle.plan)
         self.batch_size = int(batch_size)
         self.max_frames = max_frames
         self.token_counts: list[tuple[int, float]] = []

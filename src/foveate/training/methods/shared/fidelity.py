@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveate.core.full_model import FULL_MODEL
 from foveate.runtime import compress
 from foveate.training.examples import Example
 from foveate.training.methods.shared.teacher_forcing import RecordedActivations, encoding_once, record
@@ -31,7 +32,7 @@ def measure(
         the full model in nats; ``agreement``, the share of tokens whose most probable value is the full
         model's; ``tokens``, the share of visual tokens remaining in the last layer.
     """
-    sums = {plan: torch.zeros(3, dtype=torch.float64) for plan in ("full model", *plans)}
+    sums = {plan: torch.zeros(3, dtype=torch.float64) for plan in (FULL_MODEL, *plans)}
     counted = dict.fromkeys(sums, 0)
     shares: dict[str, list[float]] = {plan: [] for plan in sums}
     for example in examples:
@@ -40,7 +41,7 @@ def measure(
             count = len(recorded.answer)
             full = model(**recorded.inputs, use_cache=False).logits[0, recorded.rows].float().log_softmax(dim=-1)
             for plan in sums:
-                log_probs, share = (full, 1.0) if plan == "full model" else _answered(model, recorded, plan)
+                log_probs, share = (full, 1.0) if plan == FULL_MODEL else _answered(model, recorded, plan)
                 sums[plan] += torch.tensor(
                     [
                         float(F.nll_loss(log_probs, recorded.answer, reduction="sum")),
