@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 from foveate.gallery import gallery  # noqa: E402
 from generator import gallery as pages_of_methods  # noqa: E402
-from generator import papers, small_networks, tables  # noqa: E402
+from generator import papers, readme, small_networks, tables  # noqa: E402
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
 
@@ -117,6 +117,39 @@ def test_results_of_trained_methods_old_and_new_are_shown_alike(tmp_path):
         (folder / "pruner-embedded.json").write_text(json.dumps(run))
         pages.append(tables.fill(page_with("pruners"), tmp_path, tmp_path / "page.md"))
     assert pages[0] == pages[1] and "foveate train-method covipal -o" in pages[0]
+
+
+def measured(folder: Path, model: str, relative: dict[str, float]) -> None:
+    """A result of `foveate bench accuracy` on one model, with a relative accuracy for each plan."""
+    run = json.loads((ROOT / "benchmarks/results/accuracy-embedded.json").read_text(encoding="utf-8"))
+    row = next(row for row in run["rows"] if row["task"] == "all" and row["relative"] is not None)
+    run["rows"] = [
+        row | {"model": model, "task": task, "plan": plan, "budget": plan.partition(":")[2], "relative": value}
+        for plan, value in relative.items()
+        for task in ("all", "group:reading")
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"accuracy-{model}.json").write_text(json.dumps(run))
+
+
+def test_recommended_plans_are_the_best_that_need_no_training_on_all_models(tmp_path):
+    budgets = {"10%", "25%", "50%"}
+    base = {f"{name}:{budget}": 0.5 for budget in budgets for name in ("random", "random-decoder", "downsample")}
+    plans = {"divprune:25%": 0.8, "fastv:25%": 0.95, "covipal:25%": 0.99, "divprune:50%": 0.9, "divprune:10%": 0.6,
+             "fastv:10%": 0.7, "covipal:10%": 0.9}  # fmt: skip
+    measured(tmp_path / "benchmarks/results", "one", base | plans | {"vispruner:25%": 1.0})
+    measured(tmp_path / "benchmarks/results", "two", base | plans | {"divprune:25%": 0.6})
+    text = readme.start_here(tmp_path)
+    # FastV acts inside the language model, CoViPAL is trained, and VisPruner was measured on one model alone.
+    assert "| general | `divprune:25%` | 70% | 50% | 50% |" in text
+    assert "| `divprune:50%` | 90% | 50% | 50% |" in text and "| aggressive | `fastv:10%` | 70% | 50% | 50% |" in text
+
+
+def test_the_costs_of_the_readme_are_those_of_the_formulas():
+    lines = readme.costs(ROOT).splitlines()
+    random, smaller = (next(line for line in lines if f"*{name}:25%*" in line) for name in ("random", "downsample"))
+    assert "| 250 | 49% | 30% |" in random and "| 250 | 28% | 30% |" in smaller  # a smaller image saves in the encoder
+    assert len(lines) == 2 + 1 + 3 * len(readme.BUDGETS)
 
 
 def test_the_matrix_is_one_screen_and_a_method_one_line_of_it(monkeypatch):

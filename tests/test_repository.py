@@ -306,3 +306,14 @@ def test_between_releases_the_code_may_be_ahead_but_not_be_tagged(tmp_path):
     root = repository(tmp_path, "1.3.0.dev0", "1.2.0", "## [1.2.0] - 2026-01-02")
     assert release.problems(root) == []
     assert release.problems(root, "v1.3.0.dev0") != []
+
+
+def test_links_of_the_readme_are_absolute_on_the_package_index():
+    links = script("absolute_links")
+    text = "[a](docs/a.md) ![b](docs/b.png) [c](https://x.org/c) [d](#d) [![e](https://x.org/e.svg)](LICENSE)"
+    assert links.absolute(text, "https://github.com/o/n/", "v1") == (
+        "[a](https://github.com/o/n/blob/v1/docs/a.md) ![b](https://github.com/o/n/raw/v1/docs/b.png) "
+        "[c](https://x.org/c) [d](#d) [![e](https://x.org/e.svg)](https://github.com/o/n/blob/v1/LICENSE)"
+    )
+    readme = links.absolute((ROOT / "README.md").read_text(encoding="utf-8"), "https://github.com/o/n", "v1")
+    assert all("://" in target or target.startswith("#") for target in re.findall(r"\]\(([^)\s]+)\)", readme))

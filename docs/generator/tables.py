@@ -236,4 +236,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "accuracy-full": part_of("accuracy", "full"),
     "accuracy-tasks": part_of("accuracy", "tasks"),
     "accuracy-groups": part_of("accuracy", "groups"),
+    "start-here": part_of("readme", "start_here"),
+    "costs-qwen": part_of("readme", "costs"),
+    "vllm-throughput": part_of("readme", "vllm"),
 }
