@@ -11,8 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 OURSELVES := --no-deps --no-build-isolation -e .
 # Runs tests and writes the results for docs/compatibility.md.
 SUITES := .ci/compatibility.py run
-# One worker per core; each test process uses one thread (tests/conftest.py).
+# One worker per core; each test process uses one thread (tests/conftest.py). Tests that share an expensive fixture are a
+# group (xdist_group), which one worker runs.
 WORKERS ?= logical
+PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-lmms test-browser test-vllm test-locked test-oldest test-newest test-wheel lock \
@@ -41,10 +43,10 @@ demo: $(CORE) ## the embedded model answers a question about an example image; w
 	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture demo.png
 
 test: $(DEV) ## run the quick tests
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(DEV) ## run all tests, including the slow ones
-	FOVEATE_HYPOTHESIS=random $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 -m "slow or not slow"
+	FOVEATE_HYPOTHESIS=random $(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 test-lmms: $(DEV) ## run the tests of lmms-eval, in .venv/lmms on top of .venv
 	test -x .venv/lmms/bin/python || $(PYTHON) -m venv .venv/lmms
@@ -80,7 +82,7 @@ test-vllm: .venv/vllm/.vllm-0.32.0 ## test the plug-in in vLLM on the CPU, in .v
 UV := $(BIN)/uv --system-certs --quiet pip
 
 test-locked: $(DEV) ## run the quick tests and write the results for docs/compatibility.md
-	$(BIN)/python $(SUITES) locked -n $(WORKERS) --maxprocesses 8
+	$(BIN)/python $(SUITES) locked $(PARALLEL)
 
 # The exact lower bounds of pyproject.toml, in .venv/oldest.
 test-oldest: $(DEV) ## the same with the oldest versions that pyproject.toml allows
@@ -89,7 +91,7 @@ test-oldest: $(DEV) ## the same with the oldest versions that pyproject.toml all
 	  -o .venv/oldest/requirements.txt > /dev/null
 	$(UV) sync --python .venv/oldest/bin/python .venv/oldest/requirements.txt
 	$(UV) install --python .venv/oldest/bin/python $(OURSELVES)
-	.venv/oldest/bin/python $(SUITES) oldest -n $(WORKERS) --maxprocesses 8
+	.venv/oldest/bin/python $(SUITES) oldest $(PARALLEL)
 
 test-newest: $(DEV) ## the same with the newest releases, beyond the upper bounds of pyproject.toml
 	test -x .venv/newest/bin/python || $(PYTHON) -m venv .venv/newest
@@ -98,7 +100,7 @@ test-newest: $(DEV) ## the same with the newest releases, beyond the upper bound
 	  --group build pyproject.toml -o .venv/newest/requirements.txt > /dev/null
 	$(UV) sync --python .venv/newest/bin/python .venv/newest/requirements.txt
 	$(UV) install --python .venv/newest/bin/python $(OURSELVES)
-	.venv/newest/bin/python $(SUITES) newest -n $(WORKERS) --maxprocesses 8
+	.venv/newest/bin/python $(SUITES) newest $(PARALLEL)
 
 test-wheel: $(DEV) ## test the wheel and the sdist in a separate environment (.venv/wheel), outside the repository
 	PYTHON="$(PYTHON)" sh .ci/wheel.sh

@@ -1,4 +1,4 @@
-"""What every test starts from: no network, one thread, a fixed seed."""
+"""What every test starts from: no network, one thread, a fixed seed, the same fonts."""
 
 import os
 
@@ -7,7 +7,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import importlib.util
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,11 @@ from hypothesis import settings
 from transformers.utils import logging
 
 torch.set_num_threads(1)
+
+# What tests render does not depend on the fonts of the machine: those of matplotlib, or only Pillow's own without it.
+_MATPLOTLIB = importlib.util.find_spec("matplotlib")
+_FONTS = Path(_MATPLOTLIB.origin).parent / "mpl-data/fonts/ttf" if _MATPLOTLIB and _MATPLOTLIB.origin else ""
+os.environ["FOVEATE_FONTS"] = str(_FONTS)
 
 # Examples are the same in every run of `make test`, and a slow machine is no failure.
 settings.register_profile("foveate", deadline=None, derandomize=True, print_blob=True)

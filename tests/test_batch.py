@@ -202,6 +202,7 @@ def test_a_full_disk_loses_nothing(questions: Path, tmp_path: Path) -> None:
     assert [row["number"] for row in rows(path)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_kill_loses_and_doubles_nothing(tmp_path: Path) -> None:
     path = written(
         tmp_path / "q.jsonl", *[asked("chart.png", f"What is number {n}?", max_new_tokens=6) for n in range(24)]

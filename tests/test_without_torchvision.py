@@ -16,6 +16,8 @@ from foveate.families import families
 from tests.family_processors import save_processor
 from tests.tiny_model import save_internvl
 
+pytestmark = pytest.mark.xdist_group("without-torchvision")
+
 COMMAND = "pip install 'foveate[video]'."
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -163,6 +163,7 @@ def test_only_named_hosts_and_no_redirects() -> None:
         pictures.server_close()
 
 
+@pytest.mark.slow
 def test_memory_is_given_back(guarded: Served) -> None:
     with running(*foveate.load(plan=None), Limits(memory=6 * 2**20)) as server:
         large = "data:image/png;base64," + data_uri((EXAMPLES / "receipt.png").read_bytes()).partition(",")[2]

@@ -1,10 +1,12 @@
 """Whatever fonts a machine has, everything can be drawn."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
+from foveate.core.errors import FoveateError
 from foveate.synthetic import TASKS, families, families_of, fonts, render
 
 
@@ -44,6 +46,18 @@ def test_matplotlibs_fonts_are_enough_for_two_splits(only):
     assert names["train"].isdisjoint(names["heldout"])
     for task in TASKS:
         assert render(task, 2, "heldout").answer
+
+
+def test_the_environment_replaces_the_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("FOVEATE_FONTS", f"{tmp_path}{os.pathsep}{tmp_path}")
+    assert fonts.font_folders() == [tmp_path, tmp_path]
+    monkeypatch.setenv("FOVEATE_FONTS", "")
+    assert fonts.font_folders() == []
+    monkeypatch.setenv("FOVEATE_FONTS", str(tmp_path / "missing"))
+    with pytest.raises(FoveateError, match="missing', which is not a folder"):
+        fonts.font_folders()
+    monkeypatch.delenv("FOVEATE_FONTS")
+    assert tmp_path not in fonts.font_folders()
 
 
 def test_fonts_have_all_of_printable_ascii_and_two_cases():

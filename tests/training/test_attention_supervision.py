@@ -52,7 +52,7 @@ def test_what_is_written_twice_has_no_place() -> None:
 
 
 def test_pointers_of_a_conversation() -> None:
-    """Every predicted character points at the placeholder of the token that its centre lies in."""
+    """Every predicted character points at the placeholder of the token at its place in the middle of its line."""
     _, collator = small()
     sample = render("read_field", 3, size=(192, 128))
     example = Example.of_question(
@@ -73,7 +73,7 @@ def test_pointers_of_a_conversation() -> None:
         inside = [
             c.char
             for c in sample.characters
-            if int(c.y * rows / sample.image.height) == row and int(c.x * columns / sample.image.width) == column
+            if int(c.middle * rows / sample.image.height) == row and int(c.x * columns / sample.image.width) == column
         ]
         assert predicted in inside
 

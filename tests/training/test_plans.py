@@ -45,6 +45,7 @@ def schedule(data, steps, **changes):
     return [small_stage(data, name=name, steps=steps, plan=plan, **changes) for name, plan in plans.items()]
 
 
+@pytest.mark.slow
 def test_stages_from_heavy_to_none_learn_and_leave_a_model_without_a_plan(tmp_path, data):
     rates = dict.fromkeys(("vision_tower", "stages", "connector", "language_model"), 5e-3)
     stages = schedule(data, 15, batch_size=6, train=rates)
@@ -75,6 +76,7 @@ def test_any_plan_trains_and_the_folder_answers_under_it(tmp_path, data, plan):
     assert str(handle_of(foveate.load(again)[0]).plan) == plan
 
 
+@pytest.mark.slow
 def test_routers_of_a_pyramid_learn_with_their_model(tmp_path, data):
     """They need none to begin with; the trained folder has them, and a run that was stopped goes on with them."""
     rates = dict.fromkeys(("connector", "language_model"), 5e-3)
@@ -97,6 +99,7 @@ def test_routers_of_a_pyramid_learn_with_their_model(tmp_path, data):
         assert any(not torch.equal(value, before[str(layer)][name]) for name, value in own.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_goes_on_as_if_it_had_never_stopped(tmp_path, data):
     stages = schedule(data, 2)[:2]
     whole, parts = (run_of(tmp_path / name, *copy.deepcopy(stages), log_every=1) for name in ("whole", "parts"))

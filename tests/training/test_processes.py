@@ -31,6 +31,7 @@ def write_recipe(folder: Path, output: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_give_the_loss_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"

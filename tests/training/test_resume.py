@@ -66,6 +66,7 @@ def without_clock(log: list[dict]) -> list[dict]:
     return [{name: value for name, value in entry.items() if name not in CLOCK} for entry in log]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
 def test_a_full_disk_loses_nothing_but_the_steps_since_the_last_checkpoint(tmp_path, capsys):
     rendered = {"sizes": {"width": [64, 96], "height": [64, 64]}, "tasks": {"read_word": 1}}
@@ -97,6 +98,7 @@ def test_a_full_disk_loses_nothing_but_the_steps_since_the_last_checkpoint(tmp_p
     assert not (tmp_path / "model").exists() and not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_run_resumes_to_the_same_loss_curve(tmp_path):
     steps = 24

@@ -36,6 +36,7 @@ def exported(run: Run) -> dict[str, torch.Tensor]:
     return LlavaUHDForConditionalGeneration.from_pretrained(run.output / "model", dtype=torch.float32).state_dict()
 
 
+@pytest.mark.slow
 def test_a_model_learns_what_it_is_shown(tmp_path, data):
     stage = small_stage(data, steps=300, batch_size=12, train=dict.fromkeys(EVERYTHING, 5e-3), schedule={"warmup": 5})
     run = run_of(tmp_path, stage, log_every=20, save_every=1000)

@@ -28,6 +28,7 @@ def data(tmp_path):
     return [{"files": {"path": str(write_conversations(tmp_path))}}]
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_answer_through_two_tokens(tmp_path, data):
     stage = small_stage(data, steps=40, batch_size=6, train=RATES)
     run = Run(parse_recipe(content(tmp_path / "out", stage)), workers=0)

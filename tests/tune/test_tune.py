@@ -32,6 +32,8 @@ from foveate.tune.space import Candidate, Space
 from foveate.tune.study import Study
 from tests.refusals import refused
 
+pytestmark = pytest.mark.xdist_group("tune")
+
 #: The plan whose own answers are the right ones in the data set below.
 WINNER = "uniform:12.5%"
 METHODS, BUDGETS = ("uniform", "vtw"), ("12.5%", "40%")
@@ -154,6 +156,7 @@ def test_a_seed_gives_the_same_trials_and_a_finished_search_is_not_made_again(re
 # Stopping and going on
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_to_the_same_trials(result, settings, tmp_path):
     folder, document = result
     copy = tmp_path / "stopped"

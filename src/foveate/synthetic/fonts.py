@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageFont
 
+from foveate.core.errors import FoveateError
+
 ASCII = "".join(chr(code) for code in range(33, 127))
 REFERENCE_SIZE = 64  # advances are measured once at this size and scaled
 
@@ -184,8 +186,21 @@ def _open(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def font_folders() -> list[Path]:
-    """Folders in which font files are looked for, on Linux, macOS and Windows."""
+    """Folders in which font files are looked for, on Linux, macOS and Windows.
+
+    The environment variable `FOVEATE_FONTS` replaces them by folders separated as in `PATH`, so that what is rendered
+    does not depend on the fonts that are installed.
+
+    Raises:
+        FoveateError: If it names something that is not a folder.
+    """
     folders = []
+    if (chosen := os.environ.get("FOVEATE_FONTS")) is not None:
+        folders = [Path(folder) for folder in chosen.split(os.pathsep) if folder]
+        for folder in folders:
+            if not folder.is_dir():
+                raise FoveateError(f"FOVEATE_FONTS names {str(folder)!r}, which is not a folder")
+        return folders
     matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is not None and matplotlib.origin:
         folders.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf")

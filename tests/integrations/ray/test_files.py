@@ -26,7 +26,7 @@ from foveate.integrations.ray.cluster import Replicas
 from tests.integrations.ray.local_ray import processes, two_workers
 from tests.serving.live_server import EXAMPLES, wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.xdist_group("ray-files")]
 
 COUNT = 30
 

@@ -23,7 +23,7 @@ from foveate.serving import Limits
 from tests.integrations.ray.local_ray import processes, two_workers
 from tests.serving.live_server import EXAMPLES, Served, answering, asking, data_uri, wait_until
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.xdist_group("ray-server")]
 
 RECEIPT = data_uri((EXAMPLES / "receipt.png").read_bytes())
 QUESTION = asking("What is the total?", RECEIPT)
@@ -90,6 +90,7 @@ def test_clients_that_leave_free_their_work(served: Served) -> None:
     assert said(served).choices[0].message.content == "34.55"
 
 
+@pytest.mark.slow
 def test_the_server_goes_on_while_a_replica_is_killed(served: Served) -> None:
     expected = said(served).choices[0]
     with ThreadPoolExecutor(16) as pool:
