@@ -1,7 +1,7 @@
 """lmms-eval model: `lmms-eval --model foveate --model_args pretrained=...,plan=...`.
 
 lmms-eval finds `manifest` by the entry-point group `lmms_eval.models`. Its classes, which need lmms-eval, are in
-`_lmms_models`; what they do with a model is here and needs nothing but foveate.
+`classes`; what they do with a model is here and needs nothing but foveate.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def manifest() -> Any:
     """Entry point: a `ModelManifest` with one class for message tasks and one for the older, simple tasks."""
     from lmms_eval.models.registry_v2 import ModelManifest  # ty: ignore[import-not-found]
 
-    classes = f"{__package__}._lmms_models"
+    classes = f"{__package__}.classes"
     return ModelManifest(
         model_id="foveate", simple_class_path=f"{classes}.SimpleModel", chat_class_path=f"{classes}.ChatModel"
     )
