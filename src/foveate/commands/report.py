@@ -20,7 +20,9 @@ EXAMPLES = """
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(help="JSON files of `foveate bench accuracy`, `speed` or `joint`.", show_default=False),
+        typer.Argument(
+            help="JSON files of `foveate bench accuracy`, `speed`, `joint` or `released`.", show_default=False
+        ),
     ],
     output: Annotated[
         Path,

@@ -34,7 +34,7 @@ def build(
     in a temporary folder and then moved, the overview last.
 
     Args:
-        paths: Files of `foveate bench accuracy`, `speed`, `joint`, and of the earlier `bench selection`.
+        paths: Files of `foveate bench accuracy`, `speed`, `joint`, `released`, and of the earlier `bench selection`.
         folder: Of the report; it is made if need be.
         title: Of the page.
         pictures: Whether to draw the tokens that methods keep.

@@ -15,7 +15,9 @@ from foveate.core.full_model import FULL_MODEL
 
 #: The task of rows that are means over tasks, and what names of groups of tasks begin with.
 ALL, GROUP = "all", "group:"
-_POSSIBLE = "give files of `foveate bench accuracy`, `foveate bench speed` or `foveate bench joint`."
+_POSSIBLE = "give files of `foveate bench accuracy`, `speed`, `joint` or `released`."
+#: Kind of files with rows of accuracy and, under "speed", a result of `foveate bench speed`.
+RELEASED = "released"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Source:
 
     Args:
         name: Name of the file.
-        kind: "accuracy", "speed" or "joint".
+        kind: "accuracy", "speed", "joint" or "released".
         command: That made it.
         hardware: It ran on.
         versions: Of what was measured.
@@ -139,8 +141,8 @@ def read(paths: Sequence[Path]) -> Results:
         OSError: a file cannot be opened.
     """
     results, sources = Results(), {}
-    for path in paths:
-        document, kind = _document(path)
+    for path, source_kind, document in [part for file in paths for part in _parts(file)]:
+        kind = "accuracy" if source_kind == RELEASED else source_kind
         rows = [_checked(row, kind, f"{path}: row {number}") for number, row in enumerate(_rows(document, path), 1)]
         for row in rows:
             key = (kind, *(row[name] for name in _KEYS[kind]))
@@ -150,7 +152,7 @@ def read(paths: Sequence[Path]) -> Results:
                     "numbers of two runs cannot share one name."
                 )
             sources[key] = path
-        results.sources.append(_source(document, kind, path))
+        results.sources.append(_source(document, source_kind, path))
         getattr(results, kind).extend(rows)
         results.impossible += [line for line in _impossible(document, path) if line not in results.impossible]
     if not results.sources:
@@ -169,6 +171,17 @@ def _shorten(results: Results) -> None:
         short = PurePath(line["model"]).name
         if len(longer[short] - {short}) == 1:
             line["model"] = short
+
+
+def _parts(path: Path) -> list[tuple[Path, str, dict[str, Any]]]:
+    """Return the results in a file: path, kind and content of each."""
+    document, kind = _document(path)
+    times = document.get("speed") if kind == RELEASED else None
+    if not isinstance(times, dict) or not times.get("rows"):
+        return [(path, kind, document)]
+    if not isinstance(times["rows"], list):
+        raise FoveateError(f"{path}: 'speed' is not a result of `foveate bench speed`.")
+    return [(path, kind, document), (path, "speed", times)]
 
 
 def _document(path: Path) -> tuple[dict[str, Any], str]:
@@ -190,7 +203,7 @@ def _document(path: Path) -> tuple[dict[str, Any], str]:
         return document, "speed"
     if kind is None and "encoder" in first:
         raise FoveateError(f"{path} compares encoders, not plans, and has no place in this report; {_POSSIBLE}")
-    if kind not in _MUST:
+    if kind not in (*_MUST, RELEASED):
         raise FoveateError(f"{path} is of the kind {kind!r}, which this report cannot show; {_POSSIBLE}")
     return document, kind
 

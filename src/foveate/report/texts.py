@@ -26,8 +26,15 @@ PROTOCOL: tuple[Passage, ...] = (
         "when it equals the expected one after normalisation; no model acts as judge.",
     ),
     Passage(
+        "Questions of public tasks",
+        ("released",),
+        "lmms-eval asks the questions with its own prompts and scores the answers; every plan answers the same ones. "
+        "Accuracy is the mean score of a question, from 0 to 1: the first metric of the task that has a number for the "
+        "question. For MME it is the share of right answers, not the sum of points.",
+    ),
+    Passage(
         "Intervals",
-        ("accuracy", "joint"),
+        ("accuracy", "joint", "released"),
         "Accuracies are given with 95 % intervals. Accuracy relative to the full model has a paired bootstrap "
         "interval: both models are resampled with the same questions. Among many plans the best one is "
         "partly lucky; if intervals overlap, prefer the cheaper or simpler plan.",
@@ -41,7 +48,7 @@ PROTOCOL: tuple[Passage, ...] = (
     ),
     Passage(
         "Controls",
-        ("accuracy", "speed", "joint"),
+        ("accuracy", "speed", "joint", "released"),
         "Controls are the full model, tokens drawn at random, and the image scaled down to as many "
         "tokens. A method has to be better than random tokens and than the smaller image to be useful.",
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmms_eval.api.instance import GenerationResult  # ty: ignore[import-not-found]
@@ -217,6 +217,31 @@ class SimpleModel(ChatModel):
         if not isinstance(payload, tuple) or len(payload) != 5 or payload[2]:
             return None, None
         return _turn(payload[0], payload[1]), payload[4]
+
+
+class SharedModel(ChatModel):
+    """Chat model around a loaded one that several evaluations share: lmms-eval does not release it after the first.
+
+    Args:
+        evaluated: The model, with a plan attached or without.
+        progress: Called with the number of answered requests and of all requests.
+    """
+
+    def __init__(self, evaluated: EvaluatedModel, progress: Callable[[int, int], object]) -> None:
+        lmms.__init__(self)
+        self.evaluated, self.system_prompt, self.progress = evaluated, None, progress
+
+    def clean(self) -> None:
+        """Keep the model."""
+
+    def _portions(self, requests: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        size, done = 16 * self.batch_size, 0
+        self.progress(0, len(requests))
+        for start in range(0, len(requests), size):
+            part = requests[start : start + size]
+            yield part
+            done += len(part)
+            self.progress(done, len(requests))
 
 
 def _turn(visuals: Any, text: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """lmms-eval model: `lmms-eval --model foveate --model_args pretrained=...,plan=...`.
 
 lmms-eval finds `manifest` by the entry-point group `lmms_eval.models`. Its classes, which need lmms-eval, are in
-`_lmms_models`; what they do with a model is here and needs nothing but foveate.
+`classes`; what they do with a model is here and needs nothing but foveate.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from foveate.answering.conversations import (
     as_plain_text,
     check_length,
     greedy,
+    image_tokens,
     inputs_of_batch,
     plain_messages,
     prompt_of,
     texts_of,
 )
 from foveate.core.errors import FoveateError
-from foveate.core.full_model import FULL_MODEL
+from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.images import open_image
 from foveate.loading import load, plan_asked
 from foveate.runtime import compress, handle_of
@@ -49,7 +50,7 @@ def manifest() -> Any:
     """Entry point: a `ModelManifest` with one class for message tasks and one for the older, simple tasks."""
     from lmms_eval.models.registry_v2 import ModelManifest  # ty: ignore[import-not-found]
 
-    classes = f"{__package__}._lmms_models"
+    classes = f"{__package__}.classes"
     return ModelManifest(
         model_id="foveate", simple_class_path=f"{classes}.SimpleModel", chat_class_path=f"{classes}.ChatModel"
     )
@@ -132,8 +133,8 @@ class EvaluatedModel:
         model: the model, with the plan attached.
         processor: its processor.
         plan: the plan as text, "full model" where none is attached.
-        seen: for every image that a plan met so far, its visual tokens and how many of them the language model
-            worked on, as the mean of its layers.
+        token_counts: for every image so far, its visual tokens and how many of them the language model worked on, as
+            the mean of its layers.
 
     Raises:
         FoveateError: the model or the plan cannot be loaded, or an argument is none of these.
@@ -167,7 +168,7 @@ class EvaluatedModel:
         self.plan = FULL_MODEL if handle is None else str(handle.plan)
         self.batch_size = int(batch_size)
         self.max_frames = max_frames
-        self.token_counts: list[tuple[int, float]] = []
+        self.token_counts: list[tuple[float, float]] = []
         self._tokenizer = getattr(self.processor, "tokenizer", self.processor)
 
     def _attend(self, implementation: str) -> None:
@@ -182,6 +183,22 @@ class EvaluatedModel:
         if handle is not None:
             compress(self.model, handle.plan)
 
+    def attach(self, plan: str) -> None:
+        """Replace the attached plan, and count tokens anew.
+
+        Args:
+            plan: A plan as text; "full model" attaches none.
+
+        Raises:
+            FoveateError: the model refuses the plan; then none is attached.
+        """
+        handle = handle_of(self.model)
+        if handle is not None:
+            handle.restore()
+        self.plan, self.token_counts = FULL_MODEL, []
+        if not is_full_model(plan):
+            self.plan = str(compress(self.model, plan, processor=self.processor).plan)
+
     def answers(self, conversations: Sequence[Conversation], wanted: Sequence[GenerationSettings]) -> list[str]:
         """Answer the last turn of every conversation, in order.
 
@@ -194,7 +211,6 @@ class EvaluatedModel:
         for batch in self._batches(readable, wanted):
             settings = wanted[batch[0]]
             written = self._write([readable[index] for index in batch], settings)
-            self._count()
             for index, text in zip(batch, written, strict=True):
                 texts[index] = settings.cut(text)
         return texts
@@ -229,7 +245,7 @@ class EvaluatedModel:
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-            self._count()
+            self._count([readable[index] for index in batch], inputs["input_ids"])
             chances = torch.stack(output.logits, dim=1).float().log_softmax(-1)
             for row, (index, ids) in enumerate(zip(batch, answers, strict=True)):
                 target_chances = chances[row, : len(ids)]
@@ -270,12 +286,18 @@ class EvaluatedModel:
             batches += [group[start : start + self.batch_size] for start in range(0, len(group), self.batch_size)]
         return batches
 
-    def _count(self) -> None:
-        """Add the token counts of the last call."""
+    def _count(self, conversations: Sequence[Conversation], ids: torch.Tensor) -> None:
+        """Add the token counts of the last call; without a plan those of a conversation's images are their mean."""
         handle = handle_of(self.model)
         if handle is not None:
             layers = self.model.config.get_text_config().num_hidden_layers
             self.token_counts += [(image.tokens_in, image.mean_tokens(layers)) for image in handle.report().images]
+            return
+        for conversation, tokens in zip(conversations, image_tokens(self.model, ids), strict=True):
+            kinds = [part["type"] for part in _parts(conversation)]
+            if tokens.before and "video" not in kinds:  # frames and images may share one placeholder
+                images = kinds.count("image")
+                self.token_counts += [(tokens.before / images, tokens.before / images)] * images
 
     # Conversations
 
@@ -337,6 +359,7 @@ class EvaluatedModel:
         for name, value in settings.more:
             setattr(config, name, value)
         output = self.model.generate(**inputs, generation_config=config)
+        self._count(conversations, inputs["input_ids"])
         written = output if self.model.config.is_encoder_decoder else output[:, length:]
         return texts_of(self.model, self.processor, written, [limit] * len(conversations))
 
