@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import foveate
+from foveate.app.by_hand import ByHand
 
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'foveate[app]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: Milliseconds that a slow machine may take for an answer.
-PATIENCE = 300_000
+PATIENCE = 120_000
 PLAN = "divprune:25%"
 RECEIPT, TOTAL = "receipt.png", "What is the total?"
 
@@ -40,7 +41,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory):
-    """Address of the app of the embedded model is."""
+    """Address of the app of the embedded model."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,59 +109,79 @@ def upload(page, path):
     page.set_input_files("#image input[type=file]", str(path))
 
 
-def ask(page, question=None, plan=None):
-    """Fill in and ask; waits for both answers and for the picture."""
+def ask(page, question=None, plan=None, button="#ask"):
+    """Fill in and ask; waits for the new answers, their times and the picture."""
     if question is not None:
         page.fill("#question textarea", question)
     if plan is not None:
         page.fill("#plan textarea", plan)
-    page.click("#ask")
-    page.wait_for_selector("#charts .bar")
-    page.wait_for_selector("#overlay img")
+    page.evaluate("document.querySelector('#answers .answers')?.setAttribute('data-old', '')")
+    page.click(button)
+    page.wait_for_selector("#answers .answers:not([data-old])")
+    page.wait_for_selector("#overlay img", state="attached")
 
 
-def picture_of(page):
+def open_tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def picture_of(page, where="#overlay"):
     """The picture that the page shows, as it was sent."""
-    source = page.get_attribute("#overlay img", "src")
+    source = page.get_attribute(f"{where} img", "src")
     return Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB")
 
 
-def click(page, picture, x, y):
+def click(page, picture, x, y, where="#overlay"):
     """Click the point of the picture that has these pixels."""
-    box = page.locator("#overlay img").bounding_box()
+    box = page.locator(f"{where} img").bounding_box()
     # The picture is as large as its box has room for, in the middle of it.
     scale = min(box["width"] / picture.width, box["height"] / picture.height, 1)
     left = (box["width"] - scale * picture.width) / 2
     top = (box["height"] - scale * picture.height) / 2
-    page.locator("#overlay img").click(position={"x": left + scale * x, "y": top + scale * y})
+    page.locator(f"{where} img").click(position={"x": left + scale * x, "y": top + scale * y})
+
+
+def fact_of_click(page, picture, x, y):
+    click(page, picture, x, y)
     page.wait_for_selector("#fact h3")
+    return page.inner_text("#fact h3")
 
 
-def set_stage(page, number):
-    page.fill("#stage input[type=number]", str(number))
-    page.press("#stage input[type=number]", "Enter")
-
-
-def test_an_example_is_answered_twice(visit, model):
-    page = visit()
-    page.locator(".gallery-item, .gallery button, table tbody tr").last.wait_for()
+def test_an_example_is_answered_four_times(visit, model):
+    page = visit(height=900)
     page.get_by_text(TOTAL).first.click()
     page.wait_for_selector("#image img")
     ask(page)
     image = str(EXAMPLES / RECEIPT)
-    for kind, plan in (("full-model", None), ("plan", PLAN)):
+    planned = foveate.ask(image, TOTAL, model, PLAN, max_new_tokens=16)
+    count = planned.tokens.read
+    plans = {"full-model": None, "plan": PLAN, "random": f"random:{count}", "downsample": f"downsample:{count}"}
+    for kind, plan in plans.items():
         expected = foveate.ask(image, TOTAL, model, plan, max_new_tokens=16)
         card = page.locator(f"#answers .answer.{kind}")
         assert card.locator(".text").inner_text() == expected.text
-        assert f"{expected.tokens.read} image tokens read" in card.inner_text()
-    assert f"plan='{PLAN}'" in page.inner_text("#python") and f"--plan {PLAN}" in page.inner_text("#shell")
-    assert RECEIPT in page.inner_text("#shell")
+        assert f"{expected.tokens.read} tokens" in card.inner_text()
+        assert re.search(r"\d m?s", card.inner_text())
+    assert page.inner_text("#answers .asked") == TOTAL
+    # The button and all answers are on the first screen.
+    assert page.evaluate("window.scrollY") == 0
+    for box in ("#ask", *(f"#answers .answer.{kind}" for kind in plans)):
+        place = page.locator(box).bounding_box()
+        assert place["y"] >= 0 and place["y"] + place["height"] <= 900
+    dropped = len(planned.selection[0]["dropped"])
+    assert page.locator("#caption .legend li").all_inner_texts() == [f"{count} kept", f"{dropped} dropped"]
     picture = picture_of(page)
-    click(page, picture, picture.width * 0.5, picture.height * 0.3)
-    assert re.match(r"Token \d+, row \d+, column \d+", page.inner_text("#fact h3"))
+    title = fact_of_click(page, picture, picture.width * 0.5, picture.height * 0.3)
+    assert re.match(r"Token \d+, row \d+, column \d+", title)
     page.wait_for_timeout(1000)
     assert picture_of(page).tobytes() != picture.tobytes()  # the token is outlined
     shot(page, "desktop")
+    open_tab(page, "Times")
+    assert page.locator("#charts .names li").count() == 4
+    assert page.locator("#charts .bar.downsample").count() > 4
+    open_tab(page, "Code")
+    assert f"plan='{PLAN}'" in page.inner_text("#python") and f"--plan {PLAN}" in page.inner_text("#shell")
+    assert RECEIPT in page.inner_text("#shell")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -183,25 +204,102 @@ def test_a_click_on_a_painted_cell_names_its_token(visit, model, tmp_path, width
     picture = picture_of(page)
     dark = np.asarray(picture.convert("L")) < 60
     tall, wide = dark.nonzero()
-    click(page, picture, float(np.median(wide)), float(np.median(tall)))
-    assert page.inner_text("#fact h3") == f"Token {row * columns + column}, row {row}, column {column}"
+    title = fact_of_click(page, picture, float(np.median(wide)), float(np.median(tall)))
+    assert title == f"Token {row * columns + column}, row {row}, column {column}"
     assert "kept unchanged" in page.inner_text("#fact")
 
 
-def test_the_slider_goes_through_the_stages(visit, tmp_path):
+def test_the_pictures_go_through_the_stages(visit, tmp_path):
     page = visit()
     Image.new("RGB", (320, 240), "teal").save(tmp_path / "teal.png")
     upload(page, tmp_path / "teal.png")
     page.wait_for_selector("#image img")
     ask(page, "What colour is it?", "random:10%")
-    captions = ["tokens in the language model", "patches", "stage 1", "stage 2"]
-    assert captions[0] in page.inner_text("#caption")
-    for number, words in enumerate(captions[1:]):
-        set_stage(page, number)
-        page.locator("#caption strong", has_text=words).wait_for()
+    assert page.locator("#stage label").all_inner_texts() == ["patches", "stage 1", "stage 2", "language model"]
+    for name, words in (("patches", "patch embedding"), ("stage 1", "after block"), ("stage 2", "after block")):
+        page.locator("#stage label", has_text=name).click()
+        page.locator("#caption p", has_text=words).wait_for()
+        page.locator("#caption .legend").wait_for(state="detached" if name == "patches" else "visible")
     shot(page, "stage")
-    click(page, picture_of(page), 5, 5)
-    assert page.inner_text("#fact h3") == "stage 2, row 0, column 0"
+    assert fact_of_click(page, picture_of(page), 5, 5) == "stage 2, row 0, column 0"
+
+
+def test_tokens_chosen_by_hand_are_the_ones_that_are_read(visit, model, tmp_path):
+    page = visit()
+    image = Image.new("RGB", (96, 96), "white")
+    image.paste("black", (0, 0, 40, 40))
+    image.save(tmp_path / "corner.png")
+    upload(page, tmp_path / "corner.png")
+    page.wait_for_selector("#image img")
+    open_tab(page, "By hand")
+    page.click("#open-board")
+    page.wait_for_selector("#board img")
+    rows, columns = foveate.ask(image, "?", model, "random:100%", max_new_tokens=1).selection[0]["crops"][0]["grid"]
+    page.get_by_role("button", name="Drop all").click()
+    legend = page.locator("#board-caption .legend li")
+    chosen = [0, columns + 1, rows * columns - 1]
+    for number, token in enumerate([*chosen, 1, 1]):  # the last is kept and dropped again
+        kept = number if number < 4 else 4
+        page.locator("#board-caption .legend li", has_text=re.compile(f"^{kept} kept$")).wait_for()
+        picture = picture_of(page, "#board")
+        row, column = divmod(token, columns)
+        click(page, picture, (column + 0.5) * picture.width / columns, (row + 0.5) * picture.height / rows, "#board")
+    page.locator("#board-caption .legend li", has_text=re.compile("^3 kept$")).wait_for()
+    assert legend.all_inner_texts() == ["3 kept", f"{rows * columns - 3} dropped"]
+    page.fill("#question textarea", "What colour is it?")
+    ask(page, button="#ask-by-hand")
+    shot(page, "by-hand")
+    by_hand = ByHand(tuple(chosen), rows * columns)
+    expected = foveate.ask(image, "What colour is it?", model, by_hand, max_new_tokens=16)
+    card = page.locator("#answers .answer.plan")
+    assert card.locator("h3").inner_text() == "3 tokens chosen by hand" and "3 tokens" in card.inner_text()
+    assert card.locator(".text").inner_text() == (expected.text or "(no answer)")
+    open_tab(page, "Picture")
+    assert page.locator("#caption .legend li").all_inner_texts() == legend_texts(expected)
+    open_tab(page, "Code")
+    assert re.search(r"ByHand\(kept=\(0, \d+, \d+\), of=\d+\)", page.inner_text("#python"))
+
+
+def legend_texts(answer):
+    [document] = answer.selection
+    return [f"{len(document['kept'])} kept", f"{len(document['dropped'])} dropped"]
+
+
+def nothing_is_shown(page):
+    return not any(page.locator(f"{where}:visible").count() for where in (".answer", "#overlay", ".legend", "#fact h3"))
+
+
+def test_an_error_or_another_image_leaves_no_results(visit, tmp_path):
+    page = visit()
+    for name in ("one", "two"):
+        Image.new("RGB", (96, 96), "teal").save(tmp_path / f"{name}.png")
+    upload(page, tmp_path / "one.png")
+    page.wait_for_selector("#image img")
+    ask(page, "What colour is it?", PLAN)
+    assert not nothing_is_shown(page)
+    page.fill("#question textarea", "Is it red?")
+    page.fill("#plan textarea", "divprun:5")
+    page.click("#ask")
+    page.locator("#notice", has_text="did you mean divprune").wait_for()
+    page.wait_for_selector("#overlay", state="hidden")
+    assert nothing_is_shown(page)
+    ask(page, "Is it red?", PLAN)
+    assert not page.locator("#notice .notice").count() and not nothing_is_shown(page)
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    page.locator("#answers .welcome").wait_for()
+    page.wait_for_selector("#overlay", state="hidden")
+    assert nothing_is_shown(page)
+    upload(page, tmp_path / "one.png")
+    page.wait_for_selector("#image img")
+    page.click("#ask")
+    page.wait_for_selector("#answers .answers")
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()  # while it is answered
+    page.locator("#answers .welcome").wait_for()
+    page.wait_for_timeout(10_000)
+    assert nothing_is_shown(page)
+    open_tab(page, "By hand")
+    page.click("#open-board")
+    page.locator("#board-caption .notice", has_text="there is no image yet").wait_for()
 
 
 def test_what_cannot_work_is_one_sentence(visit, tmp_path):
@@ -243,19 +341,26 @@ def test_two_visitors_get_their_own_answers(visit, model, tmp_path):
     for _, page in pages:
         page.click("#ask")
     for name, page in pages:
-        page.wait_for_selector("#charts .bar")
+        page.wait_for_selector("#overlay img")
         expected = foveate.ask(str(tmp_path / f"{name}.png"), f"Is it {name}?", model, max_new_tokens=16)
         assert page.inner_text("#answers .answer.full-model .text") == (expected.text or "(no answer)")
+        open_tab(page, "Code")
         assert f"{name}.png" in page.inner_text("#shell")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone(visit, scheme):
     page = visit(390, 844, scheme)
+    place = page.locator("#ask").bounding_box()
+    assert place["y"] + place["height"] <= 844
     upload(page, EXAMPLES / RECEIPT)
     page.wait_for_selector("#image img")
     ask(page, TOTAL)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    page.wait_for_timeout(1000)
+    for card in page.locator("#answers .answer").all():  # the page went to them
+        place = card.bounding_box()
+        assert place["y"] >= 0 and place["y"] + place["height"] <= 844
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     bright = sum(int(value) for value in re.findall(r"\d+", colour)[:3]) > 3 * 128
     assert bright == (scheme == "light")

@@ -11,13 +11,16 @@ from PIL import Image
 from foveate import Plan, ask, load
 from foveate.answering.selections import selected
 from foveate.app.bars import Bar, as_html, time_bars, token_bars
+from foveate.app.by_hand import ByHand
+from foveate.app.cards import answers
 from foveate.app.choices import choices
+from foveate.app.comparison import Contender
 from foveate.app.lines import python_line, shell_line
-from foveate.app.views import fact, outlined, views
+from foveate.app.views import fact, legend_of, outlined, views
 from foveate.core.tokens import Crop, Grid, Need, Selection, merge_tokens
 from foveate.families import ImageLayout
 from foveate.runtime import handle_of
-from foveate.runtime.report import ImageReport
+from foveate.runtime.report import ImageReport, LayerReport
 from foveate.visualization.canvas import ACCENT
 from foveate.visualization.selection import draw_tokens, joined, token_map
 from tests.tiny_model import noise, save_llava, save_llava_uhd
@@ -117,13 +120,13 @@ def test_the_outline_is_drawn_around_the_token_only():
     assert not changed[int(1.5 * side), int(1.5 * side)]
 
 
-def test_the_slider_goes_through_the_stages_to_the_plan(uhd):
+def test_the_pictures_go_through_the_stages_to_the_plan(uhd):
     image = noise(64, 48)
     full_model = ask(image, "?", uhd, max_new_tokens=2, keep_pooling=True)
     planned = ask(image, "?", uhd, "divprune:3", max_new_tokens=2)
     found = views(full_model, planned, image)
     names = [stage.name for stage in full_model.stages if stage.grid]
-    assert [view.title for view in found] == [*names, "tokens in the language model"]
+    assert [view.title for view in found] == [*names, "language model"]
     for view, stage in zip(found, full_model.stages, strict=False):
         assert sorted(set(view.tokens.flatten().tolist())) == list(range(stage.tokens))
         last = fact(view, view.token_at(view.picture.width - 1, view.picture.height - 1))
@@ -149,15 +152,35 @@ def test_another_model_shows_what_was_measured(llava):
 
 
 def test_bars_put_the_same_stage_together(uhd):
-    full_model = ask(noise(64, 64), "?", uhd, max_new_tokens=2)
-    planned = ask(noise(64, 64), "?", uhd, "divprune:25%", max_new_tokens=2)
-    bars = token_bars(full_model, planned)
-    assert [(bar.label, bar.of) for bar in bars[:2]] == [("patches", "full-model"), ("patches", "plan")]
-    assert (bars[-1].label, bars[-1].value, bars[-1].of) == ("divprune:25%", 4, "plan")
-    assert [bar.value for bar in bars if bar.of == "full-model"] == [stage.tokens for stage in full_model.stages]
-    times = time_bars(full_model, planned)
-    assert [bar.value for bar in times if bar.of == "plan"] == list(planned.times.values())
-    assert len(time_bars(full_model, None)) == len(full_model.times)
+    compared = []
+    for kind, plan in (("full-model", None), ("plan", "divprune:25%"), ("random", "random:4")):
+        answer = ask(noise(64, 64), "?", uhd, plan, max_new_tokens=2)
+        compared.append(Contender(kind, kind, plan, answer, (answer.times,)))
+    bars = token_bars(compared)
+    assert [(bar.label, bar.of) for bar in bars[:3]] == [("patches", each.kind) for each in compared]
+    assert [(bar.label, bar.value, bar.of) for bar in bars[-2:]] == [
+        ("divprune:25%", 4, "plan"),
+        ("random:4", 4, "random"),
+    ]
+    for each in compared:
+        assert [bar.value for bar in bars if bar.of == each.kind] == [stage.tokens for stage in each.answer.stages]
+        assert [bar.value for bar in time_bars(compared) if bar.of == each.kind] == list(each.answer.times.values())
+    assert len(time_bars(compared[:1])) == len(compared[0].answer.times)
+
+
+def test_the_legend_counts_every_token_once():
+    selection = merge_tokens(torch.randn(4, 3), torch.tensor([0, 3]), torch.tensor([0, 0, -1, 1]))
+    texts = [entry.text for entry in legend_of(report_of(4, [crop_of(2, 2)], selection))]
+    assert texts == ["1 kept", "2 merged into 1, a colour for each", "1 dropped"]
+    inside = LayerReport("fastv:1@2", 2, 3, 1, 0.0, torch.tensor([3]))
+    plain = report_of(4, [crop_of(2, 2)], Selection(torch.tensor([0, 2, 3])), layers=(inside,))
+    assert [entry.text for entry in legend_of(plain)] == ["3 kept", "2 of these dropped before layer 2", "1 dropped"]
+
+
+def test_cards_say_who_answered_what_and_are_escaped():
+    shown = answers("<b>?", [Contender("full-model", "full model"), Contender("random", "random", refusal="it's $1")])
+    assert "<b>" not in shown and "&lt;b&gt;?" in shown and shown.count('class="answer ') == 2
+    assert "Not possible with this model: it&#x27;s &#36;1" in shown
 
 
 def test_bars_as_html_are_escaped_and_to_scale():
@@ -180,6 +203,16 @@ def test_lines_say_what_was_asked(question, plan, model):
     assert [ast.literal_eval(argument) for argument in call.args] == ["my image.png", question]
     named = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
     assert named == {name: value for name, value in (("model", model), ("plan", plan)) if value}
+
+
+def test_the_code_of_tokens_chosen_by_hand_makes_the_same_plan():
+    chosen = ByHand((1, 4), 9)
+    code = ast.parse(python_line("a.png", "?", chosen))
+    names = {}
+    exec(compile(ast.Module(code.body[:-1], []), "line", "exec"), names)
+    [plan] = [word.value for word in code.body[-1].value.args[0].value.keywords]
+    assert eval(compile(ast.Expression(plan), "line", "eval"), names) == chosen
+    assert shell_line("a.png", "?", chosen).startswith("#")
 
 
 def test_methods_on_offer_can_be_followed(uhd):

@@ -1,11 +1,13 @@
-"""Bar charts of token counts and times of two answers."""
+"""Bar charts of token counts and times of several answers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from foveate.answering import PARTS, Answer
+from foveate.answering import PARTS, Stage
+from foveate.app.comparison import Contender
 from foveate.visualization.canvas import duration
 
 
@@ -17,7 +19,7 @@ class Bar:
         label: what it is.
         value: what it shows, in a unit of the caller's.
         text: the formatted value.
-        of: "full-model" or "plan".
+        of: kind of the contender; see `Contender.kind`.
     """
 
     label: str
@@ -26,27 +28,24 @@ class Bar:
     of: str
 
 
-def token_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
-    """Image tokens at every point of the model, with both answers next to each other."""
-    labelled = [("full-model", stage) for stage in full_model.stages]
-    if planned is not None:
-        # Stages of both answers are adjacent; those of the plan alone come last.
-        plan_stages = {(stage.name, number): stage for number, stage in enumerate(planned.stages)}
-        for number, stage in reversed(list(enumerate(full_model.stages))):
-            if (same := plan_stages.pop((stage.name, number), None)) is not None:
-                labelled.insert(number + 1, ("plan", same))
-        labelled += [("plan", stage) for stage in plan_stages.values()]
-    return [Bar(stage.name, stage.tokens, f"{stage.tokens}", of) for of, stage in labelled]
+def token_bars(compared: Sequence[Contender]) -> list[Bar]:
+    """Image tokens at every point of the model, bars of the same point next to each other."""
+    labelled: list[tuple[str, int, Stage]] = []
+    for contender in compared:
+        # Points of earlier answers keep their order; those of this answer alone come last.
+        for number, stage in enumerate(() if contender.answer is None else contender.answer.stages):
+            same = [place for place, (_, n, s) in enumerate(labelled) if (s.name, n) == (stage.name, number)]
+            labelled.insert(same[-1] + 1 if same else len(labelled), (contender.kind, number, stage))
+    return [Bar(stage.name, stage.tokens, f"{stage.tokens}", kind) for kind, _, stage in labelled]
 
 
-def time_bars(full_model: Answer, planned: Answer | None) -> list[Bar]:
-    """Seconds of every part of both answers, and in total."""
-    answers = [("full-model", full_model), *([] if planned is None else [("plan", planned)])]
+def time_bars(compared: Sequence[Contender]) -> list[Bar]:
+    """Seconds of every part of the answers, and in total."""
     return [
-        Bar(part, answer.times[part], duration(answer.times[part]), of)
+        Bar(part, contender.times[part], duration(contender.times[part]), contender.kind)
         for part in (*PARTS, "total")
-        for of, answer in answers
-        if part in answer.times
+        for contender in compared
+        if part in contender.times
     ]
 
 

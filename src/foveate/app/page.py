@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,33 @@ from typing import Any
 import gradio as gr  # ty: ignore[import-not-found]  (has an environment of its own)
 from fastapi import FastAPI
 
-from foveate.answering import Answer, ask
-from foveate.app.bars import as_html, safe, time_bars, token_bars
+from foveate.answering import ask
+from foveate.app import cards
+from foveate.app.bars import safe
+from foveate.app.by_hand import ALL_TOKENS, Board, ByHand
 from foveate.app.choices import PERCENT, Choice
+from foveate.app.comparison import compare, contenders
 from foveate.app.lines import python_line, shell_line
-from foveate.app.views import Fact, View, fact, outlined, views
+from foveate.app.session import Session, Shown, answerer, labels, notice_of, opened, pictured
+from foveate.app.views import fact, outlined
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.images import open_image
-
-log = logging.getLogger("foveate.app")
 
 STYLE = Path(__file__).with_name("style.css")
 
-#: Most pixels of an uploaded image, and most questions that wait for the model.
-MOST_PIXELS, MOST_WAITING = 50_000_000, 32
+#: Most questions that wait for the model.
+MOST_WAITING = 32
 #: Largest upload, and number of sessions whose images are kept.
 LARGEST_FILE, MOST_VISITORS = "32mb", 64
 
 _FONT = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 
-#: State of one session: the images of the slider.
-Views = list[View]
+#: Brings the results into view where they lie below the button, as on a phone.
+_SHOW_RESULTS = """() => {
+  const results = document.getElementById("results");
+  if (results.getBoundingClientRect().top > window.innerHeight / 2) results.scrollIntoView({behavior: "smooth"});
+}"""
 
 
 def application(page: gr.Blocks) -> FastAPI:
@@ -55,7 +58,9 @@ def application(page: gr.Blocks) -> FastAPI:
 
 def theme() -> gr.themes.Base:
     """Theme with calm colours and system fonts, so that nothing is downloaded."""
-    return gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO)
+    return gr.themes.Default(
+        primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO, spacing_size="sm", text_size="md"
+    )
 
 
 def build(
@@ -80,51 +85,130 @@ def build(
     by_name = {choice.name: choice for choice in offered}
     first = next((choice.name for choice in offered if choice.name == "divprune"), offered[0].name if offered else None)
     start = plan or (by_name[first].plan(PERCENT) if first else "")
+    layers = model[0].config.get_text_config(decoder=True).num_hidden_layers
 
-    def run(path: str | None, question: str, text: str) -> Generator[dict[Any, Any]]:
-        """Ask with the full model and with the plan, and show each answer as soon as it is available."""
-        try:
-            image, wanted = _checked(path, question, text)
-            yield {notice: "", answers: _answers(None, None, wanted)}
-            full_model = ask(image, question, model, max_new_tokens=max_new_tokens, keep_pooling=True)
-            planned = None
-            if wanted is not None:
-                yield {answers: _answers(full_model, None, wanted)}
-                planned = ask(image, question, model, wanted, max_new_tokens=max_new_tokens)
-            shown = views(full_model, planned, image)
-        except Exception as error:
-            yield {notice: _notice(error), answers: ""}
-            return
-        last = len(shown) - 1
-        file, followed = Path(str(path)).name, None if wanted is None else str(wanted)
-        yield {
-            answers: _answers(full_model, planned, wanted),
-            state: shown,
-            account: gr.Column(visible=True),
-            slider: gr.Slider(maximum=max(last, 1), value=last, visible=last > 0),
-            overlay: shown[last].picture,
-            caption: _caption(shown[last]),
-            facts: _hint(shown[last]),
-            charts: _charts(full_model, planned),
-            python: python_line(file, question, followed, name),
-            shell: shell_line(file, question, followed, name),
+    def cleared(message: str = "", answered: str = cards.WELCOME) -> dict[Any, Any]:
+        """Remove all results, so that none stands next to a question that it does not answer."""
+        return {
+            notice: message,
+            answers: answered,
+            state: None,
+            stage: gr.Radio([], value=None, visible=False),
+            overlay: gr.Image(None, visible=False),
+            caption: cards.NOTHING_SHOWN,
+            facts: "",
+            charts: cards.NOT_MEASURED,
+            python: gr.Code("", visible=False),
+            shell: gr.Code("", visible=False),
         }
 
-    def step(place: float, shown: Views) -> tuple[Any, Any, Any]:
-        if not shown:  # forgotten, after an hour
-            return gr.skip(), gr.skip(), gr.skip()
-        view = shown[min(int(place), len(shown) - 1)]
-        return view.picture, _caption(view), _hint(view)
+    def run(path: str | None, question: str, text: str, baselines: bool, session: Session) -> Generator[dict[Any, Any]]:
+        """Compare the full model with a plan."""
+        try:
+            wanted = Plan.of(text) if text.strip() else None
+        except Exception as error:
+            yield cleared(notice_of(error), "")
+            return
+        yield from results(path, question, wanted, None, baselines, session)
 
-    def click(place: float, shown: Views, event: gr.SelectData) -> tuple[Any, Any]:
-        if not shown:
+    def run_by_hand(
+        path: str | None, question: str, on: Board | None, baselines: bool, session: Session
+    ) -> Generator[dict[Any, Any]]:
+        """Compare the full model with the tokens that were chosen by hand."""
+        try:
+            if on is None or on.path != path:
+                raise FoveateError("no tokens are chosen for this image yet; click them in the picture.")
+            chosen = on.method
+        except Exception as error:
+            yield cleared(notice_of(error), "")
+            return
+        yield from results(path, question, Plan.of(chosen), chosen, baselines, session)
+
+    def results(
+        path: str | None, question: str, wanted: Plan | None, chosen: ByHand | None, baselines: bool, session: Session
+    ) -> Generator[dict[Any, Any]]:
+        """Show answers and times as they come, and then the pictures, which are made in passes of their own."""
+        session.image = path
+        try:
+            image = opened(path)
+            if not question.strip():
+                raise FoveateError("the question is empty; ask something about the image.")
+            title = None if chosen is None else f"{len(chosen.kept)} tokens chosen by hand"
+            compared = contenders(wanted, title, baselines=baselines)
+            yield cleared(answered=cards.answers(question, compared))
+            for step in compare(answerer(model, image, question, max_new_tokens), compared, layers):
+                if session.image != path:
+                    break
+                compared = step
+                yield {answers: cards.answers(question, compared)}
+            shown = pictured(model, image, question, compared)
+        except Exception as error:
+            yield cleared(notice_of(error), "")
+            return
+        if session.image != path:  # another one was given meanwhile; gradio repeats what a generator yields last
+            yield {answers: gr.skip()}
+            return
+        titles = [view.title for view in shown.views]
+        file, followed = Path(str(path)).name, chosen or (None if wanted is None else str(wanted))
+        yield {
+            state: shown,
+            stage: gr.Radio(titles, value=titles[-1], visible=len(titles) > 1),
+            overlay: gr.Image(shown.views[-1].picture, visible=True),
+            caption: cards.caption(shown.views[-1]),
+            facts: cards.hint(shown.views[-1]),
+            charts: cards.charts(compared),
+            python: gr.Code(python_line(file, question, followed, name), visible=True),
+            shell: gr.Code(shell_line(file, question, followed, name), visible=True),
+        }
+
+    def step(place: int | None, shown: Shown | None) -> tuple[Any, Any, Any]:
+        if shown is None:  # forgotten, after an hour
+            return gr.skip(), gr.skip(), gr.skip()
+        view = shown.at(place)
+        return view.picture, cards.caption(view), cards.hint(view)
+
+    def click(place: int | None, shown: Shown | None, event: gr.SelectData) -> tuple[Any, Any]:
+        if shown is None:
             return gr.skip(), gr.skip()
-        view = shown[min(int(place), len(shown) - 1)]
+        view = shown.at(place)
         token = view.token_at(*event.index)
         if token < 0:
-            return view.picture, _hint(view)
+            return view.picture, cards.hint(view)
         chosen = fact(view, token)
-        return outlined(view, chosen), _fact(chosen)
+        return outlined(view, chosen), cards.details(chosen)
+
+    def open_board(path: str, on: Board | None) -> dict[Any, Any]:
+        """Lay out the tokens of the image for choosing, in a pass of its own."""
+        try:
+            image = opened(path)
+            return drawn(Board.of(ask(image, "?", model, ALL_TOKENS, max_new_tokens=1), image, path))
+        except Exception as error:
+            return drawn(None, notice_of(error))
+
+    def drawn(on: Board | None, message: str = cards.NO_BOARD) -> dict[Any, Any]:
+        """Show the tokens for choosing, or why there are none."""
+        return {
+            board: on,
+            board_picture: gr.Image(None if on is None else on.picture, visible=on is not None),
+            board_caption: message if on is None else cards.board_caption(on),
+            board_buttons: gr.Row(visible=on is not None),
+            open_button: gr.Button(visible=on is None),
+        }
+
+    def pick(on: Board | None, event: gr.SelectData) -> dict[Any, Any]:
+        return drawn(None if on is None else on.clicked(*event.index))
+
+    def keep_all(on: Board | None) -> dict[Any, Any]:
+        return drawn(None if on is None else on.keeping(range(on.count)))
+
+    def drop_all(on: Board | None) -> dict[Any, Any]:
+        return drawn(None if on is None else on.keeping(()))
+
+    def like_the_plan(on: Board | None, shown: Shown | None) -> dict[Any, Any]:
+        """Start from the tokens of the last plan, where it was asked about this image."""
+        if on is None or shown is None or shown.kept is None:
+            return {notice: notice_of(FoveateError("no plan has chosen tokens of this image yet; ask with one first."))}
+        return drawn(on.keeping(shown.kept)) | {notice: ""}
 
     def of_method(chosen: str, percent: float) -> tuple[Any, str]:
         choice = by_name[chosen]
@@ -133,143 +217,119 @@ def build(
     def check(path: str | None) -> tuple[Any, str]:
         """Validate an uploaded image at once, before a question is asked."""
         try:
-            _opened(path)
+            opened(path)
         except Exception as error:
-            return None, _notice(error)
+            return None, notice_of(error)
         return gr.skip(), ""
 
+    def changed(path: str | None, session: Session) -> dict[Any, Any]:
+        """Forget what was shown of another image."""
+        if session.image == path:  # a question about this one came first
+            return {}
+        session.image = path
+        forgotten = cleared() | drawn(None)
+        del forgotten[notice]  # it may say what is wrong with the new image
+        return forgotten
+
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        state = gr.State([], time_to_live=3600)
-        shown = "the embedded model" if name is None else name
+        state = gr.State(None, time_to_live=3600)
+        board = gr.State(None, time_to_live=3600)
+        session = gr.State(Session())
+        called = "the embedded model" if name is None else name
         gr.HTML(
-            f"<h1>foveate</h1><p>{safe(shown)}: one question, with all visual tokens and with fewer.</p>",
+            f"<h1>foveate</h1><p>{safe(called)}: one question, with all visual tokens and with fewer.</p>",
             elem_id="head",
         )
-        with gr.Row():
+        with gr.Row(elem_id="columns"):
             with gr.Column(scale=4, min_width=320):
                 image = gr.Image(
-                    type="filepath", sources=["upload", "clipboard"], label="Image", height=260, elem_id="image",
+                    type="filepath", sources=["upload", "clipboard"], label="Image", height=240, elem_id="image",
                     buttons=[],
                 )  # fmt: skip
                 # The uploaded file is kept unchanged, and `open_image` validates it.
                 image.preprocess = lambda payload: None if payload is None else payload.path
                 question = gr.Textbox(label="Question", lines=1, max_lines=4, elem_id="question")
                 if examples:
-                    gr.Examples([list(pair) for pair in examples], [image, question], label="Examples")
+                    gr.Examples(
+                        [list(pair) for pair in examples], [image, question], label="Examples", elem_id="examples",
+                        example_labels=labels(examples), examples_per_page=len(examples),
+                    )  # fmt: skip
                 with gr.Row():
                     method = gr.Dropdown(list(by_name), value=first, label="Method", min_width=130, elem_id="method")
-                    percent = gr.Slider(
-                        1, 100, PERCENT, step=1, label="Tokens kept, %", min_width=130, elem_id="percent"
-                    )
+                    percent = gr.Slider(1, 100, PERCENT, step=1, label="Kept, %", min_width=130, elem_id="percent")
                 text = gr.Textbox(
                     value=start, label="Plan", elem_id="plan", max_lines=3,
-                    info="Set by the two fields above, or edited: divprune:50% + fastv:50%@2. Empty: full model only.",
+                    info="Set above, or typed. Empty: only the full model.", placeholder="divprune:50% + fastv:50%@2",
                 )  # fmt: skip
+                baselines = gr.Checkbox(
+                    True, label="Also random tokens, smaller image", container=False, elem_id="baselines"
+                )
                 button = gr.Button("Ask", variant="primary", elem_id="ask")
-            with gr.Column(scale=7, min_width=320):
-                notice = gr.HTML("", elem_id="notice")
-                answers = gr.HTML(_welcome(), elem_id="answers")
-                with gr.Column(visible=False) as account:
-                    overlay = gr.Image(
-                        format="png", interactive=False, show_label=False, buttons=["fullscreen"], elem_id="overlay",
-                        height=460,
-                    )  # fmt: skip
-                    slider = gr.Slider(
-                        0, 1, 0, step=1, label="Stage: from patches to the language model", elem_id="stage"
-                    )
-                    caption = gr.HTML("", elem_id="caption")
-                    facts = gr.HTML("", elem_id="fact")
-                    charts = gr.HTML("", elem_id="charts")
-                    python = gr.Code(language="python", label="Python", interactive=False, elem_id="python", lines=3,
-                                     show_line_numbers=False, wrap_lines=True)  # fmt: skip
-                    shell = gr.Code(language="shell", label="Command line", interactive=False, elem_id="shell", lines=1,
-                                    show_line_numbers=False, wrap_lines=True)  # fmt: skip
+            with gr.Column(scale=7, min_width=320, elem_id="results"):
+                notice = gr.HTML("", elem_id="notice", padding=False)
+                answers = gr.HTML(cards.WELCOME, elem_id="answers", padding=False)
+                with gr.Tabs(overflow_behavior="wrap"):
+                    with gr.Tab("Picture", id="picture"):
+                        stage = gr.Radio([], type="index", show_label=False, container=False, visible=False,
+                                         elem_id="stage")  # fmt: skip
+                        caption = gr.HTML(cards.NOTHING_SHOWN, elem_id="caption", padding=False)
+                        overlay = gr.Image(
+                            format="png", interactive=False, show_label=False, buttons=["fullscreen"], height=440,
+                            visible=False, elem_id="overlay",
+                        )  # fmt: skip
+                        facts = gr.HTML("", elem_id="fact", padding=False)
+                    with gr.Tab("By hand", id="by-hand"):
+                        board_caption = gr.HTML(cards.NO_BOARD, elem_id="board-caption", padding=False)
+                        open_button = gr.Button("Show the tokens", size="md", elem_id="open-board")
+                        with gr.Row(visible=False, elem_id="board-buttons") as board_buttons:
+                            all_button = gr.Button("Keep all", size="md", min_width=90)
+                            none_button = gr.Button("Drop all", size="md", min_width=90)
+                            plan_button = gr.Button("As the plan", size="md", min_width=90)
+                            hand_button = gr.Button(
+                                "Ask with these", variant="primary", size="md", min_width=140, elem_id="ask-by-hand"
+                            )
+                        board_picture = gr.Image(
+                            format="png", interactive=False, show_label=False, buttons=["fullscreen"], height=440,
+                            visible=False, elem_id="board",
+                        )  # fmt: skip
+                    with gr.Tab("Times", id="times"):
+                        charts = gr.HTML(cards.NOT_MEASURED, elem_id="charts", padding=False)
+                    with gr.Tab("Code", id="code"):
+                        python = gr.Code(language="python", label="Python", interactive=False, elem_id="python",
+                                         lines=3, show_line_numbers=False, wrap_lines=True, visible=False)  # fmt: skip
+                        shell = gr.Code(language="shell", label="Command line", interactive=False, elem_id="shell",
+                                        lines=1, show_line_numbers=False, wrap_lines=True, visible=False)  # fmt: skip
+        outputs = [notice, answers, state, stage, overlay, caption, facts, charts, python, shell]
+        board_outputs = [board, board_picture, board_caption, board_buttons, open_button]
         # One question at a time has the model; everything else answers at once.
-        outputs = [notice, answers, state, account, slider, overlay, caption, facts, charts, python, shell]
-        gr.on(
-            [button.click, question.submit, text.submit], run, [image, question, text], outputs,
-            concurrency_limit=1, concurrency_id="model", api_visibility="private", show_progress="minimal",
-        )  # fmt: skip
+        on_model: dict[str, Any] = {
+            "concurrency_limit": 1,
+            "concurrency_id": "model",
+            "api_visibility": "private",
+            "show_progress": "minimal",
+        }
         quick: dict[str, Any] = {
             "concurrency_limit": None,
             "trigger_mode": "always_last",
             "api_visibility": "private",
             "show_progress": "hidden",
         }
+        asking = [button.click, question.submit, text.submit]
+        gr.on(asking, run, [image, question, text, baselines, session], outputs, **on_model)
+        hand_button.click(run_by_hand, [image, question, board, baselines, session], outputs, **on_model)
+        gr.on([*asking, hand_button.click], None, js=_SHOW_RESULTS)
         image.upload(check, image, [image, notice], **quick)
-        slider.input(step, [slider, state], [overlay, caption, facts], **quick)
-        overlay.select(click, [slider, state], [overlay, facts], **quick)
+        image.change(changed, [image, session], [*outputs, *board_outputs], **quick)
+        stage.input(step, [stage, state], [overlay, caption, facts], **quick)
+        overlay.select(click, [stage, state], [overlay, facts], **quick)
+        # A later click starts from the result of an earlier one.
+        in_turn = quick | {"concurrency_limit": 1, "concurrency_id": "board", "trigger_mode": "multiple"}
+        open_button.click(open_board, [image, board], board_outputs, **on_model)
+        board_picture.select(pick, board, board_outputs, **in_turn)
+        all_button.click(keep_all, board, board_outputs, **in_turn)
+        none_button.click(drop_all, board, board_outputs, **in_turn)
+        plan_button.click(like_the_plan, [board, state], [*board_outputs, notice], **in_turn)
         if offered:
             gr.on([method.input, percent.input], of_method, [method, percent], [percent, text], **quick)
     page.state_session_capacity = MOST_VISITORS
     return page.queue(max_size=MOST_WAITING)
-
-
-def _opened(path: str | None) -> Any:
-    if path is None:
-        raise FoveateError("there is no image yet: upload one, or take an example.")
-    try:
-        return open_image(path, max_pixels=MOST_PIXELS)
-    except FoveateError as error:  # visitors know the file by its name, not by its place on the server
-        raise FoveateError(str(error).replace(repr(path), repr(Path(path).name))) from None
-
-
-def _checked(path: str | None, question: str, text: str) -> tuple[Any, Plan | None]:
-    image = _opened(path)
-    if not question.strip():
-        raise FoveateError("the question is empty; ask something about the image.")
-    return image, Plan.of(text) if text.strip() else None
-
-
-def _notice(error: Exception) -> str:
-    if not isinstance(error, FoveateError):
-        log.error("a question failed", exc_info=error)
-        error = FoveateError(f"foveate failed: {type(error).__name__}. See the terminal of the server for details.")
-    return f'<div class="notice" role="alert">{safe(" ".join(str(error).split()))}</div>'
-
-
-def _welcome() -> str:
-    return (
-        '<div class="answers"><div class="answer"><p class="small">Give an image and a question. Both answers, what '
-        "became of every token and where the time went appear here.</p></div></div>"
-    )
-
-
-def _answers(full_model: Answer | None, planned: Answer | None, wanted: Plan | None) -> str:
-    cards = [_card("full-model", "full model", full_model)]
-    if wanted is not None:
-        cards.append(_card("plan", str(wanted), planned))
-    return f'<div class="answers">{"".join(cards)}</div>'
-
-
-def _card(kind: str, title: str, answer: Answer | None) -> str:
-    if answer is None:
-        body = '<p class="text wait">...</p>'
-    else:
-        total = answer.times["total"]
-        seconds = f"{total:.2f} s" if total >= 1 else f"{1000 * total:.0f} ms"
-        body = f'<p class="text">{safe(answer.text or "(no answer)")}</p>'
-        body += f'<p class="small">{answer.tokens.read} image tokens read, {seconds}</p>'
-        notes = dict.fromkeys(note for image in answer.selection for note in image["notes"])
-        body += "".join(f'<p class="small">{safe(note)}</p>' for note in notes)
-    return f'<div class="answer {kind}"><h3>{safe(title)}</h3>{body}</div>'
-
-
-def _caption(view: View) -> str:
-    return f"<p><strong>{safe(view.title)}</strong>. {safe(view.caption)}</p>"
-
-
-def _hint(view: View) -> str:
-    tokens = bool((view.tokens >= 0).any())
-    return '<div class="fact"><p>Click a token in the picture to see where it comes from.</p></div>' if tokens else ""
-
-
-def _fact(chosen: Fact) -> str:
-    lines = "".join(f"<dt>{safe(name)}</dt><dd>{safe(value)}</dd>" for name, value in chosen.lines)
-    return f'<div class="fact"><h3>{safe(chosen.title)}</h3><dl>{lines}</dl></div>'
-
-
-def _charts(full_model: Answer, planned: Answer | None) -> str:
-    tokens = as_html("Image tokens", token_bars(full_model, planned))
-    times = as_html("Time, one run each", time_bars(full_model, planned))
-    return f'<div class="charts">{tokens}{times}</div>'

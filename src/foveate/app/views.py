@@ -12,12 +12,15 @@ from foveate.answering import Answer, Stage
 from foveate.runtime.report import NOTHING_LEFT_OUT
 from foveate.visualization.answer import stage_panel
 from foveate.visualization.canvas import ACCENT, TOKEN_TINT
-from foveate.visualization.selection import draw_tokens, joined, token_map
+from foveate.visualization.selection import draw_tokens, fade_of, joined, swatch_colours, token_map
 
 #: Maximum width and height of an image in pixels.
 MAX_SIZE = (900, 900)
 #: Sources of a token that are named one by one.
 MOST_SOURCES = 12
+
+#: What the tint of a stage means.
+STRONGEST = "moves the output of its 2 x 2 window furthest from the plain average"
 
 #: Descriptions of the measured values.
 MEASURED = {
@@ -27,6 +30,19 @@ MEASURED = {
     "hub_attention": "attention of hub tokens",
     "first_layer_attention": "attention of the question in the language model's first layer",
 }
+
+
+@dataclass(frozen=True)
+class Swatch:
+    """One entry of a legend.
+
+    Attributes:
+        colours: red, green and blue, 0 to 255, of each of its colours.
+        text: what they mean.
+    """
+
+    colours: tuple[tuple[int, int, int], ...]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,7 @@ class View:
         stage: the stage of the encoder that is shown.
         effects: for a stage, how far each of the tokens that entered it draws its output (see `Pooling`).
         document: token selection of the plan (`foveate.answering.selections.selected`), if it is shown.
+        legend: what the colours of the picture mean.
     """
 
     title: str
@@ -51,6 +68,7 @@ class View:
     stage: Stage | None = None
     effects: np.ndarray | None = None
     document: dict[str, Any] | None = None
+    legend: tuple[Swatch, ...] = ()
 
     def token_at(self, x: float, y: float) -> int:
         """Return the token at a point of the image in pixels, or -1 if there is none."""
@@ -64,7 +82,7 @@ def views(full_model: Answer, planned: Answer | None, image: Image.Image) -> lis
     """Build the maps of the stages of a ViT-UHD, then of the plan's result; at least one map.
 
     Args:
-        full_model: the answer without a plan, with its pooling maps.
+        full_model: the answer without a plan, with pooling maps if the stages shall be tinted.
         planned: the answer with a plan.
         image: the image, upright.
     """
@@ -90,35 +108,41 @@ def _stage_view(answer: Answer, number: int, image: Image.Image) -> View:
     caption = f"{rows} x {columns} = {stage.tokens} tokens"
     caption += f" of {stage.size[0]} x {stage.size[1]} pixels" if stage.size else ""
     caption += f": {stage.detail}."
-    if effects is not None:
-        caption += " Orange: tokens that move the output of their 2 x 2 window furthest from the plain average."
+    legend = () if effects is None else (Swatch((ACCENT,), STRONGEST),)
     picture = stage_panel(resized, stage, effects, size)
-    return View(stage.name, caption, picture, token_map({"crops": [crop]}, size), stage, effects)
+    return View(stage.name, caption, picture, token_map({"crops": [crop]}, size), stage, effects, legend=legend)
 
 
 def _token_views(document: dict[str, Any], image: Image.Image) -> list[View]:
     """Build the map of the tokens that a plan keeps, and that of the thumbnail where tiles have one."""
     thumbnails = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
     others = [crop for crop in document["crops"] if crop["kind"] != "thumbnail"]
-    merged = sum(len(group["tokens"]) for group in document["merged"])
-    counts = f"{document['tokens_kept']} of {document['tokens_in']} tokens are kept: {len(document['kept'])} unchanged"
-    if merged:
-        counts += f", {len(document['merged'])} merged from {merged}"
-    counts += f"; {len(document['dropped'])} are dropped (grey)."
-    if document["layers"]:
-        last = document["layers"][-1]
-        counts += (
-            f" Paler ones are dropped inside the language model; {last['tokens_kept']} remain at layer {last['layer']}."
-        )
+    counts = f"{document['tokens_kept']} of {document['tokens_in']} tokens are read by the language model."
     if document["inert"]:
         counts = f"{NOTHING_LEFT_OUT.capitalize()}, {document['tokens_in']} of {document['tokens_in']}."
     shown = []
-    for crops, title in ((others, "tokens in the language model"), (thumbnails, "tokens of the thumbnail")):
+    for crops, title in ((others, "language model"), (thumbnails, "thumbnail")):
         if crops:
             part = document | {"crops": crops}
             picture = draw_tokens(part, image, MAX_SIZE)
-            shown.append(View(title, counts, picture, token_map(part, picture.size), document=document))
+            tokens = token_map(part, picture.size)
+            shown.append(View(title, counts, picture, tokens, document=document, legend=legend_of(document)))
     return shown
+
+
+def legend_of(document: dict[str, Any]) -> tuple[Swatch, ...]:
+    """Build the legend of a token selection, with the count of every colour."""
+    entries = [Swatch(tuple(swatch_colours("kept")), f"{len(document['kept'])} kept")]
+    if merged := sum(len(group["tokens"]) for group in document["merged"]):
+        text = f"{merged} merged into {len(document['merged'])}, a colour for each"
+        entries.append(Swatch(tuple(swatch_colours("merged")), text))
+    before = document["tokens_kept"]
+    for number, layer in enumerate(document["layers"]):
+        fade = fade_of(number, len(document["layers"]))
+        text = f"{before - layer['tokens_kept']} of these dropped before layer {layer['layer']}"
+        entries.append(Swatch(tuple(swatch_colours("kept", fade)), text))
+        before = layer["tokens_kept"]
+    return (*entries, Swatch(tuple(swatch_colours("dropped")), f"{len(document['dropped'])} dropped"))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveate.app.examples import examples as example_questions
 from foveate.console import notes
 from foveate.core.errors import FoveateError
 
@@ -24,11 +25,9 @@ EXAMPLES = """
     foveate app --examples ./pictures --port 9000
 """
 
-#: Questions that go with the images in examples/ of the source tree.
-QUESTIONS = {"receipt.png": "What is the total?", "chart.png": "Which month had the most visitors?"}
-
-#: Files of a folder of examples that are offered.
+#: Files of a folder of examples that are offered, and what is asked about each.
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+QUESTION = "What is in the image?"
 
 
 def app(
@@ -53,9 +52,10 @@ def app(
 ) -> None:
     """Start a browser app that asks a model with and without a plan and shows every token.
 
-    The page shows both answers side by side, the tokens that were kept, merged and dropped (click a token for details),
-    token counts and times of every part, and the same question as Python and shell code. By default it is local: it
-    listens on 127.0.0.1, loads nothing from other servers and sends no telemetry. Requests are answered one at a time.
+    The page shows the answers side by side, also of random tokens and of a smaller image; the tokens that were kept,
+    merged and dropped (click a token for details); token counts and times of every part; and the same question as
+    Python and shell code. Tokens can be chosen by hand. By default it is local: it listens on 127.0.0.1, loads nothing
+    from other servers and sends no telemetry. Requests are answered one at a time.
     """
     from foveate.core.plan import Plan
 
@@ -100,7 +100,7 @@ def _serve(
         handle.restore()  # the page attaches a plan for one question at a time
     elif plan is not None:
         compress(net, plan).restore()  # an unsupported plan fails here, not at the first question
-    # The first run of a process is slow, and would make the first comparison unfair.
+    # The first run of a process is slow; the first visitor shall not wait for it.
     ask(Image.new("RGB", (224, 224), "white"), "?", (net, processor), max_new_tokens=2)
     page = build(
         (net, processor),
@@ -117,15 +117,15 @@ def _serve(
 
 
 def _examples(folder: Path | None) -> list[tuple[str, str]]:
-    """Return images of a folder with questions; by default those of the source tree, if foveate runs from one."""
-    default = Path(__file__).parents[3] / "examples"
-    chosen = folder is not None
-    folder = default if folder is None else folder
+    """Return images of a folder with a question; by default the examples, if foveate runs from its source tree."""
+    if folder is None:
+        images = Path(__file__).parents[3] / "examples"
+        return [
+            (str(images / each.image), each.question) for each in example_questions() if (images / each.image).is_file()
+        ]
     if not folder.is_dir():
-        if not chosen:
-            return []
         raise FoveateError(f"there is no folder {str(folder)!r} to take examples from.")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
-    if chosen and not paths:
+    if not paths:
         raise FoveateError(f"{str(folder)!r} has no images: foveate app offers files ending in {', '.join(ENDINGS)}.")
-    return [(str(path), QUESTIONS.get(path.name, "What is in the image?")) for path in paths]
+    return [(str(path), QUESTION) for path in paths]

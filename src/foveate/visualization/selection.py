@@ -123,7 +123,7 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, max_size: tuple[in
     Args:
         document: from `foveate.answering.selections.selected`.
         image: the image, upright.
-        space: width and height in pixels, of which the image fills one.
+        max_size: width and height in pixels, of which the image fills one.
     """
     encoded, over, _ = _parts(document, image)
     return _panel(encoded, over, *_of_tokens(document), _leaving(document), max_size, numbered=False)
@@ -200,7 +200,7 @@ def _leaving(document: dict[str, Any]) -> np.ndarray:
     return leaves
 
 
-def _fade(number: int, count: int) -> float:
+def fade_of(number: int, count: int) -> float:
     """Paleness of tokens that are dropped at step `number` of `count`."""
     first, last = FADED
     return first if count == 1 else first + (last - first) * number / (count - 1)
@@ -245,7 +245,7 @@ def _panel(
         area[state == MERGED] = tinted[state == MERGED]
         steps = int(leaves.max(initial=-1)) + 1
         for number in range(steps):
-            going, fade = leave == number, _fade(number, steps)
+            going, fade = leave == number, fade_of(number, steps)
             area[going] = (1 - fade) * area[going] + fade * pixels[window][going]
         areas = np.where(state == MERGED, group, -1 - state) * (steps + 1) + leave + 1
         _outline(area, areas, index, state != DROPPED)
@@ -318,19 +318,32 @@ def _inside(draw: ImageDraw.ImageDraw, document: dict[str, Any], top: int) -> in
     """Draw the token counts dropped inside the language model by layer; returns the next line."""
     going = document["tokens_kept"]
     for number, layer in enumerate(document["layers"]):
-        _swatch(draw, "kept", top, _fade(number, len(document["layers"])))
+        _swatch(draw, "kept", top, fade_of(number, len(document["layers"])))
         text = f"{going - layer['tokens_kept']} of these up to layer {layer['layer'] - 1}"
         draw.text((64, top), text, font=load_font(20), fill=INK)
         going, top = layer["tokens_kept"], top + 36
     return top
 
 
-def _swatch(draw: ImageDraw.ImageDraw, kind: str, top: int, fade: float = 0.0) -> None:
+def swatch_colours(kind: str, fade: float = 0.0) -> list[tuple[int, int, int]]:
+    """Return the colours (red, green, blue) of tokens in a legend.
+
+    Args:
+        kind: "kept", "merged" or "dropped".
+        fade: paleness of kept tokens that are dropped inside the language model.
+    """
     if kind == "merged":
-        for number, tint in enumerate(_tints(3)):
-            fill = tuple(int(255 - TINT * (255 - value)) for value in tint)
-            draw.rectangle((16 * number, top + 2, 16 * number + 15, top + 22), fill=fill, outline=INK)
-        return
+        red, green, blue = (255 - TINT * (255 - _tints(3))).astype(int).T.tolist()
+        return list(zip(red, green, blue, strict=True))
     grey = round(255 - fade * (255 - GREY)) if kind == "kept" else GREY
-    fill = (grey, grey, grey)
-    draw.rectangle((0, top + 2, 47, top + 22), fill=fill, outline=INK if kind == "kept" else LINE)
+    return [(grey, grey, grey)]
+
+
+def _swatch(draw: ImageDraw.ImageDraw, kind: str, top: int, fade: float = 0.0) -> None:
+    colours = swatch_colours(kind, fade)
+    width = 48 // len(colours)
+    for number, fill in enumerate(colours):
+        left = width * number
+        draw.rectangle(
+            (left, top + 2, left + width - 1, top + 22), fill=fill, outline=LINE if kind == "dropped" else INK
+        )
