@@ -117,7 +117,7 @@ def ask(
         sources.insert(0, str(path))
     if question is None or not sources:
         raise FoveateError(
-            "ask needs an image and a question, such as foveate ask photo.jpg 'What does the sign say?', or --example."
+            "Missing argument: give an image and a question, such as foveate ask photo.jpg 'What does the sign say?'."
         )
     if picture is not None:
         _check_picture(picture, len(sources))
