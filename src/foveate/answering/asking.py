@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +22,7 @@ from foveate.answering.trace import Trace
 from foveate.clips import Clip, is_clip, open_clip
 from foveate.core.errors import FoveateError, check_text
 from foveate.core.plan import Plan
-from foveate.fetching import fetch, is_address
+from foveate.fetching import fetch, is_address, shown
 from foveate.images import data_of, open_image
 from foveate.loading import load
 from foveate.runtime import compress, handle_of, speculate
@@ -156,9 +157,11 @@ def local(source: Any) -> Any:
     """Return an image source without addresses: the bytes of a file on the web or in a data URI, or the source itself.
 
     Raises:
-        FoveateError: the address cannot be read, or the URI holds no data.
+        FoveateError: the address cannot be read or is that of a video file, or the URI holds no data.
     """
     if is_address(source):
+        if is_clip(re.split("[?#]", source)[0]):
+            raise FoveateError(f"{shown(source)} is a video file, but addresses must be of images: download it first.")
         return fetch(source)
     return data_of(source) if isinstance(source, str) and source[:5].lower() == "data:" else source
 
@@ -201,17 +204,19 @@ def _model(model: Any, saved: bool, loading: dict[str, Any]) -> tuple[Any, Any, 
     return *_kept(name, saved, loading), name or "embedded"
 
 
-#: The last model that was loaded by name: what it was asked for with, and the model with its processor.
-_last: list[tuple[Any, tuple[Any, Any]]] = []
+#: The last model that was loaded by name: how it was loaded, and what `load` returned.
+_last: dict[str, Any] = {}
 
 
 def _kept(name: str | None, saved: bool, loading: dict[str, Any]) -> tuple[Any, Any]:
-    """Load a model, or return the last one if it was loaded in the same way."""
-    wanted = (name, saved, loading)
-    if not _last or _last[0][0] != wanted:
+    """Load a model, or return the last one if it was loaded in the same way. Options need not be hashable."""
+    how = (name, saved, loading)
+    kept = _last.get("model")
+    if kept is None or kept[0] != how:
+        kept = None
         _last.clear()  # before the next one is loaded, so that memory holds one
-        _last.append((wanted, load(name, plan="saved" if saved else None, **loading)))
-    return _last[0][1]
+        kept = _last["model"] = how, load(name, plan="saved" if saved else None, **loading)
+    return kept[1]
 
 
 class _Stream(TextStreamer):

@@ -124,7 +124,8 @@ def ask(
     from foveate.answering import ask as ask_model
     from foveate.answering.asking import local
 
-    sources = [local(source) for source in sources]  # fetched once, for the answer and the figure
+    if picture is not None:
+        sources = [local(source) for source in sources]  # an address is fetched once, for the answer and the figure
     answer = ask_model(
         sources,
         question,
