@@ -16,6 +16,8 @@ RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep -oE '^torch==[^ ;]+
 
 # The wheel, as it is released. The build tools are not part of the environment that is copied.
 COPY pyproject.toml README.md LICENSE ./
+COPY examples examples
+COPY recipes recipes
 COPY src src
 RUN python -m venv /opt/builder \
  && /opt/builder/bin/pip install -c requirements/core.txt hatchling \

@@ -27,6 +27,8 @@ assert Path(foveate.__file__).is_relative_to(Path(__import__("sys").prefix)), fo
 END
 "$home/bin/foveate" ask receipt.png "What is the total?" --plan divprune:50% --picture out.png
 test -s out.png
+"$home/bin/foveate" ask --example receipt "What is the total?"
+"$home/bin/python" -c 'from foveate.shipped import recipe; assert recipe("recipe:tiny").is_file()'
 
 # The sdist contains no weights, and a package that is built from it reports that.
 if tar tzf ../*.tar.gz | grep -E '\.(safetensors|bin|pt)$|/(embedded|benchmarks/results|results|golden)/'; then
@@ -41,4 +43,5 @@ if said=$("$home/bin/foveate" ask receipt.png "What is the total?" 2>&1); then
   exit 1
 fi
 echo "$said" | tr '\n' ' ' | grep -q "holds no weights" || { echo "$said"; exit 1; }
+"$home/bin/foveate" ask --example | grep -q "example receipt"
 echo "the wheel works; the package built from the sdist reports that it has no weights"

@@ -1,6 +1,7 @@
 """`foveate ask` and `foveate info` as they are typed: what is printed, and what is said when it cannot work."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -56,6 +57,18 @@ def test_ask_as_json_with_a_picture(capsys, folder, image, tmp_path):
         (["IMAGE", "?", "--model", "/no/such/model"], "there is no folder '/no/such/model'"),
         (["IMAGE", "?", "--max-new-tokens", "0"], "Invalid value"),
         (["IMAGE"], "question"),
+        ([], "an image and a question"),
+        (["IMAGE", "none.png", "?"], "no image file at 'none.png'"),
+        (["IMAGE", "IMAGE", "?", "--picture", "out.png"], "--picture shows one image"),
+        (["IMAGE", "clip.mp4", "?"], "no video file at 'clip.mp4'"),
+        (["data:image/png;base64,@", "?"], "holds no base64"),
+        (["http://[::1/a.png", "?"], "is not an address"),
+        (["IMAGE", "?", "--system", ""], "system prompt is empty"),
+        (["IMAGE", "?", "--revision", "main"], "is a folder"),
+        (["IMAGE", "?", "--device", "cpu", "--device-map", "auto"], "give one of them"),
+        (["IMAGE", "?", "--attn-implementation", "slow"], "not supported"),
+        (["--example", "receit", "?"], "did you mean receipt? possible are chart, receipt"),
+        (["--example", "chart"], "question about the example is missing, such as 'Which month"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, folder, image, arguments, message):
@@ -67,6 +80,29 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, folder, image, argume
     assert "\n" not in error and "Traceback" not in error
     assert main(["ask", *arguments, *model, "--json"]) == 2
     assert message.lower() in json.loads(capsys.readouterr().out)["error"].lower()
+
+
+def test_ask_about_several_images_with_a_system_prompt(capsys, folder, image):
+    line = ["ask", image, image, "Which?", "--model", folder, "--max-new-tokens", "4"]
+    assert main([*line, "--system", "Be brief."]) == 0
+    out = capsys.readouterr().out
+    assert "images    64 x 50, 64 x 50 px" in out and "reads 24 of the images" in out
+    assert main([*line, "--json", "--dtype", "bfloat16", "--device-map", "cpu", "--attn-implementation", "eager"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["image_sizes"] == [[64, 50], [64, 50]] and document["image_size"] is None
+    assert document["text"] == ask([image, image], "Which?", folder, max_new_tokens=4, dtype="bfloat16").text
+
+
+def test_ask_about_an_example(capsys, folder):
+    assert main(["ask", "--example", "chart", "Which month?", "--model", folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["image_sizes"] == [[480, 360]]
+    for line in (["--example"], ["--example", "list"]):
+        assert main(["ask", *line]) == 0
+        assert "foveate ask --example receipt 'What is the total?'" in capsys.readouterr().out
+    assert main(["ask", "--example", "--json"]) == 0
+    examples = json.loads(capsys.readouterr().out)["examples"]
+    assert [row["name"] for row in examples] == ["receipt", "chart"]
+    assert all(Path(row["path"]).is_file() for row in examples)
 
 
 def test_control_characters_are_shown_and_not_obeyed():

@@ -1,18 +1,20 @@
 """`load`: folders and names, right and wrong, with torchvision and without."""
 
+import json
 import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, QuantoConfig
 from transformers.utils import logging
 
 import foveate.loading
 from foveate import FoveateError, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.loading import load
-from tests.tiny_model import save_llava_uhd
+from foveate.runtime import handle_of
+from tests.tiny_model import noise, save_llava, save_llava_uhd
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,69 @@ def test_a_folder(folder):
 def test_a_chosen_precision(folder, dtype, expected):
     model, _ = load(str(folder), dtype=dtype, device="cpu")
     assert model.dtype == expected and model.device.type == "cpu"
+
+
+def test_options_of_from_pretrained(folder):
+    model, _ = load(folder, attn_implementation="eager", device_map="cpu")
+    assert model.config._attn_implementation == "eager"
+    assert model.dtype == torch.bfloat16 and model.device.type == "cpu"  # a device_map keeps the precision
+    widened, _ = load(folder, trust_remote_code=False, local_files_only=True, low_cpu_mem_usage=None)
+    assert widened.dtype == torch.float32
+
+
+def test_quantised_weights_are_not_converted(folder, tmp_path):
+    quanto = pytest.importorskip("optimum.quanto")
+    for place, skipped in ((folder, [".*merger", "lm_head"]), (save_llava(tmp_path), None)):
+        pair = load(place, quantization_config=QuantoConfig(weights="int8", modules_to_not_convert=skipped))
+        linear = [module for module in pair[0].modules() if isinstance(module, quanto.QLinear)]
+        assert linear and all(isinstance(module.weight, quanto.QTensor) for module in linear)
+        assert foveate.ask(noise(32, 32), "?", pair, max_new_tokens=2).tokens.generated >= 1
+    with pytest.raises(FoveateError, match=r"stages of LLaVA-UHD cannot be quantised: name '\.\*merger'"):
+        load(folder, quantization_config=QuantoConfig(weights="int8"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trust_remote_code": True}, "trust_remote_code cannot be chosen: foveate runs no code"),
+        ({"use_safetensors": False}, "from safetensors only"),
+        ({"weights_only": False}, "from safetensors only"),
+        ({"torch_dtype": "float32"}, "its name is dtype"),
+        ({"output_loading_info": True}, "output_loading_info cannot be chosen"),
+        ({"revision": "main"}, "revision 'main' is of a model on the Hub, and .* is a folder"),
+        ({"subfolder": "a"}, "subfolder 'a' is of a model on the Hub"),
+        ({"device": "cpu", "device_map": "auto"}, "give one of them"),
+        ({"device_map": "everywhere"}, "cannot load .*everywhere"),
+        ({"attn_implementation": "fast"}, "cannot load .*is not supported"),
+        ({"quantization_config": 4}, "cannot load"),
+        ({"nonsense": 1}, "unexpected keyword argument 'nonsense'"),
+    ],
+)
+def test_options_that_are_not_possible(folder, options, message):
+    with pytest.raises(FoveateError, match=message):
+        load(folder, **options)
+
+
+def test_a_revision_is_that_of_every_part(tmp_path, monkeypatch):
+    """Two revisions of one repository in a cache of the Hub differ in weights, processor and plan."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for number, revision in enumerate(("first", "second")):
+        commit = str(number) * 40
+        snapshot = cache / "models--owner--name" / "snapshots" / commit
+        save_llava_uhd(snapshot)
+        settings = json.loads((snapshot / "tokenizer_config.json").read_text())
+        (snapshot / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 100 + number}))
+        foveate.Plan.of(f"random:{number + 1}").save(snapshot)
+        refs = cache / "models--owner--name" / "refs"
+        refs.mkdir(exist_ok=True)
+        (refs / revision).write_text(commit)
+    for number, revision in enumerate(("first", "second")):
+        model, processor = load("owner/name", revision=revision, cache_dir=cache)
+        assert processor.tokenizer.model_max_length == 100 + number
+        assert str(handle_of(model).plan) == f"random:{number + 1}"
+    with pytest.raises(FoveateError, match="cannot load 'owner/name'"):
+        load("owner/name", revision="third", cache_dir=cache)
 
 
 def test_progress_bars_are_as_before(folder, capsys):

@@ -11,6 +11,8 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from foveate.shipped import QUESTIONS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -88,6 +90,13 @@ def test_the_wheel_holds_the_embedded_model_and_no_results():
     files = shipped(WheelBuilder)
     assert {"foveate/embedded/model.safetensors", "foveate/embedded/config.json", "foveate/py.typed"} <= files
     assert all(file.startswith(("foveate/", "foveate_cli.py")) for file in files)
+
+
+def test_the_wheel_holds_the_examples_and_recipes():
+    files = shipped(WheelBuilder)
+    assert {f"foveate/examples/{name}.png" for name in QUESTIONS} <= files
+    assert {f"foveate/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()} <= files
+    assert {"examples/receipt.png", "recipes/tiny.yaml"} <= shipped(SdistBuilder)
 
 
 def test_the_installed_version_is_that_of_the_code():

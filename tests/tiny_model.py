@@ -18,7 +18,12 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
 )
 
 from foveate import (
@@ -95,6 +100,42 @@ def save_llava(folder: Path) -> Path:
         chat_template=tokenizer.chat_template,
         num_additional_image_tokens=1,
     ).save_pretrained(folder)
+    return folder
+
+
+def save_qwen(folder: Path) -> Path:
+    """Qwen2.5-VL, which reads clips too: patches of 4 pixels, 2 x 2 of them and two frames are one token."""
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<video>"]}, replace_extra_special_tokens=False)
+    tokenizer.video_token = "<video>"
+    tokenizer.init_kwargs["video_token"] = "<video>"
+    shared = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    pixels = {"shortest_edge": 64, "longest_edge": 4096}
+    part = "{% if part.type == 'text' %}{{ part.text }}{% else %}[<{{ part.type }}>]{% endif %}"
+    turn = "{% for part in message.content %}" + part + "{% endfor %}"
+    template = "{% for message in messages %}{{ message.role }}: " + turn + ". {% endfor %}"
+    processor = Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(**shared, size=pixels),
+        tokenizer,
+        Qwen2VLVideoProcessor(**shared, size=pixels),
+        chat_template=template,
+    )
+    text = {**text_config().to_dict(), "vocab_size": 270, "model_type": "qwen2_5_vl_text"}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,
+            "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1],
+        },
+        text_config=text,
+        image_token_id=processor.image_token_id,
+        video_token_id=processor.video_token_id,
+    )  # fmt: skip
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = 258
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from foveate.core.errors import FoveateError
 if TYPE_CHECKING:
     from foveate.answering import Answer, ask
     from foveate.core.plan import Plan
+    from foveate.core.registry import all_methods as methods
     from foveate.core.registry import register_method
     from foveate.loading import load
     from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
@@ -56,6 +57,7 @@ __all__ = [
     "ask",
     "compress",
     "load",
+    "methods",
     "register",
     "register_method",
     "register_trainer",
@@ -75,6 +77,8 @@ def register() -> None:
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first used."""
+    if name == "methods":  # a package that can be called
+        return importlib.import_module("foveate.methods")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -83,7 +87,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """List the public API alone; modules are imported by their own names, such as `foveate.core.plan`."""
+    return sorted(__all__)
 
 
 # Registering imports torch and transformers, which takes seconds. The command line (`foveate_cli`) therefore does it

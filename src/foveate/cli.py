@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -87,6 +87,18 @@ class WithExamples:
 class Command(WithExamples, TyperCommand):
     """Entry of one command in the lazy command list."""
 
+    #: Options that may stand without a value, and the value that they then have; typer has no such options.
+    bare: Mapping[str, str] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options."""
+        complete: list[str] = []
+        for argument, following in itertools.zip_longest(args, args[1:], fillvalue="--"):
+            complete.append(argument)
+            if argument in self.bare and following.startswith("-") and "--" not in complete:
+                complete.append(self.bare[argument])
+        return super().parse_args(ctx, complete)
+
 
 class LazyGroup(WithExamples, TyperGroup):
     """Command group that lists its commands without importing them and imports the one that is run."""
@@ -110,7 +122,9 @@ class LazyGroup(WithExamples, TyperGroup):
             return name, command, rest
         module_name, function = target.split(":")
         module = importlib.import_module(module_name)
-        return name, _command(name, getattr(module, function), getattr(module, "EXAMPLES", "")), rest
+        command = _command(name, getattr(module, function), getattr(module, "EXAMPLES", ""))
+        command.bare = getattr(module, "BARE", {})
+        return name, command, rest
 
 
 def _command(name: str | None, run: Any, examples: str, cls: type[Command] = Command) -> Any:
@@ -188,7 +202,7 @@ class _TrainMethod(TyperGroup):
 class _Foveate(LazyGroup):
     examples = """
         foveate info
-        foveate ask examples/receipt.png "What is the total?"
+        foveate ask --example receipt "What is the total?"
         foveate ask photo.jpg "What does the sign say?" --model path/or/hub-id --json
         foveate methods "*prune*"
         foveate COMMAND --help
@@ -227,7 +241,7 @@ def _list(group: typer.Typer, name: str, line: str) -> None:
     group.command(name, help=line)(lambda: None)
 
 
-_list(app, "ask", "Answer a question about an image, and report its visual tokens and timings.")
+_list(app, "ask", "Answer a question about images or a clip, and report visual tokens and timings.")
 _list(app, "info", "Describe a model: parameters, stages, and visual tokens by image size.")
 _list(app, "methods", "List the methods that a plan can name: what they need, and which models they support.")
 _list(app, "batch", "Answer a JSONL file of questions about images; can be resumed.")

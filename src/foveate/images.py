@@ -9,6 +9,7 @@ and a file whose header announces more pixels than `max_pixels` is refused befor
 from __future__ import annotations
 
 import base64
+import binascii
 import io
 import os
 import re
@@ -16,6 +17,7 @@ import stat
 import warnings
 from pathlib import Path
 from typing import IO, Any, Literal
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -59,6 +61,9 @@ LOOKALIKES = (
     (re.compile(rb"version https://git-lfs"), "it is a Git LFS pointer, not the file; run `git lfs pull`"),
 )  # fmt: skip
 
+#: The beginning of a data URI; without ";base64", its data are percent-encoded.
+_DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*(?P<base64>;base64)?,", re.IGNORECASE)
+
 #: What may be base64 of an image file; the smallest of these are longer.
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{24,}={0,2}")
 
@@ -94,23 +99,41 @@ def open_image(source: Any, *, channels: Channels | None = None, max_pixels: int
     )
 
 
+def data_of(uri: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Decode the bytes of the file in a `data:` URI.
+
+    Raises:
+        FoveateError: it is no such URI, its data are no base64, or they have more than `max_bytes`.
+    """
+    match = _DATA.match(uri)
+    if match is None:
+        raise FoveateError(f"{uri[:80]!r} is not a data URI; write data:image/png;base64,...")
+    data = b""
+    if len(uri) - match.end() <= 4 * max_bytes // 3 + 4:
+        try:
+            if match["base64"]:
+                data = base64.b64decode(re.sub(r"\s", "", uri[match.end() :]), validate=True)
+            else:
+                data = unquote_to_bytes(uri[match.end() :])
+        except (binascii.Error, ValueError) as error:
+            raise FoveateError(f"the data URI holds no base64: {str(error).rstrip('.')}.") from None
+        if len(data) <= max_bytes:
+            return data
+    raise FoveateError(f"an image file may have at most {max_bytes / 2**20:g} MiB here.")
+
+
 def inline(text: str) -> bytes:
     """Decode the bytes of the image file in a `data:` URI or bare base64.
 
     Raises:
         FoveateError: it holds none.
     """
-    header, comma, data = text.partition(",") if text.startswith("data:") else ("", ",", text)
+    if text.startswith("data:"):
+        return data_of(text)
     try:
-        if not comma or (header and not header.endswith(";base64")):
-            raise ValueError
-        return base64.b64decode(re.sub(r"\s", "", data), validate=True)
+        return base64.b64decode(re.sub(r"\s", "", text), validate=True)
     except ValueError:
-        if header:
-            sentence = f"an image that starts with {header[:60]!r} must continue with ';base64,' and valid base64."
-        else:
-            sentence = f"{data[:60]!r} is not the base64 of an image file."
-        raise FoveateError(sentence) from None
+        raise FoveateError(f"{text[:60]!r} is not the base64 of an image file.") from None
 
 
 def open_written(text: str) -> Image.Image:

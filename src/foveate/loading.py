@@ -17,10 +17,11 @@ from transformers.utils import logging
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import PLAN_FILE, Plan
-from foveate.core.weights import DATA_ONLY, SAFE, check_weights, file_of
+from foveate.core.weights import DATA_ONLY, SAFE, WHERE, check_weights, file_of
 from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.models.llava_uhd.checkpoint import is_released
 from foveate.models.llava_uhd.pairing import pair
+from foveate.models.vit_uhd.compression import ContentAdaptivePooling
 from foveate.processors import load_processor
 
 #: Folder of the model that ships with foveate.
@@ -31,6 +32,17 @@ WIDEN_UP_TO_BYTES = 2**31
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+#: Keywords of `from_pretrained` that `load` refuses, with the reason.
+_REFUSED = {
+    "config": "foveate reads the configuration of the model's folder",
+    "output_loading_info": "load returns the model and its processor",
+    "torch_dtype": "its name is dtype",
+    "trust_remote_code": "foveate runs no code of a model's folder; load the model with transformers if you trust it, "
+    "and pass (model, processor) on",
+    "use_safetensors": "foveate reads weights from safetensors only",
+    "weights_only": "foveate reads weights from safetensors only",
+}
+
 
 def load(
     name: str | os.PathLike[str] | None = None,
@@ -38,6 +50,11 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     plan: Any = "saved",
+    revision: str | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
+    **options: Any,
 ) -> tuple[Any, Any]:
     """Load a vision-language model and its processor.
 
@@ -50,37 +67,96 @@ def load(
         plan: ``"saved"`` attaches the plan that `Plan.save` wrote next to the weights, if there is one; ``None`` leaves
             it off; anything that `foveate.compress` takes is attached instead. `foveate.runtime.handle_of` returns the
             handle.
+        revision: branch, tag or commit of a model on the Hub.
+        device_map: as `from_pretrained` takes it, in place of `device`: ``"auto"`` divides the model among devices. It
+            needs accelerate.
+        attn_implementation: such as ``"sdpa"``, ``"eager"`` or ``"flash_attention_2"``. A kernel of the Hub,
+            ``"owner/name"``, is code that runs here: name one only if you trust it.
+        quantization_config: such as `transformers.BitsAndBytesConfig`; the package that it is made for must be there.
+        options: any other keyword of `from_pretrained`, such as ``token`` or ``max_memory``.
 
-    Weights are read from safetensors only, and no Python file of a folder is run: what others made is data.
+    Weights are read from safetensors only, and no Python file of a folder is run: what others made is data. Therefore
+    ``trust_remote_code=True`` is refused, as are ``use_safetensors`` and ``weights_only``. A model that needs its own
+    code can be loaded with `transformers` and passed on as ``(model, processor)``.
+
+    Quantised models and those with a `device_map` keep the precision in which they are loaded.
 
     Returns:
         The model, in evaluation mode on the device, and its processor.
 
     Raises:
-        FoveateError: there is no such model, it cannot be reached offline, it answers no questions about images, it
-            needs a package that is missing or code of its own, its weights are pickled, the device or dtype does not
-            exist, or the plan cannot be read or does not fit the model.
+        FoveateError: there is no such model or revision, it cannot be reached offline, it answers no questions about
+            images, it needs a package that is missing or code of its own, its weights are pickled, the device or dtype
+            does not exist, a keyword is not possible for it, or the plan cannot be read or does not fit the model.
     """
     location = locate(name)
-    target, precision = device_of(device), _dtype(dtype)
-    chosen = _saved_plan(location) if isinstance(plan, str) and plan == "saved" else plan
+    if device is not None and device_map is not None:
+        raise FoveateError("device and device_map both say where the model goes; give one of them.")
+    options |= {
+        "revision": revision,
+        "device_map": device_map,
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+    }
+    where, settings = _divided(location, name, options)
+    target, precision = None if device_map is not None else device_of(device), _dtype(dtype)
+    chosen = _saved_plan(location, where) if isinstance(plan, str) and plan == "saved" else plan
     chosen = None if chosen is None else Plan.of(chosen)
     with _explained(name):
-        config = _config(location, name)
-        check_weights(location, config)
+        config = _config(location, name, where)
+        check_weights(location, config, **where)
         with _progress_bars_hidden(Path(location).is_dir()):
-            model = AutoModelForImageTextToText.from_pretrained(location, config=config, dtype=precision, **SAFE)
-        processor = _processor(location, config)
+            model = AutoModelForImageTextToText.from_pretrained(
+                location, config=config, dtype=precision, **where, **settings, **SAFE
+            )
+        processor = _processor(location, config, where)
         if isinstance(model, LlavaUHDForConditionalGeneration):
             pair(model, processor)
-    if precision == "auto" and target.type == "cpu" and 4 * model.num_parameters() <= WIDEN_UP_TO_BYTES:
-        model = model.float()
-    model = model.to(target).eval()
+            _check_stages(model)
+        if target is not None:
+            model = _on(target, model, widen=precision == "auto")
+    model = model.eval()
     if chosen is not None:
         from foveate.runtime import compress
 
         compress(model, chosen, processor=processor)
     return model, processor
+
+
+def _divided(
+    location: str, name: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide keywords of `from_pretrained` into those that all parts of a model take, and those of its weights."""
+    for key, reason in _REFUSED.items():
+        if key in options and options.pop(key) != SAFE.get(key, ...):
+            raise FoveateError(f"{key} cannot be chosen: {reason}.")
+    options = {key: value for key, value in options.items() if value is not None}
+    where = {key: options.pop(key) for key in WHERE if key in options}
+    for key in ("revision", "subfolder"):
+        if key in where and Path(location).is_dir():
+            raise FoveateError(f"{key} {where[key]!r} is of a model on the Hub, and {_shown(name)} is a folder.")
+    return where, options
+
+
+def _check_stages(model: LlavaUHDForConditionalGeneration) -> None:
+    """Refuse quantised stages: content-adaptive pooling computes with halves of a weight."""
+    for module in model.modules():
+        if isinstance(module, ContentAdaptivePooling) and any(
+            type(weight) is not torch.nn.Parameter for weight in module.parameters()
+        ):
+            raise FoveateError(
+                "the stages of LLaVA-UHD cannot be quantised: name '.*merger' among the modules that the "
+                "quantization_config leaves out (modules_to_not_convert, or llm_int8_skip_modules of bitsandbytes)."
+            )
+
+
+def _on(target: torch.device, model: Any, widen: bool) -> Any:
+    """Move a model to a device; `widen`: to float32 on a CPU, if it is small. Quantised weights are not converted."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return model if model.device == target else model.to(target)
+    if widen and target.type == "cpu" and 4 * model.num_parameters() <= WIDEN_UP_TO_BYTES:
+        model = model.float()
+    return model.to(target)
 
 
 def plan_asked(text: str | None) -> Plan | str | None:
@@ -94,30 +170,29 @@ def plan_asked(text: str | None) -> Plan | str | None:
     return None if is_full_model(text) else Plan.of(text)
 
 
-def plan_beside(name: str | os.PathLike[str] | None) -> Plan | None:
-    """Return the plan saved next to a model's weights, if there is one.
+def plan_beside(name: str | os.PathLike[str] | None, revision: str | None = None) -> Plan | None:
+    """Return the plan saved next to a model's weights, if there is one; `revision` is of a model on the Hub.
 
     Raises:
         FoveateError: there is no such model, or its plan cannot be read.
     """
-    return _saved_plan(locate(name))
+    location = locate(name)
+    return _saved_plan(location, _divided(location, name, {"revision": revision})[0])
 
 
 def load_apart(
     name: str | os.PathLike[str] | None = None,
     plan: Plan | str | None = "saved",
-    *,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device | None = None,
+    **options: Any,
 ) -> tuple[Any, Any, Plan | None]:
-    """Load like `load`, but return the plan instead of attaching it, for callers that switch plans.
+    """Load like `load` and with its options, but return the plan instead of attaching it, for switching plans.
 
     Raises:
         FoveateError: as `load` does; a plan that cannot act on this model is refused too.
     """
     from foveate.runtime import handle_of
 
-    model, processor = load(name, dtype=dtype, device=device, plan=plan)
+    model, processor = load(name, plan=plan, **options)
     handle = handle_of(model)
     if handle is None:
         return model, processor, None
@@ -125,12 +200,12 @@ def load_apart(
     return model, processor, handle.plan
 
 
-def _saved_plan(location: str) -> Plan | None:
+def _saved_plan(location: str, where: dict[str, Any]) -> Plan | None:
     """Read the plan next to a model's weights, in a folder or on the Hub; None without plan or network."""
     if Path(location).is_dir():
         return Plan.read(location)
     try:
-        file = file_of(location, PLAN_FILE)
+        file = file_of(location, PLAN_FILE, **where)
     except OSError:  # no such model, which the configuration, read next, reports better
         return None
     return None if file is None else Plan.read(Path(file).parent)
@@ -144,10 +219,10 @@ def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]
     """
     location = locate(name)
     with _explained(name):
-        config = _config(location, name)
+        config = _config(location, name, {})
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config)
-        return model.eval(), _processor(location, config)
+        return model.eval(), _processor(location, config, {})
 
 
 def locate(name: str | os.PathLike[str] | None) -> str:
@@ -177,11 +252,11 @@ def _shown(name: str | os.PathLike[str] | None) -> str:
     return "the embedded model" if name is None else repr(os.fspath(name))
 
 
-def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
+def _config(location: str, name: str | os.PathLike[str] | None, where: dict[str, Any]) -> Any:
     """Load the model's configuration, if it is of a vision-language model."""
-    if is_released(location):  # the authors' layout has model types that `AutoConfig` does not know
-        return LlavaUHDConfig.from_pretrained(location)
-    config = AutoConfig.from_pretrained(location, **DATA_ONLY)
+    if is_released(location, **where):  # the authors' layout has model types that `AutoConfig` does not know
+        return LlavaUHDConfig.from_pretrained(location, **where)
+    config = AutoConfig.from_pretrained(location, **where, **DATA_ONLY)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise FoveateError(
             f"{_shown(name)} is a {config.model_type!r} model, which does not answer questions about images: foveate "
@@ -190,11 +265,11 @@ def _config(location: str, name: str | os.PathLike[str] | None) -> Any:
     return config
 
 
-def _processor(location: str, config: Any) -> Any:
+def _processor(location: str, config: Any, where: dict[str, Any]) -> Any:
     # `AutoProcessor` would ask to run the Python files that a folder in the authors' layout names.
     if isinstance(config, LlavaUHDConfig):
-        return LlavaUHDProcessor.from_pretrained(location, **DATA_ONLY)
-    return load_processor(location, config)
+        return LlavaUHDProcessor.from_pretrained(location, **where, **DATA_ONLY)
+    return load_processor(location, config, **where)
 
 
 def device_of(device: str | torch.device | None) -> torch.device:

@@ -60,7 +60,7 @@ class NoClips(PushToHubMixin):  # how processors know a part that they save
         return dict(self.settings)
 
 
-def load_processor(location: str, config: PreTrainedConfig) -> Any:
+def load_processor(location: str, config: PreTrainedConfig, **where: Any) -> Any:
     """Load the processor of a model of `transformers`.
 
     Without torchvision, processors of models that take clips too are put together from what images need (`NoClips`).
@@ -68,18 +68,19 @@ def load_processor(location: str, config: PreTrainedConfig) -> Any:
     Args:
         location: Folder or Hub id.
         config: The model's configuration.
+        where: What `from_pretrained` takes to find files: `revision`, `token`, ...
 
     Raises:
         FoveateError: it needs torchvision for images too, and that is not installed.
         ImportError: another package is missing.
     """
     try:
-        return AutoProcessor.from_pretrained(location, **DATA_ONLY)
+        return AutoProcessor.from_pretrained(location, **where, **DATA_ONLY)
     except (ImportError, ValueError) as error:
         if not _misses_torchvision(error):
             raise
     try:
-        return _without_clips(location, config)
+        return _without_clips(location, config, where)
     except (ImportError, ValueError) as error:
         if not _misses_torchvision(error):
             raise
@@ -95,14 +96,14 @@ def _misses_torchvision(error: BaseException | None) -> bool:
     return error is not None and not is_torchvision_available()
 
 
-def _without_clips(location: str, config: PreTrainedConfig) -> Any:
+def _without_clips(location: str, config: PreTrainedConfig, where: dict[str, Any]) -> Any:
     """Build the processor as `AutoProcessor` does, with `NoClips` for videos."""
-    settings, _ = ProcessorMixin.get_processor_dict(location, **DATA_ONLY)
+    settings, _ = ProcessorMixin.get_processor_dict(location, **where, **DATA_ONLY)
     kind: Any = getattr(transformers, settings.get("processor_class") or "", None) or PROCESSOR_MAPPING[type(config)]
     parts = [
-        NoClips(settings.get("video_processor") or _from_folder(location, "video_preprocessor_config.json"))
+        NoClips(settings.get("video_processor") or _from_folder(location, "video_preprocessor_config.json", where))
         if name == "video_processor"
-        else _PARTS[name].from_pretrained(location, **DATA_ONLY)
+        else _PARTS[name].from_pretrained(location, **where, **DATA_ONLY)
         for name in kind.get_attributes()
     ]
     processor = _taking_no_clips(kind).from_args_and_dict(parts, settings)
@@ -126,7 +127,7 @@ def _taking_no_clips(kind: Any) -> Any:
     return Made
 
 
-def _from_folder(location: str, name: str) -> dict[str, Any]:
+def _from_folder(location: str, name: str, where: dict[str, Any]) -> dict[str, Any]:
     """Read a JSON file in a folder or on the Hub; empty if there is none."""
-    file = file_of(location, name)
+    file = file_of(location, name, **where)
     return {} if file is None else read_json(file)

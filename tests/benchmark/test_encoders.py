@@ -111,6 +111,15 @@ def test_the_command_writes_the_file_and_prints_it(tmp_path, monkeypatch, capsys
     assert (tmp_path / "plot.png").exists()
 
 
+def test_quick_is_one_small_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(competitors, "Geometry", lambda: SMALL)
+    options = ["--device", "cpu", "--threads", "1", "-o", str(tmp_path / "x.json"), "--json"]
+    assert cli.main(["bench", "encoders", "--quick", *options]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["pixels"] for row in rows} == {256}
+    assert {len(row["spread"]["seconds"]["all"]) for row in rows} == {2}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,7 +24,7 @@ def answer(effect: np.ndarray | None = None) -> Answer:
         text="42",
         question="How many?",
         model="embedded",
-        image_size=(64, 64),
+        image_sizes=[(64, 64)],
         processed_size=(64, 64),
         stages=[Stage("patches", (8, 8), 64, (8, 8), "patches"), Stage("stage 1", (4, 4), 16, (16, 16), "merged")],
         tokens=Tokens(read=16, unmerged=64, text=9, generated=2),

@@ -37,10 +37,10 @@ class Answer:
         text: the answer.
         question: the question.
         model: the name of the model.
-        image_size: ``(width, height)`` in pixels of the upright input image.
-        processed_size: ``(width, height)`` in pixels to which it was resized, where the model encodes it as one
-            sequence.
-        stages: the image's tokens from patches to what the language model reads.
+        image_sizes: ``(width, height)`` in pixels of every upright input image, or of the frames of a clip.
+        processed_size: ``(width, height)`` in pixels to which a single image was resized, where the model encodes it as
+            one sequence.
+        stages: the tokens of the images or the clip from patches to what the language model reads.
         tokens: token counts.
         times: seconds for ``preprocess`` (opening, resizing, patches, tokenising), ``encoder``, ``connector``,
             ``prefill`` (the language model reads the prompt), ``decode`` (it writes the answer), and ``total``, which
@@ -50,12 +50,13 @@ class Answer:
         selection: token selection of each image, as plain values; see `selected`.
         pooling: pooling maps of each content-adaptive stage, if `ask` was called with `keep_pooling`.
         draft: report of a draft, as plain values (`foveate.runtime.Speculation`), or None.
+        frames: number of frames of a clip; None for images.
     """
 
     text: str
     question: str
     model: str
-    image_size: tuple[int, int]
+    image_sizes: list[tuple[int, int]]
     processed_size: tuple[int, int] | None
     stages: list[Stage]
     tokens: Tokens
@@ -65,6 +66,12 @@ class Answer:
     selection: list[dict[str, Any]] = field(default_factory=list, repr=False)
     pooling: list[Pooling] = field(default_factory=list, repr=False)
     draft: dict[str, Any] | None = None
+    frames: int | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """``(width, height)`` in pixels of the upright input image; None of several images and of a clip."""
+        return self.image_sizes[0] if len(self.image_sizes) == 1 and self.frames is None else None
 
     @property
     def inert(self) -> bool:
@@ -74,6 +81,7 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain JSON values without pooling maps; ``inert``: whether the plan kept every token."""
         document = {name: value for name, value in vars(self).items() if name != "pooling"}
+        document["image_size"] = self.image_size
         document["stages"] = [asdict(stage) for stage in self.stages]
         document["tokens"] = asdict(self.tokens)
         document["inert"] = self.inert

@@ -1,9 +1,9 @@
-"""Ask one question about one image."""
+"""Ask one question about images or a clip."""
 
 from __future__ import annotations
 
-import functools
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,11 +19,14 @@ from foveate.answering.pooling import pooling_of
 from foveate.answering.selections import placed, seen_of, selected
 from foveate.answering.stages import stages_of, with_plan
 from foveate.answering.trace import Trace
+from foveate.clips import Clip, is_clip, open_clip
 from foveate.core.errors import FoveateError, check_text
 from foveate.core.plan import Plan
-from foveate.images import open_image
+from foveate.fetching import fetch, is_address, shown
+from foveate.images import data_of, open_image
 from foveate.loading import load
 from foveate.runtime import compress, handle_of, speculate
+from foveate.runtime.report import ImageReport
 
 
 def ask(
@@ -37,11 +40,20 @@ def ask(
     stream: Callable[[str], object] | None = None,
     keep_pooling: bool = False,
     draft: Any = None,
+    system: str | None = None,
+    **loading: Any,
 ) -> Answer:
-    """Answer one question about one image with greedy decoding, so that the same question gets the same answer.
+    """Answer one question about images or a clip with greedy decoding, so that the same question gets the same answer.
+
+        foveate.ask("receipt.png", "What is the total?")
+        foveate.ask(["a.png", "https://example.org/b.png"], "Which is larger?")
+        foveate.ask("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct")
 
     Args:
-        image: a path, bytes, a PIL image or an array (see `foveate.images.open_image`).
+        image: a path, an http or https address, a data URI, bytes, a PIL image or an array (see
+            `foveate.images.open_image`); or a list of them, in the order in which the model reads them; or the path of
+            a video file, of which up to 32 frames are read (see `foveate.clips`). A file of an address may have 20 MiB
+            and take 30 seconds. Any host is asked, also of the local network: pass on no addresses of strangers.
         question: the question, in plain words. Text that the model's tokenizer would take for a control token, such
             as ``<image>``, is asked as text.
         model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
@@ -55,10 +67,12 @@ def ask(
             more for it, outside of the measured times.
         draft: draft model for speculative decoding, a folder or anything that `foveate.speculate` takes;
             the answer is the same.
+        system: system prompt, for models whose chat template has a place for it.
+        loading: options of `foveate.load`, such as ``dtype`` or ``revision``, for a model that is named.
 
     Raises:
-        FoveateError: the image cannot be read, the question is empty or too long, the model cannot be loaded or asked,
-            or the plan or draft cannot be read or does not fit the model.
+        FoveateError: an image cannot be read, the question is empty or too long, the model cannot be loaded or asked,
+            it takes no clips or no system prompt, or the plan or draft cannot be read or does not fit the model.
     """
     if plan is None and budget is not None:
         raise FoveateError(f"a budget of {budget} needs a plan, such as plan='divprune'.")
@@ -66,17 +80,28 @@ def ask(
     if not isinstance(question, str) or not question.strip():
         raise FoveateError("the question is empty; ask something about the image.")
     check_text(question, "the question")
+    if system is not None:
+        if not isinstance(system, str) or not system.strip():
+            raise FoveateError("the system prompt is empty; leave it out, or write how to answer.")
+        check_text(system, "the system prompt")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise FoveateError(f"max_new_tokens must be a positive integer, got {max_new_tokens!r}.")
 
-    # The image is opened before the model is loaded, so that errors in it are reported at once.
+    # Images are opened before the model is loaded, so that errors in them are reported at once. Fetching is no part of
+    # the account: it is not the model's time.
+    sources = [local(source) for source in _listed(image)]
     start = time.perf_counter()
-    picture = open_image(image)
+    visuals = [open_clip(source) if is_clip(source) else open_image(source) for source in sources]
     opening = time.perf_counter() - start
-    net, processor, name = _model(model, saved=wanted is None)
+    clip = next((one for one in visuals if isinstance(one, Clip)), None)
+    if clip is not None and len(visuals) > 1:
+        raise FoveateError("a clip is asked about alone: leave out the other images, or ask about frames of the clip.")
+    if keep_pooling and (clip is not None or len(visuals) > 1):
+        raise FoveateError("a figure shows one image: leave it out for several images or a clip.")
+    net, processor, name = _model(model, wanted is None, loading)
 
     start = time.perf_counter()
-    inputs = inputs_of(net, processor, picture, question)
+    inputs = inputs_of(net, processor, visuals, question, system)
     length = inputs["input_ids"].shape[1]
     check_length(net, length, max_new_tokens)
     preprocess = opening + time.perf_counter() - start
@@ -93,7 +118,6 @@ def ask(
         )
         finished = trace.now()
         reports = () if handle is None else handle.report().images
-    encoded_box = seen_of(processor, picture.size)
     written = output[0] if net.config.is_encoder_decoder else output[0, length:]
 
     times = {"preprocess": preprocess, **trace.times(finished), "total": preprocess + finished - started}
@@ -102,6 +126,7 @@ def ask(
     if "grid_hws" in inputs:  # also where a plan made the image smaller
         unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
     read = stages[-1].tokens
+    sizes = [visual.size for visual in visuals]
     if handle is not None and reports:
         read = sum(report.tokens_kept for report in reports)
         stages = with_plan(stages, handle.plan, reports)
@@ -109,7 +134,8 @@ def ask(
         text=tokenizer_of(processor).decode(written, skip_special_tokens=True).strip(),
         question=question,
         model=name,
-        image_size=picture.size,
+        image_sizes=sizes,
+        frames=None if clip is None else len(clip.frames),
         processed_size=processed_size,
         stages=stages,
         tokens=Tokens(
@@ -121,21 +147,52 @@ def ask(
         times=times,
         device=str(net.device),
         plan=None if handle is None else str(handle.plan),
-        selection=placed(
-            [selected(report, encoded_box) for report in reports],
-            None if handle is None else handle.family.whole_tile,
-            picture.size,
-        ),
+        selection=[] if handle is None else _selections(reports, handle.family.whole_tile, processor, sizes, clip),
         pooling=pooling_of(net, inputs) if keep_pooling and processed_size is not None else [],
         draft=None if speculation is None else speculation.report().as_json(),
     )
 
 
-def _model(model: Any, saved: bool) -> tuple[Any, Any, str]:
+def local(source: Any) -> Any:
+    """Return an image source without addresses: the bytes of a file on the web or in a data URI, or the source itself.
+
+    Raises:
+        FoveateError: the address cannot be read or is that of a video file, or the URI holds no data.
+    """
+    if is_address(source):
+        if is_clip(re.split("[?#]", source)[0]):
+            raise FoveateError(f"{shown(source)} is a video file, but addresses must be of images: download it first.")
+        return fetch(source)
+    return data_of(source) if isinstance(source, str) and source[:5].lower() == "data:" else source
+
+
+def _listed(image: Any) -> list[Any]:
+    """Return the sources that a list names, or a list of the only one."""
+    sources = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not sources:
+        raise FoveateError("there is no image to ask about; name at least one.")
+    return sources
+
+
+def _selections(
+    reports: tuple[ImageReport, ...], whole_tile: str | None, processor: Any, sizes: list[tuple[int, int]], clip: Any
+) -> list[dict[str, Any]]:
+    """Return the token selection of every image. Positions of tiles are known where there is one image."""
+    if clip is not None or (len(sizes) > 1 and len(reports) != len(sizes)):
+        return [selected(report) for report in reports]
+    boxes = [seen_of(processor, size) for size in sizes]
+    if len(sizes) > 1:
+        return [selected(report, box) for report, box in zip(reports, boxes, strict=True)]
+    return placed([selected(report, boxes[0]) for report in reports], whole_tile, sizes[0])
+
+
+def _model(model: Any, saved: bool, loading: dict[str, Any]) -> tuple[Any, Any, str]:
     """Return model, processor and model name; `saved`: attach the plan saved next to the weights."""
     if isinstance(model, tuple):
         if len(model) != 2 or not isinstance(model[0], nn.Module) or not callable(model[1]):
             raise FoveateError("as a tuple, model must be (model, processor), as foveate.load returns them.")
+        if loading:
+            raise FoveateError(f"the model is loaded already: give {', '.join(loading)} to foveate.load.")
         net, processor = model
         return net, processor, getattr(net, "name_or_path", "") or type(net).__name__
     if model is not None and not isinstance(model, (str, os.PathLike)):
@@ -144,12 +201,22 @@ def _model(model: Any, saved: bool) -> tuple[Any, Any, str]:
             "not know how to read text and images."
         )
     name = None if model is None else os.fspath(model)
-    return *_kept(name, saved), name or "embedded"
+    return *_kept(name, saved, loading), name or "embedded"
 
 
-@functools.lru_cache(maxsize=1)
-def _kept(name: str | None, saved: bool) -> tuple[Any, Any]:
-    return load(name, plan="saved" if saved else None)
+#: The last model that was loaded by name: how it was loaded, and what `load` returned.
+_last: dict[str, Any] = {}
+
+
+def _kept(name: str | None, saved: bool, loading: dict[str, Any]) -> tuple[Any, Any]:
+    """Load a model, or return the last one if it was loaded in the same way. Options need not be hashable."""
+    how = (name, saved, loading)
+    kept = _last.get("model")
+    if kept is None or kept[0] != how:
+        kept = None
+        _last.clear()  # before the next one is loaded, so that memory holds one
+        kept = _last["model"] = how, load(name, plan="saved" if saved else None, **loading)
+    return kept[1]
 
 
 class _Stream(TextStreamer):

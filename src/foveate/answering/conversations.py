@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
+from transformers.video_utils import VideoMetadata
 
+from foveate.clips import Clip
 from foveate.core.errors import FoveateError
 from foveate.images import open_image, open_written
+from foveate.processors import NoClips
 from foveate.runtime import handle_of
 
 
@@ -49,38 +52,58 @@ def answer_batch(
     return texts_of(model, processor, written, limits)
 
 
-def inputs_of(net: Any, processor: Any, picture: Any, question: str) -> Any:
-    """Prepare the model inputs of one user turn: the image, then the question."""
-    question = as_plain_text(question.strip(), tokenizer_of(processor))
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    else:
-        placeholder = getattr(processor, "image_token", "")
-        inputs = processor(images=picture, text=f"{placeholder}{question}", return_tensors="pt")
-    return inputs.to(net.device, dtype=net.dtype)
+def inputs_of(net: Any, processor: Any, visuals: Any, question: str, system: str | None = None) -> Any:
+    """Prepare the model inputs of one question.
+
+    Args:
+        net: the model.
+        processor: its processor.
+        visuals: an image or a clip, or a list of them; they come before the question, in their order.
+        question: the question.
+        system: a system prompt.
+
+    Raises:
+        FoveateError: the model or its chat template has no place for one of them.
+    """
+    shown = visuals if isinstance(visuals, list) else [visuals]
+    parts = [{"type": (kind := "video" if isinstance(one, Clip) else "image"), kind: one} for one in shown]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    return inputs_of_batch(net, processor, [messages])
 
 
 def inputs_of_batch(model: Any, processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
     """Prepare left-padded model inputs for the next answer of each conversation; see `answer_batch`."""
     if not conversations:
         raise FoveateError("there is no conversation to answer.")
-    plain = [_with_images(plain_messages(messages, processor)) for messages in conversations]
+    plain = [_with_visuals(plain_messages(messages, processor)) for messages in conversations]
     images = [[part["image"] for part in _parts(messages) if part["type"] == "image"] for messages in plain]
-    inputs = processor(
-        **({"images": images} if any(images) else {}),
-        text=[prompt_of(processor, messages) for messages in plain],
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-    )
+    clips = [part["video"] for messages in plain for part in _parts(messages) if part["type"] == "video"]
+    options: dict[str, Any] = {"images": images} if any(images) else {}
+    if clips:
+        check_clips(model, processor)
+        # The frames are those of the clip: a processor that takes some of them again would not know of which times.
+        metadata = [VideoMetadata(**clip.metadata) for clip in clips]
+        options |= {"videos": [clip.frames for clip in clips], "video_metadata": metadata, "do_sample_frames": False}
+    prompts = [prompt_of(processor, messages) for messages in plain]
+    bos = getattr(tokenizer_of(processor), "bos_token", None)
+    if bos and all(prompt.startswith(bos) for prompt in prompts):  # as in `apply_chat_template`: one is enough
+        options["add_special_tokens"] = False
+    inputs = processor(**options, text=prompts, return_tensors="pt", padding=True, padding_side="left")
     return inputs.to(model.device, dtype=model.dtype)
+
+
+def check_clips(model: Any, processor: Any) -> None:
+    """Raise FoveateError if a model takes images only."""
+    if not hasattr(processor, "video_processor") or getattr(model.config, "video_token_id", None) is None:
+        kind = getattr(model.config, "model_type", type(model).__name__)
+        raise FoveateError(
+            f"models of type {kind!r} take no clips here: give frames as images, or use a model with video, such as "
+            "Qwen2.5-VL or Qwen3-VL."
+        )
+    if isinstance(processor.video_processor, NoClips):
+        processor.video_processor()  # says which package is missing
 
 
 def plain_messages(messages: Sequence[dict[str, Any]], processor: Any) -> list[dict[str, Any]]:
@@ -109,7 +132,9 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
         try:
             prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except TemplateError as error:
-            raise FoveateError(f"the chat template of this model refuses these messages: {error}") from error
+            reason = str(error).rstrip(".")
+            raise FoveateError(f"the chat template of this model refuses these messages: {reason}.") from error
+        _check_visuals(processor, messages, prompt)
         for message in messages:
             # Not those of the assistant: templates leave out what it thought before an answer.
             texts = [part["text"] for part in message["content"] if part["type"] == "text"]
@@ -124,6 +149,36 @@ def prompt_of(processor: Any, messages: Sequence[dict[str, Any]]) -> str:
     parts = _parts(messages)
     images = getattr(processor, "image_token", "") * sum(part["type"] == "image" for part in parts)
     return images + "\n".join(part["text"] for part in parts if part["type"] == "text")
+
+
+def _check_visuals(processor: Any, messages: Sequence[dict[str, Any]], prompt: str) -> None:
+    """Raise FoveateError if the last image or clip makes no difference to the prompt: the template leaves it out.
+
+    A template that writes one placeholder into every prompt is right for one image or clip.
+    """
+    places = [
+        (turn, number)
+        for turn, message in enumerate(messages)
+        for number, part in enumerate(message["content"])
+        if part["type"] != "text"
+    ]
+    if not places:
+        return
+    turn, number = places[-1]
+    message = messages[turn]
+    kind, content = message["content"][number]["type"], message["content"]
+    placeholder = getattr(processor, f"{kind}_token", None)
+    if len(places) == 1 and placeholder and placeholder in prompt:
+        return
+    without = [*messages]
+    without[turn] = {**message, "content": content[:number] + content[number + 1 :]}
+    try:
+        same = prompt == processor.apply_chat_template(without, add_generation_prompt=True, tokenize=False)
+    except TemplateError:  # refuses what remains
+        return
+    if same:
+        left_out = "clips" if kind == "video" else "images"
+        raise FoveateError(f"the chat template of this model leaves out {left_out} of the {message['role']}.")
 
 
 def as_plain_text(text: str, tokenizer: Any) -> str:
@@ -220,9 +275,10 @@ def image_token_of(config: Any) -> int | None:
 
 
 def placeholders(model: Any, ids: torch.Tensor) -> int:
-    """Count the image placeholders among prompt ids (B, L)."""
-    token = image_token_of(model.config)
-    return 0 if token is None else int((ids == token).sum())
+    """Count the placeholders of images and clips among prompt ids (B, L)."""
+    tokens = [image_token_of(model.config), getattr(model.config, "video_token_id", None)]
+    present = torch.tensor([token for token in tokens if token is not None], device=ids.device, dtype=ids.dtype)
+    return int(torch.isin(ids, present).sum())
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -230,13 +286,13 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def _with_images(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Convert messages so that every part is text or an opened image under the key "image"."""
+def _with_visuals(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Convert messages so that every part is text, a clip, or an opened image under the key "image"."""
     opened = []
     for message in messages:
         parts = []
         for part in message["content"]:
-            if part["type"] not in ("text", "image"):
+            if part["type"] not in ("text", "image") and not isinstance(part.get(part["type"]), Clip):
                 raise FoveateError(f"this model does not accept {part['type']}; messages may contain text and images.")
             parts.append({"type": "image", "image": _image_of(part)} if part["type"] == "image" else part)
         opened.append({**message, "content": parts})

@@ -39,12 +39,12 @@ class Stage:
 
 
 def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[int, int] | None]:
-    """Return the stages of the image's tokens, and the resized image's size if it is encoded as one sequence."""
+    """Return the stages of the tokens of all images, and a single image's resized size if it is one sequence."""
     if isinstance(trace.encoder, ViTUHDModel):
-        return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"][0].tolist())
+        return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"].tolist())
     encoded = trace.tokens.get("encoder", 0)
-    grids = inputs.get("image_grid_thw")
-    patches = int(grids.prod(-1).sum()) if grids is not None else encoded
+    grids = [inputs[name] for name in ("image_grid_thw", "video_grid_thw") if inputs.get(name) is not None]
+    patches = sum(int(grid.prod(-1).sum()) for grid in grids) if grids else encoded
     stages = []
     if patches:
         stages.append(Stage("patches", None, patches, None, "tokens of the vision encoder"))
@@ -55,16 +55,18 @@ def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[i
 
 
 def _vit_uhd_stages(
-    config: ViTUHDConfig, tokens: dict[str | int, int], grid: list[int]
-) -> tuple[list[Stage], tuple[int, int]]:
-    rows, columns = grid
+    config: ViTUHDConfig, tokens: dict[str | int, int], grids: list[list[int]]
+) -> tuple[list[Stage], tuple[int, int] | None]:
+    rows, columns = grids[0]
     side, blocks = config.patch_size, config.merger_layer_index or ()
-    processed_size = (columns * side, rows * side)
-    if tokens["patches"] != rows * columns:  # a plan made the image smaller
-        smaller = [Stage("patches", None, tokens["patches"], None, "patch embedding of the smaller image")]
+    processed_size = (columns * side, rows * side) if len(grids) == 1 else None
+    # A plan made the image smaller, or there are several, which share no grid.
+    if tokens["patches"] != rows * columns or len(grids) > 1:
+        what = "the smaller image" if len(grids) == 1 else f"{len(grids)} images"
+        together = [Stage("patches", None, tokens["patches"], None, f"patch embedding of {what}")]
         for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
-            smaller.append(Stage(f"stage {number}", None, tokens[index], None, f"{method} after block {index + 1}"))
-        return smaller, processed_size
+            together.append(Stage(f"stage {number}", None, tokens[index], None, f"{method} after block {index + 1}"))
+        return together, processed_size
     stages = [Stage("patches", (rows, columns), tokens["patches"], (side, side), "patch embedding")]
     for number, (index, method) in enumerate(zip(blocks, config.stage_methods, strict=True), 1):
         rows, columns, side = rows // 2, columns // 2, side * 2

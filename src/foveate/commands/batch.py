@@ -9,14 +9,18 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foveate.commands.options import (
+    AttnImplementation,
     BatchSize,
     CountOfReplicas,
+    DeviceMap,
     Dtype,
     HubDevice,
     OnRay,
     RayAddress,
     ReplicaCPUs,
     ReplicaGPUs,
+    Revision,
+    loading_options,
     replicas_asked,
 )
 from foveate.console import console, notes, print_json
@@ -49,6 +53,9 @@ def batch(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens of an answer.")] = 128,
     dtype: Dtype = "auto",
     device: HubDevice = None,
+    device_map: DeviceMap = None,
+    attn_implementation: AttnImplementation = None,
+    revision: Revision = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue with the answers in the file.")] = False,
     ray: OnRay = False,
     replicas: CountOfReplicas = None,
@@ -76,6 +83,7 @@ def batch(
     questions = read_questions(file)
     wanted = plan_asked(plan)
     locate(model)
+    loading = loading_options(revision, attn_implementation, device_map)
     many = replicas_asked(ray, replicas, replica_cpus, replica_gpus, ray_address)
     with Output(output, questions, resume) as answers:
         before = len(answers.done)
@@ -90,9 +98,10 @@ def batch(
                 }
                 if many is not None:
                     with connected(many):
-                        answer_with_replicas(Model(model, plan, dtype, device), questions, answers, many, **options)
+                        settings = Model(model, plan, dtype, device, loading)
+                        answer_with_replicas(settings, questions, answers, many, **options)
                 else:
-                    net, processor, attached = load_apart(model, wanted, dtype=dtype, device=device)
+                    net, processor, attached = load_apart(model, wanted, dtype=dtype, device=device, **loading)
                     answer_file(net, processor, questions, answers, plan=attached, **options)
         summary = {"questions": len(questions), "answered_now": len(answers.done) - before, "errors": answers.errors}
     if as_json:

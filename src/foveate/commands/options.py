@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,6 +79,35 @@ RayAddress = Annotated[
 HubDevice = Annotated[
     str | None, typer.Option(help="Device: cpu, cuda, cuda:1.", show_default="the first GPU, or the CPU")
 ]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.", show_default="main")]
+AttnImplementation = Annotated[
+    str | None,
+    typer.Option(
+        help="Attention implementation: sdpa, eager or flash_attention_2.", show_default="that of transformers"
+    ),
+]
+BenchAttention = Annotated[
+    str,
+    typer.Option(
+        "--attn-implementation",
+        "--attention",
+        help="Attention implementation of all models: sdpa, or flash_attention_2 if installed.",
+    ),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="In place of --device: auto divides the model among devices; needs accelerate.", show_default=False
+    ),
+]
+
+
+def loading_options(
+    revision: str | None, attn_implementation: str | None, device_map: str | None, **others: Any
+) -> dict[str, Any]:
+    """Return the options of `foveate.load` that a command line names; others keep their defaults."""
+    options = {"revision": revision, "attn_implementation": attn_implementation, "device_map": device_map, **others}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def replicas_asked(

@@ -12,13 +12,17 @@ from typing import Annotated
 import typer
 
 from foveate.commands.options import (
+    AttnImplementation,
     CountOfReplicas,
+    DeviceMap,
     Dtype,
     HubDevice,
     OnRay,
     RayAddress,
     ReplicaCPUs,
     ReplicaGPUs,
+    Revision,
+    loading_options,
     replicas_asked,
 )
 from foveate.console import notes
@@ -68,6 +72,9 @@ def serve(
     ] = None,
     dtype: Dtype = "auto",
     device: HubDevice = None,
+    device_map: DeviceMap = None,
+    attn_implementation: AttnImplementation = None,
+    revision: Revision = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Maximum batch size.")] = 8,
     queue: Annotated[
@@ -117,20 +124,21 @@ def serve(
     many = replicas_asked(ray, replicas, replica_cpus, replica_gpus, ray_address)
     if many is not None and threads is not None:
         raise FoveateError("--threads works without --ray only: replicas use --replica-cpus.")
+    options = loading_options(revision, attn_implementation, device_map)
     called = name or ("embedded" if model is None else Path(os.path.normpath(model)).name)
     with ExitStack() as ending:
         if many is not None:
             from foveate.integrations.ray.pool import Pool, deployed
 
-            default = wanted if wanted is None or isinstance(wanted, Plan) else plan_beside(model)
+            default = wanted if wanted is None or isinstance(wanted, Plan) else plan_beside(model, revision)
             ending.enter_context(connected(many))
             known = f"foveate-{called}-{socket.gethostname()}-{port}"
-            handle = ending.enter_context(deployed(Model(model, plan, dtype, device), many, limits, known))
+            handle = ending.enter_context(deployed(Model(model, plan, dtype, device, options), many, limits, known))
             answers = Pool(handle, known, many, limits)
         else:
             if threads is not None:
                 torch.set_num_threads(threads)
-            net, processor, default = load_apart(model, wanted, dtype=dtype, device=device)
+            net, processor, default = load_apart(model, wanted, dtype=dtype, device=device, **options)
             answers = Engine(net, processor, limits)
         app = build(answers, sources, name=called, plan=default, api_key=api_key, origins=cors_origin or ())
         config = uvicorn.Config(

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from foveate import shipped
 from foveate.console import console, notes, print_json
 from foveate.core.errors import FoveateError
 from foveate.training.recipe_file import read_recipe
 
 EXAMPLES = """
-    foveate train recipes/tiny.yaml
+    foveate train recipe:tiny
     foveate train recipes/tiny.yaml --max-minutes 60 --output runs/first
     foveate train recipes/tiny.yaml --export my-model
     accelerate launch --multi_gpu --num_processes 2 -m foveate train recipes/tiny.yaml
@@ -22,7 +23,9 @@ EXAMPLES = """
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML file).", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe: a YAML file, or recipe:NAME for one of the package.", show_default=False)
+    ],
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for checkpoints, log and model; replaces the recipe's.", show_default=False),
@@ -55,7 +58,7 @@ def train(
     an uninterrupted run. Progress is written to log.jsonl and losses.png in the output folder, and the trained model to
     its subfolder model.
     """
-    content = read_recipe(recipe)
+    content = read_recipe(shipped.recipe(recipe))
     # Imported late, so that errors in the recipe are reported at once.
     try:
         from foveate.training.run import Run

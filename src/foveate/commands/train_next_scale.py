@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from foveate import shipped
 from foveate.commands.options import GoOn, Json, MaxMinutes
 from foveate.commands.training import with_progress
 from foveate.console import console, notes, print_json
@@ -16,7 +17,7 @@ from foveate.core.errors import FoveateError
 EXAMPLES = """
     foveate train-next-scale -o next-scale
     foveate train-next-scale -o next-scale --minutes 10
-    foveate train-next-scale -o next-scale --recipe recipes/next-scale.json
+    foveate train-next-scale -o next-scale --recipe recipe:next-scale
 """
 
 
@@ -25,7 +26,11 @@ def train_next_scale(
         Path | None, typer.Option("--output", "-o", help="Output folder of the model.", show_default=False)
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="JSON file of settings; the built-in ones by default.", show_default=False)
+        str | None,
+        typer.Option(
+            help="JSON file of settings, or recipe:NAME for one of the package; the built-in ones by default.",
+            show_default=False,
+        ),
     ] = None,
     minutes: MaxMinutes = None,
     resume: GoOn = True,
@@ -46,7 +51,9 @@ def train_next_scale(
         from foveate.models.next_scale.configuration import NextScaleConfig
         from foveate.training import next_scale
         from foveate.training.run_directory import RunDirectory
-    config, settings = next_scale.read_recipe(recipe) if recipe else (NextScaleConfig(), next_scale.Recipe())
+    config, settings = NextScaleConfig(), next_scale.Recipe()
+    if recipe is not None:
+        config, settings = next_scale.read_recipe(shipped.recipe(recipe, ".json"))
     folder = RunDirectory(output, {"model": config.to_diff_dict(), **asdict(settings)}, resume)
     model, finished = with_progress(
         "next-scale model",

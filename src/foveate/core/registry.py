@@ -46,7 +46,7 @@ def all_methods() -> dict[str, type[Method]]:
     """
     _load_installed()
     import_named()
-    return dict(sorted({**_built_in(), **_added}.items()))
+    return dict(sorted({**built_in_methods(), **_added}.items()))
 
 
 def methods_at(site: Site) -> dict[str, type[Method]]:
@@ -72,7 +72,7 @@ def register_method(cls: M) -> M:
         FoveateError: it is no method, lacks a part, or its name is taken.
     """
     check_method(cls)
-    taken = _built_in().get(cls.name) or _added.get(cls.name)
+    taken = built_in_methods().get(cls.name) or _added.get(cls.name)
     if taken is not None and not _same(taken, cls):
         raise FoveateError(
             f"the name {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}; give {cls.__qualname__} "
@@ -150,7 +150,8 @@ def _import_file(path: Path) -> None:
 
 
 @cache
-def _built_in() -> dict[str, type[Method]]:
+def built_in_methods() -> dict[str, type[Method]]:
+    """The methods of this library by name. Other packages are not loaded, so that they can ask for it meanwhile."""
     methods: dict[str, type[Method]] = {}
     for site, package in PACKAGES.items():
         base: Any = importlib.import_module(package)

@@ -22,6 +22,8 @@ from foveate.core.text_files import read_json
 DATA_ONLY: dict[str, Any] = {"trust_remote_code": False}
 #: And to those that read weights.
 SAFE: dict[str, Any] = {**DATA_ONLY, "use_safetensors": True}
+#: Keywords of `from_pretrained` that say where files come from.
+WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 _QUIET: dict[str, Any] = {
     "_raise_exceptions_for_gated_repo": False,
@@ -34,17 +36,18 @@ _CONVERT = "load it with transformers where you trust it, and save_pretrained wr
 def file_of(location: str | PathLike[str], file: str, **where: Any) -> str | None:
     """A file of a folder or Hub id, as a path of this machine; None where there is none, or it cannot be reached.
 
-    `where` is what `from_pretrained` takes to find and get files: `revision`, `local_files_only`, ...
+    `where` is what `from_pretrained` takes to find and get files, see `WHERE`.
     """
     return cached_file(location, file, **where, **_QUIET)
 
 
-def check_weights(location: str, config: Any = None) -> None:
+def check_weights(location: str, config: Any = None, **where: Any) -> None:
     """Refuse a model whose weights transformers would read from a pickle though safetensors were asked for.
 
     Args:
         location: Folder or Hub id.
         config: Of the model, where it is known.
+        where: As `file_of` takes it: what is checked must be what is loaded.
 
     Raises:
         FoveateError: its adapter, its distributed checkpoint, the file that its configuration names or a shard of its
@@ -52,11 +55,12 @@ def check_weights(location: str, config: Any = None) -> None:
     """
     if Path(location).is_dir() and ((Path(location) / ".metadata").exists() or any(Path(location).glob("*.distcp"))):
         raise FoveateError(f"{location!r} holds a distributed checkpoint, which is pickled: {_CONVERT}.")
-    if file_of(location, "adapter_config.json") and not file_of(location, "adapter_model.safetensors"):
+    has_adapter = file_of(location, "adapter_config.json", **where)
+    if has_adapter and not file_of(location, "adapter_model.safetensors", **where):
         raise FoveateError(f"the adapter in {location!r} is not in the safetensors format: {_CONVERT}.")
     named = getattr(config, "transformers_weights", None)
     names = [] if named is None else [named]
-    index = file_of(location, "model.safetensors.index.json")
+    index = file_of(location, "model.safetensors.index.json", **where)
     if index is not None:
         try:
             names += read_json(index)["weight_map"].values()

@@ -7,8 +7,6 @@ no redirect followed: a server that fetches what strangers name must not become 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +17,10 @@ import httpx
 from PIL import Image
 
 from foveate.core.errors import FoveateError
-from foveate.images import open_image
+from foveate.fetching import download, shown
+from foveate.images import data_of, open_image
 from foveate.serving.limits import Limits, Share
 
-_DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?:;[\w-]+=[^;,]*)*(?P<base64>;base64)?,", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 #: Images that are decoded at once; more would only take memory.
 _AT_ONCE = 4
@@ -64,14 +62,14 @@ class Sources:
         """
         scheme = url.partition(":")[0].strip().lower()[:20]
         if scheme == "data":
-            source: Any = self._data(url)
+            source: Any = data_of(url, max_bytes=self.limits.image_bytes)
         elif scheme == "file":
             source = await asyncio.to_thread(self._file, url)
         elif scheme in _PORTS:
             source = await self._fetch(url)
         else:
             raise FoveateError(
-                f"{_shown(url)} cannot be read; possible are data URIs, file: under the server's "
+                f"{shown(url)} cannot be read; possible are data URIs, file: under the server's "
                 "folder, and http(s): on its allowed hosts."
             )
         async with self._decoding:
@@ -79,39 +77,22 @@ class Sources:
         share.take(3 * image.width * image.height)
         return image
 
-    def _data(self, url: str) -> bytes:
-        match = _DATA.match(url)
-        if match is None:
-            raise FoveateError(f"{_shown(url)} is not a data URI; write data:image/png;base64,...")
-        if len(url) - match.end() > 4 * self.limits.image_bytes // 3 + 4:
-            raise self._too_long()
-        try:
-            if match["base64"]:
-                data = base64.b64decode(re.sub(r"\s", "", url[match.end() :]), validate=True)
-            else:
-                data = unquote_to_bytes(url[match.end() :])
-        except (binascii.Error, ValueError) as error:
-            raise FoveateError(f"the data URI holds no base64: {error}.") from None
-        if len(data) > self.limits.image_bytes:
-            raise self._too_long()
-        return data
-
     def _file(self, url: str) -> Path:
         if self.root is None:
             raise FoveateError("this server does not read files (it was started without --files).")
         try:
             parts = urlsplit(url)
         except ValueError:  # an open bracket
-            raise FoveateError(f"{_shown(url)} is not an address.") from None
+            raise FoveateError(f"{shown(url)} is not an address.") from None
         if parts.netloc not in ("", "localhost"):
-            raise FoveateError(f"{_shown(url)} names another machine; write file:///path.")
+            raise FoveateError(f"{shown(url)} names another machine; write file:///path.")
         try:
             path = (self.root / unquote_to_bytes(parts.path).decode()).resolve(strict=True)
         except (OSError, ValueError, RuntimeError):  # missing, NUL bytes, no UTF-8, a loop of links
             path = None
         # One sentence for what is missing and for what lies elsewhere: an answer must not tell which files exist.
         if path is None or not path.is_relative_to(self.root) or not path.is_file():
-            raise FoveateError(f"there is no file {_shown(url)} under the folder that this server reads.")
+            raise FoveateError(f"there is no file {shown(url)} under the folder that this server reads.")
         if path.stat().st_size > self.limits.image_bytes:
             raise self._too_long()
         return path
@@ -121,37 +102,14 @@ class Sources:
             address = httpx.URL(url)  # read by what will connect: two readers of one address may see two hosts
             host, port, default_port = address.host.lower(), address.port, _PORTS[address.scheme]
         except (httpx.InvalidURL, ValueError, KeyError):  # an open bracket, a port that is none; blanks around http
-            raise FoveateError(f"{_shown(url)} is not an address.") from None
+            raise FoveateError(f"{shown(url)} is not an address.") from None
         name = f"[{host}]" if ":" in host else host
         usual = port in (None, default_port)
         if not (f"{name}:{port or default_port}" in self.hosts or (usual and name in self.hosts)):
-            raise FoveateError(f"this server does not fetch from {_shown(name)}; send the image as a data URI.")
+            raise FoveateError(f"this server does not fetch from {shown(name)}; send the image as a data URI.")
         if address.userinfo:
             raise FoveateError("an address with a user name is not fetched.")
-        try:
-            async with asyncio.timeout(self.limits.fetch_seconds):
-                return await self._download(address)
-        except TimeoutError:
-            raise FoveateError(f"{_shown(name)} took longer than {self.limits.fetch_seconds:g} s.") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise FoveateError(f"{_shown(name)} could not be read: {type(error).__name__}.") from None
-
-    async def _download(self, url: httpx.URL) -> bytes:
-        # trust_env: a proxy of the environment would be asked for hosts that it reaches and this check does not know.
-        client = httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=self.limits.fetch_seconds)
-        async with client, client.stream("GET", url, headers={"accept": "image/*"}) as response:
-            if response.status_code != 200:
-                raise FoveateError(f"the address answers with status {response.status_code}, not with an image.")
-            data = bytearray()
-            async for piece in response.aiter_bytes():
-                data += piece
-                if len(data) > self.limits.image_bytes:
-                    raise self._too_long()
-        return bytes(data)
+        return await download(address, max_bytes=self.limits.image_bytes, seconds=self.limits.fetch_seconds)
 
     def _too_long(self) -> FoveateError:
         return FoveateError(f"an image file may have at most {self.limits.image_bytes / 2**20:g} MiB here.")
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")

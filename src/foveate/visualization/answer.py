@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from foveate.answering import PARTS, Answer, Pooling, Stage
+from foveate.core.errors import FoveateError
 from foveate.images import open_image
 from foveate.visualization.canvas import (
     ACCENT,
@@ -55,7 +56,12 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
     Args:
         answer: from `ask`; with ``keep_pooling=True`` the panels are tinted, otherwise they show the windows only.
         image: the image that was asked about, in any form that `open_image` reads.
+
+    Raises:
+        FoveateError: the answer is about several images or a clip, or the image cannot be read.
     """
+    if answer.image_size is None:
+        raise FoveateError("a figure shows one image, and this answer is about several images or a clip.")
     processed = open_image(image)
     if answer.processed_size is not None:
         processed = processed.resize(answer.processed_size, Image.Resampling.BICUBIC)
@@ -118,7 +124,8 @@ def _panels(answer: Answer, processed: Image.Image, merging: list[Stage], size: 
     block, draw = blank(64 + size[1] + 2)
     effects = {pooling.stage: pooling.effect for pooling in answer.pooling}
     first = answer.stages[0]
-    caption = f"{answer.image_size[0]} x {answer.image_size[1]} px"
+    (width, height), *_ = answer.image_sizes
+    caption = f"{width} x {height} px"
     if answer.processed_size not in (None, answer.image_size):
         caption += f", resized to {processed.width} x {processed.height}"
     panels = [("image", f"{caption}, {first.tokens} {first.name}", processed.resize(size, Image.Resampling.LANCZOS))]

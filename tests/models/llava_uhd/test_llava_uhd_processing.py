@@ -121,8 +121,12 @@ def test_chat_in_the_format_of_openai(processor, pictures):
     ours = [{"role": "user", "content": [image_part(pictures[0]), text_part("?")]}]
     expected = processor.apply_chat_template(ours, **options)
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
-    for broken in (address.replace("base64,", "base64,?"), "data:image/png,abc"):
-        with pytest.raises(FoveateError, match="must continue with ';base64,' and valid base64"):
+    for broken, message in (
+        (address.replace("base64,", "base64,?"), "holds no base64"),
+        ("data:image/png,abc", "not an image"),  # percent-encoded
+        ("data:image/png;base64", "not a data URI"),
+    ):
+        with pytest.raises(FoveateError, match=message):
             processor(images=broken, text="<image>")
 
 

@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +67,25 @@ class Model:
         plan: Default plan as text; "full model" disables compression; None is the plan saved with the model, if any.
         dtype: As `foveate.load` takes it.
         device: As `foveate.load` takes it; None: the GPU that the replica got, or the CPU.
+        options: Further options of `foveate.load`, such as `revision`.
     """
 
     name: str | None = None
     plan: str | None = None
     dtype: str = "auto"
     device: str | None = None
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def anywhere(self) -> Model:
         """Make a folder's path absolute, since replicas work in folders of their own."""
         if self.name is None or not Path(self.name).is_dir():
             return self
-        return Model(str(Path(self.name).resolve()), self.plan, self.dtype, self.device)
+        return replace(self, name=str(Path(self.name).resolve()))
 
     def load(self) -> tuple[Any, Any, Plan | None]:
         """Load the model as `foveate.loading.load_apart` does."""
-        return load_apart(self.name, plan_asked(self.plan), dtype=self.dtype, device=self.device)
+        return load_apart(self.name, plan_asked(self.plan), dtype=self.dtype, device=self.device, **self.options)
 
 
 @contextmanager

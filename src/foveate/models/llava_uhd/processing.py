@@ -7,16 +7,13 @@ from transformers import AutoTokenizer
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from foveate.core.errors import FoveateError
-from foveate.core.weights import DATA_ONLY, file_of
+from foveate.core.weights import DATA_ONLY, WHERE, file_of
 from foveate.images import inline, open_image, open_written
 from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
 from foveate.models.llava_uhd.checkpoint import is_released
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
 from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
 from foveate.models.llava_uhd.voco import VOCO_TOKEN
-
-# Arguments of `from_pretrained` that say where a file is, and how to get it.
-_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 class LlavaUHDProcessor(ProcessorMixin):
@@ -67,7 +64,7 @@ class LlavaUHDProcessor(ProcessorMixin):
         image processor or none; patch size and number of stages are those of the vision tower. None of the
         Python code that such a folder may hold is run.
         """
-        where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+        where = {name: kwargs[name] for name in WHERE if name in kwargs}
         if not is_released(pretrained_model_name_or_path, **where):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = LlavaUHDConfig.from_pretrained(pretrained_model_name_or_path, **where)

@@ -1,0 +1,61 @@
+"""Examples and recipes that are part of the package: `--example receipt`, `recipe:tiny`.
+
+They lie in `examples/` and `recipes/` of the repository, where people read them. The wheel has copies in the package
+(see pyproject.toml); an editable installation reads those of the repository.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from foveate.core.errors import FoveateError
+
+#: How the name of a recipe of the package begins.
+RECIPE = "recipe:"
+
+#: The example images with questions about them, the first as the one to start with.
+QUESTIONS = {
+    "receipt": ("What is the total?", "What is the date?", "How much is the rye bread?"),
+    "chart": ("Which month had the most visitors?",),
+}
+
+
+def folder(name: str) -> Path:
+    """Return the folder "examples" or "recipes", of the installed package or of the repository."""
+    package = Path(__file__).parent
+    return installed if (installed := package / name).is_dir() else package.parents[1] / name
+
+
+def example(name: str) -> Path:
+    """Return the image file of an example.
+
+    Raises:
+        FoveateError: there is no such example.
+    """
+    return _file(folder("examples"), name, ".png", "example")
+
+
+def recipe(name: str, ending: str = ".yaml") -> Path:
+    """Return the file of a recipe: `recipe:NAME` is one of the package, anything else a path, which is not checked.
+
+    Raises:
+        FoveateError: the package has no such recipe with this ending.
+    """
+    if not name.startswith(RECIPE):
+        return Path(name)
+    return _file(folder("recipes"), name.removeprefix(RECIPE), ending, "recipe", RECIPE)
+
+
+def _file(directory: Path, name: str, ending: str, kind: str, prefix: str = "") -> Path:
+    files = {path.stem: path for path in sorted(directory.glob(f"*{ending}"))}
+    if not files:
+        raise FoveateError(
+            f"this installation of foveate has no {kind}s: install the wheel or a clone of the repository."
+        )
+    if name not in files:
+        close = get_close_matches(name, files, 1)
+        hint = f"did you mean {prefix}{close[0]}? " if close else ""
+        possible = ", ".join(f"{prefix}{stem}" for stem in files)
+        raise FoveateError(f"there is no {kind} {prefix + name!r}; {hint}possible are {possible}.")
+    return files[name]

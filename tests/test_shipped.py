@@ -1,0 +1,41 @@
+"""Examples and recipes by name, and that the questions belong to the images."""
+
+from pathlib import Path
+
+import pytest
+
+from foveate import FoveateError, shipped
+from foveate.images import open_image
+from foveate.training.next_scale import read_recipe as read_next_scale
+from foveate.training.recipe_file import read_recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def test_every_example_is_an_image_with_questions():
+    assert {path.stem for path in shipped.folder("examples").glob("*.png")} == set(shipped.QUESTIONS)
+    for name, questions in shipped.QUESTIONS.items():
+        assert open_image(shipped.example(name)).width > 100
+        assert questions and all(question.endswith("?") for question in questions)
+
+
+def test_every_recipe_can_be_read_by_name():
+    for path in RECIPES.iterdir():
+        reader = read_recipe if path.suffix == ".yaml" else read_next_scale
+        assert reader(shipped.recipe(f"recipe:{path.stem}", path.suffix)) == reader(path)
+    assert shipped.recipe("my/own.yaml") == Path("my/own.yaml")
+
+
+def test_unknown_names(monkeypatch, tmp_path):
+    with pytest.raises(
+        FoveateError, match=r"no recipe 'recipe:tinny'; did you mean recipe:tiny\? possible are recipe:"
+    ):
+        shipped.recipe("recipe:tinny")
+    with pytest.raises(FoveateError, match="possible are recipe:next-scale"):
+        shipped.recipe("recipe:tiny", ".json")
+    for name in ("../receipt", "", "zebra"):
+        with pytest.raises(FoveateError, match="possible are chart, receipt"):
+            shipped.example(name)
+    monkeypatch.setattr(shipped, "folder", lambda name: tmp_path)
+    with pytest.raises(FoveateError, match="has no examples"):
+        shipped.example("receipt")
