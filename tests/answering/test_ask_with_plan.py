@@ -10,6 +10,7 @@ from PIL import Image
 
 import foveate
 from foveate import FoveateError, Plan, ask, load
+from foveate.answering.answer import Tokens
 from foveate.answering.selections import seen_of, selected
 from foveate.cli import main
 from foveate.core.plan import PLAN_FILE
@@ -29,12 +30,36 @@ def test_what_is_read_is_what_the_plan_left(pair, plan):
     [image] = answer.selection
     assert answer.plan == plan and handle_of(pair[0]) is None
     assert answer.tokens.read == image["tokens_kept"] == len(image["kept"]) + len(image["merged"])
-    assert image["tokens_in"] == 16 and answer.tokens.unmerged == 256
+    assert image["tokens_in"] == answer.tokens.full == 16 and answer.tokens.unmerged == 256
+    assert set(answer.tokens.by_layer) == {answer.tokens.read} and answer.tokens.share == answer.tokens.read / 16
     assert answer.stages[-1].tokens == image["tokens_kept"] and answer.stages[-1].name in plan
     assert {"preprocess", "encoder", "prefill", "decode", "total"} <= set(answer.times)
     everything = [*image["kept"], *image["dropped"], *(token for group in image["merged"] for token in group["tokens"])]
     assert sorted(everything) == list(range(16))
     json.dumps(answer.to_dict(), allow_nan=False)
+
+
+def test_tokens_are_compared_with_those_of_the_full_model_layer_by_layer(pair):
+    answer = ask(noise(64, 64), "?", pair, "divprune:8 + fastv:2@1", max_new_tokens=2)
+    layers = pair[0].config.text_config.num_hidden_layers
+    assert answer.tokens.by_layer == [8] + [2] * (layers - 1)
+    assert answer.tokens.share == (8 + 2 * (layers - 1)) / layers / 16
+    assert ask(noise(64, 64), "?", pair, max_new_tokens=2).tokens.by_layer == [16] * layers
+
+
+@pytest.mark.parametrize(
+    ("by_layer", "summary"),
+    [
+        ([16, 16, 16], "16 of the image"),
+        ([4, 4, 4], "4 of the image, 25% of the full model's 16"),
+        ([8, 4, 0], "8 of the image in layer 0, 4 in layer 1 and 0 in layer 2, on average 25% of the full model's 16"),
+        ([16, 4, 4, 4], "16 of the image in layer 0 and 4 in layers 1 to 3, on average 44% of the full model's 16"),
+        ([], "8 of the image, 50% of the full model's 16"),
+    ],
+)
+def test_the_summary_names_every_number_of_tokens(by_layer, summary):
+    tokens = Tokens(by_layer[0] if by_layer else 8, 16, 64, text=9, generated=2, by_layer=by_layer)
+    assert tokens.summary() == summary
 
 
 @pytest.mark.parametrize("plan", ["divprune:25%", "tome:50%", "visionzip:10", "downsample:16"])

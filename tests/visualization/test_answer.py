@@ -27,7 +27,7 @@ def answer(effect: np.ndarray | None = None) -> Answer:
         image_sizes=[(64, 64)],
         processed_size=(64, 64),
         stages=[Stage("patches", (8, 8), 64, (8, 8), "patches"), Stage("stage 1", (4, 4), 16, (16, 16), "merged")],
-        tokens=Tokens(read=16, unmerged=64, text=9, generated=2),
+        tokens=Tokens(read=16, full=16, unmerged=64, text=9, generated=2),
         times={"preprocess": 0.01, "encoder": 0.02, "connector": 0.001, "prefill": 0.03, "decode": 0.04, "total": 0.11},
         device="cpu",
         pooling=[] if effect is None else [Pooling("stage 1", np.full((8, 8), 0.25), effect, 0.1)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any
 
 from foveate.answering.pooling import Pooling
@@ -17,16 +18,45 @@ class Tokens:
     """Token counts of one answer.
 
     Attributes:
-        read: image tokens that the language model reads.
+        read: image tokens that the first layer of the language model reads.
+        full: image tokens that it reads without a plan.
         unmerged: image tokens before any merging: one a patch.
         text: text tokens of the prompt.
         generated: tokens of the answer.
+        by_layer: image tokens in each layer of the language model.
     """
 
     read: int
+    full: int
     unmerged: int
     text: int
     generated: int
+    by_layer: list[int] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Image tokens relative to the model without a plan, averaged over the layers of the language model."""
+        read = sum(self.by_layer) / len(self.by_layer) if self.by_layer else self.read
+        return read / self.full if self.full else 1.0
+
+    def summary(self, of: str = "the image") -> str:
+        """Image tokens that the language model reads, by layers if they differ, compared with the full model."""
+        groups: list[tuple[int, int, int]] = []  # tokens, first layer, last layer
+        for tokens, layers in groupby(range(len(self.by_layer)), key=self.by_layer.__getitem__):
+            numbers = list(layers)
+            groups.append((tokens, numbers[0], numbers[-1]))
+        counts = [f"{self.read} of {of}"]
+        if len(groups) > 1:
+            counts = [
+                f"{tokens}{'' if number else f' of {of}'} in "
+                + (f"layer {first}" if first == last else f"layers {first} to {last}")
+                for number, (tokens, first, last) in enumerate(groups)
+            ]
+        text = counts[0] if len(counts) == 1 else f"{', '.join(counts[:-1])} and {counts[-1]}"
+        if self.share == 1:
+            return text
+        average = "on average " if len(groups) > 1 else ""
+        return f"{text}, {average}{self.share:.0%} of the full model's {self.full}"
 
 
 @dataclass(frozen=True)

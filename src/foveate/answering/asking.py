@@ -125,10 +125,13 @@ def ask(
     unmerged = max(stage.tokens for stage in stages)
     if "grid_hws" in inputs:  # also where a plan made the image smaller
         unmerged = max(unmerged, int(inputs["grid_hws"].prod(-1).sum()))
-    read = stages[-1].tokens
+    read = full = stages[-1].tokens
+    layers = getattr(net.config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    by_layer = [read] * layers
     sizes = [visual.size for visual in visuals]
     if handle is not None and reports:
-        read = sum(report.tokens_kept for report in reports)
+        read, full = (sum(getattr(report, name) for report in reports) for name in ("tokens_kept", "tokens_in"))
+        by_layer = [sum(counts) for counts in zip(*(report.tokens_by_layer(layers) for report in reports), strict=True)]
         stages = with_plan(stages, handle.plan, reports)
     return Answer(
         text=tokenizer_of(processor).decode(written, skip_special_tokens=True).strip(),
@@ -140,9 +143,11 @@ def ask(
         stages=stages,
         tokens=Tokens(
             read=read,
+            full=full,
             unmerged=unmerged,
             text=length - placeholders(net, inputs["input_ids"]),
             generated=len(written),
+            by_layer=by_layer,
         ),
         times=times,
         device=str(net.device),

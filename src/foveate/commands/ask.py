@@ -200,7 +200,6 @@ def _print_report(answer: Answer) -> None:
         resized = f", resized to {answer.processed_size[0]} x {answer.processed_size[1]}"  # type: ignore[index]
     console.print()
     tokens, times = answer.tokens, answer.times
-    fewer = f", {tokens.unmerged / tokens.read:.3g} times fewer than {tokens.unmerged} patches" if tokens.read else ""
     parts = ", ".join(f"{part} {1000 * seconds:.0f}" for part, seconds in times.items() if part != "total")
     plan = {"plan": answer.plan} if answer.plan else {}
     if drafted := answer.draft:
@@ -208,7 +207,7 @@ def _print_report(answer: Answer) -> None:
         plan["draft"] = f"{drafted['tokens']} tokens in {drafted['passes']} passes after the prompt's, {length}"
     for name, value in {
         kind: f"{frames}{sizes} px{resized}",
-        "tokens": f"the language model reads {tokens.read} of the {kind}{fewer}, and {tokens.text} of text",
+        "tokens": f"the language model reads {tokens.summary(f'the {kind}')}; and {tokens.text} of text",
         "time": f"{1000 * times['total']:.0f} ms on {answer.device}: {parts}",
         **plan,
     }.items():

@@ -118,15 +118,19 @@ class ImageReport:
         """Whether the plan removed and merged nothing: every layer of the language model ran on all tokens."""
         return min(self.tokens_left, len(self.selection)) >= self.tokens_in
 
-    def mean_tokens(self, num_layers: int) -> float:
-        """Mean number of tokens per layer, for a language model of `num_layers`."""
+    def tokens_by_layer(self, num_layers: int) -> list[int]:
+        """Number of tokens in each layer of a language model of `num_layers`."""
         # (first layer of a segment, its tokens), closed by the end of the model.
         changes = [
             (0, self.tokens_kept),
             *((step.layer, step.tokens_kept) for step in self.layers),
             (num_layers, 0),
         ]
-        return sum(kept * (later - layer) for (layer, kept), (later, _) in pairwise(changes)) / num_layers
+        return [kept for (layer, kept), (later, _) in pairwise(changes) for _ in range(layer, later)]
+
+    def mean_tokens(self, num_layers: int) -> float:
+        """Mean number of tokens per layer, for a language model of `num_layers`."""
+        return sum(self.tokens_by_layer(num_layers)) / num_layers
 
     def as_json(self) -> dict[str, object]:
         """The report in plain types."""

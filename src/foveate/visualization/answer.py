@@ -212,9 +212,9 @@ def _token_bars(answer: Answer) -> Image.Image:
     """Bar chart of token counts by stage, longest first; the last one is the language model's."""
     font, row = load_font(20), 36
     block, draw = blank(34 + row * len(answer.stages))
-    factor = answer.tokens.unmerged / max(answer.tokens.read, 1)
-    title = f"Tokens: the language model reads {answer.tokens.read} instead of {answer.tokens.unmerged}"
-    draw.text((0, 0), f"{title}, {factor:.3g} times fewer" if factor > 1 else title, font=load_font(24), fill=INK)
+    title = load_font(24)
+    text = shorten(f"Tokens: the language model reads {answer.tokens.summary()}", title, WIDTH - 2 * MARGIN)
+    draw.text((0, 0), text, font=title, fill=INK)
     label = min(
         180 if answer.plan is None else 460, 20 + max(160, *(round(font.getlength(s.name)) for s in answer.stages))
     )
