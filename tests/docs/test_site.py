@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 from foveate.cards import cards
+from foveate.core.errors import CODES
 from foveate.core.plan import Plan
 from foveate.gallery import gallery
 from tests.docs.snippets import ROOT
@@ -83,3 +84,10 @@ def test_a_page_has_the_cost_and_the_accuracy_of_its_method_next_to_baselines() 
     numbers = next(line for line in cost.splitlines() if line.startswith("| `divprune:25%`")).split(" | ")
     full = next(line for line in cost.splitlines() if line.startswith("| full model")).split(" | ")
     assert int(numbers[1]) == round(int(full[1]) / 4)
+
+
+def test_codes_of_the_page_on_troubleshooting_exist() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*) \|", text.split("## Attaching a plan")[1].split("\n## ")[0], flags=re.MULTILINE)
+    codes = {code for row in rows for code in re.findall(r"`([a-z]+(?:-[a-z]+)+)`", row)}
+    assert len(codes) >= 10 and codes <= set(CODES)
