@@ -44,6 +44,7 @@ NOT_RUN = {
         "minutes; tests/benchmark/test_joint.py runs it on a small model",
     ],
     "docs/serving.md": ["docker", "starts a cluster; tests/integrations/ray"],
+    "docs/tutorial.md": ["the network, and a model that reads clips"],
     "docs/vllm.md": ["vLLM is not installed; make test-vllm"] * 2,
 }
 
