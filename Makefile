@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The names of the stamp files contain a hash of the requirements, so that a new modification time alone installs nothing.
-KEY := $(shell cat pyproject.toml requirements/*.txt | cksum | cut -d' ' -f1)
+KEY := $(shell cat pyproject.toml requirements/core.txt requirements/dev.txt | cksum | cut -d' ' -f1)
 CORE := .venv/.core-$(KEY)
 DEV := .venv/.dev-$(KEY)
 # Every package is pinned in requirements/, including the build backend, so pip resolves nothing. Compiling all of torch and
@@ -18,7 +18,7 @@ PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-lmms test-browser test-vllm test-locked test-oldest test-newest test-wheel lock \
-  lock-check check fix docs picture bench bench-gpu soak fuzz clean
+  lock-check check fix docs site picture bench bench-gpu soak fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -110,19 +110,22 @@ test-newest: $(DEV) ## the same with the newest releases, beyond the upper bound
 test-wheel: $(DEV) ## test the wheel and the sdist in a separate environment (.venv/wheel), outside the repository
 	PYTHON="$(PYTHON)" sh .ci/wheel.sh
 
-LOCK := $(BIN)/uv --system-certs pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock' --group build
+COMPILE := $(BIN)/uv --system-certs pip compile --quiet --universal --python-version 3.11 --custom-compile-command 'make lock'
+LOCK := $(COMPILE) --group build
 # If empty, only packages that must change are updated.
 UPGRADE ?= --upgrade
 
 lock: $(DEV) ## pin the newest packages that pyproject.toml allows (`make lock UPGRADE=`: only required changes)
 	$(LOCK) $(UPGRADE) --extra dev pyproject.toml -o requirements/dev.txt
 	$(LOCK) $(UPGRADE) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
+	$(COMPILE) $(UPGRADE) --group docs -o requirements/docs.txt
 
 lock-check: $(DEV) ## check that requirements/ matches pyproject.toml
 	rm -rf build/lock && mkdir -p build/lock/requirements && cp requirements/*.txt build/lock/requirements
 	cp pyproject.toml build/lock
 	cd build/lock && $(CURDIR)/$(LOCK) --extra dev pyproject.toml -o requirements/dev.txt
 	cd build/lock && $(CURDIR)/$(LOCK) -c requirements/dev.txt pyproject.toml -o requirements/core.txt
+	cd build/lock && $(CURDIR)/$(COMPILE) --group docs -o requirements/docs.txt
 	diff -u requirements build/lock/requirements || { echo "pyproject.toml and requirements/ differ: make lock UPGRADE="; exit 1; }
 
 check: $(DEV) ## ruff, types, imports, wording, generated pages, secrets, large files, known vulnerabilities
@@ -143,6 +146,19 @@ fix: $(DEV) ## apply the fixes of ruff and regenerate pages
 
 docs: $(DEV) ## regenerate the reference, the figures and the tables
 	$(BIN)/python docs/generate.py
+
+SITE := .venv/site/.site-$(shell cksum requirements/docs.txt | cut -d' ' -f1)
+
+$(SITE):
+	test -x .venv/site/bin/python || $(PYTHON) -m venv .venv/site
+	.venv/site/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@rm -f .venv/site/.site-*
+	@touch $@
+
+# SITE_REPOSITORY=https://github.com/OWNER/NAME makes links to files outside docs/ lead there.
+site: $(SITE) ## build the documentation site in build/site; a broken link or anchor is an error
+	.venv/site/bin/python docs/build_site.py
+	cd build && NO_COLOR=1 $(CURDIR)/.venv/site/bin/zensical build --strict --clean --config-file mkdocs.yml
 
 picture: $(DEV) ## redraw the figure of the README with the embedded model
 	$(BIN)/foveate ask examples/receipt.png "What is the total?" --picture docs/figures/demo.png

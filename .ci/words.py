@@ -22,7 +22,7 @@ CHECKED = (
 )  # fmt: skip
 #: Pages that are generated from the code.
 GENERATED = (
-    "docs/reference.md", "docs/reference/*", "docs/methods.md", "docs/matrix.md", "docs/support.md",
+    "docs/reference.md", "docs/reference/*", "docs/methods.md", "docs/methods/*", "docs/matrix.md", "docs/support.md",
     "docs/paper_index.md", "docs/flops.md", "docs/results/*",
 )  # fmt: skip
 SUFFIXES = (".md", ".py", ".sh", ".toml", ".cff", ".yaml", ".yml", "Makefile", "Dockerfile", "/run")

@@ -2,9 +2,10 @@
 
     python docs/generate.py [--check]
 
-It generates `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/matrix.md`,
-`docs/support.md`, `docs/paper_index.md`, `docs/flops.md`, the index `src/foveate/methods/index.json`, and the blocks
-between `<!-- generated: NAME -->` and `<!-- end -->` in README.md and the pages (see `generator/tables.py`).
+It generates `docs/figures/pvc.svg`, `docs/reference.md`, `docs/reference/`, `docs/methods.md`, `docs/methods/`,
+`docs/matrix.md`, `docs/support.md`, `docs/paper_index.md`, `docs/flops.md`, the index
+`src/foveate/methods/index.json`, and the blocks between `<!-- generated: NAME -->` and `<!-- end -->` in README.md and
+the pages (see `generator/tables.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from foveate.gallery import gallery as all_entries
 from foveate.methods.entries import INDEX, index_of
-from generator import flops, gallery, papers, pvc, reference, support, tables
+from generator import flops, gallery, method_pages, papers, pvc, reference, support, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -28,7 +29,8 @@ def wanted() -> dict[Path, str]:
     """Every generated file with its expected text."""
     files = {DOCS / "figures" / "pvc.svg": pvc.draw()}
     files[INDEX] = index_of(all_entries())
-    pages = reference.pages() | gallery.pages() | papers.pages(ROOT) | support.pages() | flops.pages()
+    pages = reference.pages() | gallery.pages() | papers.pages(ROOT) | support.pages()
+    pages |= flops.pages() | method_pages.pages(ROOT)
     files |= {DOCS / path: text for path, text in pages.items()}
     for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "benchmarks" / "README.md"]:
         if page not in files:
@@ -44,7 +46,7 @@ def main() -> int:
 
     files = wanted()
     stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    orphans = [path for path in (DOCS / "reference").glob("*.md") if path not in files]
+    orphans = [path for name in ("reference", "methods") for path in (DOCS / name).glob("*.md") if path not in files]
     if check:
         for path in stale + orphans:
             print(f"out of date: {path.relative_to(ROOT)} (make docs)", file=sys.stderr)

@@ -50,7 +50,8 @@ def _gallery(entries: list[Entry]) -> str:
         "# Methods",
         "",
         "The methods that a plan can name, generated from the code by `make docs`; `foveate methods` prints the same.",
-        "The [matrix](matrix.md) shows on which models each method runs, and",
+        "Each has a page with its arguments, cost and measured accuracy. The [matrix](matrix.md) shows on which",
+        "models each method runs, [Which method?](which-method.md) helps to choose one, and",
         "[How compress works](how-compress-works.md) explains how plans are applied. Mechanisms are the classes of a",
         "survey ([arXiv 2507.20198](https://arxiv.org/abs/2507.20198)): transformation (pooling, resampling),",
         "similarity (similar tokens are merged or dropped), attention (tokens that receive little attention are",
@@ -60,55 +61,48 @@ def _gallery(entries: list[Entry]) -> str:
         methods = [entry for entry in entries if entry.site == site]
         if methods:
             title, line = SITES.get(site, (site, ""))
-            lines += ["", f"## {title}", "", line]
-            for entry in methods:
-                lines += _entry(entry)
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                line,
+                "",
+                "| method | description | mechanism | runs on |",
+                "|---|---|---|---|",
+            ]
+            lines += [
+                f"| [`{entry.name}`](methods/{entry.name}.md) | {escaped(entry.summary)} | "
+                f"{', '.join(entry.mechanism)} | {len(entry.runs_on)} of {len(entry.families)} families |"
+                for entry in methods
+            ]
     lines += ["", "## Outside of plans", ""]
-    lines += ["Methods for decoding and for KV caches, and modules of trained models."]
-    for card in cards():
-        lines += _card(card)
+    lines += ["Methods for decoding and for KV caches, and modules of trained models.", ""]
+    lines += ["| method | description | site |", "|---|---|---|"]
+    lines += [
+        f"| [`{card.name}`](methods/{card.name}.md) | {escaped(card.summary)} | {card.site} |" for card in cards()
+    ]
     return "\n".join([*lines, ""])
 
 
-def _card(card: Card) -> list[str]:
-    facts = {
-        "paper": _escaped(f"{card.title}, {_link(card.paper)}"),
+def facts_of_card(card: Card) -> dict[str, str]:
+    """The rows of the table on a card's page."""
+    return {
+        "paper": escaped(f"{card.title}, {link(card.paper)}"),
         "site": card.site,
         "mechanism": ", ".join(card.mechanism),
         "modality": ", ".join(card.modality),
         "trained": "yes" if card.trained else "no",
         "use": card.use,
     }
-    rows = [f"| {name} | {value} |" for name, value in facts.items()]
-    return ["", f"### `{card.name}`", "", _escaped(card.summary), "", "| | |", "|---|---|", *rows]
 
 
-def _entry(entry: Entry) -> list[str]:
-    needs = [
-        kind.replace("_", " ") + (" (or attention received)" if substitute else "")
-        for kind, substitute in entry.needs.items()
-    ]
-    facts = {
-        "paper": _escaped(entry.title + (f", {_link(entry.paper)}" if entry.paper else "")),
-        "mechanism": ", ".join(entry.mechanism),
-        "modality": ", ".join(entry.modality),
-        "needs": ", ".join(needs) or NOTHING.get(entry.site, "only the tokens"),
-        "budget": BUDGETS[entry.budget],
-        "exact count from sizes": "yes" if entry.static_count else "no",
-        "trained": "yes" if entry.trained else "no",
-        "arguments": ", ".join(f"`{name}={value!r}`" for name, value in entry.arguments.items()) or "none",
-        "runs on": f"{len(entry.runs_on)} of {len(entry.families)} families",
-    }
-    rows = [f"| {name} | {value} |" for name, value in facts.items()]
-    return ["", f"### `{entry.name}`", "", _escaped(entry.summary), "", "| | |", "|---|---|", *rows]
-
-
-def _link(paper: str) -> str:
+def link(paper: str) -> str:
+    """A paper as a link, if it is on arXiv."""
     number = paper.removeprefix("arXiv ")
     return f"[{paper}](https://arxiv.org/abs/{number})" if number != paper else paper
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Markdown text in which [CLS] is not a link and bars do not separate columns."""
     return text.replace("[CLS]", "\\[CLS\\]").replace("|", "\\|")
 
@@ -137,7 +131,7 @@ def _matrix(entries: list[Entry]) -> str:
             f"|---|---|{':---:|' * len(heads)}",
             *rows,
             "",
-            *map(_escaped, legend),
+            *map(escaped, legend),
             "",
             "*Requires* is what you must provide:",
             f"{'; '.join(conditions)}.",
