@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
 from foveate.gallery import gallery  # noqa: E402
+from generator import choices, papers, readme, small_networks, tables  # noqa: E402
 from generator import gallery as pages_of_methods  # noqa: E402
-from generator import papers, readme, small_networks, tables  # noqa: E402
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
 
@@ -113,7 +113,9 @@ def measured(folder: Path, model: str, relative: dict[str, float]) -> None:
     run = json.loads((ROOT / "benchmarks/results/accuracy-embedded.json").read_text(encoding="utf-8"))
     row = next(row for row in run["rows"] if row["task"] == "all" and row["relative"] is not None)
     run["rows"] = [
-        row | {"model": model, "task": task, "plan": plan, "budget": plan.partition(":")[2], "relative": value}
+        row
+        | {"model": model, "task": task, "plan": plan, "budget": plan.partition(":")[2], "relative": value}
+        | {"tokens_in": 100, "tokens_kept": 50}
         for plan, value in relative.items()
         for task in ("all", "group:reading")
     ]
@@ -128,7 +130,7 @@ def test_recommended_plans_are_the_best_that_need_no_training_on_all_models(tmp_
              "fastv:10%": 0.7, "covipal:10%": 0.9}  # fmt: skip
     measured(tmp_path / "benchmarks/results", "one", base | plans | {"vispruner:25%": 1.0})
     measured(tmp_path / "benchmarks/results", "two", base | plans | {"divprune:25%": 0.6})
-    text = readme.start_here(tmp_path)
+    text = choices.start_here(tmp_path)
     # FastV acts inside the language model, CoViPAL is trained, and VisPruner was measured on one model alone.
     assert "| general | `divprune:25%` | 70% | 50% | 50% |" in text
     assert "| `divprune:50%` | 90% | 50% | 50% |" in text and "| aggressive | `fastv:10%` | 70% | 50% | 50% |" in text

@@ -10,10 +10,6 @@ from typing import Any
 from foveate.benchmark.results import INERT, inert, read_results
 from foveate.core.full_model import FULL_MODEL
 
-#: The budget of the short table.
-BUDGET = "25%"
-#: Number of methods in the short table, in addition to the baselines.
-SHOWN = 8
 BASELINES = ("random", "random-decoder", "downsample")
 Row = dict[str, Any]
 
@@ -22,22 +18,6 @@ def runs(root: Path, kind: str = "accuracy") -> list[Row]:
     """Every committed result of a kind; by default those of `foveate bench accuracy`."""
     paths = sorted((root / "benchmarks/results").glob(f"{kind}-*.json"))
     return [read_results(path) | {"path": path.relative_to(root)} for path in paths]
-
-
-def short(root: Path) -> str:
-    """The most accurate methods at one budget on all models, and the baselines."""
-    results = runs(root)
-    by_plan = _by_plan(results, BUDGET)
-    models = _models(results)
-    if not by_plan:
-        return "*No accuracy has been measured yet.*"
-    complete = {plan: rows for plan, rows in by_plan.items() if len(rows) == len(models)}
-    methods = sorted(
-        (plan for plan in complete if not _baseline(plan) and not _inert(complete[plan], any)),
-        key=lambda plan: -_mean(complete[plan]),
-    )[:SHOWN]
-    baselines = [plan for plan in complete if _baseline(plan)]
-    return _table(models, results, [(plan, complete[plan]) for plan in [*methods, *baselines]])
 
 
 def full(root: Path) -> str:
