@@ -68,10 +68,11 @@ __all__ = [
 
 def register() -> None:
     """Register foveate's models with the Auto classes of `transformers`. Registering twice changes nothing."""
-    from foveate.models import llava_uhd, next_scale, vit_uhd
+    from foveate.models import llava, llava_uhd, next_scale, vit_uhd
 
     vit_uhd.register()
     llava_uhd.register()
+    llava.register()
     next_scale.register()
 
 
