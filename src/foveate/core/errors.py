@@ -11,6 +11,7 @@ CODES = {
     "needs-cls": "needs a [CLS] token, and the encoder has none",
     "needs-first-layer-attention": "needs the attention of the language model's first layer, which cannot be computed",
     "needs-one-token-per-patch": "needs every patch to become one token of the language model",
+    "needs-equal-regions": "measures the encoder, and tokens of the connector are no equal rectangles of its patches",
     "needs-one-raster": "needs images that are one raster, which can be made smaller on the way to the encoder",
     "needs-decoder-layers": "needs a language model whose layers take shorter sequences one by one",
     "needs-mlp-neurons": "needs MLPs with neurons in every layer of the language model",
