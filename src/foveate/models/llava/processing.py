@@ -86,7 +86,7 @@ class FoveateLlavaProcessor(LlavaProcessor):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config: Any = FoveateLlavaConfig.from_pretrained(pretrained_model_name_or_path, **where)
         tokenizer: Any = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
-        token = tokenizer.convert_ids_to_tokens(config.image_token_id)
+        token = getattr(tokenizer, "image_token", None) or tokenizer.convert_ids_to_tokens(config.image_token_id)
         if file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
             image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
         else:
@@ -138,17 +138,19 @@ class FoveateLlavaProcessor(LlavaProcessor):
 
 
 def pair(model: Any, processor: FoveateLlavaProcessor) -> None:
-    """Check that a model and a processor agree in the connector, the patches and the placeholder.
+    """Make a model take the processor's placeholder, and check that both agree in the connector and the patches.
 
     Raises:
-        FoveateError: They do not.
+        FoveateError: They do not, or the model's vocabulary lacks the placeholder.
     """
     check_same_connector(model.config, processor)
     patch = model.config.vision_config.patch_size
     if processor.patch_size != patch:
         raise FoveateError(f"the processor has patch_size {processor.patch_size}, but the vision tower has {patch}.")
-    if processor.image_token_id != model.config.image_token_id:
+    vocabulary = model.config.text_config.vocab_size
+    if processor.image_token_id >= vocabulary:
         raise FoveateError(
-            f"the placeholder of the processor has the id {processor.image_token_id}, and that of the model "
-            f"{model.config.image_token_id}."
+            f"the placeholder {processor.image_token!r} has the id {processor.image_token_id}, which the model's "
+            f"vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first."
         )
+    model.config.image_token_id = processor.image_token_id
