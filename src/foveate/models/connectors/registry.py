@@ -107,6 +107,16 @@ def options_of_config(config: Any) -> dict[str, Any]:
     return {name: value for name, value in shared.items() if name in fields} | dict(config.connector_options or {})
 
 
+def named(connector: Connector | None) -> dict[str, Any]:
+    """The fields of a LLaVA-like configuration or processor that name a connector; None: the default of both."""
+    if connector is None:
+        return {}
+    defaults = dataclasses.asdict(connector.options_class())
+    chosen = {name: value for name, value in dataclasses.asdict(connector.options).items() if value != defaults[name]}
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+    return {"connector_type": connector.name, "connector_options": options}
+
+
 def connector_of_config(config: Any, vision_hidden_size: int) -> Connector:
     """Create the connector of a LLaVA-like configuration, for features of width `vision_hidden_size`.
 
