@@ -147,7 +147,10 @@ def test_verdicts_are_what_attaching_does(specimen):
         plan = Plan((Step(method, foveate.core.plan.Budget(tokens=3) if entry.budget == "count" else None),))
         if "needs-text-features" in outcome.conditions:
             continue
-        if outcome.outcome == "no":
+        if "needs-nested-connector" in outcome.conditions:  # the connectors of these models have one length
+            with refused("needs-nested-connector"):
+                foveate.compress(model, plan)
+        elif outcome.outcome == "no":
             with refused(outcome.code):
                 foveate.compress(model, plan)
         else:

@@ -16,6 +16,7 @@ DOINGS = {
     "pre_llm": "chosen before the language model",
     "encoder": "merged inside the encoder",
     "image": "made from a smaller image",
+    "connector": "made by the connector at this length",
 }
 
 

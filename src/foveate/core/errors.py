@@ -23,6 +23,7 @@ CODES = {
     "needs-known-family": "needs a model of a family that foveate knows",
     "needs-known-measurement": "needs something that no probe of a live model measures",
     "needs-later-block": "needs blocks of the encoder behind the last one that is read",
+    "needs-nested-connector": "needs a connector that was trained to give several numbers of tokens",
     "needs-more-blocks": "needs more blocks to merge so many tokens",
     "needs-weights": "needs trained weights",
     "needs-text-features": "needs text_features from a contrastive text encoder",

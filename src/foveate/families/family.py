@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core.connector import ConnectorMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.tokens import Crop, EncoderSpec, Grid, Selection
 
@@ -62,6 +63,8 @@ class Family(ABC):
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, which methods inside the encoder need.
     patchwise: ClassVar[bool] = False
+    #: Whether models have a connector of `foveate.models.connectors`, as `multi_modal_projector` of the core.
+    connectors: ClassVar[bool] = False
     #: Whether an image is several sequences of the encoder, its tiles, which share one budget.
     tiled: ClassVar[bool] = False
     #: The tile that shows the whole image, in families whose tiles are budgeted as separate images.
@@ -119,9 +122,10 @@ class Family(ABC):
         """Refuse a plan that does not fit this model's configuration.
 
         Raises:
-            FoveateError: the token geometry is unknown, or does not fit the plan.
+            FoveateError: the token geometry is unknown or does not fit the plan, or the connector has one length alone.
         """
-        del core, plan  # accepted by default
+        if self.connectors:
+            check_length(core.multi_modal_projector, plan)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
         """Token grids of the images of a call, before it runs; None where images are not single grids."""
@@ -130,6 +134,10 @@ class Family(ABC):
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """Downscale the images in the arguments of a call to grids of `grids` tokens."""
         raise NotImplementedError  # only called where `grids` returns grids
+
+    def encoder_grids(self, core: Any, call: Mapping[str, Any]) -> list[Grid]:
+        """Grids of what the connector reads, for every image of a call."""
+        raise NotImplementedError  # only called where `connectors`
 
     # Tokens
 
@@ -228,6 +236,26 @@ def shrink_patches(patches: Tensor, old: Grid, new: Grid) -> Tensor:
     image = patches.view(*old, channels, height, width).permute(2, 0, 3, 1, 4)
     small = resize(image.reshape(1, channels, old.rows * height, -1), (new.rows * height, new.columns * width))
     return small.view(channels, new.rows, height, new.columns, width).permute(1, 3, 0, 2, 4).flatten(0, 1)
+
+
+def check_length(connector: Any, plan: Plan) -> None:
+    """Refuse a plan that chooses the length of a connector that has one alone, or is of another kind.
+
+    Raises:
+        FoveateError: as said.
+    """
+    method = plan.steps[0].method
+    if not isinstance(method, ConnectorMethod):
+        return
+    if not connector.nested or method.connector not in (None, connector.name):
+        wanted = "a nested connector" if method.connector is None else f"the connector {method.connector}"
+        raise FoveateError(
+            Refusal(
+                "needs-nested-connector",
+                f"{method.name} needs {wanted}, and this model has {connector.name}",
+                "choose a method that acts before the language model",
+            )
+        )
 
 
 def spread_by(connector: Any, values: Tensor, grid: Grid) -> Tensor:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from foveate.core.tokens import EncoderSpec, Grid
-from foveate.families.family import ImageLayout, grid_before, grid_crop, spread_by
+from foveate.families.family import ImageLayout, check_length, grid_before, grid_crop, spread_by
 from foveate.families.llava import Llava
+
+if TYPE_CHECKING:
+    from foveate.core.plan import Plan
 
 
 class LlavaConnector(Llava):
@@ -19,7 +22,13 @@ class LlavaConnector(Llava):
     title: ClassVar[str] = "LLaVA with a connector of foveate"
     model_types: ClassVar[tuple[str, ...]] = ("foveate_llava",)
     example: ClassVar[str] = ""
+    connectors: ClassVar[bool] = True
     patchwise: ClassVar[bool] = False  # tokens that methods merge inside the encoder are no raster for a connector
+
+    def check(self, core: Any, plan: Plan) -> None:
+        """See `Family.check`."""
+        check_length(core.multi_modal_projector, plan)
+        super().check(core, plan)
 
     def tower(self, core: Any) -> EncoderSpec:
         """The encoder, and how many patches the connector merges into a token."""

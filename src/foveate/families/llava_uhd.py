@@ -25,6 +25,7 @@ class LlavaUHD(Family):
     name: ClassVar[str] = "llava-uhd"
     title: ClassVar[str] = "LLaVA-UHD"
     model_types: ClassVar[tuple[str, ...]] = ("llava_uhd",)
+    connectors: ClassVar[bool] = True
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""

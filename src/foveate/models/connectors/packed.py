@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,16 +16,16 @@ def connect_packed(
     connector: Connector,
     features: Tensor,
     grids: Tensor,
-    budget: int | None = None,
+    budget: int | Sequence[int] | None = None,
     text: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Map packed features of images of any sizes; images of equal grids share one call of the connector.
+    """Map packed features of images of any sizes; images of equal grids and budgets share one call.
 
     Args:
         connector: The connector.
         features: `(L, D)`, or `(L, K, D)` where it reads K layers; all images one after another, row-major.
         grids: `(n, 2)` rows and columns of every image.
-        budget: Tokens of every image, for nested connectors.
+        budget: Tokens of every image, or one number for each of them, for nested connectors.
         text: `(n, T, d)` for connectors that read text.
 
     Returns:
@@ -35,18 +36,19 @@ def connect_packed(
     """
     sizes = [Grid(rows, columns) for rows, columns in grids.tolist()]
     counts = [grid.size for grid in sizes]
-    if connector.per_token:
-        tokens, _ = connector(features[None], Grid(1, len(features)), budget, text)
+    if connector.per_token and budget is None:
+        tokens, _ = connector(features[None], Grid(1, len(features)), None, text)
         return list(tokens[0].split(counts)), grids
     images = features.split(counts)
-    places: defaultdict[Grid, list[int]] = defaultdict(list)
-    for place, grid in enumerate(sizes):
-        places[grid].append(place)
+    budgets = [budget] * len(sizes) if budget is None or isinstance(budget, int) else budget
+    places: defaultdict[tuple[Grid, int | None], list[int]] = defaultdict(list)
+    for place, key in enumerate(zip(sizes, budgets, strict=True)):
+        places[key].append(place)
     result: dict[int, Tensor] = {}
     outputs: dict[int, Grid] = {}
-    for grid, members in places.items():
+    for (grid, count), members in places.items():
         group = torch.stack([images[place] for place in members])
-        tokens, output = connector(group, grid, budget, None if text is None else text[members])
+        tokens, output = connector(group, grid, count, None if text is None else text[members])
         result |= dict(zip(members, tokens, strict=True))
         outputs |= dict.fromkeys(members, output)
     order = range(len(sizes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -80,7 +81,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         image_sizes: Tensor | None = None,
-        budget: int | None = None,
+        budget: int | Sequence[int] | None = None,
         text: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -92,7 +93,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
                 default: those of the configuration.
             vision_feature_select_strategy: "default" leaves out the first token of the tower, [CLS]; "full" keeps all.
             image_sizes: Not supported; it belongs to towers of native resolution.
-            budget: Tokens of every image, for nested connectors; None: their default.
+            budget: Tokens of every image, for nested connectors, also as a list of equal numbers; None: their default.
             text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
             **kwargs: Options of the vision tower.
 
@@ -124,6 +125,10 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
                 f"{strategy!r} there are {features.shape[1]} tokens: 'default' leaves out [CLS] of CLIP, 'full' keeps "
                 "every patch of SigLIP."
             )
+        if isinstance(budget, Sequence):
+            if len(set(budget)) != 1:
+                raise FoveateError(f"images of one size have one number of tokens, not {sorted(set(budget))}.")
+            budget = budget[0]
         tokens, _ = connector(features, grid, budget, text)
         outputs.pooler_output = list(tokens)
         return outputs

@@ -8,6 +8,7 @@ belong to each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -127,13 +128,20 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, grid_hws: Tensor, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        grid_hws: Tensor,
+        budget: int | Sequence[int] | None = None,
+        text: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple | LlavaUHDImageFeatures:
         """Encode images into embeddings of the language model.
 
         Args:
             pixel_values: `(L, C, p, p)`, patches of all images, packed, row-major.
             grid_hws: `(n, 2)`, rows and columns of patches of each image.
+            budget: tokens of every image, or of each, for nested connectors; None: their default.
+            text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
             **kwargs: options of the vision tower, such as `output_hidden_states`.
 
         Raises:
@@ -149,7 +157,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         features = encoded.last_hidden_state
         if layers:
             features = hidden_states_of_tokens(encoded, layers, self.config.vision_config)
-        embeddings, grids = connect_packed(self.multi_modal_projector, features, encoded.grid_hws)
+        embeddings, grids = connect_packed(self.multi_modal_projector, features, encoded.grid_hws, budget, text)
         memory = None
         if self.config.vision_remember_layers:
             levels = vision_remember.levels_of(encoded, self.config.vision_config.merger_layer_index)
