@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, Trainer, TrainingArguments
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import foveate
 from foveate.core.errors import FoveateError
@@ -149,6 +149,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(batch):
 
 
 def test_the_trainer_trains_the_connector(batch, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
     model = small_llava("tokenpacker")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("multi_modal_projector" in name)

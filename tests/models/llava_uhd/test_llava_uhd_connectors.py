@@ -9,6 +9,8 @@ from transformers import AutoProcessor
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
+from foveate.cost.preprocessing import processed_image
+from foveate.cost.shapes import shape_of
 from foveate.models.connectors import all_connectors, connector_named
 from foveate.models.llava_uhd import (
     LlavaUHDConfig,
@@ -134,3 +136,19 @@ def test_vision_remember_needs_the_tokens_of_the_encoder():
             vision_remember_layers=[1],
             connector_type="m3",
         )
+
+
+def test_closed_formulas_count_tokens_and_refuse_operations(pictures):
+    model, processor = made("tokenpacker")
+    counted = processed_image(model.config, pictures[0].width, pictures[0].height, processor.image_processor)
+    batch = processor(images=pictures[0], text="<image>", return_tensors="pt")
+    assert counted.tokens == int((batch["input_ids"] == 259).sum())
+    with pytest.raises(FoveateError, match="operations of the connector tokenpacker are not counted"):
+        shape_of(model.config)
+
+
+def test_asking_names_the_connector(pictures):
+    model, processor = made("average")
+    answer = foveate.ask(pictures[0], "?", (model, processor), max_new_tokens=1)
+    tokens = model.model.multi_modal_projector.output_grid(Grid(4, 6)).size
+    assert [(stage.name, stage.tokens) for stage in answer.stages][-1] == ("connector", tokens)

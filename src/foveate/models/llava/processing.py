@@ -3,7 +3,7 @@
 from os import PathLike
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPImageProcessor, LlavaProcessor
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaProcessor
 from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData
 
@@ -90,6 +90,8 @@ class FoveateLlavaProcessor(LlavaProcessor):
         if file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
             image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
         else:
+            from transformers import CLIPImageProcessor  # says that torchvision is missing when it is imported
+
             side = config.vision_config.image_size
             image_processor = CLIPImageProcessor(
                 size={"shortest_edge": side}, crop_size={"height": side, "width": side}
