@@ -19,7 +19,7 @@ class LlavaConnector(Llava):
     """LLaVA whose connector may merge tokens: a CLIP or SigLIP tower, and the connector of its configuration."""
 
     name: ClassVar[str] = "foveate-llava"
-    title: ClassVar[str] = "LLaVA with a connector of foveate"
+    title: ClassVar[str] = "foveate LLaVA"
     model_types: ClassVar[tuple[str, ...]] = ("foveate_llava",)
     example: ClassVar[str] = ""
     connectors: ClassVar[bool] = True

@@ -97,6 +97,13 @@ def test_native_resolution_and_fractions():
         assert [image.tokens_kept for image in handle.report().images] == [size // 4 for size in sizes]
 
 
+def test_asking_shows_the_length():
+    model, processor = made("m3", multiple=2)
+    answer = foveate.ask(pictures()[0], "?", (model, processor), "nested:25%", max_new_tokens=1)
+    full = model.get_image_features(**processor.image_processor(pictures()[0], return_tensors="pt")).grid_hws.prod()
+    assert (answer.stages[-1].name, answer.stages[-1].tokens) == ("nested:25%", int(full) // 4)
+
+
 def test_what_is_refused():
     for plan, model, code in (
         ("nested:4", small_llava("mlp"), "needs-nested-connector"),
