@@ -230,3 +230,14 @@ def test_names_and_registration():
         unregister_connector("mine")
     with pytest.raises(FoveateError, match="is no connector"):
         register_connector(torch.nn.Linear)
+
+
+def test_authors_names_cover_every_weight(connector):
+    if not connector.released_types:
+        pytest.skip("there are no checkpoints of authors")
+    assert connector.released_options({}) is None or isinstance(connector.released_options({}), dict)
+    targets = [
+        name for target in connector.released_keys.values() for name in (target if type(target) is tuple else [target])
+    ]
+    for name in connector.state_dict():
+        assert sum(name.startswith(target) for target in targets) == 1, name

@@ -71,6 +71,8 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     per_token: ClassVar[bool] = False
     #: The dataclass of the options.
     options_class: ClassVar[type[ConnectorOptions]] = ConnectorOptions
+    #: `mm_projector_type` in the `config.json` of the authors' checkpoints in the layout of LLaVA.
+    released_types: ClassVar[tuple[str, ...]] = ()
     #: Names of the authors' weights below `model.mm_projector.`, as regular expressions, with the names here. Several
     #: names share the rows of one weight evenly, as those of `nn.MultiheadAttention`.
     released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
@@ -101,6 +103,11 @@ class Connector(nn.Module, ABC, Generic[O_co]):
         connector = cls.__new__(cls)
         Connector.__init__(connector, 0, 0, **options)
         return connector
+
+    @classmethod
+    def released_options(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Options in an authors' `config.json` of one of `released_types`; None: it is of another connector."""
+        return {}
 
     @property
     def multiple(self) -> int:

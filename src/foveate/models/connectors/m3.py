@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +49,15 @@ class M3(MLP[M3Options]):
     paper: ClassVar[str] = "arXiv 2405.17430"
     nested: ClassVar[bool] = True
     options_class: ClassVar = M3Options
+    released_types: ClassVar[tuple[str, ...]] = ("mlp2x_gelu",)
+
+    @classmethod
+    def released_options(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """See `Connector.released_options`: the lengths are a list in training, and may be one number for inference."""
+        if "matryoshka_vis_token_scale" not in config:
+            return None
+        scale = config["matryoshka_vis_token_scale"]
+        return {"tokens": scale} if isinstance(scale, int) else {}
 
     def reduced(self, grid: Grid, budget: int | None) -> Grid:
         """See `Connector.reduced`.

@@ -68,6 +68,7 @@ class MLPConnector(MLP[MLPOptions]):
     title: ClassVar[str] = "Improved Baselines with Visual Instruction Tuning"
     paper: ClassVar[str] = "arXiv 2310.03744"
     per_token: ClassVar[bool] = True
+    released_types: ClassVar[tuple[str, ...]] = ("mlp2x_gelu",)
     options_class: ClassVar = MLPOptions
 
     def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:

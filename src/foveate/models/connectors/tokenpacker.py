@@ -66,6 +66,7 @@ class TokenPacker(Connector[TokenPackerOptions]):
     title: ClassVar[str] = "TokenPacker: Efficient Visual Projector for Multimodal LLM"
     paper: ClassVar[str] = "arXiv 2407.02392"
     options_class: ClassVar = TokenPackerOptions
+    released_types: ClassVar[tuple[str, ...]] = ("tokenpacker",)
     released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
         r"q_proj_1\.": "query.",
         r"k_proj_1\.0\.": "key.linear_1.",
@@ -95,6 +96,11 @@ class TokenPacker(Connector[TokenPackerOptions]):
         self.value_norm = nn.LayerNorm(width, eps=1e-6)
         self.attention = SquareAttention(width, heads)
         self.output = _TwoLayers(width, text_hidden_size)
+
+    @classmethod
+    def released_options(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """See `Connector.released_options`."""
+        return {"scale": config.get("scale_factor", 2), "query_layer": config.get("mm_vision_select_layer", -2)}
 
     @property
     def multiple(self) -> int:

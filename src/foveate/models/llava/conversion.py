@@ -26,8 +26,6 @@ from foveate.models.connectors.registry import all_connectors
 RELEASED_MODEL_TYPES = ("llava", "llava_llama")
 #: The vision tower of LLaVA-1.5, whose configuration `LlavaConfig` has as its default.
 RELEASED_TOWER = "clip-vit-large-patch14-336"
-#: Connectors by the `mm_projector_type` of released configurations.
-RELEASED_CONNECTORS = {"mlp2x_gelu": "mlp", "tokenpacker": "tokenpacker"}
 
 #: Released names on the left, except those of connectors. No pattern matches a name of foveate's own layout.
 RELEASED_KEYS = {
@@ -131,19 +129,16 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
 def _connector(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and options of the connector."""
     kind = config["mm_projector_type"]
-    if kind not in RELEASED_CONNECTORS:
-        raise FoveateError(
-            f"mm_projector_type {kind!r} is not supported; possible are {', '.join(RELEASED_CONNECTORS)}."
-        )
-    if RELEASED_CONNECTORS[kind] == "tokenpacker":
-        return "tokenpacker", {
-            "scale": config.get("scale_factor", 2),
-            "query_layer": config.get("mm_vision_select_layer", -2),
-        }
-    if "matryoshka_vis_token_scale" in config:  # a list in training; a number where one length is the default
-        scale = config["matryoshka_vis_token_scale"]
-        return "m3", {"tokens": scale} if isinstance(scale, int) else {}
-    return "mlp", {}
+    connectors = all_connectors().values()
+    found = {
+        connector.name: options
+        for connector in connectors
+        if kind in connector.released_types and (options := connector.released_options(config)) is not None
+    }
+    if not found:
+        possible = sorted({one for connector in connectors for one in connector.released_types})
+        raise FoveateError(f"mm_projector_type {kind!r} is not supported; possible are {', '.join(possible)}.")
+    return min(found.items(), key=lambda one: one[0] == "mlp")  # other connectors extend the MLP of LLaVA
 
 
 def _vision(config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
