@@ -9,13 +9,10 @@ from transformers.processing_utils import MultiModalData
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
-from foveate.core.weights import DATA_ONLY, file_of
+from foveate.core.weights import DATA_ONLY, WHERE, file_of
 from foveate.models.connectors.registry import check_same_connector, connector_of_sizes
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import is_released
-
-# Arguments of `from_pretrained` that say where a file is, and how to get it.
-_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 #: Turns of Vicuna, as LLaVA-1.5 was trained with, for released checkpoints, which have no template of their own.
 VICUNA_TEMPLATE = """{%- for message in messages -%}
@@ -81,7 +78,7 @@ class FoveateLlavaProcessor(LlavaProcessor):
 
         The authors' folders hold a tokenizer, and an image processor or none; the settings of CLIP apply then.
         """
-        where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+        where = {name: kwargs[name] for name in WHERE if name in kwargs}
         if not is_released(pretrained_model_name_or_path, **where):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config: Any = FoveateLlavaConfig.from_pretrained(pretrained_model_name_or_path, **where)
