@@ -18,6 +18,7 @@ SITES = {
         "Act before the decoder layers that a plan names after `@`, by default before those of the paper.",
     ),
     "encoder": ("Inside the encoder", "Merge tokens between its blocks, which also reduces the cost of the encoder."),
+    "connector": ("In the connector", "Choose the number of tokens of a connector that was trained to give several."),
     "image": ("On the image", "Baselines that reduce the resolution of the image."),
 }
 #: Symbols of the matrix; a letter gives the reason of a refusal.
@@ -27,13 +28,14 @@ LETTERS = {
     "needs-cls": "C",
     "needs-first-layer-attention": "F",
     "needs-decoder-layers": "L",
+    "needs-nested-connector": "N",
     "needs-one-token-per-patch": "P",
     "needs-one-raster": "R",
 }
 #: A reason without a letter.
 OTHER = "✕"
 #: What the user must provide, by the code of the condition.
-CONDITIONS = {"needs-weights": "weights", "needs-text-features": "text"}
+CONDITIONS = {"needs-weights": "weights", "needs-text-features": "text", "needs-nested-connector": "connector"}
 
 #: What a method uses if it needs no measurement.
 NOTHING = {"decoder": "the hidden states of the layers"}

@@ -11,7 +11,7 @@ from foveate.families import Family, families
 from foveate.integrations.vllm import MODELS
 
 #: Model classes that are not part of `transformers`.
-OWN = {"llava_uhd": "LlavaUHDForConditionalGeneration"}
+OWN = {"llava_uhd": "LlavaUHDForConditionalGeneration", "foveate_llava": "FoveateLlavaForConditionalGeneration"}
 
 
 def pages() -> dict[str, str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from foveate.core.registry import all_methods as methods
     from foveate.core.registry import register_method
     from foveate.loading import load
+    from foveate.models.connectors import register_connector
     from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
     from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
@@ -37,6 +38,7 @@ _MODULES = {
     "ask": "answering",
     "compress": "runtime",
     "load": "loading",
+    "register_connector": "models.connectors",
     "register_method": "core.registry",
     "register_trainer": "training.methods",
     "speculate": "runtime",
@@ -59,6 +61,7 @@ __all__ = [
     "load",
     "methods",
     "register",
+    "register_connector",
     "register_method",
     "register_trainer",
     "speculate",
@@ -68,10 +71,11 @@ __all__ = [
 
 def register() -> None:
     """Register foveate's models with the Auto classes of `transformers`. Registering twice changes nothing."""
-    from foveate.models import llava_uhd, next_scale, vit_uhd
+    from foveate.models import llava, llava_uhd, next_scale, vit_uhd
 
     vit_uhd.register()
     llava_uhd.register()
+    llava.register()
     next_scale.register()
 
 

@@ -115,6 +115,19 @@ CARDS = (
         "foveate.methods.decoding.vasparse",
     ),
     Card(
+        "tokenpacker",
+        "TokenPacker: Efficient Visual Projector for Multimodal LLM",
+        "arXiv 2407.02392",
+        "connector",
+        ("transformation",),
+        ("image",),
+        "A connector that makes one token of every square of patches: a downsampled query attends to the features of "
+        "its square in several layers of the encoder.",
+        True,
+        "connector_type='tokenpacker' in the configuration of LLaVA or LLaVA-UHD, or model: new: connector in a recipe",
+        "foveate.models.connectors.tokenpacker",
+    ),
+    Card(
         "vision-remember",
         "Vision Remember: Recovering Visual Information in Efficient LVLM with Vision Feature Resampling",
         "arXiv 2506.03928",

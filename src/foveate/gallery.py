@@ -10,6 +10,7 @@ import inspect
 from typing import Any
 
 from foveate.core.errors import CODES, FoveateError, Refusal
+from foveate.core.method import Site
 from foveate.core.patterns import matching
 from foveate.core.plan import Plan, Step
 from foveate.core.registry import all_methods
@@ -50,6 +51,8 @@ def verdict(method: Any, family: Family) -> Verdict:
         check_sites(Plan((Step(method),)), family)
     except FoveateError as error:
         return _refused(error)
+    if method.site is Site.CONNECTOR:
+        return Verdict("runs", conditions=("needs-nested-connector",))
     if method.shortens_encoder:
         return Verdict("runs")
     first, *others = (

@@ -18,6 +18,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import PLAN_FILE, Plan
 from foveate.core.weights import DATA_ONLY, SAFE, WHERE, check_weights, file_of
+from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, FoveateLlavaProcessor
+from foveate.models.llava.conversion import is_released as is_released_llava
+from foveate.models.llava.processing import pair as pair_llava
 from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
 from foveate.models.llava_uhd.checkpoint import is_released
 from foveate.models.llava_uhd.pairing import pair
@@ -113,6 +116,8 @@ def load(
         if isinstance(model, LlavaUHDForConditionalGeneration):
             pair(model, processor)
             _check_stages(model)
+        elif isinstance(model, FoveateLlavaForConditionalGeneration):
+            pair_llava(model, processor)
         if target is not None:
             model = _on(target, model, widen=precision == "auto")
     model = model.eval()
@@ -256,6 +261,8 @@ def _config(location: str, name: str | os.PathLike[str] | None, where: dict[str,
     """Load the model's configuration, if it is of a vision-language model."""
     if is_released(location, **where):  # the authors' layout has model types that `AutoConfig` does not know
         return LlavaUHDConfig.from_pretrained(location, **where)
+    if is_released_llava(location, **where):
+        return FoveateLlavaConfig.from_pretrained(location, **where)
     config = AutoConfig.from_pretrained(location, **where, **DATA_ONLY)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise FoveateError(
@@ -269,6 +276,8 @@ def _processor(location: str, config: Any, where: dict[str, Any]) -> Any:
     # `AutoProcessor` would ask to run the Python files that a folder in the authors' layout names.
     if isinstance(config, LlavaUHDConfig):
         return LlavaUHDProcessor.from_pretrained(location, **where, **DATA_ONLY)
+    if isinstance(config, FoveateLlavaConfig):
+        return FoveateLlavaProcessor.from_pretrained(location, **where, **DATA_ONLY)
     return load_processor(location, config, **where)
 
 

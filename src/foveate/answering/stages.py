@@ -8,6 +8,7 @@ from typing import Any
 from foveate.answering.conversations import placeholders
 from foveate.answering.trace import Trace
 from foveate.core.plan import Plan
+from foveate.models.connectors import Connector
 from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
 from foveate.runtime.report import ImageReport
 
@@ -16,6 +17,7 @@ DOINGS = {
     "pre_llm": "chosen before the language model",
     "encoder": "merged inside the encoder",
     "image": "made from a smaller image",
+    "connector": "made by the connector at this length",
 }
 
 
@@ -41,7 +43,11 @@ class Stage:
 def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[int, int] | None]:
     """Return the stages of the tokens of all images, and a single image's resized size if it is one sequence."""
     if isinstance(trace.encoder, ViTUHDModel):
-        return _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"].tolist())
+        stages, size = _vit_uhd_stages(trace.encoder.config, trace.tokens, inputs["grid_hws"].tolist())
+        if isinstance(trace.connector, Connector) and not trace.connector.per_token:
+            connected = placeholders(net, inputs["input_ids"])
+            stages.append(Stage("connector", None, connected, None, trace.connector.name))
+        return stages, size
     encoded = trace.tokens.get("encoder", 0)
     grids = [inputs[name] for name in ("image_grid_thw", "video_grid_thw") if inputs.get(name) is not None]
     patches = sum(int(grid.prod(-1).sum()) for grid in grids) if grids else encoded

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from foveate import compat
 from foveate.cost import flops
-from foveate.models.connectors.mlp import MLPConnector
 from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
 
 QWEN2_0_5B: dict[str, Any] = {
@@ -161,7 +160,7 @@ class ViTUHD(Competitor):
         )
         self.unit = config.unit
         self.encoder = ViTUHDModel._from_config(config, attn_implementation=attention)
-        self.connector = MLPConnector(geometry.width, geometry.text["hidden_size"])
+        self.connector = _two_layers(geometry.width, geometry.text["hidden_size"])
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Packed patches and the grid, which stays on the CPU where it is read."""
@@ -332,7 +331,7 @@ class SigLIP2(PlainTransformer):
             vision_use_head=False,
         )
         self.encoder = Siglip2VisionModel._from_config(config, attn_implementation=attention)
-        self.connector = MLPConnector(geometry.width, geometry.text["hidden_size"])
+        self.connector = _two_layers(geometry.width, geometry.text["hidden_size"])
 
     def inputs(self, pixels: int, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Flat patches (1, L, 768), a mask without padding, and the grid."""
@@ -372,3 +371,8 @@ def language_model(geometry: Geometry, attention: str) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     return Qwen2ForCausalLM._from_config(Qwen2Config(**geometry.text), attn_implementation=attention)
+
+
+def _two_layers(width: int, text_width: int) -> nn.Sequential:
+    """The connector of LLaVA on packed tokens (L, D)."""
+    return nn.Sequential(nn.Linear(width, text_width), nn.GELU(), nn.Linear(text_width, text_width))

@@ -21,6 +21,7 @@ class Site(StrEnum):
 
     IMAGE = "image"
     ENCODER = "encoder"
+    CONNECTOR = "connector"
     PRE_LLM = "pre_llm"
     DECODER = "decoder"
     DECODING = "decoding"

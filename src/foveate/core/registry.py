@@ -26,7 +26,9 @@ from foveate.core.method import Mechanism, Method, Modality, Site
 from foveate.core.plugin_names import GROUP, IMPORTS
 
 #: Packages of the methods of this library. They are imported when a method is first looked up.
-PACKAGES = {site: f"foveate.methods.{site}" for site in (Site.IMAGE, Site.ENCODER, Site.PRE_LLM, Site.DECODER)}
+PACKAGES = {
+    site: f"foveate.methods.{site}" for site in (Site.IMAGE, Site.ENCODER, Site.CONNECTOR, Site.PRE_LLM, Site.DECODER)
+}
 #: Methods that were called otherwise before: plans and results with the old names stay readable.
 RENAMED = {f"{name}-at": f"{name}-decoder" for name in ("dart", "pool", "ppe", "random", "todre", "vflowopt")}
 
@@ -224,7 +226,8 @@ def check_method(cls: Any) -> None:
     """
     if not isinstance(cls, type) or not issubclass(cls, Method):
         raise FoveateError(
-            f"{cls!r} is no method; derive a class from PreLLMMethod, DecoderMethod, EncoderMethod or ImageMethod."
+            f"{cls!r} is no method; derive a class from PreLLMMethod, DecoderMethod, EncoderMethod, ConnectorMethod or "
+            "ImageMethod."
         )
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in RENAMED:
@@ -233,7 +236,8 @@ def check_method(cls: Any) -> None:
         )
     if getattr(cls, "site", None) not in PACKAGES:
         raise FoveateError(
-            f"{name} acts at no site of a plan; derive it from PreLLMMethod, DecoderMethod, EncoderMethod, ImageMethod."
+            f"{name} acts at no site of a plan; derive it from PreLLMMethod, DecoderMethod, EncoderMethod, "
+            "ConnectorMethod or ImageMethod."
         )
     if inspect.isabstract(cls):
         raise FoveateError(f"{name} lacks {', '.join(sorted(cls.__abstractmethods__))}.")

@@ -127,14 +127,20 @@ def _internvl(config: Any, width: int, height: int, images: Any) -> ProcessedIma
 
 def _uhd(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """LLaVA-UHD v3: native resolution."""
+    from foveate.models.connectors.registry import connector_of_sizes, options_of_config
     from foveate.models.llava_uhd.native_size import native_size
 
     vision = config.vision_config
+    connector = connector_of_sizes(config.connector_type, options_of_config(config))
     if images is not None:
         wide, high = images.target_size(width, height)
     else:
-        wide, high = native_size(width, height, patch_size=vision.patch_size, num_stages=vision.num_stages)
-    return _one(high // vision.patch_size, wide // vision.patch_size, 2**vision.num_stages)
+        unit = {"patch_size": vision.patch_size, "num_stages": vision.num_stages}
+        wide, high = native_size(width, height, **unit, token_multiple=connector.multiple)
+    patches = Grid(high // vision.patch_size, wide // vision.patch_size)
+    side = 2**vision.num_stages
+    tokens = connector.output_grid(Grid(patches.rows // side, patches.columns // side))
+    return ProcessedImage((patches,), tokens.size, tokens)
 
 
 def _slices(config: Any, width: int, height: int, images: Any) -> ProcessedImage:

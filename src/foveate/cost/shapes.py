@@ -233,6 +233,8 @@ def _internvl(config: Any, text: Text) -> tuple[Vision, Connector]:
 
 
 def _uhd(config: Any, text: Text) -> tuple[Vision, Connector]:
+    if config.connector_type != "mlp":
+        raise FoveateError(f"operations of the connector {config.connector_type} are not counted; those of mlp are.")
     vision = config.vision_config
     learned = vision.position_embedding != "none"
     shape = Vision(

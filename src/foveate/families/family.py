@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.core.connector import ConnectorMethod
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.tokens import Crop, EncoderSpec, Grid, Selection
 
 if TYPE_CHECKING:
@@ -60,6 +63,8 @@ class Family(ABC):
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, which methods inside the encoder need.
     patchwise: ClassVar[bool] = False
+    #: Whether models have a connector of `foveate.models.connectors`, as `multi_modal_projector` of the core.
+    connectors: ClassVar[bool] = False
     #: Whether an image is several sequences of the encoder, its tiles, which share one budget.
     tiled: ClassVar[bool] = False
     #: The tile that shows the whole image, in families whose tiles are budgeted as separate images.
@@ -117,9 +122,10 @@ class Family(ABC):
         """Refuse a plan that does not fit this model's configuration.
 
         Raises:
-            FoveateError: the token geometry is unknown, or does not fit the plan.
+            FoveateError: the token geometry is unknown or does not fit the plan, or the connector has one length alone.
         """
-        del core, plan  # accepted by default
+        if self.connectors:
+            check_length(core.multi_modal_projector, plan)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
         """Token grids of the images of a call, before it runs; None where images are not single grids."""
@@ -128,6 +134,10 @@ class Family(ABC):
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """Downscale the images in the arguments of a call to grids of `grids` tokens."""
         raise NotImplementedError  # only called where `grids` returns grids
+
+    def encoder_grids(self, core: Any, call: Mapping[str, Any]) -> list[Grid]:
+        """Grids of what the connector reads, for every image of a call."""
+        raise NotImplementedError  # only called where `connectors`
 
     # Tokens
 
@@ -226,3 +236,69 @@ def shrink_patches(patches: Tensor, old: Grid, new: Grid) -> Tensor:
     image = patches.view(*old, channels, height, width).permute(2, 0, 3, 1, 4)
     small = resize(image.reshape(1, channels, old.rows * height, -1), (new.rows * height, new.columns * width))
     return small.view(channels, new.rows, height, new.columns, width).permute(1, 3, 0, 2, 4).flatten(0, 1)
+
+
+def check_length(connector: Any, plan: Plan) -> None:
+    """Refuse a plan that chooses the length of a connector that has one alone, or is of another kind.
+
+    Raises:
+        FoveateError: as said.
+    """
+    method = plan.steps[0].method
+    if not isinstance(method, ConnectorMethod):
+        return
+    if not connector.nested or method.connector not in (None, connector.name):
+        wanted = "a nested connector" if method.connector is None else f"the connector {method.connector}"
+        raise FoveateError(
+            Refusal(
+                "needs-nested-connector",
+                f"{method.name} needs {wanted}, and this model has {connector.name}",
+                "choose a method that acts before the language model",
+            )
+        )
+
+
+def spread_by(connector: Any, values: Tensor, grid: Grid) -> Tensor:
+    """Map values (N, C) of the tokens that a connector reads to the tokens that it gives: means over their regions.
+
+    Args:
+        connector: A connector of `foveate.models.connectors`.
+        values: Of an image, row-major.
+        grid: Rows and columns of the values.
+
+    Raises:
+        FoveateError: its tokens do not stand for equal rectangles of the image.
+    """
+    output = connector.output_grid(grid)
+    if not connector.spatial or grid.rows % output.rows or grid.columns % output.columns:
+        raise FoveateError(
+            Refusal(
+                "needs-equal-regions",
+                f"the connector {connector.name} makes {output.rows} x {output.columns} tokens of {grid.rows} x "
+                f"{grid.columns}, which are no equal rectangles that values of the encoder could be averaged over",
+                "choose a method that measures nothing in the encoder",
+            )
+        )
+    raster = values.view(output.rows, grid.rows // output.rows, output.columns, grid.columns // output.columns, -1)
+    return raster.mean(dim=(1, 3)).flatten(0, 1)
+
+
+def grid_before(connector: Any, grid: Grid) -> Grid:
+    """The grid that a connector makes `grid` of, with equal factors for rows and columns.
+
+    Raises:
+        FoveateError: there is none.
+    """
+    for side in range(1, 33):
+        before = Grid(grid.rows * side, grid.columns * side)
+        if before.rows % connector.multiple == before.columns % connector.multiple == 0:
+            with suppress(FoveateError):
+                if connector.output_grid(before) == grid:
+                    return before
+    raise FoveateError(
+        Refusal(
+            "needs-one-raster",
+            f"no image has {grid.rows} x {grid.columns} tokens after the connector {connector.name}",
+            "choose a method that acts before the language model",
+        )
+    )

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.tokens import EncoderSpec, Grid
-from foveate.families.family import Family, ImageLayout, grid_crop, shrink_patches
+from foveate.families.family import (
+    Family,
+    ImageLayout,
+    grid_before,
+    grid_crop,
+    shrink_patches,
+    spread_by,
+)
 
 
 class LlavaUHD(Family):
@@ -18,6 +25,7 @@ class LlavaUHD(Family):
     name: ClassVar[str] = "llava-uhd"
     title: ClassVar[str] = "LLaVA-UHD"
     model_types: ClassVar[tuple[str, ...]] = ("llava_uhd",)
+    connectors: ClassVar[bool] = True
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""
@@ -28,12 +36,17 @@ class LlavaUHD(Family):
         return block
 
     def tower(self, core: Any) -> EncoderSpec:
-        """Every stage joins four tokens."""
+        """Every stage joins four tokens, and the connector may join some more."""
         blocks = len(self.blocks(core))
-        return EncoderSpec(blocks, False, 4**core.config.vision_config.num_stages, blocks - 1)
+        joined = core.multi_modal_projector.multiple**2
+        return EncoderSpec(blocks, False, 4**core.config.vision_config.num_stages * joined, blocks - 1)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image."""
+        return [core.multi_modal_projector.output_grid(grid) for grid in self.encoder_grids(core, call)]
+
+    def encoder_grids(self, core: Any, call: Mapping[str, Any]) -> list[Grid]:
+        """Grids of the tokens that leave the encoder."""
         side = 2**core.config.vision_config.num_stages
         return [Grid(rows // side, columns // side) for rows, columns in call["grid_hws"].tolist()]
 
@@ -41,7 +54,8 @@ class LlavaUHD(Family):
         """Patches of smaller images."""
         side = 2**core.config.vision_config.num_stages
         old = [Grid(rows, columns) for rows, columns in call["grid_hws"].tolist()]
-        new = [Grid(side * grid.rows, side * grid.columns) for grid in grids]
+        before = [grid_before(core.multi_modal_projector, grid) for grid in grids]
+        new = [Grid(side * grid.rows, side * grid.columns) for grid in before]
         parts = call["pixel_values"].split([grid.size for grid in old])
         small = [shrink_patches(*image) for image in zip(parts, old, new, strict=True)]
         return {**call, "pixel_values": torch.cat(small), "grid_hws": torch.tensor(new, device=call["grid_hws"].device)}
@@ -57,6 +71,8 @@ class LlavaUHD(Family):
         ]
 
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
-        """Back from the order of the tower, then the means of the stages that were still to come."""
+        """Back from the order of the tower, then means over the stages still to come, and those of the connector."""
         tokens = core.vision_tower.spread(values, call["grid_hws"], len(call["pixel_values"]))
-        return list(tokens.split(self.counts(output)))
+        grids = self.encoder_grids(core, call)
+        images = tokens.split([grid.size for grid in grids])
+        return [spread_by(core.multi_modal_projector, *image) for image in zip(images, grids, strict=True)]

@@ -34,7 +34,8 @@ class Verdict:
         outcome: "runs"; "substitute": runs with what its paper allows in place of a [CLS] token; or "no".
         code: of the refusal where the outcome is "no"; see `foveate.core.errors.CODES`.
         detail: what is wrong, where no code of this package says it.
-        conditions: codes of what a user has to bring: "needs-weights", "needs-text-features".
+        conditions: codes of what a user has to bring: "needs-weights", "needs-text-features",
+            "needs-nested-connector".
         without_cls: of the family's models whose encoder has no [CLS] token, where others have one; None where all are
             alike.
     """
@@ -84,7 +85,7 @@ class Entry:
         name: its name in plans.
         title: title of its paper.
         paper: such as "arXiv 2503.02175"; empty for a control.
-        site: where it acts: "pre_llm", "decoder", "encoder" or "image".
+        site: where it acts: "pre_llm", "decoder", "encoder", "connector" or "image".
         mechanism: how it chooses or makes tokens, the main class first; see `foveate.core.method.Mechanism`.
         modality: what it is made for.
         summary: first paragraph of its docstring.

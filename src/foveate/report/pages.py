@@ -20,6 +20,14 @@ from foveate.report.texts import FRONT, KEPT, NO_TIMES, PROTOCOL
 
 #: Folders of a report.
 METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"
+#: Where a method acts, by its site.
+ACTS = {
+    "pre_llm": "before the language model",
+    "image": "on the image",
+    "encoder": "inside the encoder",
+    "connector": "in the connector",
+    "decoder": "inside the language model",
+}
 #: Controls on the page of each method.
 BESIDE = ("random", "random-decoder", "downsample")
 
@@ -252,9 +260,7 @@ class Report:
         facts = [
             ("paper", paper),
             ("family", tag("i", class_=f"dot g-{group.key}", aria_hidden="true") + text(group.title)),
-            ("acts", text({"pre_llm": "before the language model", "image": "on the image",
-                           "encoder": "inside the encoder", "decoder": "inside the language model"}
-                          .get(entry.site, entry.site))),
+            ("acts", text(ACTS.get(entry.site, entry.site))),
             ("needs", text(needs) + (", and trained weights" if entry.trained else "")),
             ("budget", budget + ("" if entry.static_count else "; how many tokens stay depends on the image")),
         ]  # fmt: skip

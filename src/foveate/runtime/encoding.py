@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.connector import ConnectorMethod
 from foveate.core.errors import FoveateError
 from foveate.core.image import ImageMethod, kept_positions
 from foveate.core.plan import Plan
@@ -91,6 +92,8 @@ class ImageEncoder:
         first = self.plan.steps[0].method
         if isinstance(first, ImageMethod):
             return self._encode_reduced(first, modality, original, call)
+        if isinstance(first, ConnectorMethod):
+            return self._encode_at_length(modality, original, call)
         with self.probe.encoding() as measurements:
             output = original(*args, **kwargs)
         if not hasattr(output, "pooler_output"):  # a tuple was requested, not by our callers
@@ -114,6 +117,32 @@ class ImageEncoder:
         return output, EncodedImages(
             layouts, measured, self.encoder_id, _end_features(output.pooler_output), merged_selections
         )
+
+    def _encode_at_length(
+        self, modality: str, original: Callable[..., Any], call: dict[str, Any]
+    ) -> tuple[Any, EncodedImages]:
+        """Encode with the connector at the length of the plan; its tokens are placed among zeros in the usual grid."""
+        connector, budget = self.core.multi_modal_projector, self.plan.steps[0].budget
+        grids = self.family.grids(self.core, modality, call)
+        assert grids is not None and budget is not None  # families with connectors have grids, and budgets are checked
+        counts = [budget.of(grid.size) for grid in grids]
+        whole = counts == [grid.size for grid in grids]
+        output = original(**call) if whole else original(**{**call, "budget": counts})
+        features, layouts, selections = [], [], []
+        for image, (grid, before, count) in enumerate(
+            zip(grids, self.family.encoder_grids(self.core, call), counts, strict=True)
+        ):
+            tokens = output.pooler_output[image]
+            reduced = grid if whole else connector.output_grid(before, count)
+            fits = connector.spatial and reduced.rows <= grid.rows and reduced.columns <= grid.columns
+            at = kept_positions(grid, reduced, count)[1] if fits else torch.arange(count)
+            at = at.to(tokens.device)
+            features.append(tokens.new_zeros(grid.size, tokens.shape[-1]).index_copy(0, at, tokens))
+            layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))
+            selections.append(Selection(at))
+        output.pooler_output = features
+        measured: list[dict[Need, Tensor]] = [{} for _ in layouts]
+        return output, EncodedImages(layouts, measured, self.encoder_id, _end_features(features), selections)
 
     def _encode_reduced(
         self, method: ImageMethod, modality: str, original: Callable[..., Any], call: dict[str, Any]

@@ -49,6 +49,17 @@ def check_sites(plan: Plan, family: Family) -> None:
                         "their processor can",
                     )
                 )
+        elif method.site is Site.CONNECTOR:
+            if place:
+                raise _wrong_order(f"{method.name} sets the length of the connector", "it must come first in a plan")
+            if not family.connectors:
+                raise FoveateError(
+                    Refusal(
+                        "needs-nested-connector",
+                        f"{method.name} needs a model with a connector of foveate, which {family.title} has not",
+                        "choose a method that acts before the language model",
+                    )
+                )
         elif method.site is Site.DECODER:
             if not family.decoder:
                 raise FoveateError(

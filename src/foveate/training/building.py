@@ -19,9 +19,11 @@ from foveate.core.plan import Plan
 from foveate.core.weights import DATA_ONLY
 from foveate.loading import load
 from foveate.methods.decoder.dpn import DPN
+from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.registry import connector_of_sizes
 from foveate.models.llava_uhd.vision_remember import add_vision_remember
 from foveate.models.llava_uhd.voco import add_voco_tokens
-from foveate.training.architectures import architecture_named, architecture_of
+from foveate.training.architectures import ARCHITECTURES, Architecture, architecture_named, architecture_of
 from foveate.training.methods import dpn
 from foveate.training.recipe import ModelChoice, NewModel
 
@@ -75,13 +77,14 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = _configured(text_class, fields, "model.new.text", **special)
     _refuse_unknown(new.images, set(architecture.image_settings), "model.new.images")
-    processor = architecture.processor(vision, new.images, tokenizer)
+    connector = _connector(new, architecture)
+    processor = architecture.processor(vision, new.images, tokenizer, connector)
     # The placeholder may just have been added to the tokenizer.
     text.vocab_size = max(text.vocab_size, len(tokenizer))
-    config = architecture.config(vision, text, processor)
+    config = architecture.config(vision, text, processor, connector)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = architecture.model_class(config)
+        model = architecture.model(config)
         architecture.initialise(model)
     if new.language_model is not None:
         _take_language_model(model, new.language_model)
@@ -159,6 +162,27 @@ def export(
         if bars:
             logging.enable_progress_bar()
     return folder
+
+
+def _connector(new: NewModel, architecture: Architecture) -> Connector | None:
+    """The connector of a recipe, without weights; None where it names none.
+
+    Raises:
+        FoveateError: there is no such connector or option, or the architecture has a connector of its own.
+    """
+    if not new.connector:
+        return None
+    if not architecture.takes_connectors:
+        able = ", ".join(name for name, other in ARCHITECTURES.items() if other.takes_connectors)
+        raise FoveateError(f"model.new.connector: {architecture.name} has its own; it can be chosen for {able}.")
+    options = dict(new.connector)
+    kind = options.pop("type", None)
+    if not isinstance(kind, str):
+        raise FoveateError("model.new.connector: the key type, which names the connector, is missing.")
+    try:
+        return connector_of_sizes(kind, options)
+    except FoveateError as error:
+        raise FoveateError(f"model.new.connector: {error}") from error
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:

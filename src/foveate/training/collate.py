@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
 from foveate.images import open_image
 from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.attention_supervision import NO_TARGET, answer_token_indices, question_token_indices
@@ -52,6 +53,12 @@ class Collator:
         window: int | None = None,
         cell_grid: tuple[int, int] | None = None,
     ) -> None:
+        connector = getattr(processor, "connector", None)
+        if (answer_attention or question_attention) and connector is not None and not connector.spatial:
+            raise FoveateError(
+                f"attention supervision needs tokens that stand for parts of the image, and those of {connector.name} "
+                "do not."
+            )
         self.processor = processor
         self.architecture = architecture_of(processor)
         self.stages = self.architecture.stages_of_processor(processor)
@@ -152,7 +159,7 @@ class Collator:
         pieces = text.split(self.processor.image_token)
         expanded = [pieces[0]]
         for index, piece in enumerate(pieces[1:]):
-            rows, columns = self._token_grid(grids[index])
+            rows, columns = self._read_grid(grids[index])
             after = getattr(self.processor, "after_image", "")
             expanded += [self.processor.image_token * (rows * columns) + after, piece]
         return "".join(expanded)
@@ -200,7 +207,7 @@ class Collator:
         targets = [NO_TARGET] * len(ids)
         if example.characters is None or len(pictures) != 1:
             return targets
-        rows, columns = self._token_grid(grids[0])
+        rows, columns = self._read_grid(grids[0])
         image = ids.index(self.processor.image_token_id)
         learned = [label != IGNORED for label in labels]
         begin = 0
@@ -230,7 +237,7 @@ class Collator:
         if example.characters is None or len(pictures) != 1:
             return targets
         image = ids.index(self.processor.image_token_id)
-        grid = self._token_grid(grids[0])
+        grid = self._read_grid(grids[0])
         messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in example.conversations]
         text = self._expand(messages, grids)
         offsets = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
@@ -266,5 +273,11 @@ class Collator:
         return torch.from_numpy(np.concatenate(targets))
 
     def _token_grid(self, grid: Sequence[int]) -> tuple[int, int]:
-        """Rows and columns of the tokens that the language model reads, from those of the patches."""
+        """Rows and columns of the tokens that leave the encoder, from those of the patches."""
         return grid[0] >> self.stages, grid[1] >> self.stages
+
+    def _read_grid(self, grid: Sequence[int]) -> tuple[int, int]:
+        """Rows and columns of the tokens that the language model reads, from those of the patches."""
+        tokens = Grid(*self._token_grid(grid))
+        connector = getattr(self.processor, "connector", None)
+        return tokens if connector is None else connector.output_grid(tokens)

@@ -30,6 +30,8 @@ class NewModel:
         phrases: Strings that become one token each, such as what every question begins with: prompts get shorter.
         images: Settings of the image processor; patch size and stages follow `vision`.
         architecture: `llava-uhd`, `llava` (a CLIP tower) or `qwen2.5-vl`.
+        connector: `type`, a connector of `foveate.models.connectors`, and its options, for `llava-uhd` and `llava`; by
+            default two linear layers.
         language_model: Folder or Hub id of a model whose language model's weights are taken to start with, or
             `embedded`; random weights by default.
     """
@@ -40,6 +42,7 @@ class NewModel:
     phrases: list[str] = field(default_factory=list)
     images: dict[str, Any] = field(default_factory=dict)
     architecture: str = "llava-uhd"
+    connector: dict[str, Any] = field(default_factory=dict)
     language_model: str | None = None
 
 

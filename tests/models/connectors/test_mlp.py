@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
 from foveate.models.connectors import MLPConnector
 
 
@@ -16,7 +17,9 @@ def test_equals_its_formula(bias):
     hidden = tokens @ first.weight.T + (first.bias if bias else 0)
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))  # the exact GELU
     expected = hidden @ second.weight.T + (second.bias if bias else 0)
-    assert torch.allclose(connector(tokens), expected, atol=1e-6)
+    result, grid = connector(tokens[None], Grid(1, 5))
+    assert torch.allclose(result[0], expected, atol=1e-6)
+    assert grid == Grid(1, 5)
     assert (connector.linear_1.bias is None) is (not bias)
 
 
@@ -24,8 +27,8 @@ def test_acts_on_each_token_alone():
     torch.manual_seed(0)
     connector = MLPConnector(6, 10, activation="relu")
     tokens = torch.randn(7, 6)
-    one_by_one = torch.cat([connector(token[None]) for token in tokens])
-    assert torch.allclose(connector(tokens), one_by_one, atol=1e-6)
+    one_by_one = torch.cat([connector(token[None, None], Grid(1, 1))[0][0] for token in tokens])
+    assert torch.allclose(connector(tokens[None], Grid(7, 1))[0][0], one_by_one, atol=1e-6)
 
 
 def test_an_activation_that_does_not_exist():

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from foveate.core.errors import FoveateError
+from foveate.models.connectors.registry import connector_of_sizes, options_of_config
 from foveate.models.llava_uhd.checkpoint import convert_released_config, is_released_config
 from foveate.models.vit_uhd.configuration import ViTUHDConfig
 
 
 class LlavaUHDConfig(PreTrainedConfig):
-    """A ViT-UHD vision tower, a two-layer connector and any causal language model of `transformers`.
+    """A ViT-UHD vision tower, a connector and any causal language model of `transformers`.
 
     Args:
         vision_config: configuration of the vision tower (`ViTUHDConfig`, or its fields as a dict).
@@ -23,6 +24,8 @@ class LlavaUHDConfig(PreTrainedConfig):
         multimodal_projector_bias: whether the connector's layers have biases.
         tie_word_embeddings: whether the output layer is the input embedding; follows `text_config` where not
             given.
+        connector_type: name of the connector (`foveate.models.connectors`).
+        connector_options: options of the connector by name; those that are not named have the defaults of its paper.
         num_voco_tokens: VoCo tokens after every image, through which text sees it (`foveate.models.llava_uhd.voco`); 0:
             text sees images themselves.
         voco_token_id: id of the VoCo token.
@@ -30,7 +33,8 @@ class LlavaUHDConfig(PreTrainedConfig):
             again (`foveate.models.llava_uhd.vision_remember`); empty: none.
 
     Raises:
-        FoveateError: if `image_token_id` is not the id of a token, or there are VoCo tokens without an id.
+        FoveateError: if `image_token_id` is not the id of a token, there are VoCo tokens without an id, or there is no
+            such connector or option.
 
     Example:
         >>> from transformers import Qwen3Config
@@ -52,6 +56,8 @@ class LlavaUHDConfig(PreTrainedConfig):
     projector_hidden_act: str = "gelu"
     multimodal_projector_bias: bool = True
     tie_word_embeddings: bool | None = None
+    connector_type: str = "mlp"
+    connector_options: dict[str, Any] | None = None
     num_voco_tokens: int = 0
     voco_token_id: int | None = None
     vision_remember_layers: list[int] | None = None
@@ -72,6 +78,12 @@ class LlavaUHDConfig(PreTrainedConfig):
             raise FoveateError(f"num_voco_tokens must be a number from 0 on, not {self.num_voco_tokens!r}")
         if self.num_voco_tokens and self.voco_token_id is None:
             raise FoveateError(f"num_voco_tokens is {self.num_voco_tokens}, and voco_token_id is not given")
+        connector = connector_of_sizes(self.connector_type, options_of_config(self))  # refuses unknown names and values
+        if self.vision_remember_layers and not connector.per_token:
+            raise FoveateError(
+                "Vision Remember needs every token of the encoder, and the connector "
+                f"{self.connector_type} merges them: choose mlp"
+            )
 
     @classmethod
     def get_config_dict(

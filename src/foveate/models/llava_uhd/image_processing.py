@@ -19,6 +19,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
 from foveate.images import Channels, open_image
 from foveate.models.llava_uhd.native_size import native_size, unit_size
 
@@ -36,6 +37,7 @@ class LlavaUHDImagesKwargs(ImagesKwargs, total=False):
     min_resolution (`int`, *optional*): floor side in pixels; `None` never enlarges a small image.
     max_edge (`int`): longest side in pixels.
     upscale_factor (`float`, *optional*): enlarge images within the budget by this factor first.
+    token_multiple (`int`): sides are multiples of so many tokens of the encoder, for connectors that merge squares.
     """
 
     patch_size: int | None
@@ -44,6 +46,7 @@ class LlavaUHDImagesKwargs(ImagesKwargs, total=False):
     min_resolution: int | None
     max_edge: int | None
     upscale_factor: float | None
+    token_multiple: int | None
 
 
 class LlavaUHDImageProcessor(PilBackend):
@@ -74,6 +77,7 @@ class LlavaUHDImageProcessor(PilBackend):
     min_resolution = 512
     max_edge = 5120
     upscale_factor = None
+    token_multiple = 1
     valid_kwargs = LlavaUHDImagesKwargs
     model_input_names: ClassVar[list[str]] = ["pixel_values", "grid_hws"]
 
@@ -101,10 +105,15 @@ class LlavaUHDImageProcessor(PilBackend):
         return native_size(width, height, **self._size_rule(overrides))
 
     def num_tokens(self, width: int, height: int, **overrides: Any) -> int:
-        """Tokens that the language model reads for an image of ``width`` x ``height`` pixels, from its size alone."""
+        """Tokens of the encoder for an image of ``width`` x ``height`` pixels, from its size alone."""
+        return self.token_grid(width, height, **overrides).size
+
+    def token_grid(self, width: int, height: int, **overrides: Any) -> Grid:
+        """Rows and columns of the tokens of the encoder for an image of ``width`` x ``height`` pixels."""
         rule = self._size_rule(overrides)
         columns, rows = native_size(width, height, **rule)
-        return columns * rows // unit_size(rule["patch_size"], rule["num_stages"]) ** 2
+        unit = unit_size(rule["patch_size"], rule["num_stages"])
+        return Grid(rows // unit, columns // unit)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Patches of an image of ``height`` x ``width`` pixels before any compression (the name that servers call)."""
@@ -139,7 +148,10 @@ class LlavaUHDImageProcessor(PilBackend):
 
     def _size_rule(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """The settings of `native_size`: this processor's own, and those of a call over them."""
-        names = ("patch_size", "num_stages", "scale_resolution", "min_resolution", "max_edge", "upscale_factor")
+        names = (
+            "patch_size", "num_stages", "scale_resolution", "min_resolution", "max_edge", "upscale_factor",
+            "token_multiple",
+        )  # fmt: skip
         return {name: overrides.get(name, getattr(self, name)) for name in names}
 
     def _prepare_image_like_inputs(
@@ -170,13 +182,15 @@ class LlavaUHDImageProcessor(PilBackend):
         **kwargs: Any,
     ) -> BatchFeature:
         rule = self._size_rule(kwargs)
-        patch, unit = rule["patch_size"], unit_size(rule["patch_size"], rule["num_stages"])
+        patch = rule["patch_size"]
+        unit = unit_size(patch, rule["num_stages"]) * rule["token_multiple"]
+        merged = f", token_multiple={rule['token_multiple']}" if rule["token_multiple"] != 1 else ""
         sizes = [native_size(*image.size, **rule) if do_resize else image.size for image in images]
         for width, height in sizes:
             if width % unit or height % unit:
                 raise FoveateError(
                     f"with do_resize=False both sides of an image must be multiples of the unit, {unit} pixels "
-                    f"(patch_size={patch} and {rule['num_stages']} stages); this one is {width} x {height}."
+                    f"(patch_size={patch} and {rule['num_stages']} stages{merged}); this one is {width} x {height}."
                 )
         scale, shift = affine(
             rescale_factor if do_rescale else 1.0,

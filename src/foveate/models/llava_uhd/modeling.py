@@ -8,6 +8,7 @@ belong to each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,10 @@ from transformers.utils import can_return_tuple
 
 from foveate import compat
 from foveate.core.errors import FoveateError
-from foveate.models.connectors.mlp import MLPConnector
+from foveate.core.tokens import Grid
+from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.packed import connect_packed
+from foveate.models.connectors.registry import connector_of_config
 from foveate.models.llava_uhd import vision_remember
 from foveate.models.llava_uhd.checkpoint import UNUSED_KEYS
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
@@ -35,7 +39,7 @@ class LlavaUHDImageFeatures(BaseModelOutputWithPooling):
         last_hidden_state: `(L', D)`, packed tokens of the vision tower after its last stage.
         pooler_output: for each image `(rows * columns, d)`, its tokens as the language model reads them,
             row-major.
-        grid_hws: `(n, 2)`, rows and columns of each image after the last stage.
+        grid_hws: `(n, 2)`, rows and columns of the tokens of each image, after the last stage and the connector.
         hidden_states: those of the vision tower, where they were asked for.
         deepstack_features: where Vision Remember needs them, one list with the features `(rows * columns, K, D)` of
             every image's tokens' regions. `generate` repeats what has this name for beams.
@@ -88,6 +92,8 @@ class LlavaUHDPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, vision_remember.VisionRemember):
             module.reset_parameters()  # children are initialised before their parents, so this has the last word
+        if isinstance(module, Connector):
+            module.reset_parameters()
 
 
 class LlavaUHDModel(LlavaUHDPreTrainedModel):
@@ -96,7 +102,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
     def __init__(self, config: LlavaUHDConfig) -> None:
         super().__init__(config)
         self.vision_tower = ViTUHDModel._from_config(config.vision_config)
-        self.multi_modal_projector = _connector(config)
+        self.multi_modal_projector = connector_of_config(config, config.vision_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         if config.vision_remember_layers:
             self.vision_remember = vision_remember.build(config)
@@ -122,34 +128,44 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor, grid_hws: Tensor, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        grid_hws: Tensor,
+        budget: int | Sequence[int] | None = None,
+        text: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple | LlavaUHDImageFeatures:
         """Encode images into embeddings of the language model.
 
         Args:
             pixel_values: `(L, C, p, p)`, patches of all images, packed, row-major.
             grid_hws: `(n, 2)`, rows and columns of patches of each image.
+            budget: tokens of every image, or of each, for nested connectors; None: their default.
+            text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
             **kwargs: options of the vision tower, such as `output_hidden_states`.
 
         Raises:
-            FoveateError: if the grids do not account for the patches, or a stage cannot divide them.
+            FoveateError: if the grids do not account for the patches, or a stage or the connector cannot divide them.
         """
         if grid_hws is None:
             raise FoveateError("pixel_values came without grid_hws, the rows and columns of each image")
         wanted = kwargs.get("output_hidden_states", self.config.vision_config.output_hidden_states)
-        if self.config.vision_remember_layers:
+        layers = self.multi_modal_projector.feature_layers(self.config.vision_config.num_hidden_layers)
+        if self.config.vision_remember_layers or layers:
             kwargs["output_hidden_states"] = True
         encoded = self.vision_tower(pixel_values=pixel_values, grid_hws=grid_hws, return_dict=True, **kwargs)
-        embeddings = self.multi_modal_projector(encoded.last_hidden_state)
-        counts = encoded.grid_hws.prod(dim=-1).tolist()
+        features = encoded.last_hidden_state
+        if layers:
+            features = hidden_states_of_tokens(encoded, layers, self.config.vision_config)
+        embeddings, grids = connect_packed(self.multi_modal_projector, features, encoded.grid_hws, budget, text)
         memory = None
         if self.config.vision_remember_layers:
             levels = vision_remember.levels_of(encoded, self.config.vision_config.merger_layer_index)
-            memory = [list(torch.cat(levels, dim=1).split(counts))]
+            memory = [list(torch.cat(levels, dim=1).split(encoded.grid_hws.prod(dim=-1).tolist()))]
         return LlavaUHDImageFeatures(
             last_hidden_state=encoded.last_hidden_state,
-            pooler_output=torch.split(embeddings, counts),
-            grid_hws=encoded.grid_hws,
+            pooler_output=tuple(embeddings),
+            grid_hws=grids,
             hidden_states=encoded.hidden_states if wanted else None,
             deepstack_features=memory,
         )
@@ -318,7 +334,8 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         )
         with torch.device("meta"):  # no memory for weights that are replaced
             joined = cls(config)
-        connector = _connector(config).to(head.weight.device, head.weight.dtype)
+        connector = connector_of_config(config, config.vision_config.hidden_size)
+        connector = connector.to(head.weight.device, head.weight.dtype)
         for layer in connector.modules():
             joined._init_weights(layer)
         joined.model.vision_tower = vision_tower
@@ -429,45 +446,65 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         if pixel_values is not None and expand_size > 1:
             mask = self.model.is_placeholder(input_ids, model_kwargs.get("inputs_embeds"))
             tokens = mask.sum(-1).tolist()
-            num_stages = self.config.vision_config.num_stages
-            pixel_values, grid_hws = _repeat_images(pixel_values, grid_hws, tokens, expand_size, num_stages)
+            pixel_values, grid_hws = self._repeat_images(pixel_values, grid_hws, tokens, expand_size)
         expand: Any = super()._expand_inputs_for_generation  # typed for a protocol that asks for less
         input_ids, model_kwargs = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         if pixel_values is not None:
             model_kwargs |= {"pixel_values": pixel_values, "grid_hws": grid_hws}
         return input_ids, model_kwargs
 
+    def _repeat_images(
+        self, pixel_values: Tensor, grid_hws: Tensor, tokens: list[int], times: int
+    ) -> tuple[Tensor, Tensor]:
+        """Repeat the packed images of each prompt: [A B | C] becomes [A B A B | C C] for `times=2`.
 
-def _connector(config: LlavaUHDConfig) -> MLPConnector:
-    return MLPConnector(
-        config.vision_config.hidden_size,
-        config.text_config.hidden_size,
-        config.projector_hidden_act,
-        config.multimodal_projector_bias,
-    )
+        `tokens` is the number of placeholders of each prompt, from which follows which images are its own.
+        """
+        side = 2**self.config.vision_config.num_stages
+        grids = [Grid(rows // side, columns // side) for rows, columns in grid_hws.tolist()]
+        sizes = [self.model.multi_modal_projector.output_grid(grid).size for grid in grids]
+        patches = pixel_values.split(grid_hws.prod(-1).tolist())
+        images = list(zip(patches, grid_hws.split(1), sizes, strict=True))
+        repeated: list[tuple[Tensor, Tensor, int]] = []
+        for count in tokens:
+            own = []
+            while count > 0 and images:
+                own.append(images.pop(0))
+                count -= own[-1][2]
+            if count:
+                raise FoveateError("the image placeholders of each prompt must be those of whole images, in order")
+            repeated += own * times
+        if images:
+            raise FoveateError(f"{len(images)} images have no placeholders in the prompts")
+        return torch.cat([patches for patches, _, _ in repeated]), torch.cat([grid for _, grid, _ in repeated])
 
 
-def _repeat_images(
-    pixel_values: Tensor, grid_hws: Tensor, tokens: list[int], times: int, num_stages: int
-) -> tuple[Tensor, Tensor]:
-    """Repeat the packed images of each prompt: [A B | C] becomes [A B A B | C C] for `times=2`.
+def hidden_states_of_tokens(encoded: Any, layers: tuple[int, ...], vision: Any) -> Tensor:
+    """Hidden states `(L', K, D)` of the tokens that leave a ViT-UHD, one for each of K layers.
 
-    `tokens` is the number of placeholders of each prompt, from which follows which images are its own.
+    Of layers before a stage, a token has the mean of the patches that it was merged from.
+
+    Args:
+        encoded: Output of a ViT-UHD with its hidden states.
+        layers: Indices into `encoded.hidden_states`; negative ones count from the end.
+        vision: Configuration of the ViT-UHD.
+
+    Raises:
+        FoveateError: There is no such hidden state.
     """
-    sizes = grid_hws.prod(-1).tolist()
-    images = list(zip(pixel_values.split(sizes), grid_hws.split(1), sizes, strict=True))
-    repeated: list[tuple[Tensor, Tensor, int]] = []
-    for count in tokens:
-        own = []
-        while count > 0 and images:
-            own.append(images.pop(0))
-            count -= own[-1][2] >> (2 * num_stages)
-        if count:
-            raise FoveateError("the image placeholders of each prompt must be those of whole images, in order")
-        repeated += own * times
-    if images:
-        raise FoveateError(f"{len(images)} images have no placeholders in the prompts")
-    return torch.cat([patches for patches, _, _ in repeated]), torch.cat([grid for _, grid, _ in repeated])
+    count = len(encoded.hidden_states)
+    levels = []
+    for layer in layers:
+        if not -count <= layer < count:
+            raise FoveateError(
+                f"the vision tower has the hidden states 0 to {count - 1}, and the connector reads {layer}."
+            )
+        to_come = sum(block >= layer % count for block in vision.merger_layer_index)
+        features = encoded.hidden_states[layer]
+        levels.append(
+            vision_remember.regions(features, encoded.grid_hws, 2**to_come).mean(dim=1) if to_come else features
+        )
+    return torch.stack(levels, dim=1)
 
 
 def _scaled(logits: Tensor, text_config: PreTrainedConfig) -> Tensor:

@@ -54,6 +54,7 @@ def native_size(
     min_resolution: int | None = 512,
     max_edge: int = 5120,
     upscale_factor: float | None = None,
+    token_multiple: int = 1,
 ) -> tuple[int, int]:
     """Size ``(width, height)`` in pixels that an image of ``width`` x ``height`` pixels is resized to.
 
@@ -64,7 +65,8 @@ def native_size(
     2. an area above the budget ``scale_resolution**2`` shrinks to it;
     3. an area below the floor ``min_resolution**2`` grows to it (``None``: no floor, small images stay small);
     4. a side longer than ``max_edge`` shrinks to it, and the other side with it;
-    5. each side is cut down to a multiple of the unit ``patch_size * 2**num_stages``, and is one unit at least.
+    5. each side is cut down to a multiple of the unit ``patch_size * 2**num_stages``, or of ``token_multiple`` units
+       where the connector merges so many tokens in each direction, and is one such multiple at least.
 
     The floor comes after the budget, so where both cannot hold (``min_resolution > scale_resolution``) the floor wins;
     a very thin image is one unit wide, which may take it over the budget.
@@ -79,7 +81,7 @@ def native_size(
     budget = positive_int("scale_resolution", scale_resolution)
     floor = 0 if min_resolution is None else positive_int("min_resolution", min_resolution)
     edge = positive_int("max_edge", max_edge)
-    unit = unit_size(patch_size, num_stages)
+    unit = unit_size(patch_size, num_stages) * positive_int("token_multiple", token_multiple)
     if unit > edge:
         raise FoveateError(
             f"max_edge={edge} is shorter than one token: patch_size={patch_size} with {num_stages} stages needs sides "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from foveate.core.errors import FoveateError
+from foveate.models.connectors.registry import check_same_connector
 from foveate.models.llava_uhd.modeling import LlavaUHDForConditionalGeneration
 from foveate.models.llava_uhd.processing import LlavaUHDProcessor
 
@@ -12,7 +13,8 @@ def pair(model: LlavaUHDForConditionalGeneration, processor: LlavaUHDProcessor) 
 
     Raises:
         FoveateError: if the model's vocabulary lacks the placeholder, or the processor cuts images into
-            patches or stages that are not the vision tower's, or they differ in their VoCo tokens.
+            patches or stages that are not the vision tower's or that the connector cannot divide, or they differ in
+            their connectors or VoCo tokens.
     """
     vision, image_processor = model.config.vision_config, processor.image_processor
     expected, found = (
@@ -20,6 +22,13 @@ def pair(model: LlavaUHDForConditionalGeneration, processor: LlavaUHDProcessor) 
     )
     if found != expected:
         raise FoveateError(f"the image processor has {found}, but the vision tower has {expected}")
+    check_same_connector(model.config, processor)
+    multiple = processor.connector.multiple
+    if image_processor.token_multiple % multiple:
+        raise FoveateError(
+            f"the connector {processor.connector_type} needs sides of a multiple of {multiple} tokens: set "
+            f"token_multiple of the image processor to {multiple}"
+        )
     vocabulary = model.config.text_config.vocab_size
     if processor.image_token_id >= vocabulary:
         raise FoveateError(

@@ -7,8 +7,10 @@ from transformers import AutoTokenizer
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
 from foveate.core.weights import DATA_ONLY, WHERE, file_of
 from foveate.images import inline, open_image, open_written
+from foveate.models.connectors.registry import connector_of_sizes
 from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE, IMAGE_TOKEN
 from foveate.models.llava_uhd.checkpoint import is_released
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
@@ -20,7 +22,7 @@ class LlavaUHDProcessor(ProcessorMixin):
     """An image processor and a tokenizer, called as one.
 
     `processor(images=..., text=..., return_tensors="pt", padding=True)` writes, for each image placeholder in
-    the text, as many placeholders as the image has tokens after the last stage, and returns `input_ids` and
+    the text, as many placeholders as the image has tokens after the connector, and returns `input_ids` and
     `attention_mask (batch, length)`, `pixel_values (L, C, p, p)` and `grid_hws (n, 2)`. Images come in the
     order of their placeholders, as a flat list or as one list for each prompt.
 
@@ -30,6 +32,8 @@ class LlavaUHDProcessor(ProcessorMixin):
         chat_template: a Jinja template; ChatML turns where not given (`foveate.models.llava_uhd.chat_template`).
         image_token: the placeholder.
         num_voco_tokens: VoCo tokens that are written after every image (`foveate.models.llava_uhd.voco`).
+        connector_type: connector of the model, from whose grid the number of placeholders follows.
+        connector_options: options of the connector.
 
     Example:
         >>> content = [{"type": "image", "image": "sign.png"}, {"type": "text", "text": "Which date?"}]
@@ -48,7 +52,12 @@ class LlavaUHDProcessor(ProcessorMixin):
         chat_template: str | dict[str, str] | None = None,
         image_token: str = IMAGE_TOKEN,
         num_voco_tokens: int = 0,
+        connector_type: str = "mlp",
+        connector_options: dict[str, Any] | None = None,
     ) -> None:
+        self.connector_type = connector_type
+        self.connector_options = connector_options
+        self.connector = connector_of_sizes(connector_type, connector_options)
         self.image_token = image_token
         self.num_voco_tokens = num_voco_tokens
         if tokenizer is not None and image_token not in tokenizer.get_vocab():
@@ -110,12 +119,13 @@ class LlavaUHDProcessor(ProcessorMixin):
         super().validate_inputs(images=images, text=text, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The placeholders of one image, one for each token after the last stage, and what comes after them."""
+        """The placeholders of one image, one for each token after the connector, and what comes after them."""
         num_stages = kwargs.get("num_stages")
         if num_stages is None:
             num_stages = self.image_processor.num_stages
         rows, columns = (int(side) for side in image_inputs["grid_hws"][image_idx])
-        return self.image_token * ((rows >> num_stages) * (columns >> num_stages)) + self.after_image
+        grid = self.connector.output_grid(Grid(rows >> num_stages, columns >> num_stages))
+        return self.image_token * grid.size + self.after_image
 
     @property
     def after_image(self) -> str:
@@ -132,7 +142,10 @@ class LlavaUHDProcessor(ProcessorMixin):
         options = {name: value for name, value in kwargs.items() if value is not None}
         processor = self.image_processor
         return MultiModalData(
-            num_image_tokens=[processor.num_tokens(width, height, **options) for height, width in image_sizes],
+            num_image_tokens=[
+                self.connector.output_grid(processor.token_grid(width, height, **options)).size
+                for height, width in image_sizes
+            ],
             num_image_patches=[
                 processor.get_number_of_image_patches(height, width, options) for height, width in image_sizes
             ],

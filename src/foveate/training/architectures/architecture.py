@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.registry import connector_of_sizes, options_of_config
 from foveate.models.llava_uhd.tokenizer import byte_tokenizer
 
 #: Receives what a hook recorded: a name (`tokens`, `windows`, `grids` or `cls`) and the tensor.
@@ -30,18 +32,30 @@ class Architecture:
     #: Name of what merges tokens within the tower, and of the connector, in parameter names; None without one.
     stage: ClassVar[str | None] = None
     connector: ClassVar[str | None] = None
+    #: Whether a recipe can choose the connector.
+    takes_connectors: ClassVar[bool] = False
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer `bytes`, with the special tokens that the model wants."""
         return byte_tokenizer()
 
-    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
-        """The processor of a new model."""
+    def processor(
+        self,
+        vision: Any,
+        images: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        connector: Connector | None = None,
+    ) -> Any:
+        """The processor of a new model; `connector` only where `takes_connectors`."""
         raise NotImplementedError
 
-    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+    def config(self, vision: Any, text: Any, processor: Any, connector: Connector | None = None) -> Any:
         """The configuration of a new model; `text` may still be changed."""
         raise NotImplementedError
+
+    def model(self, config: Any) -> Any:
+        """A new model of this configuration."""
+        return self.model_class(config)
 
     def stages(self, config: Any) -> int:
         """A token that the language model reads covers 2^s x 2^s patches; this is s."""
@@ -56,8 +70,11 @@ class Architecture:
         raise NotImplementedError
 
     def unit(self, config: Any) -> int:
-        """Pixels on the side of a token that the language model reads."""
-        return config.vision_config.patch_size * 2 ** self.stages(config)
+        """Pixels whose multiples the sides of images are: those of a token, or of as many as a connector merges."""
+        unit = config.vision_config.patch_size * 2 ** self.stages(config)
+        if not hasattr(config, "connector_type"):
+            return unit
+        return unit * connector_of_sizes(config.connector_type, options_of_config(config)).multiple
 
     def capture_tokens(self, model: Any, keep: Keep) -> None:
         """Hook the model so that every pass keeps its `tokens` (L', D), packed and row-major within an image.

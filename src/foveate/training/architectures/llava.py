@@ -17,6 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from foveate.core.tokens import Grid
+from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.registry import named
+from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, FoveateLlavaProcessor
 from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE
 from foveate.training.architectures.architecture import Architecture, Keep
 
@@ -31,23 +35,40 @@ class Llava(Architecture):
     image_settings = ("resample", "rescale_factor", "image_mean", "image_std")
     tower = ".vision_tower."
     connector = ".multi_modal_projector."
+    takes_connectors = True
 
-    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
-        """See `Architecture.processor`."""
+    def processor(
+        self,
+        vision: Any,
+        images: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        connector: Connector | None = None,
+    ) -> Any:
+        """See `Architecture.processor`.
+
+        Raises:
+            FoveateError: the connector cannot divide the patches of an image.
+        """
+        if connector is not None:
+            patches = vision.image_size // vision.patch_size
+            connector.output_grid(Grid(patches, patches))
         side = {"height": vision.image_size, "width": vision.image_size}
         image_processor = CLIPImageProcessor(**images, size=side, crop_size=side, do_center_crop=False)
-        return LlavaProcessor(
+        processor_class: Any = LlavaProcessor if connector is None else FoveateLlavaProcessor
+        return processor_class(
             image_processor,
             tokenizer,
             patch_size=vision.patch_size,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
             chat_template=CHAT_TEMPLATE,
+            **named(connector),
         )
 
-    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+    def config(self, vision: Any, text: Any, processor: Any, connector: Connector | None = None) -> Any:
         """See `Architecture.config`; features are taken before the tower's last layer, as in the released models."""
-        return LlavaConfig(
+        config_class: Any = LlavaConfig if connector is None else FoveateLlavaConfig
+        return config_class(
             vision_config=vision,
             text_config=text,
             image_token_index=processor.image_token_id,
@@ -55,6 +76,13 @@ class Llava(Architecture):
             vision_feature_select_strategy="default",
             image_seq_length=(vision.image_size // vision.patch_size) ** 2,
             tie_word_embeddings=text.tie_word_embeddings,
+            **named(connector),
+        )
+
+    def model(self, config: Any) -> Any:
+        """See `Architecture.model`; the class of `transformers` where no connector is chosen."""
+        return (FoveateLlavaForConditionalGeneration if isinstance(config, FoveateLlavaConfig) else self.model_class)(
+            config
         )
 
     def stages(self, config: Any) -> int:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.registry import named
 from foveate.models.llava_uhd.configuration import LlavaUHDConfig
 from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
 from foveate.models.llava_uhd.modeling import LlavaUHDForConditionalGeneration
@@ -38,19 +40,29 @@ class LlavaUHD(Architecture):
     tower = ".vision_tower."
     stage = ".merger."
     connector = ".multi_modal_projector."
+    takes_connectors = True
 
     def part_of(self, name: str) -> str:
         """See `Architecture.part_of`; modules between the layers of the language model are new as the connector is."""
         return "connector" if ".vision_remember." in name else super().part_of(name)
 
-    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+    def processor(
+        self,
+        vision: Any,
+        images: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        connector: Connector | None = None,
+    ) -> Any:
         """See `Architecture.processor`."""
-        image_processor = LlavaUHDImageProcessor(**images, patch_size=vision.patch_size, num_stages=vision.num_stages)
-        return LlavaUHDProcessor(image_processor, tokenizer)
+        grid = {"patch_size": vision.patch_size, "num_stages": vision.num_stages}
+        if connector is not None:
+            grid["token_multiple"] = connector.multiple
+        return LlavaUHDProcessor(LlavaUHDImageProcessor(**images, **grid), tokenizer, **named(connector))
 
-    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+    def config(self, vision: Any, text: Any, processor: Any, connector: Connector | None = None) -> Any:
         """See `Architecture.config`."""
-        return LlavaUHDConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id)
+        fields = named(connector)
+        return LlavaUHDConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id, **fields)
 
     def stages(self, config: Any) -> int:
         """See `Architecture.stages`."""

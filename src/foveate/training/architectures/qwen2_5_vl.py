@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
+from foveate.models.connectors.connector import Connector
 from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE
 from foveate.models.llava_uhd.tokenizer import byte_tokenizer
 from foveate.training.architectures.architecture import Architecture, Keep
@@ -40,7 +41,13 @@ class Qwen25VL(Architecture):
         tokenizer.video_token = "<video>"
         return tokenizer
 
-    def processor(self, vision: Any, images: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+    def processor(
+        self,
+        vision: Any,
+        images: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        connector: Connector | None = None,
+    ) -> Any:
         """See `Architecture.processor`."""
         shared = {
             "patch_size": vision.patch_size,
@@ -54,7 +61,7 @@ class Qwen25VL(Architecture):
             chat_template=CHAT_TEMPLATE,
         )
 
-    def config(self, vision: Any, text: Any, processor: Any) -> Any:
+    def config(self, vision: Any, text: Any, processor: Any, connector: Connector | None = None) -> Any:
         """See `Architecture.config`."""
         vision.out_hidden_size = text.hidden_size
         return Qwen2_5_VLConfig(

@@ -1,0 +1,71 @@
+"""LLaVA with a connector of foveate: one image, one raster, merged by the connector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from foveate.core.tokens import EncoderSpec, Grid
+from foveate.families.family import ImageLayout, check_length, grid_before, grid_crop, spread_by
+from foveate.families.llava import Llava
+
+if TYPE_CHECKING:
+    from foveate.core.plan import Plan
+
+
+class LlavaConnector(Llava):
+    """LLaVA whose connector may merge tokens: a CLIP or SigLIP tower, and the connector of its configuration."""
+
+    name: ClassVar[str] = "foveate-llava"
+    title: ClassVar[str] = "foveate LLaVA"
+    model_types: ClassVar[tuple[str, ...]] = ("foveate_llava",)
+    example: ClassVar[str] = ""
+    connectors: ClassVar[bool] = True
+    patchwise: ClassVar[bool] = False  # tokens that methods merge inside the encoder are no raster for a connector
+
+    def check(self, core: Any, plan: Plan) -> None:
+        """See `Family.check`."""
+        check_length(core.multi_modal_projector, plan)
+        super().check(core, plan)
+
+    def tower(self, core: Any) -> EncoderSpec:
+        """The encoder, and how many patches the connector merges into a token."""
+        spec = super().tower(core)
+        return EncoderSpec(spec.num_layers, spec.has_cls, core.multi_modal_projector.multiple**2, spec.output_layer)
+
+    def output_layer(self, core: Any) -> int:
+        """The last block that the connector reads."""
+        blocks = len(self.blocks(core))
+        layers = core.multi_modal_projector.feature_layers(blocks)
+        if not layers:
+            return super().output_layer(core)
+        return max(layer % (blocks + 1) for layer in layers) - 1
+
+    def encoder_grids(self, core: Any, call: Mapping[str, Any]) -> list[Grid]:
+        """Grids of the patches."""
+        return super().grids(core, "image", call)
+
+    def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
+        """One raster an image, after the connector."""
+        return [core.multi_modal_projector.output_grid(grid) for grid in self.encoder_grids(core, call)]
+
+    def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
+        """Smaller pixels, of which the connector makes the requested grid."""
+        before = [grid_before(core.multi_modal_projector, grid) for grid in grids]
+        return super().shrink(core, modality, call, before)
+
+    def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
+        """One raster an image."""
+        patch, device = core.config.vision_config.patch_size, output.pooler_output[0].device
+        return [
+            ImageLayout(grid.size, grid_crop(*grid, device), size=(before.rows * patch, before.columns * patch))
+            for grid, before in zip(self.grids(core, modality, call), self.encoder_grids(core, call), strict=True)
+        ]
+
+    def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
+        """Means of the patches that the connector merges."""
+        grids = self.encoder_grids(core, call)
+        images = values.split([grid.size for grid in grids])
+        return [spread_by(core.multi_modal_projector, *image) for image in zip(images, grids, strict=True)]

@@ -1,0 +1,1 @@
+"""Methods that choose the length of a nested connector."""

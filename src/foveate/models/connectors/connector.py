@@ -1,0 +1,200 @@
+"""Base class of connectors: from the features of a vision tower to the tokens that a language model reads.
+
+A connector is one file with two classes: a frozen dataclass of its options, and the module. Models name it by
+`connector_type` and `connector_options` in their configuration.
+
+A nested connector gives fewer tokens on request from one set of weights. Where it pools *after* its projector, as M3
+does, a plan expresses the request as a method before the language model. Where the number of tokens changes what the
+projector reads (TokenFLEX, Oryx, MQT, a Fourier transform before the projector), the connector must run again at the
+other length: `docs/DESIGN.md`, "Connectors", says how plans will choose it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+from torch import Tensor, nn
+
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+
+
+@dataclass(frozen=True)
+class ConnectorOptions:
+    """Options of a connector: the hyperparameters of its paper with the defaults of the paper.
+
+    Subclasses check their fields in `__post_init__` and raise FoveateError in one sentence. Values come from JSON, so
+    that they are numbers, strings, booleans, None and tuples of these.
+    """
+
+
+O_co = TypeVar("O_co", bound=ConnectorOptions, covariant=True)
+
+
+class Connector(nn.Module, ABC, Generic[O_co]):
+    """A trainable module that maps the features of a vision tower to tokens of a language model.
+
+    Subclasses set the class variables, create their layers in `__init__` after `super().__init__`, and implement
+    `connect`; those that change the grid also implement `reduced`. Everything that follows from sizes alone
+    (`output_grid`, `multiple`, `feature_layers`) reads nothing but `self.options`, because processors and servers use
+    it without weights (`without_weights`).
+
+    Args:
+        vision_hidden_size: Width `D` of the features.
+        text_hidden_size: Width `d` of the embeddings that the language model reads.
+        **options: Fields of `options_class`.
+
+    Attributes:
+        options: The checked options.
+
+    Raises:
+        FoveateError: There is no such option, or it has an impossible value.
+    """
+
+    #: `connector_type` in configurations.
+    name: ClassVar[str]
+    #: Title of the paper.
+    title: ClassVar[str]
+    #: "arXiv 2407.02392", or "" for a control.
+    paper: ClassVar[str] = ""
+    #: Whether the number of tokens can be chosen at inference (`budget`), from one set of weights.
+    nested: ClassVar[bool] = False
+    #: Whether tokens depend on the prompt (`text`).
+    reads_text: ClassVar[bool] = False
+    #: Whether a token (i, j) of the output grid stands for the patches of its own part of the image.
+    spatial: ClassVar[bool] = True
+    #: Whether every token is mapped by itself, so that packed images are one call.
+    per_token: ClassVar[bool] = False
+    #: The dataclass of the options.
+    options_class: ClassVar[type[ConnectorOptions]] = ConnectorOptions
+    #: `mm_projector_type` in the `config.json` of the authors' checkpoints in the layout of LLaVA.
+    released_types: ClassVar[tuple[str, ...]] = ()
+    #: Names of the authors' weights below `model.mm_projector.`, as regular expressions, with the names here. Several
+    #: names share the rows of one weight evenly, as those of `nn.MultiheadAttention`.
+    released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+
+    options: O_co
+
+    def __init__(self, vision_hidden_size: int, text_hidden_size: int, **options: Any) -> None:
+        super().__init__()
+        self.options = self.read_options(options)
+
+    @classmethod
+    def read_options(cls, options: Mapping[str, Any]) -> O_co:
+        """Check options by name; lists, which JSON has in place of tuples, become tuples.
+
+        Raises:
+            FoveateError: There is no such option, or it has an impossible value.
+        """
+        known = [field.name for field in dataclasses.fields(cls.options_class)]
+        if unknown := sorted(set(options) - set(known)):
+            possible = f"possible are {', '.join(known)}" if known else "it has none"
+            raise FoveateError(f"the connector {cls.name} has no option {', '.join(unknown)}; {possible}.")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        return cast("O_co", cls.options_class(**values))
+
+    @classmethod
+    def without_weights(cls, **options: Any) -> Self:
+        """The connector without its layers, for what follows from sizes alone."""
+        connector = cls.__new__(cls)
+        Connector.__init__(connector, 0, 0, **options)
+        return connector
+
+    @classmethod
+    def released_options(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Options in an authors' `config.json` of one of `released_types`; None: it is of another connector."""
+        return {}
+
+    @property
+    def multiple(self) -> int:
+        """Rows and columns of the features must be multiples of this number."""
+        return 1
+
+    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Indices into the hidden states of a vision tower with `num_layers` blocks (0: the embeddings).
+
+        Empty for connectors that read the layer that the model selects. Otherwise features have an axis for the layers,
+        also where it is only one.
+        """
+        return ()
+
+    def output_grid(self, grid: Grid, budget: int | None = None) -> Grid:
+        """Rows and columns of the tokens for features of `grid` rows and columns, from sizes alone.
+
+        Args:
+            grid: Of the features.
+            budget: Number of tokens, for nested connectors; None: their default.
+
+        Raises:
+            FoveateError: The connector takes no budget, or cannot give so many tokens, or cannot divide this grid.
+        """
+        if budget is not None and not self.nested:
+            raise FoveateError(f"the connector {self.name} takes no budget: its options set the number of tokens.")
+        rows, columns = grid
+        if rows % self.multiple or columns % self.multiple:
+            raise FoveateError(
+                f"the connector {self.name} needs rows and columns that are multiples of {self.multiple}, and this "
+                f"image has {rows} x {columns} patches."
+            )
+        return self.reduced(Grid(rows, columns), budget)
+
+    def reduced(self, grid: Grid, budget: int | None) -> Grid:
+        """`output_grid` of a grid that `multiple` divides and a budget that is allowed; the same grid by default."""
+        return grid
+
+    def forward(
+        self, features: Tensor, grid: Grid, budget: int | None = None, text: Tensor | None = None
+    ) -> tuple[Tensor, Grid]:
+        """Map images of one grid to tokens.
+
+        Args:
+            features: `(B, N, D)`, row-major; `(B, N, K, D)` where the connector reads K layers (`feature_layers`).
+            grid: Rows and columns of the features; rows * columns = N.
+            budget: Number of tokens, for nested connectors; None: their default.
+            text: `(B, T, d)`, hidden states of each image's prompt, for connectors that read text.
+
+        Returns:
+            The tokens `(B, n, d)`, row-major, and their grid, which has n cells.
+
+        Raises:
+            FoveateError: Features do not fit the grid or the layers, or `output_grid` raises it, or text is missing or
+                not read.
+        """
+        output = self.output_grid(grid, budget)
+        rows, columns = grid
+        levels = " with an axis for the layers" if self.feature_layers(1) else ""
+        if features.ndim != (4 if levels else 3) or features.shape[1] != rows * columns:
+            raise FoveateError(
+                f"the connector {self.name} reads the features of {rows * columns} patches{levels}, not a tensor of "
+                f"shape {tuple(features.shape)}."
+            )
+        if self.reads_text and text is None:
+            raise FoveateError(f"the connector {self.name} reads the prompt: give it as text.")
+        if text is not None and not self.reads_text:
+            raise FoveateError(f"the connector {self.name} does not read text.")
+        return self.connect(features, Grid(rows, columns), output, text), output
+
+    @abstractmethod
+    def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
+        """Map checked features to tokens `(B, n, d)` of the grid `output`; see `forward`."""
+
+    def reset_parameters(self) -> None:
+        """Initialize the parameters that no layer of torch initializes.
+
+        Models call it after they have initialized all layers. Use `transformers.initialization`, which leaves loaded
+        weights as they are.
+        """
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> None:
+    """Check an option that is a whole number.
+
+    Raises:
+        FoveateError: It is not one, or is below `least`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise FoveateError(f"{name} must be a whole number from {least} on, not {value!r}.")

@@ -1,0 +1,171 @@
+"""TokenPacker: every token attends to the features of its own region, of several layers of the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+from foveate.models.connectors.connector import Connector, ConnectorOptions, whole_number
+from foveate.models.connectors.pixel_unshuffle import squares
+
+#: Hidden states of the 24 blocks of CLIP-L that keys and values are made of.
+PAPER_LAYERS, PAPER_DEPTH = (12, 16, 22, 23), 24
+PARTS = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class TokenPackerOptions(ConnectorOptions):
+    """Options of `TokenPacker`.
+
+    Args:
+        scale: Patches per token in each direction; the paper has 2, 3 and 4.
+        num_heads: Attention heads; they divide the width of the features.
+        layers: Hidden states of the encoder for keys and values, the embeddings being 0; negative ones count from the
+            end. None: those at the depths of the paper, 12, 16, 22 and 23 of 24.
+        query_layer: Hidden state for the queries.
+    """
+
+    scale: int = 2
+    num_heads: int = 8
+    layers: tuple[int, ...] | None = None
+    query_layer: int = -2
+
+    def __post_init__(self) -> None:
+        whole_number("scale", self.scale)
+        whole_number("num_heads", self.num_heads)
+        layers = (0,) if self.layers is None else self.layers
+        if not isinstance(layers, tuple) or not layers or not all(type(n) is int for n in (*layers, self.query_layer)):
+            raise FoveateError(
+                f"layers and query_layer must be indices of hidden states, not {self.layers!r} and "
+                f"{self.query_layer!r}."
+            )
+
+
+class TokenPacker(Connector[TokenPackerOptions]):
+    """Makes one token of every scale x scale square: a downsampled query attends to the square's features.
+
+        q = LN(W_q resize(x))                  x (R, C, D) -> q (R/s, C/s, D), bilinear, no bias
+        k = LN(MLP_k(y)),  v = LN(MLP_v(y))    y (R, C, 4 D), four layers of the encoder, MLP 4 D -> D -> D with GELU
+        token = MLP(W_o MHA(q, k, v of its own square))        MLP D -> d -> d with GELU; no residual connection
+
+    TokenPacker: Efficient Visual Projector for Multimodal LLM (Li et al., arXiv 2407.02392), with 8 heads and the
+    hidden states 12, 16, 22 and 23 of CLIP-L; queries come from the penultimate one. Queries act through attention
+    weights alone: where all values of a square are equal, the token does not depend on its query. Layer norms have eps
+    1e-6.
+
+    The authors' code fixes the width of the encoder to 1024 and the grid to 24 x 24; here both follow the encoder.
+    """
+
+    name: ClassVar[str] = "tokenpacker"
+    title: ClassVar[str] = "TokenPacker: Efficient Visual Projector for Multimodal LLM"
+    paper: ClassVar[str] = "arXiv 2407.02392"
+    options_class: ClassVar = TokenPackerOptions
+    released_types: ClassVar[tuple[str, ...]] = ("tokenpacker",)
+    released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        r"q_proj_1\.": "query.",
+        r"k_proj_1\.0\.": "key.linear_1.",
+        r"k_proj_1\.2\.": "key.linear_2.",
+        r"v_proj_1\.0\.": "value.linear_1.",
+        r"v_proj_1\.2\.": "value.linear_2.",
+        r"ln_q_1\.": "query_norm.",
+        r"ln_k_1\.": "key_norm.",
+        r"ln_v_1\.": "value_norm.",
+        **{rf"clip_attn\.in_proj_{part}": tuple(f"attention.{x}_proj.{part}" for x in "qkv") for part in PARTS},
+        r"clip_attn\.out_proj\.": "attention.out_proj.",
+        r"mlp\.0\.": "output.linear_1.",
+        r"mlp\.2\.": "output.linear_2.",
+    }
+
+    def __init__(self, vision_hidden_size: int, text_hidden_size: int, **options: Any) -> None:
+        super().__init__(vision_hidden_size, text_hidden_size, **options)
+        width, heads = vision_hidden_size, self.options.num_heads
+        if width % heads:
+            raise FoveateError(f"the {heads} heads of tokenpacker do not divide the width {width} of the features.")
+        levels = len(self.options.layers or PAPER_LAYERS)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = _TwoLayers(levels * width, width)
+        self.value = _TwoLayers(levels * width, width)
+        self.query_norm = nn.LayerNorm(width, eps=1e-6)
+        self.key_norm = nn.LayerNorm(width, eps=1e-6)
+        self.value_norm = nn.LayerNorm(width, eps=1e-6)
+        self.attention = SquareAttention(width, heads)
+        self.output = _TwoLayers(width, text_hidden_size)
+
+    @classmethod
+    def released_options(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
+        """See `Connector.released_options`."""
+        return {"scale": config.get("scale_factor", 2), "query_layer": config.get("mm_vision_select_layer", -2)}
+
+    @property
+    def multiple(self) -> int:
+        """See `Connector.multiple`."""
+        return self.options.scale
+
+    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers of keys and values, then the one of queries."""
+        layers = self.options.layers
+        if layers is None:
+            share = (num_layers - 1) / (PAPER_DEPTH - 1)
+            layers = tuple(round(layer * share) for layer in PAPER_LAYERS)
+        return (*layers, self.options.query_layer)
+
+    def reduced(self, grid: Grid, budget: int | None) -> Grid:
+        """See `Connector.reduced`."""
+        return Grid(grid.rows // self.options.scale, grid.columns // self.options.scale)
+
+    def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
+        """See `Connector.connect`."""
+        multi, single = features[:, :, :-1].flatten(2), features[:, :, -1]
+        query = self.query_norm(self.query(downsample(single, grid, output)))
+        key, value = self.key_norm(self.key(multi)), self.value_norm(self.value(multi))
+        scale = self.options.scale
+        return self.output(self.attention(query, squares(key, grid, scale), squares(value, grid, scale)))
+
+
+class SquareAttention(nn.Module):
+    """Multi-head attention of every query to the keys and values of its own square.
+
+    Args:
+        width: `D` of all of them.
+        num_heads: Heads, which divide the width.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Map queries `(B, n, D)`, with keys and values `(B, n, s^2, D)`, to `(B, n, D)`."""
+        projected = (self.q_proj(query.unsqueeze(2)), self.k_proj(keys), self.v_proj(values))
+        heads = (x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
+        mixed = F.scaled_dot_product_attention(*heads)  # (B n, heads, 1, D / heads)
+        return self.out_proj(mixed.reshape(query.shape))
+
+
+class _TwoLayers(nn.Module):
+    """`linear_2(gelu(linear_1(x)))`."""
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(input_size, output_size)
+        self.linear_2 = nn.Linear(output_size, output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(x)))
+
+
+def downsample(features: Tensor, grid: Grid, output: Grid) -> Tensor:
+    """Resize features `(B, N, D)` bilinearly to a smaller grid `(B, n, D)`, without antialiasing, in float32."""
+    raster = features.unflatten(1, grid).permute(0, 3, 1, 2).float()
+    small = F.interpolate(raster, output, mode="bilinear", align_corners=False)
+    return small.flatten(2).transpose(1, 2).to(features.dtype)

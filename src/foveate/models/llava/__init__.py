@@ -1,0 +1,14 @@
+"""LLaVA with any connector of foveate."""
+
+from foveate.models.llava.configuration import FoveateLlavaConfig
+from foveate.models.llava.modeling import FoveateLlavaForConditionalGeneration, FoveateLlavaModel
+from foveate.models.llava.processing import FoveateLlavaProcessor
+from foveate.models.llava.register import register
+
+__all__ = [
+    "FoveateLlavaConfig",
+    "FoveateLlavaForConditionalGeneration",
+    "FoveateLlavaModel",
+    "FoveateLlavaProcessor",
+    "register",
+]

@@ -1,0 +1,163 @@
+"""LLaVA with any connector: `LlavaForConditionalGeneration` of `transformers`, whose projector may merge tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+from transformers.utils import can_return_tuple
+
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+from foveate.core.weights import SAFE
+from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.registry import connector_of_config
+from foveate.models.llava.configuration import FoveateLlavaConfig
+from foveate.models.llava.conversion import UNUSED_KEYS, register_released_keys
+
+
+class FoveateLlavaPreTrainedModel(LlavaPreTrainedModel):
+    """Loading, saving and initialization shared by the classes below."""
+
+    config: Any
+    config_class = FoveateLlavaConfig
+    _keys_to_ignore_on_load_unexpected = UNUSED_KEYS
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Load a folder or Hub id, of foveate's own layout or of the authors' (`foveate.models.llava.conversion`).
+
+        Raises:
+            FoveateError: The checkpoint lacks its vision tower, and the tower cannot be read from where the
+                configuration says.
+        """
+        register_released_keys(FoveateLlavaConfig.model_type)  # those of connectors that were registered since, too
+        wanted = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        missing = [name for name in info["missing_keys"] if "vision_tower." in name]
+        if missing and model.config.released_vision_tower is not None:
+            _load_vision_tower(model)
+            info["missing_keys"] -= set(missing)
+        return (model, info) if wanted else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Connector):  # children are initialized before their parents
+            module.reset_parameters()
+
+
+class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
+    """Vision tower, connector and language model, without the output layer."""
+
+    def __init__(self, config: FoveateLlavaConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        layer = config.vision_feature_layer
+        width = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
+        self.multi_modal_projector: Connector = connector_of_config(config, width)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+        blocks = config.vision_config.num_hidden_layers
+        layers = self.multi_modal_projector.feature_layers(blocks)
+        if wrong := [layer for layer in layers if not -blocks - 1 <= layer <= blocks]:
+            raise FoveateError(
+                f"the vision tower has the hidden states 0 to {blocks}, and {config.connector_type} reads {wrong[0]}."
+            )
+        if layers and not isinstance(layer, int):
+            raise FoveateError(
+                f"the connector {config.connector_type} chooses its own layers: vision_feature_layer must be a number."
+            )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        budget: int | Sequence[int] | None = None,
+        text: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Encode images into embeddings of the language model.
+
+        Args:
+            pixel_values: `(n, C, H, W)`.
+            vision_feature_layer: Hidden state or states that the connector reads, where it does not choose them itself;
+                default: those of the configuration.
+            vision_feature_select_strategy: "default" leaves out the first token of the tower, [CLS]; "full" keeps all.
+            image_sizes: Not supported; it belongs to towers of native resolution.
+            budget: Tokens of every image, for nested connectors, also as a list of equal numbers; None: their default.
+            text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
+            **kwargs: Options of the vision tower.
+
+        Returns:
+            The output of the vision tower, with `pooler_output`: the tokens `(rows * columns, d)` of every image.
+
+        Raises:
+            FoveateError: Tokens of the tower are not those of the patches, or the connector cannot map them.
+        """
+        if image_sizes is not None:
+            raise FoveateError("image_sizes belongs to towers of native resolution, and this one is CLIP or SigLIP.")
+        connector = self.multi_modal_projector
+        kwargs = {name: value for name, value in kwargs.items() if value is not None} | {"output_hidden_states": True}
+        outputs = self.vision_tower(pixel_values, **kwargs | {"return_dict": True})
+        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
+        first = 1 if strategy == "default" else 0
+        layers = connector.feature_layers(self.config.vision_config.num_hidden_layers)
+        if layers:
+            features = torch.stack([outputs.hidden_states[layer][:, first:] for layer in layers], dim=2)
+        else:
+            chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+            chosen = [chosen] if isinstance(chosen, int) else chosen
+            features = torch.cat([outputs.hidden_states[layer][:, first:] for layer in chosen], dim=-1)
+        patch = self.config.vision_config.patch_size
+        grid = Grid(pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
+        if features.shape[1] != grid.size:
+            raise FoveateError(
+                f"the connector reads the {grid.size} patches of an image, and with vision_feature_select_strategy "
+                f"{strategy!r} there are {features.shape[1]} tokens: 'default' leaves out [CLS] of CLIP, 'full' keeps "
+                "every patch of SigLIP."
+            )
+        if isinstance(budget, Sequence):
+            if len(set(budget)) != 1:
+                raise FoveateError(f"images of one size have one number of tokens, not {sorted(set(budget))}.")
+            budget = budget[0]
+        tokens, _ = connector(features, grid, budget, text)
+        outputs.pooler_output = list(tokens)
+        return outputs
+
+
+class FoveateLlavaForConditionalGeneration(FoveateLlavaPreTrainedModel, LlavaForConditionalGeneration):
+    """LLaVA with any connector and an output layer: it answers (`generate`) and trains on answers (`labels`)."""
+
+    def __init__(self, config: FoveateLlavaConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = FoveateLlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+
+def _load_vision_tower(model: Any) -> None:
+    """Load the weights of the vision tower from where a released configuration says.
+
+    Raises:
+        FoveateError: They cannot be read.
+    """
+    core = getattr(model, "model", model)
+    tower: Any = type(core.vision_tower)
+    location = model.config.released_vision_tower
+    try:
+        loaded = tower.from_pretrained(location, dtype=model.dtype, **SAFE)
+        core.vision_tower.load_state_dict(loaded.state_dict())
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200].rstrip(".")
+        raise FoveateError(
+            f"the checkpoint holds no vision tower, and {location!r}, which it names, cannot be read: {reason}."
+        ) from error

@@ -1,0 +1,155 @@
+"""Processor of LLaVA with any connector: prompts and images in, model inputs out."""
+
+from os import PathLike
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaProcessor
+from transformers.image_utils import get_image_size, to_numpy_array
+from transformers.processing_utils import MultiModalData
+
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+from foveate.core.weights import DATA_ONLY, WHERE, file_of
+from foveate.models.connectors.registry import check_same_connector, connector_of_sizes
+from foveate.models.llava.configuration import FoveateLlavaConfig
+from foveate.models.llava.conversion import is_released
+
+#: Turns of Vicuna, as LLaVA-1.5 was trained with, for released checkpoints, which have no template of their own.
+VICUNA_TEMPLATE = """{%- for message in messages -%}
+{%- if message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif -%}
+{%- if message['role'] == 'user' %}{{ 'USER: ' }}{% endif -%}
+{%- if message['content'] is string %}{{ message['content'] }}{% else -%}
+{%- for part in message['content'] if part['type'] == 'image' %}{{ 'IMAGE_TOKEN' + '\n' }}{% endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor -%}
+{%- endif -%}
+{{ '</s>' if message['role'] == 'assistant' else ' ' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif -%}"""
+
+
+class FoveateLlavaProcessor(LlavaProcessor):
+    """`LlavaProcessor` whose number of placeholders is that of the connector's tokens.
+
+    Args:
+        image_processor: An image processor of CLIP or SigLIP.
+        tokenizer: The tokenizer of the language model, with the placeholder in its vocabulary.
+        patch_size: Of the vision tower.
+        vision_feature_select_strategy: As in the model's configuration.
+        chat_template: A Jinja template.
+        image_token: The placeholder.
+        num_additional_image_tokens: Tokens of the tower besides the patches: 1 for [CLS] of CLIP.
+        connector_type: The connector of the model.
+        connector_options: Its options.
+
+    Raises:
+        FoveateError: There is no such connector or option.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        patch_size: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        num_additional_image_tokens: int = 0,
+        connector_type: str = "mlp",
+        connector_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.connector_type = connector_type
+        self.connector_options = connector_options
+        self.connector = connector_of_sizes(connector_type, connector_options)
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size,
+            vision_feature_select_strategy,
+            chat_template,
+            image_token,
+            num_additional_image_tokens,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Any:
+        """Load the processor of a folder or Hub id, saved by `save_pretrained` or of the authors' layout.
+
+        The authors' folders hold a tokenizer, and an image processor or none; the settings of CLIP apply then.
+        """
+        where = {name: kwargs[name] for name in WHERE if name in kwargs}
+        if not is_released(pretrained_model_name_or_path, **where):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config: Any = FoveateLlavaConfig.from_pretrained(pretrained_model_name_or_path, **where)
+        tokenizer: Any = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
+        token = getattr(tokenizer, "image_token", None) or tokenizer.convert_ids_to_tokens(config.image_token_id)
+        if file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
+            image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
+        else:
+            from transformers import CLIPImageProcessor  # says that torchvision is missing when it is imported
+
+            side = config.vision_config.image_size
+            image_processor = CLIPImageProcessor(
+                size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+            )
+        strategy = config.vision_feature_select_strategy
+        return cls(
+            image_processor,
+            tokenizer,
+            patch_size=config.vision_config.patch_size,
+            vision_feature_select_strategy=strategy,
+            chat_template=kwargs.get("chat_template") or VICUNA_TEMPLATE.replace("IMAGE_TOKEN", token),
+            image_token=token,
+            num_additional_image_tokens=int(strategy == "default"),
+            connector_type=config.connector_type,
+            connector_options=config.connector_options,
+        )
+
+    def tokens_of(self, height: int, width: int) -> int:
+        """Tokens of an image of this size in pixels, as the image processor returns it."""
+        patch: Any = self.patch_size
+        return self.connector.output_grid(Grid(height // patch, width // patch)).size
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The placeholders of one image, one for each token after the connector."""
+        height, width = get_image_size(to_numpy_array(image_inputs["pixel_values"][image_idx]))
+        return self.image_token * self.tokens_of(height, width)
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
+        """Placeholders of images of these sizes `(height, width)` in pixels, without the images.
+
+        Servers call this name of `transformers` to plan memory.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        size = kwargs.get("crop_size") or self._image_size()
+        count = self.tokens_of(size["height"], size["width"])
+        return MultiModalData(num_image_tokens=[count] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
+
+    def _image_size(self) -> Any:
+        """Height and width of every image that the image processor returns: SigLIP's does not crop."""
+        cropped = getattr(self.image_processor, "do_center_crop", False)
+        size = self.image_processor.crop_size if cropped else self.image_processor.size
+        if getattr(size, "height", None) is None and "height" not in dict(size):
+            raise FoveateError(f"the image processor gives images of no fixed size ({dict(size)}).")
+        return dict(size)
+
+
+def pair(model: Any, processor: FoveateLlavaProcessor) -> None:
+    """Make a model take the processor's placeholder, and check that both agree in the connector and the patches.
+
+    Raises:
+        FoveateError: They do not, or the model's vocabulary lacks the placeholder.
+    """
+    check_same_connector(model.config, processor)
+    patch = model.config.vision_config.patch_size
+    if processor.patch_size != patch:
+        raise FoveateError(f"the processor has patch_size {processor.patch_size}, but the vision tower has {patch}.")
+    vocabulary = model.config.text_config.vocab_size
+    if processor.image_token_id >= vocabulary:
+        raise FoveateError(
+            f"the placeholder {processor.image_token!r} has the id {processor.image_token_id}, which the model's "
+            f"vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first."
+        )
+    model.config.image_token_id = processor.image_token_id

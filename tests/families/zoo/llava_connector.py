@@ -1,0 +1,32 @@
+"""LLaVA with a connector that merges 2 x 2 patches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration
+from foveate.testing.small_model import SIDE, TOKENS, llava
+from tests.families.zoo import IMAGE, SPREAD, Rows, conversation, image_seeds, pixels
+
+
+def small() -> Any:
+    """The small LLaVA with patches of half the side, so that the connector leaves as many tokens."""
+    fields = llava().config.to_dict()
+    fields["vision_config"]["patch_size"] //= 2
+    chosen = {"model_type": "foveate_llava", "connector_type": "pixel_unshuffle"}
+    model = FoveateLlavaForConditionalGeneration(FoveateLlavaConfig(**fields | chosen))
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_1.weight, std=SPREAD)
+    return model
+
+
+MODELS = {"foveate-llava": small}
+FAMILY: dict[str, str] = {}
+
+
+def prompts(model: Any, rows: Rows, side: str = "left", seed: int = 0) -> dict[str, Any]:
+    """Every image has 4 x 4 tokens."""
+    inputs = conversation(rows, lambda size: [IMAGE] * TOKENS, seed, side)
+    images = [pixels(own, 3, SIDE, SIDE) for own, _ in image_seeds(rows, seed)]
+    return inputs | ({"pixel_values": torch.stack(images)} if images else {})

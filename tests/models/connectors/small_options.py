@@ -1,0 +1,12 @@
+"""Options of every connector for the small shapes of these tests, where the defaults do not fit them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Options by connector. A connector whose defaults work on a 6 x 6 grid of 24 channels needs no entry.
+SMALL: dict[str, dict[str, Any]] = {}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    return dict(SMALL.get(name, {}))
