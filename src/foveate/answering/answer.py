@@ -81,6 +81,7 @@ class Answer:
         pooling: pooling maps of each content-adaptive stage, if `ask` was called with `keep_pooling`.
         draft: report of a draft, as plain values (`foveate.runtime.Speculation`), or None.
         frames: number of frames of a clip; None for images.
+        warnings: how the images differ from those that the model was trained on, where it says what these were.
     """
 
     text: str
@@ -97,6 +98,7 @@ class Answer:
     pooling: list[Pooling] = field(default_factory=list, repr=False)
     draft: dict[str, Any] | None = None
     frames: int | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def image_size(self) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from transformers import TextStreamer
 
 from foveate.answering.answer import Answer, Tokens
 from foveate.answering.conversations import check_length, greedy, inputs_of, placeholders, tokenizer_of
+from foveate.answering.limits import beyond_training
 from foveate.answering.pooling import pooling_of
 from foveate.answering.selections import placed, seen_of, selected
 from foveate.answering.stages import stages_of, with_plan
@@ -155,6 +156,11 @@ def ask(
         selection=[] if handle is None else _selections(reports, handle.family.whole_tile, processor, sizes, clip),
         pooling=pooling_of(net, inputs) if keep_pooling and processed_size is not None else [],
         draft=None if speculation is None else speculation.report().as_json(),
+        warnings=list(
+            dict.fromkeys(
+                text for one in visuals if not isinstance(one, Clip) for text in beyond_training(processor, one)
+            )
+        ),
     )
 
 

@@ -227,5 +227,7 @@ def _print_report(answer: Answer) -> None:
         table.add_row(stage.name, grid, str(stage.tokens), pixels, stage.detail)
     console.print(table)
     inert = [f"{answer.plan}: {NOTHING_LEFT_OUT}"] if answer.inert else []
+    for warning in answer.warnings:
+        console.print(f"warning   {warning}", markup=False, soft_wrap=True)
     for note in dict.fromkeys([*inert, *(note for image in answer.selection for note in image["notes"])]):
         console.print(f"note      {note}", markup=False, soft_wrap=True)

@@ -59,8 +59,10 @@ class LlavaUHDImageProcessor(PilBackend):
 
     Images may be anything that `foveate.images.open_image` reads. The size rule is that of
     `foveate.models.llava_uhd.native_size.native_size`, and each of its settings can be given per call too. The defaults
-    are the released configuration of LLaVA-UHD v3. With ``do_resize=False`` the sides of every image must already be
-    multiples of the unit; anything else is refused, never cropped.
+    are the released configuration of LLaVA-UHD v3. `trained_size`, the longer side in pixels of the images that the
+    model was trained on, and `trained_text_height`, the height of the smallest capitals in them, change no image: `ask`
+    warns where an image is larger, or its text smaller. With ``do_resize=False`` the sides of every image must already
+    be multiples of the unit; anything else is refused, never cropped.
     """
 
     do_convert_rgb = True
@@ -78,6 +80,8 @@ class LlavaUHDImageProcessor(PilBackend):
     max_edge = 5120
     upscale_factor = None
     token_multiple = 1
+    trained_size: int | None = None
+    trained_text_height: float | None = None
     valid_kwargs = LlavaUHDImagesKwargs
     model_input_names: ClassVar[list[str]] = ["pixel_values", "grid_hws"]
 

@@ -36,6 +36,8 @@ class LlavaUHD(Architecture):
         "rescale_factor",
         "image_mean",
         "image_std",
+        "trained_size",
+        "trained_text_height",
     )
     tower = ".vision_tower."
     stage = ".merger."
