@@ -45,7 +45,15 @@ def _inputs(specimen: Specimen) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2.5-vl"])
-@pytest.mark.parametrize("cache", [name for name in CACHES if name != FULL])
+@pytest.mark.parametrize(
+    "cache",
+    # optimum-quanto compiles its kernels when they are first used, which takes minutes.
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("int2", "int4") else [])
+        for name in CACHES
+        if name != FULL
+    ],
+)
 def test_a_quantised_cache_is_as_short_as_a_full_one(name: str, cache: str) -> None:
     if cache not in possible(CACHES):
         pytest.skip(f"{cache} needs a package that is not installed")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from foveate.core.text_files import read_json
 
 #: The list.
 TABLE = Path(__file__).with_name("examples.json")
@@ -27,4 +28,4 @@ class Example:
 
 def examples() -> list[Example]:
     """Read the examples, in the order in which they are offered."""
-    return [Example(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))]
+    return [Example(**row) for row in read_json(TABLE)]
