@@ -151,7 +151,7 @@ def test_the_private_names_exist() -> None:
 )
 def test_an_untested_version_is_said_once_with_the_tested_range(version, warned, monkeypatch) -> None:
     monkeypatch.setattr(
-        compat, "requires", lambda _: ["torch>=2.8", "transformers<5.25,>=5.19", "av>=14; extra == 'x'"]
+        compat, "requires", lambda _: ["torch>=2.11", "transformers<5.25,>=5.19", "av>=14; extra == 'x'"]
     )
     monkeypatch.setattr(compat.transformers, "__version__", version)
     compat.warn_if_untested.cache_clear()

@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires
 from typing import Any, ParamSpec, TypeVar
@@ -242,7 +242,7 @@ def set_attention_name(config: Any, name: str) -> None:
 
 
 @contextmanager
-def without_checkpointed_calls(layers: Iterable[nn.Module]) -> Iterator[None]:
+def without_checkpointed_calls(layers: Iterable[nn.Module]) -> Generator[None]:
     """Turn gradient checkpointing of layers off in the context, if it would run their `__call__` again.
 
     A replaced `forward` is not run again by versions that checkpoint the class's own one.
