@@ -444,15 +444,14 @@ def _token_types_of(context: ForwardContext) -> Tensor | None:
 
 
 def _check_image_positions(context: ForwardContext, positions: Tensor) -> None:
-    """Raise FoveateError if images that follow a cache have the positions of text.
+    """Raise FoveateError if images that follow a cache have the positions of text that `generate` makes.
 
     Args:
         context: The call of the core.
-        positions: (B, L), or (axes, B, L) of which the last three are time, height and width.
+        positions: (B, L), or (axes, B, L): one axis from `generate`, three or four where a caller gives them.
     """
     counts = [layout.count for encoded in context.encoded.values() for layout in encoded.layouts]
-    axes = positions[-3:]
-    if positions.ndim == 3 and max(counts, default=0) > 1 and bool((axes == axes[:1]).all()):
+    if positions.ndim == 3 and len(positions) == 1 and max(counts, default=0) > 1:
         raise FoveateError(
             "this version of transformers gives a new image after a cache the positions of text; pass position_ids, "
             "run the whole conversation without a cache, or install transformers 5.23 or newer."
