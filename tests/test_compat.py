@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -122,6 +123,23 @@ def test_a_config_names_another_attention_for_one_module() -> None:
         compat.set_attention_name(Fixed(), "eager")
 
 
+def test_checkpointing_of_calls_is_off_in_its_context_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = llama().layers
+    layers[0].gradient_checkpointing = True
+    for calls in (False, True):
+        monkeypatch.setattr(compat, "CHECKPOINTS_CALLS", calls)
+        with compat.without_checkpointed_calls(layers):
+            assert layers[0].gradient_checkpointing is not calls
+        assert layers[0].gradient_checkpointing is True
+
+
+def test_what_a_version_lacks_is_a_matter_of_its_number() -> None:
+    version = Version(compat.transformers.__version__)
+    assert compat.HAS_LOGITS_PER_ROW is (version >= Version("5.21"))
+    assert compat.CHECKPOINTS_CALLS is (version < Version("5.23"))
+    assert compat.CROPS_STATIC_CACHES is (version >= Version("5.24"))
+
+
 def test_the_private_names_exist() -> None:
     text = zoo()["qwen3-vl"].model().model.language_model
     assert callable(getattr(text, compat.DEEPSTACK))
@@ -129,11 +147,11 @@ def test_the_private_names_exist() -> None:
 
 @pytest.mark.parametrize(
     ("version", "warned"),
-    [("5.18.0", False), ("5.24.9", False), ("5.25.0", True), ("5.25.0.dev0", True), ("6.0.0", True), ("5.17.0", True)],
+    [("5.19.0", False), ("5.24.9", False), ("5.25.0", True), ("5.25.0.dev0", True), ("6.0.0", True), ("5.18.0", True)],
 )
 def test_an_untested_version_is_said_once_with_the_tested_range(version, warned, monkeypatch) -> None:
     monkeypatch.setattr(
-        compat, "requires", lambda _: ["torch>=2.6", "transformers<5.25,>=5.18", "av>=14; extra == 'x'"]
+        compat, "requires", lambda _: ["torch>=2.11", "transformers<5.25,>=5.19", "av>=14; extra == 'x'"]
     )
     monkeypatch.setattr(compat.transformers, "__version__", version)
     compat.warn_if_untested.cache_clear()
@@ -147,7 +165,7 @@ def test_an_untested_version_is_said_once_with_the_tested_range(version, warned,
         told = [str(one.message) for one in said if "foveate is tested with" in str(one.message)]
         assert len(told) == warned
         if warned:
-            assert f"transformers >=5.18, <5.25, and this is {version}" in told[0]
+            assert f"transformers >=5.19, <5.25, and this is {version}" in told[0]
             assert said[0].filename == __file__
     finally:
         compat.warn_if_untested.cache_clear()

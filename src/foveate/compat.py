@@ -11,7 +11,8 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,9 +22,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from torch import nn
-from transformers import Cache, DynamicCache, cache_utils
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache, DynamicCache, cache_utils, modeling_utils
+from transformers.cache_utils import DynamicLayer, StaticLayer
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from foveate.core.errors import FoveateError
 
@@ -42,6 +44,24 @@ CACHE_NAMES = ("cache", "past_key_values")
 HAS_FP8_CACHE = hasattr(cache_utils, "Fp8QuantizedLayer")
 #: Whether MiniCPM-V 4.6 reads images of several shapes in one call (5.20 and newer; before, its own code fails).
 MINICPM_READS_SEVERAL_SHAPES = Version(transformers.__version__) >= Version("5.20")
+#: Whether `logits_to_keep` may select other columns in every row (5.21 and newer; before, only the same in all).
+HAS_LOGITS_PER_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
+#: Whether beams of Qwen3.5 have the images of their prompt (5.21 and newer; before, `generate` repeats single patches).
+QWEN35_BEAMS_HAVE_IMAGES = Version(transformers.__version__) >= Version("5.21")
+#: Whether `generate` cuts `mm_token_type_ids` to the new tokens (5.23 and newer). Before, the masks of a static cache
+#: are made without them, and assisted decoding passes them without those of the candidates.
+SLICES_MM_TOKEN_TYPES = Version(transformers.__version__) >= Version("5.23")
+#: Whether `generate` works out multimodal positions of images that follow a cache (5.23 and newer; before, they get
+#: positions of text).
+PLACES_IMAGES_AFTER_CACHE = Version(transformers.__version__) >= Version("5.23")
+#: Whether Gemma 4 reads clips (5.23 and newer; before, its own code fails).
+GEMMA4_READS_CLIPS = Version(transformers.__version__) >= Version("5.23")
+#: Whether gradient checkpointing runs `__call__` of a layer again (before 5.23), and with it a replaced `forward`.
+CHECKPOINTS_CALLS = "__call__" in vars(GradientCheckpointingLayer)
+#: Whether static caches can be cropped (5.24 and newer).
+CROPS_STATIC_CACHES = hasattr(StaticLayer, "crop")
+#: Whether outputs of models contain those of their encoders, as `image_outputs` (5.24 and newer).
+HAS_IMAGE_OUTPUTS = Version(transformers.__version__) >= Version("5.24")
 #: Whether SigLIP2 resizes its position table by a matrix product (5.24 and newer), not by an interpolation.
 SIGLIP2_RESIZES_BY_PRODUCT = Version(transformers.__version__) >= Version("5.24")
 
@@ -216,6 +236,27 @@ def set_attention_name(config: Any, name: str) -> None:
         raise FoveateError(
             "this version of transformers names attention functions in a way that foveate does not know."
         )
+
+
+# Gradient checkpointing
+
+
+@contextmanager
+def without_checkpointed_calls(layers: Iterable[nn.Module]) -> Generator[None]:
+    """Turn gradient checkpointing of layers off in the context, if it would run their `__call__` again.
+
+    A replaced `forward` is not run again by versions that checkpoint the class's own one.
+    """
+    checkpointed: list[Any] = [
+        layer for layer in layers if CHECKPOINTS_CALLS and getattr(layer, "gradient_checkpointing", False)
+    ]
+    for layer in checkpointed:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in checkpointed:
+            layer.gradient_checkpointing = True
 
 
 # DeepStack

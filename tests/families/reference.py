@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import foveate
+from foveate import FoveateError, compat
 from foveate.core.tokens import Need
 from foveate.families import family_of
 from foveate.runtime.report import Report
@@ -111,6 +112,15 @@ def attention(model: Any, implementation: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation("sdpa")
+
+
+def check_static(model: Any, inputs: dict[str, Any], name: str, expected: Tensor) -> None:
+    """Answers with a static cache are as expected, or refused where `generate` makes other masks than the model."""
+    if name == "gemma4" and not compat.SLICES_MM_TOKEN_TYPES:  # causal ones, also within images
+        with pytest.raises(FoveateError, match="use a dynamic one"):
+            answers(model, inputs, cache_implementation="static")
+    else:
+        assert answers(model, inputs, cache_implementation="static").equal(expected)
 
 
 def answers(model: Any, inputs: dict[str, Any], **options: Any) -> Tensor:

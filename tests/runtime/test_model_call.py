@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from transformers.trainer_pt_utils import LabelSmoother
 
 import foveate
+from foveate import FoveateError, compat
 from foveate.families import family_of
 from tests.families.reference import attention
 from tests.families.zoo import END, IMAGE, Specimen, zoo
@@ -161,7 +162,9 @@ def test_columns_asked_for_by_number(plan: str) -> None:
     labels = inputs.pop("labels")
     length = labels.shape[1]
     boolean = labels >= 0
-    asked = [1, 3, 12, length, torch.tensor([length - 1, 4, 17]), torch.tensor([[3, 20]] * 3), boolean]
+    asked = [1, 3, 12, length, torch.tensor([length - 1, 4, 17])]
+    if compat.HAS_LOGITS_PER_ROW:
+        asked += [torch.tensor([[3, 20]] * 3), boolean]
     with torch.no_grad():
         with foveate.compress(model, plan, align_logits=True):
             whole = model(**inputs).logits
@@ -181,6 +184,17 @@ def test_columns_asked_for_by_number(plan: str) -> None:
         torch.testing.assert_close(own, expected)
         torch.testing.assert_close(out.logits, expected)
         assert (out.kept_positions is None) if columns is None else torch.equal(out.kept_positions, columns)
+
+
+def test_columns_of_every_row_need_a_version_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    specimen = zoo()["llava"]
+    model, inputs = specimen.model(), inputs_of(specimen)
+    del inputs["labels"]
+    monkeypatch.setattr(compat, "HAS_LOGITS_PER_ROW", False)
+    with torch.no_grad(), foveate.compress(model, "uniform:3"):
+        assert model(**inputs, logits_to_keep=torch.tensor([3, 20])).logits.shape[:2] == (3, 2)
+        with pytest.raises(FoveateError, match="cannot read logits_to_keep of two dimensions"):
+            model(**inputs, logits_to_keep=torch.tensor([[3, 20]] * 3))
 
 
 @pytest.mark.parametrize("plan", ["uniform:5", "uniform:5 + fastv:2@1"])
@@ -245,7 +259,8 @@ def test_outputs_go_through_what_libraries_do_to_them() -> None:
         untouched = model(**inputs, use_cache=False, return_dict=False)
         plain = model.model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
     assert isinstance(out, type(model(**inputs))) and type(out).__name__ == type(model(**inputs)).__name__
-    assert torch.equal(out.image_outputs.pooler_output[0], model(**inputs).image_outputs.pooler_output[0])
+    if compat.HAS_IMAGE_OUTPUTS:
+        assert torch.equal(out.image_outputs.pooler_output[0], model(**inputs).image_outputs.pooler_output[0])
     assert list(out)[-2:] == ["kept_positions", "labels"]
     assert torch.equal(untouched[-2], out.kept_positions) and torch.equal(untouched[-1], out.labels)
     assert torch.equal(plain.kept_positions, out.kept_positions)

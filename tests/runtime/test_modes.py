@@ -109,16 +109,32 @@ def test_later_turns_with_positions_of_several_axes(name: str) -> None:
         model(**first, **compat.cache_argument(cache))
         return cache
 
-    with torch.no_grad(), pytest.raises(StopIteration):  # so does the model without a plan
-        written(model, {**both, **new}, do_sample=False, **compat.cache_argument(begun()))
+    def continued() -> list[list[int]]:
+        return written(model, {**both, **new}, do_sample=False, **compat.cache_argument(begun()))
+
+    with torch.no_grad():
+        if compat.PLACES_IMAGES_AFTER_CACHE:
+            with pytest.raises(StopIteration):  # so does the model without a plan
+                continued()
+            with foveate.compress(model, "divprune:4"):
+                whole = written(model, both, do_sample=False)
+                encoded = model.model.get_image_features(new["pixel_values"], new["image_grid_thw"], return_dict=True)
+                rest = {key: value for key, value in both.items() if key != "pixel_values"}
+                rest |= {"image_grid_thw": grids, "mm_encoder_outputs": {"image": encoded}}
+                assert written(model, rest, do_sample=False, **compat.cache_argument(begun())) == whole
+                with pytest.raises(StopIteration):
+                    continued()
+        else:  # without a plan, the new image gets the positions of text
+            continued()
+            index: Any = model.model.get_rope_index
+            places = index(ids, both["mm_token_type_ids"], image_grid_thw=grids, attention_mask=both["attention_mask"])
+            with foveate.compress(model, "divprune:4"):
+                with pytest.raises(FoveateError, match="a new image after a cache the positions of text"):
+                    continued()
+                whole = written(model, both, do_sample=False)
+                rest = {**both, **new, "position_ids": places[0]}
+                assert written(model, rest, do_sample=False, **compat.cache_argument(begun())) == whole
     with torch.no_grad(), foveate.compress(model, "divprune:4"):
-        whole = written(model, both, do_sample=False)
-        encoded = model.model.get_image_features(new["pixel_values"], new["image_grid_thw"], return_dict=True)
-        rest = {key: value for key, value in both.items() if key != "pixel_values"}
-        rest |= {"image_grid_thw": grids, "mm_encoder_outputs": {"image": encoded}}
-        assert written(model, rest, do_sample=False, **compat.cache_argument(begun())) == whole
-        with pytest.raises(StopIteration):
-            written(model, {**both, **new}, do_sample=False, **compat.cache_argument(begun()))
         text = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, cut + 2, dtype=torch.int64)}
         with pytest.raises(FoveateError, match=f"{cut + 2} positions for 2 new tokens"):
             model(**text, **compat.cache_argument(begun()))

@@ -214,9 +214,12 @@ def test_generating_with_a_cache_is_generating_without(name: str, plan: str) -> 
 @pytest.mark.parametrize(("name", "plan"), pairs())
 def test_eager_and_sdpa_agree(name: str, plan: str) -> None:
     specimen = zoo()[name]
-    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS)
+    # With other seeds two tokens of Gemma 3 are equally far from the rest: rounding decides which DivPrune takes first.
+    model, inputs = specimen.model(), specimen.prompts(specimen.model(), ROWS, seed=2)
     if not all(getattr(module, "_supports_sdpa", True) for module in model.modules()):
         pytest.skip("a part of it has no sdpa")
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        pytest.skip("sdpa has no soft-capping, which versions of transformers ignore")
     model.set_attn_implementation("eager")
     try:
         with compress(specimen, plan):

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import create_masks_for_generate
 
@@ -288,6 +289,8 @@ class LLMInputHook:
                 f"the model made {positions.shape[-1]} positions for {length} new tokens, which fails without a plan "
                 "too; call generate() with the ids of the whole conversation, or pass position_ids."
             )
+        elif past and not compat.PLACES_IMAGES_AFTER_CACHE:
+            _check_image_positions(context, positions)
         removed = pruned.removed + cache_state.num_pruned if self.renumber else None
         arguments["position_ids"] = sequence.gather_positions(positions, columns, removed)
 
@@ -368,13 +371,17 @@ class LLMInputHook:
         types, total = _token_types_of(context), masks.padding_mask.shape[1]
         if types is None:
             return None
+        past = total - masks.length
+        if not compat.SLICES_MM_TOKEN_TYPES and past < types.shape[-1] < total:
+            # Of assisted decoding, without the types of the candidates, which are text.
+            types = F.pad(types, (0, total - types.shape[-1]), value=self.family.answer_type)
         if types.shape[-1] == total:
             cache_state.token_types = sequence.gather_mask(types, all_columns)
             return cache_state.token_types
         if types.shape[-1] != masks.length:
             raise FoveateError(
-                f"the model was given {types.shape[-1]} token types for {masks.length} new tokens after "
-                f"{total - masks.length}: give those of the new ones, or of all."
+                f"the model was given {types.shape[-1]} token types for {masks.length} new tokens after {past}: give "
+                "those of the new ones, or of all."
             )
         new = sequence.gather_mask(types, columns)
         cached = new.new_full((len(new), all_columns.shape[1] - columns.shape[1]), self.family.answer_type)
@@ -434,6 +441,21 @@ def _token_types_of(context: ForwardContext) -> Tensor | None:
     """Token types that the core was called with."""
     candidates = (context.arguments.get(name) for name in ("token_type_ids", "mm_token_type_ids"))
     return next((types for types in candidates if types is not None), None)
+
+
+def _check_image_positions(context: ForwardContext, positions: Tensor) -> None:
+    """Raise FoveateError if images that follow a cache have the positions of text that `generate` makes.
+
+    Args:
+        context: The call of the core.
+        positions: (B, L), or (axes, B, L): one axis from `generate`, three or four where a caller gives them.
+    """
+    counts = [layout.count for encoded in context.encoded.values() for layout in encoded.layouts]
+    if positions.ndim == 3 and len(positions) == 1 and max(counts, default=0) > 1:
+        raise FoveateError(
+            "this version of transformers gives a new image after a cache the positions of text; pass position_ids, "
+            "run the whole conversation without a cache, or install transformers 5.23 or newer."
+        )
 
 
 def _has_pixel_values(context: ForwardContext) -> bool:

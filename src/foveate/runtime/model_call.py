@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from foveate import compat
 from foveate.core import sequence
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
     from foveate.runtime.llm_input import ReadColumns
@@ -41,9 +43,18 @@ class ModelCall:
         arguments: Arguments of the call, by name.
         config: Configuration of the model.
         hook: The hook of `accelerate` that moves the model's arguments to a device, if any.
+
+    Raises:
+        FoveateError: `logits_to_keep` selects other columns in every row, which this version of transformers cannot.
     """
 
     def __init__(self, align: bool, arguments: dict[str, Any], config: Any, hook: Any) -> None:
+        keep = arguments.get("logits_to_keep")
+        if isinstance(keep, Tensor) and keep.ndim > 1 and not compat.HAS_LOGITS_PER_ROW:
+            raise FoveateError(
+                "this version of transformers cannot read logits_to_keep of two dimensions; give a number, the columns "
+                "of all rows, or install transformers 5.21 or newer."
+            )
         self.align = align
         self.original_arguments = arguments
         self.arguments = dict(arguments)

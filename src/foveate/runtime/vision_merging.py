@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import compat
 from foveate.core.bipartite import Tokens, first_member, key_bias, members
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_encoder import EncoderMethod, Step, spread
@@ -51,8 +52,9 @@ class _MergeState:
 class Merging:
     """Merging in a vision tower; made by `merging` and `build_merging`."""
 
-    def __init__(self, layers: nn.ModuleList, steps: Steps, *, cls: bool, last: int) -> None:
-        self.layers = layers
+    def __init__(self, tower: nn.Module, steps: Steps, *, cls: bool, last: int) -> None:
+        self.tower = tower
+        self.layers = blocks_of(tower)
         self.cls = cls
         self.last = last
         self._steps = steps
@@ -69,6 +71,12 @@ class Merging:
             )
         for number, (layer, name, original) in enumerate(zip(self.layers, names, originals, strict=True)):
             patches.set(layer, name, _Block(self.block, number, original), fallback=original)
+        if compat.CHECKPOINTS_CALLS:
+            patches.wrap(self.tower, "forward", self._without_checkpointing)
+
+    def _without_checkpointing(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with compat.without_checkpointed_calls(self.layers):
+            return original(*args, **kwargs)
 
     @property
     def selections(self) -> list[Selection]:
@@ -160,7 +168,7 @@ def build_merging(
         count = budget if budget is None or isinstance(budget, int) else budget(patches)
         return method.steps(patches, last + 1, cls=has_cls, count=count)
 
-    return Merging(layers, steps, cls=has_cls, last=last)
+    return Merging(tower, steps, cls=has_cls, last=last)
 
 
 @torch.no_grad()
@@ -206,7 +214,7 @@ def calibrate(
 
     images = 0
     with Patches() as patches:
-        Merging(layers, steps, cls=has_cls, last=last).attach(patches)
+        Merging(tower, steps, cls=has_cls, last=last).attach(patches)
         for batch in batches:
             tower(batch)
             images += len(batch)

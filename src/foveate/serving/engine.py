@@ -51,8 +51,6 @@ from foveate.serving.result import Result
 
 log = logging.getLogger("foveate.serving")
 _FAILED = "the model of this server has failed, and no request can be answered; see the server's log."
-#: After these a GPU answers nothing more in this process; older versions of torch have no name for them.
-_DEVICE_FAULTS: tuple[type[Exception], ...] = tuple(filter(None, [getattr(torch, "AcceleratorError", None)]))
 
 
 @dataclass(eq=False)
@@ -250,9 +248,9 @@ class Engine:
             return
         try:
             self._generate(batch)
+        except torch.AcceleratorError:  # a GPU answers nothing more in this process
+            raise
         except Exception as error:
-            if isinstance(error, _DEVICE_FAULTS):
-                raise
             self._attach(None)  # whatever state a plan was in
             if len(batch) > 1 and not any(job.begun for job in batch):
                 for job in batch:

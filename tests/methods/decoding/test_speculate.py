@@ -22,7 +22,7 @@ REFUSED = {
     "qwen3.5": "LinearAttentionLayer",
     "minicpm-v-4.6": "LinearAttentionLayer",
 }
-# Layers that use keys and values of others have no place in the cache of transformers 5.18: these models can go back.
+# Layers that use keys and values of others have no place in the cache before transformers 5.23: they can go back.
 if not hasattr(cache_utils, "DummyLayer"):
     REFUSED.pop("gemma4-e")
 QUICK = ("llava", "qwen2.5-vl", "llava-uhd", "gemma3", "paligemma", "qwen3-vl")

@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 from foveate import FoveateError, ViTUHDConfig, ViTUHDModel
 from foveate.models.vit_uhd.attention import Segments, packed_attention, window_order
 from foveate.models.vit_uhd.layout import Layout
+from tests.checkpointing import checkpoint
 
 GRIDS = [(4, 8), (8, 4), (4, 8), (12, 4)]  # out of order, two alike
 SMALL = {
@@ -213,7 +214,7 @@ def test_gradient_checkpointing_changes_no_gradient(variant: str) -> None:
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.activation_checkpointing_enable()
+            checkpoint(model)
         model.zero_grad()
         model(**inputs).last_hidden_state.square().sum().backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
