@@ -79,12 +79,13 @@ class EncoderSpec:
     merge: int = 1
     output_layer: int = -1
 
-    def layer(self, layer: int) -> int:
-        """A layer counted from the end as one counted from the start.
+    def layer(self, layer: int | None) -> int:
+        """A layer counted from the start; of one that is counted from the end too. None: the one that is used.
 
         Raises:
             FoveateError: the encoder has no such layer.
         """
+        layer = self.output_layer if layer is None else layer
         index = layer + self.num_layers if layer < 0 else layer
         if not 0 <= index < self.num_layers:
             raise FoveateError(
@@ -98,7 +99,7 @@ class EncoderSpec:
     @property
     def last_used(self) -> int:
         """The block whose output becomes the tokens, counted from the start."""
-        return self.layer(self.output_layer)
+        return self.layer(None)
 
 
 @dataclass(frozen=True)
@@ -398,9 +399,20 @@ def select_tokens(indices: Tensor) -> Selection:
     return Selection(indices.sort().values)
 
 
+def ranked(scores: Tensor, count: int) -> Tensor:
+    """Indices (count,) of the highest scores, these first; of equal scores the first wins, on every device."""
+    return scores.argsort(descending=True, stable=True)[:count]
+
+
 def topk_indices(scores: Tensor, count: int) -> Tensor:
     """Indices (count,) of the highest scores, ascending; of equal scores the first wins, on every device."""
-    return scores.argsort(descending=True, stable=True)[:count].sort().values
+    return ranked(scores, count).sort().values
+
+
+def other_indices(indices: Tensor, count: int) -> Tensor:
+    """Indices (count - k,) below `count` that are not among `indices` (k,), ascending; waits for no device."""
+    others = torch.ones(count, dtype=torch.int8, device=indices.device).index_fill_(0, indices, 0)
+    return ranked(others, count - len(indices))
 
 
 def merge_tokens(features: Tensor, indices: Tensor, assignment: Tensor, weights: Tensor | None = None) -> Selection:

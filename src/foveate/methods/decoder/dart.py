@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
-from foveate.core.tokens import Selection, select_tokens
+from foveate.core.tokens import Selection, ranked, select_tokens
 from foveate.methods.shared.diversity import least_similar_to_pivots
 
 
@@ -56,12 +54,8 @@ class DARTDecoder(DecoderMethod):
         """See `DecoderMethod.select`."""
         attention = tokens.attention("previous")
         norms = attention.key[:, attention.past :].float().abs().sum(dim=(0, 2))
-        pivots = _greatest(norms[tokens.indices], min(self.pivots, count))
-        words = tokens.question[_greatest(norms[tokens.question], self.text_pivots)]
+        pivots = ranked(norms[tokens.indices], min(self.pivots, count))
+        words = tokens.question[ranked(norms[tokens.question], self.text_pivots)]
         norm = tokens.model.norm
         x, others = norm(tokens.features), norm(tokens.prompt.hidden[words])
         return select_tokens(least_similar_to_pivots(x, pivots, others, count))
-
-
-def _greatest(norms: Tensor, count: int) -> Tensor:
-    return norms.argsort(descending=True, stable=True)[:count]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod
-from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, ranked, select_tokens
 from foveate.methods.shared.diversity import least_similar_to_pivots
 
 
@@ -57,14 +57,11 @@ class DART(PreLLMMethod):
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""
         x = tokens.features
-        pivots = _greatest(x, min(self.pivots, count))
-        words = x[:0]
-        if self.text_pivots:
-            words = tokens.get(Need("instruction"))
-            words = words[_greatest(words, self.text_pivots)]
+        pivots = ranked(_norms(x), min(self.pivots, count))
+        words = tokens.get(Need("instruction")) if self.text_pivots else x[:0]
+        words = words[ranked(_norms(words), self.text_pivots)]
         return select_tokens(least_similar_to_pivots(x, pivots, words, count))
 
 
-def _greatest(x: Tensor, count: int) -> Tensor:
-    """Places of the vectors with the greatest norms, these first."""
-    return x.float().abs().sum(dim=1).argsort(descending=True, stable=True)[:count]
+def _norms(x: Tensor) -> Tensor:
+    return x.float().abs().sum(dim=1)

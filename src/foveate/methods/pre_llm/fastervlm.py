@@ -33,7 +33,7 @@ class FasterVLM(PreLLMScorer):
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row."""
-        layer = tower.last_used if self.layer is None else tower.layer(self.layer)
+        layer = tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True),)
 
     def score(self, tokens: VisualTokens) -> Tensor:

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod, divide
-from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, in_order, select_tokens, topk_indices
+from foveate.core.tokens import (
+    EncoderSpec,
+    Need,
+    Selection,
+    VisualTokens,
+    in_order,
+    ranked,
+    select_tokens,
+    topk_indices,
+)
 from foveate.methods.shared.tiles import apportion, layout, on_grid, resampled, shown_by
 
 
@@ -98,7 +107,7 @@ class GlobalCom2(PreLLMMethod):
         else:
             thumbnail_count, rest = divide(count, [len(thumbnail.present), sum(sizes)])
             shares = apportion(rest, [size * factor for size, factor in zip(sizes, factors, strict=True)], sizes)
-        best = scores[thumbnail.present].argsort(descending=True, stable=True)[:thumbnail_count]
+        best = ranked(scores[thumbnail.present], thumbnail_count)
         first = thumbnail.present[best]
         picks = [first]
         for tile, share in zip(tiles, shares, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod, divide
-from foveate.core.tokens import Crop, Selection, VisualTokens, merge_tokens, wide
+from foveate.core.tokens import Crop, Selection, VisualTokens, merge_tokens, ranked, wide
 
 #: Most members of a merged token: a rotary embedding has fewer channels to share out.
 MOST_MEMBERS = 1024
@@ -150,7 +150,7 @@ def density_peaks(features: Tensor, count: int, neighbours: int) -> Tensor:
     place[density.argsort(descending=True, stable=True)] = torch.arange(len(x), device=x.device)
     denser = place[None, :] < place[:, None]
     delta = torch.where(denser, distance, distance.max()).amin(dim=1)
-    centres = (delta * density).argsort(descending=True, stable=True)[:count]
+    centres = ranked(delta * density, count)
     labels = distance[centres].argmin(dim=0)
     labels[centres] = torch.arange(count, device=x.device)  # a centre that equals another one stays its own
     return labels

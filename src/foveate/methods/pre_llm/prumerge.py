@@ -13,7 +13,7 @@ from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.method import BudgetRule
 from foveate.core.pre_llm import PreLLMMethod
-from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, topk_indices, wide
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, other_indices, topk_indices, wide
 from foveate.methods.shared.clustering import nearest, spread, weighted
 
 
@@ -58,7 +58,7 @@ class PruMerge(PreLLMMethod):
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row and the keys."""
-        layer = tower.last_used if self.layer is None else tower.layer(self.layer)
+        layer = tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True), Need("keys", layer))
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
@@ -145,8 +145,7 @@ class PruMergePlus(PruMerge):
             outliers = max(1, _outliers(attention))
             return self._stepped(attention, outliers, outliers, len(attention))
         first = topk_indices(attention, share_of(self.share, count))
-        free = torch.ones(len(attention), dtype=torch.bool, device=attention.device).index_fill_(0, first, False)
-        rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(attention) - len(first)]
+        rest = other_indices(first, len(attention))
         even = rest[spread(len(rest), count - len(first), attention.device)]
         return torch.cat([first, even]).sort().values
 

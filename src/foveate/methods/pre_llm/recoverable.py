@@ -86,7 +86,7 @@ class RecoverableCompression(PreLLMMethod):
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """Visual scores, keys, text, and what each is compared with."""
-        layer = tower.last_used if self.layer is None else tower.layer(self.layer)
+        layer = tower.layer(self.layer)
         if tower.has_cls and not self.reference:
             visual = (Need("cls_feature", layer), Need("features", layer))
         else:

@@ -65,7 +65,7 @@ class ToDRE(PreLLMMethod):
         """The [CLS] row, for the pivot."""
         if self.pivot != "cls" or not tower.has_cls:
             return ()
-        return (Need("cls_attention", tower.last_used if self.layer is None else tower.layer(self.layer)),)
+        return (Need("cls_attention", tower.layer(self.layer)),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
         """See `PreLLMMethod.select`."""

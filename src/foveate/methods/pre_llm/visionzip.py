@@ -49,7 +49,7 @@ class VisionZip(PreLLMMethod):
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row and the keys."""
-        layer = tower.last_used if self.layer is None else tower.layer(self.layer)
+        layer = tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True), Need("keys", layer))
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod
 from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, select_tokens
-from foveate.methods.shared.diversity import gram
+from foveate.methods.shared.diversity import without_duplicates
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class VisPruner(PreLLMMethod):
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row and the features of the same block."""
-        layer = tower.last_used if self.layer is None else tower.layer(self.layer)
+        layer = tower.layer(self.layer)
         return Need("cls_attention", layer, substitute=True), Need("features", layer)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
@@ -64,20 +62,3 @@ class VisPruner(PreLLMMethod):
         chosen, others = order.tensor_split([share_of(self.important, count, "down")])
         diverse = without_duplicates(features[others], count - len(chosen), self.step)
         return select_tokens(torch.cat([chosen, others[diverse]]))
-
-
-def without_duplicates(x: Tensor, count: int, step: int) -> Tensor:
-    """Indices (count,) of the vectors (N, D) that remain when near duplicates are dropped, `step` at a time.
-
-    All similarities are computed once; a round only looks them up, and its sizes are known beforehand.
-    """
-    rest = torch.arange(len(x), device=x.device)
-    if not count:
-        return rest[:0]
-    similarity = gram(F.normalize(x.float(), dim=-1))
-    while len(rest) > count:
-        even, odd = rest[::2], rest[1::2]
-        dropped = min(step, len(rest) - count, len(even))
-        score = similarity.index_select(0, odd).amax(dim=0)[even]  # symmetric: whole rows are read, never columns
-        rest = torch.cat([even[score.argsort(descending=True, stable=True)[dropped:]], odd])
-    return rest

@@ -10,7 +10,7 @@ import torch
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod
-from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, merge_tokens, topk_indices
+from foveate.core.tokens import EncoderSpec, Need, Selection, VisualTokens, merge_tokens, other_indices, topk_indices
 from foveate.methods.shared.clustering import cosine_kmeans, representatives
 
 
@@ -53,7 +53,7 @@ class VMTC(PreLLMMethod):
 
     def needs(self, tower: EncoderSpec) -> tuple[Need, ...]:
         """The [CLS] row."""
-        layer = tower.last_used if self.layer is None else tower.layer(self.layer)
+        layer = tower.layer(self.layer)
         return (Need("cls_attention", layer, substitute=True),)
 
     def select(self, tokens: VisualTokens, count: int) -> Selection:
@@ -63,8 +63,7 @@ class VMTC(PreLLMMethod):
         best = topk_indices(importance, primary)
         if primary == count:
             return Selection(best)
-        free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device).index_fill_(0, best, False)
-        rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(tokens) - primary]
+        rest = other_indices(best, len(tokens))
         clusters = count - primary
         labels = cosine_kmeans(tokens.features[rest], clusters, self.iterations)
         centres = rest[representatives(labels, importance[rest], clusters)]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.core.tokens import wide
+from foveate.core.tokens import ranked, wide
 from foveate.methods.shared.diversity import gram
 
 
@@ -144,7 +144,7 @@ def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
     apart = distance.masked_fill(~denser, torch.inf).amin(dim=1)
     apart = torch.where(apart.isinf(), distance.max(), apart)
-    centres = (apart * density).argsort(descending=True, stable=True)[:count]
+    centres = ranked(apart * density, count)
     labels = distance[:, centres].argmin(dim=1)
     labels[centres] = torch.arange(count, device=x.device)
     return centres, labels

@@ -106,3 +106,20 @@ def least_similar_to_pivots(x: Tensor, pivots: Tensor, others: Tensor, count: in
         taken.index_fill_(0, least_similar, True)
         chosen.append(least_similar)
     return torch.cat(chosen)
+
+
+def without_duplicates(x: Tensor, count: int, step: int) -> Tensor:
+    """Indices (count,) of the vectors (N, D) that remain when near duplicates are dropped, `step` at a time.
+
+    All similarities are computed once; a round only looks them up, and its sizes are known beforehand.
+    """
+    rest = torch.arange(len(x), device=x.device)
+    if not count:
+        return rest[:0]
+    similarity = gram(F.normalize(x.float(), dim=-1))
+    while len(rest) > count:
+        even, odd = rest[::2], rest[1::2]
+        dropped = min(step, len(rest) - count, len(even))
+        score = similarity.index_select(0, odd).amax(dim=0)[even]  # symmetric: whole rows are read, never columns
+        rest = torch.cat([even[score.argsort(descending=True, stable=True)[dropped:]], odd])
+    return rest

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveate.core.tokens import Selection, in_order, merge_tokens, topk_indices, wide
+from foveate.core.tokens import Selection, in_order, merge_tokens, other_indices, topk_indices, wide
 
 
 def merge_contextual(
@@ -31,8 +31,7 @@ def merge_contextual(
     best = topk_indices(scores.float(), dominant)
     if not contextual:
         return Selection(best)
-    free = torch.ones(len(features), dtype=torch.bool, device=features.device).index_fill_(0, best, False)
-    rest = free.to(torch.int8).argsort(descending=True, stable=True)[: len(features) - dominant]
+    rest = other_indices(best, len(features))
     targets = rest[:: max(1, len(rest) // contextual)][:contextual].contiguous()
     indices = torch.cat([best, targets]).sort().values
     x = F.normalize(keys.float(), dim=-1)
