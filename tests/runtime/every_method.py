@@ -31,6 +31,14 @@ WRITING = ("draft of a chain", "draft of a tree", "vasparse")
 #: Everything that can be attached.
 EVERY = (*all_methods(), "dymu-virtual", "divprune + fastv", *WRITING)
 
+#: Methods for some models only, with the model of the zoo that they are tested on first; all others: llava.
+FIRST = {"nested": "foveate-llava-nested"}
+
+
+def is_first(name: str, method: str) -> bool:
+    """Whether a method is tested on this model by default."""
+    return name == FIRST.get(method, "llava")
+
 
 def writes(method: str) -> bool:
     """Whether a method must be seen writing: it acts in the language model, or there is nothing else."""
@@ -70,14 +78,14 @@ def attach(name: str, method: str, model: Any, folder: Path) -> AbstractContextM
         torch.manual_seed(0)
         made[method]()
         arguments = f"(weights={str(file)!r})"
-    budget = "" if cls.budget == "none" else ":3"
+    budget = "" if cls.budget == "none" else ":4" if method == "nested" else ":3"
     place = "@1" if cls.site == "decoder" else ""
     return foveate.compress(model, f"{method}{arguments}{budget}{place}")
 
 
-def refused(name: str, error: FoveateError) -> None:
-    """Skip a test of a method that is not for this family; all are for the first."""
-    if name == "llava":
+def refused(name: str, method: str, error: FoveateError) -> None:
+    """Skip a test of a method that is not for this family; it is for the first."""
+    if is_first(name, method):
         raise error
     pytest.skip(str(error))
 

@@ -15,7 +15,7 @@ import foveate
 from foveate import FoveateError
 from foveate.runtime import handle_of
 from tests.families.zoo import zoo
-from tests.runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
+from tests.runtime.every_method import EVERY, attach, call_of, insides, is_first, prompts, refused
 
 
 def _saved(model: Any) -> Any:
@@ -45,7 +45,7 @@ def _parts(model: Any) -> dict[str, Any]:
 
 def cases() -> list[Any]:
     return [
-        pytest.param(name, method, marks=() if name == "llava" else pytest.mark.slow, id=f"{name}-{method}")
+        pytest.param(name, method, marks=() if is_first(name, method) else pytest.mark.slow, id=f"{name}-{method}")
         for name in sorted(zoo())
         for method in EVERY
     ]
@@ -60,12 +60,12 @@ def test_a_copy_is_the_model_alone(name: str, method: str, tmp_path: Path) -> No
     try:
         handle = attach(name, method, model, tmp_path)
     except FoveateError as error:
-        refused(name, error)  # not for this family
+        refused(name, method, error)  # not for this family
     with handle:
         try:
             attached = call(inputs)
         except FoveateError as error:
-            refused(name, error)
+            refused(name, method, error)
         twin = copy.deepcopy(model)
         assert torch.equal(call_of(twin, method)(inputs), plain)
         assert _parts(twin) == parts

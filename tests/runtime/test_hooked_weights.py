@@ -84,7 +84,7 @@ def test_it_does_what_it_does_with_plain_weights(name: str, method: str, way: st
         try:
             handle = attach(name, method, base, tmp_path)
         except FoveateError as error:
-            refused(name, error)  # not for this family
+            refused(name, method, error)  # not for this family
         with handle:
             results.append([call_of(model, method)(one) for one in inputs])
     for one, other in zip(*results, strict=True):

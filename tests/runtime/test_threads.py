@@ -15,7 +15,7 @@ import torch
 from foveate import FoveateError
 from foveate.training.methods.shared.relevance_targets import answer_relevance
 from tests.families.zoo import zoo
-from tests.runtime.every_method import EVERY, attach, call_of, insides, prompts, refused
+from tests.runtime.every_method import EVERY, attach, call_of, insides, is_first, prompts, refused
 
 ROUNDS = 2
 #: Those that other families meet too by default; the first family meets all.
@@ -35,7 +35,7 @@ def cases() -> list[Any]:
     found = []
     for name in sorted(zoo()):
         for method in EVERY:
-            quick = name == "llava" or (name == "qwen2.5-vl" and method in QUICK)
+            quick = is_first(name, method) or (name == "qwen2.5-vl" and method in QUICK)
             marks = () if quick else pytest.mark.slow
             found.append(pytest.param(name, method, marks=marks, id=f"{name}-{method}"))
     return found
@@ -48,14 +48,14 @@ def test_threads_get_what_each_gets_alone(name: str, method: str, tmp_path: Path
     try:
         attach(name, method, model, tmp_path).__exit__(None, None, None)
     except FoveateError as error:
-        refused(name, error)  # not for this family
+        refused(name, method, error)  # not for this family
     plain = [call(one) for one in inputs]
     before = insides(model)
     with attach(name, method, model, tmp_path):
         try:
             alone = [call(one) for one in inputs]
         except FoveateError as error:
-            refused(name, error)
+            refused(name, method, error)
         attached = insides(model)
         with ThreadPoolExecutor(4) as pool:
             together = list(pool.map(call, inputs * ROUNDS))

@@ -1,4 +1,4 @@
-"""LLaVA with a connector that merges 2 x 2 patches."""
+"""LLaVA with a connector that merges 2 x 2 patches, and with a nested one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,16 @@ def small() -> Any:
     return model
 
 
-MODELS = {"foveate-llava": small}
-FAMILY: dict[str, str] = {}
+def nested() -> Any:
+    """The small LLaVA with a connector that can give 16, 4 or 1 tokens of an image."""
+    chosen = {"model_type": "foveate_llava", "connector_type": "m3"}
+    model = FoveateLlavaForConditionalGeneration(FoveateLlavaConfig(**llava().config.to_dict() | chosen))
+    torch.nn.init.normal_(model.model.multi_modal_projector.linear_1.weight, std=SPREAD)
+    return model
+
+
+MODELS = {"foveate-llava": small, "foveate-llava-nested": nested}
+FAMILY = {"foveate-llava-nested": "foveate-llava"}
 
 
 def prompts(model: Any, rows: Rows, side: str = "left", seed: int = 0) -> dict[str, Any]:
