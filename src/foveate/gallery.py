@@ -11,12 +11,10 @@ from typing import Any
 
 from foveate.core.errors import CODES, FoveateError, Refusal
 from foveate.core.method import Site
-from foveate.core.patterns import matching
 from foveate.core.plan import Plan, Step
-from foveate.core.registry import all_methods
 from foveate.core.tokens import EncoderSpec
 from foveate.families import Family, families
-from foveate.methods.entries import Entry, Verdict, refuse_unknown
+from foveate.methods.entries import Entry, Verdict, methods_named
 from foveate.runtime.requirements import check_sites, is_substituted, missing_need
 
 __all__ = ["Entry", "Verdict", "gallery", "verdict"]
@@ -34,11 +32,7 @@ def gallery(pattern: str | None = None) -> list[Entry]:
     Raises:
         FoveateError: no method has such a name or title.
     """
-    known = all_methods()
-    chosen = matching(known.values(), pattern)
-    if not chosen:
-        refuse_unknown(pattern, list(known))
-    return [_entry(cls) for cls in chosen]
+    return [_entry(cls) for cls in methods_named(pattern).values()]
 
 
 def verdict(method: Any, family: Family) -> Verdict:

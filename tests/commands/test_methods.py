@@ -58,7 +58,7 @@ print(sorted({{"torch", "transformers", "numpy"}} & set(sys.modules)))
 def test_methods_of_other_packages_are_listed(capsys, monkeypatch):
     known = all_methods()
     cls = type("Mine", (known["divprune"],), {"name": "mine", "title": "A method of mine", "__doc__": "It is mine."})
-    monkeypatch.setattr("foveate.gallery.all_methods", lambda: {**known, "mine": cls})
+    monkeypatch.setattr("foveate.core.registry.all_methods", lambda: {**known, "mine": cls})
     (found,) = json.loads(printed(capsys, "mine", "--json"))["methods"]
     assert (found["name"], found["summary"], found["families"]["llava"]["outcome"]) == ("mine", "It is mine.", "runs")
     assert "mine" in [entry["name"] for entry in json.loads(printed(capsys, "--json"))["methods"]]

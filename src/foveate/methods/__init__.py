@@ -40,15 +40,9 @@ class _Package(ModuleType):
         Raises:
             FoveateError: no method has such a name or title.
         """
-        from foveate.core.patterns import matching
-        from foveate.core.registry import all_methods
-        from foveate.methods.entries import refuse_unknown
+        from foveate.methods.entries import methods_named
 
-        known = all_methods()
-        chosen = matching(known.values(), pattern)
-        if not chosen:
-            refuse_unknown(pattern, list(known))
-        return {cls.name: cls for cls in chosen}
+        return methods_named(pattern)
 
     def __getattr__(self, name: str) -> Any:
         """Import a built-in class when it is first used."""

@@ -12,10 +12,14 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from foveate.core.errors import CODES, FoveateError
+from foveate.core.patterns import matching
 from foveate.core.text_files import read_json
+
+if TYPE_CHECKING:
+    from foveate.core.method import Method
 
 #: The entries of all methods of this package, one a line.
 INDEX = Path(__file__).with_name("index.json")
@@ -141,6 +145,24 @@ class Entry:
             "families": {name: Verdict.from_json(verdict) for name, verdict in document["families"].items()},
         }
         return cls(**values)
+
+
+def methods_named(pattern: str | None = None) -> dict[str, type[Method]]:
+    """Return the methods that a plan can name, or those that a pattern names, by name, in alphabetical order.
+
+    Args:
+        pattern: shell wildcards (`*`, `?`, `[ab]`) for a name or a title, in any case.
+
+    Raises:
+        FoveateError: no method has such a name or title.
+    """
+    from foveate.core.registry import all_methods  # imports torch, which listing methods from the index does not need
+
+    known = all_methods()
+    chosen = matching(known.values(), pattern)
+    if not chosen:
+        refuse_unknown(pattern, list(known))
+    return {cls.name: cls for cls in chosen}
 
 
 def refuse_unknown(pattern: str | None, names: Sequence[str]) -> NoReturn:
