@@ -28,6 +28,12 @@ def test_frames_at_even_times(tmp_path, frames, fps, most, expected):
     assert clip.metadata["duration"] == frames / fps
 
 
+def test_frames_of_any_rate(tmp_path):
+    clip = open_clip(save_clip(tmp_path / "a.mkv", 12, 24), max_frames=4, fps=None)
+    assert clip.metadata["frames_indices"] == [1, 4, 7, 10]
+    assert len(open_clip(tmp_path / "a.mkv", max_frames=99, fps=None).frames) == 12
+
+
 def test_a_clip_is_known_by_its_ending(tmp_path):
     assert is_clip("a.MP4") and is_clip(tmp_path / "b.webm")
     assert not is_clip("a.png") and not is_clip(b"a.mp4") and not is_clip(np.zeros((2, 2)))

@@ -45,8 +45,15 @@ def is_clip(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and os.fsdecode(source).lower().endswith(ENDINGS)
 
 
-def open_clip(path: str | os.PathLike[str], *, max_frames: int = MAX_FRAMES) -> Clip:
-    """Decode frames at even times of a video file: `FRAMES_PER_SECOND`, and `max_frames` at most.
+def open_clip(
+    path: str | os.PathLike[str], *, max_frames: int = MAX_FRAMES, fps: float | None = FRAMES_PER_SECOND
+) -> Clip:
+    """Decode frames at even times of a video file.
+
+    Args:
+        path: The file.
+        max_frames: Most frames.
+        fps: Frames per second; None: `max_frames` of any clip that has so many.
 
     Raises:
         FoveateError: PyAV is not installed, there is no such file, it has no video that can be decoded, or its frames
@@ -64,10 +71,10 @@ def open_clip(path: str | os.PathLike[str], *, max_frames: int = MAX_FRAMES) -> 
             if not container.streams.video:
                 raise FoveateError(f"{name} has no video.")
             stream = container.streams.video[0]
-            fps, total = float(stream.average_rate or 0), _count(container, stream)
-            if not fps or not total:
+            rate, total = float(stream.average_rate or 0), _count(container, stream)
+            if not rate or not total:
                 raise FoveateError(f"{name} does not say how long it is; convert it to MP4 first.")
-            wanted = _even(total, min(max_frames, max(1, round(total / fps * FRAMES_PER_SECOND))))
+            wanted = _even(total, max_frames if fps is None else min(max_frames, max(1, round(total / rate * fps))))
             if stream.width * stream.height * len(wanted) > MAX_PIXELS:
                 raise FoveateError(
                     f"{len(wanted)} frames of {stream.width} x {stream.height} pixels are above the limit of "
@@ -81,10 +88,10 @@ def open_clip(path: str | os.PathLike[str], *, max_frames: int = MAX_FRAMES) -> 
         raise FoveateError(f"{name} has no frames that can be decoded.")
     metadata = {
         "total_num_frames": total,
-        "fps": fps,
+        "fps": rate,
         "width": stream.width,
         "height": stream.height,
-        "duration": total / fps,
+        "duration": total / rate,
         "video_backend": "pyav",
         "frames_indices": wanted[: len(frames)],
     }

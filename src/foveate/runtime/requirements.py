@@ -13,13 +13,21 @@ from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
 OF_PROMPT = ("instruction", "text_feature", "first_layer_attention")
 
 
+#: Sites whose methods act before there are tokens to select from, and what such a method does.
+_FIRST = {
+    Site.IMAGE: "acts on the image",
+    Site.ENCODER: "acts inside the encoder",
+    Site.CONNECTOR: "sets the length of the connector",
+}
+
+
 def check_sites(plan: Plan, family: Family) -> None:
     """Raise FoveateError for an impossible order of steps, or a site that the family lacks."""
     for place, step in enumerate(plan.steps):
         method = step.method
+        if place and method.site in _FIRST:
+            raise _wrong_order(f"{method.name} {_FIRST[method.site]}", "it must come first in a plan")
         if method.site is Site.ENCODER:
-            if place:
-                raise _wrong_order(f"{method.name} acts inside the encoder", "it must come first in a plan")
             if not family.patchwise:
                 raise FoveateError(
                     Refusal(
@@ -39,8 +47,6 @@ def check_sites(plan: Plan, family: Family) -> None:
                     )
                 )
         elif method.site is Site.IMAGE:
-            if place:
-                raise _wrong_order(f"{method.name} acts on the image", "it must come first in a plan")
             if type(family).grids is Family.grids:
                 raise FoveateError(
                     Refusal(
@@ -50,8 +56,6 @@ def check_sites(plan: Plan, family: Family) -> None:
                     )
                 )
         elif method.site is Site.CONNECTOR:
-            if place:
-                raise _wrong_order(f"{method.name} sets the length of the connector", "it must come first in a plan")
             if not family.connectors:
                 raise FoveateError(
                     Refusal(

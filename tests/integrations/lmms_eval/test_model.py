@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from foveate.answering import ask
+from foveate.answering.conversations import inputs_of_batch
 from foveate.benchmark.accuracy import answer_items
 from foveate.benchmark.generation import SPARE
 from foveate.benchmark.tasks import Item, items
@@ -174,7 +175,7 @@ def test_losses_are_those_of_the_steps_of_writing(evaluated: EvaluatedModel) -> 
         assert 0 < loss < 30
     (both,) = evaluated.losses(QUESTIONS[:1], [answer])
     (alone,) = evaluated.losses(QUESTIONS[:1], [answer[:1]])
-    inputs = evaluated._inputs(QUESTIONS[:1])
+    inputs = inputs_of_batch(evaluated.model, evaluated.processor, QUESTIONS[:1])
     with torch.inference_mode():
         first = evaluated.model.generate(**inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True)
     (token,) = evaluated.processor.tokenizer(answer[:1], add_special_tokens=False)["input_ids"]
@@ -188,8 +189,8 @@ def test_losses_need_an_answer(evaluated: EvaluatedModel) -> None:
 
 
 def test_what_a_model_does_not_read_is_refused(evaluated: EvaluatedModel) -> None:
-    for kind in ("video", "audio"):
-        with pytest.raises(FoveateError, match=f"does not accept {kind}"):
+    for kind, reason in (("video", "take no clips"), ("audio", "does not accept audio")):
+        with pytest.raises(FoveateError, match=reason):
             evaluated.answers([[{"role": "user", "content": [{"type": kind, kind: "a.mp4"}]}]], [GenerationSettings()])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveate.answering.conversations import (
     as_plain_text,
+    check_clips,
     check_length,
     greedy,
     image_tokens,
@@ -27,6 +27,7 @@ from foveate.answering.conversations import (
     prompt_of,
     texts_of,
 )
+from foveate.clips import Clip, open_clip
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.images import open_image
@@ -234,8 +235,9 @@ class EvaluatedModel:
             raise FoveateError("a continuation is empty.")
         results: list[tuple[float, bool]] = [(0.0, False)] * len(readable)
         for batch in self._batches(readable, [GenerationSettings()] * len(readable)):
-            answers = [self._continued(self._prompt(readable[index]), targets[index]) for index in batch]
-            inputs = self._inputs([readable[index] for index in batch])
+            prompts = [prompt_of(self.processor, plain_messages(readable[index], self.processor)) for index in batch]
+            answers = [self._continued(prompt, targets[index]) for prompt, index in zip(prompts, batch, strict=True)]
+            inputs = inputs_of_batch(self.model, self.processor, [readable[index] for index in batch])
             longest = max(map(len, answers))
             check_length(self.model, inputs["input_ids"].shape[1], longest)
             output = self.model.generate(
@@ -314,42 +316,17 @@ class EvaluatedModel:
             return part
         if kind == "image":
             return {"type": "image", "image": open_image(part["image"])}
-        if kind == "video" and getattr(self.processor, "video_processor", None) is not None:
-            return {"type": "video", "video": _decoded(part["video"], self.max_frames)}
-        raise FoveateError(f"this model does not accept {kind}; messages may contain text and images.")
-
-    def _prompt(self, conversation: Conversation) -> str:
-        return prompt_of(self.processor, plain_messages(conversation, self.processor))
-
-    def _inputs(self, conversations: Sequence[Conversation]) -> Any:
-        """Prepare the model inputs of one batch."""
-        clips = [
-            part["video"] for conversation in conversations for part in _parts(conversation) if part["type"] == "video"
-        ]
-        if not clips:
-            return inputs_of_batch(self.model, self.processor, conversations)
-        images = [
-            [part["image"] for part in _parts(conversation) if part["type"] == "image"]
-            for conversation in conversations
-        ]
-        inputs = self.processor(
-            **({"images": images} if any(images) else {}),
-            videos=[frames for frames, _ in clips],
-            video_metadata=[metadata for _, metadata in clips],
-            do_sample_frames=False,
-            text=[self._prompt(conversation) for conversation in conversations],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-        )
-        return inputs.to(self.model.device, dtype=self.model.dtype)
+        if kind == "video":
+            check_clips(self.model, self.processor)
+            return {"type": "video", "video": _clip(part["video"], self.max_frames)}
+        raise FoveateError(f"this model does not accept {kind}; messages may contain text, images and clips.")
 
     # Answers
 
     @torch.inference_mode()
     def _write(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[str]:
         """Generate the answers of one batch, like `foveate.answering.answer_batch` but with sampling and beams."""
-        inputs = self._inputs(conversations)
+        inputs = inputs_of_batch(self.model, self.processor, conversations)
         length = inputs["input_ids"].shape[1]
         limit = self._limit(length, settings.max_new_tokens)
         config = greedy(self.model, limit)
@@ -407,22 +384,8 @@ def _pixels(conversation: Conversation) -> int:
     return sum(part["image"].width * part["image"].height for part in _parts(conversation) if part["type"] == "image")
 
 
-def _decoded(video: Any, count: int) -> tuple[Any, Any]:
-    """Decode frames (T, H, W, 3) of a video file, at most `count` of them, with their source."""
-    from transformers.video_utils import load_video
-
-    if find_spec("av") is None:
-        raise FoveateError("videos need PyAV: pip install 'foveate[video]'.")
-
-    def spread(metadata: Any, **_: Any) -> Any:
-        total = metadata.total_num_frames
-        return torch.linspace(0, total - 1, min(count, total)).round().long().numpy()
-
-    path = Path(video) if isinstance(video, str | PathLike) else None
-    if path is None or not path.is_file():
+def _clip(video: Any, frames: int) -> Clip:
+    """Decode `frames` frames of a video file, evenly spread."""
+    if not isinstance(video, str | PathLike) or not Path(video).is_file():
         raise FoveateError(f"{video!r} is not a video file; clips are read from files.")
-    try:
-        read: Any = load_video  # typed for frames in memory; it takes paths, and then returns a pair
-        return read(str(path), backend="pyav", sample_indices_fn=spread)
-    except (OSError, ValueError) as error:
-        raise FoveateError(f"the video {str(path)!r} cannot be read: {error}") from error
+    return open_clip(video, max_frames=frames, fps=None)
