@@ -289,6 +289,15 @@ def grid_before(connector: Any, grid: Grid) -> Grid:
     Raises:
         FoveateError: there is none.
     """
+    if not connector.spatial:
+        raise FoveateError(
+            Refusal(
+                "needs-one-raster",
+                f"tokens of the connector {connector.name} stand for no part of an image, so that smaller images have "
+                "as many",
+                "choose a method that acts before the language model",
+            )
+        )
     for side in range(1, 33):
         before = Grid(grid.rows * side, grid.columns * side)
         if before.rows % connector.multiple == before.columns % connector.multiple == 0:
