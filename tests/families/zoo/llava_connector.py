@@ -1,4 +1,4 @@
-"""LLaVA with a connector that merges 2 x 2 patches, and with a nested one."""
+"""LLaVA with a connector that merges 2 x 2 patches, and with nested ones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,27 @@ def small() -> Any:
 
 def nested() -> Any:
     """The small LLaVA with a connector that can give 16, 4 or 1 tokens of an image."""
-    chosen = {"model_type": "foveate_llava", "connector_type": "m3"}
-    model = FoveateLlavaForConditionalGeneration(FoveateLlavaConfig(**llava().config.to_dict() | chosen))
+    model = with_connector("m3")
     torch.nn.init.normal_(model.model.multi_modal_projector.linear_1.weight, std=SPREAD)
     return model
 
 
-MODELS = {"foveate-llava": small, "foveate-llava-nested": nested}
-FAMILY = {"foveate-llava-nested": "foveate-llava"}
+def mqt() -> Any:
+    """The small LLaVA with 16 learned queries, any number of which can be used."""
+    model = with_connector("mqt", num_queries=TOKENS, num_heads=2)
+    for parameter in model.model.multi_modal_projector.parameters():
+        torch.nn.init.normal_(parameter, std=SPREAD)
+    return model
+
+
+def with_connector(name: str, **options: Any) -> Any:
+    """The small LLaVA with another connector."""
+    chosen = {"model_type": "foveate_llava", "connector_type": name, "connector_options": options}
+    return FoveateLlavaForConditionalGeneration(FoveateLlavaConfig(**llava().config.to_dict() | chosen))
+
+
+MODELS = {"foveate-llava": small, "foveate-llava-nested": nested, "foveate-llava-mqt": mqt}
+FAMILY = dict.fromkeys((name for name in MODELS if name != "foveate-llava"), "foveate-llava")
 
 
 def prompts(model: Any, rows: Rows, side: str = "left", seed: int = 0) -> dict[str, Any]:
