@@ -32,7 +32,11 @@ WRITING = ("draft of a chain", "draft of a tree", "vasparse")
 EVERY = (*all_methods(), "dymu-virtual", "divprune + fastv", *WRITING)
 
 #: Methods for some models only, with the model of the zoo that they are tested on first; all others: llava.
-FIRST = {"nested": "foveate-llava-nested", "mqt": "foveate-llava-mqt"}
+FIRST = {
+    "nested": "foveate-llava-nested",
+    "mqt": "foveate-llava-mqt",
+    "tokenflex": "foveate-llava-tokenflex",
+}
 
 
 def is_first(name: str, method: str) -> bool:
