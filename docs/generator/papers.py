@@ -9,6 +9,7 @@ from pathlib import Path
 
 from foveate.cards import cards
 from foveate.gallery import gallery
+from foveate.models.connectors import all_connectors
 
 #: Matches the first line of tests that compare with a slow loop or with equations.
 SAID = re.compile(r"\bloops?\b|by hand|written out|pseudocode")
@@ -50,6 +51,11 @@ MODELS = (
         "encoder",
         "foveate.models.vit_uhd.vit_uhd",
         "vit_uhd",
+    ),
+    *(
+        Implemented(connector.paper, connector.title, f"{name} (connector)", "connector", connector.__module__)
+        for name, connector in all_connectors().items()
+        if connector.paper and connector.nested
     ),
 )
 

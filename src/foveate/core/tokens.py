@@ -72,12 +72,14 @@ class EncoderSpec:
         has_cls: Whether there is a [CLS] token.
         merge: Encoder tokens that make one token of the language model (4 for a 2 x 2 merger).
         output_layer: Block (0-based) whose output becomes the tokens: CLIP in LLaVA-1.5 has 24 blocks and uses 22.
+        spatial: Whether tokens of the language model stand for parts of the image; those of learned queries do not.
     """
 
     num_layers: int
     has_cls: bool
     merge: int = 1
     output_layer: int = -1
+    spatial: bool = True
 
     def layer(self, layer: int | None) -> int:
         """A layer counted from the start; of one that is counted from the end too. None: the one that is used.

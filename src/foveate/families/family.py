@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foveate.core.connector import ConnectorMethod
 from foveate.core.errors import FoveateError, Refusal
+from foveate.core.image import ImageMethod
 from foveate.core.tokens import Crop, EncoderSpec, Grid, Selection
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Family(ABC):
             FoveateError: the token geometry is unknown or does not fit the plan, or the connector has one length alone.
         """
         if self.connectors:
-            check_length(core.multi_modal_projector, plan)
+            check_connector(core.multi_modal_projector, plan)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
         """Token grids of the images of a call, before it runs; None where images are not single grids."""
@@ -238,13 +239,23 @@ def shrink_patches(patches: Tensor, old: Grid, new: Grid) -> Tensor:
     return small.view(channels, new.rows, height, new.columns, width).permute(1, 3, 0, 2, 4).flatten(0, 1)
 
 
-def check_length(connector: Any, plan: Plan) -> None:
+def check_connector(connector: Any, plan: Plan) -> None:
     """Refuse a plan that chooses the length of a connector that has one alone, or is of another kind.
+
+    Also one that reduces images, whose tokens stand for no part of them: a smaller image has as many.
 
     Raises:
         FoveateError: as said.
     """
     method = plan.steps[0].method
+    if isinstance(method, ImageMethod) and not connector.spatial:
+        raise FoveateError(
+            Refusal(
+                "needs-one-raster",
+                f"{method.name} makes images smaller, and the connector {connector.name} gives as many tokens for them",
+                "choose a method that acts before the language model",
+            )
+        )
     if not isinstance(method, ConnectorMethod):
         return
     if not connector.nested or method.connector not in (None, connector.name):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from foveate.core.tokens import EncoderSpec, Grid
-from foveate.families.family import ImageLayout, check_length, grid_before, grid_crop, spread_by
+from foveate.families.family import ImageLayout, check_connector, grid_before, grid_crop, spread_by
 from foveate.families.llava import Llava
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ class LlavaConnector(Llava):
 
     def check(self, core: Any, plan: Plan) -> None:
         """See `Family.check`."""
-        check_length(core.multi_modal_projector, plan)
+        check_connector(core.multi_modal_projector, plan)
         super().check(core, plan)
 
     def tower(self, core: Any) -> EncoderSpec:
         """The encoder, and how many patches the connector merges into a token."""
         spec = super().tower(core)
-        return EncoderSpec(spec.num_layers, spec.has_cls, core.multi_modal_projector.multiple**2, spec.output_layer)
+        connector = core.multi_modal_projector
+        return replace(spec, merge=connector.multiple**2, spatial=connector.spatial)
 
     def output_layer(self, core: Any) -> int:
         """The last block that the connector reads."""

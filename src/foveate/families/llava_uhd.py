@@ -38,8 +38,9 @@ class LlavaUHD(Family):
     def tower(self, core: Any) -> EncoderSpec:
         """Every stage joins four tokens, and the connector may join some more."""
         blocks = len(self.blocks(core))
-        joined = core.multi_modal_projector.multiple**2
-        return EncoderSpec(blocks, False, 4**core.config.vision_config.num_stages * joined, blocks - 1)
+        connector = core.multi_modal_projector
+        merge = 4**core.config.vision_config.num_stages * connector.multiple**2
+        return EncoderSpec(blocks, False, merge, blocks - 1, connector.spatial)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image."""

@@ -151,6 +151,15 @@ def needs_of(
                         "pass text_features=... to compress",
                     )
                 )
+            if not tower.spatial and need.kind in (*OF_ATTENTION, *OF_OUTPUT) and need.kind != "cls_feature":
+                raise FoveateError(
+                    Refusal(
+                        "needs-equal-regions",
+                        f"{name} needs {need.kind} of every patch, and tokens of this model stand for no part of the "
+                        "image",
+                        "choose a method that measures nothing in the encoder",
+                    )
+                )
             if first.shortens_encoder and need.kind in (*OF_ATTENTION, *OF_OUTPUT):
                 raise FoveateError(
                     Refusal(

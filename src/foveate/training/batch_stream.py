@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from foveate.core.errors import FoveateError
 from foveate.training.collate import Collator
 from foveate.training.examples import Example
+from foveate.training.lengths import drawn_length
 from foveate.training.recipe import Rendered, Sizes, Stage
 
 if TYPE_CHECKING:
@@ -228,6 +229,7 @@ class BatchStream(IterableDataset):
         start: Number of the first micro-batch.
         rank: Which of the training processes this is.
         processes: How many there are; every batch is divided among them.
+        sampled: Train every micro-batch at one of its `lengths`, the same in all processes where the images allow it.
     """
 
     def __init__(
@@ -239,6 +241,7 @@ class BatchStream(IterableDataset):
         start: int = 0,
         rank: int = 0,
         processes: int = 1,
+        sampled: bool = False,
     ) -> None:
         if stage.batch_size % processes:
             raise FoveateError(
@@ -253,12 +256,16 @@ class BatchStream(IterableDataset):
         self._start = start
         self._rank = rank
         self._processes = processes
+        self._sampled = sampled
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number in range(self._start + first, self._stage.steps * self._stage.accumulate, stride):
-            yield self._collate([draw() for draw in self.draws(number)[self._rank :: self._processes]])
+            batch = self._collate([draw() for draw in self.draws(number)[self._rank :: self._processes]])
+            if self._sampled and "lengths" in batch:
+                batch["lengths"] = drawn_length(batch["lengths"], self._seed, number)
+            yield batch
 
     def draws(self, number: int) -> list[Draw]:
         """The draws of micro-batch `number`, for all processes together."""

@@ -15,6 +15,7 @@ from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.attention_supervision import NO_TARGET, answer_token_indices, question_token_indices
 from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.training.examples import ROLES, Example, Turn
+from foveate.training.lengths import common_lengths
 
 #: Label of a position without a loss.
 IGNORED = -100
@@ -36,6 +37,7 @@ class Collator:
         colours: Produce `colours`, the mean colours of the quarters of the final tokens.
         window: Resize images to this many patches a side (`recipe.Stage.window`).
         cell_grid: (rows, columns) of the cells of a final token; by default `supervision.usual_cells`.
+        lengths: Produce `lengths`, the numbers of tokens that a nested connector is trained at.
 
     Raises:
         FoveateError: the model does not support windows.
@@ -52,6 +54,7 @@ class Collator:
         colours: bool = False,
         window: int | None = None,
         cell_grid: tuple[int, int] | None = None,
+        lengths: bool = False,
     ) -> None:
         connector = getattr(processor, "connector", None)
         if (answer_attention or question_attention) and connector is not None and not connector.spatial:
@@ -69,6 +72,7 @@ class Collator:
         self.pages = pages
         self.colours = colours
         self.window = window
+        self.lengths = lengths
         self.cell_grid = cell_grid or usual_cells(self.stages)
         if window is not None and not self.architecture.has_window():
             able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.has_window())
@@ -80,10 +84,11 @@ class Collator:
         """Collate a batch: inputs of the vision tower and the requested targets.
 
         `input_ids`, `attention_mask` and `labels` are (B, T); `cells` is (L', cells), `pointers` (B, T), `pages`
-        (n, classes), `colours` (L', 12).
+        (n, classes), `colours` (L', 12), `lengths` (lengths,), absent without images.
 
         Raises:
-            FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`).
+            FoveateError: an image cannot be opened, or the chat template does not fit (see `encode`), or the images
+                have no length in common.
         """
         images_by_example = [[open_image(image) for image in example.images] for example in examples]
         flat = [image for example_images in images_by_example for image in example_images]
@@ -104,6 +109,9 @@ class Collator:
         if self.colours and flat:
             colours = [colour_targets(image, self._token_grid(grid)) for image, grid in zip(flat, grids, strict=True)]
             batch["colours"] = torch.from_numpy(np.concatenate(colours))
+        if self.lengths and flat:
+            read = (Grid(*self._token_grid(grid)) for grid in grids)
+            batch["lengths"] = torch.tensor(common_lengths(self.processor.connector, read))
         if self.answers:
             batch |= self._text(examples, images_by_example, grids)
         return batch

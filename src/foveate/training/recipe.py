@@ -17,6 +17,9 @@ PARTS = ("vision_tower", "stages", "connector", "language_model", "heads")
 #: Optimisers of a stage.
 OPTIMIZERS = ("adamw", "muon")
 
+#: How a stage trains the lengths of a nested connector.
+Lengths = Literal["full", "all", "sampled"]
+
 
 @dataclass(frozen=True)
 class NewModel:
@@ -315,6 +318,11 @@ class Stage:
             `qwen2.5-vl` images of about as many patches as such a square has.
         plan: The plan that the model trains under, such as `pool-decoder:12.5%@2` or `pyramiddrop:50%@8,16,24`
             (`foveate.core.plan`); default: all visual tokens.
+        lengths: Numbers of tokens of a nested connector (`foveate.models.connectors`) that a batch is trained at:
+            `full`, its default number; `all`, the mean of the losses of all lengths of its paper, for which the
+            encoder runs once and the language model once a length; `sampled`, one of them, drawn for every batch.
+            Default: what the paper does, `all` for M3 and `sampled` for MQT and TokenFLEX, and `full` with a plan, with
+            attention supervision and for connectors of one length. The first stage of MQT is `full`.
     """
 
     name: str
@@ -332,6 +340,16 @@ class Stage:
     clip: float = 1.0
     window: int | None = None
     plan: str | None = None
+    lengths: Lengths | None = None
+
+    def excludes_lengths(self) -> str | None:
+        """The key with which a batch can be trained at the full length alone; None: there is none."""
+        if self.plan is not None:
+            return "plan"
+        if not self.loss.answer:
+            return "loss.answer: 0"
+        supervised = [name for name in ("answer_attention", "question_attention") if getattr(self.loss, name)]
+        return f"loss.{supervised[0]}" if supervised else None
 
     def check(self, where: str) -> None:
         """Raise FoveateError for invalid numbers and unknown parts."""
@@ -355,6 +373,8 @@ class Stage:
             raise FoveateError(f"{where}.window: {self.window} must be at least 1 patch.")
         if self.plan is not None:
             self._check_plan(f"{where}.plan", self.plan)
+        if self.lengths not in (None, "full") and (other := self.excludes_lengths()):
+            raise FoveateError(f"{where}.lengths: {self.lengths} is not possible with {other}; leave one of them out.")
         if not self.train:
             raise FoveateError(f"{where}.train: at least one part must train; parts are {', '.join(PARTS)}.")
         for part, rate in self.train.items():

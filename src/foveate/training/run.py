@@ -10,12 +10,14 @@ from rich.console import Console
 from transformers import ProcessorMixin, TrainingArguments
 
 from foveate.core.errors import FoveateError
+from foveate.methods.connector.nested import Nested
 from foveate.training import checkpoints
 from foveate.training.batch_stream import BatchStream
 from foveate.training.building import build_model, export
 from foveate.training.callbacks import Display, StopRequest
 from foveate.training.collate import Collator
 from foveate.training.cpu_attention import prefer_plain_when_short
+from foveate.training.lengths import lengths_of
 from foveate.training.log import RunLog, require_matplotlib, training_record
 from foveate.training.recipe import Recipe, Stage
 from foveate.training.sources import open_source
@@ -95,7 +97,8 @@ class Run:
                     f"stage {stage.name}: attention supervision needs text that attends to the image, not to VoCo "
                     "tokens; leave loss.answer_attention and loss.question_attention out."
                 )
-            with training_model.under_plan(stage.plan):
+            varied = lengths_of(stage, processor) != "full"
+            with training_model.under_plan(f"{Nested.name}:1" if varied else stage.plan):
                 pass
         unit = training_model.architecture.unit(model.config)
         sources = {
@@ -204,6 +207,7 @@ class Run:
         done: int,
         args: TrainingArguments,
     ) -> BatchStream:
+        lengths = lengths_of(stage, processor)
         return BatchStream(
             stage,
             sources,
@@ -217,12 +221,14 @@ class Run:
                 colours=stage.loss.colours > 0,
                 window=stage.window,
                 cell_grid=self.recipe.cells,
+                lengths=lengths != "full",
             ),
             # Stages see different data.
             seed=self.recipe.seed * 1000 + index,
             start=done * stage.accumulate,
             rank=args.process_index,
             processes=args.world_size,
+            sampled=lengths == "sampled",
         )
 
     def _selected_stages(self, only: str | None) -> list[tuple[int, Stage]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -170,6 +171,8 @@ class StageTrainer(Trainer):
         self._workers = workers
         self._display = display
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64)
+        # Micro-batches of this process by the number of tokens that they were trained at.
+        self._lengths: Counter[int] = Counter()
         self._clock = time.monotonic()
         self._earlier_seconds = start.seconds
         self._logged = (0, self._clock)
@@ -218,6 +221,8 @@ class StageTrainer(Trainer):
     ) -> Any:
         """Weighted loss of a micro-batch, as its share of the mean over the batch."""
         weights = self._stage.loss
+        if "lengths" in inputs:
+            self._lengths.update(inputs["lengths"].tolist())
         sums = model(**inputs, blank_weight=weights.blank)
         # Accumulated in float64 on the CPU: thousands of losses of float32 would lose digits.
         self._sums += torch.stack(
@@ -284,6 +289,7 @@ class StageTrainer(Trainer):
             return  # the plain trainer's summary at the end
         sums = dict(zip(SUMS, self.accelerator.reduce(self._sums.to(self._float), "sum").tolist(), strict=True))
         self._sums.zero_()
+        lengths, self._lengths = self._lengths, Counter()
         if not self.is_world_process_zero():
             return
         progress = self._progress()
@@ -298,6 +304,8 @@ class StageTrainer(Trainer):
         }
         if self._stage.plan is not None:
             entry["plan"] = self._stage.plan
+        if lengths:
+            entry["lengths"] = {str(length): lengths[length] for length in sorted(lengths)}
         entry |= means(sums)
         factor = self._stage.schedule.factor(self.state.global_step - 1, self._stage.steps)
         entry["learning_rates"] = {part: rate * factor for part, rate in self._stage.train.items()}

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from foveate.core.network_folder import read_networks
 from foveate.core.plan import Plan
+from foveate.methods.connector.nested import Nested
 from foveate.methods.decoder.dpn import DPN, build
 from foveate.models.vit_uhd.layout import Layout
 from foveate.runtime import Handle, compress
@@ -26,6 +27,7 @@ from foveate.training.dense_labels import (
     targets_before_last_stage,
     usual_cells,
 )
+from foveate.training.lengths import encoded_once
 from foveate.training.methods import dpn
 
 
@@ -126,6 +128,7 @@ class TrainingModel(nn.Module):
         question_targets: torch.Tensor | None = None,
         pages: torch.Tensor | None = None,
         colours: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
         blank_weight: float = 1.0,
         **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
@@ -141,6 +144,8 @@ class TrainingModel(nn.Module):
             pages: (n, classes), 1 for every character on an image, 0 for the others, negative where that is not known
                 (`dense_labels.page_targets`); None skips them.
             colours: (L', 12), of the quarters of the final tokens (`dense_labels.colour_targets`); None skips them.
+            lengths: (n,), numbers of tokens of a nested connector: the answer loss is the mean of the losses at these.
+                The vision tower runs once for all of them. None: the connector's default number.
             blank_weight: Weight of a blank cell, relative to 1 for a cell with a character.
             inputs: Inputs of the model: images, ids and mask, as `Collator` makes them.
         """
@@ -148,14 +153,7 @@ class TrainingModel(nn.Module):
         if labels is None:
             self.architecture.encode(self.model, inputs)
         else:
-            hidden, labels = self._run(labels, inputs)
-            # Position i predicts token i + 1; only labelled positions pass the output layer.
-            learned = labels[:, 1:] != -100
-            targets = labels[:, 1:][learned]
-            logits = self.model.lm_head(hidden[:, :-1][learned]).float()
-            sums["answer_loss"] = F.cross_entropy(logits, targets, reduction="sum") + self._routing(learned.sum())
-            sums["answer_tokens"] = learned.sum()
-            sums["answer_right"] = (logits.detach().argmax(-1) == targets).sum()
+            sums |= self._answer(labels, inputs) if lengths is None else self._answer_at(lengths, labels, inputs)
             supervisions = (
                 ("answer_attention", self._answer_attention, answer_targets),
                 ("question_attention", self._question_attention, question_targets),
@@ -180,6 +178,30 @@ class TrainingModel(nn.Module):
             sums["colour_count"] = torch.tensor(colours.numel(), device=colours.device)
         self._captured.clear()
         return sums
+
+    def _answer(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The sums of the answer loss."""
+        hidden, labels = self._run(labels, inputs)
+        # Position i predicts token i + 1; only labelled positions pass the output layer.
+        learned = labels[:, 1:] != -100
+        targets = labels[:, 1:][learned]
+        logits = self.model.lm_head(hidden[:, :-1][learned]).float()
+        return {
+            "answer_loss": F.cross_entropy(logits, targets, reduction="sum") + self._routing(learned.sum()),
+            "answer_tokens": learned.sum(),
+            "answer_right": (logits.detach().argmax(-1) == targets).sum(),
+        }
+
+    def _answer_at(
+        self, lengths: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The means of the sums of `_answer` over lengths of the connector."""
+        passes = []
+        with encoded_once(self.model.model.vision_tower):
+            for length in lengths.tolist():
+                with self.under_plan(f"{Nested.name}:{length}"):
+                    passes.append(self._answer(labels, inputs))
+        return {name: torch.stack([sums[name] for sums in passes]).float().mean() for name in passes[0]}
 
     def _routing(self, count: torch.Tensor) -> torch.Tensor | float:
         """The routing loss of the paper, scaled to a sum over `count` tokens."""

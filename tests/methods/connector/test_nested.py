@@ -11,6 +11,7 @@ import torch
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
+from foveate.core.registry import all_methods
 from foveate.methods.connector.nested import Nested
 from foveate.models.connectors import all_connectors
 from foveate.models.connectors.registry import connector_of_sizes
@@ -111,6 +112,9 @@ def test_what_is_refused():
         ("divprune:9 + nested:4", small_llava("m3"), "wrong-order"),
         ("nested", small_llava("m3"), "needs-budget"),
         ("nested:9 + fastervlm:4", small_llava("m3"), "needs-every-patch"),
+        ("mqt:4", small_llava("m3"), "needs-nested-connector"),
+        ("fastervlm:4", small_llava("mqt", **options_of("mqt")), "needs-equal-regions"),
+        ("downsample:4", small_llava("mqt", **options_of("mqt")), "needs-one-raster"),
     ):
         with pytest.raises(FoveateError) as error:
             foveate.compress(model, plan)
@@ -120,6 +124,17 @@ def test_what_is_refused():
         pytest.raises(FoveateError, match="cannot make 5 tokens of 6 x 6 patches; possible are 1, 4, 9, 36"),
     ):
         model(**small_batch(small_processor("m3")))
+
+
+@pytest.mark.parametrize("name", [name for name in NESTED if name in all_methods()])
+def test_a_paper_s_method_is_the_length_of_its_connector(name):
+    model = small_llava(name, **options_of(name))
+    inputs = small_batch(small_processor(name, **options_of(name)))
+    logits = []
+    for method in ("nested", name):
+        with foveate.compress(model, f"{method}:{lengths(name)[-1]}"):
+            logits.append(model(**inputs).logits)
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
 def test_a_method_for_one_connector_refuses_others():

@@ -54,6 +54,12 @@ def test_without_a_budget_the_option_counts():
     assert connector.output_grid(Grid(12, 12)) == Grid(6, 6)
 
 
+def test_lengths_of_training(connector):
+    assert connector.training_lengths(Grid(24, 24)) == tuple(reversed(PAPER))
+    assert connector.training_lengths(Grid(6, 6)) == (1, 9, 36)
+    assert connector.training_lengths(Grid(4, 6)) == (6, 24)
+
+
 @pytest.mark.parametrize("count", [2, 35, 100, 288, 577, 0])
 def test_counts_that_truncation_would_change_are_refused(connector, count):
     with pytest.raises(FoveateError, match=rf"cannot make {count} tokens of 24 x 24 patches; possible are 1, 4, 9, 16"):

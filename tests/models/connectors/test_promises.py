@@ -84,6 +84,7 @@ def test_shapes_and_output_grid_agree(connector):
             assert output == connector.output_grid(grid, budget)
             assert tokens.shape == (3, output.size, TEXT_WIDTH)
             assert budget is None or output.size == budget
+            assert connector.spatial or output.rows == 1
 
 
 def test_a_grid_is_read_or_refused_in_one_sentence(connector):
@@ -102,9 +103,10 @@ def test_rows_are_not_columns(connector):
     if connector.per_token:
         pytest.skip("tokens depend on no neighbour")
     wide, tall = run(connector, Grid(6, 12))[1], run(connector, Grid(12, 6))[1]
-    budget = 2 if connector.nested else None
+    # Neither the first length, which may be one token of all patches, nor the last, which may be every patch.
+    budget = budgets(connector, Grid(6, 12))[2] if connector.nested else None
     first, second = (run(connector, grid, budget)[0] for grid in (Grid(6, 12), Grid(12, 6)))
-    assert (wide.rows, wide.columns) == (tall.columns, tall.rows)
+    assert (wide.rows, wide.columns) == ((tall.columns, tall.rows) if connector.spatial else tall)
     assert not torch.allclose(first, second, atol=1e-3)
 
 
@@ -169,6 +171,14 @@ def test_a_budget_is_for_nested_connectors_alone(connector):
     for impossible in (0, -1, 37):
         with pytest.raises(FoveateError):
             run(connector, Grid(6, 6), impossible)
+
+
+def test_lengths_of_training_are_possible(connector):
+    lengths = connector.training_lengths(Grid(6, 6))
+    assert connector.nested == bool(lengths) == (connector.length_schedule in ("all", "sampled"))
+    assert list(lengths) == sorted(set(lengths))
+    for length in lengths:
+        assert connector.output_grid(Grid(6, 6), length).size == length
 
 
 def test_unknown_options_are_refused_with_what_is_possible(connector):

@@ -9,18 +9,18 @@ import torch
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
-from foveate.models.connectors import build_connector
+from foveate.models.connectors import Connector, build_connector
 from foveate.models.connectors.tokenpacker import SquareAttention, TokenPacker, downsample
 from tests.models.connectors.released_tokenpacker import GRID, LEVELS, TEXT_WIDTH, WIDTH, features, weights
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "tokenpacker.json").read_text(encoding="utf-8"))
 
 
-def from_released(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The authors' weights under the names here."""
+def from_released(connector: type[Connector], state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The authors' weights of a connector under the names here."""
     renamed = {}
     for name, weight in state.items():
-        ((source, target),) = [key for key in TokenPacker.released_keys.items() if re.match(key[0], name)]
+        ((source, target),) = [key for key in connector.released_keys.items() if re.match(key[0], name)]
         if isinstance(target, str):
             renamed[re.sub(f"^{source}", target, name)] = weight
         else:
@@ -31,7 +31,7 @@ def from_released(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"scale-{case['scale']}")
 def test_equals_the_authors_code(case):
     connector = build_connector("tokenpacker", WIDTH, TEXT_WIDTH, scale=case["scale"]).eval()
-    connector.load_state_dict(from_released(weights()))
+    connector.load_state_dict(from_released(TokenPacker, weights()))
     single, multi = features(case["case"])
     levels = torch.cat([multi.unflatten(-1, (LEVELS, WIDTH)), single.unsqueeze(2)], dim=2)
     with torch.no_grad():

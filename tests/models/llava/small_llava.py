@@ -32,7 +32,7 @@ TEXT = {
 
 def vision_config(encoder: Literal["clip", "siglip"] = "clip") -> Any:
     shape: dict[str, Any] = {
-        "hidden_size": 24,
+        "hidden_size": 48,
         "intermediate_size": 32,
         "num_hidden_layers": 4,
         "num_attention_heads": 3,

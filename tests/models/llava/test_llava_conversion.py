@@ -23,8 +23,9 @@ KINDS = {
     "mlp": {"mm_projector_type": "mlp2x_gelu"},
     "tokenpacker": {"mm_projector_type": "tokenpacker", "scale_factor": 3},
     "m3": {"mm_projector_type": "mlp2x_gelu", "matryoshka_vis_token_scale": 9},
+    "mqt": {"mm_projector_type": "linear", "query_abstractor_type": "matry_query", "num_visual_tokens": "36"},
 }
-OPTIONS = {"mlp": {}, "tokenpacker": {"scale": 3}, "m3": {"tokens": 9}}
+OPTIONS = {"mlp": {}, "tokenpacker": {"scale": 3}, "m3": {"tokens": 9}, "mqt": {"tokens": 36}}
 
 
 def released_weights(model, connector: str, tower: bool) -> dict[str, torch.Tensor]:
@@ -40,13 +41,14 @@ def released_weights(model, connector: str, tower: bool) -> dict[str, torch.Tens
         elif not name.startswith("model.multi_modal_projector."):
             released[name] = weight.clone()
     ours = model.model.multi_modal_projector.state_dict()
+    prefix = f"model.{connector_named(connector).released_prefix}"
     for source, target in connector_named(connector).released_keys.items():
         plain = source.replace("\\", "")
         if isinstance(target, tuple):
-            released[f"model.mm_projector.{plain}"] = torch.cat([ours.pop(name) for name in target])
+            released[f"{prefix}.{plain}"] = torch.cat([ours.pop(name) for name in target])
             continue
         for name in [name for name in ours if name.startswith(target)]:
-            released[f"model.mm_projector.{plain}{name.removeprefix(target)}"] = ours.pop(name)
+            released[f"{prefix}.{plain}{name.removeprefix(target)}"] = ours.pop(name)
     assert not ours
     return released
 
@@ -60,7 +62,7 @@ def write_released(folder: Path, connector: str, tower: bool = True, **config):
     fields = TEXT | {
         "model_type": "llava_llama",
         "architectures": ["LlavaLlamaForCausalLM"],
-        "mm_hidden_size": 24,
+        "mm_hidden_size": 48,
         "mm_vision_select_layer": -2,
         "mm_vision_select_feature": "patch",
         "mm_vision_tower": "/not/here/clip",
@@ -88,7 +90,7 @@ def test_a_released_folder_gives_the_same_logits_and_is_saved_in_our_layout(conn
     assert torch.equal(loaded.eval()(input_ids=ids, pixel_values=pixels).logits, expected)
     loaded.save_pretrained(tmp_path / "ours")
     names = load_file(tmp_path / "ours" / "model.safetensors")
-    assert not any("mm_projector" in name for name in names)
+    assert not any("mm_projector" in name or "query_abstractor" in name for name in names)
     again = FoveateLlavaForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
     assert torch.equal(again(input_ids=ids, pixel_values=pixels).logits, expected)
 
@@ -135,7 +137,7 @@ def test_a_tower_that_is_not_there_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mm_projector_type": "linear"}, "'linear' is not supported; possible are mlp2x_gelu, tokenpacker"),
+        ({"mm_projector_type": "linear"}, "'linear' is not supported; possible are matry_query, mlp2x"),
         ({"mm_vision_select_feature": "cls_patch"}, "'cls_patch' is not supported"),
         ({"vision_config": None}, "does not describe its vision tower.*add a vision_config"),
     ],

@@ -15,7 +15,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -63,9 +63,13 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     paper: ClassVar[str] = ""
     #: Whether the number of tokens can be chosen at inference (`budget`), from one set of weights.
     nested: ClassVar[bool] = False
+    #: How the paper of a nested connector trains its lengths: "all" averages the losses of all of them in every batch,
+    #: "sampled" draws one of them for every batch. None for connectors of one length.
+    length_schedule: ClassVar[Literal["all", "sampled"] | None] = None
     #: Whether tokens depend on the prompt (`text`).
     reads_text: ClassVar[bool] = False
-    #: Whether a token (i, j) of the output grid stands for the patches of its own part of the image.
+    #: Whether a token (i, j) of the output grid stands for the patches of its own part of the image. Where tokens stand
+    #: for no part of it, as those of learned queries, the grid of n tokens is one row: 1 x n.
     spatial: ClassVar[bool] = True
     #: Whether every token is mapped by itself, so that packed images are one call.
     per_token: ClassVar[bool] = False
@@ -73,8 +77,10 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     options_class: ClassVar[type[ConnectorOptions]] = ConnectorOptions
     #: `mm_projector_type` in the `config.json` of the authors' checkpoints in the layout of LLaVA.
     released_types: ClassVar[tuple[str, ...]] = ()
-    #: Names of the authors' weights below `model.mm_projector.`, as regular expressions, with the names here. Several
-    #: names share the rows of one weight evenly, as those of `nn.MultiheadAttention`.
+    #: Name of the connector in the authors' weights: `model.<prefix>.*`.
+    released_prefix: ClassVar[str] = "mm_projector"
+    #: Names of the authors' weights below this prefix, as regular expressions, with the names here. Several names share
+    #: the rows of one weight evenly, as those of `nn.MultiheadAttention`.
     released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
 
     options: O_co
@@ -145,6 +151,14 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     def reduced(self, grid: Grid, budget: int | None) -> Grid:
         """`output_grid` of a grid that `multiple` divides and a budget that is allowed; the same grid by default."""
         return grid
+
+    def training_lengths(self, grid: Grid) -> tuple[int, ...]:
+        """Numbers of tokens that the paper trains a nested connector at, in ascending order, from sizes alone.
+
+        Args:
+            grid: Of the features; numbers that it does not allow are left out.
+        """
+        return ()
 
     def forward(
         self, features: Tensor, grid: Grid, budget: int | None = None, text: Tensor | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +14,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import whole_number
 from foveate.models.connectors.mlp import MLP, MLPOptions
+
+#: Sides of the squares that training averages over, besides that of the whole image.
+TRAINED_SIDES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class M3(MLP[M3Options]):
     same holds for every k that divides rows and columns of a grid, and all of these are allowed here; the released
     weights are trained on the five above.
 
+    Training averages the losses of all lengths in every batch: of the five above, and on other grids of k = 1, 2, 4 and
+    8, where they divide it, and of the largest square that does.
+
     The authors' code truncates sqrt(N / tokens), so that other requests silently give another number of tokens; here
     they raise an error.
     """
@@ -48,6 +54,7 @@ class M3(MLP[M3Options]):
     title: ClassVar[str] = "Matryoshka Multimodal Models"
     paper: ClassVar[str] = "arXiv 2405.17430"
     nested: ClassVar[bool] = True
+    length_schedule: ClassVar[Literal["all", "sampled"] | None] = "all"
     options_class: ClassVar = M3Options
     released_types: ClassVar[tuple[str, ...]] = ("mlp2x_gelu",)
 
@@ -69,6 +76,12 @@ class M3(MLP[M3Options]):
         if wanted is None:
             return grid
         return pooled_grid(grid, wanted)
+
+    def training_lengths(self, grid: Grid) -> tuple[int, ...]:
+        """See `Connector.training_lengths`."""
+        common = math.gcd(*grid)
+        sides = {side for side in TRAINED_SIDES if common % side == 0} | {common}
+        return tuple(grid.size // side**2 for side in sorted(sides, reverse=True))
 
     def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
         """See `Connector.connect`."""

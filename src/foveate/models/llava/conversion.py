@@ -65,7 +65,7 @@ def register_released_keys(model_type: str) -> None:
     }
     for connector in all_connectors().values():
         for name, target in connector.released_keys.items():
-            source = rf"^model\.mm_projector\.{name}"
+            source = rf"^model\.{connector.released_prefix}\.{name}"
             if isinstance(target, str):
                 transforms[source] = ReleasedKey(source, f"model.multi_modal_projector.{target}")
             else:
@@ -128,7 +128,8 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def _connector(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and options of the connector."""
-    kind = config["mm_projector_type"]
+    # MQT names its connector elsewhere; `mm_projector_type` then is a default that its code does not read.
+    kind = config.get("query_abstractor_type") or config["mm_projector_type"]
     connectors = all_connectors().values()
     found = {
         connector.name: options
