@@ -73,8 +73,10 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     options_class: ClassVar[type[ConnectorOptions]] = ConnectorOptions
     #: `mm_projector_type` in the `config.json` of the authors' checkpoints in the layout of LLaVA.
     released_types: ClassVar[tuple[str, ...]] = ()
-    #: Names of the authors' weights below `model.mm_projector.`, as regular expressions, with the names here. Several
-    #: names share the rows of one weight evenly, as those of `nn.MultiheadAttention`.
+    #: Name of the connector in the authors' weights: `model.<prefix>.*`.
+    released_prefix: ClassVar[str] = "mm_projector"
+    #: Names of the authors' weights below this prefix, as regular expressions, with the names here. Several names share
+    #: the rows of one weight evenly, as those of `nn.MultiheadAttention`.
     released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
 
     options: O_co

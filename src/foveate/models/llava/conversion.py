@@ -65,7 +65,7 @@ def register_released_keys(model_type: str) -> None:
     }
     for connector in all_connectors().values():
         for name, target in connector.released_keys.items():
-            source = rf"^model\.mm_projector\.{name}"
+            source = rf"^model\.{connector.released_prefix}\.{name}"
             if isinstance(target, str):
                 transforms[source] = ReleasedKey(source, f"model.multi_modal_projector.{target}")
             else:
