@@ -20,8 +20,7 @@ SITES = {
     "encoder": ("Inside the encoder", "Merge tokens between its blocks, which also reduces the cost of the encoder."),
     "connector": (
         "In the connector",
-        "Choose the number of tokens of a connector that was trained to give several, or map the features of an image to "
-        "a smaller raster.",
+        "Choose the length of a connector that was trained to give several, or map features to a smaller raster.",
     ),
     "image": ("On the image", "Baselines that reduce the resolution of the image."),
 }
