@@ -32,7 +32,10 @@ WRITING = ("draft of a chain", "draft of a tree", "vasparse")
 EVERY = (*all_methods(), "dymu-virtual", "divprune + fastv", *WRITING)
 
 #: Methods for some models only, with the model of the zoo that they are tested on first; all others: llava.
-FIRST = {"nested": "foveate-llava-nested"}
+FIRST = {
+    "nested": "foveate-llava-nested",
+    "oryx": "foveate-llava-oryx",
+}
 
 
 def is_first(name: str, method: str) -> bool:
@@ -78,7 +81,7 @@ def attach(name: str, method: str, model: Any, folder: Path) -> AbstractContextM
         torch.manual_seed(0)
         made[method]()
         arguments = f"(weights={str(file)!r})"
-    budget = "" if cls.budget == "none" else ":4" if method == "nested" else ":3"
+    budget = "" if cls.budget == "none" else ":4" if method in FIRST else ":3"
     place = "@1" if cls.site == "decoder" else ""
     return foveate.compress(model, f"{method}{arguments}{budget}{place}")
 

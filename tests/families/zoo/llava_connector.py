@@ -1,4 +1,4 @@
-"""LLaVA with a connector that merges 2 x 2 patches, and with a nested one."""
+"""LLaVA with a connector that merges 2 x 2 patches, and with nested ones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,29 @@ def small() -> Any:
 
 def nested() -> Any:
     """The small LLaVA with a connector that can give 16, 4 or 1 tokens of an image."""
-    chosen = {"model_type": "foveate_llava", "connector_type": "m3"}
+    return with_large_weights("m3")
+
+
+def oryx() -> Any:
+    """The small LLaVA with a connector that attends within squares of 1, 4 or 16 patches."""
+    return with_large_weights("oryx")
+
+
+def with_large_weights(name: str, **options: Any) -> Any:
+    """The small LLaVA with another connector, whose outputs depend on every input."""
+    chosen = {"model_type": "foveate_llava", "connector_type": name, "connector_options": options}
     model = FoveateLlavaForConditionalGeneration(FoveateLlavaConfig(**llava().config.to_dict() | chosen))
-    torch.nn.init.normal_(model.model.multi_modal_projector.linear_1.weight, std=SPREAD)
+    for parameter in model.model.multi_modal_projector.parameters():
+        torch.nn.init.normal_(parameter, std=SPREAD)
     return model
 
 
-MODELS = {"foveate-llava": small, "foveate-llava-nested": nested}
-FAMILY = {"foveate-llava-nested": "foveate-llava"}
+MODELS = {
+    "foveate-llava": small,
+    "foveate-llava-nested": nested,
+    "foveate-llava-oryx": oryx,
+}
+FAMILY = dict.fromkeys((name for name in MODELS if name != "foveate-llava"), "foveate-llava")
 
 
 def prompts(model: Any, rows: Rows, side: str = "left", seed: int = 0) -> dict[str, Any]:

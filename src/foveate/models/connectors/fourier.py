@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.methods.shared.low_pass import check_ratio, grid_of_count, grid_of_ratio, low_pass
 from foveate.models.connectors.mlp import MLP, MLPOptions
+
+#: Shares of the frequencies of each axis that the released models keep.
+PAPER_RATIOS = (1 / 4, 1 / 3, 1 / 2, 2 / 3)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Fourier(MLP[FourierOptions]):
     title: ClassVar[str] = "Fourier-VLM: Compressing Vision Tokens in the Frequency Domain for Large VLMs"
     paper: ClassVar[str] = "arXiv 2508.06038"
     nested: ClassVar[bool] = True
+    length_schedule: ClassVar[Literal["all", "sampled"] | None] = "sampled"
     options_class: ClassVar = FourierOptions
     released_types: ClassVar[tuple[str, ...]] = ("mlp2x_gelu",)
 
@@ -74,6 +78,10 @@ class Fourier(MLP[FourierOptions]):
             FoveateError: No raster with about the proportions of the image has so many tokens.
         """
         return grid_of_ratio(grid, self.options.ratio) if budget is None else grid_of_count(grid, budget)
+
+    def training_lengths(self, grid: Grid) -> tuple[int, ...]:
+        """Numbers of tokens at the ratios of the paper, in ascending order; its models are trained at one each."""
+        return tuple(sorted({grid_of_ratio(grid, ratio).size for ratio in PAPER_RATIOS}))
 
     def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
         """See `Connector.connect`."""
