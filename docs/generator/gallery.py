@@ -18,7 +18,10 @@ SITES = {
         "Act before the decoder layers that a plan names after `@`, by default before those of the paper.",
     ),
     "encoder": ("Inside the encoder", "Merge tokens between its blocks, which also reduces the cost of the encoder."),
-    "connector": ("In the connector", "Choose the number of tokens of a connector that was trained to give several."),
+    "connector": (
+        "In the connector",
+        "Choose the length of a connector that was trained to give several, or map features to a smaller raster.",
+    ),
     "image": ("On the image", "Baselines that reduce the resolution of the image."),
 }
 #: Symbols of the matrix; a letter gives the reason of a refusal.
@@ -31,6 +34,7 @@ LETTERS = {
     "needs-nested-connector": "N",
     "needs-one-token-per-patch": "P",
     "needs-one-raster": "R",
+    "needs-raster-features": "G",
 }
 #: A reason without a letter.
 OTHER = "✕"

@@ -45,7 +45,7 @@ def verdict(method: Any, family: Family) -> Verdict:
         check_sites(Plan((Step(method),)), family)
     except FoveateError as error:
         return _refused(error)
-    if method.site is Site.CONNECTOR:
+    if method.site is Site.CONNECTOR and family.connectors:
         return Verdict("runs", conditions=("needs-nested-connector",))
     if method.shortens_encoder:
         return Verdict("runs")

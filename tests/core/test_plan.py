@@ -145,6 +145,14 @@ def test_long_and_deep_texts_end_soon(text, message):
     assert len(str(caught.value)) < 1000
 
 
+def test_a_fraction_may_be_a_decimal():
+    assert parse_plan("divprune:0.25") == parse_plan("divprune: .25") == parse_plan("divprune:25%")
+    assert str(parse_plan("divprune:1.0")) == "divprune:100%"
+    for text in ("64.5", "0.0", "-0.5", "1.01", "0.2.5", "nan.", "0.5x"):
+        with pytest.raises(FoveateError, match="no budget; write a number of tokens"):
+            parse_plan(f"divprune:{text}")
+
+
 @pytest.mark.parametrize("thing", [3, None, [], ["divprune:64", 4]])
 def test_what_is_no_plan(thing):
     with pytest.raises(FoveateError, match="is no plan"):

@@ -266,6 +266,25 @@ def test_plans_before_the_decoder():
     assert small.parts["connector"] * 4 == full_model.parts["connector"]
 
 
+def test_a_filter_before_the_projector_and_after_the_merger():
+    """LLaVA's projector maps what the filter leaves; Qwen's merger has run by then. The encoder costs the same."""
+    for name, plan, tokens, share in (
+        ("llava-1.5-7b", "fourier:36", 36, 36 / 576),
+        ("llava-1.5-7b", "fourier(ratio=0.5)", 144, 144 / 576),
+        ("qwen2.5-vl-7b", "fourier", 16 * 16, 1.0),
+    ):
+        config = RELEASED[name]()
+        shape, processed = cost_of.shape_of(config), cost_of.processed_image(config, 672, 672)
+        runs = [cost_of.follow(chosen, shape, processed) for chosen in (None, Plan.of(plan))]
+        assert set(runs[1].kept) == {tokens}
+        full, filtered = (cost_of.cost(shape, run, 64).parts for run in runs)
+        assert filtered["encoder"] == full["encoder"]
+        assert filtered["connector"] == pytest.approx(share * full["connector"])
+    with refused("needs-raster-features"):
+        config = RELEASED["llava-next-7b"]()
+        cost_of.follow(Plan.of("fourier:36"), cost_of.shape_of(config), cost_of.processed_image(config, 672, 672))
+
+
 def test_merging_and_stages_of_other_models_are_refused():
     config = RELEASED["llava-next-7b"]()
     shape, processed = cost_of.shape_of(config), cost_of.processed_image(config, 640, 480)

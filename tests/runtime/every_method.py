@@ -36,6 +36,7 @@ FIRST = {
     "nested": "foveate-llava-nested",
     "mqt": "foveate-llava-mqt",
     "tokenflex": "foveate-llava-tokenflex",
+    "oryx": "foveate-llava-oryx",
 }
 
 

@@ -12,8 +12,16 @@ from foveate.core.registry import methods_at
 from foveate.families import families
 from tests.families.zoo import zoo
 
+#: Methods that map the features of an image to a smaller raster, where the family says where.
+RASTER = ("fourier:3",)
 #: Methods inside the encoder that run with default arguments, where every patch becomes a token of its own.
 INSIDE = ("tome:50%", "token-transforming:50%")
+
+
+def raster_pairs() -> list[tuple[str, str]]:
+    """Plans that map the features of an image to a smaller raster, on every specimen where the family says where."""
+    specimens = [name for name, one in sorted(zoo().items()) if families()[one.family].raster_features]
+    return [*product(specimens, RASTER)]
 
 
 def steps() -> list[str]:
@@ -33,10 +41,10 @@ def pairs() -> list[Any]:
     for i, specimen in enumerate(specimens):
         quick |= {(specimen, plans[(3 * i + j) % len(plans)]) for j in range(3)}
     patchwise = [name for name in specimens if families()[zoo()[name].family].patchwise]
-    quick |= {*product(patchwise, INSIDE)}
+    quick |= {*product(patchwise, INSIDE), *raster_pairs()}
     return [
         pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id=f"{pair[0]}-{pair[1]}")
-        for pair in [*product(specimens, plans), *product(patchwise, INSIDE)]
+        for pair in [*product(specimens, plans), *product(patchwise, INSIDE), *raster_pairs()]
     ]
 
 

@@ -15,12 +15,12 @@ from foveate import FoveateError, compat
 from foveate.families import family_of
 from foveate.kv_cache.pruned_cache import state_of
 from tests.families.zoo import Specimen, zoo
-from tests.runtime.matrix import inside_pairs
+from tests.runtime.matrix import inside_pairs, raster_pairs
 
 REFUSED = "this cache was filled under"
 ONE = (((3, 4),),)
 #: A plan before the language model on all models, and those inside it where layers can be shortened.
-PAIRS = [*((name, "divprune:3") for name in sorted(zoo())), *inside_pairs()]
+PAIRS = [*((name, "divprune:3") for name in sorted(zoo())), *inside_pairs(), *raster_pairs()]
 
 
 def longer(inputs: dict[str, Any], count: int) -> dict[str, Any]:

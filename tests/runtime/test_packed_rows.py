@@ -20,7 +20,7 @@ from foveate.core.attention import Attention
 from foveate.families import family_of
 from tests.families.reference import attention
 from tests.families.zoo import IMAGE, Specimen, zoo
-from tests.runtime.matrix import covering, steps
+from tests.runtime.matrix import covering, raster_pairs, steps
 from tests.runtime.packing import SAMPLES, alone, packed
 from tests.runtime.test_decoder_hooks import PLANS, SPECIMENS
 from tests.runtime.test_promises import compress
@@ -45,7 +45,7 @@ def samples_of(specimen: Specimen) -> tuple[list[dict[str, Any]], dict[str, Any]
 
 @pytest.mark.parametrize(
     ("name", "plan"),
-    [*covering([n for n in sorted(zoo()) if n not in LINEAR], steps()), *covering(SPECIMENS, PLANS)],
+    [*covering([n for n in sorted(zoo()) if n not in LINEAR], steps()), *covering(SPECIMENS, PLANS), *raster_pairs()],
 )
 def test_a_packed_row_is_its_samples(name: str, plan: str) -> None:
     specimen = zoo()[name]

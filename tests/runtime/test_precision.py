@@ -22,7 +22,7 @@ def plans() -> list[str]:
         for name, cls in methods_at(Site.DECODER).items()
         if not cls.trained
     ]
-    return [*steps(), *inside, "downsample:4", "tome:4", "token-transforming:4"]
+    return [*steps(), *inside, "downsample:4", "fourier:4", "tome:4", "token-transforming:4"]
 
 
 def logits(model: Any, inputs: dict[str, Any], plan: str) -> torch.Tensor:

@@ -13,6 +13,7 @@ CODES = {
     "needs-one-token-per-patch": "needs every patch to become one token of the language model",
     "needs-equal-regions": "measures the encoder, and tokens of the connector are no equal rectangles of its patches",
     "needs-one-raster": "needs images that are one raster, which can be made smaller on the way to the encoder",
+    "needs-raster-features": "needs features of an image that can be mapped before a projector or after a merger",
     "needs-decoder-layers": "needs a language model whose layers take shorter sequences one by one",
     "needs-mlp-neurons": "needs MLPs with neurons in every layer of the language model",
     "needs-full-attention": "needs a language model whose layers all attend to everything",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,6 +30,22 @@ class ImageMethod(Method):
             grid: Those of the original image.
             count: Tokens that shall stay, 1 to rows * columns; the reduced grid has as many or more.
         """
+
+
+def grid_of_least_excess(grid: Grid, count: int) -> Grid:
+    """The raster of `count` or more tokens, no side longer than that of `grid`, that fits best.
+
+    It has the proportions of `grid`, as nearly as whole rows and columns allow, and little excess.
+    """
+    candidates = []
+    for rows in range(1, grid.rows + 1):
+        columns = -(-count // rows)
+        if columns <= grid.columns:
+            # How far the proportions are off, and how much is wasted; both count alike.
+            stretch = abs(math.log(rows / columns) - math.log(grid.rows / grid.columns))
+            candidates.append((stretch + math.log(rows * columns / count), rows, columns))
+    _, rows, columns = min(candidates)
+    return Grid(rows, columns)
 
 
 def kept_positions(grid: Grid, small: Grid, count: int) -> tuple[Tensor, Tensor]:

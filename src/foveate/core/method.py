@@ -77,7 +77,7 @@ class Method(ABC):
     without_budget: ClassVar[tuple[str, ...]] = ()
     #: Arguments that were called otherwise before, for the error message: new names by old ones.
     renamed_arguments: ClassVar[Mapping[str, str]] = {}
-    #: Positions of what stays. Multi-axis positions (M-RoPE) are always the original ones.
+    #: Positions of what stays. Multi-axis positions (M-RoPE) are the original ones, except of a `RasterMethod`.
     positions: ClassVar[Positions] = "contiguous"
     #: Whether it acts at layers of the language model, which a plan may name (`@2`).
     takes_layers: ClassVar[bool] = False

@@ -1,7 +1,7 @@
 """Plans: methods with their budgets, as objects and as text.
 
     divprune:64                          64 tokens of every image stay
-    hiprune(alpha=0.1):25%               a quarter of the tokens stays
+    hiprune(alpha=0.1):25%               a quarter of the tokens stays; 0.25 says the same
     fastv:50%@2                          half stay from decoder layer 2 on
     fastervlm:192 + fastv:50%@2          one after the other
 
@@ -70,7 +70,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """The budget of `64` or `25%`.
+        """The budget of `64`, `25%` or `0.25`.
 
         Raises:
             FoveateError: it is neither.
@@ -79,6 +79,8 @@ class Budget:
         try:
             if text.endswith("%"):
                 return cls(fraction=float(Decimal(text[:-1].strip()) / 100))  # as written: 0.55% is 0.0055
+            if "." in text and 0 < (fraction := Decimal(text)) <= 1:
+                return cls(fraction=float(fraction))
             return cls(tokens=int(text))
         except (ValueError, ArithmeticError) as error:  # no number, or one that is too large for any
             if isinstance(error, FoveateError):

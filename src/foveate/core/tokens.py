@@ -241,6 +241,19 @@ def _rows(need: Need, value: Tensor, indices: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class PlacedRaster:
+    """Places of tokens in the smaller raster that their image was mapped to.
+
+    Args:
+        grid: Rows and columns of the smaller raster, of every frame of a clip.
+        places: (k,) int64 the cell of each token, row-major.
+    """
+
+    grid: Grid
+    places: Tensor
+
+
+@dataclass(frozen=True)
 class Selection:
     """The tokens that stay, and the rows that replace them.
 
@@ -255,6 +268,7 @@ class Selection:
             own (PPE). None: the position of `indices`.
         remade: Computes `features` from the tokens' features (N, D), for gradients, where these are no means with the
             shares above: maxima, or something with weights of the method's own in it.
+        raster: Places of the rows in a smaller raster, where the features were mapped to one.
     """
 
     indices: Tensor
@@ -263,6 +277,7 @@ class Selection:
     weights: Tensor | None = None
     positions: Tensor | None = None
     remade: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    raster: PlacedRaster | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -300,7 +315,10 @@ class Selection:
         if features is None and self.features is not None:
             features = later.apply(self.features)
         positions = later.positions if later.positions is None else self.indices[later.positions]
-        return Selection(self.indices[later.indices], features, assignment, weights, positions)
+        raster = self.raster
+        if raster is not None:
+            raster = PlacedRaster(raster.grid, raster.places[later.indices])
+        return Selection(self.indices[later.indices], features, assignment, weights, positions, raster=raster)
 
     def members(self, count: int) -> Tensor:
         """(count,) the row that every original token went into, -1 for those that were dropped."""

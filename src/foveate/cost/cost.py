@@ -90,6 +90,7 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
         parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.image.grids)
     if model.vision is not None and model.connector is not None and convention.connector:
         joined = sum(_left(model.vision, grid) for grid in run.image.grids) // model.connector.merge
+        joined = joined if run.projected is None else run.projected
         connector_flops = flops.connector(
             joined, model.connector.inputs, model.connector.hidden, model.connector.outputs
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from foveate.core.connector import RasterMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.image import ImageMethod
 from foveate.core.in_attention import AttentionMethod
@@ -32,11 +33,13 @@ class Run:
         image: The image as the encoder gets it; smaller than before where the plan reduces it.
         merges: Tokens that are merged away between attention and MLP of every block of the encoder.
         kept: Visual tokens that every layer of the decoder reads.
+        projected: Tokens that the connector maps; None: all that leave the encoder.
     """
 
     image: ProcessedImage
     merges: tuple[int, ...]
     kept: tuple[int, ...]
+    projected: int | None = None
 
 
 def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[int, ...]:
@@ -119,10 +122,13 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     family = next((candidate for candidate in families().values() if model.kind in candidate.model_types), None)
     if before and family is not None:
         check_sites(Plan(before), family)
-    first, steps, merges = plan.steps[0], plan.steps, none
+    first, steps, merges, projected = plan.steps[0], plan.steps, none, None
     method = first.method
     if isinstance(method, ImageMethod):
         processed, steps = _reduced(processed, first, method), steps[1:]
+    elif isinstance(method, RasterMethod) and family is not None and family.raster_features is not None:
+        processed, steps = _filtered(processed, first, method), steps[1:]
+        projected = processed.tokens if family.raster_features == "before-projector" else None
     elif isinstance(method, EncoderMethod):
         if model.vision is None or len(processed.grids) != 1:
             raise FoveateError(
@@ -133,7 +139,7 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
             )
         merges, steps = _merges(model.vision, processed.grids[0], first, method), steps[1:]
         processed = ProcessedImage(processed.grids, processed.tokens - sum(merges))
-    return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers))
+    return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers), projected)
 
 
 def _reduced(processed: ProcessedImage, step: Step, method: ImageMethod) -> ProcessedImage:
@@ -146,6 +152,16 @@ def _reduced(processed: ProcessedImage, step: Step, method: ImageMethod) -> Proc
     small = method.reduced_grid(processed.raster, count)
     side = processed.grids[0].rows // processed.raster.rows
     return ProcessedImage((Grid(small.rows * side, small.columns * side),), count)
+
+
+def _filtered(processed: ProcessedImage, step: Step, method: RasterMethod) -> ProcessedImage:
+    """The same image in the encoder, with the tokens of a smaller raster after it."""
+    if processed.raster is None:
+        raise FoveateError(
+            Refusal("needs-one-raster", f"{method.name} is counted where one sequence makes all tokens of an image")
+        )
+    count = step.count(processed.tokens) or method.reduced_grid(processed.raster, None).size
+    return ProcessedImage(processed.grids, count)
 
 
 def _merges(vision: Vision, grid: Grid, step: Step, method: EncoderMethod) -> tuple[int, ...]:

@@ -66,6 +66,9 @@ class Family(ABC):
     patchwise: ClassVar[bool] = False
     #: Whether models have a connector of `foveate.models.connectors`, as `multi_modal_projector` of the core.
     connectors: ClassVar[bool] = False
+    #: Where the raster of an image's features can be mapped to a smaller one: before a projector that maps every token
+    #: by itself, or after the merger. None: nowhere.
+    raster_features: ClassVar[Literal["before-projector", "after-merger"] | None] = None
     #: Whether an image is several sequences of the encoder, its tiles, which share one budget.
     tiled: ClassVar[bool] = False
     #: The tile that shows the whole image, in families whose tiles are budgeted as separate images.
@@ -139,6 +142,10 @@ class Family(ABC):
     def encoder_grids(self, core: Any, call: Mapping[str, Any]) -> list[Grid]:
         """Grids of what the connector reads, for every image of a call."""
         raise NotImplementedError  # only called where `connectors`
+
+    def projector(self, core: Any) -> nn.Module:
+        """The module that maps features to embeddings of the language model."""
+        return core.multi_modal_projector
 
     # Tokens
 
@@ -247,7 +254,8 @@ def check_connector(connector: Any, plan: Plan) -> None:
     Raises:
         FoveateError: as said.
     """
-    method = plan.steps[0].method
+    step = plan.steps[0]
+    method = step.method
     if isinstance(method, ImageMethod) and not connector.spatial:
         raise FoveateError(
             Refusal(
@@ -265,6 +273,14 @@ def check_connector(connector: Any, plan: Plan) -> None:
                 "needs-nested-connector",
                 f"{method.name} needs {wanted}, and this model has {connector.name}",
                 "choose a method that acts before the language model",
+            )
+        )
+    if step.budget is None:
+        raise FoveateError(
+            Refusal(
+                "needs-budget",
+                f"{method.name} needs a budget where the model has the connector {connector.name}",
+                f"write one, such as {method.name}:64",
             )
         )
 

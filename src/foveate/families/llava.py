@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import nn
 
+from foveate.core.connector import RasterMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.method import Site
 from foveate.core.tokens import Grid
@@ -25,6 +26,7 @@ class Llava(Family):
     example: ClassVar[str] = "llava-hf/llava-1.5-7b-hf"
     cls_tokens: ClassVar[tuple[bool, ...]] = (True, False)  # CLIP's encoder has one, SigLIP's and Pixtral's have none
     patchwise: ClassVar[bool] = True
+    raster_features: ClassVar[Literal["before-projector", "after-merger"] | None] = "before-projector"
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""
@@ -41,6 +43,16 @@ class Llava(Family):
     def check(self, core: Any, plan: Plan) -> None:
         """See `Family.check`."""
         check_features(self, core, plan)
+        method = plan.steps[0].method
+        if isinstance(method, RasterMethod) and core.config.vision_config.model_type == "pixtral":
+            raise FoveateError(
+                Refusal(
+                    "needs-one-raster",
+                    f"{method.name} acts on features before the projector, where those of all images of a Pixtral "
+                    "encoder are one sequence",
+                    "choose a method that acts before the language model",
+                )
+            )
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image; Pixtral's has the proportions of the image."""

@@ -24,6 +24,7 @@ class LlavaConnector(Llava):
     model_types: ClassVar[tuple[str, ...]] = ("foveate_llava",)
     example: ClassVar[str] = ""
     connectors: ClassVar[bool] = True
+    raster_features: ClassVar = None  # a connector may read neighbours
     patchwise: ClassVar[bool] = False  # tokens that methods merge inside the encoder are no raster for a connector
 
     def check(self, core: Any, plan: Plan) -> None:

@@ -19,6 +19,7 @@ class PaliGemma(Llava):
     name: ClassVar[str] = "paligemma"
     title: ClassVar[str] = "PaliGemma"
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
+    raster_features: ClassVar = None  # no paper does it here
     example: ClassVar[str] = "google/paligemma-3b-pt-224"
     cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
     answer_type: ClassVar[int] = 1

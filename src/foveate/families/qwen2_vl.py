@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ class Qwen2VL(Family):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     example: ClassVar[str] = "Qwen/Qwen2-VL-7B-Instruct"
     merge: ClassVar[int] = 4
+    raster_features: ClassVar[Literal["before-projector", "after-merger"] | None] = "after-merger"
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks."""

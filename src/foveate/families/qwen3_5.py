@@ -19,6 +19,7 @@ class Qwen35(Qwen2VL):
     name: ClassVar[str] = "qwen3.5"
     title: ClassVar[str] = "Qwen3.5"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_5", "qwen3_5_moe")
+    raster_features: ClassVar = None  # no paper does it here
     example: ClassVar[str] = "Qwen/Qwen3.5-27B"
     decoder: ClassVar[bool] = False
     first_layer: ClassVar[bool] = False  # the first layer is a linear one

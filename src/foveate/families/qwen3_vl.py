@@ -19,6 +19,7 @@ class Qwen3VL(Qwen2VL):
     name: ClassVar[str] = "qwen3-vl"
     title: ClassVar[str] = "Qwen3-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+    raster_features: ClassVar = None  # DeepStack features would have to be mapped too
     example: ClassVar[str] = "Qwen/Qwen3-VL-4B-Instruct"
 
     def text_positions(self, positions: Tensor | None) -> Tensor | None:

@@ -75,6 +75,8 @@ class PrunedCacheState:
         self.segments: dict[int, Tensor] = {}
         #: For each segment (B, 1) image tokens that were removed in it and not in the first layer.
         self.segment_num_pruned: dict[int, Tensor] = {}
+        #: (B, 1) by how much later positions of several axes come earlier, for images whose raster became smaller.
+        self.raster_shift: Tensor | None = None
         self.counts_physical = False
         #: Whether the next pass verifies several drafted tokens.
         self.has_drafts = False
@@ -120,6 +122,7 @@ class PrunedCacheState:
         rows = rows.to(self.columns.device)
         self.columns, self.num_pruned, self.visual = self.columns[rows], self.num_pruned[rows], self.visual[rows]
         self.token_types = None if self.token_types is None else self.token_types[rows]
+        self.raster_shift = None if self.raster_shift is None else self.raster_shift[rows]
         self.memory = {layer: [memory[row] for row in rows.tolist()] for layer, memory in self.memory.items()}
         self.neurons = {layer: [slices[row] for row in rows.tolist()] for layer, slices in self.neurons.items()}
         self.segments = {layer: columns[rows] for layer, columns in self.segments.items()}

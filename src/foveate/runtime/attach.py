@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from foveate import compat
 from foveate.core import sequence
+from foveate.core.connector import RasterMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_encoder import EncoderMethod
 from foveate.core.plan import Plan
@@ -36,6 +37,7 @@ from foveate.runtime.model_call import ModelCall, bind_arguments
 from foveate.runtime.patches import NotCopyable, Patches
 from foveate.runtime.probe import Probe
 from foveate.runtime.question_tokens import QuestionFinder
+from foveate.runtime.raster_features import ProjectorInput
 from foveate.runtime.report import Report, ReportLog
 from foveate.runtime.requirements import check_budgets, check_sites, needs_of
 from foveate.runtime.select_tokens import MODALITIES, ForwardContext, TokenSelector
@@ -71,7 +73,8 @@ def compress(
         budget: Budget for a one-step plan without one, such as `"divprune"` or a method object: tokens (int), a
             fraction (float) or text ("25%").
         positions: Position ids of kept tokens: "original" keeps those of the full sequence, "contiguous" closes the
-            gaps. Default: as in the method's paper. Models with M-RoPE always keep the original ones.
+            gaps. Default: as in the method's paper. Models with M-RoPE keep the original ones, except under methods
+            that map the features to a smaller raster, whose positions are "contiguous" ones.
         text_features: (prompts, d) or (d,), embeddings of the prompts in the space of the encoder's [CLS] token, for
             methods that compare images with a contrastive text encoder.
         processor: The model's processor or tokenizer, for question-aware methods: it separates the user's words from
@@ -298,7 +301,11 @@ class Handle(NotCopyable):
         attentions = [family.attention(block) for block in blocks]
         probe = Probe(attentions, blocks, self._needs, self.tower.has_cls)
         probe.attach(patches)
-        self._encoder = ImageEncoder(family, core, self.plan, probe, self._merge())
+        projector_input = None
+        if isinstance(self.plan.steps[0].method, RasterMethod) and family.raster_features == "before-projector":
+            projector_input = ProjectorInput(family.projector(core))
+            projector_input.attach(patches)
+        self._encoder = ImageEncoder(family, core, self.plan, probe, self._merge(), projector_input)
         if self._has_task_head:
             patches.wrap(self.model, "forward", self._with_task_head)
         elif self.model is not core:

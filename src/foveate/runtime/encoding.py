@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.connector import ConnectorMethod
+from foveate.core.connector import ConnectorMethod, RasterMethod
 from foveate.core.errors import FoveateError
 from foveate.core.image import ImageMethod, kept_positions
 from foveate.core.plan import Plan
@@ -19,6 +19,7 @@ from foveate.core.tokens import Need, Selection
 from foveate.families import Family, ImageLayout
 from foveate.families.family import grid_crop
 from foveate.runtime.probe import Probe
+from foveate.runtime.raster_features import ProjectorInput, RasterReduction
 from foveate.runtime.report import ImageReport
 from foveate.runtime.vision_merging import Merging
 
@@ -76,6 +77,7 @@ class ImageEncoder:
     plan: Plan
     probe: Probe
     merging: Merging | None
+    projector_input: ProjectorInput | None = None
     #: Outputs may be copied with their `EncodedImages`, so the encoder is identified by a number.
     encoder_id: int = field(default_factory=lambda: next(_numbers))
 
@@ -92,6 +94,8 @@ class ImageEncoder:
         first = self.plan.steps[0].method
         if isinstance(first, ImageMethod):
             return self._encode_reduced(first, modality, original, call)
+        if isinstance(first, RasterMethod) and not self.family.connectors:
+            return self._encode_filtered(first, modality, original, call)
         if isinstance(first, ConnectorMethod):
             return self._encode_at_length(modality, original, call)
         with self.probe.encoding() as measurements:
@@ -140,6 +144,39 @@ class ImageEncoder:
             features.append(tokens.new_zeros(grid.size, tokens.shape[-1]).index_copy(0, at, tokens))
             layouts.append(ImageLayout(grid.size, grid_crop(*grid, at.device)))
             selections.append(Selection(at))
+        output.pooler_output = features
+        measured: list[dict[Need, Tensor]] = [{} for _ in layouts]
+        return output, EncodedImages(layouts, measured, self.encoder_id, _end_features(features), selections)
+
+    def _encode_filtered(
+        self, method: RasterMethod, modality: str, original: Callable[..., Any], call: dict[str, Any]
+    ) -> tuple[Any, EncodedImages | None]:
+        """Encode with features mapped to smaller rasters; their tokens are placed among zeros in the usual layout."""
+        budget = self.plan.steps[0].budget
+        if self.projector_input is None:
+            output = original(**call)
+            if not hasattr(output, "pooler_output"):  # a tuple was requested, not by our callers
+                return output, None
+            layouts = self.family.layouts(self.core, modality, call, output)
+            reductions = [RasterReduction.of(method, layout, budget) for layout in layouts]
+            tokens = [
+                reduction.filter(image) for reduction, image in zip(reductions, output.pooler_output, strict=True)
+            ]
+        else:
+            grids = self.family.grids(self.core, modality, call)
+            assert grids is not None and len(set(grids)) == 1  # images in one tensor have one size
+            reduction = RasterReduction.of(method, ImageLayout(grids[0].size, grid_crop(*grids[0])), budget)
+            with self.projector_input.mapped_by(reduction.filter):
+                output = original(**call)
+            if not hasattr(output, "pooler_output"):
+                return output, None
+            layouts = self.family.layouts(self.core, modality, call, output)
+            reductions, tokens = [reduction] * len(layouts), list(output.pooler_output)
+        features, selections = [], []
+        for reduction, image, layout in zip(reductions, tokens, layouts, strict=True):
+            placed, selection = reduction.place(image, layout.count)
+            features.append(placed)
+            selections.append(selection)
         output.pooler_output = features
         measured: list[dict[Need, Tensor]] = [{} for _ in layouts]
         return output, EncodedImages(layouts, measured, self.encoder_id, _end_features(features), selections)

@@ -42,6 +42,7 @@ from foveate.runtime.decoder_hooks import DecoderHooks
 from foveate.runtime.forward_state import ImageSpan, LLMForwardState
 from foveate.runtime.multi_position_rope import MultiPositionRoPE, member_position_ids
 from foveate.runtime.patches import Patches
+from foveate.runtime.raster_positions import raster_positions, shift_of_rasters
 from foveate.runtime.report import ImageReport
 from foveate.runtime.select_tokens import ForwardContext
 from foveate.runtime.virtual_unmerging import VirtualUnmerging
@@ -293,6 +294,10 @@ class LLMInputHook:
             _check_image_positions(context, positions)
         removed = pruned.removed + cache_state.num_pruned if self.renumber else None
         arguments["position_ids"] = sequence.gather_positions(positions, columns, removed)
+        if self.renumber and positions.ndim == 3:
+            arguments["position_ids"] = self._raster_positions(
+                positions, columns, arguments["position_ids"], selections, cache_state, masks
+            )
 
         if kwargs.get("visual_pos_masks") is not None:
             planes, visual = sequence.shorten_planes(
@@ -308,6 +313,26 @@ class LLMInputHook:
             num_cached = cache_state.columns.shape[1]
             arguments["cache_position"] = torch.arange(num_cached, num_cached + columns.shape[1], device=columns.device)
         return arguments | self._masks(context, {**kwargs, **arguments}, columns, cache_state, all_columns, masks)
+
+    def _raster_positions(
+        self,
+        positions: Tensor,
+        columns: Tensor,
+        pruned: Tensor,
+        selections: list[PlacedSelection],
+        cache_state: PrunedCacheState,
+        masks: SequenceMasks,
+    ) -> Tensor:
+        """Positions of several axes, in which images have those of their smaller raster, if they became smaller."""
+        smaller = any(image.selection.raster is not None for image in selections)
+        if not smaller and cache_state.raster_shift is None:
+            return pruned
+        positions = positions.expand(-1, len(columns), -1)
+        shift = shift_of_rasters(positions, selections, masks.sample_ids)
+        if cache_state.raster_shift is not None:
+            shift = shift + cache_state.raster_shift.to(shift)
+        cache_state.raster_shift = shift[:, -1:]
+        return raster_positions(positions, shift, columns, pruned, selections)
 
     def _masks(
         self,

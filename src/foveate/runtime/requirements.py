@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from foveate.core.connector import RasterMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.method import Site
 from foveate.core.plan import Plan
@@ -56,7 +57,17 @@ def check_sites(plan: Plan, family: Family) -> None:
                     )
                 )
         elif method.site is Site.CONNECTOR:
-            if not family.connectors:
+            if isinstance(method, RasterMethod) and not family.connectors:
+                if family.raster_features is None:
+                    raise FoveateError(
+                        Refusal(
+                            "needs-raster-features",
+                            f"{method.name} maps the features of an image before a projector or after a merger, which "
+                            f"is not possible in {family.title}",
+                            "choose a method that acts before the language model",
+                        )
+                    )
+            elif not family.connectors:
                 raise FoveateError(
                     Refusal(
                         "needs-nested-connector",

@@ -148,7 +148,7 @@ class TokenSelector:
                     features = merged.apply(tokens.features)
                 elif merges:
                     features = tokens.features[merged.indices]
-                selection = Selection(merged.indices, features, merged.assignment, merged.weights)
+                selection = Selection(merged.indices, features, merged.assignment, merged.weights, raster=merged.raster)
                 steps.append(StepReport(str(step), step.method.site, len(tokens), len(selection), 0.0))
                 tokens = tokens.take(selection)
                 continue

@@ -36,6 +36,11 @@ def tokenflex() -> Any:
     return with_large_weights("tokenflex", tokens=TOKENS)
 
 
+def oryx() -> Any:
+    """The small LLaVA with a connector that attends within squares of 1, 4 or 16 patches."""
+    return with_large_weights("oryx")
+
+
 def with_large_weights(name: str, **options: Any) -> Any:
     """The small LLaVA with another connector, whose outputs depend on every input."""
     chosen = {"model_type": "foveate_llava", "connector_type": name, "connector_options": options}
@@ -50,6 +55,7 @@ MODELS = {
     "foveate-llava-nested": nested,
     "foveate-llava-mqt": mqt,
     "foveate-llava-tokenflex": tokenflex,
+    "foveate-llava-oryx": oryx,
 }
 FAMILY = dict.fromkeys((name for name in MODELS if name != "foveate-llava"), "foveate-llava")
 

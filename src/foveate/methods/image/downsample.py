@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.core.image import ImageMethod
+from foveate.core.image import ImageMethod, grid_of_least_excess
 from foveate.core.tokens import Grid
 
 
@@ -27,12 +26,4 @@ class Downsample(ImageMethod):
 
     def reduced_grid(self, grid: Grid, count: int) -> Grid:
         """The smallest raster with the proportions of `grid`, no side longer than its, and `count` or more tokens."""
-        candidates = []
-        for rows in range(1, grid.rows + 1):
-            columns = -(-count // rows)
-            if columns <= grid.columns:
-                # How far the proportions are off, and how much is wasted; both count alike.
-                stretch = abs(math.log(rows / columns) - math.log(grid.rows / grid.columns))
-                candidates.append((stretch + math.log(rows * columns / count), rows, columns))
-        _, rows, columns = min(candidates)
-        return Grid(rows, columns)
+        return grid_of_least_excess(grid, count)
