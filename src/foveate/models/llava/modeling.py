@@ -110,7 +110,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
         grid = encoder_grid(vision, *pixel_values.shape[-2:])
         kwargs = {name: value for name, value in kwargs.items() if value is not None} | {"output_hidden_states": True}
         if isinstance(vision, EncoderConfig):
-            kwargs = vision.static_options() | kwargs
+            kwargs = vision.tower_options() | kwargs
         outputs = self.vision_tower(pixel_values, **kwargs | {"return_dict": True})
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         first = 1 if strategy == "default" else 0
@@ -119,14 +119,15 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
         chosen = layers or ([chosen] if isinstance(chosen, int) else chosen)
         levels = [outputs.hidden_states[layer][:, first:] for layer in chosen]
         if wrong := [level.shape[1] for level in levels if level.shape[1] != grid.size]:
-            reason = (
-                f"layers {chosen} of {vision.model_type} do not all have those of its output"
-                if isinstance(vision, EncoderConfig)
-                else "'default' leaves out [CLS] of CLIP, 'full' keeps every patch of SigLIP"
-            )
+            if isinstance(vision, EncoderConfig):
+                raise FoveateError(
+                    f"the connector reads the {grid.size} tokens that {vision.model_type} makes of an image, and one "
+                    f"of its hidden states {', '.join(map(str, chosen))} has {wrong[0]}."
+                )
             raise FoveateError(
-                f"the connector reads the {grid.size} tokens of an image, and with vision_feature_select_strategy "
-                f"{strategy!r} there are {wrong[0]}: {reason}."
+                f"the connector reads the {grid.size} patches of an image, and with vision_feature_select_strategy "
+                f"{strategy!r} there are {wrong[0]} tokens: 'default' leaves out [CLS] of CLIP, 'full' keeps "
+                "every patch of SigLIP."
             )
         features = torch.stack(levels, dim=2) if layers else torch.cat(levels, dim=-1)
         if isinstance(budget, Sequence):
