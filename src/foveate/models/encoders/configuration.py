@@ -86,10 +86,10 @@ class EncoderConfig(PreTrainedConfig):
         """
         return patches
 
-    def static_options(self) -> dict[str, Any]:
-        """Options of `Encoder.forward` that make the number of tokens that of `output_grid` in training too.
+    def tower_options(self) -> dict[str, Any]:
+        """Options of `Encoder.forward` in the vision tower of a language model.
 
-        For encoders that draw their number of tokens in training, in models whose prompts have a fixed number of
-        placeholders.
+        With them the tokens are those of `output_grid`, in training too, and nothing is computed that only a training
+        of the encoder by itself reads.
         """
         return {}

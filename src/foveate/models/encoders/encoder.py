@@ -102,10 +102,6 @@ class Encoder(PreTrainedModel, ABC):
             **options: Those of the encoder.
         """
 
-    def training_outputs(self, output: Any) -> tuple[Tensor | None, ...]:
-        """What losses read of an output in training: the tokens, and what is for training alone."""
-        return output.last_hidden_state, output.prefix_tokens
-
     def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
         # For classes outside its own package, transformers skips modules without parameters of their own. That guards
         # against initializations that overwrite loaded weights; these do not.
@@ -121,6 +117,8 @@ class Encoder(PreTrainedModel, ABC):
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
         elif isinstance(module, SelfInitialized):  # children are initialized before their parents
             module.reset_parameters(std)
 

@@ -54,6 +54,9 @@ class LookupViTConfig(EncoderConfig):
             )
         if self.output not in OUTPUTS:
             raise FoveateError(f"output of lookupvit must be {' or '.join(OUTPUTS)}, not {self.output!r}.")
+        side = self.image_size // self.patch_size
+        for training_side in self.training_sides:
+            self.compressed_grid(Grid(side, side), training_side**2)
 
     def reduced(self, patches: Grid) -> Grid:
         """See `EncoderConfig.reduced`.
@@ -84,6 +87,6 @@ class LookupViTConfig(EncoderConfig):
             )
         return Grid(side, side)
 
-    def static_options(self) -> dict[str, Any]:
-        """See `EncoderConfig.static_options`."""
+    def tower_options(self) -> dict[str, Any]:
+        """See `EncoderConfig.tower_options`."""
         return {"num_compressed": self.compressed_side**2} if self.output == "compressed" else {}
