@@ -12,6 +12,14 @@ from foveate.models.encoders import Encoder, encoder_named
 SIDE = 48
 #: Fields by encoder.
 SMALL: dict[str, dict[str, Any]] = {
+    "sit": {
+        "hidden_size": 24,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+        "stage_blocks": [1, 1, 1, 2],
+        "keeping_ratio": 0.8,
+    },
     "lookupvit": {
         "patch_size": 8,
         "hidden_size": 24,

@@ -103,9 +103,11 @@ def test_a_recipe_builds_trains_and_answers(name, tmp_path):
     model, processor = new_model(recipe_of(name), seed=0)
     assert type(model.model.vision_tower) is encoder_named(name)
     training_model = TrainingModel(model).train()
-    batch = Collator(processor, cells=True, colours=True)(EXAMPLES)
+    spatial = model.config.vision_config.spatial
+    batch = Collator(processor, cells=spatial, colours=spatial)(EXAMPLES)
     count = model.config.vision_config.output_grid(SIDE, SIDE).size
-    assert int((batch["input_ids"] == processor.image_token_id).sum()) == len(batch["cells"]) == 2 * count
+    assert int((batch["input_ids"] == processor.image_token_id).sum()) == 2 * count
+    assert not spatial or len(batch["cells"]) == 2 * count
     optimizer = torch.optim.AdamW(training_model.parameters(), lr=3e-3)
     losses = []
     for _ in range(20):
@@ -137,6 +139,20 @@ def test_impossible_recipes():
     _, processor = new_model(new, seed=0)
     with pytest.raises(FoveateError, match="leave it out for the encoder lookupvit"):
         Collator(processor, answers=False, window=2)(EXAMPLES)
+
+
+def test_losses_on_places_need_tokens_with_places():
+    _, processor = new_model(recipe_of("sit"), seed=0)
+    for loss in ("cells", "colours", "answer_attention", "question_attention"):
+        with pytest.raises(FoveateError, match="tokens of the encoder sit stand for no part of the image"):
+            Collator(processor, **{loss: True})
+
+
+def test_hidden_states_of_other_numbers_of_tokens_are_refused():
+    model, processor = llava("sit")
+    pixels = small_batch(processor)["pixel_values"]
+    with pytest.raises(FoveateError, match="the 4 tokens that sit makes of an image, and one of its hidden states 0 "):
+        model.get_image_features(pixels, vision_feature_layer=0)
 
 
 def test_configurations_and_processors_that_do_not_fit():
