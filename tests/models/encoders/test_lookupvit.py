@@ -12,6 +12,8 @@ from foveate.models.encoders.lookupvit import LookupViTConfig, LookupViTModel
 from foveate.models.encoders.lookupvit.modeling import Gather, LookupViTBlock, Scatter
 from tests.models.encoders.operations import built_without_weights, multiplications
 from tests.models.encoders.small_encoders import SIDE, images, small_config, small_encoder
+from tests.models.llava.small_encoder_llava import llava
+from tests.models.llava.small_llava import small_batch
 
 
 @pytest.fixture(params=[False, True], ids=["plain", "normalized"])
@@ -122,9 +124,6 @@ def test_training_draws_one_of_the_sides_per_step():
 
 
 def test_training_in_a_language_model_keeps_the_number_of_placeholders():
-    from tests.models.llava.small_llava import small_batch
-    from tests.models.llava.test_llava_encoders import llava
-
     model, processor = llava("lookupvit", training_sides=[2, 3, 5])
     model.train()(**small_batch(processor)).logits.sum().backward()
 

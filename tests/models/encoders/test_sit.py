@@ -109,13 +109,15 @@ def test_tokens_of_every_stage_of_the_paper():
     assert [SiTConfig.of_size(size).stage_tokens for size in "tsl"] == [[196, 98, 49, 24]] * 2 + [[324, 162, 81, 40]]
     assert SiTConfig.of_size("s").slimmed_after == [9, 12, 14]
     assert SiTConfig.of_size("s").output_grid(224, 224) == Grid(1, 24)
-    assert SiTConfig.of_size("s", slimming=False).output_grid(224, 224) == Grid(14, 14)
+    teacher = SiTConfig.of_size("s", slimming=False)
+    assert teacher.output_grid(224, 224) == Grid(14, 14)
+    assert teacher.spatial and not SiTConfig.of_size("s").spatial
 
 
 @pytest.fixture
 def slimming():
     torch.manual_seed(0)
-    module = TokenSlimming(8, 3).eval()
+    module = TokenSlimming(8, 3, 1e-5).eval()
     with torch.no_grad():
         module.scale.fill_(1.7)
     return module, torch.randn(2, 6, 8)
@@ -229,7 +231,7 @@ def test_distillation_equals_its_parts_and_leaves_the_teacher_alone():
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in student.parameters())
     same = frd_loss(theirs, theirs, labels)
-    assert float(same.tokens) == float(same.logits) == 0
+    assert float(same.tokens.detach()) == float(same.logits.detach()) == 0
 
 
 def test_bad_distillation():

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessor, LlamaConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig
 
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.models.encoders import all_encoders, encoder_named
-from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, FoveateLlavaProcessor
-from foveate.models.llava.processing import encoder_fields, pair
-from foveate.models.llava_uhd import byte_tokenizer
+from foveate.models.llava import FoveateLlavaConfig
+from foveate.models.llava.processing import pair
 from foveate.training.building import export, new_model
 from foveate.training.collate import Collator
 from foveate.training.recipe import NewModel
 from foveate.training.training_model import TrainingModel
 from tests.models.encoders.small_encoders import SIDE, fields_of, small_config
+from tests.models.llava.small_encoder_llava import llava
 from tests.models.llava.small_llava import TEXT, small_batch, small_llava, small_processor
 from tests.training.test_architectures import EXAMPLES
 from tests.training.test_architectures import TEXT as RECIPE_TEXT
-
-
-def llava(name: str, connector: str = "mlp", **changes: Any) -> tuple[Any, FoveateLlavaProcessor]:
-    """A model and a processor with the same weights every time."""
-    vision = small_config(name, **changes)
-    config = FoveateLlavaConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**TEXT),
-        image_token_index=259,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        connector_type=connector,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = FoveateLlavaForConditionalGeneration(config).eval()
-    side = {"height": SIDE, "width": SIDE}
-    processor = FoveateLlavaProcessor(
-        CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False),
-        byte_tokenizer(),
-        vision_feature_select_strategy="full",
-        connector_type=connector,
-        **encoder_fields(vision),
-    )
-    return model, processor
 
 
 @pytest.fixture(params=sorted(all_encoders()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -28,9 +28,6 @@ class EncoderConfig(PreTrainedConfig):
     Raises:
         FoveateError: A value is impossible.
     """
-
-    #: Whether a token (i, j) of the output grid stands for its own part of the image.
-    spatial: ClassVar[bool] = True
 
     num_channels: int = 3
     image_size: int = 224
@@ -58,6 +55,11 @@ class EncoderConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Refuse impossible values of the fields that a subclass adds; `FoveateError` in one sentence."""
+
+    @property
+    def spatial(self) -> bool:
+        """Whether a token (i, j) of the output grid stands for its own part of the image."""
+        return True
 
     @property
     def multiple(self) -> int:

@@ -21,6 +21,9 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.encoders.configuration import EncoderConfig
 
+#: Buffers of batch norms.
+_STATISTICS = {"running_mean": init.zeros_, "running_var": init.ones_, "num_batches_tracked": init.zeros_}
+
 
 @dataclass
 class EncoderOutput(ModelOutput):
@@ -117,8 +120,9 @@ class Encoder(PreTrainedModel, ABC):
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_running_stats()
+            for name, initialize in _STATISTICS.items():
+                if (statistic := getattr(module, name, None)) is not None:
+                    initialize(statistic)
         elif isinstance(module, SelfInitialized):  # children are initialized before their parents
             module.reset_parameters(std)
 

@@ -96,7 +96,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
             image_sizes: Not supported; it belongs to towers of native resolution.
             budget: Tokens of every image, for nested connectors, also as a list of equal numbers; None: their default.
             text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
-            **kwargs: Options of the vision tower.
+            **kwargs: Options of a CLIP or SigLIP tower; encoders of foveate have theirs from the configuration.
 
         Returns:
             The output of the vision tower, with `pooler_output`: the tokens `(rows * columns, d)` of every image.
@@ -108,10 +108,10 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
             raise FoveateError("image_sizes belongs to towers of native resolution, and this one is none.")
         connector, vision = self.multi_modal_projector, self.config.vision_config
         grid = encoder_grid(vision, *pixel_values.shape[-2:])
-        kwargs = {name: value for name, value in kwargs.items() if value is not None} | {"output_hidden_states": True}
         if isinstance(vision, EncoderConfig):
-            kwargs = vision.tower_options() | kwargs
-        outputs = self.vision_tower(pixel_values, **kwargs | {"return_dict": True})
+            kwargs = vision.tower_options()
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        outputs = self.vision_tower(pixel_values, **kwargs | {"output_hidden_states": True, "return_dict": True})
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         first = 1 if strategy == "default" else 0
         layers = connector.feature_layers(vision.num_hidden_layers)

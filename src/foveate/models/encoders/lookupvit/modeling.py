@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,6 @@ class LookupViTModel(Encoder):
         grid: Grid,
         hidden_states: list[Tensor] | None,
         num_compressed: int | None = None,
-        **options: Any,
     ) -> EncoderOutput:
         """See `Encoder.encode`.
 

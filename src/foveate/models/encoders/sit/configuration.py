@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
@@ -42,7 +42,6 @@ class SiTConfig(EncoderConfig):
     """
 
     model_type = "sit"
-    spatial: ClassVar[bool] = False
 
     hidden_size: int = 384
     num_hidden_layers: int = 16
@@ -115,6 +114,11 @@ class SiTConfig(EncoderConfig):
             )
 
     @property
+    def spatial(self) -> bool:
+        """See `EncoderConfig.spatial`."""
+        return not self.slimmed_after
+
+    @property
     def slimmed_after(self) -> list[int]:
         """Number of blocks after which each slimming module runs."""
         return list(accumulate(self.stage_blocks))[:-1] if self.slimming else []
@@ -131,15 +135,15 @@ class SiTConfig(EncoderConfig):
         Raises:
             FoveateError: The image has fewer patches than the first slimming module gives tokens.
         """
-        if not self.slimming:
+        if not self.slimmed_after:
             return patches
         tokens = self.stage_tokens
-        if patches.size < tokens[1 % len(tokens)]:
+        if patches.size < tokens[1]:
             raise FoveateError(
                 f"the encoder sit makes {tokens[1]} tokens of the patches of an image, and this one has only "
                 f"{patches.size}."
             )
-        return Grid(1, tokens[-1]) if len(tokens) > 1 else patches
+        return Grid(1, tokens[-1])
 
     def tower_options(self) -> dict[str, Any]:
         """See `EncoderConfig.tower_options`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class SiTModel(Encoder):
         after, tokens = config.slimmed_after, config.stage_tokens
         #: By the number of blocks before each.
         self.slimming = nn.ModuleDict(
-            {str(count): TokenSlimming(width, tokens[stage]) for stage, count in enumerate(after, 1)}
+            {str(count): TokenSlimming(width, tokens[stage], eps) for stage, count in enumerate(after, 1)}
         )
         #: By the number of blocks before each.
         self.reverse = nn.ModuleDict()
@@ -91,7 +91,6 @@ class SiTModel(Encoder):
         grid: Grid,
         hidden_states: list[Tensor] | None,
         output_recovered: bool | None = None,
-        **options: Any,
     ) -> SiTOutput:
         """See `Encoder.encode`.
 
@@ -149,11 +148,12 @@ class TokenSlimming(SelfInitialized):
     Args:
         width: `D`.
         count: Tokens n of the output.
+        eps: Of the layer norm.
     """
 
-    def __init__(self, width: int, count: int) -> None:
+    def __init__(self, width: int, count: int, eps: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, width // 2, output=count)
         self.scale = nn.Parameter(torch.ones(()))
 
