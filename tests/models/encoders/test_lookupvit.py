@@ -158,8 +158,12 @@ def test_operations_against_a_transformer_of_the_same_size():
     ("changes", "message"),
     [
         ({"compressed_side": 7}, "7 x 7 compressed tokens, and this image has 6 x 6 patches"),
-        ({"compressed_side": 0}, "compressed_side of the encoder lookupvit must be at least 1"),
-        ({"training_sides": [2, 0]}, "training_sides of lookupvit must be numbers from 1 on"),
+        ({"compressed_side": 0}, "compressed_side of the encoder lookupvit must be a whole number from 1 on"),
+        (
+            {"training_sides": [2, 0]},
+            "training_sides of the encoder lookupvit must be a list of whole numbers from 1 on",
+        ),
+        ({"training_sides": 3}, "must be a list of whole numbers"),
         ({"training_sides": [2, 9]}, "9 x 9 compressed tokens, and this image has 6 x 6 patches"),
         ({"num_attention_heads": 5}, "5 heads of lookupvit do not divide its width 24"),
         ({"output": "both"}, "output of lookupvit must be compressed or lookup"),

@@ -287,8 +287,8 @@ def test_other_sizes_give_as_many_tokens():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stage_blocks": [1, 1, 1]}, "whose sum is num_hidden_layers, 5, not"),
-        ({"stage_blocks": [0, 5]}, "must be numbers from 1 on"),
+        ({"stage_blocks": [1, 1, 1]}, "must be num_hidden_layers, 5, and of .* it is 3"),
+        ({"stage_blocks": [0, 5]}, "stage_blocks of the encoder sit must be a list of whole numbers from 1 on"),
         ({"keeping_ratio": 0.0}, "keeping_ratio of sit must be above 0"),
         ({"keeping_ratio": 0.3}, "leaves no token of 9 patches after 4 stages"),
         ({"num_attention_heads": 5}, "5 heads of sit do not divide its width 24"),

@@ -51,7 +51,22 @@ class EncoderConfig(PreTrainedConfig):
         """
         value = getattr(self, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise FoveateError(f"{name} of the encoder {self.model_type} must be at least 1, not {value!r}.")
+            raise FoveateError(
+                f"{name} of the encoder {self.model_type} must be a whole number from 1 on, not {value!r}."
+            )
+
+    def positive_list(self, name: str) -> None:
+        """Refuse a field that is no list of whole numbers from 1 on, and make a list of a tuple.
+
+        Raises:
+            FoveateError: It is not.
+        """
+        values = getattr(self, name)
+        if not isinstance(values, (list, tuple)) or not all(type(value) is int and value >= 1 for value in values):
+            raise FoveateError(
+                f"{name} of the encoder {self.model_type} must be a list of whole numbers from 1 on, not {values!r}."
+            )
+        setattr(self, name, list(values))
 
     def check(self) -> None:
         """Refuse impossible values of the fields that a subclass adds; `FoveateError` in one sentence."""

@@ -35,7 +35,7 @@ class LookupViTConfig(EncoderConfig):
     intermediate_size: int = 3072
     lookup_intermediate_size: int = 384
     compressed_side: int = 7
-    training_sides: Any = ()
+    training_sides: list[int] | tuple[int, ...] = ()
     normalize_scatter: bool = False
     output: str = "compressed"
     layer_norm_eps: float = 1e-6
@@ -45,9 +45,7 @@ class LookupViTConfig(EncoderConfig):
         names = ("num_attention_heads", "intermediate_size", "lookup_intermediate_size", "compressed_side")
         for name in names:
             self.positive(name)
-        self.training_sides = list(self.training_sides)
-        if not all(type(side) is int and side >= 1 for side in self.training_sides):
-            raise FoveateError(f"training_sides of lookupvit must be numbers from 1 on, not {self.training_sides}.")
+        self.positive_list("training_sides")
         if self.hidden_size % self.num_attention_heads:
             raise FoveateError(
                 f"the {self.num_attention_heads} heads of lookupvit do not divide its width {self.hidden_size}."

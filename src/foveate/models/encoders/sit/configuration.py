@@ -47,7 +47,7 @@ class SiTConfig(EncoderConfig):
     num_hidden_layers: int = 16
     num_attention_heads: int = 6
     intermediate_size: int = 1152
-    stage_blocks: Any = (9, 3, 2, 2)
+    stage_blocks: list[int] | tuple[int, ...] = (9, 3, 2, 2)
     keeping_ratio: float = 0.5
     slimming: bool = True
     reverse_modules: bool = True
@@ -85,13 +85,11 @@ class SiTConfig(EncoderConfig):
         """See `EncoderConfig.check`."""
         for name in ("num_attention_heads", "intermediate_size"):
             self.positive(name)
-        self.stage_blocks = list(self.stage_blocks)
-        if not all(type(count) is int and count >= 1 for count in self.stage_blocks) or (
-            sum(self.stage_blocks) != self.num_hidden_layers
-        ):
+        self.positive_list("stage_blocks")
+        if sum(self.stage_blocks) != self.num_hidden_layers:
             raise FoveateError(
-                f"stage_blocks of sit must be numbers from 1 on whose sum is num_hidden_layers, "
-                f"{self.num_hidden_layers}, not {self.stage_blocks}."
+                f"the sum of stage_blocks of sit must be num_hidden_layers, {self.num_hidden_layers}, and of "
+                f"{self.stage_blocks} it is {sum(self.stage_blocks)}."
             )
         if not 0 < self.keeping_ratio <= 1:
             raise FoveateError(f"keeping_ratio of sit must be above 0 and at most 1, not {self.keeping_ratio}.")
