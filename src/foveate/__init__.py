@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foveate.core.registry import register_method
     from foveate.loading import load
     from foveate.models.connectors import register_connector
+    from foveate.models.encoders import register_encoder
     from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
     from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
@@ -39,6 +40,7 @@ _MODULES = {
     "compress": "runtime",
     "load": "loading",
     "register_connector": "models.connectors",
+    "register_encoder": "models.encoders",
     "register_method": "core.registry",
     "register_trainer": "training.methods",
     "speculate": "runtime",
@@ -62,6 +64,7 @@ __all__ = [
     "methods",
     "register",
     "register_connector",
+    "register_encoder",
     "register_method",
     "register_trainer",
     "speculate",
@@ -71,8 +74,9 @@ __all__ = [
 
 def register() -> None:
     """Register foveate's models with the Auto classes of `transformers`. Registering twice changes nothing."""
-    from foveate.models import llava, llava_uhd, next_scale, vit_uhd
+    from foveate.models import encoders, llava, llava_uhd, next_scale, vit_uhd
 
+    encoders.register()
     vit_uhd.register()
     llava_uhd.register()
     llava.register()

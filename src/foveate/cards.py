@@ -128,6 +128,32 @@ CARDS = (
         "foveate.models.connectors.tokenpacker",
     ),
     Card(
+        "lookupvit",
+        "LookupViT: Compressing visual information to a limited number of tokens",
+        "arXiv 2407.12753",
+        "encoder",
+        ("query",),
+        ("image",),
+        "A vision transformer whose full blocks run on m x m compressed tokens, which exchange information with one "
+        "token per patch by cross-attention; one training gives several m.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: lookupvit} in a recipe",
+        "foveate.models.encoders.lookupvit",
+    ),
+    Card(
+        "sit",
+        "Self-slimmed Vision Transformer",
+        "arXiv 2111.12624",
+        "encoder",
+        ("query",),
+        ("image",),
+        "A vision transformer that aggregates its tokens into fewer ones after some blocks, distilled from the same "
+        "network without.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: sit} in a recipe",
+        "foveate.models.encoders.sit",
+    ),
+    Card(
         "vision-remember",
         "Vision Remember: Recovering Visual Information in Efficient LVLM with Vision Feature Resampling",
         "arXiv 2506.03928",

@@ -38,10 +38,10 @@ class Last(PreLLMScorer):
 
 @pytest.fixture(autouse=True)
 def registry_as_it_was() -> Generator[None]:
-    before = dict(registry._added)
+    before = dict(registry._methods.added)
     yield
-    registry._added.clear()
-    registry._added.update(before)
+    registry._methods.added.clear()
+    registry._methods.added.update(before)
     registry._broken.clear()
 
 
@@ -56,7 +56,7 @@ def test_a_registered_method_is_one_like_others() -> None:
     registry.unregister_method("last")
     with pytest.raises(FoveateError, match="unknown method 'last'"):
         Plan.of("last:25%")
-    with pytest.raises(FoveateError, match="no method of the name 'last' was registered"):
+    with pytest.raises(FoveateError, match="no method 'last' was registered"):
         registry.unregister_method("last")
 
 

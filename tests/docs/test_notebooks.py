@@ -65,7 +65,7 @@ def test_the_cells_of_a_notebook_run(name: str, hub: Path, tmp_path: Path, monke
         shutil.copy(ROOT / "examples" / image, folder.parent)
     monkeypatch.chdir(folder)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
+    monkeypatch.setattr(registry._methods, "added", dict(registry._methods.added))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     module = types.ModuleType("notebook")  # dataclasses look their module up
     monkeypatch.setitem(sys.modules, "notebook", module)

@@ -103,7 +103,7 @@ def workplace(tmp_path: Path, hub: Path, answers: list[str], runs: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr(registry, "_added", dict(registry._added))
+    monkeypatch.setattr(registry._methods, "added", dict(registry._methods.added))
     return tmp_path
 
 

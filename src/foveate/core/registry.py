@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import inspect
 import os
-import pkgutil
 import re
 import sys
 import warnings
@@ -21,6 +20,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from foveate.core.class_registry import ClassRegistry, by_name, subclasses_in
 from foveate.core.errors import FoveateError
 from foveate.core.method import Mechanism, Method, Modality, Site
 from foveate.core.plugin_names import GROUP, IMPORTS
@@ -36,7 +36,6 @@ RENAMED = {f"{name}-at": f"{name}-decoder" for name in ("dart", "pool", "ppe", "
 _NAME = re.compile(r"[a-z][a-z0-9_-]*|[a-z]([a-z0-9_-]*[a-z])?\+")
 M = TypeVar("M", bound=type[Method])
 
-_added: dict[str, type[Method]] = {}
 _broken: dict[str, str] = {}
 
 
@@ -48,7 +47,7 @@ def all_methods() -> dict[str, type[Method]]:
     """
     _load_installed()
     import_named()
-    return dict(sorted({**built_in_methods(), **_added}.items()))
+    return _methods.all()
 
 
 def methods_at(site: Site) -> dict[str, type[Method]]:
@@ -74,13 +73,7 @@ def register_method(cls: M) -> M:
         FoveateError: it is no method, lacks a part, or its name is taken.
     """
     check_method(cls)
-    taken = built_in_methods().get(cls.name) or _added.get(cls.name)
-    if taken is not None and not _same(taken, cls):
-        raise FoveateError(
-            f"the name {cls.name!r} is taken by {taken.__module__}.{taken.__qualname__}; give {cls.__qualname__} "
-            "another one."
-        )
-    _added[cls.name] = cls
+    _methods.add(cls)
     return cls
 
 
@@ -90,9 +83,7 @@ def unregister_method(name: str) -> None:
     Raises:
         FoveateError: there is no such method.
     """
-    if name not in _added:
-        raise FoveateError(f"no method of the name {name!r} was registered; there are {', '.join(_added) or 'none'}.")
-    del _added[name]
+    _methods.remove(name)
 
 
 def import_methods(target: str) -> None:
@@ -164,6 +155,13 @@ def built_in_methods() -> dict[str, type[Method]]:
     return methods
 
 
+def _name_of(cls: Any) -> str:
+    return cls.name
+
+
+_methods: ClassRegistry[type[Method]] = ClassRegistry("method", built_in_methods, _name_of)
+
+
 @cache
 def _load_installed() -> None:
     """Load what installed packages offer, once. One that is broken takes nothing but its own methods away."""
@@ -193,20 +191,12 @@ def registered(base: type, package: str, path: Iterable[str]) -> dict[str, Any]:
     Raises:
         TypeError: two methods have one name, or one does not say its mechanism and modality.
     """
-    for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")
-    methods: dict[str, Any] = {}
-    waiting = list(base.__subclasses__())
-    while waiting:
-        cls: Any = waiting.pop()
-        waiting += cls.__subclasses__()
-        if "name" not in vars(cls) or not cls.__module__.startswith(f"{package}."):
-            continue
+    classes = (cls for cls in subclasses_in(package, path, base) if "name" in vars(cls))
+    methods = by_name("method", classes, _name_of)
+    for cls in methods.values():
         if wrong := _unsaid(cls):
             raise TypeError(wrong)
-        if methods.setdefault(cls.name, cls) is not cls:
-            raise TypeError(f"two methods are called {cls.name!r}: {methods[cls.name]} and {cls}")
-    return dict(sorted(methods.items()))
+    return methods
 
 
 def _unsaid(cls: Any) -> str | None:
@@ -247,15 +237,3 @@ def check_method(cls: Any) -> None:
         raise FoveateError(f"{name} needs a title, such as that of its paper.")
     if wrong := _unsaid(cls):
         raise FoveateError(f"{wrong}.")
-
-
-def _same(first: type, second: type) -> bool:
-    """Whether two classes are one, defined again or imported by another way."""
-    if first.__qualname__ != second.__qualname__:
-        return False
-    return first.__module__ == second.__module__ or _file(first) == _file(second) is not None
-
-
-def _file(cls: type) -> str | None:
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    return None if file is None else str(Path(file).resolve())

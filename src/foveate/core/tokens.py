@@ -29,6 +29,22 @@ class Grid(NamedTuple):
         return self.rows * self.columns
 
 
+def encoder_grid(config: Any, height: int, width: int) -> Grid:
+    """Rows and columns of the tokens of a vision tower, from the size of an image in pixels.
+
+    Args:
+        config: Of the tower: an encoder of `foveate.models.encoders`, or a transformer that gives one token per patch.
+        height: Of the image.
+        width: Of the image.
+
+    Raises:
+        FoveateError: an encoder of `foveate.models.encoders` cannot read images of this size.
+    """
+    if hasattr(config, "output_grid"):
+        return config.output_grid(height, width)
+    return Grid(height // config.patch_size, width // config.patch_size)
+
+
 #: Values that a method can request from a probe, besides the features that the language model reads.
 NeedKind = Literal[
     "features",  # output of the encoder (after `layer`), before the connector: (N, d)

@@ -10,7 +10,7 @@ from torch import nn
 from foveate.core.connector import RasterMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.method import Site
-from foveate.core.tokens import Grid
+from foveate.core.tokens import Grid, encoder_grid
 from foveate.families.family import Family, ImageLayout, grid_crop, resize
 
 if TYPE_CHECKING:
@@ -56,11 +56,10 @@ class Llava(Family):
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid]:
         """One raster an image; Pixtral's has the proportions of the image."""
-        patch = core.config.vision_config.patch_size
+        vision = core.config.vision_config
         if call.get("image_sizes") is not None:
-            return [Grid(int(h) // patch, int(w) // patch) for h, w in call["image_sizes"]]
-        height, width = call["pixel_values"].shape[-2:]
-        return [Grid(height // patch, width // patch)] * len(call["pixel_values"])
+            return [encoder_grid(vision, int(height), int(width)) for height, width in call["image_sizes"]]
+        return [encoder_grid(vision, *call["pixel_values"].shape[-2:])] * len(call["pixel_values"])
 
     def shrink(self, core: Any, modality: str, call: Mapping[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """Smaller pixels; the tower interpolates its positions."""

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from foveate.core.errors import FoveateError, Refusal
+from foveate.core.method import Site
 from foveate.core.tokens import EncoderSpec, Grid
 from foveate.families.family import ImageLayout, check_connector, grid_before, grid_crop, spread_by
 from foveate.families.llava import Llava
@@ -16,8 +18,16 @@ if TYPE_CHECKING:
     from foveate.core.plan import Plan
 
 
+#: What methods may measure without the encoder.
+OUTSIDE_ENCODER = ("instruction", "text_feature", "first_layer_attention", "pixels")
+
+
 class LlavaConnector(Llava):
-    """LLaVA whose connector may merge tokens: a CLIP or SigLIP tower, and the connector of its configuration."""
+    """LLaVA whose connector may merge tokens: a vision tower, and the connector of its configuration.
+
+    Plans on encoders of `foveate.models.encoders` act on the tokens after the connector and measure nothing before it:
+    blocks of these encoders differ from those of CLIP, and have other numbers of tokens.
+    """
 
     name: ClassVar[str] = "foveate-llava"
     title: ClassVar[str] = "foveate LLaVA"
@@ -31,9 +41,30 @@ class LlavaConnector(Llava):
         """See `Family.check`."""
         check_connector(core.multi_modal_projector, plan)
         super().check(core, plan)
+        if not _is_encoder(core):
+            return
+        encoder = core.config.vision_config.model_type
+        for step in plan.steps:
+            needs = step.method.needs(self.tower(core))
+            if step.method.site in (Site.IMAGE, Site.ENCODER) or any(n.kind not in OUTSIDE_ENCODER for n in needs):
+                raise FoveateError(
+                    Refusal(
+                        "needs-plain-encoder",
+                        f"{step.method.name} acts on or measures the encoder, and {encoder} is not built as CLIP and "
+                        "SigLIP are",
+                        "choose a method that reads only the tokens after the connector, such as divprune",
+                    )
+                )
+
+    def blocks(self, core: Any) -> list[nn.Module]:
+        """The encoder's blocks, none where they cannot be measured."""
+        return [] if _is_encoder(core) else super().blocks(core)
 
     def tower(self, core: Any) -> EncoderSpec:
         """The encoder, and how many patches the connector merges into a token."""
+        if _is_encoder(core):
+            blocks = core.config.vision_config.num_hidden_layers
+            return EncoderSpec(blocks, False, core.multi_modal_projector.multiple**2, blocks - 1)
         spec = super().tower(core)
         connector = core.multi_modal_projector
         return replace(spec, merge=connector.multiple**2, spatial=connector.spatial)
@@ -62,6 +93,10 @@ class LlavaConnector(Llava):
     def layouts(self, core: Any, modality: str, call: Mapping[str, Any], output: Any) -> list[ImageLayout]:
         """One raster an image."""
         patch, device = core.config.vision_config.patch_size, output.pooler_output[0].device
+        if _is_encoder(core):
+            size = tuple(call["pixel_values"].shape[-2:])
+            grids = self.grids(core, modality, call)
+            return [ImageLayout(grid.size, grid_crop(*grid, device), size=size) for grid in grids]
         return [
             ImageLayout(grid.size, grid_crop(*grid, device), size=(before.rows * patch, before.columns * patch))
             for grid, before in zip(self.grids(core, modality, call), self.encoder_grids(core, call), strict=True)
@@ -72,3 +107,8 @@ class LlavaConnector(Llava):
         grids = self.encoder_grids(core, call)
         images = values.split([grid.size for grid in grids])
         return [spread_by(core.multi_modal_projector, *image) for image in zip(images, grids, strict=True)]
+
+
+def _is_encoder(core: Any) -> bool:
+    """Whether the vision tower is an encoder of `foveate.models.encoders`."""
+    return hasattr(core.config.vision_config, "output_grid")

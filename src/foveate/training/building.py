@@ -21,6 +21,7 @@ from foveate.loading import load
 from foveate.methods.decoder.dpn import DPN
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_sizes
+from foveate.models.encoders import encoder_named
 from foveate.models.llava_uhd.vision_remember import add_vision_remember
 from foveate.models.llava_uhd.voco import add_voco_tokens
 from foveate.training.architectures import ARCHITECTURES, Architecture, architecture_named, architecture_of
@@ -67,7 +68,7 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
     architecture = architecture_named(new.architecture)
     tokenizer = architecture.tokenizer() if new.tokenizer == "bytes" else _tokenizer(new.tokenizer)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in new.phrases])
-    vision = _configured(architecture.vision_class, new.vision, "model.new.vision")
+    vision = _vision(new, architecture)
     fields = dict(new.text)
     try:
         text_class = type(AutoConfig.for_model(fields.pop("model_type", "llama")))
@@ -162,6 +163,29 @@ def export(
         if bars:
             logging.enable_progress_bar()
     return folder
+
+
+def _vision(new: NewModel, architecture: Architecture) -> Any:
+    """The configuration of a recipe's vision tower: the architecture's, or the encoder that `type` names.
+
+    Raises:
+        FoveateError: there is no such encoder or field, a value is impossible, or the architecture takes no encoders.
+    """
+    fields = dict(new.vision)
+    kind = fields.pop("type", None)
+    if kind is None:
+        return _configured(architecture.vision_class, fields, "model.new.vision")
+    if not architecture.takes_encoders:
+        able = ", ".join(name for name, other in ARCHITECTURES.items() if other.takes_encoders)
+        raise FoveateError(
+            f"model.new.vision.type: the vision tower of {architecture.name} is its own; an encoder can be chosen with "
+            f"model.new.architecture: {able}."
+        )
+    try:
+        config_class: Any = encoder_named(kind).config_class
+    except FoveateError as error:
+        raise FoveateError(f"model.new.vision.type: {error}") from error
+    return _configured(config_class, fields, "model.new.vision")
 
 
 def _connector(new: NewModel, architecture: Architecture) -> Connector | None:

@@ -74,6 +74,12 @@ class Collator:
         self.window = window
         self.lengths = lengths
         self.cell_grid = cell_grid or usual_cells(self.stages)
+        encoder = getattr(processor, "encoder_config", None)
+        if encoder is not None and not encoder.spatial and (cells or colours or answer_attention or question_attention):
+            raise FoveateError(
+                f"tokens of the encoder {encoder.model_type} stand for no part of the image: leave out the losses "
+                "cells, early_cells, colours, answer_attention and question_attention."
+            )
         if window is not None and not self.architecture.has_window():
             able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.has_window())
             raise FoveateError(

@@ -26,7 +26,8 @@ class NewModel:
     """A model that starts from random weights.
 
     Args:
-        vision: Fields of the vision tower's configuration (`ViTUHDConfig` for LLaVA-UHD).
+        vision: Fields of the vision tower's configuration (`ViTUHDConfig` for LLaVA-UHD); with `type`, an encoder of
+            `foveate.models.encoders` and its fields, for `llava`.
         text: Fields of the language model's configuration, with its `model_type`. The vocabulary and the special
             tokens follow the tokenizer.
         tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.

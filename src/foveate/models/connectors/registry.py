@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import pkgutil
 import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
+from foveate.core.class_registry import ClassRegistry, by_name, subclasses_in
 from foveate.core.errors import FoveateError
 from foveate.core.registry import import_named
 from foveate.models.connectors.connector import Connector
@@ -24,13 +24,11 @@ PACKAGE = "foveate.models.connectors"
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 C = TypeVar("C", bound=type[Connector])
 
-_added: dict[str, type[Connector]] = {}
-
 
 def all_connectors() -> dict[str, type[Connector]]:
     """Every connector by name, in alphabetical order."""
     import_named()
-    return dict(sorted({**_built_in(), **_added}.items()))
+    return _connectors.all()
 
 
 def connector_named(name: str) -> type[Connector]:
@@ -60,10 +58,7 @@ def register_connector(cls: C) -> C:
         raise FoveateError(
             f"{cls.__qualname__} needs a title, and a name of lower-case letters, digits, - and _, not {name!r}."
         )
-    taken = _built_in().get(name) or _added.get(name)
-    if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise FoveateError(f"the name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another.")
-    _added[name] = cls
+    _connectors.add(cls)
     return cls
 
 
@@ -73,9 +68,7 @@ def unregister_connector(name: str) -> None:
     Raises:
         FoveateError: There is no such connector.
     """
-    if name not in _added:
-        raise FoveateError(f"no connector {name!r} was registered; there are {', '.join(_added) or 'none'}.")
-    del _added[name]
+    _connectors.remove(name)
 
 
 def build_connector(connector_type: str, vision_hidden_size: int, text_hidden_size: int, **options: Any) -> Connector:
@@ -151,16 +144,13 @@ def check_same_connector(config: Any, processor: Any) -> None:
 
 @cache
 def _built_in() -> dict[str, type[Connector]]:
-    package = importlib.import_module(PACKAGE)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{PACKAGE}.{module.name}")
-    connectors: dict[str, type[Connector]] = {}
-    waiting: list[type[Connector]] = list(Connector.__subclasses__())
-    while waiting:
-        cls = waiting.pop()
-        waiting += cls.__subclasses__()
-        if "name" not in vars(cls) or not cls.__module__.startswith(f"{PACKAGE}."):
-            continue
-        if connectors.setdefault(cls.name, cls) is not cls:
-            raise TypeError(f"two connectors are called {cls.name!r}: {connectors[cls.name]} and {cls}")
-    return connectors
+    path = importlib.import_module(PACKAGE).__path__
+    classes = (cls for cls in subclasses_in(PACKAGE, path, Connector) if "name" in vars(cls))
+    return by_name("connector", classes, _name_of)
+
+
+def _name_of(cls: Any) -> str:
+    return cls.name
+
+
+_connectors: ClassRegistry[type[Connector]] = ClassRegistry("connector", _built_in, _name_of)

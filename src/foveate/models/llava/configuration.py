@@ -7,11 +7,15 @@ from transformers import LlavaConfig, PreTrainedConfig
 
 from foveate.core.errors import FoveateError
 from foveate.models.connectors.registry import connector_of_sizes, options_of_config
+from foveate.models.encoders import EncoderConfig, all_encoders
 from foveate.models.llava.conversion import convert_released_config, is_released_config
 
 
 class FoveateLlavaConfig(LlavaConfig):
-    """A CLIP or SigLIP vision tower, any connector of `foveate.models.connectors` and a causal language model.
+    """A vision tower, any connector of `foveate.models.connectors` and a causal language model.
+
+    The vision tower is CLIP, SigLIP, or any encoder of `foveate.models.encoders`, which needs
+    `vision_feature_select_strategy="full"`, because it gives [CLS] and registers apart from the tokens of the image.
 
     Takes what `LlavaConfig` of `transformers` takes, and in addition:
 
@@ -22,7 +26,7 @@ class FoveateLlavaConfig(LlavaConfig):
             does not hold them.
 
     Raises:
-        FoveateError: There is no such connector or option, or the vision tower is not CLIP or SigLIP.
+        FoveateError: There is no such connector or option, or the vision tower is of another kind.
 
     Example:
         >>> from transformers import CLIPVisionConfig, LlamaConfig
@@ -45,11 +49,16 @@ class FoveateLlavaConfig(LlavaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        kind = self.vision_config.model_type
-        if kind not in ("clip_vision_model", "siglip_vision_model"):
-            raise FoveateError(
-                f"the vision tower of a foveate_llava model is clip_vision_model or siglip_vision_model, not {kind}."
-            )
+        kind, towers = self.vision_config.model_type, ("clip_vision_model", "siglip_vision_model")
+        if isinstance(self.vision_config, EncoderConfig):
+            if self.vision_feature_select_strategy != "full":
+                raise FoveateError(
+                    f"the encoder {kind} gives [CLS] and registers apart from the tokens of the image: "
+                    "vision_feature_select_strategy must be 'full'."
+                )
+        elif kind not in towers:
+            possible = ", ".join((*towers, *all_encoders()))
+            raise FoveateError(f"the vision tower of a foveate_llava model is one of {possible}, not {kind}.")
         connector_of_sizes(self.connector_type, options_of_config(self))  # refuses unknown names and values
 
     @classmethod

@@ -12,10 +12,11 @@ from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel, L
 from transformers.utils import can_return_tuple
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Grid
+from foveate.core.tokens import encoder_grid
 from foveate.core.weights import SAFE
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import connector_of_config
+from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import UNUSED_KEYS, register_released_keys
 
@@ -95,7 +96,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
             image_sizes: Not supported; it belongs to towers of native resolution.
             budget: Tokens of every image, for nested connectors, also as a list of equal numbers; None: their default.
             text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
-            **kwargs: Options of the vision tower.
+            **kwargs: Options of a CLIP or SigLIP tower; encoders of foveate have theirs from the configuration.
 
         Returns:
             The output of the vision tower, with `pooler_output`: the tokens `(rows * columns, d)` of every image.
@@ -104,27 +105,31 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
             FoveateError: Tokens of the tower are not those of the patches, or the connector cannot map them.
         """
         if image_sizes is not None:
-            raise FoveateError("image_sizes belongs to towers of native resolution, and this one is CLIP or SigLIP.")
-        connector = self.multi_modal_projector
-        kwargs = {name: value for name, value in kwargs.items() if value is not None} | {"output_hidden_states": True}
-        outputs = self.vision_tower(pixel_values, **kwargs | {"return_dict": True})
+            raise FoveateError("image_sizes belongs to towers of native resolution, and this one is none.")
+        connector, vision = self.multi_modal_projector, self.config.vision_config
+        grid = encoder_grid(vision, *pixel_values.shape[-2:])
+        if isinstance(vision, EncoderConfig):
+            kwargs = vision.tower_options()
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        outputs = self.vision_tower(pixel_values, **kwargs | {"output_hidden_states": True, "return_dict": True})
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         first = 1 if strategy == "default" else 0
-        layers = connector.feature_layers(self.config.vision_config.num_hidden_layers)
-        if layers:
-            features = torch.stack([outputs.hidden_states[layer][:, first:] for layer in layers], dim=2)
-        else:
-            chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-            chosen = [chosen] if isinstance(chosen, int) else chosen
-            features = torch.cat([outputs.hidden_states[layer][:, first:] for layer in chosen], dim=-1)
-        patch = self.config.vision_config.patch_size
-        grid = Grid(pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
-        if features.shape[1] != grid.size:
+        layers = connector.feature_layers(vision.num_hidden_layers)
+        chosen = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        chosen = layers or ([chosen] if isinstance(chosen, int) else chosen)
+        levels = [outputs.hidden_states[layer][:, first:] for layer in chosen]
+        if wrong := [level.shape[1] for level in levels if level.shape[1] != grid.size]:
+            if isinstance(vision, EncoderConfig):
+                raise FoveateError(
+                    f"the connector reads the {grid.size} tokens that {vision.model_type} makes of an image, and one "
+                    f"of its hidden states {', '.join(map(str, chosen))} has {wrong[0]}."
+                )
             raise FoveateError(
                 f"the connector reads the {grid.size} patches of an image, and with vision_feature_select_strategy "
-                f"{strategy!r} there are {features.shape[1]} tokens: 'default' leaves out [CLS] of CLIP, 'full' keeps "
+                f"{strategy!r} there are {wrong[0]} tokens: 'default' leaves out [CLS] of CLIP, 'full' keeps "
                 "every patch of SigLIP."
             )
+        features = torch.stack(levels, dim=2) if layers else torch.cat(levels, dim=-1)
         if isinstance(budget, Sequence):
             if len(set(budget)) != 1:
                 raise FoveateError(f"images of one size have one number of tokens, not {sorted(set(budget))}.")

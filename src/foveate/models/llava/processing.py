@@ -8,9 +8,10 @@ from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Grid
+from foveate.core.tokens import Grid, encoder_grid
 from foveate.core.weights import DATA_ONLY, WHERE, file_of
 from foveate.models.connectors.registry import check_same_connector, connector_of_sizes
+from foveate.models.encoders import EncoderConfig, encoder_named
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import is_released
 
@@ -31,18 +32,20 @@ class FoveateLlavaProcessor(LlavaProcessor):
     """`LlavaProcessor` whose number of placeholders is that of the connector's tokens.
 
     Args:
-        image_processor: An image processor of CLIP or SigLIP.
+        image_processor: An image processor of CLIP or SigLIP, also for other encoders.
         tokenizer: The tokenizer of the language model, with the placeholder in its vocabulary.
-        patch_size: Of the vision tower.
+        patch_size: Of a vision tower that gives one token per patch.
         vision_feature_select_strategy: As in the model's configuration.
         chat_template: A Jinja template.
         image_token: The placeholder.
         num_additional_image_tokens: Tokens of the tower besides the patches: 1 for [CLS] of CLIP.
         connector_type: The connector of the model.
         connector_options: Its options.
+        encoder: Fields of the configuration of an encoder of `foveate.models.encoders`, with its `model_type`; None:
+            the vision tower is CLIP or SigLIP.
 
     Raises:
-        FoveateError: There is no such connector or option.
+        FoveateError: There is no such connector, option or encoder.
     """
 
     def __init__(
@@ -56,11 +59,14 @@ class FoveateLlavaProcessor(LlavaProcessor):
         num_additional_image_tokens: int = 0,
         connector_type: str = "mlp",
         connector_options: dict[str, Any] | None = None,
+        encoder: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.connector_type = connector_type
         self.connector_options = connector_options
         self.connector = connector_of_sizes(connector_type, connector_options)
+        self.encoder = encoder
+        self.encoder_config = None if encoder is None else _encoder_config(encoder)
         super().__init__(
             image_processor,
             tokenizer,
@@ -108,8 +114,11 @@ class FoveateLlavaProcessor(LlavaProcessor):
 
     def tokens_of(self, height: int, width: int) -> int:
         """Tokens of an image of this size in pixels, as the image processor returns it."""
-        patch: Any = self.patch_size
-        return self.connector.output_grid(Grid(height // patch, width // patch)).size
+        return self.connector.output_grid(self.encoder_grid(height, width)).size
+
+    def encoder_grid(self, height: int, width: int) -> Grid:
+        """Rows and columns of the tokens that the connector reads, of an image of this size in pixels."""
+        return encoder_grid(self if self.encoder_config is None else self.encoder_config, height, width)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders of one image, one for each token after the connector."""
@@ -143,8 +152,15 @@ def pair(model: Any, processor: FoveateLlavaProcessor) -> None:
         FoveateError: They do not, or the model's vocabulary lacks the placeholder.
     """
     check_same_connector(model.config, processor)
-    patch = model.config.vision_config.patch_size
-    if processor.patch_size != patch:
+    vision = model.config.vision_config
+    if isinstance(vision, EncoderConfig):
+        _check_same_encoder(vision, processor)
+    elif processor.encoder_config is not None:
+        raise FoveateError(
+            f"the processor counts the tokens of the encoder {processor.encoder_config.model_type}, and the model has "
+            f"{vision.model_type}."
+        )
+    elif processor.patch_size != (patch := vision.patch_size):
         raise FoveateError(f"the processor has patch_size {processor.patch_size}, but the vision tower has {patch}.")
     vocabulary = model.config.text_config.vocab_size
     if processor.image_token_id >= vocabulary:
@@ -153,3 +169,44 @@ def pair(model: Any, processor: FoveateLlavaProcessor) -> None:
             f"vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first."
         )
     model.config.image_token_id = processor.image_token_id
+
+
+def encoder_fields(config: Any) -> dict[str, Any]:
+    """The field of a processor that names the vision tower, empty for towers that give one token per patch."""
+    if not isinstance(config, EncoderConfig):
+        return {}
+    fields = {name: value for name, value in config.to_diff_dict().items() if name in vars(type(config)())}
+    for name in ("transformers_version", "architectures", "dtype"):
+        fields.pop(name, None)
+    return {"encoder": fields | {"model_type": config.model_type}}
+
+
+def _encoder_config(fields: dict[str, Any]) -> EncoderConfig:
+    """The configuration of an encoder.
+
+    Raises:
+        FoveateError: There is no such encoder, or a field has an impossible value.
+    """
+    fields = dict(fields)
+    config_class: Any = encoder_named(fields.pop("model_type", None)).config_class
+    return config_class(**fields)
+
+
+def _check_same_encoder(vision: EncoderConfig, processor: FoveateLlavaProcessor) -> None:
+    """Check that a processor counts the tokens of an encoder.
+
+    Raises:
+        FoveateError: It counts those of another one, or of a tower with one token per patch.
+    """
+    kind = None if processor.encoder_config is None else processor.encoder_config.model_type
+    if kind != vision.model_type:
+        counted = f"the encoder {kind}" if kind else "a tower with one token per patch"
+        raise FoveateError(f"the processor counts the tokens of {counted}, and the model has {vision.model_type}.")
+    size = processor._image_size()
+    height, width = size["height"], size["width"]
+    ours, theirs = vision.output_grid(height, width), processor.encoder_grid(height, width)
+    if ours != theirs:
+        raise FoveateError(
+            f"the processor counts {theirs.rows} x {theirs.columns} tokens of the encoder {kind}, and the model has "
+            f"{ours.rows} x {ours.columns}."
+        )

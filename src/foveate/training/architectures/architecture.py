@@ -32,6 +32,8 @@ class Architecture:
     #: Name of what merges tokens within the tower, and of the connector, in parameter names; None without one.
     stage: ClassVar[str | None] = None
     connector: ClassVar[str | None] = None
+    #: Whether a recipe can choose an encoder of `foveate.models.encoders` as the vision tower.
+    takes_encoders: ClassVar[bool] = False
     #: Whether a recipe can choose the connector.
     takes_connectors: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""LLaVA with a CLIP tower: a fixed square of patches and a [CLS] token."""
+"""LLaVA with a CLIP tower (a fixed square of patches and a [CLS] token) or an encoder of foveate."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from foveate.core.tokens import Grid
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import encoder_grid
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import named
+from foveate.models.encoders import EncoderConfig
 from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, FoveateLlavaProcessor
+from foveate.models.llava.processing import encoder_fields
 from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE
 from foveate.training.architectures.architecture import Architecture, Keep
 
@@ -36,6 +39,7 @@ class Llava(Architecture):
     tower = ".vision_tower."
     connector = ".multi_modal_projector."
     takes_connectors = True
+    takes_encoders = True
 
     def processor(
         self,
@@ -47,34 +51,36 @@ class Llava(Architecture):
         """See `Architecture.processor`.
 
         Raises:
-            FoveateError: the connector cannot divide the patches of an image.
+            FoveateError: the connector cannot divide the tokens of an image.
         """
         if connector is not None:
-            patches = vision.image_size // vision.patch_size
-            connector.output_grid(Grid(patches, patches))
+            connector.output_grid(encoder_grid(vision, vision.image_size, vision.image_size))
+        encoder = isinstance(vision, EncoderConfig)
         side = {"height": vision.image_size, "width": vision.image_size}
         image_processor = CLIPImageProcessor(**images, size=side, crop_size=side, do_center_crop=False)
-        processor_class: Any = LlavaProcessor if connector is None else FoveateLlavaProcessor
+        processor_class: Any = FoveateLlavaProcessor if encoder or connector is not None else LlavaProcessor
         return processor_class(
             image_processor,
             tokenizer,
             patch_size=vision.patch_size,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
+            vision_feature_select_strategy="full" if encoder else "default",
+            num_additional_image_tokens=0 if encoder else 1,
             chat_template=CHAT_TEMPLATE,
             **named(connector),
+            **encoder_fields(vision),
         )
 
     def config(self, vision: Any, text: Any, processor: Any, connector: Connector | None = None) -> Any:
-        """See `Architecture.config`; features are taken before the tower's last layer, as in the released models."""
-        config_class: Any = LlavaConfig if connector is None else FoveateLlavaConfig
+        """See `Architecture.config`; of CLIP features are taken before its last layer, as in the released models."""
+        encoder = isinstance(vision, EncoderConfig)
+        config_class: Any = FoveateLlavaConfig if encoder or connector is not None else LlavaConfig
         return config_class(
             vision_config=vision,
             text_config=text,
             image_token_index=processor.image_token_id,
-            vision_feature_layer=-2,
-            vision_feature_select_strategy="default",
-            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+            vision_feature_layer=-1 if encoder else -2,
+            vision_feature_select_strategy="full" if encoder else "default",
+            image_seq_length=encoder_grid(vision, vision.image_size, vision.image_size).size,
             tie_word_embeddings=text.tie_word_embeddings,
             **named(connector),
         )
@@ -100,6 +106,11 @@ class Llava(Architecture):
     def capture_tokens(self, model: Any, keep: Keep) -> None:
         """See `Architecture.watch`; what is kept is the output of the layer whose features the connector reads."""
         tower: Any = model.get_submodule("model.vision_tower")
+        if isinstance(tower.config, EncoderConfig):
+            tower.register_forward_hook(
+                lambda module, args, output: keep("tokens", output.last_hidden_state.flatten(0, 1))
+            )
+            return
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
@@ -112,7 +123,7 @@ class Llava(Architecture):
 
     def has_cls(self, config: Any) -> bool:
         """See `Architecture.has_cls`."""
-        return True
+        return not isinstance(config.vision_config, EncoderConfig)
 
     def has_window(self) -> bool:
         """See `Architecture.has_window`."""
@@ -123,6 +134,8 @@ class Llava(Architecture):
 
         Source: the fixed positions of MAE (He et al., 2022, arXiv:2111.06377); here they go on learning.
         """
+        if isinstance(model.config.vision_config, EncoderConfig):
+            return  # which initializes its own positions
         table = model.model.vision_tower.embeddings.position_embedding.weight
         side, width = math.isqrt(len(table) - 1), table.shape[1]
         frequencies = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
@@ -134,6 +147,8 @@ class Llava(Architecture):
 
     def enable_windows(self, model: Any) -> None:
         """See `Architecture.take_windows`; every batch of them is put at a random place of the tower's positions."""
+        if isinstance(model.config.vision_config, EncoderConfig):
+            return  # `images` refuses windows
         embeddings: Any = model.model.vision_tower.embeddings
         original = embeddings.forward
         side = embeddings.image_size // embeddings.patch_size
@@ -162,9 +177,12 @@ class Llava(Architecture):
     ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """See `Architecture.images`."""
         size = {}
+        encoder = getattr(processor, "encoder_config", None)
+        if window is not None and encoder is not None:
+            raise FoveateError(f"`window` is for llava with CLIP; leave it out for the encoder {encoder.model_type}.")
         if window is not None:
             side = window * processor.patch_size
             size = {"size": {"height": side, "width": side}}
         pixels = processor.image_processor(images=list(pictures), return_tensors="pt", **size)["pixel_values"]
-        rows, columns = (side // processor.patch_size for side in pixels.shape[-2:])
-        return {"pixel_values": pixels}, [(rows, columns)] * len(pixels)
+        grid = encoder_grid(processor if encoder is None else encoder, *pixels.shape[-2:])
+        return {"pixel_values": pixels}, [(grid.rows, grid.columns)] * len(pixels)

@@ -1,0 +1,105 @@
+"""Registries of classes by name: those that modules of this library define, and those that a program registers."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from foveate.core.errors import FoveateError
+
+C = TypeVar("C", bound=type)
+
+
+class ClassRegistry(Generic[C]):
+    """Classes of one kind by name.
+
+    Args:
+        kind: The word for one of them in messages, such as "connector".
+        built_in: Returns those of this library; called when a name is first looked up.
+        name_of: Returns the name of a class.
+
+    Attributes:
+        added: Those that were registered.
+    """
+
+    def __init__(self, kind: str, built_in: Callable[[], Mapping[str, C]], name_of: Callable[[C], str]) -> None:
+        self.kind = kind
+        self.built_in = built_in
+        self.name_of = name_of
+        self.added: dict[str, C] = {}
+
+    def all(self) -> dict[str, C]:
+        """Every class by name, in alphabetical order."""
+        return dict(sorted({**self.built_in(), **self.added}.items()))
+
+    def add(self, cls: C) -> None:
+        """Register a class; one that is defined again, as in a notebook, replaces itself.
+
+        Raises:
+            FoveateError: Its name is taken.
+        """
+        name = self.name_of(cls)
+        taken = self.built_in().get(name) or self.added.get(name)
+        if taken is not None and not _same(taken, cls):
+            raise FoveateError(
+                f"the name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; give {cls.__qualname__} "
+                "another one."
+            )
+        self.added[name] = cls
+
+    def remove(self, name: str) -> None:
+        """Remove a class that was registered.
+
+        Raises:
+            FoveateError: No class of this name was registered.
+        """
+        if name not in self.added:
+            raise FoveateError(f"no {self.kind} {name!r} was registered; there are {', '.join(self.added) or 'none'}.")
+        del self.added[name]
+
+
+def subclasses_in(package: str, path: Iterable[str], base: type) -> Iterator[Any]:
+    """Subclasses of `base`, however deep, that the modules of a package of this library define.
+
+    Args:
+        package: Its name.
+        path: Its `__path__`.
+        base: The class that they derive from.
+    """
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
+    waiting = list(base.__subclasses__())
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if cls.__module__.startswith(f"{package}."):
+            yield cls
+
+
+def by_name(kind: str, classes: Iterable[Any], name_of: Callable[[Any], str]) -> dict[str, Any]:
+    """Classes by name, in alphabetical order.
+
+    Raises:
+        TypeError: Two have the same name.
+    """
+    named: dict[str, Any] = {}
+    for cls in classes:
+        if named.setdefault(name_of(cls), cls) is not cls:
+            raise TypeError(f"two {kind}s are called {name_of(cls)!r}: {named[name_of(cls)]} and {cls}")
+    return dict(sorted(named.items()))
+
+
+def _same(first: type, second: type) -> bool:
+    """Whether two classes are one, defined again or imported by another way."""
+    if first.__qualname__ != second.__qualname__:
+        return False
+    return first.__module__ == second.__module__ or _file(first) == _file(second) is not None
+
+
+def _file(cls: type) -> str | None:
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    return None if file is None else str(Path(file).resolve())

@@ -1,0 +1,112 @@
+"""Base class of the configurations of encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+
+
+class EncoderConfig(PreTrainedConfig):
+    """Configuration of an [`Encoder`].
+
+    Subclasses set `model_type`, by which models and recipes name the encoder, add the hyperparameters of the paper with
+    its defaults, check them in `check`, and implement `reduced`. Everything that follows from sizes alone
+    (`output_grid`) reads the configuration, because processors and servers use it without weights.
+
+    Args:
+        num_channels (`int`): Channels C of an image.
+        image_size (`int`): Side in pixels of the images that the encoder is trained for.
+        patch_size (`int`): Side in pixels of what the first layer makes one token of.
+        hidden_size (`int`): Width D of the tokens in `last_hidden_state`.
+        num_hidden_layers (`int`): Blocks; there is one more hidden state than blocks.
+        initializer_range (`float`): Standard deviation of initial weights.
+
+    Raises:
+        FoveateError: A value is impossible.
+    """
+
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name in ("num_channels", "image_size", "patch_size", "hidden_size", "num_hidden_layers"):
+            self.positive(name)
+        self.check()
+        self.output_grid(self.image_size, self.image_size)
+
+    def positive(self, name: str) -> None:
+        """Refuse a field that is no whole number from 1 on.
+
+        Raises:
+            FoveateError: It is not.
+        """
+        value = getattr(self, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise FoveateError(
+                f"{name} of the encoder {self.model_type} must be a whole number from 1 on, not {value!r}."
+            )
+
+    def positive_list(self, name: str) -> None:
+        """Refuse a field that is no list of whole numbers from 1 on, and make a list of a tuple.
+
+        Raises:
+            FoveateError: It is not.
+        """
+        values = getattr(self, name)
+        if not isinstance(values, (list, tuple)) or not all(type(value) is int and value >= 1 for value in values):
+            raise FoveateError(
+                f"{name} of the encoder {self.model_type} must be a list of whole numbers from 1 on, not {values!r}."
+            )
+        setattr(self, name, list(values))
+
+    def check(self) -> None:
+        """Refuse impossible values of the fields that a subclass adds; `FoveateError` in one sentence."""
+
+    @property
+    def spatial(self) -> bool:
+        """Whether a token (i, j) of the output grid stands for its own part of the image."""
+        return True
+
+    @property
+    def multiple(self) -> int:
+        """Sides of images in pixels must be multiples of this number."""
+        return self.patch_size
+
+    def output_grid(self, height: int, width: int) -> Grid:
+        """Rows and columns of the tokens of an image, from its size in pixels alone.
+
+        Raises:
+            FoveateError: The encoder cannot read images of this size.
+        """
+        multiple = self.multiple
+        if height < 1 or width < 1 or height % multiple or width % multiple:
+            raise FoveateError(
+                f"the encoder {self.model_type} needs images whose sides are multiples of {multiple} pixels, not "
+                f"{height} x {width}."
+            )
+        return self.reduced(Grid(height // self.patch_size, width // self.patch_size))
+
+    def reduced(self, patches: Grid) -> Grid:
+        """`output_grid` of an image with so many patches; the same by default.
+
+        Raises:
+            FoveateError: The encoder cannot reduce them.
+        """
+        return patches
+
+    def tower_options(self) -> dict[str, Any]:
+        """Options of `Encoder.forward` in the vision tower of a language model.
+
+        With them the tokens are those of `output_grid`, in training too, and nothing is computed that only a training
+        of the encoder by itself reads.
+        """
+        return {}

@@ -1,0 +1,20 @@
+"""SiT: a vision transformer that slims its tokens after some blocks, and its distillation from the full one."""
+
+from foveate.models.encoders.sit.classification import SiTClassifierOutput, SiTForImageClassification
+from foveate.models.encoders.sit.configuration import SiTConfig
+from foveate.models.encoders.sit.conversion import convert_released_state
+from foveate.models.encoders.sit.distillation import FRD, FRDLoss, frd_loss, initialize_from_teacher
+from foveate.models.encoders.sit.modeling import SiTModel, SiTOutput
+
+__all__ = [
+    "FRD",
+    "FRDLoss",
+    "SiTClassifierOutput",
+    "SiTConfig",
+    "SiTForImageClassification",
+    "SiTModel",
+    "SiTOutput",
+    "convert_released_state",
+    "frd_loss",
+    "initialize_from_teacher",
+]
