@@ -39,6 +39,11 @@ class ImageMemory:
             raise FoveateError(
                 "this model has no VoCo tokens to remember an image by; train one with `voco` in a recipe's model."
             )
+        if model.model.reads_prompts:
+            raise FoveateError(
+                f"the connector {model.config.connector_type} of this model reads the question, so that the image "
+                "cannot be kept for another one: ask with the image each time."
+            )
         self.model = model
         self.processor = processor
         first = self._prompt("?").split(processor.image_token)[0]

@@ -80,8 +80,11 @@ class Trace:
             if spans := self._spans.get(name):
                 times[name] = sum(end - start for start, end in spans)
         if spans := self._spans.get("language_model"):
-            first_start, first_end = spans[0]
-            times |= {"prefill": first_end - first_start, "decode": finished - first_end}
+            connected = self._spans.get("connector", [(0.0, 0.0)])[0][0]
+            # Before a connector that reads the question, the language model reads it alone.
+            prefill = [span for span in spans if span[1] <= connected] + [s for s in spans if s[1] > connected][:1]
+            times["prefill"] = sum(end - start for start, end in prefill)
+            times["decode"] = finished - prefill[-1][1]
         return times
 
 

@@ -218,6 +218,8 @@ class TrainingModel(nn.Module):
     def _run(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Last hidden states (B, P, D) of the language model, and the labels (B, P) of the kept tokens."""
         self._router_shares.clear()
+        if getattr(self.model.model, "reads_prompts", False):
+            inputs = {**inputs, "answer_mask": labels != -100}
         if self._handle is None:
             return self.model.model(**inputs, use_cache=False).last_hidden_state, labels
         with self._handle.with_labels(labels) as kept_labels:

@@ -210,8 +210,6 @@ def test_text_is_read_or_refused(connector):
 
 @pytest.mark.parametrize("encoder", ["clip", "siglip"])
 def test_in_a_llava_it_generates_saves_and_loads(connector, encoder, tmp_path):
-    if connector.reads_text:
-        pytest.skip("tests of the connector run it in a model with prompts")
     name, options = connector.name, options_of(connector.name)
     model, processor = small_llava(name, encoder, **options), small_processor(name, encoder, **options)
     batch = small_batch(processor)

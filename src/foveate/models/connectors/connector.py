@@ -169,7 +169,8 @@ class Connector(nn.Module, ABC, Generic[O_co]):
             features: `(B, N, D)`, row-major; `(B, N, K, D)` where the connector reads K layers (`feature_layers`).
             grid: Rows and columns of the features; rows * columns = N.
             budget: Number of tokens, for nested connectors; None: their default.
-            text: `(B, T, d)`, hidden states of each image's prompt, for connectors that read text.
+            text: `(B, T, d)`, hidden states of each image's prompt up to the end of its question, for connectors that
+                read text; models give the last one alone (`foveate.models.connectors.prompts`).
 
         Returns:
             The tokens `(B, n, d)`, row-major, and their grid, which has n cells.

@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME
 
 from foveate.core.errors import FoveateError
 from foveate.core.weights import DATA_ONLY, file_of
-from foveate.models.connectors.registry import all_connectors
+from foveate.models.connectors.registry import all_connectors, connector_named
 
 #: Model types of released configurations.
 RELEASED_MODEL_TYPES = ("llava", "llava_llama")
@@ -58,20 +58,24 @@ class ReleasedRows(WeightConverter):
         return WeightRenaming(r"(?!)", "")
 
 
-def register_released_keys(model_type: str) -> None:
-    """Let `from_pretrained` of models with this `model_type` read released keys, those of all connectors included."""
-    transforms: dict[str, WeightConverter | WeightRenaming] = {
-        source: ReleasedKey(source, target) for source, target in RELEASED_KEYS.items()
-    }
-    for connector in all_connectors().values():
-        for name, target in connector.released_keys.items():
-            source = rf"^model\.{connector.released_prefix}\.{name}"
-            if isinstance(target, str):
-                transforms[source] = ReleasedKey(source, f"model.multi_modal_projector.{target}")
-            else:
-                targets = [f"model.multi_modal_projector.{one}" for one in target]
-                transforms[source] = ReleasedRows(source, targets, [Chunk(dim=0)])
-    register_checkpoint_conversion_mapping(model_type, list(transforms.values()), overwrite=True)
+def register_released_keys(model_type: str, connector_type: str = "mlp") -> None:
+    """Let `from_pretrained` of models with this `model_type` read released keys, of one connector.
+
+    Authors give different layers the same names, such as `mm_projector.0`. Models call it when they are created, which
+    is before their weights are read.
+    """
+    transforms: list[WeightConverter | WeightRenaming] = [
+        ReleasedKey(source, target) for source, target in RELEASED_KEYS.items()
+    ]
+    connector = connector_named(connector_type)
+    for name, target in connector.released_keys.items():
+        source = rf"^model\.{connector.released_prefix}\.{name}"
+        if isinstance(target, str):
+            transforms.append(ReleasedKey(source, f"model.multi_modal_projector.{target}"))
+        else:
+            targets = [f"model.multi_modal_projector.{one}" for one in target]
+            transforms.append(ReleasedRows(source, targets, [Chunk(dim=0)]))
+    register_checkpoint_conversion_mapping(model_type, transforms, overwrite=True)
 
 
 def is_released_config(config: dict[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -15,6 +16,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import encoder_grid
 from foveate.core.weights import SAFE
 from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts
 from foveate.models.connectors.registry import connector_of_config
 from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
@@ -36,7 +38,6 @@ class FoveateLlavaPreTrainedModel(LlavaPreTrainedModel):
             FoveateError: The checkpoint lacks its vision tower, and the tower cannot be read from where the
                 configuration says.
         """
-        register_released_keys(FoveateLlavaConfig.model_type)  # those of connectors that were registered since, too
         wanted = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -53,11 +54,12 @@ class FoveateLlavaPreTrainedModel(LlavaPreTrainedModel):
             module.reset_parameters()
 
 
-class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
+class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
     """Vision tower, connector and language model, without the output layer."""
 
     def __init__(self, config: FoveateLlavaConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
+        register_released_keys(FoveateLlavaConfig.model_type, config.connector_type)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         layer = config.vision_feature_layer
         width = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
@@ -138,8 +140,26 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, LlavaModel):
         outputs.pooler_output = list(tokens)
         return outputs
 
+    def image_arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """See `ReadsPrompts.image_arguments`."""
+        names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
+        return {name: call[name] for name in names if call.get(name) is not None}
 
-class FoveateLlavaForConditionalGeneration(FoveateLlavaPreTrainedModel, LlavaForConditionalGeneration):
+    def tokens_of_images(self, call: Mapping[str, Any]) -> list[int]:
+        """See `ReadsPrompts.tokens_of_images`."""
+        pixel_values = call["pixel_values"]
+        grid = encoder_grid(self.config.vision_config, *pixel_values.shape[-2:])
+        return [self.multi_modal_projector.output_grid(grid).size] * len(pixel_values)
+
+    @functools.wraps(LlavaModel.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # ty: ignore[incompatible-mutable-override]
+        """See `LlavaModel.forward`; `answer_mask (B, L)` is True for tokens of answers, where connectors read text."""
+        return super().forward(**self.with_encoded_images(super().forward, args, kwargs))
+
+
+class FoveateLlavaForConditionalGeneration(
+    FoveateLlavaPreTrainedModel, GeneratesFromPrompts, LlavaForConditionalGeneration
+):
     """LLaVA with any connector and an output layer: it answers (`generate`) and trains on answers (`labels`)."""
 
     def __init__(self, config: FoveateLlavaConfig) -> None:
@@ -147,6 +167,11 @@ class FoveateLlavaForConditionalGeneration(FoveateLlavaPreTrainedModel, LlavaFor
         self.model = FoveateLlavaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+
+    @functools.wraps(LlavaForConditionalGeneration.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # ty: ignore[incompatible-mutable-override]
+        """See `LlavaForConditionalGeneration.forward`; connectors that read text read none of what has labels."""
+        return super().forward(*args, **kwargs, **self.model.answers_of(super().forward, args, kwargs))
 
 
 def _load_vision_tower(model: Any) -> None:

@@ -8,7 +8,7 @@ belong to each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.packed import connect_packed
+from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, check_readable
 from foveate.models.connectors.registry import connector_of_config
 from foveate.models.llava_uhd import vision_remember
 from foveate.models.llava_uhd.checkpoint import UNUSED_KEYS
@@ -96,7 +97,7 @@ class LlavaUHDPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
 
 
-class LlavaUHDModel(LlavaUHDPreTrainedModel):
+class LlavaUHDModel(ReadsPrompts, LlavaUHDPreTrainedModel):
     """Vision tower, connector and language model, without the output layer."""
 
     def __init__(self, config: LlavaUHDConfig) -> None:
@@ -125,6 +126,16 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding of text tokens."""
         self.language_model.set_input_embeddings(value)
+
+    def image_arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """See `ReadsPrompts.image_arguments`."""
+        return {name: call.get(name) for name in ("pixel_values", "grid_hws")}
+
+    def tokens_of_images(self, call: Mapping[str, Any]) -> list[int]:
+        """See `ReadsPrompts.tokens_of_images`."""
+        side = 2**self.config.vision_config.num_stages
+        grids = [Grid(rows // side, columns // side) for rows, columns in call["grid_hws"].tolist()]
+        return [self.multi_modal_projector.output_grid(grid).size for grid in grids]
 
     @can_return_tuple
     def get_image_features(
@@ -212,6 +223,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, LlavaUHDImageFeatures] | None = None,
+        answer_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple | LlavaUHDModelOutputWithPast:
         """Run the language model on text whose placeholders are filled with image tokens.
@@ -226,6 +238,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
             inputs_embeds: `(batch, length, d)`, in place of `input_ids`.
             mm_encoder_outputs: `{"image": get_image_features(...)}`, images that are already encoded, in
                 place of `pixel_values` and `grid_hws`; `generate` encodes once for all beams with it.
+            answer_mask: `(batch, length)`, True for tokens of answers, where the connector reads the prompt.
             **kwargs: options of the language model.
 
         Raises:
@@ -237,7 +250,14 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         if pixel_values is not None:
             if images is not None:
                 raise FoveateError("give images as pixel_values or as mm_encoder_outputs, not both")
-            images = self.get_image_features(pixel_values, grid_hws, return_dict=True)
+            if self.reads_prompts and grid_hws is not None:
+                call = {"pixel_values": pixel_values, "grid_hws": grid_hws, "input_ids": input_ids}
+                call |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "answer_mask": answer_mask}
+                past = 0 if cache is None else int(cache.get_seq_length())
+                check_readable(self.training, past, {**kwargs, **call, "position_ids": position_ids})
+                images = self.encode_with_prompts(call)
+            else:
+                images = self.get_image_features(pixel_values, grid_hws, return_dict=True)
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -277,7 +297,7 @@ class LlavaUHDModel(LlavaUHDPreTrainedModel):
         )
 
 
-class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin):
+class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GeneratesFromPrompts, GenerationMixin):
     """LLaVA-UHD with its output layer: it answers (`generate`) and trains on answers (`labels`).
 
     `from_pretrained` reads folders and Hub ids saved by `foveate`, and the authors' layout (see
@@ -403,6 +423,8 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
         Raises:
             FoveateError: if inputs contradict each other, or placeholders and image tokens differ in number.
         """
+        if labels is not None and self.model.reads_prompts:
+            kwargs.setdefault("answer_mask", labels != -100)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -460,9 +482,7 @@ class LlavaUHDForConditionalGeneration(LlavaUHDPreTrainedModel, GenerationMixin)
 
         `tokens` is the number of placeholders of each prompt, from which follows which images are its own.
         """
-        side = 2**self.config.vision_config.num_stages
-        grids = [Grid(rows // side, columns // side) for rows, columns in grid_hws.tolist()]
-        sizes = [self.model.multi_modal_projector.output_grid(grid).size for grid in grids]
+        sizes = self.model.tokens_of_images({"grid_hws": grid_hws})
         patches = pixel_values.split(grid_hws.prod(-1).tolist())
         images = list(zip(patches, grid_hws.split(1), sizes, strict=True))
         repeated: list[tuple[Tensor, Tensor, int]] = []
