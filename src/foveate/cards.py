@@ -115,6 +115,19 @@ CARDS = (
         "foveate.methods.decoding.vasparse",
     ),
     Card(
+        "quecc",
+        "Inference Optimal VLMs Need Only One Visual Token but Larger Models",
+        "arXiv 2411.03312",
+        "connector",
+        ("transformation", "query"),
+        ("image",),
+        "A connector that makes one token of every square of patches: a query that knows the question attends to the "
+        "features of its square in several layers of the encoder.",
+        True,
+        "connector_type='quecc' in the configuration of LLaVA or LLaVA-UHD, or model: new: connector in a recipe",
+        "foveate.models.connectors.quecc",
+    ),
+    Card(
         "tokenpacker",
         "TokenPacker: Efficient Visual Projector for Multimodal LLM",
         "arXiv 2407.02392",

@@ -24,8 +24,14 @@ KINDS = {
     "tokenpacker": {"mm_projector_type": "tokenpacker", "scale_factor": 3},
     "m3": {"mm_projector_type": "mlp2x_gelu", "matryoshka_vis_token_scale": 9},
     "mqt": {"mm_projector_type": "linear", "query_abstractor_type": "matry_query", "num_visual_tokens": "36"},
+    "quecc": {
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_token_compression_type": "quecc",
+        "mm_vision_token_compression_kernel_size": 3,
+        "mm_vision_token_compression_stride": 3,
+    },
 }
-OPTIONS = {"mlp": {}, "tokenpacker": {"scale": 3}, "m3": {"tokens": 9}, "mqt": {"tokens": 36}}
+OPTIONS = {"mlp": {}, "tokenpacker": {"scale": 3}, "m3": {"tokens": 9}, "mqt": {"tokens": 36}, "quecc": {"scale": 3}}
 
 
 def released_weights(model, connector: str, tower: bool) -> dict[str, torch.Tensor]:

@@ -39,12 +39,7 @@ class TokenPackerOptions(ConnectorOptions):
     def __post_init__(self) -> None:
         whole_number("scale", self.scale)
         whole_number("num_heads", self.num_heads)
-        layers = (0,) if self.layers is None else self.layers
-        if not isinstance(layers, tuple) or not layers or not all(type(n) is int for n in (*layers, self.query_layer)):
-            raise FoveateError(
-                f"layers and query_layer must be indices of hidden states, not {self.layers!r} and "
-                f"{self.query_layer!r}."
-            )
+        check_layers(self.layers, self.query_layer)
 
 
 class TokenPacker(Connector[TokenPackerOptions]):
@@ -89,13 +84,13 @@ class TokenPacker(Connector[TokenPackerOptions]):
             raise FoveateError(f"the {heads} heads of tokenpacker do not divide the width {width} of the features.")
         levels = len(self.options.layers or PAPER_LAYERS)
         self.query = nn.Linear(width, width, bias=False)
-        self.key = _TwoLayers(levels * width, width)
-        self.value = _TwoLayers(levels * width, width)
+        self.key = TwoLayers(levels * width, width)
+        self.value = TwoLayers(levels * width, width)
         self.query_norm = nn.LayerNorm(width, eps=1e-6)
         self.key_norm = nn.LayerNorm(width, eps=1e-6)
         self.value_norm = nn.LayerNorm(width, eps=1e-6)
         self.attention = SquareAttention(width, heads)
-        self.output = _TwoLayers(width, text_hidden_size)
+        self.output = TwoLayers(width, text_hidden_size)
 
     @classmethod
     def released_options(cls, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -109,11 +104,7 @@ class TokenPacker(Connector[TokenPackerOptions]):
 
     def feature_layers(self, num_layers: int) -> tuple[int, ...]:
         """The layers of keys and values, then the one of queries."""
-        layers = self.options.layers
-        if layers is None:
-            share = (num_layers - 1) / (PAPER_DEPTH - 1)
-            layers = tuple(round(layer * share) for layer in PAPER_LAYERS)
-        return (*layers, self.options.query_layer)
+        return (*(self.options.layers or paper_layers(num_layers)), self.options.query_layer)
 
     def reduced(self, grid: Grid, budget: int | None) -> Grid:
         """See `Connector.reduced`."""
@@ -152,7 +143,7 @@ class SquareAttention(nn.Module):
         return self.out_proj(mixed.reshape(query.shape))
 
 
-class _TwoLayers(nn.Module):
+class TwoLayers(nn.Module):
     """`linear_2(gelu(linear_1(x)))`."""
 
     def __init__(self, input_size: int, output_size: int) -> None:
@@ -161,7 +152,27 @@ class _TwoLayers(nn.Module):
         self.linear_2 = nn.Linear(output_size, output_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(..., input size)` to `(..., output size)`."""
         return self.linear_2(F.gelu(self.linear_1(x)))
+
+
+def check_layers(layers: tuple[int, ...] | None, query_layer: int) -> None:
+    """Check options that name hidden states of the encoder.
+
+    Raises:
+        FoveateError: They are no indices.
+    """
+    chosen = (0,) if layers is None else layers
+    if not isinstance(chosen, tuple) or not chosen or not all(type(n) is int for n in (*chosen, query_layer)):
+        raise FoveateError(
+            f"layers and query_layer must be indices of hidden states, not {layers!r} and {query_layer!r}."
+        )
+
+
+def paper_layers(num_layers: int) -> tuple[int, ...]:
+    """The layers of the paper, 12, 16, 22 and 23 of 24, in a tower of another depth."""
+    share = (num_layers - 1) / (PAPER_DEPTH - 1)
+    return tuple(round(layer * share) for layer in PAPER_LAYERS)
 
 
 def downsample(features: Tensor, grid: Grid, output: Grid) -> Tensor:
