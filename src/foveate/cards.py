@@ -115,6 +115,19 @@ CARDS = (
         "foveate.methods.decoding.vasparse",
     ),
     Card(
+        "llava-mini",
+        "LLaVA-Mini: Efficient Image and Video Large Multimodal Models with One Vision Token",
+        "arXiv 2501.03895",
+        "connector",
+        ("query",),
+        ("image", "video"),
+        "One token of an image or frame, by learned queries; before the language model, its text reads all patches in "
+        "a few decoder layers of their own.",
+        True,
+        "connector_type='llava_mini' in the configuration of LLaVA, or model: new: connector in a recipe",
+        "foveate.models.connectors.llava_mini",
+    ),
+    Card(
         "quecc",
         "Inference Optimal VLMs Need Only One Visual Token but Larger Models",
         "arXiv 2411.03312",

@@ -77,7 +77,18 @@ def test_every_method_is_listed(capsys):
 
 def test_what_acts_outside_of_plans_has_a_card(capsys):
     others = json.loads(printed(capsys, "--json"))["others"]
-    names = {"flash", "hack", "quecc", "scalekv", "specvlm", "tokenpacker", "vasparse", "vision-remember", "voco"}
+    names = {
+        "flash",
+        "hack",
+        "llava-mini",
+        "quecc",
+        "scalekv",
+        "specvlm",
+        "tokenpacker",
+        "vasparse",
+        "vision-remember",
+        "voco",
+    }
     names |= {"lookupvit", "sit"}
     assert {card["name"] for card in others} == names
     for card in others:

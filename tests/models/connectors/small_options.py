@@ -6,6 +6,7 @@ from typing import Any
 
 #: Options by connector. A connector whose defaults work on a 6 x 6 grid of 24 channels needs no entry.
 SMALL: dict[str, dict[str, Any]] = {
+    "llava_mini": {"size": 2, "prefusion_layers": 0},
     "mqt": {"num_queries": 36, "num_heads": 2},
     "quecc": {"scale": 3},
     "tokenflex": {"tokens": 4, "lengths": [1, 4]},

@@ -30,8 +30,21 @@ KINDS = {
         "mm_vision_token_compression_kernel_size": 3,
         "mm_vision_token_compression_stride": 3,
     },
+    "llava_mini": {
+        "mm_projector_type": "mlp2x_gelu",
+        "compressor_size": 2,
+        "prefusion_layer_num": 2,
+        "model_type": "llava_mini_llama",
+    },
 }
-OPTIONS = {"mlp": {}, "tokenpacker": {"scale": 3}, "m3": {"tokens": 9}, "mqt": {"tokens": 36}, "quecc": {"scale": 3}}
+OPTIONS: dict[str, dict] = {
+    "mlp": {},
+    "tokenpacker": {"scale": 3},
+    "m3": {"tokens": 9},
+    "mqt": {"tokens": 36},
+    "quecc": {"scale": 3},
+    "llava_mini": {"size": 2, "prefusion_layers": 2},
+}
 
 
 def released_weights(model, connector: str, tower: bool) -> dict[str, torch.Tensor]:
@@ -44,17 +57,20 @@ def released_weights(model, connector: str, tower: bool) -> dict[str, torch.Tens
                 released[f"model.vision_tower.vision_tower.vision_model.{rest}"] = weight.clone()
         elif name.startswith("model.language_model."):
             released[name.replace("model.language_model.", "model.")] = weight.clone()
+        elif name.startswith("model.prefusion."):
+            released[name.replace("model.prefusion.layers.", "model.prefusion_layers.")] = weight.clone()
         elif not name.startswith("model.multi_modal_projector."):
             released[name] = weight.clone()
     ours = model.model.multi_modal_projector.state_dict()
     prefix = f"model.{connector_named(connector).released_prefix}"
     for source, target in connector_named(connector).released_keys.items():
         plain = source.replace("\\", "")
+        plain = plain[1:] if plain.startswith("^") else f"{prefix}.{plain}"
         if isinstance(target, tuple):
-            released[f"{prefix}.{plain}"] = torch.cat([ours.pop(name) for name in target])
+            released[plain] = torch.cat([ours.pop(name) for name in target])
             continue
         for name in [name for name in ours if name.startswith(target)]:
-            released[f"{prefix}.{plain}{name.removeprefix(target)}"] = ours.pop(name)
+            released[f"{plain}{name.removeprefix(target)}"] = ours.pop(name)
     assert not ours
     return released
 
@@ -64,6 +80,8 @@ def write_released(folder: Path, connector: str, tower: bool = True, **config):
     native = small_llava(connector, **OPTIONS[connector])
     weights = released_weights(native, connector, tower)
     weights["model.image_newline"] = torch.zeros(32)
+    if connector == "llava_mini":
+        weights["model.compressor.pos_embed"] = torch.zeros(4, 24)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     fields = TEXT | {
         "model_type": "llava_llama",

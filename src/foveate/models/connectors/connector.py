@@ -79,8 +79,8 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     released_types: ClassVar[tuple[str, ...]] = ()
     #: Name of the connector in the authors' weights: `model.<prefix>.*`.
     released_prefix: ClassVar[str] = "mm_projector"
-    #: Names of the authors' weights below this prefix, as regular expressions, with the names here. Several names share
-    #: the rows of one weight evenly, as those of `nn.MultiheadAttention`.
+    #: Names of the authors' weights below this prefix, as regular expressions, with the names here; patterns that begin
+    #: with ^ are of full names. Several names share the rows of one weight evenly, as those of `nn.MultiheadAttention`.
     released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
 
     options: O_co
@@ -119,6 +119,11 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     def multiple(self) -> int:
         """Rows and columns of the features must be multiples of this number."""
         return 1
+
+    @property
+    def prefusion_layers(self) -> int:
+        """Decoder layers in which text reads the image before the language model; such connectors have `project`."""
+        return 0
 
     def feature_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices into the hidden states of a vision tower with `num_layers` blocks (0: the embeddings).

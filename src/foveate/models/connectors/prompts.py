@@ -7,6 +7,7 @@ none. Words of a chat template are part of it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,15 @@ class Prompts:
             return self.text
         return self.text & (self.answer_mask.bool().cumsum(-1) == 0)
 
+    def gathered(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns `(n, m)` of the tokens of a mask `(n, L)`, together at the start of each row, and where these end.
+
+        Padding follows the text, so that positions count from 0. The second result is bool, False for padding.
+        """
+        lengths = mask.sum(-1)
+        order = mask.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, : int(lengths.max())]
+        return order, torch.arange(order.shape[1], device=order.device) < lengths[:, None]
+
     def rows_of_images(self, counts: Sequence[int]) -> Tensor:
         """`(n,)`, the row of every image, for images of so many tokens in the order of their placeholders.
 
@@ -89,7 +99,7 @@ class Prompts:
 
 
 class ReadsPrompts:
-    """Mixin for models without an output layer whose image tokens may depend on the prompt."""
+    """Mixin for models without an output layer that may read prompts together with their images."""
 
     config: Any
     language_model: Any
@@ -100,8 +110,8 @@ class ReadsPrompts:
 
     @property
     def reads_prompts(self) -> bool:
-        """Whether image tokens depend on the prompt, so that they cannot be reused for another one."""
-        return self.multi_modal_projector.reads_text
+        """Whether tokens of images and text depend on each other, so that neither can be reused with another."""
+        return self.multi_modal_projector.reads_text or self.multi_modal_projector.prefusion_layers > 0
 
     def image_arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of `get_image_features` in a call of the model."""
@@ -131,7 +141,7 @@ class ReadsPrompts:
         return {} if labels is None else {"answer_mask": labels != -100}
 
     def encode_with_prompts(self, call: Mapping[str, Any], past: int = 0) -> Any:
-        """Encode the images of a call together with their questions: the output of `get_image_features`.
+        """Encode the images of a call, with their questions if these are read: the output of `get_image_features`.
 
         Args:
             call: Arguments of the model by name; `pixel_values` is among them.
@@ -140,6 +150,8 @@ class ReadsPrompts:
         Raises:
             FoveateError: `question_states` or `get_image_features` raises it.
         """
+        if not self.multi_modal_projector.reads_text:
+            return self.get_image_features(**self.image_arguments(call), return_dict=True)
         text = question_states(self.language_model, self.prompts(call, past), self.tokens_of_images(call))
         return self.get_image_features(**self.image_arguments(call), text=text, return_dict=True)
 
@@ -178,15 +190,20 @@ class GeneratesFromPrompts:
             FoveateError: Image tokens depend on the prompts, and these are not complete.
         """
         generate: Any = super().generate  # ty: ignore[missing-attribute]
-        if not self.model.reads_prompts or kwargs.get("pixel_values") is None:
+        if not self.model.reads_prompts:
             return generate(inputs, *args, **kwargs)
         call = kwargs | ({"input_ids": inputs} if inputs is not None else {})
-        self._check_padding(call)
-        cache = compat.cache_in(call)
-        images = self.model.encode_with_prompts(call, 0 if cache is None else int(cache.get_seq_length()))
-        read = self.model.image_arguments(call)
-        rest = {name: value for name, value in kwargs.items() if name not in read}
-        return generate(inputs, *args, **rest, mm_encoder_outputs={"image": images})
+        if kwargs.get("pixel_values") is not None:
+            self._check_padding(call)
+            cache = compat.cache_in(call)
+            images = self.model.encode_with_prompts(call, 0 if cache is None else int(cache.get_seq_length()))
+            read = self.model.image_arguments(call)
+            kwargs = {name: value for name, value in kwargs.items() if name not in read}
+            kwargs["mm_encoder_outputs"] = {"image": images}
+        if self.model.multi_modal_projector.prefusion_layers:  # text that is written is no instruction
+            prompt = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+            kwargs["answer_mask"] = torch.zeros(prompt.shape[:2], dtype=torch.bool, device=prompt.device)
+        return generate(inputs, *args, **kwargs)
 
     def _check_padding(self, call: Mapping[str, Any]) -> None:
         """Refuse ids with padding and without its mask, which `generate` would guess later."""
@@ -221,10 +238,8 @@ def question_states(language_model: Any, prompts: Prompts, counts: Sequence[int]
         raise FoveateError(
             f"the connector of this model reads the question, and prompt {row} has no text before its answer."
         )
-    # Text moves to the start of each row, so that padding follows it and positions count from 0.
-    order = question.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, : int(lengths.max())]
-    embeds = prompts.embeds[rows].take_along_dim(order.unsqueeze(-1), dim=1)
-    mask = torch.arange(order.shape[1], device=order.device) < lengths[:, None]
+    places, mask = prompts.gathered(question)
+    embeds = prompts.embeds[rows].take_along_dim(places.unsqueeze(-1), dim=1)
     output = language_model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False, return_dict=True)
     states = output.last_hidden_state
     last = states.take_along_dim((lengths - 1)[:, None, None].to(states.device), dim=1)
@@ -264,6 +279,21 @@ def check_readable(training: bool, past: int, call: Mapping[str, Any]) -> None:
         raise FoveateError(
             "this model reads prompts before images, and a row here holds several samples: give each a row of its own."
         )
+
+
+def takes_answer_mask(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a `forward` the name, the documentation and the arguments of `original`, and `answer_mask`."""
+    mask = inspect.Parameter("answer_mask", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
+    arguments = list(inspect.signature(original).parameters.values())
+    keywords = [argument for argument in arguments if argument.kind is argument.VAR_KEYWORD]
+
+    def decorate(forward: Callable[..., Any]) -> Any:
+        wrapped: Any = functools.wraps(original)(forward)
+        positional = [argument for argument in arguments if argument not in keywords]
+        wrapped.__signature__ = inspect.Signature([*positional, mask, *keywords])
+        return wrapped
+
+    return decorate
 
 
 def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

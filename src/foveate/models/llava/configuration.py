@@ -71,7 +71,7 @@ class FoveateLlavaConfig(LlavaConfig):
 
 
 class ReleasedLlavaConfig(FoveateLlavaConfig):
-    """What `AutoConfig` finds under the model type of the release; it always gives a `FoveateLlavaConfig`."""
+    """What `AutoConfig` finds under a model type of a release; it always gives a `FoveateLlavaConfig`."""
 
     model_type = "llava_llama"
 
@@ -80,3 +80,9 @@ class ReleasedLlavaConfig(FoveateLlavaConfig):
         """Convert the content of a released `config.json`."""
         fields = convert_released_config(config_dict) if is_released_config(config_dict) else config_dict
         return FoveateLlavaConfig.from_dict(fields, **kwargs)
+
+
+class ReleasedLlavaMiniConfig(ReleasedLlavaConfig):
+    """`ReleasedLlavaConfig` under the model type of LLaVA-Mini."""
+
+    model_type = "llava_mini_llama"

@@ -23,7 +23,7 @@ from foveate.core.weights import DATA_ONLY, file_of
 from foveate.models.connectors.registry import all_connectors, connector_named
 
 #: Model types of released configurations.
-RELEASED_MODEL_TYPES = ("llava", "llava_llama")
+RELEASED_MODEL_TYPES = ("llava", "llava_llama", "llava_mini_llama")
 #: The vision tower of LLaVA-1.5, whose configuration `LlavaConfig` has as its default.
 RELEASED_TOWER = "clip-vit-large-patch14-336"
 
@@ -33,9 +33,17 @@ RELEASED_KEYS = {
     r"^model\.layers\.": "model.language_model.layers.",
     r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
     r"^model\.norm\.": "model.language_model.norm.",
+    r"^model\.prefusion_layers\.": "model.prefusion.layers.",
 }
 #: In LLaVA's state dicts, used by no forward pass here.
-UNUSED_KEYS = [r"^model\.image_newline$", r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$"]
+UNUSED_KEYS = [
+    r"^model\.image_newline$",
+    r"^model\.compressor\.pos_embed$",
+    r"rotary_emb\.inv_freq$",
+    r"embeddings\.position_ids$",
+]
+#: Vocabulary of Llama 3, whose tokenizer has no unknown token, and its reserved token that stands for images here.
+LLAMA_3_VOCABULARY, LLAMA_3_IMAGE = 128256, 128002
 
 
 class ReleasedKey(WeightRenaming):
@@ -69,7 +77,7 @@ def register_released_keys(model_type: str, connector_type: str = "mlp") -> None
     ]
     connector = connector_named(connector_type)
     for name, target in connector.released_keys.items():
-        source = rf"^model\.{connector.released_prefix}\.{name}"
+        source = name if name.startswith("^") else rf"^model\.{connector.released_prefix}\.{name}"
         if isinstance(target, str):
             transforms.append(ReleasedKey(source, f"model.multi_modal_projector.{target}"))
         else:
@@ -98,7 +106,8 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
     """Convert the content of a released `config.json` to fields of `FoveateLlavaConfig`.
 
     The authors mark images with -200, which is no token. Placeholders are the language model's unknown token (0)
-    instead: it never occurs in text, and the vocabulary needs no further row.
+    instead, or a reserved token of Llama 3, where 0 is "!": they never occur in text, and the vocabulary needs no
+    further row.
 
     Raises:
         FoveateError: The projector, the vision tower or the choice of features is not supported.
@@ -117,7 +126,7 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
         "model_type": "foveate_llava",
         "vision_config": vision,
         "text_config": text,
-        "image_token_index": max(config.get("image_token_index", 0), 0),
+        "image_token_index": _placeholder(config),
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": "default" if vision["model_type"] == "clip_vision_model" else "full",
         "image_seq_length": (vision["image_size"] // vision["patch_size"]) ** 2,
@@ -128,6 +137,12 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
         "architectures": ["FoveateLlavaForConditionalGeneration"],
     }
     return converted | {name: config[name] for name in ("dtype", "torch_dtype") if config.get(name) is not None}
+
+
+def _placeholder(config: dict[str, Any]) -> int:
+    """Id of the placeholder."""
+    unused = LLAMA_3_IMAGE if config.get("vocab_size", 0) >= LLAMA_3_VOCABULARY else 0
+    return max(config.get("image_token_index", unused), unused)
 
 
 def _connector(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:

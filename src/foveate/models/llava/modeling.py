@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
+from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import encoder_grid
 from foveate.core.weights import SAFE
 from foveate.models.connectors.connector import Connector
-from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts
+from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, check_readable, takes_answer_mask
 from foveate.models.connectors.registry import connector_of_config
 from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import UNUSED_KEYS, register_released_keys
+from foveate.models.llava.prefusion import build_prefusion, fuse, stitched
 
 
 class FoveateLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -54,6 +57,20 @@ class FoveateLlavaPreTrainedModel(LlavaPreTrainedModel):
             module.reset_parameters()
 
 
+@dataclass
+class PrefusionImageFeatures(BaseModelOutputWithPooling):
+    """Output of the vision tower with `pooler_output`, the tokens, and `deepstack_features`, what text reads.
+
+    Attributes:
+        pooler_output: The tokens `(c, d)` of every image.
+        deepstack_features: A list with the features `(P, d)` of every image. `generate` repeats what has this name for
+            beams.
+    """
+
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
 class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
     """Vision tower, connector and language model, without the output layer."""
 
@@ -65,6 +82,8 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         width = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
         self.multi_modal_projector: Connector = connector_of_config(config, width)
         self.language_model = AutoModel.from_config(config.text_config)
+        if count := self.multi_modal_projector.prefusion_layers:
+            self.prefusion = build_prefusion(config.text_config, count)
         self.post_init()
         blocks = config.vision_config.num_hidden_layers
         layers = self.multi_modal_projector.feature_layers(blocks)
@@ -76,6 +95,12 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
             raise FoveateError(
                 f"the connector {config.connector_type} chooses its own layers: vision_feature_layer must be a number."
             )
+
+    @property
+    def own_compression(self) -> str | None:
+        """What this model does with text and visual tokens, so that no plan can be attached to it; None: nothing."""
+        count = self.multi_modal_projector.prefusion_layers
+        return f"fuses text with all patches in {count} layers before the language model" if count else None
 
     @can_return_tuple
     def get_image_features(
@@ -91,7 +116,8 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         """Encode images into embeddings of the language model.
 
         Args:
-            pixel_values: `(n, C, H, W)`.
+            pixel_values: `(n, C, H, W)`; with pre-fusion also `(n, k k + 1, C, H, W)`, k x k sub-images, row-major,
+                and the whole image last.
             vision_feature_layer: Hidden state or states that the connector reads, where it does not choose them itself;
                 default: those of the configuration.
             vision_feature_select_strategy: "default" leaves out the first token of the tower, [CLS]; "full" keeps all.
@@ -101,7 +127,8 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
             **kwargs: Options of a CLIP or SigLIP tower; encoders of foveate have theirs from the configuration.
 
         Returns:
-            The output of the vision tower, with `pooler_output`: the tokens `(rows * columns, d)` of every image.
+            The output of the vision tower, with `pooler_output`: the tokens `(rows * columns, d)` of every image; with
+            pre-fusion a `PrefusionImageFeatures`.
 
         Raises:
             FoveateError: Tokens of the tower are not those of the patches, or the connector cannot map them.
@@ -109,6 +136,11 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         if image_sizes is not None:
             raise FoveateError("image_sizes belongs to towers of native resolution, and this one is none.")
         connector, vision = self.multi_modal_projector, self.config.vision_config
+        parts = pixel_values.shape[1] if pixel_values.ndim == 5 else None
+        if parts is not None:
+            if not connector.prefusion_layers:
+                raise FoveateError(f"sub-images need pre-fusion, which the connector {connector.name} has not here.")
+            pixel_values = pixel_values.flatten(0, 1)
         grid = encoder_grid(vision, *pixel_values.shape[-2:])
         if isinstance(vision, EncoderConfig):
             kwargs = vision.tower_options()
@@ -136,8 +168,19 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
             if len(set(budget)) != 1:
                 raise FoveateError(f"images of one size have one number of tokens, not {sorted(set(budget))}.")
             budget = budget[0]
+        patches = features
+        if parts is not None:
+            features, whole_images, grid = stitched(features.unflatten(0, (-1, parts)), grid)
+            patches = torch.cat([features, whole_images], dim=1)
         tokens, _ = connector(features, grid, budget, text)
         outputs.pooler_output = list(tokens)
+        if connector.prefusion_layers:
+            return PrefusionImageFeatures(
+                last_hidden_state=outputs.last_hidden_state,
+                pooler_output=outputs.pooler_output,
+                hidden_states=outputs.hidden_states,
+                deepstack_features=[list(connector.project(patches))],
+            )
         return outputs
 
     def image_arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,10 +194,28 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         grid = encoder_grid(self.config.vision_config, *pixel_values.shape[-2:])
         return [self.multi_modal_projector.output_grid(grid).size] * len(pixel_values)
 
-    @functools.wraps(LlavaModel.forward)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # ty: ignore[incompatible-mutable-override]
-        """See `LlavaModel.forward`; `answer_mask (B, L)` is True for tokens of answers, where connectors read text."""
-        return super().forward(**self.with_encoded_images(super().forward, args, kwargs))
+    @takes_answer_mask(LlavaModel.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `LlavaModel.forward`; `answer_mask (B, L)` is True for tokens of answers, where prompts are read."""
+        call = self.with_encoded_images(super().forward, args, kwargs)
+        images = (call.get("mm_encoder_outputs") or {}).get("image")
+        if images is not None and self.multi_modal_projector.prefusion_layers:
+            call = self._with_fused_text(call, images, kwargs.get("answer_mask"))
+        return super().forward(**call)
+
+    def _with_fused_text(self, call: dict[str, Any], images: Any, answer_mask: Tensor | None) -> dict[str, Any]:
+        """Arguments of `LlavaModel.forward` with embeddings of the tokens and of the fused text."""
+        cache = compat.cache_in(call)
+        check_readable(
+            self.training, 0 if cache is None else int(cache.get_seq_length()), call | {"answer_mask": answer_mask}
+        )
+        ids = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+        if answer_mask is not None and (written := ids.shape[1] - answer_mask.shape[1]) > 0:
+            answer_mask = nn.functional.pad(answer_mask, (0, written), value=True)  # by `generate`, without a cache
+        prompts = self.prompts(call | {"answer_mask": answer_mask})
+        tokens, patches = torch.stack(list(images.pooler_output)), torch.stack(list(images.deepstack_features[0]))
+        embeds = fuse(self.prefusion, prompts, patches, tokens)
+        return call | {"inputs_embeds": embeds, "input_ids": None, "mm_encoder_outputs": None}
 
 
 class FoveateLlavaForConditionalGeneration(
@@ -168,9 +229,9 @@ class FoveateLlavaForConditionalGeneration(
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    @functools.wraps(LlavaForConditionalGeneration.forward)
-    def forward(self, *args: Any, **kwargs: Any) -> Any:  # ty: ignore[incompatible-mutable-override]
-        """See `LlavaForConditionalGeneration.forward`; connectors that read text read none of what has labels."""
+    @takes_answer_mask(LlavaForConditionalGeneration.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See `LlavaForConditionalGeneration.forward`; where prompts are read, nothing that has labels is."""
         return super().forward(*args, **kwargs, **self.model.answers_of(super().forward, args, kwargs))
 
 

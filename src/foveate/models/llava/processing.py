@@ -13,7 +13,7 @@ from foveate.core.weights import DATA_ONLY, WHERE, file_of
 from foveate.models.connectors.registry import check_same_connector, connector_of_sizes
 from foveate.models.encoders import EncoderConfig, encoder_named
 from foveate.models.llava.configuration import FoveateLlavaConfig
-from foveate.models.llava.conversion import is_released
+from foveate.models.llava.conversion import LLAMA_3_VOCABULARY, is_released
 
 #: Turns of Vicuna, as LLaVA-1.5 was trained with, for released checkpoints, which have no template of their own.
 VICUNA_TEMPLATE = """{%- for message in messages -%}
@@ -26,6 +26,21 @@ VICUNA_TEMPLATE = """{%- for message in messages -%}
 {{ '</s>' if message['role'] == 'assistant' else ' ' }}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif -%}"""
+
+#: Turns of Llama 3.1, as LLaVA-Mini was trained with; the tokenizer writes the token of the beginning.
+LLAMA_3_TEMPLATE = """{{- '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n' -}}
+{{- 'Today Date: 26 Jul 2024\n\nYou are a helpful language and vision assistant. You are able to understand the ' -}}
+{{- 'visual content that the user provides, and assist the user with a variety of tasks using natural language.' -}}
+{{- '<|eot_id|>' -}}
+{%- for message in messages -%}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' -}}
+{%- if message['content'] is string %}{{ message['content'] }}{% else -%}
+{%- for part in message['content'] if part['type'] == 'image' %}{{ 'IMAGE_TOKEN' + '\n' }}{% endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor -%}
+{%- endif -%}
+{{- '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif -%}"""
 
 
 class FoveateLlavaProcessor(LlavaProcessor):
@@ -100,12 +115,14 @@ class FoveateLlavaProcessor(LlavaProcessor):
                 size={"shortest_edge": side}, crop_size={"height": side, "width": side}
             )
         strategy = config.vision_feature_select_strategy
+        is_llama_3 = config.text_config.vocab_size >= LLAMA_3_VOCABULARY
+        template = LLAMA_3_TEMPLATE if is_llama_3 else VICUNA_TEMPLATE
         return cls(
             image_processor,
             tokenizer,
             patch_size=config.vision_config.patch_size,
             vision_feature_select_strategy=strategy,
-            chat_template=kwargs.get("chat_template") or VICUNA_TEMPLATE.replace("IMAGE_TOKEN", token),
+            chat_template=kwargs.get("chat_template") or template.replace("IMAGE_TOKEN", token),
             image_token=token,
             num_additional_image_tokens=int(strategy == "default"),
             connector_type=config.connector_type,

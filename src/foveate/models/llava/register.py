@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from foveate.models.llava.configuration import FoveateLlavaConfig, ReleasedLlavaConfig
+from foveate.models.llava.configuration import FoveateLlavaConfig, ReleasedLlavaConfig, ReleasedLlavaMiniConfig
 from foveate.models.llava.conversion import register_released_keys
 from foveate.models.llava.modeling import FoveateLlavaForConditionalGeneration, FoveateLlavaModel
 from foveate.models.llava.processing import FoveateLlavaProcessor
@@ -12,7 +12,7 @@ from foveate.models.llava.processing import FoveateLlavaProcessor
 
 def register() -> None:
     """Make the Auto classes of `transformers` know LLaVA with a connector. Calling it again changes nothing."""
-    for config_class in (FoveateLlavaConfig, ReleasedLlavaConfig):
+    for config_class in (FoveateLlavaConfig, ReleasedLlavaConfig, ReleasedLlavaMiniConfig):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     register_released_keys(FoveateLlavaConfig.model_type)
     AutoModel.register(FoveateLlavaConfig, FoveateLlavaModel, exist_ok=True)

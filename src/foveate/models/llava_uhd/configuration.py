@@ -79,6 +79,11 @@ class LlavaUHDConfig(PreTrainedConfig):
         if self.num_voco_tokens and self.voco_token_id is None:
             raise FoveateError(f"num_voco_tokens is {self.num_voco_tokens}, and voco_token_id is not given")
         connector = connector_of_sizes(self.connector_type, options_of_config(self))  # refuses unknown names and values
+        if connector.prefusion_layers:
+            raise FoveateError(
+                f"LLaVA-UHD has no pre-fusion: set prefusion_layers of the connector {self.connector_type} to 0, or "
+                "choose foveate_llava."
+            )
         if self.vision_remember_layers and not connector.per_token:
             raise FoveateError(
                 "Vision Remember needs every token of the encoder, and the connector "

@@ -41,6 +41,10 @@ class Llava(Architecture):
     takes_connectors = True
     takes_encoders = True
 
+    def part_of(self, name: str) -> str:
+        """See `Architecture.part_of`; pre-fusion is new as the connector is."""
+        return "connector" if ".prefusion." in name else super().part_of(name)
+
     def processor(
         self,
         vision: Any,
