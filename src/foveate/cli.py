@@ -53,6 +53,7 @@ TARGETS = {
     "joint": "foveate.commands.joint:joint",
     "next-scale": "foveate.commands.next_scale:next_scale",
     "flops": "foveate.commands.flops:flops",
+    "scaling-law": "foveate.commands.scaling_law:scaling_law",
     "report": "foveate.commands.report:report",
     "tune": "foveate.commands.tune:tune",
 }
@@ -252,6 +253,7 @@ _list(app, "convert-scorer", "Extract FocusUI's scorer from a released checkpoin
 _list(app, "train-next-scale", "Train a small next-scale image model for KV-cache benchmarks.")
 _list(app, "convert", "Convert a pretrained vision transformer to ViT-UHD.")
 _list(app, "flops", "Compute FLOPs and KV cache with and without a plan, from the configuration alone.")
+_list(app, "scaling-law", "Fit error over language-model size and visual tokens; the best tokens at equal cost.")
 _list(app, "report", "Build a static report from results: tables, plots, a page for every method.")
 _list(app, "tune", "Search for the best plan for a model and your questions: methods, budgets, layers.")
 _list(bench, "accuracy", "Measure accuracy with fewer visual tokens, plan by plan.")
