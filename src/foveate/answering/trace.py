@@ -30,6 +30,7 @@ class Trace:
         base = net.base_model
         self.encoder = _other_than(net, net.get_encoder(modality="image"))
         self.connector = next((part for name in CONNECTORS if (part := getattr(base, name, None)) is not None), None)
+        self.prefusion = getattr(base, "prefusion", None)
         self.language_model = _other_than(net, net.get_decoder())
         self.tokens: dict[str | int, int] = {}
         self._spans: dict[str, list[tuple[float, float]]] = {}
@@ -44,9 +45,8 @@ class Trace:
     def watching(self) -> Generator[None]:
         """Record times and token counts of the parts inside this context; hooks are removed afterwards."""
         with ExitStack() as hooks:
-            parts = ("encoder", self.encoder), ("connector", self.connector), ("language_model", self.language_model)
-            for name, part in parts:
-                if part is not None:
+            for name in ("encoder", "connector", "prefusion", "language_model"):
+                if (part := getattr(self, name)) is not None:
                     self._time(hooks, name, part)
             if isinstance(self.encoder, ViTUHDModel):
                 self._count(hooks, "patches", self.encoder.patch_embed)
@@ -80,11 +80,13 @@ class Trace:
             if spans := self._spans.get(name):
                 times[name] = sum(end - start for start, end in spans)
         if spans := self._spans.get("language_model"):
+            # Before a connector that reads the question, the language model reads it alone; pre-fusion follows it.
             connected = self._spans.get("connector", [(0.0, 0.0)])[0][0]
-            # Before a connector that reads the question, the language model reads it alone.
-            prefill = [span for span in spans if span[1] <= connected] + [s for s in spans if s[1] > connected][:1]
+            questions = [span for span in spans if span[1] <= connected]
+            first = spans[len(questions)]
+            prefill = [*questions, *self._spans.get("prefusion", [])[:1], first]
             times["prefill"] = sum(end - start for start, end in prefill)
-            times["decode"] = finished - prefill[-1][1]
+            times["decode"] = finished - first[1]
         return times
 
 

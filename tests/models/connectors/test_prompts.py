@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 import foveate
 from foveate import compat
+from foveate.answering.trace import Trace
 from foveate.core.errors import FoveateError
 from foveate.image_kv_cache import ImageMemory
 from foveate.models.connectors.prompts import Prompts
@@ -138,6 +139,30 @@ def test_answers_do_not_change_what_is_read(model, batch, read):
     assert all(any(torch.allclose(one, row, atol=1e-5) for one in before) for row in expected)
     connector = dict(model.model.multi_modal_projector.named_parameters())
     assert all(parameter.grad is not None for parameter in connector.values())
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(model, batch):
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, -2:] = batch["input_ids"][:, -2:]
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()(**batch, labels=labels).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    model.gradient_checkpointing_disable()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_the_pass_of_the_question_is_part_of_the_prefill(model, batch):
+    trace = Trace(model)
+    with trace.watching():
+        model.generate(**batch, max_new_tokens=2, do_sample=False)
+    question, prefill, _ = trace._spans["language_model"]
+    times = trace.times(trace.now())
+    assert times["prefill"] == pytest.approx(sum(end - start for start, end in (question, prefill)))
 
 
 def test_later_turns_do_not_change_what_is_read():

@@ -156,7 +156,7 @@ class ReadsPrompts:
         return self.get_image_features(**self.image_arguments(call), text=text, return_dict=True)
 
     def with_encoded_images(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> dict[str, Any]:
-        """The arguments of a forward pass, with images encoded where their tokens depend on the prompt.
+        """The arguments of a forward pass of a model that `reads_prompts`, with its images encoded.
 
         Args:
             function: The bound `forward` that is going to be called.
@@ -167,7 +167,7 @@ class ReadsPrompts:
             FoveateError: `check_readable` or `encode_with_prompts` raises it.
         """
         call = bind(function, args, kwargs)
-        if self.reads_prompts and call.get("pixel_values") is not None:
+        if call.get("pixel_values") is not None:
             cache = compat.cache_in(call)
             check_readable(self.training, 0 if cache is None else int(cache.get_seq_length()), call)
             images = {"image": self.encode_with_prompts(call)}

@@ -197,6 +197,9 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
     @takes_answer_mask(LlavaModel.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See `LlavaModel.forward`; `answer_mask (B, L)` is True for tokens of answers, where prompts are read."""
+        if not self.reads_prompts:
+            kwargs.pop("answer_mask", None)
+            return super().forward(*args, **kwargs)
         call = self.with_encoded_images(super().forward, args, kwargs)
         images = (call.get("mm_encoder_outputs") or {}).get("image")
         if images is not None and self.multi_modal_projector.prefusion_layers:
