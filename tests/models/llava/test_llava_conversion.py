@@ -116,7 +116,10 @@ def test_a_released_folder_gives_the_same_logits_and_is_saved_in_our_layout(conn
     names = load_file(tmp_path / "ours" / "model.safetensors")
     assert not any("mm_projector" in name or "query_abstractor" in name for name in names)
     again = FoveateLlavaForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
-    assert torch.equal(again(input_ids=ids, pixel_values=pixels).logits, expected)
+    for name, weight in native.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    # Weights in a file may be aligned differently in memory, which changes the order of sums.
+    torch.testing.assert_close(again(input_ids=ids, pixel_values=pixels).logits, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("model_type", ["llava_llama", "llava"])
