@@ -121,7 +121,7 @@ def test_keys_tell_plans_apart(subject: Subject) -> None:
 
 def test_a_plan_that_cannot_be_served_is_refused_and_the_engine_goes_on(subject: Subject) -> None:
     for plan, message in {
-        "fastv:50%@2": "acts decoder; vLLM serves methods that act before the language model",
+        "fastv:50%@2": "acts at the site 'decoder'; vLLM serves methods that act before the language model",
         "prumerge": "does not follow from the size of an image",
         "cdpruner:8": "vLLM keeps the tokens of an image for all prompts",
         "nothing:8": "unknown method 'nothing'",
