@@ -104,7 +104,9 @@ def pages(root: Path) -> dict[str, str]:
 
 
 def _file(root: Path, part: Implemented) -> Path:
-    return root / "src" / f"{part.module.replace('.', '/')}.py"
+    """The file of an implementation, or its folder."""
+    path = root / "src" / part.module.replace(".", "/")
+    return path if path.is_dir() else path.with_suffix(".py")
 
 
 def _verified(root: Path, part: Implemented, file: Path) -> str:
@@ -115,7 +117,9 @@ def _verified(root: Path, part: Implemented, file: Path) -> str:
     said = []
     tests = _test_of(folder, file.stem)
     text = tests.read_text(encoding="utf-8") if tests else ""
-    said += [f"[authors' numbers](../{(golden / name).relative_to(root)})" for name in READ.findall(text)]
+    # Named like the module, or read by its tests, which for parts of a model may be tests of that model.
+    names = dict.fromkeys([*READ.findall(text), *(path.name for path in golden.glob(f"{file.stem}.json"))])
+    said += [f"[authors' numbers](../{(golden / name).relative_to(root)})" for name in names]
     if tests and (SAID.search(text.splitlines()[0]) or LOOP.search(text)):
         said.append(f"[reference loop](../{tests.relative_to(root)})")
     suite = folder / "test_promises.py"
@@ -123,7 +127,8 @@ def _verified(root: Path, part: Implemented, file: Path) -> str:
         said.append(f"[shared suite](../{suite.relative_to(root)})")
     elif not said and tests:
         said.append(f"[tests](../{tests.relative_to(root)})")
-    if UNPUBLISHED.search(" ".join(file.read_text(encoding="utf-8").split())):
+    source = " ".join(path.read_text(encoding="utf-8") for path in (file.glob("*.py") if file.is_dir() else [file]))
+    if UNPUBLISHED.search(" ".join(source.split())):
         said.append("from the paper")
     return ", ".join(said)
 

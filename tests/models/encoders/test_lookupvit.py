@@ -1,4 +1,4 @@
-"""LookupViT: gather, scatter, and several numbers of compressed tokens."""
+"""LookupViT: gather and scatter against a loop, and several numbers of compressed tokens."""
 
 from __future__ import annotations
 
