@@ -32,7 +32,7 @@ def pages(root: Path) -> dict[str, str]:
     """Every page by its path under `docs/`."""
     entries = _entries()
     made = {f"methods/{entry.name}.md": _page(root, entry) for entry in entries}
-    return made | {f"methods/{card.name}.md": _card(card) for card in cards()}
+    return made | {f"methods/{card.name}.md": _card(root, card) for card in cards()}
 
 
 def _page(root: Path, entry: Entry) -> str:
@@ -51,7 +51,7 @@ def _page(root: Path, entry: Entry) -> str:
         "trained": "yes" if entry.trained else "no",
         "arguments": ", ".join(f"`{name}={value!r}`" for name, value in entry.arguments.items()) or "none",
         "runs on": f"{len(entry.runs_on)} of {len(entry.families)} families, see the [matrix](../matrix.md)",
-        "source": _source(entry.module),
+        "source": _source(root, entry.module),
     }
     sections = [
         f"# `{entry.name}`",
@@ -68,8 +68,8 @@ def _page(root: Path, entry: Entry) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _card(card: Card) -> str:
-    facts = facts_of_card(card) | {"source": _source(card.module)}
+def _card(root: Path, card: Card) -> str:
+    facts = facts_of_card(card) | {"source": _source(root, card.module)}
     return "\n\n".join([f"# `{card.name}`", escaped(card.summary), _facts(facts)]) + "\n"
 
 
@@ -77,8 +77,9 @@ def _facts(facts: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
 
 
-def _source(module: str) -> str:
-    path = f"src/{module.replace('.', '/')}.py"
+def _source(root: Path, module: str) -> str:
+    path = f"src/{module.replace('.', '/')}"
+    path = path if (root / path).is_dir() else f"{path}.py"
     return f"[{path}](../../{path})"
 
 

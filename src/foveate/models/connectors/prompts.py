@@ -282,13 +282,13 @@ def check_readable(training: bool, past: int, call: Mapping[str, Any]) -> None:
 
 
 def takes_answer_mask(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a `forward` the name, the documentation and the arguments of `original`, and `answer_mask`."""
+    """Give a `forward` the arguments of `original`, and `answer_mask`."""
     mask = inspect.Parameter("answer_mask", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
     arguments = list(inspect.signature(original).parameters.values())
     keywords = [argument for argument in arguments if argument.kind is argument.VAR_KEYWORD]
 
     def decorate(forward: Callable[..., Any]) -> Any:
-        wrapped: Any = functools.wraps(original)(forward)
+        wrapped: Any = functools.wraps(original, assigned=("__annotations__",))(forward)
         positional = [argument for argument in arguments if argument not in keywords]
         wrapped.__signature__ = inspect.Signature([*positional, mask, *keywords])
         return wrapped
