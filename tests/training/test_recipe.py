@@ -210,13 +210,13 @@ def test_a_recipe_extends_another_one(tmp_path):
         "extends": "base.yaml",
         "output": "changed",
         "model": {"new": {"connector": {"type": "m3"}}},
-        "stages": {"second": {"plans": ["m3:4", "m3:1"], "loss": {"blank": 1}}},
+        "stages": {"second": {"steps": 3, "loss": {"blank": 1}}},
     }
     extended, base = read_recipe(_write(tmp_path / "changed.yaml", changes)), read_recipe(tmp_path / "base.yaml")
     assert extended.output == "changed" and extended.seed == base.seed
     assert extended.model.new.connector == {"type": "m3"} and extended.model.new.vision == base.model.new.vision
     assert extended.stages[0] == base.stages[0]
-    assert extended.stages[1].plans == ["m3:4", "m3:1"]
+    assert extended.stages[1].steps == 3 and extended.stages[1].name == "second"
     assert (extended.stages[1].loss.answer, extended.stages[1].loss.blank) == (2, 1)
     whole = _write(tmp_path / "whole.yaml", {"extends": "base.yaml", "stages": [stages[1]]})
     assert [stage.name for stage in read_recipe(whole).stages] == ["second"]
