@@ -90,7 +90,7 @@ CLAIMS = (
     Claim("quecc", "arXiv 2411.03312", "above TokenPacker below 16 tokens", "tokenpacker", most=15),
     Claim("quecc", "arXiv 2411.03312", "not above TokenPacker from 16 tokens on", "tokenpacker", least=16, margin=-0.01,
           reverse=True),
-    Claim("llava-mini", "arXiv 2501.03895", "one token with pre-fusion above one without", "llava-mini-no-prefusion"),
+    Claim("llava_mini", "arXiv 2501.03895", "one token with pre-fusion above one without", "llava_mini-no-prefusion"),
     Claim("sit", "arXiv 2111.12624", "distillation of recalibrated features above none", "sit-no-distillation"),
     Claim("patch-8", "arXiv 2502.03738", "smaller patches better at equal parameters", "patch-16"),
 )  # fmt: skip

@@ -91,6 +91,7 @@ SYSTEMS: tuple[System, ...] = (
     System("m3", nested=(1, 9, 36, 144)),
     System("mqt", nested=(4, 16, 36, 144)),
     System("tokenflex", nested=(16, 36, 144)),
+    System("quecc", _SCALES),
     System("m3-separate", {36: {"tokens": 36}, 9: {"tokens": 9}}, recipe="connectors/m3", control=True),
 )
 
