@@ -95,7 +95,8 @@ def test_the_wheel_holds_the_embedded_model_and_no_results():
 def test_the_wheel_holds_the_examples_and_recipes():
     files = shipped(WheelBuilder)
     assert {f"foveate/examples/{name}.png" for name in QUESTIONS} <= files
-    assert {f"foveate/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()} <= files
+    recipes = (path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*") if path.is_file())
+    assert {f"foveate/{path.as_posix()}" for path in recipes} <= files
     assert {"examples/receipt.png", "recipes/tiny.yaml"} <= shipped(SdistBuilder)
 
 

@@ -20,9 +20,11 @@ def test_every_example_is_an_image_with_questions():
 
 
 def test_every_recipe_can_be_read_by_name():
-    for path in RECIPES.iterdir():
+    for path in filter(Path.is_file, RECIPES.rglob("*")):
         reader = read_recipe if path.suffix == ".yaml" else read_next_scale
-        assert reader(shipped.recipe(f"recipe:{path.stem}", path.suffix)) == reader(path)
+        name = path.relative_to(RECIPES).with_suffix("").as_posix()
+        assert reader(shipped.recipe(f"recipe:{name}", path.suffix)) == reader(path)
+    assert shipped.recipe("recipe:connectors/tokenpacker").parent.name == "connectors"
     assert shipped.recipe("my/own.yaml") == Path("my/own.yaml")
 
 
@@ -33,6 +35,8 @@ def test_unknown_names(monkeypatch, tmp_path):
         shipped.recipe("recipe:tinny")
     with pytest.raises(FoveateError, match="possible are recipe:next-scale"):
         shipped.recipe("recipe:tiny", ".json")
+    with pytest.raises(FoveateError, match="did you mean recipe:connectors/tokenpacker"):
+        shipped.recipe("recipe:connectors/tokenpaker")
     for name in ("../receipt", "", "zebra"):
         with pytest.raises(FoveateError, match="possible are chart, receipt"):
             shipped.example(name)

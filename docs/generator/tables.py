@@ -5,6 +5,7 @@ in `BLOCKS`. If the file of a block is missing, the block says so. The files inc
 
 - `src/foveate/embedded/evaluation.json`, written by `python -m foveate.benchmark.embedded`;
 - `benchmarks/results/speed-*.json`, results of `foveate bench speed`, and `selection-*.json` of its predecessor;
+- `benchmarks/results/trained.json`, the result of `foveate bench trained`;
 - `benchmarks/results/encoders-*.json`, results of `foveate bench encoders`, and `authors-cpu.json`.
 """
 
@@ -218,6 +219,19 @@ def serving(root: Path, _page: Path) -> str:
     return "\n\n".join(parts) or "*Not measured yet.*"
 
 
+def trained(root: Path, _page: Path) -> str:
+    """The results of `foveate bench trained`."""
+    from foveate.benchmark.trained.formatting import markdown
+    from foveate.benchmark.trained.running import conclude
+
+    path = root / "benchmarks/results/trained.json"
+    run: dict[str, Any] = conclude(read_results(path)) if path.exists() else {"rows": []}
+    if not run["rows"]:
+        return "*Not measured yet (`foveate bench trained`).*"
+    machine = f"{run['hardware']['cpu']}, threads: {run['hardware']['threads']}"
+    return f"{markdown(run)}\n\n{machine}; from `{path.relative_to(root)}`, created by `{run['command']}`."
+
+
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "stages": stages,
     "picture": picture,
@@ -225,6 +239,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "encoders": encoders,
     "authors": authors,
     "speed": speed,
+    "trained": trained,
     "next-scale": part_of("next_scale", "runs"),
     "compatibility": part_of("compatibility", "runs"),
     "soak": soak,

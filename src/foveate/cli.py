@@ -51,6 +51,7 @@ TARGETS = {
     "bench serve": "foveate.commands.bench_serve:serve",
     "speed": "foveate.commands.bench:speed",
     "joint": "foveate.commands.joint:joint",
+    "trained": "foveate.commands.bench_trained:trained",
     "next-scale": "foveate.commands.next_scale:next_scale",
     "flops": "foveate.commands.flops:flops",
     "scaling-law": "foveate.commands.scaling_law:scaling_law",
@@ -262,6 +263,7 @@ _list(bench, "released", "Measure plans on a released model and public tasks, wi
 _list(bench, "serve", "Measure plans in a running server: throughput, time to first token and between tokens.")
 _list(bench, "speed", "Measure the speed of plans: time per part, memory, KV cache and FLOPs, with two controls.")
 _list(bench, "joint", "Combine token compression with quantised weights and caches: accuracy and cost.")
+_list(bench, "trained", "Train connectors under one protocol and compare them: accuracy, tokens, FLOPs and time.")
 _list(bench, "next-scale", "Measure KV-cache compression in a next-scale image model: bytes, time, image distance.")
 
 

@@ -39,6 +39,8 @@ def example(name: str) -> Path:
 def recipe(name: str, ending: str = ".yaml") -> Path:
     """Return the file of a recipe: `recipe:NAME` is one of the package, anything else a path, which is not checked.
 
+    Names of recipes in a subfolder begin with it: `recipe:connectors/tokenpacker`.
+
     Raises:
         FoveateError: the package has no such recipe with this ending.
     """
@@ -48,7 +50,8 @@ def recipe(name: str, ending: str = ".yaml") -> Path:
 
 
 def _file(directory: Path, name: str, ending: str, kind: str, prefix: str = "") -> Path:
-    files = {path.stem: path for path in sorted(directory.glob(f"*{ending}"))}
+    paths = sorted(directory.rglob(f"*{ending}"), key=lambda path: (path.parent, path.name))
+    files = {path.relative_to(directory).with_suffix("").as_posix(): path for path in paths}
     if not files:
         raise FoveateError(
             f"this installation of foveate has no {kind}s: install the wheel or a clone of the repository."

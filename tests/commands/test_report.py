@@ -168,7 +168,7 @@ def test_names_of_any_letters_have_files_of_their_own(tmp_path, capsys):
 def test_results_of_the_earlier_command(tmp_path, capsys):
     assert run(RESULTS / "selection-cpu.json", "-o", tmp_path / "r", "--no-pictures", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["rows"] == {"accuracy": 0, "speed": 72, "joint": 0} and found["plots"] == []
+    assert found["rows"] == {"accuracy": 0, "speed": 72, "joint": 0, "trained": 0} and found["plots"] == []
     words = " ".join(Page(tmp_path / "r" / "index.html").words)
     assert "1.025" in words and "3,006" in words
 

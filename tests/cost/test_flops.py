@@ -51,3 +51,10 @@ def test_formula_agrees_with_the_counter(name, pixels):
         connected = flops.count(lambda: competitor.connector(tokens))
     assert abs(counted - competitor.flops(pixels)) <= 0.02 * counted
     assert connected == competitor.connector_flops(pixels)
+
+
+def test_operations_of_every_module_are_counted():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 7))
+    total, by_module = flops.count_modules(lambda: model(torch.ones(2, 3)))
+    assert by_module["Sequential.0"] == flops.linear(2, 3, 5) and by_module["Sequential.1"] == flops.linear(2, 5, 7)
+    assert total == by_module["Sequential"] == flops.count(lambda: model(torch.ones(2, 3)))

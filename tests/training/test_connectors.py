@@ -90,7 +90,7 @@ def test_impossible_connectors():
 
 
 def test_a_recipe_file_names_the_connector():
-    recipe = parse_recipe(
+    content = parse_recipe(
         {
             "output": "runs/x",
             "model": {"new": {"vision": {}, "text": {}, "connector": {"type": "m3", "tokens": 9}}},
@@ -99,4 +99,33 @@ def test_a_recipe_file_names_the_connector():
             ],
         }
     )
-    assert recipe.model.new is not None and recipe.model.new.connector == {"type": "m3", "tokens": 9}
+    assert content.model.new is not None and content.model.new.connector == {"type": "m3", "tokens": 9}
+
+
+def test_a_vision_tower_is_taken_from_another_model(tmp_path):
+    source, processor = new_model(NEW["llava"], seed=1)
+    folder = str(export(source, processor, tmp_path / "source", torch.float32))
+    model, _ = new_model(replace(NEW["llava"], connector={"type": "mlp"}, vision_tower=folder), seed=2)
+    theirs = source.model.vision_tower.state_dict()
+    for name, weight in model.model.vision_tower.state_dict().items():
+        assert torch.equal(weight, theirs[name]), name
+    other, _ = new_model(replace(NEW["llava"], connector={"type": "mlp"}), seed=2)
+    assert torch.equal(model.lm_head.weight, other.lm_head.weight)  # nothing else changes
+    with pytest.raises(FoveateError, match=r"vision_tower: the weights of .* do not fit model.new.vision"):
+        new_model(replace(NEW["llava"], vision=NEW["llava"].vision | {"hidden_size": 48}, vision_tower=folder), seed=2)
+
+
+def test_positions_of_a_smaller_image_are_resized(tmp_path):
+    source, processor = new_model(NEW["llava"], seed=1)
+    table = source.model.vision_tower.embeddings.position_embedding.weight
+    with torch.no_grad():  # a ramp over the rows: resized by two, it is the mean of two rows
+        table[1:] = torch.arange(4.0).repeat_interleave(4)[:, None]
+    folder = str(export(source, processor, tmp_path / "source", torch.float32))
+    small = NEW["llava"].vision | {"image_size": NEW["llava"].vision["image_size"] // 2}
+    model, _ = new_model(replace(NEW["llava"], connector={"type": "mlp"}, vision=small, vision_tower=folder), seed=2)
+    resized = model.model.vision_tower.embeddings.position_embedding.weight
+    assert len(resized) == 5 and torch.equal(resized[0], table[0])
+    rows = resized[1:].view(2, 2, -1)
+    assert torch.allclose(rows[:, 0], rows[:, 1], atol=1e-5)
+    assert torch.allclose(rows.sum(0), torch.full_like(rows[0], 3.0), atol=1e-5)  # symmetric around the middle
+    assert rows[0].max() < 1.01 and rows[1].min() > 1.99

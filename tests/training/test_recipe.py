@@ -196,3 +196,45 @@ def test_former_names_of_losses_are_refused_with_their_new_ones() -> None:
         match="loss: pointing is now answer_attention, pointing_layers is now answer_attention_layers; rename them",
     ):
         parse_recipe(recipe(Path("out"), small_stage(RENDERED, loss=loss)))
+
+
+def _write(path: Path, content: dict) -> Path:
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_extends_another_one(tmp_path):
+    stages = [small_stage(RENDERED, name="first"), small_stage(RENDERED, name="second", loss={"answer": 2})]
+    _write(tmp_path / "base.yaml", recipe(Path("base"), *stages))
+    changes = {
+        "extends": "base.yaml",
+        "output": "changed",
+        "model": {"new": {"connector": {"type": "m3"}}},
+        "stages": {"second": {"steps": 3, "loss": {"blank": 1}}},
+    }
+    extended, base = read_recipe(_write(tmp_path / "changed.yaml", changes)), read_recipe(tmp_path / "base.yaml")
+    assert extended.output == "changed" and extended.seed == base.seed
+    assert extended.model.new.connector == {"type": "m3"} and extended.model.new.vision == base.model.new.vision
+    assert extended.stages[0] == base.stages[0]
+    assert extended.stages[1].steps == 3 and extended.stages[1].name == "second"
+    assert (extended.stages[1].loss.answer, extended.stages[1].loss.blank) == (2, 1)
+    whole = _write(tmp_path / "whole.yaml", {"extends": "base.yaml", "stages": [stages[1]]})
+    assert [stage.name for stage in read_recipe(whole).stages] == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extends": "../base.yaml"}, "another recipe in the same folder"),
+        ({"extends": "changed.yaml"}, "another recipe in the same folder"),
+        ({"extends": 3}, "another recipe in the same folder"),
+        ({"extends": "none.yaml"}, "cannot be read"),
+        ({"extends": "base.yaml", "stages": {"third": {}}}, "has no 'third' to change; possible are one"),
+        ({"extends": "extending.yaml"}, "unknown key extends"),
+    ],
+)
+def test_recipes_that_cannot_be_extended(changes, message, tmp_path):
+    _write(tmp_path / "base.yaml", recipe(Path("base"), small_stage(RENDERED)))
+    _write(tmp_path / "extending.yaml", {"extends": "base.yaml"})
+    with pytest.raises(FoveateError, match=message):
+        read_recipe(_write(tmp_path / "changed.yaml", changes))

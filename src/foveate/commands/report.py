@@ -21,7 +21,8 @@ def report(
     results: Annotated[
         list[Path],
         typer.Argument(
-            help="JSON files of `foveate bench accuracy`, `speed`, `joint` or `released`.", show_default=False
+            help="JSON files of `foveate bench accuracy`, `speed`, `joint`, `trained` or `released`.",
+            show_default=False,
         ),
     ],
     output: Annotated[

@@ -75,6 +75,12 @@ _ATTENTION = {
 
 def count(run: Callable[[], object]) -> int:
     """Count the FLOPs of one run on PyTorch's own kernels with `torch.utils.flop_counter`."""
+    return count_modules(run)[0]
+
+
+def count_modules(run: Callable[[], object]) -> tuple[int, dict[str, int]]:
+    """Count the FLOPs of one run as `count` does, in total and of every module by its name."""
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
         run()
-    return counter.get_total_flops()
+    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    return counter.get_total_flops(), by_module

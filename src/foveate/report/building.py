@@ -14,6 +14,7 @@ from foveate.report.images import Album, Gallery, plan_of, write
 from foveate.report.pages import PICTURES, PLOTS, Report
 from foveate.report.rendering import png
 from foveate.report.results import read
+from foveate.report.trained import trained_charts
 
 TITLE = "Reading fewer visual tokens: what every method costs and keeps"
 
@@ -34,7 +35,8 @@ def build(
     in a temporary folder and then moved, the overview last.
 
     Args:
-        paths: Files of `foveate bench accuracy`, `speed`, `joint`, `released`, and of the earlier `bench selection`.
+        paths: Files of `foveate bench accuracy`, `speed`, `joint`, `trained`, `released`, and of the earlier
+            `bench selection`.
         folder: Of the report; it is made if need be.
         title: Of the page.
         pictures: Whether to draw the tokens that methods keep.
@@ -52,7 +54,8 @@ def build(
     results = read(paths)
     _check_folder(folder)
     tokens, times = unique(tokens_charts(results)), unique(time_charts(results))
-    plots = {f"{PLOTS}/{chart.name}.png": png(chart) for chart in (*tokens, *times)}
+    trained = trained_charts(results.trained)
+    plots = {f"{PLOTS}/{chart.name}.png": png(chart) for chart in (*tokens, *times, *trained)}
     albums: dict[str, Album] = {}
     gallery = Gallery(folder / PICTURES, pictures_models, again=redraw, report=report)
     if pictures:
@@ -77,7 +80,7 @@ def build(
             "found": gallery.found,
             "impossible": {method: album.reason for method, album in albums.items() if album.reason},
         },
-        "rows": {kind: len(getattr(results, kind)) for kind in ("accuracy", "speed", "joint")},
+        "rows": {kind: len(getattr(results, kind)) for kind in ("accuracy", "speed", "joint", "trained")},
     }
 
 

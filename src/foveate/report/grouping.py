@@ -35,6 +35,7 @@ GROUPS: dict[str, Group] = {
         Group("prompt", "asks the prompt", "#c46ba0", "^"),
         Group("encoder", "inside the encoder", "#d9730d", "D"),
         Group("decoder", "inside the language model", "#8b6fd6", "v"),
+        Group("connector", "trained connectors", "#0e8fc4", "s"),
         Group("other", "several steps, or unknown", "#b8901c", "P"),
     )
 }

@@ -17,6 +17,7 @@ from foveate.report.images import BUDGET, EMBEDDED, Album, Picture
 from foveate.report.rendering import svg, swatch
 from foveate.report.results import ALL, FULL_MODEL, GROUP, Results
 from foveate.report.texts import FRONT, KEPT, NO_TIMES, PROTOCOL
+from foveate.report.trained import section, trained_charts
 
 #: Folders of a report.
 METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"
@@ -78,6 +79,7 @@ class Report:
             ("tasks", "Task by task", self._tasks(link)),
             ("speed", "Speed and memory", _filtered(tables.speed(results, link), "No selected plan was timed.")),
             ("joint", "With quantised weights and caches", _filtered(tables.joint(results, link))),
+            ("trained", "Trained connectors", self._trained()),
             ("methods", "Methods", self._methods(link)),
             ("images", "The six images", self._images()),
             ("not", "What cannot run", _filtered(tables.impossible(results.impossible), "Every plan ran.")),
@@ -175,6 +177,9 @@ class Report:
             caption += "; orange: less than the full model, blue: more"
             parts.append(_filtered(tables.breakdown(self.results, link, groups=groups, caption=caption)))
         return "".join(parts)
+
+    def _trained(self) -> str:
+        return section(self.results.trained, self.results.claims, trained_charts(self.results.trained), _figure)
 
     def _methods(self, link: Callable[[str], str]) -> str:
         parts = []
@@ -300,7 +305,7 @@ def _figure(chart: Chart, chosen: str = "") -> str:
         tag("p", "Point at a marker for details.", class_="readout", aria_live="polite"),
         "" if chosen else tag("figcaption", files),
         class_="chart",
-        data_model=None if chosen else chart.model,
+        data_model=None if chosen else chart.model or None,
     )
 
 

@@ -15,9 +15,11 @@ from foveate.core.full_model import FULL_MODEL
 
 #: The task of rows that are means over tasks, and what names of groups of tasks begin with.
 ALL, GROUP = "all", "group:"
-_POSSIBLE = "give files of `foveate bench accuracy`, `speed`, `joint` or `released`."
+_POSSIBLE = "give files of `foveate bench accuracy`, `speed`, `joint`, `trained` or `released`."
 #: Kind of files with rows of accuracy and, under "speed", a result of `foveate bench speed`.
 RELEASED = "released"
+#: Kind of files with connectors that were trained under one protocol, which are no plans.
+TRAINED = "trained"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Source:
 
     Args:
         name: Name of the file.
-        kind: "accuracy", "speed", "joint" or "released".
+        kind: "accuracy", "speed", "joint", "trained" or "released".
         command: That made it.
         hardware: It ran on.
         versions: Of what was measured.
@@ -52,6 +54,8 @@ class Results:
     speed: list[dict[str, Any]] = field(default_factory=list)
     joint: list[dict[str, Any]] = field(default_factory=list)
     impossible: list[dict[str, str]] = field(default_factory=list)
+    trained: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def models(self) -> list[str]:
@@ -142,6 +146,9 @@ def read(paths: Sequence[Path]) -> Results:
     """
     results, sources = Results(), {}
     for path, source_kind, document in [part for file in paths for part in _parts(file)]:
+        if source_kind == TRAINED:
+            _read_trained(results, document, path)
+            continue
         kind = "accuracy" if source_kind == RELEASED else source_kind
         rows = [_checked(row, kind, f"{path}: row {number}") for number, row in enumerate(_rows(document, path), 1)]
         for row in rows:
@@ -159,6 +166,26 @@ def read(paths: Sequence[Path]) -> Results:
         raise FoveateError(f"a report needs results; {_POSSIBLE}")
     _shorten(results)
     return results
+
+
+def _read_trained(results: Results, document: dict[str, Any], path: Path) -> None:
+    """Add the rows of a result of `foveate bench trained`, with the claims as this version has them.
+
+    Raises:
+        FoveateError: another file has been read, or a row misses a value.
+    """
+    from foveate.benchmark.trained import conclude, systems_by_name, table
+
+    if results.trained:
+        raise FoveateError(f"{path}: trained connectors are in another file already; numbers of two tables do not mix.")
+    try:
+        table(conclude(document))
+        controls = {name: system.control for name, system in systems_by_name().items()}
+        rows = [{**row, "control": controls.get(row["system"], False)} for row in document["rows"]]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FoveateError(f"{path}: a row misses what `foveate bench trained` writes ({error!r}).") from error
+    results.sources.append(_source(document, TRAINED, path))
+    results.trained, results.claims = rows, document["claims"]
 
 
 def _shorten(results: Results) -> None:
@@ -203,7 +230,7 @@ def _document(path: Path) -> tuple[dict[str, Any], str]:
         return document, "speed"
     if kind is None and "encoder" in first:
         raise FoveateError(f"{path} compares encoders, not plans, and has no place in this report; {_POSSIBLE}")
-    if kind not in (*_MUST, RELEASED):
+    if kind not in (*_MUST, RELEASED, TRAINED):
         raise FoveateError(f"{path} is of the kind {kind!r}, which this report cannot show; {_POSSIBLE}")
     return document, kind
 

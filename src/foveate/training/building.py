@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tokenizers import AddedToken
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -89,6 +91,8 @@ def new_model(new: NewModel, seed: int) -> tuple[PreTrainedModel, ProcessorMixin
         architecture.initialise(model)
     if new.language_model is not None:
         _take_language_model(model, new.language_model)
+    if new.vision_tower is not None:
+        _take_vision_tower(model, architecture, new.vision_tower)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
@@ -114,6 +118,45 @@ def _take_language_model(model: Any, name: str) -> None:
         for key, value in theirs.items():
             ours[key][: len(value)] = value
         model.lm_head.weight[: len(source.lm_head.weight)] = source.lm_head.weight
+
+
+def _take_vision_tower(model: Any, architecture: Architecture, name: str) -> None:
+    """Copy the vision tower of another model; position embeddings of other image sizes are resized.
+
+    Raises:
+        FoveateError: the model cannot be loaded, is of another architecture, or its tower has other sizes.
+    """
+    source, _ = load(_name(name), dtype="float32", device="cpu", plan=None)
+    theirs, ours = (
+        {key: value for key, value in one.state_dict().items() if architecture.tower in key} for one in (source, model)
+    )
+    theirs |= {
+        key: _resized_positions(theirs[key], len(ours[key]))
+        for key in theirs.keys() & ours.keys()
+        if key.endswith(".position_embedding.weight")
+    }
+    sizes, expected = ({key: value.shape for key, value in tower.items()} for tower in (theirs, ours))
+    if different := sorted(key for key in sizes.keys() | expected if sizes.get(key) != expected.get(key)):
+        raise FoveateError(
+            f"model.new.vision_tower: the weights of {name!r} do not fit model.new.vision, such as {different[0]}."
+        )
+    with torch.no_grad():
+        for key, value in theirs.items():
+            ours[key].copy_(value)
+
+
+def _resized_positions(table: torch.Tensor, count: int) -> torch.Tensor:
+    """Resize position embeddings (1 + n x n or n x n, D) of a square of patches bicubically to `count` rows.
+
+    Tables that are not those of a square are returned as they are.
+    """
+    first = len(table) - math.isqrt(len(table)) ** 2
+    side, target = math.isqrt(len(table)), math.isqrt(max(count - first, 0))
+    if len(table) == count or first > 1 or target * target + first != count:
+        return table
+    raster = table[first:].unflatten(0, (side, side)).permute(2, 0, 1)[None]
+    resized = F.interpolate(raster, (target, target), mode="bicubic", antialias=True)
+    return torch.cat([table[:first], resized[0].permute(1, 2, 0).flatten(0, 1)])
 
 
 def export(

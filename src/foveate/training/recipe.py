@@ -38,6 +38,7 @@ class NewModel:
             default two linear layers.
         language_model: Folder or Hub id of a model whose language model's weights are taken to start with, or
             `embedded`; random weights by default.
+        vision_tower: The same for the vision tower. Where its image size differs, position embeddings are resized.
     """
 
     vision: dict[str, Any]
@@ -48,6 +49,7 @@ class NewModel:
     architecture: str = "llava-uhd"
     connector: dict[str, Any] = field(default_factory=dict)
     language_model: str | None = None
+    vision_tower: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 Relative paths in a recipe are relative to its own folder (data) or to the current folder (output). An unknown key is an
 error that names the keys that exist.
+
+A recipe may extend another one in the same folder: `extends: mlp.yaml`. Its keys then replace those of the other one,
+keys inside of keys too; lists are replaced as a whole, except that `stages: {NAME: {...}}` changes stages by name.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import dataclasses
 import reprlib
 import types
 import typing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +22,8 @@ from foveate.core.errors import FoveateError
 from foveate.core.text_files import decoded
 from foveate.training.recipe import Data, Files, Recipe
 
+#: The key with the file that a recipe extends.
+EXTENDS = "extends"
 #: Limits on bytes, values and levels of a recipe file: far above any real one, far below a malicious one.
 MOST_BYTES, MOST_VALUES, DEEPEST = 2**18, 20_000, 32
 
@@ -29,11 +35,27 @@ def read_recipe(path: str | Path) -> Recipe:
         FoveateError: the file cannot be read, is not YAML, or has a key or value that is not possible; the message
             names the file and the place in it.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise FoveateError("Recipes need PyYAML; install it with `pip install foveate[train]`.") from error
+    if find_spec("yaml") is None:
+        raise FoveateError("Recipes need PyYAML; install it with `pip install foveate[train]`.")
     path = Path(path)
+    content = _content(path)
+    if isinstance(content, dict) and EXTENDS in content:
+        base = _content(_extended(path, content.pop(EXTENDS)))
+        try:
+            content = _merged(base, content)
+        except FoveateError as error:
+            raise FoveateError(f"{path}: {error}") from error
+    try:
+        recipe = parse_recipe(content)
+    except FoveateError as error:
+        raise FoveateError(f"{path}: {error}") from error
+    return _with_paths_from(recipe, path.parent)
+
+
+def _content(path: Path) -> Any:
+    """Read the YAML document of a recipe file; see `read_recipe`."""
+    import yaml
+
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -54,11 +76,36 @@ def read_recipe(path: str | Path) -> Recipe:
     except Exception as error:  # PyYAML's constructors raise others too: a 13th month is a bare ValueError
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise FoveateError(f"The recipe {path} is not valid YAML: {reason}.") from error
-    try:
-        recipe = parse_recipe(content)
-    except FoveateError as error:
-        raise FoveateError(f"{path}: {error}") from error
-    return _with_paths_from(recipe, path.parent)
+    return content
+
+
+def _extended(path: Path, name: Any) -> Path:
+    """The file that the recipe `path` extends.
+
+    Raises:
+        FoveateError: the name is none of another file in its folder.
+    """
+    if not isinstance(name, str) or Path(name).name != name or name in ("", path.name):
+        raise FoveateError(
+            f"{path}: {EXTENDS} must name another recipe in the same folder, such as mlp.yaml, not "
+            f"{reprlib.repr(name)}."
+        )
+    return path.with_name(name)
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    """A document with the keys of another one replaced, at every level; entries of lists are replaced by name."""
+    if isinstance(base, list) and isinstance(changes, dict):
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in base]
+        if unknown := [name for name in changes if name not in names]:
+            raise FoveateError(
+                f"the recipe that it extends has no {reprlib.repr(unknown[0])} to change; possible are "
+                f"{', '.join(str(name) for name in names)}."
+            )
+        return [_merged(entry, changes.get(name, {})) for name, entry in zip(names, base, strict=True)]
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return base | {key: _merged(base.get(key), value) for key, value in changes.items()}
 
 
 def parse_recipe(content: Any) -> Recipe:

@@ -1,0 +1,24 @@
+"""Connectors trained under one protocol and compared once: `foveate bench trained`.
+
+Every training has the same language model, vision tower, images, steps and seed; only the connector differs. `systems`
+has the table of what is trained, `recipes` the recipe of a training, `running` trains and evaluates, `cost` measures,
+`claims` compares with the papers, and `formatting` shows.
+"""
+
+from foveate.benchmark.trained.formatting import front, table
+from foveate.benchmark.trained.running import conclude, run
+from foveate.benchmark.trained.settings import TrainedSettings
+from foveate.benchmark.trained.systems import SYSTEMS, System, Training, systems_by_name, trainings
+
+__all__ = [
+    "SYSTEMS",
+    "System",
+    "TrainedSettings",
+    "Training",
+    "conclude",
+    "front",
+    "run",
+    "systems_by_name",
+    "table",
+    "trainings",
+]

@@ -1,0 +1,101 @@
+"""What papers claim about their connectors and encoders, compared with the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.statistics import Compared, paired_bootstrap
+
+SHOWN, REVERSED, NOT_SHOWN, NO_ROW = "shown", "reversed", "not shown", "no row yet"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that one system is better than another one at equal numbers of tokens, or as good.
+
+    Args:
+        system: Name of the system.
+        paper: Where the claim is from.
+        claim: In words.
+        against: Name of the system that it is compared with.
+        margin: Least difference of accuracy; negative for a claim to be as good.
+        most: Greatest number of tokens at which it is claimed; None: any.
+        least: Least number of tokens at which it is claimed.
+        reverse: Whether the difference is that of `against` over `system`.
+    """
+
+    system: str
+    paper: str
+    claim: str
+    against: str
+    margin: float = 0.0
+    most: int | None = None
+    least: int = 0
+    reverse: bool = False
+
+    def judge(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Compare the rows of both systems at the numbers of tokens that both have.
+
+        `verdict` is "shown" where the whole 95 % interval of the difference lies above the margin, "reversed" where it
+        lies below, "not shown" where it reaches over the margin, and "no row yet" where nothing can be compared.
+        """
+        ours, theirs = (
+            {row["tokens"]: row for row in rows if row["system"] == system} for system in (self.system, self.against)
+        )
+        lengths = sorted(
+            tokens
+            for tokens in ours.keys() & theirs.keys()
+            if tokens >= self.least and (self.most is None or tokens <= self.most)
+        )
+        said = {
+            "system": self.system, "paper": self.paper, "claim": self.claim, "against": self.against, "tokens": lengths,
+        }  # fmt: skip
+        if not lengths:
+            return {**said, "verdict": NO_ROW, "difference": None, "low": None, "high": None}
+        pairs = [(theirs[n], ours[n]) if self.reverse else (ours[n], theirs[n]) for n in lengths]
+        compared = compare(pairs)
+        low, high = compared.difference_low, compared.difference_high
+        verdict = SHOWN if low > self.margin else REVERSED if high < self.margin else NOT_SHOWN
+        values = {"difference": compared.difference, "low": low, "high": high}
+        return {**said, "verdict": verdict, **{name: round(value, 4) for name, value in values.items()}}
+
+
+def compare(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Compared:
+    """Compare pairs of rows on the same questions; the answers to one question at several lengths stay together."""
+    firsts, seconds, strata, clusters = [], [], [], []
+    for first, second in pairs:
+        for task, answers in first["rights"].items():
+            firsts += map(int, answers)
+            seconds += map(int, second["rights"][task])
+            strata += [task] * len(answers)
+            clusters += range(len(answers))
+    return paired_bootstrap(firsts, seconds, strata=strata, clusters=clusters)
+
+
+#: Claims that a row can show. A claim of a system without rows is listed as such.
+CLAIMS = (
+    Claim("tokenpacker", "arXiv 2407.02392", "above average pooling at equal tokens", "average"),
+    Claim("tokenpacker", "arXiv 2407.02392", "above pixel unshuffle at equal tokens", "pixel_unshuffle"),
+    Claim(
+        "m3", "arXiv 2405.17430", "one nested training within a point of separate ones, or better", "m3-separate",
+        margin=-0.01,
+    ),
+    Claim("mqt", "arXiv 2405.19315", "within a point of average pooling at equal tokens, or better", "average", -0.01),
+    Claim("tokenflex", "arXiv 2504.03154", "within a point of pixel unshuffle at equal tokens, or better",
+          "pixel_unshuffle", -0.01),
+    Claim("fourier", "arXiv 2508.06038", "above average pooling at equal tokens", "average"),
+    Claim("oryx", "arXiv 2409.12961", "above average pooling at equal tokens", "average"),
+    Claim("quecc", "arXiv 2411.03312", "above TokenPacker below 16 tokens", "tokenpacker", most=15),
+    Claim("quecc", "arXiv 2411.03312", "not above TokenPacker from 16 tokens on", "tokenpacker", least=16, margin=-0.01,
+          reverse=True),
+    Claim("llava_mini", "arXiv 2501.03895", "one token with pre-fusion above one without", "llava_mini-no-prefusion"),
+    Claim("sit", "arXiv 2111.12624", "distillation of recalibrated features above none", "sit-no-distillation"),
+    Claim("patch-8", "arXiv 2502.03738", "smaller patches better at equal parameters", "patch-16"),
+)  # fmt: skip
+
+
+def judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare every claim with the rows of a table."""
+    return [claim.judge(rows) for claim in CLAIMS]

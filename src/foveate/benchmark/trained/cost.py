@@ -1,0 +1,111 @@
+"""Cost of trained models: FLOPs to the first token and of a training step, and time to the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any, TypeVar
+
+import torch
+
+from foveate.answering.conversations import inputs_of_batch
+from foveate.benchmark import profiling
+from foveate.cost import flops
+from foveate.runtime import compress
+from foveate.synthetic import render
+from foveate.training.architectures import architecture_of
+from foveate.training.batch_stream import BatchStream
+from foveate.training.building import build_model
+from foveate.training.collate import Collator
+from foveate.training.lengths import lengths_of
+from foveate.training.recipe import Recipe
+from foveate.training.sources import open_source
+from foveate.training.training_model import TrainingModel
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A model with the inputs of one question about one image, under a plan or none."""
+
+    model: Any
+    inputs: Any
+    plan: str | None = None
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, plan: str | None = None) -> Prompted:
+        """Prepare the question that all models are measured with."""
+        sample = render("read_word", 0, split="heldout", size=(128, 96), difficulty=0.0)
+        content = [{"type": "image", "image": sample.image}, {"type": "text", "text": "Which word is this?"}]
+        return cls(model.eval(), inputs_of_batch(model, processor, [[{"role": "user", "content": content}]]), plan)
+
+    def attached(self) -> AbstractContextManager[Any]:
+        """The context in which the plan is attached."""
+        return nullcontext() if self.plan is None else compress(self.model, self.plan)
+
+    @torch.inference_mode()
+    def first_token(self) -> int:
+        """Encode the image, read the prompt, and choose one token."""
+        return int(self.model(**self.inputs, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
+
+
+def first_token_flops(prompted: Prompted) -> dict[str, int]:
+    """FLOPs of the encoder, the connector and the language model to the first token, counted while it runs."""
+    architecture = architecture_of(prompted.model)
+    with prompted.attached():
+        total, by_module = flops.count_modules(prompted.first_token)
+    tower, connector = (
+        sum(count for name, count in by_module.items() if f"{name}.".endswith(suffix))
+        for suffix in (architecture.tower, str(architecture.connector))
+    )
+    return {"encoder": tower, "connector": connector, "prefill": total - tower - connector}
+
+
+def first_token_seconds(prompts: Mapping[Key, Prompted], turns: int) -> dict[Key, dict[str, Any]]:
+    """Time to the first token of models that take turns, so that a machine that slows down slows them all.
+
+    Args:
+        prompts: By any key.
+        turns: Timed turns after one warm-up.
+
+    Returns:
+        `profiling.spread` of the seconds, by key.
+    """
+    times: dict[Key, list[float]] = {key: [] for key in prompts}
+    keys = list(prompts)
+    for turn in range(turns + 1):
+        first = turn % len(keys)
+        for key in keys[first:] + keys[:first]:
+            prompted = prompts[key]
+            with prompted.attached():
+                start = profiling.clock(prompted.model.device)
+                prompted.first_token()
+                times[key].append(profiling.clock(prompted.model.device) - start)
+    return {key: profiling.spread(seconds[1:]) for key, seconds in times.items()}
+
+
+def training_flops(recipe: Recipe) -> int:
+    """FLOPs of the training of a recipe with one stage: those of its first batch, forward and backward, times steps.
+
+    Where batches are trained at lengths of a nested connector, of which each is as likely, the mean over the lengths.
+    """
+    model, processor = build_model(recipe.model, recipe.seed)
+    stage = recipe.stages[0]
+    training_model = TrainingModel(model, recipe.seed)
+    for name, parameter in training_model.named_parameters():
+        parameter.requires_grad_(training_model.part_of(name) in stage.train)
+    unit = training_model.architecture.unit(model.config)
+    sources = [(open_source(data, unit, recipe.seed), data.weight) for data in stage.data]
+    nested = lengths_of(stage, processor) == "sampled"
+    batch = next(iter(BatchStream(stage, sources, Collator(processor, lengths=nested), seed=recipe.seed * 1000)))
+    lengths = [{"lengths": length[None]} for length in batch.pop("lengths")] if nested else [{}]
+    counts = [flops.count(partial(_backward, training_model, batch | length)) for length in lengths]
+    return round(fmean(counts)) * stage.steps * stage.accumulate
+
+
+def _backward(training_model: TrainingModel, batch: dict[str, torch.Tensor]) -> None:
+    training_model(**batch)["answer_loss"].backward()

@@ -1,0 +1,232 @@
+"""Connectors trained under one protocol: the table of trainings, claims, fronts, and a whole run on a small model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foveate import cli
+from foveate.benchmark.trained import SYSTEMS, System, TrainedSettings, conclude, front, run, systems, trainings
+from foveate.benchmark.trained import recipes as bench_recipes
+from foveate.benchmark.trained.claims import CLAIMS, NO_ROW, NOT_SHOWN, REVERSED, SHOWN, Claim
+from foveate.benchmark.trained.formatting import COSTS, markdown, table
+from foveate.benchmark.trained.recipes import recipe_of
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.core.tokens import Grid
+from foveate.cost import flops
+from foveate.models.connectors import all_connectors
+from foveate.models.connectors.registry import connector_of_sizes
+from foveate.report import build
+
+SETTINGS = TrainedSettings(base="")
+ALL = trainings()
+
+
+def test_names_of_trainings_are_unique_and_select_them():
+    assert len({training.name for training in ALL}) == len(ALL) > 15
+    assert [training.name for training in trainings(["m3"])] == ["m3"]
+    assert {training.name for training in trainings(["tokenpacker", "average-36"])} == {
+        "average-36", "tokenpacker-4", "tokenpacker-9", "tokenpacker-16", "tokenpacker-36",
+    }  # fmt: skip
+    with pytest.raises(FoveateError, match="no training 'pooling'; possible are mlp, mlp-144"):
+        trainings(["pooling"])
+
+
+def test_nested_trainings_and_equal_lengths_come_first():
+    lengths = [training.lengths for training in ALL]
+    nested = [len(found) > 1 for found in lengths]
+    assert nested == sorted(nested, reverse=True)
+    single = [found[0] for found in lengths if len(found) == 1]
+    assert [tokens for tokens, _ in itertools.groupby(single)] == list(dict.fromkeys(single))
+    assert single[0] == 36
+
+
+@pytest.mark.parametrize("training", ALL, ids=lambda training: training.name)
+def test_a_training_gives_its_tokens_and_differs_in_nothing_but_its_connector(training, tmp_path):
+    recipe = recipe_of(training, SETTINGS, tmp_path)
+    new, (stage,) = recipe.model.new, recipe.stages
+    side = new.vision["image_size"] // new.vision["patch_size"]
+    options = dict(new.connector)
+    connector = connector_of_sizes(options.pop("type"), options)
+    if training.plan:
+        assert set(training.lengths) <= set(connector.training_lengths(Grid(side, side)))
+        methods = {Plan.of(plan).steps[0].method.name for plan in training.plans.values()}
+        assert connector.nested and methods == {training.plan} and stage.lengths == "sampled"
+    else:
+        assert stage.lengths == ("full" if connector.nested else None)
+        assert training.lengths == (connector.output_grid(Grid(side, side)).size,)
+    reference = recipe_of(trainings(["mlp"])[0], SETTINGS, tmp_path)
+    vision = reference.model.new.vision | {"image_size": new.vision["image_size"]}
+    same = replace(reference.model.new, connector=new.connector, vision=vision)
+    assert new == same and stage == replace(reference.stages[0], lengths=stage.lengths)
+    assert recipe.seed == reference.seed
+
+
+def test_settings_replace_what_the_recipe_has(tmp_path):
+    settings = replace(SETTINGS, steps=7, train_batch_size=8, seed=5, base="a/model")
+    recipe = recipe_of(ALL[0], settings, tmp_path)
+    stage = recipe.stages[0]
+    assert (stage.steps, stage.batch_size, recipe.seed, recipe.model.new.vision_tower) == (7, 8, 5, "a/model")
+    assert recipe.model.new.language_model == "a/model"
+    with pytest.raises(FoveateError, match="at least 1"):
+        replace(SETTINGS, steps=-1)
+
+
+def _row(system: str, tokens: int, answers: str, **more: Any) -> dict[str, Any]:
+    share = answers.count("1") / len(answers)
+    task = {"accuracy": share, "majority": 0.5}
+    return {
+        "system": system, "training": f"{system}-{tokens}", "tokens": tokens, "accuracy": share, "low": share - 0.05,
+        "high": share + 0.05, "rights": {"sign": answers}, "tasks": {"sign": task},
+        "flops": {"encoder": 10**9, "connector": 10**6 * tokens, "prefill": 10**7 * tokens},
+        "training_cost": {"flops": 10**13, "seconds": 60.0, "steps": 2, "images": 4},
+        "first_token_seconds": {"median": 0.01 + 1e-4 * tokens}, **more,
+    }  # fmt: skip
+
+
+def test_claims_are_judged_by_the_interval_of_the_difference():
+    above = Claim("a", "paper", "above b", "b")
+    good, bad, mixed = "1" * 180 + "0" * 20, "1" * 80 + "0" * 120, "01" * 90 + "1" * 20
+    judged = above.judge([_row("a", 36, good), _row("b", 36, bad), _row("b", 16, good)])
+    assert judged["verdict"] == SHOWN and judged["tokens"] == [36]
+    assert judged["difference"] == pytest.approx(0.5) and 0.4 < judged["low"] < 0.5 < judged["high"] < 0.6
+    assert above.judge([_row("a", 36, bad), _row("b", 36, good)])["verdict"] == REVERSED
+    assert above.judge([_row("a", 36, mixed), _row("b", 36, mixed)])["verdict"] == NOT_SHOWN
+    assert above.judge([_row("a", 36, good), _row("b", 16, bad)])["verdict"] == NO_ROW
+    close = replace(above, margin=-0.01)
+    assert close.judge([_row("a", 36, mixed), _row("b", 36, mixed)])["verdict"] == SHOWN
+    few = replace(above, most=15)
+    rows = [_row("a", 9, good), _row("b", 9, bad), _row("a", 16, bad), _row("b", 16, good)]
+    assert few.judge(rows)["verdict"] == SHOWN and few.judge(rows)["tokens"] == [9]
+    many = replace(above, least=16, reverse=True)
+    assert many.judge(rows)["verdict"] == SHOWN and many.judge(rows)["tokens"] == [16]
+    both = above.judge(rows)  # pooled over both lengths: they cancel
+    assert both["tokens"] == [9, 16] and both["difference"] == 0 and both["verdict"] == NOT_SHOWN
+
+
+def test_claims_compare_systems_that_exist_or_will():
+    known = {system.name for system in SYSTEMS}
+    for claim in CLAIMS:
+        if claim.system in known:
+            assert claim.against in known and set(_lengths(claim.system)) & set(_lengths(claim.against))
+
+
+def _lengths(system: str) -> list[int]:
+    return [tokens for training in ALL if training.system == system for tokens in training.lengths]
+
+
+def test_the_front_has_what_no_other_row_exceeds():
+    rows = [
+        _row("a", n, "1" * right + "0" * (10 - right)) for n, right in ((144, 9), (64, 9), (36, 5), (16, 6), (9, 2))
+    ]
+    for cost in COSTS.values():
+        slow = [
+            row
+            for row in rows
+            if not any(
+                cost(other) <= cost(row) and other["accuracy"] >= row["accuracy"] and other is not row for other in rows
+            )
+        ]
+        assert (
+            sorted(row["tokens"] for row in front(rows, cost)) == sorted(row["tokens"] for row in slow) == [9, 16, 64]
+        )
+
+
+VISION = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56,
+    "patch_size": 14, "projection_dim": 32,
+}  # fmt: skip
+SMALL = (
+    System("average", {4: {"scale": 2}}, control=True),
+    System("m3", nested=(1, 16)),
+)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two systems on a model of 4 x 4 patches."""
+    read = bench_recipes.read_recipe
+
+    def read_small(path: Path) -> Any:
+        recipe = read(path)
+        text = recipe.model.new.text | {
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        }  # fmt: skip
+        new = replace(recipe.model.new, vision=VISION, text=text, language_model=None)
+        return replace(recipe, model=replace(recipe.model, new=new))
+
+    monkeypatch.setattr(bench_recipes, "read_recipe", read_small)
+    monkeypatch.setattr(systems, "SYSTEMS", SMALL)
+    return replace(SETTINGS, tasks=("shape_colour", "read_word"), count=3, steps=3, train_batch_size=4, turns=2)
+
+
+def test_trainings_run_one_after_another_and_continue(small, tmp_path, capsys):
+    path, runs, lines = tmp_path / "trained.json", tmp_path / "runs", []
+    stopped = run(small, path, runs, max_minutes=0, report=lines.append)
+    assert stopped["rows"] == [] and "m3 was stopped" in lines[-1]
+    assert [step.name for step in (runs / "m3.run/stages/1-answer").iterdir()] == ["checkpoint-1"]
+
+    document = run(small, path, runs, command="foveate bench trained", report=lines.append)
+    assert json.loads(path.read_text()) == document
+    assert [(row["system"], row["tokens"]) for row in document["rows"]] == [("m3", 16), ("average", 4), ("m3", 1)]
+    assert not (runs / "m3.run/stages").exists() and (runs / "m3.run/model/model.safetensors").is_file()
+    logged = [json.loads(line)["stage_step"] for line in (tmp_path / "trained/m3.jsonl").read_text().splitlines()]
+    assert logged[0] == 1 and logged[-1] == 3
+    full, average, one = document["rows"]
+    for row in document["rows"]:
+        assert row["flops"]["encoder"] == full["flops"]["encoder"] > 0
+        assert {task: len(answers) for task, answers in row["rights"].items()} == {"shape_colour": 3, "read_word": 3}
+        assert all(score["right"] == row["rights"][task].count("1") for task, score in row["tasks"].items())
+        assert row["accuracy"] == pytest.approx(sum(s["accuracy"] for s in row["tasks"].values()) / 2, abs=1e-3)
+        assert row["training_cost"]["steps"] == 3 and row["training_cost"]["images"] == 12
+        assert len(row["first_token_seconds"]["all"]) == 2
+    assert full["flops"]["connector"] == one["flops"]["connector"] == flops.connector(16, 32, 32, 32)
+    assert average["flops"]["connector"] == flops.connector(4, 32, 32, 32)
+    assert one["flops"]["prefill"] < average["flops"]["prefill"] < full["flops"]["prefill"]
+    assert full["training_cost"] == one["training_cost"] and full["training_cost"]["flops"] % 3 == 0
+
+    lines.clear()
+    again = run(small, path, runs, report=lines.append)
+    assert not [line for line in lines if line.startswith(("training", "evaluating"))]
+    assert [row["rights"] for row in again["rows"]] == [row["rights"] for row in document["rows"]]
+    with pytest.raises(FoveateError, match=r"other settings \(seed\)"):
+        run(replace(small, seed=4), path, runs)
+    with pytest.raises(FoveateError, match=r"contains a run with another settings"):
+        run(replace(small, seed=4), tmp_path / "other.json", runs)
+
+    header, rows = table(document)
+    assert len(rows) == 3 and all(len(line) == len(header) for line in rows)
+    assert markdown(document).count("\n| average | 4 |") == 1
+    for arguments, words in (([], "Pareto front of accuracy and tokens"), (["--json"], '"kind": "trained"')):
+        assert cli.main(["bench", "trained", "--show", "-o", str(path), *arguments]) == 0
+        assert words in capsys.readouterr().out
+    made = build([path], tmp_path / "report", pictures=False)
+    page = Path(made["page"]).read_text()
+    assert "Trained connectors" in page and "average at 4 tokens" in page and "no row yet" in page
+    assert made["rows"]["trained"] == 3 and len(made["plots"]) == 3
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path, capsys):
+    path = tmp_path / "other.json"
+    for content in (None, "{}", '{"kind": "speed", "rows": []}', "[]"):
+        if content is not None:
+            path.write_text(content)
+        assert cli.main(["bench", "trained", "--show", "-o", str(path)]) == cli.INVALID_INPUT
+        assert "is no result of" in " ".join(capsys.readouterr().err.split())
+
+
+def test_every_connector_of_a_paper_has_a_recipe():
+    folder = Path(__file__).parents[2] / "recipes/connectors"
+    assert {path.stem for path in folder.glob("*.yaml")} <= set(all_connectors())
+
+
+def test_rows_of_systems_that_are_gone_stay():
+    document = {"rows": [_row("old", 36, "10"), _row("average", 36, "11")]}
+    assert [row["system"] for row in conclude(document)["rows"]] == ["average", "old"]
