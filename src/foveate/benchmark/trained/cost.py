@@ -41,7 +41,9 @@ class Prompted:
         """Prepare the question that all models are measured with."""
         sample = render("read_word", 0, split="heldout", size=(128, 96), difficulty=0.0)
         content = [{"type": "image", "image": sample.image}, {"type": "text", "text": "Which word is this?"}]
-        return cls(model.eval(), inputs_of_batch(model, processor, [[{"role": "user", "content": content}]]), plan)
+        # The FLOP counter of torch fails where a module gets a parameter that requires gradients as its input.
+        model = model.eval().requires_grad_(False)
+        return cls(model, inputs_of_batch(model, processor, [[{"role": "user", "content": content}]]), plan)
 
     def attached(self) -> AbstractContextManager[Any]:
         """The context in which the plan is attached."""

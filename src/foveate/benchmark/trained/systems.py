@@ -92,6 +92,8 @@ SYSTEMS: tuple[System, ...] = (
     System("mqt", nested=(4, 16, 36, 144)),
     System("tokenflex", nested=(16, 36, 144)),
     System("quecc", _SCALES),
+    System("llava_mini", {1: {}}),
+    System("llava_mini-no-prefusion", {1: {"prefusion_layers": 0}}, recipe="connectors/llava_mini", control=True),
     System("m3-separate", {36: {"tokens": 36}, 9: {"tokens": 9}}, recipe="connectors/m3", control=True),
 )
 
