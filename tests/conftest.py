@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib.util
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from hypothesis import settings
 from transformers.utils import logging
 
 torch.set_num_threads(1)
+
+# A shell ignores SIGINT in its background jobs, and processes that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests render does not depend on the fonts of the machine: those of matplotlib, or only Pillow's own without it.
 _MATPLOTLIB = importlib.util.find_spec("matplotlib")
