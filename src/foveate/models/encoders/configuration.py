@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -110,3 +111,19 @@ class EncoderConfig(PreTrainedConfig):
         of the encoder by itself reads.
         """
         return {}
+
+    @classmethod
+    def released_fields(cls, config: Mapping[str, Any], tower: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Fields of this configuration for the vision tower of a LLaVA in the authors' layout.
+
+        Args:
+            config: Content of `config.json`, with fields `mm_*`.
+            tower: Fields of the tower's own configuration, where they are known.
+
+        Returns:
+            The fields with their `model_type`; None: the tower is another one.
+
+        Raises:
+            FoveateError: A field has an impossible value.
+        """
+        return None

@@ -21,6 +21,7 @@ from transformers.utils import CONFIG_NAME
 from foveate.core.errors import FoveateError
 from foveate.core.weights import DATA_ONLY, file_of
 from foveate.models.connectors.registry import all_connectors, connector_named
+from foveate.models.encoders import all_encoders
 
 #: Model types of released configurations.
 RELEASED_MODEL_TYPES = ("llava", "llava_llama", "llava_mini_llama")
@@ -122,14 +123,15 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     vision, tower = _vision(config)
     connector, options = _connector(config)
+    layer = config.get("mm_vision_select_layer", -2)
     converted = {
         "model_type": "foveate_llava",
         "vision_config": vision,
         "text_config": text,
         "image_token_index": _placeholder(config),
-        "vision_feature_layer": config.get("mm_vision_select_layer", -2),
+        "vision_feature_layer": -1 if vision["model_type"] in all_encoders() else layer,
         "vision_feature_select_strategy": "default" if vision["model_type"] == "clip_vision_model" else "full",
-        "image_seq_length": (vision["image_size"] // vision["patch_size"]) ** 2,
+        "image_seq_length": _tokens(vision),
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         "connector_type": connector,
         "connector_options": options,
@@ -171,9 +173,23 @@ def _vision(config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     if fields is None and isinstance(tower, str) and tower.endswith(RELEASED_TOWER):
         default: Any = LlavaConfig().vision_config
         fields = default.to_dict()
+    for encoder in all_encoders().values():
+        config_class: Any = encoder.config_class
+        if (released := config_class.released_fields(config, fields)) is not None:
+            fields = released
+            break
     if fields is None:
         raise FoveateError(
             f"config.json does not describe its vision tower ({tower!r} is no folder here, and not "
             f"{RELEASED_TOWER}): add a vision_config to config.json."
         )
     return fields, tower if isinstance(tower, str) else None
+
+
+def _tokens(vision: dict[str, Any]) -> int:
+    """Tokens of an image in the vision tower."""
+    side = vision["image_size"]
+    if (encoder := all_encoders().get(vision["model_type"])) is None:
+        return (side // vision["patch_size"]) ** 2
+    config_class: Any = encoder.config_class
+    return config_class(**vision).output_grid(side, side).size

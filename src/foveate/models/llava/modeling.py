@@ -247,8 +247,11 @@ def _load_vision_tower(model: Any) -> None:
     core = getattr(model, "model", model)
     tower: Any = type(core.vision_tower)
     location = model.config.released_vision_tower
+    vision = model.config.vision_config
+    # An encoder may be configured with other stages than its folder says; a CLIP folder may be of both towers.
+    config = {"config": vision} if isinstance(vision, EncoderConfig) else {}
     try:
-        loaded = tower.from_pretrained(location, dtype=model.dtype, **SAFE)
+        loaded = tower.from_pretrained(location, dtype=model.dtype, **config, **SAFE)
         core.vision_tower.load_state_dict(loaded.state_dict())
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200].rstrip(".")

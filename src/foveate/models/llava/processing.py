@@ -127,6 +127,7 @@ class FoveateLlavaProcessor(LlavaProcessor):
             num_additional_image_tokens=int(strategy == "default"),
             connector_type=config.connector_type,
             connector_options=config.connector_options,
+            **encoder_fields(config.vision_config),
         )
 
     def tokens_of(self, height: int, width: int) -> int:
