@@ -167,6 +167,18 @@ CARDS = (
         "foveate.models.encoders.lookupvit",
     ),
     Card(
+        "convllava",
+        "ConvLLaVA: Hierarchical Backbones as Visual Encoder for Large Multimodal Models",
+        "arXiv 2405.15738",
+        "encoder",
+        ("transformation",),
+        ("image",),
+        "A ConvNeXt with a fifth stage, whose last map has one token for 64 x 64 pixels: 576 of 1536 x 1536.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: convllava} in a recipe",
+        "foveate.models.encoders.convllava",
+    ),
+    Card(
         "sit",
         "Self-slimmed Vision Transformer",
         "arXiv 2111.12624",

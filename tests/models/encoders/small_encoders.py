@@ -12,6 +12,12 @@ from foveate.models.encoders import Encoder, encoder_named
 SIDE = 48
 #: Fields by encoder.
 SMALL: dict[str, dict[str, Any]] = {
+    "convllava": {
+        "patch_size": 1,
+        "depths": [1, 1, 1, 1, 2],
+        "hidden_sizes": [4, 4, 8, 8, 24],
+        "layer_scale_init_value": 0.5,
+    },
     "sit": {
         "hidden_size": 24,
         "num_hidden_layers": 5,
