@@ -127,3 +127,51 @@ class EncoderConfig(PreTrainedConfig):
             FoveateError: A field has an impossible value.
         """
         return None
+
+
+class StagedConfig(EncoderConfig):
+    """Configuration of an encoder whose stages have fewer and wider tokens, one after the other.
+
+    `hidden_size` and `num_hidden_layers` follow from the stages and can be left out.
+
+    Args:
+        depths (`list[int]`): Blocks of every stage.
+        hidden_sizes (`list[int]`): Width of every stage.
+    """
+
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    depths: list[int] | tuple[int, ...] = ()
+    hidden_sizes: list[int] | tuple[int, ...] = ()
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.positive_list("depths")
+        self.positive_list("hidden_sizes")
+        if not self.depths or len(self.depths) != len(self.hidden_sizes):
+            raise FoveateError(
+                f"the encoder {self.model_type} needs as many depths as hidden_sizes and at least one of them, not "
+                f"{len(self.depths)} and {len(self.hidden_sizes)}."
+            )
+        if self.hidden_size is None:
+            self.hidden_size = self.hidden_sizes[-1]
+        if self.num_hidden_layers is None:
+            self.num_hidden_layers = sum(self.stage_blocks)
+        super().__post_init__(**kwargs)
+
+    def check(self) -> None:
+        """See `EncoderConfig.check`."""
+        if self.hidden_size != self.hidden_sizes[-1]:
+            raise FoveateError(
+                f"hidden_size of {self.model_type} must be the width of its last stage, {self.hidden_sizes[-1]}, not "
+                f"{self.hidden_size}."
+            )
+        if self.num_hidden_layers != (blocks := sum(self.stage_blocks)):
+            raise FoveateError(
+                f"num_hidden_layers of {self.model_type} must be the number of its blocks, {blocks}, not "
+                f"{self.num_hidden_layers}."
+            )
+
+    @property
+    def stage_blocks(self) -> list[int]:
+        """Blocks of every stage that the model has."""
+        return list(self.depths)

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
-from foveate.models.encoders.configuration import EncoderConfig
+from foveate.models.encoders.configuration import StagedConfig
 
 #: Model type of `ConvNextConfig` of `transformers`, in whose layout the authors published their towers.
 RELEASED_MODEL_TYPE = "convnext"
@@ -31,15 +31,13 @@ _SHARED = (
 )
 
 
-class ConvLLaVAConfig(EncoderConfig):
+class ConvLLaVAConfig(StagedConfig):
     """Configuration of a [`ConvLLaVAModel`]; the defaults are the authors' encoder for 1536 pixels.
 
-    Takes what [`EncoderConfig`] takes, and in addition the following. `hidden_size` and `num_hidden_layers` follow from
-    the stages and can be left out.
+    Takes what [`StagedConfig`] takes, and in addition the following. Four stages are ConvNeXt, and the fifth is that of
+    ConvLLaVA.
 
     Args:
-        depths (`list[int]`): Blocks of every stage. Four stages are ConvNeXt, and the fifth is that of ConvLLaVA.
-        hidden_sizes (`list[int]`): Width of every stage.
         drop_last_block (`bool`): Leave out the last block of the last stage, as the authors' code does for
             `mm_vision_select_layer=-2`; checkpoints may hold it.
         hidden_act (`str`): Activation of the blocks.
@@ -57,8 +55,6 @@ class ConvLLaVAConfig(EncoderConfig):
 
     image_size: int = 1536
     patch_size: int = 4
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
     depths: list[int] | tuple[int, ...] = (3, 3, 27, 3, 6)
     hidden_sizes: list[int] | tuple[int, ...] = (192, 384, 768, 1536, 3072)
     drop_last_block: bool = False
@@ -67,34 +63,11 @@ class ConvLLaVAConfig(EncoderConfig):
     drop_path_rate: float = 0.0
     layer_norm_eps: float = 1e-6
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.positive_list("depths")
-        self.positive_list("hidden_sizes")
-        if not self.depths or len(self.depths) != len(self.hidden_sizes):
-            raise FoveateError(
-                "the encoder convllava needs as many depths as hidden_sizes and at least one of them, not "
-                f"{len(self.depths)} and {len(self.hidden_sizes)}."
-            )
-        if self.hidden_size is None:
-            self.hidden_size = self.hidden_sizes[-1]
-        if self.num_hidden_layers is None:
-            self.num_hidden_layers = sum(self.stage_blocks)
-        super().__post_init__(**kwargs)
-
     def check(self) -> None:
         """See `EncoderConfig.check`."""
+        super().check()
         if self.drop_last_block and self.depths[-1] < 2:
             raise FoveateError("drop_last_block of convllava needs a last stage of two blocks or more.")
-        if self.hidden_size != self.hidden_sizes[-1]:
-            raise FoveateError(
-                f"hidden_size of convllava must be the width of its last stage, {self.hidden_sizes[-1]}, not "
-                f"{self.hidden_size}."
-            )
-        if self.num_hidden_layers != (blocks := sum(self.stage_blocks)):
-            raise FoveateError(
-                f"num_hidden_layers of convllava must be the number of its blocks, {blocks}, not "
-                f"{self.num_hidden_layers}."
-            )
         if self.hidden_act not in ACT2FN:
             raise FoveateError(f"hidden_act of convllava must be one of {', '.join(ACT2FN)}, not {self.hidden_act!r}.")
         if not 0 <= self.drop_path_rate < 1:
