@@ -192,6 +192,19 @@ CARDS = (
         "foveate.models.encoders.sit",
     ),
     Card(
+        "stvit",
+        "Vision Transformer with Super Token Sampling",
+        "arXiv 2211.11167",
+        "encoder",
+        ("similarity",),
+        ("image",),
+        "A vision transformer whose early stages attend among super tokens, soft clusters of neighboring tokens, and "
+        "map the results back.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: stvit} in a recipe",
+        "foveate.models.encoders.stvit",
+    ),
+    Card(
         "vision-remember",
         "Vision Remember: Recovering Visual Information in Efficient LVLM with Vision Feature Resampling",
         "arXiv 2506.03928",

@@ -26,6 +26,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "stage_blocks": [1, 1, 1, 2],
         "keeping_ratio": 0.8,
     },
+    "stvit": {
+        "patch_size": 4,
+        "depths": [1, 1, 2],
+        "hidden_sizes": [8, 16, 24],
+        "num_heads": [1, 2, 2],
+        "cell_sizes": [4, 2, 1],
+        "layer_scale": [False, True, True],
+        "layer_scale_init_value": 0.5,
+    },
     "lookupvit": {
         "patch_size": 8,
         "hidden_size": 24,

@@ -32,7 +32,8 @@ class EncoderOutput(ModelOutput):
     Args:
         last_hidden_state: `(B, rows * columns, D)`, row-major, of the output grid and nothing else.
         hidden_states: With `output_hidden_states=True`: the tokens before the first block and after every block, the
-            last of them being `last_hidden_state`. Their number N may change from block to block.
+            last of them being `last_hidden_state`. Their number N may change from block to block, and in encoders with
+            stages their width too.
         prefix_tokens: `(B, P, D)`, tokens without a place in the image ([CLS], registers), normalized as the last
             hidden state is; None where an encoder has none.
     """
