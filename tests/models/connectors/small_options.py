@@ -9,6 +9,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "llava_mini": {"size": 2, "prefusion_layers": 0},
     "mqt": {"num_queries": 36, "num_heads": 2},
     "quecc": {"scale": 3},
+    "resampler": {"num_queries": 16, "num_heads": 2},
+    "spatial_resampler": {"num_queries": 9, "num_heads": 2},
     "tokenflex": {"tokens": 4, "lengths": [1, 4]},
 }
 

@@ -24,6 +24,8 @@ KINDS = {
     "tokenpacker": {"mm_projector_type": "tokenpacker", "scale_factor": 3},
     "m3": {"mm_projector_type": "mlp2x_gelu", "matryoshka_vis_token_scale": 9},
     "mqt": {"mm_projector_type": "linear", "query_abstractor_type": "matry_query", "num_visual_tokens": "36"},
+    "resampler": {"mm_projector_type": "resampler"},
+    "spatial_resampler": {"mm_projector_type": "adapt_spatial_resampler"},
     "quecc": {
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_token_compression_type": "quecc",
@@ -42,6 +44,8 @@ OPTIONS: dict[str, dict] = {
     "tokenpacker": {"scale": 3},
     "m3": {"tokens": 9},
     "mqt": {"tokens": 36},
+    "resampler": {},
+    "spatial_resampler": {},
     "quecc": {"scale": 3},
     "llava_mini": {"size": 2, "prefusion_layers": 2},
 }
@@ -64,7 +68,7 @@ def released_weights(model, connector: str, tower: bool) -> dict[str, torch.Tens
     ours = model.model.multi_modal_projector.state_dict()
     prefix = f"model.{connector_named(connector).released_prefix}"
     for source, target in connector_named(connector).released_keys.items():
-        plain = source.replace("\\", "")
+        plain = source.replace("\\", "").removesuffix("$")
         plain = plain[1:] if plain.startswith("^") else f"{prefix}.{plain}"
         if isinstance(target, tuple):
             released[plain] = torch.cat([ours.pop(name) for name in target])
