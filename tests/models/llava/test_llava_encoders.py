@@ -143,5 +143,12 @@ def test_configurations_and_processors_that_do_not_fit():
             pair(model, wrong)
     with pytest.raises(FoveateError, match="of the encoder lookupvit, and the model has siglip_vision_model"):
         pair(small_llava("mlp", "siglip"), processor)
-    with pytest.raises(FoveateError, match="image_sizes"):
-        model.get_image_features(torch.zeros(1, 3, SIDE, SIDE), image_sizes=torch.tensor([[SIDE, SIDE]]))
+
+
+def test_views_of_the_size_of_the_encoder_are_its_images():
+    model, processor = llava("lookupvit")
+    pixels = small_batch(processor)["pixel_values"]
+    sizes = torch.tensor([[SIDE, SIDE]] * len(pixels))
+    plain, views = model.get_image_features(pixels), model.get_image_features(pixels, image_sizes=sizes)
+    for own, view in zip(plain.pooler_output, views.pooler_output, strict=True):
+        assert torch.equal(own, view)

@@ -15,6 +15,7 @@ from transformers.utils import can_return_tuple
 
 from foveate import compat
 from foveate.core.errors import FoveateError
+from foveate.core.grouping import indices_by_value
 from foveate.core.tokens import encoder_grid
 from foveate.core.weights import SAFE
 from foveate.models.connectors.connector import Connector
@@ -116,25 +117,28 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         """Encode images into embeddings of the language model.
 
         Args:
-            pixel_values: `(n, C, H, W)`; with pre-fusion also `(n, k k + 1, C, H, W)`, k x k sub-images, row-major,
-                and the whole image last.
+            pixel_values: `(n, C, H, W)`, images or views; with pre-fusion also `(n, k k + 1, C, H, W)`, k x k
+                sub-images, row-major, and the whole image last.
             vision_feature_layer: Hidden state or states that the connector reads, where it does not choose them itself;
                 default: those of the configuration.
             vision_feature_select_strategy: "default" leaves out the first token of the tower, [CLS]; "full" keeps all.
-            image_sizes: Not supported; it belongs to towers of native resolution.
-            budget: Tokens of every image, for nested connectors, also as a list of equal numbers; None: their default.
+            image_sizes: `(n, 2)` height and width of every view in `pixel_values`, at the top left of its `(H, W)`; the
+                tower interpolates its positions, and runs once per size. None: they fill it.
+            budget: Tokens of every image, for nested connectors, also as a list, whose numbers are equal for images of
+                one size; None: their default.
             text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
             **kwargs: Options of a CLIP or SigLIP tower; encoders of foveate have theirs from the configuration.
 
         Returns:
             The output of the vision tower, with `pooler_output`: the tokens `(rows * columns, d)` of every image; with
-            pre-fusion a `PrefusionImageFeatures`.
+            pre-fusion a `PrefusionImageFeatures`; for views of `image_sizes` `pooler_output` alone.
 
         Raises:
             FoveateError: Tokens of the tower are not those of the patches, or the connector cannot map them.
         """
         if image_sizes is not None:
-            raise FoveateError("image_sizes belongs to towers of native resolution, and this one is none.")
+            chosen = (vision_feature_layer, vision_feature_select_strategy)
+            return self._features_of_views(pixel_values, image_sizes, chosen, budget, text, kwargs)
         connector, vision = self.multi_modal_projector, self.config.vision_config
         parts = pixel_values.shape[1] if pixel_values.ndim == 5 else None
         if parts is not None:
@@ -188,11 +192,45 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
         return {name: call[name] for name in names if call.get(name) is not None}
 
+    def _features_of_views(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor,
+        chosen: tuple[int | list[int] | None, str | None],
+        budget: int | Sequence[int] | None,
+        text: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> BaseModelOutputWithPooling:
+        """Encode views of several sizes, those of one size together; see `get_image_features`."""
+        if self.multi_modal_projector.prefusion_layers:
+            raise FoveateError("views of several sizes cannot be fused with text: leave out image_sizes.")
+        sizes = _sizes(image_sizes)
+        largest = tuple(pixel_values.shape[-2:])
+        if len(sizes) != len(pixel_values) or any(h > largest[0] or w > largest[1] for h, w in sizes):
+            raise FoveateError(
+                f"image_sizes must be height and width of {len(pixel_values)} views of at most {largest[0]} x "
+                f"{largest[1]} pixels, not {sizes}."
+            )
+        tokens: dict[int, Tensor] = {}
+        for (height, width), members in indices_by_value(sizes).items():
+            outputs = FoveateLlavaModel.get_image_features(  # not that of `self`, which a plan replaces
+                self,
+                pixel_values[members, :, :height, :width],
+                *chosen,
+                budget=[budget[place] for place in members] if isinstance(budget, Sequence) else budget,
+                text=None if text is None else text[members],
+                **kwargs | {"interpolate_pos_encoding": True, "return_dict": True},
+            )
+            tokens |= dict(zip(members, outputs.pooler_output, strict=True))
+        in_order: Any = [tokens[place] for place in range(len(sizes))]
+        return BaseModelOutputWithPooling(pooler_output=in_order)
+
     def tokens_of_images(self, call: Mapping[str, Any]) -> list[int]:
         """See `ReadsPrompts.tokens_of_images`."""
-        pixel_values = call["pixel_values"]
-        grid = encoder_grid(self.config.vision_config, *pixel_values.shape[-2:])
-        return [self.multi_modal_projector.output_grid(grid).size] * len(pixel_values)
+        pixel_values, sizes = call["pixel_values"], call.get("image_sizes")
+        views = [tuple(pixel_values.shape[-2:])] * len(pixel_values) if sizes is None else _sizes(sizes)
+        grids = (encoder_grid(self.config.vision_config, *view) for view in views)
+        return [self.multi_modal_projector.output_grid(grid).size for grid in grids]
 
     @takes_answer_mask(LlavaModel.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -236,6 +274,11 @@ class FoveateLlavaForConditionalGeneration(
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See `LlavaForConditionalGeneration.forward`; where prompts are read, nothing that has labels is."""
         return super().forward(*args, **kwargs, **self.model.answers_of(super().forward, args, kwargs))
+
+
+def _sizes(image_sizes: Tensor) -> list[tuple[int, int]]:
+    """Height and width of every view of `(n, 2)`."""
+    return [(int(height), int(width)) for height, width in image_sizes]
 
 
 def _load_vision_tower(model: Any) -> None:
