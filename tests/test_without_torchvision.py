@@ -82,8 +82,22 @@ def test_the_embedded_model_answers():
     assert out == "LlavaUHDImageProcessor False True\n"
 
 
-#: SmolVLM's asks for num2words, whether there is torchvision or not.
-KINDS = sorted({kind for family in families().values() for kind in family.model_types} - {"llava_uhd", "smolvlm"})
+def test_views_are_cut():
+    out = run_without_torchvision(
+        """
+        from PIL import Image
+        from foveate.models.llava import ViewImageProcessor
+        from foveate.models.llava.layouts import LlavaUHDLayout
+        views = ViewImageProcessor(LlavaUHDLayout())(Image.new("RGB", (672, 1008)), return_tensors="pt")
+        print(tuple(views["pixel_values"].shape), views["image_sizes"][-1].tolist())
+        """
+    )
+    assert out == "(7, 3, 406, 336) [406, 266]\n"
+
+
+#: Image processors of foveate are tested above; SmolVLM's asks for num2words, whether there is torchvision or not.
+LEFT_OUT = {"foveate_llava", "llava_uhd", "smolvlm"}
+KINDS = sorted({kind for family in families().values() for kind in family.model_types} - LEFT_OUT)
 #: Whose processors transformers itself makes of torchvision, for images too.
 ON_TORCHVISION = {kind for one in families().values() if one.needs_torchvision for kind in one.model_types} | (
     set() if Version(transformers.__version__) >= Version("5.24") else {"gemma4"}

@@ -1,6 +1,7 @@
 """LLaVA with any connector of foveate."""
 
 from foveate.models.llava.configuration import FoveateLlavaConfig
+from foveate.models.llava.image_processing import ViewImageProcessor
 from foveate.models.llava.modeling import FoveateLlavaForConditionalGeneration, FoveateLlavaModel
 from foveate.models.llava.processing import FoveateLlavaProcessor
 from foveate.models.llava.register import register
@@ -10,5 +11,6 @@ __all__ = [
     "FoveateLlavaForConditionalGeneration",
     "FoveateLlavaModel",
     "FoveateLlavaProcessor",
+    "ViewImageProcessor",
     "register",
 ]

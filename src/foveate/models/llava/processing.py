@@ -3,7 +3,7 @@
 from os import PathLike
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer, LlavaProcessor
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaProcessor, PreTrainedConfig
 from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData
 
@@ -14,6 +14,8 @@ from foveate.models.connectors.registry import check_same_connector, connector_o
 from foveate.models.encoders import EncoderConfig, encoder_named
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import LLAMA_3_VOCABULARY, is_released
+from foveate.models.llava.image_processing import ViewImageProcessor
+from foveate.models.llava.layouts import View, ViewLayout, released_layout
 
 #: Turns of Vicuna, as LLaVA-1.5 was trained with, for released checkpoints, which have no template of their own.
 VICUNA_TEMPLATE = """{%- for message in messages -%}
@@ -47,7 +49,8 @@ class FoveateLlavaProcessor(LlavaProcessor):
     """`LlavaProcessor` whose number of placeholders is that of the connector's tokens.
 
     Args:
-        image_processor: An image processor of CLIP or SigLIP, also for other encoders.
+        image_processor: An image processor of CLIP or SigLIP, also for other encoders; or a `ViewImageProcessor`, for
+            images as several views, with text between their tokens.
         tokenizer: The tokenizer of the language model, with the placeholder in its vocabulary.
         patch_size: Of a vision tower that gives one token per patch.
         vision_feature_select_strategy: As in the model's configuration.
@@ -60,7 +63,8 @@ class FoveateLlavaProcessor(LlavaProcessor):
             the vision tower is CLIP or SigLIP.
 
     Raises:
-        FoveateError: There is no such connector, option or encoder.
+        FoveateError: There is no such connector, option or encoder, or the layout of views has another size of patches
+            or text that the tokenizer does not write as one token.
     """
 
     def __init__(
@@ -92,6 +96,8 @@ class FoveateLlavaProcessor(LlavaProcessor):
             num_additional_image_tokens,
             **kwargs,
         )
+        if self.layout is not None:
+            _check_layout(self.layout, self)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Any:
@@ -103,9 +109,16 @@ class FoveateLlavaProcessor(LlavaProcessor):
         if not is_released(pretrained_model_name_or_path, **where):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config: Any = FoveateLlavaConfig.from_pretrained(pretrained_model_name_or_path, **where)
-        tokenizer: Any = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
+        vision = config.vision_config
+        fields = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)[0]
+        layout = released_layout(fields, vision.image_size, vision.patch_size)
+        # Text between views must be the same tokens as elsewhere: older Llama tokenizers put a space before it.
+        spaces = {} if layout is None else {"legacy": False}
+        tokenizer: Any = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY, **spaces)
         token = getattr(tokenizer, "image_token", None) or tokenizer.convert_ids_to_tokens(config.image_token_id)
-        if file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
+        if layout is not None:
+            image_processor: Any = ViewImageProcessor(layout)
+        elif file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
             image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
         else:
             from transformers import CLIPImageProcessor  # says that torchvision is missing when it is imported
@@ -130,8 +143,28 @@ class FoveateLlavaProcessor(LlavaProcessor):
             **encoder_fields(config.vision_config),
         )
 
+    @property
+    def layout(self) -> ViewLayout | None:
+        """The layout of views; None: an image is one view."""
+        processor = self.image_processor
+        return processor.view_layout if isinstance(processor, ViewImageProcessor) else None
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """What the image processor returns for this processor alone."""
+        return ["original_sizes"]
+
+    def views_of(self, height: int, width: int) -> tuple[View, ...]:
+        """Views of an image of this size in pixels, in the order of the prompt; empty: an image is one view."""
+        return () if self.layout is None else self.layout.views(height, width)
+
+    def text_of(self, height: int, width: int) -> str:
+        """Placeholders of the views of an image of this size in pixels, with the text between them."""
+        views = self.views_of(height, width)
+        return "".join(self.image_token * self.tokens_of(view.height, view.width) + view.separator for view in views)
+
     def tokens_of(self, height: int, width: int) -> int:
-        """Tokens of an image of this size in pixels, as the image processor returns it."""
+        """Tokens of an image or view of this size in pixels, as the image processor returns it."""
         return self.connector.output_grid(self.encoder_grid(height, width)).size
 
     def encoder_grid(self, height: int, width: int) -> Grid:
@@ -139,23 +172,31 @@ class FoveateLlavaProcessor(LlavaProcessor):
         return encoder_grid(self if self.encoder_config is None else self.encoder_config, height, width)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The placeholders of one image, one for each token after the connector."""
+        """The placeholders of one image, one for each token after the connector; of views with the text between."""
+        if self.layout is not None:
+            return self.text_of(*map(int, image_inputs["original_sizes"][image_idx]))
         height, width = get_image_size(to_numpy_array(image_inputs["pixel_values"][image_idx]))
         return self.image_token * self.tokens_of(height, width)
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """Placeholders of images of these sizes `(height, width)` in pixels, without the images.
 
-        Servers call this name of `transformers` to plan memory.
+        Servers call this name of `transformers` to plan memory. Text between views is not counted.
         """
         if image_sizes is None:
             return MultiModalData()
+        if self.layout is not None:
+            views = [self.views_of(height, width) for height, width in image_sizes]
+            counts = [sum(self.tokens_of(view.height, view.width) for view in of_image) for of_image in views]
+            return MultiModalData(num_image_tokens=counts, num_image_patches=[len(of_image) for of_image in views])
         size = kwargs.get("crop_size") or self._image_size()
         count = self.tokens_of(size["height"], size["width"])
         return MultiModalData(num_image_tokens=[count] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
 
     def _image_size(self) -> Any:
         """Height and width of every image that the image processor returns: SigLIP's does not crop."""
+        if self.layout is not None:
+            return {"height": self.layout.side, "width": self.layout.side}
         cropped = getattr(self.image_processor, "do_center_crop", False)
         size = self.image_processor.crop_size if cropped else self.image_processor.size
         if getattr(size, "height", None) is None and "height" not in dict(size):
@@ -187,6 +228,29 @@ def pair(model: Any, processor: FoveateLlavaProcessor) -> None:
             f"vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first."
         )
     model.config.image_token_id = processor.image_token_id
+
+
+def _check_layout(layout: ViewLayout, processor: FoveateLlavaProcessor) -> None:
+    """Check that views are multiples of the patch, and that every text between them is one token.
+
+    Raises:
+        FoveateError: They are not, or the model fuses text with images, which must have one size then.
+    """
+    if processor.connector.prefusion_layers:
+        raise FoveateError(f"the connector {processor.connector_type} fuses text with images, which cannot be views.")
+    if layout.patch_size != processor.patch_size and processor.encoder is None:
+        raise FoveateError(
+            f"the layout {layout.name} has patch_size {layout.patch_size}, and the processor has "
+            f"{processor.patch_size}."
+        )
+    tokenizer, image = processor.tokenizer, processor.image_token
+    for separator in (",", "\n"):
+        ids = tokenizer.encode(f"{image}{separator}{image}", add_special_tokens=False)
+        if len(ids) != 3 or tokenizer.decode(ids[1]) != separator:
+            raise FoveateError(
+                f"the layout {layout.name} has {separator!r} between views, which the tokenizer writes as the tokens "
+                f"{tokenizer.convert_ids_to_tokens(ids[1:-1])} there: load a Llama tokenizer with legacy=False."
+            )
 
 
 def encoder_fields(config: Any) -> dict[str, Any]:

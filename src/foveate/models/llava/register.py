@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from foveate.models.llava.configuration import FoveateLlavaConfig, ReleasedLlavaConfig, ReleasedLlavaMiniConfig
 from foveate.models.llava.conversion import register_released_keys
+from foveate.models.llava.image_processing import ViewImageProcessor
 from foveate.models.llava.modeling import FoveateLlavaForConditionalGeneration, FoveateLlavaModel
 from foveate.models.llava.processing import FoveateLlavaProcessor
 
@@ -17,4 +18,7 @@ def register() -> None:
     register_released_keys(FoveateLlavaConfig.model_type)
     AutoModel.register(FoveateLlavaConfig, FoveateLlavaModel, exist_ok=True)
     AutoModelForImageTextToText.register(FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, exist_ok=True)
+    # Folders name it where they have it. For both backends of `transformers`: it is the same code.
+    backends: dict[str, type] = {"pil": ViewImageProcessor, "torchvision": ViewImageProcessor}
+    AutoImageProcessor.register(FoveateLlavaConfig, image_processor_classes=backends, exist_ok=True)
     AutoProcessor.register(FoveateLlavaConfig, FoveateLlavaProcessor, exist_ok=True)
