@@ -17,7 +17,7 @@ from foveate.answering.answer import Answer, Tokens
 from foveate.answering.conversations import check_length, greedy, inputs_of, placeholders, tokenizer_of
 from foveate.answering.limits import beyond_training
 from foveate.answering.pooling import pooling_of
-from foveate.answering.selections import placed, seen_of, selected
+from foveate.answering.selections import placed, placed_view, seen_of, selected, views_of
 from foveate.answering.stages import stages_of, with_plan
 from foveate.answering.trace import Trace
 from foveate.clips import Clip, is_clip, open_clip
@@ -188,7 +188,10 @@ def _listed(image: Any) -> list[Any]:
 def _selections(
     reports: tuple[ImageReport, ...], whole_tile: str | None, processor: Any, sizes: list[tuple[int, int]], clip: Any
 ) -> list[dict[str, Any]]:
-    """Return the token selection of every image. Positions of tiles are known where there is one image."""
+    """Return the token selection of every image. Positions of tiles are known where there is one image, or views."""
+    views = None if clip is not None else views_of(processor, sizes)
+    if views is not None:
+        return [placed_view(selected(report), view) for report, view in zip(reports, views, strict=True)]
     if clip is not None or (len(sizes) > 1 and len(reports) != len(sizes)):
         return [selected(report) for report in reports]
     boxes = [seen_of(processor, size) for size in sizes]

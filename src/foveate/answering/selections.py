@@ -6,6 +6,8 @@ import inspect
 import math
 from typing import Any
 
+from foveate.models.llava import FoveateLlavaProcessor
+from foveate.models.llava.layouts import View
 from foveate.runtime.report import ImageReport
 
 
@@ -73,6 +75,19 @@ def placed(documents: list[dict[str, Any]], thumbnail_place: str | None, size: t
         box = [column / columns, row / rows, (column + 1) / columns, (row + 1) / rows]
         document["crops"][0] |= {"kind": "tile", "box": box}
     return documents
+
+
+def views_of(processor: Any, sizes: list[tuple[int, int]]) -> list[View] | None:
+    """Return the views of images (width, height) in the order of the prompt, where the processor has a layout."""
+    if not isinstance(processor, FoveateLlavaProcessor) or processor.layout is None:
+        return None
+    return [view for width, height in sizes for view in processor.views_of(height, width)]
+
+
+def placed_view(document: dict[str, Any], view: View) -> dict[str, Any]:
+    """Assign the position of a view in its image."""
+    document["crops"][0] |= {"kind": view.kind, "box": list(view.box)}
+    return document
 
 
 def seen_of(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:

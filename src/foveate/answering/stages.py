@@ -49,6 +49,8 @@ def stages_of(net: Any, trace: Trace, inputs: Any) -> tuple[list[Stage], tuple[i
             stages.append(Stage("connector", None, connected, None, trace.connector.name))
         return stages, size
     encoded = trace.tokens.get("encoder", 0)
+    if isinstance(trace.connector, Connector) and inputs.get("image_sizes") is not None:  # views, in several calls
+        encoded = int((inputs["image_sizes"] // net.config.vision_config.patch_size).prod(-1).sum())
     grids = [inputs[name] for name in ("image_grid_thw", "video_grid_thw") if inputs.get(name) is not None]
     patches = sum(int(grid.prod(-1).sum()) for grid in grids) if grids else encoded
     stages = []
