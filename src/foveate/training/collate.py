@@ -80,6 +80,14 @@ class Collator:
                 f"tokens of the encoder {encoder.model_type} stand for no part of the image: leave out the losses "
                 "cells, early_cells, colours, answer_attention and question_attention."
             )
+        layout = getattr(processor, "layout", None)
+        if layout is not None and (
+            cells or colours or answer_attention or question_attention or pages or window is not None or lengths
+        ):
+            raise FoveateError(
+                f"images are views of the layout {layout.name}: train on answers alone, without losses on characters, "
+                "colors, pages and attention, without `window`, and with `lengths: full`."
+            )
         if window is not None and not self.architecture.has_window():
             able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.has_window())
             raise FoveateError(
@@ -173,10 +181,15 @@ class Collator:
         pieces = text.split(self.processor.image_token)
         expanded = [pieces[0]]
         for index, piece in enumerate(pieces[1:]):
-            rows, columns = self._read_grid(grids[index])
-            after = getattr(self.processor, "after_image", "")
-            expanded += [self.processor.image_token * (rows * columns) + after, piece]
+            expanded += [self._image_text(grids[index]), piece]
         return "".join(expanded)
+
+    def _image_text(self, grid: Sequence[int]) -> str:
+        """The tokens of an image, from its grid of patches or, with views, its height and width in pixels."""
+        if getattr(self.processor, "layout", None) is not None:
+            return self.processor.text_of(*grid)
+        rows, columns = self._read_grid(grid)
+        return self.processor.image_token * (rows * columns) + getattr(self.processor, "after_image", "")
 
     def _text(
         self, examples: Sequence[Example], pictures: list[list], grids: list[tuple[int, int]]

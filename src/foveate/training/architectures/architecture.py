@@ -113,6 +113,8 @@ class Architecture:
     ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """Inputs of the vision tower for pictures, and each picture's grid (rows, columns) of patches.
 
+        Where a picture is several views, its height and width in pixels take the place of the grid.
+
         `window` makes images of that many patches a side, or of as many in all, after `take_windows`; only where
         `has_window`.
         """

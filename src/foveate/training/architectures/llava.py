@@ -159,7 +159,7 @@ class Llava(Architecture):
 
         def forward(pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
             window = pixel_values.shape[-1] // embeddings.patch_size
-            if window == side:
+            if window == side or options.get("interpolate_pos_encoding"):  # views, which are no windows
                 return original(pixel_values, **options)
             row, column = torch.randint(side - window + 1, (2,)).tolist()
             places = 1 + torch.arange(side * side, device=pixel_values.device).view(side, side)
@@ -180,6 +180,9 @@ class Llava(Architecture):
         self, processor: Any, pictures: Sequence[Any], window: int | None = None
     ) -> tuple[dict[str, Any], list[tuple[int, int]]]:
         """See `Architecture.images`."""
+        if getattr(processor, "layout", None) is not None:  # `Collator` refuses windows
+            inputs = processor.image_processor(images=list(pictures), return_tensors="pt")
+            return inputs, [(height, width) for height, width in inputs.pop("original_sizes").tolist()]
         size = {}
         encoder = getattr(processor, "encoder_config", None)
         if window is not None and encoder is not None:
