@@ -154,6 +154,20 @@ CARDS = (
         "foveate.models.connectors.tokenpacker",
     ),
     Card(
+        "llava-uhd-v1",
+        "LLaVA-UHD: an LMM Perceiving Any Aspect Ratio and High-Resolution Images",
+        "arXiv 2403.11703",
+        "connector",
+        ("query",),
+        ("image",),
+        "Cuts an image into slices in its own proportions and an overview; learned queries make 64 tokens of each, or "
+        "12 x 12 with one query per cell.",
+        True,
+        "connector_type='resampler' or 'spatial_resampler' and ViewImageProcessor(LlavaUHDLayout()) of "
+        "foveate.models.llava",
+        "foveate.models.connectors.resampler",
+    ),
+    Card(
         "lookupvit",
         "LookupViT: Compressing visual information to a limited number of tokens",
         "arXiv 2407.12753",

@@ -208,6 +208,18 @@ def test_a_nested_connector_has_the_length_of_the_plan_for_every_view(large):
         assert {image.tokens_kept for image in handle.report().images} == {9}
 
 
+def test_a_connector_that_reads_the_prompt_reads_it_for_every_view(large):
+    layout = LAYOUTS["tokenpacker-hd"]
+    model, processor = small_llava("quecc", scale=3), views_processor(layout, "quecc", scale=3)
+    inputs = batch_of(processor, large)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        alone = model(**processor(images=large[2], text="<image>?", return_tensors="pt")).logits[0]
+        other = model(**processor(images=large[2], text="<image>!", return_tensors="pt")).logits[0]
+    torch.testing.assert_close(logits[1][inputs["attention_mask"][1].bool()], alone, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(alone[0], other[0], atol=1e-3)  # the first token of the first view
+
+
 def test_budgets_of_views_of_one_size_may_differ_from_those_of_another(large):
     model, processor = small_llava("tokenflex", tokens=4), views_processor(LAYOUTS["llava-uhd"], "tokenflex", tokens=4)
     inputs = batch_of(processor, large[2:] + large[:2])
@@ -291,6 +303,11 @@ def test_what_does_not_fit_is_refused(large):
         with pytest.raises(FoveateError, match="height and width of 2 views of at most 48 x 48 pixels"):
             model.get_image_features(torch.zeros(2, 3, SIDE, SIDE), image_sizes=torch.tensor(sizes))
     pair(model, views_processor(layout))
+    with pytest.raises(FoveateError, match="llava_mini fuses text with images, which cannot be views"):
+        views_processor(layout, "llava_mini", size=2, prefusion_layers=2)
+    fused = small_llava("llava_mini", size=2, prefusion_layers=2)
+    with pytest.raises(FoveateError, match="views of several sizes cannot be fused with text"):
+        fused.get_image_features(torch.zeros(1, 3, SIDE, SIDE), image_sizes=torch.tensor([[SIDE, SIDE]]))
 
 
 def test_text_between_views_must_be_one_token():
