@@ -89,6 +89,33 @@ def test_impossible_connectors():
         new_model(qwen, seed=0)
 
 
+def test_a_recipe_names_the_layout_of_views(tmp_path):
+    images = {"layout": {"name": "llava-uhd", "max_slices": 4}}
+    for connector in ({"type": "resampler", "num_queries": 4}, {}):
+        model, processor = new_model(replace(NEW["llava"], images=images, connector=connector), seed=0)
+        assert type(model) is FoveateLlavaForConditionalGeneration
+        vision = model.config.vision_config
+        assert (processor.layout.side, processor.layout.patch_size) == (vision.image_size, vision.patch_size)
+        training_model = TrainingModel(model)
+        batch = Collator(processor)(EXAMPLES)
+        views = [view for one in EXAMPLES for image in one.images for view in processor.views_of(*image.size[::-1])]
+        assert len(batch["pixel_values"]) == len(views) > len(EXAMPLES)
+        training_model(**batch)["answer_loss"].backward()
+        assert all(parameter.grad is not None for parameter in model.model.multi_modal_projector.parameters())
+        loaded, reader = foveate.load(export(model, processor, tmp_path / "model", torch.float32), device="cpu")
+        assert type(loaded) is type(model) and reader.layout == processor.layout
+
+
+def test_impossible_layouts():
+    for images, message in (
+        ({"layout": {"name": "mosaic"}}, "model.new.images.layout: a layout is a mapping with one of the names"),
+        ({"layout": {"name": "llava-uhd", "spokes": 1}}, "model.new.images.layout: .* has no option spokes"),
+        ({"layout": {"name": "llava-uhd"}, "resample": 2}, "model.new.images.resample: the layout of views sets it"),
+    ):
+        with pytest.raises(FoveateError, match=message):
+            new_model(replace(NEW["llava"], images=images), seed=0)
+
+
 def test_a_recipe_file_names_the_connector():
     content = parse_recipe(
         {

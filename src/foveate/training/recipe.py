@@ -32,7 +32,8 @@ class NewModel:
             tokens follow the tokenizer.
         tokenizer: `bytes` (256 bytes and the special tokens), or a folder or Hub id with a tokenizer.
         phrases: Strings that become one token each, such as what every question begins with: prompts get shorter.
-        images: Settings of the image processor; patch size and stages follow `vision`.
+        images: Settings of the image processor; patch size and stages follow `vision`. For `llava` also `layout`, the
+            `name` of a layout of views (`foveate.models.llava.layouts`) and its options.
         architecture: `llava-uhd`, `llava` (a CLIP tower) or `qwen2.5-vl`.
         connector: `type`, a connector of `foveate.models.connectors`, and its options, for `llava-uhd` and `llava`; by
             default two linear layers.

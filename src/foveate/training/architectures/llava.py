@@ -22,20 +22,28 @@ from foveate.core.tokens import encoder_grid
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import named
 from foveate.models.encoders import EncoderConfig
-from foveate.models.llava import FoveateLlavaConfig, FoveateLlavaForConditionalGeneration, FoveateLlavaProcessor
+from foveate.models.llava import (
+    FoveateLlavaConfig,
+    FoveateLlavaForConditionalGeneration,
+    FoveateLlavaProcessor,
+    ViewImageProcessor,
+)
 from foveate.models.llava.processing import encoder_fields
 from foveate.models.llava_uhd.chat_template import CHAT_TEMPLATE
 from foveate.training.architectures.architecture import Architecture, Keep
 
 
 class Llava(Architecture):
-    """See `Architecture`. Images are stretched to the tower's square: cropping them would cut off text."""
+    """See `Architecture`. Images are stretched to the tower's square: cropping them would cut off text.
+
+    With `images: {layout: {name: llava-uhd}}` they are several views (`foveate.models.llava.layouts`).
+    """
 
     name = "llava"
     model_class = LlavaForConditionalGeneration
     processor_class = LlavaProcessor
     vision_class = CLIPVisionConfig
-    image_settings = ("resample", "rescale_factor", "image_mean", "image_std")
+    image_settings = ("resample", "rescale_factor", "image_mean", "image_std", "layout")
     tower = ".vision_tower."
     connector = ".multi_modal_projector."
     takes_connectors = True
@@ -55,14 +63,19 @@ class Llava(Architecture):
         """See `Architecture.processor`.
 
         Raises:
-            FoveateError: the connector cannot divide the tokens of an image.
+            FoveateError: the connector cannot divide the tokens of an image, or there is no such layout of views.
         """
         if connector is not None:
             connector.output_grid(encoder_grid(vision, vision.image_size, vision.image_size))
         encoder = isinstance(vision, EncoderConfig)
         side = {"height": vision.image_size, "width": vision.image_size}
-        image_processor = CLIPImageProcessor(**images, size=side, crop_size=side, do_center_crop=False)
-        processor_class: Any = FoveateLlavaProcessor if encoder or connector is not None else LlavaProcessor
+        image_processor: Any
+        if "layout" in images:
+            image_processor = _view_processor(vision, images)
+        else:
+            image_processor = CLIPImageProcessor(**images, size=side, crop_size=side, do_center_crop=False)
+        ours = encoder or connector is not None or "layout" in images
+        processor_class: Any = FoveateLlavaProcessor if ours else LlavaProcessor
         return processor_class(
             image_processor,
             tokenizer,
@@ -77,7 +90,7 @@ class Llava(Architecture):
     def config(self, vision: Any, text: Any, processor: Any, connector: Connector | None = None) -> Any:
         """See `Architecture.config`; of CLIP features are taken before its last layer, as in the released models."""
         encoder = isinstance(vision, EncoderConfig)
-        config_class: Any = FoveateLlavaConfig if encoder or connector is not None else LlavaConfig
+        config_class: Any = FoveateLlavaConfig if isinstance(processor, FoveateLlavaProcessor) else LlavaConfig
         return config_class(
             vision_config=vision,
             text_config=text,
@@ -193,3 +206,21 @@ class Llava(Architecture):
         pixels = processor.image_processor(images=list(pictures), return_tensors="pt", **size)["pixel_values"]
         grid = encoder_grid(processor if encoder is None else encoder, *pixels.shape[-2:])
         return {"pixel_values": pixels}, [(grid.rows, grid.columns)] * len(pixels)
+
+
+def _view_processor(vision: Any, images: Mapping[str, Any]) -> ViewImageProcessor:
+    """The image processor of a layout of views, whose side and patches are those of the tower.
+
+    Raises:
+        FoveateError: there is no such layout or option, or a setting has no effect on views.
+    """
+    settings = dict(images)
+    layout = settings.pop("layout")
+    if "resample" in settings:
+        raise FoveateError("model.new.images.resample: the layout of views sets it; leave it out.")
+    if isinstance(layout, Mapping):
+        layout = {"side": vision.image_size, "patch_size": vision.patch_size, **layout}
+    try:
+        return ViewImageProcessor(layout, **settings)
+    except FoveateError as error:
+        raise FoveateError(f"model.new.images.layout: {error}") from error
