@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
 from foveate.families.llava import feature_layer
-from foveate.images import open_image
 from foveate.methods.encoder.dymu import DyMU, Thresholds
 from foveate.runtime.vision_merging import blocks_of, calibrate
 from foveate.training.callbacks import StopRequest
 from foveate.training.methods.shared.base import MethodTrainer
 from foveate.training.methods.shared.config import at_least_one, option
+from foveate.training.methods.shared.images import image_files, load_with_encoder, pixels_of
 from foveate.training.methods.shared.loop import TrainState
 from foveate.training.run_directory import OnProgress, RunDirectory, quiet
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".tif", ".tiff", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +60,13 @@ class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
 
     def load(self, model: str | None, device: str | None) -> tuple[Any, Any]:
         """A model or an encoder alone, and its image processor."""
-        from transformers import AutoImageProcessor, AutoModel
-
-        from foveate.core.weights import DATA_ONLY, SAFE, check_weights
-        from foveate.loading import device_of, locate
-
         if model is None:
             raise FoveateError("say whose encoder: --model, a folder or Hub id of a CLIP or SigLIP encoder or LLaVA.")
-        place, folder = device_of(device), locate(model)
-        check_weights(folder)
-        loaded: Any = AutoModel.from_pretrained(folder, **SAFE)
-        return loaded.eval().to(place), AutoImageProcessor.from_pretrained(folder, **DATA_ONLY)
+        return load_with_encoder(model, device)
 
     def data(self) -> list[Path]:
         """The image files."""
-        files: list[Path] = []
-        for path in self.config.images:
-            if path.is_dir():
-                files += sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-            elif path.exists():
-                files.append(path)
-            else:
-                raise FoveateError(f"there is no image or folder {path}.")
-        if not files:
-            listed = ", ".join(map(str, self.config.images))
-            raise FoveateError(f"{listed}: no images there ({', '.join(SUFFIXES)}).")
-        return files
+        return image_files(self.config.images)
 
     def fit(
         self,
@@ -148,10 +126,3 @@ class DyMUTrainer(MethodTrainer[DyMUTrainConfig]):
             f"{document['output']} written: {len(document['thresholds'])} blocks of {document['encoder']}, "
             f"{document['patches']} tokens to {document['count']} on average over {document['images']} images."
         )
-
-
-def pixels_of(processor: Any, files: list[Path]) -> Tensor:
-    """Pixel values (B, 3, height, width); of tiled images every crop."""
-    # One at a time: where images have different numbers of crops, a batch of them would be padded with empty ones.
-    pixels = [processor(images=[open_image(file)], return_tensors="pt")["pixel_values"] for file in files]
-    return torch.cat([crops.flatten(0, -4) for crops in pixels])
