@@ -18,6 +18,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "hidden_sizes": [4, 4, 8, 8, 24],
         "layer_scale_init_value": 0.5,
     },
+    "registers": {
+        "patch_size": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "vision_config": {"model_type": "dinov2", "num_attention_heads": 2, "mlp_ratio": 2},
+        "num_registers": 4,
+    },
     "sit": {
         "hidden_size": 24,
         "num_hidden_layers": 5,

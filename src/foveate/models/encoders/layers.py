@@ -44,15 +44,17 @@ class LearnedTokens(SelfInitialized):
     Args:
         count: Number P of tokens.
         width: Their width D.
+        std: Standard deviation of their first values; None: that of the encoder.
     """
 
-    def __init__(self, count: int, width: int) -> None:
+    def __init__(self, count: int, width: int, std: float | None = None) -> None:
         super().__init__()
+        self.std = std
         self.weight = nn.Parameter(torch.zeros(1, count, width))
 
     def reset_parameters(self, std: float) -> None:
         """See `SelfInitialized.reset_parameters`."""
-        init.normal_(self.weight, std=std)
+        init.normal_(self.weight, std=std if self.std is None else self.std)
 
     def forward(self, batch: int) -> Tensor:
         """The tokens `(B, P, D)` of a batch."""
