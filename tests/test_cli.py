@@ -58,7 +58,7 @@ def info_raises(monkeypatch):
     ("group", "commands"),
     [
         ([], ("ask", "info", "train", "train-method", "convert", "bench")),
-        (["train-method"], ("covipal", "dpn", "dymu", "flash", "focusui", "relevance", "specvlm")),
+        (["train-method"], ("covipal", "dpn", "dymu", "flash", "focusui", "ph-reg", "relevance", "specvlm")),
     ],
     ids=["foveate", "train-method"],
 )
@@ -105,7 +105,7 @@ def test_python_m_foveate_and_one_version():
         (["bench", "encoder"], "Did you mean 'encoders'"),
         (
             ["train-method", "fastv"],
-            "nothing trains 'fastv'; possible are covipal, dpn, dymu, flash, focusui, relevance",
+            "nothing trains 'fastv'; possible are covipal, dpn, dymu, flash, focusui, ph-reg, relevance",
         ),
         (
             ["train-method", "covipal", "-o", "x", "--pressure", "1"],
