@@ -1,4 +1,4 @@
-"""Tables of the trained modules of methods, from `pruner-*.json`, `router-*.json` and `draft-*.json`."""
+"""Tables of what `foveate train-method` trained: `pruner-*.json`, `router-*.json`, `draft-*.json`, `ph-reg-*.json`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,23 @@ def drafts(root: Path) -> str:
                 shape = "tree"
             start = [_model(run), _method(run), f"{_questions(run):,}", shape]
             lines.append([*start, f"**{row['acceptance_length']:.2f}**", same, times])
+    return _with_sources(measured, header, lines)
+
+
+def registers(root: Path) -> str:
+    """Results of `foveate train-method ph-reg`: outlier tokens before and after, with and without registers."""
+    header = ["model", "registers", "outlier tokens", "largest norm / median", "cosine to the averaged teacher"]
+    lines = []
+    measured = runs(root, "ph-reg")
+    for run in measured:
+        words = shlex.split(run["command"])
+        count = words[words.index("--registers") + 1] if "--registers" in words else "16"
+        for name, row in run["measured"].items():
+            shown = name if name == "before" else f"**{count}**"
+            outliers, largest, similarity = (row[key] for key in ("outliers", "largest_norm", "similarity"))
+            line = [_model(run), shown, f"{100 * outliers:.1f} %", f"{largest:.2f}", f"{similarity:.3f}"]
+            if line not in lines:  # several runs begin with the same tower
+                lines.append(line)
     return _with_sources(measured, header, lines)
 
 

@@ -246,6 +246,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "serving": serving,
     "pruners": part_of("small_networks", "pruners"),
     "routers": part_of("small_networks", "routers"),
+    "registers": part_of("small_networks", "registers"),
     "drafts": part_of("small_networks", "drafts"),
     "choice-general": part_of("choices", "general"),
     "choice-text": part_of("choices", "text_heavy"),
