@@ -18,6 +18,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "hidden_sizes": [4, 4, 8, 8, 24],
         "layer_scale_init_value": 0.5,
     },
+    "falcon_vision": {
+        "patch_size": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+        "num_registers": 5,
+        "max_crops": 4,
+    },
     "registers": {
         "patch_size": 8,
         "hidden_size": 24,
