@@ -76,6 +76,33 @@ CARDS = (
         "foveate.methods.kv_cache.hack",
     ),
     Card(
+        "falcon",
+        "FALCON: Resolving Visual Redundancy and Fragmentation in High-resolution Multimodal Large Language Models via "
+        "Visual Registers",
+        "arXiv 2501.16297",
+        "encoder",
+        ("query",),
+        ("image",),
+        "A SigLIP or CLIP whose output for every crop of an image is a few registers, 64 for 576 patches; registers of "
+        "all crops of an image attend to each other in every block.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: falcon_vision} in a recipe",
+        "foveate.models.encoders.falcon",
+    ),
+    Card(
+        "ph-reg",
+        "Vision Transformers with Self-Distilled Registers",
+        "arXiv 2505.21501",
+        "encoder",
+        ("transformation",),
+        ("image",),
+        "Adds registers to a pretrained CLIP, SigLIP or DINOv2, trained by self-distillation from the tower averaged "
+        "over shifted views; outlier tokens go, and the number of tokens stays.",
+        True,
+        "foveate train-method ph-reg, then AutoModel.from_pretrained of its folder as the vision tower of LLaVA",
+        "foveate.models.encoders.registers",
+    ),
+    Card(
         "scalekv",
         "Memory-Efficient Visual Autoregressive Modeling with Scale-Aware KV Cache Compression",
         "arXiv 2505.19602",

@@ -35,6 +35,7 @@ SMALLER: dict[str, list[tuple[str, ...]]] = {
     "train-method flash": [*STEPS, ("--held-out", "2")],
     "train-method covipal": [*STEPS, ("--held-out", "2"), SIDES],
     "train-method focusui": [*STEPS, ("--held-out", "2")],
+    "train-method ph-reg": [*STEPS, ("--held-out", "2"), ("--views", "2")],
     "train-method relevance": [("--epochs", "1")],
     "tune": [
         ("--trials", "1"),
