@@ -208,6 +208,19 @@ CARDS = (
         "foveate.models.encoders.adventurer",
     ),
     Card(
+        "plain_vit",
+        "Scaling Laws in Patchification: An Image Is Worth 50,176 Tokens And More",
+        "arXiv 2502.03738",
+        "encoder",
+        ("transformation",),
+        ("image",),
+        "The vision transformer for patches of 16 pixels a side down to one; trained weights of one patch size are "
+        "carried to another.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: plain_vit} in a recipe",
+        "foveate.models.encoders.plain_vit",
+    ),
+    Card(
         "lookupvit",
         "LookupViT: Compressing visual information to a limited number of tokens",
         "arXiv 2407.12753",

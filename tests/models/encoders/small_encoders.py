@@ -20,6 +20,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "chunk_size": 16,
     },
+    "plain_vit": {
+        "patch_size": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+    },
     "convllava": {
         "patch_size": 1,
         "depths": [1, 1, 1, 1, 2],
