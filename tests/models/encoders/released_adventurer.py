@@ -15,6 +15,7 @@ FIELDS = {
     "state_size": 6,
     "head_dim": 8,
     "flip": "released",
+    "num_labels": 5,
 }
 WIDTH, INNER, STATE, HEADS, HIDDEN, PATCHES, CLASSES = 16, 32, 6, 4, 40, 16, 5
 

@@ -10,12 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import Mamba2Config
+from transformers import AutoModelForImageClassification, Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as ReferenceMixer
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
-from foveate.models.encoders.adventurer import AdventurerConfig, AdventurerModel, convert_released_state
+from foveate.models.encoders.adventurer import (
+    AdventurerConfig,
+    AdventurerForImageClassification,
+    AdventurerModel,
+    convert_released_state,
+)
 from foveate.models.encoders.adventurer.modeling import AdventurerBlock, Mamba2Mixer
 from foveate.models.encoders.adventurer.scan import SCANS, chunked_scan
 from tests.models.encoders.operations import built_without_weights, multiplications
@@ -116,12 +121,14 @@ def test_the_mixer_equals_that_of_transformers():
 
 def test_equals_the_authors_code():
     config = AdventurerConfig(**FIELDS)
-    model = AdventurerModel(config).eval()
-    model.load_state_dict(convert_released_state(weights(), config))
+    classifier = AdventurerForImageClassification(config).eval()
+    classifier.load_state_dict(convert_released_state(weights(), config))
+    model = classifier.encoder
     with torch.no_grad():
-        output = model(pixels())
+        output, logits = model(pixels()), classifier(pixels()).logits
     close = {"atol": 2e-5, "rtol": 1e-4}
     torch.testing.assert_close(output.prefix_tokens.flatten(), torch.tensor(GOLDEN["cls"]), **close)
+    torch.testing.assert_close(logits.flatten(), torch.tensor(GOLDEN["logits"]), **close)
     tokens = output.last_hidden_state[:, ::5, ::4]
     torch.testing.assert_close(tokens.flatten(), torch.tensor(GOLDEN["tokens"]), **close)
     # The alternating pairs of the description are another network on these weights.
@@ -129,6 +136,19 @@ def test_equals_the_authors_code():
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert float((other(pixels()).prefix_tokens - output.prefix_tokens).abs().max()) > 0.1
+
+
+def test_a_classifier_is_saved_loaded_and_trained(tmp_path):
+    torch.manual_seed(0)
+    model = AdventurerForImageClassification(small_config("adventurer", num_labels=5)).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert type(again) is AdventurerForImageClassification
+    output = again(images(), labels=torch.tensor([0, 3]))
+    assert torch.equal(output.logits, model(images()).logits)
+    torch.testing.assert_close(output.loss, -output.logits.log_softmax(-1)[[0, 1], [0, 3]].mean())
+    output.loss.backward()
+    assert all(bool(parameter.grad.any()) for parameter in again.parameters())
 
 
 def test_weights_of_other_networks_are_refused():

@@ -30,6 +30,7 @@ class AdventurerConfig(EncoderConfig):
         scan (`str`): What computes the scan: `"torch"`, on any device, or `"mamba_ssm"`, the kernel of that package on
             a GPU.
         chunk_size (`int`): Tokens that a scan handles by one matrix product; the result does not depend on it.
+        num_labels (`int`): Classes of [`AdventurerForImageClassification`].
         norm_eps (`float`): Of the RMS norms.
     """
 

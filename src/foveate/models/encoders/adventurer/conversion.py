@@ -12,26 +12,26 @@ from foveate.models.encoders.adventurer.configuration import AdventurerConfig
 
 #: Names that change by text alone.
 _PARTS = {
-    r"patch_embed\.proj\.(weight|bias)": r"patches.\1",
-    r"norm_f\.weight": "norm.weight",
-    r"layers\.(\d+)\.norm\.weight": r"blocks.\1.norm1.weight",
-    r"layers\.(\d+)\.norm_mlp\.weight": r"blocks.\1.norm2.weight",
-    r"layers\.(\d+)\.mlp\.w1\.(weight|bias)": r"blocks.\1.mlp.gate_proj.\2",
-    r"layers\.(\d+)\.mlp\.w2\.(weight|bias)": r"blocks.\1.mlp.up_proj.\2",
-    r"layers\.(\d+)\.mlp\.w3\.(weight|bias)": r"blocks.\1.mlp.down_proj.\2",
-    r"layers\.(\d+)\.mixer\.(.+)": r"blocks.\1.mixer.\2",
+    r"patch_embed\.proj\.(weight|bias)": r"encoder.patches.\1",
+    r"head\.(weight|bias)": r"classifier.\1",
+    r"norm_f\.weight": "encoder.norm.weight",
+    r"layers\.(\d+)\.norm\.weight": r"encoder.blocks.\1.norm1.weight",
+    r"layers\.(\d+)\.norm_mlp\.weight": r"encoder.blocks.\1.norm2.weight",
+    r"layers\.(\d+)\.mlp\.w1\.(weight|bias)": r"encoder.blocks.\1.mlp.gate_proj.\2",
+    r"layers\.(\d+)\.mlp\.w2\.(weight|bias)": r"encoder.blocks.\1.mlp.up_proj.\2",
+    r"layers\.(\d+)\.mlp\.w3\.(weight|bias)": r"encoder.blocks.\1.mlp.down_proj.\2",
+    r"layers\.(\d+)\.mixer\.(.+)": r"encoder.blocks.\1.mixer.\2",
 }
 
 
 def convert_released_state(state: Mapping[str, Tensor], config: AdventurerConfig) -> dict[str, Tensor]:
-    """Convert weights of the authors to those of an [`AdventurerModel`], whose configuration has `flip="released"`.
+    """Convert weights of the authors to those of an [`AdventurerForImageClassification`] with `flip="released"`.
 
-    [CLS] and its position, the last one, are one weight here. The classifier, `head`, is left out: a linear layer on
-    [CLS].
+    [CLS] and its position, the last one, are one weight here.
 
     Args:
         state: The authors' state dict, the `model` of a checkpoint.
-        config: With the sizes of the checkpoint; `with_patch_size` changes them after loading.
+        config: With the sizes of the checkpoint; `with_patch_size` changes those of an encoder after loading.
 
     Raises:
         FoveateError: A weight is of another network, or the blocks of the configuration are not flipped as theirs.
@@ -41,15 +41,15 @@ def convert_released_state(state: Mapping[str, Tensor], config: AdventurerConfig
     converted: dict[str, Tensor] = {}
     side = config.image_size // config.patch_size
     for name, value in state.items():
-        if name.startswith(("head.", "cls_token")):
+        if name == "cls_token":
             continue
         if name == "pos_embed":
             if value.shape[1] != side**2 + 1:
                 raise FoveateError(
                     f"pos_embed has the positions of {value.shape[1] - 1} patches, and the configuration {side**2}."
                 )
-            converted["cls_token.weight"] = state["cls_token"] + value[:, -1:]
-            converted["positions.weight"] = value[:, :-1].transpose(1, 2).unflatten(2, (side, side))
+            converted["encoder.cls_token.weight"] = state["cls_token"] + value[:, -1:]
+            converted["encoder.positions.weight"] = value[:, :-1].transpose(1, 2).unflatten(2, (side, side))
         else:
             converted[_name(name)] = value
     return converted
