@@ -6,6 +6,7 @@ in `BLOCKS`. If the file of a block is missing, the block says so. The files inc
 - `src/foveate/embedded/evaluation.json`, written by `python -m foveate.benchmark.embedded`;
 - `benchmarks/results/speed-*.json`, results of `foveate bench speed`, and `selection-*.json` of its predecessor;
 - `benchmarks/results/trained.json`, the result of `foveate bench trained`;
+- `benchmarks/results/patch-scaling-*.json`, results of `foveate bench patch-scaling`;
 - `benchmarks/results/encoders-*.json`, results of `foveate bench encoders`, and `authors-cpu.json`.
 """
 
@@ -240,6 +241,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "authors": authors,
     "speed": speed,
     "trained": trained,
+    "patch-scaling": part_of("patch_scaling", "runs"),
     "next-scale": part_of("next_scale", "runs"),
     "compatibility": part_of("compatibility", "runs"),
     "soak": soak,

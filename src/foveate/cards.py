@@ -195,6 +195,32 @@ CARDS = (
         "foveate.models.connectors.resampler",
     ),
     Card(
+        "adventurer",
+        "Scaling Laws in Patchification: An Image Is Worth 50,176 Tokens And More",
+        "arXiv 2502.03738",
+        "encoder",
+        ("transformation",),
+        ("image",),
+        "An encoder of causal Mamba-2 blocks, whose cost is linear in the number of patches: 16 pixels a side down to "
+        "one.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: adventurer} in a recipe",
+        "foveate.models.encoders.adventurer",
+    ),
+    Card(
+        "plain_vit",
+        "Scaling Laws in Patchification: An Image Is Worth 50,176 Tokens And More",
+        "arXiv 2502.03738",
+        "encoder",
+        ("transformation",),
+        ("image",),
+        "The vision transformer for patches of 16 pixels a side down to one; trained weights of one patch size are "
+        "carried to another.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: plain_vit} in a recipe",
+        "foveate.models.encoders.plain_vit",
+    ),
+    Card(
         "lookupvit",
         "LookupViT: Compressing visual information to a limited number of tokens",
         "arXiv 2407.12753",

@@ -47,6 +47,7 @@ TARGETS = {
     "app": "foveate.commands.app:app",
     "accuracy": "foveate.commands.accuracy:accuracy",
     "encoders": "foveate.commands.bench:encoders",
+    "patch-scaling": "foveate.commands.bench_patch_scaling:patch_scaling",
     "released": "foveate.commands.bench_released:released",
     "bench serve": "foveate.commands.bench_serve:serve",
     "speed": "foveate.commands.bench:speed",
@@ -259,6 +260,7 @@ _list(app, "report", "Build a static report from results: tables, plots, a page 
 _list(app, "tune", "Search for the best plan for a model and your questions: methods, budgets, layers.")
 _list(bench, "accuracy", "Measure accuracy with fewer visual tokens, plan by plan.")
 _list(bench, "encoders", "Compare vision encoders by image size: tokens, FLOPs, time and memory.")
+_list(bench, "patch-scaling", "Measure encoders at smaller and smaller patches: time, memory, and how they grow.")
 _list(bench, "released", "Measure plans on a released model and public tasks, with lmms-eval; for the leaderboard.")
 _list(bench, "serve", "Measure plans in a running server: throughput, time to first token and between tokens.")
 _list(bench, "speed", "Measure the speed of plans: time per part, memory, KV cache and FLOPs, with two controls.")

@@ -12,6 +12,21 @@ from foveate.models.encoders import Encoder, encoder_named
 SIDE = 48
 #: Fields by encoder.
 SMALL: dict[str, dict[str, Any]] = {
+    "adventurer": {
+        "patch_size": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "state_size": 6,
+        "head_dim": 16,
+        "chunk_size": 16,
+    },
+    "plain_vit": {
+        "patch_size": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+    },
     "convllava": {
         "patch_size": 1,
         "depths": [1, 1, 1, 1, 2],

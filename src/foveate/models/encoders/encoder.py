@@ -124,6 +124,8 @@ class Encoder(PreTrainedModel, ABC):
             for name, initialize in _STATISTICS.items():
                 if (statistic := getattr(module, name, None)) is not None:
                     initialize(statistic)
+        elif isinstance(module, nn.RMSNorm):
+            init.ones_(module.weight)
         elif isinstance(module, SelfInitialized):  # children are initialized before their parents
             module.reset_parameters(std)
 

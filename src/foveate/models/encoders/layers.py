@@ -18,15 +18,17 @@ from foveate.models.encoders.encoder import SelfInitialized
 
 
 class Positions(SelfInitialized):
-    """A learned table of absolute positions, resized bilinearly to other grids.
+    """A learned table of absolute positions, resized to other grids.
 
     Args:
         grid: Rows and columns of the table.
         width: Its width D.
+        mode: Interpolation, `"bilinear"` or `"bicubic"`.
     """
 
-    def __init__(self, grid: Grid, width: int) -> None:
+    def __init__(self, grid: Grid, width: int, mode: str = "bilinear") -> None:
         super().__init__()
+        self.mode = mode
         self.weight = nn.Parameter(torch.zeros(1, width, *grid))
 
     def reset_parameters(self, std: float) -> None:
@@ -35,7 +37,7 @@ class Positions(SelfInitialized):
 
     def forward(self, grid: Grid) -> Tensor:
         """The table `(1, D, rows, columns)` of a grid."""
-        return resize(self.weight, grid)
+        return resize(self.weight, grid, self.mode)
 
 
 class LearnedTokens(SelfInitialized):
@@ -153,11 +155,11 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def resize(raster: Tensor, grid: Grid) -> Tensor:
-    """Resize `(B, D, rows, columns)` bilinearly, in float32; the same tensor where the grid is the same."""
+def resize(raster: Tensor, grid: Grid, mode: str = "bilinear") -> Tensor:
+    """Resize `(B, D, rows, columns)` in float32, by default bilinearly; the same tensor where the grid is the same."""
     if raster.shape[-2:] == grid:
         return raster
-    return F.interpolate(wide(raster), grid, mode="bilinear", align_corners=False).to(raster.dtype)
+    return F.interpolate(wide(raster), grid, mode=mode, align_corners=False).to(raster.dtype)
 
 
 def flatten(raster: Tensor) -> Tensor:
