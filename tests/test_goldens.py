@@ -15,10 +15,11 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_every_golden_carries_its_recipe(path: Path) -> None:
     document = json.loads(path.read_text(encoding="utf-8"))
     source = document["source"]
-    assert re.search(r"\b[0-9a-f]{40}\b", source), "the commit of the code that was run"
+    hub = r"|on the Hugging Face Hub, .*\brevision [0-9a-f]{7}\b"  # as its pages show it
+    assert re.search(rf"\b[0-9a-f]{{40}}\b{hub}", source), "the commit of the code that was run"
     assert re.search(r"\w/\w[\w./-]*\.py", source), "the file that holds it"
     assert not re.search(r"(^|[\s(\"'])(/|~/|[A-Z]:\\)\w", source), "no path of somebody's machine"
-    assert any(isinstance(value, list) and value for name, value in document.items() if name != "source")
+    assert any(isinstance(value, list | dict) and value for name, value in document.items() if name != "source")
 
 
 def test_every_folder_of_goldens_carries_its_recipe() -> None:

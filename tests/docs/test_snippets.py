@@ -43,6 +43,9 @@ NOT_RUN = {
         "bitsandbytes needs a GPU",
         "minutes; tests/benchmark/test_joint.py runs it on a small model",
     ],
+    "docs/training-with-fewer-tokens.md": [
+        "needs the weights of a ConvNeXt; tests/models/encoders/test_convllava.py runs both ways on small ones"
+    ],
     "docs/serving.md": ["docker", "starts a cluster; tests/integrations/ray"],
     "docs/tutorial.md": ["the network, and a model that reads clips"],
     "docs/vllm.md": ["vLLM is not installed; make test-vllm"] * 2,
