@@ -31,6 +31,8 @@ NOT_RUN = {
     "README.md": ["the network"],
     "docs/app.md": ["gradio is not among the test dependencies; make test-browser"],
     "docs/benchmarks.md": [
+        "a minute; tests/benchmark/test_trained.py runs it on a small model",
+        "seconds to minutes; tests/benchmark/test_patch_scaling.py runs it on small encoders",
         "lmms-eval is not installed, and its data are on the Hub",
         "lmms-eval is not installed; make test-lmms",
     ],
