@@ -246,6 +246,19 @@ CARDS = (
         "foveate.models.encoders.convllava",
     ),
     Card(
+        "oryx_vit",
+        "Oryx MLLM: On-Demand Spatial-Temporal Understanding at Arbitrary Resolution",
+        "arXiv 2409.12961",
+        "encoder",
+        ("transformation",),
+        ("image",),
+        "A SigLIP for images of any size and proportions, whose table of positions is resized to the grid of every "
+        "image; the connector oryx makes fewer tokens of its output.",
+        True,
+        "vision_config of foveate.models.llava, or model: new: vision: {type: oryx_vit} in a recipe",
+        "foveate.models.encoders.oryx_vit",
+    ),
+    Card(
         "sit",
         "Self-slimmed Vision Transformer",
         "arXiv 2111.12624",

@@ -66,6 +66,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "layer_scale": [False, True, True],
         "layer_scale_init_value": 0.5,
     },
+    "oryx_vit": {
+        "patch_size": 8,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+        "position_side": 5,
+    },
     "lookupvit": {
         "patch_size": 8,
         "hidden_size": 24,
