@@ -159,13 +159,20 @@ class FoveateLlavaProcessor(LlavaProcessor):
         return () if self.layout is None else self.layout.views(height, width)
 
     def text_of(self, height: int, width: int) -> str:
-        """Placeholders of the views of an image of this size in pixels, with the text between them."""
-        views = self.views_of(height, width)
-        return "".join(self.image_token * self.tokens_of(view.height, view.width) + view.separator for view in views)
+        """Placeholders of the views of an image of this size in pixels, with the text between them and their rows."""
+        text = ""
+        for view in self.views_of(height, width):
+            rows, columns = self.token_grid(view.height, view.width)
+            text += view.prefix + (self.image_token * columns + view.row_end) * rows + view.separator
+        return text
 
     def tokens_of(self, height: int, width: int) -> int:
         """Tokens of an image or view of this size in pixels, as the image processor returns it."""
-        return self.connector.output_grid(self.encoder_grid(height, width)).size
+        return self.token_grid(height, width).size
+
+    def token_grid(self, height: int, width: int) -> Grid:
+        """Rows and columns of the tokens of an image or view of this size in pixels."""
+        return self.connector.output_grid(self.encoder_grid(height, width))
 
     def encoder_grid(self, height: int, width: int) -> Grid:
         """Rows and columns of the tokens that the connector reads, of an image of this size in pixels."""
@@ -231,7 +238,7 @@ def pair(model: Any, processor: FoveateLlavaProcessor) -> None:
 
 
 def _check_layout(layout: ViewLayout, processor: FoveateLlavaProcessor) -> None:
-    """Check that views are multiples of the patch, and that every text between them is one token.
+    """Check that views are multiples of the patch, and that every text between their tokens is one token.
 
     Raises:
         FoveateError: They are not, or the model fuses text with images, which must have one size then.
@@ -244,11 +251,17 @@ def _check_layout(layout: ViewLayout, processor: FoveateLlavaProcessor) -> None:
             f"{processor.patch_size}."
         )
     tokenizer, image = processor.tokenizer, processor.image_token
-    for separator in (",", "\n"):
-        ids = tokenizer.encode(f"{image}{separator}{image}", add_special_tokens=False)
-        if len(ids) != 3 or tokenizer.decode(ids[1]) != separator:
+    for text in layout.texts:
+        ids = tokenizer.encode(f"{image}{text}{image}", add_special_tokens=False)
+        if len(ids) != 3 or tokenizer.decode(ids[1]) != text:
+            if text in layout.special_tokens:
+                raise FoveateError(
+                    f"the layout {layout.name} needs the special tokens {', '.join(layout.special_tokens)}, and the "
+                    f"tokenizer lacks {text}: add them with add_tokens(..., special_tokens=True), and rows to the "
+                    "model with resize_token_embeddings."
+                )
             raise FoveateError(
-                f"the layout {layout.name} has {separator!r} between views, which the tokenizer writes as the tokens "
+                f"the layout {layout.name} has {text!r} between views, which the tokenizer writes as the tokens "
                 f"{tokenizer.convert_ids_to_tokens(ids[1:-1])} there: load a Llama tokenizer with legacy=False."
             )
 

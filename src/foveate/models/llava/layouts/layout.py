@@ -25,6 +25,8 @@ class View:
         kind: "image" (the only view), "tile" (a slice or crop) or "thumbnail" (the whole image next to its tiles).
         box: (left, top, right, bottom) of what it shows, as fractions of the image; beyond 1 is padding.
         separator: Text after its tokens.
+        prefix: Text before its tokens.
+        row_end: Text after every row of its tokens.
     """
 
     height: int
@@ -32,6 +34,8 @@ class View:
     kind: Literal["image", "tile", "thumbnail"] = "image"
     box: Box = (0.0, 0.0, 1.0, 1.0)
     separator: str = ""
+    prefix: str = ""
+    row_end: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class ViewLayout(ABC):
     """How a paper shows one image to the model: as several views, whose tokens stand in the prompt with text between.
 
     Views follow from the size of the image alone, so that processors and servers count placeholders without weights.
-    Text between views is written in the prompt, as the papers do it; the model needs no tokens of its own for it.
+    Text between views and rows is written in the prompt, and the model needs no weights of its own for it. Learned
+    vectors of a paper are special tokens of the tokenizer.
 
     Args:
         side: Side in pixels of the square that the encoder was trained on.
@@ -48,6 +53,10 @@ class ViewLayout(ABC):
 
     #: Name in configurations.
     name: ClassVar[str]
+    #: Every text that it writes, each one token of the tokenizer.
+    texts: ClassVar[tuple[str, ...]] = (",", "\n")
+    #: Those that are special tokens, which a tokenizer may lack.
+    special_tokens: ClassVar[tuple[str, ...]] = ()
 
     side: int = 336
     patch_size: int = 14
