@@ -72,6 +72,7 @@ class Llava(Architecture):
         image_processor: Any
         if "layout" in images:
             image_processor = _view_processor(vision, images)
+            tokenizer.add_tokens(list(image_processor.view_layout.special_tokens), special_tokens=True)
         else:
             image_processor = CLIPImageProcessor(**images, size=side, crop_size=side, do_center_crop=False)
         ours = encoder or connector is not None or "layout" in images
