@@ -15,6 +15,7 @@ from foveate.models.connectors.registry import connector_of_sizes
 from foveate.models.llava.layouts import (
     LAYOUTS,
     LlavaUHDLayout,
+    OryxLayout,
     TokenPackerHDLayout,
     ViewLayout,
     fields_of_layout,
@@ -44,6 +45,23 @@ CROPS = {
     (1000, 1500): ((2, 3), (2, 3), (4, 6)),
     (2000, 300): ((7, 1), (7, 1), (7, 1)),
     (250, 3000): ((1, 9), (1, 9), (1, 9)),
+}
+#: (height, width): (height, width) of the overview and of the native view, from `process_anyres_highres_image_genli` of
+#: Oryx-mllm/Oryx with LOWRES_RESIZE=384x32, HIGHRES_BASE=0x32, MAXRES=1536 and MINRES=0.
+TWO_VIEWS = {
+    (384, 384): ((384, 384), (384, 384)),
+    (480, 640): ((320, 416), (480, 640)),
+    (1000, 1500): ((288, 448), (992, 1472)),
+    (1536, 1536): ((384, 384), (1536, 1536)),
+    (1537, 1537): ((384, 384), (1536, 1536)),
+    (3000, 4000): ((320, 416), (1312, 1760)),
+    (100, 120): ((384, 384), (96, 96)),
+    (20, 300): ((96, 1472), (64, 960)),
+    (31, 17): ((448, 288), (96, 64)),
+    (2000, 300): ((992, 128), (1984, 288)),
+    (333, 339): ((384, 384), (320, 320)),
+    (4100, 900): ((800, 160), (3264, 704)),
+    (64, 700): ((96, 1216), (64, 672)),
 }
 
 
@@ -117,9 +135,30 @@ def test_numbers_of_tokenpackers_paper_are_means_of_possible_counts():
             assert number not in {count * tokens for count in counts}
 
 
+@pytest.mark.parametrize("size", list(TWO_VIEWS), ids=str)
+def test_two_views_are_those_of_the_authors(size):
+    views = OryxLayout().views(*size)
+    assert tuple((view.height, view.width) for view in views) == TWO_VIEWS[size]
+    assert [view.kind for view in views] == ["thumbnail", "tile"]
+
+
+@pytest.mark.parametrize("size", [(70, 100), (300, 200), (5, 20)])
+def test_the_overview_is_made_of_the_native_view(size):
+    """In three steps: the authors resize a narrow image, then to multiples of the unit, then to the overview."""
+    layout, image = OryxLayout(side=28, patch_size=7, max_side=112), picture(*size)
+    overview, native = layout.views(*size)
+    if size == (5, 20):
+        image = image.resize((112, 28), Image.Resampling.BICUBIC)  # twice 14 pixels, which are two patches
+    large = image.resize((native.width, native.height), Image.Resampling.BICUBIC)
+    small = large.resize((overview.width, overview.height), Image.Resampling.BICUBIC)
+    cut = layout.cut(picture(*size), pixels)
+    assert torch.equal(cut[0], pixels(small)) and torch.equal(cut[1], pixels(large))
+
+
 @pytest.mark.parametrize("name", list(LAYOUTS))
 def test_pixels_have_the_sizes_of_the_views(name):
-    layout = layout_of_fields({"name": name, "side": 28, "patch_size": 7})
+    options = {"multiple": 1} if name == "oryx" else {}
+    layout = layout_of_fields({"name": name, "side": 28, "patch_size": 7, **options})
     for size in ((20, 20), (70, 40), (40, 150), (61, 97)):
         views = layout.views(*size)
         cut = layout.cut(picture(*size), pixels)
@@ -178,6 +217,10 @@ def test_boxes_show_where_views_lie():
 def test_long_images():
     with pytest.raises(FoveateError, match="an image of 9000 x 10 pixels is too long.*narrower than a patch of 14"):
         LlavaUHDLayout().views(10, 9000)
+    with pytest.raises(
+        FoveateError, match="proportions of 9600 x 64 pixels is too long.* area of 384 x 384 .* than 32"
+    ):
+        OryxLayout().views(64, 9600)
     assert len(TokenPackerHDLayout().views(1, 9000)) == 10
 
 
@@ -186,7 +229,7 @@ def test_fields():
     assert fields_of_layout(layout) == {"name": "tokenpacker-hd", "side": 336, "patch_size": 14, "max_crops": 16}
     assert layout_of_fields(fields_of_layout(layout)) == layout
     for fields, message in (
-        (None, "a layout is a mapping with one of the names llava-uhd, tokenpacker-hd, not None"),
+        (None, "a layout is a mapping with one of the names llava-uhd, oryx, tokenpacker-hd, not None"),
         ({"name": "mosaic"}, "one of the names"),
         (
             {"name": "llava-uhd", "max_crops": 9},
@@ -194,6 +237,9 @@ def test_fields():
         ),
         ({"name": "llava-uhd", "max_slices": 0}, "max_slices must be a whole number from 1 on"),
         ({"name": "llava-uhd", "side": 13}, "side must be a whole number from 14 on"),
+        ({"name": "oryx", "side": 31}, "side must be a whole number from 32 on"),
+        ({"name": "oryx", "max_side": 383}, "max_side must be a whole number from 384 on"),
+        ({"name": "oryx", "multiple": 0}, "multiple must be a whole number from 1 on"),
     ):
         with pytest.raises(FoveateError, match=message):
             layout_of_fields(fields)

@@ -52,9 +52,9 @@ class Oryx(MLP[OryxOptions]):
     allowed for any image whose rows and columns s divides. For s = 1 the softmax has one element, so that the input of
     the MLP is exactly 2 x, which the authors' weights expect (`halve`).
 
-    This is the compressor with its MLP. The authors' models also have a vision tower of native resolution, and tokens
-    for the beginning, the end, new lines and a second, smaller image, which are not here: a whole checkpoint of theirs
-    cannot be loaded, only the weights of the connector by their names.
+    This is the compressor with its MLP. The vision tower of native resolution is the encoder `oryx_vit`, and the second
+    view and the tokens for the beginning, the end and new lines are the layout `OryxLayout`. A whole checkpoint of the
+    authors cannot be loaded, only the weights of the connector and of the tower by their names.
     """
 
     name: ClassVar[str] = "oryx"

@@ -9,11 +9,13 @@ from typing import Any
 from foveate.core.errors import FoveateError
 from foveate.models.llava.layouts.layout import View, ViewLayout
 from foveate.models.llava.layouts.llava_uhd import LlavaUHDLayout
+from foveate.models.llava.layouts.oryx import OryxLayout
 from foveate.models.llava.layouts.tokenpacker_hd import TokenPackerHDLayout
 
 __all__ = [
     "LAYOUTS",
     "LlavaUHDLayout",
+    "OryxLayout",
     "TokenPackerHDLayout",
     "View",
     "ViewLayout",
@@ -22,7 +24,9 @@ __all__ = [
     "released_layout",
 ]
 
-LAYOUTS: dict[str, type[ViewLayout]] = {layout.name: layout for layout in (LlavaUHDLayout, TokenPackerHDLayout)}
+LAYOUTS: dict[str, type[ViewLayout]] = {
+    layout.name: layout for layout in (LlavaUHDLayout, OryxLayout, TokenPackerHDLayout)
+}
 
 
 def layout_of_fields(fields: Any) -> ViewLayout:
