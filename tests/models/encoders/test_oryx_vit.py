@@ -13,9 +13,10 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.encoders.oryx_vit import OryxViTConfig, OryxViTModel, convert_released_state
+from foveate.models.encoders.patch_size import with_patch_size
 from tests.models.encoders.operations import built_without_weights
 from tests.models.encoders.released_oryx_vit import FIELDS, SIZES, pixels, projection, weights
-from tests.models.encoders.small_encoders import images, small_config
+from tests.models.encoders.small_encoders import images, small_config, small_encoder
 from tests.models.llava.small_encoder_llava import llava
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "oryx_vit.json").read_text(encoding="utf-8"))["cases"]
@@ -111,6 +112,14 @@ def test_positions_of_all_sizes_are_one_table():
         centres = (torch.arange(grid.rows) + 0.5) * 4 / grid.rows - 0.5
         expected = centres.clamp(0, 3).view(1, 1, -1, 1).expand(1, 24, *grid)
         torch.testing.assert_close(model.positions(grid).detach(), expected)
+
+
+def test_other_patches_keep_the_table_of_positions():
+    model = small_encoder("oryx_vit")
+    small = with_patch_size(model, 4)
+    assert torch.equal(small.positions.weight, model.positions.weight)
+    with torch.no_grad():
+        assert small(images()).last_hidden_state.shape == (2, 12 * 12, 24)
 
 
 @pytest.mark.parametrize("halve", [False, True])

@@ -26,7 +26,8 @@ def with_patch_size(
     `patch_size`, the number of tokens stays: this separates the effect of finer patches from that of more tokens.
 
     Args:
-        encoder: One whose first layer is a convolution over patches, such as `adventurer`, `plain_vit` or `lookupvit`.
+        encoder: One whose first layer is a convolution over patches, such as `adventurer`, `plain_vit`, `lookupvit` or
+            `oryx_vit`.
         patch_size: Side of the new patches in pixels.
         image_size: Side of the images that the copy is for; None: that of the encoder.
         kernel: `"pseudo-inverse"` or `"adjoint"`, the resizes of `resize_patch_kernel`, or `"initialize"`: a new
@@ -46,9 +47,10 @@ def with_patch_size(
         )
     sizes = {"patch_size": patch_size, "image_size": encoder.config.image_size if image_size is None else image_size}
     config = type(encoder.config).from_dict(encoder.config.to_dict() | sizes)
-    side = config.image_size // config.patch_size
-    state = encoder.state_dict() | {"positions.weight": positions(Grid(side, side)).detach()}
     resized = type(encoder)(config).to(encoder.device, encoder.dtype)
+    # Of most encoders the grid of an image of `image_size`; that of `oryx_vit` is the same for all.
+    grid = Grid(*resized.positions.weight.shape[-2:])
+    state = encoder.state_dict() | {"positions.weight": positions(grid).detach()}
     if kernel == "initialize":
         state |= {key: value for key, value in resized.state_dict().items() if key.startswith("patches.")}
     else:
