@@ -20,7 +20,8 @@ class OryxViTModel(Encoder):
 
     It reads images at their native size and proportions, with as many tokens as patches; the connector `oryx` makes
     fewer of them. There is no [CLS] and no norm after the last block. In contrast to `SiglipVisionModel`, the
-    activation is the exact GELU, and not its approximation by tanh.
+    activation is the exact GELU, and not its approximation by tanh. The authors' weights read pixels from -1 to 1: give
+    the image processor an `image_mean` and `image_std` of 0.5.
 
     Oryx MLLM: On-Demand Spatial-Temporal Understanding at Arbitrary Resolution (Liu et al., arXiv 2409.12961). The
     authors run images of several sizes in one sequence, in which every image attends to itself alone. A batch has one
