@@ -13,7 +13,11 @@ from tests.models.encoders.small_encoders import fields_of, small_config
 from tests.training.small_training import TEXT, read_log, recipe, small_stage, write_conversations
 
 
-@pytest.mark.parametrize("name", sorted(all_encoders()))
+# One encoder by default: models with all of them are trained in tests/models/llava/test_llava_encoders.py.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "lookupvit" else pytest.mark.slow) for name in sorted(all_encoders())],
+)
 def test_a_recipe_trains_an_encoder_and_the_model_answers(name, tmp_path):
     data = [{"files": {"path": str(write_conversations(tmp_path))}}]
     train = dict.fromkeys(("vision_tower", "connector", "language_model"), 3e-3)
