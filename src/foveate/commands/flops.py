@@ -42,7 +42,9 @@ def flops(
     image: Annotated[str, typer.Option(help="Width and height of the image in pixels.")] = "1024x768",
     tokens: Annotated[
         int | None,
-        typer.Option(help="Number of visual tokens instead of an image; the encoder is then not counted."),
+        typer.Option(
+            help="Number of visual tokens instead of an image; then only the language model is counted, from these on."
+        ),
     ] = None,
     text: Annotated[int, typer.Option(help="Number of text tokens of the prompt.")] = 64,
     dtype: Annotated[
@@ -62,7 +64,8 @@ def flops(
 
     Only the configuration is loaded, and no model runs. The number of visual tokens is that of the model's processor
     for the image size. Matrix products and attention are counted, as in torch.utils.flop_counter; the token selection
-    itself is not.
+    itself is not. Where a connector of foveate has the language model read the question first, or has layers that
+    fuse text with the image, these are parts of their own.
     """
     if papers:
         _papers(as_json)

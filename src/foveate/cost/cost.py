@@ -1,4 +1,4 @@
-"""Closed-form FLOPs and KV cache of one image and one prompt.
+"""FLOPs and KV cache of one image and one prompt, in closed form but for parts that are counted (`cost.counted`).
 
 Counted are matrix products and attention, as `torch.utils.flop_counter` does (see `foveate.cost.flops`). What a
 method spends on choosing is not in it: for most it is far below a per cent, and `foveate bench speed` measures it.
@@ -13,8 +13,9 @@ from typing import Literal
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.cost import flops
+from foveate.cost.counted import CountedConnector, CountedEncoder
 from foveate.cost.schedule import Run
-from foveate.cost.shapes import Model, Text, Vision
+from foveate.cost.shapes import Connector, Model, Text, Vision
 
 #: Bytes of a number in the cache.
 DTYPES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1.0, "int4": 0.5}
@@ -30,7 +31,7 @@ class Convention:
         mlp: Matrices of the decoder's MLP; None: as many as it has. Formulas made for plain MLPs count 2.
         head: Positions at which the output layer is counted: "last", "all" or "none".
         encoder: Whether the encoder is counted.
-        connector: Whether the connector is counted.
+        connector: Whether the connector is counted, with a pass of the text alone and pre-fusion where it has these.
     """
 
     attention: Literal["full", "causal", "none"] = "full"
@@ -89,12 +90,10 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
     if model.vision is not None and convention.encoder:
         parts["encoder"] = sum(encoder(model.vision, grid, run.merges, attention=not fused) for grid in run.image.grids)
     if model.vision is not None and model.connector is not None and convention.connector:
-        joined = sum(_left(model.vision, grid) for grid in run.image.grids) // model.connector.merge
-        joined = joined if run.projected is None else run.projected
-        connector_flops = flops.connector(
-            joined, model.connector.inputs, model.connector.hidden, model.connector.outputs
-        )
-        parts["connector"] = model.connector.copies * connector_flops
+        if isinstance(model.connector, CountedConnector):
+            parts |= _counted_connector(model, model.connector, run, text, convention)
+        else:
+            parts["connector"] = _two_layers(model.vision, model.connector, run)
     answered = {"last": 1, "all": lengths[-1], "none": 0}[convention.head]
     parts |= {
         "projections": sum(_projections(shape, length) for length in lengths),
@@ -106,7 +105,30 @@ def cost(model: Model, run: Run, text: int, convention: Convention | None = None
     return Cost(parts, decode(shape, lengths, convention), per_token * sum(lengths), per_token * sum(kept))
 
 
-def encoder(vision: Vision, grid: Grid, merges: Sequence[int] = (), *, attention: bool = True) -> int:
+def _two_layers(vision: Vision | CountedEncoder, connector: Connector, run: Run) -> int:
+    tokens = run.projected
+    if tokens is None:  # merged tokens are unmerged before the connector
+        tokens = sum(vision.output_grid(grid).size for grid in run.image.grids) // connector.merge
+    return connector.copies * flops.connector(tokens, connector.inputs, connector.hidden, connector.outputs)
+
+
+def _counted_connector(
+    model: Model, connector: CountedConnector, run: Run, text: int, convention: Convention
+) -> dict[str, int]:
+    """FLOPs of a connector of foveate, and of what decoder layers do before the language model reads the prompt."""
+    assert model.vision is not None
+    grids = [model.vision.output_grid(grid) for grid in run.image.grids]
+    attention = convention.attention != "none"
+    parts = {"connector": sum(connector.flops(grid, run.budget, attention=attention) for grid in grids)}
+    if connector.sizes.reads_text:
+        parts["text-only pass"] = model.text.layers * _layer(model.text, text, convention)
+    if connector.sizes.prefusion_layers:
+        length = sum(grid.size for grid in grids) + run.image.tokens + text
+        parts["pre-fusion"] = connector.sizes.prefusion_layers * _layer(model.text, length, convention)
+    return parts
+
+
+def encoder(vision: Vision | CountedEncoder, grid: Grid, merges: Sequence[int] = (), *, attention: bool = True) -> int:
     """FLOPs of an encoder on one sequence of rows x columns patches.
 
     Args:
@@ -115,6 +137,8 @@ def encoder(vision: Vision, grid: Grid, merges: Sequence[int] = (), *, attention
         merges: Tokens merged away between attention and MLP of every block; empty: none.
         attention: Whether the products of queries, keys and values are counted.
     """
+    if isinstance(vision, CountedEncoder):
+        return vision.flops(grid, attention=attention)
     stages = dict(vision.stages)
     total = flops.linear(grid.size, vision.patch_values, vision.width)
     if vision.table is not None and (grid.rows, grid.columns) != vision.table:
@@ -168,9 +192,8 @@ def decode(shape: Text, lengths: Sequence[int], convention: Convention | None = 
     return total + (flops.linear(1, shape.width, shape.vocabulary) if convention.head != "none" else 0)
 
 
-def _left(vision: Vision, grid: Grid) -> int:
-    """Tokens of a sequence that leave the encoder without [CLS]; merged ones are unmerged before the connector."""
-    return grid.size // 4 ** len(vision.stages)
+def _layer(shape: Text, tokens: int, convention: Convention) -> int:
+    return _projections(shape, tokens) + _attention(shape, tokens, convention) + _mlp(shape, tokens, convention)
 
 
 def _projections(shape: Text, tokens: int) -> int:

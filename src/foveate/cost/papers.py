@@ -19,7 +19,7 @@ from foveate.cost.cost import Convention, Cost, cost, encoder
 from foveate.cost.models import RELEASED
 from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, follow, tokens_per_layer
-from foveate.cost.shapes import Connector, Model, shape_of
+from foveate.cost.shapes import Connector, Model, Vision, shape_of
 
 #: Text tokens if a paper does not state them: LLaVA's system prompt and a question of a benchmark.
 TEXT = 64
@@ -192,7 +192,7 @@ def _pyramiddrop() -> Iterator[Claim]:
 
 def _uhd_v4() -> Iterator[Claim]:
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
-    assert vision is not None
+    assert isinstance(vision, Vision)
     plain = replace(vision, stages=())
     grid = Grid(70, 70)
     width, hidden, tokens = vision.width, vision.hidden, grid.size
@@ -235,7 +235,7 @@ def scores_left_over() -> float:
     """FLOPs per attention score by which LLaVA-UHD v4's 3555.1 G exceed the matrix products."""
     claim = next(claim for claim in _uhd_v4() if claim.published == 3555.1)
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
-    assert vision is not None
+    assert isinstance(vision, Vision)
     heads = RELEASED["llava-uhd-v4"]().vision_config.num_attention_heads
     return 1e9 * (claim.published - claim.ours) / (vision.blocks * heads * 4900**2)
 
@@ -243,7 +243,7 @@ def scores_left_over() -> float:
 def slice_saving() -> float:
     """Percentage of encoder FLOPs that early compression saves on a slice of 448 px."""
     vision = shape_of(RELEASED["llava-uhd-v4"]()).vision
-    assert vision is not None
+    assert isinstance(vision, Vision)
     before, after = (encoder(encoder_shape, Grid(32, 32)) for encoder_shape in (replace(vision, stages=()), vision))
     return 100 * (1 - after / before)
 

@@ -12,7 +12,7 @@ from inspect import signature
 from typing import Any
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Grid
+from foveate.core.tokens import Grid, encoder_grid
 
 #: Longest side of an image, in pixels; what is longer than this is a slip of the hand.
 LONGEST = 65536
@@ -71,6 +71,17 @@ def _fixed(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     """LLaVA-1.5: every image is resized to a square."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return _one(side, side, 1)
+
+
+def _square(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
+    """LLaVA of foveate: every image is resized to a square, and the connector sets the tokens."""
+    from foveate.models.connectors.registry import connector_of_sizes, options_of_config
+
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    connector = connector_of_sizes(config.connector_type, options_of_config(config))
+    raster = connector.output_grid(encoder_grid(vision, vision.image_size, vision.image_size))
+    return ProcessedImage((Grid(side, side),), raster.size, raster)
 
 
 def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
@@ -164,6 +175,7 @@ def _slices(config: Any, width: int, height: int, images: Any) -> ProcessedImage
 
 
 _RULES: dict[str, Callable[[Any, int, int, Any], ProcessedImage]] = {
+    "foveate_llava": _square,
     "internvl": _internvl,
     "llava": _fixed,
     "llava_next": _anyres,

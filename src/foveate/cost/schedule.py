@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from foveate.core.connector import RasterMethod
+from foveate.core.connector import ConnectorMethod, RasterMethod
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.image import ImageMethod
 from foveate.core.in_attention import AttentionMethod
 from foveate.core.in_decoder import DecoderMethod
 from foveate.core.in_encoder import EncoderMethod
+from foveate.core.method import Site
 from foveate.core.plan import Plan, Step
 from foveate.core.tokens import Grid
+from foveate.cost.counted import CountedConnector, CountedEncoder
 from foveate.cost.preprocessing import ProcessedImage
 from foveate.cost.shapes import Model, Vision
 
@@ -34,12 +36,14 @@ class Run:
         merges: Tokens that are merged away between attention and MLP of every block of the encoder.
         kept: Visual tokens that every layer of the decoder reads.
         projected: Tokens that the connector maps; None: all that leave the encoder.
+        budget: Length at which a nested connector runs; None: its default.
     """
 
     image: ProcessedImage
     merges: tuple[int, ...]
     kept: tuple[int, ...]
     projected: int | None = None
+    budget: int | None = None
 
 
 def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[int, ...]:
@@ -122,15 +126,22 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     family = next((candidate for candidate in families().values() if model.kind in candidate.model_types), None)
     if before and family is not None:
         check_sites(Plan(before), family)
-    first, steps, merges, projected = plan.steps[0], plan.steps, none, None
+    first, steps, merges, projected, budget = plan.steps[0], plan.steps, none, None, None
     method = first.method
+    connector = model.connector if isinstance(model.connector, CountedConnector) else None
+    if connector is not None:
+        _check_counted(plan, model, connector)
     if isinstance(method, ImageMethod):
-        processed, steps = _reduced(processed, first, method), steps[1:]
+        processed, steps = _reduced(model, processed, first, method), steps[1:]
+    elif isinstance(method, ConnectorMethod) and connector is not None and model.vision is not None:
+        budget, steps = first.count(processed.tokens), steps[1:]
+        raster = connector.sizes.output_grid(model.vision.output_grid(processed.grids[0]), budget)
+        processed = ProcessedImage(processed.grids, raster.size, raster)
     elif isinstance(method, RasterMethod) and family is not None and family.raster_features is not None:
         processed, steps = _filtered(processed, first, method), steps[1:]
         projected = processed.tokens if family.raster_features == "before-projector" else None
     elif isinstance(method, EncoderMethod):
-        if model.vision is None or len(processed.grids) != 1:
+        if not isinstance(model.vision, Vision) or len(processed.grids) != 1:
             raise FoveateError(
                 Refusal(
                     "needs-one-raster",
@@ -139,18 +150,48 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
             )
         merges, steps = _merges(model.vision, processed.grids[0], first, method), steps[1:]
         processed = ProcessedImage(processed.grids, processed.tokens - sum(merges))
-    return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers), projected)
+    return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers), projected, budget)
 
 
-def _reduced(processed: ProcessedImage, step: Step, method: ImageMethod) -> ProcessedImage:
+def _check_counted(plan: Plan, model: Model, connector: CountedConnector) -> None:
+    """Refuse a plan that cannot be attached to a model with this encoder and this connector."""
+    from foveate.families.family import check_connector
+
+    method = plan.steps[0].method
+    if connector.sizes.prefusion_layers:
+        raise FoveateError(
+            Refusal(
+                "needs-uncompressed-encoder",
+                f"text reads the patches in {connector.sizes.prefusion_layers} layers before the language model, and "
+                f"'{plan}' cannot be attached to such a model",
+            )
+        )
+    if isinstance(model.vision, CountedEncoder) and method.site in (Site.IMAGE, Site.ENCODER):
+        raise FoveateError(
+            Refusal(
+                "needs-plain-encoder",
+                f"{method.name} acts on the encoder, and {model.vision.config.model_type} is not built as CLIP and "
+                "SigLIP are",
+                "choose a method that acts after the connector, such as divprune",
+            )
+        )
+    check_connector(connector.sizes, plan)
+
+
+def _reduced(model: Model, processed: ProcessedImage, step: Step, method: ImageMethod) -> ProcessedImage:
     """Shrink the image to the budget; tokens beyond the budget are dropped."""
+    from foveate.families.family import grid_before
+
     if processed.raster is None:
         raise FoveateError(
             Refusal("needs-one-raster", f"{method.name} is counted where one sequence makes all tokens of an image")
         )
     count = step.count(processed.tokens) or processed.tokens
     small = method.reduced_grid(processed.raster, count)
-    side = processed.grids[0].rows // processed.raster.rows
+    features = processed.raster
+    if isinstance(model.connector, CountedConnector) and model.vision is not None:
+        features, small = model.vision.output_grid(processed.grids[0]), grid_before(model.connector.sizes, small)
+    side = processed.grids[0].rows // features.rows
     return ProcessedImage((Grid(small.rows * side, small.columns * side),), count)
 
 

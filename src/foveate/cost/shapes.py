@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.core.errors import FoveateError
+from foveate.core.tokens import Grid
+from foveate.cost.counted import CountedConnector, CountedEncoder
+from foveate.models.encoders import EncoderConfig
 
 #: Text models whose MLP has two matrices; all others that are met here have a gate too.
 PLAIN_MLP = ("falcon", "gpt2", "gpt_neox", "opt", "phi", "starcoder2")
@@ -47,6 +50,11 @@ class Vision:
     stages: tuple[tuple[int, str], ...] = ()
     table: tuple[int, int] | None = None
     pooled: bool = False
+
+    def output_grid(self, patches: Grid) -> Grid:
+        """Rows and columns of the tokens that leave the encoder."""
+        side = 2 ** len(self.stages)
+        return Grid(patches.rows // side, patches.columns // side)
 
 
 @dataclass(frozen=True)
@@ -100,20 +108,20 @@ class Model:
     Args:
         kind: `model_type` of its configuration.
         text: Its decoder.
-        vision: Its encoder; None where foveate has no formula for it.
+        vision: Its encoder; None where foveate cannot count it.
         connector: Connector; None without encoder.
     """
 
     kind: str
     text: Text
-    vision: Vision | None = None
-    connector: Connector | None = None
+    vision: Vision | CountedEncoder | None = None
+    connector: Connector | CountedConnector | None = None
 
 
 def shape_of(config: Any) -> Model:
     """Read the dimensions of a model from its `transformers` configuration.
 
-    An encoder of a family without a formula is omitted, so that only the language model can be counted.
+    An encoder of a family that is not known here is omitted, so that only the language model can be counted.
 
     Raises:
         FoveateError: the decoder is not one whose every layer attends and has one MLP.
@@ -125,7 +133,7 @@ def shape_of(config: Any) -> Model:
 
 
 def families() -> tuple[str, ...]:
-    """List the model types whose encoder has a closed form."""
+    """List the model types whose encoder is counted."""
     return tuple(sorted(_ENCODERS))
 
 
@@ -170,6 +178,14 @@ def _llava(config: Any, text: Text) -> tuple[Vision, Connector]:
         pooled=vision.model_type == "siglip_vision_model" and getattr(vision, "vision_use_head", True),
     )
     return shape, Connector(1, vision.hidden_size * len(layers), text.width, text.width)
+
+
+def _foveate_llava(config: Any, text: Text) -> tuple[Vision | CountedEncoder, CountedConnector]:
+    """LLaVA with any connector on CLIP, SigLIP or an encoder of foveate."""
+    vision = config.vision_config
+    tower = CountedEncoder(vision) if isinstance(vision, EncoderConfig) else _llava(config, text)[0]
+    layer = config.vision_feature_layer
+    return tower, CountedConnector(config, vision.hidden_size * (1 if isinstance(layer, int) else len(layer)))
 
 
 def _qwen2(config: Any, text: Text) -> tuple[Vision, Connector]:
@@ -232,9 +248,7 @@ def _internvl(config: Any, text: Text) -> tuple[Vision, Connector]:
     return shape, Connector(merge, merge * vision.hidden_size, text.width, text.width)
 
 
-def _uhd(config: Any, text: Text) -> tuple[Vision, Connector]:
-    if config.connector_type != "mlp":
-        raise FoveateError(f"operations of the connector {config.connector_type} are not counted; those of mlp are.")
+def _uhd(config: Any, text: Text) -> tuple[Vision, Connector | CountedConnector]:
     vision = config.vision_config
     learned = vision.position_embedding != "none"
     shape = Vision(
@@ -248,6 +262,8 @@ def _uhd(config: Any, text: Text) -> tuple[Vision, Connector]:
         stages=tuple(zip(vision.merger_layer_index, vision.stage_methods, strict=True)),
         table=(vision.init_pos_emb_height, vision.init_pos_emb_width) if learned else None,
     )
+    if config.connector_type != "mlp":
+        return shape, CountedConnector(config, vision.hidden_size)
     return shape, Connector(1, vision.hidden_size, text.width, text.width)
 
 
@@ -272,7 +288,8 @@ def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-_ENCODERS: dict[str, Callable[[Any, Text], tuple[Vision, Connector]]] = {
+_ENCODERS: dict[str, Callable[[Any, Text], tuple[Vision | CountedEncoder, Connector | CountedConnector]]] = {
+    "foveate_llava": _foveate_llava,
     "internvl": _internvl,
     "llava": _llava,
     "llava_next": _llava,

@@ -7,8 +7,10 @@ import torch
 from transformers import AutoProcessor
 
 import foveate
+from foveate import cost as cost_of
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
+from foveate.cost import flops
 from foveate.cost.preprocessing import processed_image
 from foveate.cost.shapes import shape_of
 from foveate.models.connectors import all_connectors, connector_named
@@ -138,13 +140,16 @@ def test_vision_remember_needs_the_tokens_of_the_encoder():
         )
 
 
-def test_closed_formulas_count_tokens_and_refuse_operations(pictures):
+def test_costs_are_those_of_the_connector(pictures):
     model, processor = made("tokenpacker")
     counted = processed_image(model.config, pictures[0].width, pictures[0].height, processor.image_processor)
     batch = processor(images=pictures[0], text="<image>", return_tensors="pt")
     assert counted.tokens == int((batch["input_ids"] == 259).sum())
-    with pytest.raises(FoveateError, match="operations of the connector tokenpacker are not counted"):
-        shape_of(model.config)
+    shape = shape_of(model.config)
+    cost = cost_of.cost(shape, cost_of.follow(None, shape, counted), batch["input_ids"].shape[1] - counted.tokens)
+    with torch.inference_mode():
+        _, by_module = flops.count_modules(lambda: model.requires_grad_(False)(**batch))
+    assert cost.parts["connector"] == by_module[f"{type(model).__name__}.model.multi_modal_projector"]
 
 
 def test_asking_names_the_connector(pictures):

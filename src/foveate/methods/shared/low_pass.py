@@ -55,7 +55,8 @@ def low_pass(features: Tensor, grid: Grid, kept: Grid, rescale: bool) -> Tensor:
         matrix = low_pass_matrix(size, count) * (math.sqrt(count / size) if rescale else 1.0)
         matrices.append(torch.as_tensor(matrix, dtype=raster.dtype, device=raster.device))
     rows, columns = matrices
-    with torch.autocast(features.device.type, enabled=False):
+    device = "cpu" if features.is_meta else features.device.type  # tensors without data have no autocast
+    with torch.autocast(device, enabled=False):
         by_row = (rows @ raster.flatten(-2)).unflatten(-1, raster.shape[-2:])  # (..., r, columns, D)
         filtered = columns @ by_row
     return filtered.flatten(-3, -2).to(features.dtype)

@@ -1,0 +1,127 @@
+"""Encoders and connectors of foveate, which `torch.utils.flop_counter` counts while they run without data.
+
+There are many of them, with options of their own, and other packages add theirs, so that no formula is written down for
+each. Their own code runs on tensors of the device "meta", which have a shape and nothing else: the count is exact, and
+takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from foveate.core.tokens import Grid
+from foveate.cost import flops
+from foveate.models.connectors.connector import Connector
+from foveate.models.connectors.registry import connector_of_config, connector_of_sizes, options_of_config
+from foveate.models.encoders import EncoderConfig, encoder_named
+
+
+@dataclass(frozen=True)
+class CountedEncoder:
+    """An encoder of `foveate.models.encoders`.
+
+    Args:
+        config: Its configuration.
+    """
+
+    config: EncoderConfig
+
+    @property
+    def blocks(self) -> int:
+        """How many run."""
+        return self.config.num_hidden_layers
+
+    def output_grid(self, patches: Grid) -> Grid:
+        """Rows and columns of the tokens that leave the encoder."""
+        return self.config.reduced(patches)
+
+    def flops(self, patches: Grid, *, attention: bool = True) -> int:
+        """FLOPs on one image.
+
+        Args:
+            patches: Rows and columns of what the first layer makes tokens of.
+            attention: Whether `scaled_dot_product_attention` is counted.
+        """
+        config = self.config
+        rows, columns = (config.patch_size * length for length in patches)
+        pixels = _empty(1, config.num_channels, rows, columns)
+        return _count(lambda: self._module(pixels, **config.tower_options()), attention)
+
+    @cached_property
+    def _module(self) -> nn.Module:
+        return _without_data(lambda: encoder_named(self.config.model_type)(self.config))
+
+
+@dataclass(frozen=True)
+class CountedConnector:
+    """A connector of `foveate.models.connectors`.
+
+    Args:
+        config: Configuration of the model that has it.
+        width: Of the features that it reads.
+    """
+
+    config: Any
+    width: int
+
+    @cached_property
+    def sizes(self) -> Connector:
+        """The connector without its layers, for what follows from sizes alone."""
+        return connector_of_sizes(self.config.connector_type, options_of_config(self.config))
+
+    def flops(self, grid: Grid, budget: int | None = None, *, attention: bool = True) -> int:
+        """FLOPs on the features of one image; with pre-fusion they are also mapped to the width of the text.
+
+        Args:
+            grid: Rows and columns of the features.
+            budget: Number of tokens, for nested connectors; None: their default.
+            attention: Whether `scaled_dot_product_attention` is counted.
+        """
+        levels = len(self.sizes.feature_layers(self.config.vision_config.num_hidden_layers))
+        features = _empty(1, grid.size, *([levels] if levels else []), self.width)
+        text = _empty(1, 1, self.config.text_config.hidden_size) if self.sizes.reads_text else None
+
+        def run() -> None:
+            self._module(features, grid, budget, text)
+            if self.sizes.prefusion_layers:
+                self._module.project(features)
+
+        return _count(run, attention)
+
+    @cached_property
+    def _module(self) -> Any:
+        return _without_data(lambda: connector_of_config(self.config, self.width))
+
+
+class _NoAttention(TorchFunctionMode):
+    """Fused attention costs nothing, as for counters that do not see its kernel."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            query, _, value = args[:3]
+            return query.new_empty(*query.shape[:-1], value.shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def _count(run: Callable[[], object], attention: bool) -> int:
+    with torch.no_grad(), nullcontext() if attention else _NoAttention():
+        return flops.count(run)
+
+
+def _without_data(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        # The counter of torch fails where a module gets a parameter that requires gradients as its input.
+        return build().eval().requires_grad_(False)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
