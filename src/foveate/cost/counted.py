@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.initialization import no_init_weights
 
 from foveate.core.tokens import Grid
 from foveate.cost import flops
@@ -53,12 +54,12 @@ class CountedEncoder:
         """
         config = self.config
         rows, columns = (config.patch_size * length for length in patches)
-        pixels = _empty(1, config.num_channels, rows, columns)
-        return _count(lambda: self._module(pixels, **config.tower_options()), attention)
+        pixels = empty(1, config.num_channels, rows, columns)
+        return count(lambda: self._module(pixels, **config.tower_options()), attention)
 
     @cached_property
     def _module(self) -> nn.Module:
-        return _without_data(lambda: encoder_named(self.config.model_type)(self.config))
+        return without_data(lambda: encoder_named(self.config.model_type)(self.config))
 
 
 @dataclass(frozen=True)
@@ -87,19 +88,19 @@ class CountedConnector:
             attention: Whether `scaled_dot_product_attention` is counted.
         """
         levels = len(self.sizes.feature_layers(self.config.vision_config.num_hidden_layers))
-        features = _empty(1, grid.size, *([levels] if levels else []), self.width)
-        text = _empty(1, 1, self.config.text_config.hidden_size) if self.sizes.reads_text else None
+        features = empty(1, grid.size, *([levels] if levels else []), self.width)
+        text = empty(1, 1, self.config.text_config.hidden_size) if self.sizes.reads_text else None
 
         def run() -> None:
             self._module(features, grid, budget, text)
             if self.sizes.prefusion_layers:
                 self._module.project(features)
 
-        return _count(run, attention)
+        return count(run, attention)
 
     @cached_property
     def _module(self) -> Any:
-        return _without_data(lambda: connector_of_config(self.config, self.width))
+        return without_data(lambda: connector_of_config(self.config, self.width))
 
 
 class _NoAttention(TorchFunctionMode):
@@ -112,16 +113,19 @@ class _NoAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _count(run: Callable[[], object], attention: bool) -> int:
+def count(run: Callable[[], object], attention: bool = True) -> int:
+    """FLOPs of a run without data; of `scaled_dot_product_attention` none on request."""
     with torch.no_grad(), nullcontext() if attention else _NoAttention():
         return flops.count(run)
 
 
-def _without_data(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
+def without_data(build: Callable[[], nn.Module]) -> nn.Module:
+    """A module whose weights have a shape and nothing else."""
+    with torch.device("meta"), no_init_weights():
         # The counter of torch fails where a module gets a parameter that requires gradients as its input.
         return build().eval().requires_grad_(False)
 
 
-def _empty(*shape: int) -> Tensor:
+def empty(*shape: int) -> Tensor:
+    """A tensor that has a shape and nothing else."""
     return torch.empty(shape, device="meta")

@@ -109,6 +109,15 @@ def _llava(text: dict[str, Any]) -> Any:
     return LlavaConfig(vision_config=_CLIP, text_config=text)
 
 
+def foveate_llava(connector: str, **options: Any) -> Any:
+    """LLaVA-1.5-7B with a connector of foveate."""
+    from foveate.models.llava import FoveateLlavaConfig
+
+    return FoveateLlavaConfig(
+        vision_config=_CLIP, text_config=_VICUNA_7B, connector_type=connector, connector_options=options
+    )
+
+
 def _llava_next() -> Any:
     from transformers import LlavaNextConfig
 

@@ -7,93 +7,32 @@ numbers are written down here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from math import isqrt
 
 from foveate.core.plan import Plan
 from foveate.core.tokens import Grid
 from foveate.cost import flops
+from foveate.cost.claim import SPAN, TEXT, Claim, spanned
 from foveate.cost.cost import Convention, Cost, cost, encoder
 from foveate.cost.models import RELEASED
 from foveate.cost.preprocessing import ProcessedImage, processed_image
 from foveate.cost.schedule import Run, follow, tokens_per_layer
-from foveate.cost.shapes import Connector, Model, Vision, shape_of
+from foveate.cost.shapes import Model, Vision, shape_of
+from foveate.cost.trained_papers import connector_cost, trained_claims
 
-#: Text tokens if a paper does not state them: LLaVA's system prompt and a question of a benchmark.
-TEXT = 64
-#: Other lengths that are tried.
-SPAN = (32, 128)
 #: Tokens of the system prompt in the scripts of FastV, which is the text that its formula is used with.
 FASTV_TEXT = 36
 #: Visual tokens of VisionDrop's four stages of eight layers for a mean of 32 (48 = 1.5 x 32 leave the encoder).
 VISIONDROP = (48, 35, 26, 19)
-#: Up to this far apart, two numbers are called the same.
-SAME = 0.02
-
-Unit = Literal["G", "T", "MB", "%", "x"]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A published number and the number computed here.
-
-    Args:
-        paper: Name of the method.
-        source: Place of the number in the paper.
-        what: What it is the cost of.
-        published: As printed.
-        ours: As counted.
-        unit: Of both: 10^9 or 10^12 operations, megabytes, per cent, or times.
-        convention: How it is counted here.
-        among: Ours at the lengths of text in `SPAN`, where the paper leaves the length open.
-        input: Whether this number was used to find an open input, so that it confirms nothing.
-        open: Whether the convention is one of several tried, and no other number of the paper settles it.
-    """
-
-    paper: str
-    source: str
-    what: str
-    published: float
-    ours: float
-    unit: Unit
-    convention: str
-    among: tuple[float, float] | None = None
-    input: bool = False
-    open: bool = False
-
-    @property
-    def apart(self) -> float:
-        """Computed minus published number: in points for per cent, else relative."""
-        return (self.ours - self.published) / (100 if self.unit == "%" else self.published)
-
-    @property
-    def same(self) -> bool:
-        """Whether the numbers differ by at most `SAME` and the claim is not an input."""
-        return abs(self.apart) <= SAME and not self.input
-
-    @property
-    def difference(self) -> str:
-        """Format the difference between computed and published number."""
-        points = self.unit == "%"
-        return f"{100 * self.apart:+.1f} {'points' if points else '%'}"
-
-    def shown(self, value: float) -> str:
-        """Format a value with its unit, with as many decimals as papers print."""
-        decimals = {"G": 1 if value >= 100 else 2, "T": 2, "MB": 1 if value >= 10 else 2, "%": 1, "x": 1}[self.unit]
-        return f"{value:,.{decimals}f}{'' if self.unit == 'x' else ' '}{self.unit}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the claim as plain JSON values."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fields["among"] = None if self.among is None else list(self.among)
-        return {**fields, "apart": self.apart, "same": self.same}
 
 
 def claims() -> list[Claim]:
     """Return all claims; a number appears once for each convention that was tried."""
-    return [*_fastv(), *_pyramiddrop(), *_uhd_v4(), *_mini(), *_visiondrop(), *_fourier(), *_hiprune(), *_cache()]
+    methods = (_fastv, _pyramiddrop, _uhd_v4, _mini, _visiondrop, _fourier, _hiprune, _cache)
+    return [*(claim for method in methods for claim in method()), *trained_claims()]
 
 
 def nearest(computed: Sequence[Claim]) -> list[Claim]:
@@ -132,12 +71,6 @@ def _planned(plan: str, tokens: int, layers: int) -> tuple[int, ...]:
 
 def _fewer(before: Cost, after: Cost) -> float:
     return 100 * (1 - after.total / before.total)
-
-
-def _spanned(count: Callable[[int], float]) -> dict[str, Any]:
-    """Compute a number at `TEXT` tokens of text, and its range over `SPAN`."""
-    low, high = sorted(count(text) for text in SPAN)
-    return {"ours": count(TEXT), "among": (low, high)}
 
 
 # The papers
@@ -250,21 +183,16 @@ def slice_saving() -> float:
 
 def _mini() -> Iterator[Claim]:
     """Claims of LLaVA-Mini, which all follow from a text length that one of them gives."""
-    model, processed = _model("llava-1.5-7b")
     counted = Convention(attention="none", head="all")
     source = "arXiv 2501.03895, appendix"
 
-    def total(visual: int, text: int, fusion: int = 0, projected: int = 576) -> int:
-        """FLOPs with `visual` tokens in the language model after `fusion` more layers on all 576 image tokens."""
-        run = _run(model, processed, visual)
-        parts = cost(model, run, text, counted).parts
-        layer_parts = cost(model, _run(model, processed, processed.tokens + visual), text, counted).parts
-        layer = (layer_parts["projections"] + layer_parts["mlp"]) // model.text.layers
-        connector: Connector = model.connector  # ty: ignore[invalid-assignment]
-        projector = flops.connector(projected, connector.inputs, connector.hidden, connector.outputs)
-        return sum(parts.values()) - parts["connector"] + projector + fusion * layer
+    def total(visual: int, text: int, layers: int = 0, convention: Convention = counted) -> int:
+        """FLOPs with `visual` tokens in the language model, after `layers` of pre-fusion."""
+        if visual == 576:
+            return connector_cost("llava", text, convention).total
+        return connector_cost("llava_mini", text, convention, size=isqrt(visual), prefusion_layers=layers).total
 
-    empty, slope = total(1, 0, projected=1), total(1, 1, projected=1) - total(1, 0, projected=1)
+    empty, slope = total(1, 0), total(1, 1) - total(1, 0)
     text = round((0.96e12 - empty) / slope)
     convention = (
         f"FLOPs of linear layers, encoder and output layer at all positions; no attention products; {text} tokens of "
@@ -272,10 +200,10 @@ def _mini() -> Iterator[Claim]:
     )
     rows: list[tuple[str, float, int, bool]] = [
         ("LLaVA-1.5, 576 tokens", 8.55, total(576, text), False),
-        ("1 token, no pre-fusion", 0.96, total(1, text, projected=1), True),
+        ("1 token, no pre-fusion", 0.96, total(1, text), True),
     ]
     for visual, published in ((16, 1.16), (64, 1.79), (144, 2.85)):
-        rows.append((f"{visual} tokens, no pre-fusion", published, total(visual, text, projected=visual), False))
+        rows.append((f"{visual} tokens, no pre-fusion", published, total(visual, text), False))
     for layers, published in ((1, 1.21), (2, 1.46), (3, 1.81), (4, 1.96)):
         what = f"1 token, pre-fusion of {layers} layer{'s' if layers > 1 else ''}"
         rows.append((what, published, total(1, text, layers), False))
@@ -291,13 +219,10 @@ def _mini() -> Iterator[Claim]:
     full = Convention(head="all")
 
     def with_attention(length: int) -> float:
-        before = cost(model, _run(model, processed, 576), length, full)
-        parts = cost(model, _run(model, processed, 577), length, full).parts
-        layer = (parts["projections"] + parts["attention"] + parts["mlp"]) // model.text.layers
-        return 100 * (1 - (cost(model, _run(model, processed, 1), length, full).total + 4 * layer) / before.total)
+        return 100 * (1 - total(1, length, 4, full) / total(576, length, 0, full))
 
     yield Claim("LLaVA-Mini", "arXiv 2501.03895, abstract", "fewer FLOPs than LLaVA-1.5", 77.0, unit="%",
-                convention=f"attention products too; {TEXT} tokens of text", **_spanned(with_attention))  # fmt: skip
+                convention=f"attention products too; {TEXT} tokens of text", **spanned(with_attention))  # fmt: skip
 
 
 def _visiondrop() -> Iterator[Claim]:
@@ -369,7 +294,7 @@ def _hiprune() -> Iterator[Claim]:
     yield Claim("HiPrune", source, what, 9.0, times(0, alone), "x", "language model, image tokens alone", open=True)
     for convention, words in ((alone, "language model"), (Convention(), "with the encoder")):
         yield Claim("HiPrune", source, what, 9.0, unit="x", convention=f"{words}; {TEXT} tokens of text", open=True,
-                    **_spanned(partial(times, convention=convention)))  # fmt: skip
+                    **spanned(partial(times, convention=convention)))  # fmt: skip
 
 
 def _reduced(
@@ -409,7 +334,7 @@ def _reduced(
         def fewer(text: int, convention: Convention = convention) -> float:
             return _fewer(*(cost(model, run, text, convention) for run in runs))
 
-        numbers = {"ours": fewer(length)} if length is not None else _spanned(fewer)
+        numbers = {"ours": fewer(length)} if length is not None else spanned(fewer)
         yield Claim(paper, source, what, published, unit="%", convention=words.format(TEXT), open=True, **numbers)
 
 
@@ -434,4 +359,4 @@ def _cache() -> Iterator[Claim]:
 
     yield Claim("VFlowOpt", "arXiv 2508.05211, abstract", "LLaVA-OneVision-7B, 10 % of the tokens: smaller cache",
                 89.0, unit="%", convention=f"an image of 672 px and {TEXT} tokens of text", open=True,
-                **_spanned(fewer))  # fmt: skip
+                **spanned(fewer))  # fmt: skip

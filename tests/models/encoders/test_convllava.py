@@ -242,12 +242,11 @@ def test_stochastic_depth_acts_in_training_alone():
     assert not torch.equal(model(images()).last_hidden_state, model(images()).last_hidden_state)
 
 
-def test_operations_and_parameters_of_convnext_l():
-    """Published of ConvNeXt-L at 224 pixels: 34.4 GMACs and 198 M parameters, with a norm and a classifier."""
+def test_parameters_of_convnext_l():
+    """Published of ConvNeXt-L: 198 M, with a norm and a classifier. `foveate flops` has its GMACs."""
     four = ConvLLaVAConfig(depths=[3, 3, 27, 3], hidden_sizes=[192, 384, 768, 1536], image_size=224)
     model = built_without_weights(lambda: ConvLLaVAModel(four))
     head = 1536 * 1000
-    assert round((multiplications(model, 224, 224) + head) / 1e9, 1) == 34.4
     count = sum(parameter.numel() for parameter in model.parameters()) + head + 1000 + 2 * 1536
     assert round(count / 1e6) == 198
 

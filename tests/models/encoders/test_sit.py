@@ -79,28 +79,16 @@ def test_weights_of_other_networks_are_refused():
         convert_released_state(state, config)
 
 
-#: GMACs of the authors' README: those of the student, those of its teacher.
-TABLE = {"t": (1.0, 3.5), "xs": (1.5, 5.5), "s": (4.0, 5.5), "m": (8.1, 11.9), "l": (34.4, 56.1)}
-#: Millions of parameters of both in the same table.
+#: Millions of parameters in the authors' README, of the student and of its teacher. `foveate flops` has its GMACs.
 PARAMETERS = {"t": (15.9, 15.7), "xs": (25.6, 25.4), "s": (25.6, 25.4), "m": (55.6, 55.2), "l": (148.2, 147.0)}
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_operations_and_parameters_of_the_papers_table(size):
-    """GMACs of matrix products and convolutions, with the classifier.
-
-    T, XS, S and the teachers of all three are the table's numbers to its last digit. M and L, students and teachers,
-    are below it by at most 1 % (8.02, 11.84, 34.31 and 55.97), as the authors' counter adds some operations besides
-    products. Parameters are equal with the auxiliary classifier of the teachers' training, which no forward pass uses.
-    """
+def test_parameters_of_the_papers_table(size):
+    """They are equal with the auxiliary classifier of the teachers' training, which no forward pass uses."""
     for place, slimming in enumerate((True, False)):
         config = SiTConfig.of_size(size, slimming=slimming, reverse_modules=False, num_labels=1000)
         model = built_without_weights(lambda config=config: SiTForImageClassification(config))
-        giga, expected = multiplications(model, config.image_size, config.image_size) / 1e9, TABLE[size][place]
-        if size in ("m", "l"):
-            assert 0.99 * expected < giga < expected
-        else:
-            assert round(giga, 1) == expected
         count = sum(parameter.numel() for parameter in model.parameters()) + 1000 * (config.hidden_size + 1)
         assert abs(count / 1e6 - PARAMETERS[size][place]) < (0.2 if size == "l" else 0.051)
 

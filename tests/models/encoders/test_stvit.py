@@ -216,23 +216,15 @@ def test_grids_of_the_papers_sizes():
     assert (config.hidden_size, config.num_hidden_layers) == (512, 20)
 
 
-#: Millions of parameters and GMACs in the authors' code, at 224 x 224 pixels.
-TABLE = {"small": (25, 4.4), "base": (52, 9.9), "large": (95, 15.6)}
+#: Millions of parameters. `foveate flops` has the GMACs.
+PARAMETERS = {"small": 25, "base": 52, "large": 95}
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_operations_and_parameters_of_the_papers_sizes(size):
-    """Matrix products and convolutions, and norms as the authors' counter has them: 5 and 2 operations per value."""
+def test_parameters_of_the_papers_sizes(size):
     config = STViTConfig.of_size(size, num_labels=1000)
     model = built_without_weights(lambda: STViTForImageClassification(config))
-    norms = []
-    for module in model.modules():
-        factor = {nn.LayerNorm: 5, nn.BatchNorm2d: 2}.get(type(module))
-        if factor is not None:
-            module.register_forward_hook(lambda _, __, output, factor=factor: norms.append(factor * output.numel()))
-    giga = (multiplications(model, 224, 224) + sum(norms)) / 1e9
-    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert (round(count), round(giga, 1)) == TABLE[size]
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6) == PARAMETERS[size]
 
 
 def test_attention_among_super_tokens_is_cheap():
