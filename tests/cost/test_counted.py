@@ -18,9 +18,11 @@ from foveate.cost import flops
 from foveate.cost.counted import CountedConnector, CountedEncoder
 from foveate.models.connectors import all_connectors
 from foveate.models.encoders import all_encoders
+from foveate.models.llava.layouts import LlavaUHDLayout
 from tests.models.connectors.small_options import options_of
 from tests.models.llava import small_encoder_llava
 from tests.models.llava.small_llava import TEXT, pictures, small_config, small_llava, small_processor
+from tests.models.llava.test_llava_views import views_processor
 from tests.refusals import refused
 
 #: A connector with the plan that chooses its length, and that length of 36.
@@ -90,6 +92,23 @@ def test_plans_of_nested_connectors(name):
     cost = computed(model, inputs, plan)
     assert cost.total == counted(model, inputs, plan)
     assert cost.cached_image == tokens * 2 * 2 * 2 * 8  # layers, keys and values, heads, width of a head
+
+
+@pytest.mark.parametrize(("plan", "kept"), [(None, 36), ("mqt:7", 7), ("random:25%", 9), ("random:5", 5)])
+def test_views_of_an_image(plan, kept):
+    """Slices and an overview of several sizes, each with a budget of its own."""
+    options = options_of("mqt")
+    model, processor = small_llava("mqt", **options), views_processor(LlavaUHDLayout(48, 8), "mqt", **options)
+    image = pictures(1)[0].resize((130, 90))
+    inputs = processor(images=image, text="what is <image>?", return_tensors="pt")
+    shape = cost_of.shape_of(model.config)
+    processed = cost_of.processed_image(model.config, 130, 90, processor.image_processor)
+    tokens = int((inputs["input_ids"] == 259).sum())
+    assert processed.tokens == tokens and len(processed.grids) == len(inputs["pixel_values"]) > 2
+    run = cost_of.follow(None if plan is None else Plan.of(plan), shape, processed)
+    assert set(run.kept) == {kept * len(processed.grids)} and len(set(processed.grids)) > 1
+    cost = cost_of.cost(shape, run, inputs["input_ids"].shape[1] - tokens)
+    assert cost.total == counted(model, inputs, plan)
 
 
 def test_a_smaller_image_for_a_connector_that_merges():

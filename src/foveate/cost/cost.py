@@ -6,6 +6,7 @@ method spends on choosing is not in it: for most it is far below a per cent, and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -119,7 +120,10 @@ def _counted_connector(
     assert model.vision is not None
     grids = [model.vision.output_grid(grid) for grid in run.image.grids]
     attention = convention.attention != "none"
-    parts = {"connector": sum(connector.flops(grid, run.budget, attention=attention) for grid in grids)}
+    lengths = run.lengths or (None,) * len(grids)
+    calls = Counter(zip(grids, lengths, strict=True))  # views of one size share what does not depend on the image
+    flops_of_calls = (connector.flops(*call, images=number, attention=attention) for call, number in calls.items())
+    parts = {"connector": sum(flops_of_calls)}
     if connector.sizes.reads_text:
         parts["text-only pass"] = model.text.layers * _layer(model.text, text, convention)
     if connector.sizes.prefusion_layers:

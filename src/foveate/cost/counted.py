@@ -79,17 +79,18 @@ class CountedConnector:
         """The connector without its layers, for what follows from sizes alone."""
         return connector_of_sizes(self.config.connector_type, options_of_config(self.config))
 
-    def flops(self, grid: Grid, budget: int | None = None, *, attention: bool = True) -> int:
-        """FLOPs on the features of one image; with pre-fusion they are also mapped to the width of the text.
+    def flops(self, grid: Grid, budget: int | None = None, *, images: int = 1, attention: bool = True) -> int:
+        """FLOPs on the features of images of one size; with pre-fusion they are also mapped to the width of the text.
 
         Args:
             grid: Rows and columns of the features.
             budget: Number of tokens, for nested connectors; None: their default.
+            images: How many there are.
             attention: Whether `scaled_dot_product_attention` is counted.
         """
         levels = len(self.sizes.feature_layers(self.config.vision_config.num_hidden_layers))
-        features = empty(1, grid.size, *([levels] if levels else []), self.width)
-        text = empty(1, 1, self.config.text_config.hidden_size) if self.sizes.reads_text else None
+        features = empty(images, grid.size, *([levels] if levels else []), self.width)
+        text = empty(images, 1, self.config.text_config.hidden_size) if self.sizes.reads_text else None
 
         def run() -> None:
             self._module(features, grid, budget, text)

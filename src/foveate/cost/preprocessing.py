@@ -73,15 +73,18 @@ def _fixed(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
     return _one(side, side, 1)
 
 
-def _square(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
-    """LLaVA of foveate: every image is resized to a square, and the connector sets the tokens."""
+def _foveate_llava(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
+    """LLaVA of foveate: a square, or the views that the processor cuts; the connector sets their tokens."""
     from foveate.models.connectors.registry import connector_of_sizes, options_of_config
 
     vision = config.vision_config
-    side = vision.image_size // vision.patch_size
+    patch, side = vision.patch_size, vision.image_size
+    layout = getattr(images, "view_layout", None)
+    sizes = [(side, side)] if layout is None else [(view.height, view.width) for view in layout.views(height, width)]
     connector = connector_of_sizes(config.connector_type, options_of_config(config))
-    raster = connector.output_grid(encoder_grid(vision, vision.image_size, vision.image_size))
-    return ProcessedImage((Grid(side, side),), raster.size, raster)
+    rasters = [connector.output_grid(encoder_grid(vision, *size)) for size in sizes]
+    patches = tuple(Grid(high // patch, wide // patch) for high, wide in sizes)
+    return ProcessedImage(patches, sum(raster.size for raster in rasters), rasters[0] if len(rasters) == 1 else None)
 
 
 def _anyres(config: Any, width: int, height: int, images: Any) -> ProcessedImage:
@@ -175,7 +178,7 @@ def _slices(config: Any, width: int, height: int, images: Any) -> ProcessedImage
 
 
 _RULES: dict[str, Callable[[Any, int, int, Any], ProcessedImage]] = {
-    "foveate_llava": _square,
+    "foveate_llava": _foveate_llava,
     "internvl": _internvl,
     "llava": _fixed,
     "llava_next": _anyres,

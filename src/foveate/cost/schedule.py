@@ -36,14 +36,14 @@ class Run:
         merges: Tokens that are merged away between attention and MLP of every block of the encoder.
         kept: Visual tokens that every layer of the decoder reads.
         projected: Tokens that the connector maps; None: all that leave the encoder.
-        budget: Length at which a nested connector runs; None: its default.
+        lengths: Of a nested connector, for every sequence of the encoder; None: its default.
     """
 
     image: ProcessedImage
     merges: tuple[int, ...]
     kept: tuple[int, ...]
     projected: int | None = None
-    budget: int | None = None
+    lengths: tuple[int, ...] | None = None
 
 
 def tokens_per_layer(steps: Iterable[Step], tokens: int, layers: int) -> tuple[int, ...]:
@@ -126,17 +126,16 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     family = next((candidate for candidate in families().values() if model.kind in candidate.model_types), None)
     if before and family is not None:
         check_sites(Plan(before), family)
-    first, steps, merges, projected, budget = plan.steps[0], plan.steps, none, None, None
+    first, steps, merges, projected, lengths = plan.steps[0], plan.steps, none, None, None
     method = first.method
     connector = model.connector if isinstance(model.connector, CountedConnector) else None
     if connector is not None:
         _check_counted(plan, model, connector)
     if isinstance(method, ImageMethod):
         processed, steps = _reduced(model, processed, first, method), steps[1:]
-    elif isinstance(method, ConnectorMethod) and connector is not None and model.vision is not None:
-        budget, steps = first.count(processed.tokens), steps[1:]
-        raster = connector.sizes.output_grid(model.vision.output_grid(processed.grids[0]), budget)
-        processed = ProcessedImage(processed.grids, raster.size, raster)
+    elif isinstance(method, ConnectorMethod) and connector is not None:
+        lengths, steps = _lengths(model, connector, processed, first), steps[1:]
+        processed = ProcessedImage(processed.grids, sum(lengths))
     elif isinstance(method, RasterMethod) and family is not None and family.raster_features is not None:
         processed, steps = _filtered(processed, first, method), steps[1:]
         projected = processed.tokens if family.raster_features == "before-projector" else None
@@ -150,7 +149,26 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
             )
         merges, steps = _merges(model.vision, processed.grids[0], first, method), steps[1:]
         processed = ProcessedImage(processed.grids, processed.tokens - sum(merges))
-    return Run(processed, merges, tokens_per_layer(steps, processed.tokens, model.text.layers), projected, budget)
+    # Views of an image have budgets of their own; tiles of other models are one image.
+    counts = lengths or _view_tokens(model, processed)
+    kept = zip(*(tokens_per_layer(steps, tokens, model.text.layers) for tokens in counts), strict=True)
+    return Run(processed, merges, tuple(map(sum, kept)), projected, lengths)
+
+
+def _view_tokens(model: Model, processed: ProcessedImage) -> tuple[int, ...]:
+    """Tokens of every view of an image that has several; those of the image otherwise."""
+    connector = model.connector
+    if len(processed.grids) < 2 or not isinstance(connector, CountedConnector) or model.vision is None:
+        return (processed.tokens,)
+    return tuple(connector.sizes.output_grid(model.vision.output_grid(grid)).size for grid in processed.grids)
+
+
+def _lengths(model: Model, connector: CountedConnector, processed: ProcessedImage, step: Step) -> tuple[int, ...]:
+    """Lengths of a nested connector for every view."""
+    assert model.vision is not None
+    features = (model.vision.output_grid(grid) for grid in processed.grids)
+    wanted = (step.count(tokens) for tokens in _view_tokens(model, processed))
+    return tuple(connector.sizes.output_grid(grid, length).size for grid, length in zip(features, wanted, strict=True))
 
 
 def _check_counted(plan: Plan, model: Model, connector: CountedConnector) -> None:
