@@ -1,8 +1,8 @@
 """Analytical cost of a model: FLOPs and KV cache of one image and one prompt, with or without a plan.
 
-No model is loaded or run. `shapes` reads a configuration, `preprocessing` computes the patches and tokens of an image,
-`schedule` the number of visual tokens in every layer, `cost` counts; `papers` holds published numbers next to those
-counted here.
+No weights are loaded or run. `shapes` reads a configuration, `preprocessing` computes the patches and tokens of an
+image, `schedule` the number of visual tokens in every layer, `cost` counts, with `counted` for encoders and connectors
+of foveate; `papers` holds published numbers next to those counted here.
 """
 
 from foveate.cost.cost import DTYPES, Convention, Cost, cost
