@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from foveate.loading import load
     from foveate.models.connectors import register_connector
     from foveate.models.encoders import register_encoder
+    from foveate.models.llava import swap_connector
     from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
     from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
@@ -44,6 +45,7 @@ _MODULES = {
     "register_method": "core.registry",
     "register_trainer": "training.methods",
     "speculate": "runtime",
+    "swap_connector": "models.llava",
     "vasparse": "runtime",
 }
 
@@ -68,6 +70,7 @@ __all__ = [
     "register_method",
     "register_trainer",
     "speculate",
+    "swap_connector",
     "vasparse",
 ]
 

@@ -5,6 +5,7 @@ from foveate.models.llava.image_processing import ViewImageProcessor
 from foveate.models.llava.modeling import FoveateLlavaForConditionalGeneration, FoveateLlavaModel
 from foveate.models.llava.processing import FoveateLlavaProcessor
 from foveate.models.llava.register import register
+from foveate.models.llava.swapping import swap_connector
 
 __all__ = [
     "FoveateLlavaConfig",
@@ -13,4 +14,5 @@ __all__ = [
     "FoveateLlavaProcessor",
     "ViewImageProcessor",
     "register",
+    "swap_connector",
 ]
