@@ -203,34 +203,56 @@ def soak(root: Path, _page: Path) -> str:
     return f"{table(['test', 'result'], rows)}\n\n{where}"
 
 
-def serving(root: Path, _page: Path) -> str:
-    """The results of `foveate bench serve`."""
-    from foveate.benchmark.serving import table as shown
+def served(pattern: str) -> Callable[[Path, Path], str]:
+    """A block with results of `foveate bench serve`, of files that match a pattern."""
 
-    parts = []
-    for path in sorted((root / "benchmarks/results").glob("serving-*.json")):
-        run: dict[str, Any] = read_results(path)
-        note = f" {run['note']}" if run["note"] else ""
-        machine, turns, source = run["hardware"], run["settings"]["turns"], path.relative_to(root)
-        where = (
-            f"{machine['cpu']}, {machine['threads']} threads; median of {turns} turns; times are relative to the full "
-            f"model in the same turn; from `{source}`, created by `{run['command']}`.{note}"
-        )
-        parts += [table(*shown(run)), where]
-    return "\n\n".join(parts) or "*Not measured yet.*"
+    def block(root: Path, _page: Path) -> str:
+        from foveate.benchmark.serving import table as shown
+
+        parts = []
+        for path in sorted((root / "benchmarks/results").glob(pattern)):
+            run: dict[str, Any] = read_results(path)
+            note = f" {run['note']}" if run["note"] else ""
+            machine, turns, source = run["hardware"], run["settings"]["turns"], path.relative_to(root)
+            where = (
+                f"{machine['cpu']}, {machine['threads']} threads; median of {turns} turns; times are relative to the "
+                f"full model in the same turn; from `{source}`, created by `{run['command']}`.{note}"
+            )
+            parts += [table(*shown(run)), where]
+        return "\n\n".join(parts) or "*Not measured yet.*"
+
+    return block
 
 
 def trained(root: Path, _page: Path) -> str:
     """The results of `foveate bench trained`."""
     from foveate.benchmark.trained.formatting import markdown
+
+    run = _trainings(root)
+    return f"{markdown(run)}\n\n{_origin(run)}" if run["rows"] else run["note"]
+
+
+def connectors(root: Path, _page: Path) -> str:
+    """The results of `foveate bench trained` without the columns of tasks and of training."""
+    from foveate.benchmark.trained.formatting import table as shown
+
+    run = _trainings(root)
+    return f"{table(*shown(run, brief=True))}\n\n{_origin(run)}" if run["rows"] else run["note"]
+
+
+def _trainings(root: Path) -> dict[str, Any]:
+    """The results of `foveate bench trained`; without rows, a note that says so."""
     from foveate.benchmark.trained.running import conclude
 
     path = root / "benchmarks/results/trained.json"
     run: dict[str, Any] = conclude(read_results(path)) if path.exists() else {"rows": []}
-    if not run["rows"]:
-        return "*Not measured yet (`foveate bench trained`).*"
+    return run if run["rows"] else {"rows": [], "note": "*Not measured yet (`foveate bench trained`).*"}
+
+
+def _origin(run: dict[str, Any]) -> str:
+    """Where the results of `foveate bench trained` are from."""
     machine = f"{run['hardware']['cpu']}, threads: {run['hardware']['threads']}"
-    return f"{markdown(run)}\n\n{machine}; from `{path.relative_to(root)}`, created by `{run['command']}`."
+    return f"{machine}; from `benchmarks/results/trained.json`, created by `{run['command']}`."
 
 
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
@@ -242,10 +264,12 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "speed": speed,
     "trained": trained,
     "patch-scaling": part_of("patch_scaling", "runs"),
+    "connectors": connectors,
     "next-scale": part_of("next_scale", "runs"),
     "compatibility": part_of("compatibility", "runs"),
     "soak": soak,
-    "serving": serving,
+    "serving": served("serving-*.json"),
+    "nested-serving": served("nested-serving-*.json"),
     "pruners": part_of("small_networks", "pruners"),
     "routers": part_of("small_networks", "routers"),
     "registers": part_of("small_networks", "registers"),
