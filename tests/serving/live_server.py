@@ -16,7 +16,7 @@ from openai import OpenAI
 from PIL import Image
 
 from foveate.core.plan import Plan
-from foveate.serving import TRANSPORT, Engine, Limits, Sources, build
+from foveate.serving import TRANSPORT, Engine, Limits, Sources, build, listening_socket
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -86,7 +86,7 @@ def answering(
     )
     config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=5, **TRANSPORT)
     server = uvicorn.Server(config)
-    socket = config.bind_socket()
+    socket = listening_socket(config)
     thread = threading.Thread(target=server.run, args=([socket],), daemon=True)
     thread.start()
     while not server.started:

@@ -106,7 +106,7 @@ def serve(
     try:
         import uvicorn
 
-        from foveate.serving import TRANSPORT, Engine, Limits, Sources, build, check_origins
+        from foveate.serving import TRANSPORT, Engine, Limits, Sources, build, check_origins, listening_socket
     except ImportError as error:
         raise FoveateError(f"a server needs {error.name}: pip install 'foveate[serve]'.") from error
     import torch
@@ -151,7 +151,7 @@ def serve(
             **TRANSPORT,
         )
         server = uvicorn.Server(config)
-        listening = config.bind_socket()
+        listening = listening_socket(config)
         address, bound = listening.getsockname()[:2]
         by = "" if many is None else f", {many.count} replica{'' if many.count == 1 else 's'},"
         shown = "no plan" if default is None else default
