@@ -59,8 +59,8 @@ def swap_connector(
 
     The trained projector is kept where the new connector ends in the two linear layers of LLaVA, with the same shapes,
     such as `m3`, `average` and `oryx`: `m3` at its full length then gives the outputs of `model`. Others, such as
-    `mqt` and `tokenflex`, start from random weights. Both are logged: the new weights, which must be trained, and the
-    weights of `model` that the new model does not have.
+    `mqt` and `tokenflex`, start from random weights. New weights, which must be trained, are logged, and so are weights
+    of `model` that the new model does not have.
 
     Args:
         model: A LLaVA of `transformers` or of foveate, with CLIP, SigLIP or an encoder of foveate.
