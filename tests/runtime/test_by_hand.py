@@ -101,7 +101,10 @@ CACHES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", CACHES)
+# Quanto compiles its kernels first, for most of a minute.
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "quantised" else ()) for kind in CACHES]
+)
 @pytest.mark.parametrize("plan", ["divprune:3", "fastv:3@1", "zipvl@1", "cmai@1", "corematching@1"])
 def test_a_given_cache_is_what_generate_makes_of_it(plan: str, kind: str) -> None:
     specimen = zoo()["llava"]

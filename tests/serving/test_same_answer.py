@@ -169,7 +169,10 @@ def vllm(folder: Path, cases: list[Case]) -> list[str]:
 WAYS: tuple[Callable[[Path, list[Case]], list[str]], ...] = (ask, pipeline, server, batch, ray, vllm)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+# Ray takes most of a minute to start; tests/integrations/ray starts it by default.
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow if way is ray else (), id=way.__name__) for way in WAYS]
+)
 def test_the_answer_is_the_same(
     way: Callable[[Path, list[Case]], list[str]], folder: Path, cases: list[Case], expected: list[str]
 ) -> None:
