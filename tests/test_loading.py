@@ -143,6 +143,14 @@ def test_folders_that_hold_something_else(tmp_path, folder):
         load(tmp_path / "weightless")
 
 
+def test_the_embedded_model_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert foveate.loading.locate("embedded") == foveate.loading.locate(None)
+    (tmp_path / "embedded").mkdir()
+    with pytest.raises(FoveateError, match="'embedded' holds no model"):
+        foveate.loading.locate("embedded")
+
+
 def test_an_installation_without_the_embedded_model(tmp_path, monkeypatch):
     monkeypatch.setattr(foveate.loading, "EMBEDDED", tmp_path)
     with pytest.raises(FoveateError, match="holds no weights"):

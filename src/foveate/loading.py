@@ -233,12 +233,15 @@ def load_skeleton(name: str | os.PathLike[str] | None = None) -> tuple[Any, Any]
 def locate(name: str | os.PathLike[str] | None) -> str:
     """Return the folder or Hub id of a name, and raise FoveateError for a missing folder before any download.
 
+    None, and "embedded" where no folder is called so, are the embedded model.
+
     Raises:
         FoveateError: it is neither the folder of a model nor can be the id of one.
     """
-    location = str(EMBEDDED) if name is None else os.fspath(name)
+    embedded = name is None or (name == EMBEDDED.name and not Path(name).exists())
+    location = str(EMBEDDED) if embedded else os.fspath(name)
     path = Path(location)
-    if name is None and not (path / "config.json").is_file():
+    if embedded and not (path / "config.json").is_file():
         raise FoveateError(
             "this installation of foveate holds no weights, because it was built from the source distribution: install "
             "the wheel or a clone of the repository, which have the embedded model, or name a folder or a Hub id."

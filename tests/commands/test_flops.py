@@ -61,6 +61,9 @@ def test_conventions(capsys):
         (["--head", "first"], "is not one of last, all, none"),
         (["--model", "llava-1.5-7b", "--plan", "fastv:50%@40"], "layers 0 to 31"),
         (["--model", "qwen2-vl-7b", "--image", "10000x10"], "refused by the model"),
+        (["--plan", "fourier:36"], "needs the connector fourier, and this model has mlp"),
+        (["--plan", "mqt:16"], "needs the connector mqt, and this model has mlp"),
+        (["--plan", "nested:16"], "needs a nested connector, and this model has mlp"),
     ],
 )
 def test_what_cannot_be_counted_is_one_sentence(options, message, capsys):

@@ -133,5 +133,5 @@ def test_rows_that_are_refused(content, message, tmp_path):
 def test_too_few_rows_are_refused(tmp_path):
     with pytest.raises(FoveateError, match="at least 5 rows with several sizes"):
         fit(rows_of(LAW)[:7])
-    with pytest.raises(FoveateError, match="cannot be read as CSV"):
+    with pytest.raises(FoveateError, match="there is no file"):
         read_rows(tmp_path / "none.csv")

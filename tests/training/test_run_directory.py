@@ -25,10 +25,17 @@ def test_the_state_is_what_was_saved_last(tmp_path: Path) -> None:
 
 
 def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
-    RunDirectory(tmp_path / "out", {"seed": 0, "steps": 5, "layers": None})
+    RunDirectory(tmp_path / "out", {"seed": 0, "steps": 5, "layers": None}).save_state({"step": 1})
     with pytest.raises(FoveateError, match="another layers, seed; remove it"):
         RunDirectory(tmp_path / "out", {"seed": 1, "steps": 5, "layers": [2]})
     with pytest.raises(FoveateError, match="leave --no-resume out"):
         RunDirectory(tmp_path / "out", {"seed": 0, "steps": 5, "layers": None}, resume=False)
     with pytest.raises(FoveateError, match="there is no folder"):
         RunDirectory(tmp_path / "none" / "out", {})
+
+
+def test_a_run_that_did_nothing_is_replaced(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "out", {"seed": 0})
+    RunDirectory(tmp_path / "out", {"seed": 1}, resume=False).save_state({"step": 1})
+    with pytest.raises(FoveateError, match="another seed"):
+        RunDirectory(tmp_path / "out", {"seed": 0})

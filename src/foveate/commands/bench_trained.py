@@ -104,6 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
     from foveate.benchmark.results import read_results
     from foveate.benchmark.trained import conclude
 
+    if not path.is_file():
+        raise FoveateError(f"there is no result {path}: run `foveate bench trained` first, or name another --output.")
     try:
         document = read_results(path)
         if document["kind"] != "trained":
@@ -111,8 +113,8 @@ def _read(path: Path) -> dict[str, Any]:
         return conclude(document)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FoveateError(
-            f"{path} is no result of `foveate bench trained` ({type(error).__name__}: {error}); run it first, or name "
-            "another file with --output."
+            f"{path} is no result of `foveate bench trained` ({type(error).__name__}: {error}); name another file with "
+            "--output."
         ) from error
 
 

@@ -84,6 +84,8 @@ def read_rows(path: Path) -> list[tuple[float, float, float]]:
     Raises:
         FoveateError: The file cannot be read, lacks a column, or has a value that is not positive.
     """
+    if not path.is_file():
+        raise FoveateError(f"there is no file {path}.")
     if path.suffix.lower() == ".json":
         try:
             records = read_json(path)

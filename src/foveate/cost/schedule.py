@@ -25,6 +25,7 @@ from foveate.core.tokens import Grid
 from foveate.cost.counted import CountedConnector, CountedEncoder
 from foveate.cost.preprocessing import ProcessedImage
 from foveate.cost.shapes import Model, Vision
+from foveate.models.connectors.registry import connector_of_sizes
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
         FoveateError: the plan cannot be followed in such a model, or its numbers do not follow from sizes.
     """
     from foveate.families import families
+    from foveate.families.family import check_connector
     from foveate.runtime.requirements import check_sites
 
     none = (0,) * (model.vision.blocks if model.vision else 0)
@@ -131,6 +133,7 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     connector = model.connector if isinstance(model.connector, CountedConnector) else None
     if connector is not None:
         _check_counted(plan, model, connector)
+        check_connector(connector.sizes, plan)
     if isinstance(method, ImageMethod):
         processed, steps = _reduced(model, processed, first, method), steps[1:]
     elif isinstance(method, ConnectorMethod) and connector is not None:
@@ -139,6 +142,8 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     elif isinstance(method, RasterMethod) and family is not None and family.raster_features is not None:
         processed, steps = _filtered(processed, first, method), steps[1:]
         projected = processed.tokens if family.raster_features == "before-projector" else None
+    elif isinstance(method, ConnectorMethod):
+        check_connector(connector_of_sizes("mlp"), plan)  # the one that other models have, which no method chooses
     elif isinstance(method, EncoderMethod):
         if not isinstance(model.vision, Vision) or len(processed.grids) != 1:
             raise FoveateError(
@@ -173,8 +178,6 @@ def _lengths(model: Model, connector: CountedConnector, processed: ProcessedImag
 
 def _check_counted(plan: Plan, model: Model, connector: CountedConnector) -> None:
     """Refuse a plan that cannot be attached to a model with this encoder and this connector."""
-    from foveate.families.family import check_connector
-
     method = plan.steps[0].method
     if connector.sizes.prefusion_layers:
         raise FoveateError(
@@ -193,7 +196,6 @@ def _check_counted(plan: Plan, model: Model, connector: CountedConnector) -> Non
                 "choose a method that acts after the connector, such as divprune",
             )
         )
-    check_connector(connector.sizes, plan)
 
 
 def _reduced(model: Model, processed: ProcessedImage, step: Step, method: ImageMethod) -> ProcessedImage:

@@ -27,7 +27,7 @@ class RunDirectory:
 
     Args:
         output: File or folder that the run will write.
-        about: Identity of the run, in plain types; the directory of another run is refused.
+        about: Identity of the run, in plain types; the directory of another run that has begun is refused.
         resume: Whether an existing run may be resumed.
 
     Attributes:
@@ -43,7 +43,7 @@ class RunDirectory:
         self.path = output.with_name(f"{output.name}.run")
         self.log = RunLog(self.path / "log.jsonl")
         known = self.path / "about.json"
-        if not known.is_file():
+        if not self._begun:
             self.path.mkdir(exist_ok=True)
             write_json(known, about)
             return
@@ -75,6 +75,11 @@ class RunDirectory:
             FoveateError: it is damaged, or of another type of run.
         """
         return read_state(self._state, keys, device) if self._state.is_file() else None
+
+    @property
+    def _begun(self) -> bool:
+        """Whether it holds more than the identity of a run, which may have been refused before it did anything."""
+        return self.path.is_dir() and any(file.name != "about.json" for file in self.path.iterdir())
 
     @property
     def _state(self) -> Path:
