@@ -8,7 +8,8 @@ import torch
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors import build_connector
-from foveate.models.connectors.llava_mini import LlavaMini, resized, sine_table
+from foveate.models.connectors.llava_mini import LlavaMini
+from foveate.models.connectors.positions import grid_positions, resized_positions
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def test_equals_a_loop_over_queries_and_heads(small):
     with torch.no_grad():
         tokens, output = connector(features, Grid(4, 6))
         assert output == Grid(1, 4)
-        table = sine_table(Grid(2, 2), 16)
-        places = resized(table, Grid(2, 2), Grid(4, 6))
+        table = grid_positions(Grid(2, 2), 16)
+        places = resized_positions(table, Grid(4, 6))
         for image in range(2):
             normed = connector.feature_norm(features[image])
             keys, values = attention.k_proj(normed + places), attention.v_proj(normed)
@@ -46,7 +47,7 @@ def test_equals_a_loop_over_queries_and_heads(small):
 
 def test_the_table_of_positions():
     """Half of the channels encode the column, the other half the row; frequencies fall from 1 to 1/100."""
-    table = sine_table(Grid(2, 3), 8)
+    table = grid_positions(Grid(2, 3), 8)
     for row in range(2):
         for column in range(3):
             expected = []

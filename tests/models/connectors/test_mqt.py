@@ -9,7 +9,8 @@ import torch
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors import build_connector
-from foveate.models.connectors.mqt import MQT, grid_positions, resized_positions
+from foveate.models.connectors.mqt import MQT
+from foveate.models.connectors.positions import grid_positions, resized_positions
 from tests.models.connectors.released_mqt import HEADS, SIDE, TEXT_WIDTH, WIDTH, features, weights
 from tests.models.connectors.test_tokenpacker import from_released
 
@@ -29,7 +30,9 @@ def test_equals_the_authors_code(case):
 
 
 def test_positions_are_those_of_the_authors_in_half_precision():
-    torch.testing.assert_close(grid_positions(SIDE, WIDTH), torch.tensor(GOLDEN["positions"]), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        grid_positions(Grid(SIDE, SIDE), WIDTH), torch.tensor(GOLDEN["positions"]), atol=1e-3, rtol=1e-3
+    )
 
 
 @pytest.fixture
@@ -89,7 +92,7 @@ def test_weights_of_the_attention_depend_on_the_image_with_features_in_keys_alon
 
 
 def test_positions_of_another_grid_are_interpolated_and_of_its_own_are_the_same():
-    positions = grid_positions(4, 16)
+    positions = grid_positions(Grid(4, 4), 16)
     assert torch.equal(resized_positions(positions, Grid(4, 4)), positions)
     first = positions.view(4, 4, 16)
     assert torch.equal(first[0, :, 8:], first[0, :1, 8:].expand(4, -1))  # in a row, the second half is the same

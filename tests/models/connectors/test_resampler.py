@@ -10,7 +10,7 @@ import torch
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors import build_connector, connector_named
-from foveate.models.connectors.mqt import grid_positions, resized_positions
+from foveate.models.connectors.positions import grid_positions, resized_positions
 from foveate.models.connectors.spatial_resampler import cell_samples, roi_weights, samples_of
 from tests.models.connectors.released_resampler import HEADS, SIDE, TEXT_WIDTH, WIDTH, features, weights
 from tests.models.connectors.test_tokenpacker import from_released
@@ -36,7 +36,9 @@ def test_equals_the_authors_code(case):
 
 
 def test_positions_are_those_of_the_authors():
-    torch.testing.assert_close(grid_positions(SIDE, TEXT_WIDTH), torch.tensor(GOLDEN["positions"]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        grid_positions(Grid(SIDE, SIDE), TEXT_WIDTH), torch.tensor(GOLDEN["positions"]), atol=1e-6, rtol=0
+    )
 
 
 @pytest.fixture(params=NAMES)

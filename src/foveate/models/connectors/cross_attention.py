@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Parameters of a linear layer, for names of released weights.
+PARTS = ("weight", "bias")
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention of every query to all keys, with linear maps before and after, as `nn.MultiheadAttention`.

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import whole_number
+from foveate.models.connectors.cross_attention import PARTS, CrossAttention
 from foveate.models.connectors.mlp import MLP, MLPOptions
-from foveate.models.connectors.tokenpacker import PARTS
+from foveate.models.connectors.positions import grid_positions, resized_positions
 
 
 @dataclass(frozen=True)
@@ -105,55 +105,12 @@ class LlavaMini(MLP[LlavaMiniOptions]):
     def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
         """See `Connector.connect`."""
         square = Grid(self.options.size, self.options.size)
-        table = sine_table(square, features.shape[-1]).to(features.device)
+        table = grid_positions(square, features.shape[-1]).to(features.device)
         values = self.feature_norm(features)
-        keys = values + resized(table, square, grid).to(values.dtype)
+        keys = values + resized_positions(table, grid).to(values.dtype)
         query = self.query_norm(self.queries) + table.to(values.dtype)
-        return self.project(self.attention(query.expand(len(features), -1, -1), keys, values))
+        return self.project(self.attention(query[None], keys, values))
 
     def reset_parameters(self) -> None:
         """Initialize the queries as the authors do."""
         init.normal_(self.queries, std=0.02)
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of queries to keys and values of their own image.
-
-    Args:
-        width: `D` of all of them.
-        num_heads: Heads, which divide the width.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Map queries `(B, n, D)`, with keys and values `(B, N, D)`, to `(B, n, D)`."""
-        projected = (self.q_proj(query), self.k_proj(keys), self.v_proj(values))
-        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
-        mixed = F.scaled_dot_product_attention(*heads)  # (B, heads, n, D / heads)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-
-def sine_table(grid: Grid, width: int) -> Tensor:
-    """Positions `(rows * columns, width)`, row-major: a half for columns, then one for rows, each sines, then cosines.
-
-    Frequencies are 10000^(-4 i / width) for i from 0 to width / 4 - 1, as in MAE.
-    """
-    frequencies = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = torch.meshgrid(torch.arange(grid.rows), torch.arange(grid.columns), indexing="ij")
-    angles = [places.flatten()[:, None] * frequencies for places in (columns, rows)]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=-1).float()
-
-
-def resized(table: Tensor, grid: Grid, output: Grid) -> Tensor:
-    """A table `(n, D)` of one grid, resized bicubically to another `(N, D)`."""
-    if grid == output:
-        return table
-    raster = table.unflatten(0, grid).permute(2, 0, 1)[None]
-    return F.interpolate(raster, output, mode="bicubic", align_corners=False)[0].flatten(1).T

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import Connector, ConnectorOptions, whole_number
-from foveate.models.connectors.cross_attention import CrossAttention
-
-PARTS = ("weight", "bias")
+from foveate.models.connectors.cross_attention import PARTS, CrossAttention
+from foveate.models.connectors.positions import grid_positions, resized_positions
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,8 @@ class MQT(Connector[MQTOptions]):
 
     def reset_parameters(self) -> None:
         """See `Connector.reset_parameters`."""
-        width, outputs = self.projection.shape
-        init.copy_(self.positions, grid_positions(math.isqrt(self.options.num_queries), width))
+        side, (width, outputs) = math.isqrt(self.options.num_queries), self.projection.shape
+        init.copy_(self.positions, grid_positions(Grid(side, side), width))
         init.trunc_normal_(self.queries, std=0.02)
         init.normal_(self.projection, std=outputs**-0.5)
 
@@ -157,23 +155,3 @@ class MQT(Connector[MQTOptions]):
         keys = self.key_norm(keys).view(-1, *features.shape[1:])
         mixed = self.attention(queries[None], keys, self.value_norm(features))
         return mixed @ self.projection
-
-
-def grid_positions(side: int, width: int) -> Tensor:
-    """Positions `(side^2, width)` of a square grid, row-major: of columns in the first half, of rows in the other.
-
-    Each half has the sines, then the cosines, of the place at width / 4 frequencies from 1 down to almost 1 / 10,000.
-    """
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
-    line = torch.cat([angles.sin(), angles.cos()], dim=1).float()
-    columns, rows = line[None].expand(side, -1, -1), line[:, None].expand(-1, side, -1)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
-
-
-def resized_positions(positions: Tensor, grid: Grid) -> Tensor:
-    """Resize positions `(side^2, D)` of a square grid to another grid `(rows * columns, D)`, bicubic, in float32."""
-    side = math.isqrt(len(positions))
-    raster = positions.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(raster, tuple(grid), mode="bicubic", align_corners=False)
-    return resized[0].flatten(1).T.to(positions.dtype)

@@ -13,15 +13,15 @@ from transformers import initialization as init
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import whole_number
+from foveate.models.connectors.cross_attention import PARTS
 from foveate.models.connectors.mlp import MLP, MLPOptions
 from foveate.models.connectors.pixel_unshuffle import squares
 from foveate.models.connectors.tokenpacker import (
     PAPER_LAYERS,
-    PARTS,
+    ReadsSquares,
     SquareAttention,
     TwoLayers,
     check_layers,
-    paper_layers,
 )
 
 #: Names of the two layers and the norm of queries, keys and values in the authors' code.
@@ -52,7 +52,7 @@ class QueCCOptions(MLPOptions):
         check_layers(self.layers, self.query_layer)
 
 
-class QueCC(MLP[QueCCOptions]):
+class QueCC(ReadsSquares, MLP[QueCCOptions]):
     """Makes one token of every scale x scale square: a query that knows the question attends to the square's features.
 
         x' = x + LN(W_t t)                       x (R, C, D); t (d,), the question
@@ -124,19 +124,6 @@ class QueCC(MLP[QueCCOptions]):
                 "mm_vision_token_compression_kernel_size and mm_vision_token_compression_stride must be equal."
             )
         return {"scale": scale, "query_layer": config.get("mm_vision_select_layer", -2)}
-
-    @property
-    def multiple(self) -> int:
-        """See `Connector.multiple`."""
-        return self.options.scale
-
-    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
-        """The layers of keys and values, then the one of queries."""
-        return (*(self.options.layers or paper_layers(num_layers)), self.options.query_layer)
-
-    def reduced(self, grid: Grid, budget: int | None) -> Grid:
-        """See `Connector.reduced`."""
-        return Grid(grid.rows // self.options.scale, grid.columns // self.options.scale)
 
     def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
         """See `Connector.connect`; of several states of the prompt the last one is read."""

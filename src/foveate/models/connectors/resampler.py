@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import Connector, ConnectorOptions, whole_number
 from foveate.models.connectors.cross_attention import CrossAttention
-from foveate.models.connectors.mqt import grid_positions, resized_positions
+from foveate.models.connectors.positions import grid_positions, resized_positions
 
 PARTS = ("weight", "bias")
 #: Width of an attention head where their number is not an option.
@@ -92,7 +92,8 @@ class QueryResampler(Connector[R_co], Generic[R_co]):
 
     def reset_parameters(self) -> None:
         """See `Connector.reset_parameters`."""
-        init.copy_(self.positions, grid_positions(math.isqrt(self.options.num_queries), len(self.projection)))
+        side = math.isqrt(self.options.num_queries)
+        init.copy_(self.positions, grid_positions(Grid(side, side), len(self.projection)))
         init.trunc_normal_(self.queries, std=0.02)
         init.normal_(self.projection, std=len(self.projection) ** -0.5)
 

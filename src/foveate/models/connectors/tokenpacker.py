@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import Connector, ConnectorOptions, whole_number
+from foveate.models.connectors.cross_attention import PARTS, CrossAttention
 from foveate.models.connectors.pixel_unshuffle import squares
 
 #: Hidden states of the 24 blocks of CLIP-L that keys and values are made of.
 PAPER_LAYERS, PAPER_DEPTH = (12, 16, 22, 23), 24
-PARTS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,26 @@ class TokenPackerOptions(ConnectorOptions):
         check_layers(self.layers, self.query_layer)
 
 
-class TokenPacker(Connector[TokenPackerOptions]):
+class ReadsSquares:
+    """Sizes of a connector that makes one token of every scale x scale square, from several layers of the encoder."""
+
+    options: Any
+
+    @property
+    def multiple(self) -> int:
+        """See `Connector.multiple`."""
+        return self.options.scale
+
+    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
+        """The layers of keys and values, then the one of queries."""
+        return (*(self.options.layers or paper_layers(num_layers)), self.options.query_layer)
+
+    def reduced(self, grid: Grid, budget: int | None) -> Grid:
+        """See `Connector.reduced`."""
+        return Grid(grid.rows // self.options.scale, grid.columns // self.options.scale)
+
+
+class TokenPacker(ReadsSquares, Connector[TokenPackerOptions]):
     """Makes one token of every scale x scale square: a downsampled query attends to the square's features.
 
         q = LN(W_q resize(x))                  x (R, C, D) -> q (R/s, C/s, D), bilinear, no bias
@@ -97,19 +116,6 @@ class TokenPacker(Connector[TokenPackerOptions]):
         """See `Connector.released_options`."""
         return {"scale": config.get("scale_factor", 2), "query_layer": config.get("mm_vision_select_layer", -2)}
 
-    @property
-    def multiple(self) -> int:
-        """See `Connector.multiple`."""
-        return self.options.scale
-
-    def feature_layers(self, num_layers: int) -> tuple[int, ...]:
-        """The layers of keys and values, then the one of queries."""
-        return (*(self.options.layers or paper_layers(num_layers)), self.options.query_layer)
-
-    def reduced(self, grid: Grid, budget: int | None) -> Grid:
-        """See `Connector.reduced`."""
-        return Grid(grid.rows // self.options.scale, grid.columns // self.options.scale)
-
     def connect(self, features: Tensor, grid: Grid, output: Grid, text: Tensor | None) -> Tensor:
         """See `Connector.connect`."""
         multi, single = features[:, :, :-1].flatten(2), features[:, :, -1]
@@ -119,28 +125,13 @@ class TokenPacker(Connector[TokenPackerOptions]):
         return self.output(self.attention(query, squares(key, grid, scale), squares(value, grid, scale)))
 
 
-class SquareAttention(nn.Module):
-    """Multi-head attention of every query to the keys and values of its own square.
+class SquareAttention(CrossAttention):
+    """Multi-head attention of every query to the keys and values of its own square; see `CrossAttention`."""
 
-    Args:
-        width: `D` of all of them.
-        num_heads: Heads, which divide the width.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Map queries `(B, n, D)`, with keys and values `(B, n, s^2, D)`, to `(B, n, D)`."""
-        projected = (self.q_proj(query.unsqueeze(2)), self.k_proj(keys), self.v_proj(values))
-        heads = (x.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in projected)
-        mixed = F.scaled_dot_product_attention(*heads)  # (B n, heads, 1, D / heads)
-        return self.out_proj(mixed.reshape(query.shape))
+        mixed = super().forward(queries.flatten(0, 1).unsqueeze(1), keys.flatten(0, 1), values.flatten(0, 1))
+        return mixed.view(queries.shape)
 
 
 class TwoLayers(nn.Module):
