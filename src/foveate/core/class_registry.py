@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +37,17 @@ class ClassRegistry(Generic[C]):
         """Every class by name, in alphabetical order."""
         return dict(sorted({**self.built_in(), **self.added}.items()))
 
+    def named(self, name: str) -> C:
+        """The class of a name.
+
+        Raises:
+            FoveateError: There is none; the message names those that exist.
+        """
+        classes = self.all()
+        if name not in classes:
+            raise FoveateError(f"there is no {self.kind} {name!r}; possible are {', '.join(classes)}.")
+        return classes[name]
+
     def add(self, cls: C) -> None:
         """Register a class; one that is defined again, as in a notebook, replaces itself.
 
@@ -60,6 +72,24 @@ class ClassRegistry(Generic[C]):
         if name not in self.added:
             raise FoveateError(f"no {self.kind} {name!r} was registered; there are {', '.join(self.added) or 'none'}.")
         del self.added[name]
+
+
+def check_subclass(kind: str, cls: Any, base: type, package: str) -> None:
+    """Check a class that is going to be registered.
+
+    Args:
+        kind: The word for one of them.
+        cls: The class.
+        base: The class that it must derive from.
+        package: Where `base` is imported from.
+
+    Raises:
+        FoveateError: It does not derive from `base`, or lacks a method.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, base):
+        raise FoveateError(f"{cls!r} is no {kind}; derive a class from {package}.{base.__name__}.")
+    if inspect.isabstract(cls):
+        raise FoveateError(f"{cls.__qualname__} lacks {', '.join(sorted(cls.__abstractmethods__))}.")
 
 
 def subclasses_in(package: str, path: Iterable[str], base: type) -> Iterator[Any]:

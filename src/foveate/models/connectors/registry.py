@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import inspect
 import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from foveate.core.class_registry import ClassRegistry, by_name, subclasses_in
+from foveate.core.class_registry import ClassRegistry, by_name, check_subclass, subclasses_in
 from foveate.core.errors import FoveateError
 from foveate.core.registry import import_named
 from foveate.models.connectors.connector import Connector
@@ -37,10 +36,8 @@ def connector_named(name: str) -> type[Connector]:
     Raises:
         FoveateError: There is none; the message names those that exist.
     """
-    connectors = all_connectors()
-    if name not in connectors:
-        raise FoveateError(f"there is no connector {name!r}; possible are {', '.join(connectors)}.")
-    return connectors[name]
+    import_named()
+    return _connectors.named(name)
 
 
 def register_connector(cls: C) -> C:
@@ -49,10 +46,7 @@ def register_connector(cls: C) -> C:
     Raises:
         FoveateError: It is no connector, lacks a part, or its name is taken.
     """
-    if not isinstance(cls, type) or not issubclass(cls, Connector):
-        raise FoveateError(f"{cls!r} is no connector; derive a class from foveate.models.connectors.Connector.")
-    if inspect.isabstract(cls):
-        raise FoveateError(f"{cls.__qualname__} lacks {', '.join(sorted(cls.__abstractmethods__))}.")
+    check_subclass("connector", cls, Connector, PACKAGE)
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(getattr(cls, "title", None), str):
         raise FoveateError(

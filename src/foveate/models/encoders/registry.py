@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from transformers import AutoConfig, AutoModel
 
-from foveate.core.class_registry import ClassRegistry, by_name, subclasses_in
+from foveate.core.class_registry import ClassRegistry, by_name, check_subclass, subclasses_in
 from foveate.core.errors import FoveateError
 from foveate.core.registry import import_named
 from foveate.models.encoders.configuration import EncoderConfig
@@ -39,10 +39,8 @@ def encoder_named(name: str) -> type[Encoder]:
     Raises:
         FoveateError: There is none; the message names those that exist.
     """
-    encoders = all_encoders()
-    if name not in encoders:
-        raise FoveateError(f"there is no encoder {name!r}; possible are {', '.join(encoders)}.")
-    return encoders[name]
+    import_named()
+    return _encoders.named(name)
 
 
 def register_encoder(cls: E) -> E:
@@ -51,10 +49,7 @@ def register_encoder(cls: E) -> E:
     Raises:
         FoveateError: It is no encoder, lacks a part, or its name is taken.
     """
-    if not isinstance(cls, type) or not issubclass(cls, Encoder):
-        raise FoveateError(f"{cls!r} is no encoder; derive a class from foveate.models.encoders.Encoder.")
-    if inspect.isabstract(cls):
-        raise FoveateError(f"{cls.__qualname__} lacks {', '.join(sorted(cls.__abstractmethods__))}.")
+    check_subclass("encoder", cls, Encoder, PACKAGE)
     config_class = cls.config_class
     if not isinstance(config_class, type) or not issubclass(config_class, EncoderConfig):
         raise FoveateError(f"{cls.__qualname__} needs a config_class that derives from EncoderConfig.")
