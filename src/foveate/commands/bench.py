@@ -10,7 +10,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from foveate.commands.options import BenchAttention, Device, ResultAsJson
+from foveate.commands.options import BenchAttention, BenchDtype, Device, ResultAsJson
 from foveate.console import command_line, console, notes, print_json
 from foveate.core.errors import FoveateError
 
@@ -46,12 +46,7 @@ def encoders(
         ),
     ] = False,
     device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Data type: float32, bfloat16 or float16; bfloat16 on a GPU, else float32.", show_default=False
-        ),
-    ] = None,
+    dtype: BenchDtype = None,
     attention: BenchAttention = "sdpa",
     text_tokens: Annotated[int, typer.Option(help="Number of text tokens after the image.")] = 32,
     threads: Annotated[int | None, typer.Option(help="CPU threads; PyTorch's default.", show_default=False)] = None,

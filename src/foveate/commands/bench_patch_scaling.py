@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
 from foveate.commands.lists import numbers_in
-from foveate.commands.options import Device, ResultAsJson
+from foveate.commands.options import BenchDtype, Device, ResultAsJson
 from foveate.console import command_line, console, notes, print_json
 
 EXAMPLES = """
@@ -27,12 +27,7 @@ def patch_scaling(
     layers: Annotated[int, typer.Option(help="Blocks of both encoders.")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed turns after a warm-up.")] = 3,
     device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Data type: float32, bfloat16 or float16; bfloat16 on a GPU, else float32.", show_default=False
-        ),
-    ] = None,
+    dtype: BenchDtype = None,
     scan: Annotated[
         str, typer.Option(help="Scan of Adventurer: torch, or mamba_ssm, the kernel of that package on a GPU.")
     ] = "torch",

@@ -86,6 +86,10 @@ AttnImplementation = Annotated[
         help="Attention implementation: sdpa, eager or flash_attention_2.", show_default="that of transformers"
     ),
 ]
+BenchDtype = Annotated[
+    str | None,
+    typer.Option(help="Data type: float32, bfloat16 or float16; bfloat16 on a GPU, else float32.", show_default=False),
+]
 BenchAttention = Annotated[
     str,
     typer.Option(
