@@ -31,6 +31,7 @@ PAGES = {
     "methods.encoder": "Methods inside the encoder",
     "methods.connector": "Methods in the connector",
     "methods.pre_llm": "Methods before the language model",
+    "methods.video": "Methods on clips",
     "methods.decoder": "Methods inside the language model",
     "methods.decoding": "Speculative and contrastive decoding",
     "methods.kv_cache": "KV cache compression",

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 import foveate
-from foveate import compat
+from foveate import FoveateError, compat
+from foveate.core.method import Site
+from foveate.core.registry import methods_at
+from foveate.core.video import VideoMethod
 from tests.families.reference import answers, logits, only_kept
 from tests.families.zoo import zoo
+from tests.runtime.matrix import covering
 
 IMAGE, CLIP = (3, 4), (2, 2, 3)
 MIXED = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma4-e")
@@ -78,6 +82,44 @@ def test_frames_of_a_clip_are_its_crops_in_the_order_of_the_prompt() -> None:
         list(range(start, start + 6)) for start in (0, 6, 12)
     ]
     assert {crop.grid for crop in clip.layout.crops} == {(2, 3)}
+
+
+FAMILIES = (*MIXED, "llava-onevision", "glm-4v", "glm-4.6v")
+METHODS = sorted(name for name, cls in methods_at(Site.PRE_LLM).items() if issubclass(cls, VideoMethod))
+
+
+@pytest.mark.parametrize(("name", "method"), covering(list(FAMILIES), METHODS, times=2))
+def test_methods_on_clips_leave_the_announced_number(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every family with clips, alone and mixed with images in both orders; a run is the model given what stays."""
+    skip_without_clips(name)
+    specimen, clip = zoo()[name], (3, 2, 3)
+    model = specimen.model()
+    rows = [(clip,)] if name.startswith("glm") else [(clip,), (IMAGE, clip), (clip, IMAGE)]
+    for row in rows:
+        inputs = specimen.prompts(model, (row,))
+        untouched = logits(model, inputs)
+        with foveate.compress(model, f"{method}:100%"):
+            assert torch.equal(logits(model, inputs), untouched)
+        with foveate.compress(model, f"{method}:60%", positions="original") as handle:
+            short = logits(model, inputs)
+            report = handle.report()
+            assert answers(model, inputs).equal(answers(model, inputs, use_cache=False))
+        for image in report.images:
+            assert image.tokens_kept == handle.plan.steps[0].count(image.tokens_in) < image.tokens_in
+        assert [image.frames for image in report.images if image.modality == "video"] == ["3 frames"]
+        torch.testing.assert_close(short, only_kept(model, inputs, report, monkeypatch), atol=2e-5, rtol=1e-4)
+    assert torch.equal(logits(model, inputs), untouched)
+
+
+def test_frames_that_lost_tokens_are_not_compared() -> None:
+    specimen = zoo()["qwen2-vl"]
+    model = specimen.model()
+    with (
+        foveate.compress(model, "divprune:50% + evs:25%"),
+        pytest.raises(FoveateError, match="let a method for clips be the first step") as error,
+    ):
+        logits(model, specimen.prompts(model, ((CLIP,),)))
+    assert error.value.code == "needs-whole-frames"
 
 
 def test_a_chunk_of_one_frame_in_kimi() -> None:

@@ -22,6 +22,8 @@ CODES = {
     "needs-plain-patches": "needs exactly the patches of an image as its tokens",
     "needs-uncompressed-encoder": "needs an encoder that does not compress by itself",
     "needs-known-family": "needs a model of a family that foveate knows",
+    "needs-whole-frames": "compares frames with each other, and needs all tokens of all of them",
+    "needs-timestamps": "needs the time of every frame, which neither the call nor the prompt says",
     "needs-known-measurement": "needs something that no probe of a live model measures",
     "needs-later-block": "needs blocks of the encoder behind the last one that is read",
     "needs-nested-connector": "needs a connector that was trained to give several numbers of tokens",

@@ -67,9 +67,13 @@ class PreLLMMethod(Method):
             if count >= len(ordinary):  # the budget takes some separators, the first ones
                 first = tokens.separators.nonzero().flatten()[: count - len(ordinary)]
                 return Selection(torch.cat([ordinary, first]).sort().values)
-        if self.handles_tiles or (plain and len(tokens.crops) == 1):
+        if self.takes_whole(tokens) or (plain and len(tokens.crops) == 1):
             return self.select(tokens, count)
         return self._by_crop(tokens, count)
+
+    def takes_whole(self, tokens: VisualTokens) -> bool:
+        """Whether `select` gets all crops of these tokens at once."""
+        return self.handles_tiles
 
     def _by_crop(self, tokens: VisualTokens, count: int) -> Selection:
         crops = [crop for crop in tokens.crops if len(crop.present)]

@@ -25,9 +25,13 @@ from foveate.core.errors import FoveateError
 from foveate.core.method import Mechanism, Method, Modality, Site
 from foveate.core.plugin_names import GROUP, IMPORTS
 
-#: Packages of the methods of this library. They are imported when a method is first looked up.
+#: Packages of the methods of this library, by site. They are imported when a method is first looked up.
 PACKAGES = {
-    site: f"foveate.methods.{site}" for site in (Site.IMAGE, Site.ENCODER, Site.CONNECTOR, Site.PRE_LLM, Site.DECODER)
+    Site.IMAGE: ("foveate.methods.image",),
+    Site.ENCODER: ("foveate.methods.encoder",),
+    Site.CONNECTOR: ("foveate.methods.connector",),
+    Site.PRE_LLM: ("foveate.methods.pre_llm", "foveate.methods.video"),
+    Site.DECODER: ("foveate.methods.decoder",),
 }
 #: Methods that were called otherwise before: plans and results with the old names stay readable.
 RENAMED = {f"{name}-at": f"{name}-decoder" for name in ("dart", "pool", "ppe", "random", "todre", "vflowopt")}
@@ -146,7 +150,7 @@ def _import_file(path: Path) -> None:
 def built_in_methods() -> dict[str, type[Method]]:
     """The methods of this library by name. Other packages are not loaded, so that they can ask for it meanwhile."""
     methods: dict[str, type[Method]] = {}
-    for site, package in PACKAGES.items():
+    for site, package in ((site, package) for site, packages in PACKAGES.items() for package in packages):
         base: Any = importlib.import_module(package)
         for name, cls in registered(Method, package, base.__path__).items():
             if name in methods or cls.site is not site:

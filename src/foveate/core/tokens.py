@@ -156,6 +156,8 @@ class VisualTokens:
         size: (height, width) of the image in pixels, where known.
         number: Which image of its prompt this is, for seeds.
         tower: The encoder, so that a method can name its needs again: `tokens.get(*self.needs(tokens.tower))`.
+        timestamps: (T,) float32, seconds from the start of the video at which each crop of a clip was recorded, the
+            mean where one crop shows several frames; None where neither the model call nor the prompt says it.
     """
 
     features: Tensor
@@ -165,6 +167,7 @@ class VisualTokens:
     size: tuple[int, int] | None = None
     number: int = 0
     tower: EncoderSpec = EncoderSpec(1, False)
+    timestamps: Tensor | None = None
 
     @classmethod
     def of_grid(cls, features: Tensor, grid: tuple[int, int] | Grid, **fields: Any) -> VisualTokens:
@@ -199,6 +202,40 @@ class VisualTokens:
         return next((crop for crop in self.crops if crop.kind == "thumbnail"), None)
 
     @property
+    def is_clip(self) -> bool:
+        """Whether these are frames of a clip. A clip of one frame is a plain image."""
+        return all(crop.kind == "frame" for crop in self.crops)
+
+    @cached_property
+    def frame_indices(self) -> Tensor:
+        """(T, N) indices of the tokens of every frame of a clip, row-major; an image is a clip of one frame.
+
+        Raises:
+            FoveateError: the tokens are those of tiles, or frames lack tokens, as after another method.
+        """
+        if len(self.crops) == 1:
+            return self.crops[0].present[None]
+        index = [crop.index for crop in self.crops]
+        if not self.is_clip or len({crop.grid for crop in self.crops}) > 1 or bool((torch.cat(index) < 0).any()):
+            raise FoveateError(
+                Refusal(
+                    "needs-whole-frames",
+                    "frames can be compared with each other only while all of them have all of their tokens",
+                    "let a method for clips be the first step of a plan",
+                )
+            )
+        return torch.stack(index)
+
+    @property
+    def frames(self) -> Tensor:
+        """(T, N, D) features of the frames of a clip; an image is a clip of one frame.
+
+        Raises:
+            FoveateError: as `frame_indices`.
+        """
+        return self.features[self.frame_indices]
+
+    @property
     def device(self) -> torch.device:
         """Where the features are."""
         return self.features.device
@@ -225,12 +262,17 @@ class VisualTokens:
             index = torch.full_like(crop.index, -1)
             index[crop.index >= 0] = torch.arange(len(indices), device=indices.device)
         measured = {n: v if n.kind in _WHOLE else _rows(n, v, indices) for n, v in self.measured.items()}
+        times = None
+        if self.timestamps is not None:
+            number = next(number for number, own in enumerate(self.crops) if own is crop)
+            times = self.timestamps[number : number + 1]
         return replace(
             self,
             features=self.features[indices],
             crops=(Crop(index, crop.grid, crop.box, "image"),),
             measured=measured,
             separators=None,
+            timestamps=times,
         )
 
     def take(self, selection: Selection) -> VisualTokens:

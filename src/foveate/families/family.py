@@ -30,12 +30,14 @@ class ImageLayout:
         crops: The rectangles they come from.
         separators: (N,) bool, newline tokens and the like; None: there are none.
         size: (height, width) in pixels as the encoder saw it, where known.
+        timestamps: (T,) float32 seconds of the crops of a clip; None: they are not known.
     """
 
     count: int
     crops: tuple[Crop, ...]
     separators: Tensor | None = None
     size: tuple[int, int] | None = None
+    timestamps: Tensor | None = None
 
 
 class Family(ABC):
@@ -79,6 +81,8 @@ class Family(ABC):
     #: Whether the sequence can be pruned between the layers of the language model: all have attention, with
     #: keys and values of their own.
     decoder: ClassVar[bool] = True
+    #: Where a prompt says the time of a frame, next to the tokens of the frame; None: it says none.
+    written_times: ClassVar[Literal["before", "after"] | None] = None
     #: Token type of answers, in models with token types.
     answer_type: ClassVar[int] = 0
 
@@ -178,6 +182,18 @@ class Family(ABC):
     def counts(self, output: Any) -> list[int]:
         """Tokens of every image."""
         return [len(features) for features in output.pooler_output]
+
+    def timestamps(self, core: Any, arguments: Mapping[str, Any], clip: int, clips: int, frames: int) -> Tensor | None:
+        """(T,) float32 seconds of the crops of a clip, from the arguments of the model; None: they do not say it.
+
+        Args:
+            core: The model.
+            arguments: What it was called with.
+            clip: Index of the clip.
+            clips: Clips of the call; arguments of prompts that are repeated for beams are repeated clip by clip.
+            frames: Crops T of the clip.
+        """
+        return None
 
     # The language model
 

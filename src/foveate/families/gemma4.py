@@ -22,6 +22,7 @@ class Gemma4(Family):
     model_types: ClassVar[tuple[str, ...]] = ("gemma4",)
     example: ClassVar[str] = "google/gemma-4-e2b-it"
     decoder: ClassVar[bool] = False
+    written_times: ClassVar = "before"
     first_layer: ClassVar[bool] = False  # positions are rotated differently in sliding and in full layers
 
     def blocks(self, core: Any) -> list[nn.Module]:

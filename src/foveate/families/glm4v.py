@@ -15,6 +15,7 @@ class Glm4V(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("glm4v", "glm4v_moe", "glm46v")
     raster_features: ClassVar = None  # clips are written frame by frame, with text between
     example: ClassVar[str] = "zai-org/GLM-4.1V-9B-Thinking"
+    written_times: ClassVar = "after"
 
     def placeholder(self, core: Any, modality: str) -> int:
         """Images and clips have the same."""

@@ -84,6 +84,14 @@ class Qwen25VL(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
     example: ClassVar[str] = "Qwen/Qwen2.5-VL-3B-Instruct"
 
+    def timestamps(self, core: Any, arguments: Mapping[str, Any], clip: int, clips: int, frames: int) -> Tensor | None:
+        """From `second_per_grid_ts`, the seconds that each raster of patches stands for: the mean of its frames."""
+        seconds = arguments.get("second_per_grid_ts")
+        if seconds is None:
+            return None
+        step, depth = float(seconds[clip * len(seconds) // clips]), core.config.vision_config.temporal_patch_size
+        return step * (torch.arange(frames) + (depth - 1) / (2 * depth))
+
     def spread(self, core: Any, modality: str, call: Mapping[str, Any], output: Any, values: Tensor) -> list[Tensor]:
         """As `Family.spread`, back from the order of windows."""
         visual = core.visual

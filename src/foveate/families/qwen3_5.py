@@ -22,6 +22,7 @@ class Qwen35(Qwen2VL):
     raster_features: ClassVar = None  # no paper does it here
     example: ClassVar[str] = "Qwen/Qwen3.5-27B"
     decoder: ClassVar[bool] = False
+    written_times: ClassVar = "before"
     first_layer: ClassVar[bool] = False  # the first layer is a linear one
 
     def text_positions(self, positions: Tensor | None) -> Tensor | None:

@@ -21,6 +21,7 @@ class Qwen3VL(Qwen2VL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
     raster_features: ClassVar = None  # DeepStack features would have to be mapped too
     example: ClassVar[str] = "Qwen/Qwen3-VL-4B-Instruct"
+    written_times: ClassVar = "before"
 
     def text_positions(self, positions: Tensor | None) -> Tensor | None:
         """Plain positions are spread over four axes, the first of which tells samples apart."""

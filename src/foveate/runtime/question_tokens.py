@@ -27,7 +27,7 @@ from foveate.core.weights import DATA_ONLY, file_of
 _BLANK = " \n\t\r▁ĠĊĉč"
 _BLANK_BYTES = ("<0x0A>", "<0x0D>", "<0x09>", "<0x20>")
 #: Timestamp of a video frame, as processors write it before the frame's tokens.
-_TIME = re.compile(r"(<\d+(\.\d+)?[ ▁Ġ]seconds>|\d\d:\d\d(:\d\d)?(\.\d+)?)[ ▁ĠĊ\n]*$")
+TIME_BEFORE = re.compile(r"(<(?P<seconds>\d+(\.\d+)?)[ ▁Ġ]seconds>|(?P<clock>\d\d:\d\d(:\d\d)?(\.\d+)?))[ ▁ĠĊ\n]*$")
 #: Words that no template contains, to find the text around them.
 _FIRST_WORD, _ANSWER_WORD, _SECOND_WORD = "zebra", "heron", "otter"
 
@@ -139,7 +139,7 @@ class PromptReader:
 
     def words(self, ids: Sequence[int], places: Sequence[int], all_turns: bool) -> list[int]:
         """Select the positions in `places` that hold the user's words, of the last turn or of all."""
-        pieces = self._pieces(ids)
+        pieces = self.pieces(ids)
         text, starts = "".join(pieces), _starts(pieces)
         turns = self._turns(text)
         turns = turns if all_turns else turns[-1:]
@@ -153,7 +153,7 @@ class PromptReader:
         ]
         question = []
         for run in _runs(candidates):
-            timed = _TIME.search("".join(pieces[p] for p in run))
+            timed = TIME_BEFORE.search("".join(pieces[p] for p in run))
             if timed and run[-1] + 1 < len(ids) and ids[run[-1] + 1] in self.special:  # timestamp of the next frame
                 run = [p for p in run if starts[p] - starts[run[0]] < timed.start()]
             trimmed = _trimmed(run, pieces)
@@ -164,9 +164,9 @@ class PromptReader:
 
     def find(self, ids: Sequence[int], question: str) -> list[int]:
         """See `QuestionFinder.find_text`."""
-        pieces = self._pieces(ids)
+        pieces = self.pieces(ids)
         prompt, starts = "".join(pieces), _starts(pieces)
-        text = "".join(self._pieces(self.tokenizer(question, add_special_tokens=False)["input_ids"])).strip(_BLANK)
+        text = "".join(self.pieces(self.tokenizer(question, add_special_tokens=False)["input_ids"])).strip(_BLANK)
         start = prompt.rfind(text) if text else -1
         if start < 0:
             raise FoveateError(
@@ -197,10 +197,11 @@ class PromptReader:
             return True
         if before in self._edges or after >= len(ids) or ids[after] not in self.special:
             return False
-        opening, closing = self._pieces([before, ids[after]])
+        opening, closing = self.pieces([before, ids[after]])
         return opening.startswith("<") and closing == f"</{opening[1:]}"
 
-    def _pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Tokens as text, with the vocabulary's characters for whitespace."""
         return [piece or "" for piece in self.tokenizer.convert_ids_to_tokens([int(n) for n in ids])]
 
     def _read_template(self, template: str) -> TemplateText:
@@ -227,13 +228,13 @@ class PromptReader:
         ids = written(parts)
         if ids is None:
             return TemplateText()
-        conversation = "".join(self._pieces(ids))
+        conversation = "".join(self.pieces(ids))
         places = [conversation.find(word) for word in (_FIRST_WORD, _ANSWER_WORD, _SECOND_WORD)]
         if min(places) < 0:
             return TemplateText()
         first, answer, second = places
         between = conversation[answer + len(_ANSWER_WORD) : second]
-        answered = "".join(self._pieces(written(parts, turns=2) or []))
+        answered = "".join(self.pieces(written(parts, turns=2) or []))
         ended = answered[answered.find(_ANSWER_WORD) + len(_ANSWER_WORD) :] if _ANSWER_WORD in answered else ""
         # The text that ends an answer is not part of the text that opens a turn.
         before = _common_end(conversation[:first], between[len(_common_start(between, ended)) :])
@@ -246,7 +247,7 @@ class PromptReader:
 
     def _between(self, ids: Sequence[int]) -> frozenset[tuple[int, str]]:
         """Runs of text between special tokens, each with the token before it."""
-        pieces = self._pieces(ids)
+        pieces = self.pieces(ids)
         runs = _runs([place for place, token in enumerate(ids) if token not in self.special])
         trimmed_runs = [(run, _trimmed(run, pieces)) for run in runs if run[0]]
         return frozenset(

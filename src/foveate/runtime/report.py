@@ -134,10 +134,13 @@ class ImageReport:
 
     def as_json(self) -> dict[str, object]:
         """The report in plain types."""
-        crops = [
+        crops: list[dict[str, object]] = [
             {"kind": crop.kind, "grid": list(crop.grid), "tokens": len(crop.present), "kept": kept}
             for crop, kept in zip(self.layout.crops, self.kept_by_crop, strict=True)
         ]
+        if self.layout.timestamps is not None:
+            for crop, time in zip(crops, self.layout.timestamps.tolist(), strict=True):
+                crop["seconds"] = time
         return {
             "image": self.number,
             "modality": self.modality,
@@ -151,6 +154,14 @@ class ImageReport:
             "layers": [layer.as_json() for layer in self.layers],
             "notes": list(self.notes),
         }
+
+    @property
+    def frames(self) -> str:
+        """Number and times of the frames of a clip, in words; empty for images."""
+        count, times = len(self.layout.crops), self.layout.timestamps
+        if self.modality != "video" or count == 1:
+            return ""
+        return f"{count} frames" + ("" if times is None else f", {times[0]:.1f} to {times[-1]:.1f} s")
 
     @property
     def kept_by_crop(self) -> list[int]:
@@ -215,7 +226,8 @@ class Report:
             steps = ", ".join(
                 f"{s.method} {s.tokens_in} -> {s.tokens_kept} ({s.milliseconds:.1f} ms)" for s in image.steps
             )
-            lines += [f"  {image.modality} {image.number}: {steps or 'all tokens'}"]
+            frames = f" ({image.frames})" if image.frames else ""
+            lines += [f"  {image.modality} {image.number}{frames}: {steps or 'all tokens'}"]
             lines += [f"    {layer}" for layer in image.layers]
             lines += [f"    {note}" for note in image.notes]
         return "\n".join(lines)

@@ -20,6 +20,7 @@ from foveate.families import Family
 from foveate.runtime.attention_masks import SequenceMasks
 from foveate.runtime.encoding import EncodedImages
 from foveate.runtime.first_layer_attention import queries_and_keys
+from foveate.runtime.frame_times import written_times
 from foveate.runtime.question_tokens import QuestionFinder
 from foveate.runtime.report import ImageReport, StepReport
 
@@ -121,6 +122,8 @@ class TokenSelector:
                 notes |= {note: None} if note else {}
             elif need.kind == "text_feature" and self.text_features is not None:
                 measured[need] = self._text_feature(self.text_features, row, len(embeds))
+        if modality == "video":
+            layout = replace(layout, timestamps=self._timestamps(context, encoded, row, columns))
         tokens = VisualTokens(
             embeds[row, columns].detach(),
             layout.crops,
@@ -129,6 +132,7 @@ class TokenSelector:
             layout.size,
             self._images_before(context, encoded, modality, row, columns),
             self.tower,
+            None if layout.timestamps is None else layout.timestamps.to(embeds.device),
         )
         selection = Selection(torch.arange(len(tokens), device=embeds.device))
         steps = []
@@ -165,6 +169,17 @@ class TokenSelector:
         return selection, ImageReport(
             number, modality, row, layout, selection, tuple(steps), tuple(notes), measured=scores
         )
+
+    def _timestamps(self, context: ForwardContext, encoded: EncodedImages, row: int, columns: Tensor) -> Tensor | None:
+        """(T,) seconds of the frames of the next clip, from the model's arguments or from its prompt."""
+        clip, frames = len(encoded.selections), encoded.layouts[len(encoded.selections)].crops
+        times = self.family.timestamps(self.core, context.arguments, clip, len(encoded.layouts), len(frames))
+        ids, side = context.arguments.get("input_ids"), self.family.written_times
+        if times is not None or ids is None or side is None or self.question_finder.reader is None:
+            return times
+        ends = [(int(columns[crop.index[0]]), int(columns[crop.index[-1]]) + 1) for crop in frames]
+        written = written_times(self.question_finder.reader, ids[row].tolist(), ends, side)
+        return None if written is None else torch.tensor(written, dtype=torch.float32)
 
     def _images_before(
         self, context: ForwardContext, encoded: EncodedImages, modality: str, row: int, columns: Tensor

@@ -118,12 +118,19 @@ def tiled(
     return VisualTokens(features, tuple(crops), separators=separators if newlines else None, tower=tower)
 
 
-def frames(count: int = 3, rows: int = 3, columns: int = 4, tower: EncoderSpec = CLIP, seed: int = 0) -> VisualTokens:
+def frames(
+    count: int = 3,
+    rows: int = 3,
+    columns: int = 4,
+    tower: EncoderSpec = CLIP,
+    seed: int = 0,
+    timestamps: Tensor | None = None,
+) -> VisualTokens:
     """A clip."""
     size = rows * columns
     crops = tuple(Crop(torch.arange(i * size, (i + 1) * size), Grid(rows, columns), kind="frame") for i in range(count))
     features = torch.randn(count * size, WIDTH, generator=torch.Generator().manual_seed(seed))
-    return VisualTokens(features, crops, tower=tower)
+    return VisualTokens(features, crops, tower=tower, timestamps=timestamps)
 
 
 def same(first: object, second: object) -> bool:

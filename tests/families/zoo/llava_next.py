@@ -60,17 +60,29 @@ FAMILY: dict[str, str] = {}
 
 
 def prompts(model: Any, rows: Rows, side: str = "left", seed: int = 0) -> dict[str, Any]:
-    """Images of (height, width) times 14 pixels; LLaVA-OneVision cuts those that are alone in their prompt."""
+    """Images of (height, width) times 14 pixels; LLaVA-OneVision cuts those that are alone in their prompt.
+
+    Clips of (frames, height, width) have frames of 2 x 2 tokens, whatever their size; all of a batch have as many.
+    """
     family: Any = family_of(model)
-    images = image_seeds(rows, seed)
+    items = image_seeds(rows, seed)
+    images = [(own, (size[0], size[1])) for own, size in items if len(size) == 2]
+    clips = [(own, size[0]) for own, size in items if len(size) == 3]
     sizes = torch.tensor([(14 * height, 14 * width) for _, (height, width) in images]).view(-1, 2)
     call: dict[str, Any] = {"image_sizes": sizes}
     if family.name == "llava-onevision":
-        call["batch_num_images"] = torch.tensor([len(row) for row in rows])
+        call["batch_num_images"] = torch.tensor([sum(len(size) == 2 for size in row) for row in rows])
     tiles = family._tiles(model.model, call)
     blank = [torch.zeros(count, 16, 1) for count in tiles]
-    counts = iter([len(own) for own in family._pack(model.model, call, blank, torch.zeros(1))])
-    inputs = conversation(rows, lambda size: [IMAGE] * next(counts), seed, side)
+    packed = family._pack(model.model, call, blank, torch.zeros(1)) if images else []
+    counts = iter([len(own) for own in packed])
+
+    def tokens_of(size: tuple[int, ...]) -> list[int]:
+        return [IMAGE] * next(counts) if len(size) == 2 else [VIDEO] * (4 * size[0] + 1)
+
+    inputs = conversation(rows, tokens_of, seed, side)
+    if clips:
+        inputs["pixel_values_videos"] = torch.stack([pixels(own, frames, 3, 56, 56) for own, frames in clips])
     if images:
         padded = torch.zeros(len(images), max(tiles), 3, 56, 56)
         for place, ((own, _), count) in enumerate(zip(images, tiles, strict=True)):
