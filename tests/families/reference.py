@@ -136,7 +136,10 @@ def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
 
 
 def only_kept(model: Any, inputs: dict[str, Any], report: Report, patch: Patch) -> Tensor:
-    """Logits (1, P, V) of the language model called by hand with the embeddings that stay, at their positions."""
+    """Logits (1, P, V) of the language model called by hand with the embeddings that stay, at their positions.
+
+    What a selection merged is there in place of the embeddings, and in the DeepStack features.
+    """
     family = family_of(model)
     core = family.core(model)
     text: Any = family.text(core)
@@ -151,6 +154,12 @@ def only_kept(model: Any, inputs: dict[str, Any], report: Report, patch: Patch) 
         context.setattr(text, "forward", spy)
         logits(model, inputs)
     stays = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool)
+    embeds, planes = seen["inputs_embeds"].clone(), []
+    if seen.get("deepstack_visual_embeds") is not None:
+        visual = seen["visual_pos_masks"]
+        planes = [embeds.new_zeros(embeds.shape[1:]) for _ in seen["deepstack_visual_embeds"]]
+        for plane, values in zip(planes, seen["deepstack_visual_embeds"], strict=True):
+            plane[visual[0]] = values
     for modality in ("image", "video"):
         own = [image for image in report.images if image.modality == modality]
         if not own:
@@ -158,17 +167,18 @@ def only_kept(model: Any, inputs: dict[str, Any], report: Report, patch: Patch) 
         columns = (inputs["input_ids"][0] == family.placeholder(core, modality)).nonzero().flatten()
         for image, part in zip(own, columns.split([image.tokens_in for image in own]), strict=True):
             stays[part] = False
-            stays[part[image.selection.indices]] = True
-    short: dict[str, Any] = {
-        "attention_mask": stays[stays][None].long(),
-        "inputs_embeds": seen["inputs_embeds"][:, stays],
-    }
+            kept = part[image.selection.indices]
+            stays[kept] = True
+            if image.selection.features is not None:
+                embeds[0, kept] = image.selection.features
+            for plane in planes:
+                plane[kept] = image.selection.apply(plane[part])
+    short: dict[str, Any] = {"attention_mask": stays[stays][None].long(), "inputs_embeds": embeds[:, stays]}
     positions = seen.get("position_ids")
     short["position_ids"] = (torch.arange(len(stays))[None] if positions is None else positions)[..., stays]
-    if seen.get("deepstack_visual_embeds") is not None:
-        visual = seen["visual_pos_masks"]
+    if planes:
         short["visual_pos_masks"] = visual[:, stays]
-        short["deepstack_visual_embeds"] = [plane[stays[visual[0]]] for plane in seen["deepstack_visual_embeds"]]
+        short["deepstack_visual_embeds"] = [plane[stays & visual[0]] for plane in planes]
     if seen.get("per_layer_inputs") is not None:
         short["per_layer_inputs"] = seen["per_layer_inputs"][:, stays]
     with torch.no_grad():

@@ -13,7 +13,8 @@ from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import LayerTokens
 from foveate.core.tokens import Crop, Grid, Selection
 from foveate.methods.decoder.ppe import PPEDecoder
-from foveate.methods.pre_llm.ppe import cluster_members, density_peaks, rotary_members
+from foveate.methods.pre_llm.ppe import cluster_members, rotary_members
+from foveate.methods.shared.clustering import density_peaks
 from foveate.testing.layer_tokens import changed, layer_tokens
 from tests.families.zoo import IMAGE, zoo
 
@@ -30,7 +31,7 @@ def test_every_frame_is_clustered_by_itself(count: int) -> None:
     for number, share in enumerate(shares):
         if share:
             x = tokens.features[6 * number : 6 * number + 6]
-            labels = density_peaks(x, share, 5)
+            _, labels = density_peaks(x, share, 5)
             carried = cluster_members(labels, share, 4) + 6 * number
             for own in range(share):
                 rows[int(carried[own, 0])] = (x[labels == own].mean(dim=0), carried[own].tolist())

@@ -14,7 +14,8 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import divide
 from foveate.core.tokens import Crop, Grid, VisualTokens
-from foveate.methods.pre_llm.ppe import PPE, cluster_members, density_peaks, rotary_angles, rotary_axes, rotary_ids
+from foveate.methods.pre_llm.ppe import PPE, cluster_members, rotary_angles, rotary_axes, rotary_ids
+from foveate.methods.shared.clustering import density_peaks
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "ppe.json").read_text())["cases"]
 
@@ -171,7 +172,7 @@ def test_merging_over_time_is_two_stages_by_a_loop(count: int) -> None:
     rows: list[tuple[Tensor, list[int], list[int]]] = []  # every frame, in raster order of the first member
     of_frame = []
     for frame in range(8):
-        labels = density_peaks(x[frame], share, 5) if share < 6 else torch.arange(6)
+        labels = density_peaks(x[frame], share, 5)[1] if share < 6 else torch.arange(6)
         carried = cluster_members(labels, share, 3) + 6 * frame
         own = [
             (
@@ -184,13 +185,13 @@ def test_merging_over_time_is_two_stages_by_a_loop(count: int) -> None:
         of_frame.append(range(len(rows), len(rows) + len(own)))
         rows += own
     means = torch.stack([torch.stack([rows[r][0] for r in own]).mean(dim=0) for own in of_frame])
-    events = density_peaks(means, 2, 5)
+    _, events = density_peaks(means, 2, 5)
     groups = [[r for frame in range(8) if events[frame] == n for r in of_frame[frame]] for n in range(2)]
     assert sorted(map(len, groups)) == [4 * share, 4 * share]  # the scenes are the events
     expected = {}
     for group, wanted in zip(groups, divide(count, [len(group) for group in groups]), strict=True):
         features = torch.stack([rows[r][0] for r in group])
-        labels = density_peaks(features, wanted, 5)
+        _, labels = density_peaks(features, wanted, 5)
         for n in range(wanted):
             own = [group[i] for i in (labels == n).nonzero().flatten().tolist()]
             sources = sorted(i for r in own for i in rows[r][2])
@@ -222,4 +223,4 @@ def test_errors() -> None:
         rotary_ids(torch.zeros(2, 4, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), (2, 2, 2))
     with pytest.raises(FoveateError, match="at least 1"):
         rotary_axes((4, 0))
-    assert density_peaks(torch.zeros(3, 2), 3, 5).tolist() == [0, 1, 2]
+    assert density_peaks(torch.zeros(3, 2), 3, 5)[1].tolist() == [0, 1, 2]

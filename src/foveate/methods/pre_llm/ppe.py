@@ -13,7 +13,8 @@ from torch import Tensor
 from foveate.core.counting import share_of
 from foveate.core.errors import FoveateError
 from foveate.core.pre_llm import PreLLMMethod, divide
-from foveate.core.tokens import Crop, Selection, VisualTokens, merge_tokens, ranked, wide
+from foveate.core.tokens import Crop, Selection, VisualTokens, merge_tokens, wide
+from foveate.methods.shared.clustering import density_peaks
 
 #: Most members of a merged token: a rotary embedding has fewer channels to share out.
 MOST_MEMBERS = 1024
@@ -130,30 +131,8 @@ def clustered(
     """
     if reference and neighbours > count:
         neighbours = min(3, max(count // 2, 1))
-    labels = density_peaks(x, count, neighbours)
+    _, labels = density_peaks(x, count, neighbours)
     return labels, cluster_members(labels, count, members, last_first=reference)
-
-
-def density_peaks(features: Tensor, count: int, neighbours: int) -> Tensor:
-    """Labels (N,) of deterministic DPC-kNN, 0 to count - 1, each used, the cluster of the best centre first.
-
-    Args:
-        features: (N, D), compared by Euclidean distance.
-        count: Clusters, at most N.
-        neighbours: k of the density; at most N are used.
-    """
-    x = features.float()
-    distance = (torch.cdist(x, x) / x.shape[1] ** 0.5).fill_diagonal_(0)
-    near = distance.topk(min(neighbours, len(x)), dim=1, largest=False).values
-    density = (-near.square().mean(dim=1)).exp()
-    place = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    place[density.argsort(descending=True, stable=True)] = torch.arange(len(x), device=x.device)
-    denser = place[None, :] < place[:, None]
-    delta = torch.where(denser, distance, distance.max()).amin(dim=1)
-    centres = ranked(delta * density, count)
-    labels = distance[centres].argmin(dim=0)
-    labels[centres] = torch.arange(count, device=x.device)  # a centre that equals another one stays its own
-    return labels
 
 
 def cluster_members(labels: Tensor, count: int, members: int, *, last_first: bool = False) -> Tensor:

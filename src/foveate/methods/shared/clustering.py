@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate.core.tokens import ranked, wide
-from foveate.methods.shared.diversity import gram
 
 
 def spread(size: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -120,31 +119,49 @@ def outlier_factor(values: Tensor, neighbours: int) -> Tensor:
     return out
 
 
-def density_peaks(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def density_peaks(x: Tensor, count: int, neighbours: int | None = None) -> tuple[Tensor, Tensor]:
     """DPC-kNN: centres are dense, and far from what is denser (Rodriguez and Laio, 2014; Du et al., 2016).
 
-    With distances d(i, j) = |x_i - x_j| / sqrt(D), the density of i is exp(-mean d(i, j)^2) over its `count` nearest,
-    itself among them; its distance is that to the nearest denser token, for the densest the greatest there is. Tokens
-    with the greatest density times distance are centres, all others join the nearest centre. Of equally dense tokens
-    the first counts as denser, of equal centres the first wins.
+    Tokens with the greatest `peak_scores` are centres, all others join the nearest centre. Of equal centres the first
+    wins.
 
     Args:
         x: (N, D).
         count: Clusters, from 1 to N.
+        neighbours: Of the density; None: as many as clusters.
 
     Returns:
         (count,) indices of the centres, the best first; (N,) which of them each token belongs to.
     """
-    x = x.float()
-    products = gram(x - x.mean(dim=0))
-    squares = products.diagonal()
-    distance = ((squares[:, None] + squares - 2 * products).clamp(min=0) / x.shape[1]).sqrt().fill_diagonal_(0)
-    density = (-distance.topk(count, largest=False).values.square().mean(dim=1)).exp()
-    order = torch.arange(len(x), device=x.device)
-    denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
-    apart = distance.masked_fill(~denser, torch.inf).amin(dim=1)
-    apart = torch.where(apart.isinf(), distance.max(), apart)
-    centres = ranked(apart * density, count)
+    distance = distances(x)
+    centres = ranked(peak_scores(distance, count if neighbours is None else neighbours), count)
     labels = distance[:, centres].argmin(dim=1)
-    labels[centres] = torch.arange(count, device=x.device)
+    labels[centres] = torch.arange(count, device=x.device)  # a centre that equals another one stays its own
     return centres, labels
+
+
+def distances(x: Tensor) -> Tensor:
+    """Euclidean distances (..., N, N) of all rows of x (..., N, D) over sqrt(D), in float32; a row's to itself is 0."""
+    x = x.float()
+    x = x - x.mean(dim=-2, keepdim=True)  # long common parts would cancel
+    distance = torch.cdist(x, x) / x.shape[-1] ** 0.5
+    distance.diagonal(dim1=-2, dim2=-1).zero_()
+    return distance
+
+
+def peak_scores(distance: Tensor, neighbours: int) -> Tensor:
+    """Density times distance to what is denser, of every token: (..., N).
+
+    The density of i is exp(-mean of d(i, j)^2) over its `neighbours` nearest, itself among them; its distance is that
+    to the nearest denser token, for the densest the greatest there is. Of equally dense tokens the first counts as
+    denser.
+
+    Args:
+        distance: (..., N, N) symmetric.
+        neighbours: At most N are used.
+    """
+    near = distance.topk(min(neighbours, distance.shape[-1]), dim=-1, largest=False).values
+    density = (-near.square().mean(dim=-1)).exp()
+    place = density.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    denser = place[..., None, :] < place[..., :, None]
+    return torch.where(denser, distance, distance.amax(dim=(-2, -1), keepdim=True)).amin(dim=-1) * density
