@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, Qwen2_5_VLForConditionalGeneration
 
 from foveate import FoveateError, cli
 from foveate.benchmark.nbytes import weight_bytes
@@ -145,6 +146,36 @@ def test_shapes_have_the_sizes_that_they_are_named_after() -> None:
         assert sum(p.numel() for p in SHAPES["llava-1.5"].build(TEXTS["qwen2-0.5b"]).parameters()) > 7e8
 
 
+def _clip_model(text: dict[str, Any]) -> Any:
+    """Qwen2.5-VL of the zoo, with patches of 14 pixels."""
+    small = zoo()["qwen2.5-vl"].make().config
+    small.vision_config.patch_size, small.vision_config.window_size = 14, 56
+    small.image_token_id, small.video_token_id = shapes.IMAGE, shapes.VIDEO
+    small.text_config.vocab_size = shapes.VIDEO + 1
+    return Qwen2_5_VLForConditionalGeneration(small).eval()
+
+
+def test_clips_are_measured_at_every_number_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = replace(SHAPES["qwen2.5-vl"], name="clips", build=_clip_model)
+    monkeypatch.setitem(SHAPES, "clips", shape)
+    monkeypatch.setattr(shapes, "FRAME_SIDE", 56)
+    settings = SpeedSettings(
+        ("clips",), ("evs", "vidcom2"), ("50%",), frames=(3, 6), repeats=1, new_tokens=2, text_tokens=4, dtype="float32"
+    )
+    result = run(settings)
+    rows = {(row["model"], row["plan"]): row for row in result["rows"]}
+    for frames, tokens in ((3, 8), (6, 12)):
+        for method in ("evs", "vidcom2", "random"):
+            row = rows[f"clips, {frames} frames", f"{method}:50%"]
+            assert (row["tokens_in"], row["tokens"], row["flops"]["formula"]) == (tokens, tokens // 2, None)
+            assert row["control"] == "random:50%" and row["efficiency"] > 0
+    assert [line["plan"] for line in result["impossible"]] == ["downsample:50%"] * 2
+    clips = groups_of(replace(settings, methods=()), ("25%",))["50%"]
+    assert "evs:50%" in clips and "divprune:50%" not in clips
+    first, second = (torch.tensor(np.array(frame)) for frame in SHAPES["clips"].frames(2))
+    assert torch.equal(first[:28], second[:28]) and not torch.equal(first, second)
+
+
 def test_bytes_are_those_of_the_tensors() -> None:
     assert stored_bytes({"a": (torch.zeros(3), [torch.zeros(2, dtype=torch.int8)]), "b": "text"}) == 14
     tied = torch.nn.Linear(4, 4, bias=False)
@@ -183,6 +214,8 @@ def test_plans_in_a_list() -> None:
         ({"dtype": "int8"}, "float32"),
         ({"text": "llama"}, "qwen2-0.5b"),
         ({"device": "tpu"}, "cpu and cuda"),
+        ({"frames": (16,)}, "clips have at least one frame, and are measured on qwen2.5-vl"),
+        ({"frames": (0,), "models": ("qwen2.5-vl",)}, "at least one frame"),
     ],
 )
 def test_what_is_not_possible_is_refused(change: dict[str, Any], message: str) -> None:

@@ -22,6 +22,7 @@ EXAMPLES = """
     foveate bench speed --models llava-1.5 --methods divprune,hiprune --batch 1,8
     foveate bench speed --models path/or/hub-id --plans "fastervlm:192 + pool:50%" --image page.png
     foveate bench speed --device cuda --attention flash_attention_2 --repeats 10
+    foveate bench speed --frames 16,64,256 --budgets 25%
 """
 
 
@@ -134,6 +135,14 @@ def speed(
             show_default=False,
         ),
     ] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated numbers of frames, such as 16,64,256: measure clips of 224 x 224 px, and all methods "
+            "for clips, on qwen2.5-vl.",
+            show_default=False,
+        ),
+    ] = None,
     batch: Annotated[str, typer.Option(help="Comma-separated batch sizes: 1,8.")] = "1",
     repeats: Annotated[int | None, typer.Option(help="Timed turns after a warm-up; 3.", show_default=False)] = None,
     new_tokens: Annotated[
@@ -185,7 +194,8 @@ def speed(
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = benchmark.SpeedSettings(
-        models=names_in(models) or (("embedded",) if quick else tuple(benchmark.SHAPES)),
+        models=names_in(models) or _models(quick, clips=frames is not None),
+        frames=numbers_in(frames, "--frames") if frames else (),
         methods=names_in(methods),
         budgets=names_in(budgets) or (("25%",) if quick else ()),
         plans=plans_in(plans),
@@ -219,6 +229,15 @@ def speed(
     for line in results["impossible"]:
         console.print(f"{line['model']}, {line['plan']}: {line['reason']}", markup=False)
     console.print(f"written: {output}")
+
+
+def _models(quick: bool, *, clips: bool) -> tuple[str, ...]:
+    """Return the models that are measured where none are named."""
+    from foveate.benchmark.speed import SHAPES
+
+    if clips:
+        return tuple(name for name, shape in SHAPES.items() if shape.clip is not None)
+    return ("embedded",) if quick else tuple(SHAPES)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -23,10 +23,10 @@ def by_loop(features: Tensor, clip: tuple[int, int, int], count: int) -> list[tu
             first, second = [grid[0][::2]], [grid[0][1::2]]
         pairs = []
         for number, frame in enumerate(first):
-            beside = [one for n in (number - 1, number) if 0 <= n < len(second) for one in second[n]]
+            candidates = [one for n in (number - 1, number) if 0 <= n < len(second) for one in second[n]]
             for token in frame:
-                cosines = [float(torch.cosine_similarity(means[token], means[other], dim=0)) for other in beside]
-                pairs.append((-max(cosines), len(pairs), token, beside[cosines.index(max(cosines))]))
+                cosines = [float(torch.cosine_similarity(means[token], means[other], dim=0)) for other in candidates]
+                pairs.append((-max(cosines), len(pairs), token, candidates[cosines.index(max(cosines))]))
         for _, _, token, other in sorted(pairs)[: len(members) - count]:
             members[other] = members[other] + members.pop(token)
         grid = second

@@ -21,14 +21,14 @@ from foveate.core.plan import Plan
 
 @dataclass
 class MeasuredModel:
-    """A model and one question about one image.
+    """A model and one question about one image or clip.
 
     Args:
         name: Name of the model.
         model: Model on its device, in evaluation mode.
         budgets: Default budgets of the measurement.
         preprocess: Makes the model's inputs for a batch of equal prompts; timed as "preprocess".
-        size: (width, height) of the image in pixels.
+        size: (width, height) of the image in pixels; None: it is a clip, for which there is no formula.
         images: The image processor, for the closed formula; None: released settings.
     """
 
@@ -36,7 +36,7 @@ class MeasuredModel:
     model: Any
     budgets: tuple[str, ...]
     preprocess: Callable[[int], dict[str, Any]]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     images: Any = None
 
     @property
@@ -54,6 +54,8 @@ class MeasuredModel:
         """
         from foveate import cost
 
+        if self.size is None:
+            return None
         try:
             shape = cost.shape_of(self.model.config)
             processed = cost.processed_image(self.model.config, *self.size, self.images)
@@ -66,13 +68,13 @@ class MeasuredModel:
             return None
 
 
-def subject(name: str, settings: SpeedSettings) -> MeasuredModel:
-    """Load the model of that name.
+def subject(name: str, settings: SpeedSettings, frames: int | None = None) -> MeasuredModel:
+    """Load the model of that name, with a clip of `frames` or an image.
 
     Raises:
         FoveateError: it cannot be loaded, or cannot run with that attention.
     """
-    made = _shape(SHAPES[name], settings) if name in SHAPES else _loaded(name, settings)
+    made = _shape(SHAPES[name], settings, frames) if name in SHAPES else _loaded(name, settings)
     attend(made.model, settings.attention)
     return made
 
@@ -90,7 +92,7 @@ def attend(model: Any, attention: str) -> None:
         raise FoveateError(f"attention {attention!r} is not available here; use sdpa or eager: {reason}.") from error
 
 
-def _shape(shape: Shape, settings: SpeedSettings) -> MeasuredModel:
+def _shape(shape: Shape, settings: SpeedSettings, frames: int | None) -> MeasuredModel:
     device = torch.device(settings.device)
     dtype = DTYPES["bfloat16" if settings.dtype == "auto" else settings.dtype]
     before = torch.get_default_dtype()
@@ -101,15 +103,20 @@ def _shape(shape: Shape, settings: SpeedSettings) -> MeasuredModel:
             model: Any = shape.build(TEXTS[settings.text]).eval()
     finally:
         torch.set_default_dtype(before)
-    picture = shape.picture()
+    picture, clip = shape.picture(), None if frames is None else shape.frames(frames)
 
     def preprocess(batch: int) -> dict[str, Any]:
-        inputs = shape.inputs(picture, settings.text_tokens, batch)
+        if clip is None:
+            inputs = shape.inputs(picture, settings.text_tokens, batch)
+        else:
+            inputs = shape.clip_inputs(clip, settings.text_tokens, batch)
         return {
             name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
             for name, value in inputs.items()
         }
 
+    if clip is not None:
+        return MeasuredModel(f"{shape.name}, {frames} frames", model, shape.budgets, preprocess, None)
     return MeasuredModel(shape.name, model, shape.budgets, preprocess, picture.size)
 
 

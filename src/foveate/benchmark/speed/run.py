@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from foveate.core.errors import FoveateError, Refusal
 from foveate.core.plan import Plan
 
 #: What may differ between a run and the one that resumes it.
-_FREE = ("models", "methods", "budgets", "plans", "batches")
+_FREE = ("models", "methods", "budgets", "plans", "frames", "batches")
 
 
 def run(
@@ -58,9 +59,9 @@ def run(
         "impossible": impossible,
     }
     with profiling.threads(settings.threads):
-        for name in settings.models:
+        for name, frames in product(settings.models, settings.frames or (None,)):
             report(f"building {name}")
-            loaded = subject(name, settings)
+            loaded = subject(name, settings, frames)
             for batch in settings.batches:
                 measuring = PlanMeasurement(loaded, batch, settings.new_tokens, settings.attention)
                 for budget, plans in groups_of(settings, loaded.budgets).items():

@@ -25,8 +25,9 @@ class SpeedSettings:
     Args:
         models: Names of `SHAPES`, folders, Hub ids, or "embedded".
         methods: Names of methods, each run at every budget; all that need no weights of their own where no plans are
-            given either.
+            given either; of clips those for clips.
         budgets: In place of the models' own.
+        frames: Numbers of frames of clips, which are measured in place of images.
         plans: Plans as text, in addition to the methods.
         batches: How many prompts are answered at once.
         repeats: Timed turns after a warm-up.
@@ -49,6 +50,7 @@ class SpeedSettings:
     methods: tuple[str, ...] = ()
     budgets: tuple[str, ...] = ()
     plans: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()
     batches: tuple[int, ...] = (1,)
     repeats: int = 3
     new_tokens: int = 8
@@ -73,6 +75,9 @@ class SpeedSettings:
                 raise FoveateError(
                     f"there is no model {name!r}; possible are {', '.join(SHAPES)}, embedded, a folder and a Hub id."
                 )
+        clips = [name for name, shape in SHAPES.items() if shape.clip is not None]
+        if self.frames and (min(self.frames) < 1 or not set(self.models) <= set(clips)):
+            raise FoveateError(f"clips have at least one frame, and are measured on {', '.join(clips)}.")
         if not self.models or not self.batches or min(self.repeats, self.text_tokens, self.threads) < 1:
             raise FoveateError("at least one model, one batch, one turn, one text token and one thread are needed.")
         if min(self.batches) < 1 or self.new_tokens < 2:
@@ -99,6 +104,8 @@ def groups_of(settings: SpeedSettings, budgets: tuple[str, ...]) -> dict[str, li
     if not named and not settings.plans:
         # All but those that need weights or data of their own, or whose own rule decides how many tokens stay.
         named = tuple(name for name, cls in all_methods().items() if not cls.trained and cls.budget != "none")
+        if settings.frames:
+            named = tuple(name for name in named if all_methods()[name].modality == ("video",))
     groups: dict[str, list[str]] = {}
     for budget in (settings.budgets or budgets) if named else ():
         groups[budget] = [f"{name}:{budget}" for name in named if name not in CONTROLS]

@@ -26,8 +26,10 @@ from transformers import (
 
 from foveate.benchmark.competitors import QWEN2_7B, Geometry
 
-#: Id of the placeholder of an image.
-IMAGE = 151655
+#: Ids of the placeholders of images and clips.
+IMAGE, VIDEO = 151655, 151656
+#: Side in pixels of the frames of a clip, and the seconds between them.
+FRAME_SIDE, INTERVAL = 224, 0.5
 
 #: Text parts by name.
 TEXTS: dict[str, dict[str, Any]] = {"qwen2-0.5b": dict(Geometry().text), "qwen2-7b": dict(QWEN2_7B)}
@@ -47,6 +49,7 @@ class Shape:
         side: Side of the square image in pixels.
         tokens: Tokens that the language model reads of it.
         budgets: As plans write them.
+        clip: Makes the encoder's inputs from the frames of a clip, for models with clips.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Shape:
     side: int
     tokens: int
     budgets: tuple[str, ...]
+    clip: Callable[[list[Image.Image]], dict[str, Any]] | None = None
 
     def picture(self) -> Image.Image:
         """Return an image of noise, always the same one."""
@@ -69,6 +73,32 @@ class Shape:
         if "image_grid_thw" in inputs:  # Qwen's positions are made from the kinds of the tokens
             inputs["mm_token_type_ids"] = (ids == IMAGE).int()
         return inputs
+
+    def frames(self, count: int) -> list[Image.Image]:
+        """Return a clip of noise, always the same one: its lower half moves to the left, a patch per frame."""
+        noise = np.random.default_rng(0).integers(0, 256, (FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)
+        half = FRAME_SIDE // 2
+        clip = []
+        for _ in range(count):
+            noise = np.concatenate([noise[:half], np.roll(noise[half:], -14, axis=1)])
+            clip.append(Image.fromarray(noise))
+        return clip
+
+    def clip_inputs(self, clip: list[Image.Image], text: int, batch: int) -> dict[str, Any]:
+        """Create the inputs of `batch` prompts with one clip each, followed by `text` text tokens."""
+        assert self.clip is not None  # settings name no other model with frames
+        encoded = self.clip(clip)
+        (count, rows, columns), *_ = encoded["video_grid_thw"].tolist()
+        start, video = torch.arange(10, 14), torch.full((count * (rows // 2) * (columns // 2),), VIDEO)
+        ids = torch.cat([start, video, torch.arange(20, 20 + text)]).expand(batch, -1).contiguous()
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": 2 * (ids == VIDEO).int(),
+            "pixel_values_videos": encoded["pixel_values_videos"].repeat(batch, 1),
+            "video_grid_thw": encoded["video_grid_thw"].repeat(batch, 1),
+            "second_per_grid_ts": torch.full((batch,), 2 * INTERVAL),
+        }
 
 
 def _clip() -> CLIPVisionConfig:
@@ -126,6 +156,16 @@ def _qwen_view(pictures: list[Image.Image]) -> dict[str, Any]:
     return dict(Qwen2VLImageProcessor(patch_size=14, size=size)(images=pictures, return_tensors="pt"))
 
 
+def _qwen_clip(frames: list[Image.Image]) -> dict[str, Any]:
+    """Patches of two frames each, the last one twice where their number is odd."""
+    images = _qwen_view(frames + frames[-1:] * (len(frames) % 2))
+    (_, rows, columns), *_ = images["image_grid_thw"].tolist()
+    patches = images["pixel_values"].view(-1, 2, rows * columns, 3, 2, 14 * 14)  # of pairs of frames, each given twice
+    pairs = torch.stack([patches[:, 0, :, :, 0], patches[:, 1, :, :, 1]], dim=3)
+    grid = torch.tensor([[len(pairs), rows, columns]])
+    return {"pixel_values_videos": pairs.flatten(0, 1).flatten(1), "video_grid_thw": grid}
+
+
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -133,6 +173,6 @@ SHAPES = {
         # A thumbnail and four tiles, and a newline after every row of 48 tokens.
         Shape("llava-next", _llava_next, _llava_next_view, 672, 576 + 48 * 49, ("160", "320", "640")),
         # The multiple of 28 next to 1024 pixels.
-        Shape("qwen2.5-vl", _qwen, _qwen_view, 1008, 36 * 36, ("10%", "25%", "50%")),
+        Shape("qwen2.5-vl", _qwen, _qwen_view, 1008, 36 * 36, ("10%", "25%", "50%"), _qwen_clip),
     )
 }

@@ -1,4 +1,4 @@
-"""Token merging over time: tokens of every second frame are merged into similar ones of the frames beside it."""
+"""Token merging over time: tokens of every second frame are merged into similar ones of its neighbours."""
 
 from __future__ import annotations
 
