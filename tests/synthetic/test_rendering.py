@@ -197,6 +197,12 @@ def test_what_is_named_is_asked_for_in_every_general_way():
         assert 3 < max(numbers) + 1 <= 6, task
 
 
+def test_drawn_sizes_grow_until_large_print_fits():
+    for seed in range(12):  # most of these do not fit at the size that is drawn first
+        picture = render("receipt_company", seed, "heldout", sides=(128, 360), difficulty=0.4, least=12)
+        assert picture.meta["cap"] > 10.9 and max(picture.image.size) <= 360
+
+
 def test_no_type_is_smaller_than_the_least():
     for task in ("snippet", "read_field", "table_cell", "receipt_total", "sign"):
         for seed in range(4):

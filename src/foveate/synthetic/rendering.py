@@ -111,14 +111,21 @@ def check(
         raise FoveateError(f"{needs}, but the longest side asked for is {high}.")
 
 
-def _draw_size(rng: random.Random, task: Task, sides: tuple[int, int]) -> tuple[int, int]:
-    """A size between `sides`: mean side and proportions even on a logarithmic scale."""
+def _draw_size(rng: random.Random, task: Task, sides: tuple[int, int], smallest: tuple[int, int]) -> tuple[int, int]:
+    """A size between `sides`, not below `smallest`: mean side and proportions even on a logarithmic scale."""
     low, high = sides
     mean = low * (high / low) ** rng.random()
     proportion = (task.aspect[0] * (task.aspect[1] / task.aspect[0]) ** rng.random()) ** 0.5
     width, height = round(mean * proportion), round(mean / proportion)
-    least = task.smallest
-    return min(high, max(low, least[0], width)), min(high, max(low, least[1], height))
+    return min(high, max(low, smallest[0], width)), min(high, max(low, smallest[1], height))
+
+
+def _growing(size: tuple[int, int], sides: tuple[int, int]) -> list[tuple[int, int]]:
+    """A size, and larger ones up to the longest side, for what cannot be laid out in it."""
+    sizes = [size]
+    while min(sizes[-1]) < sides[1]:
+        sizes.append((min(sides[1], sizes[-1][0] * 5 // 4), min(sides[1], sizes[-1][1] * 5 // 4)))
+    return sizes
 
 
 def _draw_task(rng: random.Random, size: tuple[int, int] | None, sides: tuple[int, int]) -> str:
@@ -152,7 +159,7 @@ def render(
         split: "train" or "heldout". Held out are font families (when two or more are found), words (every word,
             code, date and amount of three characters or more that may be an answer; months, units, "LTD", colours
             and the names of usual fields are shared), layouts, some kinds of fields and some wordings.
-        size: exact width and height in pixels; None: drawn between `sides`.
+        size: exact width and height in pixels; None: drawn between `sides`, and larger where nothing fits.
         sides: shortest and longest side in pixels when `size` is None; None: 64 to 192 at difficulty 0, 128 to 640
             at difficulty 1.
         difficulty: 0 (large type, little on the page, no noise) to 1 (everything).
@@ -172,22 +179,25 @@ def render(
         task = _draw_task(rng, size, sides or usual_sides(difficulty))
     check(task, split, size, sides, difficulty)
     what = _task(task)
-    size = size or _draw_size(rng, what, sides or usual_sides(difficulty))
-    for attempt in range(_ATTEMPTS):
-        brief = RenderRequest(rng, split, size[0], size[1], difficulty, attempt, least, most)
-        try:
-            page, drawn = what.draw(brief)
-        except DoesNotFit:
-            continue
-        image, characters = degrade(
-            rng,
-            page.image,
-            page.characters,
-            difficulty,
-            turn=what.turn,
-            colour_matters=what.colour_matters,
-            contrast=page.contrast,
-        )
-        meta = {"split": split, "seed": seed, "difficulty": difficulty, "attempt": attempt, **drawn.meta}
-        return Sample(image, drawn.question, drawn.answer, task, characters, meta, list(drawn.more), page.things)
-    raise RuntimeError(f"{task} could not be laid out in {size[0]} x {size[1]} pixels (seed {seed}, split {split})")
+    limits = sides or usual_sides(difficulty)
+    sizes = [size] if size is not None else _growing(_draw_size(rng, what, limits, smallest_size(task, least)), limits)
+    for width, height in sizes:
+        for attempt in range(_ATTEMPTS):
+            brief = RenderRequest(rng, split, width, height, difficulty, attempt, least, most)
+            try:
+                page, drawn = what.draw(brief)
+            except DoesNotFit:
+                continue
+            image, characters = degrade(
+                rng,
+                page.image,
+                page.characters,
+                difficulty,
+                turn=what.turn,
+                colour_matters=what.colour_matters,
+                contrast=page.contrast,
+            )
+            meta = {"split": split, "seed": seed, "difficulty": difficulty, "attempt": attempt, **drawn.meta}
+            return Sample(image, drawn.question, drawn.answer, task, characters, meta, list(drawn.more), page.things)
+    tried = " or ".join(f"{width} x {height}" for width, height in sizes)
+    raise RuntimeError(f"{task} could not be laid out in {tried} pixels (seed {seed}, split {split})")
