@@ -5,15 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.connectors import build_connector
-from foveate.models.llava import FoveateLlavaForConditionalGeneration
 from tests.models.connectors.released_tokenpacker import wave
-from tests.models.llava.small_llava import small_batch, small_llava, small_processor
-from tests.models.llava.test_llava_conversion import write_released
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "oryx.json").read_text(encoding="utf-8"))
 #: Layers here by the authors' names.
@@ -101,27 +97,6 @@ def test_lengths(small):
     assert torch.equal(connector(features, Grid(8, 12), 24)[0], quarter(features, Grid(8, 12))[0])
     with pytest.raises(FoveateError, match="multiples of 2"):
         quarter.output_grid(Grid(5, 6))
-
-
-def test_the_authors_names_are_read(tmp_path):
-    """In a checkpoint of LLaVA; the authors' own have another vision tower."""
-    write_released(tmp_path, "mlp", mm_projector_type="simple_mlp_twoview", mm_resampler_type="dynamic_compressor")
-    native = small_llava("oryx")
-    state = load_file(tmp_path / "model.safetensors")
-    state = {name: weight for name, weight in state.items() if "mm_projector" not in name}
-    for released, ours in WEIGHTS.items():
-        layer = native.model.multi_modal_projector.get_submodule(ours)
-        state |= {f"model.{released}.{part}": weight.clone() for part, weight in layer.state_dict().items()}
-    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    model, info = FoveateLlavaForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert model.config.connector_type == "oryx"
-    inputs = small_batch(small_processor("oryx"))
-    for budget in (None, 9):
-        assert torch.equal(
-            model.eval().get_image_features(inputs["pixel_values"], budget=budget).pooler_output[0],
-            native.get_image_features(inputs["pixel_values"], budget=budget).pooler_output[0],
-        )
 
 
 def test_bad_options():

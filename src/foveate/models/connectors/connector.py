@@ -82,6 +82,9 @@ class Connector(nn.Module, ABC, Generic[O_co]):
     #: Names of the authors' weights below this prefix, as regular expressions, with the names here; patterns that begin
     #: with ^ are of full names. Several names share the rows of one weight evenly, as those of `nn.MultiheadAttention`.
     released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+    #: Names of the authors' learned vectors below this prefix that are special tokens here, in the order of the layout
+    #: of views that writes them: a released model gets a row for the placeholder and one for each of them.
+    released_vectors: ClassVar[tuple[str, ...]] = ()
 
     options: O_co
 

@@ -54,7 +54,7 @@ class Oryx(MLP[OryxOptions]):
 
     This is the compressor with its MLP. The vision tower of native resolution is the encoder `oryx_vit`, and the second
     view and the tokens for the beginning, the end and new lines are the layout `OryxLayout`. A whole checkpoint of the
-    authors cannot be loaded, only the weights of the connector and of the tower by their names.
+    authors, of Qwen2 or Yi, is read by `from_pretrained`; clips have no layout here.
     """
 
     name: ClassVar[str] = "oryx"
@@ -71,6 +71,7 @@ class Oryx(MLP[OryxOptions]):
         r"vlm_query_projector\.": "query.",
         r"vlm_key_projector\.": "key.",
     }
+    released_vectors: ClassVar[tuple[str, ...]] = ("image_begin", "image_newline", "image_sep", "image_end")
 
     def __init__(self, vision_hidden_size: int, text_hidden_size: int, **options: Any) -> None:
         super().__init__(vision_hidden_size, text_hidden_size, **options)

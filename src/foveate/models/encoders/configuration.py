@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -29,6 +29,9 @@ class EncoderConfig(PreTrainedConfig):
     Raises:
         FoveateError: A value is impossible.
     """
+
+    #: `image_mean` and `image_std` of the pixels that the authors' weights read; empty: those of CLIP.
+    released_normalization: ClassVar[Mapping[str, list[float]]] = {}
 
     num_channels: int = 3
     image_size: int = 224

@@ -8,6 +8,7 @@ recipes name it by its `model_type`: `vision: {type: lookupvit}`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,6 +65,11 @@ class Encoder(PreTrainedModel, ABC):
     title: ClassVar[str]
     #: "arXiv 2407.12753".
     paper: ClassVar[str] = ""
+    #: Parts of names of the authors' weights in a checkpoint of a whole LLaVA, as regular expressions, with those here.
+    #: Several names share the rows of one weight evenly.
+    released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
+    #: The authors' name of a list of positions `(1, N, D)`, which is the table `positions.weight` here.
+    released_positions: ClassVar[str] = ""
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **options: Any) -> EncoderOutput:

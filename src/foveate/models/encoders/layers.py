@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -165,3 +166,8 @@ def resize(raster: Tensor, grid: Grid, mode: str = "bilinear") -> Tensor:
 def flatten(raster: Tensor) -> Tensor:
     """Make tokens `(B, rows * columns, D)`, row-major, of a raster `(B, D, rows, columns)`."""
     return raster.flatten(2).transpose(1, 2)
+
+
+def square_table(positions: Tensor) -> Tensor:
+    """Make a table `(1, D, side, side)` of a list of positions `(1, side * side, D)`, row-major."""
+    return positions.transpose(1, 2).unflatten(2, (math.isqrt(positions.shape[1]), -1))

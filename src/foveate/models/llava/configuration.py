@@ -86,3 +86,19 @@ class ReleasedLlavaMiniConfig(ReleasedLlavaConfig):
     """`ReleasedLlavaConfig` under the model type of LLaVA-Mini."""
 
     model_type = "llava_mini_llama"
+
+
+class ReleasedOryxQwenConfig(ReleasedLlavaConfig):
+    """`ReleasedLlavaConfig` under the model type of Oryx with Qwen2."""
+
+    model_type = "oryx_qwen"
+
+
+class ReleasedOryxLlamaConfig(ReleasedLlavaConfig):
+    """`ReleasedLlavaConfig` under the model type of Oryx with Yi, which is built like Llama."""
+
+    model_type = "oryx_llama"
+
+
+#: One for every model type of a release that `transformers` does not know.
+RELEASED_CONFIGS = (ReleasedLlavaConfig, ReleasedLlavaMiniConfig, ReleasedOryxQwenConfig, ReleasedOryxLlamaConfig)

@@ -1,9 +1,9 @@
-"""The authors' layout of LLaVA-1.5 and of connectors that were trained in its code base, read by `from_pretrained`.
+"""Configurations in the layout of LLaVA-1.5 and of models that were trained in its code base.
 
-Such a folder holds a flat configuration of the language model with `mm_*` fields, and the keys
-`model.mm_projector.*`, `model.vision_tower.vision_tower.*`, `model.layers.*` and `lm_head.weight`. Both are converted
-while loading; `save_pretrained` always writes foveate's own layout. Where the vision tower is not in the checkpoint, as
-in those that were trained with a frozen one, its weights are read from `mm_vision_tower`.
+Such a `config.json` is a flat configuration of the language model with `mm_*` fields. It is converted while loading, as
+the weights are (`foveate.models.llava.released_weights`); `save_pretrained` always writes foveate's own layout. Where
+the vision tower is not in the checkpoint, as in those that were trained with a frozen one, its weights are read from
+`mm_vision_tower`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, LlavaConfig, PreTrainedConfig
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 from transformers.utils import CONFIG_NAME
 
 from foveate.core.errors import FoveateError
@@ -23,77 +21,24 @@ from foveate.core.weights import DATA_ONLY, file_of
 from foveate.models.connectors.registry import all_connectors, connector_named
 from foveate.models.encoders import all_encoders
 
-#: Model types of released configurations.
-RELEASED_MODEL_TYPES = ("llava", "llava_llama", "llava_mini_llama")
+#: Model types of released configurations, with those of their language models.
+LANGUAGE_MODELS = {
+    "llava": "llama",
+    "llava_llama": "llama",
+    "llava_mini_llama": "llama",
+    "oryx_llama": "llama",
+    "oryx_qwen": "qwen2",
+}
 #: The vision tower of LLaVA-1.5, whose configuration `LlavaConfig` has as its default.
 RELEASED_TOWER = "clip-vit-large-patch14-336"
 
-#: Released names on the left, except those of connectors. No pattern matches a name of foveate's own layout.
-RELEASED_KEYS = {
-    r"^model\.vision_tower\.vision_tower\.": "model.vision_tower.",
-    r"^model\.layers\.": "model.language_model.layers.",
-    r"^model\.embed_tokens\.": "model.language_model.embed_tokens.",
-    r"^model\.norm\.": "model.language_model.norm.",
-    r"^model\.prefusion_layers\.": "model.prefusion.layers.",
-}
-#: In LLaVA's state dicts, used by no forward pass here.
-UNUSED_KEYS = [
-    r"^model\.image_newline$",
-    r"^model\.compressor\.pos_embed$",
-    r"rotary_emb\.inv_freq$",
-    r"embeddings\.position_ids$",
-]
 #: Vocabulary of Llama 3, whose tokenizer has no unknown token, and its reserved token that stands for images here.
 LLAMA_3_VOCABULARY, LLAMA_3_IMAGE = 128256, 128002
 
 
-class ReleasedKey(WeightRenaming):
-    """A renaming for loading only: a model that is saved again keeps foveate's names."""
-
-    __slots__ = ()
-
-    def reverse_transform(self) -> WeightRenaming:
-        """A renaming that matches nothing."""
-        return WeightRenaming(r"(?!)", "")
-
-
-class ReleasedRows(WeightConverter):
-    """One released weight whose rows several weights share evenly; for loading only, like `ReleasedKey`."""
-
-    __slots__ = ()
-
-    def reverse_transform(self) -> WeightRenaming:
-        """A renaming that matches nothing."""
-        return WeightRenaming(r"(?!)", "")
-
-
-def register_released_keys(model_type: str, connector_type: str = "mlp") -> None:
-    """Let `from_pretrained` of models with this `model_type` read released keys, of one connector.
-
-    Authors give different layers the same names, such as `mm_projector.0`. Models call it when they are created, which
-    is before their weights are read.
-    """
-    transforms: list[WeightConverter | WeightRenaming] = [
-        ReleasedKey(source, target) for source, target in RELEASED_KEYS.items()
-    ]
-    connector = connector_named(connector_type)
-    for name, target in connector.released_keys.items():
-        source = name if name.startswith("^") else rf"^model\.{connector.released_prefix}\.{name}"
-        if isinstance(target, str):
-            transforms.append(ReleasedKey(source, f"model.multi_modal_projector.{target}"))
-        else:
-            targets = [f"model.multi_modal_projector.{one}" for one in target]
-            transforms.append(ReleasedRows(source, targets, [Chunk(dim=0)]))
-    register_checkpoint_conversion_mapping(model_type, transforms, overwrite=True)
-
-
 def is_released_config(config: dict[str, Any]) -> bool:
     """Whether this content of a `config.json` describes a released LLaVA: fields of the language model at the top."""
-    return (
-        config.get("model_type") in RELEASED_MODEL_TYPES
-        and "mm_projector_type" in config
-        and "text_config" not in config
-    )
+    return config.get("model_type") in LANGUAGE_MODELS and "mm_projector_type" in config and "text_config" not in config
 
 
 def is_released(name_or_path: str | PathLike[str], **where: Any) -> bool:
@@ -108,14 +53,18 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
 
     The authors mark images with -200, which is no token. Placeholders are the language model's unknown token (0)
     instead, or a reserved token of Llama 3, where 0 is "!": they never occur in text, and the vocabulary needs no
-    further row.
+    further row. Where the authors have learned vectors around images, as Oryx does, the vocabulary gets a row for the
+    placeholder and one for each of the vectors.
 
     Raises:
         FoveateError: The projector, the vision tower or the choice of features is not supported.
     """
-    text_class = CONFIG_MAPPING["llama"]
-    known = {field.name for field in fields(text_class)} | {"rope_theta", "rope_scaling"}
-    text = {name: value for name, value in config.items() if name in known} | {"model_type": "llama"}
+    language_model = LANGUAGE_MODELS[config["model_type"]]
+    known = {field.name for field in fields(CONFIG_MAPPING[language_model])} | {"rope_theta", "rope_scaling"}
+    text: dict[str, Any] = {name: value for name, value in config.items() if name in known}
+    text["model_type"] = language_model
+    if config["model_type"] == "oryx_qwen":
+        text.pop("rope_scaling", None)  # as in the authors' code, which ignores it
     if config.get("mm_vision_select_feature", "patch") != "patch":
         raise FoveateError(
             f"mm_vision_select_feature {config['mm_vision_select_feature']!r} is not supported: the connectors read "
@@ -124,11 +73,15 @@ def convert_released_config(config: dict[str, Any]) -> dict[str, Any]:
     vision, tower = _vision(config)
     connector, options = _connector(config)
     layer = config.get("mm_vision_select_layer", -2)
+    placeholder = _placeholder(config)
+    if vectors := len(connector_named(connector).released_vectors):
+        placeholder = text["vocab_size"]
+        text["vocab_size"] += 1 + vectors
     converted = {
         "model_type": "foveate_llava",
         "vision_config": vision,
         "text_config": text,
-        "image_token_index": _placeholder(config),
+        "image_token_index": placeholder,
         "vision_feature_layer": -1 if vision["model_type"] in all_encoders() else layer,
         "vision_feature_select_strategy": "default" if vision["model_type"] == "clip_vision_model" else "full",
         "image_seq_length": _tokens(vision),
@@ -183,7 +136,8 @@ def _vision(config: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
             f"config.json does not describe its vision tower ({tower!r} is no folder here, and not "
             f"{RELEASED_TOWER}): add a vision_config to config.json."
         )
-    return fields, tower if isinstance(tower, str) else None
+    # Oryx writes the kind of the tower before its place.
+    return fields, tower.removeprefix(f"{fields['model_type']}:") if isinstance(tower, str) else None
 
 
 def _tokens(vision: dict[str, Any]) -> int:

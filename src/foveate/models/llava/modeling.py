@@ -17,14 +17,15 @@ from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.grouping import indices_by_value
 from foveate.core.tokens import encoder_grid
-from foveate.core.weights import SAFE
+from foveate.core.weights import SAFE, WHERE
 from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, check_readable, takes_answer_mask
-from foveate.models.connectors.registry import connector_of_config
+from foveate.models.connectors.registry import connector_named, connector_of_config
 from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
-from foveate.models.llava.conversion import UNUSED_KEYS, register_released_keys
+from foveate.models.llava.conversion import is_released
 from foveate.models.llava.prefusion import build_prefusion, fuse, stitched
+from foveate.models.llava.released_weights import UNUSED_KEYS, register_released_keys
 
 
 class FoveateLlavaPreTrainedModel(LlavaPreTrainedModel):
@@ -49,6 +50,10 @@ class FoveateLlavaPreTrainedModel(LlavaPreTrainedModel):
         if missing and model.config.released_vision_tower is not None:
             _load_vision_tower(model)
             info["missing_keys"] -= set(missing)
+        where = {name: kwargs[name] for name in WHERE if name in kwargs}
+        if model.can_generate() and _learned_rows(model.config) and is_released(pretrained_model_name_or_path, **where):
+            # Rows of the output layer that no token of text has.
+            model.generation_config.suppress_tokens = _learned_rows(model.config)
         return (model, info) if wanted else model
 
     @torch.no_grad()
@@ -77,7 +82,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
 
     def __init__(self, config: FoveateLlavaConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
-        register_released_keys(FoveateLlavaConfig.model_type, config.connector_type)
+        register_released_keys(config.model_type, config.connector_type, config.vision_config.model_type)
         self.vision_tower = AutoModel.from_config(config.vision_config)
         layer = config.vision_feature_layer
         width = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
@@ -281,6 +286,12 @@ def _sizes(image_sizes: Tensor) -> list[tuple[int, int]]:
     return [(int(height), int(width)) for height, width in image_sizes]
 
 
+def _learned_rows(config: Any) -> list[int]:
+    """Ids of the placeholder and of the learned vectors, where a released model gets rows for them."""
+    count = len(connector_named(config.connector_type).released_vectors)
+    return list(range(config.image_token_id, config.image_token_id + 1 + count)) if count else []
+
+
 def _load_vision_tower(model: Any) -> None:
     """Load the weights of the vision tower from where a released configuration says.
 
@@ -291,6 +302,12 @@ def _load_vision_tower(model: Any) -> None:
     tower: Any = type(core.vision_tower)
     location = model.config.released_vision_tower
     vision = model.config.vision_config
+    if location.endswith((".pth", ".pt", ".bin")):
+        raise FoveateError(
+            f"the checkpoint holds no vision tower, and {location!r}, which it names, is a pickle, which can run any "
+            f"program: convert it to a folder of {vision.model_type} where you trust it, and name that as "
+            "mm_vision_tower in config.json."
+        )
     # An encoder may be configured with other stages than its folder says; a CLIP folder may be of both towers.
     config = {"config": vision} if isinstance(vision, EncoderConfig) else {}
     try:

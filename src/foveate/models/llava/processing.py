@@ -1,5 +1,6 @@
 """Processor of LLaVA with any connector: prompts and images in, model inputs out."""
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -43,6 +44,18 @@ LLAMA_3_TEMPLATE = """{{- '<|start_header_id|>system<|end_header_id|>\n\nCutting
 {{- '<|eot_id|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif -%}"""
+
+#: Turns of Qwen, as Oryx was trained with.
+CHATML_TEMPLATE = """{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string %}{{ message['content'] }}{% else -%}
+{%- for part in message['content'] if part['type'] == 'image' %}{{ 'IMAGE_TOKEN' + '\\n' }}{% endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}"""
 
 
 class FoveateLlavaProcessor(LlavaProcessor):
@@ -115,9 +128,12 @@ class FoveateLlavaProcessor(LlavaProcessor):
         # Text between views must be the same tokens as elsewhere: older Llama tokenizers put a space before it.
         spaces = {} if layout is None else {"legacy": False}
         tokenizer: Any = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY, **spaces)
-        token = getattr(tokenizer, "image_token", None) or tokenizer.convert_ids_to_tokens(config.image_token_id)
+        if layout is not None and layout.special_tokens:
+            token = _add_tokens(tokenizer, config.image_token_id, layout.special_tokens)
+        else:
+            token = getattr(tokenizer, "image_token", None) or tokenizer.convert_ids_to_tokens(config.image_token_id)
         if layout is not None:
-            image_processor: Any = ViewImageProcessor(layout)
+            image_processor: Any = ViewImageProcessor(layout, **getattr(vision, "released_normalization", {}))
         elif file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
             image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
         else:
@@ -128,14 +144,12 @@ class FoveateLlavaProcessor(LlavaProcessor):
                 size={"shortest_edge": side}, crop_size={"height": side, "width": side}
             )
         strategy = config.vision_feature_select_strategy
-        is_llama_3 = config.text_config.vocab_size >= LLAMA_3_VOCABULARY
-        template = LLAMA_3_TEMPLATE if is_llama_3 else VICUNA_TEMPLATE
         return cls(
             image_processor,
             tokenizer,
             patch_size=config.vision_config.patch_size,
             vision_feature_select_strategy=strategy,
-            chat_template=kwargs.get("chat_template") or template.replace("IMAGE_TOKEN", token),
+            chat_template=kwargs.get("chat_template") or _template(fields).replace("IMAGE_TOKEN", token),
             image_token=token,
             num_additional_image_tokens=int(strategy == "default"),
             connector_type=config.connector_type,
@@ -235,6 +249,31 @@ def pair(model: Any, processor: FoveateLlavaProcessor) -> None:
             f"vocabulary (0 to {vocabulary - 1}) lacks: resize_token_embeddings first."
         )
     model.config.image_token_id = processor.image_token_id
+
+
+def _template(config: dict[str, Any]) -> str:
+    """The chat template that models of this released `config.json` were trained with."""
+    if config["model_type"].startswith("oryx"):
+        return CHATML_TEMPLATE
+    return LLAMA_3_TEMPLATE if config.get("vocab_size", 0) >= LLAMA_3_VOCABULARY else VICUNA_TEMPLATE
+
+
+def _add_tokens(tokenizer: Any, first: int, names: Sequence[str], placeholder: str = "<image>") -> str:
+    """Add a placeholder with the id `first`, and tokens after it; returns the placeholder.
+
+    Ids that the tokenizer lacks before it, those of rows that no token has, get names that no text has.
+
+    Raises:
+        FoveateError: It has these ids or names already.
+    """
+    added = [placeholder, *names]
+    tokenizer.add_tokens([f"<|unused_{number}|>" for number in range(len(tokenizer), first)], special_tokens=True)
+    tokenizer.add_tokens(added, special_tokens=True)
+    if tokenizer.convert_tokens_to_ids(added) != list(range(first, first + len(added))):
+        raise FoveateError(
+            f"the tokenizer must have at most {first} tokens, and none of {', '.join(added)}: they are added to it."
+        )
+    return placeholder
 
 
 def _check_layout(layout: ViewLayout, processor: FoveateLlavaProcessor) -> None:

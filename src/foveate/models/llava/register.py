@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from foveate.models.llava.configuration import FoveateLlavaConfig, ReleasedLlavaConfig, ReleasedLlavaMiniConfig
-from foveate.models.llava.conversion import register_released_keys
+from foveate.models.llava.configuration import RELEASED_CONFIGS, FoveateLlavaConfig
 from foveate.models.llava.image_processing import ViewImageProcessor
 from foveate.models.llava.modeling import FoveateLlavaForConditionalGeneration, FoveateLlavaModel
 from foveate.models.llava.processing import FoveateLlavaProcessor
+from foveate.models.llava.released_weights import register_released_keys
 
 
 def register() -> None:
     """Make the Auto classes of `transformers` know LLaVA with a connector. Calling it again changes nothing."""
-    for config_class in (FoveateLlavaConfig, ReleasedLlavaConfig, ReleasedLlavaMiniConfig):
+    for config_class in (FoveateLlavaConfig, *RELEASED_CONFIGS):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     register_released_keys(FoveateLlavaConfig.model_type)
     AutoModel.register(FoveateLlavaConfig, FoveateLlavaModel, exist_ok=True)

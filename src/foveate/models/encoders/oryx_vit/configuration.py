@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from foveate.core.errors import FoveateError
 from foveate.models.encoders.configuration import EncoderConfig
 
@@ -25,6 +28,7 @@ class OryxViTConfig(EncoderConfig):
     """
 
     model_type = "oryx_vit"
+    released_normalization: ClassVar[Mapping[str, list[float]]] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
     image_size: int = 384
     hidden_size: int = 1152
@@ -42,3 +46,9 @@ class OryxViTConfig(EncoderConfig):
             raise FoveateError(
                 f"the {self.num_attention_heads} heads of oryx_vit do not divide its width {self.hidden_size}."
             )
+
+    @classmethod
+    def released_fields(cls, config: Mapping[str, Any], tower: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """See `EncoderConfig.released_fields`: the authors have one tower, whose place they write after its name."""
+        named = str(config.get("mm_vision_tower")).startswith(f"{cls.model_type}:")
+        return cls().to_dict() if tower is None and named else None

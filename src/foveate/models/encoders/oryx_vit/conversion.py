@@ -8,18 +8,15 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
+from foveate.models.encoders.layers import square_table
 from foveate.models.encoders.oryx_vit.configuration import OryxViTConfig
+from foveate.models.encoders.oryx_vit.modeling import OryxViTModel
 
 #: Before the names in checkpoints of a whole Oryx.
 _PREFIX = "model.vision_tower.vision_tower."
 #: Layers of SigLIP after the last block, which the authors' code does not load.
 _UNUSED = ("norm.", "attn_pool.", "fc_norm.", "head.")
-_NAMES = {
-    r"patch_embed\.proj\.(.+)": r"patches.\1",
-    r"blocks\.(\d+)\.attn\.proj\.(.+)": r"blocks.\1.attention.out_proj.\2",
-    r"(blocks\.\d+\.(?:norm[12]|mlp\.fc[12])\..+)": r"\1",
-}
-_QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)")
+_LAYERS = re.compile(r"(patch_embed\.proj|blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12]))\.(weight|bias)")
 
 
 def convert_released_state(state: Mapping[str, Tensor], config: OryxViTConfig) -> dict[str, Tensor]:
@@ -35,30 +32,20 @@ def convert_released_state(state: Mapping[str, Tensor], config: OryxViTConfig) -
     if any(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     converted: dict[str, Tensor] = {}
-    side = config.position_side
     for name, value in state.items():
         if name.startswith(_UNUSED):
             continue
-        if name == "pos_embed":
-            if value.shape[1] != side**2:
-                raise FoveateError(f"pos_embed has {value.shape[1]} positions, and the configuration {side**2}.")
-            converted["positions.weight"] = value.transpose(1, 2).unflatten(2, (side, side))
-        elif match := _QKV.fullmatch(name):
-            block, kind = match.groups()
-            for part, rows in zip("qkv", value.chunk(3), strict=True):
-                converted[f"blocks.{block}.attention.{part}_proj.{kind}"] = rows
+        if name == OryxViTModel.released_positions:
+            if value.shape[1] != (count := config.position_side**2):
+                raise FoveateError(f"pos_embed has {value.shape[1]} positions, and the configuration {count}.")
+            converted["positions.weight"] = square_table(value)
+        elif not _LAYERS.fullmatch(name):
+            raise FoveateError(f"{name!r} is no weight of OryxViT in the authors' layout.")
         else:
-            converted[_name(name)] = value
+            source, target = next(
+                (pair for pair in OryxViTModel.released_keys.items() if re.search(pair[0], name)), ("$", "")
+            )
+            targets = (target,) if isinstance(target, str) else target
+            for part, rows in zip(targets, value.chunk(len(targets)), strict=True):
+                converted[re.sub(source, part, name, count=1)] = rows
     return converted
-
-
-def _name(name: str) -> str:
-    """The name here.
-
-    Raises:
-        FoveateError: It is no name of the authors.
-    """
-    for pattern, target in _NAMES.items():
-        if re.fullmatch(pattern, name):
-            return re.sub(pattern, target, name)
-    raise FoveateError(f"{name!r} is no weight of OryxViT in the authors' layout.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -33,6 +34,12 @@ class OryxViTModel(Encoder):
     _no_split_modules = ["Block"]
     title: ClassVar[str] = "Oryx MLLM: On-Demand Spatial-Temporal Understanding at Arbitrary Resolution"
     paper: ClassVar[str] = "arXiv 2409.12961"
+    released_keys: ClassVar[Mapping[str, str | tuple[str, ...]]] = {
+        r"patch_embed\.proj\.": "patches.",
+        r"\.attn\.qkv\.": (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj."),
+        r"\.attn\.proj\.": ".attention.out_proj.",
+    }
+    released_positions: ClassVar[str] = "pos_embed"
 
     def __init__(self, config: OryxViTConfig) -> None:
         super().__init__(config)

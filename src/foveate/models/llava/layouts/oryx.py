@@ -32,10 +32,11 @@ class OryxLayout(ViewLayout):
 
     Oryx MLLM: On-Demand Spatial-Temporal Understanding at Arbitrary Resolution (Liu et al., arXiv 2409.12961), images;
     its layout of clips is not here. The four learned vectors are special tokens of the tokenizer here, whose embeddings
-    the language model learns; the authors keep them in the projector, and both give the same sequence. A training of
-    the connector alone leaves them as they are. As tokens of text they stay where a plan drops or merges tokens of
-    their row, as the row breaks of Mistral 3 do; also with the plan `oryx`, where a model that is configured for this
-    `scale` has a newline for each of its fewer rows.
+    the language model learns; the authors keep them in the projector, and both give the same sequence. Where their
+    checkpoints are read, the vectors become rows of the embeddings. A training of the connector alone leaves them as
+    they are. As tokens of text they stay where a plan drops or merges tokens of their row, as the row breaks of
+    Mistral 3 do; also with the plan `oryx`, where a model that is configured for this `scale` has a newline for each of
+    its fewer rows.
 
     Args:
         max_side: Side of the square with the greatest area of the native view.
@@ -64,8 +65,8 @@ class OryxLayout(ViewLayout):
 
     @classmethod
     def released(cls, config: Mapping[str, Any], side: int, patch_size: int) -> Self | None:
-        """See `ViewLayout.released`: None, as the vocabulary of the authors' models lacks the learned tokens."""
-        return None
+        """See `ViewLayout.released`: the projector says it; limits are those of the authors' evaluation."""
+        return cls(side, patch_size) if config.get("mm_projector_type") == "simple_mlp_twoview" else None
 
     def views(self, height: int, width: int) -> tuple[View, ...]:
         """See `ViewLayout.views`.
