@@ -233,7 +233,11 @@ def test_what_is_refused(model, batch):
 
 
 def test_llama_3_marks_images_by_a_reserved_token():
-    fields = TEXT.to_dict() | {"mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "clip-vit-large-patch14-336"}
+    fields = TEXT.to_dict() | {
+        "model_type": "llava_mini_llama",
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": "clip-vit-large-patch14-336",
+    }
     assert convert_released_config(fields)["image_token_index"] == 0
     converted = convert_released_config(fields | {"vocab_size": 128256, "compressor_size": 1, "prefusion_layer_num": 3})
     assert converted["image_token_index"] == 128002
