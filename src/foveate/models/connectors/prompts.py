@@ -281,16 +281,17 @@ def check_readable(training: bool, past: int, call: Mapping[str, Any]) -> None:
         )
 
 
-def takes_answer_mask(original: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a `forward` the arguments of `original`, and `answer_mask`."""
-    mask = inspect.Parameter("answer_mask", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Tensor | None")
+def takes_tensors(original: Callable[..., Any], *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a `forward` the arguments of `original`, and optional tensors with these names, which `generate` accepts."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    tensors = [inspect.Parameter(name, keyword, default=None, annotation="Tensor | None") for name in names]
     arguments = list(inspect.signature(original).parameters.values())
     keywords = [argument for argument in arguments if argument.kind is argument.VAR_KEYWORD]
 
     def decorate(forward: Callable[..., Any]) -> Any:
         wrapped: Any = functools.wraps(original, assigned=("__annotations__",))(forward)
         positional = [argument for argument in arguments if argument not in keywords]
-        wrapped.__signature__ = inspect.Signature([*positional, mask, *keywords])
+        wrapped.__signature__ = inspect.Signature([*positional, *tensors, *keywords])
         return wrapped
 
     return decorate

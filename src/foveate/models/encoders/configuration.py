@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -112,6 +112,17 @@ class EncoderConfig(PreTrainedConfig):
 
         With them the tokens are those of `output_grid`, in training too, and nothing is computed that only a training
         of the encoder by itself reads.
+        """
+        return {}
+
+    def crop_options(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        """Options of `Encoder.forward` for a batch of crops, besides `tower_options`.
+
+        Encoders that exchange information between crops of one image override it; others read every crop alone.
+
+        Args:
+            grids: Rows and columns of the crops of every image. The batch holds each image as a whole first, and then
+                its crops, row-major.
         """
         return {}
 

@@ -25,6 +25,8 @@ class ViewImageProcessor(PilBackend):
     - ``pixel_values``: float32 ``(n, 3, H, W)``, the views of all images one after the other, each at the top left and
       padded with zeros to the largest of the call;
     - ``image_sizes``: int64 ``(n, 2)``, height and width of every view without the padding;
+    - ``image_grids``: int64 ``(images, 2)``, rows and columns of crops, where the layout has a grid of them after the
+      whole image (`ViewLayout.crop_grid`);
     - ``original_sizes``: int64 ``(images, 2)``, height and width of every image, which processors count tokens from.
 
     Images may be anything that `foveate.images.open_image` reads. It needs no torchvision.
@@ -45,7 +47,7 @@ class ViewImageProcessor(PilBackend):
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     valid_kwargs = ImagesKwargs
-    model_input_names: ClassVar[list[str]] = ["pixel_values", "image_sizes"]
+    model_input_names: ClassVar[list[str]] = ["pixel_values", "image_sizes", "image_grids"]
 
     def __init__(self, layout: ViewLayout | dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -94,8 +96,9 @@ class ViewImageProcessor(PilBackend):
         pixel_values = torch.zeros(len(views), 3, *sizes.amax(dim=0).tolist())
         for place, view in zip(pixel_values, views, strict=True):
             place[:, : view.shape[1], : view.shape[2]] = view
-        original_sizes = torch.tensor([(image.height, image.width) for image in images])
-        return BatchFeature(
-            {"pixel_values": pixel_values, "image_sizes": sizes, "original_sizes": original_sizes},
-            tensor_type=return_tensors,
-        )
+        original_sizes = [(image.height, image.width) for image in images]
+        grids = [grid for size in original_sizes if (grid := layout.crop_grid(*size)) is not None]
+        features = {"pixel_values": pixel_values, "image_sizes": sizes, "original_sizes": torch.tensor(original_sizes)}
+        if grids:
+            features["image_grids"] = torch.tensor(grids)
+        return BatchFeature(features, tensor_type=return_tensors)

@@ -16,10 +16,10 @@ from transformers.utils import can_return_tuple
 from foveate import compat
 from foveate.core.errors import FoveateError
 from foveate.core.grouping import indices_by_value
-from foveate.core.tokens import encoder_grid
+from foveate.core.tokens import Grid, encoder_grid
 from foveate.core.weights import SAFE, WHERE
 from foveate.models.connectors.connector import Connector
-from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, check_readable, takes_answer_mask
+from foveate.models.connectors.prompts import GeneratesFromPrompts, ReadsPrompts, check_readable, takes_tensors
 from foveate.models.connectors.registry import connector_named, connector_of_config
 from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
@@ -115,6 +115,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         image_sizes: Tensor | None = None,
+        image_grids: Tensor | None = None,
         budget: int | Sequence[int] | None = None,
         text: Tensor | None = None,
         **kwargs: Any,
@@ -129,6 +130,9 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
             vision_feature_select_strategy: "default" leaves out the first token of the tower, [CLS]; "full" keeps all.
             image_sizes: `(n, 2)` height and width of every view in `pixel_values`, at the top left of its `(H, W)`; the
                 tower interpolates its positions, and runs once per size. None: they fill it.
+            image_grids: `(images, 2)` rows and columns of crops of every image, of which `pixel_values` holds the whole
+                image first and then the crops, row-major; for encoders that exchange information between crops, others
+                read each alone. None: every view is an image by itself.
             budget: Tokens of every image, for nested connectors, also as a list, whose numbers are equal for images of
                 one size; None: their default.
             text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
@@ -143,6 +147,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         """
         if image_sizes is not None:
             chosen = (vision_feature_layer, vision_feature_select_strategy)
+            kwargs |= {"image_grids": image_grids}
             return self._features_of_views(pixel_values, image_sizes, chosen, budget, text, kwargs)
         connector, vision = self.multi_modal_projector, self.config.vision_config
         parts = pixel_values.shape[1] if pixel_values.ndim == 5 else None
@@ -153,6 +158,8 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         grid = encoder_grid(vision, *pixel_values.shape[-2:])
         if isinstance(vision, EncoderConfig):
             kwargs = vision.tower_options()
+            if image_grids is not None:
+                kwargs |= vision.crop_options([Grid(rows, columns) for rows, columns in image_grids.tolist()])
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         outputs = self.vision_tower(pixel_values, **kwargs | {"output_hidden_states": True, "return_dict": True})
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
@@ -194,7 +201,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
 
     def image_arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """See `ReadsPrompts.image_arguments`."""
-        names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
+        names = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy", "image_sizes", "image_grids")
         return {name: call[name] for name in names if call.get(name) is not None}
 
     def _features_of_views(
@@ -216,6 +223,8 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
                 f"image_sizes must be height and width of {len(pixel_values)} views of at most {largest[0]} x "
                 f"{largest[1]} pixels, not {sizes}."
             )
+        if kwargs["image_grids"] is not None and len(set(sizes)) > 1:
+            raise FoveateError(f"crops of image_grids have one size, and image_sizes has {len(set(sizes))}.")
         tokens: dict[int, Tensor] = {}
         for (height, width), members in indices_by_value(sizes).items():
             outputs = FoveateLlavaModel.get_image_features(  # not that of `self`, which a plan replaces
@@ -237,7 +246,7 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         grids = (encoder_grid(self.config.vision_config, *view) for view in views)
         return [self.multi_modal_projector.output_grid(grid).size for grid in grids]
 
-    @takes_answer_mask(LlavaModel.forward)
+    @takes_tensors(LlavaModel.forward, "answer_mask", "image_grids")
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See `LlavaModel.forward`; `answer_mask (B, L)` is True for tokens of answers, where prompts are read."""
         if not self.reads_prompts:
@@ -275,7 +284,7 @@ class FoveateLlavaForConditionalGeneration(
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
-    @takes_answer_mask(LlavaForConditionalGeneration.forward)
+    @takes_tensors(LlavaForConditionalGeneration.forward, "answer_mask", "image_grids")
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """See `LlavaForConditionalGeneration.forward`; where prompts are read, nothing that has labels is."""
         return super().forward(*args, **kwargs, **self.model.answers_of(super().forward, args, kwargs))

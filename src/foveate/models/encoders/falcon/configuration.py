@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
 from foveate.models.encoders.configuration import EncoderConfig
+from foveate.models.encoders.falcon.crops import crop_positions
 
 GEOMETRIES = ("siglip", "clip")
 
@@ -58,3 +64,16 @@ class FalconVisionConfig(EncoderConfig):
     def reduced(self, patches: Grid) -> Grid:
         """See `EncoderConfig.reduced`."""
         return Grid(1, self.num_registers)
+
+    def crop_options(self, grids: Sequence[Grid]) -> dict[str, Any]:
+        """See `EncoderConfig.crop_options`.
+
+        Raises:
+            FoveateError: An image has more crops than there are positions.
+        """
+        if (most := max(grid.size for grid in grids)) > self.max_crops:
+            raise FoveateError(f"an image has {most} crops, and falcon_vision has positions for {self.max_crops}.")
+        return {
+            "crop_positions": torch.cat([crop_positions(grid, self.max_crops) for grid in grids]),
+            "crops_per_image": [1 + grid.size for grid in grids],
+        }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.tokens import Grid
+from foveate.core.tokens import Grid, ranked
 
 
 def crop_grid(height: int, width: int, side: int, max_crops: int = 16) -> Grid:
@@ -14,7 +14,7 @@ def crop_grid(height: int, width: int, side: int, max_crops: int = 16) -> Grid:
 
     Of all grids of at most `max_crops` crops it is the one with the greatest 100 * shape IoU + IoU. IoU is that of the
     box of the image and the box of the grid in pixels, both from the same corner; for the shape IoU the image is scaled
-    to the width of the grid.
+    to the width of the grid, and its height floored to whole pixels, as in the authors' code.
 
     Args:
         height: Of the image in pixels.
@@ -32,13 +32,11 @@ def crop_grid(height: int, width: int, side: int, max_crops: int = 16) -> Grid:
     # With equal scores the first one is chosen: fewer crops before more, fewer rows before more.
     counts = range(1, max_crops + 1)
     grids = [Grid(rows, count // rows) for count in counts for rows in range(1, count + 1) if count % rows == 0]
-
-    def score(grid: Grid) -> float:
-        box = (grid.rows * side, grid.columns * side)
-        scaled = (height / width * box[1], float(box[1]))
-        return 100 * _iou(box, scaled) + _iou(box, (height, width))
-
-    return max(grids, key=score)
+    boxes = torch.tensor(grids) * side
+    # In float32 and whole pixels, as in the authors' code, so that near ties are decided alike.
+    scaled = torch.stack([(height / width * boxes[:, 1]).long(), boxes[:, 1]], dim=1)
+    score = 100 * _iou(boxes, scaled) + _iou(boxes, torch.tensor([[height, width]]))
+    return grids[int(ranked(score, 1))]
 
 
 def crop_positions(grid: Grid, max_crops: int = 16, overview: bool = True) -> Tensor:
@@ -67,7 +65,7 @@ def split_crops(pixels: Tensor, side: int) -> Tensor:
     return crops.permute(1, 3, 0, 2, 4).flatten(0, 1)
 
 
-def _iou(box: tuple[float, float], other: tuple[float, float]) -> float:
-    """Intersection over union of two boxes from the same corner."""
-    common = min(box[0], other[0]) * min(box[1], other[1])
-    return common / (box[0] * box[1] + other[0] * other[1] - common)
+def _iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of boxes `(n, 2)` from the same corner, with the authors' constant below the fraction."""
+    common = torch.minimum(boxes, others).prod(dim=1)
+    return common / (boxes.prod(dim=1) + others.prod(dim=1) - common + 1e-5)

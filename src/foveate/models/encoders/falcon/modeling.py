@@ -100,6 +100,7 @@ class FalconVisionModel(Encoder):
             crop_positions = torch.full((batch, 2), self.config.max_crops, device=pixel_values.device)
         else:
             check_crop_positions(crop_positions, batch, self.config.max_crops)
+            crop_positions = crop_positions.to(pixel_values.device)
         groups = crop_groups([1] * batch if crops_per_image is None else crops_per_image, batch, pixel_values.device)
         raster = self.patches(pixel_values)
         tokens = [flatten(raster + self.positions(Grid(*raster.shape[-2:])))]

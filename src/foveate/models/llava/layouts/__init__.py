@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foveate.core.errors import FoveateError
+from foveate.models.llava.layouts.falcon import FalconLayout
 from foveate.models.llava.layouts.layout import View, ViewLayout
 from foveate.models.llava.layouts.llava_uhd import LlavaUHDLayout
 from foveate.models.llava.layouts.oryx import OryxLayout
@@ -14,6 +15,7 @@ from foveate.models.llava.layouts.tokenpacker_hd import TokenPackerHDLayout
 
 __all__ = [
     "LAYOUTS",
+    "FalconLayout",
     "LlavaUHDLayout",
     "OryxLayout",
     "TokenPackerHDLayout",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 LAYOUTS: dict[str, type[ViewLayout]] = {
-    layout.name: layout for layout in (LlavaUHDLayout, OryxLayout, TokenPackerHDLayout)
+    layout.name: layout for layout in (FalconLayout, LlavaUHDLayout, OryxLayout, TokenPackerHDLayout)
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 from PIL import Image
 from torch import Tensor
 
+from foveate.core.tokens import Grid
 from foveate.models.connectors.connector import whole_number
 
 Box = tuple[float, float, float, float]
@@ -53,10 +54,6 @@ class ViewLayout(ABC):
 
     #: Name in configurations.
     name: ClassVar[str]
-    #: Every text that it writes, each one token of the tokenizer.
-    texts: ClassVar[tuple[str, ...]] = (",", "\n")
-    #: Those that are special tokens, which a tokenizer may lack.
-    special_tokens: ClassVar[tuple[str, ...]] = ()
 
     side: int = 336
     patch_size: int = 14
@@ -75,6 +72,24 @@ class ViewLayout(ABC):
             side: Of the images of the encoder.
             patch_size: Of the encoder.
         """
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text that it writes, each one token of the tokenizer."""
+        return (",", "\n")
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Those of the texts that are special tokens, which a tokenizer may lack."""
+        return ()
+
+    def crop_grid(self, height: int, width: int) -> Grid | None:
+        """Rows and columns of crops, where the first view is the whole image and the others are its crops, row-major.
+
+        Encoders that exchange information between crops of one image read it (`EncoderConfig.crop_options`). None for
+        other layouts, whose views are encoded one by one.
+        """
+        return None
 
     @abstractmethod
     def views(self, height: int, width: int) -> tuple[View, ...]:

@@ -44,8 +44,6 @@ class OryxLayout(ViewLayout):
     """
 
     name: ClassVar[str] = "oryx"
-    texts: ClassVar[tuple[str, ...]] = (BEGIN, NEWLINE, SEPARATOR, END)
-    special_tokens: ClassVar[tuple[str, ...]] = texts
 
     side: int = 384
     patch_size: int = 16
@@ -57,6 +55,16 @@ class OryxLayout(ViewLayout):
         whole_number("multiple", self.multiple)
         whole_number("side", self.side, self.unit)
         whole_number("max_side", self.max_side, self.side)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """See `ViewLayout.texts`."""
+        return (BEGIN, NEWLINE, SEPARATOR, END)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """See `ViewLayout.special_tokens`."""
+        return self.texts
 
     @property
     def unit(self) -> int:
