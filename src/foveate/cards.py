@@ -86,8 +86,8 @@ CARDS = (
         "A SigLIP or CLIP whose output for every crop of an image is a few registers, 64 for 576 patches; registers of "
         "all crops of an image attend to each other in every block.",
         True,
-        "model: new: {vision: {type: falcon_vision}, images: {layout: {name: falcon}}} in a recipe, or vision_config of "
-        "foveate.models.llava with ViewImageProcessor(FalconLayout())",
+        "model: new: {vision: {type: falcon_vision}, images: {layout: {name: falcon}}} in a recipe, or vision_config "
+        "of foveate.models.llava with ViewImageProcessor(FalconLayout())",
         "foveate.models.encoders.falcon",
     ),
     Card(

@@ -23,8 +23,9 @@ class ViewImageProcessor(PilBackend):
     Calling it on one image, a list of images or nested lists of them returns a `BatchFeature`:
 
     - ``pixel_values``: float32 ``(n, 3, H, W)``, the views of all images one after the other, each at the top left and
-      padded with zeros to the largest of the call;
-    - ``image_sizes``: int64 ``(n, 2)``, height and width of every view without the padding;
+      padded with zeros to the largest of the call; ``(n, parts, 3, H, W)`` where a view has several parts;
+    - ``image_sizes``: int64 ``(n, 2)``, height and width of every view without the padding; where all have the same,
+      they are left out;
     - ``image_grids``: int64 ``(images, 2)``, rows and columns of crops, where the layout has a grid of them after the
       whole image (`ViewLayout.crop_grid`);
     - ``original_sizes``: int64 ``(images, 2)``, height and width of every image, which processors count tokens from.
@@ -96,9 +97,13 @@ class ViewImageProcessor(PilBackend):
         pixel_values = torch.zeros(len(views), 3, *sizes.amax(dim=0).tolist())
         for place, view in zip(pixel_values, views, strict=True):
             place[:, : view.shape[1], : view.shape[2]] = view
+        if layout.parts > 1:
+            pixel_values = pixel_values.unflatten(0, (-1, layout.parts))
         original_sizes = [(image.height, image.width) for image in images]
         grids = [grid for size in original_sizes if (grid := layout.crop_grid(*size)) is not None]
-        features = {"pixel_values": pixel_values, "image_sizes": sizes, "original_sizes": torch.tensor(original_sizes)}
+        features = {"pixel_values": pixel_values, "original_sizes": torch.tensor(original_sizes)}
+        if not layout.one_size:
+            features["image_sizes"] = sizes
         if grids:
             features["image_grids"] = torch.tensor(grids)
         return BatchFeature(features, tensor_type=return_tensors)

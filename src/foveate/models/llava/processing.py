@@ -1,5 +1,6 @@
 """Processor of LLaVA with any connector: prompts and images in, model inputs out."""
 
+import dataclasses
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any
@@ -9,6 +10,7 @@ from transformers.image_utils import get_image_size, to_numpy_array
 from transformers.processing_utils import MultiModalData
 
 from foveate.core.errors import FoveateError
+from foveate.core.text_files import read_json
 from foveate.core.tokens import Grid, encoder_grid
 from foveate.core.weights import DATA_ONLY, WHERE, file_of
 from foveate.models.connectors.registry import check_same_connector, connector_of_sizes
@@ -16,7 +18,8 @@ from foveate.models.encoders import EncoderConfig, encoder_named
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import LLAMA_3_VOCABULARY, is_released
 from foveate.models.llava.image_processing import ViewImageProcessor
-from foveate.models.llava.layouts import View, ViewLayout, released_layout
+from foveate.models.llava.layouts import LlavaMiniLayout, PadLayout, View, ViewLayout, released_layout
+from foveate.models.llava.layouts.squares import mean_colour
 
 #: Turns of Vicuna, as LLaVA-1.5 was trained with, for released checkpoints, which have no template of their own.
 VICUNA_TEMPLATE = """{%- for message in messages -%}
@@ -126,14 +129,14 @@ class FoveateLlavaProcessor(LlavaProcessor):
         fields = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)[0]
         layout = released_layout(fields, vision.image_size, vision.patch_size)
         # Text between views must be the same tokens as elsewhere: older Llama tokenizers put a space before it.
-        spaces = {} if layout is None else {"legacy": False}
+        spaces = {"legacy": False} if layout is not None and layout.texts else {}
         tokenizer: Any = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY, **spaces)
         if layout is not None and layout.special_tokens:
             token = _add_tokens(tokenizer, config.image_token_id, layout.special_tokens)
         else:
             token = getattr(tokenizer, "image_token", None) or tokenizer.convert_ids_to_tokens(config.image_token_id)
         if layout is not None:
-            image_processor: Any = ViewImageProcessor(layout, **getattr(vision, "released_normalization", {}))
+            image_processor: Any = _view_processor(layout, vision, pretrained_model_name_or_path, where)
         elif file_of(pretrained_model_name_or_path, "preprocessor_config.json", **where) is not None:
             image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **where | DATA_ONLY)
         else:
@@ -258,6 +261,23 @@ def _template(config: dict[str, Any]) -> str:
     return LLAMA_3_TEMPLATE if config.get("vocab_size", 0) >= LLAMA_3_VOCABULARY else VICUNA_TEMPLATE
 
 
+def _view_processor(
+    layout: ViewLayout, vision: Any, location: str | PathLike[str], where: dict[str, Any]
+) -> ViewImageProcessor:
+    """The image processor of a released model whose images are views.
+
+    Pixels are normalized as `preprocessor_config.json` says, as the encoder's authors do, or as for CLIP; parts of a
+    square without image have the mean colour.
+    """
+    normalization = dict(getattr(vision, "released_normalization", {}))
+    if (path := file_of(location, "preprocessor_config.json", **where)) is not None:
+        fields = read_json(path)
+        normalization = {name: fields[name] for name in ("image_mean", "image_std") if name in fields}
+    if isinstance(layout, (PadLayout, LlavaMiniLayout)) and "image_mean" in normalization:
+        layout = dataclasses.replace(layout, background=mean_colour(normalization["image_mean"]))
+    return ViewImageProcessor(layout, **normalization)
+
+
 def _add_tokens(tokenizer: Any, first: int, names: Sequence[str], placeholder: str = "<image>") -> str:
     """Add a placeholder with the id `first`, and tokens after it; returns the placeholder.
 
@@ -282,8 +302,16 @@ def _check_layout(layout: ViewLayout, processor: FoveateLlavaProcessor) -> None:
     Raises:
         FoveateError: They are not, or the model fuses text with images, which must have one size then.
     """
-    if processor.connector.prefusion_layers:
-        raise FoveateError(f"the connector {processor.connector_type} fuses text with images, which cannot be views.")
+    if processor.connector.prefusion_layers and not layout.one_size:
+        raise FoveateError(
+            f"the connector {processor.connector_type} fuses text with images, which cannot be views of several sizes: "
+            f"the layout {layout.name} has them."
+        )
+    if layout.parts > 1 and not processor.connector.prefusion_layers:
+        raise FoveateError(
+            f"the layout {layout.name} has sub-images, which the connector llava_mini reads, and not "
+            f"{processor.connector_type}."
+        )
     if layout.patch_size != processor.patch_size and processor.encoder is None:
         raise FoveateError(
             f"the layout {layout.name} has patch_size {layout.patch_size}, and the processor has "

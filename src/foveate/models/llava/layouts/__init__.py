@@ -9,15 +9,19 @@ from typing import Any
 from foveate.core.errors import FoveateError
 from foveate.models.llava.layouts.falcon import FalconLayout
 from foveate.models.llava.layouts.layout import View, ViewLayout
+from foveate.models.llava.layouts.llava_mini import LlavaMiniLayout
 from foveate.models.llava.layouts.llava_uhd import LlavaUHDLayout
 from foveate.models.llava.layouts.oryx import OryxLayout
+from foveate.models.llava.layouts.pad import PadLayout
 from foveate.models.llava.layouts.tokenpacker_hd import TokenPackerHDLayout
 
 __all__ = [
     "LAYOUTS",
     "FalconLayout",
+    "LlavaMiniLayout",
     "LlavaUHDLayout",
     "OryxLayout",
+    "PadLayout",
     "TokenPackerHDLayout",
     "View",
     "ViewLayout",
@@ -26,8 +30,10 @@ __all__ = [
     "released_layout",
 ]
 
+#: In the order in which a released configuration is asked for them: padding is what is left without another layout.
 LAYOUTS: dict[str, type[ViewLayout]] = {
-    layout.name: layout for layout in (FalconLayout, LlavaUHDLayout, OryxLayout, TokenPackerHDLayout)
+    layout.name: layout
+    for layout in (FalconLayout, LlavaMiniLayout, LlavaUHDLayout, OryxLayout, TokenPackerHDLayout, PadLayout)
 }
 
 
@@ -61,6 +67,16 @@ def released_layout(config: Mapping[str, Any], side: int, patch_size: int) -> Vi
         config: Content of the file.
         side: Of the images of the encoder.
         patch_size: Of the encoder.
+
+    Raises:
+        FoveateError: Its `image_aspect_ratio` is of no layout here.
     """
     released = (layout.released(config, side, patch_size) for layout in LAYOUTS.values())
-    return next((layout for layout in released if layout is not None), None)
+    layout = next((layout for layout in released if layout is not None), None)
+    ratio = config.get("image_aspect_ratio")
+    if layout is None and ratio not in (None, "square"):
+        raise FoveateError(
+            f"image_aspect_ratio {ratio!r} of config.json is not supported with this connector: possible are 'square', "
+            "'pad', and 'slice' of TokenPacker; give the model a processor with another layout of views."
+        )
+    return layout

@@ -54,6 +54,8 @@ class ViewLayout(ABC):
 
     #: Name in configurations.
     name: ClassVar[str]
+    #: Whether everything that the encoder reads is `side` x `side`, so that models need no sizes of views.
+    one_size: ClassVar[bool] = False
 
     side: int = 336
     patch_size: int = 14
@@ -83,6 +85,11 @@ class ViewLayout(ABC):
         """Those of the texts that are special tokens, which a tokenizer may lack."""
         return ()
 
+    @property
+    def parts(self) -> int:
+        """Images of the encoder that one view is made of, which are stacked: `(views, parts, 3, H, W)` if not 1."""
+        return 1
+
     def crop_grid(self, height: int, width: int) -> Grid | None:
         """Rows and columns of crops, where the first view is the whole image and the others are its crops, row-major.
 
@@ -104,5 +111,5 @@ class ViewLayout(ABC):
             normalize: From an image to the pixels `(3, height, width)` that the encoder reads.
 
         Returns:
-            The pixels `(3, height, width)` of every view.
+            The pixels `(3, height, width)` of every view, or of every part of it.
         """
