@@ -30,7 +30,7 @@ __all__ = [
     "released_layout",
 ]
 
-#: In the order in which a released configuration is asked for them: padding is what is left without another layout.
+#: In the order in which a released configuration is asked for them: padding comes last.
 LAYOUTS: dict[str, type[ViewLayout]] = {
     layout.name: layout
     for layout in (FalconLayout, LlavaMiniLayout, LlavaUHDLayout, OryxLayout, TokenPackerHDLayout, PadLayout)
