@@ -126,6 +126,10 @@ class Family(ABC):
         """Specification of the encoder, for methods."""
         return EncoderSpec(len(self.blocks(core)), self.has_cls(core), self.merge, self.output_layer(core))
 
+    def nested_part(self, core: Any) -> Any:
+        """What a plan chooses the length of: the connector, in models with a connector of foveate."""
+        return core.multi_modal_projector
+
     def check(self, core: Any, plan: Plan) -> None:
         """Refuse a plan that does not fit this model's configuration.
 
@@ -133,7 +137,7 @@ class Family(ABC):
             FoveateError: the token geometry is unknown or does not fit the plan, or the connector has one length alone.
         """
         if self.connectors:
-            check_connector(core.multi_modal_projector, plan)
+            check_connector(self.nested_part(core), plan)
 
     def grids(self, core: Any, modality: str, call: Mapping[str, Any]) -> list[Grid] | None:
         """Token grids of the images of a call, before it runs; None where images are not single grids."""
@@ -263,7 +267,7 @@ def shrink_patches(patches: Tensor, old: Grid, new: Grid) -> Tensor:
 
 
 def check_connector(connector: Any, plan: Plan) -> None:
-    """Refuse a plan that chooses the length of a connector that has one alone, or is of another kind.
+    """Refuse a plan that chooses the length of a connector or encoder that has one alone, or is of another kind.
 
     Also one that reduces images, whose tokens stand for no part of them: a smaller image has as many.
 

@@ -44,7 +44,7 @@ class LlavaConnector(Llava):
 
     def check(self, core: Any, plan: Plan) -> None:
         """See `Family.check`."""
-        check_connector(core.multi_modal_projector, plan)
+        check_connector(self.nested_part(core), plan)
         super().check(core, plan)
         if not _is_encoder(core):
             return
@@ -60,6 +60,10 @@ class LlavaConnector(Llava):
                         "choose a method that reads only the tokens after the connector, such as divprune",
                     )
                 )
+
+    def nested_part(self, core: Any) -> Any:
+        """See `Family.nested_part`: the connector or the encoder."""
+        return core.nested_part
 
     def blocks(self, core: Any) -> list[nn.Module]:
         """The encoder's blocks, none where they cannot be measured."""

@@ -126,7 +126,7 @@ class ImageEncoder:
         self, modality: str, original: Callable[..., Any], call: dict[str, Any]
     ) -> tuple[Any, EncodedImages]:
         """Encode with the connector at the length of the plan; its tokens are placed among zeros in the usual grid."""
-        connector, budget = self.core.multi_modal_projector, self.plan.steps[0].budget
+        connector, budget = self.family.nested_part(self.core), self.plan.steps[0].budget
         grids = self.family.grids(self.core, modality, call)
         assert grids is not None and budget is not None  # families with connectors have grids, and budgets are checked
         counts = [budget.of(grid.size) for grid in grids]

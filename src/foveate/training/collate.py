@@ -15,7 +15,7 @@ from foveate.training.architectures import ARCHITECTURES, architecture_of
 from foveate.training.attention_supervision import NO_TARGET, answer_token_indices, question_token_indices
 from foveate.training.dense_labels import UNKNOWN, cell_targets, colour_targets, page_targets, usual_cells
 from foveate.training.examples import ROLES, Example, Turn
-from foveate.training.lengths import common_lengths
+from foveate.training.lengths import common_lengths, nested_part_of
 
 #: Label of a position without a loss.
 IGNORED = -100
@@ -125,7 +125,7 @@ class Collator:
             batch["colours"] = torch.from_numpy(np.concatenate(colours))
         if self.lengths and flat:
             read = (Grid(*self._token_grid(grid)) for grid in grids)
-            batch["lengths"] = torch.tensor(common_lengths(self.processor.connector, read))
+            batch["lengths"] = torch.tensor(common_lengths(nested_part_of(self.processor), read))
         if self.answers:
             batch |= self._text(examples, images_by_example, grids)
         return batch

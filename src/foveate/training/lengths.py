@@ -16,7 +16,6 @@ from torch import nn
 
 from foveate.core.errors import FoveateError
 from foveate.core.tokens import Grid
-from foveate.models.connectors.connector import Connector
 from foveate.training.recipe import Lengths, Stage
 
 #: Separates the random numbers of lengths from those of the data, which have the same seed.
@@ -32,7 +31,7 @@ def lengths_of(stage: Stage, processor: Any) -> Lengths:
     Raises:
         FoveateError: The stage names `lengths`, and the connector of the model is not nested.
     """
-    connector: Connector | None = getattr(processor, "connector", None)
+    connector = nested_part_of(processor)
     if connector is None or not connector.nested:
         if stage.lengths is not None:
             name = "the connector of transformers" if connector is None else f"the connector {connector.name}"
@@ -46,8 +45,13 @@ def lengths_of(stage: Stage, processor: Any) -> Lengths:
     return "full" if stage.excludes_lengths() else connector.length_schedule or "full"
 
 
-def common_lengths(connector: Connector, grids: Iterable[Grid]) -> tuple[int, ...]:
-    """Numbers of tokens that a connector is trained at and that images of all these grids can have, ascending.
+def nested_part_of(processor: Any) -> Any:
+    """The connector or encoder of a processor whose length is chosen; None: it has a connector of transformers."""
+    return getattr(processor, "nested_part", None) or getattr(processor, "connector", None)
+
+
+def common_lengths(connector: Any, grids: Iterable[Grid]) -> tuple[int, ...]:
+    """Numbers of tokens that a connector or encoder is trained at, for images of all these grids, ascending.
 
     Raises:
         FoveateError: There are none.
@@ -57,7 +61,7 @@ def common_lengths(connector: Connector, grids: Iterable[Grid]) -> tuple[int, ..
     if not common:
         shown = ", ".join(f"{grid.rows} x {grid.columns}" for grid in sizes[:5])
         raise FoveateError(
-            f"the connector {connector.name} is trained at no number of tokens that all images of a batch can have "
+            f"{connector.name} is trained at no number of tokens that all images of a batch can have "
             f"(patches: {shown}); train on images of one size that is large enough, or with `lengths: full`."
         )
     return tuple(sorted(common))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from foveate.core.network_folder import read_networks
 from foveate.core.plan import Plan
 from foveate.methods.connector.nested import Nested
 from foveate.methods.decoder.dpn import DPN, build
+from foveate.models.llava.lengths import NestedEncoder
 from foveate.models.vit_uhd.layout import Layout
 from foveate.runtime import Handle, compress
 from foveate.training.architectures import architecture_of
@@ -197,7 +198,9 @@ class TrainingModel(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The means of the sums of `_answer` over lengths of the connector."""
         passes = []
-        with encoded_once(self.model.model.vision_tower):
+        core = self.model.model
+        reruns = isinstance(getattr(core, "nested_part", None), NestedEncoder)
+        with nullcontext() if reruns else encoded_once(core.vision_tower):
             for length in lengths.tolist():
                 with self.under_plan(f"{Nested.name}:{length}"):
                     passes.append(self._answer(labels, inputs))

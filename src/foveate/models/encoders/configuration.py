@@ -115,6 +115,14 @@ class EncoderConfig(PreTrainedConfig):
         """
         return {}
 
+    def length_grids(self) -> tuple[Grid, ...]:
+        """Grids of the output that one set of weights was trained at, ascending; empty: `output_grid` alone."""
+        return ()
+
+    def length_options(self, grid: Grid) -> dict[str, Any]:
+        """Options of `Encoder.forward` for one of `length_grids`, in place of those of `tower_options`."""
+        return {}
+
     def crop_options(self, grids: Sequence[Grid]) -> dict[str, Any]:
         """Options of `Encoder.forward` for a batch of crops, besides `tower_options`.
 

@@ -24,6 +24,7 @@ from foveate.models.connectors.registry import connector_named, connector_of_con
 from foveate.models.encoders import EncoderConfig
 from foveate.models.llava.configuration import FoveateLlavaConfig
 from foveate.models.llava.conversion import is_released
+from foveate.models.llava.lengths import NestedEncoder, nested_part
 from foveate.models.llava.prefusion import build_prefusion, fuse, stitched
 from foveate.models.llava.released_weights import UNUSED_KEYS, register_released_keys
 
@@ -108,6 +109,11 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
         count = self.multi_modal_projector.prefusion_layers
         return f"fuses text with all patches in {count} layers before the language model" if count else None
 
+    @property
+    def nested_part(self) -> Connector | NestedEncoder:
+        """What a plan chooses the length of; see `foveate.models.llava.lengths`."""
+        return nested_part(self.multi_modal_projector, self.config.vision_config)
+
     @can_return_tuple
     def get_image_features(
         self,
@@ -133,8 +139,8 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
             image_grids: `(images, 2)` rows and columns of crops of every image, of which `pixel_values` holds the whole
                 image first and then the crops, row-major; for encoders that exchange information between crops, others
                 read each alone. None: every view is an image by itself.
-            budget: Tokens of every image, for nested connectors, also as a list, whose numbers are equal for images of
-                one size; None: their default.
+            budget: Tokens of every image, for nested connectors and encoders, also as a list, whose numbers are equal
+                for images of one size; None: their default.
             text: `(n, T, d)`, hidden states of each image's prompt, for connectors that read text.
             **kwargs: Options of a CLIP or SigLIP tower; encoders of foveate have theirs from the configuration.
 
@@ -156,8 +162,15 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
                 raise FoveateError(f"sub-images need pre-fusion, which the connector {connector.name} has not here.")
             pixel_values = pixel_values.flatten(0, 1)
         grid = encoder_grid(vision, *pixel_values.shape[-2:])
+        if isinstance(budget, Sequence):
+            if len(set(budget)) != 1:
+                raise FoveateError(f"images of one size have one number of tokens, not {sorted(set(budget))}.")
+            budget = budget[0]
         if isinstance(vision, EncoderConfig):
             kwargs = vision.tower_options()
+            if budget is not None and isinstance(part := self.nested_part, NestedEncoder):
+                grid, budget = part.encoder_grid(budget), None
+                kwargs |= vision.length_options(grid)
             if image_grids is not None:
                 kwargs |= vision.crop_options([Grid(rows, columns) for rows, columns in image_grids.tolist()])
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
@@ -180,10 +193,6 @@ class FoveateLlavaModel(FoveateLlavaPreTrainedModel, ReadsPrompts, LlavaModel):
                 "every patch of SigLIP."
             )
         features = torch.stack(levels, dim=2) if layers else torch.cat(levels, dim=-1)
-        if isinstance(budget, Sequence):
-            if len(set(budget)) != 1:
-                raise FoveateError(f"images of one size have one number of tokens, not {sorted(set(budget))}.")
-            budget = budget[0]
         patches = features
         if parts is not None:
             features, whole_images, grid = stitched(features.unflatten(0, (-1, parts)), grid)

@@ -13,6 +13,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.text_files import read_json
 from foveate.core.tokens import Grid, encoder_grid
 from foveate.core.weights import DATA_ONLY, WHERE, file_of
+from foveate.models.connectors.connector import Connector
 from foveate.models.connectors.registry import check_same_connector, connector_of_sizes
 from foveate.models.encoders import EncoderConfig, encoder_named
 from foveate.models.llava.configuration import FoveateLlavaConfig
@@ -20,6 +21,7 @@ from foveate.models.llava.conversion import LLAMA_3_VOCABULARY, is_released
 from foveate.models.llava.image_processing import ViewImageProcessor
 from foveate.models.llava.layouts import LlavaMiniLayout, PadLayout, View, ViewLayout, released_layout
 from foveate.models.llava.layouts.squares import mean_colour
+from foveate.models.llava.lengths import NestedEncoder, nested_part
 
 #: Turns of Vicuna, as LLaVA-1.5 was trained with, for released checkpoints, which have no template of their own.
 VICUNA_TEMPLATE = """{%- for message in messages -%}
@@ -159,6 +161,11 @@ class FoveateLlavaProcessor(LlavaProcessor):
             connector_options=config.connector_options,
             **encoder_fields(config.vision_config),
         )
+
+    @property
+    def nested_part(self) -> Connector | NestedEncoder:
+        """What a plan chooses the length of; see `foveate.models.llava.lengths`."""
+        return nested_part(self.connector, self.encoder_config)
 
     @property
     def layout(self) -> ViewLayout | None:

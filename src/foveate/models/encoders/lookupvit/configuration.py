@@ -23,7 +23,8 @@ class LookupViTConfig(EncoderConfig):
         lookup_intermediate_size (`int`): Hidden width of the light MLP on lookup tokens.
         compressed_side (`int`): Side m of the m x m compressed tokens.
         training_sides (`list[int]`): Sides of which one is drawn for every training step, so that one model serves
-            several; empty: `compressed_side` alone.
+            several; empty: `compressed_side` alone. In a LLaVA the plan `nested:n` chooses one of them for a request,
+            and the stage of a recipe draws one for every batch; `compressed_side` is the length without a plan.
         normalize_scatter (`bool`): Divide the transposed attention map by its sum over the compressed tokens.
         output (`str`): `"compressed"`: the m x m compressed tokens; `"lookup"`: one token per patch.
         layer_norm_eps (`float`): Of the layer norms.
@@ -84,6 +85,16 @@ class LookupViTConfig(EncoderConfig):
                 f"{patches.columns} patches; choose a side from 1 to {min(patches)}."
             )
         return Grid(side, side)
+
+    def length_grids(self) -> tuple[Grid, ...]:
+        """See `EncoderConfig.length_grids`: those of `training_sides` and of `compressed_side`."""
+        if self.output != "compressed" or not self.training_sides:
+            return ()
+        return tuple(Grid(side, side) for side in sorted({*self.training_sides, self.compressed_side}))
+
+    def length_options(self, grid: Grid) -> dict[str, Any]:
+        """See `EncoderConfig.length_options`."""
+        return {"num_compressed": grid.size}
 
     def tower_options(self) -> dict[str, Any]:
         """See `EncoderConfig.tower_options`."""
