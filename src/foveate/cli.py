@@ -265,7 +265,7 @@ _list(bench, "released", "Measure plans on a released model and public tasks, wi
 _list(bench, "serve", "Measure plans in a running server: throughput, time to first token and between tokens.")
 _list(bench, "speed", "Measure the speed of plans: time per part, memory, KV cache and FLOPs, with two controls.")
 _list(bench, "joint", "Combine token compression with quantised weights and caches: accuracy and cost.")
-_list(bench, "trained", "Train connectors under one protocol and compare them: accuracy, tokens, FLOPs and time.")
+_list(bench, "trained", "Train connectors and encoders under one protocol: accuracy, tokens, FLOPs and time.")
 _list(bench, "next-scale", "Measure KV-cache compression in a next-scale image model: bytes, time, image distance.")
 
 

@@ -22,6 +22,9 @@ from foveate.core.tokens import Grid
 from foveate.cost import flops
 from foveate.models.connectors import all_connectors
 from foveate.models.connectors.registry import connector_of_sizes
+from foveate.models.encoders import encoder_named
+from foveate.models.encoders.configuration import StagedConfig
+from foveate.models.llava.lengths import nested_part
 from foveate.report import build
 
 SETTINGS = TrainedSettings(base="")
@@ -39,15 +42,53 @@ def test_names_of_trainings_are_unique_and_select_them():
 
 
 def test_nested_trainings_and_equal_lengths_come_first():
-    lengths = [training.lengths for training in ALL]
-    nested = [len(found) > 1 for found in lengths]
-    assert nested == sorted(nested, reverse=True)
-    single = [found[0] for found in lengths if len(found) == 1]
-    assert [tokens for tokens, _ in itertools.groupby(single)] == list(dict.fromkeys(single))
-    assert single[0] == 36
+    kinds = [bool(training.encoder) for training in ALL]
+    assert kinds == sorted(kinds) and any(kinds)  # connectors before encoders
+    for kind in (False, True):
+        lengths = [training.lengths for training in ALL if bool(training.encoder) is kind]
+        nested = [len(found) > 1 for found in lengths]
+        assert nested == sorted(nested, reverse=True)
+        single = [found[0] for found in lengths if len(found) == 1]
+        assert [tokens for tokens, _ in itertools.groupby(single)] == list(dict.fromkeys(single))
+        assert single[0] == 36
 
 
-@pytest.mark.parametrize("training", ALL, ids=lambda training: training.name)
+@pytest.mark.parametrize("training", [one for one in ALL if one.encoder], ids=lambda training: training.name)
+def test_an_encoder_gives_its_tokens_and_is_trained_from_random_weights(training, tmp_path):
+    recipe = recipe_of(training, replace(SETTINGS, base="a/model"), tmp_path)
+    new, (stage,) = recipe.model.new, recipe.stages
+    fields = dict(new.vision)
+    vision = encoder_named(fields.pop("type")).config_class(**fields)
+    options = dict(new.connector)
+    connector = connector_of_sizes(options.pop("type"), options)
+    grid = vision.output_grid(vision.image_size, vision.image_size)
+    lengths = tuple(nested_part(connector, vision).training_lengths(grid)) if training.plan else ()
+    assert training.lengths == (lengths or (connector.output_grid(grid).size,))
+    assert stage.lengths == ("sampled" if training.plan else None)
+    assert new.vision_tower is None and new.language_model == "a/model"
+    reference = recipe_of(trainings(["mlp"])[0], SETTINGS, tmp_path)
+    assert stage.train == {"vision_tower": 1e-3, **reference.stages[0].train}
+    assert stage == replace(reference.stages[0], lengths=stage.lengths, train=stage.train)
+    assert vision.num_hidden_layers == 6 or isinstance(vision, StagedConfig)
+
+
+def test_patches_differ_in_nothing_but_their_size():
+    sizes = {
+        training.system: training.encoder["patch_size"] for training in ALL if training.system.startswith("patch-")
+    }
+    assert sizes == {"patch-32": 32, "patch-16": 16, "patch-8": 8}
+    others = [{**one.encoder, "patch_size": None} for one in ALL if one.system in sizes]
+    assert len(others) == 3 and all(fields == others[0] for fields in others)
+
+
+def test_runs_of_connectors_are_described_as_before():
+    """So that a run that was begun without encoders in the table goes on."""
+    described = trainings(["mlp"])[0].described
+    assert list(described) == ["system", "name", "recipe", "lengths", "options", "plan", "image_size"]
+    assert "encoder" in trainings(["vit-36"])[0].described
+
+
+@pytest.mark.parametrize("training", [one for one in ALL if not one.encoder], ids=lambda training: training.name)
 def test_a_training_gives_its_tokens_and_differs_in_nothing_but_its_connector(training, tmp_path):
     recipe = recipe_of(training, SETTINGS, tmp_path)
     new, (stage,) = recipe.model.new, recipe.stages
@@ -142,10 +183,16 @@ VISION = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56,
     "patch_size": 14, "projection_dim": 32,
 }  # fmt: skip
+ENCODER = {
+    "type": "lookupvit", "image_size": 56, "patch_size": 14, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 48, "lookup_intermediate_size": 16, "compressed_side": 2,
+    "training_sides": [1, 2],
+}  # fmt: skip
 SMALL = (
     System("average", {4: {"scale": 2}}, control=True),
     System("m3", nested=(1, 16)),
 )
+WITH_ENCODER = (System("lookupvit-nested", nested=(1, 4), plan="nested", recipe="connectors/mlp", encoder=ENCODER),)
 
 
 @pytest.fixture
@@ -211,6 +258,19 @@ def test_trainings_run_one_after_another_and_continue(small, tmp_path, capsys):
     page = Path(made["page"]).read_text()
     assert "Trained connectors" in page and "average at 4 tokens" in page and "no row yet" in page
     assert made["rows"]["trained"] == 3 and len(made["plots"]) == 3
+
+
+def test_encoders_train_from_random_weights_and_give_rows(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(systems, "SYSTEMS", WITH_ENCODER)
+    document = run(small, tmp_path / "trained.json", tmp_path / "runs")
+    assert [(row["system"], row["tokens"], row["plan"]) for row in document["rows"]] == [
+        ("lookupvit-nested", 4, "nested:4"), ("lookupvit-nested", 1, "nested:1"),
+    ]  # fmt: skip
+    four, one = document["rows"]
+    assert four["encoder"] == one["encoder"] == ENCODER and four["flops"]["encoder"] > one["flops"]["encoder"] > 0
+    log = [json.loads(line) for line in (tmp_path / "trained/lookupvit-nested.jsonl").read_text().splitlines()]
+    assert sum(sum(line["lengths"].values()) for line in log) == 3
+    assert conclude(document)["claims"]
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path, capsys):

@@ -31,7 +31,7 @@ QUICK = QUICK_RUNS / "trained.json"
 def trained(
     only: Annotated[
         str | None,
-        typer.Option(help="Comma-separated connectors or trainings, such as m3,average-36; all.", show_default=False),
+        typer.Option(help="Comma-separated systems or trainings, such as m3,average-36; all.", show_default=False),
     ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the table, the fronts and the claims of the file; run nothing.")
@@ -66,11 +66,12 @@ def trained(
     ] = None,
     as_json: ResultAsJson = False,
 ) -> None:
-    """Train connectors under one protocol and compare them once: accuracy against tokens, FLOPs and time.
+    """Train connectors and encoders under one protocol and compare them: accuracy against tokens, FLOPs and time.
 
-    All trainings start from the same language model and frozen vision tower, with the same images, steps and seed. They
-    run one after another. Finished ones are skipped, and a run that was stopped or killed continues from its checkpoint
-    when the command is repeated. The claim of every paper is listed with the difference that the rows show.
+    All trainings start from the same language model and frozen vision tower, with the same images, steps and seed;
+    encoders are trained from random weights, as is the control vit that they are compared with. Trainings run one after
+    another. Finished ones are skipped, and a run that was stopped or killed continues from its checkpoint when the
+    command is repeated. The claim of every paper is listed with the difference that the rows show.
     """
     from foveate.benchmark import trained as benchmark
     from foveate.benchmark.trained.settings import quick as quick_settings

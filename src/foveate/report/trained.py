@@ -13,7 +13,9 @@ from foveate.report.tables import percent
 
 WORDS = (
     "Every connector is trained once at each number of tokens, a nested one for all its lengths together, with the "
-    "same language model, frozen vision tower, images, steps and seed. Each difference has the noise of one seed."
+    "same language model, frozen vision tower, images, steps and seed. Encoders and their control vit are trained from "
+    "random weights with the same images and steps, and are compared with each other. Each difference has the noise of "
+    "one seed."
 )
 
 

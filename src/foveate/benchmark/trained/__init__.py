@@ -1,6 +1,7 @@
-"""Connectors trained under one protocol and compared once: `foveate bench trained`.
+"""Connectors and encoders trained under one protocol and compared once: `foveate bench trained`.
 
-Every training has the same language model, vision tower, images, steps and seed; only the connector differs. `systems`
+Every training has the same language model, images, steps and seed. Of connectors only they differ; encoders are
+trained from random weights. `systems`
 has the table of what is trained, `recipes` the recipe of a training, `running` trains and evaluates, `cost` measures,
 `claims` compares with the papers, and `formatting` shows.
 """

@@ -91,8 +91,19 @@ CLAIMS = (
     Claim("quecc", "arXiv 2411.03312", "not above TokenPacker from 16 tokens on", "tokenpacker", least=16, margin=-0.01,
           reverse=True),
     Claim("llava_mini", "arXiv 2501.03895", "one token with pre-fusion above one without", "llava_mini-no-prefusion"),
+    Claim("convllava", "arXiv 2405.15738", "within a point of a pooled ViT at equal tokens", "vit", -0.01),
+    Claim("lookupvit", "arXiv 2407.12753", "within a point of a pooled ViT at equal tokens", "vit", -0.01),
+    Claim("lookupvit-nested", "arXiv 2407.12753", "one training of several lengths within a point of one of each",
+          "lookupvit", -0.01),
+    Claim("stvit", "arXiv 2211.11167", "within a point of a pooled ViT at equal tokens", "vit", -0.01),
+    Claim("falcon", "arXiv 2501.16297", "registers above pooled patches at equal tokens", "vit"),
+    Claim("sit-no-distillation", "arXiv 2111.12624", "slimmed within a point of a pooled ViT at equal tokens",
+          "vit", -0.01),
     Claim("sit", "arXiv 2111.12624", "distillation of recalibrated features above none", "sit-no-distillation"),
-    Claim("patch-8", "arXiv 2502.03738", "smaller patches better at equal parameters", "patch-16"),
+    Claim("patch-16", "arXiv 2502.03738", "patches of 16 pixels above those of 32 at equal parameters and tokens",
+          "patch-32"),
+    Claim("patch-8", "arXiv 2502.03738", "patches of 8 pixels above those of 16 at equal parameters and tokens",
+          "patch-16"),
 )  # fmt: skip
 
 

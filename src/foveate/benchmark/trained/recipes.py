@@ -13,6 +13,9 @@ from foveate.models.connectors import connector_named
 from foveate.training.recipe import Lengths, Recipe
 from foveate.training.recipe_file import read_recipe
 
+#: Learning rate of an encoder that is trained from random weights.
+ENCODER_RATE = 1e-3
+
 
 def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Recipe:
     """Return the recipe of a training: the last stage of its recipe in the package, on trained weights.
@@ -32,9 +35,13 @@ def recipe_of(training: Training, settings: TrainedSettings, output: Path) -> Re
     vision = new.vision if training.image_size is None else new.vision | {"image_size": training.image_size}
     base = settings.base or None
     connector = {**new.connector, **training.options}
-    new = replace(new, vision=vision, connector=connector, vision_tower=base, language_model=base)
+    tower, train = base, stage.train
+    if training.encoder:
+        vision, tower, train = dict(training.encoder), None, {"vision_tower": ENCODER_RATE, **train}
+    new = replace(new, vision=vision, connector=connector, vision_tower=tower, language_model=base)
     stage = replace(
         stage,
+        train=train,
         steps=settings.steps or stage.steps,
         batch_size=settings.train_batch_size or stage.batch_size,
         lengths=_lengths(training, connector["type"]),

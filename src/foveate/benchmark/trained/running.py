@@ -31,7 +31,9 @@ from foveate.training.run_directory import RunDirectory
 KIND = "trained"
 NOTE = (
     "Every training has the same language model at the start, the same frozen vision tower, the same images in the "
-    "same order, the same steps and seed; only the connector differs, and for smaller-image the image. Accuracy: exact "
+    "same order, the same steps and seed; only the connector differs, and for smaller-image the image. Encoders, and "
+    "the control vit, are trained from random weights with the connector and the language model, with the same images "
+    "and steps: they are compared with each other, and not with rows of the trained tower. Accuracy: exact "
     "match after normalisation, the mean over tasks, with a 95 % bootstrap interval over the questions, which does not "
     "contain the noise of the seed: every training has one. FLOPs: to the first token of a short question, by torch's "
     "counter. Time to the first token: all models take turns. Training FLOPs: those of the first batch times the steps."
@@ -122,7 +124,7 @@ class _One:
             FoveateError: The folder holds a run of other settings.
         """
         self.runs.mkdir(parents=True, exist_ok=True)
-        about = {"settings": self.settings.described, "training": asdict(self.training)}
+        about = {"settings": self.settings.described, "training": self.training.described}
         RunDirectory(self.runs / self.training.name, json.loads(json.dumps(about)))  # refuses other settings
         recipe = recipe_of(self.training, self.settings, self.folder)
         self.report(f"training {self.training.name}, {recipe.stages[0].steps} steps")
@@ -155,6 +157,7 @@ class _One:
                     "recipe": training.recipe,
                     "seed": recipe.seed,
                     "connector": {"type": model.config.connector_type, **(model.config.connector_options or {})},
+                    **({"encoder": dict(training.encoder)} if training.encoder else {}),
                     "image_size": getattr(model.config.vision_config, "image_size", None),
                     **self._accuracy(model, processor, plan, tokens),
                     "flops": flops,

@@ -23,7 +23,7 @@ class TrainedSettings(QuestionSettings):
     has the layout of LLaVA-1.5 ([CLS], the last layer but one is read) and hours of training, which no run of this
     benchmark has. Images have 12 x 12 patches in place of its 24 x 24, so that the full sequence can be trained in the
     same time: with resized positions `BASE` answers these questions no worse (loss 0.58, and 0.70 at 24 x 24) at a
-    quarter of the operations.
+    quarter of the operations. Rows of encoders do not have this tower: they train one from random weights.
 
     The language model is that of the embedded model, trained further on the features of this tower. Straight from the
     embedded model it has to learn other features within one run: the loss at 36 tokens was still between 1.6 and 1.9

@@ -1,9 +1,9 @@
-"""What is trained: connectors at several numbers of tokens. A new connector is a line in `SYSTEMS`."""
+"""What is trained: connectors and encoders at several numbers of tokens. A new one is a line in `SYSTEMS`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from foveate.core.errors import FoveateError
@@ -22,6 +22,8 @@ class Training:
         options: Options of the connector that replace those of the recipe.
         plan: Method that chooses a length of a nested connector, such as "m3".
         image_size: Side of the images in pixels; None: that of the recipe.
+        encoder: Fields of the vision tower with its `type`, which is trained from random weights; empty: the trained
+            and frozen tower of the benchmark.
     """
 
     system: str
@@ -31,6 +33,13 @@ class Training:
     options: Mapping[str, Any] = field(default_factory=dict)
     plan: str = ""
     image_size: int | None = None
+    encoder: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Its fields as the folder of a run has them; without an encoder as they were before there was one."""
+        fields = asdict(self)
+        return fields if self.encoder else {name: value for name, value in fields.items() if name != "encoder"}
 
     @property
     def plans(self) -> dict[int, str]:
@@ -40,15 +49,16 @@ class Training:
 
 @dataclass(frozen=True)
 class System:
-    """A connector in the comparison.
+    """A connector or an encoder in the comparison.
 
     Args:
         name: In tables.
         lengths: Options of the connector that give a number of tokens. Each is a training of its own.
-        nested: Numbers of tokens of one training of a nested connector.
+        nested: Numbers of tokens of one training of a nested connector or encoder.
         plan: Method that chooses them; default: the name.
         image_sizes: Sides of smaller images in pixels, by their number of tokens. Each is a training of its own.
         recipe: Of recipes/ in the package; default: connectors/NAME.
+        encoder: See `Training`.
         control: Whether it is no paper, but what papers are compared with.
     """
 
@@ -58,6 +68,7 @@ class System:
     plan: str = ""
     image_sizes: Mapping[int, int] = field(default_factory=dict)
     recipe: str = ""
+    encoder: Mapping[str, Any] = field(default_factory=dict)
     control: bool = False
 
     @property
@@ -65,7 +76,7 @@ class System:
         """Its trainings."""
         recipe = self.recipe or f"connectors/{self.name}"
         made = [
-            Training(self.name, f"{self.name}-{tokens}", recipe, (tokens,), options)
+            Training(self.name, f"{self.name}-{tokens}", recipe, (tokens,), options, encoder=self.encoder)
             for tokens, options in self.lengths.items()
         ]
         made += [
@@ -73,12 +84,32 @@ class System:
             for tokens, side in self.image_sizes.items()
         ]
         if self.nested:
-            made.append(Training(self.name, self.name, recipe, self.nested, plan=self.plan or self.name))
+            plan = self.plan or self.name
+            made.append(Training(self.name, self.name, recipe, self.nested, plan=plan, encoder=self.encoder))
         return made
 
 
 #: Squares of 12 x 12 patches that give 36, 16, 9 and 4 tokens; the papers have the first three on 24 x 24 patches.
 _SCALES = {tokens: {"scale": scale} for tokens, scale in ((36, 2), (16, 3), (9, 4), (4, 6))}
+
+#: The shape of the trained tower, for encoders that are trained from random weights: 6 blocks, of which all are read.
+_BLOCKS = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+_VIT = {"type": "plain_vit", "image_size": 168, "patch_size": 14, **_BLOCKS}
+_LOOKUP = {**_VIT, "type": "lookupvit", "compressed_side": 6, "lookup_intermediate_size": 96}
+_FALCON = {**_VIT, "type": "falcon_vision", "num_registers": 36, "max_crops": 1}
+#: Stride 16 in both, so that an image of 192 pixels has 12 x 12 patches.
+_SIT = {**_BLOCKS, "type": "sit", "image_size": 192, "stage_blocks": [2, 2, 2], "keeping_ratio": 0.5}
+_STVIT = {
+    "type": "stvit", "image_size": 192, "depths": [1, 1, 4], "hidden_sizes": [24, 48, 192], "num_heads": [1, 2, 3],
+    "cell_sizes": [4, 2, 1], "layer_scale": [False, False, False],
+}  # fmt: skip
+#: Stride 32.
+_CONVLLAVA = {
+    "type": "convllava", "image_size": 192, "patch_size": 2, "depths": [1, 1, 2, 2, 2],
+    "hidden_sizes": [24, 48, 96, 192, 192], "layer_scale_init_value": 0.1,
+}  # fmt: skip
+#: Plain ViTs of other patches on images of 128 pixels, pooled to 4 x 4 tokens.
+_PATCHES = {side: {**_VIT, "image_size": 128, "patch_size": side} for side in (32, 16, 8)}
 
 SYSTEMS: tuple[System, ...] = (
     System("mlp", {144: {}}, control=True),
@@ -95,7 +126,27 @@ SYSTEMS: tuple[System, ...] = (
     System("llava_mini", {1: {}}),
     System("llava_mini-no-prefusion", {1: {"prefusion_layers": 0}}, recipe="connectors/llava_mini", control=True),
     System("m3-separate", {36: {"tokens": 36}, 9: {"tokens": 9}}, recipe="connectors/m3", control=True),
-)
+    System(
+        "vit", {144: {"scale": 1}, 36: {"scale": 2}, 16: {"scale": 3}, 4: {"scale": 6}}, recipe="connectors/average",
+        encoder=_VIT, control=True,
+    ),
+    System("convllava", {36: {}}, recipe="connectors/mlp", encoder=_CONVLLAVA),
+    System("lookupvit", {36: {}}, recipe="connectors/mlp", encoder=_LOOKUP),
+    System(
+        "lookupvit-nested", nested=(4, 16, 36), plan="nested", recipe="connectors/mlp",
+        encoder={**_LOOKUP, "training_sides": [2, 4, 6]},
+    ),
+    System("stvit", {36: {"scale": 2}}, recipe="connectors/average", encoder=_STVIT),
+    System("sit-no-distillation", {36: {}}, recipe="connectors/mlp", encoder=_SIT),
+    System("falcon", {36: {}}, recipe="connectors/mlp", encoder=_FALCON),
+    *(
+        System(
+            f"patch-{side}", {16: {"scale": 32 // side}}, recipe="connectors/average", encoder=fields,
+            control=side == 32,
+        )
+        for side, fields in _PATCHES.items()
+    ),
+)  # fmt: skip
 
 #: Lengths whose trainings run first, after the nested ones: an unfinished table then compares systems at one length.
 _FIRST = (36, 9, 144, 16, 4)
@@ -123,8 +174,9 @@ def trainings(only: Sequence[str] = ()) -> list[Training]:
     return sorted(chosen, key=_place)
 
 
-def _place(training: Training) -> int:
+def _place(training: Training) -> tuple[bool, int]:
+    """Connectors before encoders, which are compared with each other."""
     if len(training.lengths) > 1:
-        return -1
+        return bool(training.encoder), -1
     tokens = training.lengths[0]
-    return _FIRST.index(tokens) if tokens in _FIRST else len(_FIRST)
+    return bool(training.encoder), _FIRST.index(tokens) if tokens in _FIRST else len(_FIRST)
