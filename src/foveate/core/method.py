@@ -19,6 +19,7 @@ from foveate.core.tokens import EncoderSpec, Need
 class Site(StrEnum):
     """Where in the model a method acts."""
 
+    FRAMES = "frames"
     IMAGE = "image"
     ENCODER = "encoder"
     CONNECTOR = "connector"

@@ -1,0 +1,118 @@
+"""Loading of clips: frames of a video file that a method chooses, decoded when they are needed.
+
+Memory does not grow with the length of the file, and where few frames of a long file are read, only what lies between
+the keyframe before each of them and itself is decoded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from foveate.clips.clip import MAX_PIXELS, Clip, read_clip
+from foveate.clips.given import GivenFrames
+from foveate.clips.pyav import PyAVSource
+from foveate.clips.torchcodec import TorchCodecSource
+from foveate.core.errors import FoveateError
+from foveate.core.frames import FrameSampler, FrameSource, even_times
+from foveate.core.plan import Step
+
+__all__ = ["ENDINGS", "FRAMES_PER_SECOND", "MAX_FRAMES", "MAX_PIXELS", "Clip", "clip_of_frames", "is_clip", "open_clip"]
+
+#: Endings of files that are read as clips.
+ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+#: Frames per second of a clip that are read without a plan that chooses frames, and the most of them; longer clips have
+#: fewer per second.
+FRAMES_PER_SECOND, MAX_FRAMES = 2.0, 32
+
+Backend = Literal["pyav", "torchcodec"]
+_SOURCES = {"pyav": PyAVSource, "torchcodec": TorchCodecSource}
+
+
+def is_clip(source: Any) -> bool:
+    """Whether a source is a clip, or the path of a video file, by its ending."""
+    if isinstance(source, Clip):
+        return True
+    return isinstance(source, (str, os.PathLike)) and os.fsdecode(source).lower().endswith(ENDINGS)
+
+
+def open_clip(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    sampler: Step[FrameSampler] | FrameSampler | None = None,
+    question: str | None = None,
+    max_frames: int = MAX_FRAMES,
+    fps: float | None = FRAMES_PER_SECOND,
+    max_pixels: int = MAX_PIXELS,
+    max_frame_pixels: int = MAX_PIXELS,
+    max_seconds: float | None = None,
+    backend: Backend = "pyav",
+) -> Clip:
+    """Decode frames of a video file.
+
+    Args:
+        source: A file, or its bytes.
+        sampler: Chooses the frames: a method of the site `frames`, or a step of a plan with its budget. None: frames at
+            even times.
+        question: What is asked about the clip, for samplers that read it.
+        max_frames: Without a sampler: most frames.
+        fps: Without a sampler: frames per second; None: `max_frames` of any clip that has so many.
+        max_pixels: Most pixels of all chosen frames together.
+        max_frame_pixels: Most pixels of one frame, checked before decoding.
+        max_seconds: Longest clip; None: of any length.
+        backend: "torchcodec" decodes with TorchCodec, for trusted files alone: it also opens playlists that name other
+            files and addresses.
+
+    Raises:
+        FoveateError: PyAV is not installed, there is no such file, it has no video that can be decoded, it is cut off
+            or too long, its frames are too large or have no times, or the sampler cannot choose.
+    """
+    if backend not in _SOURCES:
+        raise FoveateError(f"backend must be one of {', '.join(_SOURCES)}, not {backend!r}.")
+    opened = _SOURCES[backend](source, max_frame_pixels)
+    if max_seconds is not None and opened.duration > max_seconds:
+        raise FoveateError(
+            f"{opened.name} takes {opened.duration:.1f} s, and a clip may take at most {max_seconds:g} s here; cut it."
+        )
+    if sampler is None:
+        wanted = max_frames if fps is None else min(max_frames, max(1, round(opened.duration * fps)))
+        times = even_times(opened.duration, min(wanted, opened.count))
+    else:
+        times = _chosen(opened, sampler, question)
+    return read_clip(opened, times, opened.name, opened.backend, max_pixels)
+
+
+def clip_of_frames(
+    frames: Sequence[np.ndarray],
+    timestamps: Sequence[float] | None = None,
+    *,
+    sampler: Step[FrameSampler] | FrameSampler | None = None,
+    question: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Clip:
+    """Make a clip of frames that are decoded already.
+
+    Args:
+        frames: One (H, W, 3) array, uint8, RGB, for each frame, all of one size.
+        timestamps: (T,) ascending seconds of the frames; None: two frames per second.
+        sampler: Chooses some of them, as in `open_clip`; None: all.
+        question: What is asked about the clip, for samplers that read it.
+        max_pixels: Most pixels of all chosen frames together.
+
+    Raises:
+        FoveateError: there is no frame, frames differ in size, the times do not fit, there are too many pixels, or the
+            sampler cannot choose.
+    """
+    given = GivenFrames(frames, timestamps, FRAMES_PER_SECOND)
+    times = [time for time, _ in given.read()] if sampler is None else _chosen(given, sampler, question)
+    return read_clip(given, times, given.name, given.backend, max_pixels)
+
+
+def _chosen(source: FrameSource, sampler: Step[FrameSampler] | FrameSampler, question: str | None) -> list[float]:
+    step = sampler if isinstance(sampler, Step) else Step(sampler)
+    step.method.check_budget(step.budget)
+    return step.method.times(source, step.count(source.count), question)

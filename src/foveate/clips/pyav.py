@@ -1,0 +1,198 @@
+"""Frames of a video file, decoded with PyAV."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.clips.clip import shown
+from foveate.core.errors import FoveateError
+
+#: Containers whose keyframes are looked up, as FFmpeg names them: they hold an index, or every packet has its time.
+INDEXED = ("avi", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")
+#: Containers that are opened. Others are refused: a playlist (HLS, DASH, concat) in a file of any name would make
+#: FFmpeg open other files and addresses. MPEG streams are read from their beginning: after a jump, times are guessed.
+CONTAINERS = (*INDEXED, "m4v", "mpeg", "mpegts", "mpegvideo")
+_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+#: A file is cut off where its data end before the length in its header by more than so many seconds and this part.
+CUT_SECONDS, CUT_PART = 1.0, 0.05
+
+
+class PyAVSource:
+    """Frames of a video file, decoded with PyAV when they are asked for; see `foveate.core.frames.FrameSource`.
+
+    Where few frames of a long file are read, decoding goes on at the last keyframe before each of them. Times are those
+    of the file (presentation timestamps), so that a frame rate may vary; frames are upright, by the rotation that the
+    file states; frames that change their size within a file get that of the first.
+
+    Args:
+        source: the path of a file, or its bytes.
+        max_pixels: most pixels of one frame, checked before decoding.
+
+    Raises:
+        FoveateError: PyAV is not installed, there is no such file, it is not a video file or has no frames, its frames
+            are too large or have no times, or it is cut off.
+    """
+
+    backend = "pyav"
+
+    def __init__(self, source: str | os.PathLike[str] | bytes, max_pixels: int) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise FoveateError("clips need PyAV, which is not installed: pip install 'foveate[video]'.") from error
+        self._av: Any = av
+        self._source = source
+        self.name = shown(source)
+        with self._opened() as (container, stream):
+            width, height = stream.width, stream.height
+            if width * height > max_pixels:
+                raise FoveateError(
+                    f"frames of {self.name} have {width} x {height} pixels, above the limit of "
+                    f"{max_pixels / 1e6:.3g} megapixels; scale it down first."
+                )
+            first, end = self._extent(container, stream)
+            rate = stream.average_rate or stream.guessed_rate
+        self._first = first
+        self.duration = end - first
+        self.fps = float(rate) if rate else self._mean_rate()
+        self.count = max(1, round(self.duration * self.fps))
+
+    def read(
+        self, times: Iterable[float] | None = None, max_side: int | None = None
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """Decode frames in order; see `foveate.core.frames.FrameSource.read`.
+
+        Raises:
+            FoveateError: a frame cannot be decoded.
+        """
+        with self._opened() as (container, stream), self._opened() as (keyframes, keyframe_stream):
+            size: tuple[int, int] | None = None
+            found: Iterator[Any]
+            if times is None:
+                found = self._decoded(container, stream)
+            else:
+                found = self._at(times, container, stream, keyframes, keyframe_stream)
+            for frame in found:
+                if size is None:
+                    scale = 1.0 if max_side is None else min(1.0, max_side / max(frame.width, frame.height))
+                    size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+                pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+                turns = round(frame.rotation / 90) % 4  # counter-clockwise
+                yield frame.time - self._first, np.rot90(pixels, turns) if turns else pixels
+
+    @contextmanager
+    def _opened(self) -> Generator[tuple[Any, Any]]:
+        """Open the file: its container and its video, with errors of FFmpeg as one sentence."""
+        source = self._source
+        try:
+            if not isinstance(source, bytes) and not Path(source).is_file():
+                raise FoveateError(f"no video file at {self.name}.")
+            file = io.BytesIO(source) if isinstance(source, bytes) else os.fsdecode(source)
+            with self._av.open(file, container_options=_OPTIONS) as container:
+                cover = self._av.stream.Disposition.attached_pic
+                streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+                if not streams or streams[0].codec_context is None:
+                    raise FoveateError(f"{self.name} has no video.")
+                yield container, streams[0]
+        except (self._av.FFmpegError, ValueError, OSError) as error:
+            if isinstance(error, FoveateError):
+                raise
+            reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0].rstrip(".")
+            raise FoveateError(f"{self.name} cannot be decoded as a video: {reason}.") from error
+
+    def _extent(self, container: Any, stream: Any) -> tuple[float, float]:
+        """Return the time of the first frame and the end of the last one, in seconds of the file."""
+        announced = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        first = next(iter(self._decoded(container, stream)), None)
+        if first is None:
+            raise FoveateError(f"{self.name} has no frames that can be decoded.")
+        end = last = 0.0
+        if announced:  # reads what follows the last keyframe
+            end, last = self._ends(container, stream, first.time + announced)
+        if not end or self._is_cut(announced, last - first.time):  # reads the whole file, without decoding
+            end, last = self._ends(container, stream, first.time)
+        if self._is_cut(announced, last - first.time):
+            raise FoveateError(
+                f"{self.name} is cut off: its header says {announced:.1f} s, and its data end after "
+                f"{last - first.time:.1f} s; get the whole file, or convert what is there."
+            )
+        return first.time, max(end, first.time + 1e-3)
+
+    @staticmethod
+    def _is_cut(announced: float, end: float) -> bool:
+        return announced - end > max(CUT_SECONDS, CUT_PART * announced)
+
+    def _ends(self, container: Any, stream: Any, start: float) -> tuple[float, float]:
+        """Read packets to the end of the file: the end of the last frame, and that of the last packet of any stream."""
+        ends = [0.0, 0.0]
+        try:
+            container.seek(round(start * 1e6))
+            for packet in container.demux():
+                ticks = packet.pts if packet.pts is not None else packet.dts
+                if ticks is not None and packet.size:
+                    end = float((ticks + (packet.duration or 0)) * packet.time_base)
+                    ends[1] = max(ends[1], end)
+                    if packet.stream_index == stream.index:
+                        ends[0] = max(ends[0], end)
+        except (
+            self._av.FFmpegError
+        ):  # a file that cannot be searched, or damaged data: what was read before them counts
+            pass
+        return ends[0], ends[1]
+
+    def _mean_rate(self) -> float:
+        """Count frames, without decoding: their mean rate, for files that state none."""
+        with self._opened() as (container, stream):
+            return max(1, sum(packet.size > 0 for packet in container.demux(stream))) / self.duration
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Decode frames in order of time."""
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                raise FoveateError(f"frames of {self.name} have no times; convert it to MP4 first.")
+            yield frame
+
+    def _at(
+        self, times: Iterable[float], container: Any, stream: Any, keyframes: Any, keyframe_stream: Any
+    ) -> Iterator[Any]:
+        """Decode the frames that are shown at these times, each once."""
+        tick = float(stream.time_base)
+        decoded = self._decoded(container, stream)
+        frame, following, given = None, next(decoded, None), None
+        for time in times:
+            target = self._first + time + tick / 2  # times of containers are rounded to ticks
+            if following is not None and following.time <= target:
+                # Another reader of the file looks where the last keyframe before this time is, which costs no decoding.
+                keyframe = self._keyframe_before(target, keyframes, keyframe_stream)
+                if keyframe is not None and keyframe > following.time:
+                    container.seek(int(keyframe / tick), stream=stream)
+                    decoded = self._decoded(container, stream)
+                    frame, following = None, next(decoded, None)
+            while following is not None and following.time <= target:
+                frame, following = following, next(decoded, None)
+            if frame is None:  # before the first frame
+                frame = following
+            if frame is not None and frame.time != given:
+                given = frame.time
+                yield frame
+
+    def _keyframe_before(self, time: float, container: Any, stream: Any) -> float | None:
+        """Return the time of the last keyframe up to `time`; None where the file cannot say."""
+        if container.format.name not in INDEXED:
+            return None
+        try:
+            container.seek(int(time / stream.time_base), stream=stream)
+            for packet in container.demux(stream):
+                if packet.is_keyframe and packet.pts is not None:
+                    keyframe = float(packet.pts * stream.time_base)
+                    return keyframe if keyframe <= time else None
+        except self._av.FFmpegError:
+            return None
+        return None
