@@ -5,8 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
     CLIPVisionConfig,
     GotOcr2ImageProcessor,
     InternVLConfig,
@@ -165,6 +170,28 @@ def save_internvl(folder: Path) -> Path:
     InternVLProcessor(
         images, tokenizer, InternVLVideoProcessor(), image_seq_length=16, chat_template=template
     ).save_pretrained(folder)
+    return folder
+
+
+def save_clip_model(folder: Path) -> Path:
+    """CLIP with images of 16 x 16 pixels and text of 64 tokens."""
+    tokenizer = byte_tokenizer()
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    layers = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(
+            **layers, vocab_size=260, max_position_embeddings=64, bos_token_id=None, eos_token_id=tokenizer.eos_token_id
+        ).to_dict(),
+        vision_config=CLIPVisionConfig(**layers, image_size=16, patch_size=8).to_dict(),
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
     return folder
 
 

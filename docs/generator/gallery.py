@@ -23,12 +23,17 @@ SITES = {
         "Choose the length of a connector that was trained to give several, or map features to a smaller raster.",
     ),
     "image": ("On the image", "Baselines that reduce the resolution of the image."),
+    "frames": (
+        "On the frames of a clip",
+        "Choose frames before the model: `foveate.ask`, `foveate batch` and `foveate serve` follow them.",
+    ),
 }
 #: Symbols of the matrix; a letter gives the reason of a refusal.
 MARKS = {"runs": "●", "substitute": "◐"}
 MEANINGS = {"runs": "yes", "substitute": f"yes, with a substitute that its paper allows: {STANDS_IN}"}
 LETTERS = {
     "needs-cls": "C",
+    "needs-clips": "V",
     "needs-first-layer-attention": "F",
     "needs-decoder-layers": "L",
     "needs-nested-connector": "N",

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import transformers
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from foveate.families import Family, families
 from foveate.integrations.vllm import MODELS
@@ -40,18 +37,12 @@ def pages() -> dict[str, str]:
 
 def _row(family: Family) -> str:
     classes = {kind: OWN.get(kind) or MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[kind] for kind in family.model_types}
-    clips = any(hasattr(_core(kind), "get_video_features") for kind in classes)
-    reads = ["images", *(["clips"] if clips else []), *_tiles(family)]
-    torchvision = "for images too" if family.needs_torchvision else "for clips" if clips else "no"
+    reads = ["images", *(["clips"] if family.reads_clips else []), *_tiles(family)]
+    torchvision = "for images too" if family.needs_torchvision else "for clips" if family.reads_clips else "no"
     hub = f"[{family.example}](https://huggingface.co/{family.example})" if family.example else ""
     served = "yes" if any(name in MODELS for name in classes.values()) else "no"
     named = "<br>".join(f"`{kind}`: {name}" for kind, name in classes.items())
     return f"| {family.title} | {named} | {hub} | {', '.join(reads)} | {torchvision} | {served} |"
-
-
-def _core(kind: str) -> Any:
-    """The base model class, which encodes images and clips; None if transformers has no such class."""
-    return getattr(transformers, str(MODEL_MAPPING_NAMES.get(kind)), None)
 
 
 def _tiles(family: Family) -> list[str]:

@@ -41,6 +41,10 @@ def verdict(method: Any, family: Family) -> Verdict:
     A family whose encoder has a [CLS] token in some models and none in others is judged by those that have one;
     `without_cls` has the outcome for the others.
     """
+    if method.site is Site.FRAMES:
+        if not family.reads_clips:
+            return _no(Refusal("needs-clips", f"{method.name} chooses frames of clips, and {family.title} reads none"))
+        return Verdict("runs")
     try:
         check_sites(Plan((Step(method),)), family)
     except FoveateError as error:

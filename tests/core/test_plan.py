@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from foveate import FoveateError, Plan
 from foveate.core.method import Site
 from foveate.core.plan import PLAN_FILE, Budget, Step, parse_plan
-from foveate.core.registry import all_methods, methods_at
+from foveate.core.registry import all_methods, methods_at, model_methods
 
 budgets = st.one_of(
     st.integers(1, 10**6).map(lambda n: Budget(tokens=n)),
@@ -27,12 +27,13 @@ def sample(name):
         return None
 
 
-NAMES = [name for name in all_methods() if sample(name) is not None]
+NAMES = [name for name in model_methods() if sample(name) is not None]
+SAMPLERS = [name for name in methods_at(Site.FRAMES) if sample(name) is not None]
 
 
 @st.composite
-def steps(draw):
-    method = sample(draw(st.sampled_from(NAMES)))
+def steps(draw, names=NAMES):
+    method = sample(draw(st.sampled_from(names)))
     number = {f.name: f.default for f in dataclasses.fields(method) if f.init and isinstance(f.default, bool)}
     if number and draw(st.booleans()):
         name = draw(st.sampled_from(sorted(number)))
@@ -42,9 +43,9 @@ def steps(draw):
     return Step(method, budget)
 
 
-@given(st.lists(steps(), min_size=1, max_size=4))
-def test_a_plan_is_read_as_it_is_written(own):
-    plan = Plan(tuple(own))
+@given(st.lists(steps(SAMPLERS), max_size=1), st.lists(steps(), min_size=1, max_size=4))
+def test_a_plan_is_read_as_it_is_written(sampler, own):
+    plan = Plan((*sampler, *own))
     assert parse_plan(str(plan)) == plan
     assert Plan.of(str(plan).replace(" + ", "  +\n")) == plan
 

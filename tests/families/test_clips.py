@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 import foveate
 from foveate import FoveateError, compat
 from foveate.core.method import Site
 from foveate.core.registry import methods_at
 from foveate.core.video import VideoMethod
+from foveate.families import families
 from tests.families.reference import answers, logits, only_kept
 from tests.families.zoo import zoo
 from tests.runtime.matrix import covering
@@ -48,6 +51,28 @@ def test_a_run_is_the_model_given_only_what_stays(name: str, row: tuple, monkeyp
         assert [crop.kind for crop in crops] == (["frame"] * 2 if image.modality == "video" else ["image"])
     torch.testing.assert_close(short, only_kept(model, inputs, report, monkeypatch), atol=2e-5, rtol=1e-4)
     assert torch.equal(logits(model, inputs), untouched)
+
+
+def test_families_that_read_clips_are_those_whose_models_encode_them() -> None:
+    for family in families().values():
+        classes = [getattr(transformers, str(MODEL_MAPPING_NAMES.get(kind)), None) for kind in family.model_types]
+        encodes = any(hasattr(cls, "get_video_features") for cls in classes)
+        assert family.reads_clips == encodes, family.name
+
+
+def test_a_live_model_chooses_no_frames(tmp_path) -> None:
+    model = zoo()["qwen2-vl"].model()
+    with pytest.raises(
+        FoveateError, match=r"scene:16 chooses frames of a file, .*attach 'divprune:25%' to the model"
+    ) as error:
+        foveate.compress(model, "scene:16 + divprune:25%")
+    assert error.value.code == "chooses-frames"
+    with pytest.raises(FoveateError, match=r"by foveate\.clips\.open_clip\(path, sampler=\.\.\.\)\."):
+        foveate.compress(model, "uniform_frames:4")
+    with pytest.raises(
+        FoveateError, match="a plan that is saved is attached to the model, and scene:16 chooses frames"
+    ):
+        foveate.Plan.of("scene:16 + divprune:25%").save(tmp_path)
 
 
 @pytest.mark.parametrize("name", MIXED)

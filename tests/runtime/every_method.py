@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import foveate
 from foveate import FoveateError
-from foveate.core.registry import all_methods
+from foveate.core.registry import model_methods
 from foveate.families import family_of
 from foveate.methods.decoding import VASparse
 from foveate.methods.decoding.kinds import draft_kinds
@@ -29,7 +29,7 @@ from tests.methods.decoder.test_dpn import folder as routers
 #: One of each kind that is no plan.
 WRITING = ("draft of a chain", "draft of a tree", "vasparse")
 #: Everything that can be attached.
-EVERY = (*all_methods(), "dymu-virtual", "divprune + fastv", *WRITING)
+EVERY = (*model_methods(), "dymu-virtual", "divprune + fastv", *WRITING)
 
 #: Methods for some models only, with the model of the zoo that they are tested on first; all others: llava.
 FIRST = {
@@ -47,7 +47,7 @@ def is_first(name: str, method: str) -> bool:
 
 def writes(method: str) -> bool:
     """Whether a method must be seen writing: it acts in the language model, or there is nothing else."""
-    cls = all_methods().get(method)
+    cls = model_methods().get(method)
     return cls is None or cls.site == "decoder"
 
 
@@ -70,7 +70,7 @@ def attach(name: str, method: str, model: Any, folder: Path) -> AbstractContextM
         tower = family_of(model).tower(family_of(model).core(model))
         thresholds = (0.2,) * (tower.last_used + 1)
         return foveate.compress(model, DyMU(thresholds, virtual=method.endswith("virtual")))
-    cls: Any = all_methods()[method]
+    cls: Any = model_methods()[method]
     file = folder / f"{method}.safetensors"
     made: dict[str, Callable[[], Any]] = {
         "relevance": lambda: Mapper().save(file),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.core.errors import FoveateError
-from foveate.core.registry import all_methods
+from foveate.core.registry import model_methods
 from foveate.runtime import compress
 
 #: Part of the tokens that is kept where nobody has chosen yet, in percent.
@@ -42,7 +42,7 @@ def choices(model: Any) -> list[Choice]:
         model: a live model without a plan.
     """
     supported = []
-    for name, method in all_methods().items():
+    for name, method in model_methods().items():
         choice = Choice(name, method.title, method.budget)
         try:
             compress(model, choice.plan(PERCENT)).restore()

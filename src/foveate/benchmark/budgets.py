@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from foveate.core.errors import FoveateError
 from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.core.plan import Budget, Plan
-from foveate.core.registry import all_methods
+from foveate.core.registry import model_methods
 
 #: Controls at every budget.
 CONTROLS = ("random", "downsample")
@@ -19,7 +19,7 @@ def product(methods: Sequence[str], budgets: Sequence[str]) -> list[str]:
     Raises:
         FoveateError: a method or a budget does not exist.
     """
-    known = all_methods()
+    known = model_methods()
     unknown = [name for name in methods if name not in known]
     if unknown:
         raise FoveateError(f"methods {', '.join(unknown)} are not known; possible are {', '.join(known)}.")

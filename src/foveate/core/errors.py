@@ -25,6 +25,7 @@ CODES = {
     "needs-whole-frames": "compares frames with each other, and needs all tokens of all of them",
     "needs-timestamps": "needs the time of every frame, which neither the call nor the prompt says",
     "needs-known-measurement": "needs something that no probe of a live model measures",
+    "needs-clips": "chooses frames of clips, which the family does not read",
     "needs-later-block": "needs blocks of the encoder behind the last one that is read",
     "needs-nested-connector": "needs a connector that was trained to give several numbers of tokens",
     "needs-more-blocks": "needs more blocks to merge so many tokens",
@@ -40,6 +41,7 @@ CODES = {
     "unused-text-features": "compares nothing with text_features",
     "wrong-order": "stands in the wrong place of a plan",
     "same-layer": "acts at a layer at which another step acts",
+    "chooses-frames": "chooses frames of a file, which a live model never sees",
     "attached-already": "cannot be attached in addition to the plan that is attached already",
     "unknown-site": "acts where nothing can be attached",
     # What a server or a formula needs

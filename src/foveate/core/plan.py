@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from foveate.core.counting import share_of
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, Refusal
 from foveate.core.files import write_json
+from foveate.core.frames import FrameSampler
 from foveate.core.in_decoder import DecoderMethod
 from foveate.core.method import Method
 from foveate.core.registry import RENAMED, all_methods, why_missing
@@ -138,6 +139,12 @@ class Plan:
 
     steps: tuple[Step[Method], ...]
 
+    def __post_init__(self) -> None:
+        for step in self.steps[1:]:
+            if isinstance(step.method, FrameSampler):
+                what = f"{step.method.name} chooses frames of a clip"
+                raise FoveateError(Refusal("wrong-order", what, "it must come first in a plan, and alone of its kind"))
+
     @classmethod
     def of(cls, plan: Plan | Step | Method | str | Iterable[Any], budget: Any = None) -> Plan:
         """A plan from whatever a user has: text, a plan, a method with a `budget`, or a list of these.
@@ -170,9 +177,22 @@ class Plan:
         raise FoveateError(f"{plan!r} is no plan; write one as text, such as 'divprune:64'.")
 
     @property
+    def frame_step(self) -> Step[FrameSampler] | None:
+        """The step that chooses frames of a clip, before the model; None where there is none."""
+        first = self.steps[0] if self.steps else None
+        return cast("Step[FrameSampler]", first) if first and isinstance(first.method, FrameSampler) else None
+
+    @property
+    def for_model(self) -> Plan | None:
+        """The steps that a model follows, all but that which chooses frames; None where there are no others."""
+        steps = self.steps if self.frame_step is None else self.steps[1:]
+        return Plan(steps) if steps else None
+
+    @property
     def early_steps(self) -> tuple[Step[Method], ...]:
-        """The steps before the language model."""
-        return tuple(step for step in self.steps if not step.method.takes_layers)
+        """The steps of a model before its language model."""
+        steps = self.steps if self.frame_step is None else self.steps[1:]
+        return tuple(step for step in steps if not step.method.takes_layers)
 
     @property
     def decoder_steps(self) -> tuple[Step[DecoderMethod], ...]:
@@ -195,6 +215,9 @@ class Plan:
         path = Path(folder) / PLAN_FILE
         if not path.parent.is_dir():
             raise FoveateError(f"there is no folder {str(folder)!r} to save a plan in.")
+        if self.frame_step is not None:
+            what = f"a plan that is saved is attached to the model, and {self.frame_step} chooses frames of a file"
+            raise FoveateError(Refusal("chooses-frames", what, "save the other steps"))
         copied: dict[str, str] = {}
         steps = [dataclasses.replace(step, method=step.method.portable(path.parent, copied)) for step in self.steps]
         write_json(path, {"plan": str(Plan(tuple(steps)))})

@@ -55,6 +55,11 @@ def all_methods() -> dict[str, type[Method]]:
     return _methods.all()
 
 
+def model_methods() -> dict[str, type[Method]]:
+    """The methods that `compress` attaches to a model, in alphabetical order: all but those that choose frames."""
+    return {name: cls for name, cls in all_methods().items() if cls.site is not Site.FRAMES}
+
+
 def methods_at(site: Site) -> dict[str, type[Method]]:
     """The methods of one site by name, in alphabetical order."""
     return {name: cls for name, cls in all_methods().items() if cls.site is site}
@@ -221,8 +226,8 @@ def check_method(cls: Any) -> None:
     """
     if not isinstance(cls, type) or not issubclass(cls, Method):
         raise FoveateError(
-            f"{cls!r} is no method; derive a class from PreLLMMethod, DecoderMethod, EncoderMethod, ConnectorMethod or "
-            "ImageMethod."
+            f"{cls!r} is no method; derive a class from PreLLMMethod, DecoderMethod, EncoderMethod, ConnectorMethod, "
+            "ImageMethod or FrameSampler."
         )
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in RENAMED:
@@ -232,7 +237,7 @@ def check_method(cls: Any) -> None:
     if getattr(cls, "site", None) not in PACKAGES:
         raise FoveateError(
             f"{name} acts at no site of a plan; derive it from PreLLMMethod, DecoderMethod, EncoderMethod, "
-            "ConnectorMethod or ImageMethod."
+            "ConnectorMethod, ImageMethod or FrameSampler."
         )
     if inspect.isabstract(cls):
         raise FoveateError(f"{name} lacks {', '.join(sorted(cls.__abstractmethods__))}.")

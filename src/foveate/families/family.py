@@ -62,6 +62,8 @@ class Family(ABC):
     needs_torchvision: ClassVar[bool] = False
     #: Whether encoders of its models have a [CLS] token: of all (True,) or none (False,); (True, False): of some.
     cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
+    #: Whether its models read clips.
+    reads_clips: ClassVar[bool] = False
     #: Encoder tokens per token of the language model, for towers with a merger of fixed size.
     merge: ClassVar[int] = 1
     #: Whether every patch becomes one token of the language model, which methods inside the encoder need.

@@ -20,6 +20,7 @@ class Gemma4(Family):
     name: ClassVar[str] = "gemma4"
     title: ClassVar[str] = "Gemma 4"
     model_types: ClassVar[tuple[str, ...]] = ("gemma4",)
+    reads_clips: ClassVar[bool] = True
     example: ClassVar[str] = "google/gemma-4-e2b-it"
     decoder: ClassVar[bool] = False
     written_times: ClassVar = "before"

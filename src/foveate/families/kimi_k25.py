@@ -18,6 +18,7 @@ class KimiK25(Family):
     name: ClassVar[str] = "kimi-k2.5"
     title: ClassVar[str] = "Kimi K2.5"
     model_types: ClassVar[tuple[str, ...]] = ("kimi_k25",)
+    reads_clips: ClassVar[bool] = True
     example: ClassVar[str] = "moonshotai/Kimi-K2.6"
     needs_torchvision: ClassVar[bool] = True
     decoder = False

@@ -115,6 +115,7 @@ class LlavaOnevision(LlavaNext):
     name: ClassVar[str] = "llava-onevision"
     title: ClassVar[str] = "LLaVA-OneVision"
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    reads_clips: ClassVar[bool] = True
     example: ClassVar[str] = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     cls_tokens: ClassVar[tuple[bool, ...]] = (False,)
 

@@ -20,6 +20,7 @@ class MiniCPMV46(Family):
     name: ClassVar[str] = "minicpm-v-4.6"
     title: ClassVar[str] = "MiniCPM-V 4.6"
     model_types: ClassVar[tuple[str, ...]] = ("minicpmv4_6",)
+    reads_clips: ClassVar[bool] = True
     example: ClassVar[str] = "openbmb/MiniCPM-V-4.6"
     decoder: ClassVar[bool] = False
     whole_tile: ClassVar = "first"

@@ -19,6 +19,7 @@ class Qwen2VL(Family):
     name: ClassVar[str] = "qwen2-vl"
     title: ClassVar[str] = "Qwen2-VL"
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    reads_clips: ClassVar[bool] = True
     example: ClassVar[str] = "Qwen/Qwen2-VL-7B-Instruct"
     merge: ClassVar[int] = 4
     raster_features: ClassVar[Literal["before-projector", "after-merger"] | None] = "after-merger"

@@ -89,7 +89,7 @@ class Entry:
         name: its name in plans.
         title: title of its paper.
         paper: such as "arXiv 2503.02175"; empty for a control.
-        site: where it acts: "pre_llm", "decoder", "encoder", "connector" or "image".
+        site: where it acts: "pre_llm", "decoder", "encoder", "connector", "image" or "frames".
         mechanism: how it chooses or makes tokens, the main class first; see `foveate.core.method.Mechanism`.
         modality: what it is made for.
         summary: first paragraph of its docstring.

@@ -24,6 +24,7 @@ METHODS, PLOTS, PICTURES = "methods", "plots", "pictures"
 #: Where a method acts, by its site.
 ACTS = {
     "pre_llm": "before the language model",
+    "frames": "on the frames of a clip, before the model",
     "image": "on the image",
     "encoder": "inside the encoder",
     "connector": "in the connector",

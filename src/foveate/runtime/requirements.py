@@ -28,6 +28,16 @@ def check_sites(plan: Plan, family: Family) -> None:
         method = step.method
         if place and method.site in _FIRST:
             raise _wrong_order(f"{method.name} {_FIRST[method.site]}", "it must come first in a plan")
+        if method.site is Site.FRAMES:
+            others = f", and attach '{plan.for_model}' to the model" if plan.for_model is not None else ""
+            raise FoveateError(
+                Refusal(
+                    "chooses-frames",
+                    f"{step} chooses frames of a file, which a live model never sees",
+                    f"give the whole plan to foveate.ask, foveate batch or foveate serve, or choose frames by "
+                    f"foveate.clips.open_clip(path, sampler=...){others}",
+                )
+            )
         if method.site is Site.ENCODER:
             if not family.patchwise:
                 raise FoveateError(

@@ -10,7 +10,7 @@ from foveate.benchmark.budgets import CONTROLS
 from foveate.core.errors import FoveateError, Refusal
 from foveate.core.in_decoder import DecoderMethod
 from foveate.core.plan import Plan
-from foveate.core.registry import all_methods
+from foveate.core.registry import model_methods
 
 #: Keep tokens at random or make the image smaller: what plans are compared with, so no candidates unless named.
 NO_CANDIDATES = (*CONTROLS, "random-decoder")
@@ -121,7 +121,7 @@ def space_for(
     Raises:
         FoveateError: a method does not exist, or none remains.
     """
-    known = all_methods()
+    known = model_methods()
     depth = model.config.get_text_config().num_hidden_layers
     ordered = tuple(sorted(budgets, key=lambda budget: (not budget.endswith("%"), float(budget.rstrip("%")))))
     by_place: dict[bool, list[Candidate]] = {False: [], True: []}

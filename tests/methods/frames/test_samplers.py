@@ -112,8 +112,8 @@ def test_what_cannot_be_chosen_is_one_sentence(encoder, tmp_path):
         (lambda: QueryFrames("x").times(clip, 2, None), "query_frames needs a question"),
         (lambda: QueryFrames(str(tmp_path)).times(clip, 2, "?"), "the encoder .* cannot be loaded"),
         (lambda: Plan.of("query_frames:4"), "encoder"),
-        (lambda: Plan.of("divprune:25% + scene:4"), "scene chooses frames of a clip, so it must come first in a plan"),
-        (lambda: Plan.of("uniform_frames:4 + scene:4"), "scene chooses frames .* first"),
+        (lambda: Plan.of("divprune:25% + scene:4"), "scene chooses frames of a clip; it must come first in a plan"),
+        (lambda: Plan.of("uniform_frames:4 + scene:4"), "scene chooses frames .* alone of its kind"),
     ]:
         with pytest.raises(FoveateError, match=message):
             make()

@@ -12,7 +12,7 @@ from foveate.benchmark.encoders import DTYPES
 from foveate.benchmark.speed.shapes import SHAPES, TEXTS
 from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
-from foveate.core.registry import all_methods
+from foveate.core.registry import model_methods
 
 #: Budgets of models that are no shapes.
 BUDGETS = ("10%", "25%", "50%")
@@ -64,7 +64,7 @@ class SpeedSettings:
     question: str = "What is the total?"
 
     def __post_init__(self) -> None:
-        known = all_methods()
+        known = model_methods()
         unknown = [name for name in self.methods if name not in known]
         if unknown:
             raise FoveateError(f"methods {unknown} are not known; possible are {', '.join(known)}.")
@@ -103,9 +103,9 @@ def groups_of(settings: SpeedSettings, budgets: tuple[str, ...]) -> dict[str, li
     named = settings.methods
     if not named and not settings.plans:
         # All but those that need weights or data of their own, or whose own rule decides how many tokens stay.
-        named = tuple(name for name, cls in all_methods().items() if not cls.trained and cls.budget != "none")
+        named = tuple(name for name, cls in model_methods().items() if not cls.trained and cls.budget != "none")
         if settings.frames:
-            named = tuple(name for name in named if all_methods()[name].modality == ("video",))
+            named = tuple(name for name in named if model_methods()[name].modality == ("video",))
     groups: dict[str, list[str]] = {}
     for budget in (settings.budgets or budgets) if named else ():
         groups[budget] = [f"{name}:{budget}" for name in named if name not in CONTROLS]

@@ -12,7 +12,7 @@ from foveate.core.errors import FoveateError, Refusal
 from foveate.core.full_model import FULL_MODEL, is_full_model
 from foveate.core.method import Site
 from foveate.core.plan import Plan
-from foveate.core.registry import all_methods
+from foveate.core.registry import model_methods
 from foveate.core.tokens import EncoderSpec, Need
 from foveate.families import Family, families
 from foveate.runtime.probe import OF_ATTENTION, OF_OUTPUT
@@ -208,7 +208,7 @@ def _llava_tower(config: Any) -> EncoderSpec:
 def servable() -> list[str]:
     """List the methods whose kept tokens depend on the image alone and whose count depends on its size."""
     supported = []
-    for name, method in all_methods().items():
+    for name, method in model_methods().items():
         if method.site is not Site.PRE_LLM or not method.static_count or method.budget == "none" or name in _CARRYING:
             continue
         try:

@@ -77,9 +77,7 @@ class QueryFrames(FrameSampler):
         """See `FrameSampler.times`."""
         self.check_budget(count)
         if not question:
-            raise FoveateError(
-                "query_frames chooses frames by a question, and there is none; choose scene, for example."
-            )
+            raise FoveateError("query_frames needs a question, and there is none; choose scene, for example.")
         candidates = np.arange(max(1, math.ceil(clip.duration * self.rate - 1e-9))) / self.rate
         times: list[float] = []
         scores: list[float] = []
@@ -156,7 +154,12 @@ class ContrastiveEncoder:
         longest = self.model.config.text_config.max_position_embeddings
         # SigLIP was trained with padded text and has no mask for it.
         inputs = self.processor(
-            text=[text], return_tensors="pt", padding="max_length", truncation=True, max_length=longest
+            text=[text],
+            return_tensors="pt",
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            max_length=longest,
         )
         return self._features(self.model.get_text_features(**inputs.to(self.model.device)))[0]
 
