@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 from foveate.core.errors import FoveateError
 
 #: Limits of a file that `fetch` takes: bytes, seconds in all, and redirects.
 MAX_BYTES, SECONDS, REDIRECTS = 20 * 2**20, 30.0, 5
+#: The same of video files.
+MAX_VIDEO_BYTES, VIDEO_SECONDS = 200 * 2**20, 300.0
+
+Kind = Literal["image", "video"]
+ARTICLES = {"image": "an image", "video": "a video"}
 
 
 def is_address(source: Any) -> bool:
@@ -21,7 +26,7 @@ def is_address(source: Any) -> bool:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
-def fetch(address: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
+def fetch(address: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS, kind: Kind = "image") -> bytes:
     """Fetch a file from an http or https address, through proxies of the environment and up to five redirects.
 
     Any host is asked, also of the local network: pass on addresses of strangers only if that is meant.
@@ -32,18 +37,29 @@ def fetch(address: str, *, max_bytes: int = MAX_BYTES, seconds: float = SECONDS)
     """
 
     def work() -> bytes:
-        return asyncio.run(download(address, max_bytes=max_bytes, seconds=seconds, redirects=REDIRECTS, proxies=True))
+        return asyncio.run(
+            download(address, kind=kind, max_bytes=max_bytes, seconds=seconds, redirects=REDIRECTS, proxies=True)
+        )
 
     # In another thread, since notebooks and servers have an event loop in this one.
     with ThreadPoolExecutor(max_workers=1) as threads:
         return threads.submit(work).result()
 
 
-async def download(address: Any, *, max_bytes: int, seconds: float, redirects: int = 0, proxies: bool = False) -> bytes:
+async def download(
+    address: Any,
+    *,
+    max_bytes: int,
+    seconds: float,
+    kind: Kind = "image",
+    redirects: int = 0,
+    proxies: bool = False,
+) -> bytes:
     """Fetch a file from an address.
 
     Args:
         address: http or https, as text or `httpx.URL`.
+        kind: "image" or "video", for the request and for messages.
         max_bytes: largest file; a longer one is abandoned where the limit is passed.
         seconds: limit for everything.
         redirects: how many are followed.
@@ -67,16 +83,17 @@ async def download(address: Any, *, max_bytes: int, seconds: float, redirects: i
             client = httpx.AsyncClient(
                 follow_redirects=redirects > 0, max_redirects=redirects, trust_env=proxies, timeout=seconds
             )
-            async with client, client.stream("GET", url, headers={"accept": "image/*"}) as response:
+            async with client, client.stream("GET", url, headers={"accept": f"{kind}/*"}) as response:
                 if response.status_code != 200:
+                    status = response.status_code
                     raise FoveateError(
-                        f"the address answers with status {response.status_code}, not with an image: {shown(str(url))}."
+                        f"the address answers with status {status}, not with {ARTICLES[kind]}: {shown(str(url))}."
                     )
                 data = bytearray()
                 async for piece in response.aiter_bytes():
                     data += piece
                     if len(data) > max_bytes:
-                        raise FoveateError(f"an image file may have at most {max_bytes / 2**20:g} MiB here.")
+                        raise FoveateError(f"{ARTICLES[kind]} file may have at most {max_bytes / 2**20:g} MiB here.")
                 return bytes(data)
     except TimeoutError:
         raise FoveateError(f"{shown(host)} took longer than {seconds:g} s.") from None

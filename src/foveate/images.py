@@ -99,8 +99,13 @@ def open_image(source: Any, *, channels: Channels | None = None, max_pixels: int
     )
 
 
-def data_of(uri: str, *, max_bytes: int = MAX_BYTES) -> bytes:
+def data_of(uri: str, *, max_bytes: int = MAX_BYTES, kind: str = "an image") -> bytes:
     """Decode the bytes of the file in a `data:` URI.
+
+    Args:
+        uri: The URI.
+        max_bytes: Largest file.
+        kind: What the file is, for messages.
 
     Raises:
         FoveateError: it is no such URI, its data are no base64, or they have more than `max_bytes`.
@@ -119,7 +124,7 @@ def data_of(uri: str, *, max_bytes: int = MAX_BYTES) -> bytes:
             raise FoveateError(f"the data URI holds no base64: {str(error).rstrip('.')}.") from None
         if len(data) <= max_bytes:
             return data
-    raise FoveateError(f"an image file may have at most {max_bytes / 2**20:g} MiB here.")
+    raise FoveateError(f"{kind} file may have at most {max_bytes / 2**20:g} MiB here.")
 
 
 def inline(text: str) -> bytes:

@@ -1,14 +1,18 @@
 """`ask` about a clip: models with video read its frames, others refuse it, and nothing is left out silently."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from foveate import FoveateError
+from foveate import FoveateError, compress
 from foveate.answering import ask
-from foveate.clips import open_clip
+from foveate.clips import VideoFile, clip_of_frames, open_clip
 from foveate.loading import load
+from foveate.methods import UniformFrames
 from foveate.processors import NoClips
+from foveate.visualization.answer import draw_answer
 from tests.tiny_model import noise, save_qwen
 from tests.video_files import save_clip
 
@@ -53,6 +57,27 @@ def test_a_plan_compresses_a_clip(qwen, clip):
     assert answer.tokens.read == 4
 
 
+def test_a_plan_chooses_frames(qwen, clip):
+    """The answer is that about the frames that the sampler names, and the figure shows them."""
+    plan = "uniform_frames:6 + random:25%"
+    answer = ask(clip, "What happens?", qwen, plan, max_new_tokens=4)
+    chosen = open_clip(clip, sampler=UniformFrames(), times=answer.timestamps)
+    frames = [Image.fromarray(frame) for frame in chosen.frames]
+    assert answer.plan == plan and answer.frames == 6 and answer.tokens.full == 24 and answer.tokens.read == 6
+    assert answer.timestamps == pytest.approx([0, 0.25, 0.75, 1, 1.25, 1.75], abs=0.26)
+    given = ask(frames=frames, timestamps=answer.timestamps, question="What happens?", model=qwen, plan="random:25%",
+                max_new_tokens=4)  # fmt: skip
+    assert (given.text, given.timestamps, given.tokens) == (answer.text, answer.timestamps, answer.tokens)
+    only = ask(VideoFile(clip.read_bytes()), "What happens?", qwen, "scene", max_new_tokens=4)
+    assert (only.plan, only.frames, only.selection) == ("scene", 1, [])
+    sampled = ask(frames=frames, question="?", model=qwen, plan="uniform_frames:2", max_new_tokens=1)
+    assert sampled.timestamps == [0.5, 2.0] and sampled.to_dict()["timestamps"] == [0.5, 2.0]
+    strip = draw_answer(answer, clip)
+    assert np.array_equal(np.asarray(strip), np.asarray(draw_answer(answer, chosen))) and strip.width == 1600
+    with pytest.raises(FoveateError, match="about 6 frames, and this clip has 1"):
+        draw_answer(answer, clip_of_frames([np.asarray(frames[0])]))
+
+
 def test_images_of_that_model(qwen):
     answer = ask([noise(32, 16), noise(16, 32, 1)], "?", qwen, max_new_tokens=2)
     assert answer.frames is None and answer.tokens.read == 16
@@ -64,8 +89,25 @@ def test_what_cannot_be_done_is_one_sentence(qwen, pair, llava, clip, monkeypatc
             ask(clip, "?", model)
     with pytest.raises(FoveateError, match="a clip is asked about alone"):
         ask([clip, noise(32, 32)], "?", qwen)
-    with pytest.raises(FoveateError, match="a figure shows one image"):
-        ask(clip, "?", qwen, keep_pooling=True)
+    for wrong, message in [
+        ({"image": noise(8, 8), "plan": "scene:4"}, "scene:4 chooses frames of a clip, and these are images"),
+        (
+            {"image": open_clip(clip), "plan": "scene:4 + pool:4"},
+            "frames of this clip are chosen already; leave",
+        ),
+        ({"image": clip, "frames": [noise(8, 8)]}, "give an image or a clip, or frames"),
+        ({"timestamps": [1.0]}, "timestamps are those of frames"),
+        ({"frames": str(clip)}, "frames are a list of images; give the path of a video file as the image"),
+        ({"frames": []}, "there are no frames to ask about"),
+        ({"frames": [noise(8, 8), noise(8, 16)]}, "frames of a clip have one size"),
+        ({"frames": [noise(8, 8)] * 2, "timestamps": [1.0]}, "2 ascending numbers of seconds"),
+        ({}, "there is no image to ask about"),
+        ({"image": clip, "plan": "query_frames(encoder=nowhere):2"}, "the encoder 'nowhere' cannot be loaded"),
+    ]:
+        with pytest.raises(FoveateError, match=message):
+            ask(**wrong, question="?", model=qwen)
+    with compress(qwen[0], "pool:4"), pytest.raises(FoveateError, match="'pool:4' is attached to this model already"):
+        ask(clip, "?", qwen, "scene:4")
     with pytest.raises(FoveateError, match="no video file at 'none.mp4'"):
         ask("none.mp4", "?", qwen)
     with monkeypatch.context() as patch:

@@ -80,7 +80,8 @@ class Answer:
         selection: token selection of each image, as plain values; see `selected`.
         pooling: pooling maps of each content-adaptive stage, if `ask` was called with `keep_pooling`.
         draft: report of a draft, as plain values (`foveate.runtime.Speculation`), or None.
-        frames: number of frames of a clip; None for images.
+        frames: number of frames of a clip that were read; None for images.
+        timestamps: seconds of each of these frames from the first one of the clip; None for images.
         warnings: how the images differ from those that the model was trained on, where it says what these were.
     """
 
@@ -98,6 +99,7 @@ class Answer:
     pooling: list[Pooling] = field(default_factory=list, repr=False)
     draft: dict[str, Any] | None = None
     frames: int | None = None
+    timestamps: list[float] | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import TextStreamer
@@ -20,10 +21,10 @@ from foveate.answering.pooling import pooling_of
 from foveate.answering.selections import placed, placed_view, seen_of, selected, views_of
 from foveate.answering.stages import stages_of, with_plan
 from foveate.answering.trace import Trace
-from foveate.clips import Clip, is_clip, open_clip
-from foveate.core.errors import FoveateError, check_text
+from foveate.clips import Clip, VideoFile, clip_of_frames, is_clip, open_clip
+from foveate.core.errors import FoveateError, Refusal, check_text
 from foveate.core.plan import Plan
-from foveate.fetching import fetch, is_address, shown
+from foveate.fetching import MAX_VIDEO_BYTES, VIDEO_SECONDS, fetch, is_address
 from foveate.images import data_of, open_image
 from foveate.loading import load
 from foveate.runtime import compress, handle_of, speculate
@@ -31,12 +32,14 @@ from foveate.runtime.report import ImageReport
 
 
 def ask(
-    image: Any,
-    question: str,
+    image: Any = None,
+    question: str = "",
     model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
     plan: Any = None,
     budget: Any = None,
     *,
+    frames: Sequence[Any] | None = None,
+    timestamps: Sequence[float] | None = None,
     max_new_tokens: int = 128,
     stream: Callable[[str], object] | None = None,
     keep_pooling: bool = False,
@@ -48,24 +51,29 @@ def ask(
 
         foveate.ask("receipt.png", "What is the total?")
         foveate.ask(["a.png", "https://example.org/b.png"], "Which is larger?")
-        foveate.ask("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct")
+        foveate.ask("clip.mp4", "What happens?", "Qwen/Qwen2.5-VL-7B-Instruct", "scene:16 + divprune:25%")
+        foveate.ask(frames=images, timestamps=seconds, question="What happens?", model=(model, processor))
 
     Args:
         image: a path, an http or https address, a data URI, bytes, a PIL image or an array (see
-            `foveate.images.open_image`); or a list of them, in the order in which the model reads them; or the path of
-            a video file, of which up to 32 frames are read (see `foveate.clips`). A file of an address may have 20 MiB
-            and take 30 seconds. Any host is asked, also of the local network: pass on no addresses of strangers.
+            `foveate.images.open_image`); or a list of them, in the order in which the model reads them; or a clip: the
+            path or address of a video file, or a `foveate.clips.Clip`. Of a file up to 32 frames are read, or those
+            that the plan chooses. An image at an address may have 20 MiB and take 30 seconds, a video 200 MiB and 300
+            seconds. Any host is asked, also of the local network: pass on no addresses of strangers.
         question: the question, in plain words. Text that the model's tokenizer would take for a control token, such
             as ``<image>``, is asked as text.
         model: a folder or Hub id, or ``(model, processor)`` as `load` returns them; the embedded model by default. The
             last model loaded by name is kept for the next question.
         plan: token compression for this question: anything that `foveate.compress` takes,
-            such as ``"divprune:25%"``. By default the plan that is attached to the model or saved with it, if any.
+            such as ``"divprune:25%"``. A first step such as ``scene:16`` chooses the frames of a clip. By default the
+            plan that is attached to the model or saved with it, if any.
         budget: of a plan of one step that has none, as `foveate.compress` takes it.
+        frames: in place of `image`: the frames of a clip, images of one size in any form that `open_image` reads.
+        timestamps: ``(T,)`` ascending seconds of `frames`; None: two frames per second.
         max_new_tokens: maximum number of tokens of the answer.
         stream: callback for each piece of the answer's text.
-        keep_pooling: also compute pooling maps of the content-adaptive stages, for a figure; the image is encoded once
-            more for it, outside of the measured times.
+        keep_pooling: also compute pooling maps of the content-adaptive stages, for a figure of one image; the image is
+            encoded once more for it, outside of the measured times.
         draft: draft model for speculative decoding, a folder or anything that `foveate.speculate` takes;
             the answer is the same.
         system: system prompt, for models whose chat template has a place for it.
@@ -90,15 +98,22 @@ def ask(
 
     # Images are opened before the model is loaded, so that errors in them are reported at once. Fetching is no part of
     # the account: it is not the model's time.
-    sources = [local(source) for source in _listed(image)]
+    sampler, followed = (None, None) if wanted is None else (wanted.frame_step, wanted.for_model)
+    sources = _sources(image, frames, timestamps)
     start = time.perf_counter()
-    visuals = [open_clip(source) if is_clip(source) else open_image(source) for source in sources]
+    if frames is None:
+        visuals = [_opened(source, sampler, question) for source in sources]
+    else:
+        arrays = [np.asarray(open_image(frame)) for frame in sources]
+        visuals = [clip_of_frames(arrays, timestamps, sampler=sampler, question=question)]
     opening = time.perf_counter() - start
     clip = next((one for one in visuals if isinstance(one, Clip)), None)
+    if clip is None and sampler is not None:
+        raise FoveateError(f"{sampler} chooses frames of a clip, and these are images; leave it out of the plan.")
     if clip is not None and len(visuals) > 1:
         raise FoveateError("a clip is asked about alone: leave out the other images, or ask about frames of the clip.")
-    if keep_pooling and (clip is not None or len(visuals) > 1):
-        raise FoveateError("a figure shows one image: leave it out for several images or a clip.")
+    if keep_pooling and len(visuals) > 1:
+        raise FoveateError("a figure shows one image or one clip: leave it out for several images.")
     net, processor, name = _model(model, wanted is None, loading)
 
     start = time.perf_counter()
@@ -108,7 +123,7 @@ def ask(
     preprocess = opening + time.perf_counter() - start
     trace = Trace(net)
 
-    following = nullcontext(handle_of(net)) if wanted is None else compress(net, wanted, processor=processor)
+    following = _following(net, processor, wanted is None, followed)
     drafting = nullcontext() if draft is None else speculate(net, draft)
     with following as handle, drafting as speculation, torch.inference_mode(), trace.watching():
         started = trace.now()
@@ -140,6 +155,7 @@ def ask(
         model=name,
         image_sizes=sizes,
         frames=None if clip is None else len(clip.frames),
+        timestamps=None if clip is None else list(clip.timestamps),
         processed_size=processed_size,
         stages=stages,
         tokens=Tokens(
@@ -152,7 +168,7 @@ def ask(
         ),
         times=times,
         device=str(net.device),
-        plan=None if handle is None else str(handle.plan),
+        plan=str(wanted) if wanted is not None else None if handle is None else str(handle.plan),
         selection=[] if handle is None else _selections(reports, handle.family.whole_tile, processor, sizes, clip),
         pooling=pooling_of(net, inputs) if keep_pooling and processed_size is not None else [],
         draft=None if speculation is None else speculation.report().as_json(),
@@ -164,22 +180,62 @@ def ask(
     )
 
 
+def _sources(image: Any, frames: Sequence[Any] | None, timestamps: Sequence[float] | None) -> list[Any]:
+    """Return what is asked about: images or a clip, or the frames of a clip."""
+    if frames is None:
+        if timestamps is not None:
+            raise FoveateError("timestamps are those of frames: give frames=[...] too.")
+        return [local(source) for source in _listed(image)]
+    if image is not None:
+        raise FoveateError("give an image or a clip, or frames=[...], not both.")
+    if isinstance(frames, (str, bytes, os.PathLike)):
+        raise FoveateError("frames are a list of images; give the path of a video file as the image.")
+    return list(frames)
+
+
+def _opened(source: Any, sampler: Any, question: str) -> Any:
+    if isinstance(source, Clip):
+        if sampler is not None:
+            raise FoveateError(f"the frames of this clip are chosen already; leave {sampler} out of the plan.")
+        return source
+    return open_clip(source, sampler=sampler, question=question) if is_clip(source) else open_image(source)
+
+
+def _following(net: Any, processor: Any, as_it_is: bool, plan: Plan | None) -> AbstractContextManager[Any]:
+    """Follow the plan that is attached, or this one; a plan that only chooses frames leaves none for the model."""
+    if as_it_is:
+        return nullcontext(handle_of(net))
+    if plan is not None:
+        return compress(net, plan, processor=processor)
+    attached = handle_of(net)
+    if attached is not None:
+        what = f"the plan '{attached.plan}' is attached to this model already"
+        raise FoveateError(Refusal("attached-already", what, "restore it first, or ask without a plan"))
+    return nullcontext()
+
+
 def local(source: Any) -> Any:
-    """Return an image source without addresses: the bytes of a file on the web or in a data URI, or the source itself.
+    """Return a source without addresses: the bytes of a file on the web or in a data URI, or the source itself.
+
+    An address is that of a video file by the ending of its path, a data URI by its type.
 
     Raises:
-        FoveateError: the address cannot be read or is that of a video file, or the URI holds no data.
+        FoveateError: the address cannot be read, or the URI holds no data.
     """
     if is_address(source):
         if is_clip(re.split("[?#]", source)[0]):
-            raise FoveateError(f"{shown(source)} is a video file, but addresses must be of images: download it first.")
+            return VideoFile(fetch(source, kind="video", max_bytes=MAX_VIDEO_BYTES, seconds=VIDEO_SECONDS))
         return fetch(source)
-    return data_of(source) if isinstance(source, str) and source[:5].lower() == "data:" else source
+    if isinstance(source, str) and source[:5].lower() == "data:":
+        if source[5:11].lower() == "video/":
+            return VideoFile(data_of(source, max_bytes=MAX_VIDEO_BYTES, kind="a video"))
+        return data_of(source)
+    return source
 
 
 def _listed(image: Any) -> list[Any]:
     """Return the sources that a list names, or a list of the only one."""
-    sources = list(image) if isinstance(image, (list, tuple)) else [image]
+    sources = list(image) if isinstance(image, (list, tuple)) else [] if image is None else [image]
     if not sources:
         raise FoveateError("there is no image to ask about; name at least one.")
     return sources

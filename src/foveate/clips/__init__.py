@@ -20,7 +20,17 @@ from foveate.core.errors import FoveateError
 from foveate.core.frames import FrameSampler, FrameSource, even_times
 from foveate.core.plan import Step
 
-__all__ = ["ENDINGS", "FRAMES_PER_SECOND", "MAX_FRAMES", "MAX_PIXELS", "Clip", "clip_of_frames", "is_clip", "open_clip"]
+__all__ = [
+    "ENDINGS",
+    "FRAMES_PER_SECOND",
+    "MAX_FRAMES",
+    "MAX_PIXELS",
+    "Clip",
+    "VideoFile",
+    "clip_of_frames",
+    "is_clip",
+    "open_clip",
+]
 
 #: Endings of files that are read as clips.
 ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -33,9 +43,13 @@ Backend = Literal["pyav", "torchcodec"]
 _SOURCES = {"pyav": PyAVSource, "torchcodec": TorchCodecSource}
 
 
+class VideoFile(bytes):
+    """The bytes of a video file, where a source may be an image as well."""
+
+
 def is_clip(source: Any) -> bool:
-    """Whether a source is a clip, or the path of a video file, by its ending."""
-    if isinstance(source, Clip):
+    """Whether a source is a clip, the bytes of one, or the path of a video file, by its ending."""
+    if isinstance(source, (Clip, VideoFile)):
         return True
     return isinstance(source, (str, os.PathLike)) and os.fsdecode(source).lower().endswith(ENDINGS)
 
@@ -45,6 +59,7 @@ def open_clip(
     *,
     sampler: Step[FrameSampler] | FrameSampler | None = None,
     question: str | None = None,
+    times: Sequence[float] | None = None,
     max_frames: int = MAX_FRAMES,
     fps: float | None = FRAMES_PER_SECOND,
     max_pixels: int = MAX_PIXELS,
@@ -59,6 +74,7 @@ def open_clip(
         sampler: Chooses the frames: a method of the site `frames`, or a step of a plan with its budget. None: frames at
             even times.
         question: What is asked about the clip, for samplers that read it.
+        times: In place of a sampler: ascending seconds from the first frame; the frames that are shown then are read.
         max_frames: Without a sampler: most frames.
         fps: Without a sampler: frames per second; None: `max_frames` of any clip that has so many.
         max_pixels: Most pixels of all chosen frames together.
@@ -78,12 +94,14 @@ def open_clip(
         raise FoveateError(
             f"{opened.name} takes {opened.duration:.1f} s, and a clip may take at most {max_seconds:g} s here; cut it."
         )
-    if sampler is None:
-        wanted = max_frames if fps is None else min(max_frames, max(1, round(opened.duration * fps)))
-        times = even_times(opened.duration, min(wanted, opened.count))
+    if times is not None:
+        chosen = list(times)
+    elif sampler is not None:
+        chosen = _chosen(opened, sampler, question)
     else:
-        times = _chosen(opened, sampler, question)
-    return read_clip(opened, times, opened.name, opened.backend, max_pixels)
+        wanted = max_frames if fps is None else min(max_frames, max(1, round(opened.duration * fps)))
+        chosen = even_times(opened.duration, min(wanted, opened.count))
+    return read_clip(opened, chosen, opened.name, opened.backend, max_pixels)
 
 
 def clip_of_frames(

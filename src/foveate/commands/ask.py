@@ -29,6 +29,7 @@ EXAMPLES = """
     foveate ask scan.jpg "Who signed it?" --model path/to/folder --json
     foveate ask a.png https://example.org/b.png "Which is larger?" --system "Answer in one word."
     foveate ask clip.mp4 "What happens?" --model Qwen/Qwen2.5-VL-7B-Instruct --dtype bfloat16 --device-map auto
+    foveate ask clip.mp4 "Who scores?" --model Qwen/Qwen3-VL-8B-Instruct --plan "scene:16 + divprune:25%"
     foveate ask examples/receipt.png "What is the total?" --draft draft
 """
 
@@ -43,8 +44,8 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE]...",
-            help="Image files (PNG, JPEG, WebP, GIF, TIFF, BMP and others), http(s) addresses, data URIs, or one video "
-            "file.",
+            help="Image files (PNG, JPEG, WebP, GIF, TIFF, BMP and others) or one video file; http(s) addresses and "
+            "data URIs of them.",
             show_default=False,
         ),
     ] = None,
@@ -84,7 +85,7 @@ def ask(
     picture: Annotated[
         Path | None,
         typer.Option(
-            help="Save a figure of the image, its windows, kept and merged tokens, and times (.png).",
+            help="Save a figure of the image or the frames, kept and merged tokens, and times (.png).",
             show_default=False,
         ),
     ] = None,
@@ -103,8 +104,9 @@ def ask(
     the time of each part: preprocess (open, resize, cut into patches), encoder, connector, prefill and decode. Decoding
     is greedy, so that the same question gets the same answer.
 
-    Several images are read in their order. An address may give 20 MiB in 30 seconds. Of a clip, up to 32 frames are
-    read, by models with video; this needs PyAV and torchvision (foveate[video]).
+    Several images are read in their order. An address may give an image of 20 MiB in 30 seconds, or a video of 200 MiB
+    in 300 seconds. Of a clip, up to 32 frames are read, or those that the plan chooses (scene:16), by models with
+    video; this needs PyAV and torchvision (foveate[video]).
     """
     if example == BARE["--example"]:
         _list_examples(as_json)

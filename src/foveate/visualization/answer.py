@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from foveate.answering import PARTS, Answer, Pooling, Stage
+from foveate.clips import Clip, open_clip
 from foveate.core.errors import FoveateError
 from foveate.images import open_image
 from foveate.visualization.canvas import (
@@ -32,6 +33,7 @@ from foveate.visualization.canvas import (
     wrap,
 )
 from foveate.visualization.selection import draw_selection, joined
+from foveate.visualization.strip import draw_strip
 
 TINTS = {
     "preprocess": (134, 142, 150),
@@ -48,20 +50,28 @@ FINEST_GRID = 4
 def draw_answer(answer: Answer, image: Any) -> Image.Image:
     """Draw an answer as one RGB image, 1600 pixels wide.
 
-    The first panel is the image; one panel a stage shows the 2 x 2 windows that the stage merged. The tokens that
-    entered a content-adaptive stage are tinted by their effect on its output (see `foveate.answering.Pooling`): clear
-    up to the median of the image, full for the strongest 2 %. Where a plan was followed, one more panel shows which
-    tokens the language model reads (see `foveate.visualization.selection`).
+    Of a clip the frames are shown in rows (see `foveate.visualization.strip`). Otherwise the first panel is the image;
+    one panel a stage shows the 2 x 2 windows that the stage merged. The tokens that entered a content-adaptive stage
+    are tinted by their effect on its output (see `foveate.answering.Pooling`): clear up to the median of the image,
+    full for the strongest 2 %. Where a plan was followed, one more panel shows which tokens the language model reads
+    (see `foveate.visualization.selection`).
 
     Args:
         answer: from `ask`; with ``keep_pooling=True`` the panels are tinted, otherwise they show the windows only.
-        image: the image that was asked about, in any form that `open_image` reads.
+        image: the image that was asked about, in any form that `open_image` reads; or the clip, as a file, its bytes
+            or a `foveate.clips.Clip` with the frames that were read.
 
     Raises:
-        FoveateError: the answer is about several images or a clip, or the image cannot be read.
+        FoveateError: the answer is about several images, or the image or the clip cannot be read.
     """
+    if answer.frames is not None:
+        clip = image if isinstance(image, Clip) else open_clip(image, times=answer.timestamps)
+        if len(clip.frames) != answer.frames:
+            raise FoveateError(f"the answer is about {answer.frames} frames, and this clip has {len(clip.frames)}.")
+        strip = draw_strip(clip, answer.selection[0] if answer.selection else None)
+        return _stacked([_words(answer), strip, _token_bars(answer), _time_bar(answer)])
     if answer.image_size is None:
-        raise FoveateError("a figure shows one image, and this answer is about several images or a clip.")
+        raise FoveateError("a figure shows one image or one clip, and this answer is about several images.")
     processed = open_image(image)
     if answer.processed_size is not None:
         processed = processed.resize(answer.processed_size, Image.Resampling.BICUBIC)
@@ -75,7 +85,11 @@ def draw_answer(answer: Answer, image: Any) -> Image.Image:
         blocks += [
             draw_selection(document, open_image(image), WIDTH - 2 * MARGIN) for document in joined(answer.selection)
         ]
-    blocks += [_token_bars(answer), _time_bar(answer)]
+    return _stacked([*blocks, _token_bars(answer), _time_bar(answer)])
+
+
+def _stacked(blocks: list[Image.Image]) -> Image.Image:
+    """Draw blocks one below the other, with margins."""
     height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
     canvas = Image.new("RGB", (WIDTH, height), PAPER)
     top = MARGIN
@@ -213,7 +227,8 @@ def _token_bars(answer: Answer) -> Image.Image:
     font, row = load_font(20), 36
     block, draw = blank(34 + row * len(answer.stages))
     title = load_font(24)
-    text = shorten(f"Tokens: the language model reads {answer.tokens.summary()}", title, WIDTH - 2 * MARGIN)
+    summary = answer.tokens.summary("the image" if answer.frames is None else "the clip")
+    text = shorten(f"Tokens: the language model reads {summary}", title, WIDTH - 2 * MARGIN)
     draw.text((0, 0), text, font=title, fill=INK)
     label = min(
         180 if answer.plan is None else 460, 20 + max(160, *(round(font.getlength(s.name)) for s in answer.stages))

@@ -129,6 +129,28 @@ def draw_tokens(document: dict[str, Any], image: Image.Image, max_size: tuple[in
     return _panel(encoded, over, *_of_tokens(document), _leaving(document), max_size, numbered=False)
 
 
+def draw_crops(
+    document: dict[str, Any] | None, image: Image.Image, crops: list[dict[str, Any]], max_size: tuple[int, int]
+) -> Image.Image:
+    """Draw the token selection of some crops over an image.
+
+    Args:
+        document: from `foveate.answering.selections.selected`; None: the image as it is.
+        image: what the crops show, upright.
+        crops: of the document.
+        max_size: width and height in pixels, of which the image fills one.
+    """
+    if document is None:
+        nothing = np.zeros(0, int)
+        return _panel(image, [], nothing, nothing, nothing, max_size, numbered=False, pale=False)
+    return _panel(image, crops, *_of_tokens(document), _leaving(document), max_size, numbered=False)
+
+
+def draw_legend(document: dict[str, Any]) -> Image.Image:
+    """Draw the legend of the token selection of a clip; see `draw_selection`."""
+    return _words(document, _of_tokens(document)[0], tiled=False)
+
+
 def token_map(document: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Return the token under every pixel of the image that `draw_tokens` draws.
 
@@ -173,7 +195,7 @@ def _parts(
     )
     over = [crop for crop in document["crops"] if crop["kind"] not in ("thumbnail", "frame")]
     apart = [crop for crop in document["crops"] if crop["kind"] == "thumbnail"]
-    if not over:  # only a thumbnail, or a clip: its first frame
+    if not over:  # only a thumbnail, or a clip: its first frame (see `foveate.visualization.strip` for all)
         over, apart = document["crops"][:1], []
     return encoded, over, apart
 
@@ -223,13 +245,14 @@ def _panel(
     max_size: tuple[int, int],
     *,
     numbered: bool,
+    pale: bool = True,
 ) -> Image.Image:
     """Draw crops over the image, as large as there is space for."""
     scale = min(max_size[0] / encoded.width, max_size[1] / encoded.height)
     width, height = max(round(encoded.width * scale), THINNEST), max(round(encoded.height * scale), THINNEST)
     colour = np.asarray(encoded.resize((width, height), Image.Resampling.LANCZOS).convert("RGB"), np.float32)
     grey = np.asarray(Image.fromarray(colour.astype(np.uint8)).convert("L"), np.float32)[..., None]
-    pixels = np.repeat(GREY - PALE * (255 - grey), 3, axis=2)
+    pixels = np.repeat(GREY - PALE * (255 - grey), 3, axis=2) if pale else colour
     tints = _tints(int(groups.max(initial=-1)) + 1)
     boxes = []
     for crop in crops:
