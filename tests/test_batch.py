@@ -18,6 +18,9 @@ import foveate
 from foveate.batch import Output, answer_file, answer_questions, batches, read_questions
 from foveate.cli import main
 from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from tests.tiny_model import noise, save_qwen
+from tests.video_files import save_clip, save_sound
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -63,6 +66,35 @@ def test_answers_are_those_of_ask(questions: Path, tmp_path: Path, capsys: pytes
     assert "--resume" in capsys.readouterr().err
     assert main(["batch", str(questions), "-o", str(out), "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["answered_now"] == 0 and rows(out) == found
+
+
+def test_questions_about_clips(tmp_path: Path) -> None:
+    """With the frames that the plan chooses; images of other questions ignore that step."""
+    pytest.importorskip("av")
+    model, processor = foveate.load(save_qwen(tmp_path / "qwen"))
+    clip = save_clip(tmp_path / "a.mkv", 16, 4)
+    save_sound(tmp_path / "sound.mp4")
+    noise(32, 16).save(tmp_path / "b.png")
+    plan = "uniform_frames:4 + random:50%"
+    lines = [
+        {"video": "a.mkv", "question": "What happens?"},
+        {"video": "a.mkv", "question": "What happens?", "plan": "uniform_frames:2"},
+        {"image": "b.png", "question": "What is it?"},
+        {"video": "a.mkv", "image": "b.png", "question": "Both?"},
+        {"video": "sound.mp4", "question": "?"},
+    ]
+    questions = read_questions(written(tmp_path / "q.jsonl", *lines))
+    out = tmp_path / "out.jsonl"
+    with Output(out, questions, resume=False) as output:
+        answer_file(model, processor, questions, output, plan=Plan.of(plan), max_new_tokens=4)
+    found = rows(out)
+    assert [row["plan"] for row in found] == [plan, "uniform_frames:2", plan, plan, plan]
+    pair = (model, processor)
+    assert found[0]["text"] == foveate.ask(clip, "What happens?", pair, plan, max_new_tokens=4).text
+    assert found[1]["text"] == foveate.ask(clip, "What happens?", pair, "uniform_frames:2", max_new_tokens=4).text
+    image = tmp_path / "b.png"
+    assert found[2]["text"] == foveate.ask(image, "What is it?", pair, "random:50%", max_new_tokens=4).text
+    assert found[3]["text"] and "has no video" in found[4]["error"]
 
 
 def test_what_cannot_be_answered_is_a_row_with_its_error(tmp_path: Path) -> None:
@@ -130,6 +162,8 @@ def test_null_is_as_if_left_out(tmp_path: Path) -> None:
         ({"image": "a.png"}, "'question' must be"),
         ({"image": "missing.png", "question": "?"}, "no image"),
         ({"image": 3, "question": "?"}, "must be a path"),
+        ({"video": ["a.mp4"], "question": "?"}, "'video' must be a path"),
+        ({"video": "missing.mp4", "question": "?"}, "there is no video"),
         (asked("chart.png", " "), "'question' must be"),
         (asked("chart.png", "?", plan="nosuch:3"), "unknown method"),
         (asked("chart.png", "?", colour=1), "'colour'"),

@@ -1,4 +1,4 @@
-"""Batch inference over a file of questions about images: `answer_file`.
+"""Batch inference over a file of questions about images and clips: `answer_file`.
 
 Every answer is one line of the output, written with its batch in one step, and known by the number of its question. A
 run that was stopped, even by a kill, goes on with what is missing: each question is answered once, and none is lost.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.answering import answer_batch
+from foveate.clips import open_clip
 from foveate.core.errors import FoveateError, check_text
 from foveate.core.full_model import is_full_model
 from foveate.core.plan import Plan
@@ -23,7 +24,7 @@ from foveate.core.text_files import lines_of, read_text
 from foveate.images import open_image
 from foveate.runtime import compress
 
-_FIELDS = ("id", "image", "images", "question", "plan", "max_new_tokens")
+_FIELDS = ("id", "image", "images", "video", "question", "plan", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Question:
         id: What the file calls it; its number where it has none.
         images: Image files.
         question: The text.
+        video: Video file; its frames come before the images.
         plan: Plan that replaces the run's; "full model" for no plan.
         max_new_tokens: Length at which the answer is cut off, in place of the run's.
     """
@@ -45,6 +47,7 @@ class Question:
     question: str
     plan: str | None = None
     max_new_tokens: int | None = None
+    video: Path | None = None
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -55,8 +58,8 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Read a JSONL file of questions: {"image": "a.png", "question": "..."} in every line.
 
-    `images` in place of `image` is a list; `id`, `plan` and `max_new_tokens` are optional. Paths of images
-    begin at the file's folder.
+    `images` in place of `image` is a list, and `video` is a video file; `id`, `plan` and `max_new_tokens` are optional.
+    Paths begin at the file's folder.
 
     Raises:
         FoveateError: there is no such file, or lines of it are no questions: the first ten are named.
@@ -108,13 +111,18 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise FoveateError("'image' must be a path, 'images' a list of paths")
     images = tuple(folder / name for name in names)
-    for image in images:
-        try:
-            there = image.is_file()
-        except OSError:  # a name that is too long for one
-            there = False
-        if not there:
-            raise FoveateError(f"there is no image {str(image)[:200]!r}")
+    video = entry.get("video")
+    if video is not None and not (isinstance(video, str) and video):
+        raise FoveateError("'video' must be a path")
+    video = None if video is None else folder / video
+    for kind, paths in (("image", images), ("video", () if video is None else (video,))):
+        for path in paths:
+            try:
+                there = path.is_file()
+            except OSError:  # a name that is too long for one
+                there = False
+            if not there:
+                raise FoveateError(f"there is no {kind} {str(path)[:200]!r}")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise FoveateError("'max_new_tokens' must be a positive integer")
     if identifier is not None and (not isinstance(identifier, (str, int)) or isinstance(identifier, bool)):
@@ -124,7 +132,7 @@ def _question(entry: Any, number: int, folder: Path) -> Question:
             raise FoveateError("'plan' must be a text")
         if not is_full_model(plan):
             plan = str(Plan.of(plan))
-    return Question(number, number if identifier is None else identifier, images, text, plan, limit)
+    return Question(number, number if identifier is None else identifier, images, text, plan, limit, video)
 
 
 class Output:
@@ -237,7 +245,7 @@ def answer_questions(
         model: As `foveate.load` returns it, without a plan.
         processor: Of the model.
         questions: A batch.
-        plan: Of questions that name none.
+        plan: Of questions that name none. Its step that chooses frames acts on clips alone.
         max_new_tokens: Length at which answers are cut off.
 
     Returns:
@@ -245,13 +253,18 @@ def answer_questions(
     """
     question_plan = questions[0].plan
     chosen = plan if question_plan is None else None if is_full_model(question_plan) else Plan.of(question_plan)
+    sampler = None if chosen is None else chosen.frame_step
     rows: dict[int, dict[str, Any]] = {}
     conversations = []
     for question in questions:
         head = {**question.shown, "plan": None if chosen is None else str(chosen)}
         try:
             images = [{"type": "image", "image": open_image(path)} for path in question.images]
-            content = [*images, {"type": "text", "text": question.question}]
+            clips = []
+            if question.video is not None:
+                clip = open_clip(question.video, sampler=sampler, question=question.question)
+                clips = [{"type": "video", "video": clip}]
+            content = [*clips, *images, {"type": "text", "text": question.question}]
             conversations.append((question, head, [{"role": "user", "content": content}]))
         except FoveateError as error:
             rows[question.number] = {**head, "error": str(error)}
@@ -283,10 +296,11 @@ def answer_questions(
 
 @contextmanager
 def _following(model: Any, plan: Plan | None) -> Generator[None]:
-    if plan is None:
+    followed = None if plan is None else plan.for_model
+    if followed is None:
         yield
     else:
-        with compress(model, plan):
+        with compress(model, followed):
             yield
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from foveate import FoveateError
-from foveate.clips import clip_of_frames, is_clip, open_clip
+from foveate.clips import ClipLimits, clip_of_frames, is_clip, open_clip
 from foveate.clips.pyav import PyAVSource
 from tests.video_files import save_clip, save_frames, save_sound, turn_clockwise
 
@@ -53,7 +53,7 @@ def test_times_are_those_of_the_file(tmp_path):
     assert clip.timestamps == pytest.approx([0.2, 1.0, 2.0])  # shown at 0.5, 1.5 and from 2.5 on
     fps, indices = clip.metadata["fps"], clip.metadata["frames_indices"]
     assert [index / fps for index in indices] == pytest.approx(clip.timestamps)
-    source = PyAVSource(tmp_path / "a.mp4", 10**6)
+    source = PyAVSource(tmp_path / "a.mp4", ClipLimits())
     assert [time for time, _ in source.read()] == pytest.approx(times)
     assert [round(time, 3) for time, _ in source.read([0.05, 0.06, 0.15, 4.9, 7.0])] == [0.0, 0.1, 2.0, 5.0]
 
@@ -75,7 +75,7 @@ def test_few_frames_of_a_long_file_are_reached_by_keyframes(tmp_path, ending, co
     assert clip.metadata["frames_indices"] == [50, 150, 250, 350]
     assert np.abs(clip.frames[..., 0].mean((1, 2)) - [4 * n % 256 for n in (50, 150, 250, 350)]).max() < 8
     assert len(decoded) <= most
-    every = list(PyAVSource(path, 10**6).read())
+    every = list(PyAVSource(path, ClipLimits()).read())
     assert len(every) == 400
     for time, frame in zip(clip.timestamps, clip.frames, strict=True):
         assert any(np.array_equal(frame, other) for shown, other in every if shown == time)
@@ -120,7 +120,7 @@ def test_memory_is_that_of_the_chosen_frames(tmp_path):
         path = save_clip(tmp_path / f"{seconds}.mp4", 25 * seconds, 25, (128, 64), codec="mpeg4")
         tracemalloc.start()
         open_clip(path, max_frames=4)
-        sum(1 for _ in PyAVSource(path, 10**6).read())
+        sum(1 for _ in PyAVSource(path, ClipLimits()).read())
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -173,11 +173,15 @@ def test_what_is_no_clip_is_one_sentence(tmp_path, monkeypatch):
             open_clip(tmp_path / name)
         assert len(str(caught.value)) < 600
     with pytest.raises(FoveateError, match=r"20 frames of 32 x 16 pixels are above the limit of 0\.00512 megapixels"):
-        open_clip(whole, max_pixels=10 * 32 * 16)
+        open_clip(whole, limits=ClipLimits(pixels=10 * 32 * 16))
     with pytest.raises(FoveateError, match="have 32 x 16 pixels, above the limit"):
-        open_clip(whole, max_frame_pixels=511)
-    with pytest.raises(FoveateError, match="takes 10.0 s, and a clip may take at most 9 s here"):
-        open_clip(whole, max_seconds=9)
+        open_clip(whole, limits=ClipLimits(frame_pixels=511))
+    with pytest.raises(FoveateError, match="takes 10.0 s, and a clip may take 9 s here"):
+        open_clip(whole, limits=ClipLimits(seconds=9))
+    with pytest.raises(FoveateError, match="at most 19 frames of a clip may be read here, not 20"):
+        open_clip(whole, limits=ClipLimits(frames=19))
+    with pytest.raises(FoveateError, match="takes longer than 0 s; send a shorter clip"):
+        open_clip(whole, limits=ClipLimits(decode_seconds=0))
     with pytest.raises(FoveateError, match="backend must be one of pyav, torchcodec"):
         open_clip(whole, backend="opencv")
     monkeypatch.setitem(sys.modules, "av", None)

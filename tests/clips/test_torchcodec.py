@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foveate import FoveateError
-from foveate.clips import open_clip
+from foveate.clips import ClipLimits, open_clip
 from foveate.clips.pyav import PyAVSource
 from foveate.clips.torchcodec import TorchCodecSource
 from tests.video_files import save_clip, save_frames, save_sound, turn_clockwise
@@ -22,7 +22,7 @@ def test_the_same_frames_and_times(tmp_path):
         save_clip(tmp_path / "vfr.mp4", 6, 25, times=varying, codec="mpeg4"),
         turn_clockwise(save_frames(tmp_path / "turned.mp4", [left] * 4, codec="mpeg4")),
     ):
-        ours, other = PyAVSource(path, 10**6), TorchCodecSource(path, 10**6)
+        ours, other = PyAVSource(path, ClipLimits()), TorchCodecSource(path, ClipLimits())
         assert (other.count, other.fps) == (ours.count, pytest.approx(ours.fps))
         assert other.duration == pytest.approx(ours.duration, abs=0.05)
         for times, side in ((None, None), ([0.0, 0.05, 0.15, 1.1, 1.2], None), (None, 12)):

@@ -230,40 +230,53 @@ def texts_of(model: Any, processor: Any, written: torch.Tensor, limits: Sequence
 
 
 class ImageTokens(NamedTuple):
-    """Image token counts of one sequence.
+    """Token counts of the images and clips of one sequence.
 
     Args:
         before: their tokens before the plan.
         kept: those after the steps before the language model.
         read: those that the language model worked on, the mean over its layers.
+        clips_before: tokens of clips among `before`.
+        clips_kept: tokens of clips among `kept`.
     """
 
     before: int
     kept: int
     read: float
+    clips_before: int = 0
+    clips_kept: int = 0
 
 
 def image_tokens(model: Any, ids: torch.Tensor) -> list[ImageTokens]:
-    """Count image tokens of the last call in this thread, for every sequence of its batch.
+    """Count tokens of images and clips of the last call in this thread, for every sequence of its batch.
 
     Args:
         model: the model, with a plan or without.
         ids: ``(B, L)`` of the prompts.
 
     Returns:
-        Image token counts of each sequence.
+        Counts of each sequence. Without a plan, clips whose placeholders are those of images (GLM-4V) count as images.
     """
     handle, config = handle_of(model), model.config
-    token = image_token_of(config)
-    counts = [0] * len(ids) if token is None else (ids == token).sum(dim=1).tolist()
-    if handle is None or (token is not None and not any(counts)):  # a report is of the last call that had images
-        return [ImageTokens(count, count, count) for count in counts]
+    token, clip_token = image_token_of(config), getattr(config, "video_token_id", None)
+    counts, clips = ([0] * len(ids) if one is None else (ids == one).sum(dim=1).tolist() for one in (token, clip_token))
+    if handle is None or (token is not None and not any(counts) and not any(clips)):
+        # A report is of the last call that had images.
+        return [
+            ImageTokens(count + clip, count + clip, count + clip, clip, clip)
+            for count, clip in zip(counts, clips, strict=True)
+        ]
     layers = config.get_text_config().num_hidden_layers
     totals = [ImageTokens(0, 0, 0)] * len(ids)
     for image in handle.report().images:
-        before, kept, read = totals[image.row]
+        before, kept, read, clips_before, clips_kept = totals[image.row]
+        clip = image.modality == "video"
         totals[image.row] = ImageTokens(
-            before + image.tokens_in, kept + image.tokens_kept, read + image.mean_tokens(layers)
+            before + image.tokens_in,
+            kept + image.tokens_kept,
+            read + image.mean_tokens(layers),
+            clips_before + clip * image.tokens_in,
+            clips_kept + clip * image.tokens_kept,
         )
     return totals
 

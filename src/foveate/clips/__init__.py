@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from foveate.clips.clip import MAX_PIXELS, Clip, read_clip
+from foveate.clips.clip import MAX_PIXELS, NO_LIMITS, Clip, ClipLimits, read_clip
 from foveate.clips.given import GivenFrames
 from foveate.clips.pyav import PyAVSource
 from foveate.clips.torchcodec import TorchCodecSource
@@ -26,6 +26,7 @@ __all__ = [
     "MAX_FRAMES",
     "MAX_PIXELS",
     "Clip",
+    "ClipLimits",
     "VideoFile",
     "clip_of_frames",
     "is_clip",
@@ -62,9 +63,7 @@ def open_clip(
     times: Sequence[float] | None = None,
     max_frames: int = MAX_FRAMES,
     fps: float | None = FRAMES_PER_SECOND,
-    max_pixels: int = MAX_PIXELS,
-    max_frame_pixels: int = MAX_PIXELS,
-    max_seconds: float | None = None,
+    limits: ClipLimits = NO_LIMITS,
     backend: Backend = "pyav",
 ) -> Clip:
     """Decode frames of a video file.
@@ -77,9 +76,7 @@ def open_clip(
         times: In place of a sampler: ascending seconds from the first frame; the frames that are shown then are read.
         max_frames: Without a sampler: most frames.
         fps: Without a sampler: frames per second; None: `max_frames` of any clip that has so many.
-        max_pixels: Most pixels of all chosen frames together.
-        max_frame_pixels: Most pixels of one frame, checked before decoding.
-        max_seconds: Longest clip; None: of any length.
+        limits: Refuse clips above them.
         backend: "torchcodec" decodes with TorchCodec, for trusted files alone: it also opens playlists that name other
             files and addresses.
 
@@ -89,10 +86,10 @@ def open_clip(
     """
     if backend not in _SOURCES:
         raise FoveateError(f"backend must be one of {', '.join(_SOURCES)}, not {backend!r}.")
-    opened = _SOURCES[backend](source, max_frame_pixels)
-    if max_seconds is not None and opened.duration > max_seconds:
+    opened = _SOURCES[backend](source, limits)
+    if limits.seconds is not None and opened.duration > limits.seconds:
         raise FoveateError(
-            f"{opened.name} takes {opened.duration:.1f} s, and a clip may take at most {max_seconds:g} s here; cut it."
+            f"{opened.name} takes {opened.duration:.1f} s, and a clip may take {limits.seconds:g} s here; cut it."
         )
     if times is not None:
         chosen = list(times)
@@ -101,7 +98,7 @@ def open_clip(
     else:
         wanted = max_frames if fps is None else min(max_frames, max(1, round(opened.duration * fps)))
         chosen = even_times(opened.duration, min(wanted, opened.count))
-    return read_clip(opened, chosen, opened.name, opened.backend, max_pixels)
+    return read_clip(opened, chosen, opened.name, opened.backend, limits)
 
 
 def clip_of_frames(
@@ -110,7 +107,6 @@ def clip_of_frames(
     *,
     sampler: Step[FrameSampler] | FrameSampler | None = None,
     question: str | None = None,
-    max_pixels: int = MAX_PIXELS,
 ) -> Clip:
     """Make a clip of frames that are decoded already.
 
@@ -119,7 +115,6 @@ def clip_of_frames(
         timestamps: (T,) ascending seconds of the frames; None: two frames per second.
         sampler: Chooses some of them, as in `open_clip`; None: all.
         question: What is asked about the clip, for samplers that read it.
-        max_pixels: Most pixels of all chosen frames together.
 
     Raises:
         FoveateError: there is no frame, frames differ in size, the times do not fit, there are too many pixels, or the
@@ -127,7 +122,7 @@ def clip_of_frames(
     """
     given = GivenFrames(frames, timestamps, FRAMES_PER_SECOND)
     times = [time for time, _ in given.read()] if sampler is None else _chosen(given, sampler, question)
-    return read_clip(given, times, given.name, given.backend, max_pixels)
+    return read_clip(given, times, given.name, given.backend, NO_LIMITS)
 
 
 def _chosen(source: FrameSource, sampler: Step[FrameSampler] | FrameSampler, question: str | None) -> list[float]:

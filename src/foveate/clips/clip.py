@@ -20,6 +20,29 @@ OFF_RASTER = 0.1
 
 
 @dataclass(frozen=True)
+class ClipLimits:
+    """Limits of a clip; None: there is none.
+
+    Args:
+        frames: Most frames that are chosen.
+        pixels: Most pixels of all chosen frames together.
+        frame_pixels: Most pixels of one frame, checked before decoding.
+        seconds: Longest clip.
+        decode_seconds: Longest time of decoding.
+    """
+
+    frames: int | None = None
+    pixels: int = MAX_PIXELS
+    frame_pixels: int = MAX_PIXELS
+    seconds: float | None = None
+    decode_seconds: float | None = None
+
+
+#: Of clips that a user opens: only those of memory.
+NO_LIMITS = ClipLimits()
+
+
+@dataclass(frozen=True)
 class Clip:
     """Frames of a clip.
 
@@ -46,7 +69,7 @@ class Clip:
         return self.frames.size // 3
 
 
-def read_clip(source: FrameSource, times: Iterable[float], name: str, backend: str, max_pixels: int) -> Clip:
+def read_clip(source: FrameSource, times: Iterable[float], name: str, backend: str, limits: ClipLimits) -> Clip:
     """Decode the frames of a clip that are shown at these times.
 
     Args:
@@ -54,20 +77,22 @@ def read_clip(source: FrameSource, times: Iterable[float], name: str, backend: s
         times: Ascending seconds from its first frame.
         name: Of the clip, in messages.
         backend: What decodes it, for the metadata.
-        max_pixels: Most pixels of all frames together.
+        limits: Of the frames.
 
     Raises:
-        FoveateError: there is no frame, a frame cannot be decoded, or the frames have too many pixels.
+        FoveateError: there is no frame, a frame cannot be decoded, or there are too many frames or pixels.
     """
     times, timestamps = list(times), []
+    if limits.frames is not None and len(times) > limits.frames:
+        raise FoveateError(f"at most {limits.frames} frames of a clip may be read here, not {len(times)}.")
     frames = np.empty(0)
     for time, frame in source.read(times):
         if not timestamps:
             height, width, _ = frame.shape
-            if len(times) * height * width > max_pixels:
+            if len(times) * height * width > limits.pixels:
                 raise FoveateError(
-                    f"{len(times)} frames of {width} x {height} pixels are above the limit of {max_pixels / 1e6:.3g} "
-                    f"megapixels; take fewer frames of {name}, or scale it down first."
+                    f"{len(times)} frames of {width} x {height} pixels are above the limit of "
+                    f"{limits.pixels / 1e6:.3g} megapixels; take fewer frames of {name}, or scale it down first."
                 )
             frames = np.empty((len(times), *frame.shape), dtype=np.uint8)
         frames[len(timestamps)] = frame

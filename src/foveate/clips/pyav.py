@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.clips.clip import shown
+from foveate.clips.clip import ClipLimits, shown
 from foveate.core.errors import FoveateError
 
 #: Containers whose keyframes are looked up, as FFmpeg names them: they hold an index, or every packet has its time.
@@ -33,29 +35,30 @@ class PyAVSource:
 
     Args:
         source: the path of a file, or its bytes.
-        max_pixels: most pixels of one frame, checked before decoding.
+        limits: of one frame, checked before decoding, and of the time that reading takes from now on.
 
     Raises:
         FoveateError: PyAV is not installed, there is no such file, it is not a video file or has no frames, its frames
-            are too large or have no times, or it is cut off.
+            are too large or have no times, it is cut off, or reading it takes too long.
     """
 
     backend = "pyav"
 
-    def __init__(self, source: str | os.PathLike[str] | bytes, max_pixels: int) -> None:
+    def __init__(self, source: str | os.PathLike[str] | bytes, limits: ClipLimits) -> None:
         try:
             import av
         except ImportError as error:
             raise FoveateError("clips need PyAV, which is not installed: pip install 'foveate[video]'.") from error
         self._av: Any = av
-        self._source = source
+        self._source, self._limits = source, limits
+        self._until = math.inf if limits.decode_seconds is None else time.monotonic() + limits.decode_seconds
         self.name = shown(source)
         with self._opened() as (container, stream):
             width, height = stream.width, stream.height
-            if width * height > max_pixels:
+            if width * height > limits.frame_pixels:
                 raise FoveateError(
                     f"frames of {self.name} have {width} x {height} pixels, above the limit of "
-                    f"{max_pixels / 1e6:.3g} megapixels; scale it down first."
+                    f"{limits.frame_pixels / 1e6:.3g} megapixels; scale it down first."
                 )
             first, end = self._extent(container, stream)
             rate = stream.average_rate or stream.guessed_rate
@@ -135,6 +138,7 @@ class PyAVSource:
         try:
             container.seek(round(start * 1e6))
             for packet in container.demux():
+                self._check_time()
                 ticks = packet.pts if packet.pts is not None else packet.dts
                 if ticks is not None and packet.size:
                     end = float((ticks + (packet.duration or 0)) * packet.time_base)
@@ -152,9 +156,16 @@ class PyAVSource:
         with self._opened() as (container, stream):
             return max(1, sum(packet.size > 0 for packet in container.demux(stream))) / self.duration
 
+    def _check_time(self) -> None:
+        if time.monotonic() > self._until:
+            raise FoveateError(
+                f"reading {self.name} takes longer than {self._limits.decode_seconds:g} s; send a shorter clip."
+            )
+
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         """Decode frames in order of time."""
         for frame in container.decode(stream):
+            self._check_time()
             if frame.pts is None:
                 raise FoveateError(f"frames of {self.name} have no times; convert it to MP4 first.")
             yield frame
@@ -166,8 +177,8 @@ class PyAVSource:
         tick = float(stream.time_base)
         decoded = self._decoded(container, stream)
         frame, following, given = None, next(decoded, None), None
-        for time in times:
-            target = self._first + time + tick / 2  # times of containers are rounded to ticks
+        for seconds in times:
+            target = self._first + seconds + tick / 2  # times of containers are rounded to ticks
             if following is not None and following.time <= target:
                 # Another reader of the file looks where the last keyframe before this time is, which costs no decoding.
                 keyframe = self._keyframe_before(target, keyframes, keyframe_stream)
@@ -183,16 +194,16 @@ class PyAVSource:
                 given = frame.time
                 yield frame
 
-    def _keyframe_before(self, time: float, container: Any, stream: Any) -> float | None:
-        """Return the time of the last keyframe up to `time`; None where the file cannot say."""
+    def _keyframe_before(self, target: float, container: Any, stream: Any) -> float | None:
+        """Return the time of the last keyframe up to a time; None where the file cannot say."""
         if container.format.name not in INDEXED:
             return None
         try:
-            container.seek(int(time / stream.time_base), stream=stream)
+            container.seek(int(target / stream.time_base), stream=stream)
             for packet in container.demux(stream):
                 if packet.is_keyframe and packet.pts is not None:
                     keyframe = float(packet.pts * stream.time_base)
-                    return keyframe if keyframe <= time else None
+                    return keyframe if keyframe <= target else None
         except self._av.FFmpegError:
             return None
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.clips.clip import shown
+from foveate.clips.clip import ClipLimits, shown
 from foveate.clips.given import scaled
 from foveate.core.errors import FoveateError
 
@@ -24,7 +24,7 @@ class TorchCodecSource:
 
     Args:
         source: the path of a file, or its bytes.
-        max_pixels: most pixels of one frame, checked before decoding.
+        limits: of one frame, checked before decoding. The time of decoding is not limited.
 
     Raises:
         FoveateError: TorchCodec is not installed, there is no such file, it has no video or no frames, or its frames
@@ -33,7 +33,7 @@ class TorchCodecSource:
 
     backend = "torchcodec"
 
-    def __init__(self, source: str | os.PathLike[str] | bytes, max_pixels: int) -> None:
+    def __init__(self, source: str | os.PathLike[str] | bytes, limits: ClipLimits) -> None:
         try:
             from torchcodec.decoders import VideoDecoder
         except (ImportError, RuntimeError, OSError) as error:  # the two others: it finds no FFmpeg
@@ -50,10 +50,10 @@ class TorchCodecSource:
             raise FoveateError(f"{self.name} cannot be decoded as a video: {reason}.") from error
         stated = self._decoder.metadata
         width, height, self.count = stated.width or 0, stated.height or 0, stated.num_frames or 0
-        if width * height > max_pixels:
+        if width * height > limits.frame_pixels:
             raise FoveateError(
-                f"frames of {self.name} have {width} x {height} pixels, above the limit of {max_pixels / 1e6:.3g} "
-                "megapixels; scale it down first."
+                f"frames of {self.name} have {width} x {height} pixels, above the limit of "
+                f"{limits.frame_pixels / 1e6:.3g} megapixels; scale it down first."
             )
         self._first, self._end = stated.begin_stream_seconds or 0.0, stated.end_stream_seconds or 0.0
         self.duration = self._end - self._first

@@ -1,4 +1,4 @@
-"""`foveate batch`: answer a file of questions about images."""
+"""`foveate batch`: answer a file of questions about images and clips."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ def batch(
 ) -> None:
     """Answer every question of a JSONL file.
 
-    Each input line has `question`, `image` or `images` (paths relative to the file's folder), and optionally `id`,
-    `plan` and `max_new_tokens`. Each output line has number, id, question, plan and text, or an error in place of the
-    text. Invalid lines and missing images are reported before the first answer.
+    Each input line has `question`, `image`, `images` or `video` (paths relative to the file's folder), and optionally
+    `id`, `plan` and `max_new_tokens`. A plan may choose the frames of videos (scene:16 + divprune:25%). Each output
+    line has number, id, question, plan and text, or an error in place of the text. Invalid lines and missing files are
+    reported before the first answer.
 
     Answers are written batch by batch. After an interruption, even a kill, --resume answers the missing questions.
 

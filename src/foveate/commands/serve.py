@@ -58,10 +58,11 @@ def serve(
         typer.Option(envvar="FOVEATE_API_KEY", help="Bearer token that clients must send.", show_default=False),
     ] = None,
     files: Annotated[
-        Path | None, typer.Option(help="Folder whose image files requests may use.", show_default=False)
+        Path | None, typer.Option(help="Folder whose image and video files requests may use.", show_default=False)
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Host that images may be fetched from, with its port if not standard.")
+        list[str] | None,
+        typer.Option(help="Host that images and videos may be fetched from, with its port if not standard."),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
@@ -85,6 +86,10 @@ def serve(
     ] = 512,
     max_images: Annotated[int, typer.Option(min=1, help="Maximum number of images per request.")] = 16,
     max_pixels: Annotated[int, typer.Option(min=1, help="Maximum number of pixels per image.")] = 50_000_000,
+    max_clips: Annotated[int, typer.Option(min=1, help="Maximum number of clips per request.")] = 4,
+    max_clip_size: Annotated[int, typer.Option(min=1, help="Maximum size of a video file in MiB.")] = 64,
+    max_clip_seconds: Annotated[int, typer.Option(min=1, help="Maximum length of a clip in seconds.")] = 600,
+    max_clip_frames: Annotated[int, typer.Option(min=1, help="Maximum number of frames read of a clip.")] = 64,
     max_body: Annotated[int, typer.Option(min=1, help="Maximum size of a request in MiB.")] = 32,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that open requests may take after SIGTERM.")] = 30,
     ray: OnRay = False,
@@ -95,7 +100,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP with an OpenAI-compatible API.
 
-    POST /v1/chat/completions accepts `image_url` parts: data URIs, files under --files and addresses on --allow-host.
+    POST /v1/chat/completions accepts `image_url` parts, and `video_url` parts for models with video: data URIs, files
+    under --files and addresses on --allow-host. A plan may choose the frames of clips ("scene:16 + divprune:25%").
     Streaming is supported. A request may set its own plan, {"foveate": {"plan": "divprune:64"}}, or another budget,
     {"foveate": {"budget": "10%"}}; the usage of the response reports how many visual tokens were read and saved.
     /v1/models, /health, /metrics (Prometheus), /docs and /openapi.json are available too.
@@ -116,7 +122,16 @@ def serve(
     from foveate.loading import load_apart, plan_asked, plan_beside
 
     limits = Limits(
-        batch=batch, queue=queue, tokens=max_tokens, images=max_images, pixels=max_pixels, body=max_body * 2**20
+        batch=batch,
+        queue=queue,
+        tokens=max_tokens,
+        images=max_images,
+        pixels=max_pixels,
+        clips=max_clips,
+        clip_bytes=max_clip_size * 2**20,
+        clip_seconds=max_clip_seconds,
+        clip_frames=max_clip_frames,
+        body=max_body * 2**20,
     )
     sources = Sources(files, allow_host or (), limits)
     check_origins(cors_origin or ())  # fail before a model is loaded

@@ -258,15 +258,20 @@ async def _begin(
         raise FieldError(
             "messages", f"at most {limits.characters} characters of text are possible, not {body.characters}."
         )
-    if len(body.urls) > limits.images:
-        raise FieldError("messages", f"at most {limits.images} images are possible, not {len(body.urls)}.")
+    for count, most, kind in ((body.images, limits.images, "images"), (body.clips, limits.clips, "clips")):
+        if count > most:
+            raise FieldError("messages", f"at most {most} {kind} are possible, not {count}.")
     if body.choices > limits.batch:
         raise FieldError("n", f"at most {limits.batch} answers per request are possible, not {body.choices}.")
     chosen = protocol.plan_of(body.foveate, default_plan)
-    images = []
-    for place, url in zip(body.places, body.urls, strict=True):
+    sampler = None if chosen is None else chosen.frame_step
+    visuals = []
+    for place, kind, url in body.visuals:
         try:
-            images.append(await sources.open(url, share))
+            if kind == "image":
+                visuals.append(await sources.open(url, share))
+            else:
+                visuals.append(await sources.open_clip(url, share, sampler, body.question))
         except FoveateError as error:
             raise FieldError(place, error) from None
     inbox: Inbox = asyncio.Queue()
@@ -276,7 +281,7 @@ async def _begin(
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everyone who waited
             loop.call_soon_threadsafe(inbox.put_nowait, (number, piece))
 
-    messages = body.conversation(images)
+    messages = body.conversation(visuals)
     for number in range(body.choices):
         seed = None if body.seed is None else body.seed + number
         top_p = 1.0 if body.top_p is None else body.top_p

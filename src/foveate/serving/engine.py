@@ -58,8 +58,8 @@ class Job:
     """A queued request.
 
     Args:
-        messages: As `transformers` takes them, with PIL images.
-        plan: Plan of token compression; None: the full model.
+        messages: As `transformers` takes them, with PIL images and `foveate.clips.Clip`.
+        plan: Plan of token compression; None: the full model. Its step that chooses frames, if any, has been followed.
         limit: Tokens that the answer may have; None: as many as the server allows and the model has positions for.
         sampling: How they are drawn.
         stops: Texts that end it.
@@ -80,21 +80,34 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
 
+    def _visuals(self, kind: str) -> list[Any]:
+        return [part[kind] for message in self.messages for part in message["content"] if part["type"] == kind]
+
     @property
     def images(self) -> int:
         """Images of the request."""
-        return sum(part["type"] == "image" for message in self.messages for part in message["content"])
+        return len(self._visuals("image"))
+
+    @property
+    def clips(self) -> int:
+        """Clips of the request."""
+        return len(self._visuals("video"))
 
     @property
     def pixels(self) -> int:
-        """Number of pixels of its images."""
-        parts = (part for message in self.messages for part in message["content"] if part["type"] == "image")
-        return sum(part["image"].width * part["image"].height for part in parts)
+        """Number of pixels of its images and of the frames of its clips."""
+        images = sum(image.width * image.height for image in self._visuals("image"))
+        return images + sum(clip.pixels for clip in self._visuals("video"))
+
+    @property
+    def model_plan(self) -> Plan | None:
+        """The steps of the plan that the model follows."""
+        return None if self.plan is None else self.plan.for_model
 
     @property
     def group(self) -> str:
         """Key that the jobs of a batch share."""
-        return str(self.plan)
+        return str(self.model_plan)
 
 
 class AnswerBackend(Protocol):
@@ -263,7 +276,7 @@ class Engine:
 
     @torch.inference_mode()
     def _generate(self, batch: list[Job]) -> None:
-        self._attach(batch[0].plan)
+        self._attach(batch[0].model_plan)
         inputs = inputs_of_batch(self.model, self.processor, [job.messages for job in batch])
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         rows = [self._row(job, self._limit(job, length)) for job, length in zip(batch, lengths, strict=True)]
@@ -311,7 +324,7 @@ class Engine:
         read = length - images.before + images.kept
         logprobs = None if job.sampling.top_logprobs is None else tuple(logprob for _, logprob in row.logprobs)
         result = Result(row.text, row.reason or "length", read, len(row.ids), images, plan, logprobs)
-        self.metrics.answered(result, job.images, time.monotonic() - job.arrived)
+        self.metrics.answered(result, job.images, job.clips, time.monotonic() - job.arrived)
         job.deliver(result)
 
     def _attach(self, plan: Plan | None) -> None:

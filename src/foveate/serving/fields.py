@@ -50,7 +50,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 #: Kinds of the parts of a message.
-PARTS = ("text", "image_url", "refusal")
+PARTS = ("text", "image_url", "video_url", "refusal")
 _NO_TOOLS = "models call no tools here; leave it out"
 _NO_AUDIO = "answers are text alone, without sound; leave it out"
 #: Why known fields with other values are refused.
@@ -132,7 +132,7 @@ def problem(error: ValidationError) -> FieldError:
         if "or" in context["expected"]:
             reason = reason.replace("possible is ", "possible are ")
     elif kind in _KINDS:
-        wanted = 'an object, {"url": ...}' if name == "image_url" else _KINDS[kind]
+        wanted = 'an object, {"url": ...}' if name in ("image_url", "video_url") else _KINDS[kind]
         reason = f"it must be {wanted}, not {shown}"
     elif kind == "unserved":
         reason = first["msg"]

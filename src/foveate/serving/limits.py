@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
+from foveate.clips import ClipLimits
 from foveate.core.errors import FoveateError
 
 
@@ -18,7 +19,12 @@ class Limits:
         body: Bytes of a request.
         images: Images of a request.
         image_bytes: Bytes of one image file.
-        pixels: Pixels of one image; checked before it is decoded.
+        pixels: Pixels of one image, or of a frame of a clip; checked before it is decoded.
+        clips: Clips of a request.
+        clip_bytes: Bytes of one video file.
+        clip_seconds: Length of a clip.
+        clip_frames: Frames of a clip that are read.
+        clip_pixels: Pixels of these frames together.
         characters: Characters of text of a request.
         tokens: Tokens of an answer, and the number where a request names none.
         queue: Maximum number of waiting requests; others are asked to retry.
@@ -26,7 +32,8 @@ class Limits:
         batch_pixels: Pixels of the images that are encoded at once; a single request may have more.
         memory: Bytes of bodies and decoded images that are held for all requests.
         read_seconds: To send a request; also the longest pause of a client that takes its answer.
-        fetch_seconds: To fetch an image from another server.
+        fetch_seconds: To fetch an image or a video from another server.
+        decode_seconds: To read a video and decode its frames.
 
     Raises:
         FoveateError: a limit is not positive.
@@ -36,6 +43,11 @@ class Limits:
     images: int = 16
     image_bytes: int = 20 * 2**20
     pixels: int = 50_000_000
+    clips: int = 4
+    clip_bytes: int = 64 * 2**20
+    clip_seconds: float = 600
+    clip_frames: int = 64
+    clip_pixels: int = 100_000_000
     characters: int = 100_000
     tokens: int = 512
     queue: int = 256
@@ -44,6 +56,12 @@ class Limits:
     memory: int = 2 * 2**30
     read_seconds: float = 30
     fetch_seconds: float = 10
+    decode_seconds: float = 30
+
+    @property
+    def clip(self) -> ClipLimits:
+        """Those of one clip."""
+        return ClipLimits(self.clip_frames, self.clip_pixels, self.pixels, self.clip_seconds, self.decode_seconds)
 
     def __post_init__(self) -> None:
         for field in fields(self):

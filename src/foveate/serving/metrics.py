@@ -30,6 +30,7 @@ class Metrics:
             registry=self.registry,
         )
         self.images = Counter("foveate_images", "Images that were read.", registry=self.registry)
+        self.clips = Counter("foveate_clips", "Clips that were read.", registry=self.registry)
         self.tokens_before = Counter(
             "foveate_visual_tokens_before", "Visual tokens before compression.", registry=self.registry
         )
@@ -58,10 +59,11 @@ class Metrics:
         Gauge("foveate_queue", "Requests that wait.", registry=self.registry).set_function(waiting)
         Gauge("foveate_running", "Requests in progress.", registry=self.registry).set_function(running)
 
-    def answered(self, result: Result, images: int, seconds: float) -> None:
-        """Record an answer with its images and the time since its request was complete."""
+    def answered(self, result: Result, images: int, clips: int, seconds: float) -> None:
+        """Record an answer with its images and clips and the time since its request was complete."""
         self.duration.observe(seconds)
         self.images.inc(images)
+        self.clips.inc(clips)
         self.tokens_before.inc(result.images.before)
         self.tokens_read.inc(result.images.read)
         self.prompt.inc(result.prompt_tokens)

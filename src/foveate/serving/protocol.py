@@ -73,7 +73,21 @@ class ImagePart(_Strict):
     image_url: ImageURL
 
 
-Part = Annotated[TextPart | ImagePart | RefusalPart, Field(discriminator="type")]
+class VideoURL(_Strict):
+    """Location of a video: a data URI, a file under the server's root, or an address on an allowed host."""
+
+    url: str
+
+
+class VideoPart(_Strict):
+    """Video part of a message, as vLLM has it; OpenAI's API has none."""
+
+    type: Literal["video_url"]
+    video_url: VideoURL
+
+
+Visual = ImagePart | VideoPart
+Part = Annotated[TextPart | ImagePart | VideoPart | RefusalPart, Field(discriminator="type")]
 
 
 def _parts(value: Any) -> Any:
@@ -201,17 +215,34 @@ class ChatRequest(_Strict):
     @property
     def characters(self) -> int:
         """Number of characters of text."""
-        return sum(len(part.text) for _, part in self._parts if not isinstance(part, ImagePart))
+        return sum(len(part.text) for _, part in self._parts if not isinstance(part, Visual))
 
     @property
-    def urls(self) -> list[str]:
-        """Addresses of the images, in order."""
-        return [part.image_url.url for _, part in self._parts if isinstance(part, ImagePart)]
+    def images(self) -> int:
+        """Number of images."""
+        return sum(isinstance(part, ImagePart) for _, part in self._parts)
 
     @property
-    def places(self) -> list[str]:
-        """Paths of the fields that hold `urls`."""
-        return [f"{place}.image_url.url" for place, part in self._parts if isinstance(part, ImagePart)]
+    def clips(self) -> int:
+        """Number of clips."""
+        return sum(isinstance(part, VideoPart) for _, part in self._parts)
+
+    @property
+    def visuals(self) -> list[tuple[str, Literal["image", "video"], str]]:
+        """Images and clips in order: the path of the field that holds the address, the kind, and the address."""
+        found: list[tuple[str, Literal["image", "video"], str]] = []
+        for place, part in self._parts:
+            if isinstance(part, ImagePart):
+                found.append((f"{place}.image_url.url", "image", part.image_url.url))
+            elif isinstance(part, VideoPart):
+                found.append((f"{place}.video_url.url", "video", part.video_url.url))
+        return found
+
+    @property
+    def question(self) -> str:
+        """Text of the last message of the user, by which frames of clips may be chosen."""
+        last = next((message for message in reversed(self.messages) if message.role == "user"), None)
+        return " ".join(part.text for part in last.content if isinstance(part, TextPart)) if last else ""
 
     @property
     def without_effect(self) -> list[str]:
@@ -225,20 +256,22 @@ class ChatRequest(_Strict):
         return ignored
 
     @property
-    def _parts(self) -> Iterator[tuple[str, TextPart | ImagePart | RefusalPart]]:
+    def _parts(self) -> Iterator[tuple[str, TextPart | ImagePart | VideoPart | RefusalPart]]:
         for turn, message in enumerate(self.messages):
             for number, part in enumerate(message.content):
                 yield path(["messages", turn, "content", number]), part
 
-    def conversation(self, images: list[Any]) -> list[dict[str, Any]]:
-        """Return the messages in the format of `transformers`, with PIL images in place of addresses."""
-        remaining = iter(images)
+    def conversation(self, visuals: list[Any]) -> list[dict[str, Any]]:
+        """Return the messages in the format of `transformers`, with PIL images and clips in place of addresses."""
+        remaining = iter(visuals)
         messages = []
         for message in self.messages:
             content = [
-                {"type": "image", "image": next(remaining)}
+                {"type": "text", "text": part.text}
+                if not isinstance(part, Visual)
+                else {"type": "image", "image": next(remaining)}
                 if isinstance(part, ImagePart)
-                else {"type": "text", "text": part.text}
+                else {"type": "video", "video": next(remaining)}
                 for part in message.content
             ]
             role = "system" if message.role == "developer" else message.role
@@ -332,15 +365,16 @@ def plan_of(requested: Compression | None, default: Plan | None) -> Plan | None:
         if default is None or str(plan) != str(default):
             refuse_files(plan)
         return plan
-    if default is None or len(default.steps) != 1:
+    for_model = None if default is None else default.for_model
+    if default is None or for_model is None or len(for_model.steps) != 1:
         raise FieldError("foveate.budget", "the server has no plan of one method with a budget; give a plan.")
-    step = default.steps[0]
+    step = for_model.steps[0]
     if step.method.budget == "none":
         raise FieldError("foveate.budget", f"{step.method.name} takes no budget; its own rule decides.")
     wanted = requested.budget
     with _about("foveate.budget"):
         budget = Budget(fraction=wanted) if isinstance(wanted, float) else Budget.parse(str(wanted))
-    return Plan((replace(step, budget=budget),))
+    return Plan((*default.steps[:-1], replace(step, budget=budget)))
 
 
 @contextmanager

@@ -18,6 +18,8 @@ class PromptTokens(BaseModel):
     text_tokens: int
     image_tokens: int = Field(description="That the plan left in front of the language model.")
     image_tokens_saved: int = Field(description="That the plan took away there.")
+    video_tokens: int | None = Field(default=None, description="The same of clips, where the request has some.")
+    video_tokens_saved: int | None = Field(default=None, description="That the plan took away of these.")
 
 
 class VisualTokenUsage(BaseModel):

@@ -36,7 +36,7 @@ class Result:
 def usage_of(results: Sequence[Result]) -> dict[str, Any]:
     """Return the token usage of the answers to one request under OpenAI's names, with visual token counts."""
     first, written = results[0], sum(result.completion_tokens for result in results)
-    before, kept, exact = first.images
+    before, kept, exact, clips_before, clips_kept = first.images
     read = int(exact) if exact == int(exact) else round(exact, 2)
     return {
         "prompt_tokens": first.prompt_tokens,
@@ -44,8 +44,9 @@ def usage_of(results: Sequence[Result]) -> dict[str, Any]:
         "total_tokens": first.prompt_tokens + written,
         "prompt_tokens_details": {
             "text_tokens": first.prompt_tokens - kept,
-            "image_tokens": kept,
-            "image_tokens_saved": before - kept,
+            "image_tokens": kept - clips_kept,
+            "image_tokens_saved": before - kept - (clips_before - clips_kept),
+            **({"video_tokens": clips_kept, "video_tokens_saved": clips_before - clips_kept} if clips_before else {}),
         },
         "foveate": {
             "plan": first.plan,

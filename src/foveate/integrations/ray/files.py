@@ -40,7 +40,7 @@ class BatchWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Map {"questions": JSON of a batch} to {"rows": JSON of its answers}."""
         entries: list[dict[str, Any]] = json.loads(row["questions"])
-        questions = [Question(images=tuple(map(Path, entry.pop("images"))), **entry) for entry in entries]
+        questions = [_question(entry) for entry in entries]
         rows = answer_questions(self.model, self.processor, questions, self.plan, self.max_new_tokens)
         return {"rows": json.dumps(rows)}
 
@@ -110,4 +110,10 @@ def answer_file(
 
 
 def _plain(question: Question) -> dict[str, Any]:
-    return {**asdict(question), "images": [str(path.absolute()) for path in question.images]}
+    video = None if question.video is None else str(question.video.absolute())
+    return {**asdict(question), "images": [str(path.absolute()) for path in question.images], "video": video}
+
+
+def _question(entry: dict[str, Any]) -> Question:
+    video = None if entry["video"] is None else Path(entry["video"])
+    return Question(**{**entry, "images": tuple(map(Path, entry["images"])), "video": video})

@@ -242,7 +242,7 @@ class Pool:
         if not task.cancelled():
             end = task.exception() or task.result()
         if isinstance(end, Result):
-            self.metrics.answered(end, job.images, time.monotonic() - job.arrived)
+            self.metrics.answered(end, job.images, job.clips, time.monotonic() - job.arrived)
         elif isinstance(end, Exception) and not isinstance(end, (FoveateError, BusyError, EngineDeadError)):
             log.error("answering failed: %s", end)
         job.deliver(end)
