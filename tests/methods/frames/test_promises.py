@@ -1,0 +1,37 @@
+"""The promises of every method that chooses frames. A new method is tested by being registered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from foveate.core.method import Site
+from foveate.core.registry import methods_at
+from foveate.methods import QueryFrames
+from foveate.testing import FrameSamplerPromises
+from tests.tiny_model import save_clip_model
+
+
+class TestSamplers(FrameSamplerPromises):
+    methods = tuple(cls() for cls in methods_at(Site.FRAMES).values() if cls is not QueryFrames)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_clip_model(tmp_path_factory.mktemp("contrastive")))
+
+
+class TestQueryFrames(FrameSamplerPromises):
+    """With an encoder, which is in a folder of the run."""
+
+    @pytest.fixture
+    def method(self, encoder: str) -> QueryFrames:
+        return QueryFrames(encoder)
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """The fixture gives the method."""
+
+
+def test_all_are_registered() -> None:
+    assert {"uniform_frames", "fps", "scene", "query_frames"} <= set(methods_at(Site.FRAMES))
