@@ -10,10 +10,9 @@ Every reader runs in a process of its own. `uniform_frames:16` goes to the keyfr
 from __future__ import annotations
 
 import argparse
-import json
+import multiprocessing
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -117,13 +116,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/clips.json"))
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # file, reader and short file of a process
     options = parser.parse_args()
-    if options.measure:
-        path, reader, warm = options.measure
-        print(json.dumps(measure(Path(path), reader, Path(warm), options.repeats)))
-        return
     rows = []
+    processes = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         warm = Path(folder) / "warm.mp4"
         render(warm, 1)
@@ -131,11 +126,9 @@ def main() -> None:
             path = Path(folder) / f"{minutes}.mp4"
             render(path, minutes)
             for reader in READERS:
-                command = [sys.executable, __file__, "--repeats", str(options.repeats)]
-                command += ["--measure", str(path), reader, str(warm)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                row = {"minutes": minutes, "file_bytes": path.stat().st_size, "reader": reader}
-                rows.append(row | json.loads(done.stdout))
+                with processes.Pool(1) as pool:
+                    measured = pool.apply(measure, (path, reader, warm, options.repeats))
+                rows.append({"minutes": minutes, "file_bytes": path.stat().st_size, "reader": reader} | measured)
                 print(rows[-1], file=sys.stderr)
             path.unlink()
     settings = {

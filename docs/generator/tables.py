@@ -255,6 +255,33 @@ def _origin(run: dict[str, Any]) -> str:
     return f"{machine}; from `benchmarks/results/trained.json`, created by `{run['command']}`."
 
 
+def clips(root: Path, _page: Path) -> str:
+    """The results of `benchmarks/clips.py`."""
+    path = root / "benchmarks/results/clips.json"
+    if not path.exists():
+        return "*Not measured yet (`python benchmarks/clips.py`).*"
+    run: dict[str, Any] = read_results(path)
+    minutes = sorted({row["minutes"] for row in run["rows"]})
+    cells = {(row["reader"], row["minutes"]): row for row in run["rows"]}
+    readers = dict.fromkeys(row["reader"] for row in run["rows"])
+    rows = [
+        [
+            reader if " " in reader else f"`{reader}`",
+            *(f"{cells[reader, length]['seconds']:.3f} s" for length in minutes),
+            *(f"{cells[reader, length]['peak_bytes'] / 1e6:.1f} MB" for length in minutes),
+        ]
+        for reader in readers
+    ]
+    units = [f"{length} min" for length in minutes]
+    head = ["frames", *(f"time, {unit}" for unit in units), *(f"peak memory, {unit}" for unit in units)]
+    width, height = run["settings"]["size"]
+    where = (
+        f"Files of {width} x {height} px at {run['settings']['fps']} frames per second; "
+        f"{run['hardware']['cpu']}; from `{path.relative_to(root)}`, created by `{run['command']}`. {run['note']}"
+    )
+    return f"{table(head, rows)}\n\n{where}"
+
+
 BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "stages": stages,
     "picture": picture,
@@ -268,6 +295,7 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "next-scale": part_of("next_scale", "runs"),
     "compatibility": part_of("compatibility", "runs"),
     "soak": soak,
+    "clips": clips,
     "serving": served("serving-*.json"),
     "nested-serving": served("nested-serving-*.json"),
     "pruners": part_of("small_networks", "pruners"),

@@ -19,6 +19,7 @@ from foveate.training.recipe import ModelChoice
 from tests import tiny_model
 from tests.docs.shell import Shell, check_extras, commands
 from tests.docs.snippets import ROOT, SHELL, Block, blocks, pages
+from tests.video_files import save_clip
 
 #: Pages whose blocks take more than a few seconds: they train, search or start servers.
 SLOW = (
@@ -96,6 +97,7 @@ def workplace(tmp_path: Path, hub: Path, answers: list[str], runs: Path, monkeyp
     shorter.write_text(json.dumps(recipe))
     for name in ("receipt.png", "page.png", "screen.png"):
         shutil.copy(ROOT / "examples" / "receipt.png", tmp_path / name)
+    save_clip(tmp_path / "clip.mp4", 40, 4, (96, 64), codec="mpeg4")
     for number in range(len(answers)):
         tiny_model.noise(64, 64, number).save(tmp_path / f"{number}.png")
     for name in ("my-receipts.jsonl", "my-questions.jsonl", "my.jsonl"):
