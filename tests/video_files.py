@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -42,20 +42,21 @@ def save_frames(
     import av
 
     with av.open(str(path), "w", options=container_options) as container:
-        stream: Any = None
+        streams: list[Any] = []
         for number, pixels in enumerate(frames):
-            if stream is None:
-                stream = container.add_stream(codec, rate=fps)
+            if not streams:
+                streams.append(stream := cast("Any", container.add_stream(codec, rate=fps)))
                 stream.height, stream.width = pixels.shape[:2]
                 stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
                 stream.codec_context.gop_size = keyframes
                 if times is not None:
                     stream.codec_context.time_base = Fraction(1, 1000)
+            (stream,) = streams
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=stream.pix_fmt)
             if times is not None:
                 frame.pts, frame.time_base = round(1000 * times[number]), Fraction(1, 1000)
             container.mux(stream.encode(frame))
-        if stream is not None:
+        for stream in streams:
             container.mux(stream.encode())
     return path
 

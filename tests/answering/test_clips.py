@@ -1,5 +1,7 @@
 """`ask` about a clip: models with video read its frames, others refuse it, and nothing is left out silently."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from foveate import FoveateError, compress
 from foveate.answering import ask
 from foveate.clips import VideoFile, clip_of_frames, open_clip
 from foveate.loading import load
-from foveate.methods import UniformFrames
+from foveate.methods.frames.uniform_frames import UniformFrames
 from foveate.processors import NoClips
 from foveate.visualization.answer import draw_answer
 from tests.tiny_model import noise, save_qwen
@@ -89,7 +91,7 @@ def test_what_cannot_be_done_is_one_sentence(qwen, pair, llava, clip, monkeypatc
             ask(clip, "?", model)
     with pytest.raises(FoveateError, match="a clip is asked about alone"):
         ask([clip, noise(32, 32)], "?", qwen)
-    for wrong, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"image": noise(8, 8), "plan": "scene:4"}, "scene:4 chooses frames of a clip, and these are images"),
         (
             {"image": open_clip(clip), "plan": "scene:4 + pool:4"},
@@ -103,7 +105,8 @@ def test_what_cannot_be_done_is_one_sentence(qwen, pair, llava, clip, monkeypatc
         ({"frames": [noise(8, 8)] * 2, "timestamps": [1.0]}, "2 ascending numbers of seconds"),
         ({}, "there is no image to ask about"),
         ({"image": clip, "plan": "query_frames(encoder=nowhere):2"}, "the encoder 'nowhere' cannot be loaded"),
-    ]:
+    ]
+    for wrong, message in cases:
         with pytest.raises(FoveateError, match=message):
             ask(**wrong, question="?", model=qwen)
     with compress(qwen[0], "pool:4"), pytest.raises(FoveateError, match="'pool:4' is attached to this model already"):

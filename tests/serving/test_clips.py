@@ -115,8 +115,7 @@ def test_images_and_clips_in_one_conversation(served: Served) -> None:
     assert details["video_tokens"] == 16 and alone["video_tokens"] is None
     assert usage.model_extra["foveate"]["visual_tokens"] == 40
     assert served.engine.metrics.registry.get_sample_value("foveate_clips_total") >= 2
-    budget = {"extra_body": {"foveate": {"budget": "25%"}}}
-    quarter = said(served, messages, **budget).usage.model_extra["foveate"]
+    quarter = said(served, messages, extra_body={"foveate": {"budget": "25%"}}).usage.model_extra["foveate"]
     assert quarter["plan"] == "uniform_frames:4 + random:25%" and quarter["visual_tokens_read"] == 10
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,14 +37,14 @@ class TorchCodecSource:
 
     def __init__(self, source: str | os.PathLike[str] | bytes, limits: ClipLimits) -> None:
         try:
-            from torchcodec.decoders import VideoDecoder
+            decoders: Any = importlib.import_module("torchcodec.decoders")
         except (ImportError, RuntimeError, OSError) as error:  # the two others: it finds no FFmpeg
             raise FoveateError("this reader of clips is not installed: pip install torchcodec, and FFmpeg.") from error
         self.name = shown(source)
         if not isinstance(source, bytes) and not Path(source).is_file():
             raise FoveateError(f"no video file at {self.name}.")
         try:
-            self._decoder = VideoDecoder(
+            self._decoder = decoders.VideoDecoder(
                 source if isinstance(source, bytes) else os.fsdecode(source), dimension_order="NHWC"
             )
         except (ValueError, RuntimeError) as error:

@@ -8,7 +8,7 @@ import pytest
 
 from foveate.core.method import Site
 from foveate.core.registry import methods_at
-from foveate.methods import QueryFrames
+from foveate.methods.frames.query_frames import QueryFrames
 from foveate.testing import FrameSamplerPromises
 from tests.tiny_model import save_clip_model
 

@@ -10,9 +10,10 @@ import torch
 from foveate import FoveateError
 from foveate.clips import clip_of_frames, open_clip
 from foveate.core.plan import Plan
-from foveate.methods import FPS, QueryFrames, Scene, UniformFrames
-from foveate.methods.frames.query_frames import keyframes
-from foveate.methods.frames.scene import content_differences, shares_of
+from foveate.methods.frames.fps import FPS
+from foveate.methods.frames.query_frames import QueryFrames, keyframes
+from foveate.methods.frames.scene import Scene, content_differences, shares_of
+from foveate.methods.frames.uniform_frames import UniformFrames
 from tests.methods.frames.rendered import Rendered, drifting, fading, noise
 from tests.video_files import save_frames
 
