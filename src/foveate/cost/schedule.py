@@ -124,6 +124,9 @@ def follow(plan: Plan | None, model: Model, processed: ProcessedImage) -> Run:
     none = (0,) * (model.vision.blocks if model.vision else 0)
     if plan is None:
         return Run(processed, none, (processed.tokens,) * model.text.layers)
+    if plan.frame_step is not None:
+        what = f"{plan.frame_step} chooses frames of a clip, and tokens of an image are counted here"
+        raise FoveateError(Refusal("chooses-frames", what, "leave it out"))
     before = plan.early_steps
     family = next((candidate for candidate in families().values() if model.kind in candidate.model_types), None)
     if before and family is not None:

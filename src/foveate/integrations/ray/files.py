@@ -116,4 +116,5 @@ def _plain(question: Question) -> dict[str, Any]:
 
 def _question(entry: dict[str, Any]) -> Question:
     video = None if entry["video"] is None else Path(entry["video"])
-    return Question(**{**entry, "images": tuple(map(Path, entry["images"])), "video": video})
+    fields: dict[str, Any] = entry | {"images": tuple(map(Path, entry["images"])), "video": video}
+    return Question(**fields)
