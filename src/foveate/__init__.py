@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
     from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
     from foveate.runtime import compress, speculate, vasparse
+    from foveate.streaming import stream
     from foveate.training.methods import register_trainer
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ _MODULES = {
     "register_method": "core.registry",
     "register_trainer": "training.methods",
     "speculate": "runtime",
+    "stream": "streaming",
     "swap_connector": "models.llava",
     "vasparse": "runtime",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "register_method",
     "register_trainer",
     "speculate",
+    "stream",
     "swap_connector",
     "vasparse",
 ]

@@ -91,7 +91,7 @@ class ImageEncoder:
         """
         call = inspect.signature(original).bind(*args, **kwargs).arguments
         call = {**call, **call.pop("kwargs", {})}
-        first = self.plan.steps[0].method
+        first = self.plan.steps[0].method if self.plan.steps else None
         if isinstance(first, ImageMethod):
             return self._encode_reduced(first, modality, original, call)
         if isinstance(first, RasterMethod) and not self.family.connectors:

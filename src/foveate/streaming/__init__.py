@@ -1,0 +1,24 @@
+"""Streams: frames are encoded and cached as they arrive, and questions are answered at any moment."""
+
+from foveate.streaming.policies import (
+    CachedStep,
+    CachePolicy,
+    KeepAll,
+    SinkWindow,
+    SlidingWindow,
+    TokenThinning,
+    UniformThinning,
+)
+from foveate.streaming.session import Stream, stream
+
+__all__ = [
+    "CachePolicy",
+    "CachedStep",
+    "KeepAll",
+    "SinkWindow",
+    "SlidingWindow",
+    "Stream",
+    "TokenThinning",
+    "UniformThinning",
+    "stream",
+]
