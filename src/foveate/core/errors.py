@@ -31,6 +31,7 @@ CODES = {
     "needs-more-blocks": "needs more blocks to merge so many tokens",
     "needs-weights": "needs trained weights",
     "needs-text-features": "needs text_features from a contrastive text encoder",
+    "needs-fixed-rotation": "needs rotary positions whose frequencies do not depend on the length of the sequence",
     "no-such-layer": "acts at a layer that the model does not have",
     # What a plan needs
     "needs-budget": "needs a budget",
@@ -44,6 +45,7 @@ CODES = {
     "chooses-frames": "chooses frames of a file, which a live model never sees",
     "attached-already": "cannot be attached in addition to the plan that is attached already",
     "unknown-site": "acts where nothing can be attached",
+    "no-stream": "cannot read a stream of frames",
     # What a server or a formula needs
     "count-not-from-sizes": "keeps a number of tokens that does not follow from the sizes of images",
     "site-not-served": "acts where the server attaches nothing",

@@ -80,8 +80,8 @@ class StreamCache:
         return len(self.prefix_ids) + sum(len(segment.ids) for segment in self.segments)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of keys and values."""
+    def nbytes(self) -> int | None:
+        """Bytes of keys and values; None where nothing is cached."""
         return bytes_of(self.layers_cache)
 
     def fork(self) -> StreamCache:

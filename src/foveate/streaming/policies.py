@@ -129,7 +129,7 @@ class UniformThinning(CachePolicy):
         """Check the number."""
         check_counts(self, "steps")
         if self.steps < 2:
-            raise FoveateError("UniformThinning: steps is 1; the first and the newest step stay, so that 2 is the least.")
+            raise FoveateError("UniformThinning: steps is 1, and the first and the newest step stay: the least is 2.")
 
     def keep(self, steps: Sequence[CachedStep]) -> Sequence[bool | Tensor]:
         """See `CachePolicy.keep`."""

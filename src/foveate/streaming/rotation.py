@@ -16,8 +16,8 @@ _VARYING = ("dynamic", "longrope")
 def shift_rotations(text: nn.Module, shifts: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines that rotate keys to positions which differ by `shifts`.
 
-    Rotations add up: a key rotated by its position p, and then by s, is the key rotated by p + s. The model's own rotary
-    embedding computes them, in float32, so that its frequencies and its sections of axes are used.
+    Rotations add up: a key rotated by its position p, and then by s, is the key rotated by p + s. The model's own
+    rotary embedding computes them, in float32, so that its frequencies and its sections of axes are used.
 
     Args:
         text: The language model.

@@ -148,8 +148,8 @@ class Stream(NotCopyable):
         if self._size is not None and pixels.shape[:2] != self._size:
             (height, width), (rows, columns) = self._size, pixels.shape[:2]
             raise FoveateError(
-                f"this frame has {columns} x {rows} pixels and the frames before {width} x {height}: frames of a stream "
-                "have one size; resize it, or open another stream."
+                f"this frame has {columns} x {rows} pixels and the frames before {width} x {height}: frames of a "
+                "stream have one size; resize it, or open another stream."
             )
         if time is None:
             time = 0.0 if self._last is None else self._last + 1 / self._fps
@@ -241,8 +241,8 @@ class Stream(NotCopyable):
         return self._cache.length
 
     @property
-    def kv_bytes(self) -> int:
-        """Bytes of cached keys and values."""
+    def kv_bytes(self) -> int | None:
+        """Bytes of cached keys and values; None where nothing is cached."""
         return self._cache.nbytes
 
     def __enter__(self) -> Stream:
@@ -347,11 +347,13 @@ class Stream(NotCopyable):
             placed = self._format.place(moved, step.grid, times, len(before), len(after))
         if self._limit is not None and int(placed.positions.max()) >= self._limit:
             raise FoveateError(
-                f"the stream has used all {self._limit} positions of this model; choose a policy that evicts steps, such "
-                "as SlidingWindow(64), or feed fewer frames."
+                f"the stream has used all {self._limit} positions of this model; choose a policy that evicts steps, "
+                "such as SlidingWindow(64), or feed fewer frames."
             )
         size, kept = step.grid.size, step.selection.indices.cpu()
-        columns = torch.cat([torch.arange(len(before)), len(before) + kept, len(before) + size + torch.arange(len(after))])
+        columns = torch.cat(
+            [torch.arange(len(before)), len(before) + kept, len(before) + size + torch.arange(len(after))]
+        )
         positions = placed.positions[:, columns]
         if len(positions) == 1 and self._encoder.keeps_positions is False:
             positions = torch.arange(placed.start, placed.start + len(columns))[None]

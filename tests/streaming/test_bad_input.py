@@ -1,0 +1,100 @@
+"""What cannot be streamed, read or asked ends in one sentence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import foveate
+from foveate import FoveateError
+from foveate.streaming.formats import FORMATS
+from tests.families.zoo import zoo
+from tests.streaming.small_streams import clip, small
+
+FRAME = clip(1)[0]
+
+
+def session(name: str = "qwen2-vl", **options: Any) -> Any:
+    return foveate.stream(*small(name), **options)
+
+
+def test_frames() -> None:
+    with session() as stream:
+        with pytest.raises(FoveateError, match="no frame was fed yet"):
+            stream.ask("What?")
+        stream.feed(FRAME, time=2)
+        with pytest.raises(FoveateError, match="has 24 x 20 pixels and the frames before 24 x 16"):
+            stream.feed(np.zeros((20, 24, 3), np.uint8), time=3)
+        with pytest.raises(FoveateError, match=r"is of 1\.5 s and the one before of 2 s"):
+            stream.feed(FRAME, time=1.5)
+        with pytest.raises(FoveateError, match="is of 2 s"):
+            stream.feed(FRAME, time=2)
+        for time in (math.nan, math.inf, -1):
+            with pytest.raises(FoveateError, match="seconds from 0 on"):
+                stream.feed(FRAME, time=time)
+        with pytest.raises(FoveateError, match="cannot read an image"):
+            stream.feed(None)
+        with pytest.raises(FoveateError, match="the question is empty"):
+            stream.ask("  ")
+        assert stream.num_frames == 1  # nothing of the bad ones stayed
+        stream.feed(FRAME, time=2.5)
+        assert [step.time for step in stream.cached_steps] == [2.25]
+    for call in (lambda: stream.feed(FRAME), lambda: stream.ask("What?"), lambda: stream.logits("What?")):
+        with pytest.raises(FoveateError, match="this stream is closed"):
+            call()
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plan": "fastv:50%@1"}, "fastv acts between layers"),
+        ({"plan": "tome:50%"}, "tome merges inside the encoder"),
+        ({"plan": "downsample:50%"}, "downsample makes images smaller"),
+        ({"plan": "focusui:50%"}, "focusui"),
+        ({"plan": "nested:4"}, "sets the length of a connector"),
+        ({"plan": "cdpruner:50%"}, "reads? .*question|question"),
+        ({"policy": "window"}, "policy is an object such as SlidingWindow"),
+        ({"fps": 0}, "fps is a number of frames per second above 0"),
+        ({"max_positions": 0}, "max_positions is a number of positions above 0"),
+    ],
+)
+def test_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FoveateError, match=message):
+        session(**options)
+
+
+def test_an_attached_plan() -> None:
+    with (
+        foveate.compress(small("qwen2-vl")[0], "divprune:50%"),
+        pytest.raises(FoveateError, match="restore it, and pass plan= here"),
+    ):
+        session()
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_every_other_family_says_why_not(name: str) -> None:
+    specimen = zoo()[name]
+    if specimen.family in FORMATS:
+        return
+    with pytest.raises(
+        FoveateError, match=r"cannot read a stream: (it takes no clips|.{20,}); families that can: "
+    ) as e:
+        foveate.stream(specimen.model(), None)
+    assert error.value.code == "no-stream" and "written in another way" not in str(error.value)
+
+
+def test_nothing_stays_on_the_model() -> None:
+    model, _ = small("llava-onevision")
+    session("llava-onevision").feed(FRAME)  # transformers installs hooks of its own in the first pass
+    before = [dict(vars(module)) for module in model.modules()]
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
+    with session("llava-onevision", plan="fastervlm:50%") as stream:
+        stream.feed(FRAME)
+        stream.ask("What?", max_new_tokens=2)
+    for module, attributes in zip(model.modules(), before, strict=True):
+        assert vars(module).keys() == attributes.keys()
+    assert hooks == [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()]
