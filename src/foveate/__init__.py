@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from foveate.models.llava_uhd import LlavaUHDConfig, LlavaUHDForConditionalGeneration, LlavaUHDProcessor
     from foveate.models.llava_uhd.image_processing import LlavaUHDImageProcessor
     from foveate.models.vit_uhd import ViTUHDConfig, ViTUHDModel
-    from foveate.runtime import compress, speculate, vasparse
+    from foveate.runtime import compress, reuse_features, speculate, vasparse
     from foveate.streaming import stream
     from foveate.training.methods import register_trainer
 
@@ -45,6 +45,7 @@ _MODULES = {
     "register_encoder": "models.encoders",
     "register_method": "core.registry",
     "register_trainer": "training.methods",
+    "reuse_features": "runtime",
     "speculate": "runtime",
     "stream": "streaming",
     "swap_connector": "models.llava",
@@ -71,6 +72,7 @@ __all__ = [
     "register_encoder",
     "register_method",
     "register_trainer",
+    "reuse_features",
     "speculate",
     "stream",
     "swap_connector",

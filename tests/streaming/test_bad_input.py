@@ -82,7 +82,7 @@ def test_every_other_family_says_why_not(name: str) -> None:
         return
     with pytest.raises(
         FoveateError, match=r"cannot read a stream: (it takes no clips|.{20,}); families that can: "
-    ) as e:
+    ) as error:
         foveate.stream(specimen.model(), None)
     assert error.value.code == "no-stream" and "written in another way" not in str(error.value)
 

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foveate.runtime.attach import Handle, compress, handle_of
     from foveate.runtime.contrastive import vasparse
+    from foveate.runtime.feature_reuse import FeatureReuse, reuse_features
     from foveate.runtime.speculative import Speculation, speculate
 
 _MODULES = {
+    "FeatureReuse": "feature_reuse",
     "Handle": "attach",
     "Speculation": "speculative",
     "compress": "attach",
     "handle_of": "attach",
+    "reuse_features": "feature_reuse",
     "speculate": "speculative",
     "vasparse": "contrastive",
 }
 
-__all__ = ["Handle", "Speculation", "compress", "handle_of", "speculate", "vasparse"]
+__all__ = ["FeatureReuse", "Handle", "Speculation", "compress", "handle_of", "reuse_features", "speculate", "vasparse"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Streams: frames are encoded and cached as they arrive, and questions are answered at any moment."""
 
+from foveate.methods.encoder.stc_cacher import STCCacher
 from foveate.streaming.policies import (
     CachedStep,
     CachePolicy,
@@ -15,6 +16,7 @@ __all__ = [
     "CachePolicy",
     "CachedStep",
     "KeepAll",
+    "STCCacher",
     "SinkWindow",
     "SlidingWindow",
     "Stream",

@@ -18,10 +18,11 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.families import family_of
 from foveate.images import open_image
+from foveate.methods.encoder.stc_cacher import STCCacher
 from foveate.runtime import handle_of
 from foveate.runtime.patches import NotCopyable, Patches
 from foveate.streaming.cache import CachedSegment, StreamCache
-from foveate.streaming.encoder import StepEncoder
+from foveate.streaming.encoder import EncoderState, StepEncoder
 from foveate.streaming.formats import Cursor, format_of
 from foveate.streaming.policies import CachedStep, CachePolicy, KeepAll
 
@@ -32,6 +33,7 @@ def stream(
     *,
     plan: Any = None,
     policy: CachePolicy | None = None,
+    reuse: STCCacher | None = None,
     system: str | None = None,
     fps: float = 1.0,
     max_positions: int | None = None,
@@ -67,6 +69,7 @@ def stream(
         plan: A plan of methods before the language model, which selects tokens of every step by itself, such as
             "divprune:25%". Budgets are per step.
         policy: What stays in the cache; default `KeepAll`.
+        reuse: `STCCacher()` computes only changed tokens of a frame in the encoder; default: all.
         system: A system prompt.
         fps: Frames per second, for frames that are fed without a time.
         max_positions: Positions that may be used; default those of the language model (`max_position_embeddings`).
@@ -78,7 +81,7 @@ def stream(
         FoveateError: the model's family cannot stream (the message says why); a plan is attached to the model; the plan
             or the policy needs the question or the whole clip; an argument is no positive number.
     """
-    return Stream(model, processor, plan, KeepAll() if policy is None else policy, system, fps, max_positions)
+    return Stream(model, processor, plan, KeepAll() if policy is None else policy, reuse, system, fps, max_positions)
 
 
 class Stream(NotCopyable):
@@ -90,6 +93,7 @@ class Stream(NotCopyable):
         processor: Any,
         plan: Any,
         policy: CachePolicy,
+        reuse: STCCacher | None,
         system: str | None,
         fps: float,
         max_positions: int | None,
@@ -113,7 +117,8 @@ class Stream(NotCopyable):
         self._limit = longest if max_positions is None else max_positions
         if self._limit is not None and self._limit < 1:
             raise FoveateError(f"max_positions is a number of positions above 0, not {max_positions!r}.")
-        self._encoder = StepEncoder(family, core, self.plan, policy)
+        self._encoder = StepEncoder(family, core, self.plan, policy, reuse)
+        self._state = EncoderState()
         self._pending: list[np.ndarray] = []
         self._pending_times: list[float] = []
         self._size: tuple[int, int] | None = None
@@ -122,8 +127,8 @@ class Stream(NotCopyable):
         self._cache = StreamCache(self._text)
         self._cursor = Cursor(0, 0)
         self._patches = Patches()
-        self._encoder.attach(self._patches)
         try:
+            self._encoder.attach(self._patches)
             self._read_prefix()
         except BaseException:
             self.close()
@@ -161,7 +166,8 @@ class Stream(NotCopyable):
                 f"this frame is of {time:g} s and the one before of {self._last:g} s: frames come in the order of time."
             )
         if len(self._pending) + 1 == self._format.frames:
-            self._read_step(self._cache, self._cursor, [*self._pending, pixels], [*self._pending_times, time])
+            times = [*self._pending_times, time]
+            self._read_step(self._cache, self._cursor, self._state, [*self._pending, pixels], times)
             self._pending, self._pending_times = [], []
             self._steps += 1
             self._evict()
@@ -220,7 +226,7 @@ class Stream(NotCopyable):
         self._closed = True
         self._patches.undo()
         self._cache.layers_cache.layers = []
-        self._cache.segments, self._pending = [], []
+        self._cache.segments, self._pending, self._state = [], [], EncoderState()
 
     @property
     def num_frames(self) -> int:
@@ -301,7 +307,7 @@ class Stream(NotCopyable):
             missing = self._format.frames - len(self._pending)
             frames = [*self._pending, *[self._pending[-1]] * missing]
             times = [*self._pending_times, *[self._pending_times[-1]] * missing]
-            self._read_step(cache, cursor, frames, times)
+            self._read_step(cache, cursor, self._state.fork(), frames, times)
         separator = None if self._encoder.drops_separator else self._format.separator()
         needed = len(after) + max_new_tokens + (0 if separator is None else len(separator))
         self._make_positions(cache, cursor, needed)
@@ -330,14 +336,21 @@ class Stream(NotCopyable):
 
     # Steps
 
-    def _read_step(self, cache: StreamCache, cursor: Cursor, frames: list[np.ndarray], times: list[float]) -> None:
+    def _read_step(
+        self,
+        cache: StreamCache,
+        cursor: Cursor,
+        state: EncoderState,
+        frames: list[np.ndarray],
+        times: list[float],
+    ) -> None:
         """Encode a step, let the language model read it, and add it to a cache."""
         pixels = {
             name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
             for name, value in self._format.pixels(frames).items()
         }
         number = cursor.steps
-        step = self._encoder.encode(pixels, number)
+        step = self._encoder.encode(pixels, number, state)
         before, after = self._format.text_around(times)
         moved = copy.copy(cursor)
         placed = self._format.place(moved, step.grid, times, len(before), len(after))
