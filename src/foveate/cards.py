@@ -130,6 +130,19 @@ CARDS = (
         "foveate.methods.decoding.specvlm",
     ),
     Card(
+        "stc-cacher",
+        "Accelerating Streaming Video Large Language Models via Hierarchical Token Compression (STC-Cacher)",
+        "arXiv 2512.00891",
+        "encoder",
+        ("similarity",),
+        ("video",),
+        "Computes only the tokens of a frame whose keys changed since a reference frame, in every block of the encoder; "
+        "all other tokens reuse the reference's outputs of attention and MLP. No token is dropped.",
+        False,
+        "foveate.stream(..., reuse=STCCacher()), foveate.reuse_features(model, STCCacher())",
+        "foveate.methods.encoder.stc_cacher",
+    ),
+    Card(
         "vasparse",
         "VASparse: Towards Efficient Visual Hallucination Mitigation via Visual-Aware Token Sparsification",
         "arXiv 2501.06553",

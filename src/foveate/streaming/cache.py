@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +40,11 @@ class CachedSegment:
     start: int
     gap: int
     tokens: VisualTokens | None
+
+    @cached_property
+    def num_visual(self) -> int:
+        """Visual tokens among the entries."""
+        return int(self.visual.sum())
 
 
 class StreamCache:
@@ -180,7 +186,7 @@ class StreamCache:
 def _kept_entries(segment: CachedSegment, part: Tensor) -> Tensor:
     """(n,) the entries of a segment whose visual tokens are cut to `part`; its text stays."""
     visual = segment.visual.nonzero().flatten()
-    Selection(part).check(len(visual), "the policy of the cache")
+    Selection(part).check(segment.num_visual, "the policy of the cache")
     kept = ~segment.visual
     kept[visual[part.cpu()]] = True
     return kept.nonzero().flatten()

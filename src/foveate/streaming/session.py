@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from foveate.runtime.patches import NotCopyable, Patches
 from foveate.streaming.cache import CachedSegment, StreamCache
 from foveate.streaming.encoder import EncoderState, StepEncoder
 from foveate.streaming.formats import Cursor, format_of
+from foveate.streaming.language_model import LanguageModel
 from foveate.streaming.policies import CachedStep, CachePolicy, KeepAll
 
 
@@ -111,9 +110,10 @@ class Stream(NotCopyable):
         handle = handle_of(model)
         if handle is not None:
             raise FoveateError(f"the plan '{handle.plan}' is attached to this model; restore it, and pass plan= here.")
-        self._text: Any = family.text(core)
-        self._core, self._fps, self._system = core, fps, system
-        longest = getattr(self._text.config, "max_position_embeddings", None)
+        text: Any = family.text(core)
+        self._language_model = LanguageModel(core, text, len(self._format.time_axes))
+        self._fps, self._system = fps, system
+        longest = getattr(text.config, "max_position_embeddings", None)
         self._limit = longest if max_positions is None else max_positions
         if self._limit is not None and self._limit < 1:
             raise FoveateError(f"max_positions is a number of positions above 0, not {max_positions!r}.")
@@ -124,7 +124,7 @@ class Stream(NotCopyable):
         self._size: tuple[int, int] | None = None
         self._last: float | None = None
         self._steps, self._frames, self._closed = 0, 0, False
-        self._cache = StreamCache(self._text)
+        self._cache = StreamCache(text)
         self._cursor = Cursor(0, 0)
         self._patches = Patches()
         try:
@@ -166,8 +166,10 @@ class Stream(NotCopyable):
                 f"this frame is of {time:g} s and the one before of {self._last:g} s: frames come in the order of time."
             )
         if len(self._pending) + 1 == self._format.frames:
+            state = self._state.fork()  # a step that is refused is not remembered
             times = [*self._pending_times, time]
-            self._read_step(self._cache, self._cursor, self._state, [*self._pending, pixels], times)
+            self._read_step(self._cache, self._cursor, state, [*self._pending, pixels], times)
+            self._state = state
             self._pending, self._pending_times = [], []
             self._steps += 1
             self._evict()
@@ -196,7 +198,7 @@ class Stream(NotCopyable):
         prompt = torch.cat([known, ids])[None]
         settings = greedy(self.model, max_new_tokens)
         settings.cache_implementation = None
-        with self._at_positions(cache, cursor):
+        with self._language_model.text_at(cache, cursor.text):
             written = self.model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -211,7 +213,7 @@ class Stream(NotCopyable):
         """Logits (vocabulary,) of the first token of the answer to a question; errors as of `ask`."""
         cache, cursor, ids = self._question(question, 1)
         mask = torch.ones(1, cache.length + len(ids), dtype=torch.int64, device=ids.device)
-        with self._at_positions(cache, cursor):
+        with self._language_model.text_at(cache, cursor.text):
             output = self.model(
                 input_ids=ids[None],
                 attention_mask=mask,
@@ -237,7 +239,7 @@ class Stream(NotCopyable):
     def cached_steps(self) -> list[CachedStep]:
         """Steps in the cache, oldest first."""
         return [
-            CachedStep(segment.number, segment.time, int(segment.visual.sum()), segment.tokens)
+            CachedStep(segment.number, segment.time, segment.num_visual, segment.tokens)
             for segment in self._cache.segments
         ]
 
@@ -289,7 +291,7 @@ class Stream(NotCopyable):
         self._cursor = Cursor(len(ids), len(ids))
         positions = torch.arange(len(ids)).expand(len(self._format.time_axes), -1)
         if len(ids):
-            self._read(self._cache, self._embed(ids), positions, 0)
+            self._language_model.read(self._cache, self._language_model.embed(ids), positions, 0)
 
     def _question(self, question: str, max_new_tokens: int) -> tuple[StreamCache, Cursor, Tensor]:
         """A fork of the cache with the end of the clip, its cursor, and the ids that follow."""
@@ -314,7 +316,7 @@ class Stream(NotCopyable):
         if separator is not None:
             positions = torch.arange(cursor.text, cursor.text + len(separator))
             positions = positions.expand(len(self._format.time_axes), -1)
-            self._read(cache, separator, positions, cache.length)
+            self._language_model.read(cache, separator, positions, cache.length)
             cursor.text += len(separator)
             ids = torch.full((len(separator),), self.model.config.video_token_id)
             cache.segments.append(
@@ -375,9 +377,9 @@ class Stream(NotCopyable):
         visual[len(before) : len(before) + len(kept)] = True
         ids = torch.full((len(columns),), int(self.model.config.video_token_id))
         ids[~visual] = torch.tensor([*before, *after], dtype=torch.int64)
-        embeds = self._embed(ids).clone()
+        embeds = self._language_model.embed(ids).clone()
         embeds[visual.to(embeds.device)] = step.tokens.features.to(embeds)
-        self._read(cache, embeds, positions, cache.length, visual, step.planes)
+        self._language_model.read(cache, embeds, positions, cache.length, visual, step.planes)
         tokens = step.tokens if self.policy.reads_features else None
         time = sum(times) / len(times)
         cache.add(CachedSegment(number, time, ids, visual, placed.start, 0, tokens))
@@ -385,58 +387,6 @@ class Stream(NotCopyable):
 
     def _evict(self) -> None:
         self._cache.evict(self.policy.keep(self.cached_steps))
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        return self._core.get_input_embeddings()(ids.to(self.model.device))
-
-    def _read(
-        self,
-        cache: StreamCache,
-        embeds: Tensor,
-        positions: Tensor,
-        past: int,
-        visual: Tensor | None = None,
-        planes: tuple[Tensor, ...] = (),
-    ) -> None:
-        """Let the language model read embeddings (L, D) at positions (axes, L) behind `past` entries."""
-        device = embeds.device
-        arguments: dict[str, Any] = {
-            "inputs_embeds": embeds[None],
-            "position_ids": _position_ids(positions.to(device)),
-            "attention_mask": torch.ones(1, past + len(embeds), dtype=torch.int64, device=device),
-            "use_cache": True,
-            **compat.cache_argument(cache.layers_cache),
-        }
-        if planes and visual is not None:
-            arguments |= {"visual_pos_masks": visual.to(device)[None], "deepstack_visual_embeds": list(planes)}
-        compat.check_cache_returned(self._text(**arguments), cache.layers_cache)
-
-    @contextmanager
-    def _at_positions(self, cache: StreamCache, cursor: Cursor) -> Generator[None]:
-        """Give text behind the entries of a fork the positions that follow the clip, while the context is open."""
-        past, axes = cache.length, len(self._format.time_axes)
-
-        def forward(original: Any, *args: Any, **kwargs: Any) -> Any:
-            if compat.cache_in(kwargs) is cache.layers_cache:  # not a call of another thread
-                first = cursor.text + int(cache.layers_cache.get_seq_length()) - past
-                embeds = kwargs["inputs_embeds"]
-                positions = torch.arange(first, first + embeds.shape[1], device=embeds.device)
-                kwargs["position_ids"] = _position_ids(positions.expand(axes, -1))
-            return original(*args, **kwargs)
-
-        deltas = getattr(self._core, "rope_deltas", None)
-        with Patches() as patches:
-            patches.wrap(self._text, "forward", forward)
-            try:
-                yield
-            finally:
-                if hasattr(self._core, "rope_deltas"):
-                    self._core.rope_deltas = deltas
-
-
-def _position_ids(positions: Tensor) -> Tensor:
-    """Position ids of the language model from (axes, L): (1, L), or (axes, 1, L) for M-RoPE."""
-    return positions[:, None] if len(positions) > 1 else positions
 
 
 def _text_part(text: str) -> dict[str, str]:
