@@ -214,7 +214,7 @@ class Wrong(CachePolicy):
     [
         (lambda: SlidingWindow(0), "steps must be a whole number from 1 on, not 0"),
         (lambda: SinkWindow(1, 2.5), "steps must be a whole number"),  # ty: ignore[invalid-argument-type]
-        (lambda: UniformThinning(1), "2 is the least"),
+        (lambda: UniformThinning(1), "the least is 2"),
         (lambda: TokenThinning("fastv:50%@1"), "needs one method that acts before the language model"),
         (lambda: TokenThinning("divprune:4", steps=3), "steps is a policy"),  # ty: ignore[invalid-argument-type]
         (lambda: fed("qwen2-vl", 6, policy=TokenThinning("pool:1", recent=1)), "pool merges tokens"),
