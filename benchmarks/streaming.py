@@ -8,8 +8,8 @@ resident memory of the process. It fails if memory grows by more than a tenth ov
 
 `stc` builds LLaVA-OneVision with the vision tower of released models (SigLIP-So400m) and random weights. It counts the
 operations of `get_video_features` on tensors without data and measures its processor time, with and without
-`STCCacher`; and the operations of a prefill by Qwen2-7B, in closed form, with and without `stc:60`, as in the paper, and
-the processor time of the selection. It runs on one thread, whose processor time does not depend on other processes.
+`STCCacher`; and the operations of a prefill by Qwen2-7B, in closed form, with and without `stc:60`, as in the paper,
+and the processor time of the selection. It runs on one thread, so that other processes change little.
 """
 
 from __future__ import annotations

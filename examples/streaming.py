@@ -3,29 +3,16 @@
     python examples/streaming.py clip.mp4 "What happens?" --model Qwen/Qwen3-VL-8B-Instruct --every 10 --window 64
 
 Frames are decoded one by one and forgotten, and the KV cache holds the newest steps, so that memory does not depend on
-the length of the file. Decoding needs `pip install 'foveate[video]'`.
+the length of the file. Decoding needs `pip install 'foveate[video]'`. The command `foveate stream` does the same with
+more options; this is a start for streams of your own.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-
-import av
-import numpy as np
 
 import foveate
-from foveate.streaming import SlidingWindow, STCCacher
-
-
-def frames(path: str, fps: float) -> Iterator[tuple[float, np.ndarray]]:
-    """Times in seconds and frames (H, W, 3) of a file, at most `fps` per second."""
-    with av.open(path) as container:
-        due = 0.0
-        for frame in container.decode(video=0):
-            if frame.time is not None and frame.time >= due - 1e-6:
-                due = frame.time + 1 / fps
-                yield frame.time, frame.to_ndarray(format="rgb24")
+from foveate.streaming import SlidingWindow, STCCacher, frames_of
 
 
 def main() -> None:
@@ -46,7 +33,7 @@ def main() -> None:
     policy, time = SlidingWindow(options.window), 0.0
     with foveate.stream(model, processor, policy=policy, plan=options.plan, reuse=reuse) as session:
         due = options.every
-        for time, frame in frames(options.file, options.fps):
+        for time, frame in frames_of(options.file, options.fps):
             session.feed(frame, time=time)
             if time >= due:
                 due += options.every

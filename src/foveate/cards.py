@@ -136,8 +136,8 @@ CARDS = (
         "encoder",
         ("similarity",),
         ("video",),
-        "Computes only the tokens of a frame whose keys changed since a reference frame, in every block of the encoder; "
-        "all other tokens reuse the reference's outputs of attention and MLP. No token is dropped.",
+        "Computes only the tokens of a frame whose keys changed since a reference frame, in every block of the "
+        "encoder; all other tokens reuse the reference's outputs of attention and MLP. No token is dropped.",
         False,
         "foveate.stream(..., reuse=STCCacher()), foveate.reuse_features(model, STCCacher())",
         "foveate.methods.encoder.stc_cacher",

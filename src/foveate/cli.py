@@ -36,6 +36,7 @@ INTERRUPTED = 130
 
 TARGETS = {
     "ask": "foveate.commands.ask:ask",
+    "stream": "foveate.commands.stream:stream",
     "info": "foveate.commands.info:info",
     "methods": "foveate.commands.methods:methods",
     "train": "foveate.commands.train:train",
@@ -245,6 +246,7 @@ def _list(group: typer.Typer, name: str, line: str) -> None:
 
 
 _list(app, "ask", "Answer a question about images or a clip, and report visual tokens and timings.")
+_list(app, "stream", "Read a video file as a stream, and answer a question every few seconds.")
 _list(app, "info", "Describe a model: parameters, stages, and visual tokens by image size.")
 _list(app, "methods", "List the methods that a plan can name: what they need, and which models they support.")
 _list(app, "batch", "Answer a JSONL file of questions about images; can be resumed.")

@@ -46,7 +46,7 @@ NOT_RUN = {
         "bitsandbytes needs a GPU",
         "minutes; tests/benchmark/test_joint.py runs it on a small model",
     ],
-    "docs/streaming.md": ["tests/streaming/test_example.py runs it on a small model"],
+    "docs/streaming.md": ["tests/streaming/test_files.py runs both on a small model"],
     "docs/training-with-fewer-tokens.md": [
         "needs the weights of a ConvNeXt; tests/models/encoders/test_convllava.py runs both ways on small ones"
     ],

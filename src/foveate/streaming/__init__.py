@@ -1,6 +1,7 @@
 """Streams: frames are encoded and cached as they arrive, and questions are answered at any moment."""
 
 from foveate.methods.encoder.stc_cacher import STCCacher
+from foveate.streaming.files import frames_of
 from foveate.streaming.policies import (
     CachedStep,
     CachePolicy,
@@ -9,6 +10,7 @@ from foveate.streaming.policies import (
     SlidingWindow,
     TokenThinning,
     UniformThinning,
+    parse_policy,
 )
 from foveate.streaming.session import Stream, stream
 
@@ -22,5 +24,7 @@ __all__ = [
     "Stream",
     "TokenThinning",
     "UniformThinning",
+    "frames_of",
+    "parse_policy",
     "stream",
 ]

@@ -203,6 +203,28 @@ class TokenThinning(CachePolicy):
         return kept
 
 
+_BY_NAME: dict[str, tuple[type[CachePolicy], int]] = {
+    "all": (KeepAll, 0),
+    "window": (SlidingWindow, 1),
+    "sinks": (SinkWindow, 2),
+    "even": (UniformThinning, 1),
+}
+
+
+def parse_policy(text: str) -> CachePolicy:
+    """The policy of `all`, `window:64`, `sinks:4,60` or `even:64`, where numbers are steps.
+
+    Raises:
+        FoveateError: it is none of them.
+    """
+    name, _, numbers = text.partition(":")
+    values = [int(number) for number in numbers.split(",") if number.strip().isdecimal()]
+    cls, count = _BY_NAME.get(name.strip(), (None, 0))
+    if cls is None or len(values) != count or len(values) != len(numbers.split(",") if numbers else []):
+        raise FoveateError(f"{text!r} is no policy; write all, window:64, sinks:4,60 or even:64.")
+    return cls(*values)
+
+
 def check_counts(policy: CachePolicy, *names: str) -> None:
     """Refuse fields that are no whole number from 1 on.
 
