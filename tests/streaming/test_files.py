@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from foveate import FoveateError
-from foveate.cli import app
+from foveate.cli import main
 from foveate.streaming import KeepAll, SinkWindow, SlidingWindow, UniformThinning, frames_of, parse_policy
 from tests.docs.hub import save_qwen3
 from tests.video_files import save_clip
@@ -56,15 +55,17 @@ def test_policies_as_text() -> None:
             parse_policy(text)
 
 
-def test_the_command(model: str, clip: str) -> None:
-    options = ["--model", model, "--every", "2", "--policy", "sinks:1,2", "--plan", "stc:50%", "--reuse"]
-    run = CliRunner().invoke(app, ["stream", clip, "What happens?", *options, "--max-new-tokens", "3", "--json"])
-    assert run.exit_code == 0, run.output
-    report = json.loads(run.output)
+def test_the_command(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["stream", clip, "What happens?", "--model", model]
+    options = ["--every", "2", "--policy", "sinks:1,2", "--plan", "stc:50%", "--reuse", "--max-new-tokens", "3"]
+    assert main([*line, *options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
     assert [answer["time"] for answer in report["answers"]] == [2.0, 4.0, 5.5]
     assert report["frames"] == 12 and len({answer["cached_tokens"] for answer in report["answers"][1:]}) == 1
-    run = CliRunner().invoke(app, ["stream", clip, "What happens?", "--model", model, "--policy", "window"])
-    assert run.exit_code == 2 and "is no policy" in run.output
+    assert main([*line, "--every", "4", "--max-new-tokens", "2"]) == 0
+    assert [text.split()[0] for text in capsys.readouterr().out.splitlines() if " s " in text][:1] == ["4.0"]
+    assert main([*line, "--policy", "window"]) == 2
+    assert "is no policy" in capsys.readouterr().err
 
 
 def test_the_example(
