@@ -37,6 +37,7 @@ PAGES = {
     "methods.kv_cache": "KV cache compression",
     "kv_cache": "Quantized KV caches",
     "image_kv_cache": "KV cache reuse for images",
+    "streaming": "Streams of frames",
     "models.vit_uhd": "ViT-UHD",
     "models.connectors": "Connectors",
     "models.llava": "LLaVA with any connector",

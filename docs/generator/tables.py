@@ -293,6 +293,8 @@ BLOCKS: dict[str, Callable[[Path, Path], str]] = {
     "patch-scaling": part_of("patch_scaling", "runs"),
     "connectors": connectors,
     "next-scale": part_of("next_scale", "runs"),
+    "stream-memory": part_of("streaming", "memory"),
+    "stream-stc": part_of("streaming", "stc"),
     "compatibility": part_of("compatibility", "runs"),
     "soak": soak,
     "clips": clips,
