@@ -45,7 +45,7 @@ def numbers(session: Stream) -> list[int]:
 
 
 def steps(*times: float) -> list[CachedStep]:
-    return [CachedStep(number, time, 6) for number, time in enumerate(times)]
+    return [CachedStep(number, time, 6, 6) for number, time in enumerate(times)]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_uniform_thinning_stays_even_over_a_long_stream() -> None:
     cached: list[CachedStep] = []
     policy = UniformThinning(9)
     for number in range(500):
-        cached.append(CachedStep(number, float(number), 6))
+        cached.append(CachedStep(number, float(number), 6, 6))
         cached = [step for step, stays in zip(cached, policy.keep(cached), strict=True) if stays]
         assert len(cached) <= 9 and cached[0].number == 0 and cached[-1].number == number
     distances = [b.time - a.time for a, b in itertools.pairwise(cached)]
@@ -153,6 +153,16 @@ def test_old_steps_are_thinned_to_the_tokens_of_a_method(name: str) -> None:
         torch.testing.assert_close(short, full[:, :, kept])
 
 
+def test_a_step_is_thinned_once_whatever_else_is_evicted() -> None:
+    model, processor = small("llava-onevision")
+    policy = TokenThinning("uniform:50%", recent=2, steps=UniformThinning(5))
+    with foveate.stream(model, processor, policy=policy) as session:
+        for number, frame in enumerate(clip(12)):
+            session.feed(frame, time=number**1.5)
+            counts = [step.count for step in session.cached_steps]
+            assert counts[:-2] == [2] * len(counts[:-2]) and counts[-1:] == [4]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_closed_gaps_are_the_positions_of_a_clip_without_the_evicted_steps(name: str) -> None:
     """The first layer's keys depend on embeddings and positions alone."""
@@ -216,6 +226,7 @@ class Wrong(CachePolicy):
         (lambda: SinkWindow(1, 2.5), "steps must be a whole number"),  # ty: ignore[invalid-argument-type]
         (lambda: UniformThinning(1), "the least is 2"),
         (lambda: TokenThinning("fastv:50%@1"), "needs one method that acts before the language model"),
+        (lambda: TokenThinning("prumerge"), "needs a budget of tokens per step"),
         (lambda: TokenThinning("divprune:4", steps=3), "steps is a policy"),  # ty: ignore[invalid-argument-type]
         (lambda: fed("qwen2-vl", 6, policy=TokenThinning("pool:1", recent=1)), "pool merges tokens"),
         (lambda: fed("qwen2-vl", 2, policy=Wrong()), "decided on 0 steps, and 1 are cached"),

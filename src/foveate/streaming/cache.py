@@ -30,6 +30,7 @@ class CachedSegment:
         visual: (n,) bool, which of them are visual tokens.
         start: Position at which it begins on the axis that grows with time.
         gap: Positions before it that belong to evicted steps.
+        num_read: Visual tokens that the language model read.
         tokens: The visual tokens, where the policy reads them.
     """
 
@@ -39,6 +40,7 @@ class CachedSegment:
     visual: Tensor
     start: int
     gap: int
+    num_read: int
     tokens: VisualTokens | None
 
     @cached_property

@@ -27,12 +27,14 @@ class CachedStep:
         number: Number of the step in the stream, from 0.
         time: Mean time of its frames, in seconds.
         count: Visual tokens that are cached.
-        tokens: These tokens; None where the policy does not read features.
+        read: Visual tokens that the language model read when the step arrived.
+        tokens: The cached tokens; None where the policy does not read features.
     """
 
     number: int
     time: float
     count: int
+    read: int
     tokens: VisualTokens | None = None
 
 
@@ -169,6 +171,10 @@ class TokenThinning(CachePolicy):
         plan = Plan.of(self.plan)
         if len(plan.steps) != 1 or not isinstance(plan.steps[0].method, PreLLMMethod):
             raise FoveateError(f"TokenThinning needs one method that acts before the language model, not '{plan}'.")
+        if plan.steps[0].budget is None:
+            raise FoveateError(
+                f"TokenThinning needs a budget of tokens per step, such as {plan.steps[0].method.name}:16."
+            )
         object.__setattr__(self, "plan", plan)
 
     @property
@@ -188,12 +194,11 @@ class TokenThinning(CachePolicy):
     def keep(self, steps: Sequence[CachedStep]) -> Sequence[bool | Tensor]:
         """See `CachePolicy.keep`."""
         kept = list(self.steps.keep(steps))
-        # Every step is thinned once, when it is the first one behind the recent ones.
-        place = len(steps) - self.recent - 1
-        if place >= 0 and kept[place] is True:
-            tokens = steps[place].tokens
-            assert tokens is not None  # as this policy reads features
-            selection = self.step.method(tokens, self.step.count(len(tokens)))
+        for place, step in enumerate(steps[: -self.recent]):
+            count = self.step.count(step.read)
+            if kept[place] is not True or step.tokens is None or count is None or step.count <= count:
+                continue  # it goes, or was thinned before
+            selection = self.step.method(step.tokens, count)
             if selection.features is not None or selection.assignment is not None:
                 raise FoveateError(
                     f"{self.step.method.name} merges tokens, and entries of a KV cache cannot be merged by features; "

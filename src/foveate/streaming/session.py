@@ -239,7 +239,7 @@ class Stream(NotCopyable):
     def cached_steps(self) -> list[CachedStep]:
         """Steps in the cache, oldest first."""
         return [
-            CachedStep(segment.number, segment.time, segment.num_visual, segment.tokens)
+            CachedStep(segment.number, segment.time, segment.num_visual, segment.num_read, segment.tokens)
             for segment in self._cache.segments
         ]
 
@@ -320,7 +320,7 @@ class Stream(NotCopyable):
             cursor.text += len(separator)
             ids = torch.full((len(separator),), self.model.config.video_token_id)
             cache.segments.append(
-                CachedSegment(-1, math.inf, ids, torch.zeros(len(separator), dtype=torch.bool), cursor.text, 0, None)
+                CachedSegment(-1, math.inf, ids, torch.zeros(len(separator), dtype=torch.bool), cursor.text, 0, 0, None)
             )
         return cache, cursor, after.to(self.model.device)
 
@@ -382,7 +382,7 @@ class Stream(NotCopyable):
         self._language_model.read(cache, embeds, positions, cache.length, visual, step.planes)
         tokens = step.tokens if self.policy.reads_features else None
         time = sum(times) / len(times)
-        cache.add(CachedSegment(number, time, ids, visual, placed.start, 0, tokens))
+        cache.add(CachedSegment(number, time, ids, visual, placed.start, 0, len(kept), tokens))
         vars(cursor).update(vars(moved))
 
     def _evict(self) -> None:
