@@ -20,28 +20,30 @@ from foveate.methods.shared.clustering import distances, peak_scores
 
 
 class Merge(NamedTuple):
-    """Tokens of one frame into which other tokens are merged.
+    """Tokens of the anchor frames of a segment, into which the others of the segment are merged.
 
     Args:
-        targets: (c,) their indices.
         sources: (n,) indices of the others.
-        labels: (n,) which of the c each goes into; c: into none.
+        targets: (c,) indices of the tokens of every anchor frame.
+        labels: (n,) which of the c of an anchor frame each goes into; c: into none.
     """
 
-    targets: Tensor
     sources: Tensor
-    labels: Tensor
+    targets: list[Tensor]
+    labels: list[Tensor]
 
     def rows(self, x: Tensor, least: float) -> Tensor:
-        """(c, D) targets of x, averaged with the mean of what goes into them.
+        """Targets of x (N, D), averaged with the mean of what goes into them.
 
         Of n tokens, the target itself weighs max(1 / (n + 1), least).
         """
-        count = len(self.targets)
-        sizes = self.labels.bincount(minlength=count + 1)[:count, None]
-        sums = x.new_zeros(count + 1, x.shape[1]).index_add(0, self.labels, x[self.sources])[:count]
-        own = (1 / (sizes + 1).to(x.dtype)).clamp(min=least)
-        return own * x[self.targets] + (1 - own) * sums / sizes.clamp(min=1)
+        sources, rows = x[self.sources], []
+        for targets, labels in zip(self.targets, self.labels, strict=True):
+            member = (labels == torch.arange(len(targets), device=x.device)[:, None]).to(x.dtype)
+            size = member.sum(dim=1, keepdim=True)
+            own = (1 / (size + 1)).clamp(min=least)
+            rows.append(own * x[targets] + (1 - own) * (member @ sources) / size.clamp(min=1))
+        return torch.cat(rows)
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,18 @@ class FastVID(VideoMethod):
             taken = [place[frame, order[frame, :share]] for frame, share in zip(frames, salient, strict=True)]
             rest = [place[frame, order[frame, share:]] for frame, share in zip(frames, salient, strict=True)]
             sources = torch.cat(rest).sort().values
+            merge, directions = Merge(sources, [], []), unit[sources]
             for frame, share in anchors.items():
                 others = rest[frame].sort().values
                 scores = peak_scores(distances(tokens.features[others]), 4)
                 chosen = others[ranked(scores, share)].sort().values
-                similarity, labels = (unit[sources] @ unit[chosen].T).max(dim=1)
+                similarity, labels = (directions @ unit[chosen].T).max(dim=1)
                 target[sources] = torch.where(similarity > best[sources], chosen[labels], target[sources])
                 best[sources] = torch.maximum(similarity, best[sources])
-                merges.append(Merge(chosen, sources, labels.masked_fill(torch.isin(sources, chosen), share)))
-                taken.append(chosen)
+                merge.targets.append(chosen)
+                merge.labels.append(labels.masked_fill(torch.isin(sources, chosen), share))
+            taken += merge.targets
+            merges += [merge] if merge.targets else []
             kept.append(self._filled(torch.cat(taken), sources, sum(rows[start:stop]), attention))
         return self._selection(tokens, torch.cat(kept).sort().values, target, merges)
 
@@ -169,6 +174,6 @@ class FastVID(VideoMethod):
 def _merged(features: Tensor, indices: Tensor, merges: list[Merge], least: float) -> Tensor:
     """(k, D) the kept rows of features (N, D) with what is merged into them."""
     x = wide(features)
-    targets = torch.cat([merge.targets for merge in merges])
+    targets = torch.cat([targets for merge in merges for targets in merge.targets])
     rows = torch.cat([merge.rows(x, least) for merge in merges])
     return x[indices].index_copy(0, torch.searchsorted(indices, targets), rows).to(features.dtype)
