@@ -10,8 +10,9 @@ import torch
 from foveate.core.errors import FoveateError
 from foveate.core.in_decoder import DecoderMethod, LayerTokens
 from foveate.core.pre_llm import divide
-from foveate.core.tokens import Crop, Grid, Selection, merge_tokens
+from foveate.core.tokens import Selection, merge_tokens
 from foveate.methods.pre_llm.ppe import MOST_MEMBERS, clustered
+from foveate.methods.shared.layer_parts import layer_parts
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PPEDecoder(DecoderMethod):
 
     def select(self, tokens: LayerTokens, count: int) -> Selection:
         """See `DecoderMethod.select`."""
-        parts = _parts(tokens)
+        parts = layer_parts(tokens)
         shares = divide(count, [len(part) for part in parts])
         label = torch.full((len(tokens),), -1, dtype=torch.int64, device=tokens.device)
         firsts, positions = [], []
@@ -77,17 +78,3 @@ class PPEDecoder(DecoderMethod):
         return Selection(
             merged.indices, merged.features, merged.assignment, merged.weights, torch.cat(positions)[order]
         )
-
-
-def _parts(tokens: LayerTokens) -> list[torch.Tensor]:
-    """Indices of the tokens of each frame or tile, and of those that are in none."""
-    image = Crop(torch.arange(len(tokens), device=tokens.device), Grid(1, len(tokens)))
-    free = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-    parts = []
-    for crop in tokens.crops or (image,):
-        indices = crop.present.to(tokens.device)
-        indices = indices[free[indices]].sort().values
-        free[indices] = False
-        parts.append(indices)
-    rest = free.nonzero().flatten()
-    return [part for part in (*parts, rest) if len(part)]

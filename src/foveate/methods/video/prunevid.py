@@ -31,8 +31,8 @@ class PruneVid(VideoMethod):
     frames is a segment; shorter runs go to the longer of the segments next to them. A place is static in a segment if
     the mean cosine of its tokens over all pairs of frames is above `threshold`: its tokens become their mean. The
     static tokens of a segment, and the others of each frame, are then clustered into `clusters` times as many, and a
-    cluster becomes its mean; groups of up to 14 tokens stay (PruneVid, arXiv 2412.16117, first stage; the second
-    prunes in a layer of the language model by the attention of the question, as `fastv` does).
+    cluster becomes its mean; groups of up to 14 tokens stay (PruneVid, arXiv 2412.16117, first stage; the whole of it
+    is `prunevid + prunevid-decoder:40%`).
 
     A budget is met exactly: groups are clustered to their shares of it. If it is more than static places leave, those
     of the highest cosines alone are merged.
