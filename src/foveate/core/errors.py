@@ -25,7 +25,6 @@ CODES = {
     "needs-whole-frames": "compares frames with each other, and needs all tokens of all of them",
     "needs-timestamps": "needs the time of every frame, which neither the call nor the prompt says",
     "needs-known-measurement": "needs something that no probe of a live model measures",
-    "needs-clips": "chooses frames of clips, which the family does not read",
     "needs-later-block": "needs blocks of the encoder behind the last one that is read",
     "needs-nested-connector": "needs a connector that was trained to give several numbers of tokens",
     "needs-more-blocks": "needs more blocks to merge so many tokens",
