@@ -240,6 +240,7 @@ def test_tokens_of_every_layer():
         ("fastvv:50%@2", "did you mean fastv"),
         ("tome:64", "needs every patch"),
         ("random:64 + downsample:32", "must come first"),
+        ("scene:16 + random:64", "scene:16 chooses frames of a clip"),
     ],
 )
 def test_plans_that_cannot_be_counted_say_why(plan, message):

@@ -42,14 +42,14 @@ class QueryFrames(FrameSampler):
     before its layers mix them. Where its encoder is the vision tower of a contrastive model (CLIP, SigLIP), name that.
 
     Args:
-        encoder: Folder or Hub id of a model with image and text features in one space, such as CLIP or SigLIP.
+        encoder: Folder or Hub id, which must be given, of a model with image and text features in one space, such as CLIP or SigLIP.
         rate: Candidates per second.
         strategy: "adaptive" or "top".
         threshold: By how much the mean of the best scores is above the mean of a part that is not halved.
         depth: Most halvings.
     """
 
-    encoder: str
+    encoder: str = ""
     rate: float = 1.0
     strategy: Strategy = "adaptive"
     threshold: float = 0.8
@@ -63,8 +63,8 @@ class QueryFrames(FrameSampler):
     def __post_init__(self) -> None:
         if not self.encoder:
             raise FoveateError(
-                "query_frames: encoder is the folder or Hub id of a contrastive model, such as "
-                "openai/clip-vit-base-patch32."
+                "query_frames needs a contrastive model, as folder or Hub id; write one, such as "
+                "query_frames(encoder=openai/clip-vit-base-patch32):16."
             )
         if not 0 < self.rate < math.inf:
             raise FoveateError(f"query_frames: rate is a number of candidates per second above 0, not {self.rate}.")
