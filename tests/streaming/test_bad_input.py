@@ -56,6 +56,7 @@ def test_frames() -> None:
         ({"plan": "downsample:50%"}, "downsample makes images smaller"),
         ({"plan": "focusui:50%"}, "focusui"),
         ({"plan": "nested:4"}, "sets the length of a connector"),
+        ({"plan": "scene"}, "scene chooses frames of a whole file"),
         ({"plan": "cdpruner:50%"}, "reads? .*question|question"),
         ({"policy": "window"}, "policy is an object such as SlidingWindow"),
         ({"fps": 0}, "fps is a number of frames per second above 0"),

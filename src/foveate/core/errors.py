@@ -30,7 +30,7 @@ CODES = {
     "needs-more-blocks": "needs more blocks to merge so many tokens",
     "needs-weights": "needs trained weights",
     "needs-text-features": "needs text_features from a contrastive text encoder",
-    "needs-clips": "works on clips, which the model does not take",
+    "needs-clips": "works on clips, which the model does not read",
     "needs-frames-apart": "needs an encoder with known blocks, in which every frame attends to all of itself alone",
     "needs-whole-clip": "needs all frames of a clip at once",
     "needs-fixed-rotation": "needs rotary positions whose frequencies do not depend on the length of the sequence",

@@ -200,6 +200,7 @@ def _check_step(method: Any) -> None:
         Site.DECODER: "acts between layers of the language model, which would hold different steps each",
         Site.IMAGE: "makes images smaller, which the processor of a clip can do",
         Site.CONNECTOR: "sets the length of a connector that takes images",
+        Site.FRAMES: "chooses frames of a whole file, and the caller of a stream chooses which are fed",
     }
     reason = reasons.get(method.site, "acts at a site that a stream does not have")
     if isinstance(method, EncoderMethod):
