@@ -114,7 +114,7 @@ def small_qwen() -> tuple[Any, Any]:
 def stc(clip: int, dynamic: float, interval: int, repeats: int) -> dict[str, Any]:
     """Count and time the vision tower of LLaVA-OneVision on a clip, and the language model's prefill."""
     method = STCCacher(dynamic, interval)
-    counted = without_data(onevision)
+    counted: Any = without_data(onevision)
     pixels = empty(1, clip, 3, 384, 384)
     full = count(lambda: counted.model.get_video_features(pixels))
     with foveate.reuse_features(counted, method):
@@ -185,7 +185,8 @@ def onevision() -> LlavaOnevisionForConditionalGeneration:
         hidden_size=128, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
         vocab_size=64,
     )  # fmt: skip
-    config = LlavaOnevisionConfig(vision_config=tower, text_config=text, image_token_id=60, video_token_id=61)
+    tokens: dict[str, Any] = {"image_token_id": 60, "video_token_id": 61}
+    config = LlavaOnevisionConfig(vision_config=tower, text_config=text, **tokens)
     return LlavaOnevisionForConditionalGeneration(config)
 
 
@@ -201,7 +202,7 @@ def _head(kind: str, settings: dict[str, Any], note: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run one of the two measurements."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])  # ty: ignore[unresolved-attribute]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="what", required=True)
     results = ROOT / "benchmarks/results"
     one = commands.add_parser("memory")
