@@ -17,3 +17,6 @@ foveate bench encoders --device cuda --attention "$attention" --resume \
 # A plan that does not fit into memory at batch 8 is listed with that reason.
 foveate bench speed --device cuda --attention "$attention" --text qwen2-7b --batch 1,8 --repeats 10 --resume \
     -o "$results/speed-cuda-$attention.json" --plot "$results/speed-cuda-$attention.png"
+# Clips of 224 x 224 px, with the methods that compare frames.
+foveate bench speed --device cuda --attention "$attention" --text qwen2-7b --frames 16,64,256 --budgets 10%,25% \
+    --repeats 10 --resume -o "$results/speed-cuda-clips-$attention.json"
